@@ -1,0 +1,50 @@
+"""Build the compiled modules; everything else is in pyproject.toml.
+
+Three variables of the environment change the build (CONTRIBUTING.md shows their use):
+
+- TUNNELMUX_ANNOTATE=1 writes build/cython/**/*.html, where yellow lines are calls into Python;
+- TUNNELMUX_SANITIZE=1 compiles with the address and undefined-behaviour sanitizers;
+- TUNNELMUX_SKIP_COMPILE=1 compiles nothing: for an editable install, whose own build would be
+  thrown away, before `build_ext --inplace`.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+
+
+def asked_for(variable: str) -> bool:
+    return os.environ.get(variable, "") not in {"", "0"}
+
+
+if asked_for("TUNNELMUX_SANITIZE"):
+    compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
+    link_args = ["-fsanitize=address,undefined"]
+else:
+    compile_args = ["-O3"]
+    link_args = []
+
+extensions = [
+    Extension(
+        f"tunnelmux.{path.stem}",
+        [path.as_posix()],
+        extra_compile_args=compile_args,
+        extra_link_args=link_args,
+    )
+    for path in sorted(Path("src/tunnelmux").glob("_*.pyx"))
+    if not asked_for("TUNNELMUX_SKIP_COMPILE")
+]
+
+setup(
+    ext_modules=cythonize(
+        extensions,
+        annotate=asked_for("TUNNELMUX_ANNOTATE"),
+        build_dir="build/cython",
+        include_path=["src"],
+        compiler_directives={"language_level": 3, "binding": True, "embedsignature": True},
+    )
+)

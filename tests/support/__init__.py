@@ -1,0 +1,1 @@
+"""Code shared by the tests: fakes, models and virtual networks. Importable as `support`."""
