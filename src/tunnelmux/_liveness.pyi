@@ -1,0 +1,13 @@
+"""Our own pings: whether the peer lives, and how far away it is."""
+
+from typing import final
+
+@final
+class Liveness:
+    """Silence of *interval* seconds asks for a ping, *timeout* more after it mean the peer is dead."""
+
+    def __init__(self, interval: float, timeout: float, now: float) -> None: ...
+    @property
+    def pings_answered(self) -> int: ...
+    @property
+    def rtt(self) -> float | None: ...

@@ -1,0 +1,170 @@
+"""What can go wrong, as one tree.
+
+::
+
+    TunnelmuxError
+    ├── ConfigError                 a setting is wrong; names the file, the key and the fix
+    ├── ConnectError                no session could be made; `retryable` says whether to try again
+    │   └── ConnectRefused          the other side answered, and the answer was no
+    ├── SessionError                this session cannot do that, or is over
+    │   ├── SessionClosed           the session has ended
+    │   │   ├── SessionLost         the transport broke while it was in use
+    │   │   ├── SessionTimeout      the peer fell silent
+    │   │   └── SessionGoneAway     the peer ended it with an error code
+    │   ├── SessionDraining         a GoAway was sent or received: no new streams
+    │   ├── TooManyStreams          `Limits.max_streams` are live
+    │   ├── StreamIdsExhausted      2**31 streams were opened: make a new session
+    │   ├── SessionNotFound         the register knows no live session with that token
+    │   └── ProtocolError           never raised itself
+    │       ├── LocalProtocolError  we were asked for something the protocol forbids
+    │       └── RemoteProtocolError the peer broke the protocol; `wire_code` goes into the GoAway
+    └── StreamError                 this one stream is broken; the session is fine
+        ├── StreamReset             by either side, with the code on the wire
+        │   └── StreamRefused       the peer reset it before ever answering: safe to retry
+        └── StreamClosed            used after we closed that half
+
+`Stream` raises Trio's own `BrokenResourceError` and `ClosedResourceError`, as every Trio stream
+does, with one of these as the `__cause__`. No message here ever holds a token, a password or a key.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "ConfigError",
+    "ConnectError",
+    "ConnectRefused",
+    "LocalProtocolError",
+    "ProtocolError",
+    "RemoteProtocolError",
+    "SessionClosed",
+    "SessionDraining",
+    "SessionError",
+    "SessionGoneAway",
+    "SessionLost",
+    "SessionNotFound",
+    "SessionTimeout",
+    "StreamClosed",
+    "StreamError",
+    "StreamIdsExhausted",
+    "StreamRefused",
+    "StreamReset",
+    "TooManyStreams",
+    "TunnelmuxError",
+]
+
+
+class TunnelmuxError(Exception):
+    """The root: catch this to catch everything this package raises on purpose."""
+
+
+class ConfigError(TunnelmuxError):
+    """A setting cannot be used. The message names the file or source, the key, and the fix."""
+
+
+class ConnectError(TunnelmuxError):
+    """No session could be made with the other side.
+
+    `retryable` is False when trying again with the same settings cannot help.
+    `retry_after` is the other side's own hint, in seconds, or None.
+    """
+
+    def __init__(
+        self, message: str, *, retryable: bool = True, retry_after: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+        self.retry_after = retry_after
+
+
+class ConnectRefused(ConnectError):
+    """The other side answered the handshake with an HTTP status other than 101.
+
+    `status` is that status, `reason` the `Tunnelmux-Reason` code it carried, or None.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        status: int,
+        reason: str | None = None,
+        retryable: bool = True,
+        retry_after: float | None = None,
+    ) -> None:
+        super().__init__(message, retryable=retryable, retry_after=retry_after)
+        self.status = status
+        self.reason = reason
+
+
+class SessionError(TunnelmuxError):
+    """A session cannot do what was asked, or is over."""
+
+
+class SessionClosed(SessionError):
+    """The session has ended; nothing more can be sent or received on it."""
+
+
+class SessionLost(SessionClosed):
+    """The transport ended or failed while streams were live, or in the middle of a frame."""
+
+
+class SessionTimeout(SessionClosed):
+    """No byte came from the peer for `Limits.keepalive_interval + Limits.keepalive_timeout`."""
+
+
+class SessionGoneAway(SessionClosed):
+    """The peer sent a GoAway with an error. `code` is the 32-bit code on the wire."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class SessionDraining(SessionError):
+    """A GoAway(0) was sent or received: live streams go on, new ones cannot be opened."""
+
+
+class TooManyStreams(SessionError):
+    """`Limits.max_streams` streams are live. Close some, or raise the limit."""
+
+
+class StreamIdsExhausted(SessionError):
+    """All 2**31 ids of this side were used. Make a new session."""
+
+
+class SessionNotFound(SessionError):
+    """No live session has that token: it never connected, or it is gone."""
+
+
+class ProtocolError(SessionError):
+    """The yamux rules were broken. `wire_code` is what a GoAway says about it."""
+
+    wire_code = 1
+
+
+class LocalProtocolError(ProtocolError):
+    """This side was asked for something the protocol forbids; nothing was sent."""
+
+
+class RemoteProtocolError(ProtocolError):
+    """The peer broke the protocol; the session ends and the peer is told with a GoAway(1)."""
+
+
+class StreamError(TunnelmuxError):
+    """One stream is broken; its session and the other streams are not."""
+
+
+class StreamReset(StreamError):
+    """The stream was reset. `code` is the 32-bit code (0 where the peer knows none)."""
+
+    def __init__(self, message: str, *, code: int = 0) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+class StreamRefused(StreamReset):
+    """The peer reset the stream, or went away, before it answered at all: safe to retry."""
+
+
+class StreamClosed(StreamError):
+    """That half of the stream was closed by this side before."""
