@@ -1,0 +1,134 @@
+"""Serve sessions on a URL."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.errors import ConfigError, ConnectError, SessionError
+from tunnelmux.limits import Limits
+from tunnelmux.mux import Session, open_session
+from tunnelmux.observability import get_logger
+from tunnelmux.transports import (
+    TunnelURL,
+    UpgradeRequest,
+    accept_websocket,
+    open_listeners,
+    parse_url,
+    read_upgrade,
+    serve_connections,
+    start_server_tls,
+)
+from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT
+
+__all__ = ["serve"]
+
+_log = get_logger("endpoints")
+
+MAX_HANDSHAKES = 256
+"""Connections at once that have no session yet; one more is closed at once. Peers that proved
+nothing must not hold memory without bound."""
+
+Authorize = Callable[[UpgradeRequest], Awaitable[bool]]
+
+
+async def serve(
+    handler: Callable[[Session], Awaitable[None]],
+    url: str,
+    *,
+    authorize: Authorize | None = None,
+    ssl_context: ssl.SSLContext | None = None,
+    limits: Limits | None = None,
+    max_handshakes: int = MAX_HANDSHAKES,
+    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Run `handler(session)` for every peer that dials `url`, until cancelled.
+
+    `url` says what is spoken and where: ws://0.0.0.0:3800/tunnel/connect, wss://, tcp:// or
+    tls://; the secure ones need an `ssl_context` (see `transports.server_context`). `authorize`
+    sees each WebSocket request and its token; False answers 401. A session closes when its handler
+    returns; what a handler raises is logged and ends that session only. Started value: the bound
+    addresses. Raises ConfigError when `url` cannot be served.
+    """
+    where = parse_url(url)
+    if where.is_secure and ssl_context is None:
+        raise ConfigError(f"{where} needs an ssl_context with the server's certificate")
+    if not where.is_websocket and authorize is not None:
+        raise ConfigError(f"{where} has no handshake to authorize; serve ws:// or wss://")
+    server = _Server(handler, where, authorize, ssl_context, limits, max_handshakes)
+    listeners = await open_listeners(where.host, where.port)
+    await serve_connections(server.handle, listeners, task_status=task_status)
+
+
+class _Server:
+    def __init__(
+        self,
+        handler: Callable[[Session], Awaitable[None]],
+        where: TunnelURL,
+        authorize: Authorize | None,
+        ssl_context: ssl.SSLContext | None,
+        limits: Limits | None,
+        max_handshakes: int,
+    ) -> None:
+        self._handler = handler
+        self._where = where
+        self._authorize = authorize
+        self._ssl_context = ssl_context if where.is_secure else None
+        self._limits = limits
+        self._places = max_handshakes
+
+    async def handle(self, connection: trio.SocketStream) -> None:
+        """One connection, from its first byte to the end of its session."""
+        if self._places == 0:
+            _log.warning("connection dropped", cause="too many handshakes at once")
+            return
+        self._places -= 1
+        try:
+            opening = await self._shake_hands(connection)
+        except ConnectError as exc:
+            _log.info("handshake failed", cause=str(exc))
+            return
+        finally:
+            self._places += 1
+        if opening is None:
+            return
+        try:
+            async with opening as transport:
+                await self._run_session(transport)
+        except ConnectError as exc:
+            _log.info("handshake failed", cause=str(exc))
+
+    async def _shake_hands(
+        self, connection: trio.SocketStream
+    ) -> AbstractAsyncContextManager[trio.abc.Stream] | None:
+        """What is left to do to get at the peer's bytes; None when it was turned away."""
+        stream: trio.abc.Stream = connection
+        if self._ssl_context is not None:
+            stream = await start_server_tls(
+                connection, self._ssl_context, timeout=HANDSHAKE_TIMEOUT
+            )
+        if not self._where.is_websocket:
+            return nullcontext(stream)
+        request = await read_upgrade(stream, path=self._where.path)
+        if self._authorize is not None and not await self._authorize(request):
+            await request.refuse(
+                401,
+                "unauthorized",
+                "the token is missing or wrong; set the one this server expects",
+                headers=[(b"WWW-Authenticate", b"Bearer")],
+            )
+            return None
+        return accept_websocket(request)
+
+    async def _run_session(self, transport: trio.abc.Stream) -> None:
+        try:
+            async with open_session(transport, is_client=False, limits=self._limits) as session:
+                await self._handler(session)
+        except SessionError as exc:
+            _log.info("session ended", cause=str(exc))
+        except Exception:  # noqa: BLE001  a bug in one handler must not end the other sessions
+            _log.exception("session handler failed", effect="this session ends, others go on")

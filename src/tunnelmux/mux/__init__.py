@@ -1,0 +1,12 @@
+"""The Trio face of the yamux engine: `Session`, `Stream`, and `open_session` to make one.
+
+`WindowBudget` is what several sessions share to bound the growth of their receive windows.
+"""
+
+from __future__ import annotations
+
+from tunnelmux._streams import WindowBudget
+from tunnelmux.mux.session import Session, open_session
+from tunnelmux.mux.stream import Stream
+
+__all__ = ["Session", "Stream", "WindowBudget", "open_session"]

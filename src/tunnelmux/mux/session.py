@@ -1,0 +1,371 @@
+"""A yamux session on any Trio byte stream: two tasks around one engine."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from tunnelmux._engine import Engine
+from tunnelmux._streams import WindowBudget
+from tunnelmux.errors import (
+    RemoteProtocolError,
+    SessionClosed,
+    SessionError,
+    SessionLost,
+    SessionTimeout,
+)
+from tunnelmux.limits import Limits
+from tunnelmux.mux.stream import Stream
+
+__all__ = ["Session", "open_session"]
+
+READ_SIZE = 65_536
+"""Bytes asked of the transport at once: one flush of the peer."""
+
+CLOSE_TIMEOUT = 1.0
+"""Seconds the transport gets to take our last frames, and again to deliver the peer's end, and
+again to close. Enough for a round trip; a peer that is gone must not hold its session's place."""
+
+
+PROCESS_BUDGET = WindowBudget(Limits().process_window_budget)
+"""What the receive windows of sessions may grow by together when nobody said otherwise."""
+
+
+@asynccontextmanager
+async def open_session(
+    transport: trio.abc.Stream,
+    *,
+    is_client: bool,
+    limits: Limits | None = None,
+    window_budget: WindowBudget | None = None,
+) -> AsyncIterator[Session]:
+    """A session on *transport* for the length of an ``async with`` block.
+
+    *is_client* is True on the side that dialled. *window_budget* is what the receive windows of all
+    sessions that share it may grow by; None is the process's own.
+
+    The session owns the transport: leaving the block sends what is queued (for at most
+    `Limits.close_grace` seconds), says GoAway and closes it. Cancelling the block closes it at
+    once. What the block raises comes out as it was raised.
+    """
+    session = Session(
+        transport,
+        is_client=is_client,
+        limits=limits or Limits(),
+        window_budget=window_budget or PROCESS_BUDGET,
+    )
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(session._read)
+        nursery.start_soon(session._write)
+        try:
+            yield session
+        except Exception as exc:  # noqa: BLE001 - raised below, where no nursery wraps it in a group
+            failure = exc
+        finally:
+            await session.aclose()
+    if failure is not None:
+        raise failure
+
+
+class Session:
+    """One yamux session. Made by `open_session`, `tunnelmux.connect` and `tunnelmux.serve`.
+
+    Iterating accepts the peer's streams until the session ends cleanly. Methods raise
+    `tunnelmux.errors.SessionClosed` (or what ended the session) once it is over; streams then raise
+    `trio.BrokenResourceError`, after giving out everything that came before the end.
+    """
+
+    def __init__(
+        self,
+        transport: trio.abc.Stream,
+        *,
+        is_client: bool,
+        limits: Limits,
+        window_budget: WindowBudget,
+    ) -> None:
+        self.limits = limits
+        self.bytes_sent = 0
+        """Bytes given to the transport so far, headers included."""
+        self.bytes_received = 0
+        """Bytes taken from the transport so far, headers included."""
+        self.last_received = trio.current_time()
+        """When the last byte came, on Trio's clock."""
+        self._transport = transport
+        self._engine = Engine(
+            is_client=is_client,
+            limits=limits,
+            now=self.last_received,
+            process_budget=window_budget,
+        )
+        self._openers = trio.lowlevel.ParkingLot()
+        self._acceptors = trio.lowlevel.ParkingLot()
+        self._pingers = trio.lowlevel.ParkingLot()
+        self._flushers = trio.lowlevel.ParkingLot()
+        self._writer: trio.lowlevel.Task | None = None
+        self._timer = trio.CancelScope()
+        self._write_scope = trio.CancelScope()
+        self._written = trio.Event()
+        self._over = trio.Event()
+        self._finished = trio.Event()
+        self._forceful = False
+        self._peer_ended = False
+
+    def __repr__(self) -> str:
+        role = "client" if self._engine.is_client else "server"
+        state = f"over: {self.error}" if self.is_closed else f"{self.stream_count} streams"
+        return f"<tunnelmux.Session {role}, {state}>"
+
+    # -- looking ----------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """The session is over; `error` says why."""
+        return self._engine.is_closed
+
+    @property
+    def is_draining(self) -> bool:
+        """A GoAway(0) was sent or received: no new streams, live ones go on."""
+        return self._engine.is_draining
+
+    @property
+    def error(self) -> SessionError | None:
+        """Why the session is over (a plain `SessionClosed` when it ended in order), or None."""
+        return self._engine.error
+
+    @property
+    def rtt(self) -> float | None:
+        """Seconds the last ping took to come back; None before the first."""
+        return self._engine.rtt
+
+    @property
+    def stream_count(self) -> int:
+        """Live streams in both directions, accepted or not."""
+        return self._engine.stream_count
+
+    # -- doing ------------------------------------------------------------------------------
+
+    async def open_stream(self) -> Stream:
+        """A new stream to the peer. Waits only while `Limits.max_unacked_opens` earlier ones have
+        not been answered; data may be sent at once.
+
+        Raises SessionClosed or what ended the session, SessionDraining, TooManyStreams,
+        StreamIdsExhausted.
+        """
+        await trio.lowlevel.checkpoint()
+        engine = self._engine
+        while not (engine.can_open or engine.is_closed or engine.is_draining):
+            await self._openers.park()
+        stream = Stream(self, engine.open_stream(trio.current_time()))
+        self._kick()
+        return stream
+
+    async def accept_stream(self) -> Stream:
+        """The next stream the peer opened. Raises SessionClosed or what ended the session."""
+        await trio.lowlevel.checkpoint()
+        while True:
+            engine_stream = self._engine.accept_stream()
+            if engine_stream is not None:
+                stream = Stream(self, engine_stream)
+                self._kick()
+                return stream
+            if self._engine.error is not None:
+                raise self._engine.error.with_traceback(None)
+            await self._acceptors.park()
+
+    def __aiter__(self) -> Session:
+        return self
+
+    async def __anext__(self) -> Stream:
+        try:
+            return await self.accept_stream()
+        except SessionClosed as exc:
+            if type(exc) is SessionClosed:
+                raise StopAsyncIteration from None
+            raise
+
+    async def ping(self) -> float:
+        """Seconds a ping takes to the peer and back. Concurrent callers share one.
+
+        Raises SessionClosed or what ended the session.
+        """
+        await trio.lowlevel.checkpoint()
+        wanted = self._engine.ping(trio.current_time())
+        self._kick()
+        while self._engine.pings_answered < wanted:
+            if self._engine.error is not None:
+                raise self._engine.error.with_traceback(None)
+            await self._pingers.park()
+        rtt = self._engine.rtt
+        assert rtt is not None
+        return rtt
+
+    def go_away(self) -> None:
+        """Take no more streams from the peer; live ones go on, and when the last of them has ended
+        the session closes. Harmless twice."""
+        self._engine.go_away()
+        self._kick()
+
+    async def aclose(self) -> None:
+        """Send what is queued, for at most `Limits.close_grace` seconds, say GoAway, and close the
+        transport. Cancelled, it closes at once. Never fails; harmless twice."""
+        try:
+            with trio.move_on_after(self.limits.close_grace):
+                while not self.is_closed and (self._engine.queued_bytes or self._engine.wants_send):
+                    await self._flushers.park()
+            self._engine.close()
+            self._kick()
+            await self._finished.wait()  # bounded: the tasks give each step CLOSE_TIMEOUT
+        except trio.Cancelled:
+            self.abort()
+            raise
+
+    def abort(self, error: SessionError | None = None) -> None:
+        """End the session now, whatever is queued; its streams fail with *error*."""
+        self._forceful = True
+        self._engine.close(error)
+        self._kick()
+        self._write_scope.cancel()
+
+    async def wait_closed(self) -> None:
+        """Return when the session is over, for whatever reason."""
+        await self._over.wait()
+
+    # -- the two tasks ----------------------------------------------------------------------
+
+    async def _read(self) -> None:
+        """Feed the engine until the session is over, then see the transport closed."""
+        try:
+            while not self._engine.is_closed:
+                await self._read_once()
+            await self._finish()
+        finally:
+            self._engine.close(SessionClosed("the session was cancelled"))
+            self._kick()
+            self._write_scope.cancel()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
+                await trio.aclose_forcefully(self._transport)
+            self._finished.set()
+
+    async def _read_once(self) -> None:
+        engine = self._engine
+        deadline = engine.next_deadline()
+        try:
+            with trio.CancelScope(deadline=math.inf if deadline is None else deadline) as scope:
+                self._timer = scope
+                data = await self._transport.receive_some(READ_SIZE)
+            now = trio.current_time()
+            if scope.cancelled_caught:
+                engine.handle_deadline(now)
+            elif data:
+                self.bytes_received += len(data)
+                self.last_received = now
+                engine.receive_data(data, now)
+            else:
+                self._peer_ended = True
+                engine.receive_eof(now)
+        except RemoteProtocolError:
+            pass  # the engine is closed with it, and has a GoAway to send
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._lose_transport(exc)
+        self._kick()
+
+    async def _finish(self) -> None:
+        """See the last frames off: the peer should read our GoAway and not a connection reset,
+        which is what closing a socket with unread input would make of it."""
+        if self._forceful or isinstance(self.error, SessionTimeout):
+            return
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await self._written.wait()
+        if isinstance(self._transport, trio.abc.HalfCloseableStream) and not self._peer_ended:
+            with trio.move_on_after(CLOSE_TIMEOUT):
+                try:
+                    await self._transport.send_eof()
+                    while await self._transport.receive_some(READ_SIZE):
+                        pass
+                except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
+                    pass  # it is gone already, or its writer is stuck: nothing to wait for
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await self._transport.aclose()
+
+    async def _write(self) -> None:
+        """Give the transport what the engine has, until the session is over.
+
+        No caller's cancellation can reach the transport here, so no frame is ever cut.
+        """
+        engine = self._engine
+        try:
+            with self._write_scope:
+                while True:
+                    data = engine.data_to_send(trio.current_time(), self.limits.flush_size)
+                    self._kick()  # the engine has room again, or has ended with its last stream
+                    if data:
+                        await self._transport.send_all(data)
+                        self.bytes_sent += len(data)
+                    elif engine.is_closed:
+                        break
+                    else:
+                        if not engine.queued_bytes:
+                            self._flushers.unpark_all()
+                        await self._park_writer()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._lose_transport(exc)
+            self._kick()
+        finally:
+            self._written.set()
+
+    async def _park_writer(self) -> None:
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self._writer = None
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        self._writer = trio.lowlevel.current_task()
+        await trio.lowlevel.wait_task_rescheduled(abort)
+
+    def _lose_transport(self, exc: Exception) -> None:
+        cause = exc.__cause__ or exc
+        error = SessionLost(f"the connection broke: {cause}")
+        error.__cause__ = exc
+        self._engine.close(error)
+        self._forceful = True
+
+    # -- after every touch of the engine ----------------------------------------------------
+
+    def _kick(self) -> None:
+        """Wake whoever the last touch of the engine concerns, each task at most once."""
+        engine = self._engine
+        self._wake_waiters()
+        if self._writer is not None and (engine.wants_send or engine.is_closed):
+            task, self._writer = self._writer, None
+            trio.lowlevel.reschedule(task)
+        if engine.is_closed:
+            self._wind_up()
+        else:
+            deadline = engine.next_deadline()
+            if deadline is not None and deadline < self._timer.deadline:
+                self._timer.deadline = deadline
+
+    def _wake_waiters(self) -> None:
+        engine = self._engine
+        for engine_stream in engine.take_changed():
+            if engine_stream.owner is not None:
+                engine_stream.owner._wake()
+        if self._acceptors and engine.accept_pending:
+            self._acceptors.unpark(count=engine.accept_pending)
+        if self._openers and (engine.can_open or engine.is_draining):
+            self._openers.unpark_all()
+        if self._pingers:
+            self._pingers.unpark_all()
+
+    def _wind_up(self) -> None:
+        if self._over.is_set():
+            return
+        self._over.set()
+        for lot in (self._acceptors, self._openers, self._pingers, self._flushers):
+            lot.unpark_all()
+        self._timer.cancel()
+        self._write_scope.deadline = trio.current_time() + CLOSE_TIMEOUT

@@ -1,0 +1,176 @@
+"""TCP connections set up for a tunnel, and listeners that outlive their connections' errors."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.observability import get_logger
+from tunnelmux.transports.tls import start_client_tls
+
+__all__ = [
+    "TCP_USER_TIMEOUT",
+    "bound_addresses",
+    "configure_socket",
+    "explain_os_error",
+    "open_listeners",
+    "open_tcp",
+    "serve_connections",
+]
+
+_log = get_logger("transports")
+
+TCP_USER_TIMEOUT = 20.0
+"""Seconds sent bytes may stay unacknowledged before the kernel gives the connection up. The
+promise of the documentation (a dead peer is noticed within 20 s), kept below the session's own
+keepalive as a second net: it also frees a close that waits for a full send buffer."""
+
+_KEEPALIVE_IDLE = 15  # s of silence before the kernel probes; the session's pings come first
+_KEEPALIVE_INTERVAL = 5
+_KEEPALIVE_COUNT = 3
+
+
+def configure_socket(
+    stream: trio.SocketStream, *, user_timeout: float | None = TCP_USER_TIMEOUT
+) -> None:
+    """Set what a tunnel wants of its socket: TCP_NODELAY, keepalive and TCP_USER_TIMEOUT (s).
+
+    An option this system does not have is left out; a socket that is no TCP socket is left alone.
+    """
+    sock = stream.socket
+    wanted: list[tuple[int, int | None, int]] = [
+        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), _KEEPALIVE_IDLE),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), _KEEPALIVE_INTERVAL),
+        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), _KEEPALIVE_COUNT),
+    ]
+    if user_timeout is not None:
+        option = getattr(socket, "TCP_USER_TIMEOUT", None)
+        wanted.append((socket.IPPROTO_TCP, option, int(user_timeout * 1000)))
+    for level, option, value in wanted:
+        if option is not None:
+            with contextlib.suppress(OSError):
+                sock.setsockopt(level, option, value)
+
+
+def explain_os_error(exc: BaseException) -> str:
+    """The cause in a few words, also when Trio wrapped one error for each address it tried."""
+    current: BaseException | None = exc
+    while current is not None:
+        if isinstance(current, BaseExceptionGroup):
+            current = current.exceptions[0]
+        elif isinstance(current, OSError) and current.errno is None and current.__cause__:
+            current = current.__cause__
+        else:
+            break
+    if isinstance(current, socket.gaierror):
+        return "the name does not resolve"
+    if isinstance(current, OSError) and current.errno:
+        return os.strerror(current.errno).lower()
+    return str(current) or type(current).__name__
+
+
+async def open_tcp(
+    host: str,
+    port: int,
+    *,
+    ssl_context: ssl.SSLContext | None = None,
+    timeout: float = 10.0,
+    user_timeout: float | None = TCP_USER_TIMEOUT,
+) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    """A connected stream to `host`:`port`, over TLS when `ssl_context` is given.
+
+    Raises ConnectError naming cause and fix when it is not there within `timeout` seconds; for
+    TLS the handshake is part of that time, and a pinned certificate (see `client_context`) has
+    been checked when this returns.
+    """
+    where = f"{host}:{port}"
+    try:
+        with trio.fail_after(timeout):
+            stream = await trio.open_tcp_stream(host, port)
+            configure_socket(stream, user_timeout=user_timeout)
+            if ssl_context is None:
+                return stream
+            return await start_client_tls(stream, ssl_context, host, where=where)
+    except trio.TooSlowError:
+        raise ConnectError(
+            f"{where} did not answer within {timeout:g} s; check the address, and that no "
+            "firewall drops the connection"
+        ) from None
+    except (OSError, UnicodeError) as exc:
+        raise ConnectError(
+            f"cannot connect to {where}: {explain_os_error(exc)}; check the address, and that "
+            "something listens there"
+        ) from exc
+
+
+async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
+    """Listening sockets for `host`:`port` (host "" or "*" is every interface; port 0 is any).
+
+    Raises ConfigError, naming the address and the fix, when it cannot be listened on.
+    """
+    try:
+        return await trio.open_tcp_listeners(port, host=None if host in {"", "*"} else host)
+    except (OSError, UnicodeError) as exc:
+        cause = explain_os_error(exc)
+        code = getattr(exc, "errno", None)
+        fix = "choose another address"
+        if code == errno.EADDRINUSE:
+            fix = "stop the program that uses it, or choose another port"
+        elif code in {errno.EACCES, errno.EPERM}:
+            fix = "choose a port above 1023, or grant CAP_NET_BIND_SERVICE"
+        elif isinstance(exc, socket.gaierror) or code == errno.EADDRNOTAVAIL:
+            fix = "choose an address of this machine"
+        raise ConfigError(f"cannot listen on {host or '*'}:{port}: {cause}; {fix}") from exc
+
+
+def bound_addresses(listeners: list[trio.SocketListener]) -> list[tuple[str, int]]:
+    """(host, port) of every listener, with the port the kernel chose for 0."""
+    names = (listener.socket.getsockname() for listener in listeners)
+    return [(str(name[0]), int(name[1])) for name in names]
+
+
+async def serve_connections(
+    handler: Callable[[trio.SocketStream], Awaitable[None]],
+    listeners: list[trio.SocketListener],
+    *,
+    user_timeout: float | None = TCP_USER_TIMEOUT,
+    task_status: trio.TaskStatus[list[tuple[str, int]]] = trio.TASK_STATUS_IGNORED,
+) -> NoReturn:
+    """Run `handler(stream)` for every connection until cancelled, then close the listeners.
+
+    What a handler raises is logged and ends that connection only. The stream is closed when the
+    handler is done. Started value: the bound addresses.
+    """
+    guarded = partial(_run_handler, handler, user_timeout)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(trio.serve_listeners, guarded, listeners))
+        task_status.started(bound_addresses(listeners))
+        await trio.sleep_forever()  # until cancelled: this is what serving means
+    raise AssertionError("unreachable")
+
+
+async def _run_handler(
+    handler: Callable[[trio.SocketStream], Awaitable[None]],
+    user_timeout: float | None,
+    stream: trio.SocketStream,
+) -> None:
+    try:
+        configure_socket(stream, user_timeout=user_timeout)
+        await handler(stream)
+    except Exception:  # noqa: BLE001  a bug in one connection must not end the listener
+        _log.exception("handler failed", effect="this connection ends, others go on")
+    finally:
+        # Whatever is left open belongs to nobody now; a handler that wanted a graceful end
+        # has had it.
+        await trio.aclose_forcefully(stream)

@@ -1,0 +1,157 @@
+"""TLS 1.3 contexts, and certificates trusted by their fingerprint (a pin)."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import ssl
+from pathlib import Path
+
+import trio
+
+from tunnelmux.errors import ConfigError, ConnectError
+
+__all__ = [
+    "PinnedContext",
+    "certificate_pin",
+    "client_context",
+    "parse_pin",
+    "server_context",
+    "start_client_tls",
+    "start_server_tls",
+]
+
+
+class PinnedContext(ssl.SSLContext):
+    """A client context that trusts exactly one certificate: the one `pin` is the SHA-256 of."""
+
+    pin: str = ""
+
+
+def parse_pin(pin: str) -> str:
+    """A pin in its one spelling, "sha256:" and 64 lower-case hex digits; ConfigError otherwise."""
+    match = re.fullmatch(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", pin.strip().lower())
+    if match is None:
+        raise ConfigError(
+            f"the pin {pin!r} is not sha256: and 64 hex digits; the proxy prints its pin when it "
+            "starts, or take it from: openssl x509 -in CERT -noout -fingerprint -sha256"
+        )
+    return "sha256:" + match[1].replace(":", "")
+
+
+def certificate_pin(der: bytes) -> str:
+    """The pin of a DER certificate: "sha256:" and the hex digits of its SHA-256."""
+    return "sha256:" + hashlib.sha256(der).hexdigest()
+
+
+def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
+    """A TLS 1.3 server context from PEM files; ConfigError names the file and the cause."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    try:
+        context.load_cert_chain(certificate, key)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"cannot load the certificate {certificate} with the key {key}: {_tls_cause(exc)}; "
+            "both must be readable PEM files that belong together"
+        ) from exc
+    return context
+
+
+def client_context(ca_file: str | Path | None = None, pin: str | None = None) -> ssl.SSLContext:
+    """A TLS 1.3 client context.
+
+    With nothing given, the system's authorities are trusted; with `ca_file`, those in that PEM
+    file; with `pin` alone, exactly the certificate with that fingerprint, whoever signed it and
+    whatever name it carries. With both, both must hold.
+    """
+    context = PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    if pin is not None:
+        context.pin = parse_pin(pin)
+    if ca_file is not None:
+        try:
+            context.load_verify_locations(ca_file)
+        except (OSError, ValueError) as exc:
+            raise ConfigError(
+                f"cannot load the authorities in {ca_file}: {_tls_cause(exc)}; it must be a "
+                "readable PEM file"
+            ) from exc
+    elif pin is not None:
+        # The pin is the whole of the trust: checked by start_client_tls before any byte of
+        # ours is sent.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+    else:
+        context.load_default_certs()
+    return context
+
+
+def _tls_cause(exc: BaseException | None) -> str:
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        return exc.verify_message or "the certificate is not trusted"
+    if isinstance(exc, ssl.SSLError):
+        return (exc.reason or str(exc)).lower().replace("_", " ")
+    if isinstance(exc, OSError) and exc.strerror:
+        return exc.strerror.lower()
+    return str(exc) or type(exc).__name__
+
+
+async def start_client_tls(
+    stream: trio.SocketStream, context: ssl.SSLContext, host: str, *, where: str
+) -> trio.SSLStream[trio.SocketStream]:
+    """TLS on a connected stream, the handshake done and the pin checked.
+
+    Raises ConnectError (and closes the stream) when it fails. A wrong pin is not retryable: the
+    certificate will not change by asking again. The caller bounds the time.
+    """
+    tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
+    try:
+        await tls.do_handshake()
+        _check_pin(tls, context, where)
+    except trio.BrokenResourceError as exc:
+        await trio.aclose_forcefully(stream)
+        cause = exc.__cause__
+        fix = "check that the port speaks TLS"
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            fix = "set ca_file to the authority that signed it, or pin to its fingerprint"
+        elif cause is None:
+            fix = "the connection ended during the handshake"
+        raise ConnectError(f"TLS with {where} failed: {_tls_cause(cause)}; {fix}") from exc
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return tls
+
+
+def _check_pin(tls: trio.SSLStream[trio.SocketStream], context: ssl.SSLContext, where: str) -> None:
+    if not isinstance(context, PinnedContext) or not context.pin:
+        return
+    der = tls.getpeercert(binary_form=True)
+    seen = certificate_pin(der) if der else "none"
+    if not hmac.compare_digest(seen, context.pin):
+        raise ConnectError(
+            f"the certificate of {where} is not the pinned one: expected {context.pin}, seen "
+            f"{seen}; if the proxy's certificate was renewed on purpose, set pin to the one seen",
+            retryable=False,
+        )
+
+
+async def start_server_tls(
+    stream: trio.SocketStream, context: ssl.SSLContext, *, timeout: float
+) -> trio.SSLStream[trio.SocketStream]:
+    """The server side of TLS on an accepted stream, the handshake done within `timeout` seconds.
+
+    Raises ConnectError when the peer fails it, which is the peer's matter and no fault here.
+    """
+    tls = trio.SSLStream(stream, context, server_side=True, https_compatible=True)
+    try:
+        with trio.fail_after(timeout):
+            await tls.do_handshake()
+    except trio.TooSlowError:
+        raise ConnectError(f"the peer did not finish TLS within {timeout:g} s") from None
+    except trio.BrokenResourceError as exc:
+        cause = _tls_cause(exc.__cause__)
+        raise ConnectError(f"the peer failed the TLS handshake: {cause}") from exc
+    return tls
