@@ -1,0 +1,52 @@
+"""The configuration of both daemons: plain data that is valid once it exists.
+
+`load_proxy_config` and `load_agent_config` read it from file, environment and flags. Every error
+is a `ConfigError` of one sentence that names the source, the key and the fix.
+"""
+
+from __future__ import annotations
+
+from tunnelmux.config.agent import AgentConfig, BackoffConfig, Device, ProxyEndpoint, ServiceConfig
+from tunnelmux.config.join import JoinInvitation, decode_join, encode_join
+from tunnelmux.config.load import Flag, load_agent_config, load_proxy_config
+from tunnelmux.config.process import AgentLimitsConfig, DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.proxy import (
+    DeviceConfig,
+    HttpIngress,
+    Ingress,
+    InternalListener,
+    ProxyConfig,
+    TcpIngress,
+    TunnelListener,
+)
+from tunnelmux.config.rules import Address, InvalidSetting
+from tunnelmux.config.secret import Secret, hash_token
+
+__all__ = [
+    "Address",
+    "AgentConfig",
+    "AgentLimitsConfig",
+    "BackoffConfig",
+    "Device",
+    "DeviceConfig",
+    "DrainConfig",
+    "Flag",
+    "HttpIngress",
+    "Ingress",
+    "InternalListener",
+    "InvalidSetting",
+    "JoinInvitation",
+    "LimitsConfig",
+    "LogConfig",
+    "ProxyConfig",
+    "ProxyEndpoint",
+    "Secret",
+    "ServiceConfig",
+    "TcpIngress",
+    "TunnelListener",
+    "decode_join",
+    "encode_join",
+    "hash_token",
+    "load_agent_config",
+    "load_proxy_config",
+]

@@ -1,0 +1,210 @@
+"""What agent.toml says: which proxy to dial, who we are, and which local services we offer."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Literal, cast
+
+import msgspec
+
+from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join
+from tunnelmux.config.process import AgentLimitsConfig, DrainConfig, LogConfig
+from tunnelmux.config.rules import (
+    Address,
+    InvalidSetting,
+    MissingSetting,
+    check_fingerprint,
+    check_label,
+    check_token,
+    check_unique,
+    parse_target,
+    split_url,
+)
+from tunnelmux.config.secret import Secret
+from tunnelmux.config.token_file import read_token_file
+
+__all__ = [
+    "AgentConfig",
+    "BackoffConfig",
+    "Device",
+    "ProxyEndpoint",
+    "ServiceConfig",
+]
+
+_URL_EXAMPLE = "ws://proxy.example.com:3800/tunnel/connect"
+
+_HOST_FIELD = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-9]+)?")
+
+
+class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The proxy to dial, and how to know it and be known by it.
+
+    With `join`, `url` and `pin` are filled in from it.
+    """
+
+    url: str = ""
+    """The tunnel endpoint: `ws://`, `wss://`, `tcp://` or `tls://`."""
+
+    token: Secret | None = None
+    """This device's token. Give exactly one of `token`, `token_file` and `join`."""
+
+    token_file: Path | None = None
+    """A file whose only content is the token; read anew for every connection."""
+
+    join: Secret | None = None
+    """The line a proxy's quickstart or `invite` printed, instead of `url`, token and `pin`."""
+
+    pin: str | None = None
+    """`sha256:` and the SHA-256 of the proxy's certificate (DER): accept that one and no other."""
+
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the proxy's certificate; default: the system's."""
+
+    def __post_init__(self) -> None:
+        if self.join is not None:
+            invitation = decode_join("join", self.join.reveal())
+            for key, value in (("url", invitation.url), ("pin", invitation.pin)):
+                if getattr(self, key) not in (None, "", value):
+                    raise InvalidSetting(key, "is already part of join: leave out one of the two")
+                # The struct is frozen for its users; this is its own construction.
+                msgspec.structs.force_setattr(self, key, value)
+        if not self.url:
+            raise MissingSetting("url", f'is missing: write it as "{_URL_EXAMPLE}"')
+        split_url("url", self.url, TUNNEL_URL_SCHEMES, _URL_EXAMPLE)
+        self._check_credentials()
+        if self.pin is not None:
+            check_fingerprint("pin", self.pin, "sha256:")
+            if not self.is_encrypted:
+                raise InvalidSetting("pin", "is of no use without TLS: use wss:// or tls:// in url")
+
+    def _check_credentials(self) -> None:
+        given = [self.token, self.token_file, self.join]
+        count = sum(value is not None for value in given)
+        if count == 0:
+            raise MissingSetting("token_file", "is missing: add it, or token, under [proxy]")
+        if count > 1:
+            raise InvalidSetting("token", "must be the only one of token, token_file and join")
+        if self.token is not None:
+            check_token("token", self.token.reveal())
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the connection to the proxy is under TLS."""
+        return self.url.startswith(("wss:", "tls:"))
+
+    def read_token(self) -> Secret:
+        """The token to send; reads `token_file` when that is the source.
+
+        With `join` it is the invitation's single-use token. Raises ConfigError when the file
+        cannot be read or holds no token.
+        """
+        if self.token is not None:
+            return self.token
+        if self.join is not None:
+            return decode_join("join", self.join.reveal()).token
+        assert self.token_file is not None  # one of the three is set, see __post_init__
+        return read_token_file("proxy.token_file", self.token_file)
+
+
+class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who this agent is."""
+
+    name: str
+    """The device's name, as the proxy's `[[devices]]` has it."""
+
+    state_dir: Path | None = None
+    """Where what was learned by joining is kept; default: the user's state directory."""
+
+    def __post_init__(self) -> None:
+        check_label("name", self.name)
+
+
+class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One local target that visitors may reach. What is not declared cannot be reached."""
+
+    name: str
+    """Its name: the label before `--` in host names, and what a TCP ingress asks for."""
+
+    target: str
+    """`http://host:port` or `tcp://host:port`, as seen from this device."""
+
+    host: str | None = None
+    """The Host field the target sees instead of the visitor's, for targets that check it."""
+
+    default: bool = False
+    """True for the service that `dev1.localhost` leads to; else the first http service is it."""
+
+    def __post_init__(self) -> None:
+        check_label("name", self.name)
+        scheme, _ = parse_target("target", self.target)
+        if self.host is not None:
+            if scheme != "http":
+                raise InvalidSetting("host", "is for http:// targets: leave it out for tcp://")
+            if not _HOST_FIELD.fullmatch(self.host):
+                raise InvalidSetting("host", 'is not a host: write it like "localhost:8000"')
+
+    @property
+    def scheme(self) -> Literal["http", "tcp"]:
+        """What is spoken with the target."""
+        return cast("Literal['http', 'tcp']", parse_target("target", self.target)[0])
+
+    @property
+    def address(self) -> Address:
+        """Where the target listens."""
+        return parse_target("target", self.target)[1]
+
+
+class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long the agent waits before it dials again. Seconds, with full jitter."""
+
+    minimum: float = 0.5
+    """The first wait is up to this; it doubles with every failure."""
+
+    maximum: float = 30.0
+    """The longest wait."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.minimum <= self.maximum <= 3600:
+            raise InvalidSetting(
+                "minimum", "must be above 0 and at most maximum, which is at most 3600 seconds"
+            )
+
+
+class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of agent.toml."""
+
+    proxy: ProxyEndpoint
+    device: Device
+    services: list[ServiceConfig] = []
+    backoff: BackoffConfig = BackoffConfig()
+    limits: AgentLimitsConfig = AgentLimitsConfig()
+    drain: DrainConfig = DrainConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        if not self.services:
+            raise MissingSetting(
+                "services", "there is none, so nothing could be reached: add a [[services]] table"
+            )
+        check_unique("services.name", [service.name for service in self.services])
+        defaults = [service.name for service in self.services if service.default]
+        if len(defaults) > 1:
+            raise InvalidSetting(
+                "services.default", f"only one can be the default, not {' and '.join(defaults)}"
+            )
+        for index, service in enumerate(self.services):
+            label = f"{service.name}--{self.device.name}"
+            if len(label) > 63:
+                raise InvalidSetting(
+                    f"services[{index}].name",
+                    f'"{label}" is {len(label)} long and a host name\'s label holds 63: shorten '
+                    "the service's or the device's name",
+                )
+
+    @property
+    def default_service(self) -> ServiceConfig:
+        """The one marked as default, else the first http service, else the first."""
+        marked = [service for service in self.services if service.default]
+        http = [service for service in self.services if service.scheme == "http"]
+        return (marked or http or self.services)[0]

@@ -1,0 +1,76 @@
+"""The one line an operator pastes on a device: URL, single-use token and certificate pin."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+
+import msgspec
+
+from tunnelmux.config.rules import InvalidSetting, check_fingerprint, check_token, split_url
+from tunnelmux.config.secret import Secret
+
+__all__ = ["JOIN_PREFIX", "TUNNEL_URL_SCHEMES", "JoinInvitation", "decode_join", "encode_join"]
+
+JOIN_PREFIX = "tunnelmux-join:"
+TUNNEL_URL_SCHEMES = ("ws", "wss", "tcp", "tls")
+"""The ways an agent reaches its proxy: WebSocket or plain yamux, each with or without TLS."""
+
+_HINT = "copy the whole line that the proxy printed, or make a new one: tunnelmux-proxy invite"
+
+
+class JoinInvitation(msgspec.Struct, frozen=True, kw_only=True):
+    """What a join string says."""
+
+    url: str
+    """The proxy's tunnel endpoint."""
+
+    token: Secret
+    """The invitation's token; it works once and for a short time."""
+
+    pin: str | None = None
+    """`sha256:` and the SHA-256 of the proxy's certificate (DER) in hexadecimal, or None."""
+
+    def __post_init__(self) -> None:
+        split_url("url", self.url, TUNNEL_URL_SCHEMES, "wss://proxy.example.com:3800")
+        check_token("token", self.token.reveal())
+        if self.pin is not None:
+            check_fingerprint("pin", self.pin, "sha256:")
+
+
+def encode_join(invitation: JoinInvitation) -> str:
+    """The join string: one word of letters, digits, `-`, `_` and one colon."""
+    content = {"url": invitation.url, "token": invitation.token.reveal(), "pin": invitation.pin}
+    packed = json.dumps(content, separators=(",", ":")).encode()
+    return JOIN_PREFIX + base64.urlsafe_b64encode(packed).decode().rstrip("=")
+
+
+def decode_join(key: str, text: str) -> JoinInvitation:
+    """What `encode_join` packed. The error for `key` never shows the string: a token is in it.
+
+    Raises InvalidSetting when the string is cut, changed, or no join string at all.
+    """
+    text = text.strip()
+    if not text.startswith(JOIN_PREFIX):
+        raise InvalidSetting(key, f'does not begin with "{JOIN_PREFIX}": {_HINT}')
+    packed = text.removeprefix(JOIN_PREFIX)
+    try:
+        content = json.loads(
+            base64.b64decode(packed + "=" * (-len(packed) % 4), altchars=b"-_", validate=True)
+        )
+        return JoinInvitation(
+            url=_text(content, "url"),
+            token=Secret(_text(content, "token")),
+            pin=_text(content, "pin") if content.get("pin") is not None else None,
+        )
+    except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
+        # The reasons are all one to the reader, and some of them would show the token.
+        raise InvalidSetting(key, f"is damaged or cut short: {_HINT}") from None
+
+
+def _text(content: dict[str, object], name: str) -> str:
+    value = content[name]
+    if not isinstance(value, str):
+        raise TypeError(name)
+    return value

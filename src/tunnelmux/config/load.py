@@ -1,0 +1,258 @@
+"""Reading a configuration: the TOML file, then TUNNELMUX_* variables, then flags.
+
+Each later source wins over the ones before it, key by key. Whatever is wrong is one ConfigError
+of one sentence, which names the source, the key, and what to do.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tunnelmux.config.agent import AgentConfig
+from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
+from tunnelmux.config.proxy import ProxyConfig
+from tunnelmux.config.rules import InvalidSetting, MissingSetting
+from tunnelmux.config.schema import Table, settings_of, table_of
+from tunnelmux.config.token_file import exposed_to_others
+from tunnelmux.errors import ConfigError
+
+__all__ = ["CONFIG_VARIABLE", "Flag", "environment_names", "load_agent_config", "load_proxy_config"]
+
+_ENVIRONMENT_PREFIX = "TUNNELMUX_"
+CONFIG_VARIABLE = "TUNNELMUX_CONFIG"
+"""The environment variable that stands for `--config`."""
+
+# Keys of which one replaces the others: a later source that sets one means that one only.
+_ALTERNATIVES = (
+    frozenset({"proxy.token", "proxy.token_file", "proxy.join"}),
+    frozenset({"proxy.url", "proxy.join"}),
+    frozenset({"proxy.pin", "proxy.join"}),
+    frozenset({"internal.secret", "internal.secret_file"}),
+)
+
+Warn = Callable[[str], None]
+
+
+class Flag(NamedTuple):
+    """A value from the command line.
+
+    `name` is how the user wrote it (`--listen`), `key` the setting it stands for
+    (`tunnel.listen`). Text is parsed as the setting's kind; anything else is taken as decoded
+    TOML (a list of tables for `services`); None says that the flag exists and was not given.
+    """
+
+    name: str
+    key: str
+    value: object
+
+
+def load_proxy_config(
+    file: Path | None,
+    *,
+    environ: Mapping[str, str],
+    flags: Iterable[Flag] = (),
+    warn: Warn | None = None,
+) -> ProxyConfig:
+    """The proxy's configuration; its token files have been read once and are sound.
+
+    `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
+    """
+    sources = _Sources(table_of(ProxyConfig), file, environ, flags)
+    config: ProxyConfig = sources.decode(check=_check_proxy_files)
+    secret_files = [device.token_file for device in config.devices]
+    secret_files.append(config.tunnel.tls_key)
+    if config.ingress.http is not None:
+        secret_files.append(config.ingress.http.tls_key)
+    if config.internal is not None:
+        secret_files += [config.internal.tls_key, config.internal.secret_file]
+    if any(device.token is not None for device in config.devices) or sources.is_from_file(
+        "internal.secret"
+    ):
+        secret_files.append(file)
+    if warn is not None:
+        _warn_of_exposed(secret_files, warn)
+    return config
+
+
+def load_agent_config(
+    file: Path | None,
+    *,
+    environ: Mapping[str, str],
+    flags: Iterable[Flag] = (),
+    warn: Warn | None = None,
+) -> AgentConfig:
+    """The agent's configuration; its token file has been read once and is sound.
+
+    `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
+    """
+    sources = _Sources(table_of(AgentConfig), file, environ, flags)
+    config: AgentConfig = sources.decode(check=_check_agent_files)
+    if warn is not None:
+        in_file = sources.is_from_file("proxy.token") or sources.is_from_file("proxy.join")
+        _warn_of_exposed([config.proxy.token_file, file if in_file else None], warn)
+    return config
+
+
+def environment_names(table: Table) -> dict[str, str]:
+    """`TUNNELMUX_TUNNEL_LISTEN` → `tunnel.listen`, for every setting outside a list of tables."""
+    return {
+        _ENVIRONMENT_PREFIX + path.replace(".", "_").upper(): path
+        for path, _ in settings_of(table)
+        if "[]" not in path
+    }
+
+
+class _Sources:
+    """The merged content of all sources, and which source each value came from."""
+
+    def __init__(
+        self,
+        table: Table,
+        file: Path | None,
+        environ: Mapping[str, str],
+        flags: Iterable[Flag],
+    ) -> None:
+        self._table = table
+        self._file = file
+        self._settings = dict(settings_of(table))
+        self._content: dict[str, Any] = _read_toml(file) if file is not None else {}
+        self._origin: dict[str, str] = {}
+        flags = list(flags)
+        self._flag_names = {flag.key: flag.name for flag in flags}
+        self._overlay(self._from_environment(environ))
+        self._overlay([flag for flag in flags if flag.value is not None])
+
+    def decode(self, check: Callable[[Any], object]) -> Any:
+        """The configuration object, after `check` of it. Raises ConfigError."""
+        base = self._file.parent if self._file is not None else Path()
+        try:
+            config = Decoder(self._table, base).decode(self._content)
+            check(config)
+        except InvalidSetting as error:
+            raise self._named(error) from None
+        return config
+
+    def is_from_file(self, key: str) -> bool:
+        """Whether `key` is set, and by the file."""
+        table, _, name = key.rpartition(".")
+        return key not in self._origin and name in self._content.get(table, {})
+
+    def _named(self, error: InvalidSetting) -> ConfigError:
+        """The error with the source in front."""
+        if isinstance(error, MissingSetting) and self._file is None:
+            flag = self._flag_names.get(error.key)
+            ways = f"give {flag}, or a file with --config" if flag else "give a file with --config"
+            return ConfigError(f"{error.key} is missing: {ways}")
+        source = self._origin.get(error.key)
+        if source is not None:
+            return ConfigError(f"{source}: {error.problem}")
+        return ConfigError(f"{self._file}: {error}" if self._file is not None else f"{error}")
+
+    def _from_environment(self, environ: Mapping[str, str]) -> Iterable[Flag]:
+        known = environment_names(self._table)
+        for name, text in sorted(environ.items()):
+            if not name.startswith(_ENVIRONMENT_PREFIX) or name == CONFIG_VARIABLE:
+                continue
+            if name not in known:
+                guess = nearest(name, list(known))
+                hint = f"did you mean {guess}?" if guess else "unset it"
+                raise ConfigError(f"{name}: no setting has this environment variable: {hint}")
+            yield Flag(name, known[name], text)
+
+    def _overlay(self, values: Iterable[Flag]) -> None:
+        """Put `values` over what is there; relative file names in them start from here."""
+        values = list(values)
+        set_now = {flag.key for flag in values}
+        for group in _ALTERNATIVES:
+            if group & set_now:
+                for key in group - set_now:
+                    self._remove(key)
+        for flag in values:
+            self._put(flag)
+
+    def _put(self, flag: Flag) -> None:
+        value = flag.value
+        setting = self._settings.get(flag.key)
+        if isinstance(value, str) and setting is not None:
+            try:
+                value = parse_text(setting, value)
+            except ValueError as error:
+                raise ConfigError(f"{flag.name}: {error}") from None
+            if setting.kind == "path" and flag.value:
+                value = str(Path.cwd() / expand_home(flag.name, str(value)))
+        *tables, name = flag.key.split(".")
+        content = self._content
+        for table in tables:
+            content = content.setdefault(table, {})
+            if not isinstance(content, dict):
+                return  # the file has something else there, which decoding will refuse
+        content[name] = value
+        self._origin[flag.key] = flag.name
+
+    def _remove(self, key: str) -> None:
+        table, _, name = key.rpartition(".")
+        content = self._content.get(table)
+        if isinstance(content, dict):
+            content.pop(name, None)
+        self._origin.pop(key, None)
+
+
+def _read_toml(file: Path) -> dict[str, Any]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"{file} cannot be read ({error.strerror}): check the name given with --config"
+        ) from None
+    try:
+        return tomllib.loads(content.decode())
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise ConfigError(
+            f"{file}: line {line} is not UTF-8 text: save the file as UTF-8"
+        ) from None
+    except tomllib.TOMLDecodeError as error:
+        # The message quotes single characters and the names of keys, never a value, so no secret
+        # can be in it.
+        raise ConfigError(f"{file}: this is not TOML: {error}") from None
+
+
+def _check_proxy_files(config: ProxyConfig) -> None:
+    config.read_token_hashes()
+    _check_readable("tunnel.tls_certificate", config.tunnel.tls_certificate)
+    _check_readable("tunnel.tls_key", config.tunnel.tls_key)
+    if config.ingress.http is not None:
+        _check_readable("ingress.http.tls_certificate", config.ingress.http.tls_certificate)
+        _check_readable("ingress.http.tls_key", config.ingress.http.tls_key)
+    if config.internal is not None:
+        try:
+            config.internal.read_secret()
+        except InvalidSetting as error:
+            raise InvalidSetting(f"internal.{error.key}", error.problem) from None
+        for key in ("tls_certificate", "tls_key", "client_ca"):
+            _check_readable(f"internal.{key}", getattr(config.internal, key))
+
+
+def _check_agent_files(config: AgentConfig) -> None:
+    config.proxy.read_token()
+    _check_readable("proxy.ca_file", config.proxy.ca_file)
+
+
+def _check_readable(key: str, file: Path | None) -> None:
+    if file is None:
+        return
+    try:
+        file.open("rb").close()
+    except OSError as error:
+        raise InvalidSetting(
+            key, f"{file} cannot be read ({error.strerror}): check its name and who may read it"
+        ) from None
+
+
+def _warn_of_exposed(files: Iterable[Path | None], warn: Warn) -> None:
+    for file in dict.fromkeys(files):
+        if file is not None and exposed_to_others(file):
+            warn(f"{file} holds a secret and every user may read it: chmod o-r {file}")

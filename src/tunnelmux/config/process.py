@@ -1,0 +1,102 @@
+"""What both daemons let an operator set: logs, the drain, and the numbers that bound a session."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+import msgspec
+
+from tunnelmux.config.rules import InvalidSetting
+from tunnelmux.limits import INITIAL_WINDOW, IngressLimits, InternalLimits, Limits
+
+__all__ = ["AgentLimitsConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
+
+_MAY_BE_ZERO = frozenset({"reconnect_wait", "session_window_budget", "process_window_budget"})
+_LARGEST_COUNT = 2**40
+"""No count or size is larger: a tebibyte is no limit any more, and fits into every C integer."""
+_LARGEST_TIME = 30 * 86_400.0
+"""Seconds. No wait is longer: a month is as good as for ever."""
+
+
+class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much is logged, and how it is written. Logs go to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least important kind of line that is written."""
+
+    format: Literal["auto", "text", "json"] = "auto"
+    """`text` for people, `json` for programs; `auto` is text on a terminal and JSON elsewhere."""
+
+
+class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What SIGTERM and Ctrl-C wait for."""
+
+    grace: float = 10.0
+    """Seconds that streams in progress may take to finish; then they are cut."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.grace <= 86_400:
+            raise InvalidSetting("grace", f"{self.grace} is not from 0 to 86400 seconds")
+
+
+class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How much a peer or a visitor may make us hold, and how long we wait for it."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset()
+    """Limits that the program has no use for, and so no keys of its file."""
+
+    session: Limits = Limits()
+    """What every tunnel session obeys."""
+
+    ingress: IngressLimits = IngressLimits()
+    """What visitors, handshakes and targets are held to."""
+
+    internal: InternalLimits = InternalLimits()
+    """What callers of the internal API are held to."""
+
+    def __post_init__(self) -> None:
+        for part in (self.session, self.ingress, self.internal):
+            for field in dataclasses.fields(part):
+                _check_limit(field.name, getattr(part, field.name))
+        # Data frames of any length are legal; this is what other implementations are known to take.
+        _check_range("max_frame_payload", self.session.max_frame_payload, 1, 65_536)
+        # The engine sends whole frames, of 12 bytes and their payload.
+        _check_range(
+            "flush_size", self.session.flush_size, self.session.max_frame_payload + 12, 2**24
+        )
+        # The yamux header has 32 bits for a window update.
+        _check_range("max_stream_window", self.session.max_stream_window, INITIAL_WINDOW, 2**31 - 1)
+        self._check_expiry()
+
+    def _check_expiry(self) -> None:
+        quiet = self.session.keepalive_interval + self.session.keepalive_timeout
+        expiry = self.internal.session_expiry
+        if "session_expiry" not in self.left_out and expiry <= quiet:
+            raise InvalidSetting(
+                "session_expiry",
+                f"{expiry:g} is not above keepalive_interval + keepalive_timeout ({quiet:g}), so "
+                "idle sessions would be closed: raise it",
+            )
+
+
+def _check_limit(key: str, value: float) -> None:
+    largest = _LARGEST_COUNT if isinstance(value, int) else _LARGEST_TIME
+    if value == 0 and key in _MAY_BE_ZERO:
+        return
+    if not 0 < value <= largest:
+        raise InvalidSetting(key, f"{value} is not above 0 and at most {largest:.0f}")
+
+
+def _check_range(key: str, value: int, least: int, most: int) -> None:
+    if not least <= value <= most:
+        raise InvalidSetting(key, f"{value} is not from {least} to {most}")
+
+
+class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same for an agent, which has no visitors, and no internal API."""
+
+    left_out: ClassVar[frozenset[str]] = frozenset(
+        {"max_visitors", "max_handshakes", "reconnect_wait"}
+        | {field.name for field in dataclasses.fields(InternalLimits)}
+    )

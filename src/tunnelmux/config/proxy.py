@@ -1,0 +1,309 @@
+"""What proxy.toml says: where to listen, which devices there are, and what bounds them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from tunnelmux.config.process import DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.rules import (
+    DOMAIN_LABEL,
+    Address,
+    InvalidSetting,
+    check_fingerprint,
+    check_label,
+    check_network,
+    check_token,
+    check_unique,
+    is_loopback,
+    parse_address,
+)
+from tunnelmux.config.secret import Secret, hash_token
+from tunnelmux.config.token_file import read_token_file
+
+__all__ = [
+    "DeviceConfig",
+    "HttpIngress",
+    "Ingress",
+    "InternalListener",
+    "ProxyConfig",
+    "TcpIngress",
+    "TunnelListener",
+]
+
+
+_PATH = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*")  # RFC 3986 section 3.3
+
+
+def _check_tls_pair(certificate: Path | None, key: Path | None) -> None:
+    if (certificate is None) != (key is None):
+        missing = "tls_certificate" if certificate is None else "tls_key"
+        raise InvalidSetting(missing, "is missing: TLS needs tls_certificate and tls_key together")
+
+
+class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where agents connect."""
+
+    listen: str = "0.0.0.0:3800"
+    """`host:port` that agents dial."""
+
+    path: str = "/tunnel/connect"
+    """The path of the WebSocket endpoint."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with it, agents dial `wss://`."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_certificate`."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        if not _PATH.fullmatch(self.path):
+            raise InvalidSetting(
+                "path", f'"{self.path}" is not a path: write it like "/tunnel/connect"'
+            )
+        _check_tls_pair(self.tls_certificate, self.tls_key)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
+class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the back end calls the internal API. Without this table there is no such listener.
+
+    Without `secret`, `secret_file` and `client_ca`, only programs on this machine can call: the
+    proxy refuses to listen on any but a loopback address then. With both a secret and `client_ca`,
+    a caller needs both.
+    """
+
+    listen: str = "127.0.0.1:3801"
+    """`host:port` that the back end dials."""
+
+    secret: Secret | None = None
+    """What callers send as `Authorization: Bearer SECRET`."""
+
+    secret_file: Path | None = None
+    """A file whose only content is the secret."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with it, callers use `https://`."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_certificate`."""
+
+    client_ca: Path | None = None
+    """PEM file with the authorities that sign callers' certificates; with it, a caller needs one
+    (mutual TLS)."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        if self.secret is not None and self.secret_file is not None:
+            raise InvalidSetting("secret", "and secret_file are both there: keep one of them")
+        if self.secret is not None:
+            check_token("secret", self.secret.reveal())
+        _check_tls_pair(self.tls_certificate, self.tls_key)
+        if self.client_ca is not None and self.tls_certificate is None:
+            raise InvalidSetting(
+                "client_ca", "needs TLS to be of use: set tls_certificate and tls_key as well"
+            )
+        if not self.asks_for_credentials and not is_loopback(self.address.host):
+            raise InvalidSetting(
+                "listen",
+                f'"{self.listen}" can be reached from other machines, and nothing says who may '
+                "call: set secret, secret_file or client_ca, or listen on 127.0.0.1",
+            )
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+    @property
+    def asks_for_credentials(self) -> bool:
+        """Whether a caller has to prove anything."""
+        return any((self.secret, self.secret_file, self.client_ca))
+
+    def read_secret(self) -> Secret | None:
+        """The secret, from its file when that is the source; raises ConfigError."""
+        if self.secret_file is None:
+            return self.secret
+        return read_token_file("secret_file", self.secret_file)
+
+
+class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where visitors with a browser come in. Without this table there is no such listener."""
+
+    listen: str
+    """`host:port` that visitors dial."""
+
+    domain: str = "localhost"
+    """The domain under which every device is one label: `dev1.localhost`."""
+
+    trusted_proxies: list[str] = []
+    """Addresses and networks whose `Forwarded` and `X-Forwarded-*` fields are believed."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_certificate`."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        for label in self.domain.split("."):
+            if not DOMAIN_LABEL.fullmatch(label):
+                raise InvalidSetting(
+                    "domain",
+                    f'"{self.domain}" is not a domain name: write it like "tunnel.example.com", '
+                    "in lower case, with no port, no dot at either end and no wildcard",
+                )
+        for network in self.trusted_proxies:
+            check_network("trusted_proxies", network)
+        _check_tls_pair(self.tls_certificate, self.tls_key)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
+class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One public TCP port that leads to one service of one device."""
+
+    listen: str
+    """`host:port` that visitors dial."""
+
+    device: str
+    """The device it leads to, one of `[[devices]]`."""
+
+    service: str
+    """The service on that device, as its agent.toml names it."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        check_label("device", self.device)
+        check_label("service", self.service)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
+class Ingress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where visitors come in."""
+
+    http: HttpIngress | None = None
+    """The HTTP listener, or None."""
+
+    tcp: list[TcpIngress] = []
+    """The TCP ports."""
+
+
+class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One device that may connect, and the token it proves itself with."""
+
+    name: str
+    """Its name, and its label in host names: a-z, 0-9 and single `-`."""
+
+    token: Secret | None = None
+    """The token its agent sends. Give exactly one of the three token keys."""
+
+    token_sha256: str | None = None
+    """The SHA-256 of the token in hexadecimal, so that this file holds no secret."""
+
+    token_file: Path | None = None
+    """A file whose only content is the token."""
+
+    enabled: bool = True
+    """False turns the device away with 403 without forgetting it."""
+
+    def __post_init__(self) -> None:
+        check_label("name", self.name)
+        given = [self.token, self.token_sha256, self.token_file]
+        if sum(value is not None for value in given) != 1:
+            raise InvalidSetting(
+                "token",
+                f'device "{self.name}" needs exactly one of token, token_sha256 and token_file',
+            )
+        if self.token is not None:
+            check_token("token", self.token.reveal())
+        if self.token_sha256 is not None:
+            check_fingerprint("token_sha256", self.token_sha256)
+
+    def read_token_hash(self) -> str:
+        """The token's SHA-256 in hexadecimal; reads `token_file` when that is the source.
+
+        Raises ConfigError when the file cannot be read or holds no token.
+        """
+        if self.token_sha256 is not None:
+            return self.token_sha256
+        if self.token is not None:
+            return hash_token(self.token)
+        assert self.token_file is not None  # one of the three is set, see __post_init__
+        return hash_token(read_token_file("token_file", self.token_file))
+
+
+class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """All of proxy.toml."""
+
+    tunnel: TunnelListener = TunnelListener()
+    internal: InternalListener | None = None
+    ingress: Ingress = Ingress()
+    devices: list[DeviceConfig] = []
+    limits: LimitsConfig = LimitsConfig()
+    drain: DrainConfig = DrainConfig()
+    log: LogConfig = LogConfig()
+
+    def __post_init__(self) -> None:
+        names = [device.name for device in self.devices]
+        check_unique("devices.name", names)
+        for index, ingress in enumerate(self.ingress.tcp):
+            if ingress.device not in names:
+                raise InvalidSetting(
+                    f"ingress.tcp[{index}].device",
+                    f'there is no device "{ingress.device}": add it under [[devices]], or name '
+                    f"one of {', '.join(names) or 'them (there are none yet)'}",
+                )
+        self._check_listeners()
+
+    def read_token_hashes(self) -> dict[str, DeviceConfig]:
+        """Every device under the SHA-256 of its token, in hexadecimal; reads the token files.
+
+        Raises ConfigError when a file cannot be read, or two devices share a token: a token is
+        all that tells devices apart.
+        """
+        devices: dict[str, DeviceConfig] = {}
+        for index, device in enumerate(self.devices):
+            try:
+                token_hash = device.read_token_hash()
+            except InvalidSetting as error:
+                raise InvalidSetting(f"devices[{index}].{error.key}", error.problem) from None
+            if token_hash in devices:
+                raise InvalidSetting(
+                    f"devices[{index}].token",
+                    f'"{device.name}" has the same token as "{devices[token_hash].name}": give '
+                    "each device a token of its own",
+                )
+            devices[token_hash] = device
+        return devices
+
+    def _check_listeners(self) -> None:
+        listeners = {"tunnel.listen": self.tunnel.address}
+        if self.internal is not None:
+            listeners["internal.listen"] = self.internal.address
+        if self.ingress.http is not None:
+            listeners["ingress.http.listen"] = self.ingress.http.address
+        for index, ingress in enumerate(self.ingress.tcp):
+            listeners[f"ingress.tcp[{index}].listen"] = ingress.address
+        taken: dict[Address, str] = {}
+        for key, address in listeners.items():
+            if address.port and address in taken:
+                raise InvalidSetting(
+                    key, f"{address} is also {taken[address]}: give each listener its own port"
+                )
+            taken[address] = key

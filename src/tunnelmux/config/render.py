@@ -1,0 +1,60 @@
+"""A configuration as TOML again, with every secret hidden: what `check` prints."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from tunnelmux.config.schema import Setting, Table, table_of
+from tunnelmux.config.secret import Secret
+
+__all__ = ["render"]
+
+
+def render(config: object) -> str:
+    """The whole configuration, defaults included, as TOML text. Secrets are `"***"`.
+
+    Keys that are not set are left out.
+    """
+    return "\n".join(_table_lines(table_of(type(config)), config, "")).strip() + "\n"
+
+
+def _table_lines(table: Table, value: Any, path: str) -> Iterator[str]:
+    owners = dict.fromkeys(table.keys, value)
+    for field, part in table.flat.items():
+        owners |= {name: getattr(value, field) for name in part.keys}
+    tables: list[tuple[str, Table]] = []
+    for name, owner in owners.items():
+        entry = table.find(name)
+        if isinstance(entry, Table):
+            tables.append((name, entry))
+        elif entry is not None and getattr(owner, name) is not None:
+            yield f"{name} = {_literal(entry, getattr(owner, name))}"
+    for name, inner in tables:
+        inner_path = f"{path}.{name}" if path else name
+        content = getattr(value, name)
+        for item in content if inner.is_list else [content]:
+            if item is None:
+                continue
+            lines = list(_table_lines(inner, item, inner_path))
+            if inner.is_list:
+                yield from ("", f"[[{inner_path}]]")
+            elif lines and lines[0]:
+                yield from ("", f"[{inner_path}]")
+            yield from lines
+
+
+def _literal(setting: Setting, value: object) -> str:
+    match value:
+        case bool():
+            return "true" if value else "false"
+        case int() | float():
+            return repr(value)
+        case Secret() | Path() | str():
+            # JSON's escapes are TOML's, DEL apart, which a TOML string may not hold raw.
+            return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+        case list():
+            return "[" + ", ".join(_literal(setting, item) for item in value) + "]"
+    raise TypeError(f"no TOML for {type(value).__name__}")

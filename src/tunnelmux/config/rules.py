@@ -1,0 +1,185 @@
+"""What a single value must look like, with the sentence a person reads when it does not."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import NamedTuple
+from urllib.parse import SplitResult, urlsplit
+
+from tunnelmux.errors import ConfigError
+
+__all__ = [
+    "DOMAIN_LABEL",
+    "Address",
+    "InvalidSetting",
+    "MissingSetting",
+    "check_fingerprint",
+    "check_label",
+    "check_network",
+    "check_token",
+    "check_unique",
+    "is_loopback",
+    "parse_address",
+    "parse_target",
+    "split_url",
+]
+
+DOMAIN_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
+# Names, IPv4 and IPv6 addresses, and a scope after "%" (RFC 4007): what they are made of.
+_HOST = re.compile(r"[A-Za-z0-9._:%-]+")
+_HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
+# RFC 6750 section 2.1, b64token: what an Authorization header can carry unquoted.
+_BEARER_TOKEN = re.compile(r"[A-Za-z0-9\-._~+/]+=*")
+
+
+class InvalidSetting(ConfigError, ValueError):
+    """One setting has a value that cannot be used.
+
+    `key` is its name inside its table; the loader puts the file and the table in front. A
+    ValueError as well, because that is how msgspec lets a constructor refuse.
+    """
+
+    def __init__(self, key: str, problem: str) -> None:
+        super().__init__(f"{key}: {problem}" if key else problem)
+        self.key = key
+        self.problem = problem
+
+
+class MissingSetting(InvalidSetting):
+    """A setting that must be there is not."""
+
+
+class Address(NamedTuple):
+    """Where to listen or to connect: a host name or IP address, and a port."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+
+def parse_address(key: str, value: str) -> Address:
+    """`host:port` or `[ipv6]:port` as an Address; port 0 lets the system choose."""
+    example = 'write it as "host:port", for example "127.0.0.1:8080" or "[::1]:8080"'
+    host, colon, port_text = value.rpartition(":")
+    if not colon:
+        raise InvalidSetting(key, f'"{value}" has no port: {example}')
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:
+        raise InvalidSetting(key, f'"{value}" needs brackets around its IPv6 address: {example}')
+    if not host:
+        raise InvalidSetting(
+            key, f'"{value}" has no host: write "0.0.0.0:{port_text}" for every IPv4 address'
+        )
+    if not _HOST.fullmatch(host):
+        raise InvalidSetting(key, f"{host!r} is neither a host name nor an address: {example}")
+    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+        raise InvalidSetting(key, f'"{port_text}" is not a port from 0 to 65535: {example}')
+    return Address(host, int(port_text))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only programs on this machine can reach what listens on this host."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name can lead anywhere
+
+
+def check_label(key: str, value: str) -> None:
+    """Refuse a device or service name that cannot be one label of a host name."""
+    if not DOMAIN_LABEL.fullmatch(value):
+        raise InvalidSetting(
+            key,
+            f'"{value}" cannot be part of a host name: use 1 to 63 of a-z, 0-9 and "-", '
+            'with no "-" at either end',
+        )
+    if "--" in value:
+        raise InvalidSetting(
+            key,
+            f'"{value}" contains "--", which separates service and device in a host name such '
+            'as "web--dev1.localhost": use a single "-"',
+        )
+
+
+def check_unique(key: str, values: list[str]) -> None:
+    """Refuse a name that is used twice in one list of tables."""
+    seen: set[str] = set()
+    for value in values:
+        if value in seen:
+            raise InvalidSetting(key, f'"{value}" is there twice: give each a name of its own')
+        seen.add(value)
+
+
+def check_network(key: str, value: str) -> None:
+    """Refuse what is not an IP address or a CIDR network."""
+    try:
+        ipaddress.ip_network(value)
+    except ValueError as error:
+        raise InvalidSetting(
+            key, f'{error}: write a network such as "10.0.0.0/8" or an address such as "192.0.2.7"'
+        ) from None
+
+
+def check_token(key: str, token: str) -> None:
+    """Refuse a token no Authorization header could carry. The message does not show it."""
+    if not token:
+        raise InvalidSetting(key, "is empty: put the token or secret there")
+    if not _BEARER_TOKEN.fullmatch(token):
+        raise InvalidSetting(
+            key,
+            "holds a character that a bearer token cannot have: use letters, digits and "
+            '"-._~+/" (a quoted or broken line is the usual cause)',
+        )
+
+
+def check_fingerprint(key: str, value: str, prefix: str = "") -> None:
+    """Refuse what is not `prefix` and the 64 lower-case hexadecimal digits of a SHA-256."""
+    if not value.startswith(prefix) or not _HEX_SHA256.fullmatch(value.removeprefix(prefix)):
+        raise InvalidSetting(
+            key, f"must be {prefix + ' and ' if prefix else ''}64 hexadecimal digits, lower case"
+        )
+
+
+def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> SplitResult:
+    """A URL in its parts, refused unless its scheme is one of `schemes` and it names a host."""
+    wanted = f'write it as "{example}"'
+    if not value.isascii() or not value.isprintable() or " " in value:
+        raise InvalidSetting(key, f"has a space or another odd character in it: {wanted}")
+    try:
+        parts = urlsplit(value)
+        port = parts.port
+    except ValueError as error:
+        raise InvalidSetting(key, f'"{value}" is no URL ({error}): {wanted}') from None
+    if parts.username is not None or parts.password is not None:
+        # Said before anything that would show the value: there may be a password in it.
+        raise InvalidSetting(key, f"must not hold a user name or a password: {wanted}")
+    if parts.scheme not in schemes:
+        allowed = ", ".join(f"{scheme}://" for scheme in schemes)
+        raise InvalidSetting(key, f'"{value}" does not begin with one of {allowed}: {wanted}')
+    if not parts.hostname:
+        raise InvalidSetting(key, f'"{value}" names no host: {wanted}')
+    if port == 0:
+        raise InvalidSetting(key, f'"{value}" has port 0: {wanted}')
+    return parts
+
+
+def parse_target(key: str, value: str) -> tuple[str, Address]:
+    """A service's target as its scheme (`http` or `tcp`) and the address to connect to."""
+    example = "http://127.0.0.1:8000 or tcp://127.0.0.1:22"
+    parts = split_url(key, value, ("http", "tcp"), example)
+    if parts.path not in ("", "/") or parts.query or parts.fragment:
+        raise InvalidSetting(
+            key,
+            f'"{value}" has a path, and a visitor\'s path is passed on as it is: end the target '
+            "after the port",
+        )
+    if parts.port is None and parts.scheme == "tcp":
+        raise InvalidSetting(key, f'"{value}" has no port: write it as "{example}"')
+    assert parts.hostname is not None  # split_url refuses a URL without a host
+    return parts.scheme, Address(parts.hostname, parts.port or 80)

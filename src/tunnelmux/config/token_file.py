@@ -1,0 +1,47 @@
+"""Files that hold one secret and nothing else."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+from tunnelmux.config.rules import InvalidSetting, check_token
+from tunnelmux.config.secret import Secret
+
+__all__ = ["exposed_to_others", "read_token_file"]
+
+_MAX_TOKEN_FILE = 16_384
+"""Bytes: no token is longer, and somebody's log file named by mistake is not read whole."""
+
+
+def read_token_file(key: str, path: Path) -> Secret:
+    """The token a file holds, without the white space around it.
+
+    Raises InvalidSetting for `key` when the file cannot be read or does not hold one token.
+    """
+    try:
+        with path.open("rb") as file:
+            content = file.read(_MAX_TOKEN_FILE + 1)
+    except OSError as error:
+        raise InvalidSetting(
+            key,
+            f"{path} cannot be read ({error.strerror}): create it with the token as its only "
+            "content, readable by this program's user",
+        ) from None
+    if len(content) > _MAX_TOKEN_FILE:
+        raise InvalidSetting(key, f"{path} is too long for a token: is it the right file?")
+    # latin-1 decodes every byte; check_token then refuses what is not ASCII, without showing it.
+    token = content.decode("latin-1").strip()
+    try:
+        check_token(key, token)
+    except InvalidSetting as error:
+        raise InvalidSetting(key, f"{path} {error.problem}") from None
+    return Secret(token)
+
+
+def exposed_to_others(path: Path) -> bool:
+    """Whether users outside the file's owner and group may read it."""
+    try:
+        return bool(path.stat().st_mode & stat.S_IROTH)
+    except OSError:
+        return False

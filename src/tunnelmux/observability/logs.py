@@ -1,0 +1,182 @@
+"""One line per event on standard error: text for people, JSON for programs.
+
+Events are short and fixed (`"session opened"`), what varies goes into fields (`device="dev1"`).
+Code never logs a secret; the redaction here is the second net under that rule.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import re
+import sys
+from collections.abc import Mapping
+from typing import Any, Literal, TextIO
+
+import structlog
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+__all__ = ["LogFormat", "LogLevel", "configure_logs", "get_logger"]
+
+LogFormat = Literal["auto", "text", "json"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+
+_HIDDEN = "***"
+_FIRST = ("timestamp", "level", "component", "event")
+_SECRET_KEY = re.compile(
+    r"(?:^|[_-])(?:token|password|passphrase|secret|private[_-]key|authorization|cookie|join)$",
+    re.IGNORECASE,
+)
+_SECRETS_IN_TEXT = (
+    # ?token=… in a URL, and token=… / "token": "…" wherever somebody printed a mapping
+    (re.compile(r"(token[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
+    (re.compile(r"(\b(?:Bearer|Basic)\s+)[\w\-.~+/]+=*", re.IGNORECASE), r"\1***"),
+    (re.compile(r"tunnelmux-join:[\w\-=]+"), "tunnelmux-join:***"),
+    (
+        re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
+        "*** private key ***",
+    ),
+)
+_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """A logger whose lines carry `component=name`. It follows `configure_logs` at any time."""
+    logger: FilteringBoundLogger = structlog.get_logger(name)
+    return logger
+
+
+def configure_logs(
+    level: LogLevel = "info", format: LogFormat = "auto", *, stream: TextIO | None = None
+) -> None:
+    """Say once, at start-up, what is logged and how.
+
+    `auto` is text when `stream` (standard error by default) is a terminal, and JSON otherwise.
+    What libraries log through the standard library comes out in the same shape, from warnings up.
+    """
+    stream = sys.stderr if stream is None else stream
+    is_terminal = stream.isatty()
+    as_text = format == "text" or (format == "auto" and is_terminal)
+    processors: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        _add_component,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        # Before redaction, so that the text of exceptions is redacted too.
+        structlog.processors.format_exc_info,
+        _redact,
+    ]
+    if as_text:
+        colors = is_terminal and not os.environ.get("NO_COLOR")
+        processors += [_escape_controls, _text_renderer(colors)]
+    else:
+        processors.append(structlog.processors.JSONRenderer(ensure_ascii=True))
+    structlog.configure(
+        processors=processors,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=lambda *names: _LineWriter(stream, *names),
+        cache_logger_on_first_use=False,
+    )
+    _adopt_standard_library(level)
+
+
+def _text_renderer(colors: bool) -> Processor:
+    return structlog.dev.ConsoleRenderer(
+        colors=colors,
+        pad_event_to=24,
+        sort_keys=False,
+        exception_formatter=structlog.dev.plain_traceback,
+    )
+
+
+class _LineWriter:
+    """Writes finished lines; a daemon outlives its log reader, so a broken pipe is no failure."""
+
+    def __init__(self, stream: TextIO, name: str | None = None) -> None:
+        self._stream = stream
+        self.name = name
+
+    def msg(self, message: str) -> None:
+        try:
+            # One write, so that lines of threads and of other processes do not mix.
+            self._stream.write(message + "\n")
+            self._stream.flush()
+        except (OSError, ValueError):
+            pass
+
+    debug = info = warning = error = critical = exception = log = msg
+
+
+class _StandardLibraryHandler(logging.Handler):
+    """Passes what libraries log to our logger, which gives it our shape and redaction."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        get_logger(record.name).log(
+            record.levelno, record.getMessage(), exc_info=record.exc_info or None
+        )
+
+
+def _adopt_standard_library(level: LogLevel) -> None:
+    root = logging.getLogger()
+    root.handlers = [h for h in root.handlers if not isinstance(h, _StandardLibraryHandler)]
+    root.addHandler(_StandardLibraryHandler())
+    root.setLevel(max(logging.WARNING, logging.getLevelNamesMapping()[level.upper()]))
+
+
+def _add_component(logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    if logger.name is not None:
+        event["component"] = logger.name
+    return event
+
+
+def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    # What every line has comes first, so that a column of lines can be read.
+    ordered = {key: event.pop(key) for key in _FIRST if key in event} | dict(event)
+    return {key: _HIDDEN if _is_secret(key) else _plain(value) for key, value in ordered.items()}
+
+
+def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Keep a visitor's bytes from forging lines or driving the terminal."""
+    return {
+        key: _CONTROL.sub(_escaped, value)
+        if isinstance(value, str) and key != "exception"
+        else value
+        for key, value in event.items()
+    }
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return match[0].encode("unicode_escape").decode()
+
+
+def _is_secret(key: object) -> bool:
+    name = key.decode("latin-1") if isinstance(key, bytes) else str(key)
+    return _SECRET_KEY.search(name) is not None
+
+
+def _plain(value: Any) -> Any:
+    """`value` as something JSON can hold, without the secrets in it."""
+    match value:
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case Mapping():
+            return {str(k): _HIDDEN if _is_secret(k) else _plain(v) for k, v in value.items()}
+        case (str() | bytes() as name, _) if _is_secret(name):  # a header field
+            return [_plain(name), _HIDDEN]
+        case list() | tuple() | set() | frozenset():
+            return [_plain(item) for item in value]
+        case bytes() | bytearray():
+            return _without_secrets(bytes(value).decode("utf-8", "backslashreplace"))
+        case BaseException():
+            return _without_secrets(str(value) or type(value).__name__)
+        case _:
+            return _without_secrets(str(value))
+
+
+def _without_secrets(text: str) -> str:
+    for pattern, replacement in _SECRETS_IN_TEXT:
+        text = pattern.sub(replacement, text)
+    return text

@@ -1,0 +1,266 @@
+"""What a single value must look like, in the file of either program."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunnelmux.config import (
+    AgentConfig,
+    Device,
+    DeviceConfig,
+    HttpIngress,
+    Ingress,
+    InvalidSetting,
+    LimitsConfig,
+    ProxyConfig,
+    ProxyEndpoint,
+    Secret,
+    ServiceConfig,
+    TcpIngress,
+    TunnelListener,
+)
+from tunnelmux.config.rules import Address, parse_address
+from tunnelmux.limits import IngressLimits, Limits
+
+DEV1 = DeviceConfig(name="dev1", token=Secret("abc"))
+WEB = ServiceConfig(name="web", target="http://127.0.0.1:8000")
+ENDPOINT = ProxyEndpoint(url="ws://proxy.example:3800", token=Secret("abc"))
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        ("0.0.0.0:3800", ("0.0.0.0", 3800)),
+        ("[::1]:0", ("::1", 0)),
+        ("localhost:65535", ("localhost", 65535)),
+    ],
+)
+def test_addresses(text, address):
+    assert parse_address("listen", text) == address
+    assert str(Address(*address)) == text
+
+
+@pytest.mark.parametrize("text", ["", "3800", "host", "host:", "host:x", "host:65536", "host:-1",
+                                  "host:²", ":3800", "::1:3800", "a b:1", "a\0:1"])  # fmt: skip
+def test_no_addresses(text):
+    with pytest.raises(InvalidSetting, match=r"^listen: "):
+        TunnelListener(listen=text)
+
+
+@pytest.mark.parametrize("name", ["dev1", "a", "7", "a-b", "x" * 63])
+def test_names(name):
+    assert DeviceConfig(name=name, token=Secret("abc")).name == name
+
+
+@pytest.mark.parametrize("name", ["", "Dev", "-a", "a-", "a_b", "a.b", "é", "x" * 64, "a\n"])
+def test_no_names(name):
+    with pytest.raises(InvalidSetting, match="use 1 to 63 of a-z, 0-9"):
+        DeviceConfig(name=name, token=Secret("abc"))
+
+
+@pytest.mark.parametrize("name", ["web--dev1", "xn--bcher-kva"])
+def test_two_hyphens_separate_service_and_device(name):
+    with pytest.raises(InvalidSetting, match="separates service and device"):
+        ServiceConfig(name=name, target="tcp://127.0.0.1:22")
+
+
+@pytest.mark.parametrize(
+    ("target", "scheme", "address"),
+    [
+        ("http://127.0.0.1:8000", "http", ("127.0.0.1", 8000)),
+        ("http://printer/", "http", ("printer", 80)),
+        ("tcp://[::1]:22", "tcp", ("::1", 22)),
+    ],
+)
+def test_targets(target, scheme, address):
+    service = ServiceConfig(name="web", target=target)
+    assert (service.scheme, service.address) == (scheme, address)
+
+
+@pytest.mark.parametrize(
+    ("target", "problem"),
+    [
+        ("127.0.0.1:22", "does not begin with one of http://, tcp://"),
+        ("https://127.0.0.1", "does not begin with one of http://, tcp://"),
+        ("tcp://127.0.0.1", "has no port"),
+        ("tcp://127.0.0.1:0", "has port 0"),
+        ("tcp://127.0.0.1:99999", "is no URL"),
+        ("http://:80", "names no host"),
+        ("http://127.0.0.1/app", "end the target after the port"),
+        ("http://[::1", "is no URL"),
+        ("http://a\nb", "odd character"),
+    ],
+)
+def test_no_targets(target, problem):
+    with pytest.raises(InvalidSetting, match=problem):
+        ServiceConfig(name="web", target=target)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown():
+    with pytest.raises(InvalidSetting, match="must not hold a user name") as caught:
+        ServiceConfig(name="web", target="http://user:hunter2@127.0.0.1/")
+    assert "hunter2" not in str(caught.value)
+
+
+def test_names_are_unique():
+    with pytest.raises(InvalidSetting, match=r'^devices.name: "dev1" is there twice'):
+        ProxyConfig(devices=[DEV1, DeviceConfig(name="dev1", token=Secret("def"))])
+    with pytest.raises(InvalidSetting, match=r'^services.name: "web" is there twice'):
+        AgentConfig(proxy=ENDPOINT, device=Device(name="dev1"), services=[WEB, WEB])
+
+
+def test_tokens_are_unique():
+    config = ProxyConfig(devices=[DEV1, DeviceConfig(name="dev2", token=Secret("abc"))])
+    with pytest.raises(InvalidSetting, match=r'"dev2" has the same token as "dev1"') as caught:
+        config.read_token_hashes()
+    assert "abc" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "tokens", [{}, {"token": Secret("abc"), "token_sha256": "0" * 64}], ids=["none", "two"]
+)
+def test_a_device_has_exactly_one_token(tokens):
+    with pytest.raises(InvalidSetting, match="exactly one of token, token_sha256 and token_file"):
+        DeviceConfig(name="dev1", **tokens)
+
+
+@pytest.mark.parametrize("value", ["abc", "0" * 63, "A" * 64, "g" * 64])
+def test_no_token_hashes(value):
+    with pytest.raises(InvalidSetting, match="must be 64 hexadecimal digits, lower case"):
+        DeviceConfig(name="dev1", token_sha256=value)
+
+
+def test_a_tcp_port_leads_to_a_device_that_exists():
+    port = TcpIngress(listen="127.0.0.1:2222", device="dev2", service="ssh")
+    with pytest.raises(
+        InvalidSetting, match=r'^ingress.tcp\[0\].device: there is no device "dev2"'
+    ):
+        ProxyConfig(devices=[DEV1], ingress=Ingress(tcp=[port]))
+
+
+def test_two_listeners_cannot_share_an_address():
+    http = HttpIngress(listen="0.0.0.0:3800")
+    with pytest.raises(InvalidSetting, match=r"is also tunnel.listen: give each listener"):
+        ProxyConfig(ingress=Ingress(http=http))
+    anywhere = HttpIngress(listen="0.0.0.0:0")
+    ProxyConfig(tunnel=TunnelListener(listen="0.0.0.0:0"), ingress=Ingress(http=anywhere))
+
+
+@pytest.mark.parametrize("network", ["10.0.0.0/8", "::1", "192.0.2.7"])
+def test_networks(network):
+    assert HttpIngress(listen="[::]:0", trusted_proxies=[network]).trusted_proxies == [network]
+
+
+@pytest.mark.parametrize("network", ["10.0.0.1/8", "10.0.0.0/33", "localhost"])
+def test_no_networks(network):
+    with pytest.raises(InvalidSetting, match="write a network such as"):
+        HttpIngress(listen="[::]:0", trusted_proxies=[network])
+
+
+@pytest.mark.parametrize("domain", ["", ".example", "example.", "*.example", "a:80", "Example"])
+def test_no_domains(domain):
+    with pytest.raises(InvalidSetting, match="is not a domain name"):
+        HttpIngress(listen="[::]:0", domain=domain)
+
+
+def test_a_certificate_needs_its_key(tmp_path):
+    with pytest.raises(InvalidSetting, match=r"^tls_key: is missing"):
+        TunnelListener(tls_certificate=tmp_path)
+    with pytest.raises(InvalidSetting, match=r"^tls_certificate: is missing"):
+        HttpIngress(listen="[::]:0", tls_key=tmp_path)
+
+
+@pytest.mark.parametrize("url", ["http://h", "ws://", "h:3800", "ws://h:0"])
+def test_no_tunnel_endpoints(url):
+    with pytest.raises(InvalidSetting, match=r"^url: "):
+        ProxyEndpoint(url=url, token=Secret("abc"))
+
+
+def test_a_pin_needs_tls():
+    pin = "sha256:" + "0" * 64
+    with pytest.raises(InvalidSetting, match="of no use without TLS"):
+        ProxyEndpoint(url="ws://h", token=Secret("abc"), pin=pin)
+    with pytest.raises(InvalidSetting, match="must be sha256: and 64 hexadecimal digits"):
+        ProxyEndpoint(url="wss://h", token=Secret("abc"), pin="0" * 64)
+    assert ProxyEndpoint(url="wss://h", token=Secret("abc"), pin=pin).is_encrypted
+
+
+def test_an_agent_without_services_is_of_no_use():
+    with pytest.raises(InvalidSetting, match=r"add a \[\[services\]\] table"):
+        AgentConfig(proxy=ENDPOINT, device=Device(name="dev1"))
+
+
+SSH = ServiceConfig(name="ssh", target="tcp://127.0.0.1:22")
+
+
+@pytest.mark.parametrize(
+    ("services", "default"),
+    [
+        ([SSH], "ssh"),
+        ([SSH, WEB], "web"),
+        ([WEB, ServiceConfig(name="ui", target="http://127.0.0.1:81", default=True)], "ui"),
+    ],
+    ids=["the first", "the first http one", "the marked one"],
+)
+def test_the_default_service(services, default):
+    config = AgentConfig(proxy=ENDPOINT, device=Device(name="dev1"), services=services)
+    assert config.default_service.name == default
+
+
+def test_there_is_one_default_service():
+    services = [
+        ServiceConfig(name=name, target="http://127.0.0.1:81", default=True) for name in ("a", "b")
+    ]
+    with pytest.raises(InvalidSetting, match="only one can be the default, not a and b"):
+        AgentConfig(proxy=ENDPOINT, device=Device(name="dev1"), services=services)
+
+
+def test_service_and_device_fit_into_one_label():
+    with pytest.raises(InvalidSetting, match="is 64 long and a host name's label holds 63"):
+        AgentConfig(proxy=ENDPOINT, device=Device(name="d" * 59), services=[WEB])
+    AgentConfig(proxy=ENDPOINT, device=Device(name="d" * 58), services=[WEB])
+
+
+@pytest.mark.parametrize(
+    ("limits", "problem"),
+    [
+        (Limits(max_streams=0), "max_streams: 0 is not above 0"),
+        (Limits(accept_backlog=-1), "accept_backlog: -1 is not above 0"),
+        (Limits(max_streams=2**62), "is not above 0 and at most 1099511627776"),
+        (Limits(linger=float("inf")), "linger: inf is not above 0 and at most 2592000"),
+        (Limits(linger=float("nan")), "linger: nan is not above 0"),
+        (Limits(max_frame_payload=65_537), "max_frame_payload: 65537 is not from 1 to 65536"),
+        (Limits(flush_size=16_395), "flush_size: 16395 is not from 16396 to 16777216"),
+        (Limits(max_stream_window=1), "max_stream_window: 1 is not from 262144 to 2147483647"),
+    ],
+)
+def test_limits_that_limit_nothing_or_everything(limits, problem):
+    with pytest.raises(InvalidSetting, match=problem):
+        LimitsConfig(session=limits)
+
+
+def test_waiting_for_a_device_can_be_turned_off():
+    config = LimitsConfig(ingress=IngressLimits(reconnect_wait=0))
+    assert config.ingress.reconnect_wait == 0
+
+
+@pytest.mark.parametrize("path", ["", "tunnel", "/a?b", "/a#b", "/a b", "/é"])
+def test_no_tunnel_paths(path):
+    with pytest.raises(InvalidSetting, match="is not a path"):
+        TunnelListener(path=path)
+
+
+@pytest.mark.parametrize("host", ["localhost", "localhost:8000", "192.0.2.7", "[::1]:80"])
+def test_host_fields(host):
+    assert ServiceConfig(name="web", target="http://127.0.0.1", host=host).host == host
+
+
+@pytest.mark.parametrize("host", ["", "a b", "a\r\nb: c", "a:x", "::1", "a/b"])
+def test_no_host_fields(host):
+    with pytest.raises(InvalidSetting, match="is not a host"):
+        ServiceConfig(name="web", target="http://127.0.0.1", host=host)
+
+
+def test_a_host_field_is_for_http_targets():
+    with pytest.raises(InvalidSetting, match="leave it out for tcp"):
+        ServiceConfig(name="ssh", target="tcp://127.0.0.1:22", host="localhost")

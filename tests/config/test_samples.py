@@ -1,0 +1,107 @@
+"""The sample files and the documentation say what the program does, and all of it."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+
+import pytest
+
+from support.settings import PAGE, configuration_page, headed_settings, sample_file
+from tunnelmux.config import (
+    AgentConfig,
+    JoinInvitation,
+    ProxyConfig,
+    Secret,
+    encode_join,
+    load_agent_config,
+    load_proxy_config,
+)
+from tunnelmux.config.load import environment_names
+from tunnelmux.config.render import render
+from tunnelmux.config.schema import table_of
+
+PROGRAMS = {"proxy": (ProxyConfig, load_proxy_config), "agent": (AgentConfig, load_agent_config)}
+COMMENTED_KEY = re.compile(r"^# (?=[a-z0-9_]+ = )", re.MULTILINE)
+
+
+@pytest.fixture(params=PROGRAMS)
+def program(request):
+    return request.param
+
+
+@pytest.fixture
+def sample(program):
+    return sample_file(program).read_text()
+
+
+def loaded(program, text, folder):
+    file = folder / f"{program}.toml"
+    file.write_text(text)
+    return PROGRAMS[program][1](file, environ={})
+
+
+def test_the_sample_loads_as_it_is(program, sample, tmp_path):
+    loaded(program, sample, tmp_path)
+
+
+def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_path):
+    join = encode_join(JoinInvitation(url="wss://h", token=Secret("t")))
+    (tmp_path / "dev1.token").write_text("abc")
+    for name in ("tunnel.pem", "tunnel.key", "ingress.pem", "ingress.key", "ca.pem"):
+        (tmp_path / name).touch()
+    text = (
+        COMMENTED_KEY.sub("", sample).replace("tunnelmux-join:…", join).replace("ws://", "wss://")
+    )
+    # Of the ways to give a token, one at a time.
+    text = re.sub(r"^(token|token_sha256|join) = .*\n", "", text, flags=re.MULTILINE)
+    loaded(program, text, tmp_path)
+
+
+def test_the_sample_has_every_key_in_its_place_and_no_other(program, sample):
+    wanted = {(header, key) for header, key, _ in headed_settings(table_of(PROGRAMS[program][0]))}
+    found, header = set(), ""
+    for line in sample.splitlines():
+        if re.fullmatch(r"\[.*\]", line):
+            header = line
+        elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
+            found.add((header, key[1]))
+    assert found == wanted, "for [limits]: run `python -m support.settings` in tests/"
+
+
+def test_what_the_sample_shows_as_default_is_the_default(program, sample):
+    shown, header = [], ""
+    for line in sample.splitlines():
+        if re.fullmatch(r"\[.*\]", line):
+            header = line
+        elif COMMENTED_KEY.match(line):
+            ((key, value),) = tomllib.loads(line[2:]).items()
+            shown.append((header, key, value))
+    defaults = {
+        (header, key): setting.default
+        for header, key, setting in headed_settings(table_of(PROGRAMS[program][0]))
+    }
+    examples = {"trusted_proxies"}  # an empty list would not show how it is written
+    for header, key, value in shown:
+        default = defaults[header, key]
+        assert default in (None, value) or key in examples, f"{header} {key}"
+
+
+def test_the_documentation_is_up_to_date():
+    assert PAGE.read_text() == configuration_page(), (
+        "docs/configuration.md is old: run `python -m support.settings` in tests/"
+    )
+
+
+def test_no_two_settings_share_a_variable(program):
+    table = table_of(PROGRAMS[program][0])
+    names = environment_names(table)
+    assert len(names) == sum("[[" not in header for header, _, _ in headed_settings(table))
+
+
+def test_what_check_prints_is_the_same_configuration(program, sample, tmp_path):
+    config = loaded(program, sample, tmp_path)
+    printed = render(config)
+    assert "[[" in printed
+    again = loaded(program, printed.replace("***", "the-token-of-dev1"), tmp_path)
+    assert again == config

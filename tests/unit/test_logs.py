@@ -1,0 +1,182 @@
+"""What an operator, and a program that reads the logs, sees."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import re
+
+import pytest
+import structlog
+
+from tunnelmux.observability import configure_logs, get_logger
+
+log = get_logger("test")
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.fixture(autouse=True)
+def restore_logging():
+    yield
+    structlog.reset_defaults()
+    logging.getLogger().handlers = [
+        handler
+        for handler in logging.getLogger().handlers
+        if not type(handler).__module__.startswith("tunnelmux")
+    ]
+
+
+@pytest.fixture
+def output():
+    return io.StringIO()
+
+
+def json_lines(output: io.StringIO) -> list[dict]:
+    return [json.loads(line) for line in output.getvalue().splitlines()]
+
+
+def test_an_event_is_one_line_of_json(output):
+    configure_logs("info", "json", stream=output)
+    log.info("session opened", device="dev1", streams=3)
+    log.warning("session lost", device="dev1", cause="a\nb")
+    first, second = json_lines(output)
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d+Z", first.pop("timestamp"))
+    assert first == {
+        "event": "session opened",
+        "level": "info",
+        "component": "test",
+        "device": "dev1",
+        "streams": 3,
+    }
+    assert second["cause"] == "a\nb"
+
+
+def test_an_event_is_one_line_of_text(output):
+    configure_logs("info", "text", stream=output)
+    log.info("session opened", device="dev1", cause="a\nb\x1b[31m", lines="x\u2028y")
+    assert output.getvalue().count("\n") == 1
+    assert len(output.getvalue().splitlines()) == 1
+    assert "\x1b" not in output.getvalue()
+    assert "session opened" in output.getvalue()
+    assert "device=dev1" in output.getvalue()
+
+
+def test_auto_is_colour_for_people_and_json_for_programs(monkeypatch):
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    terminal, pipe = Terminal(), io.StringIO()
+    configure_logs(stream=terminal)
+    log.info("hello")
+    assert "\x1b[" in terminal.getvalue()
+    configure_logs(stream=pipe)
+    log.info("hello")
+    assert json_lines(pipe)[0]["event"] == "hello"
+
+
+def test_no_color_is_obeyed(monkeypatch):
+    monkeypatch.setenv("NO_COLOR", "1")
+    terminal = Terminal()
+    configure_logs(stream=terminal)
+    log.info("hello")
+    assert "hello" in terminal.getvalue()
+    assert "\x1b[" not in terminal.getvalue()
+
+
+@pytest.mark.parametrize(("level", "count"), [("debug", 4), ("info", 3), ("error", 1)])
+def test_less_important_lines_are_not_written(output, level, count):
+    configure_logs(level, "json", stream=output)
+    log.debug("d")
+    log.info("i")
+    log.warning("w")
+    log.error("e")
+    assert len(json_lines(output)) == count
+
+
+SECRET = "hunter2"
+LEAKS = {
+    "a key that says so": {"token": SECRET},
+    "bytes": {"password": SECRET.encode()},
+    "a longer key": {"proxy_token": SECRET, "private_key": SECRET, "internal_secret": SECRET},
+    "header fields": {"headers": {"Authorization": f"Bearer {SECRET}"}},
+    "a list of header fields": {"headers": [(b"authorization", f"Bearer {SECRET}".encode())]},
+    "a header field with a name that says so": {"headers": [(b"Cookie", SECRET.encode())]},
+    "basic credentials": {"field": f"Basic {SECRET}"},
+    "a URL": {"url": f"ws://proxy:3800/tunnel/connect?a=1&token={SECRET}"},
+    "a join string": {"line": f"tunnelmux-join:{SECRET}"},
+    "an exception": {"error": ValueError(f"GET /?token={SECRET}&b=2")},
+    "a printed mapping": {"config": "{'token': '" + SECRET + "'}"},
+    "a PEM file": {"text": f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"},
+}
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize("fields", LEAKS.values(), ids=LEAKS)
+def test_secrets_do_not_get_through(output, fields, format):
+    configure_logs("info", format, stream=output)
+    log.info("event", device="dev1", **fields)
+    assert SECRET not in output.getvalue()
+    assert "***" in output.getvalue()
+    assert "dev1" in output.getvalue()
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_nor_in_the_text_of_a_traceback_or_an_event(output, format):
+    configure_logs("info", format, stream=output)
+
+    def fail() -> None:
+        raise ValueError("GET /tunnel/connect?token=" + SECRET)
+
+    try:
+        fail()
+    except ValueError:
+        log.exception("failed with token=hunter2")
+    assert SECRET not in output.getvalue()
+    assert "ValueError: GET /tunnel/connect?token=***" in output.getvalue()
+
+
+def test_what_is_no_secret_stays(output):
+    configure_logs("info", "json", stream=output)
+    log.info("ok", token_file="/etc/t", url="ws://h/?a=1", rtt=0.25, missing=None, tokens=3)
+    (line,) = json_lines(output)
+    assert (line["token_file"], line["url"], line["tokens"]) == ("/etc/t", "ws://h/?a=1", 3)
+    assert (line["rtt"], line["missing"]) == (0.25, None)
+
+
+def test_json_is_json_whatever_is_logged(output):
+    configure_logs("info", "json", stream=output)
+    log.info("odd", rtt=float("nan"), data=b"\xff\x00", thing=object, parts={1: {"a"}})
+    (line,) = json_lines(output)
+    assert line["rtt"] == "nan"
+    assert line["parts"] == {"1": ["a"]}
+
+
+def test_libraries_log_in_the_same_shape(output):
+    configure_logs("info", "json", stream=output)
+    logging.getLogger("trio-websocket").warning("odd frame, token=%s", SECRET)
+    logging.getLogger("trio-websocket").info("chatter")
+    (line,) = json_lines(output)
+    assert line["component"] == "trio-websocket"
+    assert line["event"] == "odd frame, token=***"
+
+
+def test_a_reader_that_went_away_stops_nothing():
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            raise BrokenPipeError
+
+    configure_logs("info", "json", stream=Broken())
+    log.info("nobody reads this")
+
+
+def test_configuring_again_takes_effect_for_loggers_in_use(output):
+    bound = log.bind(device="dev1")
+    configure_logs("error", "json", stream=io.StringIO())
+    bound.info("before")
+    configure_logs("info", "json", stream=output)
+    log.info("after")
+    logging.getLogger("x").warning("once")
+    assert [line["event"] for line in json_lines(output)] == ["after", "once"]
