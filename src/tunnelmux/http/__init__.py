@@ -1,0 +1,47 @@
+"""What flows through a stream: HTTP/1.1 exchanges, and raw connections begun with CONNECT."""
+
+from __future__ import annotations
+
+from tunnelmux.http.connect import (
+    ConnectFailed,
+    ConnectStream,
+    accept_connect,
+    open_connect,
+    requested_service,
+)
+from tunnelmux.http.connection import (
+    ClientConnection,
+    PeerGone,
+    ServerConnection,
+    UpstreamGone,
+    VisitorGone,
+)
+from tunnelmux.http.exchange import Exchange, Upstream, forward
+from tunnelmux.http.head import Field, RequestHead, ResponseHead
+from tunnelmux.http.refusal import REASON_FIELD, REASONS, Refusal, Refused
+from tunnelmux.http.serving import Route, serve_requests
+
+__all__ = [
+    "REASONS",
+    "REASON_FIELD",
+    "ClientConnection",
+    "ConnectFailed",
+    "ConnectStream",
+    "Exchange",
+    "Field",
+    "PeerGone",
+    "Refusal",
+    "Refused",
+    "RequestHead",
+    "ResponseHead",
+    "Route",
+    "ServerConnection",
+    "Upstream",
+    "UpstreamGone",
+    "VisitorGone",
+    "accept_connect",
+    "forward",
+    "open_connect",
+    "requested_service",
+    "serve_requests",
+]

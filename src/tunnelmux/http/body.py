@@ -1,0 +1,184 @@
+"""Where a message body ends (RFC 9112 6.3 and 7.1), without I/O.
+
+A decoder takes the bytes that follow a head and gives back the content among them. It keeps no
+content: what it holds is at most one unfinished line, or the trailer section.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Protocol
+
+import h11
+
+from tunnelmux.http.head import Field
+
+__all__ = ["BadBody", "BodyDecoder", "ChunkedBody", "LengthBody", "UntilEndBody", "encode_chunk"]
+
+MAX_CHUNK_LINE = 256
+"""Bytes of a chunk's size line. Nobody uses chunk extensions, so room for a long one would only
+let a peer spend our bandwidth on bytes that go nowhere."""
+
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+
+
+class BadBody(Exception):
+    """A body that breaks its own framing, or ends too early. The message says how."""
+
+
+class BodyDecoder(Protocol):
+    """What all decoders do."""
+
+    done: bool
+    """Whether the body is complete."""
+
+    rest: bytes
+    """Once done: what came after the body."""
+
+    trailers: list[Field]
+    """Once done: the trailer fields, most often none."""
+
+    def feed(self, data: bytes) -> bytes:
+        """The content in `data`; may be empty. Raises BadBody."""
+
+    def feed_eof(self) -> None:
+        """No more bytes will come. Raises BadBody when the body is not complete by that."""
+
+
+class LengthBody:
+    """A body of exactly `length` bytes."""
+
+    def __init__(self, length: int) -> None:
+        self._left = length
+        self.done = length == 0
+        self.rest = b""
+        self.trailers: list[Field] = []
+
+    def feed(self, data: bytes) -> bytes:
+        if len(data) < self._left:
+            self._left -= len(data)
+            return data
+        self.rest = data[self._left :]
+        self.done = True
+        return data[: self._left] if self.rest else data
+
+    def feed_eof(self) -> None:
+        if not self.done:
+            raise BadBody(f"the body ended {self._left} bytes before its Content-Length")
+
+
+class UntilEndBody:
+    """A response body that ends when its connection does."""
+
+    def __init__(self) -> None:
+        self.done = False
+        self.rest = b""
+        self.trailers: list[Field] = []
+
+    def feed(self, data: bytes) -> bytes:
+        return data
+
+    def feed_eof(self) -> None:
+        self.done = True
+
+
+class ChunkedBody:
+    """A body in chunks. Reads CRLF only, hexadecimal digits only, and no overlong lines."""
+
+    def __init__(self, max_trailer_bytes: int) -> None:
+        self.done = False
+        self.rest = b""
+        self.trailers: list[Field] = []
+        self._max_trailer_bytes = max_trailer_bytes
+        self._left = 0  # content bytes of this chunk still to come
+        self._held = b""  # an unfinished line, or trailer section
+        self._step = self._read_size
+
+    def feed(self, data: bytes) -> bytes:
+        if self._left > len(data):  # the common case of a large chunk: nothing to look at
+            self._left -= len(data)
+            return data
+        if self._held:
+            data = self._held + data
+            self._held = b""
+        pieces: list[bytes] = []
+        at = 0
+        while not self.done:
+            if self._left:
+                piece = data[at : at + self._left]
+                pieces.append(piece)
+                at += len(piece)
+                self._left -= len(piece)
+                if self._left:
+                    break
+            moved = self._step(data, at)
+            if moved < 0:
+                self._held = data[at:]
+                break
+            at = moved
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def feed_eof(self) -> None:
+        if not self.done:
+            raise BadBody("the body ended before its last chunk")
+
+    # Each step reads one element at `at` and answers where the next one begins, or -1 for "not
+    # all here yet".
+
+    def _read_size(self, data: bytes, at: int) -> int:
+        end = data.find(b"\r\n", at, at + MAX_CHUNK_LINE + 2)
+        if end < 0:
+            if len(data) - at > MAX_CHUNK_LINE:
+                raise BadBody("a chunk's size line is too long")
+            if data.find(b"\n", at) >= 0:
+                raise BadBody("a chunk's size line ends in LF without CR")
+            return -1
+        match = _CHUNK_LINE.fullmatch(data, at, end)
+        if match is None:
+            raise BadBody(f"a chunk's size line is {data[at:end][:40]!r}")
+        self._left = int(match[1], 16)
+        self._step = self._read_chunk_end if self._left else self._read_trailers
+        return end + 2
+
+    def _read_chunk_end(self, data: bytes, at: int) -> int:
+        found = data[at : at + 2]
+        if not b"\r\n".startswith(found):
+            raise BadBody("a chunk is longer than its size says")
+        if len(found) < 2:
+            return -1
+        self._step = self._read_size
+        return at + 2
+
+    def _read_trailers(self, data: bytes, at: int) -> int:
+        if data.startswith(b"\r\n", at):
+            end = at + 2
+        else:
+            end = data.find(b"\r\n\r\n", at)
+            if end < 0:
+                if len(data) - at > self._max_trailer_bytes:
+                    raise BadBody("the trailer section is too long")
+                return -1
+            self.trailers = self._parse_trailers(data[at:end])
+            end += 4
+        self.done = True
+        self.rest = data[end:]
+        return end
+
+    def _parse_trailers(self, section: bytes) -> list[Field]:
+        fields = []
+        for line in section.split(b"\r\n"):
+            name, colon, value = line.partition(b":")
+            if not colon:
+                raise BadBody("a trailer line has no colon")
+            # Framing fields mean nothing here (RFC 9110 6.5.1), not even when they are malformed.
+            if name.lower() not in (b"content-length", b"transfer-encoding"):
+                fields.append((name, value.strip(b" \t")))
+        try:
+            return h11.EndOfMessage(headers=fields).headers.raw_items()
+        except h11.LocalProtocolError as exc:
+            raise BadBody(f"a trailer field is malformed: {exc}") from None
+
+
+def encode_chunk(data: bytes) -> bytes:
+    """`data` as one chunk. Must not be empty: an empty chunk ends the body."""
+    return b"%x\r\n%b\r\n" % (len(data), data)

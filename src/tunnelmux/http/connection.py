@@ -1,0 +1,451 @@
+"""One HTTP/1.1 connection on a Trio stream: heads, bodies and trailers, read and written.
+
+`ServerConnection` faces whoever sends requests (a visitor, or the opener of a tunnel stream);
+`ClientConnection` faces whoever answers one (a tunnel stream, or a device's local target). Neither
+ever holds more than one head or one read of a body. Failures are told apart by whose they are:
+`VisitorGone` and `UpstreamGone`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.http.body import (
+    BodyDecoder,
+    ChunkedBody,
+    LengthBody,
+    UntilEndBody,
+    encode_chunk,
+)
+from tunnelmux.http.head import (
+    BadHead,
+    Field,
+    RequestHead,
+    ResponseHead,
+    first_value,
+    has_member,
+    head_end,
+    looks_like_no_request,
+    parse_request,
+    parse_response,
+    write_request,
+    write_response,
+)
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import abort
+from tunnelmux.relay.splice import CLOSE_TIMEOUT, READ_SIZE, RECHECK_INTERVAL
+
+__all__ = ["ClientConnection", "PeerGone", "ServerConnection", "UpstreamGone", "VisitorGone"]
+
+DRAIN_TIMEOUT = 5.0
+"""Seconds for which what a visitor still sends is read and thrown away after an early answer.
+Closing at once would make the kernel send a reset, and the visitor lose the answer with it."""
+
+DRAIN_BYTES = 16_777_216
+"""Most bytes thrown away like that; a visitor that sends more was told the answer long ago."""
+
+
+class PeerGone(Exception):
+    """The other end of a connection broke it, or ended it where HTTP does not allow that."""
+
+
+class VisitorGone(PeerGone):
+    """The sender of the request is gone: nobody is there to be answered."""
+
+
+class UpstreamGone(PeerGone):
+    """The answering side is gone, or does not speak HTTP. The message says what happened."""
+
+
+class _Connection:
+    """What both faces share: a stream, what was read ahead, and the body coming in or going out."""
+
+    _gone: type[PeerGone] = PeerGone
+
+    def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
+        self.stream = stream
+        self._limits = limits
+        self._buffer = b""
+        self._ended = False  # the peer sent its EOF
+        self._body: BodyDecoder = LengthBody(0)
+        self._sends_chunks = False
+
+    @property
+    def body_done(self) -> bool:
+        """Whether the incoming body was read to its end."""
+        return self._body.done
+
+    @property
+    def trailers(self) -> list[Field]:
+        """The trailer fields of the incoming body, once that is done."""
+        return self._body.trailers
+
+    def take_buffer(self) -> bytes:
+        """What was read beyond the last message, for a connection that changes its protocol."""
+        data, self._buffer = self._buffer, b""
+        return data
+
+    def read_body_nowait(self) -> tuple[bytes, bool]:
+        """The content that was received already, and whether the body ends with it.
+
+        The content may be empty. Raises BadBody.
+        """
+        if not self._buffer or self._body.done:
+            return b"", self._body.done
+        return self._feed(self.take_buffer()), self._body.done
+
+    async def read_body(self) -> tuple[bytes, bool]:
+        """The next content, of at most about 64 KiB, and whether the body ends with it.
+
+        The content is empty only at the end.
+
+        Raises BadBody when the body breaks its framing or is cut short, PeerGone when the
+        connection broke.
+        """
+        while not self._body.done:
+            # No deadline: a body may pause for as long as its sender likes (uploads of live data,
+            # server-sent events). A peer that is gone for good is found by TCP keepalive or ping.
+            data = self.take_buffer() or await self._receive()
+            if not data:
+                self._body.feed_eof()
+            elif piece := self._feed(data):
+                return piece, self._body.done
+        return b"", True
+
+    async def send_body(
+        self, data: bytes, *, end: bool = False, trailers: Sequence[Field] = ()
+    ) -> None:
+        """Send content of the outgoing body, and with `end` its end, in one write.
+
+        The caller keeps to the length it declared. Trailers go out where the framing has room
+        for them, which is in chunked bodies only. Raises PeerGone.
+        """
+        if out := self._encode(data, end, trailers):
+            await self._send(out)
+
+    def _encode(self, data: bytes, end: bool, trailers: Sequence[Field]) -> bytes:
+        if not self._sends_chunks:
+            return data
+        out = encode_chunk(data) if data else b""
+        if end:
+            lines = b"".join([b"%s: %s\r\n" % pair for pair in trailers])
+            out += b"0\r\n%s\r\n" % lines
+        return out
+
+    def _feed(self, data: bytes) -> bytes:
+        piece = self._body.feed(data)
+        if self._body.done:
+            self._buffer = self._body.rest
+        return piece
+
+    async def _receive(self) -> bytes:
+        if self._ended:
+            return b""
+        try:
+            data = await self.stream.receive_some(READ_SIZE)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._raise_gone(exc)
+        self._ended = not data
+        return bytes(data)
+
+    async def _send(self, data: bytes) -> None:
+        try:
+            await self.stream.send_all(data)
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            self._raise_gone(exc)
+
+    def _raise_gone(self, exc: Exception) -> NoReturn:
+        raise self._gone(str(exc.__cause__ or exc)) from exc
+
+
+class ServerConnection(_Connection):
+    """The side that reads requests and answers them, one after the other.
+
+    Per request: `read_request`, then `read_body` until it is done, and, any time meanwhile,
+    `send_interim`, `send_response`, `send_body`. After the answer, `reusable` says whether another
+    request may follow; if not, `close` or `abort`.
+    """
+
+    _gone = VisitorGone
+
+    def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
+        super().__init__(stream, limits)
+        self._request: RequestHead | None = None
+        self._between_requests: trio.CancelScope | None = None
+        self._closing = False
+        self.reusable = False
+        """Whether, after the answer now being sent, the next request can be read."""
+        self.response_started = False
+        """Whether a final response head was sent for the current request."""
+
+    def finish_soon(self) -> None:
+        """End the connection after the current request; now, when there is none."""
+        self._closing = True
+        if self._between_requests is not None:
+            self._between_requests.cancel(reason="the server is draining")
+
+    async def read_request(self) -> RequestHead | None:
+        """The next request's head, or None when the connection is over: ended, broken or idle.
+
+        Raises Refused, ready to be sent, when what came is no acceptable request; the connection
+        is then of no use any more. Raises VisitorGone when it breaks within a head.
+        """
+        patience = self._limits.head_timeout if self._request is None else self._limits.idle_timeout
+        self._body = LengthBody(0)
+        self.response_started = self.reusable = False
+        head: RequestHead | None = None
+        with trio.move_on_after(patience) as scope:
+            if not self._buffer and not await self._wait_for_request(scope):
+                return None
+            scope.deadline = trio.current_time() + self._limits.head_timeout
+            head = parse_request(await self._read_head())
+        if head is None:
+            if not self._buffer:
+                return None  # it was the wait for a first byte that ended
+            limit = f"{self._limits.head_timeout:g} s"
+            raise Refused(
+                Refusal(408, "head-timeout", f"The request's head took longer than {limit}.")
+            )
+        self._request = head
+        if head.method == b"CONNECT":
+            self._body = UntilEndBody()  # whatever follows is not HTTP (RFC 9110 9.3.6)
+        elif head.chunked:
+            self._body = ChunkedBody(self._limits.max_head_bytes)
+        else:
+            self._body = LengthBody(head.content_length or 0)
+        return head
+
+    async def _wait_for_request(self, scope: trio.CancelScope) -> bool:
+        """Whether a first byte came before the connection ended or was told to."""
+        if self._closing:
+            return False
+        self._between_requests = scope
+        try:
+            self._buffer = await self._receive()
+        except VisitorGone:
+            return False
+        finally:
+            self._between_requests = None
+        return bool(self._buffer)
+
+    async def _read_head(self) -> bytes:
+        looked_at = 0
+        while True:
+            # RFC 9112 2.2: an empty line before a request is to be ignored.
+            if not looked_at and self._buffer.startswith(b"\r\n"):
+                self._buffer = self._buffer[2:]
+            end = head_end(self._buffer, looked_at)
+            size = end if end >= 0 else len(self._buffer)
+            if size > self._limits.max_head_bytes:
+                raise Refused(
+                    Refusal(
+                        431,
+                        "head-too-large",
+                        f"The request's head is larger than {self._limits.max_head_bytes} bytes.",
+                    )
+                )
+            if end >= 0:
+                raw, self._buffer = self._buffer[:end], self._buffer[end:]
+                return raw
+            if (wrong := looks_like_no_request(self._buffer)) is not None:
+                raise Refused(Refusal(400, "bad-request", f"The request cannot be used: {wrong}."))
+            looked_at = len(self._buffer)
+            if not (data := await self._receive()):
+                raise Refused(
+                    Refusal(400, "bad-request", "The connection ended within a request's head.")
+                )
+            self._buffer += data
+
+    async def watch(self) -> NoReturn:
+        """Read ahead while an answer is awaited, so as to notice when the visitor is gone.
+
+        Raises VisitorGone. Keeps what comes (a pipelined request) for `read_request`, at most one
+        read of it. An end of the visitor's sending is not the end of the visitor: programs that
+        half-close still want their answer. Never returns; cancel it.
+        """
+        while len(self._buffer) < READ_SIZE:
+            if self._ended:
+                await trio.sleep(RECHECK_INTERVAL)
+                self._ended = False
+            self._buffer += await self._receive()
+        await trio.sleep_forever()  # until the caller, who has the answer, cancels this
+
+    async def send_interim(self, status: int, reason: bytes, headers: list[Field]) -> None:
+        """Send a 1xx response; one whose request is HTTP/1.0 is left out (RFC 9110 15.2)."""
+        if self._request is not None and self._request.version != b"1.0":
+            await self._send(write_response(status, reason, headers))
+
+    async def send_response(
+        self,
+        status: int,
+        reason: bytes,
+        headers: list[Field],
+        *,
+        length: int | None = None,
+        first: bytes = b"",
+        end: bool = False,
+        trailers: Sequence[Field] = (),
+    ) -> None:
+        """Send a final response's head, with the body's first content in the same write.
+
+        `headers` are end-to-end fields without Content-Length; `length` is the body's (or for HEAD
+        and 304, what it would be), None when it is not known: then the body goes out in chunks,
+        or to an HTTP/1.0 visitor until the connection's end.
+        """
+        request = self._request
+        old = request is None or request.version == b"1.0"
+        bodiless = status in (204, 304) or (request is not None and request.method == b"HEAD")
+        self._sends_chunks = not bodiless and length is None and not old
+        ends_by_close = not bodiless and length is None and old
+        if self._sends_chunks:
+            headers = [*headers, (b"Transfer-Encoding", b"chunked")]
+        elif length is not None and status != 204:
+            headers = [*headers, (b"Content-Length", b"%d" % length)]
+        # An answer before the request's end also closes: whether the rest of the request will
+        # ever come is not known here, and nothing can be read from the connection before it.
+        self.reusable = not (old or ends_by_close or self._closing or not self.body_done)
+        if request is not None and has_member(request.headers, b"connection", b"close"):
+            self.reusable = False
+        if not self.reusable:
+            headers = [*headers, (b"Connection", b"close")]
+        self.response_started = True
+        await self._send(
+            write_response(status, reason, headers) + self._encode(first, end, trailers)
+        )
+
+    async def send_refusal(self, refusal: Refusal) -> None:
+        """Answer the current request, or what could not be read as one, with a refusal."""
+        request = self._request
+        accept = first_value(request.headers, b"accept") if request is not None else None
+        headers, body = refusal.render(accept or b"")
+        headers = [pair for pair in headers if pair[0] != b"Content-Length"]
+        if request is not None and request.method == b"HEAD":
+            await self.send_response(refusal.status, refusal.phrase, headers, length=len(body))
+        else:
+            await self.send_response(
+                refusal.status, refusal.phrase, headers, length=len(body), first=body, end=True
+            )
+
+    async def refuse(self, refusal: Refusal) -> None:
+        """Answer what could not be read as a request, or was not read at all, and close."""
+        self._request = None
+        self._body = UntilEndBody()  # what follows has no meaning any more
+        await self.send_refusal(refusal)
+        await self.close()
+
+    async def send_switch(
+        self, status: int, reason: bytes, headers: list[Field], first: bytes = b""
+    ) -> None:
+        """Send the head after which the connection is no longer HTTP: 101, or 2xx to a CONNECT.
+
+        `first` are the new protocol's first bytes, sent in the same write.
+        """
+        self.response_started = True
+        self.reusable = False
+        await self._send(write_response(status, reason, headers) + first)
+
+    async def close(self) -> None:
+        """Close so that the visitor can read everything that was sent to it."""
+        with (
+            trio.move_on_after(DRAIN_TIMEOUT + CLOSE_TIMEOUT),
+            contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError),
+        ):
+            if not self._ended and (not self.body_done or _resets_on_close(self.stream)):
+                await self._linger()
+            await self.stream.aclose()
+
+    async def _linger(self) -> None:
+        """Let what the visitor still sends go by, so that no reset overtakes the answer."""
+        with trio.move_on_after(DRAIN_TIMEOUT):
+            if isinstance(self.stream, trio.abc.HalfCloseableStream):
+                await self.stream.send_eof()
+            dropped = 0
+            while dropped < DRAIN_BYTES and (data := await self.stream.receive_some(READ_SIZE)):
+                dropped += len(data)
+
+    async def abort(self) -> None:
+        """End the connection so that the visitor sees a cut, not an end."""
+        await abort(self.stream)
+
+
+def _resets_on_close(stream: trio.abc.Stream) -> bool:
+    """Whether closing may cost the peer what it has not read yet.
+
+    A kernel answers with a reset when a socket is closed that has unread data, such as a pipelined
+    request, and a reset discards what the peer has received. A yamux stream delivers first. Of TLS
+    only the close itself tells that the answer is complete, so it cannot wait.
+    """
+    return isinstance(stream, trio.SocketStream)
+
+
+class ClientConnection(_Connection):
+    """The side that sends one request and reads its answer. Good for one exchange only."""
+
+    _gone = UpstreamGone
+
+    def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
+        super().__init__(stream, limits)
+        self._method = b""
+
+    async def send_request(
+        self,
+        method: bytes,
+        target: bytes,
+        headers: list[Field],
+        *,
+        chunked: bool = False,
+        first: bytes = b"",
+        end: bool = False,
+    ) -> None:
+        """Send the request's head, with the body's first content in the same write.
+
+        `headers` hold Content-Length when the body has one. Raises UpstreamGone.
+        """
+        self._method = method
+        self._sends_chunks = chunked
+        if chunked:
+            headers = [*headers, (b"Transfer-Encoding", b"chunked")]
+        await self._send(write_request(method, target, headers) + self._encode(first, end, ()))
+
+    async def read_head(self) -> ResponseHead:
+        """The next response head, interim or final. The caller bounds the wait.
+
+        After a final one, `read_body` reads its body. Raises UpstreamGone when the connection ends
+        or breaks first, and when what comes is not an HTTP/1 response or is over the limit.
+        """
+        looked_at = 0
+        while (end := head_end(self._buffer, looked_at)) < 0:
+            looked_at = len(self._buffer)
+            if looked_at > self._limits.max_head_bytes:
+                raise UpstreamGone(f"its head is larger than {self._limits.max_head_bytes} bytes")
+            if not (data := await self._receive()):
+                raise UpstreamGone(
+                    "it closed the connection within the head of its answer"
+                    if self._buffer
+                    else "it closed the connection without an answer"
+                )
+            self._buffer += data
+        if end > self._limits.max_head_bytes:
+            raise UpstreamGone(f"its head is larger than {self._limits.max_head_bytes} bytes")
+        raw, self._buffer = self._buffer[:end], self._buffer[end:]
+        try:
+            head = parse_response(raw, self._method)
+        except BadHead as exc:
+            raise UpstreamGone(f"it did not answer in HTTP: {exc}") from None
+        self._body = self._body_of(head)
+        return head
+
+    def _body_of(self, head: ResponseHead) -> BodyDecoder:
+        """RFC 9112 6.3, in its order."""
+        if self._method == b"HEAD" or head.status < 200 or head.status in (204, 304):
+            return LengthBody(0)
+        if head.chunked:
+            return ChunkedBody(self._limits.max_head_bytes)
+        if head.content_length is not None:
+            return LengthBody(head.content_length)
+        return UntilEndBody()

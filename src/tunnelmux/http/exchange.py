@@ -1,0 +1,404 @@
+"""One request and its response, carried in both directions at once.
+
+The same code stands at both ends of the tunnel: in the proxy between a visitor and a stream, in the
+agent between a stream and a local target. What differs, which fields are set and where requests go,
+comes in as an `Upstream`.
+
+Nothing is collected: each piece of a body is sent on as it comes, and the next one is not read
+before it was taken. No exchange has a total time limit. What is limited is the wait for the
+response's head, and only while it is the answering side's turn.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.connection import (
+    ClientConnection,
+    ServerConnection,
+    UpstreamGone,
+    VisitorGone,
+)
+from tunnelmux.http.fields import end_to_end, safe_trailers
+from tunnelmux.http.head import Field, RequestHead, ResponseHead, field_values, has_member
+from tunnelmux.http.refusal import REASON_FIELD, Refusal
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import RelayResult, abort, relay
+
+__all__ = ["Exchange", "Upstream", "forward"]
+
+PROMPT = 0.5
+"""Seconds in which an answer counts as coming at once. Until then nobody looks whether the visitor
+is still there; who leaves within that time is noticed when it is over."""
+
+
+@dataclass(slots=True)
+class Upstream:
+    """Where one request goes, and what is changed on the way."""
+
+    stream: trio.abc.Stream
+    """A connection that carries this request and nothing after it. `forward` closes it."""
+
+    headers: list[Field]
+    """The request's end-to-end fields as they are to be sent, Host among them."""
+
+    describe: str
+    """Who answers, for a sentence like "the target of service web did not answer"."""
+
+    response_timeout: float
+    """Seconds for the response's head, counted while neither the request is still coming in nor
+    an interim response has come."""
+
+    response_headers: Callable[[list[Field]], list[Field]] | None = None
+    """Applied to the response's end-to-end fields."""
+
+    broken_reason: str = "target-broke"
+    """The Tunnelmux-Reason when the connection ends before a response head."""
+
+
+@dataclass(slots=True)
+class Exchange:
+    """What happened, for the access log."""
+
+    request: RequestHead | None = None
+    status: int = 0
+    """The final status that was sent; 0 when the visitor was gone before there was one."""
+    reason: str | None = None
+    """The Tunnelmux-Reason sent with it, if any."""
+    bytes_in: int = 0
+    """Content received from the visitor."""
+    bytes_out: int = 0
+    """Content sent to the visitor."""
+    upgraded: bool = False
+    """Whether the connection changed to another protocol (WebSocket)."""
+    problem: str | None = None
+    """What went wrong, in words, or None."""
+    started: float = field(default_factory=trio.current_time)
+
+
+async def forward(
+    server: ServerConnection,
+    request: RequestHead,
+    upstream: Upstream,
+    limits: IngressLimits,
+    exchange: Exchange,
+) -> None:
+    """Send `request` upstream and the response back; fills `exchange` in as it goes.
+
+    Returns when the exchange is over, well or badly: every failure either became a response or,
+    when the response had begun, an aborted connection. The upstream's stream is closed then, and
+    `server.reusable` says whether the next request can be read. Raises only Cancelled, with both
+    connections aborted.
+    """
+    one = _Forwarding(server, request, upstream, limits, exchange)
+    try:
+        await one.run()
+    except BaseException:  # Cancelled, above all: half a message must not look like a whole one
+        try:
+            await abort(upstream.stream)
+        finally:
+            await server.abort()
+        raise
+
+
+class _Forwarding:
+    def __init__(
+        self,
+        server: ServerConnection,
+        request: RequestHead,
+        upstream: Upstream,
+        limits: IngressLimits,
+        exchange: Exchange,
+    ) -> None:
+        self._server = server
+        self._request = request
+        self._upstream = upstream
+        self._exchange = exchange
+        self._client = ClientConnection(upstream.stream, limits)
+        self._upgrade = _offered_upgrade(request)
+        self._timer: trio.CancelScope | None = None
+        self._due = trio.current_time() + upstream.response_timeout
+        self._head_sent = False
+        self._request_sent = False
+        self._refusal: Refusal | None = None  # what to answer instead of the upstream's response
+        self._failed = False  # the response cannot be completed, or nobody is there to read it
+        self._head: ResponseHead | None = None  # read from the upstream, not yet passed on
+        self._begun = False  # the final head was passed on
+        self._switched: ResponseHead | None = None
+
+    async def run(self) -> None:
+        if not (self._server.body_done and await self._run_promptly()):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send_request, nursery.cancel_scope)
+                await self._return_response()
+                nursery.cancel_scope.cancel(reason="the response is complete")
+        if self._switched is not None:
+            await self._relay_raw(self._switched)
+        else:
+            await self._settle()
+
+    async def _run_promptly(self) -> bool:
+        """Try to do it in this one task: a request without a body, a small answer at once.
+
+        Watching the visitor meanwhile takes a second task, which costs more than all the rest of
+        such an exchange. Answers whether the exchange is over; if not, the other way goes on from
+        where this one stopped.
+        """
+        await self._send_head()
+        try:
+            with trio.move_on_after(min(PROMPT, self._upstream.response_timeout)):
+                self._head = await self._client.read_head()
+            if self._head is None or self._head.status < 200:
+                return False
+            return await self._begin_response(self._head)
+        except UpstreamGone as exc:
+            self._answer_instead(502, self._upstream.broken_reason, str(exc))
+        except BadBody as exc:
+            self._answer_instead(502, "target-broke", f"its answer is broken: {exc}")
+        except VisitorGone as exc:
+            self._lose_visitor(exc)
+        return True
+
+    async def _settle(self) -> None:
+        """Leave both connections in the state that the outcome calls for."""
+        server = self._server
+        if self._refusal is not None and not server.response_started:
+            self._exchange.status = self._refusal.status
+            self._exchange.reason = self._refusal.reason
+            try:
+                await server.send_refusal(self._refusal)
+            except VisitorGone as exc:
+                self._lose_visitor(exc)
+        elif self._refusal is not None:
+            self._failed = True
+        if self._failed:
+            server.reusable = False
+            await server.abort()
+        if self._failed or self._refusal is not None or not self._request_sent:
+            await abort(self._upstream.stream)
+        else:
+            # The response is complete; how the connection ends is of no interest.
+            with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                await self._upstream.stream.aclose()
+
+    # The request's way
+
+    async def _send_request(self, all_of_it: trio.CancelScope) -> None:
+        try:
+            await self._send_request_parts()
+        except VisitorGone as exc:
+            self._lose_visitor(exc)
+            all_of_it.cancel(reason="the visitor is gone")
+        except BadBody as exc:
+            self._note(f"the request's body is bad: {exc}")
+            self._refusal = Refusal(400, "bad-request", f"The request cannot be used: {exc}.")
+            all_of_it.cancel(reason="the request cannot be completed")
+
+    async def _send_request_parts(self) -> None:
+        server, client = self._server, self._client
+        if not self._head_sent:
+            await self._send_head()
+        try:
+            end = self._request_sent
+            while not end:
+                # While the visitor's turn lasts, the upstream's time does not run, unless the
+                # visitor waits for a 100 (Continue), which is the upstream's to send.
+                self._run_timer(not self._exchange.bytes_in and self._expects_100)
+                data, end = await server.read_body()
+                self._run_timer(True)
+                self._exchange.bytes_in += len(data)
+                await client.send_body(data, end=end, trailers=safe_trailers(server.trailers))
+                self._run_timer(True)
+            self._request_sent = True
+        except UpstreamGone as exc:
+            self._note_lost_reader(exc)
+        await server.watch()
+
+    async def _send_head(self) -> None:
+        """The request's head, with what is here of its body."""
+        first, end = self._server.read_body_nowait()
+        self._exchange.bytes_in += len(first)
+        self._head_sent = True
+        try:
+            await self._client.send_request(
+                self._request.method,
+                self._request.target,
+                self._request_headers(),
+                chunked=self._request.chunked,
+                first=first,
+                end=end,
+            )
+            self._request_sent = end
+        except UpstreamGone as exc:
+            self._note_lost_reader(exc)
+
+    def _note_lost_reader(self, exc: UpstreamGone) -> None:
+        # It may have answered before it stopped reading; reading the answer will tell.
+        self._note(f"{self._upstream.describe} stopped reading the request: {exc}")
+
+    @property
+    def _expects_100(self) -> bool:
+        return has_member(self._request.headers, b"expect", b"100-continue")
+
+    def _request_headers(self) -> list[Field]:
+        headers = list(self._upstream.headers)
+        options: list[bytes] = []
+        if self._request.version == b"1.0":
+            # RFC 9110 10.1.1: an HTTP/1.0 client cannot mean it, nor take the answer.
+            headers = [pair for pair in headers if pair[0].lower() != b"expect"]
+        elif has_member(self._request.headers, b"te", b"trailers"):
+            options.append(b"TE")
+            headers.append((b"TE", b"trailers"))
+        if self._upgrade is not None:
+            options.append(b"Upgrade")
+            headers.append((b"Upgrade", self._upgrade))
+        else:
+            options.append(b"close")  # one request per connection, and it is this one
+        headers.append((b"Connection", b", ".join(options)))
+        return headers
+
+    def _run_timer(self, runs: bool) -> None:
+        """Start the upstream's time anew, or stop it."""
+        self._due = trio.current_time() + self._upstream.response_timeout if runs else math.inf
+        if self._timer is not None:
+            self._timer.deadline = self._due
+
+    # The response's way
+
+    async def _return_response(self) -> None:
+        try:
+            if not self._begun:
+                head = await self._read_final_head()
+                if head is None:
+                    return
+                if head.status == 101:
+                    self._switched = head
+                    return
+                if await self._begin_response(head):
+                    return
+            end = False
+            while not end:
+                data, end = await self._client.read_body()
+                self._exchange.bytes_out += len(data)
+                trailers = safe_trailers(self._client.trailers)
+                await self._server.send_body(data, end=end, trailers=trailers)
+        except UpstreamGone as exc:
+            self._answer_instead(502, self._upstream.broken_reason, str(exc))
+        except BadBody as exc:
+            # Without an answer begun, this is a 502; else the visitor's connection is cut.
+            self._answer_instead(502, "target-broke", f"its answer is broken: {exc}")
+        except VisitorGone as exc:
+            self._lose_visitor(exc)
+
+    async def _read_final_head(self) -> ResponseHead | None:
+        """The final head, interim ones passed on; None when there is none and why is noted."""
+        while True:
+            head, self._head = self._head, None
+            if head is None:
+                with trio.CancelScope(deadline=self._due) as self._timer:
+                    head = await self._client.read_head()
+                self._timer = None
+            if head is None:
+                seconds = f"{self._upstream.response_timeout:g} s"
+                self._answer_instead(504, "target-timeout", f"it did not answer within {seconds}")
+                return None
+            if head.status == 101 and self._upgrade is None:
+                raise UpstreamGone("it changed the protocol (101) without being asked to")
+            if not head.is_interim:
+                return head
+            await self._server.send_interim(head.status, head.reason, self._return_headers(head))
+            if self._due < math.inf:
+                self._run_timer(True)
+
+    async def _begin_response(self, head: ResponseHead) -> bool:
+        """Pass on the final head, with what is here of its body; whether that was all."""
+        first, end = self._client.read_body_nowait()
+        self._begun = True
+        self._exchange.status = head.status
+        self._exchange.bytes_out += len(first)
+        await self._server.send_response(
+            head.status,
+            head.reason,
+            self._return_headers(head),
+            length=head.content_length,
+            first=first,
+            end=end,
+            trailers=safe_trailers(self._client.trailers),
+        )
+        return end
+
+    def _return_headers(self, head: ResponseHead) -> list[Field]:
+        headers = [
+            pair for pair in end_to_end(head.headers) if pair[0].lower() != b"content-length"
+        ]
+        if self._upstream.response_headers is not None:
+            headers = self._upstream.response_headers(headers)
+        for name, value in headers:
+            if name.lower() == REASON_FIELD.lower():
+                self._exchange.reason = value.decode("latin-1")
+        return headers
+
+    async def _relay_raw(self, head: ResponseHead) -> None:
+        """Both sides agreed on another protocol: from here on bytes are only bytes."""
+        exchange = self._exchange
+        exchange.status, exchange.upgraded = 101, True
+        headers = self._return_headers(head)
+        headers += [
+            (b"Connection", b"Upgrade"),
+            (b"Upgrade", b", ".join(field_values(head.headers, b"upgrade")) or b"unknown"),
+        ]
+        early = self._client.take_buffer()
+        try:
+            await self._server.send_switch(101, head.reason, headers, early)
+        except VisitorGone as exc:
+            self._note(f"the visitor is gone: {exc}")
+            await abort(self._upstream.stream)
+            await self._server.abort()
+            return
+        result = RelayResult()
+        try:
+            await relay(
+                self._server.stream,
+                self._upstream.stream,
+                from_a=self._server.take_buffer(),
+                result=result,
+            )
+        finally:
+            exchange.bytes_in += result.bytes_a_to_b
+            exchange.bytes_out += result.bytes_b_to_a + len(early)
+            if result.ended == "broken":
+                side = "the visitor" if result.broken_side == "a" else self._upstream.describe
+                self._note(f"{side} broke the connection")
+
+    def _lose_visitor(self, exc: VisitorGone) -> None:
+        self._note(f"the visitor is gone: {exc}")
+        self._failed = True
+
+    def _answer_instead(self, status: int, reason: str, problem: str) -> None:
+        self._note(f"{self._upstream.describe}: {problem}")
+        message = f"{self._upstream.describe} could not answer: {problem}."
+        self._refusal = Refusal(status, reason, message[0].upper() + message[1:])
+
+    def _note(self, problem: str) -> None:
+        if self._exchange.problem is None:  # the first is the cause, the others follow from it
+            self._exchange.problem = problem
+
+
+def _offered_upgrade(request: RequestHead) -> bytes | None:
+    """The protocols the visitor would change to, as the Upgrade field to pass on; None for none.
+
+    h2c is left out: inside it more requests could follow, unseen and with any fields they like. So
+    is every upgrade of a request with a body, whose end would have to be awaited first.
+    """
+    if request.version == b"1.0" or request.has_body:
+        return None
+    if not has_member(request.headers, b"connection", b"upgrade"):
+        return None
+    offered = [p for p in field_values(request.headers, b"upgrade") if p.lower() != b"h2c"]
+    return b", ".join(offered) or None

@@ -1,0 +1,100 @@
+"""Serve the requests of one connection, each routed by its own head."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from tunnelmux.http.connection import ServerConnection, VisitorGone
+from tunnelmux.http.exchange import Exchange, Upstream, forward
+from tunnelmux.http.head import RequestHead
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import IngressLimits
+
+__all__ = ["Route", "serve_requests"]
+
+Route = Callable[[RequestHead], Awaitable[Upstream]]
+"""Answers where this one request goes, or raises Refused. Called for every request."""
+
+Connect = Callable[[ServerConnection, RequestHead], Awaitable[None]]
+"""Takes over a connection that began with CONNECT, and closes it."""
+
+_METHODS = b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
+
+
+async def serve_requests(
+    server: ServerConnection,
+    route: Route,
+    limits: IngressLimits,
+    record: Callable[[Exchange], None],
+    *,
+    connect: Connect | None = None,
+) -> None:
+    """Serve requests until the connection is over, and close it.
+
+    `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
+    goes to `connect`; without that it is refused. The sender's failures end the connection quietly;
+    raises only what `route` and `connect` raise on top of Refused.
+    """
+    try:
+        while await _serve_one(server, route, limits, record, connect):
+            pass
+    except VisitorGone:
+        await server.abort()
+    except BaseException:
+        await server.abort()
+        raise
+
+
+async def _serve_one(
+    server: ServerConnection,
+    route: Route,
+    limits: IngressLimits,
+    record: Callable[[Exchange], None],
+    connect: Connect | None,
+) -> bool:
+    """Whether the connection can go on."""
+    try:
+        request = await server.read_request()
+    except Refused as exc:
+        await _refuse(server.refuse, exc.refusal, Exchange(), record)
+        return False
+    if request is None:
+        await server.close()
+        return False
+    if request.method == b"CONNECT" and connect is not None:
+        await connect(server, request)
+        return False
+    exchange = Exchange(request=request)
+    try:
+        upstream = await _route(route, request)
+    except Refused as exc:
+        await _refuse(server.send_refusal, exc.refusal, exchange, record)
+    else:
+        try:
+            await forward(server, request, upstream, limits, exchange)
+        finally:
+            record(exchange)
+    if not server.reusable:
+        await server.close()
+    return server.reusable
+
+
+async def _route(route: Route, request: RequestHead) -> Upstream:
+    if request.method == b"CONNECT":
+        message = "CONNECT is not for visitors: TCP services have ports of their own here."
+        raise Refused(Refusal(405, "bad-request", message, headers=[(b"Allow", _METHODS)]))
+    return await route(request)
+
+
+async def _refuse(
+    send: Callable[[Refusal], Awaitable[None]],
+    refusal: Refusal,
+    exchange: Exchange,
+    record: Callable[[Exchange], None],
+) -> None:
+    exchange.status, exchange.reason = refusal.status, refusal.reason
+    exchange.problem = refusal.message
+    try:
+        await send(refusal)
+    finally:
+        record(exchange)

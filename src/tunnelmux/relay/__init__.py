@@ -1,0 +1,7 @@
+"""Bytes both ways between two streams, with every ending told apart."""
+
+from __future__ import annotations
+
+from tunnelmux.relay.splice import RelayResult, abort, relay
+
+__all__ = ["RelayResult", "abort", "relay"]

@@ -1,0 +1,158 @@
+"""Where bodies end: our decoders against h11's, whole and in pieces."""
+
+from __future__ import annotations
+
+import h11
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tunnelmux.http.body import BadBody, ChunkedBody, LengthBody, UntilEndBody, encode_chunk
+
+PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
+
+
+def feed_in_pieces(decoder: ChunkedBody | LengthBody, data: bytes, cuts: list[int]) -> bytes:
+    """What the decoder gives for `data` cut at these places; stops when it is done."""
+    places = sorted({cut % (len(data) + 1) for cut in cuts})
+    content = b""
+    for start, end in zip([0, *places], [*places, len(data)], strict=True):
+        if decoder.done:
+            decoder.rest += data[start:end]
+        elif end > start:
+            content += decoder.feed(data[start:end])
+    return content
+
+
+def through_h11(data: bytes) -> tuple[bytes, list[tuple[bytes, bytes]], bytes] | None:
+    """Content, trailers and rest as h11 reads them; None when it refuses, or wants more."""
+    connection = h11.Connection(h11.SERVER)
+    connection.receive_data(b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n")
+    connection.next_event()
+    connection.receive_data(data)
+    content = b""
+    try:
+        while True:
+            event = connection.next_event()
+            if isinstance(event, h11.Data):
+                content += event.data
+            elif isinstance(event, h11.EndOfMessage):
+                return content, event.headers.raw_items(), connection.trailing_data[0]
+            else:
+                return None
+    except h11.RemoteProtocolError:
+        return None
+
+
+@given(PIECES, st.lists(st.integers(0, 500), max_size=8), st.binary(max_size=20), st.booleans())
+def test_chunked_body_is_read_whole_however_it_is_cut(
+    pieces: list[bytes], cuts: list[int], rest: bytes, trailers: bool
+) -> None:
+    body = b"".join(encode_chunk(piece) for piece in pieces) + b"0\r\n"
+    body += b"X-Sum: 1\r\n\r\n" if trailers else b"\r\n"
+    decoder = ChunkedBody(1000)
+    assert feed_in_pieces(decoder, body + rest, cuts) == b"".join(pieces)
+    assert decoder.done
+    assert decoder.rest == rest
+    assert decoder.trailers == ([(b"X-Sum", b"1")] if trailers else [])
+
+
+MUTATED = st.lists(
+    st.sampled_from(
+        [
+            b"3\r\nabc\r\n",
+            b"0\r\n",
+            b"\r\n",
+            b"\n",
+            b"\r",
+            b"a",
+            b"3",
+            b";x",
+            b" ",
+            b"X: y\r\n",
+            b"0",
+        ]
+    ),
+    max_size=8,
+).map(b"".join)
+
+
+@given(MUTATED, st.lists(st.integers(0, 100), max_size=5))
+@settings(max_examples=200)
+def test_whatever_we_take_as_chunked_h11_reads_the_same_way(data: bytes, cuts: list[int]) -> None:
+    decoder = ChunkedBody(1000)
+    try:
+        content = feed_in_pieces(decoder, data, cuts)
+    except BadBody:
+        return  # stricter than h11 is fine
+    if decoder.done:
+        expected = through_h11(data)
+        assert expected is not None
+        assert (content, decoder.trailers, decoder.rest) == expected
+
+
+@given(st.binary(max_size=60), st.integers(0, 60), st.lists(st.integers(0, 60), max_size=5))
+def test_length_body(data: bytes, length: int, cuts: list[int]) -> None:
+    decoder = LengthBody(length)
+    content = feed_in_pieces(decoder, data, cuts)
+    assert content == data[:length]
+    assert decoder.done == (len(data) >= length)
+    if decoder.done:
+        assert decoder.rest == data[length:]
+        decoder.feed_eof()
+    else:
+        with pytest.raises(BadBody):
+            decoder.feed_eof()
+
+
+def test_body_until_the_end() -> None:
+    decoder = UntilEndBody()
+    assert decoder.feed(b"abc") == b"abc"
+    assert not decoder.done
+    decoder.feed_eof()
+    assert decoder.done
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"3\r\nabc",
+        b"3\r\nabc\r\n",
+        b"0\r\n",
+        b"0\r\nX: y\r\n",
+        b"",
+    ],
+)
+def test_chunked_body_that_ends_early(data: bytes) -> None:
+    decoder = ChunkedBody(1000)
+    if data:
+        decoder.feed(data)
+    with pytest.raises(BadBody):
+        decoder.feed_eof()
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"-1\r\n",
+        b"+1\r\n",
+        b"0x1\r\n",
+        b"1_0\r\n",
+        b" 1\r\n",
+        b"\r\n",
+        b"3\nabc\r\n",
+        b"3\r\nabcd\r\n",
+        b"3\r\nabc\n",
+        b"3;a\rb\r\n",
+        b"3;a\nb\r\nabc",
+        b"f" * 17 + b"\r\n",
+        b"3;" + b"x" * 300,
+        b"0\r\nno colon\r\n\r\n",
+        b"0\r\n folded: x\r\n\r\n",
+        b"0\r\nX : y\r\n\r\n",
+        b"0\r\nX: " + b"y" * 2000,
+    ],
+)
+def test_malformed_chunks(data: bytes) -> None:
+    with pytest.raises(BadBody):
+        ChunkedBody(1000).feed(data)

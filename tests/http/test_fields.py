@@ -1,0 +1,130 @@
+"""What a target gets to see of a visitor's fields."""
+
+from __future__ import annotations
+
+import pytest
+
+from tunnelmux.http.fields import (
+    TrustedProxies,
+    Visitor,
+    end_to_end,
+    forwarding_fields,
+    replace_host,
+    safe_trailers,
+    without_own_fields,
+)
+from tunnelmux.http.refusal import REASONS, Refusal
+
+SPOOFED = [
+    (b"X-Forwarded-For", b"1.1.1.1"),
+    (b"x-forwarded-proto", b"https"),
+    (b"X-Forwarded-Host", b"bank.example"),
+    (b"X-Forwarded-Port", b"443"),
+    (b"X-Real-IP", b"1.1.1.1"),
+    (b"Forwarded", b'for=1.1.1.1;host="a,b"'),
+]
+
+
+def test_hop_by_hop_fields_stop_here_also_those_that_connection_names() -> None:
+    fields = [
+        (b"Host", b"a"),
+        (b"Connection", b"keep-alive, X-Secret, HOST, content-length"),
+        (b"Keep-Alive", b"timeout=5"),
+        (b"Proxy-Connection", b"keep-alive"),
+        (b"Proxy-Authorization", b"Basic x"),
+        (b"TE", b"trailers"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"Upgrade", b"h2c"),
+        (b"HTTP2-Settings", b"x"),
+        (b"x-secret", b"1"),
+        (b"Content-Length", b"3"),
+        (b"Trailer", b"X-Sum"),
+        (b"Cookie", b"a=b"),
+    ]
+    assert end_to_end(fields) == [
+        (b"Host", b"a"),
+        (b"Content-Length", b"3"),
+        (b"Trailer", b"X-Sum"),
+        (b"Cookie", b"a=b"),
+    ]
+
+
+def test_own_fields_of_a_visitor_are_dropped_in_every_spelling() -> None:
+    fields = [(b"TUNNELMUX-Service", b"ssh"), (b"Tunnelmux_Device", b"x"), (b"Accept", b"*/*")]
+    assert without_own_fields(fields) == [(b"Accept", b"*/*")]
+
+
+def test_an_untrusted_visitor_cannot_say_who_it_is() -> None:
+    visitor = Visitor("203.0.113.7")
+    underscored = [(b"X_Forwarded_For", b"9.9.9.9")]
+    fields = forwarding_fields([*SPOOFED, *underscored, (b"Accept", b"*/*")], visitor, b"dev1.x:81")
+    assert fields == [
+        (b"Accept", b"*/*"),
+        (b"X-Forwarded-For", b"203.0.113.7"),
+        (b"X-Forwarded-Proto", b"http"),
+        (b"X-Forwarded-Host", b"dev1.x:81"),
+        (b"Forwarded", b'for=203.0.113.7;host="dev1.x:81";proto=http'),
+    ]
+
+
+def test_a_trusted_proxy_is_believed_and_appended_to() -> None:
+    visitor = Visitor("2001:db8::1", scheme="http", trusted=True)
+    underscored = [(b"X_Forwarded_For", b"9.9.9.9")]
+    assert forwarding_fields([*SPOOFED, *underscored], visitor, b"dev1.x") == [
+        (b"X-Forwarded-Port", b"443"),
+        (b"X-Real-IP", b"1.1.1.1"),
+        (b"X-Forwarded-For", b"1.1.1.1, 2001:db8::1"),
+        (b"X-Forwarded-Proto", b"https"),
+        (b"X-Forwarded-Host", b"bank.example"),
+        (
+            b"Forwarded",
+            b'for=1.1.1.1;host="a,b", for="[2001:db8::1]";host="dev1.x";proto=http',
+        ),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("networks", "address", "trusted"),
+    [
+        ([], "127.0.0.1", False),
+        (["127.0.0.1"], "127.0.0.1", True),
+        (["10.0.0.0/8"], "10.9.8.7", True),
+        (["10.0.0.0/8"], "11.0.0.1", False),
+        (["10.0.0.0/8"], "::ffff:10.1.1.1", True),
+        (["fd00::/8"], "fd00::1", True),
+        (["fd00::/8"], "10.0.0.1", False),
+        (["10.0.0.0/8"], "not an address", False),
+    ],
+)
+def test_trusted_networks(networks: list[str], address: str, trusted: bool) -> None:
+    assert (address in TrustedProxies.parse(networks)) is trusted
+
+
+def test_replaced_host_comes_first_and_alone() -> None:
+    fields = [(b"Accept", b"*/*"), (b"HOST", b"dev1.localhost")]
+    assert replace_host(fields, b"localhost:8000") == [
+        (b"Host", b"localhost:8000"),
+        (b"Accept", b"*/*"),
+    ]
+
+
+def test_trailers_cannot_carry_what_belongs_into_a_head() -> None:
+    bad = [b"Host", b"content-length", b"Set-Cookie", b"Tunnelmux-Reason", b"X-Forwarded-For"]
+    assert safe_trailers([(name, b"x") for name in bad] + [(b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
+
+
+def test_refusal_in_html_and_in_text() -> None:
+    refusal = Refusal(503, "device-offline", "Device <dev1> is offline.", retry_after=10)
+    fields, body = refusal.render(b"text/html,*/*")
+    assert (b"Content-Type", b"text/html; charset=utf-8") in fields
+    assert b"Device &lt;dev1&gt; is offline." in body
+    fields, body = refusal.render(b"application/json")
+    assert body == b"Device <dev1> is offline. (device-offline)\n"
+    assert (b"Retry-After", b"10") in fields
+    assert (b"Tunnelmux-Reason", b"device-offline") in fields
+
+
+def test_every_reason_has_a_refusal_status() -> None:
+    for reason, status in REASONS.items():
+        assert 400 <= status < 600
+        assert Refusal(status, reason, "x").phrase

@@ -1,0 +1,101 @@
+"""WebSocket and other upgrades pass; what is said afterwards is not looked at."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+
+from support.http_rig import running_rig
+
+UPGRADE = (
+    b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+)
+AGREED = (
+    b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n"
+)
+
+
+async def test_websocket_passes_with_bytes_that_come_early() -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(UPGRADE + b"visitor first")
+        target = await rig.target()
+        head = await target.read_head()
+        assert b"Connection: Upgrade\r\n" in head
+        assert b"Upgrade: websocket\r\n" in head
+        assert b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n" in head
+        await target.send(AGREED + b"target first")
+        answer = await rig.visitor.read_head()
+        assert answer.startswith(b"HTTP/1.1 101 Switching Protocols\r\n")
+        assert b"Upgrade: websocket\r\n" in answer
+        assert b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n" in answer
+        assert await rig.visitor.read_exactly(12) == b"target first"
+        assert await target.read_exactly(13) == b"visitor first"
+        await rig.visitor.send(b"\x81\x85....")
+        assert await target.read_exactly(6) == b"\x81\x85...."
+        await target.end()
+        assert await rig.visitor.read_all() == b""
+        await rig.visitor.end()
+    (exchange,) = rig.exchanges
+    assert (exchange.status, exchange.upgraded) == (101, True)
+    assert (exchange.bytes_in, exchange.bytes_out) == (19, 12)
+
+
+async def test_slow_agreement_to_an_upgrade(autojump_clock: trio.testing.MockClock) -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(UPGRADE)
+        target = await rig.target()
+        await target.read_head()
+        await trio.sleep(5)
+        await rig.visitor.send(b"impatient")
+        await trio.sleep(5)
+        await target.send(AGREED)
+        await rig.visitor.read_head()
+        assert await target.read_exactly(9) == b"impatient"
+        rig.front.reset()
+        with pytest.raises(trio.BrokenResourceError):
+            await target.read_all()
+
+
+async def test_refused_upgrade_is_an_ordinary_response() -> None:
+    async with running_rig() as rig:
+        for _ in range(2):
+            await rig.visitor.send(UPGRADE)
+            target = await rig.target()
+            await target.read_head()
+            await target.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+            assert b" 403 " in await rig.visitor.read_head()
+            assert await rig.visitor.read_exactly(2) == b"no"
+
+
+@pytest.mark.parametrize(
+    "request_head",
+    [
+        UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c"),
+        UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
+        UPGRADE.replace(b"GET /ws HTTP/1.1", b"GET /ws HTTP/1.0"),
+        UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\nbody"),
+    ],
+    ids=["h2c", "not in Connection", "HTTP/1.0", "with a body"],
+)
+async def test_upgrades_that_are_not_passed_on(request_head: bytes) -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(request_head)
+        target = await rig.target()
+        head = await target.read_head()
+        assert b"Upgrade" not in head
+        await target.send(AGREED)
+        assert b" 502 " in await rig.visitor.read_head()
+
+
+async def test_reset_after_the_upgrade_reaches_the_other_side() -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(UPGRADE)
+        target = await rig.target()
+        await target.send(AGREED)
+        await rig.visitor.read_head()
+        rig.target_ends[0].reset()
+        with pytest.raises(trio.BrokenResourceError):
+            await rig.visitor.read_all()
+    assert rig.exchanges[0].problem == "the target broke the connection"
