@@ -1,0 +1,7 @@
+"""The proxy: where agents connect, and where visitors come in to reach them."""
+
+from __future__ import annotations
+
+from tunnelmux.proxy.app import DrainReport, ReloadReport, RunningProxy, run_proxy
+
+__all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]

@@ -1,0 +1,306 @@
+"""The proxy as one running thing: its listeners, its sessions, their reload and their drain."""
+
+from __future__ import annotations
+
+import dataclasses
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from tunnelmux.config import Address, ProxyConfig
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.devices import DeviceRegister, devices_from_config
+from tunnelmux.proxy.enrolment import Enrolment
+from tunnelmux.proxy.ingress_http import HttpIngressServer
+from tunnelmux.proxy.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
+from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.sessions import LocalHandle, MemoryStore
+from tunnelmux.transports import server_context
+
+__all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
+
+_log = get_logger("proxy")
+
+_DRAIN_LOOK = 0.05
+# Seconds between two looks at what still runs while draining. Nobody asks at any other time, so no
+# stream pays for announcing its end.
+
+_GOODBYE = 2.0
+# Seconds the sessions get to close in order once the grace period is over; agents that do not
+# answer by then are cut.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReloadReport:
+    """What a reload did."""
+
+    kicked: list[str] = field(default_factory=list)
+    """Devices whose session was closed: removed, disabled, or given another token."""
+    problems: list[ConfigError] = field(default_factory=list)
+    """Listeners that could not be opened; everything else of the new configuration holds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DrainReport:
+    """How a drain ended."""
+
+    sessions: int = 0
+    """Sessions that were told to go away."""
+    streams: int = 0
+    """Streams that were live when the drain began."""
+    cut: int = 0
+    """Streams that were still live when the grace period was over."""
+    seconds: float = 0.0
+
+
+async def run_proxy(
+    config: ProxyConfig,
+    *,
+    enrolment: Enrolment | None = None,
+    announce: Callable[[RunningProxy], None] | None = None,
+    task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
+) -> DrainReport:
+    """Run a proxy until it was drained (see `RunningProxy.drain`) or is cancelled.
+
+    With `enrolment`, devices that hold an invitation may join. `announce` is called once, when the
+    listeners are open. Raises ConfigError, before anything
+    is served, when a file cannot be read or an address cannot be listened on.
+    """
+    proxy = RunningProxy(config, enrolment)
+    await proxy.run(announce, task_status)
+    return proxy.report
+
+
+class RunningProxy:
+    """A proxy that is running; `run_proxy` hands it to whoever started it."""
+
+    def __init__(self, config: ProxyConfig, enrolment: Enrolment | None) -> None:
+        self.config = config
+        self.report = DrainReport()
+        self.store = MemoryStore()
+        self.devices = DeviceRegister(
+            devices_from_config(config), enrolment.load() if enrolment else ()
+        )
+        self._tunnel = TunnelServer(
+            devices=self.devices,
+            store=self.store,
+            settings=_tunnel_settings(config),
+            max_handshakes=config.limits.ingress.max_handshakes,
+            enrolment=enrolment,
+        )
+        self._http = HttpIngressServer(self.store, self.devices)
+        self._tcp = TcpIngressServer(self.store, self.devices)
+        self._set_ingress(config)
+        self._reloading = trio.Lock()
+        self._drain_wanted = trio.Event()
+        self._grace = trio.CancelScope()
+        self._finished = trio.Event()
+
+    # -- looking ----------------------------------------------------------------------------
+
+    @property
+    def tunnel_address(self) -> Address:
+        """Where agents connect, with the port the system chose for 0."""
+        address = self._listeners.address("tunnel")
+        assert address is not None  # there is no proxy without this listener
+        return address
+
+    @property
+    def http_address(self) -> Address | None:
+        """Where visitors with a browser come in, or None without `[ingress.http]`."""
+        return self._listeners.address("http")
+
+    @property
+    def tcp_addresses(self) -> list[Address]:
+        """Where the TCP ingresses listen, in the order of the configuration."""
+        bound = (self._listeners.address(slot) for slot in _tcp_slots(self.config))
+        return [address for address in bound if address is not None]
+
+    # -- doing ------------------------------------------------------------------------------
+
+    async def reload(self, config: ProxyConfig) -> ReloadReport:
+        """Take a new configuration while sessions and visitors go on.
+
+        Listeners that are new are opened, those that are gone are closed, unchanged ones are not
+        touched. A listener that cannot be opened is logged and reported; the rest applies. The
+        session of a device that was removed, disabled or given another token is closed.
+
+        Raises ConfigError, with nothing changed, when a file it names cannot be used.
+        """
+        async with self._reloading:
+            devices = devices_from_config(config)
+            tunnel = _tunnel_settings(config)
+            self._set_ingress(config)
+            self._tunnel.settings = tunnel
+            self.config = config
+            stale = sorted(self.devices.replace_configured(devices))
+            kicked = [name for name in stale if await self._kick(name)]
+            problems = []
+            if not self._drain_wanted.is_set():
+                problems = await self._listeners.apply(self._plans())
+            for problem in problems:
+                _log.error("a listener could not be opened", cause=str(problem))
+            return ReloadReport(kicked=kicked, problems=problems)
+
+    async def drain(self, grace: float) -> DrainReport:
+        """Stop: take nothing new, let what runs finish for `grace` seconds, cut what is left.
+
+        Every agent is told with a GoAway at once. A second call can shorten the grace period of
+        the first. Returns when nothing runs any more.
+        """
+        self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
+        self._drain_wanted.set()
+        # Bounded by the grace period and the goodbyes after it.
+        await self._finished.wait()
+        return self.report
+
+    # -- from start to end --------------------------------------------------------------------
+
+    async def run(
+        self,
+        announce: Callable[[RunningProxy], None] | None,
+        task_status: trio.TaskStatus[RunningProxy],
+    ) -> None:
+        """What `run_proxy` does; once per object."""
+        try:
+            problems = await self._run_until_drained(announce, task_status)
+        finally:
+            self._finished.set()
+        if problems:
+            raise ConfigError("\n".join(str(problem) for problem in problems))
+
+    async def _run_until_drained(
+        self,
+        announce: Callable[[RunningProxy], None] | None,
+        task_status: trio.TaskStatus[RunningProxy],
+    ) -> list[ConfigError]:
+        # From the outside in: sessions outlive the visitors that use them, and both outlive the
+        # listeners they came in through.
+        async with trio.open_nursery() as self._agents:
+            async with trio.open_nursery() as self._visitors:
+                async with trio.open_nursery() as accepting:
+                    self._listeners = ListenerSet(accepting)
+                    try:
+                        problems = await self._listeners.apply(self._plans())
+                        if not problems:
+                            if announce is not None:
+                                announce(self)
+                            task_status.started(self)
+                            # No deadline: a proxy runs until somebody wants it to end.
+                            await self._drain_wanted.wait()
+                    finally:
+                        self._listeners.close()
+                    accepting.cancel_scope.cancel()
+                if not problems:
+                    await self._drain()
+                self._visitors.cancel_scope.cancel()
+            for handle in self._tunnel.sessions:
+                self._agents.start_soon(handle.session.aclose)
+            # Leaving the block waits for the goodbyes until then.
+            self._agents.cancel_scope.deadline = trio.current_time() + _GOODBYE
+        return problems
+
+    async def _drain(self) -> None:
+        started = trio.current_time()
+        self._tunnel.is_draining = True
+        self._http.drain()
+        sessions = self._tunnel.sessions
+        streams = _live_streams(sessions)
+        for handle in sessions:
+            handle.session.go_away()
+        with self._grace:
+            while self._visitors.child_tasks or _live_streams(sessions):  # noqa: ASYNC110
+                await trio.sleep(_DRAIN_LOOK)
+        self.report = DrainReport(
+            sessions=len(sessions),
+            streams=streams,
+            cut=_live_streams(sessions),
+            seconds=round(trio.current_time() - started, 3),
+        )
+        _log.info("drained", **dataclasses.asdict(self.report))
+
+    async def _kick(self, name: str) -> bool:
+        """Close the session of a device that may not go on; whether there was one."""
+        device = self.devices.find(name)
+        if device is None:
+            reason = "the device was removed from proxy.toml"
+        elif not device.enabled:
+            reason = "the device was disabled in proxy.toml"
+        else:
+            reason = "the device was given another token in proxy.toml"
+        handle = await self.store.find_device(name)
+        if handle is not None:
+            await handle.close(reason)
+            await self.store.unregister(handle.token, handle)
+        if device is None:
+            self.store.forget_device(name)
+        return handle is not None
+
+    def _set_ingress(self, config: ProxyConfig) -> None:
+        http, limits = config.ingress.http, config.limits.ingress
+        tls = _tls_context(http.tls_certificate, http.tls_key) if http is not None else None
+        if http is not None:
+            self._http.configure(http, limits, tls)
+        self._tcp.configure(limits)
+
+    # -- what listens where -----------------------------------------------------------------
+
+    def _plans(self) -> dict[str, ListenerPlan]:
+        ingress = self.config.ingress
+        plans = {
+            "tunnel": ListenerPlan(
+                key="tunnel.listen",
+                address=self.config.tunnel.address,
+                handler=self._tunnel.handle,
+                nursery=self._agents,
+                gate=self._tunnel.gate,
+            )
+        }
+        if ingress.http is not None:
+            plans["http"] = ListenerPlan(
+                key="ingress.http.listen",
+                address=ingress.http.address,
+                handler=self._http.handle,
+                nursery=self._visitors,
+            )
+        for index, (slot, tcp) in enumerate(zip(_tcp_slots(self.config), ingress.tcp, strict=True)):
+            plans[slot] = ListenerPlan(
+                key=f"ingress.tcp[{index}].listen",
+                address=tcp.address,
+                handler=partial(self._tcp.handle, tcp.device, tcp.service),
+                nursery=self._visitors,
+            )
+        return plans
+
+
+def _tcp_slots(config: ProxyConfig) -> list[str]:
+    """One name for each TCP ingress, the same after a reload if it listens on the same address."""
+    # Port 0 may be there more than once: then they are told apart by where they lead.
+    return [
+        f"tcp {tcp.listen}" + (f" {tcp.device}/{tcp.service}" if tcp.address.port == 0 else "")
+        for tcp in config.ingress.tcp
+    ]
+
+
+def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
+    tunnel = config.tunnel
+    return TunnelSettings(
+        path=tunnel.path,
+        tls=_tls_context(tunnel.tls_certificate, tunnel.tls_key),
+        limits=config.limits.session,
+        handshake_timeout=config.limits.ingress.handshake_timeout,
+    )
+
+
+def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
+    return server_context(certificate, key) if certificate and key else None
+
+
+def _live_streams(sessions: list[LocalHandle]) -> int:
+    return sum(handle.session.stream_count for handle in sessions)

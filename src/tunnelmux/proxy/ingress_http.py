@@ -1,0 +1,200 @@
+"""Where visitors with a browser come in: each request goes to the device its own head names."""
+
+from __future__ import annotations
+
+import ssl
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnelmux.config.proxy import HttpIngress
+from tunnelmux.http import Exchange, RequestHead, ServerConnection, Upstream, serve_requests
+from tunnelmux.http.fields import (
+    TrustedProxies,
+    Visitor,
+    end_to_end,
+    forwarding_fields,
+    without_own_fields,
+)
+from tunnelmux.http.refusal import Refusal
+from tunnelmux.limits import IngressLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.devices import DeviceRegister
+from tunnelmux.proxy.routing import Destination, Router, find_destination, stream_id
+from tunnelmux.relay import abort
+from tunnelmux.sessions import DeviceStore
+
+__all__ = ["HttpIngressServer", "host_of"]
+
+_log = get_logger("proxy.http")
+
+_AGENT_SLACK = 5.0
+# Seconds on top of the agent's own limits: its 504 knows which target was slow, so it goes first.
+
+_REFUSING_AT_ONCE = 64
+# Visitors over the limit that are being told so; the ones over this are reset, so that telling
+# them does not become what fills the memory.
+
+_REFUSAL_TIMEOUT = 1.0
+# Seconds one of them gets to read it.
+
+
+@dataclass(frozen=True, slots=True)
+class _Settings:
+    """What a connection is held to, from its accepting on; a reload makes new ones."""
+
+    domain: str = "localhost"
+    trusted: TrustedProxies = field(default_factory=TrustedProxies)
+    limits: IngressLimits = field(default_factory=IngressLimits)
+    tls: ssl.SSLContext | None = None
+
+
+class HttpIngressServer:
+    """Serves the connections of visitors. `configure` it before the first."""
+
+    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+        self._router = Router(store, devices)
+        self._settings = _Settings()
+        self._visitors: set[ServerConnection] = set()
+        self._refusing = 0
+        self._is_draining = False
+
+    def configure(
+        self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve connections that come from now on like this."""
+        trusted = TrustedProxies.parse(ingress.trusted_proxies)
+        self._settings = _Settings(ingress.domain, trusted, limits, tls)
+
+    @property
+    def visitor_count(self) -> int:
+        """Connections of visitors that are being served."""
+        return len(self._visitors)
+
+    def drain(self) -> None:
+        """Close idle connections now and the others after their current request."""
+        self._is_draining = True
+        for server in self._visitors:
+            server.finish_soon()
+
+    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
+        """Serve one visitor until its connection is over, and close it.
+
+        `remote` is the visitor's address as `host:port`.
+        """
+        settings = self._settings
+        if len(self._visitors) >= settings.limits.max_visitors:
+            await self._turn_away(stream, remote, settings)
+            return
+        served: trio.abc.Stream = stream
+        if settings.tls is not None:
+            served = trio.SSLStream(stream, settings.tls, server_side=True, https_compatible=True)
+        server = ServerConnection(served, settings.limits)
+        self._visitors.add(server)
+        try:
+            if isinstance(served, trio.SSLStream) and not await _shake_hands(
+                served, remote, settings.limits
+            ):
+                return
+            if self._is_draining:
+                server.finish_soon()
+            visit = _Visit(self._router, settings, remote)
+            await serve_requests(server, visit.route, settings.limits, visit.record)
+        finally:
+            self._visitors.discard(server)
+
+    async def _turn_away(self, stream: trio.abc.Stream, remote: str, settings: _Settings) -> None:
+        limit = settings.limits.max_visitors
+        _log.warning("visitor refused", visitor=remote, reason="too-many-visitors", limit=limit)
+        if settings.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
+            await abort(stream)
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(_REFUSAL_TIMEOUT):
+                server = ServerConnection(stream, settings.limits)
+                message = f"More than {limit} visitors are connected. Try again in a moment."
+                refusal = Refusal(503, "too-many-visitors", message, retry_after=1)
+                await server.refuse(refusal)
+        finally:
+            self._refusing -= 1
+
+
+async def _shake_hands(
+    stream: trio.SSLStream[trio.abc.Stream], remote: str, limits: IngressLimits
+) -> bool:
+    """Whether TLS was agreed on; if not, the connection is cut and a line says why."""
+    problem = f"no TLS handshake within {limits.handshake_timeout:g} s"
+    with trio.move_on_after(limits.handshake_timeout):
+        try:
+            await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            problem = f"the TLS handshake failed: {exc.__cause__ or exc}"
+        else:
+            return True
+    _log.info("visitor lost", visitor=remote, problem=problem)
+    await abort(stream)
+    return False
+
+
+class _Visit:
+    """One visitor's connection: routes its requests and writes the access log."""
+
+    def __init__(self, router: Router, settings: _Settings, remote: str) -> None:
+        self._router = router
+        self._settings = settings
+        self._remote = remote
+        address = host_of(remote)
+        self._visitor = Visitor(
+            address=address,
+            scheme="http" if settings.tls is None else "https",
+            trusted=address in settings.trusted,
+        )
+        self._destination: Destination | None = None
+        self._stream: trio.abc.Stream | None = None
+
+    async def route(self, request: RequestHead) -> Upstream:
+        """A stream to the device that this request names; raises Refused."""
+        limits = self._settings.limits
+        self._destination = destination = find_destination(request, self._settings.domain)
+        self._stream = await self._router.open_stream(destination.device, limits)
+        headers = without_own_fields(end_to_end(request.headers))
+        headers = forwarding_fields(headers, self._visitor, request.host)
+        if destination.service is not None:
+            headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
+        return Upstream(
+            stream=self._stream,
+            headers=headers,
+            describe=f"device {destination.device}",
+            response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
+            broken_reason="tunnel-lost",
+        )
+
+    def record(self, exchange: Exchange) -> None:
+        """One line for one request."""
+        destination, stream, request = self._destination, self._stream, exchange.request
+        self._destination = self._stream = None
+        what: dict[str, object] = {
+            "visitor": self._remote,
+            "device": destination.device if destination else None,
+            "service": destination.service if destination else None,
+            "stream": stream_id(stream),
+            "method": request.method.decode("ascii") if request is not None else None,
+            "path": request.path if request is not None else None,
+            "status": exchange.status or None,
+            "reason": exchange.reason,
+            "upgraded": exchange.upgraded or None,
+            "problem": exchange.problem,
+        }
+        _log.info(
+            "request",
+            **{key: value for key, value in what.items() if value is not None},
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            seconds=round(trio.current_time() - exchange.started, 4),
+        )
+
+
+def host_of(remote: str) -> str:
+    """The address in `host:port`, without the brackets of IPv6."""
+    return remote.rpartition(":")[0].strip("[]")

@@ -1,0 +1,129 @@
+"""What the internal API answers with: JSON, and one shape for every error."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from http import HTTPStatus
+
+import msgspec
+
+from tunnelmux.errors import TunnelmuxError
+from tunnelmux.http import Field, Refusal, ServerConnection
+
+__all__ = ["CODES", "Answer", "ApiConnection", "ApiError"]
+
+CODES: dict[str, tuple[int, str]] = {
+    "BODY_TOO_LARGE": (413, "The request's body is over limits.max_forward_body."),
+    "DRAINING": (503, "The proxy is shutting down."),
+    "FORBIDDEN": (403, "A browser on another site's behalf, or a host name that is not ours."),
+    "HEAD_TIMEOUT": (408, "The request's head or body took too long."),
+    "HEAD_TOO_LARGE": (431, "The request's head is over limits.max_head_bytes."),
+    "INTERNAL_ERROR": (500, "A bug in the proxy; its log has more."),
+    "INVALID_BODY": (400, "The body is not base64."),
+    "INVALID_JSON": (400, "The request is not the JSON that is wanted."),
+    "INVALID_REQUEST": (400, "No sound HTTP request can be made of what was asked for."),
+    "METHOD_NOT_ALLOWED": (405, "The path is right and the method is not; see Allow."),
+    "MISSING_SESSION_TOKEN": (400, "No session_token or ?token= was given."),
+    "MISSING_TOKEN": (400, "The path ends where the session's token should be."),
+    "NOT_FOUND": (404, "No such session, or no such path."),
+    "RESPONSE_TOO_LARGE": (413, "The response's body is over limits.max_forward_body."),
+    "TIMEOUT": (504, "The device did not answer in time."),
+    "TOO_MANY_CALLERS": (503, "limits.max_callers connections are open."),
+    "TOO_MANY_FORWARDS": (503, "limits.max_forwards_per_session calls are in progress."),
+    "TUNNEL_DISCONNECTED": (502, "No live session has this token."),
+    "TUNNEL_ERROR": (502, "No stream could be opened to the agent."),
+    "TUNNEL_READ_ERROR": (502, "The tunnel broke before the response was complete."),
+    "TUNNEL_WRITE_ERROR": (502, "The tunnel broke before the request was sent."),
+    "UNAUTHORIZED": (401, "No Authorization: Bearer with the right secret."),
+    "UPGRADE_REQUIRED": (426, "forward/ws takes WebSocket upgrades only."),
+}
+"""Every error code with its status and meaning. Programs depend on them: a code may be added,
+never changed."""
+
+_BY_REASON = {
+    "bad-request": "INVALID_REQUEST",
+    "head-timeout": "HEAD_TIMEOUT",
+    "head-too-large": "HEAD_TOO_LARGE",
+    "target-broke": "TUNNEL_READ_ERROR",
+    "target-timeout": "TIMEOUT",
+    "tunnel-lost": "TUNNEL_READ_ERROR",
+}
+"""The code for each Tunnelmux-Reason that our own HTTP code can refuse an exchange with."""
+
+
+class ApiError(TunnelmuxError):
+    """Raised to answer a call with an error. `message` names the cause and, if any, the fix.
+
+    `forwarded` says that it is the outcome of a forward/http call, whose JSON always has `status`:
+    0 where there is no response.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        headers: list[Field] | None = None,
+        forwarded: bool = False,
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.status = status or CODES[code][0]
+        self.headers = headers or []
+        self.forwarded = forwarded
+
+    def body(self) -> bytes:
+        """The JSON that says it."""
+        content: dict[str, object] = {"status": 0} if self.forwarded else {}
+        content["error"] = {"code": self.code, "message": self.message}
+        return msgspec.json.encode(content)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a plain route answers with."""
+
+    body: bytes
+    status: int = 200
+    content_type: bytes = b"application/json"
+    headers: list[Field] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, content: object) -> Answer:
+        """`content` as JSON."""
+        return cls(msgspec.json.encode(content))
+
+
+class ApiConnection(ServerConnection):
+    """A caller's connection, on which every refusal is JSON."""
+
+    async def send_answer(self, answer: Answer) -> None:
+        """Send a whole answer; for a HEAD request, its head only."""
+        request = self._request
+        headers = [
+            (b"Content-Type", answer.content_type),
+            (b"Cache-Control", b"no-store"),  # it speaks of this moment only
+            *answer.headers,
+        ]
+        is_head = request is not None and request.method == b"HEAD"
+        await self.send_response(
+            answer.status,
+            HTTPStatus(answer.status).phrase.encode("ascii"),
+            headers,
+            length=len(answer.body),
+            first=b"" if is_head else answer.body,
+            end=True,
+        )
+
+    async def send_error(self, error: ApiError) -> None:
+        """Answer the current request with an error."""
+        await self.send_answer(Answer(error.body(), error.status, headers=error.headers))
+
+    async def send_refusal(self, refusal: Refusal) -> None:
+        code = _BY_REASON.get(refusal.reason, "INTERNAL_ERROR")
+        headers = list(refusal.headers)
+        await self.send_error(
+            ApiError(code, refusal.message, headers=headers, status=refusal.status)
+        )

@@ -1,0 +1,103 @@
+"""The table of routes: what there is to call, and how a request finds it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import parse_qsl, unquote
+
+from tunnelmux.http import RequestHead
+from tunnelmux.http.head import first_value
+from tunnelmux.limits import IngressLimits, InternalLimits
+from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+
+__all__ = ["TOKEN_FIELD", "Call", "Route", "RouteTable"]
+
+TOKEN_FIELD = "Tunnelmux-Session-Token"
+"""The field that may stand for `?token=`: query strings end up in other programs' logs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One authenticated request. `server` is its connection; plain routes leave that alone."""
+
+    request: RequestHead
+    server: ApiConnection
+    limits: InternalLimits
+    http_limits: IngressLimits
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    """What stood in the path where the route has `{name}`."""
+    query: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def query_token(self) -> str:
+        """The session's token from the query or its field; empty when there is none."""
+        value = first_value(self.request.headers, TOKEN_FIELD.lower().encode("ascii"))
+        return self.query.get("token") or (value or b"").decode("latin-1")
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One path and method.
+
+    `answer` makes a plain answer; `stream` takes the connection over, answers on it and closes it.
+    A route has one of the two.
+    """
+
+    method: str
+    path: str
+    answer: Callable[[Call], Awaitable[Answer]] | None = None
+    stream: Callable[[Call], Awaitable[None]] | None = None
+    while_draining: bool = True
+    """Whether it is served while the proxy shuts down."""
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods it takes: HEAD wherever GET has a plain answer."""
+        return (self.method, "HEAD") if self.method == "GET" and self.answer else (self.method,)
+
+    def match(self, path: str) -> dict[str, str] | None:
+        """The path's parameters, percent-decoded, or None when this is another path."""
+        wanted, given = self.path.split("/"), path.split("/")
+        if len(wanted) != len(given):
+            return None
+        parameters = {}
+        for pattern, segment in zip(wanted, given, strict=True):
+            if pattern.startswith("{") and segment:
+                parameters[pattern[1:-1]] = unquote(segment)
+            elif pattern != segment:
+                return None
+        return parameters
+
+
+class RouteTable:
+    """Finds the route of a request."""
+
+    def __init__(self, routes: Iterable[Route]) -> None:
+        self.routes = tuple(routes)
+
+    def find(self, request: RequestHead) -> tuple[Route, dict[str, str], dict[str, str]]:
+        """The route, its path parameters and the query; raises ApiError (404, 405 or 400)."""
+        path, _, query = request.target.decode("ascii").partition("?")
+        method = request.method.decode("ascii")
+        matching = [(r, found) for r in self.routes if (found := r.match(path)) is not None]
+        for route, parameters in matching:
+            if method in route.methods:
+                return route, parameters, dict(parse_qsl(query))
+        if matching:
+            allowed = [name for route, _ in matching for name in route.methods]
+            raise ApiError(
+                "METHOD_NOT_ALLOWED",
+                f"{allowed[0]} required",
+                headers=[(b"Allow", ", ".join(allowed).encode("ascii"))],
+            )
+        raise _nothing_here(path)
+
+
+def _nothing_here(path: str) -> ApiError:
+    prefix = "/internal/session/"
+    if path == prefix:
+        return ApiError("MISSING_TOKEN", "token required in path")
+    if path.startswith(prefix) and path.count("/") == 4:
+        return ApiError("NOT_FOUND", f"unknown action: {path.rpartition('/')[2]}")
+    return ApiError("NOT_FOUND", "nothing is here: /openapi.json lists the paths")

@@ -1,0 +1,160 @@
+"""The proxy's listening sockets: opened with errors a person can act on, changed while in use."""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass
+
+import trio
+
+from tunnelmux.config import Address
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+from tunnelmux.transports.tcp import bound_addresses, configure_socket, open_listeners
+
+__all__ = ["ListenerPlan", "ListenerSet"]
+
+_log = get_logger("proxy.listeners")
+
+_FAILED_ACCEPT_PAUSE = 0.1
+# Seconds before accepting again when the system has, say, no descriptor left. The connection would
+# be offered again at once, in a loop that takes the processor from those who could finish.
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerPlan:
+    """One listener that is wanted."""
+
+    key: str
+    """The setting it comes from, for error messages."""
+    address: Address
+    handler: Callable[[trio.SocketStream, str], Awaitable[None]]
+    """Serves one connection; gets its stream and the visitor's address as `host:port`."""
+    nursery: trio.Nursery
+    """Owns the connections, so that closing the listener ends none of them."""
+    gate: trio.Semaphore | None = None
+    """Acquired for each connection; `handler` releases it when it needs its place no more."""
+
+
+@dataclass
+class _Open:
+    """One listener in use. Its plan can be replaced while it listens."""
+
+    plan: ListenerPlan
+    sockets: list[trio.SocketListener]
+
+    @property
+    def address(self) -> Address:
+        return Address(*bound_addresses(self.sockets)[0])
+
+    def close(self) -> None:
+        # Not left to the accepting tasks, which end of this: the port is free on return.
+        for listener in self.sockets:
+            listener.socket.close()
+
+
+class ListenerSet:
+    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept."""
+
+    def __init__(self, nursery: trio.Nursery) -> None:
+        self._nursery = nursery
+        self._open: dict[str, _Open] = {}
+        self._is_closed = False
+
+    def address(self, slot: str) -> Address | None:
+        """Where the slot's listener is bound, or None when it has none."""
+        entry = self._open.get(slot)
+        return entry.address if entry else None
+
+    async def apply(self, plans: Mapping[str, ListenerPlan]) -> list[ConfigError]:
+        """Make the listeners those of `plans`; answers what could not be opened.
+
+        A slot whose address is unchanged keeps its socket and gets the new handler for connections
+        from now on. A slot that cannot move to its new address stays at the old one.
+        """
+        for slot in self._open.keys() - plans.keys():
+            entry = self._open.pop(slot)
+            _log.info("no longer listening", address=str(entry.address))
+            entry.close()
+        problems = []
+        for slot, plan in plans.items():
+            kept = self._open.get(slot)
+            if kept is not None and kept.plan.address == plan.address:
+                kept.plan = plan
+                continue
+            try:
+                await self._listen(slot, plan)
+            except ConfigError as problem:
+                problems.append(problem)
+        return problems
+
+    def close(self) -> None:
+        """Stop listening everywhere, for good; connections go on."""
+        self._is_closed = True
+        for entry in self._open.values():
+            entry.close()
+        self._open.clear()
+
+    async def _listen(self, slot: str, plan: ListenerPlan) -> None:
+        try:
+            sockets = await open_listeners(plan.address.host, plan.address.port)
+        except ConfigError as error:
+            raise ConfigError(f"{plan.key}: {error}") from error
+        entry = _Open(plan, sockets)
+        if self._is_closed:  # meanwhile: a drain does not wait for a reload
+            entry.close()
+            return
+        if (old := self._open.get(slot)) is not None:
+            _log.info("no longer listening", address=str(old.address))
+            old.close()
+        self._open[slot] = entry
+        _log.info("listening", setting=plan.key, address=str(entry.address))
+        for listener in entry.sockets:
+            self._nursery.start_soon(self._accept_all, entry, listener)
+
+    async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
+        while True:
+            try:
+                stream = await listener.accept()
+            except trio.ClosedResourceError:
+                return
+            except OSError as error:
+                await self._after_failed_accept(entry, error)
+                continue
+            plan = entry.plan
+            if plan.gate is not None:
+                try:
+                    # No deadline: a place is held for as long as a handshake may take, at most.
+                    # Meanwhile the others wait in the kernel's queue.
+                    await plan.gate.acquire()
+                except trio.Cancelled:
+                    await trio.aclose_forcefully(stream)
+                    raise
+            plan.nursery.start_soon(self._handle, plan, stream)
+
+    async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
+        if error.errno == errno.ECONNABORTED:
+            return  # that visitor left before being let in
+        _log.error(
+            "no connection can be accepted; if files ran out, raise LimitNOFILE (ulimit -n)",
+            listener=str(entry.plan.address),
+            error=error.strerror,
+        )
+        await trio.sleep(_FAILED_ACCEPT_PAUSE)
+
+    async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream) -> None:
+        try:
+            remote = str(Address(*stream.socket.getpeername()[:2]))
+        except OSError:
+            stream.socket.close()
+            return  # gone before anybody could ask who it was
+        try:
+            # No TCP_USER_TIMEOUT: the kernel would also cut visitors who pause reading a download.
+            configure_socket(stream, user_timeout=None)
+            await plan.handler(stream, remote)
+        except Exception:  # noqa: BLE001  as the next line says
+            # A bug in one connection is no reason to drop all the others.
+            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+        finally:
+            await trio.aclose_forcefully(stream)

@@ -1,0 +1,160 @@
+"""A proxy without a configuration file: it makes its own keys, and devices join by invitation."""
+
+from __future__ import annotations
+
+import socket
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import msgspec
+import trio
+
+from tunnelmux.config import HttpIngress, JoinInvitation, ProxyConfig, encode_join
+from tunnelmux.config.rules import Address
+from tunnelmux.errors import ConfigError
+from tunnelmux.proxy.app import DrainReport, RunningProxy, run_proxy
+from tunnelmux.proxy.certificate import make_certificate, pin_of
+from tunnelmux.proxy.enrolment import Enrolment
+from tunnelmux.proxy.invitations import INVITATION_LIFETIME, Invitations
+from tunnelmux.proxy.state_files import write_private
+
+__all__ = ["Invitation", "invite", "own_address", "run_quickstart"]
+
+_HTTP_LISTEN = "127.0.0.1:8080"
+# Visitors of this machine only: whoever opens a device's web page to the network says so.
+
+_PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sent there
+
+
+_STATE_FILE = "quickstart.json"
+
+
+class Invitation(NamedTuple):
+    """What an operator is shown. Both texts hold a secret: print them, never log them."""
+
+    join: str
+    """The join string by itself."""
+    command: str
+    """One line to paste on the device."""
+
+
+class _State(msgspec.Struct, frozen=True):
+    """What `invite`, which runs in another process, must know of the running proxy."""
+
+    url: str
+    certificate: str
+
+
+async def run_quickstart(
+    state_dir: Path,
+    public_host: str | None = None,
+    *,
+    config: ProxyConfig | None = None,
+    announce: Callable[[str], None] = print,
+    clock: Callable[[], float] = time.time,
+    task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
+) -> DrainReport:
+    """Run a proxy that keeps all it needs in `state_dir`, until it was drained or is cancelled.
+
+    The first time, a TLS certificate is made there for `public_host`, by which devices reach this
+    machine (default: its own address). Each time, one invitation is made; once the proxy listens,
+    `announce` gets the text for the operator with the line to paste on a device. `config` may set
+    other things, a certificate of its own included; without an HTTP ingress in it, visitors of
+    this machine come in at 127.0.0.1:8080. `clock` answers seconds since the epoch.
+
+    Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
+    """
+    host = public_host or own_address()
+    config = _complete(config or ProxyConfig(), state_dir, host, clock)
+    enrolment = Enrolment(state_dir, clock=clock)
+
+    def welcome(proxy: RunningProxy) -> None:
+        tunnel = proxy.config.tunnel
+        assert tunnel.tls_certificate is not None  # _complete set it
+        url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
+        state = _State(url=url, certificate=str(tunnel.tls_certificate.absolute()))
+        write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
+        announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
+
+    return await run_proxy(config, enrolment=enrolment, announce=welcome, task_status=task_status)
+
+
+def invite(state_dir: Path, *, clock: Callable[[], float] = time.time) -> Invitation:
+    """Another invitation for the quickstart proxy of this state directory, which may be running.
+
+    Raises ConfigError when no proxy was started there, or the directory cannot be used.
+    """
+    file = state_dir / _STATE_FILE
+    try:
+        state = msgspec.json.decode(file.read_bytes(), type=_State)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            f"{file} cannot be read, so it is not known how devices reach the proxy: start "
+            "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
+        ) from error
+    token = Invitations(state_dir, clock=clock).create()
+    join = encode_join(
+        JoinInvitation(url=state.url, token=token, pin=pin_of(Path(state.certificate)))
+    )
+    return Invitation(
+        join, f"tunnelmux-agent --join {join} --name dev1 --service web=http://127.0.0.1:8000"
+    )
+
+
+def own_address() -> str:
+    """The address from which this machine reaches the Internet, or its name without a network.
+
+    Behind NAT that is not how the Internet reaches this machine; only its operator knows that.
+    """
+    try:
+        # Connecting a UDP socket sends nothing: it only asks the routing table.
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(_PROBE)
+            return str(probe.getsockname()[0])
+    except OSError:
+        return socket.gethostname()
+
+
+def _complete(
+    config: ProxyConfig, state_dir: Path, host: str, clock: Callable[[], float]
+) -> ProxyConfig:
+    """The configuration with a certificate and an HTTP ingress where it names none."""
+    tunnel = config.tunnel
+    if tunnel.tls_certificate is None:
+        certificate, key = state_dir / "tunnel.crt", state_dir / "tunnel.key"
+        try:
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_certificate(certificate, key, host, datetime.fromtimestamp(clock(), UTC))
+        except ValueError as error:
+            raise ConfigError(
+                f'public_host: no certificate can be made for "{host}" ({error}): give a host '
+                "name or an IP address, without scheme and port"
+            ) from error
+        except OSError as error:
+            raise ConfigError(
+                f"no keys can be stored in {state_dir} ({error.strerror}): name a directory this "
+                "user may write to with --state-dir"
+            ) from error
+        tunnel = msgspec.structs.replace(tunnel, tls_certificate=certificate, tls_key=key)
+    ingress = config.ingress
+    if ingress.http is None:
+        ingress = msgspec.structs.replace(ingress, http=HttpIngress(listen=_HTTP_LISTEN))
+    return msgspec.structs.replace(config, tunnel=tunnel, ingress=ingress)
+
+
+def _welcome(proxy: RunningProxy, url: str, invitation: Invitation) -> str:
+    minutes = round(INVITATION_LIFETIME / 60)
+    return f"""\
+Devices connect to {url}
+Visitors come in at http://{proxy.http_address}
+
+Paste this line on a device, with the service it is to offer. It works once, within
+{minutes} minutes; "tunnelmux-proxy invite" makes another.
+
+{invitation.command}
+
+Then, on this machine: curl http://{proxy.http_address}/ -H "Tunnelmux-Device: dev1"
+"""

@@ -1,0 +1,32 @@
+"""Who is connected: the register of agents.
+
+A session here is one agent's live connection (design: "session"); the yamux session inside it is
+`tunnelmux.mux.Session`. The proxy registers a `LocalHandle` for every agent that connects in its
+`MemoryStore`, where ingresses and the internal API look it up. A back end sees the same through a
+`RemoteStore`.
+"""
+
+from __future__ import annotations
+
+from tunnelmux.sessions.events import EventLog, SessionEvent
+from tunnelmux.sessions.handle import LocalHandle, SessionHandle
+from tunnelmux.sessions.memory import MemoryStore
+from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
+from tunnelmux.sessions.store import CLEANUP_INTERVAL, DeviceStore, SessionStore
+from tunnelmux.sessions.summary import SessionSummary, shorten_token
+
+__all__ = [
+    "CLEANUP_INTERVAL",
+    "DeviceStore",
+    "EventLog",
+    "LocalHandle",
+    "MemoryStore",
+    "RemoteHandle",
+    "RemoteStore",
+    "SessionClient",
+    "SessionEvent",
+    "SessionHandle",
+    "SessionStore",
+    "SessionSummary",
+    "shorten_token",
+]

@@ -1,0 +1,83 @@
+"""What happened to sessions, in order: the last of it is kept for whoever was not listening."""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from collections.abc import Callable
+from datetime import datetime
+from typing import Literal
+
+import msgspec
+import trio
+
+from tunnelmux.sessions.handle import utc_now
+from tunnelmux.sessions.summary import SessionSummary, shorten_token
+
+__all__ = ["EventLog", "SessionEvent"]
+
+EventType = Literal["connected", "replaced", "lost"]
+
+
+class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One thing that happened. `seq` counts up by one from the first event of this process.
+
+    `replaced` says that the device connected again and its earlier session was closed; `reason` is
+    empty for `connected`. Of the token there is only the beginning.
+    """
+
+    seq: int
+    type: EventType
+    time: datetime
+    token_prefix: str
+    device_id: str
+    user_id: str
+    remote_addr: str
+    reason: str = ""
+
+
+class EventLog:
+    """The last `history` events, and a way to wait for the next.
+
+    Readers keep their own place and nothing is kept per reader, so a slow one costs no memory: it
+    finds that what it has not read is gone. `epoch` tells one process's numbers from another's.
+    """
+
+    def __init__(self, history: int, *, clock: Callable[[], datetime] = utc_now) -> None:
+        self.epoch = secrets.token_hex(4)
+        self.last_seq = 0
+        self._events: deque[SessionEvent] = deque(maxlen=history)
+        self._clock = clock
+        self._arrival = trio.Event()
+
+    def record(self, kind: EventType, summary: SessionSummary, reason: str = "") -> None:
+        """Add an event and wake whoever waits for one."""
+        self.last_seq += 1
+        self._events.append(
+            SessionEvent(
+                seq=self.last_seq,
+                type=kind,
+                time=self._clock(),
+                token_prefix=shorten_token(summary.token),
+                device_id=summary.device_id,
+                user_id=summary.user_id,
+                remote_addr=summary.remote_addr,
+                reason=reason,
+            )
+        )
+        self._arrival.set()
+        self._arrival = trio.Event()
+
+    @property
+    def first_seq(self) -> int:
+        """The number of the oldest event that is kept; of the next one while there is none."""
+        return self.last_seq - len(self._events) + 1
+
+    def after(self, seq: int) -> list[SessionEvent]:
+        """The kept events with a higher number, oldest first."""
+        return [event for event in self._events if event.seq > seq]
+
+    async def wait_after(self, seq: int) -> None:
+        """Return when there is an event with a higher number. The caller bounds the wait."""
+        while self.last_seq <= seq:
+            await self._arrival.wait()

@@ -1,0 +1,148 @@
+"""One session, as the store gives it out."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnelmux.errors import SessionClosed
+from tunnelmux.sessions.summary import SessionSummary, shorten_token
+
+if TYPE_CHECKING:
+    from tunnelmux.mux import Session, Stream
+
+__all__ = ["LocalHandle", "SessionHandle", "utc_now"]
+
+
+def utc_now() -> datetime:
+    """The wall clock, in UTC."""
+    return datetime.now(UTC)
+
+
+class SessionHandle(abc.ABC):
+    """A session one can use, wherever it lives."""
+
+    @property
+    @abc.abstractmethod
+    def token(self) -> str:
+        """What finds this session. A secret: log `shorten_token(token)`."""
+
+    @property
+    @abc.abstractmethod
+    def device(self) -> str:
+        """The name of the device at the other end."""
+
+    @abc.abstractmethod
+    async def open_stream(self) -> trio.abc.HalfCloseableStream:
+        """A new stream to the agent; raises SessionClosed, SessionDraining or TooManyStreams."""
+
+    @abc.abstractmethod
+    async def close(self, reason: str = "closed by the proxy") -> None:
+        """End the session now; its streams break. Closing a closed session is no error.
+
+        `reason` is what the log says about it.
+        """
+
+    @property
+    @abc.abstractmethod
+    def is_closed(self) -> bool:
+        """Whether the connection below is gone."""
+
+    @property
+    def end_reason(self) -> str:
+        """Why a closed session is closed, in words; empty while it is not, or nobody knows."""
+        return ""
+
+    @abc.abstractmethod
+    def summary(self) -> SessionSummary:
+        """A snapshot of what there is to know about the session."""
+
+    @abc.abstractmethod
+    def record_heartbeat(self, at: datetime) -> None:
+        """Note that the agent was heard from at this time; an earlier time changes nothing."""
+
+
+class LocalHandle(SessionHandle):
+    """A session whose connection is in this process.
+
+    Its last heartbeat is the later of what `record_heartbeat` noted and the last byte the agent
+    sent: the session's own keepalive makes that at most `Limits.keepalive_interval` old.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        *,
+        token: str,
+        device: str,
+        user: str = "",
+        remote_address: str = "",
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self.session = session
+        self.remote_address = remote_address
+        self.close_reason: str | None = None
+        """Why this side closed the session, or None when it did not."""
+        self._token = token
+        self._device = device
+        self._user = user
+        self._clock = clock
+        self._connected_at = self._heartbeat = clock()
+
+    def __repr__(self) -> str:
+        state = "closed" if self.is_closed else "open"
+        return f"<LocalHandle {self._device!r} token={shorten_token(self._token)} {state}>"
+
+    @property
+    def token(self) -> str:
+        return self._token
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    async def open_stream(self) -> Stream:
+        if self.is_closed:
+            raise SessionClosed(f"the session of device {self._device!r} has ended")
+        return await self.session.open_stream()
+
+    async def close(self, reason: str = "closed by the proxy") -> None:
+        # No checkpoint: whoever replaces a session must not be interrupted between two of them.
+        if not self.is_closed:
+            self.close_reason = reason
+            self.session.abort(SessionClosed(reason))
+
+    @property
+    def is_closed(self) -> bool:
+        return self.close_reason is not None or self.session.is_closed
+
+    @property
+    def end_reason(self) -> str:
+        if self.close_reason is not None:
+            return self.close_reason
+        if not self.session.is_closed:
+            return ""
+        error = self.session.error
+        return str(error) if error is not None else "the agent closed it"
+
+    def summary(self) -> SessionSummary:
+        return SessionSummary(
+            token=self._token,
+            user_id=self._user,
+            device_id=self._device,
+            connected_at=self._connected_at,
+            last_heartbeat=max(self._heartbeat, self._last_byte_at()),
+            remote_addr=self.remote_address,
+        )
+
+    def record_heartbeat(self, at: datetime) -> None:
+        self._heartbeat = max(self._heartbeat, at)
+
+    def _last_byte_at(self) -> datetime:
+        # The session counts on the monotonic clock; only the distance to now carries over.
+        silence = max(0.0, trio.current_time() - self.session.last_received)
+        return self._clock() - timedelta(seconds=silence)

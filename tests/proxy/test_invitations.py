@@ -1,0 +1,187 @@
+"""Invitations: once, in time, and nothing on disk that lets anybody in."""
+
+from __future__ import annotations
+
+import json
+import stat
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import trio
+from structlog.testing import capture_logs
+
+from support.agents import TunnelBench, gone, known
+from tunnelmux.config import hash_token
+from tunnelmux.errors import ConfigError, ConnectRefused
+from tunnelmux.proxy.enrolment import Enrolment
+from tunnelmux.proxy.invitations import INVITATION_LIFETIME, InvitationRefused, Invitations
+
+
+class Clock:
+    """Seconds since the epoch, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1_700_000_000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+def test_an_invitation_works_once(tmp_path: Path, clock: Clock) -> None:
+    invitations = Invitations(tmp_path, clock=clock)
+    token = invitations.create().reveal()
+    assert invitations.use(token)
+    with pytest.raises(InvitationRefused, match=r"used already.*tunnelmux-proxy invite"):
+        invitations.use(token)
+
+
+def test_an_invitation_lives_for_fifteen_minutes(tmp_path: Path, clock: Clock) -> None:
+    invitations = Invitations(tmp_path, clock=clock)
+    early, late = invitations.create().reveal(), invitations.create().reveal()
+    assert INVITATION_LIFETIME == 15 * 60
+    clock.now += INVITATION_LIFETIME - 1
+    assert invitations.use(early)
+    clock.now += 1
+    for _ in range(2):
+        with pytest.raises(InvitationRefused, match=r"expired.*tunnelmux-proxy invite"):
+            invitations.use(late)
+
+
+def test_what_is_no_invitation_is_not_known(tmp_path: Path) -> None:
+    invitations = Invitations(tmp_path)
+    assert not invitations.use("never-issued")
+    invitations.create()
+    assert not invitations.use("never-issued")
+    assert not invitations.use("../devices")
+
+
+def test_of_many_who_try_at_once_one_gets_in(tmp_path: Path) -> None:
+    token = Invitations(tmp_path).create().reveal()
+
+    def attempt(_: int) -> bool:
+        try:
+            return Invitations(tmp_path).use(token)
+        except InvitationRefused:
+            return False
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sum(pool.map(attempt, range(64))) == 1
+
+
+def test_only_the_hash_is_stored_and_only_for_its_owner(tmp_path: Path) -> None:
+    token = Invitations(tmp_path).create().reveal()
+    [file] = (tmp_path / "invitations").iterdir()
+    assert file.name == f"{hash_token(token)}.json"
+    assert token not in file.read_text()
+    assert stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert stat.S_IMODE(file.parent.stat().st_mode) == 0o700
+
+
+def test_old_invitations_are_cleared_away(tmp_path: Path, clock: Clock) -> None:
+    invitations = Invitations(tmp_path, clock=clock)
+    used = invitations.create().reveal()
+    invitations.use(used)
+    invitations.create()
+    clock.now += INVITATION_LIFETIME + 24 * 3600
+    fresh = invitations.create().reveal()
+    assert [file.stem for file in (tmp_path / "invitations").iterdir()] == [hash_token(fresh)]
+    assert not invitations.use(used)
+
+
+def test_a_state_directory_that_is_a_file_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("")
+    with pytest.raises(ConfigError, match="--state-dir"):
+        Invitations(tmp_path / "state").create()
+
+
+async def test_a_device_with_an_invitation_joins_and_comes_back_with_its_new_token(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    enrolment = Enrolment(tmp_path)
+    invitation = enrolment.invitations.create().reveal()
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    with capture_logs() as logs:
+        async with bench.dial(invitation, name="dev1") as agent:
+            await bench.arrived("dev1")
+            token = agent.headers[b"tunnelmux-token"].decode()
+            assert token != invitation
+        async with bench.dial(token) as agent:
+            await bench.arrived("dev1")
+            assert b"tunnelmux-token" not in agent.headers
+        await gone(bench)
+    assert invitation not in str(logs) and token not in str(logs)
+    stored = (tmp_path / "devices.json").read_text()
+    assert json.loads(stored) == [{"name": "dev1", "token_sha256": hash_token(token)}]
+    assert stat.S_IMODE((tmp_path / "devices.json").stat().st_mode) == 0o600
+
+    # A proxy that was restarted knows the device.
+    again = TunnelBench(nursery, [], enrolment=Enrolment(tmp_path))
+    async with again.dial(token):
+        await again.arrived("dev1")
+
+
+async def test_joining_again_under_a_name_needs_an_invitation_and_replaces_the_token(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    tokens = []
+    for _ in range(2):
+        invitation = enrolment.invitations.create().reveal()
+        async with bench.dial(invitation, name="dev1") as agent:
+            tokens.append(agent.headers[b"tunnelmux-token"].decode())
+    with pytest.raises(ConnectRefused) as caught:
+        async with bench.dial(tokens[0], name="dev1"):
+            pass
+    assert (caught.value.status, caught.value.reason) == (401, "unauthorized")
+    async with bench.dial(tokens[1], name="dev1"):
+        await bench.arrived("dev1")
+    assert len(enrolment.load()) == 1
+
+
+async def test_a_used_or_expired_invitation_is_refused_for_good(
+    nursery: trio.Nursery, tmp_path: Path, clock: Clock
+) -> None:
+    enrolment = Enrolment(tmp_path, clock=clock)
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    used, expired = (enrolment.invitations.create().reveal() for _ in range(2))
+    async with bench.dial(used, name="dev1"):
+        pass
+    clock.now += INVITATION_LIFETIME
+    for token, cause in ((used, "used already"), (expired, "expired")):
+        with pytest.raises(ConnectRefused) as caught:
+            async with bench.dial(token, name="dev2"):
+                pass
+        assert (caught.value.status, caught.value.reason) == (401, "token-expired")
+        assert cause in str(caught.value)
+        assert not caught.value.retryable
+    assert [device.name for device in enrolment.load()] == ["dev1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "status", "reason"),
+    [("Not a Label", 400, "bad-request"), ("fixed", 403, "forbidden"), (None, 401, "unauthorized")],
+)
+async def test_a_name_that_cannot_join_does_not_use_the_invitation_up(
+    nursery: trio.Nursery, tmp_path: Path, name: str | None, status: int, reason: str
+) -> None:
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [known("fixed", "its-own")], enrolment=enrolment)
+    invitation = enrolment.invitations.create().reveal()
+    with pytest.raises(ConnectRefused) as caught:
+        async with bench.dial(invitation, name=name):
+            pass
+    assert (caught.value.status, caught.value.reason) == (status, reason)
+    assert enrolment.invitations.use(invitation)
+
+
+def test_a_damaged_list_of_devices_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "devices.json").write_text('[{"name": "dev1"')
+    with pytest.raises(ConfigError, match=r"devices\.json is damaged .* invite each device again"):
+        Enrolment(tmp_path).load()

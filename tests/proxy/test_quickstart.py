@@ -1,0 +1,196 @@
+"""A proxy that needs no file: what it prints lets one device in."""
+
+from __future__ import annotations
+
+import shlex
+import ssl
+import stat
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+from cryptography import x509
+from structlog.testing import capture_logs
+
+from tunnelmux.config import HttpIngress, Ingress, ProxyConfig, TunnelListener, decode_join
+from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
+from tunnelmux.mux import Session, open_session
+from tunnelmux.proxy import RunningProxy
+from tunnelmux.proxy.quickstart import invite, own_address, run_quickstart
+from tunnelmux.transports import client_context, connect_websocket
+
+ANY_PORT = ProxyConfig(
+    tunnel=TunnelListener(listen="127.0.0.1:0"),
+    ingress=Ingress(http=HttpIngress(listen="127.0.0.1:0")),
+)
+
+
+@asynccontextmanager
+async def quickstarted(
+    state_dir: Path, announce: Callable[[str], None], host: str = "127.0.0.1"
+) -> AsyncIterator[RunningProxy]:
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(
+            partial(run_quickstart, state_dir, host, config=ANY_PORT, announce=announce)
+        )
+        nursery.cancel_scope.cancel()
+
+
+def join_in(text: str) -> str:
+    """The join string in the one line of `text` that is a command."""
+    [line] = [line for line in text.splitlines() if line.startswith("tunnelmux-agent ")]
+    words = shlex.split(line)
+    return words[words.index("--join") + 1]
+
+
+@asynccontextmanager
+async def joined(join: str, device: str = "dev1") -> AsyncIterator[tuple[Session, str | None]]:
+    """Connect with a join string, as an agent would; the session and the token it was given."""
+    invitation = decode_join("join", join)
+    async with connect_websocket(
+        invitation.url,
+        headers=[
+            (b"Authorization", b"Bearer " + invitation.token.reveal().encode()),
+            (b"Tunnelmux-Device", device.encode()),
+        ],
+        ssl_context=client_context(pin=invitation.pin),
+    ) as websocket:
+        token = dict(websocket.response_headers).get(b"tunnelmux-token")
+        async with open_session(websocket, is_client=True) as session:
+            yield session, token.decode() if token is not None else None
+
+
+async def test_the_printed_line_lets_one_device_in_over_pinned_tls(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with quickstarted(tmp_path, printed.append) as proxy:
+        [text] = printed
+        join = join_in(text)
+        assert decode_join("join", join).url == (
+            f"wss://127.0.0.1:{proxy.tunnel_address.port}/tunnel/connect"
+        )
+        assert "15 minutes" in text and str(proxy.http_address) in text
+        async with joined(join) as (_, token):
+            assert token is not None
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5) is not None
+        with pytest.raises(ConnectRefused) as caught:
+            async with joined(join, "dev2"):
+                pass
+        assert (caught.value.status, caught.value.reason) == (401, "token-expired")
+
+
+async def test_an_agent_with_another_pin_does_not_send_its_token(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with quickstarted(tmp_path, printed.append):
+        invitation = decode_join("join", join_in(printed[0]))
+        with pytest.raises(ConnectError, match="is not the pinned one"):
+            async with connect_websocket(
+                invitation.url, ssl_context=client_context(pin="sha256:" + "0" * 64)
+            ):
+                pass
+
+
+async def test_a_stranger_without_tls_is_one_log_line(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with (
+        quickstarted(tmp_path, printed.append) as proxy,
+        joined(join_in(printed[0])) as (session, _),
+    ):
+        with capture_logs() as logs, trio.fail_after(5):
+            async with await trio.open_tcp_stream(*proxy.tunnel_address) as stranger:
+                await stranger.send_all(b"GET /tunnel/connect HTTP/1.1\r\n\r\n")
+                while await receive_or_end(stranger):
+                    pass
+        [line] = [line for line in logs if line["event"] == "tunnel handshake failed"]
+        assert "TLS" in line["cause"]
+        await session.ping()
+
+
+async def receive_or_end(stream: trio.SocketStream) -> bytes:
+    try:
+        return bytes(await stream.receive_some())
+    except trio.BrokenResourceError:
+        return b""
+
+
+async def test_more_devices_are_invited_while_the_proxy_runs(tmp_path: Path) -> None:
+    async with quickstarted(tmp_path, lambda _: None) as proxy:
+        for device in ("dev1", "dev2"):
+            invitation = await trio.to_thread.run_sync(invite, tmp_path)
+            assert invitation.join in invitation.command
+            async with joined(invitation.join, device):
+                found = await proxy.store.wait_for_device(device, trio.current_time() + 5)
+                assert found is not None
+
+
+async def test_after_a_restart_certificate_and_devices_are_the_same(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with (
+        quickstarted(tmp_path, printed.append),
+        joined(join_in(printed[0])) as (_, token),
+    ):
+        pass
+    async with quickstarted(tmp_path, printed.append, host="localhost") as proxy:
+        first, second = (decode_join("join", join_in(text)) for text in printed)
+        assert first.pin == second.pin
+        async with (
+            connect_websocket(
+                second.url,
+                headers=[(b"Authorization", f"Bearer {token}".encode())],
+                ssl_context=client_context(pin=first.pin),
+            ) as websocket,
+            open_session(websocket, is_client=True),
+        ):
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5) is not None
+
+
+async def test_the_certificate_names_the_host_and_its_key_is_private(tmp_path: Path) -> None:
+    async with quickstarted(tmp_path, lambda _: None, host="proxy.example.com"):
+        pass
+    pem = (tmp_path / "tunnel.crt").read_text()
+    assert ssl.PEM_cert_to_DER_cert(pem)
+    names = (
+        x509.load_pem_x509_certificate(pem.encode())
+        .extensions.get_extension_for_class(x509.SubjectAlternativeName)
+        .value
+    )
+    assert names.get_values_for_type(x509.DNSName) == ["proxy.example.com", "localhost"]
+    assert [str(ip) for ip in names.get_values_for_type(x509.IPAddress)] == ["127.0.0.1", "::1"]
+    assert stat.S_IMODE((tmp_path / "tunnel.key").stat().st_mode) == 0o600
+
+
+async def test_nothing_in_the_state_directory_lets_anybody_in(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with quickstarted(tmp_path, printed.append):
+        invitation = decode_join("join", join_in(printed[0])).token.reveal()
+        async with joined(join_in(printed[0])) as (_, token):
+            assert token is not None
+    contents = contents_of(tmp_path)
+    assert contents.keys() >= {"devices.json", "tunnel.crt", "quickstart.json"}
+    assert not [name for name, text in contents.items() if invitation in text or token in text]
+
+
+def contents_of(folder: Path) -> dict[str, str]:
+    return {file.name: file.read_text() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_an_invitation_without_a_proxy_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--quickstart first"):
+        invite(tmp_path)
+
+
+async def test_a_host_that_no_certificate_can_name_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="public_host"):
+        await run_quickstart(tmp_path, "bücher.example", config=ANY_PORT)
+
+
+async def test_a_state_directory_that_cannot_be_written_is_explained(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="--state-dir"):
+        await run_quickstart(tmp_path / "file", config=ANY_PORT)
+
+
+def test_the_default_host_is_an_address_of_this_machine() -> None:
+    assert own_address() not in ("", "0.0.0.0")

@@ -1,0 +1,73 @@
+"""A whole proxy on loopback ports, and agents that dial it."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+
+import trio
+
+from tunnelmux.config import (
+    DeviceConfig,
+    HttpIngress,
+    Ingress,
+    ProxyConfig,
+    Secret,
+    TcpIngress,
+    TunnelListener,
+)
+from tunnelmux.mux import Session, open_session
+from tunnelmux.proxy import RunningProxy, run_proxy
+from tunnelmux.transports import connect_websocket
+
+
+def proxy_config(
+    *,
+    tunnel: str = "127.0.0.1:0",
+    http: str | None = "127.0.0.1:0",
+    tcp: tuple[str, ...] = (),
+    devices: tuple[DeviceConfig, ...] = (
+        DeviceConfig(name="dev1", token=Secret("token-of-dev1")),
+        DeviceConfig(name="dev2", token=Secret("token-of-dev2")),
+    ),
+) -> ProxyConfig:
+    """A configuration with two devices, on ports of the system's choosing."""
+    return ProxyConfig(
+        tunnel=TunnelListener(listen=tunnel),
+        ingress=Ingress(
+            http=HttpIngress(listen=http) if http else None,
+            tcp=[TcpIngress(listen=listen, device="dev1", service="ssh") for listen in tcp],
+        ),
+        devices=list(devices),
+    )
+
+
+@asynccontextmanager
+async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
+    """The proxy for the length of the block, if it was not drained before."""
+    async with trio.open_nursery() as nursery:
+        yield await nursery.start(partial(run_proxy, config))
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def agent_of(proxy: RunningProxy, device: str = "dev1") -> AsyncIterator[Session]:
+    """An agent's session with the proxy, registered there."""
+    async with (
+        connect_websocket(
+            f"ws://{proxy.tunnel_address}/tunnel/connect",
+            headers=[(b"Authorization", f"Bearer token-of-{device}".encode())],
+        ) as websocket,
+        open_session(websocket, is_client=True) as session,
+    ):
+        assert await proxy.store.wait_for_device(device, trio.current_time() + 5) is not None
+        yield session
+
+
+def free_port() -> int:
+    """A loopback port nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
