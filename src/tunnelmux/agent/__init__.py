@@ -1,0 +1,8 @@
+"""The agent: the daemon on a device, which dials out and serves the device's declared services."""
+
+from __future__ import annotations
+
+from tunnelmux.agent.app import RunningAgent, run_agent
+from tunnelmux.agent.refusal import AgentRefused
+
+__all__ = ["AgentRefused", "RunningAgent", "run_agent"]

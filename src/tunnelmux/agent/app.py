@@ -1,0 +1,197 @@
+"""The agent: dial the proxy, hold the session, serve its streams, and dial again."""
+
+from __future__ import annotations
+
+import random
+import ssl
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import trio
+
+from tunnelmux.agent.backoff import Backoff
+from tunnelmux.agent.credentials import Credentials
+from tunnelmux.agent.refusal import refused_for_good
+from tunnelmux.agent.streams import StreamServer
+from tunnelmux.config import AgentConfig, Secret
+from tunnelmux.endpoints import dial, response_headers
+from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionError
+from tunnelmux.mux import Session, open_session
+from tunnelmux.observability import get_logger
+from tunnelmux.transports import client_context, parse_url
+
+__all__ = ["RunningAgent", "run_agent"]
+
+_log = get_logger("agent")
+
+Uniform = Callable[[float, float], float]
+Dial = Callable[..., AbstractAsyncContextManager[trio.abc.Stream]]
+
+
+class RunningAgent:
+    """The agent from outside: whether it is connected, and how to end it."""
+
+    def __init__(self, config: AgentConfig, uniform: Uniform, dial: Dial) -> None:
+        self.name = config.device.name
+        self._config = config
+        self._dial = dial
+        self._url = parse_url(config.proxy.url)
+        self._credentials = Credentials(config)
+        self._backoff = Backoff(config.backoff.minimum, config.backoff.maximum, uniform=uniform)
+        self._streams = StreamServer(config)
+        self._ssl_context: ssl.SSLContext | None = None
+        if self._url.is_secure:
+            self._ssl_context = client_context(config.proxy.ca_file, config.proxy.pin)
+        self._session: Session | None = None
+        self._connected = trio.Event()
+        self._was_connected = False
+        self._draining = False
+        self._stopped = trio.Event()
+        self._serving = trio.CancelScope()
+        self._without_session = trio.CancelScope()
+
+    @property
+    def session(self) -> Session | None:
+        """The session with the proxy, or None while there is none."""
+        return self._session
+
+    async def wait_connected(self) -> None:
+        """Return once there is a session; at once when there is one now."""
+        while self._session is None:
+            await self._connected.wait()
+
+    async def drain(self, grace: float) -> None:
+        """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
+        self._draining = True
+        session = self._session
+        if session is None:
+            self._without_session.cancel(reason="the agent is draining")
+        else:
+            _log.info("draining", streams=session.stream_count, grace=grace)
+            session.go_away()
+            with trio.move_on_after(grace):
+                await session.wait_closed()
+            self._serving.cancel(reason="the grace period is over")
+        await self._stopped.wait()  # bounded: closing a session gives each step a deadline
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hold sessions until drained. Raises AgentRefused when trying again cannot help."""
+        try:
+            while not self._draining:
+                # Cancelled by a drain, and only while no session is there.
+                with trio.CancelScope() as self._without_session:
+                    delay = await self._attempt()
+                    if not self._draining:
+                        await trio.sleep(delay)
+        finally:
+            self._stopped.set()
+
+    async def _attempt(self) -> float:
+        """Make one session and hold it to its end; answers the seconds to wait before the next."""
+        started = trio.current_time()
+        try:
+            await self._hold_session()
+        except ConnectError as error:
+            if not error.retryable:
+                raise refused_for_good(error, credential=self._credentials.source) from error
+            delay = self._backoff.next_delay(error.retry_after)
+            _log.warning("not connected", cause=str(error), retry_in=round(delay, 3))
+            return delay
+        except ConfigError as error:
+            # A token file that is being replaced must not end an agent that has been at work.
+            if not self._was_connected:
+                raise
+            delay = self._backoff.next_delay()
+            _log.error("not connected", cause=str(error), retry_in=round(delay, 3))
+            return delay
+        self._backoff.held(trio.current_time() - started)
+        delay = self._backoff.next_delay()
+        if not self._draining:
+            _log.info("connecting again", retry_in=round(delay, 3))
+        return delay
+
+    async def _hold_session(self) -> None:
+        token = await trio.to_thread.run_sync(self._credentials.read)
+        async with self._dial(
+            self._config.proxy.url,
+            token=token.reveal(),
+            headers=[(b"Tunnelmux-Device", self.name.encode("ascii"))],
+            ssl_context=self._ssl_context,
+            timeout=self._config.limits.ingress.handshake_timeout,
+        ) as transport:
+            await self._keep_token(response_headers(transport).get("tunnelmux-token"))
+            async with open_session(
+                transport, is_client=True, limits=self._config.limits.session
+            ) as session:
+                await self._serve(session)
+
+    async def _keep_token(self, token: str | None) -> None:
+        if token is None or self._credentials.path is None:
+            return
+        try:
+            await trio.to_thread.run_sync(self._credentials.learn, Secret(token))
+        except ConfigError as error:
+            _log.error("token not kept", cause=str(error))
+        else:
+            _log.info("joined", device=self.name, token_file=str(self._credentials.path))
+
+    async def _serve(self, session: Session) -> None:
+        started = trio.current_time()
+        self._session = session
+        self._was_connected = True
+        self._connected.set()
+        _log.info("session started", device=self.name, proxy=str(self._url))
+        try:
+            if self._draining:  # asked for between dialling and now
+                return
+            await self._serve_streams(session)
+        finally:
+            self._session = None
+            self._connected = trio.Event()
+            self._log_end(session, trio.current_time() - started)
+
+    async def _serve_streams(self, session: Session) -> None:
+        with trio.CancelScope() as self._serving:
+            async with trio.open_nursery() as handlers:
+                try:
+                    async for stream in session:
+                        handlers.start_soon(self._streams.serve, stream)
+                except SessionError:
+                    pass  # `session.error` says the same, and _log_end tells it
+                # The streams are over with their session; what is left is at a target.
+                handlers.cancel_scope.cancel(reason="the session is over")
+
+    def _log_end(self, session: Session, duration: float) -> None:
+        error = session.error
+        reason = str(error) if error is not None else "closed by this agent"
+        write = _log.error if isinstance(error, ProtocolError) else _log.info
+        write(
+            "session ended",
+            device=self.name,
+            proxy=str(self._url),
+            duration=round(duration, 3),
+            bytes_to_proxy=session.bytes_sent,
+            bytes_from_proxy=session.bytes_received,
+            reason=reason,
+        )
+
+
+async def run_agent(
+    config: AgentConfig,
+    *,
+    uniform: Uniform = random.uniform,
+    dial: Dial = dial,
+    task_status: trio.TaskStatus[RunningAgent] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Hold a session with the proxy and serve the declared services, until drained or cancelled.
+
+    Started value: the RunningAgent, before the first attempt to connect. `uniform(a, b)` is the
+    dice of the back-off; `dial` is called like `endpoints.dial`. Raises AgentRefused when the proxy
+    refuses this agent for good, and ConfigError when the token, its file or the certificates cannot
+    be used.
+    """
+    agent = RunningAgent(config, uniform, dial)
+    task_status.started(agent)
+    await agent.run()

@@ -1,0 +1,129 @@
+"""Which token the agent shows, and where the one it gets by joining is kept."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from tunnelmux.config import AgentConfig, Secret, hash_token
+from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.errors import ConfigError
+
+__all__ = ["Credentials"]
+
+
+class Credentials:
+    """The device's token: from the configuration, or from the state file after a join.
+
+    A join line carries a token that works once. The proxy answers its first use with a permanent
+    token, which is kept in the state file (mode 0600) together with the hash of the invitation it
+    came from, so that a new join line in the configuration takes the place of an old token.
+    """
+
+    def __init__(self, config: AgentConfig, environ: Mapping[str, str] | None = None) -> None:
+        self._proxy = config.proxy
+        self._learned: Secret | None = None
+        self._invitation: str | None = None
+        self.path: Path | None = None
+        """The state file; None when the configuration holds the token itself."""
+        if config.proxy.join is not None:
+            self._invitation = hash_token(config.proxy.read_token())
+            folder = config.device.state_dir or default_state_dir(
+                "tunnelmux-agent", os.environ if environ is None else environ
+            )
+            self.path = folder / f"{config.device.name}.json"
+
+    @property
+    def source(self) -> str:
+        """Where the token of `read()` comes from, for a sentence a person reads."""
+        if self._learned is not None:
+            return f"the token in {self.path} (remove that file to use a new join line)"
+        if self._proxy.join is not None:
+            return "the join line (it works once; ask for a new one)"
+        if self._proxy.token_file is not None:
+            return f"the token in {self._proxy.token_file}"
+        return "proxy.token in the agent's configuration"
+
+    def read(self) -> Secret:
+        """The token to show now. Raises ConfigError when its file cannot be read.
+
+        Before a join line's token is spent, it is made sure that the answer can be kept.
+        """
+        if self.path is not None:
+            if self._learned is None:
+                self._learned = self._load()
+            if self._learned is not None:
+                return self._learned
+            self._make_folder()
+        return self._proxy.read_token()
+
+    def learn(self, token: Secret) -> None:
+        """Keep the permanent token the proxy gave. Raises ConfigError when it cannot be written;
+        the running agent uses it all the same.
+        """
+        if self.path is None:
+            return
+        self._learned = token
+        content = {"invitation_sha256": self._invitation, "token": token.reveal()}
+        try:
+            _write_private(self.path, json.dumps(content).encode())
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot keep the token of this device in {self.path} ({exc.strerror}); make the "
+                "folder writable and join again before the agent is restarted"
+            ) from exc
+
+    def _load(self) -> Secret | None:
+        assert self.path is not None
+        try:
+            content = json.loads(self.path.read_bytes())
+            if content["invitation_sha256"] != self._invitation:
+                return None  # the configuration has a newer join line
+            return Secret(str(content["token"]))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot read {self.path} ({exc.strerror}); let this program's user read it"
+            ) from exc
+        except (ValueError, KeyError, TypeError):
+            raise ConfigError(
+                f"{self.path} is damaged; remove it and join again with a new line"
+            ) from None
+
+    def _make_folder(self) -> None:
+        assert self.path is not None
+        folder = self.path.parent
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=folder):
+                pass
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write to {folder} ({exc.strerror}), where the token of this device is to "
+                "be kept; make it writable or set device.state_dir"
+            ) from exc
+
+
+def _write_private(path: Path, content: bytes) -> None:
+    """Put `content` in place as a whole or not at all, readable by this user only."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    # mkstemp makes the file with mode 0600 and a name nobody could have prepared.
+    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # the token works once: it must survive a power cut
+    finally:
+        os.close(folder)

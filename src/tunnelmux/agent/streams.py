@@ -1,0 +1,230 @@
+"""What a stream from the proxy asks for, and the answer: a service, the agent itself, or a no."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import trio
+
+import tunnelmux
+from tunnelmux.agent.services import ServiceTable, open_target
+from tunnelmux.config import AgentConfig, ServiceConfig
+from tunnelmux.http import (
+    Exchange,
+    Refusal,
+    Refused,
+    RequestHead,
+    ServerConnection,
+    Upstream,
+    VisitorGone,
+    accept_connect,
+    forward,
+    requested_service,
+)
+from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
+from tunnelmux.http.head import first_value
+from tunnelmux.mux import Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.relay import RelayResult, abort, relay
+
+__all__ = ["AGENT_AUTHORITY", "StreamServer"]
+
+AGENT_AUTHORITY = b"agent.tunnelmux"
+"""The authority of requests for the agent itself. Only the absolute-form counts: a Host field is
+the visitor's to write, and visitors are for services."""
+
+_log = get_logger("agent")
+
+
+class StreamServer:
+    """Serves the streams of this agent's sessions, one task each."""
+
+    def __init__(self, config: AgentConfig) -> None:
+        self._name = config.device.name
+        self._services = ServiceTable(config)
+        self._limits = config.limits.ingress
+        self._max_streams = config.limits.session.max_streams
+        self._started = trio.current_time()
+        self.active = 0
+        """Streams being served now."""
+
+    async def serve(self, stream: Stream) -> None:
+        """Serve one stream to its end. What goes wrong is logged and ends this stream only."""
+        # The engine bounds live streams; a handler that still unwinds holds its place here.
+        if self.active >= self._max_streams:
+            stream.reset()
+            _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
+            return
+        self.active += 1
+        try:
+            await self._serve_requests(stream)
+        except VisitorGone as exc:
+            stream.reset()
+            _log.info("stream lost", stream=stream.id, cause=str(exc))
+        except Exception:  # noqa: BLE001  a bug met by one stream must not end the others
+            stream.reset()
+            _log.exception("stream failed", stream=stream.id, effect="other streams go on")
+        except BaseException:
+            stream.reset()
+            raise
+        finally:
+            self.active -= 1
+
+    async def _serve_requests(self, stream: Stream) -> None:
+        server = ServerConnection(stream, self._limits)
+        while True:
+            try:
+                request = await server.read_request()
+            except Refused as exc:
+                _log_refusal(exc.refusal, stream)
+                await server.refuse(exc.refusal)
+                return
+            if request is None:
+                await server.close()
+                return
+            if request.method == b"CONNECT":
+                await self._connect(server, request, stream)
+                return
+            await self._answer(server, request, stream)
+            if not server.reusable:
+                await server.close()
+                return
+
+    # -- HTTP -------------------------------------------------------------------------------
+
+    async def _answer(self, server: ServerConnection, request: RequestHead, stream: Stream) -> None:
+        try:
+            if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
+                await self._answer_itself(server, request)
+                return
+            wanted = first_value(request.headers, b"tunnelmux-service")
+            service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
+            target = await open_target(service, self._limits.connect_timeout)
+        except Refused as exc:
+            _log_refusal(exc.refusal, stream)
+            await server.send_refusal(exc.refusal)
+            return
+        exchange = Exchange(request=request)
+        upstream = Upstream(
+            stream=target,
+            headers=_fields_for(service, request),
+            describe=f'the target of service "{service.name}"',
+            response_timeout=self._limits.response_timeout,
+            # A target must not speak in this system's name.
+            response_headers=without_own_fields,
+        )
+        try:
+            await forward(server, request, upstream, self._limits, exchange)
+        finally:
+            _log_exchange(stream, service, request, exchange)
+
+    async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
+        if request.path != "/v1/info":
+            raise Refused(
+                Refusal(404, "bad-request", f"The agent has no {request.path}; there is /v1/info.")
+            )
+        if request.method not in {b"GET", b"HEAD"}:
+            allow = [(b"Allow", b"GET, HEAD")]
+            raise Refused(
+                Refusal(405, "bad-request", "/v1/info is only to be read.", headers=allow)
+            )
+        body = json.dumps(self._info()).encode() + b"\n"
+        await server.send_response(
+            200,
+            b"OK",
+            [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")],
+            length=len(body),
+            first=b"" if request.method == b"HEAD" else body,
+            end=True,
+        )
+
+    def _info(self) -> dict[str, object]:
+        return {
+            "name": self._name,
+            "version": tunnelmux.__version__,
+            "uptime": round(trio.current_time() - self._started, 3),
+            "services": [
+                {
+                    "name": service.name,
+                    "scheme": service.scheme,
+                    "default": service is self._services.default,
+                }
+                for service in self._services
+            ],
+        }
+
+    # -- CONNECT ----------------------------------------------------------------------------
+
+    async def _connect(
+        self, server: ServerConnection, request: RequestHead, stream: Stream
+    ) -> None:
+        try:
+            service = self._services.for_connect(requested_service(request))
+            target = await open_target(service, self._limits.connect_timeout)
+        except Refused as exc:
+            _log_refusal(exc.refusal, stream)
+            await server.refuse(exc.refusal)
+            return
+        started = trio.current_time()
+        result = RelayResult()
+        try:
+            early = await accept_connect(server)
+            await relay(stream, target, from_a=early, result=result)
+        except BaseException:
+            await abort(target)  # relay() has done so already; without it nobody would
+            raise
+        finally:
+            _log.info(
+                "relay ended",
+                stream=stream.id,
+                service=service.name,
+                bytes_to_target=result.bytes_a_to_b,
+                bytes_from_target=result.bytes_b_to_a,
+                duration=round(trio.current_time() - started, 3),
+                outcome="not begun" if result.ended == "running" else result.ended,
+                **_broken_side(result),
+            )
+
+
+def _log_refusal(refusal: Refusal, stream: Stream) -> None:
+    _log.warning(
+        "stream refused",
+        stream=stream.id,
+        status=refusal.status,
+        reason=refusal.reason,
+        cause=refusal.message,
+    )
+
+
+def _fields_for(service: ServiceConfig, request: RequestHead) -> list[tuple[bytes, bytes]]:
+    fields = without_own_fields(end_to_end(request.headers))
+    if service.host is not None:
+        fields = replace_host(fields, service.host.encode("ascii"))
+    return fields
+
+
+def _broken_side(result: RelayResult) -> dict[str, str]:
+    if result.broken_side is None:
+        return {}
+    side = "proxy" if result.broken_side == "a" else "target"
+    return {"broken_side": side, "cause": str(result.error)}
+
+
+def _log_exchange(
+    stream: Stream, service: ServiceConfig, request: RequestHead, exchange: Exchange
+) -> None:
+    write: Callable[..., object] = _log.info if exchange.problem is None else _log.warning
+    extra = {} if exchange.problem is None else {"cause": exchange.problem}
+    write(
+        "request served",
+        stream=stream.id,
+        service=service.name,
+        method=request.method.decode("ascii"),
+        path=request.path,
+        status=exchange.status,
+        bytes_to_target=exchange.bytes_in,
+        bytes_from_target=exchange.bytes_out,
+        duration=round(trio.current_time() - exchange.started, 3),
+        **extra,
+    )

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnelmux.agent.backoff import HELD_LONG_ENOUGH, Backoff
+
+
+def most(_low: float, high: float) -> float:
+    return high
+
+
+def least(low: float, _high: float) -> float:
+    return low
+
+
+def test_the_bound_doubles_up_to_the_maximum() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=most)
+    assert [backoff.next_delay() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+
+
+def test_full_jitter_goes_down_to_nothing() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=least)
+    assert [backoff.next_delay() for _ in range(9)] == [0] * 9
+
+
+def test_a_hint_wins_and_is_spread_a_little() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=most)
+    assert backoff.next_delay(7.0) == 7.5
+    assert backoff.next_delay(120.0) == 120.5
+    assert Backoff(0.5, 30.0, uniform=least).next_delay(7.0) == 7.0
+
+
+def test_a_session_that_held_starts_it_anew() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=most)
+    for _ in range(5):
+        backoff.next_delay()
+    backoff.held(HELD_LONG_ENOUGH - 0.1)
+    assert backoff.next_delay() == 16.0
+    backoff.held(HELD_LONG_ENOUGH)
+    assert backoff.next_delay() == 0.5
+
+
+@given(
+    seed=st.integers(),
+    minimum=st.floats(0.001, 10),
+    factor=st.floats(1, 1000),
+    events=st.lists(st.sampled_from(["fail", "short", "long"]), max_size=40),
+)
+def test_a_delay_is_never_negative_and_never_above_the_maximum(
+    seed: int, minimum: float, factor: float, events: list[str]
+) -> None:
+    maximum = minimum * factor
+    backoff = Backoff(minimum, maximum, uniform=random.Random(seed).uniform)
+    for event in events:
+        if event == "fail":
+            assert 0 <= backoff.next_delay() <= maximum
+        else:
+            backoff.held(HELD_LONG_ENOUGH if event == "long" else 0.0)
+            if event == "long":
+                assert backoff.next_delay() <= minimum
+
+
+def test_the_delays_of_a_fleet_are_spread_over_the_whole_bound() -> None:
+    delays = []
+    for seed in range(1000):
+        backoff = Backoff(0.5, 30.0, uniform=random.Random(seed).uniform)
+        for _ in range(6):
+            backoff.next_delay()
+        delays.append(backoff.next_delay())
+    assert sum(delays) / 1000 == pytest.approx(15.0, rel=0.1)
