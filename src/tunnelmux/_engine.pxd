@@ -21,9 +21,6 @@ cdef class Engine(StreamTable):
     # counters
     cdef int64_t next_id
     cdef Py_ssize_t stray_frames
-    # the peer's pings in the second that began at pings_since
-    cdef double pings_since
-    cdef Py_ssize_t pings_received
     cdef Liveness liveness
     # the parser
     cdef uint8_t header_bytes[12]
@@ -52,7 +49,7 @@ cdef class Engine(StreamTable):
     cdef int on_header(self, FrameHeader header, double now) except -1
     cdef int on_stream_frame(self, FrameHeader header, double now) except -1
     cdef EngineStream on_syn(self, FrameHeader header, EngineStream stream, double now)
-    cdef int on_data(self, EngineStream stream, FrameHeader header) except -1
+    cdef int on_data(self, EngineStream stream, FrameHeader header, double now) except -1
     cdef int on_ping(self, FrameHeader header, double now) except -1
     cdef int on_go_away(self, uint32_t code) except -1
     cdef int on_stray(self) except -1
@@ -65,12 +62,11 @@ cdef class Engine(StreamTable):
     # -- what becomes of streams ----------------------------------------------------------------
     cdef int on_forgotten(self, EngineStream stream) except -1
     cdef int refuse(self, uint32_t stream_id) except -1
-    cdef int peer_reset(self, EngineStream stream, uint32_t code) except -1
-    cdef int peer_fin(self, EngineStream stream) except -1
 
     # -- output ---------------------------------------------------------------------------------
     cdef Py_ssize_t emit_session_control(self, uint8_t *out, Py_ssize_t room, double now) except -1
     cdef Py_ssize_t emit_go_away(self, uint8_t *out, Py_ssize_t room) noexcept
+    cdef Py_ssize_t emit_controls(self, uint8_t *out, Py_ssize_t room, double now) except -1
     cdef Py_ssize_t emit_control(self, EngineStream stream, uint8_t *out, double now) except -1
     cdef uint32_t window_update(self, EngineStream stream, double now) noexcept
     cdef Py_ssize_t emit_data(

@@ -12,7 +12,6 @@ Time goes in as `now` (seconds on any monotonic clock) and comes out as the next
 Nothing here blocks and nothing grows without a bound from `Limits`.
 """
 
-
 from typing_extensions import disjoint_base
 
 from tunnelmux._streams import EngineStream, StreamTable, WindowBudget

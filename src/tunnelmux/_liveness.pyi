@@ -1,4 +1,4 @@
-"""Our own pings: whether the peer lives, and how far away it is."""
+"""Pings: whether the peer lives, how far away it is, how often it asks."""
 
 from typing import final
 

@@ -1,4 +1,4 @@
-"""Our own pings: whether the peer lives, and how far away it is. No clock: time is an argument.
+"""Pings: whether the peer lives, how far away it is, how often it asks. Time is an argument.
 
 Any byte from the peer is a sign of life; a ping is sent only after silence, or to measure the
 round trip when something depends on it.
@@ -25,6 +25,7 @@ cdef class Liveness:
         self.ping_sent_at = -INFINITY
         self.best_rtt = INFINITY
         self.best_rtt_at = -INFINITY
+        self.requests_since = now
 
     cdef void heard(self, double now) noexcept:
         """Bytes came."""
@@ -61,6 +62,14 @@ cdef class Liveness:
             self.best_rtt = rtt
             self.best_rtt_at = now
         return 0
+
+    cdef Py_ssize_t count_request(self, double now) noexcept:
+        """The peer sent a ping of its own: how many that makes in the running second."""
+        if now >= self.requests_since + 1.0:
+            self.requests_since = now
+            self.requests = 0
+        self.requests += 1
+        return self.requests
 
     cdef double deadline(self) noexcept:
         """When `is_dead` wants to be asked."""

@@ -110,8 +110,11 @@ cdef class StreamTable:
     cdef void grow_window(self, EngineStream stream, double interval, double rtt) noexcept
     cdef void settle_window(self, EngineStream stream) noexcept
     cdef int release_open_slot(self, EngineStream stream) except -1
+    cdef int peer_reset(self, EngineStream stream, uint32_t code) except -1
+    cdef int peer_fin(self, EngineStream stream) except -1
     cdef int forget_if_over(self, EngineStream stream) except -1
     cdef int forget(self, EngineStream stream) except -1
+    cdef int withdraw_offer(self, EngineStream stream) except -1
     cdef int on_forgotten(self, EngineStream stream) except -1
     cdef int note(self, EngineStream stream) except -1
     cdef int note_sent(self, EngineStream stream, Py_ssize_t size) except -1

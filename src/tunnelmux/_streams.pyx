@@ -20,7 +20,7 @@ from tunnelmux._frame cimport ACK, SYN, ReceiveWindow, SendWindow
 from tunnelmux._links cimport append_link, init_link, is_linked, unlink
 from tunnelmux._ring cimport ByteRing
 
-from tunnelmux.errors import StreamClosed, StreamReset
+from tunnelmux.errors import StreamClosed, StreamRefused, StreamReset
 from tunnelmux.limits import INITIAL_WINDOW as _INITIAL_WINDOW
 
 cdef int64_t INITIAL_WINDOW = _INITIAL_WINDOW
@@ -231,6 +231,7 @@ cdef class EngineStream:
             self.error_ = error
         self.send_state = SEND_RESET
         self.drop_queued()
+        self.table.withdraw_offer(self)
         if not self.remote_fin:
             self.receive_state = RECEIVE_RESET
             self.drop_unread()
@@ -331,6 +332,23 @@ cdef class StreamTable:
             self.unacked_opens -= 1
         return 0
 
+    cdef int peer_reset(self, EngineStream stream, uint32_t code) except -1:
+        if stream.ack_state == ACK_SYN_SENT:
+            error = StreamRefused(f"stream {stream.id}: the peer refused it (code {code})", code=code)
+        else:
+            error = StreamReset(f"stream {stream.id}: the peer reset it (code {code})", code=code)
+        stream.break_off(error)
+        return self.forget(stream)
+
+    cdef int peer_fin(self, EngineStream stream) except -1:
+        if stream.remote_fin or stream.receive_state == RECEIVE_RESET:
+            return 0
+        stream.remote_fin = True
+        if stream.receive_state == RECEIVE_DISCARD:
+            self.stop_timer(stream)
+        self.note(stream)
+        return self.forget_if_over(stream)
+
     cdef int forget_if_over(self, EngineStream stream) except -1:
         if stream.remote_fin and stream.send_state == SEND_FIN_SENT and stream.inbox.size == 0:
             return self.forget(stream)
@@ -346,13 +364,20 @@ cdef class StreamTable:
         unlink(&stream.timer_link)
         unlink(&stream.grown_link)
         self.settle_window(stream)
-        if is_linked(&stream.accept_link):
-            unlink(&stream.accept_link)
-            self.accept_pending -= 1
-            stream.drop_unread()  # nobody will ever read it
+        self.withdraw_offer(stream)
         self.release_open_slot(stream)
         del self.streams[stream.id]
         return self.on_forgotten(stream)
+
+    cdef int withdraw_offer(self, EngineStream stream) except -1:
+        """*stream* cannot be accepted any more, if it waited for that; nobody will ever read it."""
+        if not is_linked(&stream.accept_link):
+            return 0
+        unlink(&stream.accept_link)
+        self.accept_pending -= 1
+        self.stop_timer(stream)
+        stream.drop_unread()
+        return 0
 
     cdef int on_forgotten(self, EngineStream stream) except -1:
         """For the engine to override."""

@@ -24,7 +24,7 @@ from tunnelmux.limits import Limits
 EXAMPLES = int(os.environ.get("TUNNELMUX_EXAMPLES", "0"))
 SETTINGS = hypothesis.settings(
     derandomize=not EXAMPLES,
-    max_examples=EXAMPLES or 120,
+    max_examples=EXAMPLES or 80,
     stateful_step_count=40,
     deadline=None,
     database=None,
@@ -144,10 +144,14 @@ class DifferentialMachine(RuleBasedStateMachine):
                 return wire.update(stream_id, data.draw(st.sampled_from([0, 1, 500_000])), flags)
             return wire.data(stream_id, BODY[: data.draw(sizes)], flags)
         if kind == "p":
-            return wire.ping(data.draw(st.integers(0, 9)), data.draw(st.sampled_from([SYN, ACK, 3])))
+            return wire.ping(
+                data.draw(st.integers(0, 9)), data.draw(st.sampled_from([SYN, ACK, 3]))
+            )
         if kind == "g":
             # Rarely, because it ends what a machine can still do.
-            return wire.go_away(data.draw(st.sampled_from([0, 0, 0, 2])) if len(self.ids) > 4 else 0)
+            return wire.go_away(
+                data.draw(st.sampled_from([0, 0, 0, 2])) if len(self.ids) > 4 else 0
+            )
         if kind == "?" and data.draw(st.integers(0, 4)) == 0:
             return Frame(data.draw(st.sampled_from([1, 4])), SYN, data.draw(st.integers(0, 4)), 0)
         stream_id = data.draw(st.sampled_from([*self.ids[-6:], 999]))

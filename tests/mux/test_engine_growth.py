@@ -155,6 +155,8 @@ def test_an_idle_window_shrinks_and_its_budget_comes_back_as_the_credit_is_used(
     outstanding = theirs.receive_credit
     assert budget.spent == max(0, outstanding - INITIAL_WINDOW), "given credit stays accounted for"
     path.rtt = 0.002  # a path on which the window is no hindrance
+    path.receiver.ping(path.now)
+    path.advance(0.1)
     path.bulk([(ours, theirs)], 3)
     assert theirs.receive_credit <= INITIAL_WINDOW
     assert budget.spent == 0

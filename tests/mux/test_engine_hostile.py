@@ -1,4 +1,4 @@
-"""Any input is accepted, or refused with RemoteProtocolError: never anything else, never without bound.
+"""Any input is accepted, or refused with RemoteProtocolError; nothing else, and within bounds.
 
 The inputs are random bytes, and good frames damaged in every way a peer or a network can think of.
 Seeds make them the same on every run; TUNNELMUX_EXAMPLES=1000 tries as many more.

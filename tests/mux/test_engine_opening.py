@@ -92,18 +92,26 @@ def _(make: MakeLone) -> None:
     stream.finish()
     frames = lone.sent()
     assert b"".join(frame.body for frame in frames) == b"x" * 20_000
-    assert [frame.flags for frame in frames] == [ACK, FIN]
+    assert [frame.flags for frame in frames] == [ACK, 0, FIN]
     assert lone.engine.stream_count == 0
 
 
-@case("U18-everything-in-one-frame")
+@case("U18-accept-answer-finish")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | FIN))
     stream = lone.accept()
     send_all(stream, b"answer")
     stream.finish()
-    assert lone.sent() == [wire.data(1, b"answer", ACK | FIN)]
+    assert lone.sent() == [wire.data(1, b"answer", ACK), wire.update(1, flags=FIN)]
+
+
+@case("U18-no-fin-with-the-ack")
+def _(make: MakeLone) -> None:
+    lone = make()
+    lone.feed(wire.update(1, flags=SYN))
+    lone.accept().finish()
+    assert lone.sent() == [wire.update(1, flags=ACK), wire.update(1, flags=FIN)]
 
 
 @case("U19-syn-and-rst-offer-nothing")

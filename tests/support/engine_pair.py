@@ -63,7 +63,9 @@ class Direction:
             return [data]
         pieces = []
         while data:
-            size = 1 if self.cutting == "bytewise" else self.rng.choice((1, 2, 5, 12, 13, 999, 9999))
+            size = (
+                1 if self.cutting == "bytewise" else self.rng.choice((1, 2, 5, 12, 13, 999, 9999))
+            )
             pieces.append(data[:size])
             data = data[size:]
         return pieces

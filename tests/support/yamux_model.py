@@ -137,7 +137,7 @@ class Engine:
         self._heard_at, self._probed = now, False
         self._input += data
         try:
-            while self.error is None and self._step(now):
+            while self._step(now):
                 self._finish_drain()
         except RemoteProtocolError as error:
             self.close(error, 1)
@@ -145,6 +145,8 @@ class Engine:
 
     def _step(self, now: float) -> bool:
         """Understand a little more of the input; False when that needs more bytes."""
+        if self.error is not None:
+            return False
         if self._body_left:
             piece = bytes(self._input[: self._body_left])
             if not piece:
@@ -221,6 +223,12 @@ class Engine:
             if stream is None:
                 return
         elif stream is None or stream._syn_owed:  # the peer cannot know a stream whose SYN waits
+            waiting = [entry for entry in self._resets if entry[0] == stream_id]
+            if waiting:  # our own reset has not left: the peer cannot know of it
+                self._strays = 0
+                if flags & RST:
+                    self._resets.remove(waiting[0])
+                return
             self._strays += 1
             if self._strays > self.limits.max_stray_frames:
                 raise RemoteProtocolError("too many frames for streams that do not exist")
@@ -454,9 +462,7 @@ class EngineStream:
         limits = self._engine.limits
         session_room = limits.session_send_buffer - self._engine.queued_bytes
         one_frame = limits.max_frame_payload - len(self._queue)
-        return min(
-            limits.stream_send_buffer - len(self._queue), max(session_room, one_frame, 0)
-        )
+        return min(limits.stream_send_buffer - len(self._queue), max(session_room, one_frame, 0))
 
     # -- from the application --------------------------------------------------------------------
 
@@ -566,6 +572,7 @@ class EngineStream:
         if self._fin_sent and self._peer_fin and not self._buffer:
             if self._is_live():
                 self._engine._streams.pop(self.id)
+                self._engine._finish_drain()
             self._linger_at = None
 
     # -- frames to send --------------------------------------------------------------------------
@@ -590,10 +597,9 @@ class EngineStream:
         return self._finishing and not self._fin_sent and not self._queue
 
     def _control_due(self) -> bool:
-        if self._ack_owed and self._engine._go_away_code is not None:
-            return True
         flags_alone = self._syn_owed or self._ack_owed or self._fin_due()
-        return bool(self._update_size() or (flags_alone and not self._data_due()))
+        wait_for_data = self._data_due() and self._engine._go_away_code is None
+        return bool(self._update_size() or (flags_alone and not wait_for_data))
 
     def _opening_flags(self) -> int:
         flags = (SYN if self._syn_owed else 0) | (ACK if self._ack_owed else 0)
@@ -603,10 +609,9 @@ class EngineStream:
     def _control_frame(self) -> bytes:
         size = self._update_size()
         self.receive_credit += size
-        flags = self._opening_flags()
-        if self._fin_due():
-            flags |= FIN
-            self._fin_sent = True
+        fin = self._fin_due() and not self._ack_owed  # py-libp2p overlooks a FIN with an ACK
+        flags = self._opening_flags() | (FIN if fin else 0)
+        self._fin_sent |= fin
         self._forget_if_over()
         return _frame(WINDOW_UPDATE, flags, self.id, size)
 
@@ -615,13 +620,8 @@ class EngineStream:
         body = bytes(self._queue[:size])
         del self._queue[:size]
         self.send_credit -= size
-        flags = self._opening_flags()
-        if self._fin_due():
-            flags |= FIN
-            self._fin_sent = True
         self._engine._mark(self)
-        self._forget_if_over()
-        return _frame(DATA, flags, self.id, size) + body
+        return _frame(DATA, self._opening_flags(), self.id, size) + body
 
 
 def _frame(type: int, flags: int, stream_id: int, length: int) -> bytes:
