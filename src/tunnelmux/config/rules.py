@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
+from functools import lru_cache
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -129,7 +130,7 @@ def check_network(key: str, value: str) -> None:
 def check_token(key: str, token: str) -> None:
     """Refuse a token no Authorization header could carry. The message does not show it."""
     if not token:
-        raise InvalidSetting(key, "is empty: put the token or secret there")
+        raise InvalidSetting(key, "is empty: put the device's token there")
     if not _BEARER_TOKEN.fullmatch(token):
         raise InvalidSetting(
             key,
@@ -169,6 +170,7 @@ def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> S
     return parts
 
 
+@lru_cache(maxsize=1024)  # asked for with every request
 def parse_target(key: str, value: str) -> tuple[str, Address]:
     """A service's target as its scheme (`http` or `tcp`) and the address to connect to."""
     example = "http://127.0.0.1:8000 or tcp://127.0.0.1:22"

@@ -8,11 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import SessionError, StreamClosed, StreamError
 
 if TYPE_CHECKING:
-    from types import TracebackType
-
     from tunnelmux._streams import EngineStream
     from tunnelmux.mux.session import Session
 
@@ -54,8 +53,8 @@ class Stream(trio.abc.HalfCloseableStream):
         self._closed = False
         self._receiver: trio.lowlevel.Task | None = None
         self._sender: trio.lowlevel.Task | None = None
-        self._send_guard = _Guard("another task is sending on this stream")
-        self._receive_guard = _Guard("another task is receiving from this stream")
+        self._send_guard = OneAtATime("another task is sending on this stream")
+        self._receive_guard = OneAtATime("another task is receiving from this stream")
         engine_stream.owner = self
 
     @property
@@ -189,29 +188,6 @@ class Stream(trio.abc.HalfCloseableStream):
     def _raise_if_broken(self) -> None:
         if self._engine_stream.error is not None:
             raise self._engine_stream.error.with_traceback(None)
-
-
-class _Guard:
-    """Lets one task at a time into one half of a stream; a second one is refused at once."""
-
-    __slots__ = ("_held", "_message")
-
-    def __init__(self, message: str) -> None:
-        self._held = False
-        self._message = message
-
-    def __enter__(self) -> None:
-        if self._held:
-            raise trio.BusyResourceError(self._message)
-        self._held = True
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._held = False
 
 
 @contextmanager

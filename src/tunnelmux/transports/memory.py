@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import trio
 
-from tunnelmux.transports.conflict import OneAtATime
+from tunnelmux.conflict import OneAtATime
 
 __all__ = ["MemoryStream", "memory_stream_pair"]
 

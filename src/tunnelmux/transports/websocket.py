@@ -18,9 +18,9 @@ from functools import partial
 import trio
 import trio_websocket
 
+from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
-from tunnelmux.transports.conflict import OneAtATime
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers, UpgradeRequest, read_response
 from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, open_tcp
 from tunnelmux.transports.url import TunnelURL, parse_url
