@@ -29,7 +29,7 @@ SETTINGS = hypothesis.settings(
     deadline=None,
     database=None,
     report_multiple_bugs=False,
-    phases=[hypothesis.Phase.generate],
+    phases=[hypothesis.Phase.generate],  # shrinking would outlast the test's time limit
     suppress_health_check=list(hypothesis.HealthCheck),
 )
 WINDOW = 262_144

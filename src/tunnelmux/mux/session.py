@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import trio
@@ -31,8 +32,10 @@ CLOSE_TIMEOUT = 1.0
 again to close. Enough for a round trip; a peer that is gone must not hold its session's place."""
 
 
-PROCESS_BUDGET = WindowBudget(Limits().process_window_budget)
-"""What the receive windows of sessions may grow by together when nobody said otherwise."""
+@cache
+def process_budget(capacity: int) -> WindowBudget:
+    """The budget that all sessions of this process share when they are held to the same number."""
+    return WindowBudget(capacity)
 
 
 @asynccontextmanager
@@ -46,17 +49,18 @@ async def open_session(
     """A session on *transport* for the length of an ``async with`` block.
 
     *is_client* is True on the side that dialled. *window_budget* is what the receive windows of all
-    sessions that share it may grow by; None is the process's own.
+    sessions that share it may grow by; None is the process's, `Limits.process_window_budget`.
 
     The session owns the transport: leaving the block sends what is queued (for at most
     `Limits.close_grace` seconds), says GoAway and closes it. Cancelling the block closes it at
     once. What the block raises comes out as it was raised.
     """
+    limits = limits or Limits()
     session = Session(
         transport,
         is_client=is_client,
-        limits=limits or Limits(),
-        window_budget=window_budget or PROCESS_BUDGET,
+        limits=limits,
+        window_budget=window_budget or process_budget(limits.process_window_budget),
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
