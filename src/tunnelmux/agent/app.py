@@ -113,7 +113,7 @@ class RunningAgent:
         return delay
 
     async def _hold_session(self) -> None:
-        token = await trio.to_thread.run_sync(self._credentials.read)
+        token = self._credentials.read()  # one line of a local file, once per connection
         async with self._dial(
             self._config.proxy.url,
             token=token.reveal(),

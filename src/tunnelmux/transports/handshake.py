@@ -283,8 +283,9 @@ def _check_upgrade(head: bytes, method: str, headers: list[tuple[bytes, bytes]])
 
 async def read_response(
     receive: Callable[[int], Awaitable[bytes | bytearray]], where: str
-) -> tuple[bytes, Headers]:
-    """The server's answer to our upgrade: (all bytes read, its headers) when it is a 101.
+) -> tuple[bytes, bytes, Headers]:
+    """The server's answer to our upgrade when it is a 101: its head, the bytes read behind it
+    (which are frames already), and its headers.
 
     Raises ConnectRefused for any other status and ConnectError when it is no HTTP answer or the
     stream ends first. The caller bounds the time and closes the stream.
@@ -316,7 +317,7 @@ async def read_response(
         raise ConnectError(_not_http(where))
     headers = [(bytes(name), bytes(value)) for name, value in event.headers]
     if event.status_code == 101:
-        return head + rest, headers
+        return head, rest, headers
     body = rest + await _refusal_body(receive, headers, len(rest))
     raise _refusal(where, event.status_code, headers, body)
 

@@ -1,16 +1,20 @@
 """A byte stream inside a WebSocket (RFC 6455), client and server, on trio-websocket.
 
 Binary messages only; together they are one byte stream, and message boundaries mean nothing.
-trio-websocket does the framing, ping/pong and close. Between it and the transport stands a
-`_Wire`, which keeps three of its weaknesses from mattering: a cancelled write that leaves half a
-frame ends the connection instead of tearing the byte stream; the handshake ends at once, with a
-clear error, when the peer leaves or answers anything but 101; and an error inside the library
-breaks this one stream, never its listener.
+trio-websocket does handshake, ping/pong and close. Between it and the transport stands a `_Wire`:
+it takes the payload out of the frames and puts it into frames with our compiled framing, so that
+trio-websocket sees control frames only and a payload byte is touched once. It also keeps three
+weaknesses from mattering: a cancelled write that leaves half a frame ends the connection instead
+of tearing the byte stream; the handshake ends at once, with a clear error, when the peer leaves or
+answers anything but 101; and an error inside the library breaks this one stream, never its
+listener.
 """
 
 from __future__ import annotations
 
+import os
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -18,6 +22,7 @@ from functools import partial
 import trio
 import trio_websocket
 
+from tunnelmux._websocket import FrameReader, encode_binary
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
@@ -27,7 +32,6 @@ from tunnelmux.transports.url import TunnelURL, parse_url
 
 __all__ = [
     "CLOSE_TIMEOUT",
-    "MAX_MESSAGE_SIZE",
     "SUBPROTOCOL",
     "WebSocketStream",
     "accept_websocket",
@@ -40,27 +44,25 @@ _log = get_logger("transports")
 
 SUBPROTOCOL = "tunnelmux.v1"
 
-MAX_MESSAGE_SIZE = 16 * 1024 * 1024 + 65_536
-"""Largest message taken from a peer, in bytes; a larger one ends the stream with close code 1009.
-Ours are 64 KiB at most, but hashicorp/yamux sends whatever the window allows as one frame, and
-`Limits.max_stream_window` allows 16 MiB."""
-
 CLOSE_TIMEOUT = 1.0
 """Seconds a closing handshake may take. The session above has said goodbye by then: what is left
 is politeness, and a dead peer must not hold up a restart."""
 
 _SEND_MESSAGE = 65_536
 _RECEIVE_BUFFER = 65_536  # 256 KiB was measured to be no faster; 4 KiB halves the rate
-_QUEUED_MESSAGES = 1  # read ahead while the receiver works; times MAX_MESSAGE_SIZE is the bound
+_READ_AHEAD = 65_536
+# Bytes of payload that may wait for the receiver before the transport is read again. Pings behind
+# them wait as well; a receiver that reads, as every session's does, is never that far behind.
 _CLEAN_CLOSES = frozenset({1000, 1001, 1005})  # normal, going away, no code at all
 
 
 class _Wire(trio.abc.Stream):
-    """The stream trio-websocket reads and writes: the transport, with the handshake guarded.
+    """The stream trio-websocket reads and writes: the transport, without the payload.
 
     On the client side `awaits_response` has the server's answer checked before trio-websocket sees
     it. On the server side the `request` was read already: its head comes first, and what the peer
-    sent behind it only once the 101 is out.
+    sent behind it only once the 101 is out. From then on everything is frames: the payload of
+    binary messages goes to `take_payload`, whole control frames to trio-websocket.
     """
 
     def __init__(
@@ -74,16 +76,23 @@ class _Wire(trio.abc.Stream):
         self.transport = transport
         self.response_headers: Headers = ()
         self.torn = False
+        self.frames = FrameReader(masked=request is not None)
         self._where = where
         self._awaits_response = awaits_response
         self._head = request.head if request is not None else b""
         self._behind_head = request.rest if request is not None else b""
         self._opened = trio.Event()
         self._lock = trio.StrictFIFOLock()
+        self._payload: deque[bytes] = deque()
+        self._payload_size = 0
+        self._ended = False
+        self._changed = trio.Event()
 
     def set_opened(self) -> None:
         """The 101 has passed: bytes after the request head may be given out as frames."""
         self._opened.set()
+
+    # -- sending ----------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         async with self._lock:
@@ -98,12 +107,15 @@ class _Wire(trio.abc.Stream):
         async with self._lock:
             await self.transport.wait_send_all_might_not_block()
 
+    # -- receiving, as trio-websocket's reader does -------------------------------------------
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         if self._awaits_response:
             self._awaits_response = False
-            data, self.response_headers = await read_response(
+            data, rest, self.response_headers = await read_response(
                 self.transport.receive_some, self._where
             )
+            self._behind_head = rest
             return data
         if self._head:
             head, self._head = self._head, b""
@@ -111,10 +123,60 @@ class _Wire(trio.abc.Stream):
         # Frames sent before our 101 would be lost in wsproto's HTTP parser: hold them back.
         # Bounded by the handshake's own deadline.
         await self._opened.wait()
-        if self._behind_head:
-            data, self._behind_head = self._behind_head, b""
-            return data
-        return await self.transport.receive_some(max_bytes)
+        while True:
+            if control := self.frames.take_control():
+                return control
+            if self.frames.error is not None and self.frames.error[0] != 1003:
+                # Nothing more can be made of what comes. The receiver has been told, and ends the
+                # connection, and this wait with it.
+                await trio.sleep_forever()
+            while self._payload_size >= _READ_AHEAD:
+                await self._wait_change()  # until the receiver took some; it may take its time
+            data: bytes | bytearray = self._behind_head
+            self._behind_head = b""
+            if not data:
+                data = await self.transport.receive_some(max_bytes)
+            if not data:
+                self.end()
+                return b""
+            self._put_payload(self.frames.receive_data(data))
+
+    def _put_payload(self, payload: bytes) -> None:
+        if payload:
+            self._payload.append(payload)
+            self._payload_size += len(payload)
+        if payload or self.frames.error is not None or self.frames.close is not None:
+            self._notify()
+
+    # -- receiving, as the stream's user does -------------------------------------------------
+
+    async def take_payload(self, max_bytes: int | None) -> bytes:
+        """The next bytes of payload; b"" when none will come any more."""
+        while not self._payload:
+            if self._ended or self.frames.error is not None or self.frames.close is not None:
+                return b""
+            await self._wait_change()
+        payload = self._payload.popleft()
+        if max_bytes is not None and len(payload) > max_bytes:
+            self._payload.appendleft(payload[max_bytes:])
+            payload = payload[:max_bytes]
+        held_back = self._payload_size >= _READ_AHEAD
+        self._payload_size -= len(payload)
+        if held_back:
+            self._notify()
+        return payload
+
+    def end(self) -> None:
+        """No more bytes will come: wake the receiver."""
+        self._ended = True
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def _wait_change(self) -> None:
+        await self._changed.wait()
 
     async def aclose(self) -> None:
         await self.transport.aclose()
@@ -125,7 +187,7 @@ class WebSocketStream(trio.abc.Stream):
 
     A send that is cancelled or fails breaks the stream for good: the peer may have half a frame,
     so the connection is aborted and later sends raise BrokenResourceError. A cancelled receive
-    loses nothing. A text message, an oversize message and a close with an error code raise
+    loses nothing. A text message, a frame against the rules and a close with an error code raise
     BrokenResourceError with the cause.
     """
 
@@ -140,9 +202,7 @@ class WebSocketStream(trio.abc.Stream):
         self._reader = reader
         self._sending = OneAtATime("another task is sending on this WebSocket")
         self._receiving = OneAtATime("another task is receiving on this WebSocket")
-        self._unread = memoryview(b"")
         self._closed = False
-        self._at_eof = False
         self._broken: Exception | None = None
 
     @property
@@ -170,19 +230,31 @@ class WebSocketStream(trio.abc.Stream):
         """Send every byte, as messages of at most 64 KiB."""
         with self._sending:
             self._check()
+            self._check_peer()
             try:
                 await trio.lowlevel.checkpoint()
                 with memoryview(data) as view, view.cast("B") as octets:
                     for start in range(0, len(octets), _SEND_MESSAGE):
-                        message = bytes(octets[start : start + _SEND_MESSAGE])
-                        await self._connection.send_message(message)
-            except trio_websocket.ConnectionClosed as exc:
+                        frame = self._frame(octets[start : start + _SEND_MESSAGE])
+                        await self._wire.send_all(frame)
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._check()  # closed by aclose() meanwhile, or broken by the receiver
-                raise trio.BrokenResourceError(self._describe(exc)) from None
+                self._break(exc)
+                await self._abort()
+                raise trio.BrokenResourceError(str(exc)) from exc
             except BaseException:
                 self._break(ConnectError("a send on this WebSocket was cut short"))
                 await self._abort()
                 raise
+
+    def _frame(self, payload: memoryview) -> bytes:
+        # RFC 6455 section 5.3: the mask must come from a strong source of entropy.
+        return encode_binary(payload, os.urandom(4) if self._connection.is_client else None)
+
+    def _check_peer(self) -> None:
+        """A peer that has said Close takes no more data."""
+        if (close := self._wire.frames.close) is not None:
+            raise trio.BrokenResourceError(_describe_close(*close))
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the transport might take bytes."""
@@ -206,53 +278,35 @@ class WebSocketStream(trio.abc.Stream):
             await trio.lowlevel.checkpoint()
             if self._closed:
                 raise trio.ClosedResourceError("this WebSocket was closed")
-            while not self._unread:
-                self._check()
-                if self._at_eof:
-                    return b""
-                await self._next_message()
-            if max_bytes is None or max_bytes >= len(self._unread):
-                whole, self._unread = self._unread, memoryview(b"")
-                # A message is taken whole without a copy where it can be.
-                return whole.obj if len(whole) == len(whole.obj) else bytes(whole)  # type: ignore[arg-type,return-value]
-            data = bytes(self._unread[:max_bytes])
-            self._unread = self._unread[max_bytes:]
-            return data
-
-    async def _next_message(self) -> None:
-        try:
-            message = await self._connection.get_message()
-        except trio_websocket.ConnectionClosed as exc:
             self._check()
-            if exc.reason is not None and exc.reason.code in _CLEAN_CLOSES:
-                self._at_eof = True
-                return
-            error = RemoteProtocolError(self._describe(exc))
+            payload = await self._wire.take_payload(max_bytes)
+            if payload:
+                return payload
+            self._check()
+            return await self._end()
+
+    async def _end(self) -> bytes:
+        """There is no more payload: b"" after a clean close, BrokenResourceError with the cause."""
+        frames = self._wire.frames
+        if frames.error is not None:
+            code, sentence = frames.error
+            error = RemoteProtocolError(f"the peer broke the WebSocket protocol: {sentence}")
             self._break(error)
-            await self._abort()
-            raise trio.BrokenResourceError(str(error)) from error
-        if isinstance(message, str):
-            text = RemoteProtocolError(
-                "the peer sent a WebSocket text message; a tunnel carries binary messages only"
-            )
-            self._break(text)
-            await self._close_connection(1003, "binary messages only")
-            await self._abort()
-            raise trio.BrokenResourceError(str(text)) from text
-        self._unread = memoryview(message)
+            await self._close_connection(code, sentence)
+        elif frames.close is None:
+            error = RemoteProtocolError("the WebSocket ended without a closing handshake")
+            self._break(error)
+        elif frames.close[0] in _CLEAN_CLOSES:
+            return b""
+        else:
+            error = RemoteProtocolError(_describe_close(*frames.close))
+            self._break(error)
+        await self._abort()
+        raise trio.BrokenResourceError(str(error)) from error
 
     def _break(self, error: Exception) -> None:
         if self._broken is None:
             self._broken = error
-
-    def _describe(self, exc: trio_websocket.ConnectionClosed) -> str:
-        reason = exc.reason
-        if reason is None or reason.code == 1006:
-            return "the WebSocket connection ended without a closing handshake"
-        if reason.code == 1009:
-            return f"a WebSocket message was larger than {MAX_MESSAGE_SIZE} bytes (1009)"
-        text = f": {reason.reason}" if reason.reason else ""
-        return f"the WebSocket was closed with code {reason.code} {reason.name}{text}"
 
     async def aclose(self) -> None:
         """Close with a closing handshake of at most 1 s, then drop the connection."""
@@ -275,6 +329,11 @@ class WebSocketStream(trio.abc.Stream):
         # Shielded: it does not wait, and a cancelled caller must still not leave a socket open.
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._wire.transport)
+
+
+def _describe_close(code: int, text: str) -> str:
+    name = trio_websocket.CloseReason(code, text).name
+    return f"the WebSocket was closed with code {code} {name}{f': {text}' if text else ''}"
 
 
 class _Handshake:
@@ -301,8 +360,6 @@ class _Handshake:
                     url.target,
                     subprotocols=subprotocols,
                     extra_headers=list(headers),
-                    message_queue_size=_QUEUED_MESSAGES,
-                    max_message_size=MAX_MESSAGE_SIZE,
                     receive_buffer_size=_RECEIVE_BUFFER,
                 )
                 self._opened(connection, nursery, task_status)
@@ -323,8 +380,6 @@ class _Handshake:
                 request = await trio_websocket.wrap_server_stream(
                     nursery,
                     self._wire,
-                    message_queue_size=_QUEUED_MESSAGES,
-                    max_message_size=MAX_MESSAGE_SIZE,
                     receive_buffer_size=_RECEIVE_BUFFER,
                 )
                 try:
@@ -370,6 +425,7 @@ class _Handshake:
         _log.warning("websocket failed", error=repr(rest.exceptions[0]))
 
     async def _drop(self) -> None:
+        self._wire.end()
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._wire.transport)
 
