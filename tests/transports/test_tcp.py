@@ -9,7 +9,7 @@ import trio
 from support.streams import socket_pair
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.transports import bound_addresses, open_listeners, open_tcp, serve_connections
-from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.transports.tcp import UNSENT_LIMIT, configure_socket
 
 
 async def test_a_refused_connection_names_address_cause_and_fix() -> None:
@@ -67,6 +67,8 @@ async def test_sockets_are_set_up_for_a_tunnel() -> None:
         assert option(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
         if hasattr(socket, "TCP_USER_TIMEOUT"):
             assert option(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 20_000
+        if hasattr(socket, "TCP_NOTSENT_LOWAT"):
+            assert option(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT) == UNSENT_LIMIT
 
 
 async def test_a_failing_handler_is_logged_and_ends_its_connection_only(

@@ -34,6 +34,11 @@ TCP_USER_TIMEOUT = 20.0
 promise of the documentation (a dead peer is noticed within 20 s), kept below the session's own
 keepalive as a second net: it also frees a close that waits for a full send buffer."""
 
+UNSENT_LIMIT = 131_072
+"""Bytes that may wait unsent in the kernel (TCP_NOTSENT_LOWAT). What is in there cannot be
+overtaken: with the megabytes that are usual, a window update or a short answer would wait seconds
+behind a bulk transfer on a slow uplink. Two of our flushes keep a fast one busy."""
+
 _KEEPALIVE_IDLE = 15  # s of silence before the kernel probes; the session's pings come first
 _KEEPALIVE_INTERVAL = 5
 _KEEPALIVE_COUNT = 3
@@ -42,7 +47,8 @@ _KEEPALIVE_COUNT = 3
 def configure_socket(
     stream: trio.SocketStream, *, user_timeout: float | None = TCP_USER_TIMEOUT
 ) -> None:
-    """Set what a tunnel wants of its socket: TCP_NODELAY, keepalive and TCP_USER_TIMEOUT (s).
+    """Set what a tunnel wants of its socket: TCP_NODELAY, keepalive, TCP_USER_TIMEOUT (s) and
+    TCP_NOTSENT_LOWAT; the last two are left out when `user_timeout` is None.
 
     An option this system does not have is left out; a socket that is no TCP socket is left alone.
     """
@@ -57,6 +63,8 @@ def configure_socket(
     if user_timeout is not None:
         option = getattr(socket, "TCP_USER_TIMEOUT", None)
         wanted.append((socket.IPPROTO_TCP, option, int(user_timeout * 1000)))
+        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
+        wanted.append((socket.IPPROTO_TCP, option, UNSENT_LIMIT))
     for level, option, value in wanted:
         if option is not None:
             with contextlib.suppress(OSError):
