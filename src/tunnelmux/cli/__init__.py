@@ -1,0 +1,1 @@
+"""The commands: from arguments to a configuration, a run, and an exit status."""

@@ -1,0 +1,159 @@
+"""tunnelmux-agent: the process on a device."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tunnelmux import __version__
+from tunnelmux.cli.options import (
+    common_settings,
+    config_option,
+    flags_of,
+    log_warning,
+    print_warning,
+    refuse_options_before_command,
+    setting,
+)
+from tunnelmux.cli.outcome import run_command
+from tunnelmux.config import AgentConfig, load_agent_config
+from tunnelmux.config.render import render
+from tunnelmux.observability import configure_logs
+
+__all__ = ["main"]
+
+_PROGRAM = "tunnelmux-agent"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EXAMPLES = """\b
+Examples:
+  tunnelmux-agent --join tunnelmux-join:… --name dev1 \\
+      --service web=http://127.0.0.1:8000
+      With the line that a proxy's quickstart printed. It is good for one
+      device; what was learned is kept, so the same command works again.
+  tunnelmux-agent --url ws://proxy.example.com:3800/tunnel/connect \\
+      --token-file token --name dev1 --service ssh=tcp://127.0.0.1:22
+      Without a file.
+  tunnelmux-agent check --config agent.toml
+      Is the file right, and what comes out of it?
+\b
+Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option or
+setting, 3 the proxy refused this agent for good."""
+
+
+def _parse_services(
+    _context: click.Context, _option: click.Parameter, values: tuple[str, ...]
+) -> list[dict[str, object]] | None:
+    services: list[dict[str, object]] = []
+    for value in values:
+        name, equals, target = value.partition("=")
+        if not equals or not name or not target:
+            raise click.BadParameter(
+                f'"{value}" is not NAME=TARGET: write it like web=http://127.0.0.1:8000'
+            )
+        services.append({"name": name, "target": target})
+    return services or None
+
+
+def _agent_settings(function: F) -> F:
+    for decorate in (
+        common_settings,
+        setting(
+            "--state-dir",
+            "device.state_dir",
+            metavar="DIR",
+            help="Where what --join brought is kept.  [default: ~/.local/state/tunnelmux-agent]",
+        ),
+        setting(
+            "--service",
+            "services",
+            multiple=True,
+            metavar="NAME=TARGET",
+            callback=_parse_services,
+            help="A local service to offer, http://HOST:PORT or tcp://HOST:PORT; repeatable.",
+        ),
+        setting("--name", "device.name", metavar="NAME", help="This device's name."),
+        setting(
+            "--ca-file",
+            "proxy.ca_file",
+            metavar="FILE",
+            help="PEM file of the authority that signed the proxy's certificate.",
+        ),
+        setting(
+            "--pin",
+            "proxy.pin",
+            metavar="sha256:HEX",
+            help="Accept the certificate with this fingerprint and no other.",
+        ),
+        setting(
+            "--token-file",
+            "proxy.token_file",
+            metavar="FILE",
+            help="A file that holds this device's token.",
+        ),
+        setting("--url", "proxy.url", metavar="URL", help="The proxy's tunnel endpoint."),
+        setting(
+            "--join",
+            "proxy.join",
+            metavar="LINE",
+            help="The line that a proxy's quickstart or invite printed.",
+        ),
+        config_option,
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.group(_PROGRAM, invoke_without_command=True, epilog=_EXAMPLES)
+@_agent_settings
+@click.version_option(__version__, prog_name=_PROGRAM)
+@click.pass_context
+def agent(context: click.Context, /, config_file: Path | None, **_settings: object) -> int:
+    """Connect this device to a proxy and offer its declared services there."""
+    if context.invoked_subcommand is not None:
+        refuse_options_before_command(context)
+        return 0
+    warnings: list[str] = []
+    config = _load(context, config_file, warnings.append)
+    configure_logs(config.log.level, config.log.format)
+    for sentence in warnings:
+        log_warning(sentence)
+    return _run(config)
+
+
+@agent.command()
+@_agent_settings
+@click.pass_context
+def check(context: click.Context, /, config_file: Path | None, **_settings: object) -> None:
+    """Validate the configuration and print the result, secrets hidden."""
+    config = _load(context, config_file, partial(print_warning, _PROGRAM))
+    click.echo(render(config), nl=False)
+
+
+def _load(
+    context: click.Context, config_file: Path | None, warn: Callable[[str], None]
+) -> AgentConfig:
+    return load_agent_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
+
+
+def _run(config: AgentConfig) -> int:
+    # Trio and the agent take a fifth of a second to import, which --help and check do not need.
+    import trio
+
+    from tunnelmux.agent import run_agent
+    from tunnelmux.cli.signals import run_until_signalled
+
+    return trio.run(
+        partial(run_until_signalled, partial(run_agent, config), grace=config.drain.grace)
+    )
+
+
+def main() -> None:
+    """The console script."""
+    run_command(agent, _PROGRAM)

@@ -1,0 +1,232 @@
+"""What the demo prints: its steps, a table of what happened, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol
+
+from rich import box
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+from rich.text import Text
+
+from tunnelmux.cli.demo.checks import Check, Result
+from tunnelmux.cli.demo.stage import DEVICE, Stage
+
+__all__ = ["JsonReport", "Report", "TextReport"]
+
+
+class Report(AbstractContextManager["Report"], Protocol):
+    """Who is told what happens; a context for as long as the demo runs."""
+
+    def step(self, sentence: str) -> None:
+        """Something has started."""
+
+    def checking(self, check: Check) -> None:
+        """This check begins."""
+
+    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+        """Every check was made; `stays` says whether the demo now goes on running."""
+
+    def stopping(self) -> None:
+        """Somebody ends the demo."""
+
+
+class _StandardOutput(Console):
+    """Falls silent when its reader leaves (`tunnelmux demo --once | head`); the demo goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        # What is still buffered must not fail either, at the very end.
+        with Path(os.devnull).open("wb") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+class JsonReport(Report):
+    """One JSON object on standard output, and nothing else."""
+
+    def __exit__(self, *_exc: object) -> None:
+        pass
+
+    def step(self, sentence: str) -> None:
+        pass
+
+    def checking(self, check: Check) -> None:
+        pass
+
+    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+        value = {
+            "passed": all(result.passed for result in results),
+            "running": stays,
+            "checks": [asdict(result) for result in results],
+            "url": stage.url,
+            "http": str(stage.http),
+            "tunnel": str(stage.tunnel),
+            "tcp": str(stage.tcp),
+            "device": DEVICE,
+        }
+        console = _StandardOutput(soft_wrap=True, markup=False, highlight=False)
+        console.print(json.dumps(value, indent=2))
+
+    def stopping(self) -> None:
+        pass
+
+
+class TextReport(Report):
+    """For people: colours and a spinner on a terminal, plain text elsewhere."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self._console = console or _StandardOutput(highlight=False)
+        self._unicode = self._console.encoding.lower().startswith("utf")
+        self._spinner: Status | None = None
+
+    def __exit__(
+        self,
+        _type: type[BaseException] | None,
+        _error: BaseException | None,
+        _traceback: TracebackType | None,
+    ) -> None:
+        self._stop_spinner()
+
+    def step(self, sentence: str) -> None:
+        self._line(Text.assemble(("✓ ", "green"), sentence))
+
+    def checking(self, check: Check) -> None:
+        if not self._console.is_terminal:
+            return
+        if self._spinner is None:
+            self._spinner = self._console.status("", spinner="dots" if self._unicode else "line")
+            self._spinner.start()
+        self._spinner.update(f"checking: {check.name}")
+
+    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+        self._stop_spinner()
+        for wanted, got in stage.moved.items():
+            self._line(Text(f"! port {wanted} is taken, so it is {got} this time", "yellow"))
+        self._console.print()
+        self._picture(stage)
+        self._console.print(self._table(results))
+        failed = [result.name for result in results if not result.passed]
+        if failed:
+            names = ", ".join(failed)
+            self._line(Text(f"{len(failed)} of {len(results)} checks failed: {names}", "bold red"))
+        else:
+            self._line(Text(f"All {len(results)} checks passed.", "bold green"))
+        if stays:
+            self._next(stage)
+        else:
+            self._real_thing()
+
+    def stopping(self) -> None:
+        self._stop_spinner()
+        self._console.print("\nStopped.")  # on a line of its own, below the terminal's ^C
+
+    def _picture(self, stage: Stage) -> None:
+        """The path, with the tunnel's arrow the way it was dialled."""
+        self._line(
+            Text.assemble(
+                "  you ──► ",
+                (f"proxy :{stage.http.port}", "bold cyan"),
+                " ◄═══ tunnel ═══ ",
+                (f'agent "{DEVICE}"', "bold magenta"),
+                " ──► ",
+                (f"page :{stage.page.port}", "bold green"),
+            )
+        )
+
+    def _table(self, results: list[Result]) -> Table:
+        # Narrow gaps and no lines between the columns, so that it fits into a width of 80.
+        table = Table(
+            box=box.SIMPLE_HEAD,
+            header_style="bold",
+            border_style="dim",
+            padding=(0, 1, 0, 0),
+            pad_edge=False,
+        )
+        table.add_column("Check", no_wrap=True)
+        table.add_column("Through the proxy", style="cyan", overflow="fold")
+        table.add_column("Result", overflow="fold")
+        table.add_column("Time", justify="right", no_wrap=True)
+        for result in results:
+            sign, style = ("✓", "green") if result.passed else ("✗", "bold red")
+            table.add_row(
+                self._text(Text.assemble((f"{sign} ", style), result.name)),
+                result.through,
+                Text(result.seen, "" if result.passed else style),
+                f"{result.seconds * 1000:.0f} ms",
+            )
+        return table
+
+    def _next(self, stage: Stage) -> None:
+        port, tcp = stage.http.port, stage.tcp.port
+        name = f"{DEVICE}.localhost"
+        self._heading("Open")
+        self._line(Text.assemble("  ", (stage.url, f"bold underline link {stage.url}")))
+        self._heading("Try, in another terminal")
+        self._command(f"curl {stage.url}", "by name")
+        self._command(
+            f"curl -H 'Tunnelmux-Device: {DEVICE}' http://127.0.0.1:{port}/request",
+            "by header: no DNS",
+        )
+        self._command(
+            f"curl --resolve {name}:{port}:127.0.0.1 {stage.url}",
+            "where .localhost does not resolve",
+        )
+        self._command(f"curl -N {stage.url}ticks", "live events")
+        self._command(f"echo hello | nc -N 127.0.0.1 {tcp}", "a TCP port")
+        self._real_thing()
+        self._console.print()
+        self._line(Text(f"Running at {stage.url} until Ctrl-C.", "bold"))
+
+    def _real_thing(self) -> None:
+        self._heading("The real thing")
+        self._command(
+            "tunnelmux-proxy --quickstart", "where devices reach it; prints a line for each device"
+        )
+        self._command(
+            "tunnelmux-agent --join … --name dev1 --service ssh=tcp://127.0.0.1:22",
+            "on the device: that line, with what it offers",
+        )
+
+    def _heading(self, words: str) -> None:
+        self._console.print()
+        self._line(Text(words, "bold"))
+
+    def _command(self, command: str, purpose: str) -> None:
+        self._line(Text(f"  # {purpose}", "dim"))
+        self._line(Text(f"  {command}", "cyan"))
+
+    def _line(self, text: Text) -> None:
+        """One line, never broken: a wrapped command cannot be pasted."""
+        self._console.print(self._text(text), soft_wrap=True)
+
+    def _text(self, text: Text) -> Text:
+        """The same in ASCII where the terminal has no more."""
+        if self._unicode:
+            return text
+        for sign, plain in _ASCII.items():
+            text = Text(plain).join(text.split(sign, allow_blank=True))
+        return text
+
+    def _stop_spinner(self) -> None:
+        if self._spinner is not None:
+            self._spinner.stop()
+            self._spinner = None
+
+
+_ASCII = {
+    "──►": "-->",
+    "◄═══": "<===",
+    "═══": "===",
+    "→": "->",
+    "✓": "+",
+    "✗": "x",
+    "…": "...",
+}

@@ -1,0 +1,109 @@
+"""Options that both daemons have, and how an option becomes a setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from tunnelmux.config import Flag
+from tunnelmux.config.load import CONFIG_VARIABLE
+from tunnelmux.observability import get_logger
+
+__all__ = [
+    "common_settings",
+    "config_option",
+    "flags_of",
+    "log_warning",
+    "print_warning",
+    "refuse_options_before_command",
+    "setting",
+]
+
+_log = get_logger("cli")
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+class SettingOption(click.Option):
+    """An option that stands for one key of the configuration."""
+
+    def __init__(self, *names: Any, key: str, **attributes: Any) -> None:
+        super().__init__(*names, **attributes)
+        self.key = key
+
+
+def setting(name: str, key: str, **attributes: Any) -> Callable[[F], F]:
+    """The option `name` for the setting `key`; whatever click.option takes may follow."""
+    return click.option(name, cls=SettingOption, key=key, **attributes)
+
+
+def flags_of(context: click.Context) -> list[Flag]:
+    """Every setting option of the command, with what the user gave for it or None."""
+    return [
+        Flag(option.opts[0], option.key, context.params[option.name or ""])
+        for option in context.command.params
+        if isinstance(option, SettingOption)
+    ]
+
+
+def config_option(function: F) -> F:
+    """`--config FILE`, with its environment variable."""
+    return click.option(
+        "--config",
+        "config_file",
+        metavar="FILE",
+        type=click.Path(path_type=Path),
+        envvar=CONFIG_VARIABLE,
+        help=f"The TOML file to read (also {CONFIG_VARIABLE}).",
+    )(function)
+
+
+def common_settings(function: F) -> F:
+    """The settings that both daemons have as options."""
+    for decorate in (
+        setting(
+            "--log-format",
+            "log.format",
+            metavar="FORMAT",
+            help="auto, text or json; auto is text on a terminal.",
+        ),
+        setting(
+            "--log-level",
+            "log.level",
+            metavar="LEVEL",
+            help="debug, info, warning or error.",
+        ),
+        setting(
+            "--grace",
+            "drain.grace",
+            metavar="SECONDS",
+            help="How long streams may take to finish after SIGTERM or Ctrl-C.",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+def refuse_options_before_command(context: click.Context) -> None:
+    """Refuse `program --option command`: the option would be read by nobody."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is click.core.ParameterSource.COMMANDLINE:
+            command = context.invoked_subcommand
+            raise click.UsageError(
+                f"{option.opts[0]} stands before {command}: write "
+                f"{context.info_name} {command} {option.opts[0]} …"
+            )
+
+
+def log_warning(sentence: str) -> None:
+    """Tell in the log what is worth telling and no error."""
+    _log.warning("odd configuration", problem=sentence)
+
+
+def print_warning(program: str, sentence: str) -> None:
+    """Tell on standard error, before there is a log, what is worth telling and no error."""
+    click.echo(f"{program}: warning: {sentence}", err=True)

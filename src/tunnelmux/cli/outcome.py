@@ -1,0 +1,64 @@
+"""How a command ends: what is printed, and the exit status.
+
+0  all went well, a drain included
+1  it failed, or a second signal cut the drain short
+2  a wrong option or setting, or an address that cannot be listened on: a person must change it
+3  the proxy refused this agent for good: trying again cannot help
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import NoReturn
+
+import click
+
+from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
+
+__all__ = ["EXIT_CUT_SHORT", "run_command"]
+
+EXIT_CUT_SHORT = 1
+_EXIT_FAILED = 1
+_EXIT_CONFIG = 2
+_EXIT_REFUSED = 3
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+
+
+def run_command(command: click.Command, program: str) -> NoReturn:
+    """Run `command` with the process's arguments and exit.
+
+    An error of ours is one line on standard error; anything else is a bug and keeps its traceback.
+    """
+    try:
+        status = command.main(prog_name=program, standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(_EXIT_INTERRUPTED)
+    except Exception as error:
+        known = _known_error(error)
+        if known is None:
+            raise
+        click.echo(f"{program}: error: {known}", err=True)
+        sys.exit(_exit_status(known))
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _known_error(error: Exception) -> TunnelmuxError | None:
+    """The error to tell about: a nursery may have wrapped it, alone or with others like it."""
+    if isinstance(error, TunnelmuxError):
+        return error
+    if isinstance(error, ExceptionGroup):
+        known = [_known_error(inner) for inner in error.exceptions]
+        if all(known):
+            return known[0]
+    return None
+
+
+def _exit_status(error: TunnelmuxError) -> int:
+    if isinstance(error, ConfigError):
+        return _EXIT_CONFIG
+    if isinstance(error, ConnectError) and not error.retryable:
+        return _EXIT_REFUSED
+    return _EXIT_FAILED

@@ -1,0 +1,197 @@
+"""tunnelmux-proxy: where agents and visitors meet."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tunnelmux import __version__
+from tunnelmux.cli.options import (
+    common_settings,
+    config_option,
+    flags_of,
+    log_warning,
+    print_warning,
+    refuse_options_before_command,
+    setting,
+)
+from tunnelmux.cli.outcome import run_command
+from tunnelmux.config import ProxyConfig, load_proxy_config
+from tunnelmux.config.render import render
+from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.observability import configure_logs
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy import RunningProxy
+
+__all__ = ["main"]
+
+_PROGRAM = "tunnelmux-proxy"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EXAMPLES = """\b
+Examples:
+  tunnelmux-proxy --quickstart
+      No file, no keys: makes its own and prints the line to paste on a device.
+  tunnelmux-proxy check --config proxy.toml
+      Is the file right, and what comes out of it?
+  tunnelmux-proxy --config proxy.toml --http 0.0.0.0:8080
+      Run; --http replaces what the file says about listen in [ingress.http].
+  kill -HUP PID
+      Read the file again: devices and ports change, no session is dropped.
+\b
+Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option,
+setting or address."""
+
+
+def _proxy_settings(function: F) -> F:
+    for decorate in (
+        common_settings,
+        setting(
+            "--domain",
+            "ingress.http.domain",
+            metavar="DOMAIN",
+            help="The domain under which each device is one label.",
+        ),
+        setting(
+            "--http",
+            "ingress.http.listen",
+            metavar="HOST:PORT",
+            help="Where visitors come in over HTTP.",
+        ),
+        setting("--listen", "tunnel.listen", metavar="HOST:PORT", help="Where agents connect."),
+        config_option,
+    ):
+        function = decorate(function)
+    return function
+
+
+def _state_dir_option(function: F) -> F:
+    return click.option(
+        "--state-dir",
+        metavar="DIR",
+        type=click.Path(path_type=Path, file_okay=False),
+        help="Where quickstart keeps its keys, invitations and devices.  "
+        "[default: ~/.local/state/tunnelmux-proxy]",
+    )(function)
+
+
+@click.group(_PROGRAM, invoke_without_command=True, epilog=_EXAMPLES)
+@_proxy_settings
+@click.option(
+    "--quickstart",
+    is_flag=True,
+    help="Run without a file: make keys, and print the line that lets a device join.",
+)
+@_state_dir_option
+@click.option(
+    "--public-host",
+    metavar="HOST",
+    help="With --quickstart: the name or address devices reach this machine by.",
+)
+@click.version_option(__version__, prog_name=_PROGRAM)
+@click.pass_context
+def proxy(
+    context: click.Context,
+    /,
+    config_file: Path | None,
+    quickstart: bool,
+    state_dir: Path | None,
+    public_host: str | None,
+    **_settings: object,
+) -> int:
+    """Let agents connect, and lead visitors to their devices."""
+    if context.invoked_subcommand is not None:
+        refuse_options_before_command(context)
+        return 0
+    if quickstart:
+        return _run_quickstart(context, config_file, state_dir, public_host)
+    if config_file is None:
+        raise click.UsageError(
+            f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
+        )
+    return _run(context, config_file)
+
+
+@proxy.command()
+@_proxy_settings
+@click.pass_context
+def check(context: click.Context, /, config_file: Path | None, **_settings: object) -> None:
+    """Validate the configuration and print the result, secrets hidden."""
+    config = _load(context, config_file, partial(print_warning, _PROGRAM))
+    click.echo(render(config), nl=False)
+
+
+def _load(
+    context: click.Context, config_file: Path | None, warn: Callable[[str], None]
+) -> ProxyConfig:
+    config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
+    if not config.devices:
+        warn("there are no [[devices]], so no agent can connect: add one")
+    return config
+
+
+def _run(context: click.Context, config_file: Path) -> int:
+    warnings: list[str] = []
+    config = _load(context, config_file, warnings.append)
+    configure_logs(config.log.level, config.log.format)
+    for sentence in warnings:
+        log_warning(sentence)
+
+    # Trio and the proxy take a fifth of a second to import, which --help and check do not need.
+    import trio
+
+    from tunnelmux.cli.signals import run_until_signalled
+    from tunnelmux.proxy import run_proxy
+
+    async def reload(running: RunningProxy) -> None:
+        new = _load(context, config_file, log_warning)
+        configure_logs(new.log.level, new.log.format)
+        await running.reload(new)
+
+    return trio.run(
+        partial(
+            run_until_signalled, partial(run_proxy, config), grace=config.drain.grace, reload=reload
+        )
+    )
+
+
+def _run_quickstart(
+    context: click.Context,
+    config_file: Path | None,
+    state_dir: Path | None,
+    public_host: str | None,
+) -> int:
+    config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context))
+    configure_logs(config.log.level, config.log.format)
+
+    import trio
+
+    from tunnelmux.cli.signals import run_until_signalled
+    from tunnelmux.proxy.quickstart import run_quickstart
+
+    folder = state_dir or default_state_dir(_PROGRAM, os.environ)
+    start = partial(run_quickstart, folder, public_host, config=config, announce=click.echo)
+    # No reload: devices that joined are in the state directory and not in a file to read again.
+    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace))
+
+
+@proxy.command()
+@_state_dir_option
+def invite(state_dir: Path | None) -> None:
+    """Print the line that lets one more device join a quickstart proxy."""
+    from tunnelmux.proxy.quickstart import invite as make_invitation
+
+    folder = state_dir or default_state_dir(_PROGRAM, os.environ)
+    click.echo(make_invitation(folder).command)
+
+
+def main() -> None:
+    """The console script."""
+    run_command(proxy, _PROGRAM)
