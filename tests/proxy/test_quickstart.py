@@ -30,7 +30,7 @@ ANY_PORT = ProxyConfig(
 
 @asynccontextmanager
 async def quickstarted(
-    state_dir: Path, announce: Callable[[str], None], host: str = "127.0.0.1"
+    state_dir: Path, announce: Callable[[str], None], host: str | None = "127.0.0.1"
 ) -> AsyncIterator[RunningProxy]:
     async with trio.open_nursery() as nursery:
         yield await nursery.start(
@@ -61,6 +61,15 @@ async def joined(join: str, device: str = "dev1") -> AsyncIterator[tuple[Session
         token = dict(websocket.response_headers).get(b"tunnelmux-token")
         async with open_session(websocket, is_client=True) as session:
             yield session, token.decode() if token is not None else None
+
+
+async def test_without_a_public_host_devices_are_sent_where_the_proxy_listens(
+    tmp_path: Path,
+) -> None:
+    printed: list[str] = []
+    async with quickstarted(tmp_path, printed.append, host=None) as proxy:
+        url = decode_join("join", join_in(printed[0])).url
+        assert url == f"wss://{proxy.tunnel_address}/tunnel/connect"
 
 
 async def test_the_printed_line_lets_one_device_in_over_pinned_tls(tmp_path: Path) -> None:

@@ -29,6 +29,8 @@ _HTTP_LISTEN = "127.0.0.1:8080"
 _PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sent there
 
 
+_EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
+
 _STATE_FILE = "quickstart.json"
 
 
@@ -60,15 +62,18 @@ async def run_quickstart(
     """Run a proxy that keeps all it needs in `state_dir`, until it was drained or is cancelled.
 
     The first time, a TLS certificate is made there for `public_host`, by which devices reach this
-    machine (default: its own address). Each time, one invitation is made; once the proxy listens,
-    `announce` gets the text for the operator with the line to paste on a device. `config` may set
-    other things, a certificate of its own included; without an HTTP ingress in it, visitors of
-    this machine come in at 127.0.0.1:8080. `clock` answers seconds since the epoch.
+    machine (default: the address it listens at, or its own when that is every one). Each time, one
+    invitation is made; once the proxy listens, `announce` gets the text for the operator with the
+    line to paste on a device. `config` may set other things, a certificate of its own included;
+    without an HTTP ingress in it, visitors of this machine come in at 127.0.0.1:8080. `clock`
+    answers seconds since the epoch.
 
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
-    host = public_host or own_address()
-    config = _complete(config or ProxyConfig(), state_dir, host, clock)
+    config = config or ProxyConfig()
+    listens_at = config.tunnel.address.host
+    host = public_host or (own_address() if listens_at in _EVERYWHERE else listens_at)
+    config = _complete(config, state_dir, host, clock)
     enrolment = Enrolment(state_dir, clock=clock)
 
     def welcome(proxy: RunningProxy) -> None:
