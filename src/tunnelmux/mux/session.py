@@ -316,6 +316,9 @@ class Session:
                         if not engine.queued_bytes:
                             self._flushers.unpark_all()
                         await self._park_writer()
+                        # One turn for everybody who is about to send: what they queue now, a FIN
+                        # behind a body for one, leaves in the same message. No timer, no wait.
+                        await trio.lowlevel.checkpoint()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._lose_transport(exc)
             self._kick()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -12,6 +10,8 @@ from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import SessionError, StreamClosed, StreamError
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
     from tunnelmux._streams import EngineStream
     from tunnelmux.mux.session import Session
 
@@ -74,10 +74,11 @@ class Stream(trio.abc.HalfCloseableStream):
         """
         with self._send_guard:
             self._require_open()
-            await trio.lowlevel.checkpoint()
+            await trio.lowlevel.checkpoint_if_cancelled()
             view = data if isinstance(data, bytes) else memoryview(data).cast("B")
             sent = 0
-            with _trio_errors():
+            parked = False
+            with _TRIO_ERRORS:
                 self._raise_if_broken()
                 while sent < len(view):
                     taken = self._engine_stream.send(view, sent)
@@ -88,6 +89,9 @@ class Stream(trio.abc.HalfCloseableStream):
                     else:
                         await self._park_sender()
                         self._require_open()
+                        parked = True
+            if not parked:
+                await trio.lowlevel.cancel_shielded_checkpoint()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Return when `send_all` could take at least one byte at once, or would fail."""
@@ -97,17 +101,18 @@ class Stream(trio.abc.HalfCloseableStream):
             while not self._engine_stream.writable:
                 await self._park_sender()
                 self._require_open()
-            with _trio_errors():
+            with _TRIO_ERRORS:
                 self._raise_if_broken()
 
     async def send_eof(self) -> None:
         """Send no more: the peer reads the end after the last byte. Receiving goes on."""
         with self._send_guard:
             self._require_open()
-            await trio.lowlevel.checkpoint()
-            with _trio_errors():
+            await trio.lowlevel.checkpoint_if_cancelled()
+            with _TRIO_ERRORS:
                 self._engine_stream.finish()
             self.session._kick()
+            await trio.lowlevel.cancel_shielded_checkpoint()
 
     # -- receiving --------------------------------------------------------------------------
 
@@ -121,7 +126,7 @@ class Stream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint_if_cancelled()
             parked = False
             while True:
-                with _trio_errors():
+                with _TRIO_ERRORS:
                     data = self._engine_stream.receive(size)
                 if data is not None:
                     break
@@ -190,12 +195,24 @@ class Stream(trio.abc.HalfCloseableStream):
             raise self._engine_stream.error.with_traceback(None)
 
 
-@contextmanager
-def _trio_errors() -> Iterator[None]:
-    """The one place where our errors become Trio's."""
-    try:
-        yield
-    except StreamClosed as exc:
-        raise trio.ClosedResourceError(str(exc)) from exc
-    except (StreamError, SessionError) as exc:
-        raise trio.BrokenResourceError(str(exc)) from exc
+class _TrioErrors:
+    """The one place where our errors become Trio's. Holds nothing, so one serves all."""
+
+    __slots__ = ()
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if isinstance(error, StreamClosed):
+            raise trio.ClosedResourceError(str(error)) from error
+        if isinstance(error, StreamError | SessionError):
+            raise trio.BrokenResourceError(str(error)) from error
+
+
+_TRIO_ERRORS = _TrioErrors()
