@@ -108,7 +108,8 @@ def encode_binary(const uint8_t[::1] payload not None, bytes mask=None):
 @cython.final
 cdef class FrameReader:
     # Between frames `head_have` is 0 and `left` is 0. A control frame is in `control` from its
-    # first byte on, and `control_whole` of those bytes belong to frames that are complete.
+    # first byte on, and `control_whole` of those bytes belong to frames that are complete. A frame
+    # of which `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.
 
     cdef bint masked
     cdef uint8_t head[14]
@@ -127,6 +128,7 @@ cdef class FrameReader:
     cdef Py_ssize_t close_size
     cdef readonly object close
     cdef readonly object error
+    cdef bint lost
 
     def __init__(self, *, bint masked):
         self.masked = masked
@@ -156,7 +158,7 @@ cdef class FrameReader:
     cdef Py_ssize_t split(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1:
         """Write the payload in *data* to *out*; how many bytes that was."""
         cdef Py_ssize_t used = 0, take
-        while size > 0 and self.close is None and not self.is_lost():
+        while size > 0 and self.close is None and not self.lost:
             if self.left == 0:
                 self.head[self.head_have] = data[0]
                 self.head_have += 1
@@ -164,7 +166,7 @@ cdef class FrameReader:
                 size -= 1
                 if self.head_have == 2:
                     self.check_head()
-                if self.head_have == self.head_need and not self.is_lost():
+                if self.head_have == self.head_need and not self.lost:
                     self.begin_frame()
                 continue
             take = size if <uint64_t>size < self.left else <Py_ssize_t>self.left
@@ -173,7 +175,7 @@ cdef class FrameReader:
                 used += take
             elif self.kind == CONTROL:
                 self.control.push(data, take)
-                if self.opcode == CLOSE:
+                if self.opcode == CLOSE:  # at most MAX_CONTROL bytes in all: see check_head
                     xor_copy(
                         self.close_payload + self.close_size, data, take, self.mask, self.phase
                     )
@@ -186,13 +188,13 @@ cdef class FrameReader:
                 self.end_frame()
         return used
 
-    cdef bint is_lost(self):
-        """Whether a violation leaves no way to tell where the next frame begins."""
-        return self.error is not None and self.error[0] != 1003
-
     cdef int fail(self, int code, str sentence) except -1:
+        """Note what the peer did wrong first. After a 1002 it cannot be told where the next frame
+        begins, so nothing more is read, whatever was noted before."""
         if self.error is None:
             self.error = (code, sentence)
+        if code == 1002:
+            self.lost = True
         return 0
 
     cdef int check_head(self) except -1:

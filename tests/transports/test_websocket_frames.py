@@ -206,6 +206,19 @@ def test_a_close_is_seen_behind_a_text_message() -> None:
     assert reader.close == (1003, "")
 
 
+@pytest.mark.parametrize("opcode", [8, 9])
+def test_a_control_frame_against_the_rules_is_not_read_behind_a_text_message(opcode: int) -> None:
+    """It once was, with its length unchecked: a peer could write behind a buffer of 125 bytes."""
+    reader = FrameReader(masked=True)
+    reader.receive_data(frame(1, b"hi") + frame(9, b"ping"))
+    reader.take_control()
+    reader.receive_data(frame(opcode, bytes(100_000)) + frame(opcode, bytes(100_000), fin=False))
+    assert reader.take_control() == b""
+    assert reader.close is None
+    assert reader.error is not None
+    assert reader.error[0] == 1003, "what was wrong first"
+
+
 def test_nothing_counts_behind_a_close() -> None:
     reader = FrameReader(masked=True)
     data = frame(8, (1001).to_bytes(2, "big") + b"geht") + frame(2, b"late")
