@@ -20,8 +20,11 @@ def frame(
 ) -> bytes:
     """One frame, written down here from section 5.2 and from nothing else."""
     size = len(payload)
-    length = bytes([size]) if size < 126 else b"\x7e" + size.to_bytes(2, "big")
-    if size > 65_535:
+    if size < 126:
+        length = bytes([size])
+    elif size <= 65_535:
+        length = b"\x7e" + size.to_bytes(2, "big")
+    else:
         length = b"\x7f" + size.to_bytes(8, "big")
     second = bytes([length[0] | (0x80 if mask else 0)]) + length[1:]
     body = bytes(octet ^ mask[i % 4] for i, octet in enumerate(payload)) if mask else payload
