@@ -299,10 +299,12 @@ cdef class StreamTable:
 
         Half a window was consumed in *interval* seconds. A peer that waits for credit uses a
         window in each round trip, so it needs half of one; up to two, the window is enlarged, so
-        that it ends at several times what is in flight and jitter does not stop the peer."""
+        that it ends at several times what is in flight and jitter does not stop the peer.
+
+        With much unread it is our reader that is slow: a larger window would only fill memory."""
         cdef ReceiveWindow window = stream.receive_window
         cdef int64_t more = min(window.target_, self.max_stream_window - window.target_)
-        if interval >= 2 * rtt or more <= 0:
+        if interval >= 2 * rtt or more <= 0 or 4 * window.unread_ > window.target_:
             return
         if self.session_budget.spent + more > self.session_budget.capacity:
             return

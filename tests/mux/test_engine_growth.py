@@ -91,6 +91,21 @@ def test_a_window_that_does_not_hold_the_peer_back_stays() -> None:
     assert theirs.window == INITIAL_WINDOW
 
 
+def test_a_slow_reader_gets_no_larger_window() -> None:
+    """It would only hold more of what it does not read."""
+    path = Path(rtt=0.2)
+    ours, theirs = path.open()
+    payload = bytes(65_536)
+    for _ in range(300):
+        while ours.send(payload):
+            pass
+        # Half a window at a time, and never to the end: an update each time, much left unread.
+        if theirs.unread_bytes > 200_000:
+            theirs.receive(140_000)
+        path.advance(0.01)
+    assert theirs.window == INITIAL_WINDOW
+
+
 def test_growing_stops_at_the_limit_of_a_stream() -> None:
     path = Path(rtt=0.2, limits=Limits(max_stream_window=MIB))
     ours, theirs = path.open()
