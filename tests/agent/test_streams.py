@@ -410,3 +410,33 @@ async def test_each_relay_and_each_request_is_one_line_without_the_query(
     assert (lines["request served"]["path"], lines["request served"]["status"]) == ("/a", 200)
     assert "s3cret" not in repr(logs)
     assert lines["stream refused"]["reason"] == "unknown-service"
+
+
+async def test_a_visitor_that_leaves_a_live_page_is_no_warning(
+    proxy: FakeProxy, make_config: MakeConfig, start_agent: StartAgent, start_target: StartTarget
+) -> None:
+    given_up = trio.Event()
+
+    async def ticking(stream: trio.SocketStream) -> None:
+        await read_head(stream)  # type: ignore[arg-type]
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\n")
+        with pytest.raises(trio.BrokenResourceError):
+            while True:
+                await stream.send_all(b"data: tick\n\n")
+                await trio.sleep(0.01)
+        given_up.set()
+
+    port = await start_target(ticking)
+    await start_agent(make_config(ServiceConfig(name="web", target=f"http://127.0.0.1:{port}")))
+    session = await proxy.next_session()
+    with structlog.testing.capture_logs() as logs:
+        stream = await session.open_stream()
+        await stream.send_all(b"GET / HTTP/1.1\r\nHost: h\r\n\r\n")
+        await read_head(stream)
+        stream.reset()
+        await given_up.wait()
+        await session.ping()
+        await trio.testing.wait_all_tasks_blocked()
+    (line,) = [line for line in logs if line["event"] == "request served"]
+    assert line["log_level"] == "info"
+    assert "the visitor is gone" in line["cause"]

@@ -214,7 +214,9 @@ def _broken_side(result: RelayResult) -> dict[str, str]:
 def _log_exchange(
     stream: Stream, service: ServiceConfig, request: RequestHead, exchange: Exchange
 ) -> None:
-    write: Callable[..., object] = _log.info if exchange.problem is None else _log.warning
+    # Who closes a page with live events on it has done nothing wrong, and neither has the device.
+    fine = exchange.problem is None or exchange.visitor_left
+    write: Callable[..., object] = _log.info if fine else _log.warning
     extra = {} if exchange.problem is None else {"cause": exchange.problem}
     write(
         "request served",

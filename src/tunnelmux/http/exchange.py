@@ -79,6 +79,8 @@ class Exchange:
     """Whether the connection changed to another protocol (WebSocket)."""
     problem: str | None = None
     """What went wrong, in words, or None."""
+    visitor_left: bool = False
+    """Whether all that went wrong is that the visitor did not wait for the end."""
     started: float = field(default_factory=trio.current_time)
 
 
@@ -357,7 +359,7 @@ class _Forwarding:
         try:
             await self._server.send_switch(101, head.reason, headers, early)
         except VisitorGone as exc:
-            self._note(f"the visitor is gone: {exc}")
+            self._note_leaving(exc)
             await abort(self._upstream.stream)
             await self._server.abort()
             return
@@ -377,13 +379,18 @@ class _Forwarding:
                 self._note(f"{side} broke the connection")
 
     def _lose_visitor(self, exc: VisitorGone) -> None:
-        self._note(f"the visitor is gone: {exc}")
+        self._note_leaving(exc)
         self._failed = True
 
     def _answer_instead(self, status: int, reason: str, problem: str) -> None:
         self._note(f"{self._upstream.describe}: {problem}")
         message = f"{self._upstream.describe} could not answer: {problem}."
         self._refusal = Refusal(status, reason, message[0].upper() + message[1:])
+
+    def _note_leaving(self, exc: Exception) -> None:
+        if self._exchange.problem is None:
+            self._exchange.visitor_left = True
+        self._note(f"the visitor is gone: {exc}")
 
     def _note(self, problem: str) -> None:
         if self._exchange.problem is None:  # the first is the cause, the others follow from it
