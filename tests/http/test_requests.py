@@ -207,6 +207,17 @@ async def test_slow_head_is_408(autojump_clock: trio.testing.MockClock) -> None:
         await rig.visitor.end()
 
 
+async def test_refused_request_is_recorded_before_the_wait_for_the_visitor_to_leave(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(b"hello there\r\n\r\n")
+        await rig.visitor.read_head()
+        await trio.sleep(0.1)
+        assert [exchange.status for exchange in rig.exchanges] == [400]
+        await rig.visitor.end()
+
+
 async def test_silent_connection_is_closed_without_a_word(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -333,10 +333,14 @@ class ServerConnection(_Connection):
 
     async def refuse(self, refusal: Refusal) -> None:
         """Answer what could not be read as a request, or was not read at all, and close."""
-        self._request = None
-        self._body = UntilEndBody()  # what follows has no meaning any more
+        self.forget_request()
         await self.send_refusal(refusal)
         await self.close()
+
+    def forget_request(self) -> None:
+        """Take nothing for a request any more: a refusal and `close` are all that can follow."""
+        self._request = None
+        self._body = UntilEndBody()
 
     async def send_switch(
         self, status: int, reason: bytes, headers: list[Field], first: bytes = b""

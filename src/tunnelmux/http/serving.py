@@ -56,7 +56,9 @@ async def _serve_one(
     try:
         request = await server.read_request()
     except Refused as exc:
-        await _refuse(server.refuse, exc.refusal, Exchange(), record)
+        server.forget_request()
+        await _refuse(server.send_refusal, exc.refusal, Exchange(), record)
+        await server.close()  # after the record: it waits for the visitor to leave
         return False
     if request is None:
         await server.close()
