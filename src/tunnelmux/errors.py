@@ -15,6 +15,8 @@
     │   ├── TooManyStreams          `Limits.max_streams` are live
     │   ├── StreamIdsExhausted      2**31 streams were opened: make a new session
     │   ├── SessionNotFound         the register knows no live session with that token
+    │   ├── SessionExpired          it is registered, but was not heard from for too long
+    │   ├── NotSupported            this kind of store cannot do that
     │   └── ProtocolError           never raised itself
     │       ├── LocalProtocolError  we were asked for something the protocol forbids
     │       └── RemoteProtocolError the peer broke the protocol; `wire_code` goes into the GoAway
@@ -34,11 +36,13 @@ __all__ = [
     "ConnectError",
     "ConnectRefused",
     "LocalProtocolError",
+    "NotSupported",
     "ProtocolError",
     "RemoteProtocolError",
     "SessionClosed",
     "SessionDraining",
     "SessionError",
+    "SessionExpired",
     "SessionGoneAway",
     "SessionLost",
     "SessionNotFound",
@@ -134,6 +138,17 @@ class StreamIdsExhausted(SessionError):
 
 class SessionNotFound(SessionError):
     """No live session has that token: it never connected, or it is gone."""
+
+
+class SessionExpired(SessionError):
+    """The session is registered, but its agent was not heard from for longer than it may be silent.
+
+    Rare: mostly `cleanup_expired` has removed it by then, and SessionNotFound is raised.
+    """
+
+
+class NotSupported(SessionError):
+    """This store cannot do that, by its kind: a remote store registers no sessions."""
 
 
 class ProtocolError(SessionError):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INITIAL_WINDOW", "IngressLimits", "Limits"]
+__all__ = ["INITIAL_WINDOW", "IngressLimits", "InternalLimits", "Limits"]
 
 INITIAL_WINDOW = 262_144
 """Bytes each side may send on a new stream before any window update (yamux spec.md, "Window
@@ -137,3 +137,37 @@ class IngressLimits:
     reconnect_wait: float = 5.0
     """A visitor whose device was lost less than this ago waits until then for its return. An
     agent that was restarted is back within 2 s; longer waits look like a hang. 0 turns it off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalLimits:
+    """What callers of the proxy's internal API are held to. Sizes in bytes, times in seconds."""
+
+    max_forward_body: int = 16_777_216
+    """Body of a request to forward/http, and of its response, before base64; more gets 413. Each
+    is held whole in memory, so larger ones belong on forward/raw, which streams."""
+
+    forward_timeout: float = 60.0
+    """A forward/http call from its head to its answer, and the most that its `timeout_ms` may ask
+    for; then 504. As long as response_timeout, so that a caller waits no longer than a visitor."""
+
+    max_forwards_per_session: int = 128
+    """forward/http, forward/raw and forward/ws calls at once for one session; one more gets 503.
+    An eighth of max_streams: a back end that forgets to close leaves visitors their streams."""
+
+    max_callers: int = 1024
+    """Connections at once to the internal API; one more gets 503. A back end needs one for each
+    call in flight, and the proxy needs descriptors for its agents and visitors as well."""
+
+    event_history: int = 1024
+    """Session events kept for replay, about 400 bytes each. Covers a back end that restarts while
+    a whole fleet of some hundred devices reconnects twice. A reload does not change it."""
+
+    event_heartbeat: float = 15.0
+    """Silence on /internal/events after which a comment is sent. Below the 30 s after which common
+    middleboxes forget a connection, and how a reader that is gone is noticed."""
+
+    session_expiry: float = 90.0
+    """Silence after which a session is closed by the clean-up that runs every 30 s: a second net
+    below the keepalive, five times as wide. Must be above keepalive_interval and
+    keepalive_timeout together."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tunnelmux.config.agent import AgentConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
 from tunnelmux.config.proxy import ProxyConfig
-from tunnelmux.config.rules import InvalidSetting, MissingSetting
+from tunnelmux.config.rules import InvalidSetting, MissingSetting, is_loopback
 from tunnelmux.config.schema import Table, settings_of, table_of
 from tunnelmux.config.token_file import exposed_to_others
 from tunnelmux.errors import ConfigError
@@ -74,6 +74,7 @@ def load_proxy_config(
         secret_files.append(file)
     if warn is not None:
         _warn_of_exposed(secret_files, warn)
+        _warn_of_clear_text(config, warn)
     return config
 
 
@@ -256,3 +257,13 @@ def _warn_of_exposed(files: Iterable[Path | None], warn: Warn) -> None:
     for file in dict.fromkeys(files):
         if file is not None and exposed_to_others(file):
             warn(f"{file} holds a secret and every user may read it: chmod o-r {file}")
+
+
+def _warn_of_clear_text(config: ProxyConfig, warn: Warn) -> None:
+    internal = config.internal
+    if internal is None or internal.tls_certificate or is_loopback(internal.address.host):
+        return
+    warn(
+        f"internal.listen: at {internal.listen} the secret and every device's token cross the "
+        "network in the clear: set tls_certificate and tls_key"
+    )

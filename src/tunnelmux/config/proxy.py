@@ -104,6 +104,8 @@ class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         if self.secret is not None and self.secret_file is not None:
             raise InvalidSetting("secret", "and secret_file are both there: keep one of them")
         if self.secret is not None:
+            if not self.secret:
+                raise InvalidSetting("secret", "is empty: make one with `openssl rand -hex 32`")
             check_token("secret", self.secret.reveal())
         _check_tls_pair(self.tls_certificate, self.tls_key)
         if self.client_ca is not None and self.tls_certificate is None:

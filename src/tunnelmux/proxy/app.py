@@ -18,9 +18,11 @@ from tunnelmux.proxy.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.enrolment import Enrolment
 from tunnelmux.proxy.ingress_http import HttpIngressServer
 from tunnelmux.proxy.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.internal import InternalServer, InternalSettings
+from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
 from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
-from tunnelmux.sessions import LocalHandle, MemoryStore
+from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
@@ -83,7 +85,9 @@ class RunningProxy:
     def __init__(self, config: ProxyConfig, enrolment: Enrolment | None) -> None:
         self.config = config
         self.report = DrainReport()
-        self.store = MemoryStore()
+        internal = config.limits.internal
+        self.events = EventLog(internal.event_history)
+        self.store = MemoryStore(expire_after=internal.session_expiry, events=self.events)
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
@@ -96,6 +100,7 @@ class RunningProxy:
         )
         self._http = HttpIngressServer(self.store, self.devices)
         self._tcp = TcpIngressServer(self.store, self.devices)
+        self._internal = InternalServer(self.store, self.events, self._gauges)
         self._set_ingress(config)
         self._reloading = trio.Lock()
         self._drain_wanted = trio.Event()
@@ -122,6 +127,11 @@ class RunningProxy:
         bound = (self._listeners.address(slot) for slot in _tcp_slots(self.config))
         return [address for address in bound if address is not None]
 
+    @property
+    def internal_address(self) -> Address | None:
+        """Where the back end calls, or None without `[internal]`."""
+        return self._private_listeners.address("internal")
+
     # -- doing ------------------------------------------------------------------------------
 
     async def reload(self, config: ProxyConfig) -> ReloadReport:
@@ -144,6 +154,7 @@ class RunningProxy:
             problems = []
             if not self._drain_wanted.is_set():
                 problems = await self._listeners.apply(self._plans())
+                problems += await self._private_listeners.apply(self._private_plans())
             for problem in problems:
                 _log.error("a listener could not be opened", cause=str(problem))
             return ReloadReport(kicked=kicked, problems=problems)
@@ -180,15 +191,35 @@ class RunningProxy:
         announce: Callable[[RunningProxy], None] | None,
         task_status: trio.TaskStatus[RunningProxy],
     ) -> list[ConfigError]:
-        # From the outside in: sessions outlive the visitors that use them, and both outlive the
-        # listeners they came in through.
+        # From the outside in: sessions outlive those that use them, and visitors outlive the
+        # listeners they came in through. The internal API answers to the last, so that a back end
+        # sees the drain.
         async with trio.open_nursery() as self._agents:
+            async with trio.open_nursery() as self._callers:
+                self._private_listeners = ListenerSet(self._callers)
+                problems = await self._serve_visitors(announce, task_status)
+                self._callers.cancel_scope.cancel()
+            for handle in self._tunnel.sessions:
+                self._agents.start_soon(handle.session.aclose)
+            # Leaving the block waits for the goodbyes until then.
+            self._agents.cancel_scope.deadline = trio.current_time() + _GOODBYE
+        return problems
+
+    async def _serve_visitors(
+        self,
+        announce: Callable[[RunningProxy], None] | None,
+        task_status: trio.TaskStatus[RunningProxy],
+    ) -> list[ConfigError]:
+        """All there is between the opening of the listeners and the end of the drain."""
+        try:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as accepting:
                     self._listeners = ListenerSet(accepting)
                     try:
                         problems = await self._listeners.apply(self._plans())
+                        problems += await self._private_listeners.apply(self._private_plans())
                         if not problems:
+                            self._callers.start_soon(self._clean_up)
                             if announce is not None:
                                 announce(self)
                             task_status.started(self)
@@ -200,22 +231,30 @@ class RunningProxy:
                 if not problems:
                     await self._drain()
                 self._visitors.cancel_scope.cancel()
-            for handle in self._tunnel.sessions:
-                self._agents.start_soon(handle.session.aclose)
-            # Leaving the block waits for the goodbyes until then.
-            self._agents.cancel_scope.deadline = trio.current_time() + _GOODBYE
+        finally:
+            self._private_listeners.close()
         return problems
+
+    async def _clean_up(self) -> None:
+        while True:  # until the proxy ends
+            await trio.sleep(CLEANUP_INTERVAL)
+            removed = await self.store.cleanup_expired(self.config.limits.internal.session_expiry)
+            if removed:
+                _log.warning("silent sessions were closed", count=removed)
 
     async def _drain(self) -> None:
         started = trio.current_time()
         self._tunnel.is_draining = True
         self._http.drain()
+        self._internal.drain()
         sessions = self._tunnel.sessions
         streams = _live_streams(sessions)
         for handle in sessions:
             handle.session.go_away()
         with self._grace:
-            while self._visitors.child_tasks or _live_streams(sessions):  # noqa: ASYNC110
+            while (  # noqa: ASYNC110
+                self._visitors.child_tasks or _live_streams(sessions) or self._internal.in_progress
+            ):
                 await trio.sleep(_DRAIN_LOOK)
         self.report = DrainReport(
             sessions=len(sessions),
@@ -243,11 +282,27 @@ class RunningProxy:
         return handle is not None
 
     def _set_ingress(self, config: ProxyConfig) -> None:
-        http, limits = config.ingress.http, config.limits.ingress
+        http, limits, internal = config.ingress.http, config.limits.ingress, config.internal
+        # What reads files comes first: if it fails, nothing has changed.
         tls = _tls_context(http.tls_certificate, http.tls_key) if http is not None else None
+        access = Access.from_config(internal) if internal is not None else Access()
         if http is not None:
             self._http.configure(http, limits, tls)
         self._tcp.configure(limits)
+        self._internal.configure(
+            InternalSettings(access=access, limits=config.limits.internal, http_limits=limits)
+        )
+        self.store.expire_after = config.limits.internal.session_expiry
+
+    def _gauges(self) -> dict[str, tuple[str, float]]:
+        """What the metrics show of the proxy now."""
+        sessions = self._tunnel.sessions
+        return {
+            "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
+            "tunnelmux_streams": ("Live streams of all sessions.", _live_streams(sessions)),
+            "tunnelmux_http_visitors": ("Connections of visitors.", self._http.visitor_count),
+            "tunnelmux_draining": ("1 while the proxy shuts down.", self._internal.is_draining),
+        }
 
     # -- what listens where -----------------------------------------------------------------
 
@@ -277,6 +332,19 @@ class RunningProxy:
                 nursery=self._visitors,
             )
         return plans
+
+    def _private_plans(self) -> dict[str, ListenerPlan]:
+        internal = self.config.internal
+        if internal is None:
+            return {}
+        return {
+            "internal": ListenerPlan(
+                key="internal.listen",
+                address=internal.address,
+                handler=self._internal.handle,
+                nursery=self._callers,
+            )
+        }
 
 
 def _tcp_slots(config: ProxyConfig) -> list[str]:

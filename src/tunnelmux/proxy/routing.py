@@ -111,9 +111,7 @@ class Router:
         self._store = store
         self._devices = devices
 
-    async def open_stream(
-        self, device: str, limits: IngressLimits
-    ) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, device: str, limits: IngressLimits) -> trio.abc.HalfCloseableStream:
         """A new stream to the device.
 
         Waits up to `limits.reconnect_wait` seconds for a device that was lost less than that ago,

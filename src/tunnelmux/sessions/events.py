@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from datetime import datetime
 from typing import Literal
@@ -46,6 +46,8 @@ class EventLog:
     def __init__(self, history: int, *, clock: Callable[[], datetime] = utc_now) -> None:
         self.epoch = secrets.token_hex(4)
         self.last_seq = 0
+        self.counts: Counter[str] = Counter()
+        """How many events of each type there were, since the process began."""
         self._events: deque[SessionEvent] = deque(maxlen=history)
         self._clock = clock
         self._arrival = trio.Event()
@@ -53,6 +55,7 @@ class EventLog:
     def record(self, kind: EventType, summary: SessionSummary, reason: str = "") -> None:
         """Add an event and wake whoever waits for one."""
         self.last_seq += 1
+        self.counts[kind] += 1
         self._events.append(
             SessionEvent(
                 seq=self.last_seq,

@@ -67,9 +67,10 @@ class MemoryStore(DeviceStore):
         self._by_device[handle.device] = handle
         self._lost.pop(handle.device, None)
         if self._events is not None:
-            reason = "the device connected again" if replaces else ""
-            kind = "replaced" if replaces else "connected"
-            self._events.record(kind, handle.summary(), reason)
+            if replaces:
+                self._events.record("replaced", handle.summary(), "the device connected again")
+            else:
+                self._events.record("connected", handle.summary())
         if (arrival := self._arrivals.pop(handle.device, None)) is not None:
             arrival.set()
         for stale in old.values():

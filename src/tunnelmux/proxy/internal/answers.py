@@ -46,6 +46,7 @@ _BY_REASON = {
     "head-too-large": "HEAD_TOO_LARGE",
     "target-broke": "TUNNEL_READ_ERROR",
     "target-timeout": "TIMEOUT",
+    "too-many-visitors": "TOO_MANY_CALLERS",
     "tunnel-lost": "TUNNEL_READ_ERROR",
 }
 """The code for each Tunnelmux-Reason that our own HTTP code can refuse an exchange with."""
@@ -54,8 +55,8 @@ _BY_REASON = {
 class ApiError(TunnelmuxError):
     """Raised to answer a call with an error. `message` names the cause and, if any, the fix.
 
-    `forwarded` says that it is the outcome of a forward/http call, whose JSON always has `status`:
-    0 where there is no response.
+    `forwarded` may be set when it is the outcome of a forward/http call, whose JSON always has
+    `status`: 0 where there is no response.
     """
 
     def __init__(
@@ -64,7 +65,6 @@ class ApiError(TunnelmuxError):
         message: str,
         *,
         headers: list[Field] | None = None,
-        forwarded: bool = False,
         status: int | None = None,
     ) -> None:
         super().__init__(message)
@@ -72,7 +72,7 @@ class ApiError(TunnelmuxError):
         self.message = message
         self.status = status or CODES[code][0]
         self.headers = headers or []
-        self.forwarded = forwarded
+        self.forwarded = False
 
     def body(self) -> bytes:
         """The JSON that says it."""
@@ -124,6 +124,8 @@ class ApiConnection(ServerConnection):
     async def send_refusal(self, refusal: Refusal) -> None:
         code = _BY_REASON.get(refusal.reason, "INTERNAL_ERROR")
         headers = list(refusal.headers)
+        if refusal.retry_after is not None:
+            headers.append((b"Retry-After", b"%d" % refusal.retry_after))
         await self.send_error(
             ApiError(code, refusal.message, headers=headers, status=refusal.status)
         )

@@ -13,7 +13,7 @@ from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 
 __all__ = ["TOKEN_FIELD", "Call", "Route", "RouteTable"]
 
-TOKEN_FIELD = "Tunnelmux-Session-Token"
+TOKEN_FIELD = "Tunnelmux-Session-Token"  # noqa: S105  a name, no secret
 """The field that may stand for `?token=`: query strings end up in other programs' logs."""
 
 
@@ -48,8 +48,6 @@ class Route:
     path: str
     answer: Callable[[Call], Awaitable[Answer]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
-    while_draining: bool = True
-    """Whether it is served while the proxy shuts down."""
 
     @property
     def methods(self) -> tuple[str, ...]:

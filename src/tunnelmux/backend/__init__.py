@@ -1,0 +1,7 @@
+"""A back end's side of the internal API, usable as a library on Trio."""
+
+from __future__ import annotations
+
+from tunnelmux.backend.client import ApiCallFailed, ForwardedResponse, ProxyClient
+
+__all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]

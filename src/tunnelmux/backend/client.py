@@ -1,0 +1,421 @@
+"""A client of one proxy's internal API.
+
+>>> async with ProxyClient("http://127.0.0.1:3801", secret=secret) as client:
+...     for session in await client.list_sessions():
+...         answer = await client.forward_http(session.token, "GET", "/api/status")
+"""
+
+from __future__ import annotations
+
+import base64
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from types import TracebackType
+from typing import NoReturn, Self, cast
+from urllib.parse import quote, urlencode, urlsplit
+
+import msgspec
+import trio
+import trio_websocket
+
+from tunnelmux.errors import (
+    ConnectError,
+    SessionClosed,
+    SessionError,
+    SessionNotFound,
+    TunnelmuxError,
+)
+from tunnelmux.http import ClientConnection, Field, PeerGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import abort
+from tunnelmux.sessions import SessionEvent, SessionSummary
+from tunnelmux.transports.tcp import open_tcp
+
+__all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
+
+_CONNECT_TIMEOUT = 10.0
+_SLACK = 5.0
+# Seconds on top of what the proxy was given: its answer says more than our silence.
+
+_SILENCE = 45.0
+# Seconds without a byte after which an event stream is lost: three of the proxy's heartbeats.
+
+_MAX_ANSWER = 64 * 1024 * 1024
+# Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+
+
+class ApiCallFailed(TunnelmuxError):
+    """The proxy answered with an error. `code` is one of those in docs/internal-api.md."""
+
+    def __init__(self, message: str, *, status: int, code: str) -> None:
+        super().__init__(f"{code} ({status}): {message}")
+        self.status = status
+        self.code = code
+
+
+@dataclass(frozen=True, slots=True)
+class ForwardedResponse:
+    """A device's answer to a forwarded request. Field names are in canonical case."""
+
+    status: int
+    headers: Mapping[str, list[str]]
+    body: bytes
+
+
+class _Forwarded(msgspec.Struct):
+    status: int
+    headers: dict[str, list[str]] = {}
+    body: str = ""
+
+
+class _Session(msgspec.Struct):
+    token: str
+    connected: bool
+    connected_at: datetime
+    last_heartbeat: datetime
+    remote_addr: str = ""
+    user_id: str = ""
+    device_id: str = ""
+
+
+class _Sessions(msgspec.Struct):
+    sessions: list[SessionSummary]
+    total: int
+
+
+class _Problem(msgspec.Struct):
+    code: str
+    message: str
+
+
+class _Error(msgspec.Struct):
+    error: _Problem
+
+
+class ProxyClient:
+    """Calls the internal API at `url`, with one connection per call.
+
+    `ssl_context` is for `https://`: `tunnelmux.transports.client_context(ca_file)` trusts that
+    file's authorities, and its `load_cert_chain` adds the certificate that mutual TLS asks for.
+    `timeout` bounds each call, in seconds; a forward is bounded by its own. `dial` replaces the
+    connecting, for tests and for embedding.
+
+    Calls raise ConnectError when the proxy cannot be reached, SessionNotFound for an unknown
+    token, and ApiCallFailed for every other error the proxy answers with.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        ssl_context: ssl.SSLContext | None = None,
+        timeout: float = 30.0,
+        dial: Dial | None = None,
+    ) -> None:
+        parts = urlsplit(url)
+        if parts.scheme not in {"http", "https"} or not parts.hostname:
+            raise ValueError("url must be http://host:port or https://host:port")
+        self._host = parts.hostname
+        self._port = parts.port or (443 if parts.scheme == "https" else 80)
+        self._authority = parts.netloc
+        self._tls: ssl.SSLContext | None = None
+        if parts.scheme == "https":
+            self._tls = ssl_context or ssl.create_default_context()
+        self._secret = secret
+        self._timeout = timeout
+        self._dial = dial
+        self._limits = IngressLimits()
+
+    def __repr__(self) -> str:
+        return f"<ProxyClient {self._authority}>"
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await trio.lowlevel.checkpoint()  # no connection outlives its call
+
+    # -- sessions -----------------------------------------------------------------------------
+
+    async def get_session(self, token: str) -> SessionSummary:
+        """The live session of this token; raises SessionNotFound."""
+        found = msgspec.json.decode(await self._call("GET", _path_of(token)), type=_Session)
+        return SessionSummary(
+            token=found.token,
+            user_id=found.user_id,
+            device_id=found.device_id,
+            connected_at=found.connected_at,
+            last_heartbeat=found.last_heartbeat,
+            remote_addr=found.remote_addr,
+        )
+
+    async def list_sessions(self) -> list[SessionSummary]:
+        """Every live session."""
+        body = await self._call("GET", "/internal/sessions")
+        return msgspec.json.decode(body, type=_Sessions).sessions
+
+    async def close_session(self, token: str) -> None:
+        """End the session of this token now; raises SessionNotFound."""
+        await self._call("POST", f"{_path_of(token)}/close")
+
+    # -- forwarding -----------------------------------------------------------------------------
+
+    async def forward_http(
+        self,
+        token: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
+        timeout: float | None = None,
+    ) -> ForwardedResponse:
+        """The device's answer to one request; both bodies must fit into memory.
+
+        `timeout` is in seconds; None leaves it to the proxy (`limits.forward_timeout`).
+        """
+        wanted: dict[str, object] = {"session_token": token, "method": method, "path": path}
+        if headers:
+            wanted["headers"] = dict(headers)
+        if body:
+            wanted["body"] = base64.b64encode(body).decode("ascii")
+        if timeout is not None:
+            wanted["timeout_ms"] = max(1, round(timeout * 1000))
+        answer = msgspec.json.decode(
+            await self._call(
+                "POST",
+                "/internal/forward/http",
+                msgspec.json.encode(wanted),
+                timeout=max(self._timeout, timeout or self._limits.response_timeout) + _SLACK,
+            ),
+            type=_Forwarded,
+        )
+        return ForwardedResponse(answer.status, answer.headers, base64.b64decode(answer.body))
+
+    async def open_stream(self, token: str) -> trio.abc.HalfCloseableStream:
+        """A new stream to the agent, which expects an HTTP/1.1 request head on it first.
+
+        Raises SessionClosed when no live session has this token.
+        """
+        stream = await self._connect()
+        client = ClientConnection(stream, self._limits)
+        headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b"tunnelmux-raw")]
+        target = f"/internal/forward/raw?{urlencode({'token': token})}"
+        try:
+            with trio.fail_after(self._timeout):
+                await client.send_request(
+                    b"POST", target.encode("ascii"), self._headers(headers), end=True
+                )
+                head = await client.read_head()
+                if head.status != 101:
+                    _raise_error(head.status, await _read_all(client))
+        except trio.TooSlowError:
+            await abort(stream)
+            raise ConnectError(f"{self._authority} did not answer in time") from None
+        except (PeerGone, BadBody) as error:
+            await abort(stream)
+            raise ConnectError(f"{self._authority} did not answer: {error}") from error
+        except ApiCallFailed as error:
+            await abort(stream)
+            if error.code == "TUNNEL_DISCONNECTED":
+                raise SessionClosed("no live session has this token") from error
+            raise SessionError(str(error)) from error
+        except BaseException:
+            await abort(stream)
+            raise
+        return _RawStream(stream, client.take_buffer())
+
+    @asynccontextmanager
+    async def open_websocket(
+        self, token: str, path: str = "/", *, subprotocols: list[str] | None = None
+    ) -> AsyncIterator[trio_websocket.WebSocketConnection]:
+        """A WebSocket to this path of the device, for the length of the block."""
+        stream = await self._connect()
+        resource = f"/internal/forward/ws?{urlencode({'token': token, 'path': path})}"
+        async with trio.open_nursery() as nursery:
+            try:
+                with trio.fail_after(self._timeout):
+                    websocket = await trio_websocket.wrap_client_stream(
+                        nursery,
+                        cast("trio.SocketStream", stream),  # any stream will do
+                        self._authority,
+                        resource,
+                        subprotocols=subprotocols,
+                        extra_headers=self._headers([])[1:],
+                    )
+                yield websocket
+                with trio.move_on_after(_SLACK):
+                    await websocket.aclose()
+            finally:
+                nursery.cancel_scope.cancel()
+                await abort(stream)
+
+    # -- events ---------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def events(
+        self, last_event_id: str | None = None
+    ) -> AsyncIterator[AsyncIterator[tuple[str, SessionEvent | None]]]:
+        """What happens to sessions, as (event id, event), for the length of the block.
+
+        Pass the last id that was handled to get everything since. The event None says that some
+        are missing (the proxy restarted, or kept no more): list the sessions anew. The iteration
+        ends when the proxy shuts down, and raises ConnectError when the connection is lost.
+        """
+        stream = await self._connect()
+        client = ClientConnection(stream, self._limits)
+        fields = [(b"Last-Event-ID", last_event_id.encode())] if last_event_id is not None else []
+        try:
+            with trio.fail_after(self._timeout):
+                headers = self._headers(fields)
+                await client.send_request(b"GET", b"/internal/events", headers, end=True)
+                head = await client.read_head()
+                if head.status != 200:
+                    _raise_error(head.status, await _read_all(client))
+            yield _EventReader(client)
+        except (PeerGone, BadBody, trio.TooSlowError) as error:
+            raise ConnectError(f"the event stream of {self._authority} was lost") from error
+        finally:
+            await abort(stream)
+
+    # -- below ----------------------------------------------------------------------------------
+
+    async def _call(
+        self, method: str, path: str, body: bytes = b"", *, timeout: float | None = None
+    ) -> bytes:
+        """The body of a 200. Raises as the class says."""
+        limit = timeout or self._timeout
+        stream = await self._connect()
+        client = ClientConnection(stream, self._limits)
+        fields: list[Field] = [(b"Connection", b"close")]
+        if body or method == "POST":
+            fields.append((b"Content-Length", b"%d" % len(body)))
+        if body:
+            fields.append((b"Content-Type", b"application/json"))
+        try:
+            with trio.fail_after(limit):
+                await client.send_request(
+                    method.encode("ascii"),
+                    path.encode("ascii"),
+                    self._headers(fields),
+                    first=body,
+                    end=True,
+                )
+                head = await client.read_head()
+                answer = await _read_all(client)
+        except trio.TooSlowError:
+            raise ConnectError(f"{self._authority} did not answer within {limit:g} s") from None
+        except (PeerGone, BadBody) as error:
+            raise ConnectError(f"{self._authority} did not answer: {error}") from error
+        finally:
+            with trio.move_on_after(1, shield=True):
+                await trio.aclose_forcefully(stream)
+        if head.status != 200:
+            _raise_error(head.status, answer)
+        return answer
+
+    async def _connect(self) -> trio.abc.Stream:
+        if self._dial is not None:
+            return await self._dial()
+        return await open_tcp(
+            self._host, self._port, ssl_context=self._tls, timeout=_CONNECT_TIMEOUT
+        )
+
+    def _headers(self, fields: list[Field]) -> list[Field]:
+        headers: list[Field] = [(b"Host", self._authority.encode("ascii"))]
+        if self._secret is not None:
+            headers.append((b"Authorization", b"Bearer " + self._secret.encode("ascii")))
+        return headers + fields
+
+
+class _EventReader(AsyncIterator[tuple[str, SessionEvent | None]]):
+    """Takes an event stream apart."""
+
+    def __init__(self, client: ClientConnection) -> None:
+        self._client = client
+        self._buffer = b""
+
+    async def __anext__(self) -> tuple[str, SessionEvent | None]:
+        while True:
+            while b"\n\n" not in self._buffer:
+                with trio.fail_after(_SILENCE):
+                    data, end = await self._client.read_body()
+                if end:
+                    raise StopAsyncIteration
+                self._buffer += data
+            block, _, self._buffer = self._buffer.partition(b"\n\n")
+            pairs = [line.partition(b": ") for line in block.split(b"\n")]
+            fields = {name: value for name, _, value in pairs}
+            event_id = fields.get(b"id", b"").decode("ascii")
+            if fields.get(b"event") == b"gap":
+                return event_id, None
+            if b"data" in fields:
+                return event_id, msgspec.json.decode(fields[b"data"], type=SessionEvent)
+
+
+class _RawStream(trio.abc.HalfCloseableStream):
+    """What is left of a connection after its head. Over TLS, `send_eof` closes both directions."""
+
+    def __init__(self, stream: trio.abc.Stream, early: bytes) -> None:
+        self._stream = stream
+        self._early = early
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def send_eof(self) -> None:
+        if isinstance(self._stream, trio.abc.HalfCloseableStream):
+            await self._stream.send_eof()
+        else:
+            await self._stream.aclose()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        if self._early:
+            cut = len(self._early) if max_bytes is None else max_bytes
+            data, self._early = self._early[:cut], self._early[cut:]
+            await trio.lowlevel.checkpoint()
+            return data
+        return await self._stream.receive_some(max_bytes)
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+def _path_of(token: str) -> str:
+    return f"/internal/session/{quote(token, safe='')}"
+
+
+async def _read_all(client: ClientConnection) -> bytes:
+    pieces = bytearray()
+    end = False
+    while not end:
+        data, end = await client.read_body()
+        pieces += data
+        if len(pieces) > _MAX_ANSWER:
+            raise BadBody(f"the answer is larger than {_MAX_ANSWER} bytes")
+    return bytes(pieces)
+
+
+def _raise_error(status: int, body: bytes) -> NoReturn:
+    try:
+        problem = msgspec.json.decode(body, type=_Error).error
+    except msgspec.MsgspecError:
+        problem = _Problem("UNKNOWN", "the answer is not the internal API's: check the address")
+    if problem.code == "NOT_FOUND":
+        raise SessionNotFound("the proxy has no live session with this token")
+    raise ApiCallFailed(problem.message, status=status, code=problem.code)

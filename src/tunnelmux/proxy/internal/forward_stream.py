@@ -1,0 +1,183 @@
+"""forward/raw and forward/ws: the caller's connection becomes the way to the device."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tunnelmux.http import Exchange, Field, RequestHead, Upstream, VisitorGone, forward
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.fields import end_to_end, replace_host
+from tunnelmux.http.head import field_values, has_member
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.internal.answers import ApiConnection, ApiError
+from tunnelmux.proxy.internal.forward_http import encode_target
+from tunnelmux.proxy.internal.routes import Call
+from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_stream
+from tunnelmux.relay import RelayResult, abort, relay
+from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
+
+__all__ = ["StreamForwarder"]
+
+_log = get_logger("proxy.internal")
+
+_AGENT_SLACK = 5.0
+# Seconds on top of the agent's own limits: its 504 knows which target was slow, so it goes first.
+
+_RAW_FIELDS = ((b"Content-Type", b"application/octet-stream"), (b"Connection", b"close"))
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Way:
+    handle: SessionHandle
+    stream: trio.abc.HalfCloseableStream
+
+
+class StreamForwarder:
+    """Serves the two routes that take the connection over."""
+
+    def __init__(self, store: DeviceStore, gate: ForwardGate) -> None:
+        self._store = store
+        self._gate = gate
+
+    @asynccontextmanager
+    async def _open(self, call: Call) -> AsyncIterator[_Way]:
+        """A place among the session's forwards and a stream, which is cut if the block fails."""
+        handle = await find_session(self._store, call.query_token)
+        with self._gate.hold(handle.token, call.limits.max_forwards_per_session):
+            stream = await open_stream(handle, call.http_limits.connect_timeout)
+            try:
+                yield _Way(handle, stream)
+            except BaseException:
+                await abort(stream)
+                raise
+
+    async def raw(self, call: Call) -> None:
+        """The connection becomes a stream to the agent: whatever is sent arrives there as it is.
+
+        With an `Upgrade` the answer is 101, without one 200; then bytes are only bytes. A request
+        that declares a body sends that body, and the end of the body is the end of sending.
+        """
+        server, request = call.server, call.request
+        protocol = _offered_protocol(request)
+        result = RelayResult()
+        started = trio.current_time()
+        async with self._open(call) as way:
+            try:
+                if protocol is not None:
+                    headers = [(b"Connection", b"Upgrade"), (b"Upgrade", protocol)]
+                    await server.send_switch(101, b"Switching Protocols", headers)
+                else:
+                    if has_member(request.headers, b"expect", b"100-continue"):
+                        await server.send_interim(100, b"Continue", [])
+                    await server.send_switch(200, b"OK", list(_RAW_FIELDS))
+                if protocol is None and request.has_body:
+                    await self._relay_body(server, way.stream, result)
+                else:
+                    early = server.take_buffer()
+                    await relay(server.stream, way.stream, from_a=early, result=result)
+            finally:
+                _log.info(
+                    "raw forward ended",
+                    device=way.handle.device,
+                    token=shorten_token(way.handle.token),
+                    bytes_in=result.bytes_a_to_b,
+                    bytes_out=result.bytes_b_to_a,
+                    seconds=round(trio.current_time() - started, 4),
+                    outcome="not begun" if result.ended == "running" else result.ended,
+                )
+
+    async def _relay_body(
+        self, server: ApiConnection, stream: trio.abc.Stream, result: RelayResult
+    ) -> None:
+        await relay(_DeclaredBody(server), stream, result=result)
+        if result.ended == "finished":
+            await server.close()
+        else:
+            await server.abort()  # so that a cut response does not look like a complete one
+
+    async def websocket(self, call: Call) -> None:
+        """A WebSocket from the caller to the path `?path=` of the device, frames untouched."""
+        request = call.request
+        is_upgrade = has_member(request.headers, b"connection", b"upgrade")
+        if not is_upgrade or not has_member(request.headers, b"upgrade", b"websocket"):
+            raise ApiError(
+                "UPGRADE_REQUIRED",
+                "forward/ws takes WebSocket upgrades only: open it with a WebSocket client",
+                headers=[(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")],
+            )
+        target = encode_target(call.query.get("path") or "/")
+        async with self._open(call) as way:
+            limits = call.http_limits
+            upstream = Upstream(
+                stream=way.stream,
+                headers=_fields_for_device(request),
+                describe=f"device {way.handle.device}",
+                response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
+                broken_reason="tunnel-lost",
+            )
+            exchange = Exchange(request=request)
+            onward = dataclasses.replace(request, target=target)
+            try:
+                await forward(call.server, onward, upstream, limits, exchange)
+                if not exchange.upgraded:
+                    await call.server.close()
+            finally:
+                _log.info(
+                    "ws forward ended",
+                    device=way.handle.device,
+                    token=shorten_token(way.handle.token),
+                    status=exchange.status or None,
+                    bytes_in=exchange.bytes_in,
+                    bytes_out=exchange.bytes_out,
+                    seconds=round(trio.current_time() - exchange.started, 4),
+                    **({"problem": exchange.problem} if exchange.problem else {}),
+                )
+
+
+class _DeclaredBody(trio.abc.Stream):
+    """A caller whose bytes are the body of its request; what it is sent, it gets as they are.
+
+    It does not own the connection: who made it closes or cuts that.
+    """
+
+    def __init__(self, server: ApiConnection) -> None:
+        self._server = server
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
+        # A piece may be longer than was asked for; relay() takes what it gets.
+        try:
+            data, _ = await self._server.read_body()
+        except (BadBody, VisitorGone) as error:
+            raise trio.BrokenResourceError(str(error)) from error
+        return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        await self._server.stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._server.stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await trio.lowlevel.checkpoint()
+
+
+def _fields_for_device(request: RequestHead) -> list[Field]:
+    """The caller's fields without what it proves itself with, which no device may learn."""
+    kept = [
+        (name, value)
+        for name, value in end_to_end(request.headers)
+        if (key := name.lower()) != b"authorization"
+        and (not key.startswith(b"tunnelmux-") or key == b"tunnelmux-service")
+    ]
+    return replace_host(kept, b"127.0.0.1")
+
+
+def _offered_protocol(request: RequestHead) -> bytes | None:
+    if not has_member(request.headers, b"connection", b"upgrade"):
+        return None
+    offered = field_values(request.headers, b"upgrade")
+    return offered[0] if offered else None

@@ -1,0 +1,272 @@
+"""The OpenAPI description of the internal API, made from the table of routes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import tunnelmux
+from tunnelmux.proxy.internal.answers import CODES
+from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
+
+__all__ = ["describe"]
+
+_TEXT = {"type": "string"}
+_TIME = {"type": "string", "format": "date-time"}
+_BASE64 = {"type": "string", "contentEncoding": "base64"}
+
+
+def _object(required: list[str], **properties: object) -> dict[str, object]:
+    return {"type": "object", "required": required, "properties": properties}
+
+
+_SCHEMAS = {
+    "Error": _object(
+        ["error"],
+        status={"type": "integer", "const": 0, "description": "forward/http only: no response."},
+        error=_object(["code", "message"], code={"enum": sorted(CODES)}, message=_TEXT),
+    ),
+    "ForwardHTTPRequest": _object(
+        ["session_token"],
+        session_token={"type": "string", "minLength": 1},
+        method={"type": "string", "description": "GET when absent."},
+        path={"type": "string", "description": "With its query; / when absent."},
+        headers={"type": "object", "additionalProperties": _TEXT},
+        body=_BASE64,
+        timeout_ms={"type": "integer", "minimum": 1},
+    ),
+    "ForwardHTTPResponse": _object(
+        ["status"],
+        status={"type": "integer", "minimum": 200, "maximum": 999},
+        headers={"type": "object", "additionalProperties": {"type": "array", "items": _TEXT}},
+        body=_BASE64,
+    ),
+    "Session": _object(
+        [
+            "token",
+            "connected",
+            "connected_at",
+            "last_heartbeat",
+            "remote_addr",
+            "user_id",
+            "device_id",
+        ],
+        token=_TEXT,
+        connected={"type": "boolean"},
+        connected_at=_TIME,
+        last_heartbeat=_TIME,
+        remote_addr=_TEXT,
+        user_id=_TEXT,
+        device_id=_TEXT,
+    ),
+    "SessionSummary": _object(
+        ["token", "userId", "connectedAt", "lastHeartbeat"],
+        token=_TEXT,
+        userId=_TEXT,
+        deviceId=_TEXT,
+        connectedAt=_TIME,
+        lastHeartbeat=_TIME,
+        remoteAddr=_TEXT,
+        proxyNodeId=_TEXT,
+        proxyInternalUrl=_TEXT,
+    ),
+    "SessionList": _object(
+        ["sessions", "total"],
+        sessions={"type": "array", "items": {"$ref": "#/components/schemas/SessionSummary"}},
+        total={"type": "integer", "minimum": 0},
+    ),
+    "Closed": _object(["closed"], closed={"const": True}),
+    "Status": _object(["status"], status={"enum": ["ok", "ready"]}),
+}
+
+
+def _content(kind: str, schema: object) -> dict[str, object]:
+    return {"content": {kind: {"schema": schema}}}
+
+
+def _json(name: str, text: str) -> dict[str, object]:
+    return {
+        "description": text,
+        **_content("application/json", {"$ref": f"#/components/schemas/{name}"}),
+    }
+
+
+def _errors(*codes: str) -> dict[str, object]:
+    """Responses for these codes and those that every route can answer with."""
+    by_status: dict[str, list[str]] = {}
+    anywhere = (
+        "FORBIDDEN",
+        "HEAD_TIMEOUT",
+        "HEAD_TOO_LARGE",
+        "INTERNAL_ERROR",
+        "INVALID_REQUEST",
+        "METHOD_NOT_ALLOWED",
+        "NOT_FOUND",
+        "TOO_MANY_CALLERS",
+        "UNAUTHORIZED",
+    )
+    for code in sorted({*codes, *anywhere}):
+        by_status.setdefault(str(CODES[code][0]), []).append(code)
+    return {
+        status: _json("Error", "; ".join(f"{code}: {CODES[code][1]}" for code in found))
+        for status, found in by_status.items()
+    }
+
+
+_TUNNEL = (
+    "MISSING_SESSION_TOKEN",
+    "TIMEOUT",
+    "TOO_MANY_FORWARDS",
+    "TUNNEL_DISCONNECTED",
+    "TUNNEL_ERROR",
+)
+_BYTES = {"type": "string", "format": "binary"}
+_QUERY_TOKEN = {
+    "name": "token",
+    "in": "query",
+    "schema": _TEXT,
+    "description": f"The session's token. The field {TOKEN_FIELD} may stand for it.",
+}
+
+_DETAILS: dict[str, dict[str, Any]] = {
+    "/internal/forward/http": {
+        "summary": "Forward one request whose bodies fit into memory",
+        "requestBody": {
+            "required": True,
+            **_content("application/json", {"$ref": "#/components/schemas/ForwardHTTPRequest"}),
+        },
+        "responses": {
+            "200": _json("ForwardHTTPResponse", "The device's response, whatever its status."),
+            **_errors(
+                *_TUNNEL,
+                "BODY_TOO_LARGE",
+                "INVALID_BODY",
+                "INVALID_JSON",
+                "RESPONSE_TOO_LARGE",
+                "TUNNEL_READ_ERROR",
+                "TUNNEL_WRITE_ERROR",
+            ),
+        },
+    },
+    "/internal/forward/raw": {
+        "summary": "Turn the connection into a stream to the agent",
+        "parameters": [_QUERY_TOKEN],
+        "responses": {
+            "101": {"description": "When an Upgrade was offered: raw bytes both ways from here."},
+            "200": {
+                "description": "Raw bytes both ways from here, until the connection's end.",
+                **_content("application/octet-stream", _BYTES),
+            },
+            **_errors(*_TUNNEL),
+        },
+    },
+    "/internal/forward/ws": {
+        "summary": "A WebSocket to the device",
+        "parameters": [
+            _QUERY_TOKEN,
+            {
+                "name": "path",
+                "in": "query",
+                "schema": _TEXT,
+                "description": "Path on the device, with its query; / when absent.",
+            },
+        ],
+        "responses": {
+            "101": {"description": "The WebSocket is open, end to end."},
+            "default": {"description": "What the device answered instead."},
+            **_errors(*_TUNNEL, "UPGRADE_REQUIRED", "TUNNEL_READ_ERROR"),
+        },
+    },
+    "/internal/session/{token}": {
+        "summary": "One session",
+        "responses": {"200": _json("Session", "It is connected."), **_errors()},
+    },
+    "/internal/session/{token}/close": {
+        "summary": "End a session",
+        "responses": {"200": _json("Closed", "It has ended."), **_errors()},
+    },
+    "/internal/sessions": {
+        "summary": "Every session",
+        "responses": {"200": _json("SessionList", "Sorted by device."), **_errors()},
+    },
+    "/internal/events": {
+        "summary": "Sessions connecting, being replaced and being lost, as they do",
+        "parameters": [
+            {
+                "name": "Last-Event-ID",
+                "in": "header",
+                "schema": _TEXT,
+                "description": "Send what came after this event first.",
+            }
+        ],
+        "responses": {
+            "200": {
+                "description": "Events connected, replaced, lost; gap when some are missing.",
+                **_content("text/event-stream", _TEXT),
+            },
+            **_errors(),
+        },
+    },
+    "/healthz": {
+        "summary": "Whether the process answers",
+        "responses": {"200": _json("Status", "It does."), **_errors()},
+    },
+    "/readyz": {
+        "summary": "Whether new work should be sent here",
+        "responses": {"200": _json("Status", "Yes."), **_errors("DRAINING")},
+    },
+    "/metrics": {
+        "summary": "Metrics for Prometheus",
+        "responses": {
+            "200": {"description": "In its text format.", **_content("text/plain", _TEXT)},
+            **_errors(),
+        },
+    },
+    "/openapi.json": {
+        "summary": "This description",
+        "responses": {
+            "200": {
+                "description": "OpenAPI 3.1.",
+                **_content("application/json", {"type": "object"}),
+            },
+            **_errors(),
+        },
+    },
+}
+
+
+def describe(routes: Iterable[Route]) -> dict[str, Any]:
+    """The description of these routes. Each must be described above."""
+    paths: dict[str, dict[str, object]] = {}
+    for route in routes:
+        details = dict(_DETAILS[route.path])
+        details["operationId"] = _operation_id(route)
+        if "{token}" in route.path:
+            details["parameters"] = [
+                {
+                    "name": "token",
+                    "in": "path",
+                    "required": True,
+                    "schema": {"type": "string", "minLength": 1},
+                }
+            ]
+        paths.setdefault(route.path, {})[route.method.lower()] = details
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "tunnelmux internal API",
+            "version": tunnelmux.__version__,
+            "description": "How a back end sees the agents of one proxy, and reaches them.",
+        },
+        "paths": paths,
+        "components": {
+            "schemas": _SCHEMAS,
+            "securitySchemes": {"secret": {"type": "http", "scheme": "bearer"}},
+        },
+        "security": [{"secret": []}],
+    }
+
+
+def _operation_id(route: Route) -> str:
+    words = [part.strip("{}") for part in route.path.split("/") if part and part != "internal"]
+    return "_".join([route.method.lower(), *words]).replace(".", "_")

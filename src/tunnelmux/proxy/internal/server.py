@@ -1,0 +1,372 @@
+"""One connection of a caller after another: read, authenticate, find the route, answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
+from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import has_member
+from tunnelmux.limits import IngressLimits, InternalLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.internal.access import Access
+from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+from tunnelmux.proxy.internal.events import EventStreamer
+from tunnelmux.proxy.internal.forward_http import (
+    HttpForwarder,
+    base64_length,
+    decode_forward_request,
+    too_large,
+)
+from tunnelmux.proxy.internal.forward_stream import StreamForwarder
+from tunnelmux.proxy.internal.metrics import Gauges, Metrics
+from tunnelmux.proxy.internal.openapi import describe
+from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
+from tunnelmux.proxy.internal.sessions import ForwardGate
+from tunnelmux.relay import abort
+from tunnelmux.sessions import DeviceStore, EventLog, SessionHandle, shorten_token
+from tunnelmux.transports import start_server_tls
+
+__all__ = ["InternalServer", "InternalSettings"]
+
+_log = get_logger("proxy.internal")
+
+_JSON_SLACK = 1_048_576
+# Bytes of a forward/http call that are not its body: method, path, fields and the keys of JSON.
+
+_REFUSING_AT_ONCE = 64
+# Callers over the limit that are being told so; the ones over this are reset.
+
+_REFUSAL_TIMEOUT = 1.0
+# Seconds one of them gets to read it.
+
+_ANSWER_TIMEOUT = 60.0
+# Seconds a caller may take to read a whole answer. On the networks back ends live in, 16 MiB need
+# two; who needs a minute is not reading.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalSettings:
+    """What a connection is held to, from its accepting on; a reload makes new ones."""
+
+    access: Access = field(default_factory=Access)
+    limits: InternalLimits = field(default_factory=InternalLimits)
+    http_limits: IngressLimits = field(default_factory=IngressLimits)
+
+
+class InternalServer:
+    """Serves the connections of callers.
+
+    `gauges` answers what the metrics show of the rest of the proxy.
+    """
+
+    def __init__(
+        self,
+        store: DeviceStore,
+        events: EventLog,
+        gauges: Gauges = dict,
+        *,
+        settings: InternalSettings | None = None,
+    ) -> None:
+        self._settings = settings or InternalSettings()
+        self.is_draining = False
+        self.in_progress = 0
+        """Calls being answered now; streams do not count."""
+        self._store = store
+        self._callers: set[ApiConnection] = set()
+        self._open = 0  # those still shaking hands included
+        self._refusing = 0
+        self._gate = ForwardGate()
+        self._http = HttpForwarder(store, self._gate)
+        self._events = EventStreamer(events)
+        self._gauges = gauges
+        self.metrics = Metrics(self._gauges_now, events)
+        self.table = RouteTable(self._routes())
+        self._description = msgspec.json.encode(describe(self.table.routes))
+
+    def _routes(self) -> list[Route]:
+        streams = StreamForwarder(self._store, self._gate)
+        return [
+            Route("POST", "/internal/forward/http", answer=self._forward_http),
+            Route("POST", "/internal/forward/raw", stream=streams.raw),
+            Route("GET", "/internal/forward/ws", stream=streams.websocket),
+            Route("GET", "/internal/session/{token}", answer=self._get_session),
+            Route("POST", "/internal/session/{token}/close", answer=self._close_session),
+            Route("GET", "/internal/sessions", answer=self._list_sessions),
+            Route("GET", "/internal/events", stream=self._events.serve),
+            Route("GET", "/healthz", answer=self._health),
+            Route("GET", "/readyz", answer=self._readiness),
+            Route("GET", "/metrics", answer=self._metrics),
+            Route("GET", "/openapi.json", answer=self._openapi),
+        ]
+
+    # -- from outside -----------------------------------------------------------------------
+
+    def configure(self, settings: InternalSettings) -> None:
+        """Serve like this from now on.
+
+        Where other credentials are asked for, nobody goes on with the old ones: connections end
+        after their current call. Streams that were opened stay open.
+        """
+        if settings.access != self._settings.access:
+            for server in self._callers:
+                server.finish_soon()
+        self._settings = settings
+
+    def drain(self) -> None:
+        """End event streams, and every connection after its current call."""
+        self.is_draining = True
+        self._events.draining.set()
+        for server in self._callers:
+            server.finish_soon()
+
+    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
+        """Serve one caller until its connection is over, and close it. `remote` is `host:port`."""
+        settings = self._settings
+        if self._open >= settings.limits.max_callers:
+            await self._turn_away(stream, remote, settings)
+            return
+        self._open += 1
+        try:
+            if settings.access.tls is not None and isinstance(stream, trio.SocketStream):
+                stream = await start_server_tls(
+                    stream, settings.access.tls, timeout=settings.http_limits.handshake_timeout
+                )
+            await self._serve(ApiConnection(stream, settings.http_limits), remote, settings)
+        except ConnectError as error:
+            _log.info("internal call refused", caller=remote, cause=str(error))
+            await abort(stream)
+        finally:
+            self._open -= 1
+
+    async def _serve(self, server: ApiConnection, remote: str, settings: InternalSettings) -> None:
+        if settings.access != self._settings.access:
+            await server.abort()  # changed during the handshake
+            return
+        self._callers.add(server)
+        try:
+            while await self._serve_one(server, remote, settings):
+                pass
+        except VisitorGone:
+            await server.abort()
+        except BaseException:
+            await server.abort()
+            raise
+        finally:
+            self._callers.discard(server)
+
+    async def _turn_away(
+        self, stream: trio.abc.Stream, remote: str, settings: InternalSettings
+    ) -> None:
+        limit = settings.limits.max_callers
+        _log.warning("internal call refused", caller=remote, code="TOO_MANY_CALLERS", limit=limit)
+        if settings.access.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
+            await abort(stream)
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(_REFUSAL_TIMEOUT):
+                message = f"{limit} connections are open: close some, or raise limits.max_callers"
+                refusal = Refusal(503, "too-many-visitors", message, retry_after=1)
+                await ApiConnection(stream, settings.http_limits).refuse(refusal)
+        finally:
+            self._refusing -= 1
+
+    # -- one request --------------------------------------------------------------------------
+
+    async def _serve_one(
+        self, server: ApiConnection, remote: str, settings: InternalSettings
+    ) -> bool:
+        """Whether the connection can go on."""
+        try:
+            request = await server.read_request()
+        except Refused as refused:
+            await server.refuse(refused.refusal)
+            return False
+        if request is None:
+            await server.close()
+            return False
+        self.in_progress += 1
+        try:
+            return await self._respond(server, request, remote, settings)
+        finally:
+            self.in_progress -= 1
+
+    async def _respond(
+        self, server: ApiConnection, request: RequestHead, remote: str, settings: InternalSettings
+    ) -> bool:
+        route: Route | None = None
+        code = "ok"
+        started = trio.current_time()
+        try:
+            settings.access.check(request)
+            route, parameters, query = self.table.find(request)
+            call = Call(request, server, settings.limits, settings.http_limits, parameters, query)
+            if route.answer is None:
+                await self._stream(route, call)
+                return False
+            answer = await route.answer(call)
+        except ApiError as error:
+            code, answer = error.code, Answer(error.body(), error.status, headers=error.headers)
+            if not error.forwarded:  # that was logged, with the session it was for
+                self._log_refusal(request, route, error, remote)
+        except VisitorGone:
+            raise
+        except Exception:
+            if server.response_started:
+                raise  # the listener logs it
+            _log.exception("a call failed in a way nobody foresaw", path=_logged_path(route))
+            code = "INTERNAL_ERROR"
+            failure = ApiError(code, "the proxy failed here: its log says where")
+            answer = Answer(failure.body(), failure.status)
+        await self._send(server, answer)
+        self._count(route, code, trio.current_time() - started)
+        if not server.reusable:
+            await server.close()
+        return server.reusable
+
+    async def _stream(self, route: Route, call: Call) -> None:
+        assert route.stream is not None
+        self._count(route, "started", None)
+        self.in_progress -= 1  # a drain waits for the streams to agents, and not for event streams
+        try:
+            await route.stream(call)
+        finally:
+            self.in_progress += 1
+
+    async def _send(self, server: ApiConnection, answer: Answer) -> None:
+        try:
+            with trio.fail_after(_ANSWER_TIMEOUT):
+                await server.send_answer(answer)
+        except trio.TooSlowError:
+            raise VisitorGone(f"it took no answer within {_ANSWER_TIMEOUT:g} s") from None
+
+    def _count(self, route: Route | None, code: str, seconds: float | None) -> None:
+        if route is None:  # a path of the caller's own invention would be a series of its own
+            self.metrics.count("other", "other", code)
+        else:
+            self.metrics.count(route.method, route.path, code, seconds)
+
+    def _log_refusal(
+        self, request: RequestHead, route: Route | None, error: ApiError, remote: str
+    ) -> None:
+        _log.warning(
+            "internal call refused",
+            caller=remote,
+            method=request.method.decode("ascii"),
+            path=_logged_path(route),
+            status=error.status,
+            code=error.code,
+            cause=error.message,
+        )
+
+    # -- the plain routes ---------------------------------------------------------------------
+
+    async def _forward_http(self, call: Call) -> Answer:
+        body = await _read_body(call)
+        wanted = decode_forward_request(body)
+        wanted.session_token = wanted.session_token or call.query_token
+        try:
+            response = await self._http.forward(wanted, call.limits, call.http_limits)
+        except ApiError as error:
+            error.forwarded = bool(wanted.session_token)
+            _log.warning(
+                "internal forward failed",
+                token=shorten_token(wanted.session_token),
+                code=error.code,
+                cause=error.message,
+            )
+            raise
+        return Answer.of(response)
+
+    async def _get_session(self, call: Call) -> Answer:
+        handle = await self._find(call)
+        summary = handle.summary()
+        return Answer.of(
+            {
+                "token": summary.token,
+                "connected": not handle.is_closed,
+                "connected_at": summary.connected_at,
+                "last_heartbeat": summary.last_heartbeat,
+                "remote_addr": summary.remote_addr,
+                "user_id": summary.user_id,
+                "device_id": summary.device_id,
+            }
+        )
+
+    async def _close_session(self, call: Call) -> Answer:
+        handle = await self._find(call)
+        await handle.close("closed through the internal API")
+        await self._store.unregister(handle.token, handle)
+        return Answer.of({"closed": True})
+
+    async def _find(self, call: Call) -> SessionHandle:
+        try:
+            return await self._store.lookup(call.parameters["token"])
+        except (SessionNotFound, SessionExpired):
+            raise ApiError("NOT_FOUND", "session not found") from None
+
+    async def _list_sessions(self, _: Call) -> Answer:
+        sessions = await self._store.list()
+        return Answer.of({"sessions": sessions, "total": len(sessions)})
+
+    async def _health(self, _: Call) -> Answer:
+        return Answer.of({"status": "ok"})
+
+    async def _readiness(self, _: Call) -> Answer:
+        if self.is_draining:
+            raise ApiError("DRAINING", "the proxy is shutting down")
+        return Answer.of({"status": "ready"})
+
+    async def _metrics(self, _: Call) -> Answer:
+        return self.metrics.render()
+
+    async def _openapi(self, _: Call) -> Answer:
+        return Answer(self._description)
+
+    def _gauges_now(self) -> dict[str, tuple[str, float]]:
+        return {
+            **self._gauges(),
+            "tunnelmux_internal_callers": ("Open connections.", self._open),
+            "tunnelmux_internal_forwards": ("Forwards in progress.", self._gate.total),
+            "tunnelmux_internal_event_readers": ("Event streams.", self._events.readers),
+        }
+
+
+async def _read_body(call: Call) -> bytes:
+    """The whole JSON body of a forward/http call. Raises ApiError."""
+    server, limits = call.server, call.limits
+    largest = base64_length(limits.max_forward_body) + _JSON_SLACK
+    if (call.request.content_length or 0) > largest:
+        raise too_large(limits.max_forward_body)
+    pieces = bytearray()
+    end = server.body_done
+    if not end and _expects_100(call.request):
+        await server.send_interim(100, b"Continue", [])
+    try:
+        with trio.fail_after(limits.forward_timeout):
+            while not end:
+                data, end = await server.read_body()
+                pieces += data
+                if len(pieces) > largest:
+                    raise too_large(limits.max_forward_body)
+    except BadBody as error:
+        raise ApiError("INVALID_REQUEST", f"the request cannot be used: {error}") from None
+    except trio.TooSlowError:
+        raise ApiError(
+            "HEAD_TIMEOUT", f"the request's body took longer than {limits.forward_timeout:g} s"
+        ) from None
+    return bytes(pieces)
+
+
+def _expects_100(request: RequestHead) -> bool:
+    return has_member(request.headers, b"expect", b"100-continue")
+
+
+def _logged_path(route: Route | None) -> str:
+    # The path itself may hold a token, and a stranger's path may hold anything.
+    return route.path if route is not None else "unknown"

@@ -1,0 +1,135 @@
+"""Both halves together: a small back end, a running proxy, an agent and the device behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+
+import pytest
+import trio
+import trio_websocket
+
+from support.site import FRAME, SECRET, running_site
+from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.errors import ConnectError, SessionNotFound
+from tunnelmux.sessions import RemoteStore
+
+TOKEN = "token-of-dev1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 5.0])
+async def test_a_back_end_lists_forwards_streams_echoes_and_kicks(seconds: float) -> None:
+    async with running_site() as site, ProxyClient(site.url, secret=SECRET) as client:
+        [session] = await client.list_sessions()
+        assert (session.token, session.device_id) == (TOKEN, "dev1")
+        assert session.remote_addr.startswith("127.0.0.1:")
+
+        answer = await client.forward_http(session.token, "GET", "/api/status")
+        assert answer.status == 200
+        assert answer.headers["Content-Type"] == ["application/json"]
+        assert json.loads(answer.body) == {"status": "fine"}
+        content = os.urandom(3_000_000)
+        answer = await client.forward_http(session.token, "POST", "/echo", body=content)
+        assert answer.body == content
+
+        frames = await watch_camera(client, session.token, seconds)
+        assert seconds / 0.05 * 0.2 <= frames <= seconds / 0.05 * 1.1 + 3
+
+        async with client.open_websocket(session.token, "/ws") as websocket:
+            for message in ("hello", b"\x00" * 100_000):
+                await websocket.send_message(message)
+                assert await websocket.get_message() == message
+
+        async with client.events() as events:
+            await client.close_session(session.token)
+            _, event = await anext(events)
+            assert event is not None
+            assert (event.type, event.reason) == ("lost", "closed through the internal API")
+            _, event = await anext(events)  # the agent comes back by itself
+            assert event is not None
+            assert event.type == "connected"
+
+
+async def watch_camera(client: ProxyClient, token: str, seconds: float) -> int:
+    """How many frames came in that time, each of them whole."""
+    stream = await client.open_stream(token)
+    await stream.send_all(b"GET /camera HTTP/1.1\r\nHost: camera\r\n\r\n")
+    received = bytearray()
+    with trio.move_on_after(seconds):
+        while True:
+            received += await stream.receive_some()
+    await stream.aclose()
+    assert b"multipart/x-mixed-replace" in received
+    frames = received.count(FRAME)
+    assert abs(frames - received.count(b"--frame\r\n")) <= 1
+    return frames
+
+
+async def test_the_store_of_a_back_end_sees_what_the_proxy_sees() -> None:
+    async with running_site() as site:
+        store = RemoteStore(site.client)
+        assert [s.token for s in await store.list()] == [TOKEN]
+        handle = await store.lookup(TOKEN)
+        before = handle.summary().last_heartbeat
+        await site.client.forward_http(TOKEN, "GET", "/")
+        # Whatever the agent sends is a heartbeat.
+        assert (await store.lookup(TOKEN)).summary().last_heartbeat > before
+
+
+async def test_a_websocket_ends_on_both_sides_when_the_session_does() -> None:
+    async with running_site() as site, site.client.open_websocket(TOKEN, "/ws") as websocket:
+        await websocket.send_message("here")
+        await websocket.get_message()
+        await site.client.close_session(TOKEN)
+        with trio.fail_after(5), pytest.raises(trio_websocket.ConnectionClosed):
+            await websocket.get_message()
+
+
+async def test_the_library_says_what_is_wrong() -> None:
+    async with running_site() as site:
+        with pytest.raises(SessionNotFound):
+            await site.client.get_session("nobodys-token")
+        with pytest.raises(SessionNotFound):
+            await site.client.close_session("nobodys-token")
+        with pytest.raises(ApiCallFailed, match="UNAUTHORIZED") as refused:
+            await ProxyClient(site.url, secret="wrong").list_sessions()
+        assert refused.value.status == 401
+        assert "wrong" not in str(refused.value)
+        with pytest.raises(ApiCallFailed, match="TUNNEL_DISCONNECTED"):
+            await site.client.forward_http("nobodys-token", "GET", "/")
+        with pytest.raises(ConnectError, match="cannot connect"):
+            await ProxyClient("http://127.0.0.1:1", secret="x").list_sessions()
+    with pytest.raises(ValueError, match="http://"):
+        ProxyClient("127.0.0.1:3801")
+
+
+@pytest.mark.parametrize(
+    "seconds", [pytest.param(4.0, id="4s"), pytest.param(30.0, marks=pytest.mark.slow, id="30s")]
+)
+async def test_no_request_is_lost_while_sessions_are_replaced(seconds: float) -> None:
+    callers, answered, replaced = 64, 0, 0
+    async with running_site() as site:
+        over = trio.current_time() + seconds
+
+        async def call() -> None:
+            nonlocal answered
+            client = site.client
+            while trio.current_time() < over:
+                answer = await client.forward_http(TOKEN, "GET", "/api/status")
+                assert (answer.status, answer.body) == (200, b'{"status": "fine"}')
+                answered += 1
+
+        async def replace() -> None:
+            nonlocal replaced
+            while trio.current_time() < over:
+                await trio.sleep(0.2)
+                await site.start_agent()
+                replaced += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(replace)
+            for _ in range(callers):
+                nursery.start_soon(call)
+        assert replaced >= 2
+        assert answered >= callers

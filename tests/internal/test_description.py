@@ -1,0 +1,53 @@
+"""The API against its own description, called by schemathesis with what should work and not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.site import SECRET, running_site
+
+SETTINGS = """
+[checks]
+# A tunnel that is not there is an answer and no fault of the server's.
+not_a_server_error.expected-statuses = ["2xx", "4xx", "502", "504"]
+
+# These two become something other than HTTP, and this one never ends.
+[[operations]]
+include-path = ["/internal/forward/raw", "/internal/forward/ws", "/internal/events"]
+enabled = false
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info >= (3, 15), reason="schemathesis has no wheels for it yet")
+@pytest.mark.timeout(300)
+async def test_it_does_what_its_description_says(tmp_path: Path) -> None:
+    settings = tmp_path / "schemathesis.toml"
+    settings.write_text(SETTINGS)
+    async with running_site() as site:
+        with trio.fail_after(240):
+            done = await trio.run_process(
+                [
+                    Path(sys.executable).with_name("schemathesis"),
+                    f"--config-file={settings}",
+                    "run",
+                    f"{site.url}/openapi.json",
+                    f"--header=Authorization: Bearer {SECRET}",
+                    "--checks=all",
+                    "--max-examples=15",
+                    "--generation-deterministic",
+                    "--request-timeout=20",
+                    "--no-color",
+                ],
+                capture_stdout=True,
+                stderr=subprocess.STDOUT,
+                check=False,
+                cwd=tmp_path,
+            )
+    assert done.returncode == 0, done.stdout.decode()[-8000:]
+    assert b"Tested: 7" in done.stdout
