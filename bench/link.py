@@ -5,7 +5,7 @@ held back, now and then dropped, and written to the TUN device of the other. Tha
 /dev/net/tun, but not the netem module, which many kernels lack. Real TCP runs over it.
 
 Measured is the rate at which one stream carries bytes for some seconds, end to end: plain TCP, our
-session with growing windows and without, and hashicorp/yamux as the receiver, with its fixed window.
+session with growing windows and without, and hashicorp/yamux receiving, with its fixed window.
 """
 
 from __future__ import annotations

@@ -11,7 +11,11 @@ from pathlib import Path
 
 from support.tree import ROOT, SOURCE
 
-COMPILED_LAYERS = [["_engine", "_websocket"], ["_streams", "_liveness"], ["_frame", "_links", "_ring"]]
+COMPILED_LAYERS = [
+    ["_engine", "_websocket"],
+    ["_streams", "_liveness"],
+    ["_frame", "_links", "_ring"],
+]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""
 
 ASYNCIO_FAMILY = {"asyncio", "trio_asyncio", "asyncssh"}
