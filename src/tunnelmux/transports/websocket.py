@@ -132,14 +132,14 @@ class _Wire(trio.abc.Stream):
                 await trio.sleep_forever()
             while self._payload_size >= _READ_AHEAD:
                 await self._wait_change()  # until the receiver took some; it may take its time
-            data: bytes | bytearray = self._behind_head
+            frames: bytes | bytearray = self._behind_head
             self._behind_head = b""
-            if not data:
-                data = await self.transport.receive_some(max_bytes)
-            if not data:
+            if not frames:
+                frames = await self.transport.receive_some(max_bytes)
+            if not frames:
                 self.end()
                 return b""
-            self._put_payload(self.frames.receive_data(data))
+            self._put_payload(self.frames.receive_data(frames))
 
     def _put_payload(self, payload: bytes) -> None:
         if payload:
