@@ -137,13 +137,16 @@ cdef class Engine(StreamTable):
             self.feed(&data[0], data.shape[0], now)
 
     def receive_eof(self, double now):
+        cdef EngineStream stream
+        cdef Py_ssize_t live = 0
         if self.error_ is not None:
             return
+        for stream in self.streams.values():  # both ended and not read yet: nothing is missing
+            live += not (stream.remote_fin and stream.send_state == SEND_FIN_SENT)
         if self.header_have or self.body_left:
             self.end(SessionLost("the connection ended in the middle of a frame"), False, 0)
-        elif self.streams:
-            count = len(self.streams)
-            self.end(SessionLost(f"the connection ended with {count} live streams"), False, 0)
+        elif live:
+            self.end(SessionLost(f"the connection ended with {live} live streams"), False, 0)
         else:
             self.end(SessionClosed("the peer closed the connection"), False, 0)
 

@@ -225,6 +225,19 @@ def _(make: MakeLone) -> None:
     assert stream.receive(1) == b""
 
 
+@case("U97-nor-is-one-that-both-sides-ended-and-nobody-has-read-yet")
+def _(make: MakeLone) -> None:
+    lone = make(is_client=True)
+    stream = lone.open()
+    stream.finish()
+    assert lone.sent() == [wire.update(1, flags=FIN)]
+    lone.feed(wire.data(1, b"unread"), wire.update(1, flags=FIN))
+    lone.engine.receive_eof(lone.now)
+    assert type(lone.engine.error) is SessionClosed
+    assert read_all(stream) == b"unread"
+    assert stream.receive(1) == b""
+
+
 @case("U98-close-drops-what-is-queued-and-says-go-away")
 def _(make: MakeLone) -> None:
     lone = make()

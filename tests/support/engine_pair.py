@@ -113,6 +113,9 @@ class EnginePair:
                 for frame in way.received_reader.feed(piece):
                     if not receiver.is_closed:
                         self.referees[receiver].received(frame)
+                unfinished = way.received_reader.unfinished()
+                if unfinished is not None and not receiver.is_closed:
+                    self.referees[receiver].header_received(unfinished)
                 receiver.receive_data(piece, self.now)
             self.check()
         return moved

@@ -44,6 +44,17 @@ class Referee:
     pings_received: list[int] = field(default_factory=list)
     pings_out: int = 0
     gone: bool = False
+    announced: set[int] = field(default_factory=set)
+
+    def header_received(self, frame: Frame) -> None:
+        """The engine has the header of *frame*, whose body is still coming.
+
+        It may accept or refuse a stream on the strength of that."""
+        seen = self.streams.get(frame.stream_id)
+        known = frame.stream_id in self.announced
+        if frame.type == DATA and frame.flags & SYN and not known and (seen is None or seen.over):
+            self.streams[frame.stream_id] = _Seen(inbound=True)
+            self.announced.add(frame.stream_id)
 
     def received(self, frame: Frame) -> None:
         """The watched engine was given *frame*. Rubbish is allowed here."""
@@ -56,7 +67,9 @@ class Referee:
         if frame.type == GO_AWAY or frame.stream_id == 0:
             return
         seen = self.streams.get(frame.stream_id)
-        if frame.flags & SYN and (seen is None or seen.over):
+        if frame.flags & SYN and frame.stream_id in self.announced:
+            self.announced.discard(frame.stream_id)
+        elif frame.flags & SYN and (seen is None or seen.over):
             seen = self.streams[frame.stream_id] = _Seen(inbound=True)
         if seen is None:
             return
@@ -94,10 +107,7 @@ class Referee:
         ours = stream_id % 2 == (1 if self.is_client else 0)
         seen = self.streams.get(stream_id)
         if frame.flags & RST:
-            # A refusal may answer a stream that never was for us; else once per stream.
-            assert frame.type != DATA and frame.flags == RST, (
-                f"a reset must be a bare update: {frame}"
-            )
+            assert frame.type != DATA and frame.flags == RST, f"a reset with more to it: {frame}"
             assert seen is not None and not seen.sent_rst, f"reset of nothing: {frame}"
             seen.sent_rst = True
             return

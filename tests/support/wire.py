@@ -80,6 +80,13 @@ class FrameReader:
         """Bytes of a frame that has not come whole."""
         return len(self._pending)
 
+    def unfinished(self) -> Frame | None:
+        """The header of the frame whose body is still coming, if one is."""
+        if len(self._pending) < HEADER_SIZE:
+            return None
+        _, type_, flags, stream_id, length = struct.unpack_from(">BBHII", self._pending)
+        return Frame(type_, flags, stream_id, length)
+
     def feed(self, chunk: bytes) -> list[Frame]:
         """The frames completed by *chunk*."""
         self._pending += chunk

@@ -268,7 +268,8 @@ class Engine:
     def receive_eof(self, now: float) -> None:
         if self.error is not None:
             return
-        if self._streams or self._input or self._body_left:
+        live = [s for s in self._streams.values() if not (s._fin_sent and s._peer_fin)]
+        if live or self._input or self._body_left:
             self._end(SessionLost("the transport ended while streams were live"))
         else:
             self._end(SessionClosed("the peer closed the transport"))
