@@ -141,8 +141,10 @@ cdef class Engine(StreamTable):
         cdef Py_ssize_t live = 0
         if self.error_ is not None:
             return
-        for stream in self.streams.values():  # both ended and not read yet: nothing is missing
-            live += not (stream.remote_fin and stream.send_state == SEND_FIN_SENT)
+        for stream in self.streams.values():
+            # Nothing is missing of one that both sides ended, read or not, nor of one that broke.
+            if stream.error_ is None:
+                live += not (stream.remote_fin and stream.send_state == SEND_FIN_SENT)
         if self.header_have or self.body_left:
             self.end(SessionLost("the connection ended in the middle of a frame"), False, 0)
         elif live:

@@ -238,6 +238,17 @@ def _(make: MakeLone) -> None:
     assert stream.receive(1) == b""
 
 
+@case("U97-nor-one-that-was-refused-and-whose-reset-has-not-left-yet")
+def _(make: MakeLone) -> None:
+    lone = make(is_client=True)
+    refused = lone.opening()
+    lone.feed(wire.go_away(0))
+    with pytest.raises(StreamRefused):
+        refused.send(b"x")
+    lone.engine.receive_eof(lone.now)
+    assert not isinstance(lone.engine.error, SessionLost)
+
+
 @case("U98-close-drops-what-is-queued-and-says-go-away")
 def _(make: MakeLone) -> None:
     lone = make()

@@ -268,7 +268,8 @@ class Engine:
     def receive_eof(self, now: float) -> None:
         if self.error is not None:
             return
-        live = [s for s in self._streams.values() if not (s._fin_sent and s._peer_fin)]
+        whole = [s for s in self._streams.values() if s.error is None]
+        live = [s for s in whole if not (s._fin_sent and s._peer_fin)]
         if live or self._input or self._body_left:
             self._end(SessionLost("the transport ended while streams were live"))
         else:
