@@ -56,6 +56,15 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if item not in set(left_out)]
 
 
+@pytest.fixture(autouse=True)
+def built_peer(request: pytest.FixtureRequest) -> None:
+    """Build the peer in the test's set-up, which is what its time limit leaves out: pytest-trio
+    counts asynchronous fixtures as part of the test, and a first Rust build takes minutes."""
+    params = getattr(getattr(request.node, "callspec", None), "params", {})
+    if "implementation" in params:
+        params["implementation"].command()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]

@@ -189,9 +189,11 @@ def _built(language: str) -> Path | str:
     """The folder of a finished build, or why there is none."""
     made = BUILDS / f"{language}-{fingerprint(language)}"
     with locked(language):
-        if made.is_dir():
+        finished = made / "finished"
+        if finished.is_file():
             os.utime(made)
             return made
+        shutil.rmtree(made, ignore_errors=True)  # a build that was killed
         for old in BUILDS.glob(f"{language}-????????????????"):
             if old.stat().st_mtime < time.time() - KEPT:  # else another run may be using it
                 shutil.rmtree(old)
@@ -204,6 +206,7 @@ def _built(language: str) -> Path | str:
         except BaseException:
             shutil.rmtree(made)
             raise
+        finished.touch()
         return made
 
 
