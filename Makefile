@@ -1,5 +1,9 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
 # make test    the tests                                    (ARGS="-k name" goes to pytest)
+# make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
+# make conformance  the same, and docs/conformance.md made from it
+# make fuzz    every fuzz target for a share of SECONDS=60  (TARGETS=engine_pair: that one; needs clang)
+# make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
 # make bench   the micro-benchmarks                         (ARGS=frame runs that one)
 # make build   the compiled modules, in place
@@ -16,13 +20,33 @@ PYX := $(wildcard src/tunnelmux/_*.pyx)
 COMPILED := $(PYX:src/tunnelmux/%.pyx=tunnelmux.%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test check bench build clean format format-check lint types stubs layers
+.PHONY: demo test interop conformance fuzz sanitize check bench build clean format format-check lint types stubs layers
 
 demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
 
 test: .venv/.test build
 	@$(BIN)/python -m pytest $(ARGS)
+
+interop: .venv/.test build
+	@$(BIN)/python -m pytest tests/interop --interop $(ARGS)
+
+conformance: interop
+	@PYTHONPATH=tests $(BIN)/python -m support.conformance build/conformance.json docs/conformance.md
+	@echo "conformance: docs/conformance.md is made from this run"
+
+# Both have modules of their own under build/, and leave those in src/ as they are. Slow tests are
+# left out of the second: those that watch resident memory would see the sanitizer's own.
+fuzz: .venv/.fuzz build/fuzz/.built
+	@PYTHONPATH="$(CURDIR)/build/fuzz/lib" $(BIN)/python tests/fuzz $(or $(SECONDS),60) $(TARGETS)
+
+SANITIZED_TESTS := tests/mux tests/fuzz tests/transports
+sanitize: .venv/.test build/sanitize/.built
+	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
+		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \
+		PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/sanitize/lib" \
+		$(BIN)/python -m pytest -p no:cacheprovider -o timeout=300 -m 'not slow' \
+		$(or $(ARGS),$(SANITIZED_TESTS))
 
 check: format-check lint types stubs layers
 	@echo "check: format, lint, types, stubs and layers are in order"
@@ -84,6 +108,26 @@ endef
 .venv/.built: .venv/.installed $(PYX) $(wildcard src/tunnelmux/*.pxd)
 	@echo "building the compiled modules"
 	$(call quietly,$(BIN)/python setup.py build_ext --inplace --parallel 2)
+	@touch $@
+
+OTHER_BUILD = setup.py --quiet build --parallel 2 --build-lib $(@D)/lib --build-temp $(@D)/temp
+SOURCES := $(PYX) $(wildcard src/tunnelmux/*.pxd) $(shell find src/tunnelmux -name '*.py')
+CLANG := $(firstword $(foreach name,clang clang-19 clang-16 clang-14,$(shell command -v $(name))))
+
+build/fuzz/.built: .venv/.installed $(SOURCES)
+	@test -n "$(CLANG)" || { echo "No clang: counting branches for libFuzzer needs it" \
+		"(on Debian: apt-get install clang)" >&2; exit 1; }
+	@echo "building the modules to fuzz"
+	$(call quietly,CC=$(CLANG) TUNNELMUX_FUZZ=1 $(BIN)/python $(OTHER_BUILD))
+	@touch $@
+
+build/sanitize/.built: .venv/.installed $(SOURCES)
+	@echo "building the modules with sanitizers"
+	$(call quietly,TUNNELMUX_SANITIZE=1 $(BIN)/python $(OTHER_BUILD))
+	@touch $@
+
+.venv/.fuzz: .venv/.installed
+	$(call quietly,$(PIP) install --group fuzz)
 	@touch $@
 
 .venv/.test: .venv/.installed
