@@ -17,7 +17,6 @@ from tunnelmux._streams import EngineStream
 from tunnelmux.errors import (
     SessionClosed,
     SessionDraining,
-    SessionLost,
     StreamClosed,
     StreamRefused,
     StreamReset,
@@ -254,8 +253,7 @@ class World:
     def check(self) -> None:
         for side in self.sides:
             engine = side.engine
-            ended_well = type(engine.error) in {SessionClosed, SessionLost}
-            assert engine.error is None or (self.drained and ended_well)
+            assert engine.error is None or (self.drained and type(engine.error) is SessionClosed)
             assert 0 <= engine.stream_count <= LIMITS.max_streams
             assert 0 <= engine.unacked_opens <= LIMITS.max_unacked_opens
             assert 0 <= engine.accept_pending <= LIMITS.accept_backlog
