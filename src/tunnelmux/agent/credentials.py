@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from tunnelmux.config import AgentConfig, Secret, hash_token
+from tunnelmux.config.private_file import write_private
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.errors import ConfigError
 
@@ -69,7 +70,8 @@ class Credentials:
         self._learned = token
         content = {"invitation_sha256": self._invitation, "token": token.reveal()}
         try:
-            _write_private(self.path, json.dumps(content).encode())
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self.path, json.dumps(content).encode())
         except OSError as exc:
             raise ConfigError(
                 f"cannot keep the token of this device in {self.path} ({exc.strerror}); make the "
@@ -106,24 +108,3 @@ class Credentials:
                 f"cannot write to {folder} ({exc.strerror}), where the token of this device is to "
                 "be kept; make it writable or set device.state_dir"
             ) from exc
-
-
-def _write_private(path: Path, content: bytes) -> None:
-    """Put `content` in place as a whole or not at all, readable by this user only."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # mkstemp makes the file with mode 0600 and a name nobody could have prepared.
-    descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # the token works once: it must survive a power cut
-    finally:
-        os.close(folder)

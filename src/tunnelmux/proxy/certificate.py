@@ -12,8 +12,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
+from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError
-from tunnelmux.proxy.state_files import write_private
 from tunnelmux.transports import certificate_pin
 
 __all__ = ["make_certificate", "pin_of"]

@@ -11,10 +11,10 @@ import msgspec
 import trio
 
 from tunnelmux.config import Secret, hash_token
+from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.devices import KnownDevice
 from tunnelmux.proxy.invitations import Invitations
-from tunnelmux.proxy.state_files import write_private
 
 __all__ = ["Enrolment"]
 

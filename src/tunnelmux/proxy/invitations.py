@@ -16,8 +16,8 @@ from pathlib import Path
 import msgspec
 
 from tunnelmux.config import Secret
+from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError, TunnelmuxError
-from tunnelmux.proxy.state_files import write_private
 
 __all__ = ["INVITATION_LIFETIME", "InvitationRefused", "Invitations"]
 

@@ -13,13 +13,13 @@ import msgspec
 import trio
 
 from tunnelmux.config import HttpIngress, JoinInvitation, ProxyConfig, encode_join
+from tunnelmux.config.private_file import write_private
 from tunnelmux.config.rules import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.app import DrainReport, RunningProxy, run_proxy
 from tunnelmux.proxy.certificate import make_certificate, pin_of
 from tunnelmux.proxy.enrolment import Enrolment
 from tunnelmux.proxy.invitations import INVITATION_LIFETIME, Invitations
-from tunnelmux.proxy.state_files import write_private
 
 __all__ = ["Invitation", "invite", "own_address", "run_quickstart"]
 
