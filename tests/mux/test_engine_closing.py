@@ -509,6 +509,7 @@ def test_many_short_streams_leave_nothing(how: str, engine_type: type[Engine]) -
         assert engine.next_deadline() == 10.0
 
 
+@pytest.mark.slow  # like everything that watches resident memory: see the Makefile's `sanitize`
 def test_many_short_streams_take_no_memory() -> None:
     """U80: the compiled engine, 20,000 streams: the resident set does not grow."""
     from tunnelmux._engine import Engine
