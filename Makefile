@@ -5,7 +5,7 @@
 # make fuzz    every fuzz target for a share of SECONDS=60  (TARGETS=engine_pair: that one; needs clang)
 # make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
-# make bench   the micro-benchmarks                         (ARGS=frame runs that one)
+# make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make build   the compiled modules, in place
 # make clean   remove all that these made
 #
@@ -20,7 +20,7 @@ PYX := $(wildcard src/tunnelmux/_*.pyx)
 COMPILED := $(PYX:src/tunnelmux/%.pyx=tunnelmux.%)
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test interop conformance fuzz sanitize check bench build clean format format-check lint types stubs layers
+.PHONY: demo test interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
 
 demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
@@ -68,7 +68,7 @@ layers: .venv/.check
 	$(call quietly,$(BIN)/lint-imports)
 
 bench: build
-	@$(BIN)/python bench $(ARGS)
+	@$(BIN)/python -m bench $(ARGS)
 
 build: .venv/.built
 	@:

@@ -1,30 +1,211 @@
-"""Run the micro-benchmarks: `python bench` runs all, `python bench frame` that one.
-
-Each module here has a `run()` that yields (what, figure, unit). They measure one process on this
-machine, now: compare a change with its parent on a quiet machine, and nothing else.
-"""
+"""`make bench`, or `python -m bench`: all tunnels side by side, and the micro-benchmarks."""
 
 from __future__ import annotations
 
-import importlib
-import platform
+import argparse
+import contextlib
+import shlex
+import shutil
+import signal
 import sys
 from pathlib import Path
+from typing import NoReturn
+
+from bench import machine, micro
+from bench.agents import measure_agents
+from bench.charts import write_charts
+from bench.columns import COLUMNS
+from bench.origin import OriginProcesses, find_nginx
+from bench.peers import PEERS
+from bench.peers.tunnel import Peer, Unavailable
+from bench.processes import Started, StartFailure
+from bench.ratios import WS
+from bench.report import Result, make_result, print_ratios, write
+from bench.rounds import Outcome, prepare, run_rounds, scratch_folder
+from bench.tree import IMAGES, RESULTS, ROOT
+
+TUNNELS = "tunnels"
+AGENTS = "agents"
+PARTIAL_RESULTS = ROOT / "build" / "bench"
+LEAST_ROUNDS = 3
+"""A median of fewer is none."""
+
+EXAMPLES = f"""\
+examples:
+  make bench                                  everything: about 20 minutes on two cores
+  make bench ARGS=frame                       one part; parts: {TUNNELS}, {", ".join(micro.PARTS)},
+                                              and {", ".join(micro.SLOW_PARTS)} (only by name)
+  make bench ARGS="tunnels --peers tunnelmux-ws,openssh --columns keepalive --rounds 1 --seconds 2"
+  make bench ARGS="tunnels --columns agents --agents 1000"
+  make bench ARGS=--list                      the tunnels and the columns
+  python bench/compare.py OLD.json NEW.json   fails on a regression beyond the noise
+
+A whole run writes bench/results/DATE-COMMIT.json and .md, and the charts in docs/images. Any other,
+and one of fewer than {LEAST_ROUNDS} rounds, writes to build/bench and leaves those alone.
+"""
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="bench",
+        description=__doc__,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parts = (TUNNELS, *micro.PARTS, *micro.SLOW_PARTS)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
+    parser.add_argument("--peers", help="only these tunnels, by commas; direct is always there")
+    parser.add_argument("--columns", help="only these columns, by commas")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all tunnels (3)")
+    parser.add_argument("--seconds", type=float, default=4.0, help="base time of a column (4)")
+    parser.add_argument("--agents", default="1000,10000", help="numbers of idle agents, by commas")
+    parser.add_argument("--list", action="store_true", help="name the tunnels and columns, and end")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(parts)}")
+    names = [peer.name for peer in PEERS]
+    arguments.peers = chosen(parser, "tunnel", arguments.peers, names)
+    arguments.columns = chosen(parser, "column", arguments.columns, column_names())
+    arguments.agents = [int(count) for count in arguments.agents.split(",")]
+    if arguments.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    return arguments
+
+
+def column_names() -> list[str]:
+    return [*(column.name for column in COLUMNS), AGENTS]
+
+
+def chosen(
+    parser: argparse.ArgumentParser, what: str, given: str | None, names: list[str]
+) -> list[str]:
+    wanted = given.split(",") if given else names
+    if unknown := [name for name in wanted if name not in names]:
+        parser.error(f"no {what} {', '.join(unknown)}; there are: {', '.join(names)}")
+    return wanted
+
+
+def show_list() -> None:
+    for peer in PEERS:
+        print(f"{peer.name:16} {peer.what}")
+    print()
+    for column in COLUMNS:
+        print(f"{column.name:16} {column.what}")
+    print(f"{AGENTS:16} proxy memory per idle agent (once, not in every round)")
+
+
+def require_tools() -> str:
+    """nginx's path; ends with what to install where something is missing."""
+    nginx = find_nginx()
+    missing = [
+        name for name, path in (("nginx", nginx), ("wrk", shutil.which("wrk"))) if path is None
+    ]
+    if missing or nginx is None:
+        packages = " ".join({"nginx": "nginx-light"}.get(name, name) for name in missing)
+        sys.exit(f"{' and '.join(missing)} not found: apt-get install {packages}")
+    return nginx
+
+
+def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Peer]:
+    """Fill *outcome*; the peers that were there."""
+    nginx = require_tools()
+    wanted = [peer for peer in PEERS if peer.name in {*arguments.peers, "direct"}]
+    columns = [column for column in COLUMNS if column.name in arguments.columns]
+    peers = prepare(wanted, outcome)
+    if columns:
+        with scratch_folder() as folder, OriginProcesses(Started(folder), nginx) as origin:
+            run_rounds(
+                peers,
+                columns,
+                origin,
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                outcome=outcome,
+            )
+    if AGENTS in arguments.columns and any(peer.name == WS for peer in peers):
+        print("idle agents:", *arguments.agents, flush=True)
+        try:
+            outcome.add(WS, AGENTS, measure_agents(arguments.agents))
+        except (StartFailure, Unavailable) as exc:
+            outcome.failures.append(f"{WS}, {AGENTS}: {exc}")
+            print(f"  failed: {exc}")
+    return peers
+
+
+def is_whole(arguments: argparse.Namespace) -> bool:
+    return (
+        not arguments.parts
+        and len(arguments.peers) == len(PEERS)
+        and len(arguments.columns) == len(column_names())
+        and arguments.rounds >= LEAST_ROUNDS
+    )
+
+
+def traits_of(peer: Peer) -> dict[str, object]:
+    return {
+        "what": peer.what,
+        "version": peer.version,
+        "ours": peer.ours,
+        "http": peer.http,
+        "encrypted": peer.encrypted,
+        "multiplexes": peer.multiplexes,
+    }
+
+
+def save(arguments: argparse.Namespace, result: Result) -> None:
+    whole = is_whole(arguments)
+    results, images = (RESULTS, IMAGES) if whole else (PARTIAL_RESULTS, PARTIAL_RESULTS)
+    results.parent.mkdir(exist_ok=True)
+    written = [write(result, results, whole=whole), *write_charts(result, images)]
+    print("\nwritten:", *(display(path) for path in written))
+
+
+def display(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def stop(number: int, _frame: object) -> NoReturn:
+    """A signal ends the run as an exception would, so that every process started is ended."""
+    sys.exit(128 + number)
 
 
 def main() -> int:
-    """Run the modules named on the command line, or all of them; 2 for an unknown name."""
-    names = sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
-    wanted = sys.argv[1:] or names
-    unknown = [name for name in wanted if name not in names]
-    if unknown:
-        print(f"no such benchmark: {', '.join(unknown)}; there are: {', '.join(names)}")
-        return 2
-    print(f"CPython {platform.python_version()}, {platform.machine()}, {platform.system()}")
-    for name in wanted:
-        for what, figure, unit in importlib.import_module(name).run():
-            print(f"{name:8} {what:44} {figure:12,.1f} {unit}")
-    return 0
+    arguments = parse_arguments()
+    if arguments.list:
+        show_list()
+        return 0
+    signal.signal(signal.SIGTERM, stop)
+    described = machine.describe()
+    parts = arguments.parts or [TUNNELS, *micro.PARTS]
+    outcome = Outcome()
+    peers: list[Peer] = []
+    figures: dict[str, dict[str, object]] = {}
+    with contextlib.suppress(KeyboardInterrupt):
+        if TUNNELS in parts:
+            peers = measure_tunnels(arguments, outcome)
+        for part in parts:
+            if part != TUNNELS:
+                repeats = 1 if part in micro.SLOW_PARTS else arguments.rounds
+                figures.update(micro.measure(part, repeats))
+        result = make_result(
+            machine=described,
+            settings={
+                "command": shlex.join(["python", "-m", "bench", *sys.argv[1:]]),
+                "rounds": arguments.rounds,
+                "seconds": arguments.seconds,
+            },
+            peers={peer.name: traits_of(peer) for peer in peers},
+            samples=outcome.samples,
+            micro=figures,
+            skipped=outcome.skipped,
+            failures=outcome.failures,
+        )
+        save(arguments, result)
+        if TUNNELS in parts:
+            print_ratios(result)
+        return 0
+    print("\ninterrupted: nothing was written", file=sys.stderr)
+    return 130
 
 
 if __name__ == "__main__":

@@ -7,10 +7,12 @@ from collections.abc import Iterator
 
 from tunnelmux._engine import Engine
 from tunnelmux._streams import EngineStream
+from tunnelmux.limits import Limits
 
 BULK_BYTES = 512 * 1024 * 1024
 EXCHANGES = 20_000
 REPEATS = 3
+SMALL_FRAME = 128  # bytes: what is not copying shows
 
 
 def move(source: Engine, target: Engine) -> None:
@@ -32,13 +34,17 @@ def read_all(stream: EngineStream) -> int:
     return size
 
 
-def pair() -> tuple[Engine, Engine]:
-    return Engine(is_client=True, now=0.0), Engine(is_client=False, now=0.0)
+def pair(frame: int = Limits().max_frame_payload) -> tuple[Engine, Engine]:
+    limits = Limits(max_frame_payload=frame)
+    return (
+        Engine(is_client=True, now=0.0, limits=limits),
+        Engine(is_client=False, now=0.0, limits=limits),
+    )
 
 
-def bulk_seconds(chunk_size: int, total: int) -> float:
+def bulk_seconds(chunk_size: int, total: int, frame: int = Limits().max_frame_payload) -> float:
     """Seconds of processor time for *total* bytes over one stream, both ends together."""
-    client, server = pair()
+    client, server = pair(frame)
     out = client.open_stream(0.0)
     settle(client, server)
     into = server.accept_stream()
@@ -81,5 +87,8 @@ def run() -> Iterator[tuple[str, float, str]]:
     for chunk_size, total in ((65_536, BULK_BYTES), (1024, BULK_BYTES // 8)):
         seconds = min(bulk_seconds(chunk_size, total) for _ in range(REPEATS))
         yield f"one stream, writes of {chunk_size} bytes", total / seconds / 2**20, "MiB/s"
+    seconds = min(bulk_seconds(65_536, BULK_BYTES // 32, SMALL_FRAME) for _ in range(REPEATS))
+    frames = BULK_BYTES / 32 / SMALL_FRAME
+    yield f"a frame of {SMALL_FRAME} bytes, written and read", seconds / frames * 1e9, "ns"
     seconds = min(exchange_seconds(EXCHANGES) for _ in range(REPEATS))
     yield "open, 200 bytes, 400 back, finish", seconds / EXCHANGES * 1e6, "µs"

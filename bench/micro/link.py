@@ -61,7 +61,7 @@ def run() -> Iterator[tuple[str, float, str]]:
 
 def hashicorp_command() -> list[str] | None:
     """The Go peer of the interoperability tests, or None with a line saying why."""
-    sys.path.insert(0, str(HERE.parents[1] / "tests"))
+    sys.path.insert(0, str(HERE.parents[2] / "tests"))
     try:
         from support.peers import IMPLEMENTATIONS
 

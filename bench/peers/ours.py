@@ -1,0 +1,92 @@
+"""tunnelmux itself, as an operator runs it: two daemons, each with a configuration file."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.util
+import secrets
+import sys
+from pathlib import Path
+
+import tunnelmux
+from bench.origin import Origin
+from bench.peers.tunnel import Peer, Running, Unavailable
+from bench.processes import HOST, Started, free_ports
+from bench.tree import ROOT
+
+DEVICE = "bench"
+
+TCP_INGRESS = """\
+[[ingress.tcp]]
+listen = "{host}:{port}"
+device = "{device}"
+service = "{service}"
+"""
+
+SERVICE = """\
+[[services]]
+name = "{name}"
+target = "{target}"
+"""
+
+
+class Tunnelmux(Peer):
+    ours = True
+
+    def prepare(self) -> None:
+        if importlib.util.find_spec("tunnelmux._frame") is None:
+            raise Unavailable("its compiled modules are not built: make build")
+        self.version = tunnelmux.__version__
+
+    def start(self, started: Started, origin: Origin) -> Running:
+        tunnel, http, echo, web = free_ports(4)
+        token = secrets.token_hex(16)
+        ingress = {"web": web, "echo": echo}
+        proxy = f'[tunnel]\nlisten = "{HOST}:{tunnel}"\n'
+        url = f"{'wss' if self.encrypted else 'ws'}://{HOST}:{tunnel}/tunnel/connect"
+        agent = f'[proxy]\nurl = "{url}"\ntoken = "{token}"\n'
+        if self.encrypted:
+            certificate, key, pin = make_certificate(started.folder)
+            proxy += f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
+            agent += f'pin = "{pin}"\n'
+        proxy += f'[ingress.http]\nlisten = "{HOST}:{http}"\n' if self.http else ""
+        for service, port in ingress.items():
+            proxy += TCP_INGRESS.format(host=HOST, port=port, device=DEVICE, service=service)
+        proxy += f'[[devices]]\nname = "{DEVICE}"\ntoken = "{token}"\n'
+        agent += f'[device]\nname = "{DEVICE}"\n'
+        for service, port in (("web", origin.http), ("echo", origin.echo)):
+            agent += SERVICE.format(name=service, target=f"tcp://{HOST}:{port}")
+        agent += SERVICE.format(name="pages", target=f"http://{HOST}:{origin.http}")
+        server = start_daemon(started, "proxy", proxy)
+        started.wait_for_port(tunnel)
+        client = start_daemon(started, "agent", agent)
+        started.wait_for_log("agent", "session started")
+        if self.http:
+            return Running(http, server, client, None, (f"Host: {DEVICE}.localhost",))
+        return Running(web, server, client, echo)
+
+
+class OverPlainTcp(Tunnelmux):
+    def prepare(self) -> None:
+        raise Unavailable("the proxy's tunnel listener speaks WebSocket only")
+
+
+def start_daemon(started: Started, name: str, configuration: str) -> int:
+    """`tunnelmux-NAME` with that configuration; its log is what the daemon writes."""
+    file = started.folder / f"{name}.toml"
+    file.touch(mode=0o600)
+    file.write_text(configuration)
+    launcher = ROOT / "cmd" / f"tunnelmux-{name}"
+    # The modules this process has are those the daemons shall have.
+    source = Path(tunnelmux.__file__).parents[1]
+    command = [sys.executable, str(launcher), "--config", str(file)]
+    return started.start(name, command, {"PYTHONPATH": str(source)})
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path, str]:
+    """A certificate, its key and its pin, as `tunnelmux-proxy --quickstart` makes them."""
+    from tunnelmux.proxy import certificate as certificates
+
+    certificate, key = folder / "tunnel.pem", folder / "tunnel.key"
+    certificates.make_certificate(certificate, key, HOST, datetime.datetime.now(datetime.UTC))
+    return certificate, key, certificates.pin_of(certificate)
