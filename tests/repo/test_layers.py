@@ -14,7 +14,7 @@ from support.tree import ROOT, SOURCE
 COMPILED_LAYERS = [
     ["_engine", "_websocket"],
     ["_streams", "_liveness"],
-    ["_frame", "_links", "_ring"],
+    ["_frame", "_head", "_links", "_ring"],
 ]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""
 
