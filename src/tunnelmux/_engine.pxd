@@ -1,5 +1,5 @@
-# The C face of the engine: a data plane subclasses Engine, overrides `deliver`, and moves bytes
-# with `feed`, `drain`, `frame_room` and `place_frame`, without a Python object per frame.
+# The C face of the engine: a data plane subclasses Engine, overrides `deliver` and `make_ready`, and
+# moves bytes with `feed`, `drain`, `frame_room` and `place_frame`, without a Python object per frame.
 
 from libc.stdint cimport int64_t, uint8_t, uint32_t
 
@@ -44,6 +44,8 @@ cdef class Engine(StreamTable):
     cdef Py_ssize_t frame_room(self, EngineStream stream) noexcept
     cdef int place_frame(self, EngineStream stream, uint8_t *gap, Py_ssize_t size) except -1
     cdef int deliver(self, EngineStream stream, const uint8_t *data, Py_ssize_t size) except -1
+    cdef bint wants_send_(self) noexcept
+    cdef double deadline(self) noexcept
 
     # -- the parser ---------------------------------------------------------------------------
     cdef int on_header(self, FrameHeader header, double now) except -1

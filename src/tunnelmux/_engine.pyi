@@ -85,6 +85,8 @@ class Engine(StreamTable):
         """
     def accept_stream(self) -> EngineStream | None:
         """The oldest stream the peer opened, now acknowledged; None when there is none."""
+    def offered_stream(self) -> EngineStream | None:
+        """What `accept_stream` would give, left where it is."""
     def ping(self, now: float) -> int:
         """Ask for an echo; callers that ask while one is under way share it. Done when
         `pings_answered` has reached the value returned. Raises SessionClosed."""

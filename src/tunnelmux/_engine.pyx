@@ -6,7 +6,7 @@ part of that state are in `_streams`. The docstrings of the public names are in 
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.math cimport isinf
+from libc.math cimport INFINITY, isinf
 from libc.stdint cimport UINT32_MAX, int64_t, uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
@@ -118,6 +118,9 @@ cdef class Engine(StreamTable):
 
     @property
     def wants_send(self):
+        return self.wants_send_()
+
+    cdef bint wants_send_(self) noexcept:
         if self.error_ is not None:
             return self.go_away_due
         return (
@@ -220,6 +223,9 @@ cdef class Engine(StreamTable):
             self.want_control(stream)
         return stream
 
+    def offered_stream(self):
+        return <EngineStream>self.accept_list.following.owner if self.accept_pending else None
+
     def ping(self, double now):
         if self.error_ is not None:
             raise self.error_.with_traceback(None)
@@ -270,10 +276,13 @@ cdef class Engine(StreamTable):
         return changed
 
     def next_deadline(self):
+        return None if isinf(self.deadline()) else self.deadline()
+
+    cdef double deadline(self) noexcept:
         cdef EngineStream stream
         cdef double at
         if self.error_ is not None:
-            return None
+            return INFINITY
         at = self.liveness.deadline()
         if is_linked(&self.ack_timers):
             at = min(at, (<EngineStream>self.ack_timers.following.owner).timer_at)
@@ -282,7 +291,7 @@ cdef class Engine(StreamTable):
         if is_linked(&self.grown_list):
             stream = <EngineStream>self.grown_list.following.owner
             at = min(at, stream.updated_at + self.window_idle)
-        return None if isinf(at) else at
+        return at
 
     cdef Py_ssize_t output_bound(self) noexcept:
         """Bytes that a flush could use at most, roughly: to size the buffer, not to promise."""

@@ -65,11 +65,20 @@ cdef class ByteRing:
 
     cdef void pull(self, uint8_t *out, Py_ssize_t size) noexcept:
         """Take *size* bytes, at most `self.size`, from the front into *out*."""
+        self.copy_front(out, size)
+        self.skip(size)
+
+    cdef void copy_front(self, uint8_t *out, Py_ssize_t size) noexcept:
+        """Copy *size* bytes, at most `self.size`, from the front into *out*."""
         cdef Py_ssize_t first = min(size, self.capacity_ - self.head)
+        if size:
+            memcpy(out, self.base + self.head, first)
+            memcpy(out + first, self.base, size - first)
+
+    cdef void skip(self, Py_ssize_t size) noexcept:
+        """Drop *size* bytes, at most `self.size`, from the front."""
         if size == 0:
             return
-        memcpy(out, self.base + self.head, first)
-        memcpy(out + first, self.base, size - first)
         self.size -= size
         if self.size == 0:
             self.reset()

@@ -57,6 +57,10 @@ class EngineStream:
         Raises StreamReset, StreamClosed after `stop_receiving`, or what ended the session (after all
         bytes that came before it were read).
         """
+    def peek(self, max_bytes: int) -> bytes:
+        """The first bytes of what has come, left where they are; b"" when there is nothing."""
+    def drop(self, size: int) -> None:
+        """Throw away the first *size* bytes of what has come. Raises ValueError when fewer have."""
     def stop_receiving(self) -> None:
         """Throw away what is unread and whatever still comes; if the peer goes on sending, the
         stream is reset so that it learns of it. Harmless twice."""

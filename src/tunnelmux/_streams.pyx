@@ -151,6 +151,18 @@ cdef class EngineStream:
             raise self.table.error_.with_traceback(None)
         return None
 
+    def peek(self, Py_ssize_t max_bytes):
+        cdef Py_ssize_t size = max(0, min(max_bytes, self.inbox.size))
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, size)
+        self.inbox.copy_front(<uint8_t *>PyBytes_AS_STRING(out), size)
+        return out
+
+    def drop(self, Py_ssize_t size):
+        if not 0 <= size <= self.inbox.size:
+            raise ValueError(f"{size} bytes are not there to be dropped")
+        self.inbox.skip(size)
+        self.consumed(size)
+
     def stop_receiving(self):
         if self.receive_state != RECEIVE_OPEN:
             return

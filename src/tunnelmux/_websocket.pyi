@@ -34,6 +34,12 @@ class FrameReader:
 
         After a violation nothing more is given; `error` then says what it was.
         """
+    @property
+    def masked(self) -> bool:
+        """Whether the peer must mask."""
+    @property
+    def has_control(self) -> bool:
+        """Whether `take_control` has something to give."""
     def take_control(self) -> bytes:
         """The whole control frames that came since the last call, as they were on the wire."""
     @property

@@ -38,12 +38,6 @@ cdef enum:
     MASK_BIT = 0x80
     MAX_CONTROL = 125  # bytes of payload in a control frame (section 5.5)
 
-cdef enum Kind:
-    PAYLOAD  # of a binary message
-    CONTROL
-    SKIPPED  # of a text message: read over, so that a Close behind it is still seen
-
-
 cdef void xor_copy(
     uint8_t *out, const uint8_t *data, Py_ssize_t size, const uint8_t *mask, Py_ssize_t phase
 ) noexcept nogil:
@@ -75,33 +69,47 @@ def apply_mask(const uint8_t[::1] data not None, bytes mask not None):
     return out
 
 
+cdef Py_ssize_t write_frame_head(
+    uint8_t *end, Py_ssize_t size, const uint8_t *mask
+) noexcept nogil:
+    """Write the head of a binary message of *size* bytes so that it ends at *end*; its length.
+
+    MAX_FRAME_HEAD bytes before *end* must be there to be written to. *mask* may be NULL."""
+    cdef Py_ssize_t length = 2 if size <= MAX_CONTROL else 4 if size <= UINT16_MAX else 10
+    cdef Py_ssize_t whole = length + (4 if mask != NULL else 0)
+    cdef Py_ssize_t i
+    cdef uint8_t *p = end - whole
+    p[0] = FIN_BIT | BINARY
+    p[1] = <uint8_t>size if length == 2 else 126 if length == 4 else 127
+    for i in range(2, length):
+        p[i] = <uint8_t>(<uint64_t>size >> (8 * (length - 1 - i)))
+    if mask != NULL:
+        p[1] |= MASK_BIT
+        memcpy(p + length, mask, 4)
+    return whole
+
+
 def encode_binary(const uint8_t[::1] payload not None, bytes mask=None):
     cdef Py_ssize_t size = payload.shape[0]
-    cdef Py_ssize_t head = 2 if size <= MAX_CONTROL else 4 if size <= UINT16_MAX else 10
-    cdef Py_ssize_t i
-    cdef uint8_t masked = 0
+    cdef uint8_t head[MAX_FRAME_HEAD]
+    cdef const uint8_t *key = NULL
+    cdef Py_ssize_t used
     cdef bytes out
     cdef uint8_t *p
     if mask is not None:
         if len(mask) != 4:
             raise ValueError(f"a mask has 4 bytes, not {len(mask)}")
-        masked = MASK_BIT
-    out = PyBytes_FromStringAndSize(NULL, head + size + (4 if masked else 0))
+        key = <const uint8_t *>PyBytes_AS_STRING(mask)
+    used = write_frame_head(head + MAX_FRAME_HEAD, size, key)
+    out = PyBytes_FromStringAndSize(NULL, used + size)
     p = <uint8_t *>PyBytes_AS_STRING(out)
-    p[0] = FIN_BIT | BINARY
-    if head == 2:
-        p[1] = masked | <uint8_t>size
+    memcpy(p, head + MAX_FRAME_HEAD - used, used)
+    if size == 0:
+        return out
+    if key != NULL:
+        xor_copy(p + used, &payload[0], size, key, 0)
     else:
-        p[1] = masked | (126 if head == 4 else 127)
-        for i in range(2, head):
-            p[i] = <uint8_t>(<uint64_t>size >> (8 * (head - 1 - i)))
-    p += head
-    if masked:
-        memcpy(p, PyBytes_AS_STRING(mask), 4)
-        if size:
-            xor_copy(p + 4, &payload[0], size, p, 0)
-    elif size:
-        memcpy(p, &payload[0], size)
+        memcpy(p + used, &payload[0], size)
     return out
 
 
@@ -111,29 +119,14 @@ cdef class FrameReader:
     # first byte on, and `control_whole` of those bytes belong to frames that are complete. A frame
     # of which `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.
 
-    cdef bint masked
-    cdef uint8_t head[14]
-    cdef Py_ssize_t head_have
-    cdef Py_ssize_t head_need
-    cdef Kind kind
-    cdef uint8_t opcode
-    cdef uint64_t left
-    cdef uint8_t mask[4]
-    cdef Py_ssize_t phase
-    cdef readonly bint in_message
-    cdef bint in_text
-    cdef ByteRing control
-    cdef Py_ssize_t control_whole
-    cdef uint8_t close_payload[125]
-    cdef Py_ssize_t close_size
-    cdef readonly object close
-    cdef readonly object error
-    cdef bint lost
-
     def __init__(self, *, bint masked):
         self.masked = masked
         self.head_need = 2
         self.control = ByteRing.__new__(ByteRing)
+
+    @property
+    def has_control(self):
+        return self.control_whole > 0
 
     def take_control(self):
         cdef bytes out = PyBytes_FromStringAndSize(NULL, self.control_whole)
@@ -157,36 +150,53 @@ cdef class FrameReader:
 
     cdef Py_ssize_t split(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1:
         """Write the payload in *data* to *out*; how many bytes that was."""
-        cdef Py_ssize_t used = 0, take
-        while size > 0 and self.close is None and not self.lost:
-            if self.left == 0:
-                self.head[self.head_have] = data[0]
-                self.head_have += 1
-                data += 1
-                size -= 1
-                if self.head_have == 2:
-                    self.check_head()
-                if self.head_have == self.head_need and not self.lost:
-                    self.begin_frame()
-                continue
-            take = size if <uint64_t>size < self.left else <Py_ssize_t>self.left
-            if self.kind == PAYLOAD:
-                xor_copy(out + used, data, take, self.mask, self.phase)
-                used += take
-            elif self.kind == CONTROL:
-                self.control.push(data, take)
-                if self.opcode == CLOSE:  # at most MAX_CONTROL bytes in all: see check_head
-                    xor_copy(
-                        self.close_payload + self.close_size, data, take, self.mask, self.phase
-                    )
-                    self.close_size += take
-            self.phase = (self.phase + take) & 3
-            self.left -= take
-            data += take
-            size -= take
-            if self.left == 0:
-                self.end_frame()
+        cdef Py_ssize_t used = 0, written = 0
+        while used < size and self.goes_on():
+            used += self.take_head(data + used, size - used)
+            if self.left and self.goes_on():
+                used += self.take_body(data + used, size - used, out + written)
+                written += self.given
+        return written
+
+    cdef bint goes_on(self) noexcept:
+        """Whether anything can be made of what comes next."""
+        return self.close is None and not self.lost
+
+    cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Read up to the first byte of a frame's body; how many bytes of *data* that took."""
+        cdef Py_ssize_t used = 0
+        while used < size and self.left == 0 and self.goes_on():
+            self.head[self.head_have] = data[used]
+            self.head_have += 1
+            used += 1
+            if self.head_have == 2:
+                self.check_head()
+            if self.head_have == self.head_need and not self.lost:
+                self.begin_frame()
         return used
+
+    cdef Py_ssize_t take_body(
+        self, const uint8_t *data, Py_ssize_t size, uint8_t *out
+    ) except -1:
+        """Take what is there of the body that was begun; how many bytes of *data* that was.
+
+        Payload goes to *out*, which may be *data* itself, and `given` says how much of it came."""
+        cdef Py_ssize_t take = size if <uint64_t>size < self.left else <Py_ssize_t>self.left
+        self.given = 0
+        if self.kind == PAYLOAD:
+            if self.masked or out != data:
+                xor_copy(out, data, take, self.mask, self.phase)
+            self.given = take
+        elif self.kind == CONTROL:
+            self.control.push(data, take)
+            if self.opcode == CLOSE:  # at most MAX_CONTROL bytes in all: see check_head
+                xor_copy(self.close_payload + self.close_size, data, take, self.mask, self.phase)
+                self.close_size += take
+        self.phase = (self.phase + take) & 3
+        self.left -= take
+        if self.left == 0:
+            self.end_frame()
+        return take
 
     cdef int fail(self, int code, str sentence) except -1:
         """Note what the peer did wrong first. After a 1002 it cannot be told where the next frame

@@ -265,7 +265,8 @@ async def test_streams_whose_visitors_left_hold_their_place_until_the_target_is_
     with full_listener() as port, structlog.testing.capture_logs() as logs:
         await start_agent(
             make_config(
-                ServiceConfig(name="slow", target=f"tcp://127.0.0.1:{port}"),
+                # A name, so that the stream has a task of its own.
+                ServiceConfig(name="slow", target=f"tcp://localhost:{port}"),
                 limits=LimitsConfig(
                     session=Limits(max_streams=2), ingress=IngressLimits(connect_timeout=0.2)
                 ),
@@ -373,7 +374,8 @@ async def test_a_bug_met_by_one_stream_is_logged_and_resets_that_stream_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     port = await start_target(echo)
-    await start_agent(make_config(ServiceConfig(name="echo", target=f"tcp://127.0.0.1:{port}")))
+    service = ServiceConfig(name="echo", target=f"tcp://localhost:{port}")
+    await start_agent(make_config(service))
     session = await proxy.next_session()
     with structlog.testing.capture_logs() as logs, monkeypatch.context() as patch:
         patch.setattr("tunnelmux.agent.streams.accept_connect", None)  # stands for any bug

@@ -41,54 +41,35 @@ async def test_a_flood_of_handshakes_waits_outside_and_sessions_go_on() -> None:
         await flood[1].aclose()
 
 
-class FailingListener(trio.abc.Listener[trio.SocketStream]):
-    """A listener that is out of file descriptors a few times, and then works."""
-
-    def __init__(self, stream: trio.SocketStream, failures: int) -> None:
-        self.socket = trio.socket.from_stdlib_socket(socket.socket())
-        self._stream: trio.SocketStream | None = stream
-        self._failures = failures
-        self.accepts = 0
-
-    async def accept(self) -> trio.SocketStream:
-        self.accepts += 1
-        if self._failures:
-            self._failures -= 1
-            raise OSError(errno.EMFILE, "Too many open files")
-        if self._stream is None:
-            await trio.sleep_forever()
-        stream, self._stream = self._stream, None
-        assert stream is not None
-        return stream
-
-    async def aclose(self) -> None:
-        self.socket.close()
-
-
 async def test_running_out_of_files_is_logged_and_waited_out(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
-    [real] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    visitor = await trio.open_tcp_stream("127.0.0.1", real.socket.getsockname()[1])
-    failing = FailingListener(await real.accept(), failures=3)
-    await real.aclose()
+    failures = 3
     served: list[tuple[str, float]] = []
+    accept = listeners.accept_from
 
-    async def open_failing(_host: str, _port: int) -> list[FailingListener]:
-        return [failing]
+    def run_out(listener: socket.socket) -> tuple[socket.socket, tuple[object, ...]]:
+        nonlocal failures
+        if failures:
+            failures -= 1
+            raise OSError(errno.EMFILE, "Too many open files")
+        return accept(listener)
 
     async def serve(_stream: trio.SocketStream, remote: str) -> None:
         served.append((remote, trio.current_time() - started))
 
-    monkeypatch.setattr(listeners, "open_listeners", open_failing)
-    started = trio.current_time()
+    monkeypatch.setattr(listeners, "accept_from", run_out)
     async with trio.open_nursery() as nursery:
         plan = ListenerPlan(
-            key="test.listen", address=Address("127.0.0.1", 1), handler=serve, nursery=nursery
+            key="test.listen", address=Address("127.0.0.1", 0), handler=serve, nursery=nursery
         )
         with capture_logs() as logs:
             accepting = ListenerSet(nursery)
             assert await accepting.apply({"test": plan}) == []
+            address = accepting.address("test")
+            assert address is not None
+            started = trio.current_time()
+            visitor = await trio.open_tcp_stream(*address)
             await trio.sleep(1)
         accepting.close()
         nursery.cancel_scope.cancel()

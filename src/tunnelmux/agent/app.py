@@ -11,6 +11,7 @@ import trio
 
 from tunnelmux.agent.backoff import Backoff
 from tunnelmux.agent.credentials import Credentials
+from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import AgentConfig, Secret
@@ -18,6 +19,7 @@ from tunnelmux.endpoints import dial, response_headers
 from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionError
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
+from tunnelmux.pump import DataPump, open_pump
 from tunnelmux.transports import client_context, parse_url
 
 __all__ = ["RunningAgent", "run_agent"]
@@ -42,6 +44,7 @@ class RunningAgent:
         self._ssl_context: ssl.SSLContext | None = None
         if self._url.is_secure:
             self._ssl_context = client_context(config.proxy.ca_file, config.proxy.pin)
+        self._pump: DataPump | None = None
         self._session: Session | None = None
         self._connected = trio.Event()
         self._was_connected = False
@@ -79,14 +82,18 @@ class RunningAgent:
     async def run(self) -> None:
         """Hold sessions until drained. Raises AgentRefused when trying again cannot help."""
         try:
-            while not self._draining:
-                # Cancelled by a drain, and only while no session is there.
-                with trio.CancelScope() as self._without_session:
-                    delay = await self._attempt()
-                    if not self._draining:
-                        await trio.sleep(delay)
+            async with open_pump() as self._pump:
+                await self._hold_sessions()
         finally:
             self._stopped.set()
+
+    async def _hold_sessions(self) -> None:
+        while not self._draining:
+            # Cancelled by a drain, and only while no session is there.
+            with trio.CancelScope() as self._without_session:
+                delay = await self._attempt()
+                if not self._draining:
+                    await trio.sleep(delay)
 
     async def _attempt(self) -> float:
         """Make one session and hold it to its end; answers the seconds to wait before the next."""
@@ -123,7 +130,10 @@ class RunningAgent:
         ) as transport:
             await self._keep_token(response_headers(transport).get("tunnelmux-token"))
             async with open_session(
-                transport, is_client=True, limits=self._config.limits.session
+                transport,
+                is_client=True,
+                limits=self._config.limits.session,
+                pump=self._pump,
             ) as session:
                 await self._serve(session)
 
@@ -155,6 +165,14 @@ class RunningAgent:
     async def _serve_streams(self, session: Session) -> None:
         with trio.CancelScope() as self._serving:
             async with trio.open_nursery() as handlers:
+                direct = DirectConnector(
+                    session,
+                    self._streams,
+                    self._streams.services,
+                    handlers,
+                    self._config.limits.ingress.connect_timeout,
+                )
+                session.on_offer = direct.take
                 try:
                     async for stream in session:
                         handlers.start_soon(self._streams.serve, stream)

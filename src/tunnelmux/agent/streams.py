@@ -23,7 +23,8 @@ from tunnelmux.http import (
     requested_service,
 )
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
-from tunnelmux.http.head import first_value
+from tunnelmux.http.head import Field, first_value
+from tunnelmux.http.refusal import RELAY_FIELD
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import RelayResult, abort, relay
@@ -52,7 +53,17 @@ class StreamServer:
     async def serve(self, stream: Stream) -> None:
         """Serve one stream to its end. What goes wrong is logged and ends this stream only."""
         # The engine bounds live streams; a handler that still unwinds holds its place here.
-        if self.active >= self._max_streams:
+    @property
+    def services(self) -> ServiceTable:
+        """What may be reached."""
+        return self._services
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more stream may be served."""
+        return self.active < self._max_streams
+
+        if not self.has_room:
             stream.reset()
             _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
             return
@@ -111,8 +122,7 @@ class StreamServer:
             headers=_fields_for(service, request),
             describe=f'the target of service "{service.name}"',
             response_timeout=self._limits.response_timeout,
-            # A target must not speak in this system's name.
-            response_headers=without_own_fields,
+            response_headers=_answer_fields(service, request),
         )
         try:
             await forward(server, request, upstream, self._limits, exchange)
@@ -209,6 +219,20 @@ def _broken_side(result: RelayResult) -> dict[str, str]:
         return {}
     side = "proxy" if result.broken_side == "a" else "target"
     return {"broken_side": side, "cause": str(result.error)}
+
+def _answer_fields(
+    service: ServiceConfig, request: RequestHead
+) -> Callable[[list[Field]], list[Field]]:
+    """What is done with the fields of a target's answer.
+
+    A target must not speak in this system's name. A proxy that asked is told that it may relay
+    further requests raw, unless something is changed in them here.
+    """
+    if service.host is not None or first_value(request.headers, RELAY_FIELD.lower()) is None:
+        return without_own_fields
+    offer = (RELAY_FIELD, service.name.encode("ascii"))
+    return lambda headers: [*without_own_fields(headers), offer]
+
 
 
 def _log_exchange(

@@ -7,6 +7,7 @@ where the first byte in the other direction is. So a TCP service costs no added 
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import NoReturn
 
 import trio
@@ -22,6 +23,11 @@ from tunnelmux.relay import abort
 __all__ = ["ConnectFailed", "ConnectStream", "accept_connect", "open_connect", "requested_service"]
 
 _MESSAGE_BYTES = 1024
+
+CONNECT_ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
+"""What `accept_connect` sends, byte for byte: who relays without reading heads looks for it."""
+
+_PLAIN_CONNECT = re.compile(rb"CONNECT ([a-z0-9-]{1,63}) HTTP/1\.1\r\nHost: \1\r\n\r\n")
 
 
 class ConnectFailed(TunnelmuxError):
@@ -147,6 +153,19 @@ async def open_connect(
     return connection
 
 
+def connect_head(service: str) -> bytes:
+    """What `open_connect` sends for a service's name."""
+    name = service.encode("ascii")
+    return b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (name, name)
+
+
+def plain_connect(data: bytes) -> tuple[str, int] | None:
+    """The service that `data` asks for and the size of the head, when it begins with exactly what
+    `connect_head` makes; None for everything that has to be read with more care."""
+    match = _PLAIN_CONNECT.match(data)
+    return (match[1].decode("ascii"), match.end()) if match is not None else None
+
+
 def requested_service(request: RequestHead) -> str:
     """The service name, or host:port, that a CONNECT request asks for."""
     return request.target.decode("ascii")
@@ -157,5 +176,5 @@ async def accept_connect(server: ServerConnection) -> bytes:
 
     Raises VisitorGone. To refuse, use `server.send_refusal` and `server.close`.
     """
-    await server.send_switch(200, b"OK", [])
+    await server.send_switch(200, b"OK", [])  # CONNECT_ANSWER
     return server.take_buffer()

@@ -9,7 +9,7 @@ ever holds more than one head or one read of a body. Failures are told apart by 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 import trio
@@ -84,6 +84,10 @@ class _Connection:
     def trailers(self) -> list[Field]:
         """The trailer fields of the incoming body, once that is done."""
         return self._body.trailers
+
+    def put_back(self, data: bytes) -> None:
+        """Have these bytes read next: they were taken from the stream and not used."""
+        self._buffer = data + self._buffer
 
     def take_buffer(self) -> bytes:
         """What was read beyond the last message, for a connection that changes its protocol."""
@@ -178,6 +182,8 @@ class ServerConnection(_Connection):
         self._request: RequestHead | None = None
         self._between_requests: trio.CancelScope | None = None
         self._closing = False
+        self.on_finish: Callable[[], None] | None = None
+        """Called by `finish_soon`, while somebody else serves the requests of the connection."""
         self.reusable = False
         """Whether, after the answer now being sent, the next request can be read."""
         self.response_started = False
@@ -186,6 +192,8 @@ class ServerConnection(_Connection):
     def finish_soon(self) -> None:
         """End the connection after the current request; now, when there is none."""
         self._closing = True
+        if self.on_finish is not None:
+            self.on_finish()
         if self._between_requests is not None:
             self._between_requests.cancel(reason="the server is draining")
 

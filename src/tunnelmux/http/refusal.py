@@ -12,9 +12,13 @@ from tunnelmux.errors import TunnelmuxError
 if TYPE_CHECKING:
     from tunnelmux.http.head import Field
 
-__all__ = ["REASONS", "REASON_FIELD", "Refusal", "Refused"]
+__all__ = ["REASONS", "REASON_FIELD", "RELAY_FIELD", "Refusal", "Refused"]
 
 REASON_FIELD = b"Tunnelmux-Reason"
+
+RELAY_FIELD = b"Tunnelmux-Relay"
+"""In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the
+answer: the name of the service that may be asked for with a CONNECT for that."""
 
 REASONS: dict[str, int] = {
     "bad-request": 400,

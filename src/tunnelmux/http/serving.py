@@ -18,6 +18,10 @@ Route = Callable[[RequestHead], Awaitable[Upstream]]
 Connect = Callable[[ServerConnection, RequestHead], Awaitable[None]]
 """Takes over a connection that began with CONNECT, and closes it."""
 
+Between = Callable[[ServerConnection], Awaitable[bool]]
+"""May serve requests of the connection in its own way; whether there can be more after it. If not,
+it has closed the connection."""
+
 _METHODS = b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
 
 
@@ -28,16 +32,19 @@ async def serve_requests(
     record: Callable[[Exchange], None],
     *,
     connect: Connect | None = None,
+    between: Between | None = None,
 ) -> None:
     """Serve requests until the connection is over, and close it.
 
     `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
-    goes to `connect`; without that it is refused. The sender's failures end the connection quietly;
-    raises only what `route` and `connect` raise on top of Refused.
+    goes to `connect`; without that it is refused. `between` is called before each further request.
+    The sender's failures end the connection quietly; raises only what `route` and `connect` raise
+    on top of Refused.
     """
     try:
         while await _serve_one(server, route, limits, record, connect):
-            pass
+            if between is not None and not await between(server):
+                break
     except VisitorGone:
         await server.abort()
     except BaseException:

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from tunnelmux._engine import Engine
-from tunnelmux._streams import WindowBudget
+from tunnelmux._streams import EngineStream, WindowBudget
 from tunnelmux.errors import (
     RemoteProtocolError,
     SessionClosed,
@@ -21,6 +21,14 @@ from tunnelmux.errors import (
 )
 from tunnelmux.limits import Limits
 from tunnelmux.mux.stream import Stream
+from tunnelmux.pump import DataPump, Lent, Owner, lend
+
+if TYPE_CHECKING:
+    import socket
+
+    from tunnelmux._http_relay import HttpRelay
+    from tunnelmux._relay import Relay
+    from tunnelmux._tunnel import Tunnel
 
 __all__ = ["Session", "open_session"]
 
@@ -45,11 +53,13 @@ async def open_session(
     is_client: bool,
     limits: Limits | None = None,
     window_budget: WindowBudget | None = None,
+    pump: DataPump | None = None,
 ) -> AsyncIterator[Session]:
     """A session on *transport* for the length of an ``async with`` block.
 
     *is_client* is True on the side that dialled. *window_budget* is what the receive windows of all
-    sessions that share it may grow by; None is the process's, `Limits.process_window_budget`.
+    sessions that share it may grow by; None is the process's, `Limits.process_window_budget`. With
+    a *pump* the bytes are moved by it, if the transport has a socket to lend.
 
     The session owns the transport: leaving the block sends what is queued (for at most
     `Limits.close_grace` seconds), says GoAway and closes it. Cancelling the block closes it at
@@ -61,11 +71,12 @@ async def open_session(
         is_client=is_client,
         limits=limits,
         window_budget=window_budget or process_budget(limits.process_window_budget),
+        pump=pump,
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(session._read)
-        nursery.start_soon(session._write)
+        lent = await lend(transport) if pump is not None else None
+        nursery.start_soon(session._run, nursery, lent)
         try:
             yield session
         except Exception as exc:  # noqa: BLE001 - raised below, where no nursery wraps it in a group
@@ -91,16 +102,22 @@ class Session:
         is_client: bool,
         limits: Limits,
         window_budget: WindowBudget,
+        pump: DataPump | None,
     ) -> None:
         self.limits = limits
-        self.bytes_sent = 0
-        """Bytes given to the transport so far, headers included."""
-        self.bytes_received = 0
-        """Bytes taken from the transport so far, headers included."""
         self.last_received = trio.current_time()
         """When the last byte came, on Trio's clock."""
+        self.on_offer: Callable[[EngineStream], bool] | None = None
+        """Asked about each stream the peer opens, before `accept_stream` gives it out: answers
+        whether it was taken. Only streams that a pump can carry are offered."""
         self._transport = transport
-        self._engine = Engine(
+        self._pump = pump
+        self._tunnel: Tunnel | None = None
+        self._lent: Lent | None = None
+        self._sent = 0
+        self._received = 0
+        new_engine = Engine if pump is None else pump.new_engine
+        self._engine = new_engine(
             is_client=is_client,
             limits=limits,
             now=self.last_received,
@@ -147,6 +164,21 @@ class Session:
         return self._engine.rtt
 
     @property
+    def bytes_sent(self) -> int:
+        """Bytes given to the transport so far, headers included."""
+        return self._sent + (self._tunnel.bytes_sent if self._tunnel is not None else 0)
+
+    @property
+    def bytes_received(self) -> int:
+        """Bytes taken from the transport so far, headers included."""
+        return self._received + (self._tunnel.bytes_received if self._tunnel is not None else 0)
+
+    @property
+    def tunnel(self) -> Tunnel | None:
+        """What carries this session in the pump, while the pump does."""
+        return self._tunnel
+
+    @property
     def stream_count(self) -> int:
         """Live streams in both directions, accepted or not."""
         return self._engine.stream_count
@@ -163,6 +195,7 @@ class Session:
         await trio.lowlevel.checkpoint()
         engine = self._engine
         while not (engine.can_open or engine.is_closed or engine.is_draining):
+            self._watch()
             await self._openers.park()
         stream = Stream(self, engine.open_stream(trio.current_time()))
         self._kick()
@@ -203,10 +236,97 @@ class Session:
         while self._engine.pings_answered < wanted:
             if self._engine.error is not None:
                 raise self._engine.error.with_traceback(None)
+            self._watch()
             await self._pingers.park()
         rtt = self._engine.rtt
         assert rtt is not None
         return rtt
+
+    def open_relay(
+        self, local: socket.socket, head: bytes, answer: bytes, owner: Owner
+    ) -> Relay | None:
+        """A new stream that begins with *head*, relayed with *local* by the pump.
+
+        What *local* sends follows *head* at once; the other way opens when the peer has answered
+        with exactly *answer*. None when that cannot be had without waiting, or without a pump.
+        """
+        from tunnelmux._relay import Relay
+
+        stream = self._open_for_relay(head)
+        if stream is None or self._tunnel is None:
+            return None
+        relay = Relay(self._tunnel, stream, local, owner)
+        relay.start_awaiting(answer)
+        self._kick()
+        return relay
+
+    def open_http_relay(
+        self,
+        local: trio.socket.SocketType,
+        head: bytes,
+        answer: bytes,
+        owner: Owner,
+        *,
+        host: bytes,
+        fields: bytes,
+        max_head_bytes: int,
+        early: bytes,
+    ) -> HttpRelay | None:
+        """Like `open_relay`, for a visitor whose further HTTP requests are carried."""
+        from tunnelmux._http_relay import HttpRelay
+
+        stream = self._open_for_relay(head)
+        if stream is None or self._tunnel is None:
+            return None
+        relay = HttpRelay(
+            self._tunnel,
+            stream,
+            local,
+            owner,
+            host=host,
+            fields=fields,
+            max_head_bytes=max_head_bytes,
+            early=early,
+        )
+        relay.start_awaiting(answer)
+        self._kick()
+        return relay
+
+    def _open_for_relay(self, head: bytes) -> EngineStream | None:
+        engine = self._engine
+        if self._tunnel is None or engine.is_draining or not engine.can_open:
+            return None
+        try:
+            stream = engine.open_stream(trio.current_time())
+        except SessionError:  # the one who waits for a stream is told in detail
+            return None
+        stream.send(head)
+        return stream
+
+    def relay_offer(
+        self,
+        offered: EngineStream,
+        local: socket.socket,
+        owner: Owner,
+        *,
+        head_size: int,
+        answer: bytes,
+    ) -> Relay:
+        """Relay a stream that `on_offer` was asked about with *local*, which is being connected.
+
+        Once it is, the first *head_size* bytes of the stream are dropped and *answer* is sent. If
+        it cannot be, the relay is handed back with the stream untouched.
+        """
+        from tunnelmux._relay import Relay
+
+        assert self._tunnel is not None  # nothing is offered without
+        relay = Relay(self._tunnel, offered, local, owner)
+        relay.start_connecting(answer, head_size)
+        return relay
+
+    def adopt(self, stream: EngineStream) -> Stream:
+        """The stream of a relay that was handed back."""
+        return Stream(self, stream)
 
     def go_away(self) -> None:
         """Take no more streams from the peer; live ones go on, and when the last of them has ended
@@ -220,6 +340,7 @@ class Session:
         try:
             with trio.move_on_after(self.limits.close_grace):
                 while not self.is_closed and (self._engine.queued_bytes or self._engine.wants_send):
+                    self._watch()
                     await self._flushers.park()
             self._engine.close()
             self._kick()
@@ -239,11 +360,85 @@ class Session:
         """Return when the session is over, for whatever reason."""
         await self._over.wait()
 
-    # -- the two tasks ----------------------------------------------------------------------
+    # -- with a pump ------------------------------------------------------------------------
 
-    async def _read(self) -> None:
-        """Feed the engine until the session is over, then see the transport closed."""
+    async def _attend(self, pump: DataPump, lent: Lent) -> None:
+        """Let the pump move the bytes until it has nothing more to move; keep the timers."""
+        tunnel = self._attach(pump, lent)
         try:
+            tunnel.feed(lent.early, trio.current_time())
+            while not (self._engine.is_closed or tunnel.ended):
+                deadline = self._engine.next_deadline()
+                tunnel.deadline = math.inf if deadline is None else deadline
+                with trio.CancelScope(deadline=tunnel.deadline) as self._timer:
+                    self._kick()  # what came meanwhile may have ended the session
+                    await trio.sleep_forever()
+                if trio.current_time() >= tunnel.deadline:
+                    self._note_input()
+                    self._engine.handle_deadline(trio.current_time())
+            if not (self._forceful or tunnel.lost):
+                with trio.move_on_after(CLOSE_TIMEOUT):
+                    await self._see_off(tunnel)
+        finally:
+            self._detach(tunnel, lent)
+
+    def _attach(self, pump: DataPump, lent: Lent) -> Tunnel:
+        tunnel = pump.new_tunnel(self._engine, lent, self)
+        self._tunnel, self._lent = tunnel, lent
+        if lent.on_lent is not None:
+            lent.on_lent(tunnel)
+        return tunnel
+
+    def _detach(self, tunnel: Tunnel, lent: Lent) -> None:
+        self._note_input()
+        self._tunnel = self._lent = None
+        torn = tunnel.detach()
+        self._sent += tunnel.bytes_sent
+        self._received += tunnel.bytes_received
+        if lent.give_back is not None:
+            lent.give_back(torn)
+        if tunnel.lost is not None:
+            self._lose_transport(tunnel.lost)
+
+    async def _see_off(self, tunnel: Tunnel) -> None:
+        """Wait until the last frames have left. The caller sets the deadline."""
+        tunnel.want_flush()
+        while not (tunnel.is_drained or tunnel.ended):
+            tunnel.watched = True
+            await self._flushers.park()
+
+    def on_news(self) -> None:
+        """Called by the pump after a batch that concerns more than relays."""
+        tunnel, lent = self._tunnel, self._lent
+        if tunnel is None or lent is None:
+            return
+        tunnel.watched = bool(self._openers or self._pingers or self._flushers)
+        self._note_input()
+        if lent.on_control is not None:
+            lent.on_control()
+        if tunnel.ended:
+            self._timer.cancel()
+        if tunnel.ended or tunnel.is_drained:
+            self._flushers.unpark_all()
+        self._kick()
+
+    def _note_input(self) -> None:
+        if self._tunnel is not None:
+            self.last_received = self._tunnel.last_received
+
+    def _watch(self) -> None:
+        """Have the pump call after every batch that touches this session, while somebody waits."""
+        if self._tunnel is not None:
+            self._tunnel.watched = True
+
+    # -- without one ------------------------------------------------------------------------
+
+    async def _run(self, nursery: trio.Nursery, lent: Lent | None) -> None:
+        """Move bytes until the session is over, then see the transport closed."""
+        try:
+            if self._pump is not None and lent is not None:
+                await self._attend(self._pump, lent)
+            nursery.start_soon(self._write)
             while not self._engine.is_closed:
                 await self._read_once()
             await self._finish()
@@ -266,7 +461,7 @@ class Session:
             if scope.cancelled_caught:
                 engine.handle_deadline(now)
             elif data:
-                self.bytes_received += len(data)
+                self._received += len(data)
                 self.last_received = now
                 engine.receive_data(data, now)
             else:
@@ -309,7 +504,7 @@ class Session:
                     self._kick()  # the engine has room again, or has ended with its last stream
                     if data:
                         await self._transport.send_all(data)
-                        self.bytes_sent += len(data)
+                        self._sent += len(data)
                     elif engine.is_closed:
                         break
                     else:
@@ -346,7 +541,10 @@ class Session:
         """Wake whoever the last touch of the engine concerns, each task at most once."""
         engine = self._engine
         self._wake_waiters()
-        if self._writer is not None and (engine.wants_send or engine.is_closed):
+        if self._tunnel is not None:
+            if engine.wants_send or engine.is_closed:
+                self._tunnel.want_flush()
+        elif self._writer is not None and (engine.wants_send or engine.is_closed):
             task, self._writer = self._writer, None
             trio.lowlevel.reschedule(task)
         if engine.is_closed:
@@ -361,12 +559,21 @@ class Session:
         for engine_stream in engine.take_changed():
             if engine_stream.owner is not None:
                 engine_stream.owner._wake()
-        if self._acceptors and engine.accept_pending:
-            self._acceptors.unpark(count=engine.accept_pending)
+        if engine.accept_pending:
+            if self.on_offer is not None and self._tunnel is not None:
+                self._make_offers(self.on_offer)
+            if self._acceptors and engine.accept_pending:
+                self._acceptors.unpark(count=engine.accept_pending)
         if self._openers and (engine.can_open or engine.is_draining):
             self._openers.unpark_all()
         if self._pingers:
             self._pingers.unpark_all()
+
+    def _make_offers(self, on_offer: Callable[[EngineStream], bool]) -> None:
+        """Offer the streams that wait to be accepted, the oldest first, until one is declined."""
+        engine = self._engine
+        while (offered := engine.offered_stream()) is not None and on_offer(offered):
+            engine.accept_stream()
 
     def _wind_up(self) -> None:
         if self._over.is_set():

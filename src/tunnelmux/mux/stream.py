@@ -12,8 +12,10 @@ from tunnelmux.errors import SessionError, StreamClosed, StreamError
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from tunnelmux._relay import Relay
     from tunnelmux._streams import EngineStream
     from tunnelmux.mux.session import Session
+    from tunnelmux.pump import Owner
 
 __all__ = ["Stream"]
 
@@ -158,6 +160,19 @@ class Stream(trio.abc.HalfCloseableStream):
         self._engine_stream.reset(code)
         self._wake()
         self.session._kick()
+
+    # -- with a pump ------------------------------------------------------------------------
+
+    def relay_in_pump(self, local: trio.socket.SocketType, owner: Owner) -> Relay:
+        """A relay, not started yet, between this stream and a connected socket, carried by the
+        session's pump. From `Relay.start` to its end nothing else may use either."""
+        from tunnelmux._relay import Relay
+
+        self._require_open()
+        tunnel = self.session.tunnel
+        if tunnel is None:
+            raise ValueError("this session is not carried by a pump")
+        return Relay(tunnel, self._engine_stream, local, owner)
 
     # -- waiting ----------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
 from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
+from tunnelmux.pump import open_pump
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
@@ -180,7 +181,9 @@ class RunningProxy:
     ) -> None:
         """What `run_proxy` does; once per object."""
         try:
-            problems = await self._run_until_drained(announce, task_status)
+            # The pump outlives all that it carries.
+            async with open_pump() as self._tunnel.pump:
+                problems = await self._run_until_drained(announce, task_status)
         finally:
             self._finished.set()
         if problems:
@@ -372,3 +375,4 @@ def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext |
 
 def _live_streams(sessions: list[LocalHandle]) -> int:
     return sum(handle.session.stream_count for handle in sessions)
+                take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),

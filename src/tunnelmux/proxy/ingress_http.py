@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -16,13 +17,19 @@ from tunnelmux.http.fields import (
     forwarding_fields,
     without_own_fields,
 )
-from tunnelmux.http.refusal import Refusal
+from tunnelmux.http.head import Field, first_value
+from tunnelmux.http.refusal import RELAY_FIELD, Refusal
 from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister
+from tunnelmux.proxy.kept_visitor import KeptVisitor
 from tunnelmux.proxy.routing import Destination, Router, find_destination, stream_id
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore
+
+if TYPE_CHECKING:
+    from tunnelmux._http_relay import HttpRelay
 
 __all__ = ["HttpIngressServer", "host_of"]
 
@@ -99,7 +106,11 @@ class HttpIngressServer:
             if self._is_draining:
                 server.finish_soon()
             visit = _Visit(self._router, settings, remote)
-            await serve_requests(server, visit.route, settings.limits, visit.record)
+            if isinstance(served, trio.SocketStream):
+                visit.local = served
+            await serve_requests(
+                server, visit.route, settings.limits, visit.record, between=visit.carry_on
+            )
         finally:
             self._visitors.discard(server)
 
@@ -152,6 +163,11 @@ class _Visit:
         )
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
+        self.local: trio.SocketStream | None = None
+        """The visitor's connection, if a pump could carry it."""
+        self._last_stream: trio.abc.Stream | None = None
+        self._host = b""
+        self._relay_service: str | None = None
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
@@ -162,18 +178,77 @@ class _Visit:
         headers = forwarding_fields(headers, self._visitor, request.host)
         if destination.service is not None:
             headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
+        self._relay_service = None
+        self._host = request.host
+        if self._may_be_carried(request):
+            headers.append((RELAY_FIELD, b"?"))
         return Upstream(
             stream=self._stream,
             headers=headers,
             describe=f"device {destination.device}",
             response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
             broken_reason="tunnel-lost",
+            response_headers=self._take_relay_field,
+        )
+
+    def _may_be_carried(self, request: RequestHead) -> bool:
+        """Whether the pump could serve requests like this one from the next one on: where they go
+        must be a matter of their Host alone, and nobody's word be taken about who sent them."""
+        return (
+            self.local is not None
+            and isinstance(self._stream, Stream)
+            and self._stream.session.tunnel is not None
+            and not self._visitor.trusted
+            and first_value(request.headers, b"tunnelmux-device") is None
+        )
+
+    def _take_relay_field(self, headers: list[Field]) -> list[Field]:
+        service = first_value(headers, RELAY_FIELD.lower())
+        if service is None:
+            return headers
+        self._relay_service = service.decode("latin-1")
+        return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
+
+    async def carry_on(self, server: ServerConnection) -> bool:
+        """Let the pump serve what comes next, if it can; whether the connection can go on."""
+        service, self._relay_service = self._relay_service, None
+        stream = self._last_stream
+        if service is None or self.local is None or not isinstance(stream, Stream):
+            return True
+        kept = KeptVisitor(server, self._settings.limits)
+        relay = kept.begin(stream.session, self.local.socket, service, self._host, self._visitor)
+        if relay is None:
+            return True
+        started = trio.current_time()
+        try:
+            return await kept.run(relay)
+        finally:
+            self._record_carried(relay, service, started)
+
+    def _record_carried(self, relay: HttpRelay, service: str, started: float) -> None:
+        """One line for all requests that the pump carried: one for each would cost as much again
+        as carrying them."""
+        if not relay.requests and relay.problem is None:
+            return
+        _log.info(
+            "requests",
+            visitor=self._remote,
+            host=self._host.decode("ascii"),
+            service=service,
+            stream=relay.stream.id,
+            requests=relay.requests,
+            statuses=relay.status_counts,
+            **({"problem": relay.problem} if relay.problem else {}),
+            bytes_in=relay.bytes_in,
+            bytes_out=relay.content_out,
+            seconds=round(trio.current_time() - started, 4),
         )
 
     def record(self, exchange: Exchange) -> None:
         """One line for one request."""
         destination, stream, request = self._destination, self._stream, exchange.request
         self._destination = self._stream = None
+        self._last_stream = stream
         what: dict[str, object] = {
             "visitor": self._remote,
             "device": destination.device if destination else None,

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import logging
+import socket
 from collections import Counter
+from typing import TYPE_CHECKING
 
 import trio
-from structlog.typing import FilteringBoundLogger
 
 from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
+from tunnelmux.http.connect import CONNECT_ANSWER, ConnectStream, connect_head
 from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.routing import Router, stream_id
-from tunnelmux.relay import RelayResult, abort, relay
+from tunnelmux.relay import RelayResult, abort, relay, reset_socket
 from tunnelmux.sessions import DeviceStore
+
+if TYPE_CHECKING:
+    from tunnelmux._relay import Relay
 
 __all__ = ["TcpIngressServer"]
 
@@ -36,10 +42,42 @@ class TcpIngressServer:
         self._router = Router(store, devices)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
+        self._unanswered: dict[_Visit, float] = {}  # and when that is too long; in that order
 
     def configure(self, limits: IngressLimits) -> None:
         """Hold connections that come from now on to these limits."""
         self._limits = limits
+
+    def take(
+        self, nursery: trio.Nursery, device: str, service: str, local: socket.socket, remote: str
+    ) -> bool:
+        """Serve one visitor without a task of its own, if the device is here and a pump carries
+        its session; whether that was so. `nursery` is for visitors whose service answers in
+        another way than at once and plainly.
+        """
+        limits, port = self._limits, (device, service)
+        session = self._router.session_now(device)
+        if session is None or self._visitors[port] >= limits.max_visitors:
+            return False
+        visit = _Visit(self, nursery, session, port, local, remote)
+        if not visit.begin():
+            return False
+        self._visitors[port] += 1
+        self._await_answer(nursery, visit, limits.connect_timeout + _AGENT_SLACK)
+        return True
+
+    def _await_answer(self, nursery: trio.Nursery, visit: _Visit, timeout: float) -> None:
+        if not self._unanswered:
+            nursery.start_soon(self._watch_unanswered)
+        self._unanswered[visit] = trio.current_time() + timeout
+
+    async def _watch_unanswered(self) -> None:
+        """Hand back to a task, which knows what to say, whoever waits for an answer too long."""
+        while self._unanswered:
+            visit, due = next(iter(self._unanswered.items()))
+            await trio.sleep_until(due)
+            if self._unanswered.pop(visit, None) is not None:
+                visit.give_up_waiting()
 
     async def handle(self, device: str, service: str, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one visitor of the port for `service` on `device`, and close its connection.
@@ -55,8 +93,22 @@ class TcpIngressServer:
         self._visitors[port] += 1
         try:
             tunnel = await self._router.open_stream(device, limits)
-            log = log.bind(stream=stream_id(tunnel))
-            await self._relay(service, stream, tunnel, limits, log)
+            report = _Report(
+                device=device, service=service, visitor=remote, stream=stream_id(tunnel)
+            )
+            try:
+                target = await open_connect(
+                    tunnel, service, limits, answer_timeout=limits.connect_timeout + _AGENT_SLACK
+                )
+            except UpstreamGone as exc:
+                report.write(f"the tunnel broke: {exc}", "tunnel-lost")
+                await abort(stream)
+            except BaseException:
+                report.write("cut by the proxy's end")
+                await abort(tunnel)
+                raise
+            else:
+                await self._relay(stream, target, report)
         except Refused as exc:
             log.warning("relay refused", reason=exc.refusal.reason, problem=exc.refusal.message)
             await abort(stream)
@@ -64,45 +116,138 @@ class TcpIngressServer:
             await abort(stream)
             raise
         finally:
-            self._visitors[port] -= 1
-            if not self._visitors[port]:
-                del self._visitors[port]
+            self._leave(port)
 
-    async def _relay(
-        self,
-        service: str,
-        stream: trio.abc.Stream,
-        tunnel: trio.abc.HalfCloseableStream,
-        limits: IngressLimits,
-        log: FilteringBoundLogger,
-    ) -> None:
-        started = trio.current_time()
-        result = RelayResult()
-        problem: str | None = None
-        reason: str | None = None
+    async def go_on(self, visit: _Visit, stream: Stream) -> None:
+        """Serve a visitor whose relay was handed back, from where that stopped."""
+        limits = self._limits
+        visitor = trio.SocketStream(trio.socket.from_stdlib_socket(visit.local))
         try:
-            target = await open_connect(
-                tunnel, service, limits, answer_timeout=limits.connect_timeout + _AGENT_SLACK
-            )
-            await relay(stream, target, result=result)
-            problem, reason = _explain(result)
-        except UpstreamGone as exc:
-            problem, reason = f"the tunnel broke: {exc}", "tunnel-lost"
-            await abort(stream)
+            target = ConnectStream(stream, limits, limits.connect_timeout + _AGENT_SLACK)
+            await self._relay(visitor, target, visit.report)
         except BaseException:
-            problem = "cut by the proxy's end"
-            await abort(tunnel)
+            await abort(visitor)
             raise
         finally:
-            log.log(
-                logging.INFO if problem is None else logging.WARNING,
-                "relay",
-                bytes_in=result.bytes_a_to_b,
-                bytes_out=result.bytes_b_to_a,
-                seconds=round(trio.current_time() - started, 4),
-                **({"reason": reason} if reason else {}),
-                **({"problem": problem} if problem else {}),
-            )
+            self._leave(visit.port)
+
+    async def _relay(
+        self, stream: trio.abc.Stream, target: trio.abc.HalfCloseableStream, report: _Report
+    ) -> None:
+        result = RelayResult()
+        problem: str | None = "cut by the proxy's end"
+        reason: str | None = None
+        try:
+            await relay(stream, target, result=result)
+            problem, reason = _explain(result)
+        finally:
+            report.write(problem, reason, result.bytes_a_to_b, result.bytes_b_to_a)
+
+    def leave(self, visit: _Visit) -> None:
+        """The visit is over."""
+        self.stop_waiting(visit)
+        self._leave(visit.port)
+
+    def stop_waiting(self, visit: _Visit) -> None:
+        """No answer is awaited any more."""
+        self._unanswered.pop(visit, None)
+
+    def _leave(self, port: tuple[str, str]) -> None:
+        self._visitors[port] -= 1
+        if not self._visitors[port]:
+            del self._visitors[port]
+
+
+class _Report:
+    """The line that the log gets about one visitor, at the end."""
+
+    __slots__ = ("_about", "_started", "bytes_in", "bytes_out")
+
+    def __init__(self, **about: object) -> None:
+        self._about = about
+        self._started = trio.current_time()
+        self.bytes_in = 0
+        """Bytes from the visitor that went another way than those given to `write`."""
+        self.bytes_out = 0
+
+    def write(
+        self,
+        problem: str | None,
+        reason: str | None = None,
+        bytes_in: int = 0,
+        bytes_out: int = 0,
+    ) -> None:
+        """Write it, with what went wrong in words and as a Tunnelmux-Reason, if anything did."""
+        _log.log(
+            logging.INFO if problem is None else logging.WARNING,
+            "relay",
+            **self._about,
+            bytes_in=self.bytes_in + bytes_in,
+            bytes_out=self.bytes_out + bytes_out,
+            seconds=round(trio.current_time() - self._started, 4),
+            **({"reason": reason} if reason else {}),
+            **({"problem": problem} if problem else {}),
+        )
+
+
+class _Visit:
+    """A visitor in the pump: no task, one call at the end."""
+
+    __slots__ = ("_nursery", "_relay", "_remote", "_server", "_session", "local", "port", "report")
+
+    def __init__(
+        self,
+        server: TcpIngressServer,
+        nursery: trio.Nursery,
+        session: Session,
+        port: tuple[str, str],
+        local: socket.socket,
+        remote: str,
+    ) -> None:
+        self.local = local
+        self.port = port
+        self._server = server
+        self._nursery = nursery
+        self._session = session
+        self._remote = remote
+        self._relay: Relay | None = None
+
+    def begin(self) -> bool:
+        """Open the stream and start the relay; False when that takes waiting."""
+        head = connect_head(self.port[1])
+        self._relay = self._session.open_relay(self.local, head, CONNECT_ANSWER, self)
+        if self._relay is None:
+            return False
+        device, service = self.port
+        self.report = _Report(
+            device=device, service=service, visitor=self._remote, stream=self._relay.stream.id
+        )
+        return True
+
+    def give_up_waiting(self) -> None:
+        """Called when the answer is overdue."""
+        assert self._relay is not None  # it began, or nobody would wait
+        if not self._relay.is_agreed:
+            self._relay.hand_back()
+
+    def on_news(self) -> None:
+        """Called by the pump when the relay is over, or not what it can carry."""
+        relay = self._relay
+        assert relay is not None
+        self.report.bytes_in, self.report.bytes_out = relay.bytes_in, relay.bytes_out
+        if relay.outcome == "handed back":
+            self._server.stop_waiting(self)
+            stream = self._session.adopt(relay.stream)
+            self._nursery.start_soon(self._server.go_on, self, stream)
+            return
+        self._server.leave(self)
+        if relay.outcome == "finished":
+            self.local.close()
+            self.report.write(None)
+            return
+        reset_socket(self.local)
+        who = "the visitor" if relay.outcome == "local broke" else "the device"
+        self.report.write(f"{who} broke the connection: {relay.error}")
 
 
 def _explain(result: RelayResult) -> tuple[str | None, str | None]:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import errno
+import os
+import socket
 from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import trio
 
 from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
-from tunnelmux.transports.tcp import bound_addresses, configure_socket, open_listeners
+from tunnelmux.transports.tcp import (
+    bound_addresses,
+    configure_socket,
+    open_listeners,
+    set_socket_options,
+)
 
 __all__ = ["ListenerPlan", "ListenerSet"]
 
 _log = get_logger("proxy.listeners")
 
+_ACCEPTED_AT_ONCE = 64
+# Connections accepted before the other tasks get their turn.
+
 _FAILED_ACCEPT_PAUSE = 0.1
 # Seconds before accepting again when the system has, say, no descriptor left. The connection would
 # be offered again at once, in a loop that takes the processor from those who could finish.
+
+
+def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]]:
+    """The next connection and its peer's address. Raises BlockingIOError when there is none."""
+    return listener.accept()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +49,9 @@ class ListenerPlan:
     """Serves one connection; gets its stream and the visitor's address as `host:port`."""
     nursery: trio.Nursery
     """Owns the connections, so that closing the listener ends none of them."""
+    take: Callable[[socket.socket, str], bool] | None = None
+    """Asked first: answers whether it took the connection, which then is its to close. It saves a
+    task where connections come by the thousand."""
     gate: trio.Semaphore | None = None
     """Acquired for each connection; `handler` releases it when it needs its place no more."""
 
@@ -43,6 +62,14 @@ class _Open:
 
     plan: ListenerPlan
     sockets: list[trio.SocketListener]
+    accepting: dict[trio.SocketListener, socket.socket] = field(default_factory=dict)
+    """The same sockets once more, to accept from until there is nobody left, in one turn."""
+
+    def __post_init__(self) -> None:
+        for listener in self.sockets:
+            own = socket.socket(fileno=os.dup(listener.socket.fileno()))
+            own.setblocking(False)
+            self.accepting[listener] = own
 
     @property
     def address(self) -> Address:
@@ -50,7 +77,8 @@ class _Open:
 
     def close(self) -> None:
         # Not left to the accepting tasks, which end of this: the port is free on return.
-        for listener in self.sockets:
+        for listener, own in self.accepting.items():
+            own.close()
             listener.socket.close()
 
 
@@ -116,22 +144,50 @@ class ListenerSet:
     async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
         while True:
             try:
-                stream = await listener.accept()
-            except trio.ClosedResourceError:
+                await trio.lowlevel.wait_readable(listener.socket)
+                for _ in range(_ACCEPTED_AT_ONCE):
+                    await self._accept(entry, *accept_from(entry.accepting[listener]))
+            except BlockingIOError:
+                continue
+            except (trio.ClosedResourceError, ValueError):
                 return
             except OSError as error:
+                if entry.accepting[listener].fileno() < 0:
+                    return
                 await self._after_failed_accept(entry, error)
-                continue
-            plan = entry.plan
-            if plan.gate is not None:
-                try:
-                    # No deadline: a place is held for as long as a handshake may take, at most.
-                    # Meanwhile the others wait in the kernel's queue.
-                    await plan.gate.acquire()
-                except trio.Cancelled:
-                    await trio.aclose_forcefully(stream)
-                    raise
-            plan.nursery.start_soon(self._handle, plan, stream)
+
+    async def _accept(
+        self, entry: _Open, connection: socket.socket, address: tuple[Any, ...]
+    ) -> None:
+        plan = entry.plan
+        remote = str(Address(*address[:2]))
+        if plan.take is not None and self._take(plan, plan.take, connection, remote):
+            return
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        if plan.gate is not None:
+            try:
+                # No deadline: a place is held for as long as a handshake may take, at most.
+                # Meanwhile the others wait in the kernel's queue.
+                await plan.gate.acquire()
+            except trio.Cancelled:
+                await trio.aclose_forcefully(stream)
+                raise
+        plan.nursery.start_soon(self._handle, plan, stream, remote)
+
+    def _take(
+        self,
+        plan: ListenerPlan,
+        take: Callable[[socket.socket, str], bool],
+        connection: socket.socket,
+        remote: str,
+    ) -> bool:
+        try:
+            set_socket_options(connection, user_timeout=None)
+            return take(connection, remote)
+        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
+            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+            connection.close()
+            return True
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
@@ -143,12 +199,7 @@ class ListenerSet:
         )
         await trio.sleep(_FAILED_ACCEPT_PAUSE)
 
-    async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream) -> None:
-        try:
-            remote = str(Address(*stream.socket.getpeername()[:2]))
-        except OSError:
-            stream.socket.close()
-            return  # gone before anybody could ask who it was
+    async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream, remote: str) -> None:
         try:
             # No TCP_USER_TIMEOUT: the kernel would also cut visitors who pause reading a download.
             configure_socket(stream, user_timeout=None)

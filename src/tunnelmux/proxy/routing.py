@@ -12,9 +12,9 @@ from tunnelmux.errors import SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import RequestHead
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
-from tunnelmux.mux import Stream
+from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.devices import DeviceRegister
-from tunnelmux.sessions import DeviceStore, SessionHandle
+from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 
 __all__ = ["Destination", "Router", "find_destination", "stream_id"]
 
@@ -132,6 +132,14 @@ class Router:
                 message = f"Device {device} took no stream within {limits.connect_timeout:g} s."
                 raise Refused(Refusal(504, "target-timeout", message)) from None
         raise self._offline(device)
+
+    def session_now(self, device: str) -> Session | None:
+        """The session of the device, if it may be reached and is here; without waiting."""
+        known = self._devices.find(device)
+        if known is None or not known.enabled:
+            return None
+        handle = self._store.live_device(device)
+        return handle.session if isinstance(handle, LocalHandle) else None
 
     async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
         known = self._devices.find(device)

@@ -17,6 +17,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.enrolment import Enrolment
 from tunnelmux.proxy.invitations import InvitationRefused
+from tunnelmux.pump import DataPump
 from tunnelmux.sessions import LocalHandle, SessionStore
 from tunnelmux.transports import UpgradeRequest, accept_websocket, read_upgrade, start_server_tls
 from tunnelmux.transports.handshake import Headers
@@ -80,6 +81,8 @@ class TunnelServer:
         self.settings = settings
         self.gate = trio.Semaphore(max_handshakes)
         self.is_draining = False
+        self.pump: DataPump | None = None
+        """What moves the bytes of the sessions from now on, where there is one."""
         self._devices = devices
         self._store = store
         self._enrolment = enrolment
@@ -124,7 +127,9 @@ class TunnelServer:
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         ) as websocket:
             place.release()
-            async with open_session(websocket, is_client=False, limits=settings.limits) as session:
+            async with open_session(
+                websocket, is_client=False, limits=settings.limits, pump=self.pump
+            ) as session:
                 await self._hold(session, admitted, remote)
 
     async def _admit(self, request: UpgradeRequest) -> _Admitted:

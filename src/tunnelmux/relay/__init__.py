@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from tunnelmux.relay.splice import RelayResult, abort, relay
+from tunnelmux.relay.splice import RelayResult, abort, relay, reset_socket
 
-__all__ = ["RelayResult", "abort", "relay"]
+__all__ = ["RelayResult", "abort", "relay", "reset_socket"]

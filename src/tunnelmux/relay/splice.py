@@ -16,7 +16,9 @@ from typing import Literal, Protocol, runtime_checkable
 
 import trio
 
-__all__ = ["READ_SIZE", "RelayResult", "abort", "relay"]
+from tunnelmux.relay.pumped import PumpedRelay, pumpable
+
+__all__ = ["READ_SIZE", "RelayResult", "abort", "relay", "reset_socket"]
 
 READ_SIZE = 65_536
 """Bytes asked for in one read. Larger reads cost more memory per relay and measured no faster."""
@@ -65,14 +67,19 @@ async def abort(stream: trio.abc.AsyncResource) -> None:
     if isinstance(stream, _Resettable):
         stream.reset()
     elif isinstance(stream, trio.SocketStream):
-        with contextlib.suppress(OSError):  # already closed, or no TCP socket
-            stream.socket.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-        stream.socket.close()
+        reset_socket(stream.socket)
     elif isinstance(stream, trio.SSLStream):
         await abort(stream.transport_stream)
     else:
         with trio.CancelScope(shield=True):  # forceful: nothing in there may wait
             await trio.aclose_forcefully(stream)
+
+
+def reset_socket(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Close `sock` so that its peer sees a reset."""
+    with contextlib.suppress(OSError):  # already closed, or no TCP socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    sock.close()
 
 
 async def relay(
@@ -98,6 +105,9 @@ async def relay(
     """
     if result is None:
         result = RelayResult()
+    pumped = pumpable(a, b) if idle_timeout is None else None
+    if pumped is not None:
+        return await _relay_in_pump(pumped, a, b, (from_a, from_b), result)
     # Only data moves the deadline. Infinite without an idle timeout: a TCP connection may rest for
     # days, and the liveness of each leg is checked below (yamux ping, TCP keepalive).
     scope = trio.CancelScope(
@@ -123,6 +133,56 @@ async def relay(
         result.ended = "idle" if result.error is None else "broken"
         await _abort_both(a, b)
     return result
+
+
+async def _relay_in_pump(
+    pumped: PumpedRelay,
+    a: trio.abc.Stream,
+    b: trio.abc.Stream,
+    early: tuple[bytes, bytes],
+    result: RelayResult,
+) -> RelayResult:
+    """What `relay` does, with the pump moving the bytes; `early` are those read from a and b."""
+    a_is_stream = a is pumped.stream
+    try:
+        try:
+            for data, sink in zip(early, (b, a), strict=True):
+                if data:
+                    await _send_early(data, sink, "b" if sink is b else "a", result)
+            if result.error is None:
+                await pumped.run()
+        finally:
+            to_stream, to_local = pumped.core.bytes_in, pumped.core.bytes_out
+            result.bytes_a_to_b += to_local if a_is_stream else to_stream
+            result.bytes_b_to_a += to_stream if a_is_stream else to_local
+    except BaseException:  # Cancelled, above all
+        result.ended = "cancelled"
+        await _abort_both(a, b)
+        raise
+    if pumped.broken_side is not None:
+        result.broken_side = "a" if (pumped.broken_side == "stream") == a_is_stream else "b"
+        result.error = pumped.error
+    if result.error is None:
+        result.ended = "finished"
+        await _close_both(a, b)
+    else:
+        result.ended = "broken"
+        await _abort_both(a, b)
+    return result
+
+
+async def _send_early(
+    data: bytes, sink: trio.abc.Stream, side: Literal["a", "b"], result: RelayResult
+) -> None:
+    try:
+        await sink.send_all(data)
+    except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        result.broken_side, result.error = side, exc
+    else:
+        if side == "b":
+            result.bytes_a_to_b += len(data)
+        else:
+            result.bytes_b_to_a += len(data)
 
 
 class _Direction:

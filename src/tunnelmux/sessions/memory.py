@@ -117,6 +117,9 @@ class MemoryStore(DeviceStore):
         return len(silent)
 
     async def find_device(self, name: str) -> SessionHandle | None:
+        return self.live_device(name)
+
+    def live_device(self, name: str) -> SessionHandle | None:
         return self._alive(self._by_device.get(name))
 
     async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:

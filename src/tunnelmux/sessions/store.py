@@ -71,6 +71,10 @@ class DeviceStore(SessionStore):
         """The live session of this device, or None while it is offline."""
 
     @abc.abstractmethod
+    def live_device(self, name: str) -> SessionHandle | None:
+        """What `find_device` answers, as far as it is known without waiting."""
+
+    @abc.abstractmethod
     async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:
         """The session of this device as soon as there is one; None if there is none by `until`.
 

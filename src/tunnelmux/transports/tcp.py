@@ -25,6 +25,7 @@ __all__ = [
     "open_listeners",
     "open_tcp",
     "serve_connections",
+    "set_socket_options",
 ]
 
 _log = get_logger("transports")
@@ -47,12 +48,18 @@ _KEEPALIVE_COUNT = 3
 def configure_socket(
     stream: trio.SocketStream, *, user_timeout: float | None = TCP_USER_TIMEOUT
 ) -> None:
+    """`set_socket_options` for the socket of a stream."""
+    set_socket_options(stream.socket, user_timeout=user_timeout)
+
+
+def set_socket_options(
+    sock: socket.socket | trio.socket.SocketType, *, user_timeout: float | None
+) -> None:
     """Set what a tunnel wants of its socket: TCP_NODELAY, keepalive, TCP_USER_TIMEOUT (s) and
     TCP_NOTSENT_LOWAT; the last two are left out when `user_timeout` is None.
 
     An option this system does not have is left out; a socket that is no TCP socket is left alone.
     """
-    sock = stream.socket
     wanted: list[tuple[int, int | None, int]] = [
         (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
         (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),

@@ -26,6 +26,7 @@ from tunnelmux._websocket import FrameReader, encode_binary
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
+from tunnelmux.pump import ControlSender, Lent
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers, UpgradeRequest, read_response
 from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, open_tcp
 from tunnelmux.transports.url import TunnelURL, parse_url
@@ -87,21 +88,82 @@ class _Wire(trio.abc.Stream):
         self._payload_size = 0
         self._ended = False
         self._changed = trio.Event()
+        self._reading = trio.CancelScope()
+        self._is_reading = False
+        self._sender: ControlSender | None = None
+        self._lent = False
 
     def set_opened(self) -> None:
         """The 101 has passed: bytes after the request head may be given out as frames."""
         self._opened.set()
 
-    # -- sending ----------------------------------------------------------------------------
+    # -- lending the socket -------------------------------------------------------------------
+
+    async def lend(self) -> Lent | None:
+        """Let a pump have the socket. Until it gives it back, payload does not come by here."""
+        if not isinstance(self.transport, trio.SocketStream):
+            return None
+        # Bounded: only a control frame can be on its way, and the peer's kernel takes that.
+        async with self._lock:
+            if self.torn:
+                return None
+            self._lent = True
+            self._reading.cancel()
+            while self._is_reading:
+                await self._wait_change()  # one turn: it was cancelled, or has read already
+        behind_head, self._behind_head = self._behind_head, b""
+        self._put_payload(self.frames.receive_data(behind_head))
+        early = b"".join(self._payload)
+        self._payload.clear()
+        self._payload_size = 0
+        self._notify()
+        return Lent(
+            self.transport.socket,
+            frames=self.frames,
+            masks=not self.frames.masked,
+            early=early,
+            on_lent=self._on_lent,
+            on_control=self._on_control,
+            give_back=self._take_back,
+        )
+
+    def _on_lent(self, sender: ControlSender) -> None:
+        self._sender = sender
+
+    def _on_control(self) -> None:
+        if self.frames.has_control or self._lock.locked():
+            self._notify()
+
+    def recall(self) -> None:
+        """Take the socket back at once, before it is closed."""
+        if self._sender is not None:
+            self._sender.withdraw()
+
+    def _take_back(self, torn: bool) -> None:
+        self._lent = False
+        self._sender = None
+        self.torn = self.torn or torn
+        self._notify()
+
+    # -- sending ------------------------------------------------------------------------------
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         async with self._lock:
+            if self._sender is not None:
+                self._sender.queue_control(bytes(data))
+                await self._sender_idle()
+                return
             if self.torn:
                 raise trio.BrokenResourceError("an earlier send was cut short")
             # Until send_all returns, part of a frame may be on the wire and the rest not.
             self.torn = True
             await self.transport.send_all(data)
             self.torn = False
+
+    async def _sender_idle(self) -> None:
+        """Wait until what was queued is on its way, so that no more than a flush's worth waits."""
+        while self._sender is not None and self._sender.controls_waiting:
+            await self._wait_change()
 
     async def wait_send_all_might_not_block(self) -> None:
         async with self._lock:
@@ -130,16 +192,32 @@ class _Wire(trio.abc.Stream):
                 # Nothing more can be made of what comes. The receiver has been told, and ends the
                 # connection, and this wait with it.
                 await trio.sleep_forever()
-            while self._payload_size >= _READ_AHEAD:
+            if self._lent or self._payload_size >= _READ_AHEAD:
                 await self._wait_change()  # until the receiver took some; it may take its time
-            frames: bytes | bytearray = self._behind_head
+                continue
+            frames: bytes | bytearray | None = self._behind_head
             self._behind_head = b""
             if not frames:
-                frames = await self.transport.receive_some(max_bytes)
+                frames = await self._read(max_bytes)
+                if frames is None:
+                    continue
             if not frames:
                 self.end()
                 return b""
             self._put_payload(self.frames.receive_data(frames))
+
+    async def _read(self, max_bytes: int | None) -> bytes | bytearray | None:
+        """What the transport has next; None when the socket was lent meanwhile."""
+        self._is_reading = True
+        frames = None
+        try:
+            with trio.CancelScope() as self._reading:
+                frames = await self.transport.receive_some(max_bytes)
+        finally:
+            self._is_reading = False
+            if self._lent:
+                self._notify()
+        return frames
 
     def _put_payload(self, payload: bytes) -> None:
         if payload:
@@ -225,6 +303,10 @@ class WebSocketStream(trio.abc.Stream):
             raise trio.ClosedResourceError("this WebSocket was closed")
         if self._broken is not None:
             raise trio.BrokenResourceError(str(self._broken)) from self._broken
+
+    async def lend(self) -> Lent | None:
+        """Let a pump have the socket, if there is a plain one below."""
+        return await self._wire.lend()
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send every byte, as messages of at most 64 KiB."""
@@ -326,6 +408,7 @@ class WebSocketStream(trio.abc.Stream):
     async def _abort(self) -> None:
         """Drop the connection without waiting for anyone; both halves wake with an error."""
         self._reader.cancel()
+        self._wire.recall()
         # Shielded: it does not wait, and a cancelled caller must still not leave a socket open.
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._wire.transport)
@@ -426,6 +509,7 @@ class _Handshake:
 
     async def _drop(self) -> None:
         self._wire.end()
+        self._wire.recall()
         with trio.CancelScope(shield=True):
             await trio.aclose_forcefully(self._wire.transport)
 

@@ -1,0 +1,66 @@
+# The C face of the HTTP relay.
+
+from libc.stdint cimport int64_t, uint8_t
+
+from tunnelmux._head cimport ChunkState
+from tunnelmux._relay cimport Relay
+from tunnelmux._ring cimport ByteRing
+
+
+cdef enum RequestState:
+    REQUEST_HEAD  # the next request's head is awaited, or part of it is here
+    REQUEST_BODY
+    REQUEST_DONE  # nothing more is read until it is answered
+
+
+cdef enum ResponseState:
+    RESPONSE_NONE  # no request waits for an answer
+    RESPONSE_HEAD
+    RESPONSE_BODY
+
+
+cdef class HttpRelay(Relay):
+    cdef bytes host
+    cdef bytes fields
+    cdef Py_ssize_t max_head
+    cdef ByteRing pending
+    cdef bint pending_is_new
+    cdef ByteRing sent_head
+    cdef ByteRing answer_head
+    cdef RequestState request
+    cdef int64_t request_left
+    cdef bint request_chunked
+    cdef ChunkState request_chunks
+    cdef bint to_head
+    cdef ResponseState response
+    cdef int64_t response_left
+    cdef bint response_chunked
+    cdef bint response_until_end
+    cdef ChunkState response_chunks
+    cdef bint closes
+    cdef bint closing
+    cdef bint leaving
+    cdef bint stopping
+    cdef readonly str problem
+    cdef readonly int status
+    cdef readonly int64_t content_out
+    cdef readonly int64_t requests
+    cdef int64_t statuses[6]
+    cdef readonly double phase_since
+
+    cdef int read_heads(self) except -1
+    cdef int read_body(self) except -1
+    cdef Py_ssize_t frame_limit(self) except -1
+    cdef int use(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t begin_request(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t body_part(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int place_body(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int request_complete(self) except -1
+    cdef Py_ssize_t follow(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t follow_body(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int answered(self) except -1
+    cdef int stream_over(self) except -1
+    cdef int hand_over(self, str problem, int status) except -1
+    cdef int leave_stream(self) except -1
+    cdef int take_agreement(self, const uint8_t *data, Py_ssize_t size) except -1

@@ -1,0 +1,63 @@
+"""A visitor's kept-alive HTTP connection joined to a stream, in the pump."""
+
+from typing import Literal, final
+
+from tunnelmux._relay import Relay
+from tunnelmux._streams import EngineStream
+from tunnelmux._tunnel import Tunnel
+
+@final
+class HttpRelay(Relay):
+    """Carries requests that leave no doubt, one after the other, and their answers.
+
+    "finished": the last answer said that the connection ends, and was written. "handed back": the
+    next request, or the rest of what came, is for the owner; with `problem`, the request in progress
+    is to be answered with `status`. The stream is ended in either case.
+    """
+
+    def __init__(
+        self,
+        tunnel: Tunnel,
+        stream: EngineStream,
+        socket: object,
+        owner: object,
+        *,
+        host: bytes,
+        fields: bytes,
+        max_head_bytes: int,
+        early: bytes,
+    ) -> None:
+        """Requests must have exactly this *host*; *fields* are the lines that each of them gets.
+
+        *early* is what was read from the socket and not used. Begin with `start_awaiting`.
+        """
+    @property
+    def phase(
+        self,
+    ) -> Literal["agreeing", "idle", "reading", "sending", "waiting", "answering"]:
+        """What it waits for: the device's consent, a request, the rest of a head, the rest of a
+        body, the first byte of an answer, or the rest of one."""
+    @property
+    def phase_since(self) -> float:
+        """When that began, on Trio's clock."""
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with the request in progress, for its answer; None when nothing is."""
+    @property
+    def status(self) -> int:
+        """The status of that answer."""
+    @property
+    def requests(self) -> int:
+        """Requests that were answered whole."""
+    @property
+    def status_counts(self) -> dict[str, int]:
+        """How many answers there were of each class, as "2xx"; interim ones are "1xx"."""
+    @property
+    def content_out(self) -> int:
+        """Bytes of the answers' bodies, with their chunks' framing."""
+    def finish_soon(self) -> None:
+        """Hand back once no request is in progress."""
+    def give_up(self, problem: str, status: int) -> None:
+        """End the request in progress: hand back with this problem, or cut an answer that began."""
+    def take_pending(self) -> bytes:
+        """What came from the visitor and was not passed on, once it was handed back."""

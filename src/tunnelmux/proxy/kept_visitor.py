@@ -1,0 +1,115 @@
+"""Visitors who keep their connection: after the first request, the pump carries the plain ones.
+
+Whether a connection may be carried is decided here and by the agent: the first request was routed
+by its host alone, the visitor is on plain TCP and no trusted proxy, the session is the pump's, and
+the agent has said that the service takes raw connections. Which of its requests are carried the
+scanner of `_head` decides, for each; the rest comes back to h11.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnelmux.http import Refusal, ServerConnection
+from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
+from tunnelmux.http.fields import Visitor, forwarding_fields
+from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Session
+
+if TYPE_CHECKING:
+    from tunnelmux._http_relay import HttpRelay
+
+__all__ = ["KeptVisitor"]
+
+_REASONS = {400: "bad-request", 502: "target-broke", 504: "target-timeout"}
+
+
+class KeptVisitor:
+    """One connection in the pump's hands, from one request to the one that needs more care."""
+
+    def __init__(self, server: ServerConnection, limits: IngressLimits) -> None:
+        self._server = server
+        self._limits = limits
+        self._patience = {
+            "agreeing": limits.connect_timeout,
+            "idle": limits.idle_timeout,
+            "reading": limits.head_timeout,
+            "waiting": limits.response_timeout + limits.connect_timeout,
+        }
+        self._over = trio.Event()
+        self._relay: HttpRelay | None = None
+
+    def on_news(self) -> None:
+        """Called by the pump at the end."""
+        self._over.set()
+
+    def begin(
+        self,
+        session: Session,
+        local: trio.socket.SocketType,
+        service: str,
+        host: bytes,
+        visitor: Visitor,
+    ) -> HttpRelay | None:
+        """Open a stream to the service and hand the connection to the pump; None when that cannot
+        be had now."""
+        fields = forwarding_fields([], visitor, host)
+        self._relay = session.open_http_relay(
+            local,
+            connect_head(service),
+            CONNECT_ANSWER,
+            self,
+            host=host,
+            fields=b"".join([b"%s: %s\r\n" % pair for pair in fields]),
+            max_head_bytes=self._limits.max_head_bytes,
+            early=self._server.take_buffer(),
+        )
+        return self._relay
+
+    async def run(self, relay: HttpRelay) -> bool:
+        """Wait until the relay is over; whether the connection can go on with h11."""
+        self._server.on_finish = relay.finish_soon
+        try:
+            while not self._over.is_set():
+                # Phases change without a word, so a look now and then: no more often than the
+                # shortest of their times, by which the others may be late.
+                look = trio.current_time() + min(self._patience.values())
+                with trio.move_on_at(min(look, self._due(relay))):
+                    await self._over.wait()
+                if trio.current_time() >= self._due(relay):
+                    self._time_out(relay)
+        except BaseException:
+            relay.abort()
+            raise
+        finally:
+            self._server.on_finish = None
+        if relay.outcome == "handed back":
+            self._server.put_back(relay.take_pending())
+            if relay.problem is None:
+                return True
+            await self._refuse(relay.status, relay.problem)
+        elif relay.outcome == "finished":
+            await self._server.close()
+        else:
+            await self._server.abort()
+        return False
+
+    def _due(self, relay: HttpRelay) -> float:
+        """When whatever it waits for has taken too long. Bodies may take their time."""
+        return relay.phase_since + self._patience.get(relay.phase, math.inf)
+
+    def _time_out(self, relay: HttpRelay) -> None:
+        if relay.phase == "waiting":
+            seconds = self._limits.response_timeout
+            relay.give_up(f"the target did not answer within {seconds:g} s", 504)
+        elif relay.phase == "idle":
+            self._server.finish_soon()
+        elif relay.phase in {"agreeing", "reading"}:
+            relay.finish_soon()  # h11 knows what to say
+
+    async def _refuse(self, status: int, problem: str) -> None:
+        message = f"The request could not be served: {problem}."
+        await self._server.refuse(Refusal(status, _REASONS[status], message))

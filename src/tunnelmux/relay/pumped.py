@@ -1,0 +1,64 @@
+"""A relay that the pump carries: the task only waits for its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+import trio
+
+from tunnelmux.mux import Stream
+
+if TYPE_CHECKING:
+    from tunnelmux._relay import Relay
+
+__all__ = ["PumpedRelay", "pumpable"]
+
+
+class PumpedRelay:
+    """The bytes between a stream and a local socket, moved by the pump of the stream's session."""
+
+    def __init__(self, stream: Stream, local: trio.SocketStream) -> None:
+        self.stream = stream
+        self.local = local
+        self.core: Relay = stream.relay_in_pump(local.socket, self)
+        self._over = trio.Event()
+
+    async def run(self) -> None:
+        """Carry until both directions ended, or one side broke. Cancelled, it resets the stream;
+        the socket stays with the caller, however it ends."""
+        self.core.start()
+        try:
+            # No deadline: a connection may rest for days; both legs have their own liveness.
+            await self._over.wait()
+        except BaseException:
+            self.core.abort()
+            raise
+
+    @property
+    def broken_side(self) -> Literal["stream", "local"] | None:
+        """Which side failed; None when neither did."""
+        if self.core.outcome == "stream broke":
+            return "stream"
+        return "local" if self.core.outcome == "local broke" else None
+
+    @property
+    def error(self) -> trio.BrokenResourceError:
+        """What using the broken side would have raised."""
+        error = trio.BrokenResourceError(str(self.core.error))
+        error.__cause__ = self.core.error
+        return error
+
+    def on_news(self) -> None:
+        """Called by the pump at the end."""
+        self._over.set()
+
+
+def pumpable(a: trio.abc.Stream, b: trio.abc.Stream) -> PumpedRelay | None:
+    """The relay of the two, in either order, if a pump can carry it."""
+    if isinstance(a, Stream) and isinstance(b, trio.SocketStream):
+        stream, local = a, b
+    elif isinstance(b, Stream) and isinstance(a, trio.SocketStream):
+        stream, local = b, a
+    else:
+        return None
+    return PumpedRelay(stream, local) if stream.session.tunnel is not None else None

@@ -1,0 +1,214 @@
+"""What a relay carries, and how it ends: the same with a pump and without."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+import socket
+
+import pytest
+import trio
+
+from support.carried import WAYS, Relayed, carried_sessions, relayed
+from tunnelmux.limits import Limits
+from tunnelmux.relay import abort
+
+pytestmark = pytest.mark.parametrize("way", WAYS)
+
+MIB = 1 << 20
+
+
+async def read_all(stream: trio.SocketStream) -> bytes:
+    return b"".join([bytes(piece) async for piece in stream])
+
+
+async def over(one: Relayed) -> None:
+    with trio.fail_after(20):
+        await one.over.wait()
+
+
+async def test_bytes_go_both_ways_and_are_counted(way: str) -> None:
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        await one.near.send_all(b"question")
+        assert await one.far.receive_some() == b"question"
+        await one.far.send_all(b"the answer")
+        assert await one.near.receive_some() == b"the answer"
+        await one.end()
+        for result in (one.near_result, one.far_result):
+            assert result.ended == "finished"
+        # The near relay has the stream as its `a`, the far one as its `b`.
+        assert (one.near_result.bytes_b_to_a, one.near_result.bytes_a_to_b) == (8, 10)
+        assert (one.far_result.bytes_b_to_a, one.far_result.bytes_a_to_b) == (8, 10)
+        await client.ping()
+        assert client.stream_count == server.stream_count == 0
+
+
+@pytest.mark.parametrize("near_ends_first", [True, False])
+async def test_half_close_leaves_the_other_direction_open(way: str, near_ends_first: bool) -> None:
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        first, second = (one.near, one.far) if near_ends_first else (one.far, one.near)
+        await first.send_all(b"all I have")
+        await first.send_eof()
+        assert await read_all(second) == b"all I have"
+        await second.send_all(b"late answer")
+        assert await first.receive_some() == b"late answer"
+        await second.send_eof()
+        assert await first.receive_some() == b""
+        await over(one)
+        assert one.near_result.ended == one.far_result.ended == "finished"
+
+
+@pytest.mark.parametrize("near_breaks", [True, False])
+async def test_a_reset_of_one_side_resets_the_other(way: str, near_breaks: bool) -> None:
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        breaking, other = (one.near, one.far) if near_breaks else (one.far, one.near)
+        await breaking.send_all(b"x")
+        assert await other.receive_some() == b"x"
+        await abort(breaking)
+        with pytest.raises(trio.BrokenResourceError):
+            await other.receive_some()
+        await over(one)
+        broke, told = one.near_result, one.far_result
+        if not near_breaks:
+            broke, told = told, broke
+        assert broke.ended == told.ended == "broken"
+        # The near relay has its socket as `b`, the far one as `a`.
+        assert broke.broken_side == ("b" if near_breaks else "a")
+        assert told.broken_side == ("b" if near_breaks else "a")
+
+
+@pytest.mark.parametrize("side", ["near", "far"])
+async def test_cancelling_a_relay_is_a_reset_for_both_peers(way: str, side: str) -> None:
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        await one.near.send_all(b"x")
+        assert await one.far.receive_some() == b"x"
+        (one.near_scope if side == "near" else one.far_scope).cancel()
+        for stream in (one.near, one.far):
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        await over(one)
+        result = one.near_result if side == "near" else one.far_result
+        assert result.ended == "cancelled"
+        assert (result.bytes_a_to_b, result.bytes_b_to_a) in {(1, 0), (0, 1)}
+        await client.ping()
+        assert client.stream_count == server.stream_count == 0
+
+
+async def test_megabytes_cross_each_other_unharmed(way: str) -> None:
+    dice = random.Random(1)
+    question, answer = dice.randbytes(3 * MIB + 17), dice.randbytes(2 * MIB + 5)
+    received: dict[str, str] = {}
+
+    async def send(stream: trio.SocketStream, data: bytes) -> None:
+        await stream.send_all(data)
+        await stream.send_eof()
+
+    async def receive(stream: trio.SocketStream, name: str) -> None:
+        received[name] = hashlib.sha256(await read_all(stream)).hexdigest()
+
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        with trio.fail_after(30):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send, one.near, question)
+                nursery.start_soon(send, one.far, answer)
+                nursery.start_soon(receive, one.near, "answer")
+                nursery.start_soon(receive, one.far, "question")
+        await over(one)
+    assert received == {
+        "question": hashlib.sha256(question).hexdigest(),
+        "answer": hashlib.sha256(answer).hexdigest(),
+    }
+
+
+async def test_a_reader_that_does_not_read_stops_its_sender_and_no_other(way: str) -> None:
+    async with (
+        carried_sessions(way, limits=Limits(max_stream_window=262_144)) as (client, server),
+        relayed(client, server) as stuck,
+        relayed(client, server) as other,
+    ):
+        sent = 0
+        with trio.move_on_after(0.5) as patience:
+            while True:
+                await stuck.near.send_all(bytes(65_536))
+                sent += 65_536
+        assert patience.cancelled_caught
+        assert sent < 40 * MIB, "nothing stopped the sender"
+        for engine in (client._engine, server._engine):
+            assert engine.unread_bytes <= 262_144
+            assert engine.queued_bytes <= Limits().session_send_buffer + 65_536
+        await other.near.send_all(b"still here")
+        with trio.fail_after(5):
+            assert await other.far.receive_some() == b"still here"
+            await other.far.send_all(b"and back")
+            assert await other.near.receive_some() == b"and back"
+
+
+async def test_many_relays_at_once_keep_their_bytes_apart(way: str) -> None:
+    async def talk(one: Relayed, number: int) -> None:
+        for turn in range(20):
+            data = b"%d/%d;" % (number, turn) * (1 + turn * number)
+            await one.near.send_all(data)
+            got = b""
+            while len(got) < len(data):
+                got += bytes(await one.far.receive_some())
+            assert got == data
+            await one.far.send_all(data[:100])
+            assert await one.near.receive_some()
+        await one.end()
+
+    async def run(number: int) -> None:
+        async with relayed(client, server, opening) as one:
+            await talk(one, number)
+
+    opening = trio.Lock()
+    async with carried_sessions(way) as (client, server):
+        with trio.fail_after(40):
+            async with trio.open_nursery() as nursery:
+                for number in range(30):
+                    nursery.start_soon(run, number)
+        await client.ping()
+        assert client.stream_count == server.stream_count == 0
+
+
+@pytest.mark.parametrize("how", ["abort", "close", "cut"])
+async def test_the_end_of_the_session_is_a_reset_for_who_is_relayed(way: str, how: str) -> None:
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        await one.near.send_all(b"x")
+        assert await one.far.receive_some() == b"x"
+        if how == "abort":
+            client.abort()
+        elif how == "close":
+            await client.aclose()
+        else:
+            below = client._transport
+            getattr(below, "transport", below).socket.shutdown(socket.SHUT_RDWR)
+        for stream in (one.near, one.far):
+            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+                await stream.receive_some()
+        await over(one)
+        assert one.near_result.ended == one.far_result.ended == "broken"
+
+
+async def test_a_stream_in_python_hands_over_to_a_relay_in_mid_stream(way: str) -> None:
+    """What was received before a relay begins, and what its opener has queued, keep their order."""
+    from support.streams import socket_pair
+    from tunnelmux.relay import relay
+
+    async with carried_sessions(way) as (client, server), trio.open_nursery() as nursery:
+        ours = await client.open_stream()
+        await ours.send_all(b"head;")
+        theirs = await server.accept_stream()
+        assert await theirs.receive_some() == b"head;"
+        await ours.send_all(b"early;" * 5000)
+        await client.ping()
+        await theirs.send_all(b"answer;")
+        far, far_local = await socket_pair()
+        nursery.start_soon(lambda: relay(theirs, far_local, from_a=b"kept;", from_b=b"first;"))
+        await ours.send_all(b"late")
+        await ours.send_eof()
+        assert await read_all(far) == b"kept;" + b"early;" * 5000 + b"late"
+        await far.send_all(b"end")
+        await far.send_eof()
+        await far.aclose()
+        got = b"".join([piece async for piece in ours])
+        assert got == b"answer;first;end"
