@@ -4,6 +4,7 @@
 # make conformance  the same, and docs/conformance.md made from it
 # make fuzz    every fuzz target for a share of SECONDS=60  (TARGETS=engine_pair: that one; needs clang)
 # make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
+# make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make build   the compiled modules, in place
@@ -47,6 +48,9 @@ sanitize: .venv/.test build/sanitize/.built
 		PYTHONMALLOC=malloc PYTHONPATH="$(CURDIR)/build/sanitize/lib" \
 		$(BIN)/python -m pytest -p no:cacheprovider -o timeout=300 -m 'not slow' \
 		$(or $(ARGS),$(SANITIZED_TESTS))
+
+soak: .venv/.test build
+	@PYTHONPATH=tests $(BIN)/python -m soak $(or $(MINUTES),30) $(ARGS)
 
 check: format-check lint types stubs layers
 	@echo "check: format, lint, types, stubs and layers are in order"

@@ -7,7 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["INITIAL_WINDOW", "IngressLimits", "InternalLimits", "Limits"]
+__all__ = [
+    "INITIAL_WINDOW",
+    "ExecLimits",
+    "IngressLimits",
+    "InternalLimits",
+    "Limits",
+    "SocketIOLimits",
+]
 
 INITIAL_WINDOW = 262_144
 """Bytes each side may send on a new stream before any window update (yamux spec.md, "Window
@@ -171,3 +178,137 @@ class InternalLimits:
     """Silence after which a session is closed by the clean-up that runs every 30 s: a second net
     below the keepalive, five times as wide. Must be above keepalive_interval and
     keepalive_timeout together."""
+
+    max_exec_request: int = 1_048_576
+    """Body of a call to /internal/exec: the command, its credentials and its stdin in base64; more
+    gets 413. Scripts fit in; larger input belongs into a file on the device."""
+
+    max_exec_devices: int = 1024
+    """Devices that one call to /internal/exec may come to; more gets 400. A fleet larger than that
+    is worked off in parts, so that a mistake has bounds as well."""
+
+    max_exec_timeout: float = 3600.0
+    """The most that the `timeout` of a command may ask for; more gets 400. What runs longer than an
+    hour should not hang on a connection."""
+
+    exec_concurrency: int = 32
+    """Commands at once of one call to /internal/exec, and the most its `concurrency` may ask for:
+    a hundred devices are through in seconds, and one operator does not take all of max_commands."""
+
+    max_commands: int = 256
+    """Commands at once of all calls together; one more waits for one of them to end, which each
+    does within its timeout. With a window of 256 KiB each, at most 64 MiB are under way."""
+
+    max_exec_answer: int = 16_777_216
+    """Output bytes that all results of one call may hold together where they are one JSON document;
+    what is over is thrown away, and the result says so. The stream of events has no such limit."""
+
+    exec_stall: float = 60.0
+    """How long a caller of /internal/exec may take nothing of its answer; then it is cut, and its
+    commands end. Its devices' output waits meanwhile, and holds their streams."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecLimits:
+    """What commands over SSH are held to on a device. Sizes in bytes, times in seconds."""
+
+    max_concurrent: int = 64
+    """Commands at once; one more is refused as busy. Each costs a channel and at most 512 KiB of
+    output that nobody has read yet: 32 MiB together."""
+
+    max_output: int = 8_388_608
+    """Output kept of each command, of stdout and stderr each; the rest is read, counted and thrown
+    away, and the result says so. A log or a dump fits in; a runaway command fills no memory."""
+
+    max_request: int = 1_048_576
+    """The JSON of one command, with its stdin in base64; more gets 413. It is held whole."""
+
+    max_timeout: float = 3600.0
+    """The longest time a command may ask for; more is refused. Whoever asks is gone by then, and
+    a command that hangs would keep its place for ever."""
+
+    login_timeout: float = 15.0
+    """From dialling an SSH server to being logged in. Three lost SYNs (1, 2 and 4 s apart) and a
+    server that looks its clients up in a slow DNS still fit in."""
+
+    probe_timeout: float = 5.0
+    """How long an idle connection may take to open a channel before it counts as dead and a new
+    one is made. Nothing was asked for by then, so that nothing runs twice."""
+
+    max_connections: int = 64
+    """SSH connections at once, idle ones included; the one idle for longest makes room. About
+    100 KiB and one file descriptor each."""
+
+    connections_per_login: int = 4
+    """Connections to one server with the same user and credential. With sessions_per_connection:
+    32 commands at once on one server, and under the 10 unauthenticated connections from which on
+    OpenSSH drops new ones (MaxStartups)."""
+
+    sessions_per_connection: int = 8
+    """Commands at once on one connection. OpenSSH allows 10 (MaxSessions); the rest is for ending
+    those that take too long."""
+
+    idle_connection: float = 60.0
+    """How long an unused connection is kept. Logging in costs some 100 ms on both ends, an idle
+    connection a process on the server."""
+
+    ssh_keepalive: float = 15.0
+    """Silence on a connection after which its server is asked for a sign of life; after three
+    without an answer it is closed. A dead server is noticed within a minute."""
+
+    kill_grace: float = 2.0
+    """How long a command whose time is over may take to end after SIGTERM before SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SocketIOLimits:
+    """What the two ends of a Socket.IO connection are held to. Sizes in bytes, times in seconds.
+
+    Pings, and how long a peer may take to say who it is, are as for the tunnel: keepalive_interval,
+    keepalive_timeout, handshake_timeout and max_handshakes.
+    """
+
+    socketio_max_payload: int = 16_777_216
+    """One message or one polling body from the other side; more ends the connection. Room for the
+    result of a command that wrote as much as is kept of it. Before a peer has proved who it is,
+    max_head_bytes holds instead."""
+
+    socketio_max_packets: int = 4096
+    """Packets in one polling body; more ends the connection. A client that was held up sends a
+    few hundred at once; a body of empty ones would cost a hundred times its size in memory."""
+
+    socketio_send_queue: int = 4_194_304
+    """Bytes that may wait for the other side to read them; then senders wait. As
+    session_send_buffer: what one slow network can pin."""
+
+    socketio_max_silence: float = 300.0
+    """The longest silence a main server may announce (its pingInterval and pingTimeout together).
+    socket.io's own is 45 s; with a server that pings once an hour a dead one would go unnoticed."""
+
+    socketio_max_queued: int = 256
+    """Commands that wait while [exec] max_concurrent run; one more is answered with "busy". A
+    whole fleet's worth of one batch job, and at a second each none waits five minutes."""
+
+    socketio_result_memory: int = 67_108_864
+    """Bytes of results kept until the main server has acknowledged them, and to answer a command
+    that is sent again. Acknowledged ones make room first; without any, commands get "busy"."""
+
+    socketio_remembered: int = 8192
+    """Ids of commands that were executed and shall not be again. At 20 commands a second, those
+    of the last seven minutes: much longer than any reconnect after which one is sent again."""
+
+    socketio_max_sessions: int = 1024
+    """Socket.IO connections at once on the proxy; one more gets 503. As max_callers: each is a
+    descriptor or two and a few tasks."""
+
+    socketio_max_commands: int = 128
+    """Commands at once for one Socket.IO agent; one more gets "busy". Twelve SSH connections'
+    worth of sessions (MaxSessions is 10 in OpenSSH), more than one relay is known to hold."""
+
+    socketio_start_timeout: float = 10.0
+    """How long an agent that says when it starts may let a command wait; then another one gets it.
+    An agent that is that busy has its own queue full."""
+
+    socketio_result_grace: float = 10.0
+    """How long after a command's own timeout its result is waited for, and then reported as lost.
+    Time for the agent to end the command, and for the answer on a slow line."""

@@ -127,7 +127,7 @@ def test_wrong_usage_is_status_2(run, command, arguments, message):
 @pytest.mark.parametrize(
     ("command", "arguments", "message"),
     [
-        (agent, [], "proxy.url is missing: give --url, or a file with --config"),
+        (agent, [], "device.name is missing: give --name, or a file with --config"),
         (
             agent,
             ["--url", "ws://h"],

@@ -193,6 +193,10 @@ def test_an_unknown_variable_is_refused(proxy):
 def test_an_agent_without_a_file_is_told_which_option_to_give(agent):
     flags = [Flag("--url", "proxy.url", None), Flag("--name", "device.name", None)]
     assert agent.refusal(None, flags=flags) == (
+        "device.name is missing: give --name, or a file with --config"
+    )
+    flags[1] = Flag("--name", "device.name", "dev1")
+    assert agent.refusal(None, flags=flags) == (
         "proxy.url is missing: give --url, or a file with --config"
     )
 

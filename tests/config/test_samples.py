@@ -48,16 +48,22 @@ def test_the_sample_loads_as_it_is(program, sample, tmp_path):
 def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_path):
     join = encode_join(JoinInvitation(url="wss://h", token=Secret("t")))
     (tmp_path / "dev1.token").write_text("abc")
-    for part in ("tunnel", "ingress", "internal"):
+    (tmp_path / "main-server.key").write_text("abc")
+    for part in ("tunnel", "ingress", "internal", "socketio"):
         (tmp_path / f"{part}.pem").touch()
         (tmp_path / f"{part}.key").touch()
-    for name in ("ca.pem", "callers.pem"):
+    for name in ("ca.pem", "known_hosts", "callers.pem"):
         (tmp_path / name).touch()
     text = (
         COMMENTED_KEY.sub("", sample).replace("tunnelmux-join:…", join).replace("ws://", "wss://")
     )
     # Of the ways to give a token, one at a time.
-    text = re.sub(r"^(token|token_sha256|join|secret_file) = .*\n", "", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^(token|token_sha256|join|secret_file|api_key) = .*\n",
+        "",
+        text,
+        flags=re.MULTILINE,
+    )
     loaded(program, text, tmp_path)
 
 

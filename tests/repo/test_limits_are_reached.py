@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from support.tree import ROOT
-from tunnelmux.limits import IngressLimits, Limits
+from tunnelmux.limits import ExecLimits, IngressLimits, InternalLimits, Limits, SocketIOLimits
 
 REACHED_BY = {
     # one yamux session
@@ -64,6 +64,78 @@ REACHED_BY = {
         "proxy/test_tunnel.py::test_handshakes_in_flight_are_bounded_and_sessions_do_not_count"
     ),
     "reconnect_wait": "proxy/test_ingress_http.py::test_the_wait_for_a_lost_device_ends",
+    # Socket.IO
+    "socketio_max_payload": (
+        "socket_io/test_hostile_peers.py::test_an_agent_may_send_as_much_as_the_limit_says"
+    ),
+    "socketio_max_packets": (
+        "socket_io/test_hostile_peers.py::test_a_payload_has_so_many_packets_and_no_more"
+    ),
+    "socketio_send_queue": (
+        "socket_io/test_hostile_peers.py::test_an_agent_that_does_not_read_stops_its_senders"
+    ),
+    "socketio_max_silence": (
+        "socket_io/test_main_server.py::test_a_server_that_announces_long_silence_is_refused"
+    ),
+    "socketio_max_queued": (
+        "socket_io/test_main_server.py"
+        "::test_as_many_commands_run_at_once_as_are_allowed_and_some_wait"
+    ),
+    "socketio_result_memory": (
+        "socket_io/test_main_server.py::test_results_nobody_acknowledges_end_in_busy"
+    ),
+    "socketio_remembered": (
+        "socket_io/test_main_server.py"
+        "::test_what_was_executed_is_remembered_for_as_many_as_the_limit_says"
+    ),
+    "socketio_max_sessions": (
+        "socket_io/test_hostile_peers.py::test_there_are_so_many_sessions_and_no_more"
+    ),
+    "socketio_max_commands": (
+        "socket_io/test_agents.py::test_an_agent_has_so_many_commands_at_once_and_no_more"
+    ),
+    "socketio_start_timeout": (
+        "socket_io/test_agents.py::test_an_agent_that_does_not_begin_is_passed_over_and_told_so"
+    ),
+    "socketio_result_grace": (
+        "socket_io/test_agents.py::test_a_result_is_waited_for_as_long_as_the_limit_says"
+    ),
+    # commands over SSH
+    "max_concurrent": "agent/test_exec.py::test_one_command_too_many_is_busy",
+    "max_output": "ssh/test_run.py::test_output_over_the_limit_is_thrown_away_and_said_so",
+    "max_request": "agent/test_exec.py::test_a_request_over_the_limit_is_413",
+    "max_timeout": "agent/test_exec.py::test_a_longer_time_than_allowed_is_forbidden",
+    "login_timeout": "ssh/test_login.py::test_a_server_that_says_nothing_runs_into_login_timeout",
+    "probe_timeout": (
+        "ssh/test_pool.py::test_a_dead_connection_is_found_out_before_anything_is_asked_for_on_it"
+    ),
+    "max_connections": (
+        "ssh/test_pool.py::test_max_connections_makes_room_in_place_of_an_idle_one"
+    ),
+    "connections_per_login": (
+        "ssh/test_pool.py::test_connections_per_login_and_sessions_per_connection_bound_what_runs"
+    ),
+    "sessions_per_connection": (
+        "ssh/test_pool.py::test_connections_per_login_and_sessions_per_connection_bound_what_runs"
+    ),
+    "idle_connection": "ssh/test_pool.py::test_an_idle_connection_is_closed",
+    "ssh_keepalive": (
+        "ssh/test_pool.py"
+        "::test_a_connection_lost_under_a_command_is_reported_and_nothing_runs_twice"
+    ),
+    "kill_grace": "ssh/test_run.py::test_a_command_that_ignores_sigterm_is_killed_all_the_same",
+    # commands through the internal API
+    "max_exec_request": (
+        "internal/test_exec.py::test_the_request_the_devices_and_the_ids_are_bounded"
+    ),
+    "max_exec_devices": (
+        "internal/test_exec.py::test_the_request_the_devices_and_the_ids_are_bounded"
+    ),
+    "max_exec_timeout": "internal/test_exec.py::test_a_field_that_is_missing_or_wrong_is_named",
+    "exec_concurrency": "internal/test_exec.py::test_a_field_that_is_missing_or_wrong_is_named",
+    "max_commands": "internal/test_exec.py::test_all_calls_together_are_bounded_too",
+    "max_exec_answer": "internal/test_exec.py::test_a_document_holds_at_most_the_limit",
+    "exec_stall": "internal/test_exec.py::test_a_caller_that_reads_nothing_is_cut",
 }
 """Under tests/: the function, or the row of a case table."""
 
@@ -83,7 +155,14 @@ def names_of(path: Path) -> set[str]:
 
 
 def test_every_limit_is_in_the_table() -> None:
-    limits = [field.name for kind in (Limits, IngressLimits) for field in fields(kind)]
+    limits = [
+        field.name
+        for kind in (Limits, IngressLimits, ExecLimits, SocketIOLimits)
+        for field in fields(kind)
+    ]
+    # Of the internal API's, those of commands.
+    internal = [field.name for field in fields(InternalLimits)]
+    limits += [name for name in internal if "exec" in name or name == "max_commands"]
     assert sorted(REACHED_BY) == sorted(limits)
 
 

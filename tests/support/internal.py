@@ -16,11 +16,17 @@ from support.sessions import session_pair
 from tunnelmux.backend import ProxyClient
 from tunnelmux.config import Secret
 from tunnelmux.limits import IngressLimits, InternalLimits, Limits
+from tunnelmux.observability import AuditLog, AuditRecord
+from tunnelmux.proxy.commands import Dispatcher
+from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.sessions import EventLog, LocalHandle, MemoryStore
 
-__all__ = ["SECRET", "Bench", "Reply", "running_bench"]
+__all__ = ["DEVICES", "SECRET", "Bench", "RecordList", "Reply", "running_bench"]
+
+DEVICES = ("dev1", "dev2", "dev3", "cam-1", "cam-2", "dev9")
+"""Those that may connect; dev9 is disabled."""
 
 SECRET = "the-secret-of-the-back-end"
 
@@ -75,6 +81,19 @@ class Caller(Peer):
         return reply
 
 
+class RecordList:
+    """The audit of a bench, kept in memory."""
+
+    def __init__(self) -> None:
+        self.all: list[AuditRecord] = []
+
+    def write(self, record: AuditRecord) -> None:
+        self.all.append(record)
+
+    def close(self) -> None:
+        pass
+
+
 class Bench:
     """`server` is the API; `caller()` is a connection to it, `client` a library on it."""
 
@@ -89,13 +108,27 @@ class Bench:
         limits = limits or InternalLimits()
         self.events = EventLog(limits.event_history)
         self.store = MemoryStore(events=self.events)
+        http_limits = http_limits or IngressLimits()
+        known = [
+            KnownDevice(name=name, token_sha256=name.encode().ljust(32), enabled=name != "dev9")
+            for name in DEVICES
+        ]
+        self.records = RecordList()
+        self.dispatcher = Dispatcher(
+            self.store,
+            DeviceRegister(known),
+            audit=AuditLog([self.records]),
+            limits=limits,
+            http_limits=http_limits,
+        )
         self.server = InternalServer(
             self.store,
             self.events,
+            dispatcher=self.dispatcher,
             settings=InternalSettings(
                 access=Access(secret=Secret(secret) if secret else None),
                 limits=limits,
-                http_limits=http_limits or IngressLimits(),
+                http_limits=http_limits,
             ),
         )
         self._nursery = nursery

@@ -143,6 +143,15 @@ def build_javascript(source: Path, made: Path) -> None:
     run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=made)
 
 
+def build_socketio(source: Path, made: Path) -> None:
+    require_program("node", "nodejs")
+    npm = require_program("npm", "npm")
+    for path in source.iterdir():
+        if path.is_file():
+            shutil.copy2(path, made)
+    run(npm, "ci", "--ignore-scripts", "--no-audit", "--no-fund", cwd=made)
+
+
 @dataclass(frozen=True)
 class Language:
     build: Callable[[Path, Path], None]
@@ -161,6 +170,11 @@ LANGUAGES = {
     ),
     "javascript": Language(
         build_javascript,
+        lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.js")],
+    ),
+    # No yamux: a main server and relay agents, for tests/socketio.
+    "socketio": Language(
+        build_socketio,
         lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.js")],
     ),
 }

@@ -7,10 +7,16 @@ import shutil
 
 import pytest
 
-__all__ = ["require_program"]
+__all__ = ["find_program", "require_program"]
 
 DAEMON_FOLDERS = ("/usr/sbin", "/sbin")
 """Where Debian keeps daemons, and where an ordinary user's PATH does not look."""
+
+
+def find_program(name: str) -> str | None:
+    """The path of the program *name*, or None when it is not installed."""
+    folders = [os.environ.get("PATH", os.defpath), *DAEMON_FOLDERS]
+    return shutil.which(name, path=os.pathsep.join(folders))
 
 
 def require_program(name: str, package: str) -> str:
@@ -18,8 +24,7 @@ def require_program(name: str, package: str) -> str:
 
     *package* is the Debian package to install, and is named in the reason.
     """
-    folders = [os.environ.get("PATH", os.defpath), *DAEMON_FOLDERS]
-    found = shutil.which(name, path=os.pathsep.join(folders))
+    found = find_program(name)
     if found is not None:
         return found
     reason = f"{name} is not installed: apt-get install {package}"

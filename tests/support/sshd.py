@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import getpass
 import os
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -32,8 +34,15 @@ PermitRootLogin prohibit-password
 StrictModes no
 UsePAM no
 UseDNS no
+SetEnv SHLVL=1
 Subsystem sftp internal-sftp
+{more}
 """
+"""SHLVL keeps bash from reading the .bashrc of whoever runs the tests, which may take its time."""
+
+
+DEBIANS = "AcceptEnv LANG LC_*"
+"""What Debian's sshd_config has beyond OpenSSH's own defaults."""
 
 
 @dataclass(frozen=True)
@@ -65,20 +74,29 @@ class SshServer:
 
 @asynccontextmanager
 async def running_sshd(
-    folder: Path, program: Callable[[str, str], str]
+    folder: Path,
+    program: Callable[[str, str], str],
+    more: str = DEBIANS,
+    port: int | None = None,
 ) -> AsyncIterator[SshServer]:
-    """An sshd for the length of the block; *program* finds a Debian package's program."""
+    """An sshd for the length of the block; *program* finds a Debian package's program.
+
+    *more* is further configuration; the default is what Debian has beyond OpenSSH's own. Keys that
+    are in *folder* already are used again.
+    """
     sshd = program("sshd", "openssh-server")
     keygen = program("ssh-keygen", "openssh-client")
-    _make_privilege_separation_folder()
+    make_privilege_separation_folder()
     for name in ("host_key", "user_key"):
+        if (folder / name).exists():
+            continue
         key = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(folder / name)]
         await trio.run_process(key)
     public = (folder / "host_key.pub").read_text("ascii")
     (folder / "known_hosts").write_text(f"device {public}")
-    port = free_port()
+    port = port or free_port()
     configuration = folder / "sshd_config"
-    configuration.write_text(CONFIGURATION.format(port=port, folder=folder))
+    configuration.write_text(CONFIGURATION.format(port=port, folder=folder, more=more))
     process = await trio.lowlevel.open_process(
         [sshd, "-D", "-e", "-f", str(configuration)],
         stdin=subprocess.DEVNULL,
@@ -95,11 +113,26 @@ async def running_sshd(
             yield SshServer(Address("127.0.0.1", port), folder)
         finally:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+                connections = _children(process.pid)
                 process.terminate()
                 await process.wait()
+                for number in connections:  # a stopped sshd leaves them at work
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(number, signal.SIGKILL)
 
 
-def _make_privilege_separation_folder() -> None:
+def _children(parent: int) -> list[int]:
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            state = (folder / "stat").read_text("utf-8", "replace").rpartition(") ")[2].split()
+            if int(state[1]) == parent:
+                found.append(int(folder.name))
+    return found
+
+
+def make_privilege_separation_folder() -> None:
+    """For an sshd that starts as root."""
     if os.geteuid() == 0:
         PRIVILEGE_SEPARATION_FOLDER.mkdir(mode=0o755, exist_ok=True)
 

@@ -6,10 +6,12 @@ import random
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunnelmux.agent.backoff import Backoff
+from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.credentials import Credentials
 from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.refusal import refused_for_good
@@ -21,6 +23,9 @@ from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.pump import DataPump, open_pump
 from tunnelmux.transports import client_context, parse_url
+
+if TYPE_CHECKING:
+    from tunnelmux.agent.main_server import MainServerClient
 
 __all__ = ["RunningAgent", "run_agent"]
 
@@ -37,13 +42,19 @@ class RunningAgent:
         self.name = config.device.name
         self._config = config
         self._dial = dial
-        self._url = parse_url(config.proxy.url)
-        self._credentials = Credentials(config)
+        self._proxy = config.proxy
         self._backoff = Backoff(config.backoff.minimum, config.backoff.maximum, uniform=uniform)
-        self._streams = StreamServer(config)
+        self.commands = CommandExecutor(config)
+        """What runs commands, for whichever way they come."""
+        self._streams = StreamServer(config, self.commands)
         self._ssl_context: ssl.SSLContext | None = None
-        if self._url.is_secure:
-            self._ssl_context = client_context(config.proxy.ca_file, config.proxy.pin)
+        if self._proxy is not None:
+            self._url = parse_url(self._proxy.url)
+            self._credentials = Credentials(self._proxy, config.device)
+            if self._url.is_secure:
+                self._ssl_context = client_context(self._proxy.ca_file, self._proxy.pin)
+        self.main_server = _main_server_client(config, self.commands, uniform)
+        """The connection to a main server of the relay service, or None without [socketio]."""
         self._pump: DataPump | None = None
         self._session: Session | None = None
         self._connected = trio.Event()
@@ -66,6 +77,12 @@ class RunningAgent:
     async def drain(self, grace: float) -> None:
         """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
         self._draining = True
+        async with trio.open_nursery() as nursery:
+            if self.main_server is not None:
+                nursery.start_soon(self.main_server.drain, grace)
+            await self._drain_tunnel(grace)
+
+    async def _drain_tunnel(self, grace: float) -> None:
         session = self._session
         if session is None:
             self._without_session.cancel(reason="the agent is draining")
@@ -82,10 +99,27 @@ class RunningAgent:
     async def run(self) -> None:
         """Hold sessions until drained. Raises AgentRefused when trying again cannot help."""
         try:
-            async with open_pump() as self._pump:
-                await self._hold_sessions()
+            async with self.commands.serving():
+                await self._serve_both_ways()
         finally:
             self._stopped.set()
+
+    async def _serve_both_ways(self) -> None:
+        """Serve the proxy and the main server, whichever there are, until drained."""
+        problem: ConnectError | ConfigError | None = None
+        async with trio.open_nursery() as nursery:
+            if self.main_server is not None:
+                nursery.start_soon(self.main_server.run)
+            if self._proxy is not None:
+                try:
+                    async with open_pump() as self._pump:
+                        await self._hold_sessions()
+                except (ConnectError, ConfigError) as error:
+                    # Kept from the nursery, which would wrap it in a group.
+                    problem = error
+                    nursery.cancel_scope.cancel(reason="the proxy refused this agent for good")
+        if problem is not None:
+            raise problem
 
     async def _hold_sessions(self) -> None:
         while not self._draining:
@@ -121,8 +155,9 @@ class RunningAgent:
 
     async def _hold_session(self) -> None:
         token = self._credentials.read()  # one line of a local file, once per connection
+        assert self._proxy is not None  # it is what calls this
         async with self._dial(
-            self._config.proxy.url,
+            self._proxy.url,
             token=token.reveal(),
             headers=[(b"Tunnelmux-Device", self.name.encode("ascii"))],
             ssl_context=self._ssl_context,
@@ -196,6 +231,23 @@ class RunningAgent:
         )
 
 
+def _main_server_client(
+    config: AgentConfig, executor: CommandExecutor, uniform: Uniform
+) -> MainServerClient | None:
+    if config.socketio is None:
+        return None
+    # Not at the top: its libraries take longer to import than all the rest of the agent.
+    from tunnelmux.agent.main_server import MainServerClient
+
+    return MainServerClient(
+        config,
+        config.socketio,
+        executor,
+        max_concurrent=config.exec.limits.max_concurrent,
+        uniform=uniform,
+    )
+
+
 async def run_agent(
     config: AgentConfig,
     *,
@@ -203,7 +255,7 @@ async def run_agent(
     dial: Dial = dial,
     task_status: trio.TaskStatus[RunningAgent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Hold a session with the proxy and serve the declared services, until drained or cancelled.
+    """Serve a proxy, a main server or both, as configured, until drained or cancelled.
 
     Started value: the RunningAgent, before the first attempt to connect. `uniform(a, b)` is the
     dice of the back-off; `dial` is called like `endpoints.dial`. Raises AgentRefused when the proxy

@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tunnelmux.config import AgentConfig, Secret, hash_token
+from tunnelmux.config import Device, ProxyEndpoint, Secret, hash_token
 from tunnelmux.config.private_file import write_private
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.errors import ConfigError
@@ -24,18 +24,20 @@ class Credentials:
     came from, so that a new join line in the configuration takes the place of an old token.
     """
 
-    def __init__(self, config: AgentConfig, environ: Mapping[str, str] | None = None) -> None:
-        self._proxy = config.proxy
+    def __init__(
+        self, proxy: ProxyEndpoint, device: Device, environ: Mapping[str, str] | None = None
+    ) -> None:
+        self._proxy = proxy
         self._learned: Secret | None = None
         self._invitation: str | None = None
         self.path: Path | None = None
         """The state file; None when the configuration holds the token itself."""
-        if config.proxy.join is not None:
-            self._invitation = hash_token(config.proxy.read_token())
-            folder = config.device.state_dir or default_state_dir(
+        if proxy.join is not None:
+            self._invitation = hash_token(proxy.read_token())
+            folder = device.state_dir or default_state_dir(
                 "tunnelmux-agent", os.environ if environ is None else environ
             )
-            self.path = folder / f"{config.device.name}.json"
+            self.path = folder / f"{device.name}.json"
 
     @property
     def source(self) -> str:

@@ -28,6 +28,8 @@ class ServiceTable:
     def for_http(self, name: str | None) -> ServiceConfig:
         """The HTTP service of that name, or the default one. Raises Refused (404)."""
         service = self.default if name is None else self._find(name)
+        if service is None:
+            raise Refused(Refusal(404, "unknown-service", "This device offers no service."))
         if service.scheme != "http":
             raise Refused(
                 Refusal(

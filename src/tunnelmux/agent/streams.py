@@ -8,6 +8,8 @@ from collections.abc import Callable
 import trio
 
 import tunnelmux
+from tunnelmux.agent.commands import CommandExecutor
+from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
 from tunnelmux.agent.services import ServiceTable, open_target
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
@@ -41,7 +43,8 @@ _log = get_logger("agent")
 class StreamServer:
     """Serves the streams of this agent's sessions, one task each."""
 
-    def __init__(self, config: AgentConfig) -> None:
+    def __init__(self, config: AgentConfig, commands: CommandExecutor) -> None:
+        self._commands = commands
         self._name = config.device.name
         self._services = ServiceTable(config)
         self._limits = config.limits.ingress
@@ -50,9 +53,6 @@ class StreamServer:
         self.active = 0
         """Streams being served now."""
 
-    async def serve(self, stream: Stream) -> None:
-        """Serve one stream to its end. What goes wrong is logged and ends this stream only."""
-        # The engine bounds live streams; a handler that still unwinds holds its place here.
     @property
     def services(self) -> ServiceTable:
         """What may be reached."""
@@ -63,6 +63,9 @@ class StreamServer:
         """Whether one more stream may be served."""
         return self.active < self._max_streams
 
+    async def serve(self, stream: Stream) -> None:
+        """Serve one stream to its end. What goes wrong is logged and ends this stream only."""
+        # The engine bounds live streams; a handler that still unwinds holds its place here.
         if not self.has_room:
             stream.reset()
             _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
@@ -130,10 +133,12 @@ class StreamServer:
             _log_exchange(stream, service, request, exchange)
 
     async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
+        if request.path == EXEC_PATH:
+            await serve_exec(server, request, self._commands, self._limits.response_timeout)
+            return
         if request.path != "/v1/info":
-            raise Refused(
-                Refusal(404, "bad-request", f"The agent has no {request.path}; there is /v1/info.")
-            )
+            known = f"there are /v1/info and {EXEC_PATH}"
+            raise Refused(Refusal(404, "bad-request", f"The agent has no {request.path}; {known}."))
         if request.method not in {b"GET", b"HEAD"}:
             allow = [(b"Allow", b"GET, HEAD")]
             raise Refused(
@@ -162,6 +167,7 @@ class StreamServer:
                 }
                 for service in self._services
             ],
+            "exec": self._commands.figures(),
         }
 
     # -- CONNECT ----------------------------------------------------------------------------
@@ -214,12 +220,6 @@ def _fields_for(service: ServiceConfig, request: RequestHead) -> list[tuple[byte
     return fields
 
 
-def _broken_side(result: RelayResult) -> dict[str, str]:
-    if result.broken_side is None:
-        return {}
-    side = "proxy" if result.broken_side == "a" else "target"
-    return {"broken_side": side, "cause": str(result.error)}
-
 def _answer_fields(
     service: ServiceConfig, request: RequestHead
 ) -> Callable[[list[Field]], list[Field]]:
@@ -233,6 +233,12 @@ def _answer_fields(
     offer = (RELAY_FIELD, service.name.encode("ascii"))
     return lambda headers: [*without_own_fields(headers), offer]
 
+
+def _broken_side(result: RelayResult) -> dict[str, str]:
+    if result.broken_side is None:
+        return {}
+    side = "proxy" if result.broken_side == "a" else "target"
+    return {"broken_side": side, "cause": str(result.error)}
 
 
 def _log_exchange(

@@ -3,5 +3,6 @@
 from __future__ import annotations
 
 from tunnelmux.backend.client import ApiCallFailed, ForwardedResponse, ProxyClient
+from tunnelmux.backend.commands import CommandEvents, DeviceResult
 
-__all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
+__all__ = ["ApiCallFailed", "CommandEvents", "DeviceResult", "ForwardedResponse", "ProxyClient"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import ssl
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -21,6 +21,8 @@ import msgspec
 import trio
 import trio_websocket
 
+from tunnelmux.backend.commands import CommandEvents, DeviceResult, decode_results, encode_call
+from tunnelmux.commands import CommandRequest
 from tunnelmux.errors import (
     ConnectError,
     SessionClosed,
@@ -46,6 +48,11 @@ _SILENCE = 45.0
 
 _MAX_ANSWER = 64 * 1024 * 1024
 # Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
+
+_EXEC = "/internal/exec"
+
+_EXEC_SLACK = 60.0
+# Seconds on top of a command's timeout: the proxy gives its agent half of that.
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -262,6 +269,91 @@ class ProxyClient:
                 nursery.cancel_scope.cancel()
                 await abort(stream)
 
+    # -- commands -------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def exec(
+        self,
+        devices: str | Sequence[str],
+        request: CommandRequest,
+        *,
+        concurrency: int | None = None,
+        abort_on_error: bool = False,
+        asked_by: str | None = None,
+    ) -> AsyncIterator[CommandEvents]:
+        """Run a command over SSH on these devices (names, globs, `all`), for the length of the
+        block: iterate over (device, event) pairs, the last of each device an `Exited`.
+
+        Leaving the block early ends the commands. `asked_by` is for the audit. Raises
+        ApiCallFailed when nothing was run, and ConnectError when the connection is lost: then the
+        proxy ends what runs.
+        """
+        stream = await self._connect()
+        client = ClientConnection(stream, self._limits)
+        body = encode_call(
+            devices,
+            request,
+            concurrency=concurrency,
+            abort_on_error=abort_on_error,
+            asked_by=asked_by,
+        )
+        fields = [
+            (b"Accept", b"application/x-ndjson"),
+            (b"Content-Type", b"application/json"),
+            (b"Content-Length", b"%d" % len(body)),
+        ]
+        events = CommandEvents(client)
+        try:
+            with trio.fail_after(self._timeout):
+                await client.send_request(
+                    b"POST", _EXEC.encode("ascii"), self._headers(fields), first=body, end=True
+                )
+                head = await client.read_head()
+                if head.status != 200:
+                    _raise_error(head.status, await _read_all(client))
+                await events.begin()
+            yield events
+        except SessionNotFound:
+            raise _no_commands() from None
+        except (PeerGone, BadBody, trio.TooSlowError) as error:
+            raise ConnectError(f"the answer of {self._authority} was lost: {error}") from error
+        finally:
+            await abort(stream)
+
+    async def exec_results(
+        self,
+        devices: str | Sequence[str],
+        request: CommandRequest,
+        *,
+        concurrency: int | None = None,
+        abort_on_error: bool = False,
+        asked_by: str | None = None,
+        timeout: float | None = None,
+    ) -> list[DeviceResult]:
+        """The same, with all results at once when the last is there.
+
+        `timeout` is in seconds and bounds the whole call; without one it is what the proxy may need
+        at most, with every device at its command's timeout.
+        """
+        body = encode_call(
+            devices,
+            request,
+            concurrency=concurrency,
+            abort_on_error=abort_on_error,
+            asked_by=asked_by,
+        )
+        try:
+            answer = await self._call(
+                "POST",
+                _EXEC,
+                body,
+                timeout=timeout or (request.timeout + _EXEC_SLACK) * _rounds(concurrency),
+                accept=b"application/json",
+            )
+        except SessionNotFound:
+            raise _no_commands() from None
+        return decode_results(answer)
+
     # -- events ---------------------------------------------------------------------------------
 
     @asynccontextmanager
@@ -293,7 +385,13 @@ class ProxyClient:
     # -- below ----------------------------------------------------------------------------------
 
     async def _call(
-        self, method: str, path: str, body: bytes = b"", *, timeout: float | None = None
+        self,
+        method: str,
+        path: str,
+        body: bytes = b"",
+        *,
+        timeout: float | None = None,
+        accept: bytes | None = None,
     ) -> bytes:
         """The body of a 200. Raises as the class says."""
         limit = timeout or self._timeout
@@ -304,6 +402,8 @@ class ProxyClient:
             fields.append((b"Content-Length", b"%d" % len(body)))
         if body:
             fields.append((b"Content-Type", b"application/json"))
+        if accept is not None:
+            fields.append((b"Accept", accept))
         try:
             with trio.fail_after(limit):
                 await client.send_request(
@@ -409,6 +509,16 @@ async def _read_all(client: ClientConnection) -> bytes:
         if len(pieces) > _MAX_ANSWER:
             raise BadBody(f"the answer is larger than {_MAX_ANSWER} bytes")
     return bytes(pieces)
+
+
+def _rounds(concurrency: int | None) -> int:
+    """How often a call's places are taken: 1024 devices, and 32 places if nothing else was said."""
+    return 1024 // min(concurrency or 32, 1024) + 1
+
+
+def _no_commands() -> ApiCallFailed:
+    text = "this proxy has no /internal/exec: update it"
+    return ApiCallFailed(text, status=404, code="NOT_FOUND")
 
 
 def _raise_error(status: int, body: bytes) -> NoReturn:

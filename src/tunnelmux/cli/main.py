@@ -6,6 +6,7 @@ import click
 
 from tunnelmux import __version__
 from tunnelmux.cli.demo.command import demo
+from tunnelmux.cli.exec import exec_command
 from tunnelmux.cli.outcome import run_command
 
 __all__ = ["main"]
@@ -20,6 +21,7 @@ def tunnelmux() -> None:
 
 
 tunnelmux.add_command(demo)
+tunnelmux.add_command(exec_command)
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ def _load(
     context: click.Context, config_file: Path | None, warn: Callable[[str], None]
 ) -> ProxyConfig:
     config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
-    if not config.devices:
+    if not config.devices and not (config.socketio is not None and config.socketio.agents):
         warn("there are no [[devices]], so no agent can connect: add one")
     return config
 

@@ -6,16 +6,32 @@ is a `ConfigError` of one sentence that names the source, the key and the fix.
 
 from __future__ import annotations
 
-from tunnelmux.config.agent import AgentConfig, BackoffConfig, Device, ProxyEndpoint, ServiceConfig
+from tunnelmux.config.agent import (
+    AgentConfig,
+    BackoffConfig,
+    Device,
+    MainServer,
+    ProxyEndpoint,
+    ServiceConfig,
+)
+from tunnelmux.config.execution import ExecConfig
 from tunnelmux.config.join import JoinInvitation, decode_join, encode_join
 from tunnelmux.config.load import Flag, load_agent_config, load_proxy_config
-from tunnelmux.config.process import AgentLimitsConfig, DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.process import (
+    AgentLimitsConfig,
+    AuditConfig,
+    DrainConfig,
+    LimitsConfig,
+    LogConfig,
+)
 from tunnelmux.config.proxy import (
     DeviceConfig,
     HttpIngress,
     Ingress,
     InternalListener,
     ProxyConfig,
+    SocketIOAgent,
+    SocketIOListener,
     TcpIngress,
     TunnelListener,
 )
@@ -26,10 +42,12 @@ __all__ = [
     "Address",
     "AgentConfig",
     "AgentLimitsConfig",
+    "AuditConfig",
     "BackoffConfig",
     "Device",
     "DeviceConfig",
     "DrainConfig",
+    "ExecConfig",
     "Flag",
     "HttpIngress",
     "Ingress",
@@ -38,10 +56,13 @@ __all__ = [
     "JoinInvitation",
     "LimitsConfig",
     "LogConfig",
+    "MainServer",
     "ProxyConfig",
     "ProxyEndpoint",
     "Secret",
     "ServiceConfig",
+    "SocketIOAgent",
+    "SocketIOListener",
     "TcpIngress",
     "TunnelListener",
     "decode_join",

@@ -8,12 +8,14 @@ from typing import Literal, cast
 
 import msgspec
 
+from tunnelmux.config.execution import ExecConfig
 from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join
-from tunnelmux.config.process import AgentLimitsConfig, DrainConfig, LogConfig
+from tunnelmux.config.process import AgentLimitsConfig, AuditConfig, DrainConfig, LogConfig
 from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
     MissingSetting,
+    check_api_key,
     check_fingerprint,
     check_label,
     check_token,
@@ -28,11 +30,15 @@ __all__ = [
     "AgentConfig",
     "BackoffConfig",
     "Device",
+    "MainServer",
     "ProxyEndpoint",
     "ServiceConfig",
 ]
 
 _URL_EXAMPLE = "ws://proxy.example.com:3800/tunnel/connect"
+
+_MAIN_URL_EXAMPLE = "https://main.example.com"
+_SOCKETIO_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
 _HOST_FIELD = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-9]+)?")
 
@@ -107,6 +113,87 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return read_token_file("proxy.token_file", self.token_file)
 
 
+# What a [socketio] without a main server has.
+_UNSET: dict[str, object] = {
+    "proxy_id": None,
+    "api_key": None,
+    "api_key_file": None,
+    "path": "/socket.io/",
+    "transports": "auto",
+    "pin": None,
+    "ca_file": None,
+}
+
+
+class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A main server of the relay service, to which this agent connects with Socket.IO.
+
+    What it may have executed is bounded by `[exec]`, like everything.
+    """
+
+    url: str | None = None
+    """`https://` or `http://` and the host; a path is the namespace, else that is `/proxy`. Without
+    it there is no main server."""
+
+    proxy_id: str | None = None
+    """The name by which the main server knows this agent (its `proxyId`)."""
+
+    api_key: Secret | None = None
+    """What proves it (the `apiKey`). Give exactly one of `api_key` and `api_key_file`."""
+
+    api_key_file: Path | None = None
+    """A file whose only content is the key; read anew for every connection."""
+
+    path: str = "/socket.io/"
+    """Where Socket.IO is on that host."""
+
+    transports: Literal["auto", "polling", "websocket"] = "auto"
+    """How to connect: `auto` begins with polling and upgrades to a WebSocket where one passes."""
+
+    pin: str | None = None
+    """`sha256:` and the SHA-256 of the server's certificate (DER): accept that one and no other."""
+
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the server's certificate; default: the system's."""
+
+    def __post_init__(self) -> None:
+        if self.url is None:
+            if any(getattr(self, key) != field for key, field in _UNSET.items()):
+                raise MissingSetting("url", f'is missing: write it as "{_MAIN_URL_EXAMPLE}"')
+            return
+        parts = split_url("url", self.url, ("https", "http", "wss", "ws"), _MAIN_URL_EXAMPLE)
+        if parts.query or parts.fragment:
+            raise InvalidSetting("url", "must not have a query: proxyId and apiKey are added to it")
+        if not _SOCKETIO_PATH.fullmatch(self.path):
+            raise InvalidSetting("path", 'is not a path: write it like "/socket.io/"')
+        if self.proxy_id is None:
+            raise MissingSetting("proxy_id", "is missing: add it under [socketio]")
+        if not self.proxy_id or not self.proxy_id.isprintable() or len(self.proxy_id) > 128:
+            raise InvalidSetting("proxy_id", "must be 1 to 128 printable characters")
+        if self.api_key is None and self.api_key_file is None:
+            raise MissingSetting("api_key_file", "is missing: add it, or api_key, under [socketio]")
+        if self.api_key is not None and self.api_key_file is not None:
+            raise InvalidSetting("api_key", "and api_key_file are both there: keep one of them")
+        if self.api_key is not None:
+            check_api_key("api_key", self.api_key.reveal())
+        if self.pin is not None:
+            check_fingerprint("pin", self.pin, "sha256:")
+            if not self.is_encrypted:
+                raise InvalidSetting("pin", "is of no use without TLS: use https:// in url")
+
+    @property
+    def is_encrypted(self) -> bool:
+        """Whether the connection to the main server is under TLS."""
+        return self.url is not None and self.url.startswith(("https:", "wss:"))
+
+    def read_api_key(self) -> Secret:
+        """The key to send; reads `api_key_file` when that is the source. Raises ConfigError."""
+        if self.api_key is not None:
+            return self.api_key
+        assert self.api_key_file is not None  # one of the two is set, see __post_init__
+        return read_token_file("socketio.api_key_file", self.api_key_file, check_api_key)
+
+
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Who this agent is."""
 
@@ -174,16 +261,29 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of agent.toml."""
 
-    proxy: ProxyEndpoint
+    proxy: ProxyEndpoint | None = None
+    socketio: MainServer | None = None
     device: Device
     services: list[ServiceConfig] = []
     backoff: BackoffConfig = BackoffConfig()
     limits: AgentLimitsConfig = AgentLimitsConfig()
+    exec: ExecConfig = ExecConfig()
+    audit: AuditConfig = AuditConfig()
     drain: DrainConfig = DrainConfig()
     log: LogConfig = LogConfig()
 
     def __post_init__(self) -> None:
-        if not self.services:
+        if self.socketio is not None and self.socketio.url is None:
+            # A table with nothing in it. The struct is frozen for its users; this is its own
+            # construction.
+            msgspec.structs.force_setattr(self, "socketio", None)
+        if self.proxy is None and self.socketio is None:
+            raise MissingSetting(
+                "proxy.url",
+                f'is missing: write it as "{_URL_EXAMPLE}" under [proxy], or name a main server '
+                "under [socketio]",
+            )
+        if not self.services and self.socketio is None:
             raise MissingSetting(
                 "services", "there is none, so nothing could be reached: add a [[services]] table"
             )
@@ -203,8 +303,8 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
 
     @property
-    def default_service(self) -> ServiceConfig:
+    def default_service(self) -> ServiceConfig | None:
         """The one marked as default, else the first http service, else the first."""
         marked = [service for service in self.services if service.default]
         http = [service for service in self.services if service.scheme == "http"]
-        return (marked or http or self.services)[0]
+        return next(iter(marked or http or self.services), None)

@@ -19,11 +19,24 @@ from tunnelmux.config.schema import Table, settings_of, table_of
 from tunnelmux.config.token_file import exposed_to_others
 from tunnelmux.errors import ConfigError
 
-__all__ = ["CONFIG_VARIABLE", "Flag", "environment_names", "load_agent_config", "load_proxy_config"]
+__all__ = [
+    "API_VARIABLES",
+    "CONFIG_VARIABLE",
+    "Flag",
+    "environment_names",
+    "load_agent_config",
+    "load_proxy_config",
+]
 
 _ENVIRONMENT_PREFIX = "TUNNELMUX_"
 CONFIG_VARIABLE = "TUNNELMUX_CONFIG"
 """The environment variable that stands for `--config`."""
+
+API_VARIABLES = frozenset(
+    {"TUNNELMUX_API_URL", "TUNNELMUX_API_SECRET_FILE", "TUNNELMUX_API_CA_FILE"}
+)
+"""Where `tunnelmux exec` finds a proxy's internal API: no settings of a daemon, and no mistake in
+the environment of one either."""
 
 # Keys of which one replaces the others: a later source that sets one means that one only.
 _ALTERNATIVES = (
@@ -31,6 +44,7 @@ _ALTERNATIVES = (
     frozenset({"proxy.url", "proxy.join"}),
     frozenset({"proxy.pin", "proxy.join"}),
     frozenset({"internal.secret", "internal.secret_file"}),
+    frozenset({"socketio.api_key", "socketio.api_key_file"}),
 )
 
 Warn = Callable[[str], None]
@@ -66,10 +80,15 @@ def load_proxy_config(
     secret_files.append(config.tunnel.tls_key)
     if config.ingress.http is not None:
         secret_files.append(config.ingress.http.tls_key)
+    if config.socketio is not None:
+        secret_files.append(config.socketio.tls_key)
     if config.internal is not None:
         secret_files += [config.internal.tls_key, config.internal.secret_file]
-    if any(device.token is not None for device in config.devices) or sources.is_from_file(
-        "internal.secret"
+    agents = config.socketio.agents if config.socketio is not None else []
+    if (
+        any(device.token is not None for device in config.devices)
+        or any(agent.api_key is not None for agent in agents)
+        or sources.is_from_file("internal.secret")
     ):
         secret_files.append(file)
     if warn is not None:
@@ -92,8 +111,11 @@ def load_agent_config(
     sources = _Sources(table_of(AgentConfig), file, environ, flags)
     config: AgentConfig = sources.decode(check=_check_agent_files)
     if warn is not None:
-        in_file = sources.is_from_file("proxy.token") or sources.is_from_file("proxy.join")
-        _warn_of_exposed([config.proxy.token_file, file if in_file else None], warn)
+        secrets = ("proxy.token", "proxy.join", "socketio.api_key")
+        in_file = any(sources.is_from_file(key) for key in secrets)
+        named = [config.proxy.token_file] if config.proxy is not None else []
+        named += [config.socketio.api_key_file] if config.socketio is not None else []
+        _warn_of_exposed([*named, file if in_file else None], warn)
     return config
 
 
@@ -155,7 +177,10 @@ class _Sources:
     def _from_environment(self, environ: Mapping[str, str]) -> Iterable[Flag]:
         known = environment_names(self._table)
         for name, text in sorted(environ.items()):
-            if not name.startswith(_ENVIRONMENT_PREFIX) or name == CONFIG_VARIABLE:
+            if not name.startswith(_ENVIRONMENT_PREFIX) or name in {
+                CONFIG_VARIABLE,
+                *API_VARIABLES,
+            }:
                 continue
             if name not in known:
                 guess = nearest(name, list(known))
@@ -228,6 +253,9 @@ def _check_proxy_files(config: ProxyConfig) -> None:
     if config.ingress.http is not None:
         _check_readable("ingress.http.tls_certificate", config.ingress.http.tls_certificate)
         _check_readable("ingress.http.tls_key", config.ingress.http.tls_key)
+    if config.socketio is not None:
+        _check_readable("socketio.tls_certificate", config.socketio.tls_certificate)
+        _check_readable("socketio.tls_key", config.socketio.tls_key)
     if config.internal is not None:
         try:
             config.internal.read_secret()
@@ -238,8 +266,13 @@ def _check_proxy_files(config: ProxyConfig) -> None:
 
 
 def _check_agent_files(config: AgentConfig) -> None:
-    config.proxy.read_token()
-    _check_readable("proxy.ca_file", config.proxy.ca_file)
+    if config.proxy is not None:
+        config.proxy.read_token()
+        _check_readable("proxy.ca_file", config.proxy.ca_file)
+    _check_readable("exec.known_hosts", config.exec.known_hosts)
+    if config.socketio is not None:
+        config.socketio.read_api_key()
+        _check_readable("socketio.ca_file", config.socketio.ca_file)
 
 
 def _check_readable(key: str, file: Path | None) -> None:

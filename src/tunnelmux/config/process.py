@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import ClassVar, Literal
 
 import msgspec
 
 from tunnelmux.config.rules import InvalidSetting
-from tunnelmux.limits import INITIAL_WINDOW, IngressLimits, InternalLimits, Limits
+from tunnelmux.limits import INITIAL_WINDOW, IngressLimits, InternalLimits, Limits, SocketIOLimits
 
-__all__ = ["AgentLimitsConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
+__all__ = ["AgentLimitsConfig", "AuditConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
 
 _MAY_BE_ZERO = frozenset({"reconnect_wait", "session_window_budget", "process_window_budget"})
 _LARGEST_COUNT = 2**40
@@ -29,6 +30,25 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """`text` for people, `json` for programs; `auto` is text on a terminal and JSON elsewhere."""
 
 
+class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where every command that was run for somebody is written down, one JSON line each."""
+
+    file: Path | None = None
+    """The file, each daemon its own; without it, the lines go to the log."""
+
+    max_bytes: int = 16_777_216
+    """How large the file may grow before a new one is begun: about 50,000 commands, and small
+    enough to be opened in an editor."""
+
+    keep: int = 8
+    """How many old files stay, as `file.1` (the newest) to `file.8`: with `max_bytes`, what all of
+    them take on disk is bounded."""
+
+    def __post_init__(self) -> None:
+        _check_range("max_bytes", self.max_bytes, 4096, _LARGEST_COUNT)
+        _check_range("keep", self.keep, 1, 1000)
+
+
 class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What SIGTERM and Ctrl-C wait for."""
 
@@ -43,7 +63,14 @@ class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How much a peer or a visitor may make us hold, and how long we wait for it."""
 
-    left_out: ClassVar[frozenset[str]] = frozenset()
+    left_out: ClassVar[frozenset[str]] = frozenset(
+        {
+            "socketio_max_silence",
+            "socketio_max_queued",
+            "socketio_result_memory",
+            "socketio_remembered",
+        }
+    )
     """Limits that the program has no use for, and so no keys of its file."""
 
     session: Limits = Limits()
@@ -55,8 +82,11 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     internal: InternalLimits = InternalLimits()
     """What callers of the internal API are held to."""
 
+    socketio: SocketIOLimits = SocketIOLimits()
+    """What the two ends of a Socket.IO connection are held to."""
+
     def __post_init__(self) -> None:
-        for part in (self.session, self.ingress, self.internal):
+        for part in (self.session, self.ingress, self.internal, self.socketio):
             for field in dataclasses.fields(part):
                 _check_limit(field.name, getattr(part, field.name))
         # Data frames of any length are legal; this is what other implementations are known to take.
@@ -98,5 +128,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
 
     left_out: ClassVar[frozenset[str]] = frozenset(
         {"max_visitors", "max_handshakes", "reconnect_wait"}
+        | {"socketio_max_sessions", "socketio_max_commands"}
+        | {"socketio_start_timeout", "socketio_result_grace"}
         | {field.name for field in dataclasses.fields(InternalLimits)}
     )

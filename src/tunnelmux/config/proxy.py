@@ -7,11 +7,12 @@ from pathlib import Path
 
 import msgspec
 
-from tunnelmux.config.process import DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig
 from tunnelmux.config.rules import (
     DOMAIN_LABEL,
     Address,
     InvalidSetting,
+    check_api_key,
     check_fingerprint,
     check_label,
     check_network,
@@ -29,11 +30,14 @@ __all__ = [
     "Ingress",
     "InternalListener",
     "ProxyConfig",
+    "SocketIOAgent",
+    "SocketIOListener",
     "TcpIngress",
     "TunnelListener",
 ]
 
 
+_AGENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _PATH = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*")  # RFC 3986 section 3.3
 
 
@@ -250,6 +254,78 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return hash_token(read_token_file("token_file", self.token_file))
 
 
+class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One agent that may connect with Socket.IO, and the key it proves itself with."""
+
+    proxy_id: str
+    """The name it gives (its `proxyId`), and by which commands find it."""
+
+    api_key: Secret | None = None
+    """The key it sends. Give exactly one of `api_key` and `api_key_sha256`."""
+
+    api_key_sha256: str | None = None
+    """The SHA-256 of the key in hexadecimal, so that this file holds no secret."""
+
+    group: str | None = None
+    """A name it shares with others: a command for the group goes to the least busy of them."""
+
+    def __post_init__(self) -> None:
+        for key, name in (("proxy_id", self.proxy_id), ("group", self.group)):
+            if name is not None and not _AGENT_NAME.fullmatch(name):
+                raise InvalidSetting(
+                    key, f'"{name}" cannot be a name: use 1 to 128 of a-z, A-Z, 0-9, ".", "_", "-"'
+                )
+        if (self.api_key is None) == (self.api_key_sha256 is None):
+            raise InvalidSetting(
+                "api_key", f'"{self.proxy_id}" needs exactly one of api_key and api_key_sha256'
+            )
+        if self.api_key is not None:
+            check_api_key("api_key", self.api_key.reveal())
+        if self.api_key_sha256 is not None:
+            check_fingerprint("api_key_sha256", self.api_key_sha256)
+
+    @property
+    def key_hash(self) -> str:
+        """The key's SHA-256 in hexadecimal."""
+        if self.api_key_sha256 is not None:
+            return self.api_key_sha256
+        assert self.api_key is not None  # one of the two is set, see __post_init__
+        return hash_token(self.api_key)
+
+
+class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the relay service's agents connect with Socket.IO, and which may."""
+
+    listen: str
+    """`host:port` that they dial."""
+
+    path: str = "/socket.io/"
+    """The path of the Socket.IO endpoint."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; with it, agents dial `https://`."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_certificate`."""
+
+    agents: list[SocketIOAgent] = []
+    """Who may connect."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        if not _PATH.fullmatch(self.path):
+            raise InvalidSetting(
+                "path", f'"{self.path}" is not a path: write it like "/socket.io/"'
+            )
+        _check_tls_pair(self.tls_certificate, self.tls_key)
+        check_unique("agents.proxy_id", [agent.proxy_id for agent in self.agents])
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of proxy.toml."""
 
@@ -257,7 +333,9 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     internal: InternalListener | None = None
     ingress: Ingress = Ingress()
     devices: list[DeviceConfig] = []
+    socketio: SocketIOListener | None = None
     limits: LimitsConfig = LimitsConfig()
+    audit: AuditConfig = AuditConfig()
     drain: DrainConfig = DrainConfig()
     log: LogConfig = LogConfig()
 
@@ -272,6 +350,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"one of {', '.join(names) or 'them (there are none yet)'}",
                 )
         self._check_listeners()
+        self._check_agent_names(names)
 
     def read_token_hashes(self) -> dict[str, DeviceConfig]:
         """Every device under the SHA-256 of its token, in hexadecimal; reads the token files.
@@ -294,12 +373,30 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             devices[token_hash] = device
         return devices
 
+    def _check_agent_names(self, devices: list[str]) -> None:
+        """Commands find devices, Socket.IO agents and groups by name alone."""
+        agents = self.socketio.agents if self.socketio is not None else []
+        ids = {agent.proxy_id for agent in agents}
+        for index, agent in enumerate(agents):
+            if agent.proxy_id in devices:
+                raise InvalidSetting(
+                    f"socketio.agents[{index}].proxy_id",
+                    f'"{agent.proxy_id}" is also a device: give one of them another name',
+                )
+            if agent.group in ids or agent.group in devices:
+                raise InvalidSetting(
+                    f"socketio.agents[{index}].group",
+                    f'"{agent.group}" is also a device or an agent: give the group another name',
+                )
+
     def _check_listeners(self) -> None:
         listeners = {"tunnel.listen": self.tunnel.address}
         if self.internal is not None:
             listeners["internal.listen"] = self.internal.address
         if self.ingress.http is not None:
             listeners["ingress.http.listen"] = self.ingress.http.address
+        if self.socketio is not None:
+            listeners["socketio.listen"] = self.socketio.address
         for index, ingress in enumerate(self.ingress.tcp):
             listeners[f"ingress.tcp[{index}].listen"] = ingress.address
         taken: dict[Address, str] = {}

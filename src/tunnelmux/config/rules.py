@@ -15,6 +15,7 @@ __all__ = [
     "Address",
     "InvalidSetting",
     "MissingSetting",
+    "check_api_key",
     "check_fingerprint",
     "check_label",
     "check_network",
@@ -137,6 +138,14 @@ def check_token(key: str, token: str) -> None:
             "holds a character that a bearer token cannot have: use letters, digits and "
             '"-._~+/" (a quoted or broken line is the usual cause)',
         )
+
+
+def check_api_key(key: str, text: str) -> None:
+    """Refuse an API key that no line of a file could hold. The message does not show it."""
+    if not text:
+        raise InvalidSetting(key, "is empty: put the key there that the main server knows")
+    if not text.isascii() or not text.isprintable():
+        raise InvalidSetting(key, "must be one line of printable ASCII characters")
 
 
 def check_fingerprint(key: str, value: str, prefix: str = "") -> None:

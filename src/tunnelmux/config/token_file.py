@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 from tunnelmux.config.rules import InvalidSetting, check_token
@@ -14,8 +15,10 @@ _MAX_TOKEN_FILE = 16_384
 """Bytes: no token is longer, and somebody's log file named by mistake is not read whole."""
 
 
-def read_token_file(key: str, path: Path) -> Secret:
-    """The token a file holds, without the white space around it.
+def read_token_file(
+    key: str, path: Path, check: Callable[[str, str], None] = check_token
+) -> Secret:
+    """The token a file holds, without the white space around it. `check(key, token)` judges it.
 
     Raises InvalidSetting for `key` when the file cannot be read or does not hold one token.
     """
@@ -33,7 +36,7 @@ def read_token_file(key: str, path: Path) -> Secret:
     # latin-1 decodes every byte; check_token then refuses what is not ASCII, without showing it.
     token = content.decode("latin-1").strip()
     try:
-        check_token(key, token)
+        check(key, token)
     except InvalidSetting as error:
         raise InvalidSetting(key, f"{path} {error.problem}") from None
     return Secret(token)

@@ -25,7 +25,7 @@ LogLevel = Literal["debug", "info", "warning", "error"]
 _HIDDEN = "***"
 _FIRST = ("timestamp", "level", "component", "event")
 _SECRET_KEY = re.compile(
-    r"(?:^|[_-])(?:token|password|passphrase|secret|private[_-]key|authorization|cookie|join)$",
+    r"(?:^|[_-])(?:token|password|passphrase|secret|private[_-]key|api[_-]?key|authorization|cookie|join)$",
     re.IGNORECASE,
 )
 _SECRETS_IN_TEXT = (
@@ -33,6 +33,7 @@ _SECRETS_IN_TEXT = (
     (re.compile(r"(token[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(\b(?:Bearer|Basic)\s+)[\w\-.~+/]+=*", re.IGNORECASE), r"\1***"),
     (re.compile(r"tunnelmux-join:[\w\-=]+"), "tunnelmux-join:***"),
+    (re.compile(r"(api_?key[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
     (
         re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----.*?(?:-----END [A-Z ]*-----|\Z)", re.DOTALL),
         "*** private key ***",

@@ -8,12 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.errors import ConfigError
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import AuditLog, get_logger
+from tunnelmux.proxy.commands import Dispatcher
 from tunnelmux.proxy.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.enrolment import Enrolment
 from tunnelmux.proxy.ingress_http import HttpIngressServer
@@ -22,9 +24,12 @@ from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
 from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
-from tunnelmux.pump import open_pump
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.agents import AgentServer
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
@@ -101,7 +106,11 @@ class RunningProxy:
         )
         self._http = HttpIngressServer(self.store, self.devices)
         self._tcp = TcpIngressServer(self.store, self.devices)
-        self._internal = InternalServer(self.store, self.events, self._gauges)
+        self.dispatcher = Dispatcher(self.store, self.devices, audit=_audit_log(config))
+        self._internal = InternalServer(
+            self.store, self.events, self._gauges, dispatcher=self.dispatcher
+        )
+        self._agent_server: AgentServer | None = None
         self._set_ingress(config)
         self._reloading = trio.Lock()
         self._drain_wanted = trio.Event()
@@ -129,6 +138,16 @@ class RunningProxy:
         return [address for address in bound if address is not None]
 
     @property
+    def socketio_address(self) -> Address | None:
+        """Where agents connect with Socket.IO, or None without `[socketio]`."""
+        return self._listeners.address("socketio")
+
+    @property
+    def socketio_agents(self) -> list[str]:
+        """The agents that are connected with Socket.IO now, by name."""
+        return self._agent_server.connected if self._agent_server is not None else []
+
+    @property
     def internal_address(self) -> Address | None:
         """Where the back end calls, or None without `[internal]`."""
         return self._private_listeners.address("internal")
@@ -147,13 +166,18 @@ class RunningProxy:
         async with self._reloading:
             devices = devices_from_config(config)
             tunnel = _tunnel_settings(config)
+            audit = _audit_log(config)
+            self._check_agents(config)
             self._set_ingress(config)
+            self.dispatcher.audit.take_over(audit)
             self._tunnel.settings = tunnel
             self.config = config
             stale = sorted(self.devices.replace_configured(devices))
             kicked = [name for name in stale if await self._kick(name)]
+            kicked += self._set_agents(config)
             problems = []
             if not self._drain_wanted.is_set():
+                await self._serve_agents()
                 problems = await self._listeners.apply(self._plans())
                 problems += await self._private_listeners.apply(self._private_plans())
             for problem in problems:
@@ -186,6 +210,7 @@ class RunningProxy:
                 problems = await self._run_until_drained(announce, task_status)
         finally:
             self._finished.set()
+            self.dispatcher.audit.close()
         if problems:
             raise ConfigError("\n".join(str(problem) for problem in problems))
 
@@ -204,6 +229,8 @@ class RunningProxy:
                 self._callers.cancel_scope.cancel()
             for handle in self._tunnel.sessions:
                 self._agents.start_soon(handle.session.aclose)
+            if self._agent_server is not None:
+                self._agents.start_soon(self._agent_server.aclose)
             # Leaving the block waits for the goodbyes until then.
             self._agents.cancel_scope.deadline = trio.current_time() + _GOODBYE
         return problems
@@ -219,6 +246,7 @@ class RunningProxy:
                 async with trio.open_nursery() as accepting:
                     self._listeners = ListenerSet(accepting)
                     try:
+                        await self._serve_agents()
                         problems = await self._listeners.apply(self._plans())
                         problems += await self._private_listeners.apply(self._private_plans())
                         if not problems:
@@ -295,7 +323,37 @@ class RunningProxy:
         self._internal.configure(
             InternalSettings(access=access, limits=config.limits.internal, http_limits=limits)
         )
+        self.dispatcher.configure(config.limits.internal, limits)
         self.store.expire_after = config.limits.internal.session_expiry
+
+        if self._agent_server is None:
+            self._set_agents(config)
+
+    def _set_agents(self, config: ProxyConfig) -> list[str]:
+        """Take over who may connect with Socket.IO; answers who may no more, and was connected."""
+        agents = config.socketio.agents if config.socketio is not None else []
+        self.dispatcher.expect({agent.proxy_id: agent.group for agent in agents})
+        if config.socketio is None:
+            server = self._agent_server
+            return server.configure(server.settings, []) if server is not None else []
+        # Not at the top: its libraries take longer to import than all the rest of the proxy.
+        from tunnelmux.proxy.agents import AgentServer, agent_settings
+
+        settings = agent_settings(config)
+        if self._agent_server is None:
+            self._agent_server = AgentServer(self.dispatcher, settings)
+        return self._agent_server.configure(settings, config.socketio.agents)
+
+    def _check_agents(self, config: ProxyConfig) -> None:
+        """Raises ConfigError when a file of [socketio] cannot be used; changes nothing."""
+        if config.socketio is not None:
+            from tunnelmux.proxy.agents import agent_settings
+
+            agent_settings(config)
+
+    async def _serve_agents(self) -> None:
+        if self._agent_server is not None and not self._agent_server.is_running:
+            await self._agents.start(self._agent_server.run)
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """What the metrics show of the proxy now."""
@@ -320,6 +378,14 @@ class RunningProxy:
                 gate=self._tunnel.gate,
             )
         }
+        socketio = self.config.socketio
+        if socketio is not None and self._agent_server is not None:
+            plans["socketio"] = ListenerPlan(
+                key="socketio.listen",
+                address=socketio.address,
+                handler=self._agent_server.handle,
+                nursery=self._agents,
+            )
         if ingress.http is not None:
             plans["http"] = ListenerPlan(
                 key="ingress.http.listen",
@@ -333,6 +399,7 @@ class RunningProxy:
                 address=tcp.address,
                 handler=partial(self._tcp.handle, tcp.device, tcp.service),
                 nursery=self._visitors,
+                take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),
             )
         return plans
 
@@ -369,10 +436,14 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
     )
 
 
+def _audit_log(config: ProxyConfig) -> AuditLog:
+    audit = config.audit
+    return AuditLog.open(audit.file, max_bytes=audit.max_bytes, keep=audit.keep)
+
+
 def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
     return server_context(certificate, key) if certificate and key else None
 
 
 def _live_streams(sessions: list[LocalHandle]) -> int:
     return sum(handle.session.stream_count for handle in sessions)
-                take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),

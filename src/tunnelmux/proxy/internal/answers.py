@@ -13,13 +13,14 @@ from tunnelmux.http import Field, Refusal, ServerConnection
 __all__ = ["CODES", "Answer", "ApiConnection", "ApiError"]
 
 CODES: dict[str, tuple[int, str]] = {
-    "BODY_TOO_LARGE": (413, "The request's body is over limits.max_forward_body."),
+    "BODY_TOO_LARGE": (413, "The request's body is over max_forward_body or max_exec_request."),
     "DRAINING": (503, "The proxy is shutting down."),
     "FORBIDDEN": (403, "A browser on another site's behalf, or a host name that is not ours."),
     "HEAD_TIMEOUT": (408, "The request's head or body took too long."),
     "HEAD_TOO_LARGE": (431, "The request's head is over limits.max_head_bytes."),
     "INTERNAL_ERROR": (500, "A bug in the proxy; its log has more."),
     "INVALID_BODY": (400, "The body is not base64."),
+    "INVALID_COMMAND": (400, "A field of the command is missing or wrong; `field` names it."),
     "INVALID_JSON": (400, "The request is not the JSON that is wanted."),
     "INVALID_REQUEST": (400, "No sound HTTP request can be made of what was asked for."),
     "METHOD_NOT_ALLOWED": (405, "The path is right and the method is not; see Allow."),
@@ -35,6 +36,7 @@ CODES: dict[str, tuple[int, str]] = {
     "TUNNEL_READ_ERROR": (502, "The tunnel broke before the response was complete."),
     "TUNNEL_WRITE_ERROR": (502, "The tunnel broke before the request was sent."),
     "UNAUTHORIZED": (401, "No Authorization: Bearer with the right secret."),
+    "UNKNOWN_DEVICE": (404, "A selector of /internal/exec names nothing that is there."),
     "UPGRADE_REQUIRED": (426, "forward/ws takes WebSocket upgrades only."),
 }
 """Every error code with its status and meaning. Programs depend on them: a code may be added,
@@ -56,7 +58,8 @@ class ApiError(TunnelmuxError):
     """Raised to answer a call with an error. `message` names the cause and, if any, the fix.
 
     `forwarded` may be set when it is the outcome of a forward/http call, whose JSON always has
-    `status`: 0 where there is no response.
+    `status`: 0 where there is no response. `field` is the part of the request that is wrong, where
+    one is.
     """
 
     def __init__(
@@ -66,9 +69,11 @@ class ApiError(TunnelmuxError):
         *,
         headers: list[Field] | None = None,
         status: int | None = None,
+        field: str | None = None,
     ) -> None:
         super().__init__(message)
         self.code = code
+        self.field = field
         self.message = message
         self.status = status or CODES[code][0]
         self.headers = headers or []
@@ -77,7 +82,10 @@ class ApiError(TunnelmuxError):
     def body(self) -> bytes:
         """The JSON that says it."""
         content: dict[str, object] = {"status": 0} if self.forwarded else {}
-        content["error"] = {"code": self.code, "message": self.message}
+        error = {"code": self.code, "message": self.message}
+        if self.field is not None:
+            error["field"] = self.field
+        content["error"] = error
         return msgspec.json.encode(content)
 
 

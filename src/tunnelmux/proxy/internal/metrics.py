@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -22,9 +22,11 @@ Gauges = Callable[[], dict[str, tuple[str, float]]]
 class Metrics:
     """The proxy's metrics. No label names a device, a session or a stream: there are too many."""
 
-    def __init__(self, gauges: Gauges, log: EventLog) -> None:
+    def __init__(self, gauges: Gauges, log: EventLog, more: Iterable[Collector] = ()) -> None:
         self._registry = CollectorRegistry()
         self._registry.register(_Now(gauges, log))
+        for collector in more:
+            self._registry.register(collector)
         ProcessCollector(registry=self._registry)
         self._calls = Counter(
             "tunnelmux_internal_calls",

@@ -13,6 +13,7 @@ __all__ = ["describe"]
 
 _TEXT = {"type": "string"}
 _TIME = {"type": "string", "format": "date-time"}
+_LINE = {"type": "string", "pattern": "^[ -~]+$"}
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
@@ -24,7 +25,12 @@ _SCHEMAS = {
     "Error": _object(
         ["error"],
         status={"type": "integer", "const": 0, "description": "forward/http only: no response."},
-        error=_object(["code", "message"], code={"enum": sorted(CODES)}, message=_TEXT),
+        error=_object(
+            ["code", "message"],
+            code={"enum": sorted(CODES)},
+            message=_TEXT,
+            field={"type": "string", "description": "The part of the request that is wrong."},
+        ),
     ),
     "ForwardHTTPRequest": _object(
         ["session_token"],
@@ -40,6 +46,62 @@ _SCHEMAS = {
         status={"type": "integer", "minimum": 200, "maximum": 999},
         headers={"type": "object", "additionalProperties": {"type": "array", "items": _TEXT}},
         body=_BASE64,
+    ),
+    "ExecRequest": {
+        **_object(
+            ["devices", "host", "username", "command"],
+            devices={
+                "description": "A name, or a list of names, patterns and `all`.",
+                "anyOf": [_LINE, {"type": "array", "minItems": 1, "items": _LINE}],
+            },
+            host={
+                "type": "string",
+                "pattern": r"^[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$",
+                "maxLength": 255,
+                "description": "The SSH server, as the device sees it.",
+            },
+            port={"type": "integer", "minimum": 1, "maximum": 65_535, "default": 22},
+            username={**_LINE, "maxLength": 256},
+            password=_TEXT,
+            privateKey={"type": "string", "minLength": 1},
+            passphrase=_TEXT,
+            certificate=_TEXT,
+            command={"type": "string", "pattern": r"^[^\u0000]+$"},
+            timeout={
+                "type": "number",
+                "minimum": 1,
+                "maximum": 3_600_000,
+                "description": "Milliseconds.",
+            },
+            stdin={**_BASE64, "pattern": "^([A-Za-z0-9+/]{4})*$"},
+            commandId={**_LINE, "maxLength": 64},
+            concurrency={"type": "integer", "minimum": 1, "maximum": 32},
+            abortOnError={"type": "boolean"},
+            askedBy={**_LINE, "maxLength": 128, "description": "On whose behalf, for the audit."},
+        ),
+        "dependentRequired": {"certificate": ["privateKey"]},
+    },
+    "ExecResult": _object(
+        ["device", "commandId", "duration", "result"],
+        device=_TEXT,
+        commandId=_TEXT,
+        duration={"type": "number", "description": "Seconds."},
+        result=_object(
+            ["stdout", "stderr", "exitCode"],
+            stdout=_TEXT,
+            stderr=_TEXT,
+            exitCode={"type": "integer", "minimum": 0},
+            encoding={"type": "string", "description": "There when bytes were replaced."},
+            truncated={"const": True},
+            reason={"type": "string", "description": "Why it did not simply end."},
+        ),
+    ),
+    "ExecAnswer": _object(
+        ["commandId", "succeeded", "failed", "results"],
+        commandId=_TEXT,
+        succeeded={"type": "integer", "minimum": 0},
+        failed={"type": "integer", "minimum": 0},
+        results={"type": "array", "items": {"$ref": "#/components/schemas/ExecResult"}},
     ),
     "Session": _object(
         [
@@ -175,6 +237,24 @@ _DETAILS: dict[str, dict[str, Any]] = {
             "101": {"description": "The WebSocket is open, end to end."},
             "default": {"description": "What the device answered instead."},
             **_errors(*_TUNNEL, "UPGRADE_REQUIRED", "TUNNEL_READ_ERROR"),
+        },
+    },
+    "/internal/exec": {
+        "summary": "Run a command over SSH on one device or many",
+        "requestBody": {
+            "required": True,
+            **_content("application/json", {"$ref": "#/components/schemas/ExecRequest"}),
+        },
+        "responses": {
+            "200": {
+                "description": "What happens, one JSON object a line, as it does; or, with "
+                "`Accept: application/json`, every result when the last is there.",
+                "content": {
+                    "application/x-ndjson": {"schema": _TEXT},
+                    "application/json": {"schema": {"$ref": "#/components/schemas/ExecAnswer"}},
+                },
+            },
+            **_errors("BODY_TOO_LARGE", "INVALID_COMMAND", "INVALID_JSON", "UNKNOWN_DEVICE"),
         },
     },
     "/internal/session/{token}": {

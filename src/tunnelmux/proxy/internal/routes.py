@@ -28,6 +28,8 @@ class Call:
     parameters: Mapping[str, str] = field(default_factory=dict)
     """What stood in the path where the route has `{name}`."""
     query: Mapping[str, str] = field(default_factory=dict)
+    remote: str = ""
+    """Where the caller is, as `host:port`."""
 
     @property
     def query_token(self) -> str:
@@ -48,6 +50,8 @@ class Route:
     path: str
     answer: Callable[[Call], Awaitable[Answer]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
+    is_work: bool = False
+    """Whether a drain waits for the end of this stream, as it does for every plain answer."""
 
     @property
     def methods(self) -> tuple[str, ...]:

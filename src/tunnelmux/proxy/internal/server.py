@@ -9,13 +9,14 @@ import trio
 
 from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
 from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
-from tunnelmux.http.body import BadBody
-from tunnelmux.http.head import has_member
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.commands import Dispatcher
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.events import EventStreamer
+from tunnelmux.proxy.internal.exec import CommandCalls
 from tunnelmux.proxy.internal.forward_http import (
     HttpForwarder,
     base64_length,
@@ -61,7 +62,7 @@ class InternalSettings:
 class InternalServer:
     """Serves the connections of callers.
 
-    `gauges` answers what the metrics show of the rest of the proxy.
+    `gauges` answers what the metrics show of the rest of the proxy, `dispatcher` runs commands.
     """
 
     def __init__(
@@ -70,12 +71,13 @@ class InternalServer:
         events: EventLog,
         gauges: Gauges = dict,
         *,
+        dispatcher: Dispatcher,
         settings: InternalSettings | None = None,
     ) -> None:
         self._settings = settings or InternalSettings()
         self.is_draining = False
         self.in_progress = 0
-        """Calls being answered now; streams do not count."""
+        """Calls being answered now; streams that only a caller ends do not count."""
         self._store = store
         self._callers: set[ApiConnection] = set()
         self._open = 0  # those still shaking hands included
@@ -84,7 +86,9 @@ class InternalServer:
         self._http = HttpForwarder(store, self._gate)
         self._events = EventStreamer(events)
         self._gauges = gauges
-        self.metrics = Metrics(self._gauges_now, events)
+        self._dispatcher = dispatcher
+        self._commands = CommandCalls(dispatcher)
+        self.metrics = Metrics(self._gauges_now, events, dispatcher.figures.collectors)
         self.table = RouteTable(self._routes())
         self._description = msgspec.json.encode(describe(self.table.routes))
 
@@ -94,6 +98,7 @@ class InternalServer:
             Route("POST", "/internal/forward/http", answer=self._forward_http),
             Route("POST", "/internal/forward/raw", stream=streams.raw),
             Route("GET", "/internal/forward/ws", stream=streams.websocket),
+            Route("POST", "/internal/exec", stream=self._commands.serve, is_work=True),
             Route("GET", "/internal/session/{token}", answer=self._get_session),
             Route("POST", "/internal/session/{token}/close", answer=self._close_session),
             Route("GET", "/internal/sessions", answer=self._list_sessions),
@@ -205,7 +210,9 @@ class InternalServer:
         try:
             settings.access.check(request)
             route, parameters, query = self.table.find(request)
-            call = Call(request, server, settings.limits, settings.http_limits, parameters, query)
+            call = Call(
+                request, server, settings.limits, settings.http_limits, parameters, query, remote
+            )
             if route.answer is None:
                 await self._stream(route, call)
                 return False
@@ -232,6 +239,9 @@ class InternalServer:
     async def _stream(self, route: Route, call: Call) -> None:
         assert route.stream is not None
         self._count(route, "started", None)
+        if route.is_work:
+            await route.stream(call)
+            return
         self.in_progress -= 1  # a drain waits for the streams to agents, and not for event streams
         try:
             await route.stream(call)
@@ -267,7 +277,11 @@ class InternalServer:
     # -- the plain routes ---------------------------------------------------------------------
 
     async def _forward_http(self, call: Call) -> Answer:
-        body = await _read_body(call)
+        body = await read_whole_body(
+            call,
+            most=base64_length(call.limits.max_forward_body) + _JSON_SLACK,
+            over=too_large(call.limits.max_forward_body),
+        )
         wanted = decode_forward_request(body)
         wanted.session_token = wanted.session_token or call.query_token
         try:
@@ -331,40 +345,11 @@ class InternalServer:
     def _gauges_now(self) -> dict[str, tuple[str, float]]:
         return {
             **self._gauges(),
+            **self._dispatcher.gauges(),
             "tunnelmux_internal_callers": ("Open connections.", self._open),
             "tunnelmux_internal_forwards": ("Forwards in progress.", self._gate.total),
             "tunnelmux_internal_event_readers": ("Event streams.", self._events.readers),
         }
-
-
-async def _read_body(call: Call) -> bytes:
-    """The whole JSON body of a forward/http call. Raises ApiError."""
-    server, limits = call.server, call.limits
-    largest = base64_length(limits.max_forward_body) + _JSON_SLACK
-    if (call.request.content_length or 0) > largest:
-        raise too_large(limits.max_forward_body)
-    pieces = bytearray()
-    end = server.body_done
-    if not end and _expects_100(call.request):
-        await server.send_interim(100, b"Continue", [])
-    try:
-        with trio.fail_after(limits.forward_timeout):
-            while not end:
-                data, end = await server.read_body()
-                pieces += data
-                if len(pieces) > largest:
-                    raise too_large(limits.max_forward_body)
-    except BadBody as error:
-        raise ApiError("INVALID_REQUEST", f"the request cannot be used: {error}") from None
-    except trio.TooSlowError:
-        raise ApiError(
-            "HEAD_TIMEOUT", f"the request's body took longer than {limits.forward_timeout:g} s"
-        ) from None
-    return bytes(pieces)
-
-
-def _expects_100(request: RequestHead) -> bool:
-    return has_member(request.headers, b"expect", b"100-continue")
 
 
 def _logged_path(route: Route | None) -> str:

@@ -1,0 +1,83 @@
+"""Which commands this device runs: the lists of [exec]."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from collections.abc import Callable, Sequence
+
+from tunnelmux.commands import CommandRequest
+from tunnelmux.config import ExecConfig
+
+__all__ = ["AllowList"]
+
+_HARMLESS = r"[\w@%+=:,./ -]"
+"""What a wildcard in a command stands for: nothing that a shell gives a meaning to."""
+
+_ANY = r"[\s\S]"
+
+_Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class AllowList:
+    """The hosts, users and commands of one configuration. What is not in it is forbidden."""
+
+    def __init__(self, config: ExecConfig) -> None:
+        names = [host for host in config.hosts if "/" not in host]
+        self._networks = [ipaddress.ip_network(host) for host in config.hosts if "/" in host]
+        self._hosts = _matcher([_plain_host(name) for name in names], _ANY)
+        self._users = _matcher(config.users, _ANY)
+        self._commands = _matcher(config.commands, _HARMLESS)
+
+    def objection(self, request: CommandRequest) -> str | None:
+        """Why the command is forbidden, in a sentence, or None when it is allowed."""
+        if not self._allows_host(request.host):
+            return _forbidden(f'commands on the host "{request.host}"', "hosts")
+        if not self._users(request.username):
+            return _forbidden(f'commands as the user "{request.username}"', "users")
+        if not self._commands(request.command):
+            return _forbidden("this command", "commands")
+        return None
+
+    def _allows_host(self, host: str) -> bool:
+        address = _address(host)
+        if address is not None:
+            if any(address in network for network in self._networks):
+                return True
+            return self._hosts(str(address)) or self._hosts(_plain_host(host))
+        return self._hosts(_plain_host(host))
+
+
+def _forbidden(what: str, key: str) -> str:
+    return f"this device does not allow {what}: add it to exec.{key} in the agent's configuration"
+
+
+def _plain_host(host: str) -> str:
+    return host.lower().rstrip(".")
+
+
+def _address(host: str) -> _Address | None:
+    """The address that `host` is, or None for a name. An IPv4 one in IPv6's clothes is that."""
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        return address.ipv4_mapped
+    return address
+
+
+def _matcher(patterns: Sequence[str], wildcard: str) -> Callable[[str], bool]:
+    """Whether a text is one of these, with `*` and `?` in them; the pattern "*" is every text."""
+    if "*" in patterns:
+        return lambda _text: True
+    expressions = [
+        re.compile(
+            "".join(
+                {"*": f"{wildcard}*", "?": wildcard}.get(letter, re.escape(letter))
+                for letter in pattern
+            )
+        )
+        for pattern in patterns
+    ]
+    return lambda text: any(expression.fullmatch(text) for expression in expressions)

@@ -1,0 +1,196 @@
+"""The commands that this device runs: what is allowed, how many at once, and who hears of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnelmux.agent.allowed import AllowList
+from tunnelmux.commands import CommandRequest, Event, Exited, failure
+from tunnelmux.config import AgentConfig
+from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.observability import get_logger
+from tunnelmux.observability.audit import AuditLog, AuditRecord
+
+if TYPE_CHECKING:  # asyncssh takes longer to import than all the rest of the agent
+    from tunnelmux.ssh import Login, SshPool
+
+__all__ = ["CommandExecutor"]
+
+_log = get_logger("agent")
+
+
+class CommandExecutor:
+    """Runs commands over SSH within the bounds of [exec]. An Executor.
+
+    While `serving()` is entered; else, and where [exec] is off, every command is refused. Raises
+    ConfigError when the audit's file cannot be written.
+    """
+
+    def __init__(self, config: AgentConfig) -> None:
+        self.enabled = config.exec.enabled
+        self.limits = config.exec.limits
+        self.running = 0
+        """Commands that somebody waits for now."""
+        self._config = config
+        self._device = config.device.name
+        self._allowed = AllowList(config.exec)
+        self._pool: SshPool | None = None
+        self._unavailable = "this device is not running commands now"
+        self._audit: AuditLog | None = None
+        if self.enabled:
+            audit = config.audit
+            self._audit = AuditLog.open(audit.file, max_bytes=audit.max_bytes, keep=audit.keep)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator[None]:
+        """Commands can be run for the length of the block; at its end all of them are ended.
+
+        What the block raises comes out as it is.
+        """
+        if not self.enabled:
+            yield
+            return
+        try:
+            from tunnelmux.ssh import open_pool
+
+            login = self._login()
+        except Exception as exc:  # noqa: BLE001  whatever its libraries fail with, the rest works
+            _log.exception("commands unavailable", effect="services are reached all the same")
+            self._unavailable = f"this device cannot run commands: {exc}"
+            yield
+            return
+        async with open_pool(login) as pool:
+            self._pool = pool
+            try:
+                yield
+            finally:
+                self._unavailable = "this device is shutting down"
+                self._pool = None
+
+    def refusal(self, request: CommandRequest) -> Exited | None:
+        """The end of a command that is not going to be run now, or None."""
+        if not self.enabled:
+            return failure("forbidden", "this device runs no commands: exec.enabled is off there")
+        objection = self._allowed.objection(request)
+        if objection is not None:
+            return failure("forbidden", objection)
+        most = self.limits.max_timeout
+        if request.timeout > most:
+            message = (
+                f"this device allows a command at most {most:g} s: ask for less, or raise "
+                "exec.max_timeout in the agent's configuration"
+            )
+            return failure("forbidden", message)
+        if self.running >= self.limits.max_concurrent:
+            most_commands = self.limits.max_concurrent
+            return failure("busy", f"this device runs {most_commands} commands already: try later")
+        if self._pool is None:
+            return failure("failed", self._unavailable)
+        return None
+
+    @asynccontextmanager
+    async def execute(
+        self, request: CommandRequest, *, asked_by: str
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Run one command, or refuse it. See `tunnelmux.commands.Executor`."""
+        start, began = datetime.now(UTC), trio.current_time()
+        watched: _Watched | None = None
+        refused = self.refusal(request)
+        try:
+            if refused is not None:
+                yield _only(refused)
+                return
+            assert self._pool is not None  # or it is refused
+            self.running += 1
+            try:
+                async with self._pool.execute(request, asked_by=asked_by) as events:
+                    watched = _Watched(events)
+                    yield watched
+            finally:
+                self.running -= 1
+        finally:
+            end = refused or (watched.end if watched is not None else None)
+            self._record(request, asked_by, start, trio.current_time() - began, end)
+
+    def figures(self) -> dict[str, object]:
+        """What /v1/info says about commands."""
+        if self._pool is None:
+            return {"enabled": self.enabled, "running": self.running}
+        pool, figures = self._pool, self._pool.figures
+        return {
+            "enabled": True,
+            "running": self.running,
+            "commands": figures.commands,
+            "connections": pool.connection_count,
+            "connects": figures.connects,
+            "connect_failures": figures.connect_failures,
+            "reused": figures.reused,
+            "killed": figures.killed,
+            "not_killed": figures.not_killed,
+        }
+
+    def _login(self) -> Login:
+        from tunnelmux.ssh import HostKeys, Login
+
+        config = self._config
+        folder = config.device.state_dir or default_state_dir("tunnelmux-agent", os.environ)
+        keys = HostKeys(
+            config.exec.host_keys,
+            known_hosts=config.exec.known_hosts,
+            store=folder / f"{self._device}.known_hosts",
+        )
+        return Login(config.exec.limits, keys, config.exec.ssh_agent)
+
+    def _record(
+        self,
+        request: CommandRequest,
+        asked_by: str,
+        start: datetime,
+        duration: float,
+        end: Exited | None,
+    ) -> None:
+        if self._audit is None:
+            return
+        if end is None:
+            end = failure("cancelled", "nobody waited for its end", duration=duration)
+        self._audit.record(
+            AuditRecord(
+                time=datetime.now(UTC),
+                command_id=request.command_id,
+                asked_by=asked_by,
+                device=self._device,
+                host=request.host,
+                user=request.username,
+                command=request.command,
+                start=start,
+                duration=round(duration, 3),
+                exit_code=end.exit_code,
+                stdout_bytes=end.stdout_bytes,
+                stderr_bytes=end.stderr_bytes,
+                reason=end.reason,
+            )
+        )
+
+
+class _Watched(AsyncIterator[Event]):
+    """Events as they are, and the last one kept for the audit."""
+
+    def __init__(self, events: AsyncIterator[Event]) -> None:
+        self._events = events
+        self.end: Exited | None = None
+
+    async def __anext__(self) -> Event:
+        event = await self._events.__anext__()
+        if isinstance(event, Exited):
+            self.end = event
+        return event
+
+
+async def _only(event: Exited) -> AsyncIterator[Event]:
+    yield event

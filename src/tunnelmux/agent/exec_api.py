@@ -1,0 +1,193 @@
+"""`POST /v1/exec` of the agent's own API: one command in, its events or its result out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from http import HTTPStatus
+from urllib.parse import unquote
+
+import trio
+
+from tunnelmux.agent.commands import CommandExecutor
+from tunnelmux.commands import (
+    CommandRequest,
+    Event,
+    Exited,
+    InvalidCommand,
+    collect,
+    encode_event,
+)
+from tunnelmux.http import Field, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import first_value, has_member
+
+__all__ = ["ASKED_BY_FIELD", "EXEC_PATH", "serve_exec"]
+
+EXEC_PATH = "/v1/exec"
+
+ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
+"""Who wants the command, for the audit of this device; percent-encoded UTF-8."""
+
+_MAX_ASKED_BY = 512
+
+_STATUS = {
+    "BODY_TOO_LARGE": 413,
+    "BUSY": 503,
+    "FORBIDDEN": 403,
+    "INVALID_BODY": 400,
+    "INVALID_COMMAND": 400,
+    "INVALID_JSON": 400,
+    "METHOD_NOT_ALLOWED": 405,
+    "TIMEOUT": 408,
+    "UNAVAILABLE": 503,
+}
+_CODES = {"forbidden": "FORBIDDEN", "busy": "BUSY", "failed": "UNAVAILABLE"}
+_REASON_FIELD = b"Tunnelmux-Reason"
+
+
+class _ExecError(Exception):
+    """Answered as `{"error": {"code", "message", "field"}}`."""
+
+    def __init__(self, code: str, message: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.message = message
+        self.field = field
+
+
+async def serve_exec(
+    server: ServerConnection, request: RequestHead, executor: CommandExecutor, timeout: float
+) -> None:
+    """Answer one request for a command, which must be here whole within `timeout` seconds.
+
+    Raises VisitorGone when whoever asked is gone; the command is ended then.
+    """
+    try:
+        command = await _read_command(server, request, executor, timeout)
+    except _ExecError as error:
+        await _send_error(server, error)
+        return
+    asked_by = first_value(request.headers, ASKED_BY_FIELD.lower()) or b""
+    name = unquote(asked_by.decode("latin-1"))[:_MAX_ASKED_BY] or "the proxy"
+    refused = executor.refusal(command)
+    async with executor.execute(command, asked_by=name) as events:
+        if refused is not None:
+            code = _CODES[refused.reason or "failed"]
+            await _send_error(server, _ExecError(code, str(refused.message)), refused)
+            return
+        await _answer(server, request, command, events)
+
+
+async def _answer(
+    server: ServerConnection,
+    request: RequestHead,
+    command: CommandRequest,
+    events: AsyncIterator[Event],
+) -> None:
+    """Send what happens, or the result of it, while watching whether somebody still wants it."""
+    gone: VisitorGone | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            nonlocal gone
+            try:
+                await server.watch()
+            except VisitorGone as exc:
+                gone = exc
+                nursery.cancel_scope.cancel(reason="whoever asked is gone")
+
+        nursery.start_soon(watch)
+        try:
+            if _wants_result(request):
+                result = await collect(events)
+                content = {"commandId": command.command_id, "result": result.to_json()}
+                await _send_json(server, 200, content)
+            else:
+                await server.send_response(200, b"OK", _fields(b"application/x-ndjson"))
+                async for event in events:
+                    await server.send_body(encode_event(event), end=isinstance(event, Exited))
+        except VisitorGone as exc:
+            gone = exc
+        nursery.cancel_scope.cancel(reason="the command is over")
+    if gone is not None:
+        raise gone
+
+
+def _wants_result(request: RequestHead) -> bool:
+    accepted = request.headers
+    return has_member(accepted, b"accept", b"application/json") and not has_member(
+        accepted, b"accept", b"application/x-ndjson"
+    )
+
+
+async def _read_command(
+    server: ServerConnection, request: RequestHead, executor: CommandExecutor, timeout: float
+) -> CommandRequest:
+    if request.method != b"POST":
+        raise _ExecError("METHOD_NOT_ALLOWED", f"{EXEC_PATH} takes POST only.")
+    if not executor.enabled:  # before its body: credentials of no use are not even read
+        raise _ExecError("FORBIDDEN", "This device runs no commands: exec.enabled is off there.")
+    return _parse(await _read_body(server, executor.limits.max_request, timeout))
+
+
+async def _read_body(server: ServerConnection, limit: int, timeout: float) -> bytes:
+    body = bytearray()
+    try:
+        with trio.fail_after(timeout):
+            end = False
+            while not end:
+                data, end = await server.read_body()
+                body += data
+                if len(body) > limit:
+                    raise _ExecError(
+                        "BODY_TOO_LARGE",
+                        f"The request is over exec.max_request ({limit} bytes): put large input "
+                        "into a file on the host.",
+                    )
+    except trio.TooSlowError:
+        raise _ExecError("TIMEOUT", f"The request took longer than {timeout:g} s.") from None
+    except BadBody as exc:
+        raise _ExecError("INVALID_BODY", f"The request's body is bad: {exc}.") from None
+    return bytes(body)
+
+
+def _parse(body: bytes) -> CommandRequest:
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        # Its words are left out: they may show a piece of a credential.
+        raise _ExecError("INVALID_JSON", "The request's body is not JSON.") from None
+    try:
+        return CommandRequest.from_json(content)
+    except InvalidCommand as exc:
+        raise _ExecError("INVALID_COMMAND", f"{exc}.", exc.field) from None
+
+
+async def _send_error(
+    server: ServerConnection, error: _ExecError, refused: Exited | None = None
+) -> None:
+    content: dict[str, object] = {"code": error.code, "message": error.message}
+    if error.field is not None:
+        content["field"] = error.field
+    extra: list[Field] = []
+    if error.code == "METHOD_NOT_ALLOWED":
+        extra.append((b"Allow", b"POST"))
+    reason = refused.reason if refused is not None else None
+    if reason is None and error.code == "FORBIDDEN":
+        reason = "forbidden"
+    extra.append((_REASON_FIELD, (reason or "bad-request").encode("ascii")))
+    await _send_json(server, _STATUS[error.code], {"error": content}, extra)
+
+
+async def _send_json(
+    server: ServerConnection, status: int, content: object, extra: list[Field] | None = None
+) -> None:
+    body = json.dumps(content).encode("ascii") + b"\n"
+    phrase = HTTPStatus(status).phrase.encode("ascii")
+    headers = [*_fields(b"application/json"), *(extra or [])]
+    await server.send_response(status, phrase, headers, length=len(body), first=body, end=True)
+
+
+def _fields(kind: bytes) -> list[Field]:
+    return [(b"Content-Type", kind), (b"Cache-Control", b"no-store")]

@@ -1,0 +1,436 @@
+"""The agent as the relay service's main servers know it: commands come and results go by Socket.IO.
+
+The events are the relay service's: `execute_command` comes, `command_result` goes, and
+`command_result_received` says that it arrived. What has not been acknowledged is sent again on the
+next connection; what was executed once is not executed again, whatever is asked.
+
+Two things are ours alone, and take place only with a main server that asks for them in a command
+(`confirmStart`): before a command is executed, `command_started` asks whether that is still wanted,
+and `cancel_command` ends one. See docs/socketio.md.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import secrets
+import ssl
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import trio
+
+import tunnelmux
+from tunnelmux.agent.backoff import Backoff
+from tunnelmux.agent.command_book import CommandBook
+from tunnelmux.commands import (
+    CommandRequest,
+    CommandResult,
+    Executor,
+    InvalidCommand,
+    collect,
+    failure,
+)
+from tunnelmux.config import AgentConfig, MainServer
+from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.limits import SocketIOLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.socketio import (
+    EngineSettings,
+    Event,
+    MessageTooLarge,
+    Socket,
+    SocketOver,
+    connect_socketio,
+    parse_socketio_url,
+)
+from tunnelmux.transports import client_context
+
+__all__ = ["MainServerClient"]
+
+_log = get_logger("agent.main_server")
+
+NAMESPACE = "/proxy"
+
+_ENVELOPE = 2048
+# Bytes of a command_result besides its two outputs, in JSON, and of the marks in those.
+
+
+class _Work(NamedTuple):
+    """A command that waits for its turn, and the connection it came by."""
+
+    request: CommandRequest
+    socket: Socket
+    confirms_start: bool
+
+
+class MainServerClient:
+    """Holds a connection to one main server, and executes what it asks for."""
+
+    def __init__(
+        self,
+        config: AgentConfig,
+        main: MainServer,
+        executor: Executor,
+        *,
+        max_concurrent: int,
+        uniform: Callable[[float, float], float] = random.uniform,
+    ) -> None:
+        limits = config.limits
+        self._config = config
+        self._main = main
+        self._executor = executor
+        assert main.url is not None  # else the configuration has no main server
+        assert main.proxy_id is not None
+        self._proxy_id = main.proxy_id
+        self._url = parse_socketio_url(main.url, namespace=NAMESPACE)
+        self._instance = secrets.token_hex(8)
+        self._backoff = Backoff(config.backoff.minimum, config.backoff.maximum, uniform=uniform)
+        self._settings = EngineSettings(
+            socketio=limits.socketio,
+            session=limits.session,
+            handshake_timeout=limits.ingress.handshake_timeout,
+        )
+        self._ssl_context: ssl.SSLContext | None = None
+        if main.is_encrypted:
+            self._ssl_context = client_context(main.ca_file, main.pin)
+        self._book = CommandBook(
+            max_bytes=limits.socketio.socketio_result_memory,
+            max_remembered=limits.socketio.socketio_remembered,
+        )
+        self._max_waiting = max_concurrent + limits.socketio.socketio_max_queued
+        self._turns = trio.CapacityLimiter(max_concurrent)
+        self._scopes: dict[str, trio.CancelScope] = {}
+        self._line: _Line | None = None
+        self._draining = False
+        self._changed = trio.Event()
+        self._reconnecting = trio.CancelScope()
+        self._listening = trio.CancelScope()
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether the main server can ask for commands now."""
+        return self._line is not None
+
+    @property
+    def unacknowledged(self) -> list[str]:
+        """Commands whose results the main server has not confirmed, oldest first."""
+        return self._book.unacknowledged
+
+    async def wait_connected(self) -> None:
+        """Return once the main server has let us in."""
+        while self._line is None:
+            await self._changed.wait()
+
+    # -- the loop ---------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Hold connections until drained or cancelled."""
+        async with trio.open_nursery() as self._work:
+            while not self._draining:
+                # Cancelled by a drain, and only while nobody is connected.
+                with trio.CancelScope() as self._reconnecting:
+                    delay = await self._attempt()
+                    if not self._draining:
+                        await trio.sleep(delay)
+            self._work.cancel_scope.cancel(reason="the agent is stopping")
+
+    async def drain(self, grace: float) -> None:
+        """Take no new commands, let those that run finish and be acknowledged, and stop."""
+        self._draining = True
+        with trio.move_on_after(grace):
+            while self._book.running or (self._line is not None and self._book.unacknowledged):
+                await self._changed.wait()
+        if self._line is not None:
+            self._listening.cancel(reason="the agent is draining")  # and say goodbye
+        else:
+            self._reconnecting.cancel(reason="the agent is draining")
+
+    async def _attempt(self) -> float:
+        """Hold one connection to its end; answers the seconds to wait before the next."""
+        started = trio.current_time()
+        try:
+            held_from = await self._hold()
+        except (ConnectError, ConfigError) as error:
+            # A main server cannot say that it refuses for good, and a key file may be about to be
+            # replaced: so it is tried again, whatever happened.
+            delay = self._backoff.next_delay(getattr(error, "retry_after", None))
+            _log.warning("main server not connected", cause=str(error), retry_in=round(delay, 3))
+            return delay
+        self._backoff.held(trio.current_time() - (held_from or started))
+        delay = self._backoff.next_delay()
+        if not self._draining:
+            _log.info("connecting to the main server again", retry_in=round(delay, 3))
+        return delay
+
+    async def _hold(self) -> float:
+        key = self._main.read_api_key().reveal()  # one line of a local file, once per connection
+        query = {"proxyId": self._proxy_id, "apiKey": key}
+        auth = {
+            **query,
+            "client": f"tunnelmux/{tunnelmux.__version__}",
+            "instance": self._instance,
+            "confirmsStart": True,
+        }
+        async with connect_socketio(
+            self._url,
+            path=self._main.path,
+            query=query,
+            auth=auth,
+            transports=self._main.transports,
+            ssl_context=self._ssl_context,
+            settings=self._settings,
+        ) as socket:
+            started = trio.current_time()
+            _log.info("main server connected", server=str(self._url), proxy_id=self._proxy_id)
+            line = _Line(socket, self._book, self._settings.socketio)
+            self._line = line
+            self._notify()
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(line.deliver)
+                    with trio.CancelScope() as self._listening:
+                        await self._take_events(socket, line)
+                    nursery.cancel_scope.cancel()
+            finally:
+                self._line = None
+                self._notify()
+        return started
+
+    async def _take_events(self, socket: Socket, line: _Line) -> None:
+        try:
+            while True:
+                await line.wait_for_room()
+                event = await socket.receive()
+                if event.name == "execute_command":
+                    self._take_command(socket, line, event)
+                elif event.name == "command_result_received":
+                    line.take_receipt(event.args[0] if event.args else None)
+                    self._notify()
+                elif event.name == "cancel_command":
+                    self._cancel(event.args[0] if event.args else None)
+        except SocketOver as over:
+            _log.warning("main server lost", server=str(self._url), cause=str(over))
+
+    # -- commands ---------------------------------------------------------------------------
+
+    def _take_command(self, socket: Socket, line: _Line, event: Event) -> None:
+        content = event.args[0] if event.args else None
+        try:
+            request = CommandRequest.from_json(content)
+        except InvalidCommand as error:
+            self._refuse_malformed(line, content, error)
+            return
+        command_id = request.command_id
+        known = self._book.state(command_id)
+        if known != "new":
+            _log.info("command asked for again", command=command_id, state=known)
+        if known == "finished":
+            line.queue(command_id)
+        elif known == "forgotten":
+            said = f"{command_id} was executed before, and its result was acknowledged"
+            line.answer(command_id, _failed("failed", said))
+        elif known == "new":
+            problem = self._no_room()
+            if problem is not None:
+                line.answer(command_id, _failed("busy", problem))
+                return
+            self._book.begin(command_id)
+            confirms = isinstance(content, dict) and content.get("confirmStart") is True
+            self._work.start_soon(self._execute, _Work(request, socket, confirms))
+
+    def _no_room(self) -> str | None:
+        if self._draining:
+            return "this agent is stopping"
+        if self._book.running >= self._max_waiting:
+            return f"{self._book.running} commands run or wait at this agent already"
+        if self._book.is_full:
+            return "this agent holds all the unacknowledged results it has room for"
+        return None
+
+    def _refuse_malformed(self, line: _Line, content: object, error: InvalidCommand) -> None:
+        command_id = content.get("commandId") if isinstance(content, dict) else None
+        _log.warning("malformed command", field=error.field, cause=error.message)
+        if isinstance(command_id, str) and len(command_id) <= 128:
+            result = _failed("failed", f"malformed execute_command: {error}")
+        else:
+            command_id = None
+            result = _failed("failed", f"malformed execute_command without a usable id: {error}")
+        line.answer(command_id, {**result, "field": error.field})
+
+    def _cancel(self, content: object) -> None:
+        command_id = content.get("commandId") if isinstance(content, dict) else None
+        scope = self._scopes.get(command_id) if isinstance(command_id, str) else None
+        if scope is not None:
+            scope.cancel(reason="the main server ended the command")
+
+    async def _execute(self, work: _Work) -> None:
+        command_id = work.request.command_id
+        result: dict[str, object] | None = None
+        started = False
+        try:
+            with trio.CancelScope() as scope:
+                self._scopes[command_id] = scope
+                async with self._turns:
+                    if not work.confirms_start or await self._may_start(work):
+                        started = True
+                        result = await self._run(work.request)
+            if result is None and started:
+                result = _failed("failed", "the main server ended the command")
+        except Exception:  # noqa: BLE001  a bug met by one command is no reason to drop the others
+            _log.exception("a command failed in a way nobody foresaw", command=command_id)
+            result = _failed("failed", "the agent failed; its log says how")
+        finally:
+            self._scopes.pop(command_id, None)
+            self._conclude(command_id, result)
+
+    def _conclude(self, command_id: str, result: dict[str, object] | None) -> None:
+        line = self._line
+        if result is None:
+            self._book.give_up(command_id)
+        elif result.get("reason") == "busy" and line is not None:
+            # Others keep the executor busy, and nothing was run: it may be asked for again.
+            self._book.give_up(command_id)
+            line.answer(command_id, result)
+        else:
+            self._book.finish(command_id, result)
+            if line is not None:
+                line.queue(command_id)
+        self._notify()
+
+    async def _may_start(self, work: _Work) -> bool:
+        """Ask the main server. Without its yes nothing is executed: it may count on that, and give
+        the command to somebody else.
+        """
+        try:
+            answers = await work.socket.call(
+                "command_started",
+                {"commandId": work.request.command_id},
+                timeout=self._settings.handshake_timeout,
+            )
+        except (SocketOver, MessageTooLarge, trio.TooSlowError):
+            return False
+        return bool(answers) and answers[0] is True
+
+    async def _run(self, request: CommandRequest) -> dict[str, object]:
+        # Half of the memory for results at the most, so that one command never fills it.
+        limit = self._settings.socketio.socketio_result_memory // 4
+        async with self._executor.execute(request, asked_by=str(self._url)) as events:
+            return (await collect(events, limit=limit)).to_json()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class _Line:
+    """One connection, and what is to be sent on it."""
+
+    def __init__(self, socket: Socket, book: CommandBook, limits: SocketIOLimits) -> None:
+        self._socket = socket
+        self._book = book
+        self._most_queued = limits.socketio_max_queued + limits.socketio_remembered
+        # None is an answer that the book does not keep: it was never a command.
+        self._queue: deque[tuple[str | None, dict[str, object] | None]] = deque()
+        self._wanted = trio.Event()
+        self._sent = trio.Event()
+        # Bounded for main servers that never acknowledge.
+        self._awaited: deque[str | None] = deque(maxlen=limits.socketio_remembered)
+        for command_id in book.unacknowledged:
+            self.queue(command_id)
+
+    def queue(self, command_id: str) -> None:
+        """Send the result that the book has."""
+        if (command_id, None) not in self._queue:
+            self._queue.append((command_id, None))
+            self._wanted.set()
+
+    def answer(self, command_id: str | None, result: dict[str, object]) -> None:
+        """Send a result once, on this connection."""
+        self._queue.append((command_id, result))
+        self._wanted.set()
+
+    def take_receipt(self, content: object) -> None:
+        """The main server has a result: the one it names, or else the oldest that it did not
+        acknowledge on this connection.
+        """
+        command_id: object = None
+        if self._awaited:
+            command_id = self._awaited.popleft()
+        if isinstance(content, dict):
+            named = content.get("commandId")
+            if isinstance(named, str):
+                command_id = named
+            if content.get("success") is False:
+                _log.warning("the main server did not take a result", command=command_id)
+        if isinstance(command_id, str):
+            self._book.acknowledge(command_id)
+
+    async def wait_for_room(self) -> None:
+        """Return when the main server has read enough to be asked for more answers."""
+        while len(self._queue) > self._most_queued:
+            await self._sent.wait()  # ended by the connection: it pings
+
+    async def deliver(self) -> None:
+        """Send what is queued until the connection ends."""
+        try:
+            while True:
+                while self._queue:
+                    await self._send(*self._queue.popleft())
+                    self._sent.set()
+                    self._sent = trio.Event()
+                await self._wanted.wait()
+                self._wanted = trio.Event()
+        except SocketOver:
+            pass  # the receiving task says so
+
+    async def _send(self, command_id: str | None, answer: dict[str, object] | None) -> None:
+        result = answer
+        if result is None:
+            result = self._book.result(command_id) if command_id is not None else None
+            if result is None:
+                return  # acknowledged and forgotten meanwhile
+        # The receipt is awaited before the result leaves: it may come while we wait to go on.
+        self._awaited.append(command_id if answer is None else None)
+        content = {"commandId": command_id, "result": result}
+        try:
+            await self._socket.emit("command_result", content)
+        except MessageTooLarge as error:
+            _log.warning("a result is cut", command=command_id, cause=str(error))
+            content["result"] = _cut(result, error.limit)
+            try:
+                await self._socket.emit("command_result", content)
+            except MessageTooLarge:
+                # It takes not even that: there is no use in offering it again and again.
+                _log.error("a result cannot be delivered", command=command_id, limit=error.limit)
+                if command_id is not None:
+                    self._book.acknowledge(command_id)
+
+
+def _failed(reason: str, message: str) -> dict[str, object]:
+    """The result of a command that was not executed."""
+    end = failure(reason, message)
+    return CommandResult("", f"{message}\n", end.exit_code, reason=reason).to_json()
+
+
+def _cut(result: dict[str, object], limit: int) -> dict[str, object]:
+    """The result with its outputs cut so that it is below `limit` bytes of JSON, and says so."""
+    cut = {**result, "truncated": True}
+    texts = {stream: str(result.get(stream, "")) for stream in ("stdout", "stderr")}
+    room = max(limit - _ENVELOPE, 0)
+    # What the shorter one leaves, the longer one may have.
+    for left, stream in zip((2, 1), sorted(texts, key=lambda name: len(texts[name])), strict=True):
+        text = _fitting(texts[stream], room // left)
+        room -= len(json.dumps(text))
+        if text != texts[stream]:
+            text += f"\n[truncated: {stream} was over {len(text.encode())} bytes]\n"
+        cut[stream] = text
+    return cut
+
+
+def _fitting(text: str, room: int) -> str:
+    """The beginning of `text` that is at most `room` bytes long in JSON."""
+    while (size := len(json.dumps(text))) > room and text:
+        text = text[: min(len(text) * room // size, len(text) - 1)]
+    return text

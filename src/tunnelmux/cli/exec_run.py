@@ -1,0 +1,96 @@
+"""A command on devices, watched by a person: what is shown while it runs, and what it ends with."""
+
+from __future__ import annotations
+
+import getpass
+import signal
+from collections.abc import AsyncIterator
+
+import trio
+
+from tunnelmux.backend import CommandEvents, ProxyClient
+from tunnelmux.cli.exec_output import ManyDevices, OneDevice, OutputClosed, Report
+from tunnelmux.commands import CommandRequest, Exited
+
+__all__ = ["Execution"]
+
+_EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
+_EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, the same
+
+_NOT_ITS_OWN = frozenset({"aborted", "skipped"})
+# Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
+
+
+class Execution:
+    """One run of `tunnelmux exec`."""
+
+    def __init__(
+        self,
+        client: ProxyClient,
+        devices: list[str],
+        request: CommandRequest,
+        *,
+        concurrency: int | None,
+        abort_on_error: bool,
+    ) -> None:
+        self._client = client
+        self._devices = devices
+        self._request = request
+        self._concurrency = concurrency
+        self._abort_on_error = abort_on_error
+        self._ends: dict[str, Exited] = {}
+        self._interrupted = False
+        self._is_unread = False
+
+    async def run(self) -> int:
+        """The exit status. Ctrl-C and SIGTERM end the commands on the devices."""
+        try:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._obey, signals, nursery.cancel_scope)
+                    await self._follow()
+                    nursery.cancel_scope.cancel()
+        except* OutputClosed:
+            self._is_unread = True
+        if self._is_unread:
+            return _EXIT_NOBODY_READS
+        return _EXIT_INTERRUPTED if self._interrupted else self._status()
+
+    async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+        async for _ in signals:
+            self._interrupted = True
+            scope.cancel(reason="interrupted")
+
+    async def _follow(self) -> None:
+        report: Report | None = None
+        try:
+            async with self._client.exec(
+                self._devices,
+                self._request,
+                concurrency=self._concurrency,
+                abort_on_error=self._abort_on_error,
+                asked_by=getpass.getuser(),
+            ) as events:
+                report = _report_for(events.devices)
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(report.show_progress)
+                    await self._read(events, report)
+                    nursery.cancel_scope.cancel()
+        finally:
+            # By now the proxy is told to end what still runs.
+            if report is not None:
+                report.finish(self._ends, interrupted=self._interrupted)
+
+    async def _read(self, events: CommandEvents, report: Report) -> None:
+        async for device, event in events:
+            if isinstance(event, Exited):
+                self._ends[device] = event
+            await report.see(device, event)
+
+    def _status(self) -> int:
+        codes = [end.exit_code for end in self._ends.values() if end.reason not in _NOT_ITS_OWN]
+        return min(max(codes, default=0), 255)
+
+
+def _report_for(devices: list[str]) -> Report:
+    return OneDevice() if len(devices) == 1 else ManyDevices(devices)

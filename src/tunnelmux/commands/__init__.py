@@ -1,0 +1,52 @@
+"""One command to be run over SSH, as plain data: the request, what happens, the result.
+
+The names on the wire are those of the relay service's `execute_command` and `command_result`, so
+that a main server written for another relay service is understood as it is. Who runs commands is an
+`Executor`: a device's agent itself, or the proxy on behalf of one.
+"""
+
+from __future__ import annotations
+
+from tunnelmux.commands.events import (
+    EXIT_FAILED,
+    EXIT_FORBIDDEN,
+    EXIT_TIMEOUT,
+    REASONS,
+    Event,
+    Exited,
+    InvalidEvent,
+    Output,
+    Started,
+    StreamName,
+    Truncated,
+    decode_event,
+    encode_event,
+    failure,
+)
+from tunnelmux.commands.executor import Executor
+from tunnelmux.commands.ids import new_command_id
+from tunnelmux.commands.request import CommandRequest, InvalidCommand
+from tunnelmux.commands.result import CommandResult, collect
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_FORBIDDEN",
+    "EXIT_TIMEOUT",
+    "REASONS",
+    "CommandRequest",
+    "CommandResult",
+    "Event",
+    "Executor",
+    "Exited",
+    "InvalidCommand",
+    "InvalidEvent",
+    "Output",
+    "Started",
+    "StreamName",
+    "Truncated",
+    "collect",
+    "decode_event",
+    "encode_event",
+    "failure",
+    "new_command_id",
+]

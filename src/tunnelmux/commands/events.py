@@ -1,0 +1,205 @@
+"""What happens to a command, event by event, and each as one line of JSON (NDJSON)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, cast
+
+__all__ = [
+    "EXIT_FAILED",
+    "EXIT_FORBIDDEN",
+    "EXIT_TIMEOUT",
+    "REASONS",
+    "Event",
+    "Exited",
+    "InvalidEvent",
+    "Output",
+    "Started",
+    "StreamName",
+    "Truncated",
+    "decode_event",
+    "encode_event",
+    "failure",
+]
+
+EXIT_TIMEOUT = 124
+"""As timeout(1) has it."""
+
+EXIT_FORBIDDEN = 126
+"""As a shell has it for what it may not execute."""
+
+EXIT_FAILED = 255
+"""As ssh(1) has it when the failure is its own and not the command's."""
+
+REASONS: dict[str, str] = {
+    "auth-failed": "The SSH server took none of the credentials.",
+    "bad-key": "The private key or its certificate cannot be read, or the passphrase is wrong.",
+    "busy": "As many commands as are allowed at once are running already.",
+    "cancelled": "Whoever asked for it left before its end, and it was killed.",
+    "failed": "The SSH server did not do what was asked; the message has its words.",
+    "forbidden": "The device's configuration does not allow this host, user or command.",
+    "host-key-changed": "The SSH server's key is not the one that is known for it.",
+    "host-key-unknown": "The SSH server's key is not known, and only known ones are allowed.",
+    "lost": "The connection was lost while the command ran; how it ended is not known.",
+    "refused": "Nothing listens at that host and port.",
+    "timeout": "The time was over; the command was killed.",
+    "unreachable": "The host name is unknown or no way leads to the address.",
+}
+"""Why a command did not simply end. Programs depend on these codes: one may be added, never
+changed."""
+
+StreamName = Literal["stdout", "stderr"]
+
+
+class InvalidEvent(ValueError):
+    """A line that is no event: whoever sent it does not speak this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class Started:
+    """The SSH server runs the command. A command that failed before that has no such event."""
+
+    command_id: str
+    at: float
+    """Seconds since the epoch, by the clock of the machine that asked the SSH server."""
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """What the command wrote, byte for byte."""
+
+    stream: StreamName
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """The command wrote more than `limit` bytes to that stream; the rest was thrown away."""
+
+    stream: StreamName
+    limit: int
+
+
+@dataclass(frozen=True, slots=True)
+class Exited:
+    """The end, and always the last event.
+
+    `exit_code` is the command's own, 128 + n when signal n ended it, or one of EXIT_*. `reason` is
+    None when the command simply ended, else one of REASONS, with a sentence in `message`. The bytes
+    are what the command wrote, also where less was passed on.
+    """
+
+    exit_code: int
+    duration: float = 0.0
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+    reason: str | None = None
+    message: str | None = None
+
+
+Event = Started | Output | Truncated | Exited
+
+
+def failure(reason: str, message: str, *, duration: float = 0.0) -> Exited:
+    """The end of a command that never ran, with the exit code that goes with the reason."""
+    codes = {"timeout": EXIT_TIMEOUT, "forbidden": EXIT_FORBIDDEN}
+    return Exited(codes.get(reason, EXIT_FAILED), duration, reason=reason, message=message)
+
+
+def encode_event(event: Event) -> bytes:
+    """The event as one line, its line feed included. Output is base64, so nothing is lost."""
+    content: dict[str, object]
+    match event:
+        case Output(stream, data):
+            content = {"event": stream, "data": base64.b64encode(data).decode("ascii")}
+        case Started(command_id, at):
+            content = {"event": "started", "commandId": command_id, "at": at}
+        case Truncated(stream, limit):
+            content = {"event": "truncated", "stream": stream, "limit": limit}
+        case Exited():
+            content = {
+                "event": "exit",
+                "exitCode": event.exit_code,
+                "duration": round(event.duration, 6),
+                "stdoutBytes": event.stdout_bytes,
+                "stderrBytes": event.stderr_bytes,
+            }
+            if event.reason is not None:
+                content["reason"] = event.reason
+            if event.message is not None:
+                content["message"] = event.message
+    return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
+
+
+def decode_event(line: bytes) -> Event:
+    """The event in one line. Raises InvalidEvent."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError):
+        raise InvalidEvent("a line is not JSON") from None
+    if not isinstance(content, Mapping):
+        raise InvalidEvent("a line is not a JSON object")
+    match content.get("event"):
+        case "stdout" | "stderr" as stream:
+            return Output(cast("StreamName", stream), _data(content))
+        case "started":
+            return Started(_text(content, "commandId"), _number(content, "at"))
+        case "truncated":
+            stream = _text(content, "stream")
+            if stream not in ("stdout", "stderr"):
+                raise InvalidEvent("stream must be stdout or stderr")
+            return Truncated(cast("StreamName", stream), _count(content, "limit"))
+        case "exit":
+            return Exited(
+                _count(content, "exitCode"),
+                _number(content, "duration"),
+                _count(content, "stdoutBytes"),
+                _count(content, "stderrBytes"),
+                _optional_text(content, "reason"),
+                _optional_text(content, "message"),
+            )
+        case _:
+            raise InvalidEvent("event must be started, stdout, stderr, truncated or exit")
+
+
+def _data(content: Mapping[str, Any]) -> bytes:
+    try:
+        return base64.b64decode(_text(content, "data"), validate=True)
+    except (binascii.Error, ValueError):
+        raise InvalidEvent("data must be base64") from None
+
+
+def _text(content: Mapping[str, Any], key: str) -> str:
+    value = content.get(key)
+    if not isinstance(value, str):
+        raise InvalidEvent(f"{key} must be a text")
+    return value
+
+
+def _optional_text(content: Mapping[str, Any], key: str) -> str | None:
+    return None if content.get(key) is None else _text(content, key)
+
+
+def _number(content: Mapping[str, Any], key: str) -> float:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise InvalidEvent(f"{key} must be a number")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not 0 <= number < math.inf:
+        raise InvalidEvent(f"{key} must be a number from 0 up")
+    return number
+
+
+def _count(content: Mapping[str, Any], key: str) -> int:
+    value = content.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**63:
+        raise InvalidEvent(f"{key} must be a whole number from 0 up")
+    return value

@@ -1,0 +1,25 @@
+"""Who can run a command, seen by who wants one run."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
+
+from tunnelmux.commands.events import Event
+from tunnelmux.commands.request import CommandRequest
+
+__all__ = ["Executor"]
+
+
+class Executor(Protocol):
+    """Runs commands."""
+
+    def execute(
+        self, request: CommandRequest, *, asked_by: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """Run one command: `async with executor.execute(…) as events`, then `async for`.
+
+        The events end with Exited, which also tells of every failure: a command's failure is never
+        raised. Leaving the block ends the command. `asked_by` is for the audit.
+        """

@@ -1,0 +1,69 @@
+"""What an agent may be asked to run: off unless it is switched on, and then only what is listed."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tunnelmux.config.rules import InvalidSetting, MissingSetting, check_network
+from tunnelmux.limits import ExecLimits
+
+__all__ = ["ExecConfig"]
+
+_LARGEST_COUNT = 2**31
+_LARGEST_TIME = 30 * 86_400.0
+
+
+class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Commands that this device runs over SSH when it is asked to, through the tunnel or by a
+    Socket.IO main server. What is not allowed here is never run, whatever the server says.
+    """
+
+    enabled: bool = False
+    """Whether commands are run at all."""
+
+    hosts: list[str] = []
+    """SSH servers that may be reached: names and addresses, with `*` and `?` if need be, and
+    networks such as `10.0.0.0/8`, which stand for addresses only. Empty: none. `"*"`: all."""
+
+    users: list[str] = []
+    """Users that commands may run as, with `*` and `?` if need be. Empty: none. `"*"`: all."""
+
+    commands: list[str] = []
+    """Commands that may be run, whole. In one with more to it, `*` and `?` stand for letters,
+    digits, spaces and `@%_+=:,./-` only, so that nothing can be appended that a shell would
+    understand. Empty: none. `"*"`: all."""
+
+    host_keys: Literal["tofu", "known_hosts", "off"] = "tofu"
+    """How SSH servers are known: `tofu` trusts one at the first meeting and pins its key in
+    `device.state_dir`; `known_hosts` trusts those in that file only; `off` trusts any."""
+
+    known_hosts: Path | None = None
+    """A file of host keys as OpenSSH has it, which are trusted from the start."""
+
+    ssh_agent: Path | None = None
+    """The socket of an ssh-agent, whose keys are used for commands that bring no credential."""
+
+    limits: ExecLimits = ExecLimits()
+    """What all of it is held to."""
+
+    def __post_init__(self) -> None:
+        for key in ("hosts", "users", "commands"):
+            for pattern in getattr(self, key):
+                if not pattern.strip():
+                    raise InvalidSetting(key, 'has an empty entry: remove it, or write "*" for all')
+        for host in self.hosts:
+            if "/" in host:
+                check_network("hosts", host)
+        if self.host_keys == "known_hosts" and self.known_hosts is None:
+            raise MissingSetting("known_hosts", 'is missing: host_keys = "known_hosts" needs it')
+        for field in dataclasses.fields(self.limits):
+            value = getattr(self.limits, field.name)
+            largest = _LARGEST_COUNT if isinstance(value, int) else _LARGEST_TIME
+            if not 0 < value <= largest:
+                raise InvalidSetting(
+                    field.name, f"{value} is not above 0 and at most {largest:.0f}"
+                )

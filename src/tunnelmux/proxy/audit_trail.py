@@ -1,0 +1,75 @@
+"""Following a command from its request to its end, for the audit."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+
+import trio
+
+from tunnelmux.commands import EXIT_FAILED, CommandRequest, Event, Exited, Output
+from tunnelmux.observability import AuditLog, AuditRecord
+
+__all__ = ["AuditTrail"]
+
+_CANCELLED = "cancelled"
+# The reason of a command whose caller left before its end.
+
+
+class AuditTrail:
+    """One command as it passes by. `close` writes its record, once, however it ended."""
+
+    def __init__(
+        self,
+        log: AuditLog,
+        request: CommandRequest,
+        *,
+        device: str,
+        asked_by: str,
+    ) -> None:
+        self._log = log
+        self._request = request
+        self._device = device
+        self._asked_by = asked_by
+        self._start = datetime.now(UTC)
+        self._started = trio.current_time()
+        self._bytes = {"stdout": 0, "stderr": 0}
+        self._end: Exited | None = None
+        self._is_closed = False
+
+    @property
+    def duration(self) -> float:
+        """Seconds since the command was asked for."""
+        return trio.current_time() - self._started
+
+    def see(self, event: Event) -> None:
+        """Note an event. Of output, its length is kept and nothing else."""
+        match event:
+            case Output(stream, data):
+                self._bytes[stream] += len(data)
+            case Exited():
+                self._end = event
+
+    def close(self) -> None:
+        """Write the record; a second call does nothing."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        request, end = self._request, self._end
+        self._log.record(
+            AuditRecord(
+                time=datetime.now(UTC),
+                command_id=request.command_id,
+                asked_by=self._asked_by,
+                device=self._device,
+                host=request.host,
+                user=request.username,
+                command=request.command,
+                start=self._start,
+                duration=round(self.duration, 6),
+                exit_code=end.exit_code if end else EXIT_FAILED,
+                # What was thrown away over a limit was written all the same.
+                stdout_bytes=max(self._bytes["stdout"], end.stdout_bytes if end else 0),
+                stderr_bytes=max(self._bytes["stderr"], end.stderr_bytes if end else 0),
+                reason=end.reason if end else _CANCELLED,
+            )
+        )

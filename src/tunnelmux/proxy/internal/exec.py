@@ -1,0 +1,442 @@
+"""POST /internal/exec: one command on one device or many, as events or as one document."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import msgspec
+import trio
+
+from tunnelmux.commands import (
+    CommandRequest,
+    Event,
+    Exited,
+    InvalidCommand,
+    Output,
+    Truncated,
+    collect,
+    encode_event,
+    failure,
+    new_command_id,
+)
+from tunnelmux.http import VisitorGone
+from tunnelmux.http.head import has_member
+from tunnelmux.limits import InternalLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.commands import Dispatcher, UnknownDevices
+from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+from tunnelmux.proxy.internal.body import read_whole_body
+from tunnelmux.proxy.internal.routes import Call
+
+__all__ = ["CommandCalls"]
+
+_log = get_logger("proxy.internal")
+
+_LONGEST_ID = 64
+# Characters of a commandId that stands for many commands: each gets the device's name behind it.
+
+_LONGEST_NAME = 128
+# Characters of askedBy: a name and an address, for one line of the audit.
+
+_GATHERED = 65_536
+# Bytes of events that go out in one write, when so many wait.
+
+_NOT_BEGUN = "skipped"
+_ENDED_EARLY = "aborted"
+
+Report = Callable[[str, CommandRequest, Event], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wanted:
+    """A call that was found sound."""
+
+    command: CommandRequest
+    names: list[str]
+    concurrency: int
+    abort_on_error: bool
+    asked_by: str
+
+    def command_for(self, name: str) -> CommandRequest:
+        """The command with an id of its own."""
+        if len(self.names) == 1:
+            return self.command
+        return replace(self.command, command_id=f"{self.command.command_id}.{name}")
+
+
+class CommandCalls:
+    """Serves /internal/exec."""
+
+    def __init__(self, dispatcher: Dispatcher) -> None:
+        self._dispatcher = dispatcher
+
+    async def serve(self, call: Call) -> None:
+        """Answer one call and close its connection. A caller that leaves ends its commands."""
+        wanted = await self._read(call)
+        server, limits = call.server, call.limits
+        server.finish_soon()  # so that the answer says that the connection ends with it
+        work = _Work(self._dispatcher, wanted)
+        started = trio.current_time()
+        try:
+            if _wants_document(call):
+                await _answer_document(server, work, limits)
+            else:
+                await _answer_events(server, work, limits)
+            await server.close()
+        finally:
+            _log.info(
+                "exec ended",
+                caller=call.remote,
+                command=wanted.command.command_id,
+                devices=len(wanted.names),
+                succeeded=work.succeeded,
+                failed=work.failed,
+                seconds=round(trio.current_time() - started, 4),
+            )
+
+    async def _read(self, call: Call) -> _Wanted:
+        limits = call.limits
+        most = limits.max_exec_request
+        text = (
+            f"the request is larger than {most} bytes (limits.max_exec_request): put large input "
+            "into a file on the device"
+        )
+        body = await read_whole_body(call, most=most, over=ApiError("BODY_TOO_LARGE", text))
+        try:
+            content = msgspec.json.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise ApiError("INVALID_JSON", str(error)) from None
+        try:
+            return self._understand(content, limits, call.remote)
+        except InvalidCommand as error:
+            raise ApiError("INVALID_COMMAND", str(error), field=error.field or None) from None
+
+    def _understand(self, content: object, limits: InternalLimits, remote: str) -> _Wanted:
+        if not isinstance(content, Mapping):
+            raise InvalidCommand("", "the command must be a JSON object")
+        selectors = _selectors(content)
+        if content.get("commandId") is None:
+            content = {**content, "commandId": new_command_id()}
+        command = CommandRequest.from_json(content)
+        if command.timeout > limits.max_exec_timeout:
+            most = f"{limits.max_exec_timeout * 1000:.0f}"
+            raise InvalidCommand("timeout", f"must be at most {most} (limits.max_exec_timeout)")
+        concurrency = _concurrency(content, limits.exec_concurrency)
+        abort_on_error = _flag(content, "abortOnError")
+        asked_by = _asked_by(content, remote)
+        return _Wanted(
+            command=command,
+            names=self._select(selectors, command, limits),
+            concurrency=concurrency,
+            abort_on_error=abort_on_error,
+            asked_by=asked_by,
+        )
+
+    def _select(
+        self, selectors: Sequence[str], command: CommandRequest, limits: InternalLimits
+    ) -> list[str]:
+        try:
+            names = self._dispatcher.select(selectors)
+        except UnknownDevices as error:
+            shown = error.selector[:64]
+            raise ApiError(
+                "UNKNOWN_DEVICE",
+                f'"{shown}" is no device here and no pattern that one matches; nothing was run',
+                field="devices",
+            ) from None
+        if len(names) > limits.max_exec_devices:
+            raise InvalidCommand(
+                "devices",
+                f"come to {len(names)}, which is over {limits.max_exec_devices} "
+                "(limits.max_exec_devices): call for a part of them at a time",
+            )
+        if len(names) > 1 and len(command.command_id) > _LONGEST_ID:
+            raise InvalidCommand(
+                "commandId", f"must be at most {_LONGEST_ID} characters long for several devices"
+            )
+        return names
+
+
+class _Work:
+    """The commands of one call, a bounded number of them at a time."""
+
+    def __init__(self, dispatcher: Dispatcher, wanted: _Wanted) -> None:
+        self.wanted = wanted
+        self.succeeded = 0
+        self.failed = 0
+        """Those that were not begun included."""
+        self._dispatcher = dispatcher
+        self._left = deque(wanted.names)
+        self._running: set[trio.CancelScope] = set()
+        self._is_aborted = False
+
+    @property
+    def running(self) -> int:
+        """Commands in progress."""
+        return len(self._running)
+
+    async def run(self, report: Report) -> None:
+        """Run them all; `report` gets the events of all devices as they come."""
+        async with trio.open_nursery() as nursery:
+            for _ in range(min(self.wanted.concurrency, len(self._left))):
+                nursery.start_soon(self._run_some, report)
+        for name in self._left:
+            text = "it was not begun, because the command failed on another device"
+            await self._end(name, self.wanted.command_for(name), failure(_NOT_BEGUN, text), report)
+
+    async def _run_some(self, report: Report) -> None:
+        while self._left and not self._is_aborted:
+            name = self._left.popleft()
+            command = self.wanted.command_for(name)
+            end = await self._run_one(name, command, report)
+            if end.exit_code and self.wanted.abort_on_error and not self._is_aborted:
+                self._is_aborted = True
+                for scope in self._running:
+                    scope.cancel(reason="abortOnError")
+            await self._end(name, command, end, report)
+
+    async def _run_one(self, name: str, command: CommandRequest, report: Report) -> Exited:
+        async def emit(event: Event) -> None:
+            await report(name, command, event)
+
+        started = trio.current_time()
+        with trio.CancelScope() as scope:
+            self._running.add(scope)
+            try:
+                return await self._dispatcher.run(
+                    name, command, asked_by=self.wanted.asked_by, emit=emit
+                )
+            finally:
+                self._running.discard(scope)
+        elapsed = trio.current_time() - started
+        text = "it was ended, because the command failed on another device"
+        return failure(_ENDED_EARLY, text, duration=elapsed)
+
+    async def _end(self, name: str, command: CommandRequest, end: Exited, report: Report) -> None:
+        if end.exit_code:
+            self.failed += 1
+        else:
+            self.succeeded += 1
+        await report(name, command, end)
+
+
+# -- as events --------------------------------------------------------------------------------
+
+
+async def _answer_events(server: ApiConnection, work: _Work, limits: InternalLimits) -> None:
+    """One JSON line per event, as they come; raises VisitorGone when the caller left."""
+    wanted = work.wanted
+    begin = {"event": "begin", "commandId": wanted.command.command_id, "devices": wanted.names}
+    await server.send_response(
+        200,
+        b"OK",
+        [
+            (b"Content-Type", b"application/x-ndjson"),
+            (b"Cache-Control", b"no-store"),
+            (b"X-Accel-Buffering", b"no"),  # nginx would keep lines until 4 KiB are full
+        ],
+        first=_line(begin),
+    )
+    # Without a buffer: a caller that reads slowly stops its devices. The one writer is never cut
+    # within a line, also when abortOnError cancels those who have lines for it.
+    send, receive = trio.open_memory_channel[bytes](0)
+
+    async def report(name: str, command: CommandRequest, event: Event) -> None:
+        more = {"commandId": command.command_id} if isinstance(event, Exited) else {}
+        await send.send(_with_fields({"device": name, **more}, encode_event(event)))
+
+    async def run() -> None:
+        async with send:
+            await work.run(report)
+
+    is_complete = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, server, nursery.cancel_scope)
+        nursery.start_soon(run)
+        try:
+            await _write(server, receive, work, limits)
+            is_complete = True
+        except VisitorGone:
+            pass  # said below, where no nursery wraps it in a group
+        nursery.cancel_scope.cancel(reason="the answer is over")
+    if not is_complete:
+        raise VisitorGone("the caller left before its commands had ended")
+    end = {"event": "end", "succeeded": work.succeeded, "failed": work.failed}
+    await _send(server, _line(end), limits.exec_stall, end=True)
+
+
+async def _write(
+    server: ApiConnection,
+    lines: trio.MemoryReceiveChannel[bytes],
+    work: _Work,
+    limits: InternalLimits,
+) -> None:
+    while True:
+        data = b""
+        with trio.move_on_after(limits.event_heartbeat):
+            try:
+                data = await lines.receive()
+            except trio.EndOfChannel:
+                return
+        if not data:
+            # Shows the caller that all is well, and us that it is there.
+            data = _line({"event": "waiting", "running": work.running})
+        gathered = bytearray(data)
+        while len(gathered) < _GATHERED:
+            try:
+                gathered += lines.receive_nowait()
+            except (trio.WouldBlock, trio.EndOfChannel):
+                break
+        await _send(server, bytes(gathered), limits.exec_stall)
+
+
+async def _send(server: ApiConnection, data: bytes, stall: float, *, end: bool = False) -> None:
+    try:
+        with trio.fail_after(stall):
+            await server.send_body(data, end=end)
+    except trio.TooSlowError:
+        raise VisitorGone(f"it took nothing for {stall:g} s (limits.exec_stall)") from None
+
+
+async def _watch(server: ApiConnection, scope: trio.CancelScope) -> None:
+    try:
+        await server.watch()
+    except VisitorGone:
+        scope.cancel(reason="the caller is gone")
+
+
+def _line(content: object) -> bytes:
+    return msgspec.json.encode(content) + b"\n"
+
+
+def _with_fields(fields: Mapping[str, str], line: bytes) -> bytes:
+    """A JSON object's line with more fields in front."""
+    return msgspec.json.encode(fields)[:-1] + b"," + line[1:]
+
+
+# -- as one document --------------------------------------------------------------------------
+
+
+class _Kept:
+    """The events of one command, with output for as long as the whole call has room."""
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+
+    def add(self, event: Event, room: int, limit: int) -> int:
+        """Keep the event; answers how many bytes of the room that took."""
+        if not isinstance(event, Output):
+            self.events.append(event)
+            return 0
+        if data := event.data[:room]:
+            self.events.append(Output(event.stream, data))
+        if len(data) < len(event.data):
+            mark = Truncated(event.stream, limit)
+            if mark not in self.events:
+                self.events.append(mark)
+        return len(data)
+
+    async def replay(self) -> AsyncIterator[Event]:
+        for event in self.events:
+            yield event
+
+
+async def _answer_document(server: ApiConnection, work: _Work, limits: InternalLimits) -> None:
+    """All results in one JSON object, when the last is there."""
+    results: list[dict[str, object]] = []
+    kept: dict[str, _Kept] = {}
+    room = limits.max_exec_answer
+
+    async def report(name: str, command: CommandRequest, event: Event) -> None:
+        nonlocal room
+        await trio.lowlevel.checkpoint()
+        mine = kept.setdefault(name, _Kept())
+        room -= mine.add(event, room, limits.max_exec_answer)
+        if isinstance(event, Exited):
+            result = await collect(kept.pop(name).replay())
+            results.append(
+                {
+                    "device": name,
+                    "commandId": command.command_id,
+                    "duration": round(event.duration, 6),
+                    "result": result.to_json(),
+                }
+            )
+
+    is_complete = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, server, nursery.cancel_scope)
+        await work.run(report)
+        is_complete = True
+        nursery.cancel_scope.cancel(reason="the commands have ended")
+    if not is_complete:
+        raise VisitorGone("the caller left before its commands had ended")
+    answer = {
+        "commandId": work.wanted.command.command_id,
+        "succeeded": work.succeeded,
+        "failed": work.failed,
+        "results": results,
+    }
+    try:
+        with trio.fail_after(limits.exec_stall):
+            await server.send_answer(Answer.of(answer))
+    except trio.TooSlowError:
+        raise VisitorGone(f"it took no answer within {limits.exec_stall:g} s") from None
+
+
+def _wants_document(call: Call) -> bool:
+    headers = call.request.headers
+    if has_member(headers, b"accept", b"application/x-ndjson"):
+        return False
+    return has_member(headers, b"accept", b"application/json")
+
+
+# -- what the caller may ask for --------------------------------------------------------------
+
+
+def _selectors(content: Mapping[str, Any]) -> list[str]:
+    value = content.get("devices")
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not _all_texts(texts):
+        raise InvalidCommand(
+            "devices", 'must be a name, or a list of names, patterns like "cam-*", and "all"'
+        )
+    return texts
+
+
+def _all_texts(values: Iterable[object]) -> bool:
+    return all(isinstance(value, str) and value and value.isprintable() for value in values)
+
+
+def _concurrency(content: Mapping[str, Any], most: int) -> int:
+    value = content.get("concurrency")
+    if value is None:
+        return most
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise InvalidCommand(
+            "concurrency", f"must be a whole number from 1 to {most} (limits.exec_concurrency)"
+        )
+    return value
+
+
+def _flag(content: Mapping[str, Any], key: str) -> bool:
+    value = content.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise InvalidCommand(key, "must be true or false")
+    return value
+
+
+def _asked_by(content: Mapping[str, Any], remote: str) -> str:
+    value = content.get("askedBy")
+    if value is None or value == "":
+        return remote
+    if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
+        raise InvalidCommand(
+            "askedBy", f"must be one line of at most {_LONGEST_NAME} characters, such as a name"
+        )
+    return f"{value} ({remote})" if remote else value

@@ -1,0 +1,290 @@
+"""Socket.IO v4 on an Engine.IO connection: one namespace, events both ways, acknowledgements."""
+
+from __future__ import annotations
+
+import contextlib
+import secrets
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+
+import trio
+
+from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
+from tunnelmux.socketio.engine_client import SocketIOURL, Transports, open_engine
+from tunnelmux.socketio.engine_server import EngineServer, ServerSettings, Session
+from tunnelmux.socketio.packets import (
+    ACK,
+    CONNECT,
+    CONNECT_ERROR,
+    DISCONNECT,
+    EVENT,
+    MESSAGE,
+    Assembler,
+    BadPacket,
+    EnginePacket,
+    SocketPacket,
+    encode_socket_packet,
+)
+
+__all__ = ["Event", "Refusal", "Socket", "SocketIOServer", "SocketOver", "connect_socketio"]
+
+MAX_CALLS = 1024
+"""Events sent at once whose acknowledgement is awaited; one more fails. Above what the limits on
+commands allow, so that only a mistake of ours meets it."""
+
+
+class SocketOver(Exception):
+    """The Socket.IO connection has ended. The message says how."""
+
+
+class Refusal(Exception):
+    """Raised by a server's `admit`: the client may not join. The message is sent to it."""
+
+
+class Event(NamedTuple):
+    """One event of the other side. `id` is None when it asks for no acknowledgement."""
+
+    name: str
+    args: list[object]
+    id: int | None = None
+
+
+class Socket:
+    """One namespace on one connection, joined. One task receives; any may send."""
+
+    def __init__(self, engine: Engine, assembler: Assembler, namespace: str) -> None:
+        self.namespace = namespace
+        self._engine = engine
+        self._assembler = assembler
+        self._next_id = 0
+        self._calls: dict[int, trio.MemorySendChannel[list[object]]] = {}
+
+    @property
+    def reason(self) -> str:
+        """How the connection ended; empty while it has not."""
+        return self._engine.reason
+
+    def end(self, reason: str) -> None:
+        """End the connection at once, with a goodbye if there is room for one."""
+        goodbye = SocketPacket(DISCONNECT, self.namespace)
+        for message in encode_socket_packet(goodbye):
+            self._engine.outgoing.put_soon(EnginePacket(MESSAGE, message))
+        self._over(reason)
+
+    async def emit(self, name: str, *args: object) -> None:
+        """Send an event. Waits while the other side does not read.
+
+        Raises SocketOver, and MessageTooLarge when the other side would not take it.
+        """
+        await self._send(SocketPacket(EVENT, self.namespace, [name, *args]))
+
+    async def call(self, name: str, *args: object, timeout: float) -> list[object]:
+        """Send an event and wait for its acknowledgement, which some task must `receive`.
+
+        Raises SocketOver, MessageTooLarge and trio.TooSlowError.
+        """
+        if len(self._calls) >= MAX_CALLS:
+            raise trio.TooSlowError(f"{MAX_CALLS} acknowledgements are awaited")
+        call, self._next_id = self._next_id, self._next_id + 1
+        put, get = trio.open_memory_channel[list[object]](1)
+        self._calls[call] = put
+        try:
+            with trio.fail_after(timeout):
+                await self._send(SocketPacket(EVENT, self.namespace, [name, *args], call))
+                return await get.receive()
+        except trio.EndOfChannel:
+            raise SocketOver(self._engine.reason) from None
+        finally:
+            self._calls.pop(call, None)
+
+    async def acknowledge(self, event: Event, *args: object) -> None:
+        """Answer an event that asked for it. Raises SocketOver."""
+        if event.id is not None:
+            await self._send(SocketPacket(ACK, self.namespace, list(args), event.id))
+
+    async def receive(self) -> Event:
+        """The next event. Raises SocketOver when the other side has left, or was cut."""
+        try:
+            while True:
+                packet = self._assembler.feed(await self._engine.receive())
+                if packet is None:
+                    continue
+                if packet.namespace != self.namespace:
+                    await self._answer_stranger(packet)
+                elif packet.kind == EVENT:
+                    assert isinstance(packet.data, list)
+                    return Event(str(packet.data[0]), packet.data[1:], packet.id)
+                elif packet.kind == ACK:
+                    self._take_ack(packet)
+                elif packet.kind in (DISCONNECT, CONNECT_ERROR):
+                    self._over("the other side left the namespace")
+                else:
+                    self._over("the other side joined a namespace twice")
+        except BadPacket as error:
+            self._over(f"the other side broke the protocol: {error}")
+        except EngineOver as over:
+            self._over(str(over))
+        raise SocketOver(self._engine.reason)
+
+    async def leave(self) -> None:
+        """Queue the goodbye: who opened the connection ends it after that. Never raises."""
+        self._wake_callers()
+        with contextlib.suppress(SocketOver):
+            await self._send(SocketPacket(DISCONNECT, self.namespace))
+
+    def _over(self, reason: str) -> None:
+        self._engine.end(reason)
+        self._wake_callers()
+
+    def _wake_callers(self) -> None:
+        for put in self._calls.values():
+            put.close()
+
+    def _take_ack(self, packet: SocketPacket) -> None:
+        assert packet.id is not None
+        assert isinstance(packet.data, list)
+        put = self._calls.pop(packet.id, None)
+        if put is not None:  # else nobody waits for it any more
+            put.send_nowait(packet.data)
+            put.close()
+
+    async def _answer_stranger(self, packet: SocketPacket) -> None:
+        """One namespace is all there is on a connection."""
+        if packet.kind != CONNECT:
+            raise BadPacket("it belongs to a namespace that was not joined")
+        message: dict[str, object] = {"message": "one namespace for each connection"}
+        await self._send(SocketPacket(CONNECT_ERROR, packet.namespace, message))
+
+    async def _send(self, packet: SocketPacket) -> None:
+        try:
+            await self._engine.send(encode_socket_packet(packet))
+        except EngineOver as over:
+            raise SocketOver(str(over)) from None
+
+
+# -- client ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def connect_socketio(
+    url: SocketIOURL,
+    *,
+    path: str = "/socket.io/",
+    query: Mapping[str, str] | None = None,
+    auth: Mapping[str, object] | None = None,
+    transports: Transports = "auto",
+    ssl_context: ssl.SSLContext | None = None,
+    settings: EngineSettings | None = None,
+) -> AsyncIterator[Socket]:
+    """A client in the URL's namespace, for the length of the block.
+
+    `query` goes with every request, `auth` with the joining of the namespace. Raises ConnectError;
+    what the block raises comes out unchanged.
+    """
+    settings = settings or EngineSettings()
+    async with open_engine(
+        url,
+        path=path,
+        query=query,
+        transports=transports,
+        ssl_context=ssl_context,
+        settings=settings,
+    ) as engine:
+        assembler = Assembler(settings.socketio.socketio_max_payload)
+        try:
+            with trio.fail_after(settings.handshake_timeout):
+                await _join(engine, assembler, url, dict(auth) if auth is not None else None)
+        except trio.TooSlowError:
+            raise ConnectError(
+                f"{url} did not let us join within {settings.handshake_timeout:g} s"
+            ) from None
+        except (EngineOver, BadPacket) as error:
+            raise ConnectError(f"{url} ended the connection before we joined: {error}") from None
+        socket = Socket(engine, assembler, url.namespace)
+        try:
+            yield socket
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await socket.leave()
+
+
+async def _join(
+    engine: Engine, assembler: Assembler, url: SocketIOURL, auth: dict[str, object] | None
+) -> None:
+    await engine.send(encode_socket_packet(SocketPacket(CONNECT, url.namespace, auth)))
+    while (packet := assembler.feed(await engine.receive())) is None or (
+        packet.namespace != url.namespace
+    ):
+        pass  # npm's server with clients of version 2 allowed joins "/" by itself
+    if packet.kind == CONNECT:
+        return
+    if packet.kind != CONNECT_ERROR:
+        raise BadPacket("it answers the joining with something else")
+    said = packet.data.get("message") if isinstance(packet.data, dict) else None
+    words = "".join(c for c in said if c.isprintable())[:200] if isinstance(said, str) else "no"
+    raise ConnectRefused(f"{url} refused us: {words}", status=403)
+
+
+# -- server ---------------------------------------------------------------------------------
+
+
+class Admitted(NamedTuple):
+    """Who a client is, as `admit` found; and what serves it."""
+
+    serve: Callable[[Socket], Awaitable[None]]
+
+
+Admit = Callable[[str, Mapping[str, str], Mapping[str, object], str], Admitted]
+"""`admit(namespace, query, auth, remote)`; raises Refusal. It must not wait: a client that is asked
+who it is holds memory meanwhile."""
+
+
+class SocketIOServer(EngineServer):
+    """A Socket.IO server whose clients join one namespace each; `run` and `handle` make it work."""
+
+    def __init__(self, admit: Admit, settings: ServerSettings) -> None:
+        super().__init__(self._serve_session, settings)
+        self._admit = admit
+
+    async def _serve_session(self, session: Session) -> None:
+        engine = session.engine
+        settings = self.settings.engine
+        assembler = Assembler(settings.socketio.socketio_max_payload)
+        try:
+            with trio.fail_after(settings.handshake_timeout):
+                while (packet := assembler.feed(await engine.receive())) is None:
+                    pass
+                admitted = await self._let_in(session, packet)
+        except (EngineOver, BadPacket, trio.TooSlowError):
+            return
+        if admitted is None:
+            return
+        socket = Socket(engine, assembler, packet.namespace)
+        try:
+            await admitted.serve(socket)
+        except SocketOver:
+            pass
+        finally:
+            with trio.move_on_after(1.0, shield=True):
+                await socket.leave()
+
+    async def _let_in(self, session: Session, packet: SocketPacket) -> Admitted | None:
+        if packet.kind != CONNECT:
+            raise BadPacket("a client that has joined nothing sends something")
+        auth = packet.data if isinstance(packet.data, dict) else {}
+        try:
+            admitted = self._admit(packet.namespace, session.query, auth, session.remote)
+        except Refusal as refusal:
+            answer: dict[str, object] = {"message": str(refusal)}
+            error = SocketPacket(CONNECT_ERROR, packet.namespace, answer)
+            await session.engine.send(encode_socket_packet(error))
+            return None
+        session.trust()
+        welcome: dict[str, object] = {"sid": secrets.token_urlsafe(15)}
+        await session.engine.send(
+            encode_socket_packet(SocketPacket(CONNECT, packet.namespace, welcome))
+        )
+        return admitted

@@ -1,0 +1,226 @@
+"""What both ends of an Engine.IO v4 connection share, whatever carries it.
+
+Packets out wait in one bounded queue, from which the transport of the moment takes them; packets
+in are handled one after the other, and the next is taken only when the last was. So a peer that
+sends faster than we handle is slowed down, and one that does not read stops its senders.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnelmux.limits import Limits, SocketIOLimits
+from tunnelmux.socketio.packets import (
+    CLOSE,
+    MESSAGE,
+    NOOP,
+    PING,
+    PONG,
+    BadPacket,
+    EnginePacket,
+    encoded_size,
+)
+
+__all__ = ["Engine", "EngineOver", "EngineSettings", "MessageTooLarge", "Outgoing"]
+
+DEFAULT_MAX_PAYLOAD = 1_000_000
+"""What a peer takes in one message when its handshake does not say: socket.io's default."""
+
+
+class EngineOver(Exception):
+    """The Engine.IO connection has ended. The message says how."""
+
+
+class MessageTooLarge(Exception):
+    """The peer would not take a message of that size; nothing was sent."""
+
+    def __init__(self, size: int, limit: int) -> None:
+        super().__init__(f"a message of {size} bytes is over the {limit} that the peer takes")
+        self.size = size
+        self.limit = limit
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineSettings:
+    """The numbers an engine obeys."""
+
+    socketio: SocketIOLimits = field(default_factory=SocketIOLimits)
+    session: Limits = field(default_factory=Limits)
+    """Its keepalive is the server's ping interval and timeout."""
+    handshake_timeout: float = 10.0
+
+
+class Outgoing:
+    """Packets on their way to the peer, in their order, bounded in bytes."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._packets: deque[EnginePacket] = deque()
+        self._size = 0
+        self._changed = trio.Event()
+        self._putting = trio.StrictFIFOLock()
+        self._closed: str | None = None
+
+    async def put(self, packets: Sequence[EnginePacket]) -> None:
+        """Queue packets together. Waits while the queue is over its limit. Raises EngineOver."""
+        async with self._putting:
+            await trio.lowlevel.checkpoint()
+            while self._size >= self._limit and self._closed is None:
+                await self._changed.wait()  # until the transport took some: pings bound that
+            if self._closed is not None:
+                raise EngineOver(self._closed)
+            self._extend(packets)
+
+    def put_soon(self, packet: EnginePacket) -> None:
+        """Queue a packet of a few bytes, whatever the limit says; callers bound their number."""
+        self._extend([packet])
+
+    async def take(self, budget: int, *, polling: bool) -> list[EnginePacket]:
+        """At least one packet, and as many as fit `budget` bytes on the wire; none at the end."""
+        while not self._packets and self._closed is None:
+            await self._changed.wait()  # the next ping at the latest
+        return self.take_now(budget, polling=polling)
+
+    def take_now(self, budget: int, *, polling: bool) -> list[EnginePacket]:
+        """What can be taken without waiting, which may be nothing."""
+        taken: list[EnginePacket] = []
+        while self._packets:
+            budget -= encoded_size(self._packets[0], polling=polling)
+            if taken and budget < 0:
+                break
+            packet = self._packets.popleft()
+            self._size -= encoded_size(packet, polling=False)
+            taken.append(packet)
+        if taken:
+            self._notify()
+        return taken
+
+    async def drained(self, timeout: float) -> None:
+        """Return when all is taken, or after `timeout` seconds."""
+        with trio.move_on_after(timeout):
+            while self._packets:
+                await self._changed.wait()
+
+    def close(self, reason: str) -> None:
+        """Take no more; what is queued can still be taken."""
+        self._closed = reason
+        self._notify()
+
+    def _extend(self, packets: Iterable[EnginePacket]) -> None:
+        for packet in packets:
+            self._packets.append(packet)
+            self._size += encoded_size(packet, polling=False)
+        self._notify()
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Engine:
+    """One Engine.IO connection, for the layer above: messages out, messages in, and an end.
+
+    The transports live in `engine_client` and `engine_server`; they take from `outgoing` and give
+    what came to `take_in`.
+    """
+
+    def __init__(self, settings: EngineSettings, *, is_client: bool) -> None:
+        self.settings = settings
+        self.sid = ""
+        self.peer_max_payload = DEFAULT_MAX_PAYLOAD
+        """Bytes the peer takes in one message or polling body."""
+        self.outgoing = Outgoing(settings.socketio.socketio_send_queue)
+        self.heard = trio.current_time()
+        """When the last packet came."""
+        self.scope = trio.CancelScope(shield=is_client)
+        """All that works for this connection; `end` cancels it. A client's works on while its user
+        is being cancelled, for the goodbye, which is bounded and followed by `end`."""
+        self.reason = ""
+        """How it ended."""
+        self._is_client = is_client
+        self._over = trio.Event()
+        self._put, self._messages = trio.open_memory_channel[str | bytes](0)
+        self._pong_queued = False
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it has ended."""
+        return self._over.is_set()
+
+    def end(self, reason: str) -> None:
+        """End the connection; the first reason counts. Wakes all who wait for something of it."""
+        if not self._over.is_set():
+            self.reason = reason
+            self._over.set()
+            self._put.close()
+            self.outgoing.close(reason)
+            self.scope.cancel(reason="the Engine.IO connection is over")
+
+    async def wait_over(self) -> None:
+        """Return when the connection has ended."""
+        await self._over.wait()
+
+    # -- for the layer above ----------------------------------------------------------------
+
+    async def send(self, messages: Sequence[str | bytes]) -> None:
+        """Queue the messages of one Socket.IO packet; they stay together.
+
+        Waits while the peer does not read. Raises EngineOver, and MessageTooLarge when the peer
+        would not take them.
+        """
+        packets = [EnginePacket(MESSAGE, message) for message in messages]
+        size = max(encoded_size(packet, polling=True) for packet in packets)
+        if size > self.peer_max_payload:
+            raise MessageTooLarge(size, self.peer_max_payload)
+        await self.outgoing.put(packets)
+
+    async def receive(self) -> str | bytes:
+        """The next message. Raises EngineOver."""
+        try:
+            return await self._messages.receive()
+        except (trio.EndOfChannel, trio.ClosedResourceError):
+            raise EngineOver(self.reason) from None
+
+    def stop_receiving(self) -> None:
+        """Nobody will take messages any more: those that come are dropped, and hold up nothing."""
+        self._messages.close()
+
+    # -- for the transports -----------------------------------------------------------------
+
+    async def take_in(self, packet: EnginePacket) -> None:
+        """Handle one packet of the peer. Waits until the layer above has taken a message.
+
+        Raises EngineOver when the connection is over by it or meanwhile, and BadPacket.
+        """
+        if self.is_over:
+            raise EngineOver(self.reason)
+        self.heard = trio.current_time()
+        kind, data = packet
+        if kind == MESSAGE:
+            assert not isinstance(data, dict)
+            try:
+                await self._put.send(data)
+            except trio.BrokenResourceError:
+                pass  # nobody takes messages any more
+            except trio.ClosedResourceError:
+                raise EngineOver(self.reason) from None
+            self.heard = trio.current_time()
+        elif kind == PING and self._is_client:
+            # The server may ping as often as it likes: one answer at a time is owed.
+            if not self._pong_queued:
+                self._pong_queued = True
+                self.outgoing.put_soon(EnginePacket(PONG))
+        elif kind == CLOSE:
+            self.end("the peer closed it")
+            raise EngineOver(self.reason)
+        elif kind not in (NOOP, PONG):
+            raise BadPacket("it has no place in an open connection")
+
+    def sent(self, packets: Iterable[EnginePacket]) -> None:
+        """The transport has these packets now."""
+        if any(packet.kind == PONG for packet in packets):
+            self._pong_queued = False

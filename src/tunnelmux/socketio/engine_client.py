@@ -1,0 +1,380 @@
+"""The client's half of Engine.IO v4: polling, the upgrade to a WebSocket, or that at once."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Literal
+from urllib.parse import quote, urlencode, urlsplit
+
+import trio
+
+from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
+from tunnelmux.socketio.packets import (
+    CLOSE,
+    NOOP,
+    OPEN,
+    PING,
+    PONG,
+    UPGRADE,
+    BadPacket,
+    EnginePacket,
+    decode_packet,
+    decode_payload,
+    encode_packet,
+    encode_payload,
+)
+from tunnelmux.socketio.polling import Polling
+from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
+from tunnelmux.transports import open_tcp
+
+__all__ = ["SocketIOURL", "Transports", "open_engine", "parse_socketio_url"]
+
+Transports = Literal["auto", "polling", "websocket"]
+"""`auto` begins with polling, which passes everywhere, and upgrades where a WebSocket passes."""
+
+_GOODBYE = 1.0  # s for the last packets; a server that takes longer notices by its pings
+
+
+@dataclass(frozen=True, slots=True)
+class SocketIOURL:
+    """A Socket.IO URL as its clients read it: a host, and the namespace in the path."""
+
+    is_secure: bool
+    host: str
+    port: int
+    namespace: str
+
+    @property
+    def authority(self) -> str:
+        """host:port as a Host field has it, the scheme's default port left out."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.is_secure else 80) else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"{'https' if self.is_secure else 'http'}://{self.authority}{self.namespace}"
+
+
+def parse_socketio_url(url: str, *, namespace: str) -> SocketIOURL:
+    """Take a URL apart; its path is the namespace, `namespace` when there is none.
+
+    Raises ConfigError.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise ConfigError(f"the Socket.IO URL cannot be read ({error})") from None
+    if parts.scheme not in {"http", "https", "ws", "wss"} or not parts.hostname:
+        raise ConfigError('the Socket.IO URL must be like "https://main.example.com"')
+    is_secure = parts.scheme in {"https", "wss"}
+    path = parts.path.rstrip("/") or namespace
+    return SocketIOURL(is_secure, parts.hostname, port or (443 if is_secure else 80), path)
+
+
+@asynccontextmanager
+async def open_engine(
+    url: SocketIOURL,
+    *,
+    path: str = "/socket.io/",
+    query: Mapping[str, str] | None = None,
+    transports: Transports = "auto",
+    ssl_context: ssl.SSLContext | None = None,
+    settings: EngineSettings | None = None,
+) -> AsyncIterator[Engine]:
+    """An open Engine.IO connection for the length of the block.
+
+    `query` goes with every request. Raises ConnectError when there is no connection within the
+    handshake's time, and ConnectRefused when the server says no.
+    """
+    client = _Client(url, path, query or {}, ssl_context, settings or EngineSettings())
+    failure: BaseException | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            try:
+                await client.open(nursery, transports)
+                yield client.engine
+            except BaseException as error:
+                failure = error
+                raise
+            finally:
+                await client.say_goodbye()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup:
+        # The transports' tasks never raise; what came through is the block's own.
+        if failure is None:
+            raise
+        raise failure from failure.__cause__
+
+
+class _Client:
+    def __init__(
+        self,
+        url: SocketIOURL,
+        path: str,
+        query: Mapping[str, str],
+        ssl_context: ssl.SSLContext | None,
+        settings: EngineSettings,
+    ) -> None:
+        self.engine = Engine(settings, is_client=True)
+        self._url = url
+        self._path = quote(path, safe="/")
+        self._query = {**query, "EIO": "4"}
+        self._ssl_context = ssl_context
+        self._settings = settings
+        self._max_payload = settings.socketio.socketio_max_payload
+        self._polling = Polling(self._dial, url.authority, str(url), self._max_payload)
+        self._upgrades: list[object] = []
+        self._patience = 0.0  # s of silence after which the server is dead
+        self._socket: WebSocket | None = None
+        self._pausing = False
+        self._paused = {"get": trio.Event(), "post": trio.Event()}
+        self._post_wait: trio.CancelScope | None = None
+        self._is_carried = False
+        self._goodbye_said = trio.Event()
+
+    async def open(self, nursery: trio.Nursery, transports: Transports) -> None:
+        """Make the handshake, and start what carries the connection from then on."""
+        limit = self._settings.handshake_timeout
+        try:
+            with trio.fail_after(limit):
+                if transports == "websocket":
+                    await self._open_websocket()
+                else:
+                    await self._open_polling()
+        except trio.TooSlowError:
+            await self._drop_socket()
+            raise ConnectError(
+                f"{self._url} did not finish the Socket.IO handshake within {limit:g} s; check "
+                "that the URL is a Socket.IO server's"
+            ) from None
+        except (BadPacket, WebSocketOver) as error:
+            await self._drop_socket()
+            raise ConnectError(
+                f"{self._url} does not speak Socket.IO 3 or 4: {error}; check the URL"
+            ) from None
+        except BaseException:
+            await self._drop_socket()
+            raise
+        self._is_carried = True
+        nursery.start_soon(self._run, transports)
+
+    async def _drop_socket(self) -> None:
+        with trio.CancelScope(shield=True):  # bounded: aclose() gives its goodbye a second
+            if self._socket is not None:
+                await self._socket.aclose()
+
+    async def _open_polling(self) -> None:
+        body = await self._polling.get(self._target("polling"))
+        first, *others = decode_payload(body, self._settings.socketio.socketio_max_packets) or [
+            EnginePacket(NOOP)
+        ]
+        self._shake_hands(first)
+        if others:
+            raise BadPacket("more than the handshake came first")
+
+    async def _open_websocket(self) -> None:
+        self._socket = await self._connect_websocket()
+        self._shake_hands(decode_packet(await self._socket.receive()))
+
+    def _shake_hands(self, packet: EnginePacket) -> None:
+        kind, content = packet
+        if kind != OPEN or not isinstance(content, dict):
+            raise BadPacket("the first packet is not a handshake")
+        sid, upgrades = content.get("sid"), content.get("upgrades")
+        interval, timeout = content.get("pingInterval"), content.get("pingTimeout")
+        if not isinstance(sid, str) or not sid or not isinstance(upgrades, list):
+            raise BadPacket("its handshake has no sid or no upgrades")
+        if not _is_time(interval) or not _is_time(timeout):
+            raise BadPacket("its handshake has no pingInterval or no pingTimeout above 0")
+        assert isinstance(interval, int | float)
+        assert isinstance(timeout, int | float)
+        self._patience = (interval + timeout) / 1000
+        longest = self._settings.socketio.socketio_max_silence
+        if self._patience > longest:
+            raise BadPacket(
+                f"it would fall silent for {self._patience:g} s at a time, which is over the "
+                f"{longest:g} s of socketio_max_silence"
+            )
+        most = content.get("maxPayload")
+        if isinstance(most, int) and not isinstance(most, bool) and most > 0:
+            self.engine.peer_max_payload = most
+        self.engine.sid = sid
+        self._upgrades = upgrades
+
+    # -- while it is open -------------------------------------------------------------------
+
+    async def _run(self, transports: Transports) -> None:
+        engine = self.engine
+        engine.heard = trio.current_time()
+        try:
+            with engine.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._watch)
+                    if self._socket is not None:
+                        self._start_websocket(nursery, self._socket)
+                    else:
+                        nursery.start_soon(self._guarded, self._poll)
+                        nursery.start_soon(self._guarded, self._post)
+                        if transports == "auto" and "websocket" in self._upgrades:
+                            nursery.start_soon(self._upgrade, nursery)
+        finally:
+            self._goodbye_said.set()
+            await self._drop_socket()
+
+    async def _watch(self) -> None:
+        engine = self.engine
+        while (left := engine.heard + self._patience - trio.current_time()) > 0:  # noqa: ASYNC110
+            await trio.sleep(left)
+        engine.end(f"nothing came for {self._patience:g} s")
+
+    async def _guarded(self, transport: object) -> None:
+        """Run one of the transports' loops; its failure is the connection's end."""
+        assert callable(transport)
+        try:
+            await transport()
+        except EngineOver:
+            pass
+        except BadPacket as error:
+            self.engine.end(f"the server broke the protocol: {error}")
+        except (ConnectError, WebSocketOver) as error:
+            self.engine.end(str(error))
+
+    async def say_goodbye(self) -> None:
+        """Tell the server that the connection is over, if it is still there."""
+        engine = self.engine
+        engine.stop_receiving()  # else the last messages would hold up the goodbye
+        if self._is_carried and not engine.is_over:
+            with trio.move_on_after(_GOODBYE, shield=True):
+                engine.outgoing.put_soon(EnginePacket(CLOSE))
+                await self._goodbye_said.wait()
+        engine.end("closed by this side")
+
+    def _sent(self, packets: list[EnginePacket]) -> None:
+        self.engine.sent(packets)
+        if any(packet.kind == CLOSE for packet in packets):
+            self._goodbye_said.set()
+
+    # -- polling ----------------------------------------------------------------------------
+
+    async def _poll(self) -> None:
+        """Take packets from the server, one long poll after the other."""
+        most = self._settings.socketio.socketio_max_packets
+        while not self._pausing:
+            # Bounded: the server answers with its next ping at the latest, else _watch ends this.
+            body = await self._polling.get(self._target("polling"))
+            for packet in decode_payload(body, most):
+                await self.engine.take_in(packet)
+        self._paused["get"].set()
+
+    async def _post(self) -> None:
+        """Bring packets to the server, all that wait in one request."""
+        while not self._pausing:
+            packets: list[EnginePacket] = []
+            with trio.CancelScope() as self._post_wait:
+                packets = await self.engine.outgoing.take(
+                    self.engine.peer_max_payload, polling=True
+                )
+            self._post_wait = None
+            if not packets and self.engine.is_over:
+                return
+            if packets:
+                # Bounded: while it hangs, no pong goes out, and the server ends the connection.
+                await self._polling.post(self._target("polling"), encode_payload(packets))
+                self._sent(packets)
+        self._paused["post"].set()
+
+    # -- WebSocket --------------------------------------------------------------------------
+
+    async def _upgrade(self, nursery: trio.Nursery) -> None:
+        """Try a WebSocket; when it works, let the polls run out and go on there."""
+        socket: WebSocket | None = None
+        try:
+            with trio.fail_after(self._settings.handshake_timeout):
+                socket = await self._connect_websocket()
+                await socket.send(encode_packet(EnginePacket(PING, "probe")))
+                await _expect(socket, EnginePacket(PONG, "probe"))
+        except (ConnectError, WebSocketOver, BadPacket, trio.TooSlowError):
+            # Some middlebox lets no WebSocket through: polling goes on as it was.
+            if socket is not None:
+                await socket.aclose()
+            return
+        except BaseException:
+            if socket is not None:
+                await socket.aclose()
+            raise
+        self._socket = socket  # closed with the connection from here on
+        self._pausing = True
+        if self._post_wait is not None:
+            self._post_wait.cancel()
+        # The server answers the poll that still waits, and both loops stop there.
+        with trio.move_on_after(self._settings.handshake_timeout) as waiting:
+            for paused in self._paused.values():
+                await paused.wait()
+        if waiting.cancelled_caught:
+            self.engine.end("the server did not let go of polling for the upgrade")
+            return
+        try:
+            await socket.send(encode_packet(EnginePacket(UPGRADE)))
+        except WebSocketOver as error:
+            self.engine.end(str(error))
+            return
+        self._start_websocket(nursery, socket)
+
+    def _start_websocket(self, nursery: trio.Nursery, socket: WebSocket) -> None:
+        async def read() -> None:
+            while True:
+                await self.engine.take_in(decode_packet(await socket.receive()))
+
+        async def write() -> None:
+            while packets := await self.engine.outgoing.take(1, polling=False):
+                for packet in packets:
+                    await socket.send(encode_packet(packet))
+                self._sent(packets)
+
+        nursery.start_soon(self._guarded, read)
+        nursery.start_soon(self._guarded, write)
+
+    # -- connections ------------------------------------------------------------------------
+
+    async def _connect_websocket(self) -> WebSocket:
+        stream = await self._dial()
+        try:
+            return await WebSocket.connect(
+                stream,
+                self._url.authority,
+                self._target("websocket"),
+                where=str(self._url),
+                max_message=self._max_payload,
+            )
+        except BaseException:
+            with contextlib.suppress(trio.BrokenResourceError):
+                await trio.aclose_forcefully(stream)
+            raise
+
+    async def _dial(self) -> trio.abc.Stream:
+        return await open_tcp(
+            self._url.host,
+            self._url.port,
+            ssl_context=self._ssl_context,
+            timeout=self._settings.handshake_timeout,
+        )
+
+    def _target(self, transport: str) -> str:
+        query = {**self._query, "transport": transport}
+        if self.engine.sid:
+            query["sid"] = self.engine.sid
+        return f"{self._path}?{urlencode(query)}"
+
+
+async def _expect(socket: WebSocket, packet: EnginePacket) -> None:
+    if decode_packet(await socket.receive()) != packet:
+        raise BadPacket("the upgrade does not go as it should")
+
+
+def _is_time(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < 2**53

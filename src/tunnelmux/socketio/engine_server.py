@@ -1,0 +1,519 @@
+"""The server's half of Engine.IO v4: one listener for polling, upgrades and WebSockets at once.
+
+A connection of polls is many HTTP requests, which may come over any number of TCP connections; the
+sid in each says whose it is. What a session holds lives in its own task, and ends with its pings.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import ssl
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from urllib.parse import parse_qsl
+
+import trio
+
+from tunnelmux.errors import ConnectError
+from tunnelmux.http import Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import has_member
+from tunnelmux.limits import IngressLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
+from tunnelmux.socketio.packets import (
+    CLOSE,
+    NOOP,
+    OPEN,
+    PING,
+    PONG,
+    UPGRADE,
+    BadPacket,
+    EnginePacket,
+    decode_packet,
+    decode_payload,
+    encode_packet,
+    encode_payload,
+)
+from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
+from tunnelmux.transports import start_server_tls
+
+__all__ = ["EngineServer", "ServerSettings", "Session"]
+
+_log = get_logger("socketio")
+
+_NOOP_INTERVAL = 0.1
+# Seconds between two empty answers to the polls of a client that is upgrading, as engine.io does
+# it: the client goes on when its last poll was answered.
+
+_POLL_BUDGET = 262_144
+# Bytes that one poll's answer holds, if it is not one larger packet: what waits behind it is not
+# lost with it, and goes with the next.
+
+_CLOSING = 0.25
+# Seconds all sessions get for that together when the server closes: a client that polls is back
+# within a round trip.
+
+_GOODBYE = 1.0  # s a session's last packets may take
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ServerSettings:
+    """What a server needs to know. A reload replaces it; live sessions keep what they had."""
+
+    path: str = "/socket.io/"
+    tls: ssl.SSLContext | None = field(default=None, repr=False)
+    engine: EngineSettings = field(default_factory=EngineSettings)
+    http: IngressLimits = field(default_factory=IngressLimits)
+
+
+class _BadRequest(Exception):
+    """A request that is answered with an error, in engine.io's words."""
+
+    def __init__(self, code: int, message: str, status: int = 400) -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = json.dumps({"code": code, "message": message}).encode("ascii")
+
+
+class Session:
+    """One client, from its handshake to its end, whatever carries it."""
+
+    def __init__(self, server: EngineServer, remote: str, query: Mapping[str, str]) -> None:
+        settings = server.settings
+        self.engine = Engine(settings.engine, is_client=False)
+        self.engine.sid = secrets.token_urlsafe(15)
+        self.engine.peer_max_payload = settings.engine.socketio.socketio_max_payload
+        self.remote = remote
+        self.query = query
+        """Of the handshake's request. It holds what the client proves itself with."""
+        self.is_known = False
+        """Whether the client has proved who it is: until then it may send little."""
+        self.transport = "polling"
+        self.ended = trio.Event()
+        """Set when nothing of it is left."""
+        self._settings = settings
+        self._socket: WebSocket | None = None
+        self._is_upgrading = False
+        self._polling = False
+        self._posting = False
+
+    def __repr__(self) -> str:
+        return f"<Session from {self.remote}>"
+
+    @property
+    def max_payload(self) -> int:
+        """Bytes the client may send in one message or body now."""
+        if self.is_known:
+            return self._settings.engine.socketio.socketio_max_payload
+        return self._settings.http.max_head_bytes
+
+    def trust(self) -> None:
+        """The client has proved who it is."""
+        self.is_known = True
+        if self._socket is not None:
+            self._socket.max_message = self.max_payload
+
+    def handshake(self, *, upgrades: list[str]) -> EnginePacket:
+        """The packet that opens the connection."""
+        limits = self._settings.engine
+        content: dict[str, object] = {
+            "sid": self.engine.sid,
+            "upgrades": upgrades,
+            "pingInterval": int(limits.session.keepalive_interval * 1000),
+            "pingTimeout": int(limits.session.keepalive_timeout * 1000),
+            "maxPayload": limits.socketio.socketio_max_payload,
+        }
+        return EnginePacket(OPEN, content)
+
+    async def heartbeat(self) -> None:
+        """Ping, and end the session when no answer comes."""
+        engine, limits = self.engine, self._settings.engine.session
+        while True:
+            await trio.sleep(limits.keepalive_interval)
+            asked = trio.current_time()
+            engine.outgoing.put_soon(EnginePacket(PING))
+            await trio.sleep(limits.keepalive_timeout)
+            if engine.heard < asked:
+                engine.end(f"nothing came for {trio.current_time() - engine.heard:.0f} s")
+
+    # -- polling ----------------------------------------------------------------------------
+
+    async def poll(self, server: ServerConnection) -> None:
+        """Answer one long poll: with what waits for the client, or what comes next."""
+        if self._polling or self.transport != "polling":
+            self.engine.end("the client polled twice at once")
+            raise _BadRequest(3, "Bad request")
+        self._polling = True
+        try:
+            packets = await self._next_packets(server)
+            if not packets:
+                raise _BadRequest(1, "Session ID unknown")
+            body = encode_payload(packets).encode()
+            # Before the answer is out: the client's next poll may be here before this task goes on.
+            self._polling = False
+            await _answer(server, 200, b"text/plain; charset=UTF-8", body)
+        except (VisitorGone, trio.Cancelled):
+            # Nobody knows whether the packets arrived: going on could lose them silently.
+            self.engine.end("the client left within a poll")
+            raise
+
+    async def _next_packets(self, server: ServerConnection) -> list[EnginePacket]:
+        """What goes into the next answer; nothing when the session is over."""
+        packets: list[EnginePacket] = []
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._notice_leaving, server, nursery.cancel_scope)
+            if self._is_upgrading:
+                nursery.cancel_scope.deadline = trio.current_time() + _NOOP_INTERVAL
+            # Bounded by the next ping, which goes out this way.
+            packets = await self.engine.outgoing.take(_POLL_BUDGET, polling=True)
+            nursery.cancel_scope.cancel()
+        if not packets and self._is_upgrading:
+            packets = [EnginePacket(NOOP)]
+        return packets
+
+    async def _notice_leaving(self, server: ServerConnection, poll: trio.CancelScope) -> None:
+        """A client whose connection ends within a poll is gone: its next one would be lost."""
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            await server.stream.receive_some(1)
+        self.engine.end("the client left within a poll")
+        poll.cancel()
+
+    async def post(self, server: ServerConnection) -> None:
+        """Take in the packets of one request."""
+        if self._posting or self.transport != "polling":
+            self.engine.end("the client posted twice at once")
+            raise _BadRequest(3, "Bad request")
+        self._posting = True
+        try:
+            # A body in pieces comes within the time in which a pong has to.
+            body = await _read_body(
+                server, self.max_payload, self._settings.engine.session.keepalive_timeout
+            )
+            try:
+                most = self._settings.engine.socketio.socketio_max_packets
+                for packet in decode_payload(body.decode("utf-8"), most):
+                    await self.engine.take_in(packet)
+            except (BadPacket, UnicodeDecodeError) as error:
+                self.engine.end(f"the client broke the protocol: {error}")
+                raise _BadRequest(3, "Bad request") from None
+            except EngineOver:
+                pass  # by what was in here: a goodbye
+        finally:
+            self._posting = False
+        await _answer(server, 200, b"text/html", b"ok")
+
+    # -- WebSocket --------------------------------------------------------------------------
+
+    async def upgrade(self, socket: WebSocket) -> None:
+        """Move from polling to a WebSocket, and carry the session there to its end."""
+        try:
+            with trio.fail_after(self._settings.engine.handshake_timeout):
+                await _expect(socket, EnginePacket(PING, "probe"))
+                await socket.send(encode_packet(EnginePacket(PONG, "probe")))
+                self._is_upgrading = True
+                # The client goes on once the poll that waits now is answered.
+                self.engine.outgoing.put_soon(EnginePacket(NOOP))
+                await _expect(socket, EnginePacket(UPGRADE))
+        except (trio.TooSlowError, WebSocketOver, BadPacket):
+            self._is_upgrading = False  # polling goes on
+            return
+        await self.carry(socket)
+
+    async def carry(self, socket: WebSocket) -> None:
+        """Carry the session over a WebSocket to its end."""
+        self.transport = "websocket"
+        self._socket = socket
+        socket.max_message = self.max_payload
+        engine, reading = self.engine, trio.CancelScope()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._write, socket)
+                nursery.start_soon(self._stop_when_over, reading)
+                with reading:
+                    await self._read(socket)
+                # What was queued before the end still goes out.
+                nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE
+        finally:
+            engine.end("the connection was cut")
+
+    async def _read(self, socket: WebSocket) -> None:
+        engine = self.engine
+        try:
+            while True:
+                await engine.take_in(decode_packet(await socket.receive()))
+        except (EngineOver, WebSocketOver) as over:
+            engine.end(str(over))
+        except BadPacket as error:
+            engine.end(f"the client broke the protocol: {error}")
+
+    async def _write(self, socket: WebSocket) -> None:
+        engine = self.engine
+        try:
+            while packets := await engine.outgoing.take(1, polling=False):
+                for packet in packets:
+                    await socket.send(encode_packet(packet))
+                engine.sent(packets)
+        except WebSocketOver as over:
+            engine.end(str(over))
+
+    async def _stop_when_over(self, reading: trio.CancelScope) -> None:
+        await self.engine.wait_over()
+        reading.cancel()
+
+
+OnSession = Callable[[Session], Awaitable[None]]
+"""Serves one client to its end. Returning ends the session."""
+
+
+class EngineServer:
+    """Sessions, and the HTTP connections that carry them. `run` owns the sessions' tasks."""
+
+    def __init__(self, on_session: OnSession, settings: ServerSettings) -> None:
+        self.settings = settings
+        self._on_session = on_session
+        self._sessions: dict[str, Session] = {}
+        self._connections: set[trio.CancelScope] = set()
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether `run` has been started and goes on."""
+        return self._nursery is not None
+
+    @property
+    def session_count(self) -> int:
+        """Clients that are connected, those included that have not said yet who they are."""
+        return len(self._sessions)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Own the sessions until cancelled. Started when connections may be handled."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                task_status.started()
+                await trio.sleep_forever()  # until cancelled: this is what serving means
+        finally:
+            self._nursery = None
+
+    async def aclose(self) -> None:
+        """End every session, with a moment for what is queued for the clients, and `run`."""
+        for session in self._sessions.values():
+            session.engine.outgoing.put_soon(EnginePacket(CLOSE))
+            session.engine.end("the server is closing")
+        with trio.move_on_after(_CLOSING):
+            for session in list(self._sessions.values()):
+                await session.ended.wait()
+        for scope in self._connections:
+            scope.cancel(reason="the server is closing")
+        if self._nursery is not None:
+            self._nursery.cancel_scope.cancel(reason="the server is closing")
+
+    async def handle(self, connection: trio.abc.Stream, remote: str) -> None:
+        """Serve one TCP connection to its end; it is closed then."""
+        settings = self.settings
+        stream = connection
+        if len(self._connections) >= self._most_connections(settings):
+            await trio.aclose_forcefully(stream)
+            return
+        scope = trio.CancelScope()
+        self._connections.add(scope)
+        try:
+            with scope:
+                await self._serve_connection(stream, remote, settings)
+        except ConnectError as error:
+            _log.debug("a TLS handshake failed", remote=remote, cause=str(error))
+        except VisitorGone:
+            pass
+        finally:
+            self._connections.remove(scope)
+            await trio.aclose_forcefully(stream)
+
+    async def _serve_connection(
+        self, stream: trio.abc.Stream, remote: str, settings: ServerSettings
+    ) -> None:
+        tls: trio.abc.Stream | None = None
+        try:
+            if settings.tls is not None:
+                assert isinstance(stream, trio.SocketStream)
+                timeout = settings.engine.handshake_timeout
+                tls = await start_server_tls(stream, settings.tls, timeout=timeout)
+            await self._serve(ServerConnection(tls or stream, settings.http), remote)
+        finally:
+            if tls is not None:
+                await trio.aclose_forcefully(tls)
+
+    def _most_connections(self, settings: ServerSettings) -> int:
+        # A client on polling has two, one on a WebSocket one.
+        return 2 * settings.engine.socketio.socketio_max_sessions + settings.http.max_handshakes
+
+    async def _serve(self, server: ServerConnection, remote: str) -> None:
+        try:
+            while (request := await server.read_request()) is not None:
+                if has_member(request.headers, b"upgrade", b"websocket"):
+                    await self._serve_websocket(server, request, remote)
+                    return
+                try:
+                    await self._serve_polling(server, request, remote)
+                except _BadRequest as error:
+                    await _answer(server, error.status, b"application/json", error.body)
+                if not server.reusable:
+                    break
+        except Refused as refused:
+            await server.refuse(refused.refusal)
+            return
+        await server.close()
+
+    # -- one request ------------------------------------------------------------------------
+
+    async def _serve_polling(
+        self, server: ServerConnection, request: RequestHead, remote: str
+    ) -> None:
+        query = self._checked_query(request, "polling")
+        if "sid" not in query:
+            if request.method != b"GET":
+                raise _BadRequest(2, "Bad handshake method")
+            session = self._open(remote, query)
+            opening = session.handshake(upgrades=["websocket"])
+            body = encode_payload([opening]).encode()
+            await _answer(server, 200, b"text/plain; charset=UTF-8", body)
+            return
+        session = self._find(query["sid"])
+        if request.method == b"GET":
+            await session.poll(server)
+        elif request.method == b"POST":
+            await session.post(server)
+        else:
+            raise _BadRequest(2, "Bad handshake method")
+
+    async def _serve_websocket(
+        self, server: ServerConnection, request: RequestHead, remote: str
+    ) -> None:
+        try:
+            query = self._checked_query(request, "websocket")
+            known = self._find_polling(query["sid"]) if "sid" in query else None
+            if known is None:
+                self._check_room()
+            socket = await self._accept(server, request)
+        except _BadRequest as error:
+            await _answer(server, error.status, b"application/json", error.body)
+            await server.close()
+            return
+        try:
+            if known is not None:
+                await known.upgrade(socket)
+            else:
+                session = self._open(remote, query)
+                session.engine.outgoing.put_soon(session.handshake(upgrades=[]))
+                await session.carry(socket)
+        finally:
+            with trio.CancelScope(shield=True):  # bounded: aclose() gives its goodbye a second
+                await socket.aclose()
+
+    async def _accept(self, server: ServerConnection, request: RequestHead) -> WebSocket:
+        # HTTP/1.1 whatever the version was; what is no sound upgrade, wsproto refuses.
+        limits = self.settings.http
+        try:
+            with trio.fail_after(self.settings.engine.handshake_timeout):
+                return await WebSocket.accept(
+                    server.stream,
+                    request.target,
+                    [(name.lower(), value) for name, value in request.headers],
+                    rest=server.take_buffer(),
+                    max_message=limits.max_head_bytes,
+                )
+        except (WebSocketOver, trio.TooSlowError):
+            raise _BadRequest(3, "Bad request") from None
+
+    def _checked_query(self, request: RequestHead, transport: str) -> dict[str, str]:
+        target = request.target.decode("ascii", "replace")
+        path, _, encoded = target.partition("?")
+        if path.rstrip("/") != self.settings.path.rstrip("/"):
+            raise _BadRequest(3, f"Socket.IO is at {self.settings.path}", 404)
+        try:
+            query = dict(parse_qsl(encoded, max_num_fields=64))
+        except ValueError:
+            raise _BadRequest(3, "Bad request") from None
+        if query.get("EIO") != "4":
+            raise _BadRequest(5, "Unsupported protocol version")
+        if query.get("transport") != transport:
+            raise _BadRequest(0, "Transport unknown")
+        return query
+
+    # -- sessions ---------------------------------------------------------------------------
+
+    def _find(self, sid: str) -> Session:
+        session = self._sessions.get(sid)
+        if session is None:
+            raise _BadRequest(1, "Session ID unknown")
+        return session
+
+    def _find_polling(self, sid: str) -> Session:
+        session = self._find(sid)
+        if session.transport != "polling":
+            raise _BadRequest(3, "Bad request")
+        return session
+
+    def _check_room(self) -> None:
+        settings = self.settings
+        strangers = sum(not session.is_known for session in self._sessions.values())
+        if (
+            self._nursery is None
+            or len(self._sessions) >= settings.engine.socketio.socketio_max_sessions
+            or strangers >= settings.http.max_handshakes
+        ):
+            raise _BadRequest(4, "Too many connections", 503)
+
+    def _open(self, remote: str, query: Mapping[str, str]) -> Session:
+        self._check_room()
+        assert self._nursery is not None  # else there is no room
+        session = Session(self, remote, query)
+        self._sessions[session.engine.sid] = session
+        self._nursery.start_soon(self._hold, session)
+        return session
+
+    async def _hold(self, session: Session) -> None:
+        engine = session.engine
+        try:
+            with engine.scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(session.heartbeat)
+                    await self._on_session(session)
+                    nursery.cancel_scope.cancel()
+            engine.end("closed by this side")
+            await engine.outgoing.drained(_GOODBYE)
+        except Exception:  # noqa: BLE001  a bug met by one client is no reason to drop the others
+            _log.exception("a Socket.IO session failed in a way nobody foresaw")
+        finally:
+            engine.end("the server is closing")
+            session.ended.set()
+            del self._sessions[engine.sid]
+
+
+async def _expect(socket: WebSocket, packet: EnginePacket) -> None:
+    if decode_packet(await socket.receive()) != packet:
+        raise BadPacket("the upgrade does not go as it should")
+
+
+async def _answer(server: ServerConnection, status: int, kind: bytes, body: bytes) -> None:
+    headers = [(b"Content-Type", kind), (b"Cache-Control", b"no-store")]
+    phrase = HTTPStatus(status).phrase.encode("ascii")
+    await server.send_response(status, phrase, headers, length=len(body), first=body, end=True)
+
+
+async def _read_body(server: ServerConnection, most: int, timeout: float) -> bytes:
+    content = bytearray()
+    with trio.move_on_after(timeout):
+        try:
+            done = server.body_done
+            while not done:
+                piece, done = await server.read_body()
+                content += piece
+                if len(content) > most:
+                    raise _BadRequest(3, "Payload too large", 413)
+        except BadBody:
+            raise _BadRequest(3, "Bad request") from None
+        return bytes(content)
+    raise _BadRequest(3, "The body did not come in time", 408)

@@ -1,0 +1,110 @@
+"""Engine.IO's long polling, seen from the client: one HTTP exchange at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+import trio
+
+import tunnelmux
+from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.http import ClientConnection, PeerGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.limits import IngressLimits
+
+__all__ = ["Dial", "Polling"]
+
+Dial = Callable[[], Awaitable[trio.abc.Stream]]
+"""Gives a fresh connection to the server, under TLS where the URL says so. Raises ConnectError."""
+
+_MAX_REFUSAL = 4096
+
+
+class Polling:
+    """Makes the HTTP exchanges of one Engine.IO connection.
+
+    Each is on a connection of its own: servers close idle ones after about as long as a poll
+    waits, and a request that met such a close could not be told from one that was handled. An
+    upgraded connection makes five of them.
+    """
+
+    def __init__(self, dial: Dial, authority: str, where: str, max_body: int) -> None:
+        self._dial = dial
+        self._authority = authority.encode("ascii")
+        self._where = where
+        self._max_body = max_body
+
+    async def get(self, target: str) -> str:
+        """The body of the answer. The caller bounds the wait. Raises ConnectError."""
+        return await self._exchange(b"GET", target, None)
+
+    async def post(self, target: str, body: str) -> None:
+        """Send a payload and see it taken. The caller bounds the wait. Raises ConnectError."""
+        await self._exchange(b"POST", target, body.encode())
+
+    async def _exchange(self, method: bytes, target: str, body: bytes | None) -> str:
+        stream = await self._dial()
+        try:
+            return await self._talk(stream, method, target, body)
+        except (PeerGone, BadBody) as error:
+            raise ConnectError(f"{self._where} broke the polling: {error}") from error
+        finally:
+            # The answer was read whole, or is of no use.
+            await trio.aclose_forcefully(stream)
+
+    async def _talk(
+        self, stream: trio.abc.Stream, method: bytes, target: str, body: bytes | None
+    ) -> str:
+        client = ClientConnection(stream, IngressLimits())
+        headers = [
+            (b"Host", self._authority),
+            (b"User-Agent", b"tunnelmux/" + tunnelmux.__version__.encode("ascii")),
+            (b"Accept", b"*/*"),
+            (b"Connection", b"close"),
+        ]
+        if body is not None:
+            headers.append((b"Content-Type", b"text/plain; charset=UTF-8"))
+            headers.append((b"Content-Length", b"%d" % len(body)))
+        await client.send_request(
+            method, target.encode("ascii"), headers, first=body or b"", end=True
+        )
+        head = await client.read_head()
+        while head.is_interim:
+            head = await client.read_head()
+        if head.status != 200:
+            raise self._refusal(head.status, await self._read(client, _MAX_REFUSAL, cut=True))
+        answer = await self._read(client, self._max_body)
+        try:
+            return answer.decode("utf-8")
+        except UnicodeDecodeError:
+            raise ConnectError(f"{self._where} answered the polling with no UTF-8") from None
+
+    async def _read(self, client: ClientConnection, most: int, *, cut: bool = False) -> bytes:
+        content = bytearray()
+        done = client.body_done
+        while not done:
+            piece, done = await client.read_body()
+            content += piece
+            if len(content) > most:
+                if cut:
+                    break
+                raise ConnectError(f"{self._where} sent a polling body of more than {most} bytes")
+        return bytes(content[:most])
+
+    def _refusal(self, status: int, body: bytes) -> ConnectRefused:
+        return ConnectRefused(
+            f"{self._where} refused the Socket.IO connection: {status}{_words_of(body)}",
+            status=status,
+        )
+
+
+def _words_of(body: bytes) -> str:
+    """What a server says in its refusal, as engine.io writes it: {"code": 0, "message": "…"}."""
+    try:
+        message = json.loads(body)["message"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    if not isinstance(message, str):
+        return ""
+    return f" ({''.join(c for c in message if c.isprintable())[:200]})"

@@ -1,0 +1,195 @@
+"""Text and binary messages over one WebSocket (RFC 6455), client and server.
+
+The tunnel's WebSocket (`transports.websocket`) is a byte stream of binary messages; Engine.IO says
+with the kind of message what is in it, and allows little before a peer has said who it is. So this
+one stands on wsproto, whose message pieces can be counted as they come.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from typing import NoReturn
+
+import trio
+import wsproto
+from wsproto import events
+from wsproto.utilities import ProtocolError
+
+from tunnelmux.errors import ConnectError, ConnectRefused
+
+__all__ = ["WebSocket", "WebSocketOver"]
+
+_READ_SIZE = 65_536
+_CLOSE_TIMEOUT = 1.0  # s, as for the tunnel's own WebSockets
+_TOO_BIG = 1009
+_BROKEN_RULE = 1002
+
+
+class WebSocketOver(Exception):
+    """The WebSocket has ended. The message says how."""
+
+
+class WebSocket:
+    """One open WebSocket on a stream it owns. One task receives; any may send.
+
+    A send that is cancelled midway ends the connection: the peer may have half a frame.
+    """
+
+    def __init__(
+        self, stream: trio.abc.Stream, connection: wsproto.WSConnection, max_message: int
+    ) -> None:
+        self.max_message = max_message
+        """Bytes one message may have; more closes the connection with code 1009."""
+        self._stream = stream
+        self._connection = connection
+        self._events: deque[events.Event] = deque()
+        self._unread = b""
+        self._sending = trio.StrictFIFOLock()
+        self._torn = False
+
+    # -- the two handshakes -----------------------------------------------------------------
+
+    @classmethod
+    async def connect(
+        cls, stream: trio.abc.Stream, authority: str, target: str, *, where: str, max_message: int
+    ) -> WebSocket:
+        """Upgrade a fresh connection; the caller bounds the time, and closes `stream` on errors.
+
+        Raises ConnectError; ConnectRefused when the answer is no 101.
+        """
+        socket = cls(stream, wsproto.WSConnection(wsproto.ConnectionType.CLIENT), max_message)
+        try:
+            await socket._send(events.Request(host=authority, target=target))
+            event = await socket._next_event()
+        except WebSocketOver as over:
+            raise ConnectError(f"the WebSocket handshake with {where} failed: {over}") from None
+        if isinstance(event, events.RejectConnection):
+            raise ConnectRefused(
+                f"{where} refused the WebSocket: {event.status_code}", status=event.status_code
+            )
+        if not isinstance(event, events.AcceptConnection):
+            raise ConnectError(f"{where} did not answer the WebSocket handshake")
+        return socket
+
+    @classmethod
+    async def accept(
+        cls,
+        stream: trio.abc.Stream,
+        target: bytes,
+        headers: list[tuple[bytes, bytes]],
+        *,
+        rest: bytes,
+        max_message: int,
+    ) -> WebSocket:
+        """Answer an upgrade request whose head was read already; `rest` is what came behind it.
+
+        Raises WebSocketOver when the request is no sound upgrade, with nothing sent, or when the
+        peer has left.
+        """
+        connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
+        socket = cls(stream, connection, max_message)
+        try:
+            connection.initiate_upgrade_connection(headers, target)
+            next(iter(connection.events()))  # the request, which the caller has judged
+        except (ProtocolError, ValueError, UnicodeError, StopIteration) as error:
+            raise WebSocketOver(f"it is no WebSocket upgrade: {error}") from None
+        await socket._send(events.AcceptConnection())
+        socket._unread = rest
+        return socket
+
+    # -- messages ---------------------------------------------------------------------------
+
+    async def receive(self) -> str | bytes:
+        """The next message. Raises WebSocketOver."""
+        parts: list[str | bytes | bytearray] = []
+        size = 0
+        while True:
+            event = await self._next_event()
+            match event:
+                case events.TextMessage() | events.BytesMessage():
+                    parts.append(event.data)
+                    size += _bytes_in(event.data)
+                    if size > self.max_message:
+                        problem = f"a message is larger than {self.max_message} bytes"
+                        await self._fail(_TOO_BIG, problem)
+                    if event.message_finished:
+                        return _joined(parts)
+                case events.Ping():
+                    await self._send(event.response())
+                case events.CloseConnection():
+                    with contextlib.suppress(WebSocketOver):
+                        await self._send(event.response())
+                    raise WebSocketOver(f"the peer closed it with code {int(event.code)}")
+                case _:
+                    pass  # a Pong nobody asked for (RFC 6455 section 5.5.3)
+
+    async def send(self, message: str | bytes) -> None:
+        """Send one message. Raises WebSocketOver."""
+        if isinstance(message, str):
+            await self._send(events.TextMessage(data=message))
+        else:
+            await self._send(events.BytesMessage(data=message))
+
+    async def aclose(self) -> None:
+        """Say goodbye for at most a second, and close the stream."""
+        try:
+            if not self._torn:
+                with trio.move_on_after(_CLOSE_TIMEOUT), contextlib.suppress(WebSocketOver):
+                    await self._send(events.CloseConnection(code=1000))
+        finally:
+            await trio.aclose_forcefully(self._stream)
+
+    # -- below ------------------------------------------------------------------------------
+
+    async def _send(self, event: events.Event) -> None:
+        async with self._sending:
+            if self._torn:
+                raise WebSocketOver("an earlier send was cut short")
+            try:
+                data = self._connection.send(event)
+                self._torn = True  # until all of it is out
+                await self._stream.send_all(data)
+                self._torn = False
+            except ProtocolError as error:
+                raise WebSocketOver(f"it is closing: {error}") from None
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+                raise WebSocketOver("the connection broke") from error
+
+    async def _next_event(self) -> events.Event:
+        while not self._events:
+            data, self._unread = self._unread or await self._read(), b""
+            if not data:
+                raise WebSocketOver("the connection ended without a goodbye")
+            try:
+                self._connection.receive_data(data)
+                self._events.extend(self._connection.events())
+            except ProtocolError as error:
+                await self._fail(_BROKEN_RULE, f"the peer broke the WebSocket protocol: {error}")
+        return self._events.popleft()
+
+    async def _read(self) -> bytes:
+        try:
+            # No deadline here: Engine.IO's pings are how a silent peer is noticed.
+            return bytes(await self._stream.receive_some(_READ_SIZE))
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
+            raise WebSocketOver("the connection broke") from error
+
+    async def _fail(self, code: int, problem: str) -> NoReturn:
+        with trio.move_on_after(_CLOSE_TIMEOUT), contextlib.suppress(WebSocketOver):
+            await self._send(events.CloseConnection(code=code))
+        raise WebSocketOver(problem)
+
+
+def _bytes_in(data: str | bytes | bytearray) -> int:
+    if isinstance(data, str) and not data.isascii():
+        return len(data.encode("utf-8", "surrogatepass"))
+    return len(data)
+
+
+def _joined(parts: list[str | bytes | bytearray]) -> str | bytes:
+    if len(parts) == 1:
+        return parts[0] if isinstance(parts[0], str) else bytes(parts[0])
+    if isinstance(parts[0], str):
+        return "".join(part for part in parts if isinstance(part, str))
+    return b"".join(bytes(part) for part in parts if not isinstance(part, str))

@@ -1,0 +1,116 @@
+"""The one place where Trio and asyncio meet: an asyncio loop that lives inside the Trio run.
+
+Every function here is Trio-flavoured. asyncio callbacks run in the Trio task of `open_bridge`, so
+they may set Trio events; they may not wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, Generic, TypeVar
+
+import trio
+
+from tunnelmux.ssh.python314 import repair_asyncio, repair_trio_asyncio
+
+repair_asyncio()
+
+import trio_asyncio  # type: ignore[import-untyped]  # noqa: E402  after its repair
+
+repair_trio_asyncio(trio_asyncio.BaseTrioEventLoop)
+
+__all__ = ["Bridge", "Pending", "open_bridge"]
+
+T = TypeVar("T")
+
+# asyncssh writes each command at "info" and each packet at "debug", passwords included.
+logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+
+class Pending(Generic[T]):
+    """An asyncio task, to be waited for from Trio, or left alone."""
+
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self._task = task
+        self._done = trio.Event()
+        self._then: Callable[[], None] | None = None
+        task.add_done_callback(self._finished)
+
+    def _finished(self, task: asyncio.Task[T]) -> None:
+        if not task.cancelled():
+            task.exception()  # seen here, so that asyncio does not complain of what nobody awaits
+        self._done.set()
+        if self._then is not None:
+            self._then()
+
+    def when_done(self, call: Callable[[], None]) -> None:
+        """Call this once, as soon as the task is over."""
+        assert not self.done
+        self._then = call
+
+    @property
+    def done(self) -> bool:
+        return self._done.is_set()
+
+    async def wait(self) -> None:
+        """Return when the task is over. Cancelling the wait does not touch the task."""
+        await self._done.wait()
+
+    def cancel(self) -> None:
+        """Ask the task to end; `wait` says when it has."""
+        self._task.cancel()
+
+    def result(self) -> T:
+        """What the task returned or raised; asyncio's cancellation becomes a ConnectionError."""
+        try:
+            return self._task.result()
+        except asyncio.CancelledError:
+            raise ConnectionError("the operation was cancelled") from None
+
+
+class Bridge:
+    """An asyncio loop that is running."""
+
+    def __init__(self, loop: Any) -> None:
+        self._loop = loop
+
+    @contextmanager
+    def entered(self) -> Iterator[None]:
+        """For plain calls into asyncio code: within, this loop is the running one."""
+        token = trio_asyncio.current_loop.set(self._loop)
+        try:
+            yield
+        finally:
+            trio_asyncio.current_loop.reset(token)
+
+    def start(self, coroutine: Coroutine[Any, Any, T]) -> Pending[T]:
+        """Run an asyncio coroutine as a task. The caller sees to it that it ends."""
+        with self.entered():
+            return Pending(self._loop.create_task(coroutine))
+
+    async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Run an asyncio coroutine to its end; cancelling it waits until it is unwound."""
+        pending = self.start(coroutine)
+        try:
+            await pending.wait()
+        except trio.Cancelled:
+            pending.cancel()
+            with trio.CancelScope(shield=True):  # it has no wait of its own that ignores a cancel
+                await pending.wait()
+            raise
+        return pending.result()
+
+    @property
+    def task_count(self) -> int:
+        """How many asyncio tasks are not over yet."""
+        return len(asyncio.all_tasks(self._loop))
+
+
+@asynccontextmanager
+async def open_bridge() -> AsyncIterator[Bridge]:
+    """An asyncio loop for the length of the block. The block must not raise out of it."""
+    async with trio_asyncio.open_loop() as loop:
+        yield Bridge(loop)

@@ -1,0 +1,106 @@
+"""How to log in: the credentials of a request, made ready for the SSH library."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncssh
+import trio
+
+from tunnelmux.commands import CommandRequest
+from tunnelmux.ssh.failure import SshFailure
+
+__all__ = ["LoginKey", "login_key", "login_options"]
+
+_DIGEST_KEY = secrets.token_bytes(32)
+"""Keeps what a pool remembers of a credential from being of use to anybody else."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoginKey:
+    """What two commands must have in common to share a connection."""
+
+    host: str
+    port: int
+    username: str
+    credential: bytes = field(repr=False)
+    """A keyed digest: the pool does not hold the credential itself longer than logging in takes."""
+
+    def __str__(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def login_key(request: CommandRequest) -> LoginKey:
+    """The key of the connections that this request may use."""
+    digest = hashlib.blake2b(key=_DIGEST_KEY)
+    for secret in (request.password, request.private_key, request.passphrase):
+        text = secret.reveal() if secret is not None else None
+        _feed(digest, text)
+    _feed(digest, request.certificate)
+    return LoginKey(
+        request.host.lower().rstrip("."), request.port, request.username, digest.digest()
+    )
+
+
+def _feed(digest: Any, text: str | None) -> None:
+    data = b"" if text is None else text.encode("utf-8")
+    digest.update(b"%d:" % (-1 if text is None else len(data)) + data)
+
+
+async def login_options(request: CommandRequest) -> dict[str, Any]:
+    """Options for asyncssh that offer the request's credentials and no others.
+
+    Raises SshFailure ("bad-key") when the key or its certificate cannot be used.
+    """
+    options: dict[str, Any] = {
+        "username": request.username,
+        "password": request.password.reveal() if request.password is not None else None,
+        "client_keys": None,
+        "agent_path": None,
+        "gss_auth": False,
+        "gss_kex": False,
+        "gss_host": None,
+        "host_based_auth": False,
+    }
+    if request.private_key is not None:
+        # Decrypting one takes as long as whoever made it wished: bcrypt with many rounds.
+        options["client_keys"] = await trio.to_thread.run_sync(
+            _load_key, request, abandon_on_cancel=True
+        )
+    return options
+
+
+def _load_key(request: CommandRequest) -> list[Any]:
+    assert request.private_key is not None
+    passphrase = request.passphrase.reveal() if request.passphrase is not None else None
+    text = request.private_key.reveal().strip() + "\n"
+    if "PRIVATE KEY-----" not in text:
+        raise SshFailure(
+            "bad-key", "the privateKey is no private key: give OpenSSH's format or PEM, whole"
+        )
+    try:
+        key = asyncssh.import_private_key(text, passphrase)
+    except asyncssh.KeyEncryptionError:
+        raise SshFailure("bad-key", "the passphrase of the privateKey is wrong") from None
+    except (ValueError, asyncssh.Error):
+        # Their words are left out: an error about a key must not show a piece of it.
+        if passphrase is None:
+            hint = "it is damaged, of an unknown kind, or encrypted and there is no passphrase"
+        else:
+            hint = "it is damaged, of an unknown kind, or the passphrase is wrong"
+        raise SshFailure("bad-key", f"the privateKey cannot be read: {hint}") from None
+    if request.certificate is None:
+        return [key]
+    try:
+        certificate = asyncssh.import_certificate(request.certificate)
+    except (ValueError, asyncssh.Error):
+        raise SshFailure(
+            "bad-key", "the certificate cannot be read: give the one line of a -cert.pub file"
+        ) from None
+    if certificate.key.public_data != key.public_data:
+        raise SshFailure("bad-key", "the certificate is for another key than the privateKey")
+    return [(key, certificate)]

@@ -1,0 +1,247 @@
+"""Whose SSH server that is: known host keys, and those pinned at the first meeting."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import asyncssh
+
+from tunnelmux.config.private_file import write_private
+from tunnelmux.observability import get_logger
+from tunnelmux.ssh.failure import SshFailure
+
+__all__ = ["HostKeyCheck", "HostKeyMode", "HostKeys"]
+
+HostKeyMode = Literal["tofu", "known_hosts", "off"]
+"""`tofu`: a server met for the first time is trusted, and its key pinned. `known_hosts`: only keys
+in the file are trusted. `off`: every key is."""
+
+_DEFAULT_PORT = 22
+
+_ALGORITHMS = (
+    "ssh-ed25519",
+    "ecdsa-sha2-nistp256",
+    "ecdsa-sha2-nistp384",
+    "ecdsa-sha2-nistp521",
+    "rsa-sha2-512",
+    "rsa-sha2-256",
+)
+"""What servers are asked for, best first. No certificates: without their authority's key in the
+known hosts they prove nothing, and OpenSSH falls back to the plain key when they are not asked
+for."""
+
+_log = get_logger("ssh")
+
+
+class HostKeys:
+    """What is known about servers' keys. Changed in the Trio task, written from a thread."""
+
+    def __init__(
+        self, mode: HostKeyMode, *, known_hosts: Path | None = None, store: Path | None = None
+    ) -> None:
+        self.mode: HostKeyMode = mode
+        self._known_hosts = known_hosts
+        self._store = store
+        self._from_file: dict[str, str] = {}
+        self._stamp: tuple[int, ...] | None = None
+        self._unsaved: dict[str, str] = {}
+        self._writing = threading.Lock()
+
+    def check(self, host: str, port: int) -> HostKeyCheck:
+        """How the key of one server is to be judged, for one connection.
+
+        Reads files of a few kilobytes. Raises SshFailure when one cannot be read: a check that
+        was asked for is not left out because its file is away.
+        """
+        known = self._read_known_hosts() if self.mode != "off" else None
+        pinned = self._read_store().get(entry_name(host, port)) if self.mode == "tofu" else None
+        return HostKeyCheck(self, host, port, known, pinned)
+
+    def pin(self, host: str, port: int, key: str) -> None:
+        """Keep what a server showed at the first meeting. Raises SshFailure when another connection
+        met another key meanwhile.
+        """
+        name = entry_name(host, port)
+        if self._read_store().get(name, key) != key:
+            raise SshFailure(
+                "host-key-changed", f"{name} showed two different host keys within one moment"
+            )
+        self._unsaved[name] = key
+
+    def save(self) -> None:
+        """Write the pinned keys to their file, in a thread. What cannot be written is logged, and
+        holds until the program ends.
+        """
+        if self._store is None:
+            return
+        with self._writing:
+            new = dict(self._unsaved)
+            try:
+                entries = sorted((_read_pinned(self._store) | new).items())
+                self._store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                content = "".join(f"{name} {key}\n" for name, key in entries)
+                write_private(self._store, content.encode())
+            except (OSError, SshFailure) as exc:
+                _log.error(
+                    "host keys not kept",
+                    file=str(self._store),
+                    cause=exc.strerror if isinstance(exc, OSError) else str(exc),
+                    effect="servers met now are trusted anew after a restart",
+                )
+                return
+            for name in new:
+                self._unsaved.pop(name, None)
+
+    @property
+    def where(self) -> str:
+        """Where pinned keys are, for a sentence a person reads."""
+        return "the memory of this program" if self._store is None else str(self._store)
+
+    def _read_known_hosts(self) -> Any:
+        if self._known_hosts is None:
+            return None
+        try:
+            return asyncssh.import_known_hosts(self._known_hosts.read_text("utf-8"))
+        except (OSError, ValueError) as exc:
+            cause = exc.strerror if isinstance(exc, OSError) else "it is damaged"
+            raise SshFailure(
+                "host-key-unknown",
+                f"cannot read the known host keys in {self._known_hosts} ({cause})",
+            ) from exc
+
+    def _read_store(self) -> dict[str, str]:
+        """What is pinned now; a line that somebody removed from the file counts no more."""
+        stamp = _stamp_of(self._store)
+        if stamp != self._stamp:
+            self._from_file = _read_pinned(self._store)
+            self._stamp = stamp
+        return self._from_file | self._unsaved
+
+
+class HostKeyCheck:
+    """Judges one server's key, and says afterwards what was wrong with it."""
+
+    def __init__(
+        self, keys: HostKeys, host: str, port: int, known: Any, pinned: str | None
+    ) -> None:
+        self._keys = keys
+        self._host = host
+        self._port = port
+        self._known = known
+        self._pinned = pinned
+        self._trusted: list[Any] = []
+        if pinned is not None:
+            self._trusted.append(asyncssh.import_public_key(pinned))
+        self._authorities: Sequence[Any] = ()
+        self._revoked: Sequence[Any] = ()
+        self._seen: str | None = None
+        self.problem: SshFailure | None = None
+        """Why the key was refused."""
+
+    def options(self, address: str) -> dict[str, Any]:
+        """Options for asyncssh, for a server at that IP address."""
+        if self._keys.mode == "off":
+            return {"known_hosts": None, "server_host_key_algs": list(_ALGORITHMS)}
+        if self._known is not None:
+            port = None if self._port == _DEFAULT_PORT else self._port
+            hosts, authorities, revoked, *_ = self._known.match(self._host, address, port)
+            self._trusted += hosts
+            self._authorities, self._revoked = authorities, revoked
+        return {
+            # A function, because asyncssh reads the user's own file instead of an empty list.
+            "known_hosts": lambda *_: (
+                *(self._trusted, self._authorities, self._revoked),
+                *((), (), (), ()),
+            ),
+            **({} if self._authorities else {"server_host_key_algs": self._algorithms()}),
+        }
+
+    def _algorithms(self) -> list[str]:
+        """The kinds of the keys that are known come first, so that the server shows one of them.
+
+        The others follow: a server that has none of them any more is to be told from a broken one.
+        """
+        known = [name.decode("ascii") for key in self._trusted for name in key.sig_algorithms]
+        first = [name for name in _ALGORITHMS if name in known]
+        return first + [name for name in _ALGORITHMS if name not in first]
+
+    def accept(self, key: Any) -> bool:
+        """Whether a key that is none of the trusted ones is accepted all the same."""
+        shown = f"{key.get_algorithm()} {key.get_fingerprint()}"
+        where = entry_name(self._host, self._port)
+        if self._trusted:
+            place = self._keys.where if self._pinned is not None else "the known host keys"
+            self.problem = SshFailure(
+                "host-key-changed",
+                f"the host key of {where} has changed: it shows {shown}, and {place} has another; "
+                "either somebody is between here and there, or the server was set up anew, and "
+                "then its old line is to be removed there",
+            )
+            return False
+        if self._keys.mode == "known_hosts":
+            self.problem = SshFailure(
+                "host-key-unknown",
+                f"the host key of {where} is not known ({shown}): add it to the file of "
+                "exec.known_hosts",
+            )
+            return False
+        self._seen = " ".join(key.export_public_key().decode("ascii").split()[:2])
+        return True
+
+    @property
+    def must_pin(self) -> bool:
+        """Whether the server was met for the first time, and its key is to be pinned."""
+        return self._seen is not None
+
+    def pin(self) -> None:
+        """Keep the key of the server, which has proved by now that it has its private half."""
+        assert self._seen is not None
+        self._keys.pin(self._host, self._port, self._seen)
+        _log.info("host key pinned", host=entry_name(self._host, self._port), file=self._keys.where)
+
+
+def entry_name(host: str, port: int) -> str:
+    """How a known_hosts file names a server (sshd(8), SSH_KNOWN_HOSTS FILE FORMAT)."""
+    name = host.lower().rstrip(".")
+    return name if port == _DEFAULT_PORT else f"[{name}]:{port}"
+
+
+def _stamp_of(store: Path | None) -> tuple[int, ...] | None:
+    """Changes when the file does."""
+    try:
+        status = store.stat() if store is not None else None
+    except OSError:
+        return None  # reading it tells what is wrong, if anything is
+    return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
+
+
+def _read_pinned(store: Path | None) -> dict[str, str]:
+    if store is None:
+        return {}
+    try:
+        lines = store.read_text("ascii").splitlines()
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as exc:
+        cause = exc.strerror if isinstance(exc, OSError) else "it is damaged"
+        raise SshFailure(
+            "host-key-unknown",
+            f"cannot read the pinned host keys in {store} ({cause}); nothing is trusted meanwhile",
+        ) from exc
+    pinned: dict[str, str] = {}
+    for line in lines:
+        name, _, key = line.strip().partition(" ")
+        if not name or name.startswith("#"):
+            continue
+        try:
+            asyncssh.import_public_key(key)
+        except (ValueError, asyncssh.Error) as exc:
+            raise SshFailure(
+                "host-key-unknown",
+                f"the line of {name[:300]} in {store} is damaged: correct or remove it",
+            ) from exc
+        pinned[name] = key
+    return pinned

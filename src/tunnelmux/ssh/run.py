@@ -1,0 +1,148 @@
+"""One command from the request to its last event."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import trio
+
+from tunnelmux.commands import (
+    CommandRequest,
+    Event,
+    Exited,
+    Output,
+    Started,
+    StreamName,
+    Truncated,
+)
+from tunnelmux.ssh.bridge import Bridge
+from tunnelmux.ssh.channel import Channel
+
+__all__ = ["Run"]
+
+UNREAD = 262_144
+"""Bytes of output that may wait for a reader; then the server is not read from any more. As much
+as one window of its channel."""
+
+LARGEST_PIECE = 65_536
+"""Bytes of one Output event: small pieces that wait together are given together."""
+
+
+class Run:
+    """What the caller of a command holds: its events, in order, and the way to give it up."""
+
+    def __init__(self, bridge: Bridge, request: CommandRequest, limit: int) -> None:
+        self.request = request
+        self.started = trio.current_time()
+        self.deadline = self.started + request.timeout
+        self.scope = trio.CancelScope()
+        """Cancelled when nobody wants the command any more."""
+        self.over = trio.Event()
+        """The end is known; the last events may still wait to be read."""
+        self.channel: Channel | None = None
+        """What feeds it, from before its first byte."""
+        self.lost_connections = 0
+        """How many connections were found dead before it could be asked for."""
+        self.cut: Exited | None = None
+        """The end to report when it was not the command's time that was over."""
+        self._bridge = bridge
+        self._limit = limit
+        self._counted: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
+        self._truncated: list[StreamName] = []
+        self._events: deque[Event] = deque()
+        self._waiting = 0
+        self._end: Exited | None = None
+        self._ended = False
+        self._is_started = False
+        self._something = trio.Event()
+
+    # -- the caller's side ------------------------------------------------------------------
+
+    def __aiter__(self) -> Run:
+        return self
+
+    async def __anext__(self) -> Event:
+        """The next event. Cancelling the wait loses nothing."""
+        if self._ended:
+            raise StopAsyncIteration
+        while not self._events:
+            self._something = trio.Event()
+            await self._something.wait()  # for as long as the command may take
+        event = self._take()
+        if isinstance(event, Exited):
+            self._ended = True
+        return event
+
+    def leave(self) -> None:
+        """Nobody reads on. A command that still runs is ended by its own task."""
+        self._ended = True
+        self.scope.cancel(reason="nobody wants the command any more")
+
+    def _take(self) -> Event:
+        event = self._events.popleft()
+        if not isinstance(event, Output):
+            return event
+        pieces, size = [event.data], len(event.data)
+        while self._events:
+            following = self._events[0]
+            if not isinstance(following, Output) or following.stream != event.stream:
+                break
+            if size + len(following.data) > LARGEST_PIECE:
+                break
+            self._events.popleft()
+            pieces.append(following.data)
+            size += len(following.data)
+        self._waiting -= size
+        if self._waiting <= UNREAD // 2 and self.channel is not None and self.channel.paused:
+            with self._bridge.entered():
+                self.channel.resume()
+        return event if len(pieces) == 1 else Output(event.stream, b"".join(pieces))
+
+    # -- the command's side -----------------------------------------------------------------
+
+    def stop(self, why: Exited) -> None:
+        """End the command for a reason of our own."""
+        self.cut = why
+        self.scope.cancel(reason="the pool is closing")
+
+    def report_started(self) -> None:
+        """The server runs it. Its output may have told so before."""
+        if not self._is_started:
+            self._is_started = True
+            self._put(Started(self.request.command_id, time.time()))
+
+    def deliver(self, stream: StreamName, data: bytes) -> bool:
+        """Take output; answers whether more may come at once."""
+        self.report_started()
+        room = self._limit - self._counted[stream]
+        self._counted[stream] += len(data)
+        if room < len(data):
+            if stream not in self._truncated:
+                self._truncated.append(stream)
+            data = data[: max(room, 0)]
+        if data:
+            self._waiting += len(data)
+            self._put(Output(stream, data))
+        return self._waiting < UNREAD
+
+    def finish(self, end: Exited) -> None:
+        """The end, once; later calls change nothing."""
+        if self._end is not None:
+            return
+        self._end = Exited(
+            end.exit_code,
+            trio.current_time() - self.started,
+            self._counted["stdout"],
+            self._counted["stderr"],
+            end.reason,
+            end.message,
+        )
+        for stream in self._truncated:
+            self._put(Truncated(stream, self._limit))
+        self._put(self._end)
+        self.over.set()
+
+    def _put(self, event: Event) -> None:
+        self._events.append(event)
+        self._something.set()

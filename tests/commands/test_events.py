@@ -1,0 +1,178 @@
+"""Events as lines, and as one result."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tunnelmux.commands import (
+    REASONS,
+    CommandResult,
+    Event,
+    Exited,
+    InvalidEvent,
+    Output,
+    Started,
+    Truncated,
+    collect,
+    decode_event,
+    encode_event,
+    failure,
+)
+
+STREAMS = st.sampled_from(["stdout", "stderr"])
+COUNTS = st.integers(0, 2**63 - 1)
+EVENTS = (
+    st.builds(Started, st.text(), st.floats(0, 1e12))
+    | st.builds(Output, STREAMS, st.binary())
+    | st.builds(Truncated, STREAMS, COUNTS)
+    | st.builds(
+        Exited,
+        COUNTS,
+        st.integers(0, 10**9).map(lambda micro: micro / 1e6),
+        COUNTS,
+        COUNTS,
+        st.none() | st.sampled_from(sorted(REASONS)),
+        st.none() | st.text(),
+    )
+)
+
+
+@given(event=EVENTS)
+def test_an_event_is_one_line_and_comes_back_as_it_was(event: Event) -> None:
+    line = encode_event(event)
+    assert line.endswith(b"\n") and line.count(b"\n") == 1
+    assert decode_event(line) == event
+
+
+def test_the_lines_are_these() -> None:
+    """Other programs read them: fields may be added, never changed."""
+    lines = [
+        (Started("c1", 1.5), {"event": "started", "commandId": "c1", "at": 1.5}),
+        (Output("stdout", b"\xff"), {"event": "stdout", "data": "/w=="}),
+        (Output("stderr", b"hi"), {"event": "stderr", "data": "aGk="}),
+        (Truncated("stdout", 9), {"event": "truncated", "stream": "stdout", "limit": 9}),
+        (
+            Exited(3, 0.25, 1, 2),
+            {"event": "exit", "exitCode": 3, "duration": 0.25, "stdoutBytes": 1, "stderrBytes": 2},
+        ),
+        (
+            failure("timeout", "too late"),
+            {
+                "event": "exit",
+                "exitCode": 124,
+                "duration": 0.0,
+                "stdoutBytes": 0,
+                "stderrBytes": 0,
+                "reason": "timeout",
+                "message": "too late",
+            },
+        ),
+    ]
+    for event, wanted in lines:
+        assert json.loads(encode_event(event)) == wanted
+
+
+@pytest.mark.parametrize(
+    ("reason", "code"), [("timeout", 124), ("forbidden", 126), ("refused", 255), ("lost", 255)]
+)
+def test_a_failure_has_the_exit_code_of_its_kind(reason: str, code: int) -> None:
+    assert failure(reason, "x").exit_code == code
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"",
+        b"\xff\n",
+        b"[]\n",
+        b"[" * 100_000,
+        b"{}\n",
+        b'{"event": "exited"}\n',
+        b'{"event": "stdout"}\n',
+        b'{"event": "stdout", "data": "no base64"}\n',
+        b'{"event": "started", "commandId": 5, "at": 1}\n',
+        b'{"event": "started", "commandId": "c", "at": NaN}\n',
+        b'{"event": "started", "commandId": "c", "at": -1}\n',
+        b'{"event": "truncated", "stream": "stdin", "limit": 1}\n',
+        b'{"event": "exit", "exitCode": true, "duration": 1, "stdoutBytes": 0, "stderrBytes": 0}\n',
+        b'{"event": "exit", "exitCode": 1e3, "duration": 1, "stdoutBytes": 0, "stderrBytes": 0}\n',
+        b'{"event": "exit", "exitCode": 0, "duration": 1, "stdoutBytes": -1, "stderrBytes": 0}\n',
+        b'{"event": "exit", "exitCode": 0, "duration": 1'
+        + b"0" * 400
+        + b', "stdoutBytes": 0, "stderrBytes": 0}\n',
+    ],
+)
+def test_what_is_no_event_is_refused(line: bytes) -> None:
+    with pytest.raises(InvalidEvent):
+        decode_event(line)
+
+
+@given(line=st.binary(max_size=200))
+def test_any_line_is_an_event_or_refused(line: bytes) -> None:
+    with contextlib.suppress(InvalidEvent):
+        decode_event(line)
+
+
+async def collected(*events: Event, limit: int | None = None) -> CommandResult:
+    async def stream() -> AsyncIterator[Event]:
+        for event in events:
+            yield event
+
+    return await collect(stream(), limit=limit)
+
+
+async def test_the_result_is_the_seeds_object() -> None:
+    result = await collected(
+        Started("c", 0.0),
+        Output("stdout", b"a"),
+        Output("stderr", b"x"),
+        Output("stdout", b"b\n"),
+        Exited(7),
+    )
+    assert result.to_json() == {"stdout": "ab\n", "stderr": "x", "exitCode": 7}
+
+
+async def test_a_character_in_two_pieces_is_whole_in_the_text() -> None:
+    result = await collected(Output("stdout", b"\xc3"), Output("stdout", b"\xa4"), Exited(0))
+    assert (result.stdout, result.replaced) == ("ä", False)
+    real = await collected(Output("stdout", "\N{REPLACEMENT CHARACTER}".encode()), Exited(0))
+    assert not real.replaced
+
+
+async def test_what_is_no_utf8_is_replaced_and_said_so() -> None:
+    result = await collected(Output("stderr", b"a\xffb"), Exited(0))
+    assert result.to_json()["stderr"] == "a\N{REPLACEMENT CHARACTER}b"
+    assert result.to_json()["encoding"] == "utf-8, invalid bytes replaced"
+
+
+async def test_a_limit_holds_for_each_stream_whatever_the_sender_does() -> None:
+    result = await collected(
+        Output("stdout", b"abc"),
+        Output("stdout", b"def"),
+        Output("stderr", b"xy"),
+        Exited(0),
+        limit=4,
+    )
+    assert result.stdout == "abcd\n[truncated: stdout was over 4 bytes]\n"
+    assert (result.stderr, result.truncated) == ("xy", True)
+
+
+async def test_the_reason_of_a_failure_is_the_last_line_of_stderr() -> None:
+    result = await collected(Output("stderr", b"half a li"), failure("lost", "gone"))
+    assert result.to_json() == {
+        "stdout": "",
+        "stderr": "half a li\ngone\n",
+        "exitCode": 255,
+        "reason": "lost",
+    }
+
+
+async def test_events_that_stop_are_a_lost_command() -> None:
+    result = await collected(Started("c", 0.0), Output("stdout", b"a"))
+    assert (result.exit_code, result.reason) == (255, "lost")

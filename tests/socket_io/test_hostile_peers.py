@@ -1,0 +1,415 @@
+"""Whatever a peer sends or does not send, it is refused in words, within bounds, and alone."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trio.testing
+import wsproto
+from wsproto import events
+
+from support.socketio_peers import API_KEY, PROXY_ID
+from support.socketio_proxy import agent_side, limits_with
+from tunnelmux.errors import ConnectError
+from tunnelmux.limits import SocketIOLimits
+from tunnelmux.socketio import EngineSettings, SocketOver, connect_socketio, parse_socketio_url
+
+AUTH = json.dumps({"proxyId": PROXY_ID, "apiKey": API_KEY})
+
+
+async def exchange(port, method="GET", query="", body=None, path="/socket.io/", more=""):
+    """One HTTP exchange on a connection of its own: status and body."""
+    content = body if isinstance(body, bytes) else (body or "").encode()
+    head = f"{method} {path}?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{more}"
+    if body is not None:
+        head += f"Content-Length: {len(content)}\r\n"
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    async with stream:
+        with trio.fail_after(5):
+            await stream.send_all(head.encode() + b"\r\n" + content)
+            answer = b"".join([data async for data in stream])
+    head, _, answered = answer.partition(b"\r\n\r\n")
+    return int(head.split()[1]), answered.decode()
+
+
+async def opened(port):
+    """The sid of a polling session that nobody has joined anything on."""
+    status, body = await exchange(port, query="EIO=4&transport=polling")
+    assert status == 200
+    return json.loads(body[1:])["sid"]
+
+
+async def joined(port):
+    sid = await opened(port)
+    query = f"EIO=4&transport=polling&sid={sid}"
+    assert await exchange(port, "POST", query, f"40/proxy,{AUTH}") == (200, "ok")
+    status, body = await exchange(port, "GET", query)
+    assert (status, body[:9]) == (200, "40/proxy,")
+    return query
+
+
+@asynccontextmanager
+async def websocket(port, query="EIO=4&transport=websocket"):
+    """A WebSocket by hand: `send(text)`, `receive()` gives what comes, or the close code."""
+    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
+    async with stream:
+        target = f"/socket.io/?{query}"
+        await stream.send_all(connection.send(events.Request(host="h", target=target)))
+
+        async def send(data):
+            kind = events.TextMessage if isinstance(data, str) else events.BytesMessage
+            await stream.send_all(connection.send(kind(data=data)))
+
+        pending = []
+        while not pending:
+            with trio.fail_after(5):
+                connection.receive_data(await stream.receive_some(65536) or None)
+            pending.extend(connection.events())
+
+        async def receive():
+            with trio.fail_after(5):
+                while True:
+                    for event in pending:
+                        pending.remove(event)
+                        if isinstance(event, events.TextMessage):
+                            return event.data
+                        if isinstance(event, events.CloseConnection):
+                            return event.code
+                        if isinstance(event, events.RejectConnection):
+                            return event.status_code
+                    data = await stream.receive_some(65536)
+                    if not data:
+                        return None
+                    connection.receive_data(data)
+                    pending.extend(connection.events())
+
+        yield send, receive
+
+
+# -- requests -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "status", "code"),
+    [
+        ("GET", "EIO=3&transport=polling", 400, 5),
+        ("GET", "transport=polling", 400, 5),
+        ("GET", "EIO=4&transport=smoke", 400, 0),
+        ("GET", "EIO=4&transport=websocket", 400, 0),
+        ("POST", "EIO=4&transport=polling", 400, 2),
+        ("GET", "EIO=4&transport=polling&sid=nobody", 400, 1),
+        ("POST", "EIO=4&transport=polling&sid=nobody", 400, 1),
+        ("GET", "&".join(f"a{n}=1" for n in range(100)), 400, 3),
+    ],
+)
+async def test_requests_that_are_none(method, query, status, code):
+    async with agent_side() as side:
+        got, body = await exchange(side.port, method, query, "" if method == "POST" else None)
+        assert (got, json.loads(body)["code"]) == (status, code)
+
+
+async def test_another_path_and_another_method():
+    async with agent_side() as side:
+        assert (await exchange(side.port, path="/"))[0] == 404
+        sid = await opened(side.port)
+        query = f"EIO=4&transport=polling&sid={sid}"
+        assert (await exchange(side.port, "DELETE", query))[0] == 400
+
+
+PAYLOADS = [
+    b"",
+    b"7",
+    b"x",
+    b"4",
+    b"4[1,2]",
+    b"\xff\xfe",
+    b"0{}",
+    b"40/proxy,[1]",
+    b"40/proxy,{",
+    b"42/proxy,[]",
+    b"42/proxy,[1]",
+    b'42/proxy,["a"]',
+    b"43/proxy,[]",
+    b'451-/proxy,["a",{"_placeholder":true,"num":0}]',
+    b'459999999999-/proxy,["a"]',
+    b"bAAAA",
+    b"b!",
+    b"d=4",
+    b"4" + b"[" * 50_000,
+    b"4\xc2\xb2",
+    b"45" + b"9" * 200 + b'-["a"]',
+]
+
+
+@pytest.mark.parametrize("payload", PAYLOADS, ids=[repr(body[:20]) for body in PAYLOADS])
+async def test_what_a_stranger_posts_ends_its_session_alone(payload):
+    limits = limits_with(handshake_timeout=0.3)
+    async with agent_side(limits=limits) as side, side.agent():
+        sid = await opened(side.port)
+        query = f"EIO=4&transport=polling&sid={sid}"
+        status, _ = await exchange(side.port, "POST", query, payload)
+        assert status in (200, 400)
+        with trio.fail_after(3):
+            while side.server.session_count > 1:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+        assert side.server.connected == [PROXY_ID]
+
+
+JOINED_MESSAGES = [
+    "7",
+    "2",
+    "4",
+    "42/other,[]",
+    "42/proxy,{}",
+    '42/proxy,["a"',
+    '451-/proxy,["a",{"_placeholder":true,"num":5}]',
+    '4599-/proxy,["a"]',
+    "40/proxy,",
+    b"attachment",
+    "45",
+    "5",
+]
+
+
+@pytest.mark.parametrize("message", JOINED_MESSAGES, ids=repr)
+async def test_what_an_agent_sends_against_the_rules_ends_its_connection(message):
+    async with agent_side() as side, websocket(side.port) as (send, receive):
+        assert (await receive()).startswith("0{")
+        await send(f"40/proxy,{AUTH}")
+        assert (await receive()).startswith("40/proxy,")
+        await side.connected(PROXY_ID)
+        await send(message)
+        if message in ('4599-/proxy,["a"]', '451-/proxy,["a",{"_placeholder":true,"num":5}]'):
+            await send("4text instead of an attachment")
+        if message == "2":  # a ping is the server's, and means nothing
+            await send("41/proxy,")
+        await side.connected()
+
+
+# -- limits ---------------------------------------------------------------------------------
+
+
+async def test_a_stranger_may_send_little():
+    async with agent_side(limits=limits_with(max_head_bytes=2000)) as side:
+        query = f"EIO=4&transport=polling&sid={await opened(side.port)}"
+        assert (await exchange(side.port, "POST", query, "4" * 3000))[0] == 413
+        async with websocket(side.port) as (send, receive):
+            await receive()
+            await send("4" * 3000)
+            assert await receive() == 1009
+
+
+async def test_an_agent_may_send_as_much_as_the_limit_says():
+    limits = limits_with(max_head_bytes=2000, socketio_max_payload=10_000)
+    async with agent_side(limits=limits) as side:
+        query = await joined(side.port)
+        event = f'42/proxy,["a","{"x" * 5000}"]'
+        assert await exchange(side.port, "POST", query, event) == (200, "ok")
+        assert (await exchange(side.port, "POST", query, event * 3))[0] == 413
+        async with websocket(side.port) as (send, receive):
+            await receive()
+            await send(f"40/proxy,{AUTH}")
+            assert (await receive()).startswith("40/proxy,")
+            await send(event)
+            await send(f'42/proxy,["a","{"x" * 11_000}"]')
+            assert await receive() == 1009
+
+
+async def test_a_payload_has_so_many_packets_and_no_more():
+    async with agent_side(limits=limits_with(socketio_max_packets=3)) as side:
+        query = await joined(side.port)
+        assert await exchange(side.port, "POST", query, "\x1e".join(["6"] * 3)) == (200, "ok")
+        assert (await exchange(side.port, "POST", query, "\x1e".join(["6"] * 4)))[0] == 400
+        await side.connected()
+
+
+async def test_there_are_so_many_sessions_and_no_more():
+    async with agent_side(limits=limits_with(socketio_max_sessions=2)) as side:
+        for _ in range(2):
+            await opened(side.port)
+        assert (await exchange(side.port, query="EIO=4&transport=polling"))[0] == 503
+        async with websocket(side.port) as (_, receive):
+            assert await receive() == 503
+
+
+async def test_there_are_so_many_strangers_and_no_more():
+    async with agent_side(limits=limits_with(max_handshakes=2)) as side, side.agent():
+        for _ in range(2):
+            await opened(side.port)
+        assert (await exchange(side.port, query="EIO=4&transport=polling"))[0] == 503
+
+
+async def test_who_never_says_who_it_is_is_let_go():
+    async with agent_side(limits=limits_with(handshake_timeout=0.1)) as side:
+        await opened(side.port)
+        async with websocket(side.port) as (_, receive):
+            await receive()
+            assert await receive() == 1000
+        with trio.fail_after(3):
+            while side.server.session_count:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+async def test_an_agent_that_answers_no_ping_is_let_go():
+    limits = limits_with(keepalive_interval=0.1, keepalive_timeout=0.1)
+    async with agent_side(limits=limits) as side, websocket(side.port) as (send, receive):
+        await receive()
+        await send(f"40/proxy,{AUTH}")
+        await side.connected(PROXY_ID)
+        assert (await receive()).startswith("40/proxy,")
+        assert await receive() == "2"
+        await side.connected()
+
+
+async def test_two_polls_at_once_end_the_session():
+    async with agent_side() as side:
+        query = await joined(side.port)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(exchange, side.port, query=query))
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert (await exchange(side.port, query=query))[0] == 400
+        await side.connected()
+
+
+async def test_a_client_that_leaves_within_a_poll_is_gone():
+    async with agent_side() as side:
+        query = await joined(side.port)
+        with trio.move_on_after(0.1):
+            await exchange(side.port, query=query)
+        await side.connected()
+
+
+async def test_a_probe_that_is_none_leaves_polling_as_it_was():
+    async with agent_side() as side:
+        query = await joined(side.port)
+        upgrade = query.replace("polling", "websocket")
+        async with websocket(side.port, upgrade) as (send, receive):
+            await send("2wrong")
+            assert await receive() == 1000
+        assert await exchange(side.port, "POST", query, '42/proxy,["a"]') == (200, "ok")
+        assert side.server.connected == [PROXY_ID]
+
+
+async def test_an_agent_that_does_not_read_stops_its_senders():
+    async with agent_side(limits=limits_with(socketio_send_queue=10_000)) as side:
+        await joined(side.port)
+        connection = side.server.connection_of(PROXY_ID)
+        sent = 0
+        with trio.move_on_after(0.2) as waiting:
+            while True:
+                await connection.socket.emit("noise", "x" * 1000)
+                sent += 1
+        assert waiting.cancelled_caught
+        assert sent == 10
+
+
+# -- servers --------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def fake_server(*bodies, status="200 OK"):
+    """A server that answers request after request with these bodies, and then never."""
+    left = list(bodies)
+
+    async def handle(stream):
+        await stream.receive_some(65536)
+        if not left:
+            await trio.sleep_forever()
+        body = left.pop(0)
+        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
+        await stream.send_all(head.encode() + body)
+
+    async with trio.open_nursery() as nursery:
+        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        await nursery.start(partial(trio.serve_listeners, handle, listeners))
+        yield listeners[0].socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+def hello(**changes):
+    content = {"sid": "s", "upgrades": [], "pingInterval": 100, "pingTimeout": 100} | changes
+    return b"0" + json.dumps(content).encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"<html>",
+        b"1",
+        b"0[]",
+        b"\xff",
+        hello(sid=5),
+        hello(upgrades="no"),
+        hello(pingInterval=0),
+        hello(pingTimeout="x"),
+        hello(pingInterval=10**9),
+        hello() + b"\x1e6",
+    ],
+)
+async def test_a_server_that_does_not_speak_socket_io_is_no_server(body):
+    async with fake_server(body) as port:
+        with pytest.raises(ConnectError):
+            async with connect_socketio(url_of(port)):
+                pass
+
+
+def url_of(port):
+    return parse_socketio_url(f"http://127.0.0.1:{port}", namespace="/proxy")
+
+
+@pytest.mark.parametrize("body", [b"4", b"7", b"40/proxy,[]", b"41", b"44/proxy,5", hello()])
+async def test_a_server_that_does_not_let_us_join(body):
+    async with fake_server(hello(), body) as port:
+        with pytest.raises(ConnectError):
+            async with connect_socketio(url_of(port)):
+                pass
+
+
+async def test_a_server_that_sends_too_much_or_nothing():
+    small = EngineSettings(socketio=SocketIOLimits(socketio_max_payload=1000))
+    async with fake_server(b"x" * 2000) as port:
+        with pytest.raises(ConnectError, match="more than 1000 bytes"):
+            async with connect_socketio(url_of(port), settings=small):
+                pass
+    async with fake_server() as port:
+        with pytest.raises(ConnectError, match=r"within 0\.1 s"):
+            async with connect_socketio(
+                url_of(port), settings=EngineSettings(handshake_timeout=0.1)
+            ):
+                pass
+
+
+async def test_a_refusal_is_told_with_the_servers_words():
+    async with fake_server(b'{"code":4,"message":"Forbidden\\u0007"}', status="403 No") as port:
+        with pytest.raises(ConnectError, match=r"403 \(Forbidden\)"):
+            async with connect_socketio(url_of(port)):
+                pass
+
+
+async def test_no_key_is_in_an_error():
+    async with fake_server(b"no", status="500 No") as port:
+        with pytest.raises(ConnectError) as caught:
+            async with connect_socketio(url_of(port), query={"apiKey": API_KEY}):
+                pass
+        assert API_KEY not in repr(caught.value)
+
+
+async def test_cancelling_anywhere_leaves_nothing_behind():
+    """Every checkpoint of a connection, a command and its end is cancelled once."""
+    async with agent_side() as side:
+        for number in range(25):
+            with trio.move_on_after(number * 0.0015):
+                async with side.agent(transports="auto") as agent:
+                    await agent.emit("command_result", {"commandId": "c", "result": {}})
+                    with trio.move_on_after(0.02), pytest.raises(SocketOver):
+                        while True:
+                            await agent.receive()
+        with trio.fail_after(3):
+            while side.server.connected:  # noqa: ASYNC110
+                await trio.sleep(0.01)
