@@ -16,7 +16,7 @@ class Pump:
         """Handle what is ready, for a bounded time, at *now* on Trio's clock (seconds).
 
         With *linger* it also handles what becomes ready within a tenth of a millisecond each time,
-        for about one millisecond in all: for when no other task has anything to do.
+        for two milliseconds in all: for when no other task has anything to do.
 
         Answers the members whose owners have to look: something happened that Python decides on.
         """

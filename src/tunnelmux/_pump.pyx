@@ -40,6 +40,8 @@ cdef extern from "time.h" nogil:
     struct timespec:
         long tv_sec
         long tv_nsec
+    int clock_gettime(int clock, timespec *now)
+    int CLOCK_MONOTONIC
 
 cdef extern from "poll.h" nogil:
     struct pollfd:
@@ -54,12 +56,20 @@ cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *data, size_t size)
 
 cdef enum:
-    ROUNDS = 10  # looks at what is ready before the other tasks get their turn
     LINGER = 100_000  # nanoseconds that a look waits, if nobody else has anything to do
     EVENTS = 512  # descriptors handled in one look
     SLACK = 64  # bytes by which frame headers may go over the payload's bound
     KEPT_BUFFERS = 32  # spare output buffers a pump keeps
     DICE = 4096  # bytes of randomness fetched at once: a thousand masks
+
+
+cdef double PORTION = 0.002  # seconds of a batch, after which the other tasks get their turn
+
+
+cdef inline double monotonic() noexcept nogil:
+    cdef timespec now
+    clock_gettime(CLOCK_MONOTONIC, &now)
+    return now.tv_sec + 1e-9 * now.tv_nsec
 
 
 cdef object os_error(int code):
@@ -122,15 +132,15 @@ cdef class Pump:
     def batch(self, double now, bint linger=False):
         cdef Member member
         cdef list news
-        cdef int i
+        cdef double began = monotonic()
         self.now = now
-        for i in range(ROUNDS):
+        while True:
             if self.handle_events() == 0 and not self.is_busy_():
                 if not (linger and self.wait_a_moment() and self.handle_events()):
                     break
             self.take_turns()
             self.flush_dirty()
-            if self.news:
+            if self.news or monotonic() - began > PORTION:
                 break
         news = self.news
         self.news = []

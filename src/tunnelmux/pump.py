@@ -27,7 +27,7 @@ __all__ = ["ControlSender", "DataPump", "Lender", "Lent", "Owner", "lend", "open
 
 _log = get_logger("pump")
 
-_MOMENT = 0.002
+_MOMENT = 0.003
 # Seconds before a deadline in which the pump does not linger: what it may take, and some.
 
 

@@ -51,6 +51,13 @@ class Target:
         assert await self.visitor.read_exactly(2) == b"ok"
         await peer.stream.aclose()
 
+    async def carried_exchange(self) -> Peer:
+        """One that h11 reads and the pump serves: what follows is scanned."""
+        peer, _ = await self.ask(get("/carried"))
+        await peer.send(OK + b"ok")
+        assert await self.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+        return peer
+
     async def ask(self, data: bytes) -> tuple[Peer, bytes]:
         """Send a request; the connection it arrives on, and its head."""
         await self.visitor.send(data)
@@ -120,6 +127,23 @@ async def test_further_requests_share_one_connection_to_the_target() -> None:
             assert await target.visitor.read_exactly(2) == b"%02d" % turn
 
 
+async def test_once_the_agent_has_agreed_a_first_request_is_carried_too() -> None:
+    async with rig() as target:
+        await target.first_exchange()
+        address = target.proxy.http_address
+        assert address is not None
+        async with await trio.open_tcp_stream(*address) as another:
+            await another.send_all(get("/1") + get("/2"))
+            peer = await target.connection()
+            for path in (b"/1", b"/2"):
+                head = await peer.read_head()
+                assert head.startswith(b"GET " + path)
+                assert b"Connection" not in head
+                await peer.send(OK + b"ok")
+            answers = Peer(another)
+            assert await answers.read_exactly(2 * len(OK) + 4) == 2 * (OK + b"ok")
+
+
 async def test_the_head_and_the_answer_may_come_in_any_pieces() -> None:
     answer = b"HTTP/1.1 100 Continue\r\n\r\n" + OK + b"ok"
     async with rig() as target:
@@ -141,8 +165,8 @@ async def test_the_head_and_the_answer_may_come_in_any_pieces() -> None:
 async def test_pipelined_requests_are_answered_in_order_one_at_a_time() -> None:
     async with rig() as target:
         await target.first_exchange()
+        peer = await target.carried_exchange()
         await target.visitor.send(get("/a") + get("/b") + get("/c"))
-        peer = await target.connection()
         for path in (b"/a", b"/b", b"/c"):
             assert (await peer.read_head()).startswith(b"GET " + path + b" ")
             with trio.move_on_after(0.02) as early:
@@ -159,8 +183,8 @@ async def test_bodies_with_a_length_go_both_ways(size: int) -> None:
     head = b"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: %d\r\n\r\n" % size
     async with rig() as target, trio.open_nursery() as nursery:
         await target.first_exchange()
+        peer = await target.carried_exchange()
         nursery.start_soon(target.visitor.send, head + body + get("/next"))
-        peer = await target.connection()
         assert b"Content-Length: %d\r\n" % size in await peer.read_head()
         assert await peer.read_exactly(size) == body
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + body
@@ -177,8 +201,8 @@ async def test_chunked_bodies_pass_as_they_are() -> None:
     answer = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunks
     async with rig() as target:
         await target.first_exchange()
+        peer = await target.carried_exchange()
         await target.visitor.send(head + chunks + get("/next"))
-        peer = await target.connection()
         await peer.read_head()
         assert await peer.read_exactly(len(chunks)) == chunks
         await peer.send(answer)
@@ -351,12 +375,15 @@ async def test_a_target_that_does_not_answer_is_a_504() -> None:
 async def test_an_idle_connection_is_closed_after_its_time() -> None:
     async with rig(IngressLimits(idle_timeout=0.2)) as target:
         await target.first_exchange()
+        await target.carried_exchange()
         assert await target.visitor.read_all() == b""
+        await target.visitor.stream.aclose()
 
 
 async def test_a_head_that_does_not_end_is_a_408() -> None:
     async with rig(IngressLimits(head_timeout=0.2)) as target:
         await target.first_exchange()
+        await target.carried_exchange()
         await target.visitor.send(b"GET / HTTP/1.1\r\nHost: dev1.loc")
         assert (await target.visitor.read_head()).startswith(b"HTTP/1.1 408 ")
 

@@ -182,6 +182,8 @@ class ServerConnection(_Connection):
         self._request: RequestHead | None = None
         self._between_requests: trio.CancelScope | None = None
         self._closing = False
+        self.raw_head = b""
+        """The current request's head as it came."""
         self.on_finish: Callable[[], None] | None = None
         """Called by `finish_soon`, while somebody else serves the requests of the connection."""
         self.reusable = False
@@ -211,7 +213,8 @@ class ServerConnection(_Connection):
             if not self._buffer and not await self._wait_for_request(scope):
                 return None
             scope.deadline = trio.current_time() + self._limits.head_timeout
-            head = parse_request(await self._read_head())
+            self.raw_head = await self._read_head()
+            head = parse_request(self.raw_head)
         if head is None:
             if not self._buffer:
                 return None  # it was the wait for a first byte that ended

@@ -18,9 +18,9 @@ Route = Callable[[RequestHead], Awaitable[Upstream]]
 Connect = Callable[[ServerConnection, RequestHead], Awaitable[None]]
 """Takes over a connection that began with CONNECT, and closes it."""
 
-Between = Callable[[ServerConnection], Awaitable[bool]]
-"""May serve requests of the connection in its own way; whether there can be more after it. If not,
-it has closed the connection."""
+Carry = Callable[[ServerConnection, RequestHead], Awaitable[bool | None]]
+"""May serve this request, and those after it, in its own way: whether there can be more requests
+then (if not, it closed the connection), or None when this one is to be served like any other."""
 
 _METHODS = b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
 
@@ -32,19 +32,18 @@ async def serve_requests(
     record: Callable[[Exchange], None],
     *,
     connect: Connect | None = None,
-    between: Between | None = None,
+    carry: Carry | None = None,
 ) -> None:
     """Serve requests until the connection is over, and close it.
 
     `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
-    goes to `connect`; without that it is refused. `between` is called before each further request.
+    goes to `connect`; without that it is refused. `carry` is asked about all others first.
     The sender's failures end the connection quietly; raises only what `route` and `connect` raise
     on top of Refused.
     """
     try:
-        while await _serve_one(server, route, limits, record, connect):
-            if between is not None and not await between(server):
-                break
+        while await _serve_one(server, route, limits, record, connect, carry):
+            pass
     except VisitorGone:
         await server.abort()
     except BaseException:
@@ -58,6 +57,7 @@ async def _serve_one(
     limits: IngressLimits,
     record: Callable[[Exchange], None],
     connect: Connect | None,
+    carry: Carry | None,
 ) -> bool:
     """Whether the connection can go on."""
     try:
@@ -73,6 +73,8 @@ async def _serve_one(
     if request.method == b"CONNECT" and connect is not None:
         await connect(server, request)
         return False
+    if carry is not None and (goes_on := await carry(server, request)) is not None:
+        return goes_on
     exchange = Exchange(request=request)
     try:
         upstream = await _route(route, request)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import ssl
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import trio
 
+from tunnelmux._head import read_request
 from tunnelmux.config.proxy import HttpIngress
 from tunnelmux.http import Exchange, RequestHead, ServerConnection, Upstream, serve_requests
 from tunnelmux.http.fields import (
@@ -18,9 +20,9 @@ from tunnelmux.http.fields import (
     without_own_fields,
 )
 from tunnelmux.http.head import Field, first_value
-from tunnelmux.http.refusal import RELAY_FIELD, Refusal
+from tunnelmux.http.refusal import RELAY_FIELD, Refusal, Refused
 from tunnelmux.limits import IngressLimits
-from tunnelmux.mux import Stream
+from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.kept_visitor import KeptVisitor
@@ -46,6 +48,10 @@ _REFUSAL_TIMEOUT = 1.0
 # Seconds one of them gets to read it.
 
 
+_Relayable = WeakKeyDictionary[Session, dict[str | None, str]]
+"""The services that agents have said take raw connections: names by what visitors ask for."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Settings:
     """What a connection is held to, from its accepting on; a reload makes new ones."""
@@ -63,6 +69,7 @@ class HttpIngressServer:
         self._router = Router(store, devices)
         self._settings = _Settings()
         self._visitors: set[ServerConnection] = set()
+        self._relayable: _Relayable = WeakKeyDictionary()
         self._refusing = 0
         self._is_draining = False
 
@@ -105,11 +112,11 @@ class HttpIngressServer:
                 return
             if self._is_draining:
                 server.finish_soon()
-            visit = _Visit(self._router, settings, remote)
+            visit = _Visit(self._router, settings, remote, self._relayable)
             if isinstance(served, trio.SocketStream):
                 visit.local = served
             await serve_requests(
-                server, visit.route, settings.limits, visit.record, between=visit.carry_on
+                server, visit.route, settings.limits, visit.record, carry=visit.carry
             )
         finally:
             self._visitors.discard(server)
@@ -151,8 +158,11 @@ async def _shake_hands(
 class _Visit:
     """One visitor's connection: routes its requests and writes the access log."""
 
-    def __init__(self, router: Router, settings: _Settings, remote: str) -> None:
+    def __init__(
+        self, router: Router, settings: _Settings, remote: str, relayable: _Relayable
+    ) -> None:
         self._router = router
+        self._relayable = relayable
         self._settings = settings
         self._remote = remote
         address = host_of(remote)
@@ -165,9 +175,6 @@ class _Visit:
         self._stream: trio.abc.Stream | None = None
         self.local: trio.SocketStream | None = None
         """The visitor's connection, if a pump could carry it."""
-        self._last_stream: trio.abc.Stream | None = None
-        self._host = b""
-        self._relay_service: str | None = None
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
@@ -178,9 +185,7 @@ class _Visit:
         headers = forwarding_fields(headers, self._visitor, request.host)
         if destination.service is not None:
             headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
-        self._relay_service = None
-        self._host = request.host
-        if self._may_be_carried(request):
+        if self._may_be_carried(request, self._stream):
             headers.append((RELAY_FIELD, b"?"))
         return Upstream(
             stream=self._stream,
@@ -191,41 +196,57 @@ class _Visit:
             response_headers=self._take_relay_field,
         )
 
-    def _may_be_carried(self, request: RequestHead) -> bool:
-        """Whether the pump could serve requests like this one from the next one on: where they go
-        must be a matter of their Host alone, and nobody's word be taken about who sent them."""
+    def _may_be_carried(self, request: RequestHead, stream: object) -> bool:
+        """Whether the pump could serve requests like this one: where they go must be a matter of
+        their Host alone, and nobody's word be taken about who sent them."""
         return (
             self.local is not None
-            and isinstance(self._stream, Stream)
-            and self._stream.session.tunnel is not None
-            and not self._visitor.trusted
-            and first_value(request.headers, b"tunnelmux-device") is None
+            and isinstance(stream, Stream)
+            and stream.session.tunnel is not None
+            and self._is_plain(request)
         )
+
+    def _is_plain(self, request: RequestHead) -> bool:
+        named = first_value(request.headers, b"tunnelmux-device") is not None
+        return not named and not self._visitor.trusted
 
     def _take_relay_field(self, headers: list[Field]) -> list[Field]:
         service = first_value(headers, RELAY_FIELD.lower())
         if service is None:
             return headers
-        self._relay_service = service.decode("latin-1")
+        if isinstance(self._stream, Stream) and self._destination is not None:
+            known = self._relayable.setdefault(self._stream.session, {})
+            known[self._destination.service] = service.decode("latin-1")
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
-    async def carry_on(self, server: ServerConnection) -> bool:
-        """Let the pump serve what comes next, if it can; whether the connection can go on."""
-        service, self._relay_service = self._relay_service, None
-        stream = self._last_stream
-        if service is None or self.local is None or not isinstance(stream, Stream):
-            return True
+    async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:
+        """Let the pump serve this request and those after it, if it can."""
+        if self.local is None or not self._is_plain(request):
+            return None
+        if isinstance(read_request(server.raw_head, request.host), str):
+            return None  # "declined": the scanner would leave it to us
+        try:
+            destination = find_destination(request, self._settings.domain)
+        except Refused:
+            return None
+        session = self._router.session_now(destination.device)
+        service = self._relayable.get(session, {}).get(destination.service) if session else None
+        if session is None or service is None:
+            return None
         kept = KeptVisitor(server, self._settings.limits)
-        relay = kept.begin(stream.session, self.local.socket, service, self._host, self._visitor)
+        local = self.local.socket
+        relay = kept.begin(session, local, service, request.host, self._visitor)
         if relay is None:
-            return True
+            return None
         started = trio.current_time()
         try:
             return await kept.run(relay)
         finally:
-            self._record_carried(relay, service, started)
+            self._record_carried(relay, request.host, destination.device, service, started)
 
-    def _record_carried(self, relay: HttpRelay, service: str, started: float) -> None:
+    def _record_carried(
+        self, relay: HttpRelay, host: bytes, device: str, service: str, started: float
+    ) -> None:
         """One line for all requests that the pump carried: one for each would cost as much again
         as carrying them."""
         if not relay.requests and relay.problem is None:
@@ -233,7 +254,8 @@ class _Visit:
         _log.info(
             "requests",
             visitor=self._remote,
-            host=self._host.decode("ascii"),
+            host=host.decode("ascii"),
+            device=device,
             service=service,
             stream=relay.stream.id,
             requests=relay.requests,
@@ -248,7 +270,6 @@ class _Visit:
         """One line for one request."""
         destination, stream, request = self._destination, self._stream, exchange.request
         self._destination = self._stream = None
-        self._last_stream = stream
         what: dict[str, object] = {
             "visitor": self._remote,
             "device": destination.device if destination else None,

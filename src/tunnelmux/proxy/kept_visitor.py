@@ -1,9 +1,9 @@
-"""Visitors who keep their connection: after the first request, the pump carries the plain ones.
+"""Visitors in the pump: it carries the plain requests of a connection whose first h11 has accepted.
 
-Whether a connection may be carried is decided here and by the agent: the first request was routed
-by its host alone, the visitor is on plain TCP and no trusted proxy, the session is the pump's, and
-the agent has said that the service takes raw connections. Which of its requests are carried the
-scanner of `_head` decides, for each; the rest comes back to h11.
+Whether a connection may be carried is decided by the ingress and by the agent: the request was
+routed by its host alone, the visitor is on plain TCP and no trusted proxy, the session is the
+pump's, and the agent has said that the service takes raw connections. Which requests are carried
+the scanner of `_head` decides, for each; the others come back to h11.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ _REASONS = {400: "bad-request", 502: "target-broke", 504: "target-timeout"}
 
 
 class KeptVisitor:
-    """One connection in the pump's hands, from one request to the one that needs more care."""
+    """One connection in the pump's hands, from the request that h11 has read to the one that needs
+    more care."""
 
     def __init__(self, server: ServerConnection, limits: IngressLimits) -> None:
         self._server = server
@@ -65,12 +66,13 @@ class KeptVisitor:
             host=host,
             fields=b"".join([b"%s: %s\r\n" % pair for pair in fields]),
             max_head_bytes=self._limits.max_head_bytes,
-            early=self._server.take_buffer(),
+            early=self._server.raw_head + self._server.take_buffer(),
         )
         return self._relay
 
-    async def run(self, relay: HttpRelay) -> bool:
-        """Wait until the relay is over; whether the connection can go on with h11."""
+    async def run(self, relay: HttpRelay) -> bool | None:
+        """Wait until the relay is over: whether the connection can go on with another request, or
+        None when the very first one was not taken and is to be served in another way."""
         self._server.on_finish = relay.finish_soon
         try:
             while not self._over.is_set():
@@ -87,11 +89,15 @@ class KeptVisitor:
         finally:
             self._server.on_finish = None
         if relay.outcome == "handed back":
-            self._server.put_back(relay.take_pending())
-            if relay.problem is None:
-                return True
-            await self._refuse(relay.status, relay.problem)
-        elif relay.outcome == "finished":
+            pending, first = relay.take_pending(), self._server.raw_head
+            if relay.problem is not None:
+                self._server.put_back(pending)
+                await self._refuse(relay.status, relay.problem)
+                return False
+            untouched = relay.requests == 0 and pending.startswith(first)
+            self._server.put_back(pending[len(first) :] if untouched else pending)
+            return None if untouched else True
+        if relay.outcome == "finished":
             await self._server.close()
         else:
             await self._server.abort()
