@@ -25,6 +25,11 @@ cdef class Tunnel(Member):
     cdef uint8_t *out
     cdef Py_ssize_t out_at
     cdef Py_ssize_t out_end
+    cdef object tls
+    cdef object incoming
+    cdef object outgoing
+    cdef bytes cipher
+    cdef Py_ssize_t cipher_at
     cdef list controls
     cdef Link dirty_link
     cdef Link waiting
@@ -40,6 +45,9 @@ cdef class Tunnel(Member):
     cdef Py_ssize_t space(self) noexcept
     cdef uint8_t *place(self) except NULL
     cdef int receive(self) except -1
+    cdef int decrypt(self, Py_ssize_t size) except -1
+    cdef bint is_sending(self) except -1
+    cdef bint push_cipher(self) except -1
     cdef int take(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int read_frames(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int after_touch(self) except -1

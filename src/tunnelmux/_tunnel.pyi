@@ -1,5 +1,6 @@
 """A session's connection in the pump: payload out of frames, and frames around payload."""
 
+from ssl import MemoryBIO, SSLObject
 from typing import final
 
 from tunnelmux._engine import Engine
@@ -26,8 +27,12 @@ class Tunnel(Member):
         frames: FrameReader | None,
         masks: bool,
         owner: object,
+        tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None,
     ) -> None:
         """With *frames*, the bytes on *fd* are WebSocket frames; *masks* is True for the client.
+
+        With *tls*, whose handshake is done, all that is under it: the object, what it reads from
+        and what it writes to.
 
         Raises OSError when the descriptor cannot be watched, ValueError when it is already.
         """

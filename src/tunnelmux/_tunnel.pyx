@@ -9,7 +9,9 @@ The docstrings of the public names are in `_tunnel.pyi`.
 cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.mem cimport PyMem_RawFree
+from cpython.memoryview cimport PyMemoryView_FromMemory
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint32_t
@@ -19,11 +21,13 @@ from tunnelmux._engine cimport Engine
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux._links cimport Link, append_link, init_link, is_linked, unlink
 from tunnelmux._pump cimport (
-    CONTROL_ROOM, INPUT, OUTPUT, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
+    CONTROL_ROOM, INPUT, OUTPUT, RECORD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
     MSG_NOSIGNAL, Member, Pump, os_error, recv, send,
 )
 from tunnelmux._streams cimport EngineStream
 from tunnelmux._websocket cimport MAX_FRAME_HEAD, FrameReader, write_frame_head, xor_copy
+
+import ssl
 
 from tunnelmux.errors import RemoteProtocolError
 
@@ -49,7 +53,7 @@ cdef class PumpedEngine(Engine):
 cdef class Tunnel(Member):
     # `out[out_at:out_end]` is being sent, and is freed when it has left. `fill` holds `filled`
     # bytes of payload behind its gap; it becomes `out` when that is free. No buffer is held while
-    # there is nothing to send.
+    # there is nothing to send. Under TLS, `cipher[cipher_at:]` is what is being sent.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.dirty_link, <void *>self)
@@ -58,7 +62,7 @@ cdef class Tunnel(Member):
         self.deadline = INFINITY
 
     def __init__(self, Pump pump not None, PumpedEngine engine not None, int fd,
-                 FrameReader frames, bint masks, owner):
+                 FrameReader frames, bint masks, owner, tls=None):
         self.pump = pump
         self.engine = engine
         self.fd = fd
@@ -66,6 +70,8 @@ cdef class Tunnel(Member):
         self.masks = masks
         self.owner = owner
         self.last_received = engine.liveness.last_inbound
+        if tls is not None:
+            self.tls, self.incoming, self.outgoing = tls
         pump.add(self)
 
     def __dealloc__(self):
@@ -77,7 +83,7 @@ cdef class Tunnel(Member):
 
     @property
     def is_drained(self):
-        return self.out == NULL and self.filled == 0 and not self.controls and (
+        return not self.is_sending() and self.filled == 0 and not self.controls and (
             not self.engine.wants_send_()
         )
 
@@ -103,7 +109,10 @@ cdef class Tunnel(Member):
             except RemoteProtocolError:
                 pass
             self.after_touch()
-            self.pump.wake()
+        if self.tls is not None:
+            self.pump.now = now
+            self.decrypt(0)  # what had been read and not decrypted
+        self.pump.wake()
 
     def withdraw(self):
         self.ended = True
@@ -112,7 +121,7 @@ cdef class Tunnel(Member):
         self.pump.wake()
 
     def detach(self):
-        cdef bint torn = self.out != NULL and self.out_at > 0
+        cdef bint torn = self.is_sending()
         cdef Link *link
         self.pump.remove(self)
         unlink(&self.dirty_link)
@@ -124,8 +133,9 @@ cdef class Tunnel(Member):
             self.pump.give_buffer(self.out)
         self.fill = self.out = NULL
         # What was taken from the engine and did not leave is lost, and the stream with it.
-        torn = torn or self.out_end > self.out_at or self.filled > 0
+        torn = torn or self.filled > 0
         self.out_at = self.out_end = self.filled = 0
+        self.cipher = None
         return torn
 
     # -- the pump's calls -----------------------------------------------------------------------
@@ -133,7 +143,7 @@ cdef class Tunnel(Member):
     cdef int on_event(self, uint32_t events) except -1:
         if events & EPOLLOUT:
             self.can_write = True
-            if self.out != NULL or is_linked(&self.waiting):
+            if self.is_sending() or is_linked(&self.waiting):
                 self.mark_dirty()
         if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.hung_up = True
@@ -163,6 +173,8 @@ cdef class Tunnel(Member):
                 self.can_read = False
             else:
                 self.want_turn()  # after all the others had theirs
+            if self.tls is not None:
+                return self.decrypt(n)
             return self.take(self.pump.input, n)
         if n == 0:
             self.ended = True
@@ -173,6 +185,29 @@ cdef class Tunnel(Member):
             self.want_turn()
         else:
             return self.lose(errno)
+        return 0
+
+    cdef int decrypt(self, Py_ssize_t size) except -1:
+        """Take what the *size* bytes in the pump's buffer say, record by record."""
+        cdef uint8_t *plain = self.pump.input + INPUT
+        cdef object room = PyMemoryView_FromMemory(<char *>plain, RECORD, PyBUF_WRITE)
+        cdef Py_ssize_t n
+        if size:
+            self.incoming.write(
+                PyMemoryView_FromMemory(<char *>self.pump.input, size, PyBUF_READ)
+            )
+        while not self.ended and self.engine.error_ is None:
+            try:
+                n = self.tls.read(RECORD, room)
+            except ssl.SSLWantReadError:
+                break
+            except ssl.SSLError as error:  # the peer's close among them: read again once detached
+                return self.fail(None if isinstance(error, ssl.SSLZeroReturnError) else error)
+            if n == 0:
+                return self.fail(None)
+            self.take(plain, n)
+        if self.outgoing.pending:
+            self.mark_dirty()
         return 0
 
     cdef int take(self, uint8_t *data, Py_ssize_t size) except -1:
@@ -261,7 +296,7 @@ cdef class Tunnel(Member):
         if not self.registered:
             return 0
         for i in range(FLUSHES):
-            if self.out != NULL and not self.push_out():
+            if self.is_sending() and not self.push_out():
                 return 0  # until the socket takes more
             if not self.seal():
                 self.resume_waiting()
@@ -310,9 +345,17 @@ cdef class Tunnel(Member):
         self.filled = 0
         return self.push_out() or True
 
+    cdef bint is_sending(self) except -1:
+        """Whether there is something that was sealed and has not left."""
+        return self.out != NULL or self.cipher is not None or (
+            self.tls is not None and self.outgoing.pending > 0
+        )
+
     cdef bint push_out(self) except -1:
         """Send what is sealed; whether all of it left."""
         cdef ssize_t n
+        if self.tls is not None:
+            return self.push_cipher()
         while self.out_at < self.out_end:
             if not self.can_write or self.ended and self.lost is not None:
                 return False
@@ -330,6 +373,40 @@ cdef class Tunnel(Member):
         self.pump.give_buffer(self.out)
         self.out = NULL
         self.out_at = self.out_end = 0
+        return True
+
+    cdef bint push_cipher(self) except -1:
+        """The same under TLS: what is sealed is encrypted whole, and kept until it has left."""
+        cdef ssize_t n
+        cdef object view
+        if self.cipher is None:
+            if self.out != NULL:
+                view = PyMemoryView_FromMemory(
+                    <char *>self.out + self.out_at, self.out_end - self.out_at, PyBUF_READ
+                )
+                n = 0
+                while n < len(view):
+                    n += self.tls.write(view[n:])
+                self.pump.give_buffer(self.out)
+                self.out = NULL
+                self.out_at = self.out_end = 0
+            self.cipher = self.outgoing.read()
+            self.cipher_at = 0
+        while self.cipher_at < len(self.cipher):
+            if not self.can_write or self.ended and self.lost is not None:
+                return False
+            n = send(
+                self.fd, PyBytes_AS_STRING(self.cipher) + self.cipher_at,
+                len(self.cipher) - self.cipher_at, MSG_DONTWAIT | MSG_NOSIGNAL,
+            )
+            if n >= 0:
+                self.cipher_at += n
+            elif errno == EAGAIN:
+                self.can_write = False
+            elif errno != EINTR:
+                self.lose(errno)
+                return False
+        self.cipher = None
         return True
 
     cdef void resume_waiting(self) noexcept:

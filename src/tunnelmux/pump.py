@@ -11,19 +11,30 @@ import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 
 import trio
 
 from tunnelmux.observability import get_logger
 
 if TYPE_CHECKING:
+    from ssl import MemoryBIO, SSLObject
+
     from tunnelmux._engine import Engine
     from tunnelmux._pump import Member, Pump
     from tunnelmux._tunnel import PumpedEngine, Tunnel
     from tunnelmux._websocket import FrameReader
 
-__all__ = ["ControlSender", "DataPump", "Lender", "Lent", "Owner", "lend", "open_pump"]
+__all__ = [
+    "ControlSender",
+    "DataPump",
+    "Lender",
+    "Lent",
+    "Owner",
+    "lend",
+    "lend_socket",
+    "open_pump",
+]
 
 _log = get_logger("pump")
 
@@ -40,6 +51,8 @@ class Lent:
     """Reads the WebSocket frames on it; None when its bytes are the payload."""
     masks: bool = False
     """Whether what is sent must be masked: on the side that dialled."""
+    tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None
+    """What encrypts all of it, with what that reads from and writes to."""
     early: bytes = b""
     """Payload that was read before the socket was lent."""
     on_lent: Callable[[ControlSender], None] | None = None
@@ -79,10 +92,26 @@ class Lender(Protocol):
         """Stop reading and writing until it is given back; None when there is no socket to lend."""
 
 
+def lend_socket(transport: trio.abc.Stream) -> Lent | None:
+    """The socket of a plain TCP stream, or of TLS on one; None when there is none to lend."""
+    if isinstance(transport, trio.SocketStream):
+        return Lent(transport.socket)
+    if not isinstance(transport, trio.SSLStream):
+        return None
+    below = transport.transport_stream
+    # Trio has no public way to these. Should they move, TLS goes by Trio streams again, and a test
+    # says so.
+    names = ("_ssl_object", "_incoming", "_outgoing")
+    parts = tuple(getattr(transport, name, None) for name in names)
+    if not isinstance(below, trio.SocketStream) or None in parts:
+        return None
+    return Lent(below.socket, tls=cast("tuple[SSLObject, MemoryBIO, MemoryBIO]", parts))
+
+
 async def lend(transport: trio.abc.Stream) -> Lent | None:
     """The socket below `transport`, for a pump; None when it has none of its own."""
-    if isinstance(transport, trio.SocketStream):
-        lent: Lent | None = Lent(transport.socket)
+    if isinstance(transport, trio.SocketStream | trio.SSLStream):
+        lent = lend_socket(transport)
     elif isinstance(transport, Lender):
         lent = await transport.lend()
     else:
@@ -111,7 +140,8 @@ class DataPump:
         from tunnelmux._tunnel import PumpedEngine, Tunnel
 
         assert isinstance(engine, PumpedEngine)  # it came from new_engine
-        return Tunnel(self.core, engine, lent.socket.fileno(), lent.frames, lent.masks, owner)
+        fd = lent.socket.fileno()
+        return Tunnel(self.core, engine, fd, lent.frames, lent.masks, owner, lent.tls)
 
     async def run(self) -> None:
         """Pump until cancelled; then every relay is cut and every tunnel lost."""

@@ -181,7 +181,8 @@ async def test_the_end_of_the_session_is_a_reset_for_who_is_relayed(way: str, ho
             await client.aclose()
         else:
             below = client._transport
-            getattr(below, "transport", below).socket.shutdown(socket.SHUT_RDWR)
+            below = getattr(below, "transport", below)
+            getattr(below, "transport_stream", below).socket.shutdown(socket.SHUT_RDWR)
         for stream in (one.near, one.far):
             with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
                 await stream.receive_some()

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import trio
+import trustme
 
-from support.streams import socket_pair, websocket_pair
+from support.streams import socket_pair, tls_pair, websocket_pair
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
 from tunnelmux.pump import DataPump, open_pump
 from tunnelmux.relay import RelayResult, relay
 
-WAYS = ["pump-tcp", "pump-websocket", "streams-tcp", "streams-websocket"]
+WAYS = ["pump-tcp", "pump-websocket", "pump-wss", "streams-tcp", "streams-websocket"]
 """How bytes can get from a relay's socket to the other session and back."""
+
+
+@cache
+def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's, with an authority of their own."""
+    authority = trustme.CA()
+    server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    return server, client
 
 
 @asynccontextmanager
@@ -30,8 +43,12 @@ async def carried_sessions(
         if carrier == "pump":
             pump = await stack.enter_async_context(open_pump())
         nursery = await stack.enter_async_context(trio.open_nursery())
-        pair: tuple[trio.abc.Stream, trio.abc.Stream] = await socket_pair()
-        if transport == "websocket":
+        pair: tuple[trio.abc.Stream, trio.abc.Stream]
+        if transport == "wss":
+            pair = await tls_pair(*_contexts())
+        else:
+            pair = await socket_pair()
+        if transport != "tcp":
             pair = await websocket_pair(nursery, pair)
         enter = stack.enter_async_context
         client = await enter(open_session(pair[0], is_client=True, limits=limits, pump=pump))

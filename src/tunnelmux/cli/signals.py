@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Generic, Protocol, TypeVar
@@ -70,6 +71,10 @@ class _Supervisor(Generic[D]):
         self._is_stopping = False
 
     async def run(self, signals: AsyncIterator[int]) -> int:
+        # What was imported stays for good. Looking through it for garbage, now and then, would stop
+        # all traffic for some 40 ms.
+        gc.collect()
+        gc.freeze()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals, nursery)
             nursery.start_soon(self._run_daemon, nursery.cancel_scope)

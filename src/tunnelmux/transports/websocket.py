@@ -17,6 +17,7 @@ import ssl
 from collections import deque
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 
 import trio
@@ -26,7 +27,7 @@ from tunnelmux._websocket import FrameReader, encode_binary
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
-from tunnelmux.pump import ControlSender, Lent
+from tunnelmux.pump import ControlSender, Lent, lend_socket
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers, UpgradeRequest, read_response
 from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, open_tcp
 from tunnelmux.transports.url import TunnelURL, parse_url
@@ -101,7 +102,8 @@ class _Wire(trio.abc.Stream):
 
     async def lend(self) -> Lent | None:
         """Let a pump have the socket. Until it gives it back, payload does not come by here."""
-        if not isinstance(self.transport, trio.SocketStream):
+        lent = lend_socket(self.transport)
+        if lent is None:
             return None
         # Bounded: only a control frame can be on its way, and the peer's kernel takes that.
         async with self._lock:
@@ -117,8 +119,8 @@ class _Wire(trio.abc.Stream):
         self._payload.clear()
         self._payload_size = 0
         self._notify()
-        return Lent(
-            self.transport.socket,
+        return replace(
+            lent,
             frames=self.frames,
             masks=not self.frames.masked,
             early=early,
