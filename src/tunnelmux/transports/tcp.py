@@ -60,22 +60,28 @@ def set_socket_options(
 
     An option this system does not have is left out; a socket that is no TCP socket is left alone.
     """
-    wanted: list[tuple[int, int | None, int]] = [
-        (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
-        (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPIDLE", None), _KEEPALIVE_IDLE),
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPINTVL", None), _KEEPALIVE_INTERVAL),
-        (socket.IPPROTO_TCP, getattr(socket, "TCP_KEEPCNT", None), _KEEPALIVE_COUNT),
-    ]
+    wanted = _EVERY_SOCKET
     if user_timeout is not None:
-        option = getattr(socket, "TCP_USER_TIMEOUT", None)
-        wanted.append((socket.IPPROTO_TCP, option, int(user_timeout * 1000)))
-        option = getattr(socket, "TCP_NOTSENT_LOWAT", None)
-        wanted.append((socket.IPPROTO_TCP, option, UNSENT_LIMIT))
+        wanted = [*wanted, *_available("TCP_USER_TIMEOUT", int(user_timeout * 1000)), *_UNSENT]
     for level, option, value in wanted:
-        if option is not None:
-            with contextlib.suppress(OSError):
-                sock.setsockopt(level, option, value)
+        with contextlib.suppress(OSError):
+            sock.setsockopt(level, option, value)
+
+
+def _available(name: str, value: int) -> list[tuple[int, int, int]]:
+    """The TCP option of that name, if this system has it."""
+    option: int | None = getattr(socket, name, None)
+    return [] if option is None else [(socket.IPPROTO_TCP, option, value)]
+
+
+_UNSENT = _available("TCP_NOTSENT_LOWAT", UNSENT_LIMIT)
+_EVERY_SOCKET = [
+    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+    *_available("TCP_KEEPIDLE", _KEEPALIVE_IDLE),
+    *_available("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
+    *_available("TCP_KEEPCNT", _KEEPALIVE_COUNT),
+]
 
 
 def explain_os_error(exc: BaseException) -> str:
