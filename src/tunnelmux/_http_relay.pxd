@@ -38,6 +38,8 @@ cdef class HttpRelay(Relay):
     cdef bint response_until_end
     cdef ChunkState response_chunks
     cdef bint closes
+    cdef bint parts
+    cdef bytes parting_head
     cdef bint closing
     cdef bint leaving
     cdef bint stopping
@@ -57,6 +59,8 @@ cdef class HttpRelay(Relay):
     cdef int place_body(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int request_complete(self) except -1
     cdef Py_ssize_t follow(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int pass_on(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int pass_on_head(self, Py_ssize_t size) except -1
     cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t follow_body(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int answered(self) except -1

@@ -9,7 +9,7 @@ The docstrings of the public names are in `_http_relay.pyi`.
 
 cimport cython
 
-from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
@@ -17,7 +17,7 @@ from libc.string cimport memcmp, memcpy, memset
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux._head cimport (
     ACCEPTED, DECLINED, INCOMPLETE, ChunkState, RequestShape, ResponseShape, Verdict,
-    rewrite_request, scan_chunked, scan_request, scan_response,
+    rewrite_request, rewrite_response, scan_chunked, scan_request, scan_response,
 )
 from tunnelmux._pump cimport MSG_DONTWAIT, recv
 from tunnelmux._relay cimport FINISHED, HANDED_BACK, RUNNING, STREAM_BROKE, TURN, Relay
@@ -280,8 +280,6 @@ cdef class HttpRelay(Relay):
             data = self.answer_head.base
             size = self.answer_head.size
         passed = self.follow(data, size)
-        if passed and self.ended_as == RUNNING:
-            Relay.take_payload(self, data, passed)
         if self.ended_as != RUNNING or self.closing or self.leaving:
             self.stream.give_back(size - passed)
             self.answer_head.reset()
@@ -305,26 +303,45 @@ cdef class HttpRelay(Relay):
         return 0
 
     cdef Py_ssize_t follow(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Read along; how many of these bytes are to be passed on as they are. What is left then
-        is part of a head, or nobody's."""
-        cdef Py_ssize_t used = 0, part
+        """Read along and pass on; how many bytes that took. What is left then is part of a head, or
+        nobody's."""
+        cdef Py_ssize_t used = 0, passed = 0, part
         while used < size and self.ended_as == RUNNING and not (self.closing or self.leaving):
             if self.response == RESPONSE_HEAD:
                 part = self.follow_head(data + used, size - used)
                 if part == 0:
                     break
+                if self.parting_head is not None:
+                    self.pass_on(data + passed, used - passed)
+                    self.pass_on_head(part)
+                    passed = used + part
             elif self.response == RESPONSE_BODY:
                 part = self.follow_body(data + used, size - used)
             else:
                 self.closing = True  # what nobody had asked for ends the connection
                 break
             used += part
+        self.pass_on(data + passed, used - passed)
         return used
+
+    cdef int pass_on(self, const uint8_t *data, Py_ssize_t size) except -1:
+        if size and self.ended_as == RUNNING:
+            Relay.take_payload(self, data, size)
+        return 0
+
+    cdef int pass_on_head(self, Py_ssize_t size) except -1:
+        """The head of *size* bytes without what concerned the target's connection only."""
+        cdef bytes head = self.parting_head
+        self.parting_head = None
+        self.pass_on(<const uint8_t *>PyBytes_AS_STRING(head), len(head))
+        self.stream.give_back(size - len(head))
+        return 0
 
     cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1:
         """The size of the head that *data* begins with, now the response's; 0 when it is not
         complete, or not what can be passed on."""
         cdef ResponseShape shape
+        cdef bytes head
         cdef Verdict verdict = scan_response(data, size, self.to_head, &shape)
         if verdict == DECLINED or size > self.max_head and verdict == INCOMPLETE:
             self.hand_over("its answer is not plain HTTP, or its head is too large", 502)
@@ -336,7 +353,14 @@ cdef class HttpRelay(Relay):
         self.phase_since = self.pump.now
         if shape.status < 200:
             return shape.head_size
-        self.closes = shape.closes or shape.until_end or shape.is_old
+        self.closes = shape.until_end
+        self.parts = (shape.closes or shape.is_old) and not shape.until_end
+        if self.parts:  # the visitor's connection can go on, with another one to the target
+            head = PyBytes_FromStringAndSize(NULL, shape.head_size)
+            size = rewrite_response(
+                data, &shape, NULL, 0, <uint8_t *>PyBytes_AS_STRING(head)
+            )
+            self.parting_head = head[:size]
         self.response_chunked = shape.chunked
         self.response_until_end = shape.until_end
         self.response_left = shape.content_length
@@ -375,7 +399,7 @@ cdef class HttpRelay(Relay):
             self.closing = True  # once all of it was written
             return 0
         self.request = REQUEST_HEAD
-        if self.stopping:
+        if self.stopping or self.parts:
             self.leaving = True
             return 0
         if self.pending.size or self.can_read:

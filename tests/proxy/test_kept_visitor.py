@@ -353,6 +353,26 @@ async def test_an_answer_that_ends_with_the_connection_ends_it() -> None:
         assert await target.visitor.read_all() == b"until the end"
 
 
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 2\r\n\r\n",
+        b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\n",
+    ],
+)
+async def test_a_target_that_closes_after_each_answer_leaves_the_visitor_connected(
+    head: bytes,
+) -> None:
+    async with rig() as target:
+        await target.first_exchange()
+        for path in (b"/1", b"/2", b"/3"):
+            peer, asked = await target.ask(get(path.decode()))
+            assert asked.startswith(b"GET " + path)
+            await peer.send(head + path)
+            await peer.stream.aclose()
+            assert await target.visitor.read_exactly(len(OK) + 2) == OK + path
+
+
 async def test_an_answer_that_is_no_plain_http_is_a_502() -> None:
     async with rig() as target:
         await target.first_exchange()

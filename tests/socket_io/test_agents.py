@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import re
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from support.socketio_proxy import agent_side, known_agent, limits_with, request
 from tunnelmux.commands import Exited, Started, Truncated
 from tunnelmux.config import SocketIOAgent, hash_token
 from tunnelmux.errors import ConnectRefused
+from tunnelmux.observability import configure_logs
 from tunnelmux.socketio import SocketOver, connect_socketio, parse_socketio_url
 
 OFFICE = [known_agent("proxy-1", "office"), known_agent("proxy-2", "office")]
@@ -364,13 +366,15 @@ async def test_a_command_for_an_agent_that_is_gone_says_so():
         assert end.reason == "device-offline"
 
 
-async def test_no_key_and_no_command_reaches_the_log(capsys):
+async def test_no_key_and_no_command_reaches_the_log():
+    lines = io.StringIO()
+    configure_logs("debug", "json", stream=lines)
     async with agent_side() as side, side.agent() as agent:
         await side.connected(PROXY_ID)
         async with running(side, PROXY_ID, request(password="s3cret-pw")) as run:
             await next_command(agent)
             await answer(agent, stdout="s3cret-output")
             await run.ended()
-    text = "".join(capsys.readouterr())
+    text = lines.getvalue()
     assert "agent connected" in text
     assert not re.search(f"s3cret|{API_KEY}", text)
