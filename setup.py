@@ -12,6 +12,7 @@ Four variables of the environment change the build (CONTRIBUTING.md shows their 
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -35,6 +36,9 @@ else:
     compile_args = ["-O3"]
     link_args = []
 
+# The pump stands on epoll; elsewhere tunnelmux.pump does without.
+only_on_linux = {"_pump", "_tunnel", "_relay", "_http_relay"}
+
 extensions = [
     Extension(
         f"tunnelmux.{path.stem}",
@@ -44,6 +48,7 @@ extensions = [
     )
     for path in sorted(Path("src/tunnelmux").glob("_*.pyx"))
     if not asked_for("TUNNELMUX_SKIP_COMPILE")
+    and (sys.platform == "linux" or path.stem not in only_on_linux)
 ]
 
 setup(
