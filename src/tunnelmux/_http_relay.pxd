@@ -50,10 +50,11 @@ cdef class HttpRelay(Relay):
     cdef int64_t statuses[6]
     cdef readonly double phase_since
 
-    cdef int read_heads(self) except -1
+    cdef int read_some(self) except -1
+    cdef ssize_t read_behind(self, uint8_t *buffer, Py_ssize_t room) except -2
     cdef int read_body(self) except -1
     cdef Py_ssize_t frame_limit(self) except -1
-    cdef int use(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef Py_ssize_t use(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t begin_request(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t body_part(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int place_body(self, const uint8_t *data, Py_ssize_t size) except -1

@@ -94,9 +94,9 @@ cdef class HttpRelay(Relay):
             return 0
         if self.request == REQUEST_DONE or self.leaving or self.closing:
             return 0
-        if self.request == REQUEST_BODY:
+        if self.request == REQUEST_BODY and self.pending.size == 0:
             return self.read_body()
-        return self.read_heads()
+        return self.read_some()
 
     cdef Py_ssize_t frame_limit(self) except -1:
         """Bytes of payload for which a frame can be placed now; 0 when its time will come."""
@@ -111,35 +111,58 @@ cdef class HttpRelay(Relay):
             return 0
         return min(TURN, self.stream.send_window.credit_)
 
-    cdef int read_heads(self) except -1:
-        cdef Py_ssize_t have = self.pending.size
-        cdef Py_ssize_t limit = self.frame_limit() - len(self.fields) - have
+    cdef int read_some(self) except -1:
+        """Go on with what was read before, and with what the socket has, as far as a frame holds."""
+        cdef Py_ssize_t have = self.pending.size, used
+        cdef Py_ssize_t limit = self.frame_limit() - len(self.fields)
         cdef uint8_t *buffer = self.pump.input
         cdef ssize_t n = 0
         if not self.can_read and not self.pending_is_new:
             return 0
         if limit < SENSIBLE:
             return 0  # a turn comes with a flush, or with credit
-        self.pending.pull(buffer, have)
-        if self.can_read:
-            n = recv(self.fd, buffer + have, limit, MSG_DONTWAIT)
-            if n < 0 and errno != EAGAIN and errno != EINTR:
-                return self.local_failed(errno)
-            if n == 0:
-                self.local_eof = True
-            if n < limit and not self.hung_up:
-                self.can_read = False
+        if have == 0:
+            self.phase_since = self.pump.now
+        if have < limit:
+            self.pending.pull(buffer, have)
+            n = self.read_behind(buffer + have, limit - have)
             if n < 0:
-                n = 0
-        if have + n:
-            if have == 0:
-                self.phase_since = self.pump.now
-            self.use(buffer, have + n)
-        if self.local_eof and self.response == RESPONSE_NONE and self.ended_as == RUNNING:
+                return 0
+            used = self.use(buffer, have + n)
+            if used < have + n:
+                self.pending.push(buffer + used, have + n - used)
+        else:
+            self.pending.copy_front(buffer, limit)
+            self.pending.skip(self.use(buffer, limit))
+        # What is left of a head was looked at; anything else has to wait for its turn.
+        self.pending_is_new = self.pending.size > 0 and self.request != REQUEST_HEAD
+        if self.local_eof and self.pending.size == 0 and self.request == REQUEST_BODY:
+            self.hand_over("the request ended within its body", 400)
+        elif self.local_eof and self.response == RESPONSE_NONE:
             self.hand_over(None, 0)  # Python finds the end, and whatever came before it
-        elif self.can_read and self.request != REQUEST_DONE:
+        elif self.request != REQUEST_DONE and (self.can_read or self.pending_is_new):
             self.want_turn()
         return 0
+
+    cdef ssize_t read_behind(self, uint8_t *buffer, Py_ssize_t room) except -2:
+        """What the socket has, into *buffer*: how many bytes; -1 when it broke."""
+        cdef ssize_t n
+        if not self.can_read:
+            return 0
+        n = recv(self.fd, buffer, room, MSG_DONTWAIT)
+        if n < 0:
+            if errno == EINTR:
+                return 0
+            self.can_read = False
+            if errno != EAGAIN:
+                self.local_failed(errno)
+                return -1
+            return 0
+        if n == 0:
+            self.local_eof = True
+        if n < room and not self.hung_up:
+            self.can_read = False
+        return n
 
     cdef int read_body(self) except -1:
         """Like any relay, straight into the frame; but no further than the request goes."""
@@ -180,20 +203,17 @@ cdef class HttpRelay(Relay):
             self.local_failed(errno)
         return 0
 
-    cdef int use(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take what the visitor sent: one request as far as it is here, and keep the rest."""
+    cdef Py_ssize_t use(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Take what the visitor sent, one request as far as it is here; how many bytes that was."""
         cdef Py_ssize_t used = 0, good
-        if self.request == REQUEST_HEAD:
+        if size and self.request == REQUEST_HEAD:
             used = self.begin_request(data, size)
         if self.request == REQUEST_BODY and used < size:
             good = self.body_part(data + used, size - used)
             if good and self.ended_as == RUNNING:
                 self.place_body(data + used, good)
             used += good
-        if used < size:
-            self.pending.push(data + used, size - used)
-            self.pending_is_new = self.request == REQUEST_DONE
-        return 0
+        return used
 
     cdef Py_ssize_t begin_request(self, const uint8_t *data, Py_ssize_t size) except -1:
         """Send on the head that *data* begins with; how many bytes that took, 0 for none."""

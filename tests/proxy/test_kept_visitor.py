@@ -195,6 +195,22 @@ async def test_bodies_with_a_length_go_both_ways(size: int) -> None:
         assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
 
 
+@pytest.mark.parametrize("size", [60_000, 400_000])
+async def test_a_first_request_may_come_with_much_of_its_body(size: int) -> None:
+    """h11 has read more than a frame holds when the pump gets the connection."""
+    body = bytes(i % 253 for i in range(size))
+    head = b"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: %d\r\n\r\n" % size
+    async with rig() as target, trio.open_nursery() as nursery:
+        await target.first_exchange()
+        with trio.fail_after(5):
+            nursery.start_soon(target.visitor.send, head + body + get("/next"))
+            peer = await target.connection()
+            assert (await peer.read_head()).startswith(b"POST /up ")
+            assert await peer.read_exactly(size) == body
+            await peer.send(OK + b"ok")
+            assert (await peer.read_head()).startswith(b"GET /next ")
+
+
 async def test_chunked_bodies_pass_as_they_are() -> None:
     chunks = b"5\r\nhello\r\n" + b"%x\r\n" % 40_000 + b"y" * 40_000 + b"\r\n0\r\n\r\n"
     head = b"POST /c HTTP/1.1\r\nHost: dev1.localhost\r\nTransfer-Encoding: chunked\r\n\r\n"
