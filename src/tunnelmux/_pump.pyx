@@ -286,9 +286,11 @@ cdef class Pump:
         cdef Link last
         cdef Link *link
         cdef Member member
+        cdef int left = EVENTS  # the others are first in the next round
         init_link(&last, NULL)
         append_link(&self.turns, &last)  # who asks for a turn during this round waits for the next
-        while self.turns.following != &last:
+        while left and self.turns.following != &last:
+            left -= 1
             link = self.turns.following
             unlink(link)
             member = <Member>link.owner
