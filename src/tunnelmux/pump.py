@@ -1,7 +1,7 @@
 """The pump on Trio: one task that moves the bytes of all sessions and relays of a process.
 
 `open_pump` owns that task. A `Session` that is given the pump lends it its socket and keeps every
-decision; what the pump cannot carry (TLS, memory, a platform without epoll) goes by Trio streams as
+decision; what the pump cannot carry (memory, a platform without epoll) goes by Trio streams as
 if there were no pump.
 """
 

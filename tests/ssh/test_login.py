@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 from pathlib import Path
@@ -15,6 +16,7 @@ from support.sshd import running_sshd
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Secret
 from tunnelmux.limits import ExecLimits
+from tunnelmux.observability import configure_logs, get_logger
 from tunnelmux.ssh import HostKeys, Login, SshPool, open_pool
 
 pytestmark = pytest.mark.slow  # each starts a server
@@ -53,9 +55,11 @@ async def test_a_password_logs_in(pool: SshPool, tmp_path: Path, keyboard: bool)
 
 
 async def test_a_wrong_password_is_refused_once_for_all_who_wait(
-    pool: SshPool, tmp_path: Path, capsys
+    pool: SshPool, tmp_path: Path
 ) -> None:
     messages = []
+    lines = io.StringIO()
+    configure_logs("debug", "json", stream=lines)
     async with password_server(tmp_path) as server:
 
         async def one() -> None:
@@ -69,7 +73,9 @@ async def test_a_wrong_password_is_refused_once_for_all_who_wait(
         assert server.logins == 1  # ten guesses would lock the account
     where = f"127.0.0.1:{server.port}"
     assert set(messages) == {f'{where} did not accept the password for the user "alice"\n'}
-    assert "guessed wrong" not in "".join(capsys.readouterr())
+    get_logger("test").info("the log is read here")
+    assert "the log is read here" in lines.getvalue()
+    assert "guessed wrong" not in lines.getvalue()
     await nothing_open(pool)
 
 
