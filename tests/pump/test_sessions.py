@@ -104,8 +104,6 @@ async def test_a_websocket_that_its_peer_closes_ends_the_session() -> None:
         ends = await websocket_pair(nursery, await socket_pair())
         async with open_session(ends[0], is_client=True, pump=pump) as client:
             stream = await client.open_stream()
-            while client.tunnel is None:
-                await trio.lowlevel.checkpoint()
             with trio.fail_after(5):
                 await ends[1].aclose()
                 with pytest.raises(trio.BrokenResourceError):
@@ -142,8 +140,6 @@ async def a_stopped_pump() -> AsyncIterator[trio.abc.Stream]:
                 assert pump is not None
                 async with open_session(near, is_client=True, pump=pump) as session:
                     held.append(await session.open_stream())
-                    while session.tunnel is None:
-                        await trio.lowlevel.checkpoint()
                     pump.core.close()
                     started.set()
                     with scope:
@@ -160,3 +156,17 @@ async def test_a_stopped_pump_breaks_what_it_carried() -> None:
     async with a_stopped_pump() as stream:
         with trio.fail_after(5), pytest.raises(trio.BrokenResourceError, match="pump"):
             await stream.receive_some()
+
+
+async def test_a_socket_that_is_closed_at_once_is_a_lost_session_and_no_failure() -> None:
+    async with open_pump() as pump, trio.open_nursery() as nursery:
+        near, far = await websocket_pair(nursery, await socket_pair())
+        async with open_session(near, is_client=True, pump=pump) as session:
+            assert session.tunnel is not None, (
+                "the socket was not lent before others could close it"
+            )
+            await near._abort()
+            with trio.fail_after(5):
+                await session.wait_closed()
+        assert isinstance(session.error, SessionLost)
+        await far.aclose()

@@ -75,8 +75,9 @@ async def open_session(
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        lent = await lend(transport) if pump is not None else None
-        nursery.start_soon(session._run, nursery, lent)
+        if pump is not None and (lent := await lend(transport)) is not None:
+            session._attach(pump, lent)  # at once: the next task to run may close the socket
+        nursery.start_soon(session._run, nursery)
         try:
             yield session
         except Exception as exc:  # noqa: BLE001 - raised below, where no nursery wraps it in a group
@@ -111,7 +112,6 @@ class Session:
         """Asked about each stream the peer opens, before `accept_stream` gives it out: answers
         whether it was taken. Only streams that a pump can carry are offered."""
         self._transport = transport
-        self._pump = pump
         self._tunnel: Tunnel | None = None
         self._lent: Lent | None = None
         self._sent = 0
@@ -362,9 +362,13 @@ class Session:
 
     # -- with a pump ------------------------------------------------------------------------
 
-    async def _attend(self, pump: DataPump, lent: Lent) -> None:
+    def _attach(self, pump: DataPump, lent: Lent) -> None:
+        self._tunnel, self._lent = pump.new_tunnel(self._engine, lent, self), lent
+        if lent.on_lent is not None:
+            lent.on_lent(self._tunnel)
+
+    async def _attend(self, tunnel: Tunnel, lent: Lent) -> None:
         """Let the pump move the bytes until it has nothing more to move; keep the timers."""
-        tunnel = self._attach(pump, lent)
         try:
             tunnel.feed(lent.early, trio.current_time())
             while not (self._engine.is_closed or tunnel.ended):
@@ -381,13 +385,6 @@ class Session:
                     await self._see_off(tunnel)
         finally:
             self._detach(tunnel, lent)
-
-    def _attach(self, pump: DataPump, lent: Lent) -> Tunnel:
-        tunnel = pump.new_tunnel(self._engine, lent, self)
-        self._tunnel, self._lent = tunnel, lent
-        if lent.on_lent is not None:
-            lent.on_lent(tunnel)
-        return tunnel
 
     def _detach(self, tunnel: Tunnel, lent: Lent) -> None:
         self._note_input()
@@ -433,11 +430,11 @@ class Session:
 
     # -- without one ------------------------------------------------------------------------
 
-    async def _run(self, nursery: trio.Nursery, lent: Lent | None) -> None:
+    async def _run(self, nursery: trio.Nursery) -> None:
         """Move bytes until the session is over, then see the transport closed."""
         try:
-            if self._pump is not None and lent is not None:
-                await self._attend(self._pump, lent)
+            if self._tunnel is not None and self._lent is not None:
+                await self._attend(self._tunnel, self._lent)
             nursery.start_soon(self._write)
             while not self._engine.is_closed:
                 await self._read_once()
