@@ -10,9 +10,10 @@ import re
 import pytest
 import structlog
 
-from tunnelmux.observability import configure_logs, get_logger
+from tunnelmux.observability import configure_logs, frequent_line, get_logger
 
 log = get_logger("test")
+log_visit = frequent_line("test", "visit", "device", "stream", "seconds", "reason")
 
 
 class Terminal(io.StringIO):
@@ -54,6 +55,35 @@ def test_an_event_is_one_line_of_json(output):
         "streams": 3,
     }
     assert second["cause"] == "a\nb"
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_frequent_line_looks_like_any_other(format):
+    lines = []
+    for write in (
+        lambda: log_visit("dév\n1", None, 0.25, "x"),
+        lambda: log.info("visit", device="dév\n1", stream=None, seconds=0.25, reason="x"),
+    ):
+        output = io.StringIO()
+        configure_logs("info", format, stream=output)
+        write()
+        [line] = output.getvalue().splitlines(keepends=True)
+        now = re.search(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{6}Z)?", line)
+        lines.append(line.replace(now[0], "NOW"))
+    assert lines[0] == lines[1]
+
+
+def test_a_frequent_line_has_the_time_of_day(monkeypatch, output):
+    monkeypatch.setattr("time.time_ns", lambda: 1_767_225_599_000_042_000)
+    configure_logs("info", "json", stream=output)
+    log_visit("dev1", 1, 0.5, "x")
+    assert json_lines(output)[0]["timestamp"] == "2025-12-31T23:59:59.000042Z"
+
+
+def test_a_frequent_line_obeys_the_level(output):
+    configure_logs("warning", "json", stream=output)
+    log_visit("dev1", 1, 0.5, "x")
+    assert output.getvalue() == ""
 
 
 def test_an_event_is_one_line_of_text(output):

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from typing import Literal
 
 import trio
 
 import tunnelmux
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
+from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.services import ServiceTable, open_target
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
@@ -38,6 +40,13 @@ AGENT_AUTHORITY = b"agent.tunnelmux"
 the visitor's to write, and visitors are for services."""
 
 _log = get_logger("agent")
+
+_SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
+    None: None,
+    "a": "proxy",
+    "b": "target",
+}
+# Who is on which side of a relay, in the words of the log.
 
 
 class StreamServer:
@@ -191,15 +200,15 @@ class StreamServer:
             await abort(target)  # relay() has done so already; without it nobody would
             raise
         finally:
-            _log.info(
-                "relay ended",
-                stream=stream.id,
-                service=service.name,
-                bytes_to_target=result.bytes_a_to_b,
-                bytes_from_target=result.bytes_b_to_a,
-                duration=round(trio.current_time() - started, 3),
-                outcome="not begun" if result.ended == "running" else result.ended,
-                **_broken_side(result),
+            log_relay(
+                stream.id,
+                service.name,
+                result.bytes_a_to_b,
+                result.bytes_b_to_a,
+                trio.current_time() - started,
+                "not begun" if result.ended == "running" else result.ended,
+                _SIDES[result.broken_side],
+                result.error,
             )
 
 
@@ -232,13 +241,6 @@ def _answer_fields(
         return without_own_fields
     offer = (RELAY_FIELD, service.name.encode("ascii"))
     return lambda headers: [*without_own_fields(headers), offer]
-
-
-def _broken_side(result: RelayResult) -> dict[str, str]:
-    if result.broken_side is None:
-        return {}
-    side = "proxy" if result.broken_side == "a" else "target"
-    return {"broken_side": side, "cause": str(result.error)}
 
 
 def _log_exchange(

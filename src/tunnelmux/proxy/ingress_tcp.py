@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 from collections import Counter
 from typing import TYPE_CHECKING
@@ -14,7 +13,7 @@ from tunnelmux.http.connect import CONNECT_ANSWER, ConnectStream, connect_head
 from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.routing import Router, stream_id
 from tunnelmux.relay import RelayResult, abort, relay, reset_socket
@@ -26,6 +25,11 @@ if TYPE_CHECKING:
 __all__ = ["TcpIngressServer"]
 
 _log = get_logger("proxy.tcp")
+_log_relay = frequent_line(
+    "proxy.tcp",
+    "relay",
+    *("device", "service", "visitor", "stream", "bytes_in", "bytes_out", "seconds"),
+)
 
 _AGENT_SLACK = 5.0
 # Seconds on top of the agent's own limit for its target: its answer says more than our silence.
@@ -93,9 +97,7 @@ class TcpIngressServer:
         self._visitors[port] += 1
         try:
             tunnel = await self._router.open_stream(device, limits)
-            report = _Report(
-                device=device, service=service, visitor=remote, stream=stream_id(tunnel)
-            )
+            report = _Report(port, remote, stream_id(tunnel))
             try:
                 target = await open_connect(
                     tunnel, service, limits, answer_timeout=limits.connect_timeout + _AGENT_SLACK
@@ -161,10 +163,12 @@ class TcpIngressServer:
 class _Report:
     """The line that the log gets about one visitor, at the end."""
 
-    __slots__ = ("_about", "_started", "bytes_in", "bytes_out")
+    __slots__ = ("_device", "_remote", "_service", "_started", "_stream", "bytes_in", "bytes_out")
 
-    def __init__(self, **about: object) -> None:
-        self._about = about
+    def __init__(self, port: tuple[str, str], remote: str, stream: int | None) -> None:
+        self._device, self._service = port
+        self._remote = remote
+        self._stream = stream
         self._started = trio.current_time()
         self.bytes_in = 0
         """Bytes from the visitor that went another way than those given to `write`."""
@@ -178,15 +182,21 @@ class _Report:
         bytes_out: int = 0,
     ) -> None:
         """Write it, with what went wrong in words and as a Tunnelmux-Reason, if anything did."""
-        _log.log(
-            logging.INFO if problem is None else logging.WARNING,
+        bytes_in += self.bytes_in
+        bytes_out += self.bytes_out
+        seconds = round(trio.current_time() - self._started, 4)
+        who = (self._device, self._service, self._remote, self._stream)
+        if problem is None:
+            _log_relay(*who, bytes_in, bytes_out, seconds)
+            return
+        _log.warning(
             "relay",
-            **self._about,
-            bytes_in=self.bytes_in + bytes_in,
-            bytes_out=self.bytes_out + bytes_out,
-            seconds=round(trio.current_time() - self._started, 4),
+            **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            seconds=seconds,
             **({"reason": reason} if reason else {}),
-            **({"problem": problem} if problem else {}),
+            problem=problem,
         )
 
 
@@ -218,10 +228,7 @@ class _Visit:
         self._relay = self._session.open_relay(self.local, head, CONNECT_ANSWER, self)
         if self._relay is None:
             return False
-        device, service = self.port
-        self.report = _Report(
-            device=device, service=service, visitor=self._remote, stream=self._relay.stream.id
-        )
+        self.report = _Report(self.port, self._remote, self._relay.stream.id)
         return True
 
     def give_up_waiting(self) -> None:
