@@ -232,10 +232,10 @@ cdef class Relay(Member):
             self.stream.inbox.size == 0
         ):
             self.local_told = True
-            if shutdown(self.fd, SHUT_WR) < 0 and not self.local_eof:
-                return self.local_failed(errno)
             if self.local_eof:
-                return self.end(FINISHED)
+                return self.end(FINISHED)  # its owner closes the socket, which says the same
+            if shutdown(self.fd, SHUT_WR) < 0:
+                return self.local_failed(errno)
         return 0
 
     # -- what happens to the stream ---------------------------------------------------------------

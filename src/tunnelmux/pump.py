@@ -18,10 +18,12 @@ import trio
 from tunnelmux.observability import get_logger
 
 if TYPE_CHECKING:
+    import socket
     from ssl import MemoryBIO, SSLObject
 
     from tunnelmux._engine import Engine
     from tunnelmux._pump import Member, Pump
+    from tunnelmux._sockets import Acceptor
     from tunnelmux._tunnel import PumpedEngine, Tunnel
     from tunnelmux._websocket import FrameReader
 
@@ -142,6 +144,12 @@ class DataPump:
         assert isinstance(engine, PumpedEngine)  # it came from new_engine
         fd = lent.socket.fileno()
         return Tunnel(self.core, engine, fd, lent.frames, lent.masks, owner, lent.tls)
+
+    def new_acceptor(self, listening: socket.socket, owner: Owner) -> Acceptor:
+        """Watch a listening socket that does not block until `Acceptor.stop`."""
+        from tunnelmux._sockets import Acceptor
+
+        return Acceptor(self.core, listening.fileno(), owner)
 
     async def run(self) -> None:
         """Pump until cancelled; then every relay is cut and every tunnel lost."""

@@ -14,7 +14,7 @@ from support.tree import ROOT, SOURCE
 COMPILED_LAYERS = [
     ["_http_relay"],
     ["_relay"],
-    ["_tunnel"],
+    ["_tunnel", "_sockets"],
     ["_pump"],
     ["_engine", "_websocket"],
     ["_streams", "_liveness"],

@@ -6,33 +6,29 @@ every failure, is left to `StreamServer`, which finds the stream untouched.
 
 from __future__ import annotations
 
-import errno
 import ipaddress
 import socket
 from typing import TYPE_CHECKING
 
 import trio
 
+from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.services import ServiceTable
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import ServiceConfig
 from tunnelmux.http.connect import CONNECT_ANSWER, plain_connect
 from tunnelmux.mux import Session
-from tunnelmux.observability import get_logger
 from tunnelmux.relay import reset_socket
-from tunnelmux.transports.tcp import set_socket_options
+from tunnelmux.transports.tcp import NO_DELAY, OPTIONS
 
 if TYPE_CHECKING:
     from tunnelmux._relay import Relay
+    from tunnelmux._sockets import Dialler
     from tunnelmux._streams import EngineStream
 
 __all__ = ["DirectConnector"]
 
-_log = get_logger("agent")
-
 _LONGEST_HEAD = 256  # bytes of a stream looked at: a CONNECT with the longest name is shorter
-
-SocketAddress = tuple[socket.AddressFamily, tuple[str, int]]
 
 
 class DirectConnector:
@@ -50,7 +46,7 @@ class DirectConnector:
         self._streams = streams
         self._nursery = nursery
         self._timeout = connect_timeout
-        self._targets = {service.name: (service, _literal_address(service)) for service in services}
+        self._targets = {service.name: (service, _dialler(service)) for service in services}
         self._connecting: dict[_Connection, float] = {}  # and when each has had its time
 
     def take(self, offered: EngineStream) -> bool:
@@ -59,10 +55,10 @@ class DirectConnector:
         if wanted is None:
             return False
         name, head_size = wanted
-        service, address = self._targets.get(name, (None, None))
-        if service is None or address is None or not self._streams.has_room:
+        service, dialler = self._targets.get(name, (None, None))
+        if service is None or dialler is None or not self._streams.has_room:
             return False
-        local = _begin_connect(address)
+        local = _begin_connect(dialler)
         if local is None:
             return False
         connection = _Connection(self, service, local)
@@ -117,44 +113,35 @@ class _Connection:
         self._connector.finished(self)
         if relay.outcome == "handed back":
             return
-        broken = {}
-        if relay.outcome != "finished":
-            side = "target" if relay.outcome == "local broke" else "proxy"
-            broken = {"broken_side": side, "cause": str(relay.error)}
-        _log.info(
-            "relay ended",
-            stream=relay.stream.id,
-            service=self._service.name,
-            bytes_to_target=relay.bytes_out,
-            bytes_from_target=relay.bytes_in,
-            duration=round(trio.current_time() - self._started, 3),
-            outcome="broken" if broken else "finished",
-            **broken,
+        whole = relay.outcome == "finished"
+        log_relay(
+            relay.stream.id,
+            self._service.name,
+            relay.bytes_out,
+            relay.bytes_in,
+            trio.current_time() - self._started,
+            "finished" if whole else "broken",
+            None if whole else "target" if relay.outcome == "local broke" else "proxy",
+            relay.error,
         )
 
 
-def _literal_address(service: ServiceConfig) -> SocketAddress | None:
-    """Where to connect to, when that is known without asking for a name."""
+def _dialler(service: ServiceConfig) -> Dialler | None:
+    """What connects to the target, when its address is known without asking for a name."""
+    from tunnelmux._sockets import Dialler
+
     host, port = service.address.host, service.address.port
     try:
-        address = ipaddress.ip_address(host)
+        # No keepalive on this machine: nothing lies between that could be silent about an end.
+        is_near = ipaddress.ip_address(host).is_loopback
+        return Dialler(host, port, [NO_DELAY] if is_near else OPTIONS)
     except ValueError:
         return None
-    if "%" in host:  # a scope is a name as well
-        return None
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6
-    return family, (str(address), port)
 
 
-def _begin_connect(address: SocketAddress) -> socket.socket | None:
+def _begin_connect(dialler: Dialler) -> socket.socket | None:
     """A socket that is being connected; None when the system would not even begin."""
-    family, where = address
     try:
-        local = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        return socket.socket(dialler.family, socket.SOCK_STREAM, 0, dialler.dial())
     except OSError:
         return None
-    set_socket_options(local, user_timeout=None)
-    if local.connect_ex(where) in {0, errno.EINPROGRESS}:
-        return local
-    local.close()
-    return None

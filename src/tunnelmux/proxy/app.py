@@ -244,7 +244,7 @@ class RunningProxy:
         try:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as accepting:
-                    self._listeners = ListenerSet(accepting)
+                    self._listeners = ListenerSet(accepting, self._tunnel.pump)
                     try:
                         await self._serve_agents()
                         problems = await self._listeners.apply(self._plans())

@@ -14,6 +14,7 @@ import trio
 from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
+from tunnelmux.pump import DataPump
 from tunnelmux.transports.tcp import (
     bound_addresses,
     configure_socket,
@@ -50,8 +51,8 @@ class ListenerPlan:
     nursery: trio.Nursery
     """Owns the connections, so that closing the listener ends none of them."""
     take: Callable[[socket.socket, str], bool] | None = None
-    """Asked first: answers whether it took the connection, which then is its to close. It saves a
-    task where connections come by the thousand."""
+    """Asked first, where there is a pump: answers whether it took the connection, which then is
+    its to close. It saves a task where connections come by the thousand."""
     gate: trio.Semaphore | None = None
     """Acquired for each connection; `handler` releases it when it needs its place no more."""
 
@@ -64,6 +65,8 @@ class _Open:
     sockets: list[trio.SocketListener]
     accepting: dict[trio.SocketListener, socket.socket] = field(default_factory=dict)
     """The same sockets once more, to accept from until there is nobody left, in one turn."""
+    pumped: list[_PumpedListener] = field(default_factory=list)
+    """Those of them that the pump watches."""
 
     def __post_init__(self) -> None:
         for listener in self.sockets:
@@ -77,16 +80,20 @@ class _Open:
 
     def close(self) -> None:
         # Not left to the accepting tasks, which end of this: the port is free on return.
+        for listening in self.pumped:
+            listening.stop()
         for listener, own in self.accepting.items():
             own.close()
             listener.socket.close()
 
 
 class ListenerSet:
-    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept."""
+    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept. With a pump, the
+    listeners whose connections need no task are accepted from by that."""
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, pump: DataPump | None = None) -> None:
         self._nursery = nursery
+        self._pump = pump
         self._open: dict[str, _Open] = {}
         self._is_closed = False
 
@@ -139,7 +146,11 @@ class ListenerSet:
         self._open[slot] = entry
         _log.info("listening", setting=plan.key, address=str(entry.address))
         for listener in entry.sockets:
-            self._nursery.start_soon(self._accept_all, entry, listener)
+            if self._pump is not None and plan.take is not None:
+                own = entry.accepting[listener]
+                entry.pumped.append(_PumpedListener(self, entry, own, self._pump))
+            else:
+                self._nursery.start_soon(self._accept_all, entry, listener)
 
     async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
         while True:
@@ -161,8 +172,6 @@ class ListenerSet:
     ) -> None:
         plan = entry.plan
         remote = str(Address(*address[:2]))
-        if plan.take is not None and self._take(plan, plan.take, connection, remote):
-            return
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
         if plan.gate is not None:
             try:
@@ -174,30 +183,24 @@ class ListenerSet:
                 raise
         plan.nursery.start_soon(self._handle, plan, stream, remote)
 
-    def _take(
-        self,
-        plan: ListenerPlan,
-        take: Callable[[socket.socket, str], bool],
-        connection: socket.socket,
-        remote: str,
-    ) -> bool:
-        try:
-            set_socket_options(connection, user_timeout=None)
-            return take(connection, remote)
-        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
-            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
-            connection.close()
-            return True
-
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
             return  # that visitor left before being let in
-        _log.error(
-            "no connection can be accepted; if files ran out, raise LimitNOFILE (ulimit -n)",
-            listener=str(entry.plan.address),
-            error=error.strerror,
-        )
+        _log_failed_accept(entry, error)
         await trio.sleep(_FAILED_ACCEPT_PAUSE)
+
+    def pause(self, listening: _PumpedListener) -> None:
+        """Have the listener try again after the pause that follows a failure."""
+        self._nursery.start_soon(self._resume, listening)
+
+    async def _resume(self, listening: _PumpedListener) -> None:
+        await trio.sleep(_FAILED_ACCEPT_PAUSE)
+        listening.resume()
+
+    def handle_soon(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+        """Serve one connection in a task of its own."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        plan.nursery.start_soon(self._handle, plan, stream, remote)
 
     async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream, remote: str) -> None:
         try:
@@ -209,3 +212,50 @@ class ListenerSet:
             _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
         finally:
             await trio.aclose_forcefully(stream)
+
+
+class _PumpedListener:
+    """One listening socket in the pump: accepted from by the batch, in no task."""
+
+    def __init__(
+        self, listeners: ListenerSet, entry: _Open, listening: socket.socket, pump: DataPump
+    ) -> None:
+        self._listeners = listeners
+        self._entry = entry
+        # What is accepted inherits the options: nothing is left to be set on each connection.
+        set_socket_options(listening, user_timeout=None)
+        self._acceptor = pump.new_acceptor(listening, self)
+
+    def stop(self) -> None:
+        self._acceptor.stop()
+
+    def resume(self) -> None:
+        self._acceptor.again()
+
+    def on_news(self) -> None:
+        """Called by the pump when somebody may be waiting."""
+        try:
+            arrived = self._acceptor.accept(_ACCEPTED_AT_ONCE)
+        except OSError as error:
+            _log_failed_accept(self._entry, error)
+            self._listeners.pause(self)
+            return
+        plan = self._entry.plan
+        for fd, family, remote in arrived:
+            self._serve(plan, socket.socket(family, socket.SOCK_STREAM, 0, fd), remote)
+
+    def _serve(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+        try:
+            if plan.take is None or not plan.take(connection, remote):
+                self._listeners.handle_soon(plan, connection, remote)
+        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
+            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+            connection.close()
+
+
+def _log_failed_accept(entry: _Open, error: OSError) -> None:
+    _log.error(
+        "no connection can be accepted; if files ran out, raise LimitNOFILE (ulimit -n)",
+        listener=str(entry.plan.address),
+        error=error.strerror,
+    )

@@ -18,6 +18,8 @@ from tunnelmux.observability import get_logger
 from tunnelmux.transports.tls import start_client_tls
 
 __all__ = [
+    "NO_DELAY",
+    "OPTIONS",
     "TCP_USER_TIMEOUT",
     "bound_addresses",
     "configure_socket",
@@ -60,7 +62,7 @@ def set_socket_options(
 
     An option this system does not have is left out; a socket that is no TCP socket is left alone.
     """
-    wanted = _EVERY_SOCKET
+    wanted = OPTIONS
     if user_timeout is not None:
         wanted = [*wanted, *_available("TCP_USER_TIMEOUT", int(user_timeout * 1000)), *_UNSENT]
     for level, option, value in wanted:
@@ -75,13 +77,15 @@ def _available(name: str, value: int) -> list[tuple[int, int, int]]:
 
 
 _UNSENT = _available("TCP_NOTSENT_LOWAT", UNSENT_LIMIT)
-_EVERY_SOCKET = [
-    (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),
+NO_DELAY = (socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+OPTIONS = [
+    NO_DELAY,
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     *_available("TCP_KEEPIDLE", _KEEPALIVE_IDLE),
     *_available("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
     *_available("TCP_KEEPCNT", _KEEPALIVE_COUNT),
 ]
+"""What is set on every TCP socket: level, name and value of each option this system has."""
 
 
 def explain_os_error(exc: BaseException) -> str:
