@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import importlib.util
+import os
 import secrets
 import sys
 from pathlib import Path
@@ -67,8 +68,20 @@ class Tunnelmux(Peer):
 
 
 class OverPlainTcp(Tunnelmux):
-    def prepare(self) -> None:
-        raise Unavailable("the proxy's tunnel listener speaks WebSocket only")
+    """The same code without a WebSocket: the daemons have no such listener, `plain_tcp` has."""
+
+    def start(self, started: Started, origin: Origin) -> Running:
+        tunnel, web, echo = free_ports(3)
+        public = [f"web={web}", f"echo={echo}"]
+        targets = [f"web={origin.http}", f"echo={origin.echo}"]
+        program = [sys.executable, "-m", "bench.peers.plain_tcp"]
+        source = Path(tunnelmux.__file__).parents[1]
+        paths = {"PYTHONPATH": os.pathsep.join([str(source), str(ROOT)])}
+        server = started.start("proxy", [*program, "proxy", str(tunnel), *public], paths)
+        started.wait_for_port(tunnel)
+        client = started.start("agent", [*program, "agent", str(tunnel), *targets], paths)
+        started.wait_for_log("agent", "session started")
+        return Running(web, server, client, echo)
 
 
 def start_daemon(started: Started, name: str, configuration: str) -> int:
