@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Generic, TypeVar
@@ -18,7 +19,10 @@ from tunnelmux.ssh.python314 import repair_asyncio, repair_trio_asyncio
 
 repair_asyncio()
 
-import trio_asyncio  # type: ignore[import-untyped]  # noqa: E402  after its repair
+with warnings.catch_warnings():
+    # It subclasses the child watcher, and Python 3.12 and 3.13 warn that 3.14 has none.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    import trio_asyncio  # type: ignore[import-untyped]
 
 repair_trio_asyncio(trio_asyncio.BaseTrioEventLoop)
 
