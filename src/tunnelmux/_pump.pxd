@@ -18,7 +18,8 @@ cdef extern from "sys/socket.h" nogil:
 
 cdef enum:
     INPUT = 262144  # bytes read from a tunnel at once
-    RECORD = 16384  # bytes of the largest TLS record (RFC 8446 section 5.1); they come behind INPUT
+    RECORD = 16384  # bytes of the largest TLS record (RFC 8446 section 5.1)
+    PLAIN = 131072  # bytes of decrypted records handled at once; they come behind INPUT
     OUTPUT = 131072  # bytes of payload in one flush: half the pipe of a busy loopback connection
     CONTROL_ROOM = 4096  # bytes of control frames that a flush has room for behind its payload
 

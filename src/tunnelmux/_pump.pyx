@@ -99,7 +99,7 @@ cdef class Pump:
         event.data.fd = self.wake_fd
         if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self.wake_fd, &event) < 0:
             raise os_error(errno)
-        self.input = <uint8_t *>PyMem_RawMalloc(INPUT + RECORD)
+        self.input = <uint8_t *>PyMem_RawMalloc(INPUT + PLAIN)
         if self.input == NULL:
             raise MemoryError()
 

@@ -21,7 +21,7 @@ from tunnelmux._engine cimport Engine
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux._links cimport Link, append_link, init_link, is_linked, unlink
 from tunnelmux._pump cimport (
-    CONTROL_ROOM, INPUT, OUTPUT, RECORD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
+    CONTROL_ROOM, INPUT, OUTPUT, PLAIN, RECORD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
     MSG_NOSIGNAL, Member, Pump, os_error, recv, send,
 )
 from tunnelmux._streams cimport EngineStream
@@ -188,24 +188,32 @@ cdef class Tunnel(Member):
         return 0
 
     cdef int decrypt(self, Py_ssize_t size) except -1:
-        """Take what the *size* bytes in the pump's buffer say, record by record."""
+        """Take what the *size* bytes in the pump's buffer say, as many records at once as fit."""
         cdef uint8_t *plain = self.pump.input + INPUT
-        cdef object room = PyMemoryView_FromMemory(<char *>plain, RECORD, PyBUF_WRITE)
-        cdef Py_ssize_t n
+        cdef object room = PyMemoryView_FromMemory(<char *>plain, PLAIN, PyBUF_WRITE)
+        cdef Py_ssize_t filled, n
+        cdef bint more = True
         if size:
             self.incoming.write(
                 PyMemoryView_FromMemory(<char *>self.pump.input, size, PyBUF_READ)
             )
-        while not self.ended and self.engine.error_ is None:
+        while more and not self.ended and self.engine.error_ is None:
+            filled = 0
             try:
-                n = self.tls.read(RECORD, room)
+                while PLAIN - filled >= RECORD:
+                    n = self.tls.read(RECORD, room[filled:])
+                    if n == 0:
+                        more = False
+                        self.fail(None)
+                        break
+                    filled += n
             except ssl.SSLWantReadError:
-                break
+                more = False
             except ssl.SSLError as error:  # the peer's close among them: read again once detached
-                return self.fail(None if isinstance(error, ssl.SSLZeroReturnError) else error)
-            if n == 0:
-                return self.fail(None)
-            self.take(plain, n)
+                more = False
+                self.fail(None if isinstance(error, ssl.SSLZeroReturnError) else error)
+            if filled:
+                self.take(plain, filled)
         if self.outgoing.pending:
             self.mark_dirty()
         return 0
