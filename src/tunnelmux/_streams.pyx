@@ -242,11 +242,13 @@ cdef class EngineStream:
         if self.error_ is None:
             self.error_ = error
         self.send_state = SEND_RESET
+        cdef bint was_unknown = self.table.withdraw_offer(self)
         self.drop_queued()
-        self.table.withdraw_offer(self)
         if not self.remote_fin:
             self.receive_state = RECEIVE_RESET
             self.drop_unread()
+        if was_unknown:  # nobody has it whom this concerns, and a flood of them would pile up
+            return 0
         return self.table.note(self)
 
     cdef int reset_(self, uint32_t code, str reason) except -1:
@@ -384,14 +386,15 @@ cdef class StreamTable:
         return self.on_forgotten(stream)
 
     cdef int withdraw_offer(self, EngineStream stream) except -1:
-        """*stream* cannot be accepted any more, if it waited for that; nobody will ever read it."""
+        """*stream* cannot be accepted any more; whether it waited for that. Nobody will ever read
+        it then."""
         if not is_linked(&stream.accept_link):
             return 0
         unlink(&stream.accept_link)
         self.accept_pending -= 1
         self.stop_timer(stream)
         stream.drop_unread()
-        return 0
+        return 1
 
     cdef int on_forgotten(self, EngineStream stream) except -1:
         """For the engine to override."""

@@ -15,11 +15,11 @@ import pytest
 
 from support import wire
 from support.wire import ACK, FIN, RST, SYN, Frame
+from tunnelmux._engine import Engine
 from tunnelmux.errors import RemoteProtocolError, SessionError, StreamError
 from tunnelmux.limits import Limits
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
     from tunnelmux._streams import EngineStream
 
 SEEDS = range(int(os.environ.get("TUNNELMUX_EXAMPLES", "15")))
@@ -197,6 +197,15 @@ def test_after_its_death_a_session_does_nothing(victim: Victim) -> None:
         victim.hears(b"\0" * 12)
     assert not engine.wants_send
     assert engine.stream_count == 0
+
+
+def test_streams_that_are_reset_before_anybody_has_them_leave_nothing() -> None:
+    engine = Engine(is_client=False, limits=Limits(), now=0.0)
+    churn = [frame for i in range(1, 2_001, 2) for frame in (wire.update(i, 0, SYN), wire.reset(i))]
+    engine.receive_data(wire.pack(*churn), 0.0)
+    assert (engine.stream_count, engine.accept_pending) == (0, 0)
+    assert engine.take_changed() == []
+    assert not engine.wants_send
 
 
 def test_hostile_peers_take_no_memory(engine_type: type[Engine]) -> None:
