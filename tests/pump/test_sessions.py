@@ -112,6 +112,19 @@ async def test_a_websocket_that_its_peer_closes_ends_the_session() -> None:
             assert isinstance(client.error, SessionLost)
 
 
+async def test_a_websocket_that_is_over_before_it_is_lent_ends_the_session() -> None:
+    async with open_pump() as pump, trio.open_nursery() as nursery:
+        near, far = await websocket_pair(nursery, await socket_pair())
+        await far._connection.send_message("a text")
+        while near._wire.frames.error is None:
+            await trio.lowlevel.checkpoint()
+        async with open_session(near, is_client=True, pump=pump) as session:
+            with trio.fail_after(5):
+                await session.wait_closed()
+            assert "text" in str(session.error)
+        nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("way", PUMPED)
 async def test_a_silent_peer_is_noticed(way: str) -> None:
     limits = Limits(keepalive_interval=0.05, keepalive_timeout=0.1)

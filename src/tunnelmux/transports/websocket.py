@@ -115,6 +115,9 @@ class _Wire(trio.abc.Stream):
                 await self._wait_change()  # one turn: it was cancelled, or has read already
         behind_head, self._behind_head = self._behind_head, b""
         self._put_payload(self.frames.receive_data(behind_head))
+        if self._ended or self.frames.error is not None or self.frames.close is not None:
+            self._take_back(torn=False)  # nothing more will come: a pump would wait for it for ever
+            return None
         early = b"".join(self._payload)
         self._payload.clear()
         self._payload_size = 0
