@@ -294,6 +294,24 @@ async def test_a_block_that_was_cancelled_leaves_nothing_behind() -> None:
     assert await at_every_checkpoint(attempt) >= 5
 
 
+async def test_a_session_in_its_owners_task_leaves_nothing_behind() -> None:
+    async def attempt(checkpoint: int) -> Outcome:
+        here, there = memory_stream_pair(THIN)
+        async with open_session(there, is_client=False) as server:
+            client = Session(here, is_client=True)
+            # It ends by itself as well, once it is cancelled late enough.
+            server.go_away()
+            outcome = await cancelled_after(client.run, checkpoint)
+            assert client.is_closed
+            with pytest.raises(trio.ClosedResourceError):
+                await here.send_all(b"x")
+            await client.aclose()  # it was seen to its end: nothing to wait for
+            await server.wait_closed()
+        return outcome
+
+    assert await at_every_checkpoint(attempt) >= 3
+
+
 async def test_both_sides_saturate_a_thin_pipe_and_every_byte_arrives() -> None:
     """Both ends of four streams send more than a window at once, and read it meanwhile."""
     async with session_pair(capacity=THIN) as (client, server), trio.open_nursery() as nursery:

@@ -13,7 +13,7 @@ from support.carried import WAYS, carried_sessions
 from support.streams import socket_pair, websocket_pair
 from tunnelmux.errors import SessionLost, SessionTimeout
 from tunnelmux.limits import Limits
-from tunnelmux.mux import open_session
+from tunnelmux.mux import Session, open_session
 from tunnelmux.pump import open_pump
 from tunnelmux.relay import abort
 
@@ -60,6 +60,38 @@ async def test_pings_measure_and_closing_is_in_order(way: str) -> None:
         with trio.fail_after(5):
             await server.wait_closed()
         assert type(server.error).__name__ in {"SessionClosed", "SessionGoneAway"}
+
+
+@pytest.mark.parametrize("cancelled", [False, True])
+async def test_a_session_in_its_owners_task_needs_no_other(
+    nursery: trio.Nursery, cancelled: bool
+) -> None:
+    near, far = await socket_pair()
+    async with open_pump() as pump, open_session(far, is_client=False, pump=pump) as server:
+        session = Session(near, is_client=True, pump=pump)
+        owner = trio.CancelScope()
+
+        async def own() -> None:
+            with owner:
+                await session.run()
+
+        nursery.start_soon(own)
+        with trio.fail_after(5):
+            stream = await session.open_stream()
+            await stream.send_all(b"here")
+            assert await (await server.accept_stream()).receive_some() == b"here"
+            (task,) = nursery.child_tasks
+            assert not task.child_nurseries
+            if cancelled:
+                owner.cancel()
+            else:
+                server.go_away()
+                await stream.aclose()
+                await session.aclose()
+            await server.wait_closed()
+            while nursery.child_tasks:
+                await trio.lowlevel.checkpoint()
+        assert session.is_closed and near.socket.fileno() < 0
 
 
 @pytest.mark.parametrize("way", PUMPED)

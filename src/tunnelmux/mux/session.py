@@ -1,4 +1,4 @@
-"""A yamux session on any Trio byte stream: two tasks around one engine."""
+"""A yamux session on any Trio byte stream: one task around one engine, two without a pump."""
 
 from __future__ import annotations
 
@@ -65,19 +65,12 @@ async def open_session(
     `Limits.close_grace` seconds), says GoAway and closes it. Cancelling the block closes it at
     once. What the block raises comes out as it was raised.
     """
-    limits = limits or Limits()
     session = Session(
-        transport,
-        is_client=is_client,
-        limits=limits,
-        window_budget=window_budget or process_budget(limits.process_window_budget),
-        pump=pump,
+        transport, is_client=is_client, limits=limits, window_budget=window_budget, pump=pump
     )
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
-        if pump is not None and (lent := await lend(transport)) is not None:
-            session._attach(pump, lent)  # at once: the next task to run may close the socket
-        nursery.start_soon(session._run, nursery)
+        nursery.start_soon(session.run)
         try:
             yield session
         except Exception as exc:  # noqa: BLE001 - raised below, where no nursery wraps it in a group
@@ -91,6 +84,9 @@ async def open_session(
 class Session:
     """One yamux session. Made by `open_session`, `tunnelmux.connect` and `tunnelmux.serve`.
 
+    Whoever makes one gives it the transport for good, and calls `run`; the arguments are those of
+    `open_session`. A session that is not to take streams resets those that the peer opens.
+
     Iterating accepts the peer's streams until the session ends cleanly. Methods raise
     `tunnelmux.errors.SessionClosed` (or what ended the session) once it is over; streams then raise
     `trio.BrokenResourceError`, after giving out everything that came before the end.
@@ -101,17 +97,20 @@ class Session:
         transport: trio.abc.Stream,
         *,
         is_client: bool,
-        limits: Limits,
-        window_budget: WindowBudget,
-        pump: DataPump | None,
+        limits: Limits | None = None,
+        window_budget: WindowBudget | None = None,
+        pump: DataPump | None = None,
+        takes_streams: bool = True,
     ) -> None:
-        self.limits = limits
+        self.limits = limits = limits or Limits()
         self.last_received = trio.current_time()
         """When the last byte came, on Trio's clock."""
         self.on_offer: Callable[[EngineStream], bool] | None = None
         """Asked about each stream the peer opens, before `accept_stream` gives it out: answers
         whether it was taken. Only streams that a pump can carry are offered."""
+        self._takes_streams = takes_streams
         self._transport = transport
+        self._pump = pump
         self._tunnel: Tunnel | None = None
         self._lent: Lent | None = None
         self._sent = 0
@@ -121,7 +120,7 @@ class Session:
             is_client=is_client,
             limits=limits,
             now=self.last_received,
-            process_budget=window_budget,
+            process_budget=window_budget or process_budget(limits.process_window_budget),
         )
         self._openers = trio.lowlevel.ParkingLot()
         self._acceptors = trio.lowlevel.ParkingLot()
@@ -130,7 +129,6 @@ class Session:
         self._writer: trio.lowlevel.Task | None = None
         self._timer = trio.CancelScope()
         self._write_scope = trio.CancelScope()
-        self._written = trio.Event()
         self._over = trio.Event()
         self._finished = trio.Event()
         self._forceful = False
@@ -360,15 +358,30 @@ class Session:
         """Return when the session is over, for whatever reason."""
         await self._over.wait()
 
+    # -- from start to end ------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Move bytes until the session is over, then see the transport closed; once per session.
+
+        `open_session` has a task for this. Whoever only waits for the end calls it instead, and
+        needs no other task. Cancelled, it closes the transport at once.
+        """
+        try:
+            if self._pump is not None and (lent := await lend(self._transport)) is not None:
+                await self._attend(self._pump, lent)
+            await self._run_streamed()
+        finally:
+            self._engine.close(SessionClosed("the session was cancelled"))
+            self._kick()
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
+                await trio.aclose_forcefully(self._transport)
+            self._finished.set()
+
     # -- with a pump ------------------------------------------------------------------------
 
-    def _attach(self, pump: DataPump, lent: Lent) -> None:
-        self._tunnel, self._lent = pump.new_tunnel(self._engine, lent, self), lent
-        if lent.on_lent is not None:
-            lent.on_lent(self._tunnel)
-
-    async def _attend(self, tunnel: Tunnel, lent: Lent) -> None:
+    async def _attend(self, pump: DataPump, lent: Lent) -> None:
         """Let the pump move the bytes until it has nothing more to move; keep the timers."""
+        tunnel = self._attach(pump, lent)
         try:
             tunnel.feed(lent.early, trio.current_time())
             while not (self._engine.is_closed or tunnel.ended):
@@ -385,6 +398,13 @@ class Session:
                     await self._see_off(tunnel)
         finally:
             self._detach(tunnel, lent)
+
+    def _attach(self, pump: DataPump, lent: Lent) -> Tunnel:
+        tunnel = pump.new_tunnel(self._engine, lent, self)
+        self._tunnel, self._lent = tunnel, lent
+        if lent.on_lent is not None:
+            lent.on_lent(tunnel)
+        return tunnel
 
     def _detach(self, tunnel: Tunnel, lent: Lent) -> None:
         self._note_input()
@@ -430,22 +450,14 @@ class Session:
 
     # -- without one ------------------------------------------------------------------------
 
-    async def _run(self, nursery: trio.Nursery) -> None:
-        """Move bytes until the session is over, then see the transport closed."""
-        try:
-            if self._tunnel is not None and self._lent is not None:
-                await self._attend(self._tunnel, self._lent)
-            nursery.start_soon(self._write)
+    async def _run_streamed(self) -> None:
+        async with trio.open_nursery() as nursery:
+            written = trio.Event()
+            nursery.start_soon(self._write, written)
             while not self._engine.is_closed:
                 await self._read_once()
-            await self._finish()
-        finally:
-            self._engine.close(SessionClosed("the session was cancelled"))
-            self._kick()
+            await self._finish(written)
             self._write_scope.cancel()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_TIMEOUT):
-                await trio.aclose_forcefully(self._transport)
-            self._finished.set()
 
     async def _read_once(self) -> None:
         engine = self._engine
@@ -470,13 +482,13 @@ class Session:
             self._lose_transport(exc)
         self._kick()
 
-    async def _finish(self) -> None:
+    async def _finish(self, written: trio.Event) -> None:
         """See the last frames off: the peer should read our GoAway and not a connection reset,
         which is what closing a socket with unread input would make of it."""
         if self._forceful or isinstance(self.error, SessionTimeout):
             return
         with trio.move_on_after(CLOSE_TIMEOUT):
-            await self._written.wait()
+            await written.wait()
         if isinstance(self._transport, trio.abc.HalfCloseableStream) and not self._peer_ended:
             with trio.move_on_after(CLOSE_TIMEOUT):
                 try:
@@ -488,7 +500,7 @@ class Session:
         with trio.move_on_after(CLOSE_TIMEOUT):
             await self._transport.aclose()
 
-    async def _write(self) -> None:
+    async def _write(self, written: trio.Event) -> None:
         """Give the transport what the engine has, until the session is over.
 
         No caller's cancellation can reach the transport here, so no frame is ever cut.
@@ -515,7 +527,7 @@ class Session:
             self._lose_transport(exc)
             self._kick()
         finally:
-            self._written.set()
+            written.set()
 
     async def _park_writer(self) -> None:
         def abort(_: Any) -> trio.lowlevel.Abort:
@@ -553,6 +565,8 @@ class Session:
 
     def _wake_waiters(self) -> None:
         engine = self._engine
+        if engine.accept_pending and not self._takes_streams:
+            self._reset_offers()
         for engine_stream in engine.take_changed():
             if engine_stream.owner is not None:
                 engine_stream.owner._wake()
@@ -565,6 +579,10 @@ class Session:
             self._openers.unpark_all()
         if self._pingers:
             self._pingers.unpark_all()
+
+    def _reset_offers(self) -> None:
+        while (offered := self._engine.accept_stream()) is not None:
+            offered.reset()
 
     def _make_offers(self, on_offer: Callable[[EngineStream], bool]) -> None:
         """Offer the streams that wait to be accepted, the oldest first, until one is declined."""

@@ -9,10 +9,10 @@ import trio
 
 from tunnelmux.config import InvalidSetting, Secret
 from tunnelmux.config.rules import check_label
-from tunnelmux.errors import ConnectError, ProtocolError, SessionError
+from tunnelmux.errors import ConnectError, ProtocolError
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import Limits
-from tunnelmux.mux import Session, open_session
+from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.enrolment import Enrolment
@@ -127,10 +127,14 @@ class TunnelServer:
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         ) as websocket:
             place.release()
-            async with open_session(
-                websocket, is_client=False, limits=settings.limits, pump=self.pump
-            ) as session:
-                await self._hold(session, admitted, remote)
+            session = Session(
+                websocket,
+                is_client=False,
+                limits=settings.limits,
+                pump=self.pump,
+                takes_streams=False,  # nothing is offered to agents yet
+            )
+            await self._hold(session, admitted, remote)
 
     async def _admit(self, request: UpgradeRequest) -> _Admitted:
         if self.is_draining:
@@ -196,7 +200,7 @@ class TunnelServer:
         return _Admitted(device=device, token=token, enrolled=True)
 
     async def _hold(self, session: Session, admitted: _Admitted, remote: str) -> None:
-        """Register the session, wait until it is over, and log it."""
+        """Register the session, run it until it is over, and log it."""
         device = admitted.device
         started = trio.current_time()
         handle = LocalHandle(
@@ -212,7 +216,7 @@ class TunnelServer:
             else:
                 await self._store.register(handle.token, handle)
                 _log.info("session started", device=device.name, remote=remote)
-            await _refuse_streams(session)
+            await session.run()
         finally:
             self._live.discard(handle)
             await self._store.unregister(handle.token, handle)
@@ -240,19 +244,6 @@ async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> Non
     if refusal.retry_after is not None:
         headers.append((b"Retry-After", b"%d" % refusal.retry_after))
     await request.refuse(refusal.status, refusal.reason, refusal.message, headers=headers)
-
-
-async def _refuse_streams(session: Session) -> None:
-    """Wait until the session is over; streams that the agent opens are reset meanwhile.
-
-    Nothing is offered to agents yet, and an unanswered stream would hold a place in the backlog.
-    No deadline: the session's own keepalive notices when the agent is gone.
-    """
-    try:
-        async for stream in session:
-            stream.reset()
-    except SessionError:
-        return  # `session.error` says the same
 
 
 def _log_end(handle: LocalHandle, duration: float) -> None:
