@@ -1,16 +1,20 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Awaitable, Callable
 
 import pytest
 import trio
 import trio.testing
+import trio_websocket
 import trustme
+from structlog.testing import capture_logs
 from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
+from support.cancellation import Outcome, at_every_checkpoint, cancelled_after
 from support.streams import TUNNEL_URL, socket_pair, tls_pair, websocket_pair
-from tunnelmux.errors import RemoteProtocolError
+from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.transports import (
     MemoryStream,
     WebSocketStream,
@@ -323,3 +327,92 @@ async def test_headers_of_the_101_reach_the_client(nursery: trio.Nursery) -> Non
         nursery, accept_headers=[(b"Tunnelmux-Token", b"for-you")]
     )
     assert (b"tunnelmux-token", b"for-you") in client.response_headers
+
+
+# ------------------------------------------------------------------------------- the reader's task
+
+
+async def break_it(stream: WebSocketStream, peer: BarePeer) -> None:
+    await peer.below.send_all(b"\xff\xff")
+    with pytest.raises(trio.BrokenResourceError):
+        await stream.receive_some()
+
+
+async def fall_behind(stream: WebSocketStream, peer: BarePeer) -> None:
+    await peer.send(BytesMessage(bytes(200_000)))
+    await trio.testing.wait_all_tasks_blocked()
+
+
+async def do_nothing(stream: WebSocketStream, peer: BarePeer) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+@pytest.mark.parametrize("happen", [do_nothing, fall_behind, break_it])
+async def test_a_closed_stream_leaves_no_task_in_its_nursery(
+    happen: Callable[[WebSocketStream, BarePeer], Awaitable[None]],
+    nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    stream, peer = await with_bare_peer(nursery)
+    assert len(nursery.child_tasks) == 1
+    await happen(stream, peer)
+    await stream.aclose()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+
+
+async def test_an_error_inside_the_library_breaks_this_stream_only(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(trio_websocket.WebSocketConnection, "_handle_ping_event", fail)
+    other, _ = await with_bare_peer(nursery)
+    stream, peer = await with_bare_peer(nursery)
+    with capture_logs() as logs:
+        await peer.send(Ping())
+        with pytest.raises(trio.BrokenResourceError):
+            await stream.receive_some()
+    assert [line["event"] for line in logs] == ["websocket failed"]
+    await other.send_all(b"goes on")
+    await trio.testing.wait_all_tasks_blocked()
+    assert len(nursery.child_tasks) == 1
+
+
+async def test_an_error_inside_the_library_ends_the_handshake(
+    nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(trio_websocket.WebSocketConnection, "_handle_request_event", fail)
+    with trio.fail_after(1), pytest.raises(ConnectError, match="failed: a bug"):
+        await with_bare_peer(nursery)
+    await trio.testing.wait_all_tasks_blocked()
+    assert not nursery.child_tasks
+
+
+async def test_a_handshake_that_was_cancelled_leaves_nothing_behind(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    async def attempt(checkpoint: int) -> Outcome:
+        mine, theirs = memory_stream_pair()
+        await theirs.send_all(UPGRADE)
+        request = await read_upgrade(mine, path="/tunnel/connect")
+        before = nursery.child_tasks
+        started: list[WebSocketStream] = []
+
+        async def start() -> None:
+            started.append(await start_websocket_server(nursery, request))
+
+        outcome = await cancelled_after(start, checkpoint)
+        for stream in started:
+            await stream.aclose()
+        await trio.testing.wait_all_tasks_blocked()
+        with pytest.raises(trio.ClosedResourceError):
+            await mine.send_all(b"x")
+        assert nursery.child_tasks == before
+        return outcome
+
+    assert await at_every_checkpoint(attempt) >= 2

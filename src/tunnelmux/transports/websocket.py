@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import os
 import ssl
-from collections import deque
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from functools import partial
+from typing import cast
 
 import trio
 import trio_websocket
@@ -83,20 +83,20 @@ class _Wire(trio.abc.Stream):
         self._awaits_response = awaits_response
         self._head = request.head if request is not None else b""
         self._behind_head = request.rest if request is not None else b""
-        self._opened = trio.Event()
+        self._is_open = False
         self._lock = trio.StrictFIFOLock()
-        self._payload: deque[bytes] = deque()
+        self._payload: list[bytes] = []  # few pieces: an empty deque takes ten times as much
         self._payload_size = 0
         self._ended = False
-        self._changed = trio.Event()
-        self._reading = trio.CancelScope()
-        self._is_reading = False
+        self._changed = trio.lowlevel.ParkingLot()
+        self._reading: trio.CancelScope | None = None
         self._sender: ControlSender | None = None
         self._lent = False
 
     def set_opened(self) -> None:
         """The 101 has passed: bytes after the request head may be given out as frames."""
-        self._opened.set()
+        self._is_open = True
+        self._notify()
 
     # -- lending the socket -------------------------------------------------------------------
 
@@ -110,9 +110,9 @@ class _Wire(trio.abc.Stream):
             if self.torn:
                 return None
             self._lent = True
-            self._reading.cancel()
-            while self._is_reading:
-                await self._wait_change()  # one turn: it was cancelled, or has read already
+            while self._reading is not None:
+                self._reading.cancel()
+                await self._changed.park()  # one turn: it was cancelled, or has read already
         behind_head, self._behind_head = self._behind_head, b""
         self._put_payload(self.frames.receive_data(behind_head))
         if self._ended or self.frames.error is not None or self.frames.close is not None:
@@ -139,11 +139,6 @@ class _Wire(trio.abc.Stream):
         if self.frames.has_control or self._lock.locked():
             self._notify()
 
-    def recall(self) -> None:
-        """Take the socket back at once, before it is closed."""
-        if self._sender is not None:
-            self._sender.withdraw()
-
     def _take_back(self, torn: bool) -> None:
         self._lent = False
         self._sender = None
@@ -168,7 +163,7 @@ class _Wire(trio.abc.Stream):
     async def _sender_idle(self) -> None:
         """Wait until what was queued is on its way, so that no more than a flush's worth waits."""
         while self._sender is not None and self._sender.controls_waiting:
-            await self._wait_change()
+            await self._changed.park()
 
     async def wait_send_all_might_not_block(self) -> None:
         async with self._lock:
@@ -189,16 +184,13 @@ class _Wire(trio.abc.Stream):
             return head
         # Frames sent before our 101 would be lost in wsproto's HTTP parser: hold them back.
         # Bounded by the handshake's own deadline.
-        await self._opened.wait()
-        while True:
+        while not (self._is_open or self._ended):
+            await self._changed.park()
+        while not self._ended:
             if control := self.frames.take_control():
                 return control
-            if self.frames.error is not None and self.frames.error[0] != 1003:
-                # Nothing more can be made of what comes. The receiver has been told, and ends the
-                # connection, and this wait with it.
-                await trio.sleep_forever()
-            if self._lent or self._payload_size >= _READ_AHEAD:
-                await self._wait_change()  # until the receiver took some; it may take its time
+            if self._lent or self._payload_size >= _READ_AHEAD or self._is_lost():
+                await self._changed.park()  # until the receiver took some; it may take its time
                 continue
             frames: bytes | bytearray | None = self._behind_head
             self._behind_head = b""
@@ -208,18 +200,22 @@ class _Wire(trio.abc.Stream):
                     continue
             if not frames:
                 self.end()
-                return b""
-            self._put_payload(self.frames.receive_data(frames))
+            else:
+                self._put_payload(self.frames.receive_data(frames))
+        return b""
+
+    def _is_lost(self) -> bool:
+        """Nothing more can be made of what comes: the receiver has been told, and ends this."""
+        return self.frames.error is not None and self.frames.error[0] != 1003
 
     async def _read(self, max_bytes: int | None) -> bytes | bytearray | None:
         """What the transport has next; None when the socket was lent meanwhile."""
-        self._is_reading = True
         frames = None
         try:
             with trio.CancelScope() as self._reading:
                 frames = await self.transport.receive_some(max_bytes)
         finally:
-            self._is_reading = False
+            self._reading = None
             if self._lent:
                 self._notify()
         return frames
@@ -238,10 +234,10 @@ class _Wire(trio.abc.Stream):
         while not self._payload:
             if self._ended or self.frames.error is not None or self.frames.close is not None:
                 return b""
-            await self._wait_change()
-        payload = self._payload.popleft()
+            await self._changed.park()
+        payload = self._payload.pop(0)
         if max_bytes is not None and len(payload) > max_bytes:
-            self._payload.appendleft(payload[max_bytes:])
+            self._payload.insert(0, payload[max_bytes:])
             payload = payload[:max_bytes]
         held_back = self._payload_size >= _READ_AHEAD
         self._payload_size -= len(payload)
@@ -255,14 +251,19 @@ class _Wire(trio.abc.Stream):
         self._notify()
 
     def _notify(self) -> None:
-        self._changed.set()
-        self._changed = trio.Event()
-
-    async def _wait_change(self) -> None:
-        await self._changed.wait()
+        self._changed.unpark_all()
 
     async def aclose(self) -> None:
         await self.transport.aclose()
+
+    async def drop(self) -> None:
+        """Drop the connection without waiting for anyone; whoever waits here is woken."""
+        self.end()
+        if self._sender is not None:
+            self._sender.withdraw()  # the pump lets go of the socket before it is closed
+        # Shielded: it does not wait, and a cancelled caller must still not leave a socket open.
+        with trio.CancelScope(shield=True):
+            await trio.aclose_forcefully(self.transport)
 
 
 class WebSocketStream(trio.abc.Stream):
@@ -278,11 +279,9 @@ class WebSocketStream(trio.abc.Stream):
         self,
         connection: trio_websocket.WebSocketConnection,
         wire: _Wire,
-        reader: trio.CancelScope,
     ) -> None:
         self._connection = connection
         self._wire = wire
-        self._reader = reader
         self._sending = OneAtATime("another task is sending on this WebSocket")
         self._receiving = OneAtATime("another task is receiving on this WebSocket")
         self._closed = False
@@ -327,11 +326,11 @@ class WebSocketStream(trio.abc.Stream):
             except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
                 self._check()  # closed by aclose() meanwhile, or broken by the receiver
                 self._break(exc)
-                await self._abort()
+                await self._wire.drop()
                 raise trio.BrokenResourceError(str(exc)) from exc
             except BaseException:
                 self._break(ConnectError("a send on this WebSocket was cut short"))
-                await self._abort()
+                await self._wire.drop()
                 raise
 
     def _frame(self, payload: memoryview) -> bytes:
@@ -388,7 +387,7 @@ class WebSocketStream(trio.abc.Stream):
         else:
             error = RemoteProtocolError(_describe_close(*frames.close))
             self._break(error)
-        await self._abort()
+        await self._wire.drop()
         raise trio.BrokenResourceError(str(error)) from error
 
     def _break(self, error: Exception) -> None:
@@ -404,19 +403,11 @@ class WebSocketStream(trio.abc.Stream):
             else:
                 await self._close_connection(1000, None)
         finally:
-            await self._abort()
+            await self._wire.drop()
 
     async def _close_connection(self, code: int, reason: str | None) -> None:
         with trio.move_on_after(CLOSE_TIMEOUT):
             await self._connection.aclose(code, reason)
-
-    async def _abort(self) -> None:
-        """Drop the connection without waiting for anyone; both halves wake with an error."""
-        self._reader.cancel()
-        self._wire.recall()
-        # Shielded: it does not wait, and a cancelled caller must still not leave a socket open.
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._wire.transport)
 
 
 def _describe_close(code: int, text: str) -> str:
@@ -425,98 +416,62 @@ def _describe_close(code: int, text: str) -> str:
 
 
 class _Handshake:
-    """Runs trio-websocket's reader for one connection, and turns its failures into ours."""
+    """The opening handshake of one connection, and the task of the library's reader from then on.
 
-    def __init__(self, wire: _Wire) -> None:
+    trio-websocket is given it in place of a nursery, of which it wants `start_soon` only. So the
+    reader's failure ends the handshake, or later breaks this one stream, with no nursery and no
+    task around each reader for as long as it runs.
+    """
+
+    def __init__(self, nursery: trio.Nursery, wire: _Wire) -> None:
+        self._nursery = nursery
         self._wire = wire
-        self._done = False
+        self._opening: trio.CancelScope | None = None
+        self._failure: Exception | None = None
 
-    async def run_client(
-        self,
-        url: TunnelURL,
-        headers: Headers,
-        subprotocols: Sequence[str],
-        *,
-        task_status: trio.TaskStatus[WebSocketStream],
-    ) -> None:
+    def start_soon(self, reader: Callable[[], Awaitable[None]]) -> None:
+        self._nursery.start_soon(self._run, reader)
+
+    async def _run(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
-            async with trio.open_nursery() as nursery:
-                connection = await trio_websocket.wrap_client_stream(
-                    nursery,
-                    self._wire,  # type: ignore[arg-type]  # any Trio stream does
-                    url.authority,
-                    url.target,
-                    subprotocols=subprotocols,
-                    extra_headers=list(headers),
-                    receive_buffer_size=_RECEIVE_BUFFER,
-                )
-                self._opened(connection, nursery, task_status)
-        except BaseExceptionGroup as group:
-            self._handle(group)
+            await reader()
+        except Exception as exc:  # noqa: BLE001  the library failed on what the peer sent
+            if self._opening is None:
+                # The stream breaks, as the connection is dropped; nobody else is concerned.
+                _log.warning("websocket failed", error=repr(exc))
+            else:
+                self._failure = exc
+                self._opening.cancel()
         finally:
-            await self._drop()
+            await self._wire.drop()
 
-    async def run_server(
+    async def open(
         self,
-        subprotocol: str | None,
-        headers: Headers,
-        *,
-        task_status: trio.TaskStatus[WebSocketStream],
-    ) -> None:
+        shake_hands: Callable[[trio.Nursery], Awaitable[trio_websocket.WebSocketConnection]],
+        timeout: float,
+        too_late: str,
+    ) -> WebSocketStream:
+        """The stream, once the hands are shaken. Raises ConnectError, with the transport closed."""
         try:
-            async with trio.open_nursery() as nursery:
-                request = await trio_websocket.wrap_server_stream(
-                    nursery,
-                    self._wire,
-                    receive_buffer_size=_RECEIVE_BUFFER,
-                )
-                try:
-                    connection = await request.accept(
-                        subprotocol=subprotocol, extra_headers=list(headers)
-                    )
-                except trio_websocket.ConnectionClosed:
-                    raise ConnectError("the peer left during the handshake") from None
-                self._opened(connection, nursery, task_status)
-        except BaseExceptionGroup as group:
-            self._handle(group)
+            with trio.move_on_after(timeout) as opening:
+                self._opening = opening
+                connection = await shake_hands(cast("trio.Nursery", self))
+                self._opening = None
+                self._wire.set_opened()
+                return WebSocketStream(connection, self._wire)
+        except trio_websocket.ConnectionClosed:
+            raise ConnectError("the peer left during the handshake") from None
+        except Exception as exc:  # noqa: BLE001  whatever it is, this connection has failed of it
+            self._failure = exc
         finally:
-            await self._drop()
-
-    def _opened(
-        self,
-        connection: trio_websocket.WebSocketConnection,
-        nursery: trio.Nursery,
-        task_status: trio.TaskStatus[WebSocketStream],
-    ) -> None:
-        self._done = True
-        self._wire.set_opened()
-        task_status.started(WebSocketStream(connection, self._wire, nursery.cancel_scope))
-
-    def _handle(self, group: BaseExceptionGroup[BaseException]) -> None:
-        _cancelled, rest = group.split(trio.Cancelled)
-        if rest is None:
-            raise group
-        if not self._done:
-            ours = rest.subgroup(ConnectError)
-            first: BaseException = ours or rest
-            while isinstance(first, BaseExceptionGroup):
-                first = first.exceptions[0]
-            if isinstance(first, ConnectError):
-                raise first from first.__cause__
-            if not isinstance(first, Exception):
-                raise first
-            raise ConnectError(f"the WebSocket handshake failed: {first}") from first
-        if not isinstance(rest, ExceptionGroup):
-            raise rest
-        # The library failed on what the peer sent. The stream breaks (its queue is closed and
-        # the connection dropped); nobody else is concerned.
-        _log.warning("websocket failed", error=repr(rest.exceptions[0]))
-
-    async def _drop(self) -> None:
-        self._wire.end()
-        self._wire.recall()
-        with trio.CancelScope(shield=True):
-            await trio.aclose_forcefully(self._wire.transport)
+            if self._opening is not None:
+                await self._wire.drop()
+        failure = self._failure
+        if failure is None:
+            raise ConnectError(too_late)
+        if isinstance(failure, ConnectError):
+            raise failure from failure.__cause__
+        raise ConnectError(f"the WebSocket handshake failed: {failure}") from failure
 
 
 async def start_websocket_client(
@@ -533,18 +488,25 @@ async def start_websocket_client(
     The reader runs in `nursery` until the stream ends; it never raises there. Raises ConnectError
     or ConnectRefused, with the transport closed.
     """
-    handshake = _Handshake(_Wire(transport, where=str(url), awaits_response=True))
-    try:
-        with trio.fail_after(handshake_timeout):
-            stream: WebSocketStream = await nursery.start(
-                partial(handshake.run_client, url, headers, subprotocols)
-            )
-            return stream
-    except trio.TooSlowError:
-        raise ConnectError(
-            f"{url} did not finish the WebSocket handshake within {handshake_timeout:g} s; check "
-            "that the port is the tunnel port"
-        ) from None
+    wire = _Wire(transport, where=str(url), awaits_response=True)
+
+    async def shake_hands(readers: trio.Nursery) -> trio_websocket.WebSocketConnection:
+        return await trio_websocket.wrap_client_stream(
+            readers,
+            wire,  # type: ignore[arg-type]  # any Trio stream does
+            url.authority,
+            url.target,
+            subprotocols=subprotocols,
+            extra_headers=list(headers),
+            receive_buffer_size=_RECEIVE_BUFFER,
+        )
+
+    return await _Handshake(nursery, wire).open(
+        shake_hands,
+        handshake_timeout,
+        f"{url} did not finish the WebSocket handshake within {handshake_timeout:g} s; check "
+        "that the port is the tunnel port",
+    )
 
 
 async def start_websocket_server(
@@ -559,31 +521,25 @@ async def start_websocket_server(
     The reader runs in `nursery` until the stream ends; it never raises there. Raises ConnectError,
     with the transport closed, when the peer leaves meanwhile.
     """
-    subprotocol = SUBPROTOCOL if SUBPROTOCOL in request.subprotocols else None
-    handshake = _Handshake(_Wire(request.stream, where="the peer", request=request))
-    try:
-        with trio.fail_after(handshake_timeout):
-            stream: WebSocketStream = await nursery.start(
-                partial(handshake.run_server, subprotocol, headers)
-            )
-            return stream
-    except trio.TooSlowError:
-        raise ConnectError(
-            f"the peer did not take the answer within {handshake_timeout:g} s"
-        ) from None
+    wire = _Wire(request.stream, where="the peer", request=request)
+
+    async def shake_hands(readers: trio.Nursery) -> trio_websocket.WebSocketConnection:
+        proposal = await trio_websocket.wrap_server_stream(
+            readers, wire, receive_buffer_size=_RECEIVE_BUFFER
+        )
+        return await proposal.accept(
+            subprotocol=SUBPROTOCOL if SUBPROTOCOL in request.subprotocols else None,
+            extra_headers=list(headers),
+        )
+
+    return await _Handshake(nursery, wire).open(
+        shake_hands,
+        handshake_timeout,
+        f"the peer did not take the answer within {handshake_timeout:g} s",
+    )
 
 
-@asynccontextmanager
-async def _owned(nursery: trio.Nursery, stream: WebSocketStream) -> AsyncIterator[WebSocketStream]:
-    try:
-        yield stream
-    finally:
-        await stream.aclose()
-        nursery.cancel_scope.cancel()
-
-
-@asynccontextmanager
-async def connect_websocket(
+def connect_websocket(
     url: str | TunnelURL,
     *,
     headers: Headers = (),
@@ -591,67 +547,78 @@ async def connect_websocket(
     ssl_context: ssl.SSLContext | None = None,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     tcp_user_timeout: float | None = TCP_USER_TIMEOUT,
-) -> AsyncIterator[WebSocketStream]:
+) -> AbstractAsyncContextManager[WebSocketStream]:
     """A WebSocket byte stream to a ws:// or wss:// URL for the length of the block.
 
     The connection, TLS and the handshake together may take `handshake_timeout` seconds. Raises
     ConnectError when nobody answers properly and ConnectRefused when the answer is no 101; what
     the block raises comes out unchanged.
     """
-    if isinstance(url, str):
-        url = parse_url(url)
-    if url.is_secure and ssl_context is None:
+    where = parse_url(url) if isinstance(url, str) else url
+    if where.is_secure and ssl_context is None:
         ssl_context = ssl.create_default_context()
-    started = trio.current_time()
-    transport = await open_tcp(
-        url.host,
-        url.port,
-        ssl_context=ssl_context if url.is_secure else None,
-        timeout=handshake_timeout,
-        user_timeout=tcp_user_timeout,
-    )
-    remaining = max(started + handshake_timeout - trio.current_time(), 0.1)
-    async with _body_errors_unwrapped() as nursery:
-        stream = await start_websocket_client(
+
+    async def start(nursery: trio.Nursery) -> WebSocketStream:
+        started = trio.current_time()
+        transport = await open_tcp(
+            where.host,
+            where.port,
+            ssl_context=ssl_context if where.is_secure else None,
+            timeout=handshake_timeout,
+            user_timeout=tcp_user_timeout,
+        )
+        return await start_websocket_client(
             nursery,
             transport,
-            url,
+            where,
             headers=headers,
             subprotocols=subprotocols,
-            handshake_timeout=remaining,
+            handshake_timeout=max(started + handshake_timeout - trio.current_time(), 0.1),
         )
-        async with _owned(nursery, stream):
-            yield stream
+
+    return _while_it_lasts(start)
 
 
-@asynccontextmanager
-async def accept_websocket(
+def accept_websocket(
     request: UpgradeRequest,
     *,
     headers: Headers = (),
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
-) -> AsyncIterator[WebSocketStream]:
+) -> AbstractAsyncContextManager[WebSocketStream]:
     """Accept `request` and give its byte stream for the length of the block.
 
     `headers` go into the 101. Raises ConnectError when the peer leaves before it is complete;
     what the block raises comes out unchanged.
     """
-    async with _body_errors_unwrapped() as nursery:
-        stream = await start_websocket_server(
-            nursery, request, headers=headers, handshake_timeout=handshake_timeout
+    return _while_it_lasts(
+        partial(
+            start_websocket_server,
+            request=request,
+            headers=headers,
+            handshake_timeout=handshake_timeout,
         )
-        async with _owned(nursery, stream):
-            yield stream
+    )
 
 
 @asynccontextmanager
-async def _body_errors_unwrapped() -> AsyncIterator[trio.Nursery]:
-    """A nursery whose tasks never raise, so that the body's own exception needs no group."""
+async def _while_it_lasts(
+    start: Callable[[trio.Nursery], Awaitable[WebSocketStream]],
+) -> AsyncIterator[WebSocketStream]:
+    """What `start` gives, for the length of the block, in a nursery for its reader.
+
+    The reader never raises, so what does come out needs no group.
+    """
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             try:
-                yield nursery
+                stream = await start(nursery)
+                del start  # nor what it was made of: the block may last for months
+                try:
+                    yield stream
+                finally:
+                    await stream.aclose()
+                    nursery.cancel_scope.cancel()
             except BaseException as exc:
                 failure = exc
                 raise
