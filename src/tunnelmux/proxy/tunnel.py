@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
 import trio
@@ -19,7 +20,13 @@ from tunnelmux.proxy.enrolment import Enrolment
 from tunnelmux.proxy.invitations import InvitationRefused
 from tunnelmux.pump import DataPump
 from tunnelmux.sessions import LocalHandle, SessionStore
-from tunnelmux.transports import UpgradeRequest, accept_websocket, read_upgrade, start_server_tls
+from tunnelmux.transports import (
+    UpgradeRequest,
+    WebSocketStream,
+    accept_websocket,
+    read_upgrade,
+    start_server_tls,
+)
 from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket
 
@@ -42,7 +49,7 @@ class TunnelSettings:
     """Seconds from accepting a connection to the end of its handshake, TLS included."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Admitted:
     device: KnownDevice
     token: Secret
@@ -51,6 +58,8 @@ class _Admitted:
 
 class _Place:
     """One of the places for handshakes in flight, given back once."""
+
+    __slots__ = ("_gate", "_held")
 
     def __init__(self, gate: trio.Semaphore) -> None:
         self._gate = gate
@@ -104,6 +113,28 @@ class TunnelServer:
             place.release()
 
     async def _serve(self, stream: trio.abc.Stream, remote: str, place: _Place) -> None:
+        opening = await self._shake_hands(stream, remote)
+        if opening is None:
+            return
+        admitted, accepted = opening
+        async with accepted as websocket:
+            place.release()
+            session = Session(
+                websocket,
+                is_client=False,
+                limits=self.settings.limits,
+                pump=self.pump,
+                takes_streams=False,  # nothing is offered to agents yet
+            )
+            await self._hold(session, admitted, remote)
+
+    async def _shake_hands(
+        self, stream: trio.abc.Stream, remote: str
+    ) -> tuple[_Admitted, AbstractAsyncContextManager[WebSocketStream]] | None:
+        """Who has connected, and what is left to do to get at his bytes; None when it was refused.
+
+        On its own because of what it needs and a session does not: the request, for one.
+        """
         settings = self.settings
         if isinstance(stream, trio.SocketStream):
             configure_socket(stream)
@@ -119,22 +150,13 @@ class TunnelServer:
             admitted = await self._admit(request)
         except Refused as refused:
             await _refuse(request, refused.refusal, remote)
-            return
+            return None
         answer: Headers = ()
         if admitted.enrolled:
             answer = ((b"Tunnelmux-Token", admitted.token.reveal().encode("ascii")),)
-        async with accept_websocket(
+        return admitted, accept_websocket(
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
-        ) as websocket:
-            place.release()
-            session = Session(
-                websocket,
-                is_client=False,
-                limits=settings.limits,
-                pump=self.pump,
-                takes_streams=False,  # nothing is offered to agents yet
-            )
-            await self._hold(session, admitted, remote)
+        )
 
     async def _admit(self, request: UpgradeRequest) -> _Admitted:
         if self.is_draining:
