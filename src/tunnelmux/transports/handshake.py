@@ -59,6 +59,7 @@ class UpgradeRequest:
     headers: Headers = field(repr=False)
     subprotocols: tuple[str, ...]
     head: bytes = field(repr=False)
+    """What trio-websocket is to see of the request: the fields of the handshake alone."""
     rest: bytes = field(repr=False)
     path: str
 
@@ -167,7 +168,27 @@ async def _read_sound_upgrade(
     if seen != path:
         raise _Answer(404, "bad-request", f"nothing is here; agents connect to {path}")
     subprotocols = _check_upgrade(head, method, headers)
-    return UpgradeRequest(stream, target, headers, subprotocols, head, rest, seen)
+    replay = _bare_head(path, headers)
+    return UpgradeRequest(stream, target, headers, subprotocols, replay, rest, seen)
+
+
+_HANDSHAKE_FIELDS = frozenset(
+    {
+        b"host",
+        b"upgrade",
+        b"connection",
+        b"sec-websocket-key",
+        b"sec-websocket-version",
+        b"sec-websocket-protocol",
+    }
+)
+
+
+def _bare_head(path: str, headers: Headers) -> bytes:
+    """The request with what a handshake needs of it, and no token: trio-websocket keeps it for as
+    long as the connection lasts."""
+    kept = (name + b": " + value for name, value in headers if name in _HANDSHAKE_FIELDS)
+    return b"\r\n".join([b"GET %s HTTP/1.1" % path.encode("ascii"), *kept, b"", b""])
 
 
 class _Answer(Exception):
