@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import msgspec
@@ -300,3 +301,19 @@ async def test_an_idle_proxy_drains_at_once() -> None:
         with trio.fail_after(2):
             report = await proxy.drain(30)
         assert (report.sessions, report.streams, report.cut) == (0, 0, 0)
+
+
+def tasks_in(nursery: trio.Nursery) -> int:
+    """The tasks of that nursery, with those in theirs."""
+    return sum(1 + sum(map(tasks_in, task.child_nurseries)) for task in nursery.child_tasks)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="without a pump each session has a writer")
+async def test_an_idle_agent_has_two_tasks() -> None:
+    """The connection's own and trio-websocket's reader. One more, with its nursery and coroutines,
+    is a tenth of what an agent costs, ten thousand times."""
+    async with running(proxy_config()) as proxy:
+        before = tasks_in(proxy._agents)
+        async with agent_of(proxy) as agent:
+            await agent.ping()
+            assert tasks_in(proxy._agents) == before + 2
