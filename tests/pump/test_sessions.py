@@ -136,6 +136,8 @@ async def test_a_websocket_that_its_peer_closes_ends_the_session() -> None:
         ends = await websocket_pair(nursery, await socket_pair())
         async with open_session(ends[0], is_client=True, pump=pump) as client:
             stream = await client.open_stream()
+            while client.tunnel is None:
+                await trio.lowlevel.checkpoint()
             with trio.fail_after(5):
                 await ends[1].aclose()
                 with pytest.raises(trio.BrokenResourceError):
@@ -185,6 +187,8 @@ async def a_stopped_pump() -> AsyncIterator[trio.abc.Stream]:
                 assert pump is not None
                 async with open_session(near, is_client=True, pump=pump) as session:
                     held.append(await session.open_stream())
+                    while session.tunnel is None:
+                        await trio.lowlevel.checkpoint()
                     pump.core.close()
                     started.set()
                     with scope:
@@ -207,10 +211,7 @@ async def test_a_socket_that_is_closed_at_once_is_a_lost_session_and_no_failure(
     async with open_pump() as pump, trio.open_nursery() as nursery:
         near, far = await websocket_pair(nursery, await socket_pair())
         async with open_session(near, is_client=True, pump=pump) as session:
-            assert session.tunnel is not None, (
-                "the socket was not lent before others could close it"
-            )
-            await near._abort()
+            await trio.aclose_forcefully(near)
             with trio.fail_after(5):
                 await session.wait_closed()
         assert isinstance(session.error, SessionLost)
