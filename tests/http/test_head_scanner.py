@@ -8,15 +8,14 @@ from hypothesis import strategies as st
 
 from support.head_checks import (
     HOST,
-    check_chunked,
     check_request,
     check_response,
     meaning,
     own_fields,
 )
 from support.http_rig import running_rig
+from support.mutations import MUTATIONS, mutated
 from tunnelmux._head import (
-    ChunkScanner,
     read_request,
     read_response,
     relayed_request,
@@ -485,76 +484,6 @@ def test_a_response_goes_on_as_http_1_1_without_the_fields_of_this_hop() -> None
     assert relayed_response(head) == head
 
 
-# -- Chunked bodies ---------------------------------------------------------------------------
-
-CHUNKED = {
-    # what: (bytes, how it ends, how many bytes belong to the body; None for all)
-    "nothing": (b"0\r\n\r\n", "done", None),
-    "two chunks": (b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", "done", None),
-    "the next request behind": (b"1\r\nx\r\n0\r\n\r\nGET / HTTP/1.1", "done", 11),
-    "hexadecimal in both cases": (
-        b"a\r\n0123456789\r\nB\r\n0123456789a\r\n0\r\n\r\n",
-        "done",
-        None,
-    ),
-    "leading zeros": (b"00001\r\nx\r\n000\r\n\r\n", "done", None),
-    "extension": (b'1;a=b; c="d"\r\nx\r\n0;e\r\n\r\n', "done", None),
-    "unfinished": (b"5\r\nhel", "", None),
-    "size not finished": (b"5", "", None),
-    "largest size": (b"f" * 15 + b"\r\nx", "", None),
-    "size of 16 digits": (b"1" + b"0" * 15 + b"\r\nx", "broken", 15),
-    "size that wraps to 5 in 64 bits": (b"10000000000000005\r\nhello\r\n", "broken", 15),
-    "negative size": (b"-1\r\n", "broken", 0),
-    "signed size": (b"+1\r\n", "broken", 0),
-    "0x": (b"0x5\r\nhello\r\n", "broken", 1),
-    "no size": (b"\r\nhello", "broken", 0),
-    "extension without size": (b";a\r\n", "broken", 0),
-    "underscore": (b"1_0\r\n", "broken", 1),
-    "leading space": (b" 1\r\nx", "broken", 0),
-    "not hexadecimal": (b"g\r\n", "broken", 0),
-    "bare LF behind a size": (b"1\nx\r\n0\r\n\r\n", "broken", 1),
-    "bare CR behind a size": (b"1\rx\r\n0\r\n\r\n", "broken", 2),
-    "CR CR LF": (b"1\r\r\nx", "broken", 2),
-    "bare LF in an extension": (b"1;a\nx\r\n0\r\n\r\n", "broken", 3),
-    "bare CR in an extension": (b"1;a\rb\r\nx", "broken", 4),
-    "NUL in an extension": (b"1;\x00\r\nx", "broken", 2),
-    "longest extension": (b"1;" + b"a" * 63 + b"\r\nx", "", None),
-    "overlong extension": (b"1;" + b"a" * 64 + b"\r\nx", "broken", 65),
-    "chunk longer than its size": (b"1\r\nxy\r\n0\r\n\r\n", "broken", 4),
-    "chunk shorter than its size": (b"3\r\nx\r\n0\r\n\r\n", "broken", 6),
-    "bare LF behind a chunk": (b"1\r\nx\n0\r\n\r\n", "broken", 4),
-    "bare CR behind a chunk": (b"1\r\nx\r0\r\n\r\n", "broken", 5),
-    "bare LF at the end": (b"0\r\n\n", "broken", 3),
-    "CR without LF at the end": (b"0\r\n\rG", "broken", 4),
-    "trailer": (b"0\r\nX-Sum: 1\r\n\r\n", "broken", 3),
-    "trailer that frames": (b"0\r\nContent-Length: 5\r\n\r\n", "broken", 3),
-}
-
-
-@pytest.mark.parametrize(("raw", "end", "size"), CHUNKED.values(), ids=CHUNKED.keys())
-def test_chunked_bodies(raw: bytes, end: str, size: int | None) -> None:
-    scanner = ChunkScanner()
-    assert scanner.feed(raw) == (len(raw) if size is None else size)
-    assert (scanner.done, scanner.broken) == (end == "done", end == "broken")
-    assert scanner.feed(b"") == 0
-    for padded in (False, True):
-        check_chunked(raw, list(range(len(raw) + 1)), padded=padded)
-
-
-@pytest.mark.parametrize("raw", [b"1 \r\nx", b"1 \t \r\nx", b"1 ;a\r\nx"])
-def test_blanks_behind_a_size_only_where_they_were_asked_for(raw: bytes) -> None:
-    strict, padded = ChunkScanner(), ChunkScanner(padded=True)
-    assert (strict.feed(raw), strict.broken) == (1, True)
-    assert (padded.feed(raw), padded.broken) == (len(raw), False)
-
-
-def test_one_byte_at_a_time() -> None:
-    scanner = ChunkScanner()
-    raw = b"b\r\nhello world\r\n2;x\r\n\r\n\r\n0\r\n\r\n"
-    assert [scanner.feed(raw[i : i + 1]) for i in range(len(raw))] == [1] * len(raw)
-    assert scanner.done
-
-
 # -- Any bytes --------------------------------------------------------------------------------
 
 NAMES = st.sampled_from(
@@ -601,32 +530,6 @@ STATUS_LINES = st.builds(
     st.sampled_from([b"200", b"404", b"100", b"101", b"103", b"204", b"304", b"599", b"600"]),
     st.sampled_from([b"OK", b"", b"Not Found", b"\xe4\t", b"\x01"]),
 )
-MUTATIONS = st.lists(
-    st.tuples(
-        st.integers(0, 4_000),
-        st.sampled_from(["replace", "insert", "delete", "swap case"]),
-        st.one_of(
-            st.sampled_from(
-                [b"\r", b"\n", b"\r\n", b" ", b"\t", b"\x00", b"\x0b", b":", b",", b"_"]
-            ),
-            st.binary(min_size=1, max_size=1),
-        ),
-    ),
-    max_size=4,
-)
-
-
-def mutated(raw: bytes, mutations: list[tuple[int, str, bytes]]) -> bytes:
-    for place, what, octets in mutations:
-        at = place % (len(raw) + 1)
-        if what == "insert":
-            raw = raw[:at] + octets + raw[at:]
-        else:
-            new = {"replace": octets, "delete": b""}.get(what, raw[at : at + 1].swapcase())
-            raw = raw[:at] + new + raw[at + 1 :]
-    return raw
-
-
 HEADS_OF_PARTS = st.lists(FIELDS, max_size=5).map(b"".join)
 
 
@@ -676,25 +579,3 @@ def test_good_responses_with_a_few_bytes_changed(
     raw: bytes, changes: list[tuple[int, str, bytes]], to_head: bool
 ) -> None:
     check_response(mutated(raw, changes), to_head=to_head, step=7)
-
-
-CHUNKS = st.lists(st.tuples(st.binary(min_size=1, max_size=20), st.sampled_from(["x", "X", "04x"])))
-
-
-@given(CHUNKS, st.sampled_from([b"", b";a=b"]), st.binary(max_size=4), MUTATIONS, st.booleans())
-@settings(max_examples=300)
-def test_chunked_bodies_at_every_split(
-    chunks: list[tuple[bytes, str]],
-    extension: bytes,
-    rest: bytes,
-    changes: list[tuple[int, str, bytes]],
-    padded: bool,
-) -> None:
-    lines = [
-        format(len(data), how).encode() + extension + b"\r\n" + data + b"\r\n"
-        for data, how in chunks
-    ]
-    raw = b"".join(lines) + b"0\r\n\r\n" + rest
-    assert check_chunked(raw, list(range(len(raw) + 1)), padded=padded)
-    raw = mutated(raw, changes)
-    check_chunked(raw, list(range(len(raw) + 1)), padded=padded)
