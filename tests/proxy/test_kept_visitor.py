@@ -2,107 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-
 import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
 
+from support.carried_http import OK, get, rig
 from support.http_rig import Peer
-from support.proxies import proxy_config, running
-from tunnelmux.agent import run_agent
-from tunnelmux.config import (
-    AgentConfig,
-    Device,
-    DeviceConfig,
-    LimitsConfig,
-    ProxyEndpoint,
-    Secret,
-    ServiceConfig,
-)
+from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.limits import IngressLimits
-from tunnelmux.proxy import RunningProxy
 from tunnelmux.relay import abort
-
-OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
-
-
-class Target:
-    """A device's web server that the test plays: each connection is a Peer."""
-
-    def __init__(self, proxy: RunningProxy, visitor: Peer, incoming: object) -> None:
-        self.proxy = proxy
-        self.visitor = visitor
-        self._incoming = incoming
-
-    async def connection(self) -> Peer:
-        with trio.fail_after(5):
-            return await self._incoming.receive()  # type: ignore[attr-defined,no-any-return]
-
-    async def first_exchange(self) -> None:
-        """The one that h11 reads; after it, the pump has the connection."""
-        await self.visitor.send(b"GET /first HTTP/1.1\r\nHost: dev1.localhost\r\n\r\n")
-        peer = await self.connection()
-        assert (await peer.read_head()).startswith(b"GET /first ")
-        await peer.send(OK + b"ok")
-        assert b"Tunnelmux" not in await self.visitor.read_head()
-        assert await self.visitor.read_exactly(2) == b"ok"
-        await peer.stream.aclose()
-
-    async def carried_exchange(self) -> Peer:
-        """One that h11 reads and the pump serves: what follows is scanned."""
-        peer, _ = await self.ask(get("/carried"))
-        await peer.send(OK + b"ok")
-        assert await self.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
-        return peer
-
-    async def ask(self, data: bytes) -> tuple[Peer, bytes]:
-        """Send a request; the connection it arrives on, and its head."""
-        await self.visitor.send(data)
-        peer = await self.connection()
-        return peer, await peer.read_head()
-
-
-def get(path: str, extra: str = "", host: str = "dev1.localhost") -> bytes:
-    return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode()
-
-
-@asynccontextmanager
-async def rig(
-    limits: IngressLimits | None = None, *, host: str | None = None
-) -> AsyncIterator[Target]:
-    """A proxy, an agent with one web service, and one visitor's connection."""
-    ingress = LimitsConfig(ingress=limits or IngressLimits())
-    config = msgspec.structs.replace(proxy_config(), limits=ingress)
-    listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-    port = listeners[0].socket.getsockname()[1]
-    arrived, incoming = trio.open_memory_channel[Peer](100)
-
-    async def serve(stream: trio.SocketStream) -> None:
-        async with stream:
-            await arrived.send(Peer(stream))
-            await trio.sleep_forever()
-
-    agent = AgentConfig(
-        proxy=ProxyEndpoint(url="ws://127.0.0.1:1/tunnel/connect", token=Secret("token-of-dev1")),
-        device=Device(name="dev1"),
-        services=[ServiceConfig(name="web", target=f"http://127.0.0.1:{port}", host=host)],
-    )
-    async with running(config) as proxy, trio.open_nursery() as nursery:
-        await nursery.start(trio.serve_listeners, serve, listeners)
-        url = f"ws://{proxy.tunnel_address}/tunnel/connect"
-        endpoint = ProxyEndpoint(url=url, token=Secret("token-of-dev1"))
-        await nursery.start(run_agent, msgspec.structs.replace(agent, proxy=endpoint))
-        assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
-        address = proxy.http_address
-        assert address is not None
-        stream = await trio.open_tcp_stream(*address)
-        with trio.fail_after(30):
-            yield Target(proxy, Peer(stream), incoming)
-        nursery.cancel_scope.cancel()
-    await stream.aclose()
 
 
 async def test_further_requests_share_one_connection_to_the_target() -> None:
@@ -339,7 +248,7 @@ async def test_a_request_that_changes_something_is_never_sent_twice() -> None:
         assert head.startswith(b"HTTP/1.1 502 ")
         assert b"Tunnelmux-Reason: target-broke\r\n" in head
         with trio.move_on_after(0.05):
-            await target._incoming.receive()  # type: ignore[attr-defined]
+            await target.connection()
             pytest.fail("it was sent again")
 
 
