@@ -35,6 +35,7 @@ cdef struct RequestShape:
     int64_t content_length  # bytes of body; 0 also when there is none, or `chunked`
     bint chunked
     bint is_head
+    bint closes  # the sender has no request after this one; that line of the head stays in it
     Dropped dropped
 
 

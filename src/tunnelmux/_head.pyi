@@ -9,12 +9,13 @@ A request is accepted with a method in capitals (not CONNECT), a target that is 
 and one Host that is the first request's byte for byte; with no body, or one Content-Length in its
 shortest form, or `Transfer-Encoding: chunked` spelt so. Lines end in CRLF. A field is a token, a
 colon, at most one space and a value without control characters. Declined with any of `Expect`,
-`HTTP2-Settings`, `Proxy-*`, `TE`, `Trailer`, `Tunnelmux-*`, `Upgrade`, with `Connection` other
-than `keep-alive`, and with a name that is one of those that matter here when `_` is read as `-`.
+`HTTP2-Settings`, `Proxy-*`, `TE`, `Trailer`, `Tunnelmux-*`, `Upgrade`, with more than one
+`Connection` or one other than `keep-alive` or `close`, and with a name that is one of those that
+matter here when `_` is read as `-`.
 
 A response is held to the same but for blanks around the values of fields that mean nothing here;
-the names are those above, `Connection` may also be `close`, and 101 is declined. So is a length
-or coding that a 1xx, a 204 or an HTTP/1.0 response may not have.
+the names are those above, and 101 is declined. So is a length or coding that a 1xx, a 204 or an
+HTTP/1.0 response may not have.
 
 The C face for other compiled modules is in `_head.pxd`; this one is for tests.
 """
@@ -32,6 +33,7 @@ class _Request(TypedDict):
     content_length: int
     chunked: bool
     is_head: bool
+    closes: bool
 
 @type_check_only
 class _Response(TypedDict):
@@ -55,7 +57,7 @@ def read_response(
 def relayed_request(data: bytes, host: bytes, fields: bytes = b"") -> bytes | None:
     """The head as `rewrite_request` sends it on, or None when it is not accepted.
 
-    Left out are `Connection`, `Keep-Alive` and what a visitor may not say about itself:
+    Left out are `Connection: keep-alive`, `Keep-Alive` and what a visitor may not say about itself:
     `Forwarded`, `X-Real-IP` and five `X-Forwarded-*`. *fields*, whole lines, come behind the rest.
     """
 

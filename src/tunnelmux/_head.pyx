@@ -313,7 +313,7 @@ cdef Verdict scan_request(
     RequestShape *shape,
 ) noexcept nogil:
     cdef FieldLine line
-    cdef bint has_host = False, has_length = False
+    cdef bint has_host = False, has_length = False, has_connection = False
     cdef Verdict verdict
     cdef Py_ssize_t at
     if size <= 0:
@@ -349,8 +349,13 @@ cdef Verdict scan_request(
             shape.chunked = True
         elif line.kind == FORBIDDEN:
             return DECLINED
-        elif line.kind == CONNECTION and not is_value(p, &line, b"keep-alive", 10):
-            return DECLINED
+        elif line.kind == CONNECTION:
+            shape.closes = is_value(p, &line, b"close", 5)
+            if has_connection or not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
+                return DECLINED
+            if not shape.closes and not drop(&shape.dropped, at, line.end):
+                return DECLINED
+            has_connection = True
         elif line.kind != ORDINARY and not drop(&shape.dropped, at, line.end):
             return DECLINED
         at = line.end
@@ -561,6 +566,7 @@ def read_request(bytes data not None, bytes host not None):
         "content_length": shape.content_length,
         "chunked": shape.chunked,
         "is_head": shape.is_head,
+        "closes": shape.closes,
     }
 
 

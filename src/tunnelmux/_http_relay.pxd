@@ -32,6 +32,7 @@ cdef class HttpRelay(Relay):
     cdef bint request_chunked
     cdef ChunkState request_chunks
     cdef bint to_head
+    cdef bint is_last
     cdef ResponseState response
     cdef int64_t response_left
     cdef bint response_chunked

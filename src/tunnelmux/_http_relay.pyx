@@ -30,12 +30,15 @@ from tunnelmux.errors import StreamReset
 cdef enum:
     LONGEST_WAIT = 16384  # bytes of an unfinished head that are kept before h11 is asked about it
 
+cdef bytes LAST = b"Connection: close\r\n"
+
 
 @cython.final
 cdef class HttpRelay(Relay):
     # `pending` are bytes of the visitor that were read and not used; `pending_is_new` says that
     # nobody has looked at them. `sent_head` is the head of the request in progress while it may be
-    # sent again: it has no body, changes nothing, and not a byte of its answer has come.
+    # sent again: it has no body, changes nothing, and not a byte of its answer has come. After one
+    # that `is_last` nothing more is read.
 
     def __cinit__(self, *args, **kwargs):
         self.pending = ByteRing.__new__(ByteRing)
@@ -240,6 +243,7 @@ cdef class HttpRelay(Relay):
         self.tunnel.filled += HEADER_BYTES + out
         self.tunnel.mark_dirty()
         self.to_head = shape.is_head
+        self.is_last = shape.closes
         self.request_left = shape.content_length
         self.request_chunked = shape.chunked
         self.sent_head.reset()
@@ -350,18 +354,21 @@ cdef class HttpRelay(Relay):
         return 0
 
     cdef int pass_on_head(self, Py_ssize_t size) except -1:
-        """The head of *size* bytes without what concerned the target's connection only."""
+        """The head of *size* bytes without what concerned the target's connection only, and with
+        what concerns the visitor's."""
         cdef bytes head = self.parting_head
         self.parting_head = None
-        self.pass_on(<const uint8_t *>PyBytes_AS_STRING(head), len(head))
+        # What is added counts as received, before it counts as consumed: the peer gets no credit
+        # for it.
         self.stream.give_back(size - len(head))
+        self.pass_on(<const uint8_t *>PyBytes_AS_STRING(head), len(head))
         return 0
 
     cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1:
         """The size of the head that *data* begins with, now the response's; 0 when it is not
         complete, or not what can be passed on."""
         cdef ResponseShape shape
-        cdef bytes head
+        cdef bytes head, fields
         cdef Verdict verdict = scan_response(data, size, self.to_head, &shape)
         if verdict == DECLINED or size > self.max_head and verdict == INCOMPLETE:
             self.hand_over("its answer is not plain HTTP, or its head is too large", 502)
@@ -373,12 +380,16 @@ cdef class HttpRelay(Relay):
         self.phase_since = self.pump.now
         if shape.status < 200:
             return shape.head_size
-        self.closes = shape.until_end
-        self.parts = (shape.closes or shape.is_old) and not shape.until_end
-        if self.parts:  # the visitor's connection can go on, with another one to the target
-            head = PyBytes_FromStringAndSize(NULL, shape.head_size)
+        self.closes = shape.until_end or self.is_last
+        self.parts = (shape.closes or shape.is_old) and not self.closes
+        if self.parts or self.is_last:
+            # The visitor's connection can go on, with another one to the target; or it ends, as
+            # the visitor wanted, and the target's may have its own mind (RFC 9112 9.6).
+            fields = LAST if self.is_last else b""
+            head = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
             size = rewrite_response(
-                data, &shape, NULL, 0, <uint8_t *>PyBytes_AS_STRING(head)
+                data, &shape, <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),
+                <uint8_t *>PyBytes_AS_STRING(head),
             )
             self.parting_head = head[:size]
         self.response_chunked = shape.chunked

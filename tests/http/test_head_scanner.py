@@ -69,6 +69,11 @@ ACCEPTED = {
     ),
     "X-Forwarded-* that pass": request(b"X-Forwarded-Fox: 1", b"X-Forwarded-Prefix: /a"),
     "httpoxy, which is not ours to judge": request(b"Proxy: x"),
+    "Connection: close": request(b"Connection: close"),
+    "Connection: close in any case": request(b"CONNECTION:ClosE", b"Content-Length: 5"),
+    "Connection: close between two cuts": request(
+        b"Keep-Alive: 1", b"Connection: close", b"Keep-Alive: 1", line=b"GET / HTTP/1.1"
+    ),
 }
 
 
@@ -90,7 +95,11 @@ def test_the_shape_of_a_request() -> None:
         "content_length": 0,
         "chunked": False,
         "is_head": False,
+        "closes": False,
     }
+    closing = read_request(request(b"Connection: close"), HOST)
+    assert isinstance(closing, dict)
+    assert closing["closes"]
 
 
 # -- Requests that are declined ---------------------------------------------------------------
@@ -223,7 +232,23 @@ DECLINED = {
     "no method": request(line=b" / HTTP/1.1"),
     "TLS hello": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
     # Fields that are more than a relay can carry on by itself
-    "Connection: close": request(b"Connection: close"),
+    "Connection: close, twice": request(b"Connection: close", b"Connection: close"),
+    "Connection: close, then not": request(b"Connection: close", b"Connection: keep-alive"),
+    "Connection: close, but first not": request(b"Connection: keep-alive", b"Connection: close"),
+    "Connection: keep-alive twice": request(*(b"Connection: keep-alive",) * 2),
+    "Connection: close far from another": request(b"Connection: close", b"X: y", b"Connection: X"),
+    "Connection list with close": request(b"Connection: keep-alive, close"),
+    "Connection list of closes": request(b"Connection: close, close"),
+    "Connection: close and a comma": request(b"Connection: close,"),
+    "Connection: close and a parameter": request(b"Connection: close;a=b"),
+    "Connection: close and Host": request(b"Connection: close, Host"),
+    "Connection: close padded": request(b"Connection:  close"),
+    "Connection: close with a tab behind": request(b"Connection: close\t"),
+    "Connection: close quoted": request(b'Connection: "close"'),
+    "Connection: close with a long s": request("Connection: clo\u017fe".encode()),
+    "Connection: closed": request(b"Connection: closed"),
+    "Connection: clos": request(b"Connection: clos"),
+    "Connection: close in HTTP/1.0": request(b"Connection: close", line=b"GET / HTTP/1.0"),
     "Connection: upgrade": request(b"Connection: Upgrade", b"Upgrade: websocket"),
     "Connection names a field": request(b"Connection: keep-alive, X-Secret", b"X-Secret: 1"),
     "Connection names Host": request(b"Connection: Host"),

@@ -55,7 +55,7 @@ def plainly_accepted(raw: bytes) -> bool:
     match = REQUEST.match(raw)
     if match is None or match[1] == b"CONNECT":
         return False
-    hosts, framing, cuts, cutting = 0, 0, 0, False
+    hosts, framing, connections, cuts, cutting = 0, 0, 0, 0, False
     for line in match[2].split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
@@ -68,14 +68,16 @@ def plainly_accepted(raw: bytes) -> bool:
         if frames and not FRAMING.fullmatch(name.lower() + b":" + value):
             return False
         if (key == b"host" and value != HOST) or (
-            key == b"connection" and value.lower() != b"keep-alive"
+            key == b"connection" and value.lower() not in (b"keep-alive", b"close")
         ):
             return False
         hosts += key == b"host"
         framing += frames
-        cuts += key in LEFT_OUT and not cutting
-        cutting = key in LEFT_OUT
-    return hosts == 1 and framing <= 1 and cuts <= MOST_CUTS
+        connections += key == b"connection"
+        cut = key in LEFT_OUT and (key != b"connection" or value.lower() != b"close")
+        cuts += cut and not cutting
+        cutting = cut
+    return hosts == 1 and framing <= 1 and connections <= 1 and cuts <= MOST_CUTS
 
 
 def own_fields(host: bytes = HOST, visitor: Visitor = VISITOR) -> bytes:
@@ -131,9 +133,9 @@ def check_request(raw: bytes, step: int = 1) -> bool:
     assert raw[: shape["line_size"]] == raw.partition(b"\n")[0] + b"\n"
     assert (shape["content_length"], shape["chunked"]) == (seen.content_length or 0, seen.chunked)
     assert shape["is_head"] == (seen.method == b"HEAD")
-    assert has_member(seen.headers, b"connection", b"keep-alive") or not first_value(
-        seen.headers, b"connection"
-    )
+    said = [value.lower() for name, value in seen.headers if name.lower() == b"connection"]
+    assert said in ([], [b"keep-alive"], [b"close"])
+    assert shape["closes"] == has_member(seen.headers, b"connection", b"close")
     fields = own_fields()
     out = relayed_request(raw, HOST, fields)
     assert out is not None and len(out) <= size + len(fields)
@@ -142,7 +144,9 @@ def check_request(raw: bytes, step: int = 1) -> bool:
     assert (sent.method, sent.target) == (wanted.method, wanted.target)
     assert meaning(sent.headers) == meaning(wanted.headers)
     assert (sent.content_length, sent.chunked) == (wanted.content_length, wanted.chunked)
-    assert first_value(sent.headers, b"connection") is None
+    # Only the close goes on: nothing asks a target to keep its connection, which is the default.
+    assert has_member(sent.headers, b"connection", b"close") == shape["closes"]
+    assert (first_value(sent.headers, b"connection") is None) != shape["closes"]
     # And what is sent on is a head that the scanner itself would take, but for our own fields.
     assert relayed_request(relayed_request(raw, HOST) or b"", HOST) == relayed_request(raw, HOST)
     return True
