@@ -53,6 +53,9 @@ class HttpRelay(Relay):
     def status_counts(self) -> dict[str, int]:
         """How many answers there were of each class, as "2xx"; interim ones are "1xx"."""
     @property
+    def is_spent(self) -> bool:
+        """Whether the visitor has ended its sending, and all that it sent was used."""
+    @property
     def content_out(self) -> int:
         """Bytes of the answers' bodies, with their chunks' framing."""
     def finish_soon(self) -> None:

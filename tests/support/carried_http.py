@@ -22,7 +22,11 @@ from tunnelmux.config import (
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy import RunningProxy
 
-__all__ = ["OK", "Target", "get", "rig"]
+__all__ = ["OK", "WAYS", "Target", "get", "rig"]
+
+WAYS = ["kept", "direct"]
+"""How a visitor can come to be carried: after a first request that h11 read, or at once, without a
+task, because a request to that host was carried before."""
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 
@@ -30,9 +34,13 @@ OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"
 class Target:
     """A device's web server that the test plays: each connection is a Peer."""
 
-    def __init__(self, proxy: RunningProxy, visitor: Peer, incoming: object) -> None:
+    way = "kept"
+
+    visitor: Peer
+
+    def __init__(self, proxy: RunningProxy, incoming: object) -> None:
         self.proxy = proxy
-        self.visitor = visitor
+        self.visitors: list[trio.SocketStream] = []
         self._incoming = incoming
 
     async def connection(self) -> Peer:
@@ -40,7 +48,8 @@ class Target:
             return await self._incoming.receive()  # type: ignore[attr-defined,no-any-return]
 
     async def first_exchange(self) -> None:
-        """The one that h11 reads; after it, the pump has the connection."""
+        """The one that h11 reads; after it, the pump has the connection, or the one of a new
+        visitor."""
         await self.visitor.send(b"GET /first HTTP/1.1\r\nHost: dev1.localhost\r\n\r\n")
         peer = await self.connection()
         assert (await peer.read_head()).startswith(b"GET /first ")
@@ -48,6 +57,19 @@ class Target:
         assert b"Tunnelmux" not in await self.visitor.read_head()
         assert await self.visitor.read_exactly(2) == b"ok"
         await peer.stream.aclose()
+        if self.way == "direct":
+            peer = await self.carried_exchange()
+            await self.visitor.stream.aclose()
+            assert await peer.read_all() == b""
+            await peer.stream.aclose()
+            self.visitor = await self.new_visitor()
+
+    async def new_visitor(self) -> Peer:
+        address = self.proxy.http_address
+        assert address is not None
+        stream = await trio.open_tcp_stream(*address)
+        self.visitors.append(stream)
+        return Peer(stream)
 
     async def carried_exchange(self) -> Peer:
         """One that h11 reads and the pump serves: what follows is scanned."""
@@ -94,10 +116,12 @@ async def rig(
         endpoint = ProxyEndpoint(url=url, token=Secret("token-of-dev1"))
         await nursery.start(run_agent, msgspec.structs.replace(agent, proxy=endpoint))
         assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
-        address = proxy.http_address
-        assert address is not None
-        stream = await trio.open_tcp_stream(*address)
-        with trio.fail_after(30):
-            yield Target(proxy, Peer(stream), incoming)
+        target = Target(proxy, incoming)
+        target.visitor = await target.new_visitor()
+        try:
+            with trio.fail_after(30):
+                yield target
+        finally:
+            for visitor in target.visitors:
+                visitor.socket.close()
         nursery.cancel_scope.cancel()
-    await stream.aclose()

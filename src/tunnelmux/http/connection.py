@@ -186,6 +186,9 @@ class ServerConnection(_Connection):
         """The current request's head as it came."""
         self.on_finish: Callable[[], None] | None = None
         """Called by `finish_soon`, while somebody else serves the requests of the connection."""
+        self.is_new = True
+        """Whether no request has come yet: then `head_timeout` is the time for its first byte, and
+        `idle_timeout` later."""
         self.reusable = False
         """Whether, after the answer now being sent, the next request can be read."""
         self.response_started = False
@@ -205,7 +208,7 @@ class ServerConnection(_Connection):
         Raises Refused, ready to be sent, when what came is no acceptable request; the connection
         is then of no use any more. Raises VisitorGone when it breaks within a head.
         """
-        patience = self._limits.head_timeout if self._request is None else self._limits.idle_timeout
+        patience = self._limits.head_timeout if self.is_new else self._limits.idle_timeout
         self._body = LengthBody(0)
         self.response_started = self.reusable = False
         head: RequestHead | None = None
@@ -223,6 +226,7 @@ class ServerConnection(_Connection):
                 Refusal(408, "head-timeout", f"The request's head took longer than {limit}.")
             )
         self._request = head
+        self.is_new = False
         if head.method == b"CONNECT":
             self._body = UntilEndBody()  # whatever follows is not HTTP (RFC 9110 9.3.6)
         elif head.chunked:

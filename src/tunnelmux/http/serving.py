@@ -33,15 +33,20 @@ async def serve_requests(
     *,
     connect: Connect | None = None,
     carry: Carry | None = None,
+    begun: Callable[[], Awaitable[bool]] | None = None,
 ) -> None:
     """Serve requests until the connection is over, and close it.
 
-    `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
-    goes to `connect`; without that it is refused. `carry` is asked about all others first.
+    `begun` waits for what is being served already: whether there can be requests after it (if not,
+    it closed the connection). `record` is called once per request, after it, also when it was
+    refused or cancelled. A CONNECT goes to `connect`; without that it is refused. `carry` is asked
+    about all others first.
     The sender's failures end the connection quietly; raises only what `route` and `connect` raise
     on top of Refused.
     """
     try:
+        if begun is not None and not await begun():
+            return
         while await _serve_one(server, route, limits, record, connect, carry):
             pass
     except VisitorGone:

@@ -260,7 +260,7 @@ class Session:
 
     def open_http_relay(
         self,
-        local: trio.socket.SocketType,
+        local: socket.socket | trio.socket.SocketType,
         head: bytes,
         answer: bytes,
         owner: Owner,

@@ -243,27 +243,39 @@ class RunningProxy:
         """All there is between the opening of the listeners and the end of the drain."""
         try:
             async with trio.open_nursery() as self._visitors:
-                async with trio.open_nursery() as accepting:
-                    self._listeners = ListenerSet(accepting, self._tunnel.pump)
-                    try:
-                        await self._serve_agents()
-                        problems = await self._listeners.apply(self._plans())
-                        problems += await self._private_listeners.apply(self._private_plans())
-                        if not problems:
-                            self._callers.start_soon(self._clean_up)
-                            if announce is not None:
-                                announce(self)
-                            task_status.started(self)
-                            # No deadline: a proxy runs until somebody wants it to end.
-                            await self._drain_wanted.wait()
-                    finally:
-                        self._listeners.close()
-                    accepting.cancel_scope.cancel()
-                if not problems:
-                    await self._drain()
+                async with trio.open_nursery() as direct:
+                    if (pump := self._tunnel.pump) is not None:
+                        direct.start_soon(self._http.run_direct, pump)
+                    problems = await self._accept_visitors(announce, task_status)
+                    if not problems:
+                        await self._drain()
+                    direct.cancel_scope.cancel()
                 self._visitors.cancel_scope.cancel()
         finally:
             self._private_listeners.close()
+        return problems
+
+    async def _accept_visitors(
+        self,
+        announce: Callable[[RunningProxy], None] | None,
+        task_status: trio.TaskStatus[RunningProxy],
+    ) -> list[ConfigError]:
+        async with trio.open_nursery() as accepting:
+            self._listeners = ListenerSet(accepting, self._tunnel.pump)
+            try:
+                await self._serve_agents()
+                problems = await self._listeners.apply(self._plans())
+                problems += await self._private_listeners.apply(self._private_plans())
+                if not problems:
+                    self._callers.start_soon(self._clean_up)
+                    if announce is not None:
+                        announce(self)
+                    task_status.started(self)
+                    # No deadline: a proxy runs until somebody wants it to end.
+                    await self._drain_wanted.wait()
+            finally:
+                self._listeners.close()
+            accepting.cancel_scope.cancel()
         return problems
 
     async def _clean_up(self) -> None:
@@ -284,7 +296,10 @@ class RunningProxy:
             handle.session.go_away()
         with self._grace:
             while (  # noqa: ASYNC110
-                self._visitors.child_tasks or _live_streams(sessions) or self._internal.in_progress
+                self._visitors.child_tasks
+                or self._http.visitor_count
+                or _live_streams(sessions)
+                or self._internal.in_progress
             ):
                 await trio.sleep(_DRAIN_LOOK)
         self.report = DrainReport(
@@ -392,6 +407,7 @@ class RunningProxy:
                 address=ingress.http.address,
                 handler=self._http.handle,
                 nursery=self._visitors,
+                take=partial(self._http.take, self._visitors),
             )
         for index, (slot, tcp) in enumerate(zip(_tcp_slots(self.config), ingress.tcp, strict=True)):
             plans[slot] = ListenerPlan(

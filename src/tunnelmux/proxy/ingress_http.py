@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import socket
 import ssl
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-from weakref import WeakKeyDictionary
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -22,11 +23,20 @@ from tunnelmux.http.fields import (
 from tunnelmux.http.head import Field, first_value
 from tunnelmux.http.refusal import RELAY_FIELD, Refusal, Refused
 from tunnelmux.limits import IngressLimits
-from tunnelmux.mux import Session, Stream
+from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister
-from tunnelmux.proxy.kept_visitor import KeptVisitor
-from tunnelmux.proxy.routing import Destination, Router, find_destination, stream_id
+from tunnelmux.proxy.direct_visitor import DirectVisitor, DirectVisitors
+from tunnelmux.proxy.kept_visitor import CarriedReport, KeptVisitor, open_carrying
+from tunnelmux.proxy.routing import (
+    Destination,
+    IngressSettings,
+    PumpRoutes,
+    Router,
+    find_destination,
+    stream_id,
+)
+from tunnelmux.pump import DataPump
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore
 
@@ -48,28 +58,15 @@ _REFUSAL_TIMEOUT = 1.0
 # Seconds one of them gets to read it.
 
 
-_Relayable = WeakKeyDictionary[Session, dict[str | None, str]]
-"""The services that agents have said take raw connections: names by what visitors ask for."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Settings:
-    """What a connection is held to, from its accepting on; a reload makes new ones."""
-
-    domain: str = "localhost"
-    trusted: TrustedProxies = field(default_factory=TrustedProxies)
-    limits: IngressLimits = field(default_factory=IngressLimits)
-    tls: ssl.SSLContext | None = None
-
-
 class HttpIngressServer:
     """Serves the connections of visitors. `configure` it before the first."""
 
     def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
         self._router = Router(store, devices)
-        self._settings = _Settings()
+        self._settings = IngressSettings()
         self._visitors: set[ServerConnection] = set()
-        self._relayable: _Relayable = WeakKeyDictionary()
+        self._routes = PumpRoutes(self._router)
+        self._direct = DirectVisitors(self._routes, self._go_on)
         self._refusing = 0
         self._is_draining = False
 
@@ -78,18 +75,38 @@ class HttpIngressServer:
     ) -> None:
         """Serve connections that come from now on like this."""
         trusted = TrustedProxies.parse(ingress.trusted_proxies)
-        self._settings = _Settings(ingress.domain, trusted, limits, tls)
+        self._settings = IngressSettings(ingress.domain, trusted, limits, tls)
 
     @property
     def visitor_count(self) -> int:
         """Connections of visitors that are being served."""
-        return len(self._visitors)
+        return len(self._visitors) + len(self._direct)
+
+    async def run_direct(self, pump: DataPump) -> NoReturn:
+        """Let `take` give connections to this pump, until cancelled; then those it has are cut."""
+        await self._direct.run(pump)
 
     def drain(self) -> None:
         """Close idle connections now and the others after their current request."""
         self._is_draining = True
         for server in self._visitors:
             server.finish_soon()
+        self._direct.finish_soon()
+
+    def take(self, nursery: trio.Nursery, local: socket.socket, remote: str) -> bool:
+        """Serve one visitor without a task, as long as that is possible; whether it is now.
+
+        `nursery` is for visitors who turn out to need one.
+        """
+        settings, visitor = self._settings, Visitor(host_of(remote))
+        if (
+            settings.tls is not None
+            or self._is_draining
+            or visitor.address in settings.trusted
+            or self.visitor_count >= settings.limits.max_visitors
+        ):
+            return False
+        return self._direct.take(nursery, local, remote, visitor, settings)
 
     async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one visitor until its connection is over, and close it.
@@ -97,31 +114,62 @@ class HttpIngressServer:
         `remote` is the visitor's address as `host:port`.
         """
         settings = self._settings
-        if len(self._visitors) >= settings.limits.max_visitors:
+        if self.visitor_count >= settings.limits.max_visitors:
             await self._turn_away(stream, remote, settings)
             return
         served: trio.abc.Stream = stream
         if settings.tls is not None:
             served = trio.SSLStream(stream, settings.tls, server_side=True, https_compatible=True)
         server = ServerConnection(served, settings.limits)
+        visit = _Visit(self._router, settings, remote, self._routes)
         self._visitors.add(server)
         try:
             if isinstance(served, trio.SSLStream) and not await _shake_hands(
                 served, remote, settings.limits
             ):
                 return
-            if self._is_draining:
-                server.finish_soon()
-            visit = _Visit(self._router, settings, remote, self._relayable)
-            if isinstance(served, trio.SocketStream):
-                visit.local = served
-            await serve_requests(
-                server, visit.route, settings.limits, visit.record, carry=visit.carry
-            )
+            await self._serve(server, visit)
         finally:
             self._visitors.discard(server)
 
-    async def _turn_away(self, stream: trio.abc.Stream, remote: str, settings: _Settings) -> None:
+    async def _serve(
+        self,
+        server: ServerConnection,
+        visit: _Visit,
+        begun: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        if self._is_draining:
+            server.finish_soon()
+        if isinstance(server.stream, trio.SocketStream):
+            visit.local = server.stream
+        await serve_requests(
+            server, visit.route, visit.settings.limits, visit.record, carry=visit.carry, begun=begun
+        )
+
+    async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
+        """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
+        settings = arrived.settings
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
+        server = ServerConnection(stream, settings.limits)
+        server.put_back(data)
+        visit = _Visit(self._router, settings, arrived.remote, self._routes)
+        self._visitors.add(server)
+        begun = None
+        if arrived.relay is not None:
+            begun = partial(visit.go_on, server, arrived.relay, arrived.report)
+            if self._is_draining:
+                arrived.relay.finish_soon()
+        try:
+            await self._serve(server, visit, begun)
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("a connection failed in a way nobody foresaw", visitor=arrived.remote)
+        finally:
+            self._visitors.discard(server)
+            await trio.aclose_forcefully(stream)
+
+    async def _turn_away(
+        self, stream: trio.abc.Stream, remote: str, settings: IngressSettings
+    ) -> None:
         limit = settings.limits.max_visitors
         _log.warning("visitor refused", visitor=remote, reason="too-many-visitors", limit=limit)
         if settings.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
@@ -159,11 +207,11 @@ class _Visit:
     """One visitor's connection: routes its requests and writes the access log."""
 
     def __init__(
-        self, router: Router, settings: _Settings, remote: str, relayable: _Relayable
+        self, router: Router, settings: IngressSettings, remote: str, routes: PumpRoutes
     ) -> None:
         self._router = router
-        self._relayable = relayable
-        self._settings = settings
+        self._routes = routes
+        self.settings = settings
         self._remote = remote
         address = host_of(remote)
         self._visitor = Visitor(
@@ -178,8 +226,8 @@ class _Visit:
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
-        limits = self._settings.limits
-        self._destination = destination = find_destination(request, self._settings.domain)
+        limits = self.settings.limits
+        self._destination = destination = find_destination(request, self.settings.domain)
         self._stream = await self._router.open_stream(destination.device, limits)
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
@@ -215,8 +263,8 @@ class _Visit:
         if service is None:
             return headers
         if isinstance(self._stream, Stream) and self._destination is not None:
-            known = self._relayable.setdefault(self._stream.session, {})
-            known[self._destination.service] = service.decode("latin-1")
+            asked = self._destination.service
+            self._routes.learn_service(self._stream.session, asked, service.decode("latin-1"))
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
     async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:
@@ -226,45 +274,45 @@ class _Visit:
         if isinstance(read_request(server.raw_head, request.host), str):
             return None  # "declined": the scanner would leave it to us
         try:
-            destination = find_destination(request, self._settings.domain)
+            destination = find_destination(request, self.settings.domain)
         except Refused:
             return None
-        session = self._router.session_now(destination.device)
-        service = self._relayable.get(session, {}).get(destination.service) if session else None
-        if session is None or service is None:
+        found = self._routes.now(destination)
+        if found is None:
             return None
-        kept = KeptVisitor(server, self._settings.limits)
-        local = self.local.socket
-        relay = kept.begin(session, local, service, request.host, self._visitor)
+        session, service = found
+        kept = KeptVisitor(server, self.settings.limits)
+        relay = open_carrying(
+            session,
+            self.local.socket,
+            service,
+            kept,
+            host=request.host,
+            visitor=self._visitor,
+            limits=self.settings.limits,
+            early=server.raw_head + server.take_buffer(),
+        )
         if relay is None:
             return None
-        started = trio.current_time()
+        self.settings.hosts.learn(request.host, destination)
+        report = CarriedReport(self._remote, request.host, destination.device, service)
         try:
             return await kept.run(relay)
         finally:
-            self._record_carried(relay, request.host, destination.device, service, started)
+            report.write(relay)
 
-    def _record_carried(
-        self, relay: HttpRelay, host: bytes, device: str, service: str, started: float
-    ) -> None:
-        """One line for all requests that the pump carried: one for each would cost as much again
-        as carrying them."""
-        if not relay.requests and relay.problem is None:
-            return
-        _log.info(
-            "requests",
-            visitor=self._remote,
-            host=host.decode("ascii"),
-            device=device,
-            service=service,
-            stream=relay.stream.id,
-            requests=relay.requests,
-            statuses=relay.status_counts,
-            **({"problem": relay.problem} if relay.problem else {}),
-            bytes_in=relay.bytes_in,
-            bytes_out=relay.content_out,
-            seconds=round(trio.current_time() - started, 4),
-        )
+    async def go_on(
+        self, server: ServerConnection, relay: HttpRelay, report: CarriedReport
+    ) -> bool:
+        """Wait for a relay that began without a task: whether there can be more requests then."""
+        kept = KeptVisitor(server, self.settings.limits)
+        kept.adopt(relay)
+        try:
+            goes_on = await kept.run(relay)
+        finally:
+            report.write(relay)
+        server.is_new = relay.requests == 0
+        return goes_on is not False
 
     def record(self, exchange: Exchange) -> None:
         """One line for one request."""

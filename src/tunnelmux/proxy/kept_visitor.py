@@ -1,4 +1,4 @@
-"""Visitors in the pump: it carries the plain requests of a connection whose first h11 has accepted.
+"""Visitors in the pump: it carries the plain requests of a connection whose host h11 has accepted.
 
 Whether a connection may be carried is decided by the ingress and by the agent: the request was
 routed by its host alone, the visitor is on plain TCP and no trusted proxy, the session is the
@@ -9,6 +9,8 @@ the scanner of `_head` decides, for each; the others come back to h11.
 from __future__ import annotations
 
 import math
+import socket
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import trio
@@ -18,13 +20,74 @@ from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import Visitor, forwarding_fields
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session
+from tunnelmux.observability import get_logger
+from tunnelmux.pump import Owner
 
 if TYPE_CHECKING:
     from tunnelmux._http_relay import HttpRelay
 
-__all__ = ["KeptVisitor"]
+__all__ = ["CarriedReport", "KeptVisitor", "open_carrying"]
+
+_log = get_logger("proxy.http")
 
 _REASONS = {400: "bad-request", 502: "target-broke", 504: "target-timeout"}
+
+
+def open_carrying(
+    session: Session,
+    local: socket.socket | trio.socket.SocketType,
+    service: str,
+    owner: Owner,
+    *,
+    host: bytes,
+    visitor: Visitor,
+    limits: IngressLimits,
+    early: bytes,
+) -> HttpRelay | None:
+    """Open a stream to the service and hand the connection to the pump, with what was read from it
+    and not used; None when that cannot be had now."""
+    fields = forwarding_fields([], visitor, host)
+    return session.open_http_relay(
+        local,
+        connect_head(service),
+        CONNECT_ANSWER,
+        owner,
+        host=host,
+        fields=b"".join([b"%s: %s\r\n" % pair for pair in fields]),
+        max_head_bytes=limits.max_head_bytes,
+        early=early,
+    )
+
+
+@dataclass(slots=True)
+class CarriedReport:
+    """The line that the log gets about all requests that the pump carried on a connection. One for
+    each would cost as much again as carrying them."""
+
+    visitor: str
+    host: bytes
+    device: str
+    service: str
+    started: float = field(default_factory=trio.current_time)
+
+    def write(self, relay: HttpRelay) -> None:
+        """Write it, at the end; nothing, when there was no request."""
+        if not relay.requests and relay.problem is None:
+            return
+        _log.info(
+            "requests",
+            visitor=self.visitor,
+            host=self.host.decode("ascii"),
+            device=self.device,
+            service=self.service,
+            stream=relay.stream.id,
+            requests=relay.requests,
+            statuses=relay.status_counts,
+            **({"problem": relay.problem} if relay.problem else {}),
+            bytes_in=relay.bytes_in,
+            bytes_out=relay.content_out,
+            seconds=round(trio.current_time() - self.started, 4),
+        )
 
 
 class KeptVisitor:
@@ -41,34 +104,16 @@ class KeptVisitor:
             "waiting": limits.response_timeout + limits.connect_timeout,
         }
         self._over = trio.Event()
-        self._relay: HttpRelay | None = None
 
     def on_news(self) -> None:
         """Called by the pump at the end."""
         self._over.set()
 
-    def begin(
-        self,
-        session: Session,
-        local: trio.socket.SocketType,
-        service: str,
-        host: bytes,
-        visitor: Visitor,
-    ) -> HttpRelay | None:
-        """Open a stream to the service and hand the connection to the pump; None when that cannot
-        be had now."""
-        fields = forwarding_fields([], visitor, host)
-        self._relay = session.open_http_relay(
-            local,
-            connect_head(service),
-            CONNECT_ANSWER,
-            self,
-            host=host,
-            fields=b"".join([b"%s: %s\r\n" % pair for pair in fields]),
-            max_head_bytes=self._limits.max_head_bytes,
-            early=self._server.raw_head + self._server.take_buffer(),
-        )
-        return self._relay
+    def adopt(self, relay: HttpRelay) -> None:
+        """Go on with a relay that had another owner; it may be over already."""
+        relay.owner = self
+        if relay.outcome is not None:
+            self._over.set()
 
     async def run(self, relay: HttpRelay) -> bool | None:
         """Wait until the relay is over: whether the connection can go on with another request, or

@@ -3,20 +3,31 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+import ssl
+from dataclasses import dataclass, field
 from email.utils import format_datetime
+from weakref import WeakKeyDictionary
 
 import trio
 
 from tunnelmux.errors import SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import RequestHead
+from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 
-__all__ = ["Destination", "Router", "find_destination", "stream_id"]
+__all__ = [
+    "Destination",
+    "IngressSettings",
+    "KnownHosts",
+    "PumpRoutes",
+    "Router",
+    "find_destination",
+    "stream_id",
+]
 
 OFFLINE_RETRY_AFTER = 10
 """Seconds a visitor of an offline device is told to wait: the middle of an agent's back-off."""
@@ -26,6 +37,13 @@ BUSY_RETRY_AFTER = 1
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _ATTEMPTS = 3
+
+_KNOWN_HOSTS = 4096
+# Hosts remembered with their destination; one more, and all are forgotten. Each costs its visitor
+# one request that h11 reads, and us under a kilobyte.
+
+_LONGEST_HOST = 262
+# Bytes of one: a name (RFC 1035 2.3.4) with a root dot and a port.
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,6 +181,58 @@ class Router:
             when = f"it was last seen on {format_datetime(seen, usegmt=True)}"
         message = f"Device {device} is offline: {when}. Check its power, network and agent."
         return Refused(Refusal(503, "device-offline", message, retry_after=OFFLINE_RETRY_AFTER))
+
+
+class KnownHosts:
+    """Where requests go that have a Host which h11 has accepted before."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[bytes, Destination] = {}
+
+    def learn(self, host: bytes, destination: Destination) -> None:
+        """A request with this Host was accepted, and the Host alone led there."""
+        if len(host) > _LONGEST_HOST:
+            return
+        if len(self._hosts) >= _KNOWN_HOSTS:
+            self._hosts.clear()
+        self._hosts[host] = destination
+
+    def find(self, host: bytes) -> Destination | None:
+        """Its destination, when that was learnt."""
+        return self._hosts.get(host)
+
+
+@dataclass(frozen=True, slots=True)
+class IngressSettings:
+    """What a visitor's connection is held to, from its accepting on; a reload makes new ones."""
+
+    domain: str = "localhost"
+    trusted: TrustedProxies = field(default_factory=TrustedProxies)
+    limits: IngressLimits = field(default_factory=IngressLimits)
+    tls: ssl.SSLContext | None = None
+    hosts: KnownHosts = field(default_factory=KnownHosts)
+    """Those of this domain."""
+
+
+class PumpRoutes:
+    """Which sessions and services a pump can carry requests to, without asking anybody."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._services: WeakKeyDictionary[Session, dict[str | None, str]] = WeakKeyDictionary()
+
+    def learn_service(self, session: Session, asked: str | None, name: str) -> None:
+        """The agent has said that this service takes raw connections."""
+        self._services.setdefault(session, {})[asked] = name
+
+    def now(self, destination: Destination) -> tuple[Session, str] | None:
+        """The device's session and the service's name, when both are known at this moment."""
+        session = self._router.session_now(destination.device)
+        services = self._services.get(session) if session is not None else None
+        service = services.get(destination.service) if services is not None else None
+        if session is None or service is None:
+            return None
+        return session, service
 
 
 def _busy(device: str, reason: str, why: str) -> Refused:
