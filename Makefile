@@ -44,7 +44,7 @@ fuzz: .venv/.fuzz build/fuzz/.built
 SANITIZED_TESTS := tests/mux tests/fuzz tests/transports tests/pump \
 	tests/http/test_head_scanner.py tests/http/test_chunk_scanner.py \
 	tests/proxy/test_kept_visitor.py tests/proxy/test_carried_closes.py \
-	tests/proxy/test_direct_visitors.py
+	tests/proxy/test_direct_visitors.py tests/proxy/test_disagreeing_agents.py
 sanitize: .venv/.test build/sanitize/.built
 	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \

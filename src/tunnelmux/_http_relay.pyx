@@ -324,7 +324,9 @@ cdef class HttpRelay(Relay):
 
     cdef int take_agreement(self, const uint8_t *data, Py_ssize_t size) except -1:
         Relay.take_payload(self, data, size)
-        if self.answer is None and self.ended_as == RUNNING:
+        if self.ended_as == HANDED_BACK:  # another answer: nobody goes on with this stream
+            self.stream.reset_(0, "the relay was given up")
+        elif self.answer is None and self.ended_as == RUNNING:
             self.reads = True
             self.phase_since = self.pump.now
             self.want_turn()
@@ -457,7 +459,9 @@ cdef class HttpRelay(Relay):
 
     cdef int pass_on_end(self) except -1:
         """Called when all that came for the visitor may have been written."""
-        if self.ended_as != RUNNING or self.stream.inbox.size:
+        if self.ended_as != RUNNING:
+            return 0
+        if self.stream.inbox.size and self.answer is None:  # else it is no part of an answer
             return 0
         if self.leaving:
             return self.leave_stream()
