@@ -48,6 +48,7 @@ cdef struct ResponseShape:
     bint bodiless  # 1xx, 204, 304, or the answer to HEAD
     bint closes  # the sender ends the connection after this message
     bint is_old  # written as HTTP/1.0
+    bint has_hop  # says something that must not be passed on as it is
     Dropped dropped
 
 

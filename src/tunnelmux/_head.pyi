@@ -13,9 +13,11 @@ colon, at most one space and a value without control characters. Declined with a
 `Connection` or one other than `keep-alive` or `close`, and with a name that is one of those that
 matter here when `_` is read as `-`.
 
-A response is held to the same but for blanks around the values of fields that mean nothing here;
-the names are those above, and 101 is declined. So is a length or coding that a 1xx, a 204 or an
-HTTP/1.0 response may not have.
+A response is held to the same but for blanks around the values of fields that mean nothing here.
+Its `Connection` may also be a list of `close`, `keep-alive` and `upgrade`, and of the names above only
+`Trailer` and `Tunnelmux-*` are declined: the others pass, or are left out when they were for the
+sender's own peer. 101 is declined, and a length or coding, or any such field, that a 1xx, a 204 or
+an HTTP/1.0 response may not have.
 
 The C face for other compiled modules is in `_head.pxd`; this one is for tests.
 """
@@ -45,6 +47,7 @@ class _Response(TypedDict):
     bodiless: bool
     closes: bool
     is_old: bool
+    has_hop: bool
 
 def read_request(data: bytes, host: bytes) -> _Request | Literal["incomplete", "declined"]:
     """What `scan_request` finds in *data*, on a connection whose first request named *host*."""
@@ -64,8 +67,8 @@ def relayed_request(data: bytes, host: bytes, fields: bytes = b"") -> bytes | No
 def relayed_response(data: bytes, *, to_head: bool = False, fields: bytes = b"") -> bytes | None:
     """The head as `rewrite_response` sends it on, or None when it is not accepted.
 
-    Left out are `Connection`, `Keep-Alive` and a framing field where there can be no body. It is
-    HTTP/1.1 now. *fields*, whole lines, come behind the rest.
+    Left out are `Connection`, `Keep-Alive`, what else is for one hop (RFC 9110 section 7.6.1) and a
+    framing field where there can be no body. It is HTTP/1.1 now. *fields*, whole lines, come behind the rest.
     """
 
 @final

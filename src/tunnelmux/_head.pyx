@@ -15,6 +15,7 @@ cdef enum:
     LF = 0x0A
     CR = 0x0D
     SP = 0x20
+    COMMA = 0x2C
     DASH = 0x2D
     SLASH = 0x2F
     ZERO = 0x30
@@ -38,6 +39,8 @@ cdef enum FieldKind:
     CONNECTION
     KEEP_ALIVE
     FORWARDING  # of a request: dropped, the relay sets its own
+    UNASKED  # of a request: not for this scanner; of a response: passes
+    HOP  # of a request: not for this scanner; of a response: dropped, it was for the sender's peer
     FORBIDDEN  # not for this scanner
 
 cdef enum ChunkStep:
@@ -143,16 +146,27 @@ cdef int64_t decimal(const uint8_t *p, const FieldLine *line) noexcept nogil:
 # -- Lines ------------------------------------------------------------------------------------
 
 
+cdef bint is_proxy_hop(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    """Whether a field whose name goes on like this behind "Proxy-" is for the next hop only."""
+    return (
+        (size == 10 and is_name(p, b"connection", 10))
+        or (size == 12 and is_name(p, b"authenticate", 12))
+        or (size == 13 and is_name(p, b"authorization", 13))
+    )
+
+
 cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
     """What a field's name, of *size* > 0 bytes, means to a relay; see `http/fields.py`."""
     cdef FieldKind kind = ORDINARY
     if size == 2 and is_name(p, b"te", 2):
-        kind = FORBIDDEN
+        kind = HOP
     elif size == 4 and is_name(p, b"host", 4):
         kind = HOST
     elif size == 6 and is_name(p, b"expect", 6):
-        kind = FORBIDDEN
-    elif size == 7 and (is_name(p, b"upgrade", 7) or is_name(p, b"trailer", 7)):
+        kind = UNASKED
+    elif size == 7 and is_name(p, b"upgrade", 7):
+        kind = HOP
+    elif size == 7 and is_name(p, b"trailer", 7):
         kind = FORBIDDEN
     elif size == 9 and (is_name(p, b"forwarded", 9) or is_name(p, b"x-real-ip", 9)):
         kind = FORWARDING
@@ -163,7 +177,7 @@ cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
     elif size == 14 and is_name(p, b"content-length", 14):
         kind = CONTENT_LENGTH
     elif size == 14 and is_name(p, b"http2-settings", 14):
-        kind = FORBIDDEN
+        kind = HOP
     elif size == 17 and is_name(p, b"transfer-encoding", 17):
         kind = TRANSFER_ENCODING
     elif 15 <= size <= 18 and is_name(p, b"x-forwarded-", 12):
@@ -176,7 +190,7 @@ cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
         ):
             kind = FORWARDING
     elif size >= 6 and is_name(p, b"proxy-", 6):
-        kind = FORBIDDEN
+        kind = HOP if is_proxy_hop(p + 6, size - 6) else UNASKED
     elif size >= 10 and is_name(p, b"tunnelmux-", 10):
         kind = FORBIDDEN
     if kind != ORDINARY and memchr(p, UNDERSCORE, size) != NULL:
@@ -347,7 +361,7 @@ cdef Verdict scan_request(
             if memcmp(p + line.value_at, b"chunked", 7) != 0:
                 return DECLINED
             shape.chunked = True
-        elif line.kind == FORBIDDEN:
+        elif line.kind >= UNASKED:
             return DECLINED
         elif line.kind == CONNECTION:
             shape.closes = is_value(p, &line, b"close", 5)
@@ -360,6 +374,37 @@ cdef Verdict scan_request(
             return DECLINED
         at = line.end
     return verdict
+
+
+cdef bint read_connection(
+    const uint8_t *p, const FieldLine *line, ResponseShape *shape
+) noexcept nogil:
+    """A response's Connection: False when it names more than these three. Servers that offer an
+    upgrade say so in each of their answers (RFC 9110 7.8)."""
+    cdef Py_ssize_t at = line.value_at, start
+    cdef bint keeps = False, closes = False
+    while True:
+        start = at
+        while at < line.value_end and FOLDED[p[at]]:
+            at += 1
+        if memchr(p + start, UNDERSCORE, at - start) != NULL:
+            return False
+        if at - start == 5 and is_name(p + start, b"close", 5):
+            closes = True
+        elif at - start == 10 and is_name(p + start, b"keep-alive", 10):
+            keeps = True
+        elif at - start == 7 and is_name(p + start, b"upgrade", 7):
+            shape.has_hop = True
+        else:
+            return False
+        if at == line.value_end:
+            shape.closes = closes or (shape.is_old and not keeps)
+            return True
+        if p[at] != COMMA:
+            return False
+        at += 1
+        if at < line.value_end and p[at] == SP:
+            at += 1
 
 
 cdef Verdict scan_response(
@@ -404,13 +449,14 @@ cdef Verdict scan_response(
             if shape.bodiless and not drop(&shape.dropped, at, line.end):
                 return DECLINED
         elif line.kind == CONNECTION:
-            shape.closes = is_value(p, &line, b"close", 5)
-            if has_connection or shape.status < 200:
-                return DECLINED
-            if not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
+            if has_connection or shape.status < 200 or not read_connection(p, &line, shape):
                 return DECLINED
             has_connection = True
-        if line.kind == CONNECTION or line.kind == KEEP_ALIVE:
+        elif line.kind == HOP:
+            if shape.status < 200:
+                return DECLINED
+            shape.has_hop = True
+        if line.kind == CONNECTION or line.kind == KEEP_ALIVE or line.kind == HOP:
             if not drop(&shape.dropped, at, line.end):
                 return DECLINED
         at = line.end
@@ -586,6 +632,7 @@ def read_response(bytes data not None, *, bint to_head=False):
         "bodiless": shape.bodiless,
         "closes": shape.closes,
         "is_old": shape.is_old,
+        "has_hop": shape.has_hop,
     }
 
 

@@ -388,10 +388,10 @@ cdef class HttpRelay(Relay):
             return shape.head_size
         self.closes = shape.until_end or self.is_last
         self.parts = (shape.closes or shape.is_old) and not self.closes
-        if self.parts or self.is_last:
+        if self.parts or self.is_last or shape.has_hop:
             # The visitor's connection can go on, with another one to the target; or it ends, as
             # the visitor wanted, and the target's may have its own mind (RFC 9112 9.6).
-            fields = LAST if self.is_last else b""
+            fields = LAST if self.closes else b""
             head = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
             size = rewrite_response(
                 data, &shape, <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),

@@ -415,6 +415,37 @@ GOOD_RESPONSES = {
         "bodiless",
     ),
     "blanks around a value": (response(b"Content-Length: 1", b"A: \t b \t"), 1, ""),
+    "an upgrade offered": (
+        response(b"Upgrade: h2,h2c", b"Connection: Upgrade", b"Content-Length: 1"),
+        1,
+        "has_hop",
+    ),
+    "an upgrade offered at the end": (
+        response(b"Upgrade: h2", b"Connection: Upgrade, close", b"Content-Length: 1"),
+        1,
+        "closes has_hop",
+    ),
+    "an upgrade offered and kept": (
+        response(b"Connection: upgrade,Keep-Alive", b"Content-Length: 1", line=b"HTTP/1.0 200 OK"),
+        1,
+        "is_old has_hop",
+    ),
+    "an upgrade offered, old": (
+        response(b"Connection: upgrade", b"Content-Length: 1", line=b"HTTP/1.0 200 OK"),
+        1,
+        "closes is_old has_hop",
+    ),
+    "for a proxy": (
+        response(b"Proxy-Authenticate: Basic", b"TE: x", b"Content-Length: 1"),
+        1,
+        "has_hop",
+    ),
+    "NTLM": (
+        response(b"Proxy-Support: Session-Based-Authentication", b"Content-Length: 1"),
+        1,
+        "",
+    ),
+    "Expect, which means nothing there": (response(b"Expect: x", b"Content-Length: 1"), 1, ""),
 }
 
 
@@ -452,13 +483,22 @@ BAD_RESPONSES = {
     "100 in 1.0": response(line=b"HTTP/1.0 100 Continue"),
     "101": response(b"Connection: Upgrade", b"Upgrade: x", line=b"HTTP/1.1 101 Switching"),
     "101 bare": response(line=b"HTTP/1.1 101 Switching"),
-    "Upgrade": response(b"Upgrade: h2,h2c", b"Content-Length: 0"),
+    "Upgrade in 103": response(b"Upgrade: h2", line=b"HTTP/1.1 103 Early Hints"),
     "Connection names a field": response(b"Connection: keep-alive, X", b"X: y"),
+    "Connection names a field first": response(b"Connection: X, close", b"X: y"),
+    "Connection ends in a comma": response(b"Connection: close,"),
+    "Connection begins with a comma": response(b"Connection: , close"),
+    "Connection with a tab": response(b"Connection: close,\tupgrade"),
+    "Connection with two spaces": response(b"Connection: close,  upgrade"),
+    "Connection with a space before": response(b"Connection: close , upgrade"),
+    "Connection with a parameter": response(b"Connection: close;x"),
+    "Connection underscored": response(b"Connection: keep_alive"),
+    "Connection empty": response(b"Connection:"),
     "two Connections": response(b"Connection: keep-alive", b"Connection: close"),
     "Trailer": response(b"Trailer: X-Sum", b"Transfer-Encoding: chunked"),
     "Tunnelmux-Reason": response(b"Tunnelmux-Reason: target-broke"),
     "Tunnelmux_Reason": response(b"Tunnelmux_Reason: target-broke"),
-    "Proxy-Authenticate": response(b"Proxy-Authenticate: Basic"),
+    "Proxy_Authenticate": response(b"Proxy_Authenticate: Basic"),
     "folding": response(b"A: b", b" c"),
     "folded first": response(b" A: b"),
     "space before the colon": response(b"Content-Length : 4"),
@@ -527,12 +567,14 @@ NAMES = st.sampled_from(
         *(b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Prefix", b"Proxy-Connection"),
         *(b"Tunnelmux-Service", b"HTTP2-Settings", b"content-length", b"TRANSFER-ENCODING"),
         *(b"Content_Length", b"X_Forwarded_For", b"Set-Cookie", b"Proxy", b"Tunnelmux"),
+        *(b"Proxy-Support", b"Proxy-Authenticate", b"Upgrade", b"Connection", b"Connection"),
     ]
 )
 VALUES = st.one_of(
     st.sampled_from(
         [
             *(b"keep-alive", b"close", b"Keep-Alive", b"chunked", b"Chunked", b"0", b"5", b"05"),
+            *(b"Upgrade", b"upgrade, close", b"Upgrade,Keep-Alive", b"close, keep-alive"),
             *(b"5, 5", b"", b"a, b", b"for=1.1.1.1", b"trailers", b"100-continue", b"9" * 18),
             *(b"9" * 19, b"9" * 20, b"9" * 21, HOST, b"dev2.localhost", b"x\ty", b"J\xc3\xb6rg"),
         ]

@@ -13,6 +13,7 @@ from tunnelmux.relay import abort
 
 CLOSE = "Connection: close\r\n"
 GOODBYE = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\n"
+OFFERING = OK.replace(b"OK\r\n", b"OK\r\nConnection: Upgrade, close\r\nUpgrade: h2,h2c\r\n")
 KEEPING = OK.replace(b"OK\r\n", b"OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=5\r\n")
 
 
@@ -31,6 +32,7 @@ async def begin(target: Target, way: str) -> None:
         (GOODBYE + b"ok", b"200 OK", b"ok"),
         (b"HTTP/1.1 200 OK\r\nconnection:close\r\nContent-Length:2\r\n\r\nok", b"200 OK", b"ok"),
         (KEEPING + b"ok", b"200 OK", b"ok"),
+        (OFFERING + b"ok", b"200 OK", b"ok"),
         (b"HTTP/1.0 404 No\r\nContent-Length: 2\r\n\r\nok", b"404 No", b"ok"),
         (b"HTTP/1.1 204 No Content\r\n\r\n", b"204 No Content", b""),
         (b"HTTP/1.1 304 Not Modified\r\nContent-Length: 9\r\n\r\n", b"304 Not Modified", b""),
@@ -55,6 +57,7 @@ async def test_the_answer_says_close_once_and_the_connection_ends(
         assert head.lower().count(b"connection:") == 1
         assert b"Connection: close\r\n" in head
         assert b"Keep-Alive" not in head
+        assert b"Upgrade" not in head
         assert await target.visitor.read_all() == body
         assert await peer.read_all() == b""
 

@@ -303,6 +303,22 @@ async def test_a_target_that_closes_after_each_answer_leaves_the_visitor_connect
             assert await target.visitor.read_exactly(len(OK) + 2) == OK + path
 
 
+async def test_what_a_target_offers_its_own_peer_stays_behind() -> None:
+    offer = b"OK\r\nUpgrade: h2,h2c\r\nConnection: Upgrade\r\nProxy-Authenticate: Basic\r\n"
+    async with rig() as target:
+        await target.first_exchange()
+        peer, _ = await target.ask(get("/1"))
+        for path in (b"/1", b"/2"):
+            await peer.send(OK.replace(b"OK\r\n", offer) + path)
+            assert await target.visitor.read_exactly(len(OK) + 2) == OK + path
+            await target.visitor.send(get("/next"))
+            assert (await peer.read_head()).startswith(b"GET /next ")
+        await peer.send(b"HTTP/1.1 200 OK\r\nUpgrade: h2\r\nConnection: Upgrade\r\n\r\nto the end")
+        await peer.stream.aclose()
+        head = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+        assert await target.visitor.read_all() == head + b"to the end"
+
+
 async def test_an_answer_that_is_no_plain_http_is_a_502() -> None:
     async with rig() as target:
         await target.first_exchange()

@@ -175,6 +175,10 @@ def check_response(raw: bytes, *, to_head: bool, step: int = 1) -> bool:
     keeps = has_member(seen.headers, b"connection", b"keep-alive") or not shape["is_old"]
     closes = has_member(seen.headers, b"connection", b"close") or not keeps or shape["until_end"]
     assert shape["closes"] == (closes and seen.status >= 200)
+    hops = {b"te", b"upgrade", b"http2-settings", b"proxy-connection"}
+    hops |= {b"proxy-authenticate", b"proxy-authorization"}
+    told = has_member(seen.headers, b"connection", b"upgrade")
+    assert shape["has_hop"] == (told or any(name.lower() in hops for name, _ in seen.headers))
     out = relayed_response(raw, to_head=to_head, fields=b"Connection: close\r\n")
     assert out is not None and len(out) <= size + 19
     assert head_end(out) == len(out)
