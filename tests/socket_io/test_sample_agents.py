@@ -1,25 +1,32 @@
-"""The specification's sample agents, on npm's socket.io-client and python-socketio, with us."""
+"""The specification's sample agents with us: on npm's socket.io-client, on python-socketio, and on
+a Go client of Socket.IO 4."""
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import trio
+from structlog.testing import capture_logs
 
-from support.socketio_peers import PROXY_ID, sample_agent
+from support.socketio_peers import PROXY_ID, engineio3_client, main_server, sample_agent
 from support.socketio_proxy import agent_side, known_agent, limits_with, request
 from tunnelmux.commands import Exited, Output, Started
 
-pytestmark = [pytest.mark.usefixtures("npm_peers"), pytest.mark.timeout(60, func_only=True)]
+pytestmark = pytest.mark.timeout(60, func_only=True)
 
-LANGUAGES = ["node", "python"]
 WEBSOCKET = {"transports": ["websocket"]}
 POLLING = {"transports": ["polling"]}
 
 
 @pytest.mark.parametrize("options", [None, POLLING, WEBSOCKET], ids=["upgrade", "polling", "ws"])
-@pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_command_and_its_result(language, options):
-    async with agent_side() as side, sample_agent(language, side.port, options=options) as agent:
+    # The Go client, when it only polls, sends nothing before a poll is answered: by the next ping.
+    limits = limits_with(keepalive_interval=0.2)
+    async with (
+        agent_side(limits=limits) as side,
+        sample_agent(language, side.port, options=options) as agent,
+    ):
         transport = (await agent.expect("connected"))["transport"]
         if options is None and transport == "polling":
             transport = (await agent.expect("upgraded"))["transport"]
@@ -34,7 +41,6 @@ async def test_a_command_and_its_result(language, options):
         assert received["data"] == {"success": True, "commandId": "c1"}
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
 async def test_errors_much_output_and_commands_at_once(language):
     async with agent_side() as side, sample_agent(language, side.port) as agent:
         await agent.expect("connected")
@@ -61,7 +67,6 @@ async def test_errors_much_output_and_commands_at_once(language):
         }
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
 async def test_a_wrong_key_is_refused(language):
     async with agent_side() as side:
         async with sample_agent(language, side.port, api_key="wrong") as agent:
@@ -69,7 +74,6 @@ async def test_a_wrong_key_is_refused(language):
         assert side.server.connected == []
 
 
-@pytest.mark.parametrize("language", LANGUAGES)
 async def test_an_agent_that_dies_with_a_command_is_reported_as_lost_and_nothing_runs_again(
     language, tmp_path
 ):
@@ -104,3 +108,55 @@ async def test_an_agent_that_dies_with_a_command_is_reported_as_lost_and_nothing
         assert end.reason == "lost"
         assert "not known" in end.message
         assert ran.read_text() == "run\n"
+
+
+async def serve(port, over, *, task_status):
+    """Be the main server until the scope that it starts with is cancelled."""
+    with trio.CancelScope() as scope:
+        async with agent_side(port=port) as side:
+            task_status.started((side, scope))
+            await trio.sleep_forever()
+    over.set()
+
+
+@pytest.mark.slow  # the clients dial again after a second, more or less
+async def test_an_agent_connects_again_after_the_server_went(language):
+    async with trio.open_nursery() as nursery:
+        over = trio.Event()
+        side, server = await nursery.start(serve, 0, over)
+        async with sample_agent(language, side.port, options=WEBSOCKET) as agent:
+            await agent.expect("connected")
+            server.cancel()
+            await agent.expect("disconnected")
+            with trio.fail_after(10):
+                await over.wait()
+            side, _ = await nursery.start(serve, side.port, trio.Event())
+            await agent.expect("connected")
+            await side.connected(PROXY_ID)
+            result = await side.result(PROXY_ID, request(command="echo again"))
+            assert result == {"stdout": "again\n", "stderr": "", "exitCode": 0}
+            assert (await agent.expect("received"))["data"]["success"] is True
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.usefixtures("go_peers", "npm_peers")
+async def test_the_library_of_the_go_listing_is_refused_in_words_as_by_npm_socket_io():
+    """It speaks Engine.IO 3. It shows the body of an answer to a WebSocket, of no other."""
+    async with main_server() as (_, port), engineio3_client(port) as client:
+        theirs = [await client.expect("refused") for _ in range(2)]
+    with capture_logs() as logs:
+        async with agent_side() as side, engineio3_client(side.port) as client:
+            ours = [await client.expect("refused") for _ in range(2)]
+            assert side.server.connected == []
+    assert [told["transport"] for told in ours] == ["polling", "websocket"]
+    assert ours[0] == theirs[0]
+    answer = json.loads(ours[1]["message"])
+    assert answer["code"] == 5
+    assert answer["message"].startswith(
+        "Unsupported protocol version: this server speaks Engine.IO 4"
+    )
+    refused = [entry for entry in logs if entry["event"] == "client refused"]
+    assert refused
+    assert {(entry["cause"], entry["fix"]) for entry in refused} == {
+        ("it speaks Engine.IO 3", "use a client of Socket.IO 3 or 4 there")
+    }

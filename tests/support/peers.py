@@ -115,7 +115,9 @@ def run(*command: str | Path, cwd: Path, **environment: str) -> None:
 
 def build_go(source: Path, made: Path) -> None:
     go = require_program("go", "golang-go")
-    run(go, "build", "-o", f"{made}{os.sep}", "./...", cwd=source)
+    # Debian's Go stays with its own version unless told that it may fetch the one of go.mod.
+    toolchain = os.environ.get("GOTOOLCHAIN", "auto")
+    run(go, "build", "-o", f"{made}{os.sep}", "./...", cwd=source, GOTOOLCHAIN=toolchain)
 
 
 def build_rust(source: Path, made: Path) -> None:
@@ -172,11 +174,12 @@ LANGUAGES = {
         build_javascript,
         lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.js")],
     ),
-    # No yamux: a main server and relay agents, for tests/socketio.
+    # No yamux: a main server and relay agents, for tests/socket_io.
     "socketio": Language(
         build_socketio,
         lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.js")],
     ),
+    "socketio_go": Language(build_go, lambda made, program: [str(made / program)]),
 }
 
 

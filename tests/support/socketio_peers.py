@@ -15,7 +15,7 @@ import trio
 
 from support.peers import SOURCES, build_program
 
-__all__ = ["Program", "main_server", "sample_agent"]
+__all__ = ["Program", "engineio3_client", "main_server", "sample_agent", "sample_agent_command"]
 
 API_KEY = "the-api-key-of-proxy-1"
 PROXY_ID = "proxy-1"
@@ -92,6 +92,15 @@ async def main_server(**options: object) -> AsyncIterator[tuple[Program, int]]:
         yield program, port
 
 
+def sample_agent_command(language: str) -> list[str]:
+    """What starts the sample agent in "node", "python" or "go"; builds it first where need be."""
+    if language == "node":
+        return build_program("socketio", "sample_agent")
+    if language == "go":
+        return build_program("socketio_go", "sample_agent")
+    return [sys.executable, str(SOURCES / "socketio" / "sample_agent.py")]
+
+
 @asynccontextmanager
 async def sample_agent(
     language: str,
@@ -101,16 +110,26 @@ async def sample_agent(
     api_key: str = API_KEY,
     options: Mapping[str, object] | None = None,
 ) -> AsyncIterator[Program]:
-    """A sample agent of the specification, "node" or "python". It is killed at the block's end."""
-    if language == "node":
-        command = build_program("socketio", "sample_agent")
-    else:
-        command = [sys.executable, str(SOURCES / "socketio" / "sample_agent.py")]
+    """A sample agent of the specification, in that language. It is killed at the block's end."""
     environment = {
+        **_who(port, proxy_id, api_key),
+        "CLIENT_OPTIONS": json.dumps(options or {}),
+    }
+    async with running(sample_agent_command(language), environment) as program:
+        yield program
+
+
+@asynccontextmanager
+async def engineio3_client(port: int) -> AsyncIterator[Program]:
+    """The Go library of the specification's listing, which tells how its handshakes ended."""
+    command = build_program("socketio_go", "engineio3")
+    async with running(command, _who(port, PROXY_ID, API_KEY)) as program:
+        yield program
+
+
+def _who(port: int, proxy_id: str, api_key: str) -> dict[str, str]:
+    return {
         "SERVER_URL": f"http://127.0.0.1:{port}",
         "PROXY_ID": proxy_id,
         "API_KEY": api_key,
-        "CLIENT_OPTIONS": json.dumps(options or {}),
     }
-    async with running(command, environment) as program:
-        yield program

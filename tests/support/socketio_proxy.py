@@ -88,7 +88,10 @@ class AgentSide:
 
 @asynccontextmanager
 async def agent_side(
-    *agents: SocketIOAgent, limits: LimitsConfig | None = None, path: str = "/socket.io/"
+    *agents: SocketIOAgent,
+    limits: LimitsConfig | None = None,
+    path: str = "/socket.io/",
+    port: int = 0,
 ) -> AsyncIterator[AgentSide]:
     """The proxy's side for the length of the block; by default PROXY_ID may connect."""
     config = ProxyConfig(
@@ -103,7 +106,7 @@ async def agent_side(
     server.configure(agent_settings(config), config.socketio.agents)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
         handle = partial(_handle, server)
         await nursery.start(partial(trio.serve_listeners, handle, listeners))
         try:

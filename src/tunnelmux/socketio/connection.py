@@ -155,8 +155,7 @@ class Socket:
         """One namespace is all there is on a connection."""
         if packet.kind != CONNECT:
             raise BadPacket("it belongs to a namespace that was not joined")
-        message: dict[str, object] = {"message": "one namespace for each connection"}
-        await self._send(SocketPacket(CONNECT_ERROR, packet.namespace, message))
+        await self._send(_refusal(packet.namespace, "one namespace for each connection"))
 
     async def _send(self, packet: SocketPacket) -> None:
         try:
@@ -278,8 +277,7 @@ class SocketIOServer(EngineServer):
         try:
             admitted = self._admit(packet.namespace, session.query, auth, session.remote)
         except Refusal as refusal:
-            answer: dict[str, object] = {"message": str(refusal)}
-            error = SocketPacket(CONNECT_ERROR, packet.namespace, answer)
+            error = _refusal(packet.namespace, str(refusal))
             await session.engine.send(encode_socket_packet(error))
             return None
         session.trust()
@@ -288,3 +286,8 @@ class SocketIOServer(EngineServer):
             encode_socket_packet(SocketPacket(CONNECT, packet.namespace, welcome))
         )
         return admitted
+
+
+def _refusal(namespace: str, message: str) -> SocketPacket:
+    # With `data`, which may be left out: the Go client of zishang520 hides the message without it.
+    return SocketPacket(CONNECT_ERROR, namespace, {"message": message, "data": {}})

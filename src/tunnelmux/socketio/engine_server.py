@@ -59,6 +59,11 @@ _CLOSING = 0.25
 
 _GOODBYE = 1.0  # s a session's last packets may take
 
+_WRONG_VERSION = (
+    "Unsupported protocol version: this server speaks Engine.IO 4, "
+    "as clients of Socket.IO 3 and 4 do"
+)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
@@ -371,7 +376,7 @@ class EngineServer:
     async def _serve_polling(
         self, server: ServerConnection, request: RequestHead, remote: str
     ) -> None:
-        query = self._checked_query(request, "polling")
+        query = self._checked_query(request, "polling", remote)
         if "sid" not in query:
             if request.method != b"GET":
                 raise _BadRequest(2, "Bad handshake method")
@@ -392,7 +397,7 @@ class EngineServer:
         self, server: ServerConnection, request: RequestHead, remote: str
     ) -> None:
         try:
-            query = self._checked_query(request, "websocket")
+            query = self._checked_query(request, "websocket", remote)
             known = self._find_polling(query["sid"]) if "sid" in query else None
             if known is None:
                 self._check_room()
@@ -427,7 +432,7 @@ class EngineServer:
         except (WebSocketOver, trio.TooSlowError):
             raise _BadRequest(3, "Bad request") from None
 
-    def _checked_query(self, request: RequestHead, transport: str) -> dict[str, str]:
+    def _checked_query(self, request: RequestHead, transport: str, remote: str) -> dict[str, str]:
         target = request.target.decode("ascii", "replace")
         path, _, encoded = target.partition("?")
         if path.rstrip("/") != self.settings.path.rstrip("/"):
@@ -436,8 +441,13 @@ class EngineServer:
             query = dict(parse_qsl(encoded, max_num_fields=64))
         except ValueError:
             raise _BadRequest(3, "Bad request") from None
-        if query.get("EIO") != "4":
-            raise _BadRequest(5, "Unsupported protocol version")
+        version = query.get("EIO")
+        if version != "4":
+            if version in ("2", "3"):  # its own error often keeps back what is answered here
+                fix = "use a client of Socket.IO 3 or 4 there"
+                cause = f"it speaks Engine.IO {version}"
+                _log.warning("client refused", remote=remote, cause=cause, fix=fix)
+            raise _BadRequest(5, _WRONG_VERSION)
         if query.get("transport") != transport:
             raise _BadRequest(0, "Transport unknown")
         return query
