@@ -17,6 +17,7 @@ from tunnelmux.commands import (
     Exited,
     InvalidEvent,
     Output,
+    SshUse,
     Started,
     Truncated,
     collect,
@@ -27,18 +28,27 @@ from tunnelmux.commands import (
 
 STREAMS = st.sampled_from(["stdout", "stderr"])
 COUNTS = st.integers(0, 2**63 - 1)
+MICROSECONDS = st.integers(0, 10**9).map(lambda micro: micro / 1e6)
+SSH_USES = st.none() | st.builds(
+    SshUse,
+    st.sampled_from([None, "new", "reused", "failed"]),
+    st.none() | MICROSECONDS,
+    st.integers(0, 10_000),
+    st.floats(0, 86_400),
+)
 EVENTS = (
-    st.builds(Started, st.text(), st.floats(0, 1e12))
+    st.builds(Started, st.text(), st.floats(0, 1e12), SSH_USES)
     | st.builds(Output, STREAMS, st.binary())
     | st.builds(Truncated, STREAMS, COUNTS)
     | st.builds(
         Exited,
         COUNTS,
-        st.integers(0, 10**9).map(lambda micro: micro / 1e6),
+        MICROSECONDS,
         COUNTS,
         COUNTS,
         st.none() | st.sampled_from(sorted(REASONS)),
         st.none() | st.text(),
+        SSH_USES,
     )
 )
 
@@ -76,6 +86,47 @@ def test_the_lines_are_these() -> None:
     ]
     for event, wanted in lines:
         assert json.loads(encode_event(event)) == wanted
+    told = json.loads(encode_event(Started("c1", 1.5, SshUse("new", 0.25, 3, 65.0))))
+    assert told["ssh"] == {"connection": "new", "seconds": 0.25, "pooled": 3, "keptFor": 65.0}
+    told = json.loads(encode_event(Exited(0, ssh=SshUse(pooled=1))))
+    assert told["ssh"] == {"pooled": 1, "keptFor": 0.0}
+
+
+SOUND_SSH = {"connection": "new", "seconds": 0.5, "pooled": 2, "keptFor": 60}
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        None,
+        [],
+        "new",
+        {},
+        SOUND_SSH | {"connection": "stolen"},
+        SOUND_SSH | {"connection": ["new"]},
+        SOUND_SSH | {"seconds": "1"},
+        SOUND_SSH | {"seconds": -1},
+        SOUND_SSH | {"seconds": float("nan")},
+        SOUND_SSH | {"pooled": -1},
+        SOUND_SSH | {"pooled": 1.5},
+        SOUND_SSH | {"pooled": True},
+        SOUND_SSH | {"pooled": 10**30},
+        SOUND_SSH | {"keptFor": None},
+        SOUND_SSH | {"keptFor": float("inf")},
+    ],
+    ids=str,
+)
+def test_what_cannot_be_true_of_a_pool_is_left_out_and_costs_no_command(said: object) -> None:
+    line = json.dumps({"event": "started", "commandId": "c", "at": 1, "ssh": said}).encode()
+    assert decode_event(line) == Started("c", 1.0)
+    end = json.loads(encode_event(Exited(3, 0.5))) | {"ssh": said}
+    assert decode_event(json.dumps(end).encode()) == Exited(3, 0.5)
+
+
+def test_what_is_too_much_for_a_pool_is_cut() -> None:
+    said = SOUND_SSH | {"pooled": 2**62, "keptFor": 1e300}
+    line = json.dumps({"event": "started", "commandId": "c", "at": 1, "ssh": said}).encode()
+    assert decode_event(line) == Started("c", 1.0, SshUse("new", 0.5, 10_000, 86_400.0))
 
 
 @pytest.mark.parametrize(

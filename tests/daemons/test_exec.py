@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import urllib.request
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
@@ -127,6 +128,35 @@ async def test_a_command_runs_on_a_device_and_is_written_down_twice(site: Site) 
         assert (line["stdout_bytes"], line["stderr_bytes"]) == (3, 3)
         assert str(line["asked_by"]).startswith("127.0.0.1:")
         assert site.key.splitlines()[2] not in json.dumps(line)
+
+
+async def test_metrics_tell_how_commands_came_by_their_ssh_connections(site: Site) -> None:
+    def read() -> str:
+        headers = {"Authorization": f"Bearer {SECRET}"}
+        request = urllib.request.Request(f"{site.url}/metrics", headers=headers)
+        with urllib.request.urlopen(request, timeout=10) as answer:
+            return str(answer.read(), "utf-8")
+
+    async def ssh_figures() -> dict[str, float]:
+        text = await trio.to_thread.run_sync(read)
+        lines = [line for line in text.splitlines() if line.startswith("tunnelmux_ssh_")]
+        return {name: float(value) for name, value in (line.rsplit(" ", 1) for line in lines)}
+
+    agent = await site.start_agent()
+    for _ in range(3):
+        assert (await run(site, "dev1", site.request("true")))[2].exit_code == 0
+    assert (await run(site, "dev1", site.request("true", port=1)))[2].reason == "refused"
+    figures = await ssh_figures()
+    for result, count in {"new": 1, "reused": 2, "failed": 1}.items():
+        assert figures[f'tunnelmux_ssh_connects_total{{result="{result}"}}'] == count
+    assert figures["tunnelmux_ssh_connect_seconds_count"] == 1
+    assert 0 < figures["tunnelmux_ssh_connect_seconds_sum"] < 15
+    assert figures["tunnelmux_ssh_pooled_connections"] == 1
+
+    agent.send_signal(signal.SIGKILL)
+    with trio.fail_after(10):
+        while (await ssh_figures())["tunnelmux_ssh_pooled_connections"]:  # noqa: ASYNC110
+            await trio.sleep(0.05)
 
 
 async def test_ten_mebibytes_come_up_to_the_limit_and_are_counted_whole(site: Site) -> None:

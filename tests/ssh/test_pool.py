@@ -12,7 +12,7 @@ import trio
 from support.blackhole import blackhole_relay
 from support.ssh_client import Asker, descriptors, nothing_open, processes_with, until
 from support.sshd import running_sshd
-from tunnelmux.commands import CommandResult, Started
+from tunnelmux.commands import CommandRequest, CommandResult, Exited, SshUse, Started
 from tunnelmux.config import Address
 from tunnelmux.ssh import SshPool, open_pool
 
@@ -32,6 +32,12 @@ async def run_many(pool: SshPool, ask: Asker, commands: list[str]) -> list[Comma
     return [results[number] for number in range(len(commands))]
 
 
+async def uses(pool: SshPool, request: CommandRequest) -> list[SshUse | None]:
+    """What the events of one command say of the pool, in order."""
+    async with pool.execute(request) as events:
+        return [event.ssh async for event in events if isinstance(event, Started | Exited)]
+
+
 def numbered(count: int, pause: str = "0.05") -> list[str]:
     return [f"sleep {pause}; echo {number}" for number in range(count)]
 
@@ -44,6 +50,55 @@ async def test_a_connection_is_used_again(pool: SshPool, ask: Asker) -> None:
     for number in range(4):
         assert (await pool.run(ask(f"echo {number}"))).stdout == f"{number}\n"
     assert (pool.figures.connects, pool.figures.reused) == (1, 3)
+
+
+async def test_a_command_says_how_it_came_by_its_connection(
+    pool: SshPool, ask: Asker, unused_port: int
+) -> None:
+    kept = 60.0 + 5.0  # idle_connection, and the time between two looks
+    began = trio.current_time()
+    started, exited = await uses(pool, ask("true"))
+    assert started is not None and started.seconds is not None
+    assert 0 < started.seconds < trio.current_time() - began
+    assert started == SshUse("new", started.seconds, 1, kept)
+    assert exited == SshUse(None, None, 1, kept)
+    assert await uses(pool, ask("true")) == [
+        SshUse("reused", None, 1, kept),
+        SshUse(None, None, 1, kept),
+    ]
+    [failed] = await uses(pool, ask("true", port=unused_port))
+    assert failed is not None and failed.seconds is not None
+    assert failed == SshUse("failed", failed.seconds, 1, kept)
+
+
+async def test_a_connection_counts_as_new_for_one_of_all_who_waited_for_it(
+    login, ask: Asker, unused_port: int
+) -> None:
+    async def came_by(pool: SshPool, **more: object) -> list[str | None]:
+        found: list[str | None] = []
+
+        async def one() -> None:
+            first = (await uses(pool, ask("sleep 0.1", **more)))[0]
+            assert first is not None
+            found.append(first.came_by)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(4):
+                nursery.start_soon(one)
+        return sorted(found, key=str)
+
+    async with open_pool(login()) as pool:
+        assert await came_by(pool) == ["new", "reused", "reused", "reused"]
+        assert await came_by(pool, port=unused_port) == [None, None, None, "failed"]
+
+
+async def test_a_connection_that_came_too_late_counts_as_failed(pool: SshPool, ask: Asker) -> None:
+    async with blackhole_relay(ask("true").port) as relay:
+        relay.swallow()
+        [late] = await uses(pool, ask("true", port=relay.port, timeout=0.3))
+    assert late is not None and late.seconds is not None
+    assert (late.came_by, late.pooled) == ("failed", 0)
+    assert late.seconds > 0
 
 
 async def test_one_connection_is_made_for_all_who_wait_for_one(login, ask: Asker) -> None:

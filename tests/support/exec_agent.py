@@ -78,6 +78,11 @@ class ExecAgent:
                 for _ in range(int(rest) // 32_768):
                     await self._tell(peer, Output("stdout", b"x" * 32_768))
                 await self._tell(peer, Truncated("stdout", int(rest)), Exited(0, 1.0, int(rest)))
+            case "ssh":  # the `ssh` of its started and its exit, whatever they are
+                events: list[Event] = [started, Exited(0, 0.1)]
+                for event, said in zip(events, json.loads(rest), strict=True):
+                    content = json.loads(encode_event(event)) | {"ssh": said}
+                    await peer.send(json.dumps(content).encode("ascii") + b"\n")
             case "fail":
                 await self._tell(peer, failure(rest, f"it was {rest}"))
             case "cut":

@@ -15,10 +15,12 @@ __all__ = [
     "EXIT_FORBIDDEN",
     "EXIT_TIMEOUT",
     "REASONS",
+    "CameBy",
     "Event",
     "Exited",
     "InvalidEvent",
     "Output",
+    "SshUse",
     "Started",
     "StreamName",
     "Truncated",
@@ -55,9 +57,34 @@ changed."""
 
 StreamName = Literal["stdout", "stderr"]
 
+CameBy = Literal["new", "reused", "failed"]
+
+_MAX_POOLED = 10_000
+# Connections that one agent is believed to have; exec.max_connections is 64 by default.
+
+_MAX_KEPT = 86_400.0  # s that they are believed to last; exec.idle_connection is 60 by default
+
 
 class InvalidEvent(ValueError):
     """A line that is no event: whoever sent it does not speak this format."""
+
+
+@dataclass(frozen=True, slots=True)
+class SshUse:
+    """What a command meant for the pool of SSH connections it was run with."""
+
+    came_by: CameBy | None = None
+    """How it came by its connection: one was made for it, one was there or made for another, or
+    the one that was to be made for it failed. None when that was told before, or there was none."""
+
+    seconds: float | None = None
+    """What the making took, where it was for this command."""
+
+    pooled: int = 0
+    """Connections in the pool at that moment."""
+
+    kept_for: float = 0.0
+    """Seconds after which the pool has closed those that nobody used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +94,9 @@ class Started:
     command_id: str
     at: float
     """Seconds since the epoch, by the clock of the machine that asked the SSH server."""
+
+    ssh: SshUse | None = None
+    """None where whoever ran the command does not say."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +130,8 @@ class Exited:
     stderr_bytes: int = 0
     reason: str | None = None
     message: str | None = None
+    ssh: SshUse | None = None
+    """As that of Started."""
 
 
 Event = Started | Output | Truncated | Exited
@@ -118,7 +150,7 @@ def encode_event(event: Event) -> bytes:
         case Output(stream, data):
             content = {"event": stream, "data": base64.b64encode(data).decode("ascii")}
         case Started(command_id, at):
-            content = {"event": "started", "commandId": command_id, "at": at}
+            content = {"event": "started", "commandId": command_id, "at": at, **_ssh(event)}
         case Truncated(stream, limit):
             content = {"event": "truncated", "stream": stream, "limit": limit}
         case Exited():
@@ -133,6 +165,7 @@ def encode_event(event: Event) -> bytes:
                 content["reason"] = event.reason
             if event.message is not None:
                 content["message"] = event.message
+            content |= _ssh(event)
     return json.dumps(content, separators=(",", ":")).encode("ascii") + b"\n"
 
 
@@ -148,7 +181,7 @@ def decode_event(line: bytes) -> Event:
         case "stdout" | "stderr" as stream:
             return Output(cast("StreamName", stream), _data(content))
         case "started":
-            return Started(_text(content, "commandId"), _number(content, "at"))
+            return Started(_text(content, "commandId"), _number(content, "at"), _ssh_use(content))
         case "truncated":
             stream = _text(content, "stream")
             if stream not in ("stdout", "stderr"):
@@ -162,9 +195,38 @@ def decode_event(line: bytes) -> Event:
                 _count(content, "stderrBytes"),
                 _optional_text(content, "reason"),
                 _optional_text(content, "message"),
+                _ssh_use(content),
             )
         case _:
             raise InvalidEvent("event must be started, stdout, stderr, truncated or exit")
+
+
+def _ssh(event: Started | Exited) -> dict[str, object]:
+    use = event.ssh
+    if use is None:
+        return {}
+    content: dict[str, object] = {"pooled": use.pooled, "keptFor": use.kept_for}
+    if use.came_by is not None:
+        content["connection"] = use.came_by
+    if use.seconds is not None:
+        content["seconds"] = round(use.seconds, 6)
+    return {"ssh": content}
+
+
+def _ssh_use(content: Mapping[str, Any]) -> SshUse | None:
+    """What an event says of the pool, or None where that cannot be: no command is lost over it."""
+    said = content.get("ssh")
+    if not isinstance(said, Mapping):
+        return None
+    came_by = said.get("connection")
+    if came_by not in (None, "new", "reused", "failed"):
+        return None
+    try:
+        seconds = None if said.get("seconds") is None else _number(said, "seconds")
+        pooled, kept_for = _count(said, "pooled"), _number(said, "keptFor")
+    except InvalidEvent:
+        return None
+    return SshUse(came_by, seconds, min(pooled, _MAX_POOLED), min(kept_for, _MAX_KEPT))
 
 
 def _data(content: Mapping[str, Any]) -> bytes:

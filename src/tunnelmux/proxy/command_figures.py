@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from weakref import WeakKeyDictionary
+
+import trio
 from prometheus_client import Counter, Histogram
 from prometheus_client.registry import Collector
 
-from tunnelmux.commands import REASONS, Exited
+from tunnelmux.commands import REASONS, CameBy, Exited, SshUse
+from tunnelmux.sessions import SessionHandle
 
-__all__ = ["PROXY_REASONS", "CommandFigures"]
+__all__ = ["PROXY_REASONS", "CommandFigures", "PooledConnections"]
 
 PROXY_REASONS: dict[str, str] = {
     "aborted": "Another device's command failed first, and abortOnError was set.",
@@ -25,6 +30,8 @@ PROXY_REASONS: dict[str, str] = {
 never changed."""
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
+
+_CONNECT_SECONDS = _SECONDS[: _SECONDS.index(30) + 1]  # exec.login_timeout ends it long before
 
 
 class CommandFigures:
@@ -61,10 +68,38 @@ class CommandFigures:
             registry=None,
         )
 
+        self._connects = Counter(
+            "tunnelmux_ssh_connects",
+            "Commands by how they came by an SSH connection, where their agent says: one was made "
+            "for it (new), was there or made for another (reused), or could not be made (failed).",
+            ["result"],
+            registry=None,
+        )
+        self._connect_seconds = Histogram(
+            "tunnelmux_ssh_connect_seconds",
+            "Duration of making an SSH connection: looking up, connecting, logging in.",
+            registry=None,
+            buckets=_CONNECT_SECONDS,
+        )
+
     @property
     def collectors(self) -> tuple[Collector, ...]:
         """What to register with Prometheus."""
-        return (self._ended, self._seconds, self._start_seconds, self._bytes, self._moved)
+        return (
+            self._ended,
+            self._seconds,
+            self._start_seconds,
+            self._bytes,
+            self._moved,
+            self._connects,
+            self._connect_seconds,
+        )
+
+    def came_by(self, way: CameBy, seconds: float | None) -> None:
+        """A command's agent said how it came by its SSH connection, and what making one took."""
+        self._connects.labels(way).inc()
+        if way == "new" and seconds is not None:
+            self._connect_seconds.observe(seconds)
 
     def started(self, seconds: float) -> None:
         """A command was started `seconds` after it was asked for."""
@@ -90,3 +125,27 @@ def _outcome(end: Exited | None) -> str:
         return "failed" if end.exit_code else "ok"
     # A code of an agent's own invention would be a series of its own.
     return end.reason if end.reason in REASONS or end.reason in PROXY_REASONS else "other"
+
+
+class PooledConnections:
+    """The SSH connections that the agents of live sessions keep, as they last said.
+
+    An agent speaks of them with its commands only, so what it said counts until it must have closed
+    them all, if no command of it runs. A session takes its figure with it.
+    """
+
+    def __init__(self) -> None:
+        self._said: WeakKeyDictionary[SessionHandle, tuple[int, float]] = WeakKeyDictionary()
+
+    def note(self, session: SessionHandle, use: SshUse) -> None:
+        """The agent of that session has spoken."""
+        self._said[session] = (use.pooled, trio.current_time() + use.kept_for)
+
+    def count(self, is_busy: Callable[[str], bool]) -> int:
+        """How many there are; `is_busy` says whether a device runs a command now."""
+        now = trio.current_time()
+        return sum(
+            pooled
+            for session, (pooled, until) in list(self._said.items())
+            if not session.is_closed and (now <= until or is_busy(session.device))
+        )

@@ -29,7 +29,7 @@ from tunnelmux.errors import TunnelmuxError
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import AuditLog, get_logger
 from tunnelmux.proxy.audit_trail import AuditTrail
-from tunnelmux.proxy.command_figures import CommandFigures
+from tunnelmux.proxy.command_figures import CommandFigures, PooledConnections
 from tunnelmux.proxy.device_target import DeviceTarget, tunnel_name
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.routing import Router
@@ -97,6 +97,7 @@ class Dispatcher:
     ) -> None:
         self.audit = audit or AuditLog()
         self.figures = CommandFigures()
+        self._pooled = PooledConnections()
         self._store = store
         self._devices = devices
         self._router = Router(store, devices)
@@ -207,6 +208,10 @@ class Dispatcher:
             "tunnelmux_commands_waiting": ("Commands over limits.max_commands.", waiting),
             "tunnelmux_command_agents": ("Agents without a tunnel.", len(self._targets)),
             "tunnelmux_audit_failures": ("Records no sink took.", self.audit.failures),
+            "tunnelmux_ssh_pooled_connections": (
+                "SSH connections that connected devices keep for commands, as they last said.",
+                self._pooled.count(lambda device: self._busy[tunnel_name(device)] > 0),
+            ),
         }
 
     # -- running ------------------------------------------------------------------------------
@@ -214,22 +219,28 @@ class Dispatcher:
     async def run(self, name: str, request: CommandRequest, *, asked_by: str, emit: Emit) -> Exited:
         """Run one command on the least busy target of this name, and wait for its end.
 
-        `emit` is called with each event but the last, which is the answer. Waits while
+        `emit` is called with each event but the last, which is the answer; what they say of SSH
+        connections is counted and left out. Waits while
         `limits.max_commands` run; each of those ends within its timeout. Cancelling ends the
         command.
         """
         trail = AuditTrail(self.audit, request, device=name, asked_by=asked_by)
+        told: set[str] = set()
 
         async def pass_on(event: Event) -> None:
             trail.see(event)
             if isinstance(event, Started):
                 self.figures.started(trail.duration)
+                self._note_ssh(name, event, told)
+                event = replace(event, ssh=None)
             await emit(event)
 
         end: Exited | None = None
         try:
             async with self._places:
                 end = await self._run(name, request, asked_by, pass_on)
+            self._note_ssh(name, end, told)
+            end = replace(end, ssh=None)
             if not end.duration:  # whoever failed had no clock at hand
                 end = replace(end, duration=trail.duration)
             trail.see(end)
@@ -237,6 +248,18 @@ class Dispatcher:
         finally:
             trail.close()
             self.figures.ended(end, trail.duration)
+
+    def _note_ssh(self, name: str, event: Started | Exited, told: set[str]) -> None:
+        """Note what the agent says of its SSH connections; each of a command's once."""
+        use = event.ssh
+        if use is None:
+            return
+        if use.came_by is not None and not told:
+            told.add(use.came_by)
+            self.figures.came_by(use.came_by, use.seconds)
+        session = self._store.live_device(name)
+        if session is not None:
+            self._pooled.note(session, use)
 
     async def _run(self, name: str, request: CommandRequest, asked_by: str, emit: Emit) -> Exited:
         refused: Exited | None = None

@@ -11,7 +11,16 @@ from dataclasses import dataclass
 import asyncssh
 import trio
 
-from tunnelmux.commands import CommandRequest, CommandResult, Event, Exited, collect, failure
+from tunnelmux.commands import (
+    CameBy,
+    CommandRequest,
+    CommandResult,
+    Event,
+    Exited,
+    SshUse,
+    collect,
+    failure,
+)
 from tunnelmux.observability import get_logger
 from tunnelmux.ssh.bridge import Bridge, open_bridge
 from tunnelmux.ssh.channel import Channel
@@ -64,6 +73,20 @@ class _Attempt:
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
         self.error: SshFailure | None = None
+        self._began = trio.current_time()
+        self._result: CameBy | None = None
+        self._seconds = 0.0
+
+    def end(self, result: CameBy) -> None:
+        """The connection is there, or will never be."""
+        self._result = result
+        self._seconds = trio.current_time() - self._began
+
+    def tell(self, run: Run) -> None:
+        """Give the result to a command that waited; to the first only, so that it counts once."""
+        if self._result is not None:
+            run.came_by, run.connect_seconds = self._result, self._seconds
+            self._result = None
 
 
 class _Group:
@@ -108,7 +131,7 @@ class SshPool:
         asked_by: str = "",  # noqa: ARG002
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Run one command. See `tunnelmux.commands.Executor`."""
-        run = Run(self._bridge, request, self._limits.max_output)
+        run = Run(self._bridge, request, self._limits.max_output, self._now)
         self.figures.commands += 1
         if self._closing:
             run.finish(failure("lost", "this program is shutting down"))
@@ -136,7 +159,7 @@ class SshPool:
             with run.scope:
                 with trio.CancelScope(deadline=run.deadline):
                     while opening is None or opening.refused:
-                        connection = await self._acquire(key, run.request)
+                        connection = await self._acquire(key, run)
                         # Nobody else can have taken the place: no await lies in between.
                         run.channel = Channel(run.deliver)
                         opening = connection.open(run.request, run.channel)
@@ -241,7 +264,7 @@ class SshPool:
 
     # -- connections ------------------------------------------------------------------------
 
-    async def _acquire(self, key: LoginKey, request: CommandRequest) -> Connection:
+    async def _acquire(self, key: LoginKey, run: Run) -> Connection:
         """A connection with room for one more command. Raises SshFailure when none can be made."""
         group = self._groups.setdefault(key, _Group())
         waited = False
@@ -249,10 +272,11 @@ class SshPool:
             for connection in group.connections:
                 if connection.usable:
                     self.figures.reused += not waited
+                    run.came_by = run.came_by or "reused"
                     return connection
-            attempt = self._attempt(key, request, group)
+            attempt = self._attempt(key, run.request, group)
             waited = True
-            await self._wait_in(key, group)
+            await self._wait_in(key, group, attempt, run)
             if attempt is not None and attempt.error is not None and not group.connections:
                 raise SshFailure(attempt.error.reason, str(attempt.error))
 
@@ -272,7 +296,9 @@ class SshPool:
         self._nursery.start_soon(self._make, key, request, group, group.attempt)
         return group.attempt
 
-    async def _wait_in(self, key: LoginKey, group: _Group) -> None:
+    async def _wait_in(
+        self, key: LoginKey, group: _Group, attempt: _Attempt | None, run: Run
+    ) -> None:
         event = trio.Event()
         group.waiting.append(event)
         try:
@@ -284,8 +310,12 @@ class SshPool:
                 group.waiting.remove(event)
             if group.attempt is not None and not group.waiting:
                 group.attempt.scope.cancel(reason="nobody waits for the connection any more")
+                group.attempt.end("failed")
             self._forget(key, group)
             raise
+        finally:
+            if attempt is not None:
+                attempt.tell(run)
 
     async def _make(
         self, key: LoginKey, request: CommandRequest, group: _Group, attempt: _Attempt
@@ -297,9 +327,11 @@ class SshPool:
                 connection = await connect(self._bridge, key, request, self._login)
                 group.connections.append(connection)
                 self.figures.connects += 1
+                attempt.end("new")
         except SshFailure as problem:
             self.figures.connect_failures += 1
             attempt.error = problem
+            attempt.end("failed")
             group.no_attempt_before = trio.current_time() + ATTEMPT_PAUSE
             _log.info("ssh connection failed", host=str(key), reason=problem.reason)
         finally:
@@ -361,6 +393,10 @@ class SshPool:
         """Connections that commands can be given to."""
         return sum(len(group.connections) for group in self._groups.values())
 
+    def _now(self) -> SshUse:
+        most = self._limits.idle_connection
+        return SshUse(pooled=self.connection_count, kept_for=most + _reap_interval(most))
+
     @property
     def running(self) -> int:
         """Commands that are not over, those included whose end is still being seen to."""
@@ -376,7 +412,7 @@ class SshPool:
         """Close connections that nobody used for `idle_connection` seconds."""
         most = self._limits.idle_connection
         while True:
-            await trio.sleep(min(REAP_INTERVAL, most / 2))
+            await trio.sleep(_reap_interval(most))
             old = trio.current_time() - most
             for connection in self.connections():
                 if not connection.running and connection.idle_since <= old:
@@ -400,6 +436,10 @@ class SshPool:
                     nursery.start_soon(connection.close)
         for connection in self.connections():
             connection.abort()
+
+
+def _reap_interval(idle_connection: float) -> float:
+    return min(REAP_INTERVAL, idle_connection / 2)
 
 
 async def _to_its_end(bridge: Bridge, channel: Channel) -> None:

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
+from dataclasses import replace
 
 import trio
 
 from tunnelmux.commands import (
+    CameBy,
     CommandRequest,
     Event,
     Exited,
     Output,
+    SshUse,
     Started,
     StreamName,
     Truncated,
@@ -32,7 +36,10 @@ LARGEST_PIECE = 65_536
 class Run:
     """What the caller of a command holds: its events, in order, and the way to give it up."""
 
-    def __init__(self, bridge: Bridge, request: CommandRequest, limit: int) -> None:
+    def __init__(
+        self, bridge: Bridge, request: CommandRequest, limit: int, pool_now: Callable[[], SshUse]
+    ) -> None:
+        """`pool_now` says how large the pool is; how this command used it is added to that."""
         self.request = request
         self.started = trio.current_time()
         self.deadline = self.started + request.timeout
@@ -46,6 +53,11 @@ class Run:
         """How many connections were found dead before it could be asked for."""
         self.cut: Exited | None = None
         """The end to report when it was not the command's time that was over."""
+        self.came_by: CameBy | None = None
+        """How it came by its connection, until an event has told that."""
+        self.connect_seconds: float | None = None
+        """What making that took, where it was made for this command."""
+        self._pool_now = pool_now
         self._bridge = bridge
         self._limit = limit
         self._counted: dict[StreamName, int] = {"stdout": 0, "stderr": 0}
@@ -110,7 +122,7 @@ class Run:
         """The server runs it. Its output may have told so before."""
         if not self._is_started:
             self._is_started = True
-            self._put(Started(self.request.command_id, time.time()))
+            self._put(Started(self.request.command_id, time.time(), self._tell_use()))
 
     def deliver(self, stream: StreamName, data: bytes) -> bool:
         """Take output; answers whether more may come at once."""
@@ -137,11 +149,17 @@ class Run:
             self._counted["stderr"],
             end.reason,
             end.message,
+            self._tell_use(),
         )
         for stream in self._truncated:
             self._put(Truncated(stream, self._limit))
         self._put(self._end)
         self.over.set()
+
+    def _tell_use(self) -> SshUse:
+        use = replace(self._pool_now(), came_by=self.came_by, seconds=self.connect_seconds)
+        self.came_by = self.connect_seconds = None
+        return use
 
     def _put(self, event: Event) -> None:
         self._events.append(event)
