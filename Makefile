@@ -6,7 +6,7 @@
 # make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
 # make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
-# make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
+# make bench   tunnelmux and its peers side by side: 25 minutes, nginx, wrk  (ARGS=--help)
 # make build   the compiled modules, in place
 # make clean   remove all that these made
 #
@@ -74,7 +74,7 @@ stubs: .venv/.check build
 layers: .venv/.check
 	$(call quietly,$(BIN)/lint-imports)
 
-bench: build
+bench: .venv/.bench build
 	@$(BIN)/python -m bench $(ARGS)
 
 build: .venv/.built
@@ -135,6 +135,10 @@ build/sanitize/.built: .venv/.installed $(SOURCES)
 
 .venv/.fuzz: .venv/.installed
 	$(call quietly,$(PIP) install --group fuzz)
+	@touch $@
+
+.venv/.bench: .venv/.installed
+	$(call quietly,$(PIP) install --group bench)
 	@touch $@
 
 .venv/.test: .venv/.installed

@@ -1,4 +1,4 @@
-"""`make bench`, or `python -m bench`: all tunnels side by side, and the micro-benchmarks."""
+"""`make bench`, or `python -m bench`: tunnels and SSH clients side by side, micro-benchmarks."""
 
 from __future__ import annotations
 
@@ -22,22 +22,26 @@ from bench.processes import Started, StartFailure
 from bench.ratios import WS
 from bench.report import Result, make_result, print_ratios, write
 from bench.rounds import Outcome, prepare, run_rounds, scratch_folder
+from bench.ssh import CLIENTS, LEVELS, SSH, measure_ssh
 from bench.tree import IMAGES, RESULTS, ROOT
 
 TUNNELS = "tunnels"
 AGENTS = "agents"
+PARTS = (TUNNELS, SSH, *micro.PARTS)
+"""What runs when nothing is named."""
 PARTIAL_RESULTS = ROOT / "build" / "bench"
 LEAST_ROUNDS = 3
 """A median of fewer is none."""
 
 EXAMPLES = f"""\
 examples:
-  make bench                                  everything: about 20 minutes on two cores
-  make bench ARGS=frame                       one part; parts: {TUNNELS}, {", ".join(micro.PARTS)},
+  make bench                                  everything: about 25 minutes on two cores
+  make bench ARGS=frame                       one part; parts: {", ".join(PARTS)},
                                               and {", ".join(micro.SLOW_PARTS)} (only by name)
+  make bench ARGS="ssh --columns ssh-10"      commands over SSH, ten at once
   make bench ARGS="tunnels --peers tunnelmux-ws,openssh --columns keepalive --rounds 1 --seconds 2"
   make bench ARGS="tunnels --columns agents --agents 1000"
-  make bench ARGS=--list                      the tunnels and the columns
+  make bench ARGS=--list                      the tunnels, SSH clients and columns
   python bench/compare.py OLD.json NEW.json   fails on a regression beyond the noise
 
 A whole run writes bench/results/DATE-COMMIT.json and .md, and the charts in docs/images. Any other,
@@ -52,19 +56,20 @@ def parse_arguments() -> argparse.Namespace:
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parts = (TUNNELS, *micro.PARTS, *micro.SLOW_PARTS)
+    parts = (*PARTS, *micro.SLOW_PARTS)
     parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(parts))
-    parser.add_argument("--peers", help="only these tunnels, by commas; direct is always there")
+    parser.add_argument(
+        "--peers", help="only these tunnels and SSH clients, by commas; direct is always there"
+    )
     parser.add_argument("--columns", help="only these columns, by commas")
-    parser.add_argument("--rounds", type=int, default=3, help="rounds over all tunnels (3)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds over all of them (3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="base time of a column (4)")
     parser.add_argument("--agents", default="1000,10000", help="numbers of idle agents, by commas")
-    parser.add_argument("--list", action="store_true", help="name the tunnels and columns, and end")
+    parser.add_argument("--list", action="store_true", help="name tunnels, clients, columns")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(parts):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are: {', '.join(parts)}")
-    names = [peer.name for peer in PEERS]
-    arguments.peers = chosen(parser, "tunnel", arguments.peers, names)
+    arguments.peers = chosen(parser, "tunnel or SSH client", arguments.peers, peer_names())
     arguments.columns = chosen(parser, "column", arguments.columns, column_names())
     arguments.agents = [int(count) for count in arguments.agents.split(",")]
     if arguments.rounds < 1:
@@ -72,8 +77,28 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def peer_names() -> list[str]:
+    return [*(peer.name for peer in PEERS), *(client.name for client in CLIENTS)]
+
+
 def column_names() -> list[str]:
-    return [*(column.name for column in COLUMNS), AGENTS]
+    return [*(column.name for column in COLUMNS), AGENTS, *LEVELS]
+
+
+def parts_of(arguments: argparse.Namespace) -> list[str]:
+    """Those named; else all that have a peer and a column to be measured."""
+    if arguments.parts:
+        return list(arguments.parts)
+    has = {
+        TUNNELS: ({peer.name for peer in PEERS}, {*column_names()} - {*LEVELS}),
+        SSH: ({client.name for client in CLIENTS}, {*LEVELS}),
+    }
+    return [
+        part
+        for part in PARTS
+        if part not in has
+        or (has[part][0] & {*arguments.peers} and has[part][1] & {*arguments.columns})
+    ]
 
 
 def chosen(
@@ -92,6 +117,12 @@ def show_list() -> None:
     for column in COLUMNS:
         print(f"{column.name:16} {column.what}")
     print(f"{AGENTS:16} proxy memory per idle agent (once, not in every round)")
+    print("\nof the part ssh:\n")
+    for client in CLIENTS:
+        print(f"{client.name:18} {client.what}")
+    print()
+    for name, at in LEVELS.items():
+        print(f"{name:18} commands per second, {at} at once")
 
 
 def require_tools() -> str:
@@ -135,7 +166,7 @@ def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Pee
 def is_whole(arguments: argparse.Namespace) -> bool:
     return (
         not arguments.parts
-        and len(arguments.peers) == len(PEERS)
+        and len(arguments.peers) == len(peer_names())
         and len(arguments.columns) == len(column_names())
         and arguments.rounds >= LEAST_ROUNDS
     )
@@ -176,15 +207,24 @@ def main() -> int:
         return 0
     signal.signal(signal.SIGTERM, stop)
     described = machine.describe()
-    parts = arguments.parts or [TUNNELS, *micro.PARTS]
+    parts = parts_of(arguments)
     outcome = Outcome()
     peers: list[Peer] = []
+    clients: dict[str, dict[str, object]] = {}
     figures: dict[str, dict[str, object]] = {}
     with contextlib.suppress(KeyboardInterrupt):
         if TUNNELS in parts:
             peers = measure_tunnels(arguments, outcome)
+        if SSH in parts:
+            clients = measure_ssh(
+                arguments.peers,
+                [column for column in arguments.columns if column in LEVELS],
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                outcome=outcome,
+            )
         for part in parts:
-            if part != TUNNELS:
+            if part not in {TUNNELS, SSH}:
                 repeats = 1 if part in micro.SLOW_PARTS else arguments.rounds
                 figures.update(micro.measure(part, repeats))
         result = make_result(
@@ -194,7 +234,7 @@ def main() -> int:
                 "rounds": arguments.rounds,
                 "seconds": arguments.seconds,
             },
-            peers={peer.name: traits_of(peer) for peer in peers},
+            peers={peer.name: traits_of(peer) for peer in peers} | clients,
             samples=outcome.samples,
             micro=figures,
             skipped=outcome.skipped,

@@ -1,7 +1,8 @@
 """Two results side by side: `python bench/compare.py OLD NEW`.
 
-Only tunnelmux is judged. Rates are taken as shares of the direct origin in the same round, for a
-machine is not equally fast on two days; processor time and memory are taken as they are. A figure
+Only tunnelmux is judged. Rates are taken as shares of the direct origin in the same round, those of
+commands over SSH as shares of ssh with a ControlMaster, for a machine is not equally fast on two
+days; processor time and memory are taken as they are. A figure
 is worse when its median moved, to the bad side, further than the noise: the spreads of both files
 added up, and never less than 5 %, or 15 % where a file has one sample only. Exit status 1 when any
 figure is worse, 2 when the files cannot be compared.
@@ -23,13 +24,14 @@ LEAST_NOISE = 0.05
 LEAST_NOISE_OF_ONE = 0.15
 """The same where one of the files has one sample, which tells nothing about noise."""
 
-HIGHER_IS_BETTER = {"rps", "gb_per_s", "MiB/s", "GB/s"}
+HIGHER_IS_BETTER = {"rps", "gb_per_s", "commands_per_s", "MiB/s", "GB/s"}
 LOWER_IS_BETTER = {
     *("cpu_s_per_10k", "cpu_s_per_gb", "p50_ms", "p99_ms"),
     *("server_idle_mib", "client_idle_mib", "most_kib_per_connection"),
     *("kib_per_agent_at_1000", "kib_per_agent_at_10000", "ns", "µs"),
 }
-RELATIVE = {"rps", "gb_per_s"}
+RELATIVE = {"rps": "direct", "gb_per_s": "direct", "commands_per_s": "ssh-master"}
+"""What a rate is a share of."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ def tunnel_changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]
             continue
         for column, samples in columns.items():
             for metric in dict.fromkeys(metric for sample in samples for metric in sample):
-                one, other = values(old, name, column, metric), values(new, name, column, metric)
+                one, other = values_of_both(old, new, name, column, metric)
                 if one and other and metric in HIGHER_IS_BETTER | LOWER_IS_BETTER:
                     yield judge(f"{name} {column} {metric}", metric, one, other)
 
@@ -69,15 +71,27 @@ def micro_changes(old: dict[str, Any], new: dict[str, Any]) -> Iterator[Change]:
             yield judge(name, figure["unit"], before["samples"], figure["samples"])
 
 
-def values(result: dict[str, Any], name: str, column: str, metric: str) -> list[float]:
-    """The metric in each round, relative to direct where that is the rule and both are there."""
-    samples = result["samples"].get(name, {}).get(column, [])
-    found = [sample[metric] for sample in samples if metric in sample]
+def values_of_both(
+    old: dict[str, Any], new: dict[str, Any], name: str, column: str, metric: str
+) -> tuple[list[float], list[float]]:
+    """The metric in each round of each file, as shares where that is the rule and both can."""
+    one, other = (values(result, name, column, metric) for result in (old, new))
     if metric in RELATIVE:
-        direct = result["samples"].get("direct", {}).get(column, [])
-        if len(direct) == len(samples) == len(found):
-            return [value / base[metric] for value, base in zip(found, direct, strict=True)]
-    return found
+        base = RELATIVE[metric]
+        their = [values(result, base, column, metric) for result in (old, new)]
+        if len(their[0]) == len(one) and len(their[1]) == len(other):
+            return shares(one, their[0]), shares(other, their[1])
+    return one, other
+
+
+def values(result: dict[str, Any], name: str, column: str, metric: str) -> list[float]:
+    """The metric in each round that has it."""
+    samples = result["samples"].get(name, {}).get(column, [])
+    return [sample[metric] for sample in samples if metric in sample]
+
+
+def shares(found: Sequence[float], base: Sequence[float]) -> list[float]:
+    return [one / other for one, other in zip(found, base, strict=True)]
 
 
 def judge(what: str, metric: str, old: Sequence[float], new: Sequence[float]) -> Change:

@@ -10,6 +10,7 @@ from typing import Any
 
 from bench.medians import summarize
 from bench.ratios import TARGETS, take_ratios
+from bench.ssh import LEVELS
 
 Result = dict[str, Any]
 
@@ -126,11 +127,12 @@ TABLES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
 
 
 def markdown(result: Result) -> str:
-    parts = [heading(result), ratio_table(result) if result["samples"] else ""]
+    columns = {column for columns in result["samples"].values() for column in columns}
+    parts = [heading(result), ratio_table(result) if columns - {*LEVELS} else ""]
     for title, column, metrics in TABLES:
-        if any(column in columns for columns in result["medians"].values()):
+        if column in columns:
             parts.append(f"## {title}\n\n{column_table(result, column, metrics)}")
-    parts += [agents_part(result), micro_part(result), problems(result)]
+    parts += [agents_part(result), ssh_part(result), micro_part(result), problems(result)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -140,13 +142,13 @@ def heading(result: Result) -> str:
     return (
         f"# {machine['date'][:10]}, commit {machine['commit']}\n\n"
         f"Made by `{settings['command']}`, begun {machine['date']}: {settings['rounds']} rounds "
-        f"over all tunnels, a base of {settings['seconds']:g} s for each column. Medians; in "
+        f"over all of them, a base of {settings['seconds']:g} s for each column. Medians; in "
         "parentheses half the distance from the least to the most. CPU-seconds are those of both "
         "ends of a tunnel.\n\n"
         f"{machine['cpu']}, {machine['cpus']} CPUs, {machine['memory_gib']} GiB; "
         f"{machine['kernel']}; Python {machine['python']}; load average at the start {load}.\n\n"
         + table(
-            ("tunnel", "what", "version"),
+            ("name", "what", "version"),
             ((name, traits["what"], traits["version"]) for name, traits in result["peers"].items()),
         )
     )
@@ -199,6 +201,30 @@ def agents_part(result: Result) -> str:
         return ""
     rows = [(metric, f"{figure['median']:.1f}") for metric, figure in agents.items()]
     return f"## Idle agents on one proxy, plain WebSocket\n\n{table(('what', 'figure'), rows)}"
+
+
+def ssh_part(result: Result) -> str:
+    """Every client in a row, with all numbers of commands at once side by side."""
+    measured = result["medians"].values()
+    levels = [level for level in LEVELS if any(level in columns for columns in measured)]
+    if not levels:
+        return ""
+    rows = [
+        (client, *(figure for level in levels for figure in ssh_cells(result, client, level)))
+        for client, columns in result["medians"].items()
+        if any(level in columns for level in levels)
+    ]
+    titles = [title for level in levels for title in (f"{LEVELS[level]} at once", "p50 ms")]
+    return f"## Commands per second over SSH\n\n{table(('client', *titles), rows)}"
+
+
+def ssh_cells(result: Result, client: str, level: str) -> tuple[str, str]:
+    if level not in result["medians"][client]:
+        return "-", "-"
+    return (
+        cell(result, client, level, "commands_per_s", ",.1f"),
+        cell(result, client, level, "p50_ms", ",.1f"),
+    )
 
 
 def micro_part(result: Result) -> str:

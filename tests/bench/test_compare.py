@@ -76,6 +76,35 @@ def test_a_peer_that_got_slower_is_not_our_regression():
     assert not any("frp" in change.what for change in compare(result(rps=(50.0,) * 3), new))
 
 
+def ssh_result(ours, master):
+    def rounds(rates):
+        return {"ssh-10": [{"commands_per_s": rate, "p50_ms": 5.0, "failed": 0} for rate in rates]}
+
+    content = result()
+    content["peers"] |= {"tunnelmux-ssh": {"ours": True}, "ssh-master": {"ours": False}}
+    content["samples"] = {"tunnelmux-ssh": rounds(ours), "ssh-master": rounds(master)}
+    return content
+
+
+def test_commands_over_ssh_are_shares_of_ssh_itself():
+    old = ssh_result((200.0,) * 3, (100.0,) * 3)
+    half_as_fast_a_machine = ssh_result((100.0,) * 3, (50.0,) * 3)
+    changes = compare(old, half_as_fast_a_machine)
+    assert [change.what for change in changes] == [
+        "tunnelmux-ssh ssh-10 commands_per_s",
+        "tunnelmux-ssh ssh-10 p50_ms",
+    ]
+    assert not any(change.is_regression for change in changes)
+    rate, _ = compare(old, ssh_result((100.0,) * 3, (100.0,) * 3))
+    assert rate.is_regression
+
+
+def test_a_rate_is_a_share_in_both_files_or_in_none():
+    old, new = ssh_result((200.0,) * 3, (100.0,) * 3), ssh_result((200.0,) * 3, ())
+    rate, _ = compare(old, new)
+    assert (rate.old, rate.new) == (200.0, 200.0)
+
+
 def test_micro_figures_are_judged_by_their_unit():
     def micro(unit, *samples):
         return {"engine: x": {"unit": unit, "samples": list(samples)}}

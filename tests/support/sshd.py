@@ -78,11 +78,13 @@ async def running_sshd(
     program: Callable[[str, str], str],
     more: str = DEBIANS,
     port: int | None = None,
+    *,
+    quiet: bool = False,
 ) -> AsyncIterator[SshServer]:
     """An sshd for the length of the block; *program* finds a Debian package's program.
 
     *more* is further configuration; the default is what Debian has beyond OpenSSH's own. Keys that
-    are in *folder* already are used again.
+    are in *folder* already are used again. Its log is printed at the end, unless *quiet*.
     """
     sshd = program("sshd", "openssh-server")
     keygen = program("ssh-keygen", "openssh-client")
@@ -106,7 +108,7 @@ async def running_sshd(
     assert process.stderr is not None
     async with trio.open_nursery() as nursery:
         listening = trio.Event()
-        nursery.start_soon(_watch, process.stderr, listening)
+        nursery.start_soon(_watch, process.stderr, listening, quiet)
         try:
             with trio.fail_after(20):
                 await listening.wait()
@@ -137,7 +139,7 @@ def make_privilege_separation_folder() -> None:
         PRIVILEGE_SEPARATION_FOLDER.mkdir(mode=0o755, exist_ok=True)
 
 
-async def _watch(log: trio.abc.ReceiveStream, listening: trio.Event) -> None:
+async def _watch(log: trio.abc.ReceiveStream, listening: trio.Event, quiet: bool) -> None:
     """Print what it writes, for a failing test to show."""
     text = ""
     async with log:
@@ -145,4 +147,5 @@ async def _watch(log: trio.abc.ReceiveStream, listening: trio.Event) -> None:
             text += data.decode("utf-8", "replace")
             if "Server listening on" in text:
                 listening.set()
-    print(f"--- sshd ---\n{text}")  # noqa: T201
+    if not quiet:
+        print(f"--- sshd ---\n{text}")  # noqa: T201
