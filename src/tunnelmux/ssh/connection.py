@@ -18,6 +18,7 @@ from tunnelmux.ssh.bridge import Bridge, Pending
 from tunnelmux.ssh.channel import Channel
 from tunnelmux.ssh.credentials import LoginKey, login_options
 from tunnelmux.ssh.failure import SshFailure
+from tunnelmux.ssh.gathering import Way
 from tunnelmux.ssh.host_keys import HostKeyCheck, HostKeys
 from tunnelmux.ssh.kill import MARK_VARIABLE, kill_command, new_mark
 from tunnelmux.transports.tcp import explain_os_error
@@ -322,7 +323,7 @@ async def _log_in(
             _connect(
                 request.host,
                 request.port,
-                sock=sock,
+                tunnel=Way(sock),
                 config=None,
                 client_factory=lambda: client,
                 keepalive_interval=login.limits.ssh_keepalive,

@@ -1,0 +1,94 @@
+"""What asyncssh writes in one turn of its loop goes to the socket in one piece.
+
+It writes each packet by itself, and before each one that is only there to be ignored: ten system
+calls for a command, of which each wakes the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["GatheringTransport", "Way"]
+
+
+class Way:
+    """The way to a server over a socket that is connected. asyncssh takes it for a tunnel."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+
+    async def create_connection(
+        self, factory: Callable[[], asyncio.Protocol], _host: str, _port: int
+    ) -> tuple[asyncio.BaseTransport, asyncio.Protocol]:
+        """The protocol on the socket, which its transport owns from then on."""
+        protocol = factory()
+        loop = asyncio.get_running_loop()
+        transport, _ = await loop.create_connection(lambda: _Between(protocol), sock=self._sock)
+        return transport, protocol
+
+
+class _Between(asyncio.Protocol):
+    """Passes on what it hears, with a GatheringTransport in the transport's place."""
+
+    def __init__(self, protocol: asyncio.Protocol) -> None:
+        self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
+        self.data_received = protocol.data_received  # type: ignore[method-assign]
+        self.eof_received = protocol.eof_received  # type: ignore[method-assign]
+        self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
+        self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
+        self._protocol = protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._protocol.connection_made(GatheringTransport(transport))
+
+
+class GatheringTransport(asyncio.Transport):
+    """A transport that keeps what is written until the loop's next turn."""
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        super().__init__()
+        self._transport = transport
+        self._loop = asyncio.get_running_loop()
+        self._pieces: list[bytes] = []
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Keep it. asyncssh bounds how much there is by the windows of its channels."""
+        if not self._pieces:
+            self._loop.call_soon(self._flush)
+        self._pieces.append(bytes(data))
+
+    def _flush(self) -> None:
+        if self._pieces:
+            data = b"".join(self._pieces)
+            self._pieces.clear()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        """Close it once all is written."""
+        self._flush()
+        self._transport.close()
+
+    def abort(self) -> None:
+        """Close it now."""
+        self._pieces.clear()
+        self._transport.abort()
+
+    def is_closing(self) -> bool:
+        """Whether it is closed, or about to be."""
+        return self._transport.is_closing()
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        """As the socket's transport has it."""
+        return self._transport.get_extra_info(name, default)
+
+    def pause_reading(self) -> None:
+        """Read no more until `resume_reading`."""
+        self._transport.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Read again."""
+        self._transport.resume_reading()
