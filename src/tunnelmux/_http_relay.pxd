@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-from tunnelmux._head cimport ChunkState
+from tunnelmux._head cimport ChunkState, RequestShape
 from tunnelmux._relay cimport Relay
 from tunnelmux._ring cimport ByteRing
 
@@ -48,7 +48,13 @@ cdef class HttpRelay(Relay):
     cdef readonly int status
     cdef readonly int64_t content_out
     cdef readonly int64_t requests
-    cdef int64_t statuses[6]
+    cdef public bytes about
+    cdef bytes method
+    cdef bytes path
+    cdef int answer_status
+    cdef double began
+    cdef int64_t bytes_in_before
+    cdef int64_t content_out_before
     cdef readonly double phase_since
 
     cdef int read_some(self) except -1
@@ -66,6 +72,9 @@ cdef class HttpRelay(Relay):
     cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t follow_body(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int answered(self) except -1
+    cdef int note_request(
+        self, const uint8_t *data, const RequestShape *shape
+    ) except -1
     cdef int stream_over(self) except -1
     cdef int hand_over(self, str problem, int status) except -1
     cdef int leave_stream(self) except -1

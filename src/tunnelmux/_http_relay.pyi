@@ -49,9 +49,13 @@ class HttpRelay(Relay):
     @property
     def requests(self) -> int:
         """Requests that were answered whole."""
+    about: bytes | None
+    """What the log's lines about these requests say first (`_lines.LineBuffer`), one line for each
+    that was answered whole; None when there are to be no lines."""
     @property
-    def status_counts(self) -> dict[str, int]:
-        """How many answers there were of each class, as "2xx"; interim ones are "1xx"."""
+    def unfinished(self) -> tuple[str, str, int, int, int, float] | None:
+        """The request in progress, for its line: method, path without query, status of the answer
+        or 0, bytes of its body and of the answer's, seconds. None without one, or `about`."""
     @property
     def is_spent(self) -> bool:
         """Whether the visitor has ended its sending, and all that it sent was used."""

@@ -87,8 +87,17 @@ cdef class HttpRelay(Relay):
         return "reading" if self.pending.size else "idle"
 
     @property
-    def status_counts(self):
-        return {f"{i}xx": self.statuses[i] for i in range(1, 6) if self.statuses[i]}
+    def unfinished(self):
+        if self.response == RESPONSE_NONE or self.method is None:
+            return None
+        return (
+            self.method.decode("ascii"),
+            self.path.decode("ascii"),
+            self.answer_status,
+            self.bytes_in - self.bytes_in_before,
+            self.content_out - self.content_out_before,
+            self.pump.moment() - self.began,
+        )
 
     @property
     def is_spent(self):
@@ -246,6 +255,8 @@ cdef class HttpRelay(Relay):
         self.tunnel.engine.place_frame(self.stream, gap, out)
         self.tunnel.filled += HEADER_BYTES + out
         self.tunnel.mark_dirty()
+        if self.about is not None:
+            self.note_request(data, &shape)
         self.to_head = shape.is_head
         self.is_last = shape.closes
         self.request_left = shape.content_length
@@ -262,6 +273,18 @@ cdef class HttpRelay(Relay):
         elif self.request_left == 0:
             self.request_complete()
         return shape.head_size
+
+    cdef int note_request(
+        self, const uint8_t *data, const RequestShape *shape
+    ) except -1:
+        """Keep what the log says of this request."""
+        self.method = data[:shape.method_size]
+        self.path = data[shape.target_at:shape.target_at + shape.path_size]
+        self.answer_status = 0
+        self.began = self.pump.moment()
+        self.bytes_in_before = self.bytes_in
+        self.content_out_before = self.content_out
+        return 0
 
     cdef Py_ssize_t body_part(self, const uint8_t *data, Py_ssize_t size) except -1:
         """How many of these bytes belong to the request in progress, which may end with them."""
@@ -382,10 +405,10 @@ cdef class HttpRelay(Relay):
         if verdict == INCOMPLETE:
             return 0
         self.sent_head.reset()
-        self.statuses[shape.status // 100] += 1
         self.phase_since = self.pump.now
         if shape.status < 200:
             return shape.head_size
+        self.answer_status = shape.status
         self.closes = shape.until_end or self.is_last
         self.parts = (shape.closes or shape.is_old) and not self.closes
         if self.parts or self.is_last or shape.has_hop:
@@ -414,21 +437,35 @@ cdef class HttpRelay(Relay):
         cdef Py_ssize_t good = size
         if self.response_chunked:
             good = scan_chunked(&self.response_chunks, data, size)
+        elif not self.response_until_end:
+            good = <Py_ssize_t>min(<int64_t>size, self.response_left)
+        self.content_out += good
+        if self.response_chunked:
             if self.response_chunks.broken:
                 self.error = StreamReset("the response's chunks are not what they should be")
                 self.end(STREAM_BROKE)
             elif self.response_chunks.done:
                 self.answered()
         elif not self.response_until_end:
-            good = <Py_ssize_t>min(<int64_t>size, self.response_left)
             self.response_left -= good
             if self.response_left == 0:
                 self.answered()
-        self.content_out += good
         return good
 
     cdef int answered(self) except -1:
         """The response is complete."""
+        if self.method is not None and self.pump.lines is not None:
+            self.pump.lines.add(
+                self.about,
+                self.method,
+                self.path,
+                self.answer_status,
+                self.bytes_in - self.bytes_in_before,
+                self.content_out - self.content_out_before,
+                self.began,
+                self.pump.moment(),
+            )
+            self.method = self.path = None
         self.response = RESPONSE_NONE
         self.requests += 1
         self.phase_since = self.pump.now

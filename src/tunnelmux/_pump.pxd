@@ -3,6 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t
 
+from tunnelmux._lines cimport LineBuffer
 from tunnelmux._links cimport Link
 
 cdef extern from "sys/epoll.h" nogil:
@@ -41,9 +42,11 @@ cdef class Pump:
     cdef Link turns
     cdef Link dirty
     cdef list news
+    cdef public LineBuffer lines
     cdef readonly double now
     cdef readonly Py_ssize_t count
 
+    cdef double moment(self) noexcept
     cdef int add(self, Member member) except -1
     cdef int remove(self, Member member) except -1
     cdef int tell(self, Member member) except -1

@@ -4,6 +4,8 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from tunnelmux._lines import LineBuffer
+
 @final
 class Pump:
     """Handles what is ready, and says when there is more. One Trio task drives it."""
@@ -29,6 +31,8 @@ class Pump:
     @property
     def now(self) -> float:
         """The time of the last batch."""
+    lines: LineBuffer | None
+    """Where relays of HTTP requests put the log's lines about them; to be emptied after a batch."""
     def wake(self) -> None:
         """Make the descriptor readable, so that a batch follows soon."""
     def close(self) -> None:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 import trio
 
 from tunnelmux.observability import get_logger
+from tunnelmux.observability.lines import time_of_day, write_lines
 
 if TYPE_CHECKING:
     import socket
@@ -42,6 +43,12 @@ _log = get_logger("pump")
 
 _MOMENT = 0.003
 # Seconds before a deadline in which the pump does not linger: what it may take, and some.
+
+_LINES_DELAY = 0.02
+# Seconds for which lines of the log gather: a write for each batch would cost as much as the lines.
+
+_MOST_LINES = 65_536
+# Bytes of lines after which they are written at once.
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +136,11 @@ class DataPump:
     """Moves bytes while its task runs. Made by `open_pump`."""
 
     def __init__(self, core: Pump) -> None:
+        from tunnelmux._lines import LineBuffer
+
         self.core = core
+        self._lines = core.lines = LineBuffer(time_of_day)
+        self._has_lines = trio.Event()
 
     def new_engine(self, **settings: Any) -> PumpedEngine:
         """An engine whose streams this pump can relay; settings as for `Engine`."""
@@ -165,9 +176,28 @@ class DataPump:
         finally:
             core.close()
             self._batch()
+            self._write_lines()
+
+    async def write_lines(self) -> None:
+        """Write down what the relays said of their requests, soon after; until cancelled."""
+        while True:
+            await self._has_lines.wait()
+            await trio.sleep(_LINES_DELAY)
+            self._has_lines = trio.Event()
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        doubtful = self._lines.doubtful
+        if lines := self._lines.take():
+            write_lines(lines, doubtful=doubtful)
 
     def _batch(self, *, linger: bool = False) -> None:
-        for member in self.core.batch(trio.current_time(), linger):
+        news = self.core.batch(trio.current_time(), linger)
+        if len(self._lines):
+            self._has_lines.set()
+            if len(self._lines) > _MOST_LINES:
+                self._write_lines()
+        for member in news:
             self._tell(member)
 
     def _tell(self, member: Member) -> None:
@@ -195,6 +225,7 @@ async def open_pump() -> AsyncIterator[DataPump | None]:
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run)
+        nursery.start_soon(pump.write_lines)
         try:
             yield pump
         except Exception as exc:  # noqa: BLE001  raised below, where no nursery wraps it in a group

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import msgspec
 import pytest
 import trio
@@ -398,21 +400,75 @@ async def test_a_service_whose_host_is_replaced_is_left_to_the_agent() -> None:
         assert b"Connection: close\r\n" in head
 
 
-async def test_one_line_tells_of_all_requests_that_were_carried() -> None:
+RECORDED = ["method", "path", "status", "bytes_in", "bytes_out"]
+
+
+async def test_one_line_tells_of_each_request_that_was_carried() -> None:
     with capture_logs() as logs:
         async with rig() as target:
             await target.first_exchange()
             peer, _ = await target.ask(get("/1"))
             await peer.send(OK + b"ok")
             await target.visitor.read_exactly(len(OK) + 2)
-            await target.visitor.send(get("/2"))
+            await target.visitor.send(
+                b"POST /2?token=secret HTTP/1.1\r\nHost: dev1.localhost\r\n"
+                b"Content-Length: 5\r\n\r\n12345"
+            )
             await peer.read_head()
-            await peer.send(b"HTTP/1.1 404 Not Found\r\nContent-Length: 3\r\n\r\nno!")
-            await target.visitor.read_until(b"no!")
+            assert await peer.read_exactly(5) == b"12345"
+            await peer.send(
+                b"HTTP/1.1 100 Continue\r\n\r\n"
+                b"HTTP/1.1 404 Not Found\r\nTransfer-Encoding: chunked\r\n\r\n"
+                b"3\r\nno!\r\n0\r\n\r\n"
+            )
+            await target.visitor.read_until(b"0\r\n\r\n")
             await target.visitor.end()
             assert await target.visitor.read_all() == b""
-    line = [line for line in logs if line["event"] == "requests"][-1]
-    assert line["requests"] == 2
-    assert line["statuses"] == {"2xx": 1, "4xx": 1}
-    assert line["bytes_out"] == 5
-    assert line["service"] == "web"
+    served, *_, one, two = [line for line in logs if line["event"] == "request"]
+    for line in (one, two):
+        known = [key for key in line if key != "service"]
+        assert known == list(served), "it does not look like the line of a request by h11"
+        assert (line["device"], line["service"]) == ("dev1", "web")
+        assert 0 <= line["seconds"] < 60
+    assert [one[key] for key in RECORDED] == ["GET", "/1", 200, 0, 2]
+    assert [two[key] for key in RECORDED] == ["POST", "/2", 404, 5, 13]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "problem"),
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", 200, "ended within its answer"),
+        (b"rubbish\r\n\r\n", 502, "its answer is not plain HTTP"),
+    ],
+)
+async def test_the_line_of_a_request_without_a_whole_answer_says_why(
+    answer: bytes, status: int, problem: str
+) -> None:
+    with capture_logs() as logs:
+        async with rig() as target:
+            await target.first_exchange()
+            peer, _ = await target.ask(get("/1"))
+            await peer.send(answer)
+            await peer.end()
+            with contextlib.suppress(trio.BrokenResourceError):  # a cut answer is cut here as well
+                await target.visitor.read_all()
+    [line] = [line for line in logs if line.get("path") == "/1"]
+    assert line["event"] == "request"
+    assert line["status"] == status
+    assert problem in line["problem"]
+    assert line["bytes_out"] == (2 if status == 200 else 0)
+
+
+async def test_the_line_of_a_request_whose_visitor_left_says_so() -> None:
+    with capture_logs() as logs:
+        async with rig() as target:
+            await target.first_exchange()
+            peer, _ = await target.ask(get("/1"))
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok")
+            await target.visitor.read_until(b"ok")
+            await abort(target.visitor.stream)
+            with pytest.raises(trio.BrokenResourceError):
+                await peer.read_all()
+    [line] = [line for line in logs if line.get("path") == "/1"]
+    assert (line["event"], line["status"], line["bytes_out"]) == ("request", 200, 2)
+    assert line["problem"].startswith("the visitor broke the connection: ")

@@ -17,7 +17,7 @@ COMPILED_LAYERS = [
     ["_tunnel", "_sockets"],
     ["_pump"],
     ["_engine", "_websocket"],
-    ["_streams", "_liveness"],
+    ["_streams", "_liveness", "_lines"],
     ["_frame", "_head", "_links", "_ring"],
 ]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""

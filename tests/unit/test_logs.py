@@ -10,7 +10,9 @@ import re
 import pytest
 import structlog
 
+from tunnelmux._lines import LineBuffer
 from tunnelmux.observability import configure_logs, frequent_line, get_logger
+from tunnelmux.observability.lines import line_about, time_of_day, write_lines
 
 log = get_logger("test")
 log_visit = frequent_line("test", "visit", "device", "stream", "seconds", "reason")
@@ -210,3 +212,74 @@ def test_configuring_again_takes_effect_for_loggers_in_use(output):
     log.info("after")
     logging.getLogger("x").warning("once")
     assert [line["event"] for line in json_lines(output)] == ["after", "once"]
+
+
+def requests_carried(*paths):
+    """The lines about requests for these paths, as the pump hands them over."""
+    lines = LineBuffer(time_of_day)
+    about = line_about("test", "request", device="dév1", stream=3).encode("ascii")
+    for path in paths:
+        lines.add_request(about, b"GET", path.encode("latin-1"), 200, 1, 2**40, 7.0, 7.25)
+    doubtful = lines.doubtful
+    write_lines(lines.take(), doubtful=doubtful)
+    assert len(lines) == 0
+    assert not lines.doubtful
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize(
+    "path", ["/", '/a"b\\c%20', "/x=1:2", '/token=secret\\"x', "/é\x7f\x1b[31m"]
+)
+def test_a_line_of_the_pump_looks_like_any_other(format, path):
+    lines = []
+    for write in (
+        lambda: requests_carried(path),
+        lambda: log.info(
+            "request",
+            device="dév1",
+            stream=3,
+            method="GET",
+            path=path,
+            status=200,
+            bytes_in=1,
+            bytes_out=2**40,
+            seconds=0.25,
+        ),
+    ):
+        output = io.StringIO()
+        configure_logs("info", format, stream=output)
+        write()
+        [line] = output.getvalue().splitlines()
+        now = re.search(r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(\.\d{6}Z)?", line)
+        line = line.replace(now[0], "NOW")
+        lines.append(json.loads(line) if format == "json" else line)
+    assert lines[0] == lines[1]
+    assert "secret" not in str(lines)
+
+
+def test_the_lines_are_in_order_and_have_the_time_to_the_millisecond(output):
+    configure_logs("info", "json", stream=output)
+    times = iter([b"A", b"B", b"C"])
+    lines = LineBuffer(lambda: next(times))
+    about = line_about("test", "request").encode("ascii")
+    for number, now in enumerate([7.0, 7.0009, 7.0011, 7.002, 19.3456]):
+        lines.add_request(about, b"GET", b"/%d?token=x" % number, 200, 0, 0, 7.0, now)
+    write_lines(lines.take(), doubtful=True)
+    assert [(line["timestamp"], line["path"]) for line in json_lines(output)] == [
+        ("A", "/0?token=***"),
+        ("A", "/1?token=***"),
+        ("B", "/2?token=***"),
+        ("B", "/3?token=***"),
+        ("C", "/4?token=***"),
+    ]
+    assert [line["seconds"] for line in json_lines(output)] == [
+        0,
+        0.0009,
+        0.0011,
+        0.002,
+        12.3456,
+    ]
+
+
+def test_the_time_of_day_of_a_line():
+    assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time_of_day())

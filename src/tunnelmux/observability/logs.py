@@ -12,15 +12,14 @@ import math
 import os
 import re
 import sys
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 import structlog
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-__all__ = ["LogFormat", "LogLevel", "configure_logs", "frequent_line", "get_logger"]
+__all__ = ["LogFormat", "LogLevel", "configure_logs", "get_logger"]
 
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -43,7 +42,6 @@ _SECRETS_IN_TEXT = (
     ),
 )
 _JSON = json.JSONEncoder(ensure_ascii=True)
-_quoted = json.encoder.encode_basestring_ascii
 # Nearly no text holds a secret, and one search costs a fraction of five substitutions.
 _MAY_HOLD_SECRET = re.compile(
     r"token|api_?key|bearer|basic|tunnelmux-join|PRIVATE KEY", re.IGNORECASE
@@ -57,28 +55,6 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
-def frequent_line(component: str, event: str, *fields: str) -> Callable[..., None]:
-    """A function that logs *event* at level `info`, called with the values of *fields* in order.
-
-    For what is logged at the end of every connection: as JSON it takes a tenth of the time of a
-    logger's line, and looks the same. The values are numbers and names that cannot hold a secret,
-    for they are not searched for one.
-    """
-    known = {"level": "info", "component": component, "event": event}
-    parts = ['"timestamp": "%s"', *(f"{_quoted(key)}: {_quoted(known[key])}" for key in known)]
-    template = "{" + ", ".join([*parts, *(f"{_quoted(field)}: %s" for field in fields)]) + "}"
-    logger = get_logger(component)
-
-    def write(*values: str | float | None) -> None:
-        if _json_writer is None:
-            logger.info(event, **dict(zip(fields, values, strict=True)))
-            return
-        texts = [_quoted(v) if type(v) is str else "null" if v is None else v for v in values]
-        _json_writer.msg(template % (_timestamp(), *texts))
-
-    return write
-
-
 def configure_logs(
     level: LogLevel = "info", format: LogFormat = "auto", *, stream: TextIO | None = None
 ) -> None:
@@ -87,7 +63,7 @@ def configure_logs(
     `auto` is text when `stream` (standard error by default) is a terminal, and JSON otherwise.
     What libraries log through the standard library comes out in the same shape, from warnings up.
     """
-    global _json_writer  # noqa: PLW0603  as structlog's own configuration is the process's
+    global _json_writer, _is_wanted  # noqa: PLW0603  as structlog's own configuration
     stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
     as_text = format == "text" or (format == "auto" and is_terminal)
@@ -111,7 +87,8 @@ def configure_logs(
         logger_factory=lambda *names: _LineWriter(stream, *names),
         cache_logger_on_first_use=False,
     )
-    _json_writer = None if as_text or level not in {"debug", "info"} else _LineWriter(stream)
+    _is_wanted = level in {"debug", "info"}
+    _json_writer = None if as_text else _LineWriter(stream)
     _adopt_standard_library(level)
 
 
@@ -147,17 +124,19 @@ class _LineWriter:
 
 
 _json_writer: _LineWriter | None = None
-# Where `frequent_line` writes; None when its lines are not JSON, or are not wanted.
+_is_wanted = True
 
 
-def _timestamp() -> str:
-    seconds, fraction = divmod(time.time_ns(), 1_000_000_000)
-    return f"{_second(seconds)}.{fraction // 1000:06d}Z"
+def wants_info() -> bool:
+    """Whether lines of level `info` are written."""
+    return _is_wanted
 
 
-@lru_cache(maxsize=4)
-def _second(seconds: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+def json_writer() -> _LineWriter | None:
+    """Where lines go that are JSON already; None when they are to be text, or when somebody has
+    set structlog up in another way since, as its own capture does."""
+    ours = structlog.get_config()["processors"][-1:] == [_render_json]
+    return _json_writer if ours else None
 
 
 class _StandardLibraryHandler(logging.Handler):
@@ -191,7 +170,7 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
             ordered[key] = _HIDDEN
         elif type(value) is str:
             if _MAY_HOLD_SECRET.search(value) is not None:
-                ordered[key] = _without_secrets(value)
+                ordered[key] = without_secrets(value)
         elif type(value) is not int:
             ordered[key] = _plain(value)
     return ordered
@@ -240,10 +219,10 @@ def _plain(value: Any) -> Any:
             text = str(value) or type(value).__name__
         case _:
             text = str(value)
-    return _without_secrets(text)
+    return without_secrets(text)
 
 
-def _without_secrets(text: str) -> str:
+def without_secrets(text: str) -> str:
     if _MAY_HOLD_SECRET.search(text) is None:
         return text
     for pattern, replacement in _SECRETS_IN_TEXT:

@@ -20,7 +20,7 @@ from tunnelmux._head import read_request
 from tunnelmux.http.connection import DRAIN_BYTES, DRAIN_TIMEOUT
 from tunnelmux.http.fields import Visitor
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.kept_visitor import CarriedReport, open_carrying
+from tunnelmux.proxy.kept_visitor import CarriedLog, open_carrying
 from tunnelmux.proxy.routing import IngressSettings, PumpRoutes
 from tunnelmux.pump import DataPump
 from tunnelmux.relay import reset_socket
@@ -125,15 +125,15 @@ class DirectVisitor:
         "_visitor",
         "_watch",
         "local",
+        "log",
         "patience",
         "relay",
         "remote",
-        "report",
         "settings",
     )
 
-    report: CarriedReport
-    """The log's line, once there is a relay."""
+    log: CarriedLog
+    """The log's lines, once there is a relay."""
 
     def __init__(
         self,
@@ -198,7 +198,7 @@ class DirectVisitor:
         """End now: an answer that is being sent must not look like a whole one."""
         if self._state == "carried" and self.relay is not None:
             self.relay.abort()
-            self.report.write(self.relay)
+            self.log.end(self.relay)
             reset_socket(self.local)
         self._end()
 
@@ -244,7 +244,8 @@ class DirectVisitor:
         )
         if self.relay is None:
             return False
-        self.report = CarriedReport(self.remote, host, destination.device, service)
+        self.log = CarriedLog(self.remote, destination.device, service)
+        self.log.begin(self.relay)
         self._state = "carried"
         return True
 
@@ -252,7 +253,7 @@ class DirectVisitor:
         if relay.outcome == "handed back" and (relay.problem is not None or not relay.is_spent):
             self._go_on(b"")
             return
-        self.report.write(relay)
+        self.log.end(relay)
         if relay.outcome == "handed back":
             self._end()
         elif relay.outcome == "finished":

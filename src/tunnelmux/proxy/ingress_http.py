@@ -27,7 +27,7 @@ from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.direct_visitor import DirectVisitor, DirectVisitors
-from tunnelmux.proxy.kept_visitor import CarriedReport, KeptVisitor, open_carrying
+from tunnelmux.proxy.kept_visitor import CarriedLog, KeptVisitor, open_carrying
 from tunnelmux.proxy.routing import (
     Destination,
     IngressSettings,
@@ -156,7 +156,7 @@ class HttpIngressServer:
         self._visitors.add(server)
         begun = None
         if arrived.relay is not None:
-            begun = partial(visit.go_on, server, arrived.relay, arrived.report)
+            begun = partial(visit.go_on, server, arrived.relay, arrived.log)
             if self._is_draining:
                 arrived.relay.finish_soon()
         try:
@@ -295,22 +295,21 @@ class _Visit:
         if relay is None:
             return None
         self.settings.hosts.learn(request.host, destination)
-        report = CarriedReport(self._remote, request.host, destination.device, service)
+        log = CarriedLog(self._remote, destination.device, service)
+        log.begin(relay)
         try:
             return await kept.run(relay)
         finally:
-            report.write(relay)
+            log.end(relay)
 
-    async def go_on(
-        self, server: ServerConnection, relay: HttpRelay, report: CarriedReport
-    ) -> bool:
+    async def go_on(self, server: ServerConnection, relay: HttpRelay, log: CarriedLog) -> bool:
         """Wait for a relay that began without a task: whether there can be more requests then."""
         kept = KeptVisitor(server, self.settings.limits)
         kept.adopt(relay)
         try:
             goes_on = await kept.run(relay)
         finally:
-            report.write(relay)
+            log.end(relay)
         server.is_new = relay.requests == 0
         return goes_on is not False
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import socket
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,12 +21,14 @@ from tunnelmux.http.fields import Visitor, forwarding_fields
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
+from tunnelmux.observability.lines import line_about
+from tunnelmux.observability.logs import wants_info
 from tunnelmux.pump import Owner
 
 if TYPE_CHECKING:
     from tunnelmux._http_relay import HttpRelay
 
-__all__ = ["CarriedReport", "KeptVisitor", "open_carrying"]
+__all__ = ["CarriedLog", "KeptVisitor", "open_carrying"]
 
 _log = get_logger("proxy.http")
 
@@ -59,35 +61,57 @@ def open_carrying(
     )
 
 
-@dataclass(slots=True)
-class CarriedReport:
-    """The line that the log gets about all requests that the pump carried on a connection. One for
-    each would cost as much again as carrying them."""
+@dataclass(frozen=True, slots=True)
+class CarriedLog:
+    """The log's lines about the requests that the pump carries on a connection: the pump writes
+    those that are answered whole, this the one that is not."""
 
     visitor: str
-    host: bytes
     device: str
     service: str
-    started: float = field(default_factory=trio.current_time)
 
-    def write(self, relay: HttpRelay) -> None:
-        """Write it, at the end; nothing, when there was no request."""
-        if not relay.requests and relay.problem is None:
-            return
+    def begin(self, relay: HttpRelay) -> None:
+        """Have the lines written from now on, if anybody wants them."""
+        if wants_info():
+            about = line_about("proxy.http", "request", **self._who(relay))
+            relay.about = about.encode("ascii")
+
+    def end(self, relay: HttpRelay) -> None:
+        """Write the line of the request that the end of the relay left without a whole answer."""
+        unfinished, problem = relay.unfinished, relay.problem
+        if unfinished is None or (problem is None and relay.outcome in {"handed back", None}):
+            return  # there is none, or somebody else goes on with it
+        method, path, status, bytes_in, bytes_out, seconds = unfinished
+        reason = None
+        if problem is not None:
+            status = relay.status
+            reason = _REASONS[status]
+        elif relay.outcome == "local broke":
+            problem = f"the visitor broke the connection: {relay.error}"
+        elif relay.outcome == "aborted":
+            problem = "cut by the proxy's end"
+        else:
+            problem = str(relay.error)
         _log.info(
-            "requests",
-            visitor=self.visitor,
-            host=self.host.decode("ascii"),
-            device=self.device,
-            service=self.service,
-            stream=relay.stream.id,
-            requests=relay.requests,
-            statuses=relay.status_counts,
-            **({"problem": relay.problem} if relay.problem else {}),
-            bytes_in=relay.bytes_in,
-            bytes_out=relay.content_out,
-            seconds=round(trio.current_time() - self.started, 4),
+            "request",
+            **self._who(relay),
+            method=method,
+            path=path,
+            **({"status": status} if status else {}),
+            **({"reason": reason} if reason else {}),
+            problem=problem,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            seconds=round(seconds, 4),
         )
+
+    def _who(self, relay: HttpRelay) -> dict[str, str | int]:
+        return {
+            "visitor": self.visitor,
+            "device": self.device,
+            "service": self.service,
+            "stream": relay.stream.id,
+        }
 
 
 class KeptVisitor:

@@ -1,0 +1,78 @@
+"""Lines that come by the thousand: as JSON they take a tenth of a logger's time, and look the same.
+
+What is written here are numbers, addresses and names that cannot hold a secret.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from functools import lru_cache
+
+from tunnelmux.observability.logs import get_logger, json_writer, wants_info, without_secrets
+
+__all__ = ["frequent_line", "line_about", "time_of_day", "write_lines"]
+
+_quoted = json.encoder.encode_basestring_ascii
+
+Value = str | int | float | None
+
+
+def frequent_line(component: str, event: str, *fields: str) -> Callable[..., None]:
+    """A function that logs *event* at level `info`, called with the values of *fields* in order."""
+    about = line_about(component, event)
+    template = "".join([about, *(f", {_quoted(field)}: %s" for field in fields)])
+    template = f'{{"timestamp": "%s", {template}}}'
+    logger = get_logger(component)
+
+    def write(*values: Value) -> None:
+        writer = json_writer()
+        if writer is None or not wants_info():
+            logger.info(event, **dict(zip(fields, values, strict=True)))
+            return
+        texts = [_quoted(v) if type(v) is str else "null" if v is None else v for v in values]
+        writer.msg(template % (_timestamp(), *texts))
+
+    return write
+
+
+def line_about(component: str, event: str, **fields: Value) -> str:
+    """What a line says behind its time: fields of JSON without braces."""
+    return json.dumps({"level": "info", "component": component, "event": event, **fields})[1:-1]
+
+
+def write_lines(lines: bytes, *, doubtful: bool) -> None:
+    """Write whole lines of JSON, each with its time and what `line_about` made; *doubtful* ones are
+    searched for secrets. As text they get the time at which they are written."""
+    writer = json_writer()
+    if writer is not None and not doubtful:
+        writer.msg(lines[:-1].decode("ascii"))
+        return
+    for line in lines.splitlines():
+        fields = json.loads(line)
+        if writer is not None:
+            # Taken apart first: what hides a secret might also hide the end of its string.
+            writer.msg(json.dumps({key: _without_secrets(fields[key]) for key in fields}))
+        else:
+            del fields["timestamp"], fields["level"]
+            get_logger(fields.pop("component")).info(fields.pop("event"), **fields)
+
+
+def _without_secrets(value: Value) -> Value:
+    return without_secrets(value) if isinstance(value, str) else value
+
+
+def time_of_day() -> bytes:
+    """The time as every line begins with it: UTC, RFC 3339, in microseconds."""
+    return _timestamp().encode("ascii")
+
+
+def _timestamp() -> str:
+    seconds, fraction = divmod(time.time_ns(), 1_000_000_000)
+    return f"{_second(seconds)}.{fraction // 1000:06d}Z"
+
+
+@lru_cache(maxsize=4)
+def _second(seconds: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
