@@ -94,6 +94,13 @@ def test_old_invitations_are_cleared_away(tmp_path: Path, clock: Clock) -> None:
     assert not invitations.use(used)
 
 
+def test_what_cannot_be_read_does_not_stop_an_invitation(tmp_path: Path) -> None:
+    # Such as one that root made, before the proxy is started again as its own user.
+    (tmp_path / "invitations" / "unreadable.json").mkdir(parents=True)
+    invitations = Invitations(tmp_path)
+    assert invitations.use(invitations.create().reveal())
+
+
 def test_a_state_directory_that_is_a_file_is_explained(tmp_path: Path) -> None:
     (tmp_path / "state").write_text("")
     with pytest.raises(ConfigError, match="--state-dir"):

@@ -103,5 +103,5 @@ class Invitations:
                 invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
                 if invitation.expires_at + _REMEMBERED <= self._clock():
                     file.unlink(missing_ok=True)
-            except (FileNotFoundError, msgspec.DecodeError):
-                continue  # used by the running proxy this moment, or not one of ours
+            except (OSError, msgspec.DecodeError):
+                continue  # used by the running proxy this moment, made by root, or not one of ours
