@@ -37,7 +37,7 @@ else:
     link_args = []
 
 # The pump stands on epoll; elsewhere tunnelmux.pump does without.
-only_on_linux = {"_pump", "_sockets", "_tunnel", "_relay", "_http_relay", "_watch"}
+only_on_linux = {"_pump", "_sockets", "_tunnel", "_relay", "_http_relay"}
 
 extensions = [
     Extension(

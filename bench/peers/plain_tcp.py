@@ -58,6 +58,7 @@ async def run_proxy(port: int, services: Mapping[str, int]) -> None:
             handler=partial(hold, store, pump),
             nursery=nursery,
         )
+        nursery.start_soon(ingress.run_direct)
         problems = await ListenerSet(nursery, pump).apply(plans)
         if problems:
             raise SystemExit("\n".join(map(str, problems)))

@@ -9,7 +9,7 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINPROGRESS, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from tunnelmux._pump cimport EPOLLIN, Member, Pump, os_error
+from tunnelmux._pump cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Member, Pump, os_error
 
 cdef extern from "sys/socket.h" nogil:
     struct sockaddr:
@@ -105,6 +105,33 @@ cdef str address_text(const sockaddr_storage *address):
         inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
         return f"[{text.decode('ascii')}]:{ntohs(six.sin6_port)}"
     return ""
+
+
+@cython.final
+cdef class SocketWatch(Member):
+    cdef readonly object socket
+    cdef readonly object error
+
+    def __init__(self, Pump pump not None, socket, owner):
+        self.pump = pump
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.owner = owner
+        pump.add(self)
+
+    def cancel(self):
+        self.pump.remove(self)
+
+    cdef int on_event(self, uint32_t events) except -1:
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.pump.remove(self)
+            return self.pump.tell(self)
+        return 0
+
+    cdef int fail(self, object error) except -1:
+        self.error = error
+        self.pump.remove(self)
+        return self.pump.tell(self)
 
 
 @cython.final

@@ -81,7 +81,9 @@ async def test_proxy_lets_a_download_finish_and_takes_nothing_new(
         await visitor.stream.aclose()
         assert await tunnel.proxy.wait() == 0
         drained = await tunnel.proxy.logged("drained")
-        assert (drained["streams"], drained["cut"]) == (1, 0)
+        # The download's, and that of the idle connection if the pump carried it.
+        assert drained["streams"] in {1, 2}
+        assert drained["cut"] == 0
         # The agent is not refused: it waits for the proxy to come back.
         await agent.logged("not connected")
 

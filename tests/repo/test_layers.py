@@ -13,7 +13,7 @@ from support.tree import ROOT, SOURCE
 
 COMPILED_LAYERS = [
     ["_http_relay"],
-    ["_relay", "_watch"],
+    ["_relay"],
     ["_tunnel", "_sockets"],
     ["_pump"],
     ["_engine", "_websocket"],

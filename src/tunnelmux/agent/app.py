@@ -208,6 +208,7 @@ class RunningAgent:
                     self._config.limits.ingress.connect_timeout,
                 )
                 session.on_offer = direct.take
+                handlers.start_soon(direct.run)
                 try:
                     async for stream in session:
                         handlers.start_soon(self._streams.serve, stream)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -19,6 +19,7 @@ from tunnelmux.config import ServiceConfig
 from tunnelmux.http.connect import CONNECT_ANSWER, plain_connect
 from tunnelmux.mux import Session
 from tunnelmux.relay import reset_socket
+from tunnelmux.relay.timeouts import Timeouts
 from tunnelmux.transports.tcp import NO_DELAY, OPTIONS
 
 if TYPE_CHECKING:
@@ -47,7 +48,7 @@ class DirectConnector:
         self._nursery = nursery
         self._timeout = connect_timeout
         self._targets = {service.name: (service, _dialler(service)) for service in services}
-        self._connecting: dict[_Connection, float] = {}  # and when each has had its time
+        self._connecting = Timeouts(_Connection.give_up)
 
     def take(self, offered: EngineStream) -> bool:
         """Whether this stream is served from now on; called by the session for each."""
@@ -66,22 +67,16 @@ class DirectConnector:
             offered, local, connection, head_size=head_size, answer=CONNECT_ANSWER
         )
         self._streams.active += 1
-        if not self._connecting:
-            self._nursery.start_soon(self._watch_connecting)
-        self._connecting[connection] = trio.current_time() + self._timeout
+        self._connecting.set(connection, trio.current_time() + self._timeout)
         return True
 
-    async def _watch_connecting(self) -> None:
-        while self._connecting:
-            connection, due = next(iter(self._connecting.items()))
-            await trio.sleep_until(due)
-            overdue = self._connecting.pop(connection, None) is not None
-            if overdue and not connection.relay.is_agreed:
-                connection.relay.hand_back()
+    async def run(self) -> NoReturn:
+        """Have those whose target does not answer in time served by a task; until cancelled."""
+        await self._connecting.run()
 
     def finished(self, connection: _Connection) -> None:
         """The connection is over, or never came about."""
-        self._connecting.pop(connection, None)
+        self._connecting.clear(connection)
         self._streams.active -= 1
         if connection.relay.outcome == "handed back":
             stream = self._session.adopt(connection.relay.stream)
@@ -102,6 +97,11 @@ class _Connection:
         self._service = service
         self._local = local
         self._started = trio.current_time()
+
+    def give_up(self) -> None:
+        """Called when connecting has had its time."""
+        if not self.relay.is_agreed:
+            self.relay.hand_back()
 
     def on_news(self) -> None:
         """Called by the pump at the end."""

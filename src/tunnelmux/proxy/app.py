@@ -246,6 +246,7 @@ class RunningProxy:
                 async with trio.open_nursery() as direct:
                     if (pump := self._tunnel.pump) is not None:
                         direct.start_soon(self._http.run_direct, pump)
+                        direct.start_soon(self._tcp.run_direct)
                     problems = await self._accept_visitors(announce, task_status)
                     if not problems:
                         await self._drain()

@@ -24,10 +24,11 @@ from tunnelmux.proxy.kept_visitor import CarriedLog, open_carrying
 from tunnelmux.proxy.routing import IngressSettings, PumpRoutes
 from tunnelmux.pump import DataPump
 from tunnelmux.relay import reset_socket
+from tunnelmux.relay.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from tunnelmux._http_relay import HttpRelay
-    from tunnelmux._watch import SocketWatch
+    from tunnelmux._sockets import SocketWatch
 
 __all__ = ["DirectVisitor", "DirectVisitors"]
 
@@ -53,8 +54,7 @@ class DirectVisitors:
         self.go_on = go_on
         """Serves, in a task, a visitor that is no more in here, of whom these bytes were read."""
         self.pump: DataPump | None = None
-        self._looks: dict[DirectVisitor, float] = {}  # when to look at each; in that order
-        self._came = trio.Event()
+        self._looks = Timeouts(self._look)
 
     def __len__(self) -> int:
         return len(self._looks)
@@ -75,34 +75,25 @@ class DirectVisitors:
 
     def finish_soon(self) -> None:
         """Say goodbye to the idle ones now and to the others after their current request."""
-        for visitor in list(self._looks):
+        for visitor in self._looks:
             visitor.finish_soon()
 
     def look_after(self, visitor: DirectVisitor) -> None:
-        """Call its `on_look` in a while, again after each call."""
-        self._looks.pop(visitor, None)
-        self._looks[visitor] = trio.current_time() + visitor.patience
-        self._came.set()
+        """Call its `on_look` in a while."""
+        self._looks.set(visitor, trio.current_time() + visitor.patience)
 
     def remove(self, visitor: DirectVisitor) -> None:
         """It is over, or has a task."""
-        self._looks.pop(visitor, None)
+        self._looks.clear(visitor)
 
     async def run(self, pump: DataPump) -> NoReturn:
         """Have visitors taken into this pump, until cancelled; then those who are there are cut."""
         self.pump = pump
         try:
-            while True:  # until the proxy ends
-                while not self._looks:
-                    self._came = trio.Event()
-                    await self._came.wait()
-                visitor, due = next(iter(self._looks.items()))
-                await trio.sleep_until(due)
-                if self._looks.get(visitor) == due:
-                    self._look(visitor)
+            await self._looks.run()
         finally:
             self.pump = None
-            for visitor in list(self._looks):
+            for visitor in self._looks:
                 visitor.cut()
 
     def _look(self, visitor: DirectVisitor) -> None:
@@ -216,7 +207,7 @@ class DirectVisitor:
                 self._go_on(data)
 
     def _wait(self) -> None:
-        from tunnelmux._watch import SocketWatch
+        from tunnelmux._sockets import SocketWatch
 
         if self._all.pump is None:
             self._end()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -17,6 +17,7 @@ from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.devices import DeviceRegister
 from tunnelmux.proxy.routing import Router, stream_id
 from tunnelmux.relay import RelayResult, abort, relay, reset_socket
+from tunnelmux.relay.timeouts import Timeouts
 from tunnelmux.sessions import DeviceStore
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class TcpIngressServer:
         self._router = Router(store, devices)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
-        self._unanswered: dict[_Visit, float] = {}  # and when that is too long; in that order
+        self._unanswered = Timeouts(_Visit.give_up_waiting)
 
     def configure(self, limits: IngressLimits) -> None:
         """Hold connections that come from now on to these limits."""
@@ -67,21 +68,14 @@ class TcpIngressServer:
         if not visit.begin():
             return False
         self._visitors[port] += 1
-        self._await_answer(nursery, visit, limits.connect_timeout + _AGENT_SLACK)
+        patience = limits.connect_timeout + _AGENT_SLACK
+        self._unanswered.set(visit, trio.current_time() + patience)
         return True
 
-    def _await_answer(self, nursery: trio.Nursery, visit: _Visit, timeout: float) -> None:
-        if not self._unanswered:
-            nursery.start_soon(self._watch_unanswered)
-        self._unanswered[visit] = trio.current_time() + timeout
-
-    async def _watch_unanswered(self) -> None:
-        """Hand back to a task, which knows what to say, whoever waits for an answer too long."""
-        while self._unanswered:
-            visit, due = next(iter(self._unanswered.items()))
-            await trio.sleep_until(due)
-            if self._unanswered.pop(visit, None) is not None:
-                visit.give_up_waiting()
+    async def run_direct(self) -> NoReturn:
+        """Hand to a task, which knows what to say, who waits for an answer too long; until
+        cancelled."""
+        await self._unanswered.run()
 
     async def handle(self, device: str, service: str, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one visitor of the port for `service` on `device`, and close its connection.
@@ -152,7 +146,7 @@ class TcpIngressServer:
 
     def stop_waiting(self, visit: _Visit) -> None:
         """No answer is awaited any more."""
-        self._unanswered.pop(visit, None)
+        self._unanswered.clear(visit)
 
     def _leave(self, port: tuple[str, str]) -> None:
         self._visitors[port] -= 1
