@@ -192,7 +192,8 @@ cdef class Tunnel(Member):
         cdef uint8_t *plain = self.pump.input + INPUT
         cdef object room = PyMemoryView_FromMemory(<char *>plain, PLAIN, PyBUF_WRITE)
         cdef Py_ssize_t filled, n
-        cdef bint more = True
+        # Whoever had the socket before may have left some of a record that is decrypted already.
+        cdef bint more = True, unasked = size > 0
         if size:
             self.incoming.write(
                 PyMemoryView_FromMemory(<char *>self.pump.input, size, PyBUF_READ)
@@ -201,6 +202,9 @@ cdef class Tunnel(Member):
             filled = 0
             try:
                 while PLAIN - filled >= RECORD:
+                    if unasked and not self.incoming.pending:
+                        more = False  # no bytes, no record: the error that says so costs as much
+                        break
                     n = self.tls.read(RECORD, room[filled:])
                     if n == 0:
                         more = False
