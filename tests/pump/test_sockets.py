@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 
 import pytest
 import trio
@@ -108,6 +108,31 @@ def test_who_came_before_descriptors_ran_out_is_served_and_the_rest_later() -> N
             assert remote == str(Address(*visitor.getsockname()))
 
 
+@asynccontextmanager
+async def pumped_listener(
+    take: Callable[[socket.socket, str], bool],
+    handle: Callable[[trio.SocketStream, str], Awaitable[None]],
+) -> AsyncIterator[Address]:
+    """The address of a listener in a pump, which asks `take` about each connection."""
+    async with open_pump() as pump, trio.open_nursery() as nursery:
+        listeners = ListenerSet(nursery, pump)
+        plan = ListenerPlan(
+            key="test.listen",
+            address=Address("127.0.0.1", 0),
+            handler=handle,
+            nursery=nursery,
+            take=take,
+        )
+        assert await listeners.apply({"test": plan}) == []
+        address = listeners.address("test")
+        assert address is not None
+        with trio.fail_after(5):
+            yield address
+        listeners.close()
+        with pytest.raises(OSError, match="connect"):
+            await trio.open_tcp_stream(*address)
+
+
 async def test_a_listener_in_the_pump_survives_what_goes_wrong_with_one_connection() -> None:
     served: list[str] = []
     answers = iter([True, ValueError("a bug"), False])
@@ -127,29 +152,16 @@ async def test_a_listener_in_the_pump_survives_what_goes_wrong_with_one_connecti
         served.append(remote)
         await stream.send_all(b"in a task")
 
-    async with open_pump() as pump, trio.open_nursery() as nursery:
-        listeners = ListenerSet(nursery, pump)
-        plan = ListenerPlan(
-            key="test.listen",
-            address=Address("127.0.0.1", 0),
-            handler=handle,
-            nursery=nursery,
-            take=take,
-        )
-        assert await listeners.apply({"test": plan}) == []
-        address = listeners.address("test")
-        assert address is not None
-        got = []
-        with capture_logs() as logs, trio.fail_after(5):
+    got = []
+    with capture_logs() as logs:
+        async with pumped_listener(take, handle) as address:
             for _ in range(3):
                 async with await trio.open_tcp_stream(*address) as visitor:
                     got.append(b"".join([data async for data in visitor]))
-        assert got == [b"taken", b"", b"in a task"]
-        assert len(served) == 1
-        assert [line["event"] for line in logs] == ["a connection failed in a way nobody foresaw"]
-        listeners.close()
-        with pytest.raises(OSError, match="connect"):
-            await trio.open_tcp_stream(*address)
+    assert got == [b"taken", b"", b"in a task"]
+    assert len(served) == 1
+    errors = [line["event"] for line in logs if line["log_level"] == "error"]
+    assert errors == ["a connection failed in a way nobody foresaw"]
 
 
 async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() -> None:
@@ -160,26 +172,14 @@ async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() 
     async def handle(_stream: trio.SocketStream, _remote: str) -> None:
         raise AssertionError("it was taken")
 
-    async with open_pump() as pump, trio.open_nursery() as nursery:
-        listeners = ListenerSet(nursery, pump)
-        plan = ListenerPlan(
-            key="test.listen",
-            address=Address("127.0.0.1", 0),
-            handler=handle,
-            nursery=nursery,
-            take=take,
-        )
-        assert await listeners.apply({"test": plan}) == []
-        address = listeners.address("test")
-        assert address is not None
-        with trio.fail_after(5), trio.socket.socket() as visitor:
+    async with pumped_listener(take, handle) as address:
+        with trio.socket.socket() as visitor:
             with capture_logs() as logs, no_descriptor_left():
                 await visitor.connect(tuple(address))
                 while not logs:
                     await trio.lowlevel.checkpoint()
             assert await visitor.recv(1) == b"", "it was not let in afterwards"
         assert all(line["event"].startswith("no connection can be accepted") for line in logs)
-        listeners.close()
 
 
 # -- connecting -----------------------------------------------------------------------------------
