@@ -17,8 +17,9 @@ MAKEFLAGS += --no-print-directory
 
 BIN := .venv/bin
 LOG := build/make.log
-PYX := $(wildcard src/tunnelmux/_*.pyx)
-COMPILED := $(PYX:src/tunnelmux/%.pyx=tunnelmux.%)
+PYX := $(wildcard src/tunnelmux/*.pyx src/tunnelmux/*/*.pyx)
+PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
+COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo test interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
@@ -87,7 +88,7 @@ format: .venv/.check
 clean:
 	@rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache .hypothesis
-	@rm -f src/tunnelmux/*.so src/tunnelmux/*.c
+	@rm -f src/tunnelmux/*.so src/tunnelmux/*/*.so
 	@find src tests bench cmd -name __pycache__ -prune -exec rm -rf {} +
 
 # What takes long and says much writes to $(LOG), which is shown when it fails.
@@ -112,13 +113,13 @@ endef
 		TUNNELMUX_SKIP_COMPILE=1 $(PIP) install --no-build-isolation --editable .)
 	@touch $@
 
-.venv/.built: .venv/.installed $(PYX) $(wildcard src/tunnelmux/*.pxd)
+.venv/.built: .venv/.installed $(PYX) $(PXD)
 	@echo "building the compiled modules"
 	$(call quietly,$(BIN)/python setup.py build_ext --inplace --parallel 2)
 	@touch $@
 
 OTHER_BUILD = setup.py --quiet build --parallel 2 --build-lib $(@D)/lib --build-temp $(@D)/temp
-SOURCES := $(PYX) $(wildcard src/tunnelmux/*.pxd) $(shell find src/tunnelmux -name '*.py')
+SOURCES := $(PYX) $(PXD) $(shell find src/tunnelmux -name '*.py')
 CLANG := $(firstword $(foreach name,clang clang-19 clang-16 clang-14,$(shell command -v $(name))))
 
 build/fuzz/.built: .venv/.installed $(SOURCES)

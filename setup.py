@@ -23,6 +23,10 @@ def asked_for(variable: str) -> bool:
     return os.environ.get(variable, "") not in {"", "0"}
 
 
+def module_name(source: Path) -> str:
+    return ".".join(source.relative_to("src").with_suffix("").parts)
+
+
 if asked_for("TUNNELMUX_SANITIZE"):
     compile_args = ["-O1", "-g", "-fno-omit-frame-pointer", "-fsanitize=address,undefined"]
     link_args = ["-fsanitize=address,undefined"]
@@ -36,19 +40,21 @@ else:
     compile_args = ["-O3"]
     link_args = []
 
-# The pump stands on epoll; elsewhere tunnelmux.pump does without.
-only_on_linux = {"_pump", "_sockets", "_tunnel", "_relay", "_http_relay"}
+# The pump stands on epoll; elsewhere Trio's streams carry the bytes.
+only_on_linux = {
+    f"tunnelmux.pump.{n}" for n in ("epoll", "sockets", "tunnel", "relay", "http_relay")
+}
 
 extensions = [
     Extension(
-        f"tunnelmux.{path.stem}",
+        module_name(path),
         [path.as_posix()],
         extra_compile_args=compile_args,
         extra_link_args=link_args,
     )
-    for path in sorted(Path("src/tunnelmux").glob("_*.pyx"))
+    for path in sorted(Path("src/tunnelmux").rglob("*.pyx"))
     if not asked_for("TUNNELMUX_SKIP_COMPILE")
-    and (sys.platform == "linux" or path.stem not in only_on_linux)
+    and (sys.platform == "linux" or module_name(path) not in only_on_linux)
 ]
 
 setup(

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream
 
 BULK_BYTES = 512 * 1024 * 1024
 EXCHANGES = 20_000

@@ -6,7 +6,7 @@ import time
 import timeit
 from collections.abc import Callable, Iterator
 
-from tunnelmux import _websocket
+from tunnelmux.pump import websocket
 
 SIZE = 64 * 1024
 CALLS = 2000
@@ -22,9 +22,9 @@ def rate(function: Callable[[], object]) -> float:
 
 def run() -> Iterator[tuple[str, float, str]]:
     payload = bytes(range(256)) * (SIZE // 256)
-    reader = _websocket.FrameReader(masked=True)
-    frame = _websocket.encode_binary(payload, MASK)
-    yield "mask 64 KiB", rate(lambda: _websocket.apply_mask(payload, MASK)), "GB/s"
-    yield "encode 64 KiB, masked", rate(lambda: _websocket.encode_binary(payload, MASK)), "GB/s"
-    yield "encode 64 KiB, unmasked", rate(lambda: _websocket.encode_binary(payload)), "GB/s"
+    reader = websocket.FrameReader(masked=True)
+    frame = websocket.encode_binary(payload, MASK)
+    yield "mask 64 KiB", rate(lambda: websocket.apply_mask(payload, MASK)), "GB/s"
+    yield "encode 64 KiB, masked", rate(lambda: websocket.encode_binary(payload, MASK)), "GB/s"
+    yield "encode 64 KiB, unmasked", rate(lambda: websocket.encode_binary(payload)), "GB/s"
     yield "decode 64 KiB, masked", rate(lambda: reader.receive_data(frame)), "GB/s"

@@ -98,7 +98,7 @@ def start_daemon(started: Started, name: str, configuration: str) -> int:
 
 def make_certificate(folder: Path) -> tuple[Path, Path, str]:
     """A certificate, its key and its pin, as `tunnelmux-proxy --quickstart` makes them."""
-    from tunnelmux.proxy import certificate as certificates
+    from tunnelmux.proxy.tunnels import certificate as certificates
 
     certificate, key = folder / "tunnel.pem", folder / "tunnel.key"
     certificates.make_certificate(certificate, key, HOST, datetime.datetime.now(datetime.UTC))

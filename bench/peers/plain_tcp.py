@@ -24,10 +24,10 @@ from tunnelmux.endpoints import dial
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import open_session
 from tunnelmux.observability import configure_logs
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
-from tunnelmux.proxy.ingress_tcp import TcpIngressServer
-from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
-from tunnelmux.pump import DataPump, open_pump
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.sessions import LocalHandle, MemoryStore
 
 DEVICE = "bench"

@@ -21,10 +21,10 @@ from support.wire import (
     Frame,
     FrameReader,
 )
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream
 from tunnelmux.errors import RemoteProtocolError, SessionError, StreamError
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream
 
 SMALL = Limits(
     max_streams=5,

@@ -12,8 +12,6 @@ from fuzz.engine_bytes import HeaderReader
 from support.fuzz_input import FuzzInput
 from support.referee import Referee
 from support.wire import INITIAL_WINDOW, FrameReader
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream
 from tunnelmux.errors import (
     SessionClosed,
     SessionDraining,
@@ -23,6 +21,8 @@ from tunnelmux.errors import (
     TooManyStreams,
 )
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream
 
 LIMITS = Limits(
     max_streams=5,

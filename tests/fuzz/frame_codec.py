@@ -12,7 +12,7 @@ import struct
 
 from support.fuzz_input import FuzzInput
 from tunnelmux._frame import ReceiveWindow, SendWindow, decode_header, encode_header
-from tunnelmux._ring import ByteRing
+from tunnelmux.yamux.ring import ByteRing
 
 UINT32_MAX = 2**32 - 1
 

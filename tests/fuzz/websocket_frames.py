@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from support.fuzz_input import FuzzInput
-from tunnelmux._websocket import FrameReader, apply_mask, encode_binary
+from tunnelmux.pump.websocket import FrameReader, apply_mask, encode_binary
 
 FILLER = bytes(range(251)) * 300
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from support.head_checks import check_chunked
 from support.mutations import MUTATIONS, mutated
-from tunnelmux._head import ChunkScanner
+from tunnelmux.pump.head import ChunkScanner
 
 CHUNKED = {
     # what: (bytes, how it ends, how many bytes belong to the body; None for all)

@@ -1,4 +1,4 @@
-"""`_head`: what the relay takes without h11, and that h11 would have taken it for the same."""
+"""`pump.head`: what the relay takes without h11, and that h11 would have taken it for the same."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from support.head_checks import (
 )
 from support.http_rig import running_rig
 from support.mutations import MUTATIONS, mutated
-from tunnelmux._head import (
+from tunnelmux.http.head import parse_request
+from tunnelmux.pump.head import (
     read_request,
     read_response,
     relayed_request,
     relayed_response,
 )
-from tunnelmux.http.head import parse_request
 
 
 def request(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = HOST) -> bytes:

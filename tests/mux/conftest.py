@@ -9,7 +9,7 @@ from support.lone_engine import FEEDINGS, Feeding, LoneEngine, MakeLone
 from tunnelmux.limits import Limits
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
+    from tunnelmux.yamux.engine import Engine
 
 
 @pytest.fixture(params=IMPLEMENTATIONS)

@@ -15,9 +15,9 @@ import pytest
 import tunnelmux
 from support import wire
 from support.wire import ACK, FIN, SYN
-from tunnelmux._engine import Engine
 from tunnelmux.errors import RemoteProtocolError, StreamReset
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
 
 SOURCE = Path(__file__).with_name("_drive.pyx.txt")
 SETUP = """

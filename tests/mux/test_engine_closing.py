@@ -17,8 +17,8 @@ from support.wire import FIN, RST, SYN
 from tunnelmux.errors import RemoteProtocolError, SessionClosed, StreamClosed, StreamReset
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
-    from tunnelmux._streams import EngineStream
+    from tunnelmux.yamux.engine import Engine
+    from tunnelmux.yamux.streams import EngineStream
 
 case = CaseTable()
 KIB = 1024
@@ -512,7 +512,7 @@ def test_many_short_streams_leave_nothing(how: str, engine_type: type[Engine]) -
 @pytest.mark.slow  # like everything that watches resident memory: see the Makefile's `sanitize`
 def test_many_short_streams_take_no_memory() -> None:
     """U80: the compiled engine, 20,000 streams: the resident set does not grow."""
-    from tunnelmux._engine import Engine
+    from tunnelmux.yamux.engine import Engine
 
     client, server = Engine(is_client=True), Engine(is_client=False)
     hows = ("finish", "close", "reset", "reset-by-peer", "refused")

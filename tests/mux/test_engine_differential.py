@@ -17,9 +17,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition,
 
 from support import wire, yamux_model
 from support.wire import ACK, DATA, FIN, GO_AWAY, PING, RST, SYN, Frame
-from tunnelmux import _engine
 from tunnelmux.errors import RemoteProtocolError, TunnelmuxError
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
 
 EXAMPLES = int(os.environ.get("TUNNELMUX_EXAMPLES", "0"))
 SETTINGS = hypothesis.settings(
@@ -46,7 +46,7 @@ LIMITS = Limits(
     max_stream_window=WINDOW,  # the model does not grow windows
 )
 BODY = bytes(range(256)) * 1100
-Pair = tuple[_engine.Engine, _engine.Engine]
+Pair = tuple[Engine, Engine]
 sizes = st.sampled_from([0, 1, 500, 20_000, WINDOW // 2, WINDOW - 500, WINDOW])
 
 
@@ -79,9 +79,9 @@ class DifferentialMachine(RuleBasedStateMachine):
 
     @initialize(is_client=st.booleans())
     def begin(self, is_client: bool) -> None:
-        self.compiled = _engine.Engine(is_client=is_client, limits=LIMITS)
+        self.compiled = Engine(is_client=is_client, limits=LIMITS)
         model = yamux_model.Engine(is_client=is_client, limits=LIMITS)
-        self.model = cast(_engine.Engine, model)
+        self.model = cast(Engine, model)
         self.next_id = 2 if is_client else 1
 
     # -- doing the same to both ------------------------------------------------------------------

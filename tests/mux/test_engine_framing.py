@@ -25,7 +25,7 @@ from tunnelmux.errors import RemoteProtocolError, SessionClosed, SessionLost
 from tunnelmux.limits import Limits
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
+    from tunnelmux.yamux.engine import Engine
 
 case = CaseTable()
 

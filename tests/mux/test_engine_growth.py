@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream, WindowBudget
 from tunnelmux.limits import INITIAL_WINDOW, Limits
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream, WindowBudget
 
 MIB = 1 << 20
 STEP = 0.001

@@ -15,12 +15,12 @@ import pytest
 
 from support import wire
 from support.wire import ACK, FIN, RST, SYN, Frame
-from tunnelmux._engine import Engine
 from tunnelmux.errors import RemoteProtocolError, SessionError, StreamError
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
 
 if TYPE_CHECKING:
-    from tunnelmux._streams import EngineStream
+    from tunnelmux.yamux.streams import EngineStream
 
 SEEDS = range(int(os.environ.get("TUNNELMUX_EXAMPLES", "15")))
 LIMITS = Limits(

@@ -23,8 +23,6 @@ from hypothesis.stateful import (
 )
 
 from support.engine_pair import EnginePair
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream
 from tunnelmux.errors import (
     SessionClosed,
     SessionDraining,
@@ -34,6 +32,8 @@ from tunnelmux.errors import (
     TooManyStreams,
 )
 from tunnelmux.limits import Limits
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream
 
 EXAMPLES = int(os.environ.get("TUNNELMUX_EXAMPLES", "0"))
 SETTINGS = hypothesis.settings(

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.sessions import session_pair, stream_pair
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream
 
 pytestmark = pytest.mark.slow
 

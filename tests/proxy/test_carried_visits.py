@@ -16,7 +16,7 @@ from support.proxies import agent_of, proxy_config, running
 from tunnelmux.config import LimitsConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session
-from tunnelmux.proxy import ingress_tcp
+from tunnelmux.proxy.visitors import ingress_tcp
 from tunnelmux.relay import abort
 
 AGREED = b"HTTP/1.1 200 OK\r\n\r\n"

@@ -13,8 +13,8 @@ from support.internal import RecordList
 from tunnelmux.commands import CommandRequest, Event, Exited, Output, Started, failure
 from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import AuditLog
-from tunnelmux.proxy.commands import Dispatcher, UnknownDevices
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.sessions import MemoryStore
 
 REQUEST = CommandRequest(command_id="c1", host="h", username="u", command="uptime", timeout=10)

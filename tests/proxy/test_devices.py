@@ -9,7 +9,7 @@ import pytest
 from support.agents import known
 from tunnelmux.config import DeviceConfig, ProxyConfig, Secret, hash_token
 from tunnelmux.errors import ConfigError
-from tunnelmux.proxy.devices import DeviceRegister, devices_from_config
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 
 
 def test_a_token_finds_its_device_whatever_way_the_file_gives_it(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from support.carried_http import OK, Target, get, rig
 from support.http_rig import Peer
 from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.limits import IngressLimits
-from tunnelmux.proxy import RunningProxy, direct_visitor
-from tunnelmux.proxy.routing import Destination, KnownHosts
+from tunnelmux.proxy import RunningProxy
+from tunnelmux.proxy.visitors import direct_visitor
+from tunnelmux.proxy.visitors.routing import Destination, KnownHosts
 from tunnelmux.relay import abort
 
 CLOSE = "Connection: close\r\n"

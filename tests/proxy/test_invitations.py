@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from support.agents import TunnelBench, gone, known
 from tunnelmux.config import hash_token
 from tunnelmux.errors import ConfigError, ConnectRefused
-from tunnelmux.proxy.enrolment import Enrolment
-from tunnelmux.proxy.invitations import INVITATION_LIFETIME, InvitationRefused, Invitations
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, InvitationRefused, Invitations
 
 
 class Clock:

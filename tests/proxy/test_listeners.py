@@ -14,8 +14,8 @@ from structlog.testing import capture_logs
 from support.proxies import agent_of, proxy_config, running
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.limits import IngressLimits
-from tunnelmux.proxy import listeners
-from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
+from tunnelmux.proxy.visitors import listeners
+from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
 
 
 async def test_a_flood_of_handshakes_waits_outside_and_sessions_go_on() -> None:

@@ -11,8 +11,8 @@ from structlog.testing import capture_logs
 
 from support.agents import TunnelBench, gone, known
 from tunnelmux.errors import ConnectRefused
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
-from tunnelmux.proxy.tunnel import TunnelSettings
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.tunnels.tunnel import TunnelSettings
 
 
 async def test_an_agent_with_its_token_is_registered_and_reachable(

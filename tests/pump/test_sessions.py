@@ -14,7 +14,7 @@ from support.streams import socket_pair, websocket_pair
 from tunnelmux.errors import SessionLost, SessionTimeout
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
-from tunnelmux.pump import open_pump
+from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.relay import abort
 
 PUMPED = [way for way in WAYS if way.startswith("pump")]

@@ -12,11 +12,11 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from tunnelmux._pump import Pump
-from tunnelmux._sockets import Acceptor, Dialler
 from tunnelmux.config import Address
-from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
-from tunnelmux.pump import open_pump
+from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.pump.data_pump import open_pump
+from tunnelmux.pump.epoll import Pump
+from tunnelmux.pump.sockets import Acceptor, Dialler
 from tunnelmux.transports.tcp import OPTIONS
 
 LOOPBACK = pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from pathlib import Path
 from support.tree import ROOT, SOURCE
 
 COMPILED_LAYERS = [
-    ["_http_relay"],
-    ["_relay"],
-    ["_tunnel", "_sockets"],
-    ["_pump"],
-    ["_engine", "_websocket"],
-    ["_streams", "_liveness", "_lines"],
-    ["_frame", "_head", "_links", "_ring"],
+    ["pump.http_relay"],
+    ["pump.relay"],
+    ["pump.tunnel", "pump.sockets"],
+    ["pump.epoll"],
+    ["yamux.engine", "pump.websocket"],
+    ["yamux.streams", "yamux.liveness", "pump.lines"],
+    ["_frame", "pump.head", "yamux.links", "yamux.ring"],
 ]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""
 
@@ -41,8 +41,13 @@ LEVEL = {name: depth for depth, line in enumerate(layers()) for name in line}
 
 
 def part_of(path: Path) -> str:
-    """Which layer's part a source file belongs to: its folder, or its own name at the top."""
+    """Which layer's part a source file belongs to: its folder, or its own name at the top.
+
+    A compiled module is a part of its own, in whatever folder it stands.
+    """
     inside = path.relative_to(SOURCE)
+    if path.suffix in {".pyx", ".pxd"}:
+        return ".".join(inside.with_suffix("").parts)
     return inside.parts[0] if len(inside.parts) > 1 else inside.stem
 
 
@@ -77,11 +82,17 @@ def imports_of(path: Path) -> list[str]:
 def parts_imported(path: Path) -> set[str]:
     """The parts of tunnelmux that a file imports; "" for a name of the top package itself."""
     names = [name.split(".") for name in imports_of(path)]
-    inner = {name[1] if len(name) > 1 else "" for name in names if name[0] == "tunnelmux"}
-    return {part if part in LEVEL else "" for part in inner}
+    inner = {tuple(name[1:]) for name in names if name[0] == "tunnelmux"}
+    return {part_named(name) for name in inner}
 
 
-COMPILED_SOURCES = sorted([*SOURCE.glob("*.pyx"), *SOURCE.glob("*.pxd")])
+def part_named(name: tuple[str, ...]) -> str:
+    """The part that a dotted name leads into: the compiled module before the folder."""
+    dotted = (".".join(name[:length]) for length in (2, 1))
+    return next((part for part in dotted if part in LEVEL), "")
+
+
+COMPILED_SOURCES = sorted([*SOURCE.rglob("*.pyx"), *SOURCE.rglob("*.pxd")])
 PYTHON_SOURCES = sorted(SOURCE.rglob("*.py"))
 
 
@@ -103,7 +114,7 @@ def importers_of(roots: set[str], paths: list[Path]) -> dict[str, list[str]]:
 
 def test_every_compiled_module_has_a_place() -> None:
     placed = {name for line in COMPILED_LAYERS for name in line}
-    assert {path.stem for path in COMPILED_SOURCES} == placed
+    assert {part_of(path) for path in COMPILED_SOURCES} == placed
 
 
 def test_compiled_modules_import_only_from_below() -> None:

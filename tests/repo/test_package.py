@@ -16,7 +16,9 @@ from support.tree import ROOT, SOURCE
 
 PUBLIC = {"Limits", "Session", "Stream", "__version__", "connect", "errors", "serve"}
 
-COMPILED = sorted(path.stem for path in SOURCE.glob("_*.pyx"))
+COMPILED = sorted(
+    ".".join(path.relative_to(SOURCE).with_suffix("").parts) for path in SOURCE.rglob("*.pyx")
+)
 
 
 def test_public_names_are_exactly_these() -> None:
@@ -33,7 +35,7 @@ def test_module_is_compiled_and_described(name: str) -> None:
     module = importlib.import_module(f"tunnelmux.{name}")
     assert module.__file__ is not None
     assert module.__file__.endswith(tuple(importlib.machinery.EXTENSION_SUFFIXES))
-    assert (SOURCE / f"{name}.pyi").is_file()
+    assert (SOURCE / name.replace(".", "/")).with_suffix(".pyi").is_file()
 
 
 def test_types_are_announced() -> None:

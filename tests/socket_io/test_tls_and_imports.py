@@ -14,9 +14,9 @@ from support.socketio_peers import API_KEY, PROXY_ID
 from support.socketio_proxy import known_agent
 from tunnelmux.config import ProxyConfig, SocketIOListener
 from tunnelmux.errors import ConnectError
-from tunnelmux.proxy.agents import AgentServer, agent_settings
-from tunnelmux.proxy.commands import Dispatcher
-from tunnelmux.proxy.devices import DeviceRegister
+from tunnelmux.proxy.commands.dispatcher import Dispatcher
+from tunnelmux.proxy.commands.socketio_agents import AgentServer, agent_settings
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.sessions import MemoryStore
 from tunnelmux.socketio import connect_socketio, parse_socketio_url
 from tunnelmux.transports import client_context

@@ -11,9 +11,9 @@ import trio
 from tunnelmux.config import hash_token
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
-from tunnelmux.proxy.enrolment import Enrolment
-from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.sessions import MemoryStore, SessionHandle
 from tunnelmux.transports import memory_stream_pair, parse_url
 from tunnelmux.transports.websocket import start_websocket_client

@@ -14,7 +14,7 @@ import trustme
 from support.streams import socket_pair, tls_pair, websocket_pair
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
-from tunnelmux.pump import DataPump, open_pump
+from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.relay import RelayResult, relay
 
 WAYS = ["pump-tcp", "pump-websocket", "pump-wss", "streams-tcp", "streams-websocket"]

@@ -15,8 +15,8 @@ from support.referee import Referee
 from support.wire import INITIAL_WINDOW, Frame, FrameReader
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
-    from tunnelmux._streams import EngineStream
+    from tunnelmux.yamux.engine import Engine
+    from tunnelmux.yamux.streams import EngineStream
 
 Cutting = Literal["whole", "bytewise", "random"]
 FLUSH = 65_536

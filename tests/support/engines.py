@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, cast
 from support import yamux_model
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
+    from tunnelmux.yamux.engine import Engine
 
 IMPLEMENTATIONS = ("compiled", "model")
 
@@ -16,6 +16,6 @@ def engine_class(implementation: str) -> type[Engine]:
     """The compiled `Engine`, or the plain-Python model with the same face."""
     if implementation == "model":
         return cast("type[Engine]", yamux_model.Engine)
-    from tunnelmux._engine import Engine
+    from tunnelmux.yamux.engine import Engine
 
     return Engine

@@ -10,13 +10,6 @@ from __future__ import annotations
 import re
 from itertools import pairwise
 
-from tunnelmux._head import (
-    ChunkScanner,
-    read_request,
-    read_response,
-    relayed_request,
-    relayed_response,
-)
 from tunnelmux.http.body import ChunkedBody
 from tunnelmux.http.fields import Visitor, end_to_end, forwarding_fields, without_own_fields
 from tunnelmux.http.head import (
@@ -28,6 +21,13 @@ from tunnelmux.http.head import (
     parse_request,
     parse_response,
     write_request,
+)
+from tunnelmux.pump.head import (
+    ChunkScanner,
+    read_request,
+    read_response,
+    relayed_request,
+    relayed_response,
 )
 
 __all__ = ["HOST", "check_chunked", "check_request", "check_response", "meaning", "own_fields"]
@@ -51,7 +51,7 @@ MOST_CUTS = 12
 
 
 def plainly_accepted(raw: bytes) -> bool:
-    """Whether *raw* begins with a request that `_head.pyi` says is accepted."""
+    """Whether *raw* begins with a request that `head.pyi` says is accepted."""
     match = REQUEST.match(raw)
     if match is None or match[1] == b"CONNECT":
         return False

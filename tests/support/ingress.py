@@ -13,9 +13,9 @@ from support.sessions import session_pair
 from tunnelmux.config import HttpIngress
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
-from tunnelmux.proxy.ingress_http import HttpIngressServer
-from tunnelmux.proxy.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
+from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.sessions import LocalHandle, MemoryStore
 
 __all__ = ["Site", "running_site"]

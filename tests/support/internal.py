@@ -17,10 +17,10 @@ from tunnelmux.backend import ProxyClient
 from tunnelmux.config import Secret
 from tunnelmux.limits import IngressLimits, InternalLimits, Limits
 from tunnelmux.observability import AuditLog, AuditRecord
-from tunnelmux.proxy.commands import Dispatcher
-from tunnelmux.proxy.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.sessions import EventLog, LocalHandle, MemoryStore
 
 __all__ = ["DEVICES", "SECRET", "Bench", "RecordList", "Reply", "running_bench"]

@@ -11,8 +11,8 @@ from support.wire import Frame, FrameReader, pack
 from tunnelmux.errors import RemoteProtocolError
 
 if TYPE_CHECKING:
-    from tunnelmux._engine import Engine
-    from tunnelmux._streams import EngineStream
+    from tunnelmux.yamux.engine import Engine
+    from tunnelmux.yamux.streams import EngineStream
 
 Feeding = Literal["whole", "bytewise", "trailing"]
 FEEDINGS: tuple[Feeding, ...] = ("whole", "bytewise", "trailing")

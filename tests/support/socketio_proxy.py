@@ -12,9 +12,9 @@ import trio
 from support.socketio_peers import API_KEY, PROXY_ID
 from tunnelmux.commands import CommandRequest, Event, Exited, collect
 from tunnelmux.config import LimitsConfig, ProxyConfig, Secret, SocketIOAgent, SocketIOListener
-from tunnelmux.proxy.agents import AgentServer, agent_settings
-from tunnelmux.proxy.commands import Dispatcher
-from tunnelmux.proxy.devices import DeviceRegister
+from tunnelmux.proxy.commands.dispatcher import Dispatcher
+from tunnelmux.proxy.commands.socketio_agents import AgentServer, agent_settings
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.sessions import MemoryStore
 from tunnelmux.socketio import Socket, connect_socketio, parse_socketio_url
 from tunnelmux.transports import bound_addresses

@@ -1,7 +1,7 @@
 """A yamux session in plain Python, for reading: the oracle the compiled engine is held to.
 
-Same face as `tunnelmux._engine`, no code shared with it but the errors and the limits. Nothing is
-fast here: streams are scanned, buffers are copied, frames are built one at a time.
+Same face as `tunnelmux.yamux.engine`, no code shared with it but the errors and the limits. Nothing
+is fast here: streams are scanned, buffers are copied, frames are built one at a time.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Buffer = bytes | bytearray | memoryview
 
 
 class Engine:
-    """One session; see `_engine.pyi` for what each method promises."""
+    """One session; see `engine.pyi` for what each method promises."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`_websocket`: RFC 6455 framing of the payload, against wsproto and the text of the RFC."""
+"""`pump.websocket`: RFC 6455 framing of the payload, against wsproto and the text of the RFC."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from wsproto.frame_protocol import CloseReason, FrameProtocol, Opcode, ParseFailed
 
-from tunnelmux._websocket import FrameReader, apply_mask, encode_binary
+from tunnelmux.pump.websocket import FrameReader, apply_mask, encode_binary
 
 SIZES = (0, 1, 7, 8, 9, 125, 126, 127, 65_535, 65_536, 100_003)
 

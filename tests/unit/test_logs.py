@@ -10,9 +10,9 @@ import re
 import pytest
 import structlog
 
-from tunnelmux._lines import LineBuffer
 from tunnelmux.observability import configure_logs, frequent_line, get_logger
 from tunnelmux.observability.lines import line_about, time_of_day, write_lines
+from tunnelmux.pump.lines import LineBuffer
 
 log = get_logger("test")
 log_visit = frequent_line("test", "visit", "device", "stream", "seconds", "reason")

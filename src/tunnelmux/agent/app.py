@@ -21,7 +21,7 @@ from tunnelmux.endpoints import dial, response_headers
 from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionError
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
-from tunnelmux.pump import DataPump, open_pump
+from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.transports import client_context, parse_url
 
 if TYPE_CHECKING:

@@ -23,9 +23,9 @@ from tunnelmux.relay.timeouts import Timeouts
 from tunnelmux.transports.tcp import NO_DELAY, OPTIONS
 
 if TYPE_CHECKING:
-    from tunnelmux._relay import Relay
-    from tunnelmux._sockets import Dialler
-    from tunnelmux._streams import EngineStream
+    from tunnelmux.pump.relay import Relay
+    from tunnelmux.pump.sockets import Dialler
+    from tunnelmux.yamux.streams import EngineStream
 
 __all__ = ["DirectConnector"]
 
@@ -128,7 +128,7 @@ class _Connection:
 
 def _dialler(service: ServiceConfig) -> Dialler | None:
     """What connects to the target, when its address is known without asking for a name."""
-    from tunnelmux._sockets import Dialler
+    from tunnelmux.pump.sockets import Dialler
 
     host, port = service.address.host, service.address.port
     try:

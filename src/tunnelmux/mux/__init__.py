@@ -5,8 +5,8 @@
 
 from __future__ import annotations
 
-from tunnelmux._streams import WindowBudget
 from tunnelmux.mux.session import Session, open_session
 from tunnelmux.mux.stream import Stream
+from tunnelmux.yamux.streams import WindowBudget
 
 __all__ = ["Session", "Stream", "WindowBudget", "open_session"]

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from tunnelmux._engine import Engine
-from tunnelmux._streams import EngineStream, WindowBudget
 from tunnelmux.errors import (
     RemoteProtocolError,
     SessionClosed,
@@ -21,14 +19,16 @@ from tunnelmux.errors import (
 )
 from tunnelmux.limits import Limits
 from tunnelmux.mux.stream import Stream
-from tunnelmux.pump import DataPump, Lent, Owner, lend
+from tunnelmux.pump.data_pump import DataPump, Lent, Owner, lend
+from tunnelmux.yamux.engine import Engine
+from tunnelmux.yamux.streams import EngineStream, WindowBudget
 
 if TYPE_CHECKING:
     import socket
 
-    from tunnelmux._http_relay import HttpRelay
-    from tunnelmux._relay import Relay
-    from tunnelmux._tunnel import Tunnel
+    from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.relay import Relay
+    from tunnelmux.pump.tunnel import Tunnel
 
 __all__ = ["Session", "open_session"]
 
@@ -248,7 +248,7 @@ class Session:
         What *local* sends follows *head* at once; the other way opens when the peer has answered
         with exactly *answer*. None when that cannot be had without waiting, or without a pump.
         """
-        from tunnelmux._relay import Relay
+        from tunnelmux.pump.relay import Relay
 
         stream = self._open_for_relay(head)
         if stream is None or self._tunnel is None:
@@ -271,7 +271,7 @@ class Session:
         early: bytes,
     ) -> HttpRelay | None:
         """Like `open_relay`, for a visitor whose further HTTP requests are carried."""
-        from tunnelmux._http_relay import HttpRelay
+        from tunnelmux.pump.http_relay import HttpRelay
 
         stream = self._open_for_relay(head)
         if stream is None or self._tunnel is None:
@@ -315,7 +315,7 @@ class Session:
         Once it is, the first *head_size* bytes of the stream are dropped and *answer* is sent. If
         it cannot be, the relay is handed back with the stream untouched.
         """
-        from tunnelmux._relay import Relay
+        from tunnelmux.pump.relay import Relay
 
         assert self._tunnel is not None  # nothing is offered without
         relay = Relay(self._tunnel, offered, local, owner)

@@ -12,10 +12,10 @@ from tunnelmux.errors import SessionError, StreamClosed, StreamError
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from tunnelmux._relay import Relay
-    from tunnelmux._streams import EngineStream
     from tunnelmux.mux.session import Session
-    from tunnelmux.pump import Owner
+    from tunnelmux.pump.data_pump import Owner
+    from tunnelmux.pump.relay import Relay
+    from tunnelmux.yamux.streams import EngineStream
 
 __all__ = ["Stream"]
 
@@ -166,7 +166,7 @@ class Stream(trio.abc.HalfCloseableStream):
     def relay_in_pump(self, local: trio.socket.SocketType, owner: Owner) -> Relay:
         """A relay, not started yet, between this stream and a connected socket, carried by the
         session's pump. From `Relay.start` to its end nothing else may use either."""
-        from tunnelmux._relay import Relay
+        from tunnelmux.pump.relay import Relay
 
         self._require_open()
         tunnel = self.session.tunnel

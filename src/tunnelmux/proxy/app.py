@@ -15,21 +15,21 @@ import trio
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import AuditLog, get_logger
-from tunnelmux.proxy.commands import Dispatcher
-from tunnelmux.proxy.devices import DeviceRegister, devices_from_config
-from tunnelmux.proxy.enrolment import Enrolment
-from tunnelmux.proxy.ingress_http import HttpIngressServer
-from tunnelmux.proxy.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
-from tunnelmux.proxy.listeners import ListenerPlan, ListenerSet
-from tunnelmux.proxy.tunnel import TunnelServer, TunnelSettings
-from tunnelmux.pump import open_pump
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
+from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
+from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
 
 if TYPE_CHECKING:
-    from tunnelmux.proxy.agents import AgentServer
+    from tunnelmux.proxy.commands.socketio_agents import AgentServer
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
@@ -353,7 +353,7 @@ class RunningProxy:
             server = self._agent_server
             return server.configure(server.settings, []) if server is not None else []
         # Not at the top: its libraries take longer to import than all the rest of the proxy.
-        from tunnelmux.proxy.agents import AgentServer, agent_settings
+        from tunnelmux.proxy.commands.socketio_agents import AgentServer, agent_settings
 
         settings = agent_settings(config)
         if self._agent_server is None:
@@ -363,7 +363,7 @@ class RunningProxy:
     def _check_agents(self, config: ProxyConfig) -> None:
         """Raises ConfigError when a file of [socketio] cannot be used; changes nothing."""
         if config.socketio is not None:
-            from tunnelmux.proxy.agents import agent_settings
+            from tunnelmux.proxy.commands.socketio_agents import agent_settings
 
             agent_settings(config)
 

@@ -17,9 +17,9 @@ from tunnelmux.config.private_file import write_private
 from tunnelmux.config.rules import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.app import DrainReport, RunningProxy, run_proxy
-from tunnelmux.proxy.certificate import make_certificate, pin_of
-from tunnelmux.proxy.enrolment import Enrolment
-from tunnelmux.proxy.invitations import INVITATION_LIFETIME, Invitations
+from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, Invitations
 
 __all__ = ["Invitation", "invite", "own_address", "run_quickstart"]
 

@@ -9,7 +9,7 @@ import trio
 from tunnelmux.mux import Stream
 
 if TYPE_CHECKING:
-    from tunnelmux._relay import Relay
+    from tunnelmux.pump.relay import Relay
 
 __all__ = ["PumpedRelay", "pumpable"]
 

@@ -23,11 +23,11 @@ from typing import cast
 import trio
 import trio_websocket
 
-from tunnelmux._websocket import FrameReader, encode_binary
 from tunnelmux.conflict import OneAtATime
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
-from tunnelmux.pump import ControlSender, Lent, lend_socket
+from tunnelmux.pump.data_pump import ControlSender, Lent, lend_socket
+from tunnelmux.pump.websocket import FrameReader, encode_binary
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers, UpgradeRequest, read_response
 from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, open_tcp
 from tunnelmux.transports.url import TunnelURL, parse_url

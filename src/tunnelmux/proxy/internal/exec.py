@@ -26,7 +26,7 @@ from tunnelmux.http import VisitorGone
 from tunnelmux.http.head import has_member
 from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.commands import Dispatcher, UnknownDevices
+from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.routes import Call

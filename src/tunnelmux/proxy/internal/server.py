@@ -11,7 +11,7 @@ from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
 from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.commands import Dispatcher
+from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.body import read_whole_body

@@ -1,0 +1,188 @@
+"""A device behind the tunnel, as something that runs commands."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import msgspec
+import trio
+
+from tunnelmux.commands import (
+    CommandRequest,
+    Event,
+    Exited,
+    InvalidEvent,
+    decode_event,
+    failure,
+)
+from tunnelmux.http import ClientConnection, Field, Refused, ResponseHead, UpstreamGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import first_value
+from tunnelmux.http.refusal import REASON_FIELD
+from tunnelmux.limits import IngressLimits
+from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.relay import abort
+
+__all__ = ["ASKED_BY_FIELD", "DeviceTarget", "tunnel_name"]
+
+ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
+"""Tells the agent, for its own audit, who wanted the command; percent-encoded UTF-8."""
+
+_EXEC = b"http://agent.tunnelmux/v1/exec"
+
+_MAX_LINE = 1_048_576
+# Bytes of one event. Agents send what they read from SSH, at most some 64 KiB, in base64.
+
+_MAX_ERROR = 65_536
+# Bytes of an answer that is no stream of events; the rest of it is not read.
+
+
+def tunnel_name(device: str) -> str:
+    """What a device is called among targets: an agent without a tunnel may have its name."""
+    return f"{device} (tunnel)"
+
+
+class DeviceTarget:
+    """Runs commands through the tunnel, by the agent's own API."""
+
+    def __init__(self, device: str, busy: int, router: Router, limits: IngressLimits) -> None:
+        self.name = tunnel_name(device)
+        self.busy = busy
+        self._device = device
+        self._router = router
+        self._limits = limits
+
+    @asynccontextmanager
+    async def execute(
+        self, request: CommandRequest, *, asked_by: str
+    ) -> AsyncIterator[AsyncIterator[Event]]:
+        """Run it there; leaving the block resets the stream, which ends the command."""
+        try:
+            stream = await self._router.open_stream(self._device, self._limits)
+        except Refused as refused:
+            refusal = refused.refusal
+            # No stream, so no command: whether the device is slow or full, it was not asked.
+            reason = "device-busy" if refusal.reason == "target-timeout" else refusal.reason
+            yield _Only(failure(reason, refusal.message))
+            return
+        try:
+            yield _Answer(ClientConnection(stream, self._limits), request, asked_by)
+        finally:
+            await abort(stream)  # of a stream that ended in order, nothing is left
+
+
+class _Answer(AsyncIterator[Event]):
+    """What the agent says to one command; whatever goes wrong with that is an Exited as well.
+
+    No deadlines in here: the dispatcher bounds the whole.
+    """
+
+    def __init__(self, client: ClientConnection, request: CommandRequest, asked_by: str) -> None:
+        self._client = client
+        self._request = request
+        self._asked_by = asked_by
+        self._is_open = self._is_over = False
+        self._lines: deque[bytes] = deque()
+        self._rest = b""
+
+    async def __anext__(self) -> Event:
+        if self._is_over:
+            raise StopAsyncIteration
+        try:
+            event = await self._next()
+        except (UpstreamGone, BadBody) as gone:
+            text = f"the tunnel broke, so how the command ended is not known: {gone}"
+            event = failure("lost", text)
+        except InvalidEvent as invalid:
+            event = failure("lost", f"the agent's answer cannot be understood: {invalid}")
+        self._is_over = isinstance(event, Exited)
+        return event
+
+    async def _next(self) -> Event:
+        if not self._is_open:
+            self._is_open = True
+            await self._send()
+            while (head := await self._client.read_head()).is_interim:
+                pass
+            if head.status != 200:
+                return await _refusal(self._client, head)
+        while not self._lines:
+            await self._read()
+        return decode_event(self._lines.popleft())
+
+    async def _send(self) -> None:
+        body = msgspec.json.encode(self._request.to_json())
+        headers: list[Field] = [
+            (b"Host", b"agent.tunnelmux"),
+            (b"Content-Type", b"application/json"),
+            (b"Accept", b"application/x-ndjson"),
+            (b"Content-Length", b"%d" % len(body)),
+            (ASKED_BY_FIELD, quote(self._asked_by, safe=" ()@:,;.").encode("ascii")),
+            (b"Connection", b"close"),
+        ]
+        # The agent may have answered before it stopped reading; reading the answer will tell.
+        with contextlib.suppress(UpstreamGone):
+            await self._client.send_request(b"POST", _EXEC, headers, first=body, end=True)
+
+    async def _read(self) -> None:
+        data, end = await self._client.read_body()
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        if len(self._rest) > _MAX_LINE:
+            raise InvalidEvent(f"a line is longer than {_MAX_LINE} bytes")
+        self._lines.extend(line for line in lines if line.strip())
+        if end and not self._lines:
+            raise UpstreamGone("the agent ended its answer too early")
+
+
+class _Only(AsyncIterator[Event]):
+    """One event and no more."""
+
+    def __init__(self, event: Event) -> None:
+        self._event: Event | None = event
+
+    async def __anext__(self) -> Event:
+        await trio.lowlevel.checkpoint()
+        event, self._event = self._event, None
+        if event is None:
+            raise StopAsyncIteration
+        return event
+
+
+class _Problem(msgspec.Struct):
+    message: str = ""
+
+
+class _Error(msgspec.Struct):
+    error: _Problem
+
+
+async def _refusal(client: ClientConnection, head: ResponseHead) -> Exited:
+    """What an answer other than 200 means: in each case the command was not run."""
+    body = b""
+    end = False
+    while not end and len(body) < _MAX_ERROR:
+        data, end = await client.read_body()
+        body += data
+    try:
+        message = msgspec.json.decode(body, type=_Error).error.message
+    except msgspec.MsgspecError:
+        message = body.decode("utf-8", "replace").strip()[:500]
+    match head.status:
+        case 403:
+            return failure("forbidden", message or "the device does not allow this command")
+        case 503:
+            is_busy = first_value(head.headers, REASON_FIELD.lower()) == b"busy"
+            return failure(
+                "busy" if is_busy else "undelivered", message or "the device is not ready"
+            )
+        case 404:
+            text = "this device's agent runs no commands: update it"
+            return failure("not-supported", text)
+        case _:
+            return failure(
+                "invalid", message or f"the agent refused the command with {head.status}"
+            )

@@ -1,0 +1,359 @@
+"""Who can run a command, and running it there: devices behind the tunnel, and whoever is added.
+
+What the internal API calls a device is a name here. A name leads to one target or to several: the
+machines of a group are served by any of its agents, and work goes to the least busy.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections import Counter
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterable,
+    Mapping,
+    Sequence,
+)
+from contextlib import AbstractAsyncContextManager
+from dataclasses import replace
+from typing import Protocol
+
+import trio
+
+from tunnelmux.commands import CommandRequest, Event, Exited, Started, failure
+from tunnelmux.errors import TunnelmuxError
+from tunnelmux.limits import IngressLimits, InternalLimits
+from tunnelmux.observability import AuditLog, get_logger
+from tunnelmux.proxy.commands.audit_trail import AuditTrail
+from tunnelmux.proxy.commands.device_target import DeviceTarget, tunnel_name
+from tunnelmux.proxy.commands.figures import CommandFigures, PooledConnections
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.sessions import DeviceStore
+
+__all__ = ["EVERYTHING", "NOT_RUN", "Dispatcher", "Target", "UnknownDevices"]
+
+_log = get_logger("proxy.commands")
+
+EVERYTHING = "all"
+"""The selector that means every device."""
+
+NOT_RUN = frozenset({"busy", "device-busy", "device-draining", "device-offline", "undelivered"})
+"""Reasons that promise that nothing of the command has run: it may be given to another target.
+`undelivered` is for targets whose way broke before they took the command. One that may have taken
+it says `lost`, and nothing is run again."""
+
+_AGENT_SLACK = 30.0
+# Seconds on top of a command's own timeout until its agent is given up: it has to find a stream
+# (reconnect_wait and connect_timeout), and to end what runs, which its SSH server may delay.
+
+Emit = Callable[[Event], Awaitable[None]]
+
+
+class Target(Protocol):
+    """An agent that runs commands.
+
+    Its events end with Exited, as an Executor's do; a reason of NOT_RUN, without Started before
+    it, moves the command to another target of the same name.
+    """
+
+    @property
+    def name(self) -> str:
+        """What it is called; unique among targets."""
+
+    @property
+    def busy(self) -> int:
+        """Commands it has in progress."""
+
+    def execute(
+        self, request: CommandRequest, *, asked_by: str
+    ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
+        """As an Executor's."""
+
+
+class UnknownDevices(TunnelmuxError):
+    """A selector names nothing that is there. `selector` is the first such one."""
+
+    def __init__(self, selector: str) -> None:
+        super().__init__(f"there is no device {selector!r} here")
+        self.selector = selector
+
+
+class Dispatcher:
+    """Finds targets by name and runs commands on them, each written down in the audit."""
+
+    def __init__(
+        self,
+        store: DeviceStore,
+        devices: DeviceRegister,
+        *,
+        audit: AuditLog | None = None,
+        limits: InternalLimits | None = None,
+        http_limits: IngressLimits | None = None,
+    ) -> None:
+        self.audit = audit or AuditLog()
+        self.figures = CommandFigures()
+        self._pooled = PooledConnections()
+        self._store = store
+        self._devices = devices
+        self._router = Router(store, devices)
+        self._places = trio.CapacityLimiter(1)
+        self._targets: dict[str, Target] = {}
+        self._groups: dict[str, list[Target]] = {}
+        self._busy: Counter[str] = Counter()
+        self._expected: dict[str, str | None] = {}
+        self._lost_at: dict[str, float] = {}
+        self._arrival = trio.Event()
+        self.configure(limits or InternalLimits(), http_limits or IngressLimits())
+
+    def configure(self, limits: InternalLimits, http_limits: IngressLimits) -> None:
+        """Hold new commands to these limits."""
+        self._places.total_tokens = limits.max_commands
+        self._http_limits = http_limits
+
+    # -- who there is -------------------------------------------------------------------------
+
+    def expect(self, agents: Mapping[str, str | None]) -> None:
+        """These targets may come and go, each with its group or None: they and their groups are
+        known while they are away, and a command for one that was just lost waits for it.
+        """
+        self._expected = dict(agents)
+        known = self._expected_names
+        self._lost_at = {name: at for name, at in self._lost_at.items() if name in known}
+
+    @property
+    def _expected_names(self) -> set[str]:
+        groups = {group for group in self._expected.values() if group is not None}
+        return self._expected.keys() | groups
+
+    def add(self, target: Target, *, groups: Iterable[str] = ()) -> None:
+        """Offer commands to `target`: by its name, and by the name of each of its groups.
+
+        A target of the same name is replaced.
+        """
+        self.remove(self._targets.get(target.name, target))
+        self._targets[target.name] = target
+        for group in groups:
+            self._groups.setdefault(group, []).append(target)
+            self._lost_at.pop(group, None)
+        self._lost_at.pop(target.name, None)
+        self._arrival.set()
+        self._arrival = trio.Event()
+
+    def remove(self, target: Target) -> None:
+        """Offer no more to `target`; what it runs goes on. An unknown one is no error."""
+        gone = []
+        if self._targets.get(target.name) is target:
+            del self._targets[target.name]
+            gone.append(target.name)
+        for group, members in list(self._groups.items()):
+            if target in members:
+                members.remove(target)
+            if not members:
+                del self._groups[group]
+                gone.append(group)
+        for name in gone:
+            if name in self._expected_names:  # so that what is kept is bounded
+                self._lost_at[name] = trio.current_time()
+
+    @property
+    def names(self) -> list[str]:
+        """What `all` means, sorted.
+
+        Devices that may connect, groups, and targets in no group: the members of a group are left
+        out, because the command would reach its machines twice.
+        """
+        grouped = {target.name for members in self._groups.values() for target in members}
+        known = (device for name in self._devices.names if (device := self._devices.find(name)))
+        enabled = {device.name for device in known if device.enabled}
+        away = {group or name for name, group in self._expected.items()}
+        return sorted(enabled | self._groups.keys() | (self._targets.keys() - grouped) | away)
+
+    def select(self, selectors: Sequence[str]) -> list[str]:
+        """The names that these names, globs and `all` stand for, each once, in their order.
+
+        Raises UnknownDevices for the first that stands for none: nothing should run on some
+        machines because the name of another was mistyped.
+        """
+        chosen: dict[str, None] = {}
+        for selector in selectors:
+            if selector == EVERYTHING:
+                found = self.names
+            elif any(mark in selector for mark in "*?["):
+                found = fnmatch.filter(self.names, selector)
+            else:
+                found = [selector] if self._is_known(selector) else []
+            if not found:
+                raise UnknownDevices(selector)
+            chosen.update(dict.fromkeys(found))
+        return list(chosen)
+
+    def _is_known(self, name: str) -> bool:
+        return (
+            self._devices.knows(name)
+            or name in self._groups
+            or name in self._targets
+            or name in self._expected_names
+        )
+
+    def gauges(self) -> dict[str, tuple[str, float]]:
+        """What the metrics show of commands now."""
+        waiting = self._places.statistics().tasks_waiting
+        return {
+            "tunnelmux_commands_running": ("Commands in progress.", self._places.borrowed_tokens),
+            "tunnelmux_commands_waiting": ("Commands over limits.max_commands.", waiting),
+            "tunnelmux_command_agents": ("Agents without a tunnel.", len(self._targets)),
+            "tunnelmux_audit_failures": ("Records no sink took.", self.audit.failures),
+            "tunnelmux_ssh_pooled_connections": (
+                "SSH connections that connected devices keep for commands, as they last said.",
+                self._pooled.count(lambda device: self._busy[tunnel_name(device)] > 0),
+            ),
+        }
+
+    # -- running ------------------------------------------------------------------------------
+
+    async def run(self, name: str, request: CommandRequest, *, asked_by: str, emit: Emit) -> Exited:
+        """Run one command on the least busy target of this name, and wait for its end.
+
+        `emit` is called with each event but the last, which is the answer; what they say of SSH
+        connections is counted and left out. Waits while
+        `limits.max_commands` run; each of those ends within its timeout. Cancelling ends the
+        command.
+        """
+        trail = AuditTrail(self.audit, request, device=name, asked_by=asked_by)
+        told: set[str] = set()
+
+        async def pass_on(event: Event) -> None:
+            trail.see(event)
+            if isinstance(event, Started):
+                self.figures.started(trail.duration)
+                self._note_ssh(name, event, told)
+                event = replace(event, ssh=None)
+            await emit(event)
+
+        end: Exited | None = None
+        try:
+            async with self._places:
+                end = await self._run(name, request, asked_by, pass_on)
+            self._note_ssh(name, end, told)
+            end = replace(end, ssh=None)
+            if not end.duration:  # whoever failed had no clock at hand
+                end = replace(end, duration=trail.duration)
+            trail.see(end)
+            return end
+        finally:
+            trail.close()
+            self.figures.ended(end, trail.duration)
+
+    def _note_ssh(self, name: str, event: Started | Exited, told: set[str]) -> None:
+        """Note what the agent says of its SSH connections; each of a command's once."""
+        use = event.ssh
+        if use is None:
+            return
+        if use.came_by is not None and not told:
+            told.add(use.came_by)
+            self.figures.came_by(use.came_by, use.seconds)
+        session = self._store.live_device(name)
+        if session is not None:
+            self._pooled.note(session, use)
+
+    async def _run(self, name: str, request: CommandRequest, asked_by: str, emit: Emit) -> Exited:
+        refused: Exited | None = None
+        tried: list[Target] = []
+        give_up = trio.current_time() + self._http_limits.reconnect_wait
+        while (target := await self._find(name, tried, give_up)) is not None:
+            if refused is not None:
+                self.figures.moved()
+                _log.info("command moved", command=request.command_id, to=target.name)
+            tried.append(target)
+            attempt = _Attempt(emit)
+            self._busy[target.name] += 1
+            try:
+                end = await attempt.run(target, request, asked_by)
+            finally:
+                self._busy[target.name] -= 1
+                if not self._busy[target.name]:
+                    del self._busy[target.name]
+            if attempt.has_started or end.reason not in NOT_RUN:
+                return end
+            refused = end
+        return refused or failure("device-offline", f"{name} is not connected")
+
+    async def _find(self, name: str, tried: list[Target], give_up: float) -> Target | None:
+        """The next target to try, which may have to come back first; None when there is none."""
+        target = await self._choose(name, tried)
+        until = (
+            give_up
+            if tried
+            else self._lost_at.get(name, -math.inf) + (self._http_limits.reconnect_wait)
+        )
+        while target is None and name in self._expected_names:
+            arrival = self._arrival
+            with trio.move_on_at(until):
+                await arrival.wait()
+            if not arrival.is_set():
+                break
+            target = await self._choose(name, tried)
+        return target
+
+    async def _choose(self, name: str, tried: list[Target]) -> Target | None:
+        """The least busy target of this name that was not tried yet."""
+        candidates = [*self._groups.get(name, ())]
+        if name in self._targets:
+            candidates.append(self._targets[name])
+        candidates = [t for t in candidates if not any(t is other for other in tried)]
+        is_tried = any(target.name == tunnel_name(name) for target in tried)
+        if self._devices.knows(name) and not is_tried:
+            online = await self._store.find_device(name) is not None
+            if online or not candidates:
+                busy = self._busy[tunnel_name(name)]
+                candidates.append(DeviceTarget(name, busy, self._router, self._http_limits))
+        return min(candidates, key=lambda target: target.busy, default=None)
+
+
+class _Attempt:
+    """One command on one target."""
+
+    def __init__(self, emit: Emit) -> None:
+        self.has_started = False
+        self._emit = emit
+
+    async def run(self, target: Target, request: CommandRequest, asked_by: str) -> Exited:
+        """How it ended; a target that never says so is given up. Its bugs are its own."""
+        patience = request.timeout + _AGENT_SLACK
+        with trio.move_on_after(patience) as scope:
+            try:
+                async with target.execute(request, asked_by=asked_by) as events:
+                    end = await self._read(events, scope)
+                if end is not None:
+                    return end
+            except Exception:  # noqa: BLE001  the other commands of the call have nothing to do with it
+                _log.exception("a command failed in a way nobody foresaw", target=target.name)
+                return failure("lost", f"the proxy failed while {target.name} ran the command")
+        problem = "did not say how the command ended"
+        if scope.cancelled_caught:
+            problem = f"did not end the command within {patience:g} s"
+        return failure("lost", f"{target.name} {problem}")
+
+    async def _read(self, events: AsyncIterator[Event], scope: trio.CancelScope) -> Exited | None:
+        """The end, once it is there and all before it was passed on."""
+        try:
+            async for event in events:
+                if isinstance(event, Exited):
+                    return event
+                await self._pass_on(event, scope)
+            return None
+        finally:
+            if isinstance(events, AsyncGenerator):  # nobody else would see to its end
+                await events.aclose()
+
+    async def _pass_on(self, event: Event, scope: trio.CancelScope) -> None:
+        self.has_started = True  # whatever it is, something of the command has run
+        # While the caller's turn lasts, the target's time does not run.
+        left, scope.deadline = scope.deadline - trio.current_time(), math.inf
+        await self._emit(event)
+        scope.deadline = trio.current_time() + left

@@ -1,0 +1,284 @@
+"""Where agents connect: the handshake, and one session from its start to its end."""
+
+from __future__ import annotations
+
+import ssl
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnelmux.config import InvalidSetting, Secret
+from tunnelmux.config.rules import check_label
+from tunnelmux.errors import ConnectError, ProtocolError
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import Limits
+from tunnelmux.mux import Session
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.invitations import InvitationRefused
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.sessions import LocalHandle, SessionStore
+from tunnelmux.transports import (
+    UpgradeRequest,
+    WebSocketStream,
+    accept_websocket,
+    read_upgrade,
+    start_server_tls,
+)
+from tunnelmux.transports.handshake import Headers
+from tunnelmux.transports.tcp import configure_socket
+
+__all__ = ["TunnelServer", "TunnelSettings"]
+
+_log = get_logger("proxy.tunnel")
+
+_DRAIN_RETRY_AFTER = 1
+# Seconds an agent is told to wait when this process is about to end: a restart takes about that.
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunnelSettings:
+    """What a handshake and a session are held to from now on; a reload replaces it."""
+
+    path: str = "/tunnel/connect"
+    tls: ssl.SSLContext | None = None
+    limits: Limits = field(default_factory=Limits)
+    handshake_timeout: float = 10.0
+    """Seconds from accepting a connection to the end of its handshake, TLS included."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Admitted:
+    device: KnownDevice
+    token: Secret
+    enrolled: bool = False
+
+
+class _Place:
+    """One of the places for handshakes in flight, given back once."""
+
+    __slots__ = ("_gate", "_held")
+
+    def __init__(self, gate: trio.Semaphore) -> None:
+        self._gate = gate
+        self._held = True
+
+    def release(self) -> None:
+        if self._held:
+            self._held = False
+            self._gate.release()
+
+
+class TunnelServer:
+    """Admits agents and holds their sessions.
+
+    `handle` serves one connection; whoever accepts connections acquires `gate` for each first.
+    `settings` may be replaced at any time; `max_handshakes` holds for good.
+    """
+
+    def __init__(
+        self,
+        *,
+        devices: DeviceRegister,
+        store: SessionStore,
+        settings: TunnelSettings,
+        max_handshakes: int,
+        enrolment: Enrolment | None = None,
+    ) -> None:
+        self.settings = settings
+        self.gate = trio.Semaphore(max_handshakes)
+        self.is_draining = False
+        self.pump: DataPump | None = None
+        """What moves the bytes of the sessions from now on, where there is one."""
+        self._devices = devices
+        self._store = store
+        self._enrolment = enrolment
+        self._live: set[LocalHandle] = set()
+
+    @property
+    def sessions(self) -> list[LocalHandle]:
+        """The sessions whose connection is not over, replaced ones that still unwind included."""
+        return list(self._live)
+
+    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
+        """Serve one connection of an agent until it ends. Whatever goes wrong is logged here."""
+        place = _Place(self.gate)
+        try:
+            await self._serve(stream, remote, place)
+        except ConnectError as error:
+            _log.info("tunnel handshake failed", remote=remote, cause=str(error))
+        finally:
+            place.release()
+
+    async def _serve(self, stream: trio.abc.Stream, remote: str, place: _Place) -> None:
+        opening = await self._shake_hands(stream, remote)
+        if opening is None:
+            return
+        admitted, accepted = opening
+        async with accepted as websocket:
+            place.release()
+            session = Session(
+                websocket,
+                is_client=False,
+                limits=self.settings.limits,
+                pump=self.pump,
+                takes_streams=False,  # nothing is offered to agents yet
+            )
+            await self._hold(session, admitted, remote)
+
+    async def _shake_hands(
+        self, stream: trio.abc.Stream, remote: str
+    ) -> tuple[_Admitted, AbstractAsyncContextManager[WebSocketStream]] | None:
+        """Who has connected, and what is left to do to get at his bytes; None when it was refused.
+
+        On its own because of what it needs and a session does not: the request, for one.
+        """
+        settings = self.settings
+        if isinstance(stream, trio.SocketStream):
+            configure_socket(stream)
+        deadline = trio.current_time() + settings.handshake_timeout
+
+        def time_left() -> float:
+            return max(deadline - trio.current_time(), 0.0)
+
+        if settings.tls is not None and isinstance(stream, trio.SocketStream):
+            stream = await start_server_tls(stream, settings.tls, timeout=time_left())
+        request = await read_upgrade(stream, path=settings.path, timeout=time_left())
+        try:
+            admitted = await self._admit(request)
+        except Refused as refused:
+            await _refuse(request, refused.refusal, remote)
+            return None
+        answer: Headers = ()
+        if admitted.enrolled:
+            answer = ((b"Tunnelmux-Token", admitted.token.reveal().encode("ascii")),)
+        return admitted, accept_websocket(
+            request, headers=answer, handshake_timeout=max(time_left(), 0.1)
+        )
+
+    async def _admit(self, request: UpgradeRequest) -> _Admitted:
+        if self.is_draining:
+            raise _refused(
+                503,
+                "proxy-draining",
+                "this proxy is shutting down: connect again in a moment",
+                retry_after=_DRAIN_RETRY_AFTER,
+            )
+        token = request.token
+        if token is None:
+            raise _unauthorized("no token came with the request: set proxy.token in agent.toml")
+        device = self._devices.identify(token)
+        if device is None:
+            return await self._enrol(request, token)
+        if not device.enabled:
+            raise _refused(
+                403,
+                "device-disabled",
+                f'device "{device.name}" is disabled: set enabled = true for it in proxy.toml',
+            )
+        name = request.header("Tunnelmux-Device")
+        if name is not None and name != device.name:
+            # The token decides. But two devices with one token would replace each other for ever.
+            _log.warning("agent calls itself by another name", device=device.name, name=name)
+        return _Admitted(device=device, token=Secret(token))
+
+    async def _enrol(self, request: UpgradeRequest, invitation: str) -> _Admitted:
+        unknown = _unauthorized(
+            "the token is not that of any device: compare proxy.token in agent.toml with "
+            "[[devices]] in proxy.toml"
+        )
+        name = request.header("Tunnelmux-Device")
+        if self._enrolment is None or name is None:
+            raise unknown
+        try:
+            check_label("device.name", name)
+        except InvalidSetting as error:
+            raise _refused(400, "bad-request", str(error)) from None
+        if self._devices.is_configured(name):
+            raise _refused(
+                403,
+                "forbidden",
+                f'device "{name}" is in proxy.toml: give its token in agent.toml, or set another '
+                "device.name",
+            )
+        try:
+            enrolled = await self._enrolment.enrol(name, invitation)
+        except InvitationRefused as error:
+            raise _unauthorized(str(error), reason="token-expired") from None
+        except OSError as error:
+            raise _refused(
+                503,
+                "proxy-failed",
+                f"the proxy could not write down the new device ({error.strerror}): make room in "
+                "its state directory, then make another invitation",
+            ) from error
+        if enrolled is None:
+            raise unknown
+        device, token = enrolled
+        self._devices.add_enrolled(device)
+        _log.info("device enrolled", device=name)
+        return _Admitted(device=device, token=token, enrolled=True)
+
+    async def _hold(self, session: Session, admitted: _Admitted, remote: str) -> None:
+        """Register the session, run it until it is over, and log it."""
+        device = admitted.device
+        started = trio.current_time()
+        handle = LocalHandle(
+            session, token=admitted.token.reveal(), device=device.name, remote_address=remote
+        )
+        self._live.add(handle)
+        try:
+            if self.is_draining:
+                session.go_away()
+            elif self._devices.find(device.name) != device:
+                # Changed by a reload since the token was checked.
+                await handle.close("the device was removed or changed by a reload")
+            else:
+                await self._store.register(handle.token, handle)
+                _log.info("session started", device=device.name, remote=remote)
+            await session.run()
+        finally:
+            self._live.discard(handle)
+            await self._store.unregister(handle.token, handle)
+            _log_end(handle, trio.current_time() - started)
+
+
+def _refused(status: int, reason: str, message: str, *, retry_after: int | None = None) -> Refused:
+    return Refused(Refusal(status, reason, message, retry_after))
+
+
+def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
+    # RFC 9110 section 11.6.1: a 401 names how to authenticate.
+    return Refused(Refusal(401, reason, message, headers=[(b"WWW-Authenticate", b"Bearer")]))
+
+
+async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> None:
+    _log.warning(
+        "tunnel refused",
+        remote=remote,
+        status=refusal.status,
+        reason=refusal.reason,
+        cause=refusal.message,
+    )
+    headers = list(refusal.headers)
+    if refusal.retry_after is not None:
+        headers.append((b"Retry-After", b"%d" % refusal.retry_after))
+    await request.refuse(refusal.status, refusal.reason, refusal.message, headers=headers)
+
+
+def _log_end(handle: LocalHandle, duration: float) -> None:
+    session = handle.session
+    error = session.error
+    reason = handle.end_reason or "the agent closed it"
+    log = _log.warning if isinstance(error, ProtocolError) else _log.info
+    log(
+        "session ended",
+        device=handle.device,
+        remote=handle.remote_address,
+        duration=round(duration, 3),
+        bytes_to_agent=session.bytes_sent,
+        bytes_from_agent=session.bytes_received,
+        reason=reason,
+    )

@@ -1,0 +1,297 @@
+"""Visitors with a browser who need no task: accepted, carried by the pump, and said goodbye to.
+
+Only the plain case: no TLS, a first head that is whole when it is first looked at and leaves no
+doubt, with a host that h11 has accepted before, on whichever connection. The scanner accepts
+nothing that h11 would not accept with the same meaning, so h11 is not asked again. All else goes to
+a task, which finds every byte that came and was not passed on; so does a visitor that stays.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal, NoReturn
+
+import trio
+
+from tunnelmux.http.connection import DRAIN_BYTES, DRAIN_TIMEOUT
+from tunnelmux.http.fields import Visitor
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.kept_visitor import CarriedLog, open_carrying
+from tunnelmux.proxy.visitors.routing import IngressSettings, PumpRoutes
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.pump.head import read_request
+from tunnelmux.relay import reset_socket
+from tunnelmux.relay.timeouts import Timeouts
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.sockets import SocketWatch
+
+__all__ = ["DirectVisitor", "DirectVisitors"]
+
+_log = get_logger("proxy.http")
+
+_READ = 16_384
+# Bytes asked for at once, of the first request and of what is thrown away at the end.
+
+_LOOK = 5.0
+# Seconds after which a visitor that is still there is looked at; who is still carried then gets a
+# task, which knows all the times that requests and answers may take.
+
+_HOST = re.compile(rb"\r\nhost: ?([^\r\n]+)\r\n", re.IGNORECASE)
+
+
+class DirectVisitors:
+    """All visitors of one ingress that have no task."""
+
+    def __init__(
+        self, routes: PumpRoutes, go_on: Callable[[DirectVisitor, bytes], Awaitable[None]]
+    ) -> None:
+        self.routes = routes
+        self.go_on = go_on
+        """Serves, in a task, a visitor that is no more in here, of whom these bytes were read."""
+        self.pump: DataPump | None = None
+        self._looks = Timeouts(self._look)
+
+    def __len__(self) -> int:
+        return len(self._looks)
+
+    def take(
+        self,
+        nursery: trio.Nursery,
+        local: socket.socket,
+        remote: str,
+        visitor: Visitor,
+        settings: IngressSettings,
+    ) -> bool:
+        """Serve this visitor, if there is a pump."""
+        if self.pump is None:
+            return False
+        DirectVisitor(self, nursery, local, remote, visitor, settings).arrive()
+        return True
+
+    def finish_soon(self) -> None:
+        """Say goodbye to the idle ones now and to the others after their current request."""
+        for visitor in self._looks:
+            visitor.finish_soon()
+
+    def look_after(self, visitor: DirectVisitor) -> None:
+        """Call its `on_look` in a while."""
+        self._looks.set(visitor, trio.current_time() + visitor.patience)
+
+    def remove(self, visitor: DirectVisitor) -> None:
+        """It is over, or has a task."""
+        self._looks.clear(visitor)
+
+    async def run(self, pump: DataPump) -> NoReturn:
+        """Have visitors taken into this pump, until cancelled; then those who are there are cut."""
+        self.pump = pump
+        try:
+            await self._looks.run()
+        finally:
+            self.pump = None
+            for visitor in self._looks:
+                visitor.cut()
+
+    def _look(self, visitor: DirectVisitor) -> None:
+        try:
+            visitor.on_look()
+        except Exception:  # noqa: BLE001  a bug met by one connection must not end the others
+            _log.exception("a connection failed in a way nobody foresaw", visitor=visitor.remote)
+            visitor.cut()
+
+
+class DirectVisitor:
+    """One visitor. Its socket is in the pump: watched, or carried by a relay."""
+
+    __slots__ = (
+        "_all",
+        "_dropped",
+        "_nursery",
+        "_since",
+        "_state",
+        "_visitor",
+        "_watch",
+        "local",
+        "log",
+        "patience",
+        "relay",
+        "remote",
+        "settings",
+    )
+
+    log: CarriedLog
+    """The log's lines, once there is a relay."""
+
+    def __init__(
+        self,
+        everybody: DirectVisitors,
+        nursery: trio.Nursery,
+        local: socket.socket,
+        remote: str,
+        visitor: Visitor,
+        settings: IngressSettings,
+    ) -> None:
+        self.local = local
+        self.remote = remote
+        self.relay: HttpRelay | None = None
+        limits = settings.limits
+        self.patience = min(_LOOK, limits.head_timeout, limits.idle_timeout, limits.connect_timeout)
+        """Seconds until it is looked at."""
+        self._all = everybody
+        self._nursery = nursery
+        self._visitor = visitor
+        self.settings = settings
+        self._watch: SocketWatch | None = None
+        self._state: Literal["arriving", "carried", "leaving", "over"] = "arriving"
+        self._since = trio.current_time()
+        self._dropped = 0
+
+    def arrive(self) -> None:
+        """Take the first request, or wait for it."""
+        self._all.look_after(self)
+        self._read_first()
+
+    def on_news(self) -> None:
+        """Called by the pump when there is something to read, or the relay is over."""
+        if self._watch is not None and self._watch.error is not None:
+            self.cut()  # the pump was stopped
+        elif self._state == "arriving":
+            self._read_first()
+        elif self._state == "leaving":
+            self._drop_one()
+        elif self._state == "carried" and self.relay is not None and self.relay.outcome:
+            self._after_relay(self.relay)
+
+    def on_look(self) -> None:
+        """Called when some time has passed."""
+        waited = trio.current_time() - self._since
+        if self._state == "carried":
+            self._go_on(b"")
+        elif self._state == "leaving" and waited >= DRAIN_TIMEOUT:
+            self._end()
+        elif self._state == "arriving" and waited >= self.settings.limits.head_timeout:
+            self._leave()
+        else:
+            self._all.look_after(self)
+
+    def finish_soon(self) -> None:
+        """End after the current request; now, when there is none."""
+        if self._state == "arriving":
+            self._leave()
+        elif self._state == "carried" and self.relay is not None:
+            self.relay.finish_soon()
+
+    def cut(self) -> None:
+        """End now: an answer that is being sent must not look like a whole one."""
+        if self._state == "carried" and self.relay is not None:
+            self.relay.abort()
+            self.log.end(self.relay)
+            reset_socket(self.local)
+        self._end()
+
+    def _read_first(self) -> None:
+        try:
+            data = self.local.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._wait()
+        except OSError:  # it left
+            self._end()
+        else:
+            if not data:
+                self._end()
+            elif not self._carry(data):
+                self._go_on(data)
+
+    def _wait(self) -> None:
+        from tunnelmux.pump.sockets import SocketWatch
+
+        if self._all.pump is None:
+            self._end()
+        else:
+            self._watch = SocketWatch(self._all.pump.core, self.local, self)
+
+    def _carry(self, data: bytes) -> bool:
+        match = _HOST.search(data)
+        destination = self.settings.hosts.find(match[1]) if match is not None else None
+        found = self._all.routes.now(destination) if destination is not None else None
+        if match is None or destination is None or found is None:
+            return False
+        host, (session, service) = match[1], found
+        if isinstance(read_request(data, host), str):
+            return False
+        self.relay = open_carrying(
+            session,
+            self.local,
+            service,
+            self,
+            host=host,
+            visitor=self._visitor,
+            limits=self.settings.limits,
+            early=data,
+        )
+        if self.relay is None:
+            return False
+        self.log = CarriedLog(self.remote, destination.device, service)
+        self.log.begin(self.relay)
+        self._state = "carried"
+        return True
+
+    def _after_relay(self, relay: HttpRelay) -> None:
+        if relay.outcome == "handed back" and (relay.problem is not None or not relay.is_spent):
+            self._go_on(b"")
+            return
+        self.log.end(relay)
+        if relay.outcome == "handed back":
+            self._end()
+        elif relay.outcome == "finished":
+            self._leave()
+        else:
+            reset_socket(self.local)
+            self._end()
+
+    def _leave(self) -> None:
+        """Close so that the visitor can read all that was sent to it (RFC 9112 9.6)."""
+        self._stop_watching()
+        self._state = "leaving"
+        self._since = trio.current_time()
+        self._all.look_after(self)
+        with contextlib.suppress(OSError):  # it is gone, or it was first
+            self.local.shutdown(socket.SHUT_WR)
+        self._wait()
+
+    def _drop_one(self) -> None:
+        """Throw away what it still sends: no more in one go than leaves the others their turn."""
+        try:
+            data = self.local.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._wait()
+            return
+        except OSError:
+            data = b""
+        self._dropped += len(data)
+        if data and self._dropped < DRAIN_BYTES:
+            self._wait()
+        else:
+            self._end()
+
+    def _go_on(self, data: bytes) -> None:
+        self._stop_watching()
+        self._all.remove(self)
+        self._state = "over"
+        self._nursery.start_soon(self._all.go_on, self, data)
+
+    def _end(self) -> None:
+        self._stop_watching()
+        self._all.remove(self)
+        self._state = "over"
+        self.relay = None  # which knows its owner
+        self.local.close()
+
+    def _stop_watching(self) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None

@@ -1,0 +1,343 @@
+"""Where visitors with a browser come in: each request goes to the device its own head names."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from tunnelmux.config.proxy import HttpIngress
+from tunnelmux.http import Exchange, RequestHead, ServerConnection, Upstream, serve_requests
+from tunnelmux.http.fields import (
+    TrustedProxies,
+    Visitor,
+    end_to_end,
+    forwarding_fields,
+    without_own_fields,
+)
+from tunnelmux.http.head import Field, first_value
+from tunnelmux.http.refusal import RELAY_FIELD, Refusal, Refused
+from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.direct_visitor import DirectVisitor, DirectVisitors
+from tunnelmux.proxy.visitors.kept_visitor import CarriedLog, KeptVisitor, open_carrying
+from tunnelmux.proxy.visitors.routing import (
+    Destination,
+    IngressSettings,
+    PumpRoutes,
+    Router,
+    find_destination,
+    stream_id,
+)
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.pump.head import read_request
+from tunnelmux.relay import abort
+from tunnelmux.sessions import DeviceStore
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.http_relay import HttpRelay
+
+__all__ = ["HttpIngressServer", "host_of"]
+
+_log = get_logger("proxy.http")
+
+_AGENT_SLACK = 5.0
+# Seconds on top of the agent's own limits: its 504 knows which target was slow, so it goes first.
+
+_REFUSING_AT_ONCE = 64
+# Visitors over the limit that are being told so; the ones over this are reset, so that telling
+# them does not become what fills the memory.
+
+_REFUSAL_TIMEOUT = 1.0
+# Seconds one of them gets to read it.
+
+
+class HttpIngressServer:
+    """Serves the connections of visitors. `configure` it before the first."""
+
+    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+        self._router = Router(store, devices)
+        self._settings = IngressSettings()
+        self._visitors: set[ServerConnection] = set()
+        self._routes = PumpRoutes(self._router)
+        self._direct = DirectVisitors(self._routes, self._go_on)
+        self._refusing = 0
+        self._is_draining = False
+
+    def configure(
+        self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
+    ) -> None:
+        """Serve connections that come from now on like this."""
+        trusted = TrustedProxies.parse(ingress.trusted_proxies)
+        self._settings = IngressSettings(ingress.domain, trusted, limits, tls)
+
+    @property
+    def visitor_count(self) -> int:
+        """Connections of visitors that are being served."""
+        return len(self._visitors) + len(self._direct)
+
+    async def run_direct(self, pump: DataPump) -> NoReturn:
+        """Let `take` give connections to this pump, until cancelled; then those it has are cut."""
+        await self._direct.run(pump)
+
+    def drain(self) -> None:
+        """Close idle connections now and the others after their current request."""
+        self._is_draining = True
+        for server in self._visitors:
+            server.finish_soon()
+        self._direct.finish_soon()
+
+    def take(self, nursery: trio.Nursery, local: socket.socket, remote: str) -> bool:
+        """Serve one visitor without a task, as long as that is possible; whether it is now.
+
+        `nursery` is for visitors who turn out to need one.
+        """
+        settings, visitor = self._settings, Visitor(host_of(remote))
+        if (
+            settings.tls is not None
+            or self._is_draining
+            or visitor.address in settings.trusted
+            or self.visitor_count >= settings.limits.max_visitors
+        ):
+            return False
+        return self._direct.take(nursery, local, remote, visitor, settings)
+
+    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
+        """Serve one visitor until its connection is over, and close it.
+
+        `remote` is the visitor's address as `host:port`.
+        """
+        settings = self._settings
+        if self.visitor_count >= settings.limits.max_visitors:
+            await self._turn_away(stream, remote, settings)
+            return
+        served: trio.abc.Stream = stream
+        if settings.tls is not None:
+            served = trio.SSLStream(stream, settings.tls, server_side=True, https_compatible=True)
+        server = ServerConnection(served, settings.limits)
+        visit = _Visit(self._router, settings, remote, self._routes)
+        self._visitors.add(server)
+        try:
+            if isinstance(served, trio.SSLStream) and not await _shake_hands(
+                served, remote, settings.limits
+            ):
+                return
+            await self._serve(server, visit)
+        finally:
+            self._visitors.discard(server)
+
+    async def _serve(
+        self,
+        server: ServerConnection,
+        visit: _Visit,
+        begun: Callable[[], Awaitable[bool]] | None = None,
+    ) -> None:
+        if self._is_draining:
+            server.finish_soon()
+        if isinstance(server.stream, trio.SocketStream):
+            visit.local = server.stream
+        await serve_requests(
+            server, visit.route, visit.settings.limits, visit.record, carry=visit.carry, begun=begun
+        )
+
+    async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
+        """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
+        settings = arrived.settings
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
+        server = ServerConnection(stream, settings.limits)
+        server.put_back(data)
+        visit = _Visit(self._router, settings, arrived.remote, self._routes)
+        self._visitors.add(server)
+        begun = None
+        if arrived.relay is not None:
+            begun = partial(visit.go_on, server, arrived.relay, arrived.log)
+            if self._is_draining:
+                arrived.relay.finish_soon()
+        try:
+            await self._serve(server, visit, begun)
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("a connection failed in a way nobody foresaw", visitor=arrived.remote)
+        finally:
+            self._visitors.discard(server)
+            await trio.aclose_forcefully(stream)
+
+    async def _turn_away(
+        self, stream: trio.abc.Stream, remote: str, settings: IngressSettings
+    ) -> None:
+        limit = settings.limits.max_visitors
+        _log.warning("visitor refused", visitor=remote, reason="too-many-visitors", limit=limit)
+        if settings.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
+            await abort(stream)
+            return
+        self._refusing += 1
+        try:
+            with trio.move_on_after(_REFUSAL_TIMEOUT):
+                server = ServerConnection(stream, settings.limits)
+                message = f"More than {limit} visitors are connected. Try again in a moment."
+                refusal = Refusal(503, "too-many-visitors", message, retry_after=1)
+                await server.refuse(refusal)
+        finally:
+            self._refusing -= 1
+
+
+async def _shake_hands(
+    stream: trio.SSLStream[trio.abc.Stream], remote: str, limits: IngressLimits
+) -> bool:
+    """Whether TLS was agreed on; if not, the connection is cut and a line says why."""
+    problem = f"no TLS handshake within {limits.handshake_timeout:g} s"
+    with trio.move_on_after(limits.handshake_timeout):
+        try:
+            await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            problem = f"the TLS handshake failed: {exc.__cause__ or exc}"
+        else:
+            return True
+    _log.info("visitor lost", visitor=remote, problem=problem)
+    await abort(stream)
+    return False
+
+
+class _Visit:
+    """One visitor's connection: routes its requests and writes the access log."""
+
+    def __init__(
+        self, router: Router, settings: IngressSettings, remote: str, routes: PumpRoutes
+    ) -> None:
+        self._router = router
+        self._routes = routes
+        self.settings = settings
+        self._remote = remote
+        address = host_of(remote)
+        self._visitor = Visitor(
+            address=address,
+            scheme="http" if settings.tls is None else "https",
+            trusted=address in settings.trusted,
+        )
+        self._destination: Destination | None = None
+        self._stream: trio.abc.Stream | None = None
+        self.local: trio.SocketStream | None = None
+        """The visitor's connection, if a pump could carry it."""
+
+    async def route(self, request: RequestHead) -> Upstream:
+        """A stream to the device that this request names; raises Refused."""
+        limits = self.settings.limits
+        self._destination = destination = find_destination(request, self.settings.domain)
+        self._stream = await self._router.open_stream(destination.device, limits)
+        headers = without_own_fields(end_to_end(request.headers))
+        headers = forwarding_fields(headers, self._visitor, request.host)
+        if destination.service is not None:
+            headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
+        if self._may_be_carried(request, self._stream):
+            headers.append((RELAY_FIELD, b"?"))
+        return Upstream(
+            stream=self._stream,
+            headers=headers,
+            describe=f"device {destination.device}",
+            response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
+            broken_reason="tunnel-lost",
+            response_headers=self._take_relay_field,
+        )
+
+    def _may_be_carried(self, request: RequestHead, stream: object) -> bool:
+        """Whether the pump could serve requests like this one: where they go must be a matter of
+        their Host alone, and nobody's word be taken about who sent them."""
+        return (
+            self.local is not None
+            and isinstance(stream, Stream)
+            and stream.session.tunnel is not None
+            and self._is_plain(request)
+        )
+
+    def _is_plain(self, request: RequestHead) -> bool:
+        named = first_value(request.headers, b"tunnelmux-device") is not None
+        return not named and not self._visitor.trusted
+
+    def _take_relay_field(self, headers: list[Field]) -> list[Field]:
+        service = first_value(headers, RELAY_FIELD.lower())
+        if service is None:
+            return headers
+        if isinstance(self._stream, Stream) and self._destination is not None:
+            asked = self._destination.service
+            self._routes.learn_service(self._stream.session, asked, service.decode("latin-1"))
+        return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
+
+    async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:
+        """Let the pump serve this request and those after it, if it can."""
+        if self.local is None or not self._is_plain(request):
+            return None
+        if isinstance(read_request(server.raw_head, request.host), str):
+            return None  # "declined": the scanner would leave it to us
+        try:
+            destination = find_destination(request, self.settings.domain)
+        except Refused:
+            return None
+        found = self._routes.now(destination)
+        if found is None:
+            return None
+        session, service = found
+        kept = KeptVisitor(server, self.settings.limits)
+        relay = open_carrying(
+            session,
+            self.local.socket,
+            service,
+            kept,
+            host=request.host,
+            visitor=self._visitor,
+            limits=self.settings.limits,
+            early=server.raw_head + server.take_buffer(),
+        )
+        if relay is None:
+            return None
+        self.settings.hosts.learn(request.host, destination)
+        log = CarriedLog(self._remote, destination.device, service)
+        log.begin(relay)
+        try:
+            return await kept.run(relay)
+        finally:
+            log.end(relay)
+
+    async def go_on(self, server: ServerConnection, relay: HttpRelay, log: CarriedLog) -> bool:
+        """Wait for a relay that began without a task: whether there can be more requests then."""
+        kept = KeptVisitor(server, self.settings.limits)
+        kept.adopt(relay)
+        try:
+            goes_on = await kept.run(relay)
+        finally:
+            log.end(relay)
+        server.is_new = relay.requests == 0
+        return goes_on is not False
+
+    def record(self, exchange: Exchange) -> None:
+        """One line for one request."""
+        destination, stream, request = self._destination, self._stream, exchange.request
+        self._destination = self._stream = None
+        what: dict[str, object] = {
+            "visitor": self._remote,
+            "device": destination.device if destination else None,
+            "service": destination.service if destination else None,
+            "stream": stream_id(stream),
+            "method": request.method.decode("ascii") if request is not None else None,
+            "path": request.path if request is not None else None,
+            "status": exchange.status or None,
+            "reason": exchange.reason,
+            "upgraded": exchange.upgraded or None,
+            "problem": exchange.problem,
+        }
+        _log.info(
+            "request",
+            **{key: value for key, value in what.items() if value is not None},
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            seconds=round(trio.current_time() - exchange.started, 4),
+        )
+
+
+def host_of(remote: str) -> str:
+    """The address in `host:port`, without the brackets of IPv6."""
+    return remote.rpartition(":")[0].strip("[]")

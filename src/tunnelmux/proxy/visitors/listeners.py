@@ -1,0 +1,261 @@
+"""The proxy's listening sockets: opened with errors a person can act on, changed while in use."""
+
+from __future__ import annotations
+
+import errno
+import os
+import socket
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import trio
+
+from tunnelmux.config import Address
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.transports.tcp import (
+    bound_addresses,
+    configure_socket,
+    open_listeners,
+    set_socket_options,
+)
+
+__all__ = ["ListenerPlan", "ListenerSet"]
+
+_log = get_logger("proxy.listeners")
+
+_ACCEPTED_AT_ONCE = 64
+# Connections accepted before the other tasks get their turn.
+
+_FAILED_ACCEPT_PAUSE = 0.1
+# Seconds before accepting again when the system has, say, no descriptor left. The connection would
+# be offered again at once, in a loop that takes the processor from those who could finish.
+
+
+def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]]:
+    """The next connection and its peer's address. Raises BlockingIOError when there is none."""
+    return listener.accept()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ListenerPlan:
+    """One listener that is wanted."""
+
+    key: str
+    """The setting it comes from, for error messages."""
+    address: Address
+    handler: Callable[[trio.SocketStream, str], Awaitable[None]]
+    """Serves one connection; gets its stream and the visitor's address as `host:port`."""
+    nursery: trio.Nursery
+    """Owns the connections, so that closing the listener ends none of them."""
+    take: Callable[[socket.socket, str], bool] | None = None
+    """Asked first, where there is a pump: answers whether it took the connection, which then is
+    its to close. It saves a task where connections come by the thousand."""
+    gate: trio.Semaphore | None = None
+    """Acquired for each connection; `handler` releases it when it needs its place no more."""
+
+
+@dataclass
+class _Open:
+    """One listener in use. Its plan can be replaced while it listens."""
+
+    plan: ListenerPlan
+    sockets: list[trio.SocketListener]
+    accepting: dict[trio.SocketListener, socket.socket] = field(default_factory=dict)
+    """The same sockets once more, to accept from until there is nobody left, in one turn."""
+    pumped: list[_PumpedListener] = field(default_factory=list)
+    """Those of them that the pump watches."""
+
+    def __post_init__(self) -> None:
+        for listener in self.sockets:
+            own = socket.socket(fileno=os.dup(listener.socket.fileno()))
+            own.setblocking(False)
+            self.accepting[listener] = own
+
+    @property
+    def address(self) -> Address:
+        return Address(*bound_addresses(self.sockets)[0])
+
+    def close(self) -> None:
+        # Not left to the accepting tasks, which end of this: the port is free on return.
+        for listening in self.pumped:
+            listening.stop()
+        for listener, own in self.accepting.items():
+            own.close()
+            listener.socket.close()
+
+
+class ListenerSet:
+    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept. With a pump, the
+    listeners whose connections need no task are accepted from by that."""
+
+    def __init__(self, nursery: trio.Nursery, pump: DataPump | None = None) -> None:
+        self._nursery = nursery
+        self._pump = pump
+        self._open: dict[str, _Open] = {}
+        self._is_closed = False
+
+    def address(self, slot: str) -> Address | None:
+        """Where the slot's listener is bound, or None when it has none."""
+        entry = self._open.get(slot)
+        return entry.address if entry else None
+
+    async def apply(self, plans: Mapping[str, ListenerPlan]) -> list[ConfigError]:
+        """Make the listeners those of `plans`; answers what could not be opened.
+
+        A slot whose address is unchanged keeps its socket and gets the new handler for connections
+        from now on. A slot that cannot move to its new address stays at the old one.
+        """
+        for slot in self._open.keys() - plans.keys():
+            entry = self._open.pop(slot)
+            _log.info("no longer listening", address=str(entry.address))
+            entry.close()
+        problems = []
+        for slot, plan in plans.items():
+            kept = self._open.get(slot)
+            if kept is not None and kept.plan.address == plan.address:
+                kept.plan = plan
+                continue
+            try:
+                await self._listen(slot, plan)
+            except ConfigError as problem:
+                problems.append(problem)
+        return problems
+
+    def close(self) -> None:
+        """Stop listening everywhere, for good; connections go on."""
+        self._is_closed = True
+        for entry in self._open.values():
+            entry.close()
+        self._open.clear()
+
+    async def _listen(self, slot: str, plan: ListenerPlan) -> None:
+        try:
+            sockets = await open_listeners(plan.address.host, plan.address.port)
+        except ConfigError as error:
+            raise ConfigError(f"{plan.key}: {error}") from error
+        entry = _Open(plan, sockets)
+        if self._is_closed:  # meanwhile: a drain does not wait for a reload
+            entry.close()
+            return
+        if (old := self._open.get(slot)) is not None:
+            _log.info("no longer listening", address=str(old.address))
+            old.close()
+        self._open[slot] = entry
+        _log.info("listening", setting=plan.key, address=str(entry.address))
+        for listener in entry.sockets:
+            if self._pump is not None and plan.take is not None:
+                own = entry.accepting[listener]
+                entry.pumped.append(_PumpedListener(self, entry, own, self._pump))
+            else:
+                self._nursery.start_soon(self._accept_all, entry, listener)
+
+    async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener.socket)
+                for _ in range(_ACCEPTED_AT_ONCE):
+                    await self._accept(entry, *accept_from(entry.accepting[listener]))
+            except BlockingIOError:
+                continue
+            except (trio.ClosedResourceError, ValueError):
+                return
+            except OSError as error:
+                if entry.accepting[listener].fileno() < 0:
+                    return
+                await self._after_failed_accept(entry, error)
+
+    async def _accept(
+        self, entry: _Open, connection: socket.socket, address: tuple[Any, ...]
+    ) -> None:
+        plan = entry.plan
+        remote = str(Address(*address[:2]))
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        if plan.gate is not None:
+            try:
+                # No deadline: a place is held for as long as a handshake may take, at most.
+                # Meanwhile the others wait in the kernel's queue.
+                await plan.gate.acquire()
+            except trio.Cancelled:
+                await trio.aclose_forcefully(stream)
+                raise
+        plan.nursery.start_soon(self._handle, plan, stream, remote)
+
+    async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
+        if error.errno == errno.ECONNABORTED:
+            return  # that visitor left before being let in
+        _log_failed_accept(entry, error)
+        await trio.sleep(_FAILED_ACCEPT_PAUSE)
+
+    def pause(self, listening: _PumpedListener) -> None:
+        """Have the listener try again after the pause that follows a failure."""
+        self._nursery.start_soon(self._resume, listening)
+
+    async def _resume(self, listening: _PumpedListener) -> None:
+        await trio.sleep(_FAILED_ACCEPT_PAUSE)
+        listening.resume()
+
+    def handle_soon(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+        """Serve one connection in a task of its own."""
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        plan.nursery.start_soon(self._handle, plan, stream, remote)
+
+    async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream, remote: str) -> None:
+        try:
+            # No TCP_USER_TIMEOUT: the kernel would also cut visitors who pause reading a download.
+            configure_socket(stream, user_timeout=None)
+            await plan.handler(stream, remote)
+        except Exception:  # noqa: BLE001  as the next line says
+            # A bug in one connection is no reason to drop all the others.
+            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+
+class _PumpedListener:
+    """One listening socket in the pump: accepted from by the batch, in no task."""
+
+    def __init__(
+        self, listeners: ListenerSet, entry: _Open, listening: socket.socket, pump: DataPump
+    ) -> None:
+        self._listeners = listeners
+        self._entry = entry
+        # What is accepted inherits the options: nothing is left to be set on each connection.
+        set_socket_options(listening, user_timeout=None)
+        self._acceptor = pump.new_acceptor(listening, self)
+
+    def stop(self) -> None:
+        self._acceptor.stop()
+
+    def resume(self) -> None:
+        self._acceptor.again()
+
+    def on_news(self) -> None:
+        """Called by the pump when somebody may be waiting."""
+        try:
+            arrived = self._acceptor.accept(_ACCEPTED_AT_ONCE)
+        except OSError as error:
+            _log_failed_accept(self._entry, error)
+            self._listeners.pause(self)
+            return
+        plan = self._entry.plan
+        for fd, family, remote in arrived:
+            self._serve(plan, socket.socket(family, socket.SOCK_STREAM, 0, fd), remote)
+
+    def _serve(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+        try:
+            if plan.take is None or not plan.take(connection, remote):
+                self._listeners.handle_soon(plan, connection, remote)
+        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
+            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+            connection.close()
+
+
+def _log_failed_accept(entry: _Open, error: OSError) -> None:
+    _log.error(
+        "no connection can be accepted; if files ran out, raise LimitNOFILE (ulimit -n)",
+        listener=str(entry.plan.address),
+        error=error.strerror,
+    )

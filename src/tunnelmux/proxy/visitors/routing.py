@@ -1,0 +1,240 @@
+"""Which device and service a visitor means, and a stream to it."""
+
+from __future__ import annotations
+
+import re
+import ssl
+from dataclasses import dataclass, field
+from email.utils import format_datetime
+from weakref import WeakKeyDictionary
+
+import trio
+
+from tunnelmux.errors import SessionClosed, SessionDraining, SessionError
+from tunnelmux.http import RequestHead
+from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Session, Stream
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
+
+__all__ = [
+    "Destination",
+    "IngressSettings",
+    "KnownHosts",
+    "PumpRoutes",
+    "Router",
+    "find_destination",
+    "stream_id",
+]
+
+OFFLINE_RETRY_AFTER = 10
+"""Seconds a visitor of an offline device is told to wait: the middle of an agent's back-off."""
+
+BUSY_RETRY_AFTER = 1
+"""Seconds when the device is there, but can take no stream right now."""
+
+_LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_ATTEMPTS = 3
+
+_KNOWN_HOSTS = 4096
+# Hosts remembered with their destination; one more, and all are forgotten. Each costs its visitor
+# one request that h11 reads, and us under a kilobyte.
+
+_LONGEST_HOST = 262
+# Bytes of one: a name (RFC 1035 2.3.4) with a root dot and a port.
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """A device, and the service on it; None is its default one."""
+
+    device: str
+    service: str | None = None
+
+
+def find_destination(request: RequestHead, domain: str) -> Destination:
+    """Where this request's own head sends it. Raises Refused.
+
+    The host `dev1.DOMAIN` leads to the device's default service and `web--dev1.DOMAIN` to that
+    service; so do the fields `Tunnelmux-Device` and `Tunnelmux-Service`, for where there is no
+    DNS. A head that names one device by its host and another by the field is refused, and
+    `Tunnelmux-Service` without `Tunnelmux-Device` means nothing.
+    """
+    by_host = _by_host(request.host, domain)
+    by_field = _by_field(request)
+    if by_host is None and by_field is None:
+        host = request.host.decode("ascii", "backslashreplace") or "no host"
+        raise Refused(
+            Refusal(
+                404,
+                "unknown-device",
+                f"{host} names no device: use the host DEVICE.{domain} or SERVICE--DEVICE.{domain},"
+                f" or the field Tunnelmux-Device.",
+            )
+        )
+    if by_host is None or by_field is None:
+        return by_host or by_field  # type: ignore[return-value]  # one of them is there
+    if by_host.device != by_field.device or (
+        by_host.service and by_field.service and by_host.service != by_field.service
+    ):
+        message = "The host and the Tunnelmux-* fields name different services: send one of them."
+        raise Refused(Refusal(400, "bad-request", message))
+    return Destination(by_host.device, by_host.service or by_field.service)
+
+
+def _by_host(host: bytes, domain: str) -> Destination | None:
+    # Checked on arrival to be ASCII; a port and a root dot say nothing about the device.
+    name = host.decode("ascii").partition(":")[0].lower().removesuffix(".")
+    label, dot, rest = name.partition(".")
+    if not dot or rest != domain.lower():
+        return None
+    service, dashes, device = label.partition("--")
+    if not dashes:
+        service, device = "", label
+    if not _LABEL.fullmatch(device) or (dashes and not _LABEL.fullmatch(service)):
+        return None
+    return Destination(device, service or None)
+
+
+def _by_field(request: RequestHead) -> Destination | None:
+    device = _one_label(request, "Tunnelmux-Device")
+    if device is None:
+        return None
+    return Destination(device, _one_label(request, "Tunnelmux-Service"))
+
+
+def _one_label(request: RequestHead, name: str) -> str | None:
+    key = name.lower().encode("ascii")
+    values = [value for field, value in request.headers if field.lower() == key]
+    if not values:
+        return None
+    text = values[0].decode("latin-1").lower()
+    if len(values) > 1 or not _LABEL.fullmatch(text):
+        message = f"{name} must be one name of letters, digits and single dashes, sent once."
+        raise Refused(Refusal(400, "bad-request", message))
+    return text
+
+
+def stream_id(stream: trio.abc.AsyncResource | None) -> int | None:
+    """The number of a stream on its session, for logs; None for what has none in this process."""
+    return stream.id if isinstance(stream, Stream) else None
+
+
+class Router:
+    """Opens streams to devices; what it cannot do it says as a Refused, ready for the visitor."""
+
+    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+        self._store = store
+        self._devices = devices
+
+    async def open_stream(self, device: str, limits: IngressLimits) -> trio.abc.HalfCloseableStream:
+        """A new stream to the device.
+
+        Waits up to `limits.reconnect_wait` seconds for a device that was lost less than that ago,
+        and up to `limits.connect_timeout` for one that does not take streams. Raises Refused.
+        """
+        for _ in range(_ATTEMPTS):
+            handle = await self._find(device, limits)
+            try:
+                with trio.fail_after(limits.connect_timeout):
+                    return await handle.open_stream()
+            except SessionClosed:
+                continue  # lost between the look and the opening: perhaps it comes back
+            except SessionDraining:
+                raise _busy(device, "device-draining", "is about to restart") from None
+            except SessionError as exc:
+                raise _busy(device, "device-busy", f"can take no stream now: {exc}") from None
+            except trio.TooSlowError:
+                message = f"Device {device} took no stream within {limits.connect_timeout:g} s."
+                raise Refused(Refusal(504, "target-timeout", message)) from None
+        raise self._offline(device)
+
+    def session_now(self, device: str) -> Session | None:
+        """The session of the device, if it may be reached and is here; without waiting."""
+        known = self._devices.find(device)
+        if known is None or not known.enabled:
+            return None
+        handle = self._store.live_device(device)
+        return handle.session if isinstance(handle, LocalHandle) else None
+
+    async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
+        known = self._devices.find(device)
+        if known is None:
+            message = f"There is no device {device} here."
+            raise Refused(Refusal(404, "unknown-device", message))
+        if not known.enabled:
+            message = f"Device {device} is disabled in the proxy's configuration."
+            raise Refused(Refusal(403, "device-disabled", message))
+        handle = await self._store.find_device(device)
+        if handle is None and (lost_at := self._store.lost_at(device)) is not None:
+            handle = await self._store.wait_for_device(device, lost_at + limits.reconnect_wait)
+        if handle is None:
+            raise self._offline(device)
+        return handle
+
+    def _offline(self, device: str) -> Refused:
+        seen = self._store.last_seen(device)
+        when = "it has not connected since the proxy started"
+        if seen is not None:
+            when = f"it was last seen on {format_datetime(seen, usegmt=True)}"
+        message = f"Device {device} is offline: {when}. Check its power, network and agent."
+        return Refused(Refusal(503, "device-offline", message, retry_after=OFFLINE_RETRY_AFTER))
+
+
+class KnownHosts:
+    """Where requests go that have a Host which h11 has accepted before."""
+
+    def __init__(self) -> None:
+        self._hosts: dict[bytes, Destination] = {}
+
+    def learn(self, host: bytes, destination: Destination) -> None:
+        """A request with this Host was accepted, and the Host alone led there."""
+        if len(host) > _LONGEST_HOST:
+            return
+        if len(self._hosts) >= _KNOWN_HOSTS:
+            self._hosts.clear()
+        self._hosts[host] = destination
+
+    def find(self, host: bytes) -> Destination | None:
+        """Its destination, when that was learnt."""
+        return self._hosts.get(host)
+
+
+@dataclass(frozen=True, slots=True)
+class IngressSettings:
+    """What a visitor's connection is held to, from its accepting on; a reload makes new ones."""
+
+    domain: str = "localhost"
+    trusted: TrustedProxies = field(default_factory=TrustedProxies)
+    limits: IngressLimits = field(default_factory=IngressLimits)
+    tls: ssl.SSLContext | None = None
+    hosts: KnownHosts = field(default_factory=KnownHosts)
+    """Those of this domain."""
+
+
+class PumpRoutes:
+    """Which sessions and services a pump can carry requests to, without asking anybody."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._services: WeakKeyDictionary[Session, dict[str | None, str]] = WeakKeyDictionary()
+
+    def learn_service(self, session: Session, asked: str | None, name: str) -> None:
+        """The agent has said that this service takes raw connections."""
+        self._services.setdefault(session, {})[asked] = name
+
+    def now(self, destination: Destination) -> tuple[Session, str] | None:
+        """The device's session and the service's name, when both are known at this moment."""
+        session = self._router.session_now(destination.device)
+        services = self._services.get(session) if session is not None else None
+        service = services.get(destination.service) if services is not None else None
+        if session is None or service is None:
+            return None
+        return session, service
+
+
+def _busy(device: str, reason: str, why: str) -> Refused:
+    message = f"Device {device} {why}. Try again in a moment."
+    return Refused(Refusal(503, reason, message, retry_after=BUSY_RETRY_AFTER))

@@ -1,0 +1,236 @@
+"""The pump on Trio: one task that moves the bytes of all sessions and relays of a process.
+
+`open_pump` owns that task. A `Session` that is given the pump lends it its socket and keeps every
+decision; what the pump cannot carry (memory, a platform without epoll) goes by Trio streams as
+if there were no pump.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+
+import trio
+
+from tunnelmux.observability import get_logger
+from tunnelmux.observability.lines import time_of_day, write_lines
+
+if TYPE_CHECKING:
+    import socket
+    from ssl import MemoryBIO, SSLObject
+
+    from tunnelmux.pump.epoll import Member, Pump
+    from tunnelmux.pump.sockets import Acceptor
+    from tunnelmux.pump.tunnel import PumpedEngine, Tunnel
+    from tunnelmux.pump.websocket import FrameReader
+    from tunnelmux.yamux.engine import Engine
+
+__all__ = [
+    "ControlSender",
+    "DataPump",
+    "Lender",
+    "Lent",
+    "Owner",
+    "lend",
+    "lend_socket",
+    "open_pump",
+]
+
+_log = get_logger("pump")
+
+_MOMENT = 0.003
+# Seconds before a deadline in which the pump does not linger: what it may take, and some.
+
+_LINES_DELAY = 0.02
+# Seconds for which lines of the log gather: a write for each batch would cost as much as the lines.
+
+_MOST_LINES = 65_536
+# Bytes of lines after which they are written at once.
+
+
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """A tunnel's socket, in the hands of the pump until it is given back."""
+
+    socket: trio.socket.SocketType
+    frames: FrameReader | None = None
+    """Reads the WebSocket frames on it; None when its bytes are the payload."""
+    masks: bool = False
+    """Whether what is sent must be masked: on the side that dialled."""
+    tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None
+    """What encrypts all of it, with what that reads from and writes to."""
+    early: bytes = b""
+    """Payload that was read before the socket was lent."""
+    on_lent: Callable[[ControlSender], None] | None = None
+    """Called with what sends control frames from now on."""
+    on_control: Callable[[], None] | None = None
+    """Called when `frames` holds control frames for the WebSocket library."""
+    give_back: Callable[[bool], None] | None = None
+    """Called at the end; True when part of a message was sent and the rest will not be."""
+
+
+class ControlSender(Protocol):
+    """Sends control frames between the messages of a lent socket."""
+
+    @property
+    def controls_waiting(self) -> int:
+        """How many of them have not been given to the socket yet."""
+
+    def queue_control(self, frame: bytes) -> None:
+        """Send this frame behind the message that is being sent."""
+
+    def withdraw(self) -> None:
+        """Let go of the socket now: it is about to be closed."""
+
+
+class Owner(Protocol):
+    """Whoever has a tunnel or a relay in the pump."""
+
+    def on_news(self) -> None:
+        """Called after a batch in which something happened that Python has to see."""
+
+
+@runtime_checkable
+class Lender(Protocol):
+    """A transport that can let the pump have its socket."""
+
+    async def lend(self) -> Lent | None:
+        """Stop reading and writing until it is given back; None when there is no socket to lend."""
+
+
+def lend_socket(transport: trio.abc.Stream) -> Lent | None:
+    """The socket of a plain TCP stream, or of TLS on one; None when there is none to lend."""
+    if isinstance(transport, trio.SocketStream):
+        return Lent(transport.socket)
+    if not isinstance(transport, trio.SSLStream):
+        return None
+    below = transport.transport_stream
+    # Trio has no public way to these. Should they move, TLS goes by Trio streams again, and a test
+    # says so.
+    names = ("_ssl_object", "_incoming", "_outgoing")
+    parts = tuple(getattr(transport, name, None) for name in names)
+    if not isinstance(below, trio.SocketStream) or None in parts:
+        return None
+    return Lent(below.socket, tls=cast("tuple[SSLObject, MemoryBIO, MemoryBIO]", parts))
+
+
+async def lend(transport: trio.abc.Stream) -> Lent | None:
+    """The socket below `transport`, for a pump; None when it has none of its own."""
+    if isinstance(transport, trio.SocketStream | trio.SSLStream):
+        lent = lend_socket(transport)
+    elif isinstance(transport, Lender):
+        lent = await transport.lend()
+    else:
+        lent = None
+    if lent is not None and lent.socket.fileno() < 0:  # closed meanwhile
+        if lent.give_back is not None:
+            lent.give_back(False)
+        return None
+    return lent
+
+
+class DataPump:
+    """Moves bytes while its task runs. Made by `open_pump`."""
+
+    def __init__(self, core: Pump) -> None:
+        from tunnelmux.pump.lines import LineBuffer
+
+        self.core = core
+        self._lines = core.lines = LineBuffer(time_of_day)
+        self._has_lines = trio.Event()
+
+    def new_engine(self, **settings: Any) -> PumpedEngine:
+        """An engine whose streams this pump can relay; settings as for `Engine`."""
+        from tunnelmux.pump.tunnel import PumpedEngine
+
+        return PumpedEngine(**settings)
+
+    def new_tunnel(self, engine: Engine, lent: Lent, owner: Owner) -> Tunnel:
+        """Carry an engine that `new_engine` made on the lent socket until `Tunnel.detach`."""
+        from tunnelmux.pump.tunnel import PumpedEngine, Tunnel
+
+        assert isinstance(engine, PumpedEngine)  # it came from new_engine
+        fd = lent.socket.fileno()
+        return Tunnel(self.core, engine, fd, lent.frames, lent.masks, owner, lent.tls)
+
+    def new_acceptor(self, listening: socket.socket, owner: Owner) -> Acceptor:
+        """Watch a listening socket that does not block until `Acceptor.stop`."""
+        from tunnelmux.pump.sockets import Acceptor
+
+        return Acceptor(self.core, listening.fileno(), owner)
+
+    async def run(self) -> None:
+        """Pump until cancelled; then every relay is cut and every tunnel lost."""
+        core = self.core
+        try:
+            while True:
+                # No deadline: it wakes when a socket or a task has something for it.
+                await trio.lowlevel.wait_readable(core.fileno())
+                self._batch(linger=_is_alone())
+                while core.is_busy:
+                    await trio.lowlevel.checkpoint()
+                    self._batch()
+        finally:
+            core.close()
+            self._batch()
+            self._write_lines()
+
+    async def write_lines(self) -> None:
+        """Write down what the relays said of their requests, soon after; until cancelled."""
+        while True:
+            await self._has_lines.wait()
+            await trio.sleep(_LINES_DELAY)
+            self._has_lines = trio.Event()
+            self._write_lines()
+
+    def _write_lines(self) -> None:
+        doubtful = self._lines.doubtful
+        if lines := self._lines.take():
+            write_lines(lines, doubtful=doubtful)
+
+    def _batch(self, *, linger: bool = False) -> None:
+        news = self.core.batch(trio.current_time(), linger)
+        if len(self._lines):
+            self._has_lines.set()
+            if len(self._lines) > _MOST_LINES:
+                self._write_lines()
+        for member in news:
+            self._tell(member)
+
+    def _tell(self, member: Member) -> None:
+        try:
+            member.owner.on_news()
+        except Exception:  # noqa: BLE001  a bug met by one session or relay must not end the others
+            _log.exception("the pump met a failure nobody foresaw", effect="the others go on")
+
+
+def _is_alone() -> bool:
+    """Whether no other task is about to run, nor a deadline about to pass."""
+    statistics = trio.lowlevel.current_statistics()
+    return statistics.tasks_runnable == 0 and statistics.seconds_to_next_deadline > _MOMENT
+
+
+@asynccontextmanager
+async def open_pump() -> AsyncIterator[DataPump | None]:
+    """A pump for the length of the block; None on a platform that has no epoll."""
+    if sys.platform != "linux":
+        yield None
+        return
+    from tunnelmux.pump.epoll import Pump
+
+    pump = DataPump(Pump())
+    failure: Exception | None = None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pump.run)
+        nursery.start_soon(pump.write_lines)
+        try:
+            yield pump
+        except Exception as exc:  # noqa: BLE001  raised below, where no nursery wraps it in a group
+            failure = exc
+        finally:
+            nursery.cancel_scope.cancel(reason="nobody needs the pump any more")
+    if failure is not None:
+        raise failure

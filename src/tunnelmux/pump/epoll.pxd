@@ -1,0 +1,80 @@
+# The C face of the pump, for what has a socket in it.
+
+from cpython.object cimport PyObject
+from libc.stdint cimport uint8_t, uint32_t
+
+from tunnelmux.pump.lines cimport LineBuffer
+from tunnelmux.yamux.links cimport Link
+
+cdef extern from "sys/epoll.h" nogil:
+    uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
+    int MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR
+
+
+cdef enum:
+    INPUT = 262144  # bytes read from a tunnel at once
+    RECORD = 16384  # bytes of the largest TLS record (RFC 8446 section 5.1)
+    PLAIN = 131072  # bytes of decrypted records handled at once; they come behind INPUT
+    OUTPUT = 131072  # bytes of payload in one flush: half the pipe of a busy loopback connection
+    CONTROL_ROOM = 4096  # bytes of control frames that a flush has room for behind its payload
+
+
+cdef object os_error(int code)
+
+
+cdef class Pump:
+    cdef int epoll_fd
+    cdef int wake_fd
+    cdef bint woken
+    cdef PyObject **members
+    cdef Py_ssize_t members_size
+    cdef uint8_t *input
+    cdef void *spare
+    cdef Py_ssize_t spare_count
+    cdef bytes dice
+    cdef Py_ssize_t dice_used
+    cdef Link turns
+    cdef Link dirty
+    cdef list news
+    cdef public LineBuffer lines
+    cdef readonly double now
+    cdef readonly Py_ssize_t count
+
+    cdef double moment(self) noexcept
+    cdef int add(self, Member member) except -1
+    cdef int remove(self, Member member) except -1
+    cdef int tell(self, Member member) except -1
+    cdef uint8_t *take_buffer(self) except NULL
+    cdef void give_buffer(self, uint8_t *buffer) noexcept
+    cdef const uint8_t *roll(self) except NULL
+    cdef bint is_busy_(self) noexcept
+    cdef bint wait_a_moment(self) noexcept
+    cdef int handle_events(self) except -1
+    cdef int take_turns(self) except -1
+    cdef int flush_dirty(self) except -1
+
+
+cdef class Member:
+    cdef Pump pump
+    cdef readonly int fd
+    cdef public object owner
+    cdef Link turn_link
+    cdef bint told
+    cdef bint registered
+    cdef bint can_read
+    cdef bint can_write
+    cdef bint hung_up
+
+    cdef int on_event(self, uint32_t events) except -1
+    cdef int take_turn(self) except -1
+    cdef int fail(self, object error) except -1
+    cdef int flush(self) except -1
+    cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int on_change(self) except -1
+    cdef void want_turn(self) noexcept

@@ -1,0 +1,52 @@
+# The C face of a relay, for one that reads what it carries.
+
+from libc.stdint cimport int64_t, uint8_t
+
+from tunnelmux.yamux.links cimport Link
+from tunnelmux.pump.epoll cimport Member
+from tunnelmux.yamux.streams cimport EngineStream
+from tunnelmux.pump.tunnel cimport Tunnel
+
+
+cdef enum:
+    TURN = 65536  # bytes a local socket gives in one turn, and the largest frame it makes
+
+
+cdef enum Outcome:
+    RUNNING
+    FINISHED
+    LOCAL_BROKE
+    STREAM_BROKE
+    ABORTED
+    HANDED_BACK
+
+
+cdef class Relay(Member):
+    cdef readonly Tunnel tunnel
+    cdef readonly EngineStream stream
+    cdef readonly object socket
+    cdef object stream_owner
+    cdef Link wait_link
+    cdef bint reads
+    cdef bint writes
+    cdef bint local_eof
+    cdef bint local_told
+    cdef bint connecting
+    cdef bytes answer
+    cdef Py_ssize_t head_size
+    cdef Outcome ended_as
+    cdef readonly object error
+    cdef readonly int64_t bytes_in
+    cdef readonly int64_t bytes_out
+
+    cdef int read_local(self) except -1
+    cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -2
+    cdef int write_out(self) except -1
+    cdef int pass_on_end(self) except -1
+    cdef int on_connected(self) except -1
+    cdef int look_for_answer(self) except -1
+    cdef void wait_for_flush(self) noexcept
+    cdef int socket_error(self) noexcept
+    cdef int local_failed(self, int code) except -1
+    cdef int end(self, Outcome outcome) except -1
+    cdef int leave(self) except -1

@@ -1,0 +1,64 @@
+"""A stream joined to a local socket, in the pump."""
+
+from typing import Literal
+
+from typing_extensions import disjoint_base
+
+from tunnelmux.pump.epoll import Member
+from tunnelmux.pump.tunnel import Tunnel
+from tunnelmux.yamux.streams import EngineStream
+
+@disjoint_base
+class Relay(Member):
+    """Bytes both ways between a stream and a socket, until both directions have ended.
+
+    The socket stays its opener's: at the end it is to be closed by whoever made the relay. While
+    the relay runs, nothing else may use the socket or the stream.
+    """
+
+    def __init__(self, tunnel: Tunnel, stream: EngineStream, socket: object, owner: object) -> None:
+        """*socket* is connected, or being connected, and has a `fileno()`."""
+    @property
+    def tunnel(self) -> Tunnel:
+        """What carries the stream's session."""
+    @property
+    def stream(self) -> EngineStream:
+        """The stream."""
+    @property
+    def socket(self) -> object:
+        """The socket, as it was given."""
+    @property
+    def outcome(
+        self,
+    ) -> Literal["finished", "local broke", "stream broke", "aborted", "handed back"] | None:
+        """How it ended; None while it runs. "handed back": the stream is whole and for others."""
+    @property
+    def error(self) -> Exception | None:
+        """What broke, or why it was handed back, if anything did."""
+    @property
+    def bytes_in(self) -> int:
+        """Bytes carried from the socket to the stream."""
+    @property
+    def bytes_out(self) -> int:
+        """Bytes carried from the stream to the socket."""
+    @property
+    def is_agreed(self) -> bool:
+        """Whether bytes may flow both ways: the answer was received, or sent."""
+    def start(self) -> None:
+        """Carry bytes both ways from now on."""
+    def start_awaiting(self, answer: bytes) -> None:
+        """Carry bytes to the stream at once, and back once the stream begins with *answer*.
+
+        The answer is not passed on. If it begins with anything else, or ends, the relay is handed
+        back. Raises ValueError for an answer of more than 64 bytes.
+        """
+    def start_connecting(self, answer: bytes, head_size: int) -> None:
+        """Begin when the socket, whose connecting was begun, is connected.
+
+        Then the stream's first *head_size* bytes, received already, are dropped and *answer* is
+        sent. When it cannot be connected the relay is handed back with the stream untouched.
+        """
+    def hand_back(self) -> None:
+        """End it, leaving the stream as it is."""
+    def abort(self) -> None:
+        """End it now: the stream is reset. Harmless when it is over."""

@@ -1,0 +1,329 @@
+"""A stream joined to a local socket, in the pump.
+
+The socket is read straight into the tunnel's output buffer, behind a gap for the frame's header.
+Payload goes from the pump's input buffer straight to the socket; only what the kernel does not take
+is kept, in the stream's inbox, bounded by its window. An end is passed on as an end, FIN for
+shutdown(SHUT_WR), and everything else as a reset.
+The docstrings of the public names are in `relay.pyi`.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcmp
+
+from tunnelmux._frame cimport HEADER_BYTES
+from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
+from tunnelmux.pump.epoll cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR,
+    SO_ERROR, SOL_SOCKET, Member, getsockopt, os_error, recv, send, shutdown,
+)
+from tunnelmux.yamux.ring cimport ByteRing
+from tunnelmux.yamux.streams cimport RECEIVE_RESET, EngineStream
+from tunnelmux.pump.tunnel cimport SENSIBLE, Tunnel
+
+cdef enum:
+    LONGEST_ANSWER = 64  # bytes of the answer a relay may wait for before it lets payload through
+
+_OUTCOMES = (None, "finished", "local broke", "stream broke", "aborted", "handed back")
+
+
+cdef class Relay(Member):
+    # A relay owns its stream while it runs: `stream.owner` is the relay. It is a member of the
+    # pump from `start` until it ended.
+
+    def __cinit__(self, *args, **kwargs):
+        init_link(&self.wait_link, <void *>self)
+
+    def __init__(self, Tunnel tunnel not None, EngineStream stream not None, socket, owner):
+        if isinstance(stream.owner, Member):
+            raise ValueError(f"stream {stream.id} is relayed already")
+        self.pump = tunnel.pump
+        self.tunnel = tunnel
+        self.stream = stream
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.owner = owner
+        self.stream_owner = stream.owner
+
+    @property
+    def outcome(self):
+        return _OUTCOMES[self.ended_as]
+
+    def __dealloc__(self):
+        unlink(&self.wait_link)
+
+    def start(self):
+        self.reads = self.writes = True
+        self.stream.owner = self
+        self.pump.add(self)
+        self.want_turn()
+        self.on_change()
+        self.pump.wake()
+
+    def start_connecting(self, bytes answer not None, Py_ssize_t head_size):
+        self.connecting = True
+        self.answer = answer
+        self.head_size = head_size
+        self.stream.owner = self
+        self.pump.add(self)
+
+    def start_awaiting(self, bytes answer not None):
+        if len(answer) > LONGEST_ANSWER:
+            raise ValueError(f"an answer of {len(answer)} bytes is none to wait for")
+        self.reads = True
+        self.answer = answer
+        self.stream.owner = self
+        self.pump.add(self)
+        self.want_turn()
+        self.pump.wake()
+
+    def abort(self):
+        if self.ended_as == RUNNING:
+            self.end(ABORTED)
+            self.pump.wake()
+
+    def hand_back(self):
+        if self.ended_as == RUNNING:
+            self.end(HANDED_BACK)
+            self.pump.wake()
+
+    def _wake(self):
+        self.on_change()
+        self.pump.wake()
+
+    @property
+    def is_agreed(self):
+        return self.answer is None
+
+    # -- the pump's calls -------------------------------------------------------------------------
+
+    cdef int on_event(self, uint32_t events) except -1:
+        cdef int code
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.hung_up = True
+        if self.connecting:
+            if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
+                return self.on_connected()
+            return 0
+        if events & EPOLLERR and (code := self.socket_error()) != 0:
+            return self.local_failed(code)
+        if events & EPOLLOUT:
+            self.can_write = True
+            if self.stream.inbox.size and self.writes:
+                self.write_out()
+                if self.tunnel.engine.wants_send_():
+                    self.tunnel.mark_dirty()
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
+            self.can_read = True
+            self.want_turn()
+        return 0
+
+    cdef int take_turn(self) except -1:
+        return self.read_local()
+
+    cdef int fail(self, object error) except -1:
+        if self.error is None:
+            self.error = error
+        return self.end(LOCAL_BROKE)
+
+    # -- from the local socket to the stream ------------------------------------------------------
+
+    cdef int read_local(self) except -1:
+        cdef Tunnel tunnel = self.tunnel
+        cdef EngineStream stream = self.stream
+        cdef Py_ssize_t room, space
+        cdef ssize_t n
+        cdef uint8_t *gap
+        if not self.reads or not self.can_read or self.local_eof or self.ended_as != RUNNING:
+            return 0
+        room = tunnel.engine.frame_room(stream)
+        if room == 0:
+            if stream.outbox.size:  # what Python has queued goes first: with the next flush
+                self.wait_for_flush()
+            return 0  # else `make_ready` gives the next turn, or `on_change` the end
+        space = tunnel.space()
+        if space < SENSIBLE:
+            self.wait_for_flush()
+            return 0
+        room = min(min(stream.send_window.credit_, TURN), space)
+        gap = tunnel.place()
+        n = recv(self.fd, gap + HEADER_BYTES, room, MSG_DONTWAIT)
+        if n > 0:
+            tunnel.engine.place_frame(stream, gap, n)
+            tunnel.filled += HEADER_BYTES + n
+            tunnel.mark_dirty()
+            self.bytes_in += n
+            if n < room and not self.hung_up:
+                self.can_read = False
+            else:
+                self.want_turn()
+        elif n == 0:
+            self.local_eof = True
+            stream.finish()
+            tunnel.mark_dirty()
+            if self.local_told:
+                self.end(FINISHED)
+        elif errno == EAGAIN:
+            self.can_read = False
+            tunnel.mark_dirty()  # the buffer may have been taken for nothing
+        elif errno == EINTR:
+            self.want_turn()
+        else:
+            self.local_failed(errno)
+        return 0
+
+    cdef void wait_for_flush(self) noexcept:
+        if not is_linked(&self.wait_link):
+            append_link(&self.tunnel.waiting, &self.wait_link)
+        self.tunnel.mark_dirty()
+
+    # -- from the stream to the local socket ------------------------------------------------------
+
+    cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Bytes of the stream: to the socket as far as it takes them, else into the inbox."""
+        cdef EngineStream stream = self.stream
+        cdef Py_ssize_t n = 0
+        if self.writes and self.can_write and stream.inbox.size == 0:
+            n = self.send_local(data, size)
+            if n < 0:
+                return 0
+            stream.table.unread_bytes += n
+            stream.consumed(n)
+        if n < size:
+            stream.inbox.push(data + n, size - n)
+            stream.table.unread_bytes += size - n
+            if self.answer is not None and not self.connecting:
+                self.look_for_answer()
+        return 0
+
+    cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -2:
+        """How many bytes the socket took; -1 when it broke, and the relay ended with it."""
+        cdef ssize_t n
+        while True:
+            n = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n >= 0:
+                self.bytes_out += n
+                if n < size:
+                    self.can_write = False
+                return n
+            if errno == EAGAIN:
+                self.can_write = False
+                return 0
+            if errno != EINTR:
+                self.local_failed(errno)
+                return -1
+
+    cdef int write_out(self) except -1:
+        """Give the socket what the inbox holds, and then the end, if that has come."""
+        cdef EngineStream stream = self.stream
+        cdef ByteRing inbox = stream.inbox
+        cdef Py_ssize_t n
+        while inbox.size and self.can_write:
+            n = self.send_local(inbox.base + inbox.head, min(inbox.size, inbox.capacity_ - inbox.head))
+            if n < 0:
+                return 0
+            inbox.skip(n)
+            stream.consumed(n)
+        return self.pass_on_end()
+
+    cdef int pass_on_end(self) except -1:
+        if self.writes and self.stream.remote_fin and not self.local_told and (
+            self.stream.inbox.size == 0
+        ):
+            self.local_told = True
+            if self.local_eof:
+                return self.end(FINISHED)  # its owner closes the socket, which says the same
+            if shutdown(self.fd, SHUT_WR) < 0:
+                return self.local_failed(errno)
+        return 0
+
+    # -- what happens to the stream ---------------------------------------------------------------
+
+    cdef int on_change(self) except -1:
+        cdef EngineStream stream = self.stream
+        if self.ended_as != RUNNING:
+            return 0
+        if stream.error_ is not None and not (
+            # All came and all is on its way: what the session does now is of no interest.
+            self.local_eof and stream.remote_fin and stream.receive_state != RECEIVE_RESET
+        ):
+            self.error = stream.error_
+            return self.end(STREAM_BROKE)
+        if self.connecting:
+            return 0
+        if self.answer is not None:
+            if stream.remote_fin:
+                return self.end(HANDED_BACK)
+            return 0
+        if self.can_read:
+            self.want_turn()
+        return self.write_out()
+
+    # -- before bytes flow --------------------------------------------------------------------------
+
+    cdef int on_connected(self) except -1:
+        """The connection that was begun came about, or did not: then it is Python's again."""
+        cdef int code = self.socket_error()
+        if code != 0:
+            self.error = os_error(code)
+            return self.end(HANDED_BACK)
+        self.connecting = False
+        self.reads = self.writes = True
+        answer, self.answer = self.answer, None
+        self.stream.drop(self.head_size)
+        self.stream.send(answer)
+        self.want_turn()
+        self.on_change()
+        self.tunnel.mark_dirty()
+        return 0
+
+    cdef int look_for_answer(self) except -1:
+        """Let payload through when the agreed answer has come; anything else is for Python."""
+        cdef ByteRing inbox = self.stream.inbox
+        cdef Py_ssize_t size = len(self.answer)
+        cdef uint8_t head[LONGEST_ANSWER]
+        if inbox.size < size:
+            return 0
+        inbox.copy_front(head, size)
+        if memcmp(head, PyBytes_AS_STRING(self.answer), size) != 0:
+            return self.end(HANDED_BACK)
+        self.answer = None
+        inbox.skip(size)
+        self.stream.consumed(size)
+        self.writes = True
+        return self.write_out()
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    cdef int socket_error(self) noexcept:
+        """The error the kernel has noted for the socket, which asking clears; 0 for none."""
+        cdef int code = 0
+        cdef unsigned int size = sizeof(int)
+        getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &code, &size)
+        return code
+
+    cdef int local_failed(self, int code) except -1:
+        if self.error is None:
+            self.error = os_error(code)
+        return self.end(LOCAL_BROKE)
+
+    cdef int end(self, Outcome outcome) except -1:
+        if self.ended_as != RUNNING:
+            return 0
+        self.ended_as = outcome
+        self.leave()
+        if outcome == FINISHED:
+            self.stream.close(self.pump.now)
+        elif outcome != HANDED_BACK:
+            self.stream.reset_(0, "the relay was cut")
+        self.tunnel.mark_dirty()
+        return self.pump.tell(self)
+
+    cdef int leave(self) except -1:
+        """Give the stream back to its owner, and the socket to whoever has it."""
+        self.pump.remove(self)
+        unlink(&self.wait_link)
+        if self.stream.owner is self:
+            self.stream.owner = self.stream_owner
+        return 0

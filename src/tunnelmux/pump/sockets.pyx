@@ -1,0 +1,189 @@
+"""Sockets that come and go by the thousand: accepted and connected without Python in between.
+
+The docstrings of the public names are in `sockets.pyi`.
+"""
+
+cimport cython
+
+from libc.errno cimport EAGAIN, ECONNABORTED, EINPROGRESS, EINTR, errno
+from libc.stdint cimport uint8_t, uint16_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Member, Pump, os_error
+
+cdef extern from "sys/socket.h" nogil:
+    struct sockaddr:
+        pass
+    struct sockaddr_storage:
+        unsigned short ss_family
+    int accept4(int fd, sockaddr *address, unsigned int *size, int flags)
+    int connect(int fd, const sockaddr *address, unsigned int size)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    int socket(int family, int kind, int protocol)
+    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+
+cdef extern from "netinet/in.h" nogil:
+    struct in_addr:
+        pass
+    struct in6_addr:
+        pass
+    struct sockaddr_in:
+        unsigned short sin_family
+        uint16_t sin_port
+        in_addr sin_addr
+    struct sockaddr_in6:
+        unsigned short sin6_family
+        uint16_t sin6_port
+        in6_addr sin6_addr
+    uint16_t htons(uint16_t port)
+    uint16_t ntohs(uint16_t port)
+
+cdef extern from "arpa/inet.h" nogil:
+    const char *inet_ntop(int family, const void *address, char *text, unsigned int size)
+    int inet_pton(int family, const char *text, void *address)
+
+cdef extern from "unistd.h" nogil:
+    int close(int fd)
+
+cdef enum:
+    LONGEST_ADDRESS = 64  # bytes of an address as text: INET6_ADDRSTRLEN is 46
+    MOST_OPTIONS = 16
+
+
+@cython.final
+cdef class Acceptor(Member):
+    def __init__(self, Pump pump not None, int fd, owner):
+        self.pump = pump
+        self.fd = fd
+        self.owner = owner
+        pump.add(self)
+
+    def accept(self, Py_ssize_t limit):
+        cdef list accepted = []
+        cdef sockaddr_storage address
+        cdef unsigned int size
+        cdef int fd
+        while len(accepted) < limit:
+            size = sizeof(address)
+            fd = accept4(
+                self.fd, <sockaddr *>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC
+            )
+            if fd >= 0:
+                accepted.append((fd, address.ss_family, address_text(&address)))
+            elif errno == EAGAIN:
+                return accepted
+            elif errno != EINTR and errno != ECONNABORTED:  # aborted: that one left before
+                if accepted:
+                    break  # those first; the error comes again
+                raise os_error(errno)
+        self.again()
+        return accepted
+
+    def again(self):
+        self.want_turn()
+        self.pump.wake()
+
+    def stop(self):
+        self.pump.remove(self)
+
+    cdef int on_event(self, uint32_t events) except -1:
+        return self.pump.tell(self)
+
+    cdef int take_turn(self) except -1:
+        return self.pump.tell(self)
+
+
+cdef str address_text(const sockaddr_storage *address):
+    """HOST:PORT, with an IPv6 address in brackets (RFC 3986 section 3.2.2)."""
+    cdef char text[LONGEST_ADDRESS]
+    cdef const sockaddr_in *four = <const sockaddr_in *>address
+    cdef const sockaddr_in6 *six = <const sockaddr_in6 *>address
+    if address.ss_family == AF_INET:
+        inet_ntop(AF_INET, &four.sin_addr, text, sizeof(text))
+        return f"{text.decode('ascii')}:{ntohs(four.sin_port)}"
+    if address.ss_family == AF_INET6:
+        inet_ntop(AF_INET6, &six.sin6_addr, text, sizeof(text))
+        return f"[{text.decode('ascii')}]:{ntohs(six.sin6_port)}"
+    return ""
+
+
+@cython.final
+cdef class SocketWatch(Member):
+    cdef readonly object socket
+    cdef readonly object error
+
+    def __init__(self, Pump pump not None, socket, owner):
+        self.pump = pump
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.owner = owner
+        pump.add(self)
+
+    def cancel(self):
+        self.pump.remove(self)
+
+    cdef int on_event(self, uint32_t events) except -1:
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.pump.remove(self)
+            return self.pump.tell(self)
+        return 0
+
+    cdef int fail(self, object error) except -1:
+        self.error = error
+        self.pump.remove(self)
+        return self.pump.tell(self)
+
+
+@cython.final
+cdef class Dialler:
+    # The address is kept as the system wants it, and so are the options.
+    cdef sockaddr_storage address
+    cdef unsigned int address_size
+    cdef int options[MOST_OPTIONS][3]
+    cdef int option_count
+
+    def __init__(self, str host not None, uint16_t port, options=()):
+        cdef sockaddr_in *four = <sockaddr_in *>&self.address
+        cdef sockaddr_in6 *six = <sockaddr_in6 *>&self.address
+        cdef bytes text = host.encode("ascii")
+        memset(&self.address, 0, sizeof(self.address))
+        if 0 in text:
+            raise ValueError(f"{host!r} is no address: it holds a zero byte")
+        if inet_pton(AF_INET, text, &four.sin_addr) == 1:
+            four.sin_family = AF_INET
+            four.sin_port = htons(port)
+            self.address_size = sizeof(sockaddr_in)
+        elif inet_pton(AF_INET6, text, &six.sin6_addr) == 1:
+            six.sin6_family = AF_INET6
+            six.sin6_port = htons(port)
+            self.address_size = sizeof(sockaddr_in6)
+        else:
+            raise ValueError(f"{host!r} is no address: a name has to be looked up first")
+        if len(options) > MOST_OPTIONS:
+            raise ValueError(f"{len(options)} options are more than {MOST_OPTIONS}")
+        for level, name, value in options:
+            self.options[self.option_count][0] = level
+            self.options[self.option_count][1] = name
+            self.options[self.option_count][2] = value
+            self.option_count += 1
+
+    @property
+    def family(self):
+        return self.address.ss_family
+
+    def dial(self):
+        cdef int i, code
+        cdef int fd = socket(
+            self.address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0
+        )
+        if fd < 0:
+            raise os_error(errno)
+        for i in range(self.option_count):  # one that this system does not have is left out
+            setsockopt(fd, self.options[i][0], self.options[i][1], &self.options[i][2], sizeof(int))
+        if connect(fd, <const sockaddr *>&self.address, self.address_size) < 0 and (
+            errno != EINPROGRESS
+        ):
+            code = errno
+            close(fd)
+            raise os_error(code)
+        return fd

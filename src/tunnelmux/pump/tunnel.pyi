@@ -1,0 +1,75 @@
+"""A session's connection in the pump: payload out of frames, and frames around payload."""
+
+from ssl import MemoryBIO, SSLObject
+from typing import final
+
+from tunnelmux.pump.epoll import Member, Pump
+from tunnelmux.pump.websocket import FrameReader
+from tunnelmux.yamux.engine import Engine
+
+class PumpedEngine(Engine):
+    """An engine whose streams relays may own: their payload never passes through Python."""
+
+@final
+class Tunnel(Member):
+    """Carries one engine on one connected stream socket, from construction to `detach`."""
+
+    watched: bool
+    """While True, the owner is told after every batch that touched the session."""
+    deadline: float
+    """The earliest deadline of the engine that the owner knows of; it is told of an earlier one."""
+
+    def __init__(
+        self,
+        pump: Pump,
+        engine: PumpedEngine,
+        fd: int,
+        frames: FrameReader | None,
+        masks: bool,
+        owner: object,
+        tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None,
+    ) -> None:
+        """With *frames*, the bytes on *fd* are WebSocket frames; *masks* is True for the client.
+
+        With *tls*, whose handshake is done, all that is under it: the object, what it reads from
+        and what it writes to.
+
+        Raises OSError when the descriptor cannot be watched, ValueError when it is already.
+        """
+    @property
+    def engine(self) -> PumpedEngine:
+        """The engine it carries."""
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more will be read: the peer's end or Close, a broken frame, an error."""
+    @property
+    def lost(self) -> Exception | None:
+        """The error that broke the connection, or None."""
+    @property
+    def last_received(self) -> float:
+        """When the last byte came, on Trio's clock."""
+    @property
+    def bytes_received(self) -> int:
+        """Payload bytes fed to the engine so far."""
+    @property
+    def bytes_sent(self) -> int:
+        """Payload bytes that were made into messages so far."""
+    @property
+    def is_drained(self) -> bool:
+        """Whether everything the engine had to send has left."""
+    @property
+    def controls_waiting(self) -> int:
+        """How many control frames have not been given to the socket yet."""
+    def feed(self, payload: bytes, now: float) -> None:
+        """Payload that was read before the socket came here."""
+    def want_flush(self) -> None:
+        """Have what the engine has to send leave with the next batch."""
+    def queue_control(self, frame: bytes) -> None:
+        """Send this control frame behind the message that is being sent."""
+    def withdraw(self) -> None:
+        """Let go of the socket now, because it is about to be closed; the owner is told."""
+    def detach(self) -> bool:
+        """Let go of the socket for good.
+
+        True when part of what was taken from the engine did not leave: the byte stream is cut.
+        """

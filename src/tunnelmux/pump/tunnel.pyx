@@ -1,0 +1,429 @@
+"""A session's connection in the pump: payload out of frames, and frames around payload.
+
+What comes is unmasked where it lies in the pump's one input buffer and fed to the engine. What goes
+out, frames of relays and of the engine, gathers in one buffer and leaves as one WebSocket message
+with one call; while it leaves, the next one gathers.
+The docstrings of the public names are in `tunnel.pyi`.
+"""
+
+cimport cython
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.mem cimport PyMem_RawFree
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.errno cimport EAGAIN, EINTR, errno
+from libc.math cimport INFINITY
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy
+
+from tunnelmux.yamux.engine cimport Engine
+from tunnelmux._frame cimport HEADER_BYTES
+from tunnelmux.yamux.links cimport Link, append_link, init_link, is_linked, unlink
+from tunnelmux.pump.epoll cimport (
+    CONTROL_ROOM, INPUT, OUTPUT, PLAIN, RECORD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
+    MSG_NOSIGNAL, Member, Pump, os_error, recv, send,
+)
+from tunnelmux.yamux.streams cimport EngineStream
+from tunnelmux.pump.websocket cimport MAX_FRAME_HEAD, FrameReader, write_frame_head, xor_copy
+
+import ssl
+
+from tunnelmux.errors import RemoteProtocolError
+
+cdef enum:
+    FLUSHES = 4  # messages one tunnel sends in one batch
+
+
+cdef class PumpedEngine(Engine):
+    # An engine whose streams a relay may own; payload for the others is kept for Python.
+
+    cdef int deliver(self, EngineStream stream, const uint8_t *data, Py_ssize_t size) except -1:
+        if isinstance(stream.owner, Member):
+            return (<Member>stream.owner).take_payload(data, size)
+        return Engine.deliver(self, stream, data, size)
+
+    cdef void make_ready(self, EngineStream stream) noexcept:
+        if isinstance(stream.owner, Member) and (<Member>stream.owner).can_read:
+            (<Member>stream.owner).want_turn()  # more may be sent than before
+        Engine.make_ready(self, stream)
+
+
+@cython.final
+cdef class Tunnel(Member):
+    # `out[out_at:out_end]` is being sent, and is freed when it has left. `fill` holds `filled`
+    # bytes of payload behind its gap; it becomes `out` when that is free. No buffer is held while
+    # there is nothing to send. Under TLS, `cipher[cipher_at:]` is what is being sent.
+
+    def __cinit__(self, *args, **kwargs):
+        init_link(&self.dirty_link, <void *>self)
+        init_link(&self.waiting, NULL)
+        self.controls = []
+        self.deadline = INFINITY
+
+    def __init__(self, Pump pump not None, PumpedEngine engine not None, int fd,
+                 FrameReader frames, bint masks, owner, tls=None):
+        self.pump = pump
+        self.engine = engine
+        self.fd = fd
+        self.frames = frames
+        self.masks = masks
+        self.owner = owner
+        self.last_received = engine.liveness.last_inbound
+        if tls is not None:
+            self.tls, self.incoming, self.outgoing = tls
+        pump.add(self)
+
+    def __dealloc__(self):
+        unlink(&self.dirty_link)
+        if self.fill != NULL:
+            PyMem_RawFree(self.fill)
+        if self.out != NULL:
+            PyMem_RawFree(self.out)
+
+    @property
+    def is_drained(self):
+        return not self.is_sending() and self.filled == 0 and not self.controls and (
+            not self.engine.wants_send_()
+        )
+
+    @property
+    def controls_waiting(self):
+        return len(self.controls)
+
+    def want_flush(self):
+        if self.registered:
+            self.mark_dirty()
+            self.pump.wake()
+
+    def queue_control(self, bytes frame not None):
+        self.controls.append(frame)
+        self.want_flush()
+
+    def feed(self, const uint8_t[::1] payload not None, double now):
+        if payload.shape[0]:
+            self.pump.now = now
+            self.bytes_received += payload.shape[0]
+            try:
+                self.engine.feed(&payload[0], payload.shape[0], now)
+            except RemoteProtocolError:
+                pass
+            self.after_touch()
+        if self.tls is not None:
+            self.pump.now = now
+            self.decrypt(0)  # what had been read and not decrypted
+        self.pump.wake()
+
+    def withdraw(self):
+        self.ended = True
+        self.pump.tell(self)
+        self.pump.remove(self)
+        self.pump.wake()
+
+    def detach(self):
+        cdef bint torn = self.is_sending()
+        cdef Link *link
+        self.pump.remove(self)
+        unlink(&self.dirty_link)
+        while is_linked(&self.waiting):
+            unlink(self.waiting.following)
+        if self.fill != NULL:
+            self.pump.give_buffer(self.fill)
+        if self.out != NULL:
+            self.pump.give_buffer(self.out)
+        self.fill = self.out = NULL
+        # What was taken from the engine and did not leave is lost, and the stream with it.
+        torn = torn or self.filled > 0
+        self.out_at = self.out_end = self.filled = 0
+        self.cipher = None
+        return torn
+
+    # -- the pump's calls -----------------------------------------------------------------------
+
+    cdef int on_event(self, uint32_t events) except -1:
+        if events & EPOLLOUT:
+            self.can_write = True
+            if self.is_sending() or is_linked(&self.waiting):
+                self.mark_dirty()
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.hung_up = True
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.can_read = True
+            self.receive()
+        return 0
+
+    cdef int take_turn(self) except -1:
+        return self.receive()
+
+    cdef int fail(self, object error) except -1:
+        if not self.ended:
+            self.ended = True
+            self.lost = error
+        return self.pump.tell(self)
+
+    # -- input ------------------------------------------------------------------------------------
+
+    cdef int receive(self) except -1:
+        cdef ssize_t n
+        if self.ended or self.engine.error_ is not None:
+            return 0
+        n = recv(self.fd, self.pump.input, INPUT, MSG_DONTWAIT)
+        if n > 0:
+            if n < INPUT and not self.hung_up:
+                self.can_read = False
+            else:
+                self.want_turn()  # after all the others had theirs
+            if self.tls is not None:
+                return self.decrypt(n)
+            return self.take(self.pump.input, n)
+        if n == 0:
+            self.ended = True
+            return self.pump.tell(self)
+        if errno == EAGAIN:
+            self.can_read = False
+        elif errno == EINTR:
+            self.want_turn()
+        else:
+            return self.lose(errno)
+        return 0
+
+    cdef int decrypt(self, Py_ssize_t size) except -1:
+        """Take what the *size* bytes in the pump's buffer say, as many records at once as fit."""
+        cdef uint8_t *plain = self.pump.input + INPUT
+        cdef object room = PyMemoryView_FromMemory(<char *>plain, PLAIN, PyBUF_WRITE)
+        cdef Py_ssize_t filled, n
+        # Whoever had the socket before may have left some of a record that is decrypted already.
+        cdef bint more = True, unasked = size > 0
+        if size:
+            self.incoming.write(
+                PyMemoryView_FromMemory(<char *>self.pump.input, size, PyBUF_READ)
+            )
+        while more and not self.ended and self.engine.error_ is None:
+            filled = 0
+            try:
+                while PLAIN - filled >= RECORD:
+                    if unasked and not self.incoming.pending:
+                        more = False  # no bytes, no record: the error that says so costs as much
+                        break
+                    n = self.tls.read(RECORD, room[filled:])
+                    if n == 0:
+                        more = False
+                        self.fail(None)
+                        break
+                    filled += n
+            except ssl.SSLWantReadError:
+                more = False
+            except ssl.SSLError as error:  # the peer's close among them: read again once detached
+                more = False
+                self.fail(None if isinstance(error, ssl.SSLZeroReturnError) else error)
+            if filled:
+                self.take(plain, filled)
+        if self.outgoing.pending:
+            self.mark_dirty()
+        return 0
+
+    cdef int take(self, uint8_t *data, Py_ssize_t size) except -1:
+        self.last_received = self.pump.now
+        try:
+            if self.frames is not None:
+                self.read_frames(data, size)
+            else:
+                self.bytes_received += size
+                self.engine.feed(data, size, self.pump.now)
+        except RemoteProtocolError:
+            pass  # the engine is closed with it, and has a GoAway to send
+        return self.after_touch()
+
+    cdef int read_frames(self, uint8_t *data, Py_ssize_t size) except -1:
+        """Unmask payload where it lies, and feed it to the engine."""
+        cdef FrameReader frames = self.frames
+        cdef Py_ssize_t used = 0, took
+        while used < size and frames.goes_on():
+            used += frames.take_head(data + used, size - used)
+            if frames.left and frames.goes_on():
+                took = frames.take_body(data + used, size - used, data + used)
+                if frames.given:
+                    self.bytes_received += took
+                    self.engine.feed(data + used, took, self.pump.now)
+                used += took
+        if frames.close is not None or frames.error is not None:
+            self.ended = True
+        if self.ended or frames.control_whole:
+            self.pump.tell(self)
+        return 0
+
+    cdef int after_touch(self) except -1:
+        """The engine was given something: pass on to relays and to Python what follows from it."""
+        cdef Engine engine = self.engine
+        cdef list changed
+        cdef EngineStream stream
+        cdef bint tell = self.watched, again
+        while True:
+            changed = engine.changed
+            engine.changed = []
+            again = False
+            for stream in changed:
+                if isinstance(stream.owner, Member):
+                    stream.in_changed = False
+                    (<Member>stream.owner).on_change()
+                    again = True
+                elif stream.owner is None:
+                    stream.in_changed = False
+                else:
+                    engine.changed.append(stream)
+                    tell = True
+            if not again:
+                break
+        if tell or engine.error_ is not None or engine.accept_pending:
+            self.pump.tell(self)
+        elif engine.deadline() < self.deadline:
+            self.pump.tell(self)
+        if engine.wants_send_():
+            self.mark_dirty()
+        return 0
+
+    cdef int lose(self, int code) except -1:
+        return self.fail(os_error(code))
+
+    # -- output -----------------------------------------------------------------------------------
+
+    cdef void mark_dirty(self) noexcept:
+        if self.registered and not is_linked(&self.dirty_link):
+            append_link(&self.pump.dirty, &self.dirty_link)
+
+    cdef Py_ssize_t space(self) noexcept:
+        """Bytes of payload for which a frame can be placed now."""
+        if not self.registered or self.ended or self.engine.error_ is not None:
+            return 0
+        return OUTPUT - self.filled - HEADER_BYTES
+
+    cdef uint8_t *place(self) except NULL:
+        """Where the next frame begins."""
+        if self.fill == NULL:
+            self.fill = self.pump.take_buffer()
+        return self.fill + MAX_FRAME_HEAD + self.filled
+
+    cdef int flush(self) except -1:
+        cdef int i
+        if not self.registered:
+            return 0
+        for i in range(FLUSHES):
+            if self.is_sending() and not self.push_out():
+                return 0  # until the socket takes more
+            if not self.seal():
+                self.resume_waiting()
+                return self.pump.tell(self) if self.watched else 0
+            self.resume_waiting()
+        self.mark_dirty()
+        return 0
+
+    cdef bint seal(self) except -1:
+        """Make one message of all there is to send; False when there is nothing."""
+        cdef Pump pump = self.pump
+        cdef const uint8_t *mask = NULL
+        cdef uint8_t *payload
+        cdef Py_ssize_t size, end
+        cdef bytes frame
+        if self.engine.wants_send_() and OUTPUT - self.filled >= SENSIBLE:
+            payload = self.place()
+            size = self.engine.drain(payload, OUTPUT - self.filled, pump.now)
+            self.filled += size
+            self.after_touch()
+        if self.filled == 0 and not self.controls:
+            if self.fill != NULL:
+                pump.give_buffer(self.fill)
+                self.fill = NULL
+            return False
+        self.place()
+        payload = self.fill + MAX_FRAME_HEAD
+        self.out_at = MAX_FRAME_HEAD
+        end = MAX_FRAME_HEAD + self.filled
+        if self.frames is not None and self.filled:
+            if self.masks:
+                mask = pump.roll()
+                xor_copy(payload, payload, self.filled, mask, 0)
+            self.out_at -= write_frame_head(payload, self.filled, mask)
+        while self.controls:
+            frame = self.controls[0]
+            if end - MAX_FRAME_HEAD - self.filled + len(frame) > CONTROL_ROOM:
+                break
+            memcpy(self.fill + end, PyBytes_AS_STRING(frame), len(frame))
+            end += len(frame)
+            del self.controls[0]
+            pump.tell(self)
+        self.bytes_sent += self.filled
+        self.out, self.out_end = self.fill, end
+        self.fill = NULL
+        self.filled = 0
+        return self.push_out() or True
+
+    cdef bint is_sending(self) except -1:
+        """Whether there is something that was sealed and has not left."""
+        return self.out != NULL or self.cipher is not None or (
+            self.tls is not None and self.outgoing.pending > 0
+        )
+
+    cdef bint push_out(self) except -1:
+        """Send what is sealed; whether all of it left."""
+        cdef ssize_t n
+        if self.tls is not None:
+            return self.push_cipher()
+        while self.out_at < self.out_end:
+            if not self.can_write or self.ended and self.lost is not None:
+                return False
+            n = send(
+                self.fd, self.out + self.out_at, self.out_end - self.out_at,
+                MSG_DONTWAIT | MSG_NOSIGNAL,
+            )
+            if n >= 0:
+                self.out_at += n
+            elif errno == EAGAIN:
+                self.can_write = False
+            elif errno != EINTR:
+                self.lose(errno)
+                return False
+        self.pump.give_buffer(self.out)
+        self.out = NULL
+        self.out_at = self.out_end = 0
+        return True
+
+    cdef bint push_cipher(self) except -1:
+        """The same under TLS: what is sealed is encrypted whole, and kept until it has left."""
+        cdef ssize_t n
+        cdef object view
+        if self.cipher is None:
+            if self.out != NULL:
+                view = PyMemoryView_FromMemory(
+                    <char *>self.out + self.out_at, self.out_end - self.out_at, PyBUF_READ
+                )
+                n = 0
+                while n < len(view):
+                    n += self.tls.write(view[n:])
+                self.pump.give_buffer(self.out)
+                self.out = NULL
+                self.out_at = self.out_end = 0
+            self.cipher = self.outgoing.read()
+            self.cipher_at = 0
+        while self.cipher_at < len(self.cipher):
+            if not self.can_write or self.ended and self.lost is not None:
+                return False
+            n = send(
+                self.fd, PyBytes_AS_STRING(self.cipher) + self.cipher_at,
+                len(self.cipher) - self.cipher_at, MSG_DONTWAIT | MSG_NOSIGNAL,
+            )
+            if n >= 0:
+                self.cipher_at += n
+            elif errno == EAGAIN:
+                self.can_write = False
+            elif errno != EINTR:
+                self.lose(errno)
+                return False
+        self.cipher = None
+        return True
+
+    cdef void resume_waiting(self) noexcept:
+        cdef Link *link
+        while is_linked(&self.waiting):
+            link = self.waiting.following
+            unlink(link)
+            (<Member>link.owner).want_turn()
