@@ -200,8 +200,8 @@ class InternalLimits:
     does within its timeout. With a window of 256 KiB each, at most 64 MiB are under way."""
 
     max_exec_answer: int = 16_777_216
-    """Output bytes that all results of one call may hold together where they are one JSON document;
-    what is over is thrown away, and the result says so. The stream of events has no such limit."""
+    """The results of one call together, as JSON, where they are one document; output that is over
+    is thrown away, and the result says so. The stream of events keeps nothing."""
 
     exec_stall: float = 60.0
     """How long a caller of /internal/exec may take nothing of its answer; then it is cut, and its

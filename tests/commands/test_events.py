@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tunnelmux.commands import (
+    MAX_MESSAGE,
     REASONS,
     CommandResult,
     Event,
@@ -47,7 +48,7 @@ EVENTS = (
         COUNTS,
         COUNTS,
         st.none() | st.sampled_from(sorted(REASONS)),
-        st.none() | st.text(),
+        st.none() | st.text(st.characters(exclude_categories=("C", "Z")), max_size=MAX_MESSAGE),
         SSH_USES,
     )
 )
@@ -58,6 +59,26 @@ def test_an_event_is_one_line_and_comes_back_as_it_was(event: Event) -> None:
     line = encode_event(event)
     assert line.endswith(b"\n") and line.count(b"\n") == 1
     assert decode_event(line) == event
+
+
+@pytest.mark.parametrize(
+    ("message", "shown"),
+    [
+        ("no \x1b[2Jway\r\n", "no  [2Jway  "),
+        ("x\u202ey", "x y"),
+        ("y" * 100_000, "y" * 2047 + "…"),
+    ],
+)
+def test_a_message_is_one_line_that_a_terminal_can_show(message: str, shown: str) -> None:
+    event = decode_event(encode_event(failure("failed", message)))
+    assert isinstance(event, Exited)
+    assert event.message == shown
+
+
+@pytest.mark.parametrize("reason", ["", "x" * 65, "no luck", "a\x1b"])
+def test_a_reason_is_a_code(reason: str) -> None:
+    with pytest.raises(InvalidEvent, match="reason must be a code"):
+        decode_event(encode_event(failure(reason, "no")))
 
 
 def test_the_lines_are_these() -> None:

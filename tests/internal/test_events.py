@@ -8,6 +8,9 @@ import pytest
 import trio
 
 from support.internal import SECRET, Bench, Caller, running_bench
+from support.resettable import resettable_pair
+from tunnelmux.backend import ProxyClient
+from tunnelmux.errors import ConnectError
 from tunnelmux.limits import InternalLimits
 from tunnelmux.sessions import SessionEvent
 
@@ -199,3 +202,21 @@ async def test_the_library_reads_them_and_knows_a_gap() -> None:
             _, event = await anext(events)
             assert event is not None
             assert event.type == "lost"
+
+
+@pytest.mark.parametrize(
+    ("answer", "problem"),
+    [(b"data: " + b"x" * 70_000, "longer than"), (b"data: {\n\n", "cannot be understood")],
+)
+async def test_a_client_takes_no_event_that_cannot_be_one(answer: bytes, problem: str) -> None:
+    front, back = resettable_pair()
+
+    async def dial() -> trio.abc.Stream:
+        return front
+
+    client = ProxyClient("http://127.0.0.1:3801", dial=dial)
+    await back.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 99999\r\n\r\n" + answer)
+    with pytest.raises(ConnectError) as caught:
+        async with client.events() as events:
+            await anext(events)
+    assert problem in str(caught.value.__cause__)

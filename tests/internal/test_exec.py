@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import base64
 import json
+import tracemalloc
 from typing import Any
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 
 from support.exec_agent import exec_agents
 from support.internal import SECRET, Bench, Caller, running_bench
+from tunnelmux.commands import CommandRequest, Exited, Output
 from tunnelmux.limits import InternalLimits
+from tunnelmux.proxy.internal.exec import _Document
 
 COMMAND = {"host": "127.0.0.1", "username": "root", "command": "echo hello"}
 JSON = f"Authorization: Bearer {SECRET}\r\nAccept: application/json\r\n"
@@ -379,9 +383,74 @@ async def test_a_document_holds_at_most_the_limit() -> None:
         content = {**COMMAND, "devices": ["dev1", "dev2"], "command": "flood 262144"}
         reply = await bench.ask("POST", "/internal/exec", content, headers=JSON)
     results = [entry["result"] for entry in reply.json["results"]]
-    assert sum(result["stdout"].count("x") for result in results) == 100_000
+    assert 90_000 < sum(result["stdout"].count("x") for result in results) < 100_000
     assert all(result["truncated"] for result in results)
     assert all("[truncated: stdout was over" in result["stdout"] for result in results)
+    assert len(reply.body) < 100_500
+
+
+@pytest.mark.parametrize("byte", ["00", "ff", "22", "c3a4", "78"])
+async def test_the_limit_is_of_the_document_and_not_of_what_it_was_before_it_was_json(
+    byte: str,
+) -> None:
+    limits = InternalLimits(max_exec_answer=20_000)
+    async with running_bench(limits=limits) as bench, exec_agents(bench, "dev1"):
+        content = {**COMMAND, "devices": "dev1", "command": "bytes " + byte * 30_000}
+        reply = await bench.ask("POST", "/internal/exec", content, headers=JSON)
+    assert 15_000 < len(reply.body) < 20_500
+    assert reply.json["results"][0]["result"]["truncated"]
+
+
+@pytest.mark.parametrize("accept", ["application/json", "application/x-ndjson"])
+@pytest.mark.parametrize(
+    ("what", "problem"),
+    [
+        ("started", "a second started"),
+        ("truncated", "a second truncated for stdout"),
+        ("other-id", "commandId of another command"),
+        ("long-line", "a line is longer than 262144 bytes"),
+    ],
+)
+async def test_a_device_that_goes_on_for_ever_is_cut(accept: str, what: str, problem: str) -> None:
+    async with running_bench() as bench, exec_agents(bench, "dev1") as agents:
+        content = {**COMMAND, "devices": "dev1", "command": f"endless {what}"}
+        headers = f"Authorization: Bearer {SECRET}\r\nAccept: {accept}\r\n"
+        caller = await bench.caller()
+        with trio.fail_after(10):
+            if accept == "application/json":
+                reply = await caller.ask("POST", "/internal/exec", content, headers=headers)
+                [entry] = reply.json["results"]
+                assert entry["result"]["reason"] == "lost"
+                assert problem in entry["result"]["stderr"]
+                assert len(reply.body) < 1000
+            else:
+                lines = await run_exec(bench, "dev1", command=f"endless {what}")
+                assert lines[-2]["reason"] == "lost"
+                assert problem in lines[-2]["message"]
+            while not agents["dev1"].ended_early:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
+def test_one_byte_at_a_time_is_kept_as_bytes_and_not_as_events() -> None:
+    document = _Document(30_000)
+    command = CommandRequest(command_id="c", host="h", username="u", command="ls")
+    tracemalloc.start()
+    try:
+        for _ in range(100_000):
+            document.add("dev1", command, Output("stdout", b"\0"))
+        kept, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert kept < 30_000
+    document.add("dev1", command, Exited(0))
+    [entry] = document.results
+    assert len(msgspec.json.encode(entry)) < 30_000
+
+
+async def test_a_devices_message_is_cut() -> None:
+    async with running_bench() as bench, exec_agents(bench, "dev1"):
+        lines = await run_exec(bench, "dev1", command="endless message")
+    assert len(lines[-2]["message"]) == 2048
 
 
 async def test_secrets_are_in_no_log_audit_or_metric(capfd: pytest.CaptureFixture[str]) -> None:

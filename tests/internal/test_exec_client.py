@@ -13,6 +13,9 @@ from tunnelmux.backend import ApiCallFailed, ProxyClient
 from tunnelmux.commands import CommandRequest, Exited, Output, Started
 from tunnelmux.errors import ConnectError
 
+BEGIN = b'{"event":"begin","commandId":"c","devices":["d"]}\n'
+STARTED = b'{"device":"d","event":"started","commandId":"c","at":1}\n'
+
 
 def request(command: str, **more: object) -> CommandRequest:
     content = {"commandId": "c", "host": "h", "username": "u", "command": command, **more}
@@ -72,10 +75,18 @@ async def test_what_was_refused_says_why() -> None:
         (b"", "without an answer"),
         (b'{"event":"begin","commandId":"c","devices":["d"]}\n', "before every command"),
         (b'{"event":"exit"}\n', "does not begin"),
+        (b'{"event":"begin","commandId":"c"}\n', "cannot be understood"),
+        (b'{"event":"begin","commandId":"c","devices":[1]}\n', "cannot be understood"),
+        (b"[" * 100_000 + b"\n", "not JSON"),
+        (b" " * 1_100_000, "longer than 1048576 bytes"),
+        (BEGIN + b'{"event":"end","succeeded":1,"failed":0}\n', "before every command"),
+        (BEGIN + STARTED * 2, "a second started"),
+        (BEGIN + STARTED.replace(b'"d"', b'"e"'), "no device that was asked for"),
+        (BEGIN + STARTED.replace(b'"c"', b'"x"'), "commandId of another"),
         (b"[]\n", "not a JSON object"),
         (b"what\n", "not JSON"),
         (
-            b'{"event":"begin","commandId":"c","devices":["d"]}\n{"event":"other"}\n',
+            b'{"event":"begin","commandId":"c","devices":["d"]}\n{"device":"d","event":"other"}\n',
             "cannot be understood",
         ),
     ],

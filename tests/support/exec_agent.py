@@ -78,6 +78,17 @@ class ExecAgent:
                 for _ in range(int(rest) // 32_768):
                     await self._tell(peer, Output("stdout", b"x" * 32_768))
                 await self._tell(peer, Truncated("stdout", int(rest)), Exited(0, 1.0, int(rest)))
+            case "endless":  # until the stream is reset
+                line = {
+                    "started": encode_event(Started(str(request["commandId"]), 1.0)),
+                    "truncated": encode_event(Truncated("stdout", 1)),
+                    "other-id": encode_event(Started("c" * 200_000, 1.0)),
+                    "message": encode_event(failure("failed", "m" * 200_000)),
+                    "long-line": b" " * 65_536,
+                    "bytes": encode_event(Output("stdout", b"\0")),
+                }[rest]
+                while True:
+                    await peer.send(line)
             case "ssh":  # the `ssh` of its started and its exit, whatever they are
                 events: list[Event] = [started, Exited(0, 0.1)]
                 for event, said in zip(events, json.loads(rest), strict=True):

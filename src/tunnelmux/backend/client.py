@@ -22,7 +22,7 @@ import trio
 import trio_websocket
 
 from tunnelmux.backend.commands import CommandEvents, DeviceResult, decode_results, encode_call
-from tunnelmux.commands import CommandRequest
+from tunnelmux.commands import CommandRequest, LineSplitter
 from tunnelmux.errors import (
     ConnectError,
     SessionClosed,
@@ -45,6 +45,11 @@ _SLACK = 5.0
 
 _SILENCE = 45.0
 # Seconds without a byte after which an event stream is lost: three of the proxy's heartbeats.
+
+_MAX_EVENT_LINE = 65_536
+# Bytes of one line of an event stream; they have a few hundred.
+
+_EVENT_FIELDS = frozenset({b"id", b"event", b"data"})
 
 _MAX_ANSWER = 64 * 1024 * 1024
 # Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
@@ -441,28 +446,42 @@ class ProxyClient:
 
 
 class _EventReader(AsyncIterator[tuple[str, SessionEvent | None]]):
-    """Takes an event stream apart."""
+    """Takes an event stream apart. Raises BadBody for what cannot be one."""
 
     def __init__(self, client: ClientConnection) -> None:
         self._client = client
-        self._buffer = b""
+        self._splitter = LineSplitter()
+        self._lines: list[bytes] = []
+        self._fields: dict[bytes, bytes] = {}
 
     async def __anext__(self) -> tuple[str, SessionEvent | None]:
         while True:
-            while b"\n\n" not in self._buffer:
-                with trio.fail_after(_SILENCE):
-                    data, end = await self._client.read_body()
-                if end:
-                    raise StopAsyncIteration
-                self._buffer += data
-            block, _, self._buffer = self._buffer.partition(b"\n\n")
-            pairs = [line.partition(b": ") for line in block.split(b"\n")]
-            fields = {name: value for name, _, value in pairs}
-            event_id = fields.get(b"id", b"").decode("ascii")
-            if fields.get(b"event") == b"gap":
-                return event_id, None
-            if b"data" in fields:
-                return event_id, msgspec.json.decode(fields[b"data"], type=SessionEvent)
+            while self._lines:
+                line = self._lines.pop()
+                if line:
+                    name, _, value = line.partition(b": ")
+                    if name in _EVENT_FIELDS:  # others, and comments, mean nothing here
+                        self._fields[name] = value
+                    continue
+                fields, self._fields = self._fields, {}
+                if fields.get(b"event") == b"gap" or b"data" in fields:
+                    return self._event_in(fields)
+            with trio.fail_after(_SILENCE):
+                data, end = await self._client.read_body()
+            if end:
+                raise StopAsyncIteration
+            self._lines = self._splitter.feed(data)[::-1]
+            if self._splitter.waiting > _MAX_EVENT_LINE:
+                raise BadBody(f"a line is longer than {_MAX_EVENT_LINE} bytes")
+
+    def _event_in(self, fields: dict[bytes, bytes]) -> tuple[str, SessionEvent | None]:
+        event_id = fields.get(b"id", b"").decode("latin-1")
+        if fields.get(b"event") == b"gap":
+            return event_id, None
+        try:
+            return event_id, msgspec.json.decode(fields[b"data"], type=SessionEvent)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise BadBody(f"an event cannot be understood: {error}") from None
 
 
 class _RawStream(trio.abc.HalfCloseableStream):

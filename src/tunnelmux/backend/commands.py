@@ -14,7 +14,9 @@ from tunnelmux.commands import (
     CommandRequest,
     CommandResult,
     Event,
+    EventOrder,
     InvalidEvent,
+    LineSplitter,
     decode_event,
 )
 from tunnelmux.http import ClientConnection, PeerGone
@@ -24,8 +26,9 @@ __all__ = ["CommandEvents", "DeviceResult", "decode_results", "encode_call"]
 _SILENCE = 45.0
 # Seconds without a byte after which an answer is lost: three of the proxy's heartbeats.
 
-_MAX_LINE = 16 * 1024 * 1024
-# Bytes of one line; the longest is the first, with the names of all devices.
+_MAX_LINE = 1_048_576
+# Bytes of one line. Events are at most some 90 KiB; the longest line is the first, with the names
+# of all devices.
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +44,8 @@ class DeviceResult:
 class CommandEvents(AsyncIterator[tuple[str, Event]]):
     """What happens, as (device, event), until every command has ended.
 
-    Raises PeerGone when the answer breaks off, and TooSlowError when nothing comes any more.
+    Raises PeerGone when the answer breaks off or cannot be one, and TooSlowError when nothing comes
+    any more.
     """
 
     def __init__(self, client: ClientConnection) -> None:
@@ -49,17 +53,27 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
         self.devices: list[str] = []
         """The names that the selectors stood for."""
         self._client = client
+        self._splitter = LineSplitter()
         self._lines: list[bytes] = []
-        self._rest = b""
+        self._orders: dict[str, EventOrder] = {}
         self._is_complete = False
 
     async def begin(self) -> None:
         """Read what comes first; to be called before the iteration."""
-        content = _object(await self._line())
-        if content.get("event") != "begin":
+        line = await self._line()
+        if _object(line).get("event") != "begin":
             raise PeerGone("it does not begin with what it begins")
-        self.command_id = content["commandId"]
-        self.devices = content["devices"]
+        try:
+            begin = msgspec.json.decode(line, type=_Begin)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise PeerGone(f"it cannot be understood: {error}") from None
+        self.command_id = begin.command_id
+        self.devices = begin.devices
+        several = len(begin.devices) > 1
+        self._orders = {
+            device: EventOrder(f"{self.command_id}.{device}" if several else self.command_id)
+            for device in begin.devices
+        }
 
     async def __anext__(self) -> tuple[str, Event]:
         while not self._is_complete:
@@ -67,33 +81,47 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
             content = _object(line)
             match content.get("event"):
                 case "end":
+                    if not all(order.has_ended for order in self._orders.values()):
+                        raise PeerGone("it ended before every command had ended")
                     self._is_complete = True
                 case "waiting":
                     pass
                 case _:
-                    try:
-                        return str(content.get("device")), decode_event(line)
-                    except InvalidEvent as error:
-                        raise PeerGone(f"it cannot be understood: {error}") from None
+                    return self._understand(content.get("device"), line)
         raise StopAsyncIteration
+
+    def _understand(self, device: object, line: bytes) -> tuple[str, Event]:
+        if not isinstance(device, str) or device not in self._orders:
+            raise PeerGone("an event is of no device that was asked for")
+        try:
+            event = decode_event(line)
+            self._orders[device].check(event)
+        except InvalidEvent as error:
+            raise PeerGone(f"it cannot be understood: {error}") from None
+        return device, event
 
     async def _line(self) -> bytes:
         while not self._lines:
             with trio.fail_after(_SILENCE):
                 data, end = await self._client.read_body()
-            *lines, self._rest = (self._rest + data).split(b"\n")
+            lines = self._splitter.feed(data)
+            if self._splitter.waiting > _MAX_LINE or any(len(line) > _MAX_LINE for line in lines):
+                raise PeerGone(f"a line is longer than {_MAX_LINE} bytes")
             self._lines = [line for line in reversed(lines) if line]
             if end and not self._lines:
                 raise PeerGone("it ended before every command had ended")
-            if len(self._rest) > _MAX_LINE:
-                raise PeerGone(f"a line is longer than {_MAX_LINE} bytes")
         return self._lines.pop()
+
+
+class _Begin(msgspec.Struct, rename="camel"):
+    command_id: str
+    devices: list[str]
 
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
         content = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise PeerGone("a line is not JSON") from None
     if not isinstance(content, dict):
         raise PeerGone("a line is not a JSON object")

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tunnelmux.commands import Event, Exited, Output, Started, Truncated
+from tunnelmux.commands import Event, Exited, LineSplitter, Output, Started, Truncated
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -94,7 +94,7 @@ class ManyDevices:
             }
             for file in _FILES.values()
         }
-        self._open_lines: dict[tuple[str, str], bytes] = {}
+        self._open_lines: dict[tuple[str, str], LineSplitter] = {}
         self._running: dict[str, None] = {}
         self._failed = 0
         self._done = 0
@@ -116,7 +116,7 @@ class ManyDevices:
 
     async def _end(self, device: str, end: Exited) -> None:
         for stream in _FILES:
-            if self._open_lines.get((device, stream)):
+            if (device, stream) in self._open_lines:
                 await self._show(device, stream, b"\n")
         if end.reason is not None:
             await self._show(device, "stderr", f"[{end.reason}]\n".encode())  # the table says more
@@ -126,12 +126,12 @@ class ManyDevices:
 
     async def _show(self, device: str, stream: str, data: bytes) -> None:
         """Write the lines that are complete."""
-        waiting = self._open_lines.pop((device, stream), b"") + data
-        *lines, rest = waiting.split(b"\n")
-        if len(rest) > _LONGEST_LINE:
-            lines, rest = [*lines, rest], b""
-        if rest:
-            self._open_lines[device, stream] = rest
+        splitter = self._open_lines.setdefault((device, stream), LineSplitter())
+        lines = splitter.feed(data)
+        if splitter.waiting > _LONGEST_LINE:
+            lines.append(splitter.take())
+        if not splitter.waiting:
+            del self._open_lines[device, stream]
         if not lines:
             return
         file = _FILES[stream]

@@ -11,6 +11,7 @@ from tunnelmux.commands.events import (
     EXIT_FAILED,
     EXIT_FORBIDDEN,
     EXIT_TIMEOUT,
+    MAX_MESSAGE,
     REASONS,
     CameBy,
     Event,
@@ -21,33 +22,41 @@ from tunnelmux.commands.events import (
     Started,
     StreamName,
     Truncated,
+    as_sentence,
     decode_event,
     encode_event,
     failure,
 )
 from tunnelmux.commands.executor import Executor
 from tunnelmux.commands.ids import new_command_id
+from tunnelmux.commands.lines import LineSplitter
+from tunnelmux.commands.order import EventOrder
 from tunnelmux.commands.request import CommandRequest, InvalidCommand
-from tunnelmux.commands.result import CommandResult, collect
+from tunnelmux.commands.result import CommandResult, ResultBuilder, collect
 
 __all__ = [
     "EXIT_FAILED",
     "EXIT_FORBIDDEN",
     "EXIT_TIMEOUT",
+    "MAX_MESSAGE",
     "REASONS",
     "CameBy",
     "CommandRequest",
     "CommandResult",
     "Event",
+    "EventOrder",
     "Executor",
     "Exited",
     "InvalidCommand",
     "InvalidEvent",
+    "LineSplitter",
     "Output",
+    "ResultBuilder",
     "SshUse",
     "Started",
     "StreamName",
     "Truncated",
+    "as_sentence",
     "collect",
     "decode_event",
     "encode_event",

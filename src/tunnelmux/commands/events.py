@@ -6,6 +6,7 @@ import base64
 import binascii
 import json
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, cast
@@ -14,6 +15,7 @@ __all__ = [
     "EXIT_FAILED",
     "EXIT_FORBIDDEN",
     "EXIT_TIMEOUT",
+    "MAX_MESSAGE",
     "REASONS",
     "CameBy",
     "Event",
@@ -24,6 +26,7 @@ __all__ = [
     "Started",
     "StreamName",
     "Truncated",
+    "as_sentence",
     "decode_event",
     "encode_event",
     "failure",
@@ -63,6 +66,11 @@ _MAX_POOLED = 10_000
 # Connections that one agent is believed to have; exec.max_connections is 64 by default.
 
 _MAX_KEPT = 86_400.0  # s that they are believed to last; exec.idle_connection is 60 by default
+
+MAX_MESSAGE = 2048
+"""Characters of an Exited's message that are taken from another machine: a long sentence."""
+
+_REASON = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class InvalidEvent(ValueError):
@@ -170,7 +178,10 @@ def encode_event(event: Event) -> bytes:
 
 
 def decode_event(line: bytes) -> Event:
-    """The event in one line. Raises InvalidEvent."""
+    """The event in one line. Raises InvalidEvent.
+
+    A message is brought to one line of at most MAX_MESSAGE characters that a terminal can show.
+    """
     try:
         content = json.loads(line)
     except (ValueError, RecursionError):
@@ -193,8 +204,8 @@ def decode_event(line: bytes) -> Event:
                 _number(content, "duration"),
                 _count(content, "stdoutBytes"),
                 _count(content, "stderrBytes"),
-                _optional_text(content, "reason"),
-                _optional_text(content, "message"),
+                _reason(content),
+                _message(content),
                 _ssh_use(content),
             )
         case _:
@@ -243,8 +254,28 @@ def _text(content: Mapping[str, Any], key: str) -> str:
     return value
 
 
-def _optional_text(content: Mapping[str, Any], key: str) -> str | None:
-    return None if content.get(key) is None else _text(content, key)
+def _reason(content: Mapping[str, Any]) -> str | None:
+    if content.get("reason") is None:
+        return None
+    reason = _text(content, "reason")
+    if not _REASON.fullmatch(reason):
+        raise InvalidEvent("reason must be a code such as timeout")
+    return reason
+
+
+def _message(content: Mapping[str, Any]) -> str | None:
+    return None if content.get("message") is None else as_sentence(_text(content, "message"))
+
+
+def as_sentence(text: str) -> str:
+    """What another machine said, as one line for logs and terminals.
+
+    At most MAX_MESSAGE characters; what would move a cursor or turn the text round is a space.
+    """
+    cut = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
+    if cut.isprintable():
+        return cut
+    return "".join(letter if letter.isprintable() else " " for letter in cut)
 
 
 def _number(content: Mapping[str, Any], key: str) -> float:

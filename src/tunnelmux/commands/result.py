@@ -15,7 +15,7 @@ from tunnelmux.commands.events import (
     failure,
 )
 
-__all__ = ["ENCODING_NOTE", "CommandResult", "collect"]
+__all__ = ["ENCODING_NOTE", "CommandResult", "ResultBuilder", "collect"]
 
 ENCODING_NOTE = "utf-8, invalid bytes replaced"
 """What `encoding` says in a result whose texts are not the exact bytes."""
@@ -55,6 +55,54 @@ class CommandResult:
         return content
 
 
+class ResultBuilder:
+    """Puts the events of one command together. What it holds is its output and one event."""
+
+    def __init__(self) -> None:
+        self._kept: dict[StreamName, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
+        self._limits: dict[StreamName, int] = {}
+        self._end = failure("lost", "the command's end was never reported")
+
+    def size(self, stream: StreamName) -> int:
+        """Bytes kept of that stream."""
+        return len(self._kept[stream])
+
+    def keep(self, stream: StreamName, data: bytes) -> None:
+        """Add output."""
+        self._kept[stream] += data
+
+    def note_truncated(self, stream: StreamName, limit: int) -> None:
+        """Output was thrown away, by whoever has that limit; the first to say so counts."""
+        self._limits.setdefault(stream, limit)
+
+    def add(self, event: Event) -> None:
+        """Add what happened."""
+        match event:
+            case Output(stream, data):
+                self.keep(stream, data)
+            case Truncated(stream, most):
+                self.note_truncated(stream, most)
+            case Exited():
+                self._end = event
+            case Started():
+                pass
+
+    def result(self) -> CommandResult:
+        """All of it in one object. Without an exit, the command was lost."""
+        kept, end = self._kept, self._end
+        texts = {stream: data.decode("utf-8", "replace") for stream, data in kept.items()}
+        replaced = any(text.encode("utf-8") != kept[stream] for stream, text in texts.items())
+        for stream, most in self._limits.items():
+            line = f"[truncated: {stream} was over {most} bytes]"
+            texts[stream] += _own_line(texts[stream], line)
+        if end.message is not None:
+            texts["stderr"] += _own_line(texts["stderr"], end.message)
+        is_truncated = bool(self._limits)
+        return CommandResult(
+            texts["stdout"], texts["stderr"], end.exit_code, replaced, is_truncated, end.reason
+        )
+
+
 async def collect(events: AsyncIterable[Event], *, limit: int | None = None) -> CommandResult:
     """All of a command in one object, read to its end.
 
@@ -62,31 +110,16 @@ async def collect(events: AsyncIterable[Event], *, limit: int | None = None) -> 
     relied on. A message that says why a command failed ends stderr as a line of its own. Events
     that stop without an exit are a command that was lost.
     """
-    kept: dict[StreamName, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
-    limits: dict[StreamName, int] = {}
-    end = failure("lost", "the command's end was never reported")
+    built = ResultBuilder()
     async for event in events:
-        match event:
-            case Output(stream, data):
-                room = len(data) if limit is None else limit - len(kept[stream])
-                kept[stream] += data[:room]
-                if limit is not None and room < len(data):
-                    limits.setdefault(stream, limit)
-            case Truncated(stream, most):
-                limits.setdefault(stream, most)
-            case Exited():
-                end = event
-            case Started():
-                pass
-    texts = {stream: data.decode("utf-8", "replace") for stream, data in kept.items()}
-    replaced = any(text.encode("utf-8") != kept[stream] for stream, text in texts.items())
-    for stream, most in limits.items():
-        texts[stream] += _own_line(texts[stream], f"[truncated: {stream} was over {most} bytes]")
-    if end.message is not None:
-        texts["stderr"] += _own_line(texts["stderr"], end.message)
-    return CommandResult(
-        texts["stdout"], texts["stderr"], end.exit_code, replaced, bool(limits), end.reason
-    )
+        if isinstance(event, Output) and limit is not None:
+            room = limit - built.size(event.stream)
+            built.keep(event.stream, event.data[:room])
+            if room < len(event.data):
+                built.note_truncated(event.stream, limit)
+        else:
+            built.add(event)
+    return built.result()
 
 
 def _own_line(text: str, line: str) -> str:

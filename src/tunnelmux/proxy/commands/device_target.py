@@ -16,6 +16,8 @@ from tunnelmux.commands import (
     Event,
     Exited,
     InvalidEvent,
+    LineSplitter,
+    as_sentence,
     decode_event,
     failure,
 )
@@ -34,7 +36,7 @@ ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
 
 _EXEC = b"http://agent.tunnelmux/v1/exec"
 
-_MAX_LINE = 1_048_576
+_MAX_LINE = 262_144
 # Bytes of one event. Agents send what they read from SSH, at most some 64 KiB, in base64.
 
 _MAX_ERROR = 65_536
@@ -86,8 +88,8 @@ class _Answer(AsyncIterator[Event]):
         self._request = request
         self._asked_by = asked_by
         self._is_open = self._is_over = False
+        self._splitter = LineSplitter()
         self._lines: deque[bytes] = deque()
-        self._rest = b""
 
     async def __anext__(self) -> Event:
         if self._is_over:
@@ -130,8 +132,8 @@ class _Answer(AsyncIterator[Event]):
 
     async def _read(self) -> None:
         data, end = await self._client.read_body()
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        if len(self._rest) > _MAX_LINE:
+        lines = self._splitter.feed(data)
+        if self._splitter.waiting > _MAX_LINE or any(len(line) > _MAX_LINE for line in lines):
             raise InvalidEvent(f"a line is longer than {_MAX_LINE} bytes")
         self._lines.extend(line for line in lines if line.strip())
         if end and not self._lines:
@@ -162,15 +164,16 @@ class _Error(msgspec.Struct):
 
 async def _refusal(client: ClientConnection, head: ResponseHead) -> Exited:
     """What an answer other than 200 means: in each case the command was not run."""
-    body = b""
+    body = bytearray()
     end = False
     while not end and len(body) < _MAX_ERROR:
         data, end = await client.read_body()
         body += data
     try:
         message = msgspec.json.decode(body, type=_Error).error.message
-    except msgspec.MsgspecError:
-        message = body.decode("utf-8", "replace").strip()[:500]
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        message = body[:500].decode("utf-8", "replace").strip()
+    message = as_sentence(message)
     match head.status:
         case 403:
             return failure("forbidden", message or "the device does not allow this command")

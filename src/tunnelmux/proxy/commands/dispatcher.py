@@ -24,7 +24,15 @@ from typing import Protocol
 
 import trio
 
-from tunnelmux.commands import CommandRequest, Event, Exited, Started, failure
+from tunnelmux.commands import (
+    CommandRequest,
+    Event,
+    EventOrder,
+    Exited,
+    InvalidEvent,
+    Started,
+    failure,
+)
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import AuditLog, get_logger
@@ -327,10 +335,13 @@ class _Attempt:
         patience = request.timeout + _AGENT_SLACK
         with trio.move_on_after(patience) as scope:
             try:
+                order = EventOrder(request.command_id)
                 async with target.execute(request, asked_by=asked_by) as events:
-                    end = await self._read(events, scope)
+                    end = await self._read(events, order, scope)
                 if end is not None:
                     return end
+            except InvalidEvent as invalid:
+                return failure("lost", f"{target.name} says what cannot be: {invalid}")
             except Exception:  # noqa: BLE001  the other commands of the call have nothing to do with it
                 _log.exception("a command failed in a way nobody foresaw", target=target.name)
                 return failure("lost", f"the proxy failed while {target.name} ran the command")
@@ -339,10 +350,13 @@ class _Attempt:
             problem = f"did not end the command within {patience:g} s"
         return failure("lost", f"{target.name} {problem}")
 
-    async def _read(self, events: AsyncIterator[Event], scope: trio.CancelScope) -> Exited | None:
+    async def _read(
+        self, events: AsyncIterator[Event], order: EventOrder, scope: trio.CancelScope
+    ) -> Exited | None:
         """The end, once it is there and all before it was passed on."""
         try:
             async for event in events:
+                order.check(event)
                 if isinstance(event, Exited):
                     return event
                 await self._pass_on(event, scope)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,8 +16,7 @@ from tunnelmux.commands import (
     Exited,
     InvalidCommand,
     Output,
-    Truncated,
-    collect,
+    ResultBuilder,
     encode_event,
     failure,
     new_command_id,
@@ -320,51 +319,71 @@ def _with_fields(fields: Mapping[str, str], line: bytes) -> bytes:
 # -- as one document --------------------------------------------------------------------------
 
 
-class _Kept:
-    """The events of one command, with output for as long as the whole call has room."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def add(self, event: Event, room: int, limit: int) -> int:
-        """Keep the event; answers how many bytes of the room that took."""
-        if not isinstance(event, Output):
-            self.events.append(event)
-            return 0
-        if data := event.data[:room]:
-            self.events.append(Output(event.stream, data))
-        if len(data) < len(event.data):
-            mark = Truncated(event.stream, limit)
-            if mark not in self.events:
-                self.events.append(mark)
-        return len(data)
-
-    async def replay(self) -> AsyncIterator[Event]:
-        for event in self.events:
-            yield event
+_ENTRY = 512
+# Bytes of a result beside its texts: keys, names and numbers.
 
 
-async def _answer_document(server: ApiConnection, work: _Work, limits: InternalLimits) -> None:
-    """All results in one JSON object, when the last is there."""
-    results: list[dict[str, object]] = []
-    kept: dict[str, _Kept] = {}
-    room = limits.max_exec_answer
+class _Document:
+    """The results of one call. All that is kept counts, at the size it has as JSON."""
 
-    async def report(name: str, command: CommandRequest, event: Event) -> None:
-        nonlocal room
-        await trio.lowlevel.checkpoint()
-        mine = kept.setdefault(name, _Kept())
-        room -= mine.add(event, room, limits.max_exec_answer)
+    def __init__(self, limit: int) -> None:
+        self.results: list[dict[str, object]] = []
+        self._limit = limit
+        self._room = limit
+        self._unfinished: dict[str, ResultBuilder] = {}
+
+    def add(self, name: str, command: CommandRequest, event: Event) -> None:
+        """Note what happened to a command: output for as long as there is room for it."""
+        built = self._unfinished.get(name)
+        if built is None:
+            built = self._unfinished[name] = ResultBuilder()
+            self._room -= _ENTRY
+        if isinstance(event, Output):
+            kept, size = _fitting(event.data, self._room)
+            self._room -= size
+            built.keep(event.stream, kept)
+            if len(kept) < len(event.data):
+                built.note_truncated(event.stream, self._limit)
+            return
+        built.add(event)
         if isinstance(event, Exited):
-            result = await collect(kept.pop(name).replay())
-            results.append(
+            self._room -= len(event.message or "")
+            self.results.append(
                 {
                     "device": name,
                     "commandId": command.command_id,
                     "duration": round(event.duration, 6),
-                    "result": result.to_json(),
+                    "result": self._unfinished.pop(name).result().to_json(),
                 }
             )
+
+
+def _fitting(data: bytes, room: int) -> tuple[bytes, int]:
+    """As much of the start as takes at most `room` bytes as JSON, and how many it takes.
+
+    A control character takes six of them, and bytes that are no UTF-8 take three.
+    """
+    if room <= 0:
+        return b"", 0
+    for _ in range(_TRIES):
+        size = len(msgspec.json.encode(data.decode("utf-8", "replace"))) - 2
+        if size <= room:
+            return data, size
+        data = data[: len(data) * room // size]
+    data = data[: room // 6]
+    return data, 6 * len(data)
+
+
+_TRIES = 8
+
+
+async def _answer_document(server: ApiConnection, work: _Work, limits: InternalLimits) -> None:
+    """All results in one JSON object, when the last is there."""
+    document = _Document(limits.max_exec_answer)
+
+    async def report(name: str, command: CommandRequest, event: Event) -> None:
+        await trio.lowlevel.checkpoint()
+        document.add(name, command, event)
 
     is_complete = False
     async with trio.open_nursery() as nursery:
@@ -378,7 +397,7 @@ async def _answer_document(server: ApiConnection, work: _Work, limits: InternalL
         "commandId": work.wanted.command.command_id,
         "succeeded": work.succeeded,
         "failed": work.failed,
-        "results": results,
+        "results": document.results,
     }
     try:
         with trio.fail_after(limits.exec_stall):

@@ -1,0 +1,39 @@
+"""Which events of one command may follow each other."""
+
+from __future__ import annotations
+
+from tunnelmux.commands.events import Event, Exited, InvalidEvent, Started, StreamName, Truncated
+
+__all__ = ["EventOrder"]
+
+
+class EventOrder:
+    """Watches the events of one command: one Started of its own, one Truncated for each stream,
+    and nothing behind Exited. So all but output is bounded, however long a peer goes on.
+    """
+
+    def __init__(self, command_id: str) -> None:
+        self.has_ended = False
+        self._command_id = command_id
+        self._has_started = False
+        self._truncated: set[StreamName] = set()
+
+    def check(self, event: Event) -> None:
+        """Raise InvalidEvent when this one may not come now."""
+        if self.has_ended:
+            raise InvalidEvent("there is an event behind the exit")
+        match event:
+            case Started(command_id):
+                if self._has_started:
+                    raise InvalidEvent("there is a second started")
+                if command_id != self._command_id:
+                    raise InvalidEvent("started has the commandId of another command")
+                self._has_started = True
+            case Truncated(stream):
+                if stream in self._truncated:
+                    raise InvalidEvent(f"there is a second truncated for {stream}")
+                self._truncated.add(stream)
+            case Exited():
+                self.has_ended = True
+            case _:
+                pass
