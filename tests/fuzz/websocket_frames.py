@@ -6,7 +6,7 @@ however the bytes are cut, and what our own writer writes comes out as it went i
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from support.fuzz_input import FuzzInput
 from tunnelmux.pump.websocket import FrameReader, apply_mask, encode_binary
@@ -19,7 +19,9 @@ class Seen:
     """What a peer's bytes amount to."""
 
     payload: bytes = b""
-    control: bytes = b""
+    controls: dict[int, bytes] = field(default_factory=dict)
+    """By the place where each ends."""
+    closing: bytes = b""
     error: int | None = None
     close: int | None = None
     in_message: bool = False
@@ -66,8 +68,10 @@ def read_plainly(raw: bytes, *, masked: bool) -> Seen:
             seen.payload += plain
         if len(body) < size:
             break
-        if control:
-            seen.control += raw[at : at + head + size]
+        if opcode == 8:
+            seen.closing = raw[at : at + head + size]
+        elif control:
+            seen.controls[at + head + size] = raw[at : at + head + size]
         at += head + size
         if opcode == 8 and size == 1:
             seen.error = seen.error or 1002
@@ -96,13 +100,15 @@ def one_input(data: bytes) -> None:
             raw += given.take(what - 15)
     wanted = read_plainly(raw, masked=masked)
     reader = FrameReader(masked=masked)
-    payload = control = b""
+    payload = control = latest = b""
     cut = max(cut, len(raw) // 1_000)
     for at in range(0, len(raw), cut):
         payload += reader.receive_data(raw[at : at + cut])
         control += reader.take_control()
+        ended = {c[0]: c for end, c in wanted.controls.items() if at < end <= at + cut}
+        latest += ended.get(0x89, b"") + ended.get(0x8A, b"")
     assert payload == wanted.payload
-    assert control == wanted.control
+    assert control == latest + wanted.closing
     assert (reader.error and reader.error[0]) == wanted.error
     assert (reader.close and reader.close[0]) == wanted.close
     if wanted.error is None and wanted.close is None:

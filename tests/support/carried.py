@@ -22,7 +22,7 @@ WAYS = ["pump-tcp", "pump-websocket", "pump-wss", "streams-tcp", "streams-websoc
 
 
 @cache
-def _contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
+def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
     """A server's and a client's, with an authority of their own."""
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
@@ -45,7 +45,7 @@ async def carried_sessions(
         nursery = await stack.enter_async_context(trio.open_nursery())
         pair: tuple[trio.abc.Stream, trio.abc.Stream]
         if transport == "wss":
-            pair = await tls_pair(*_contexts())
+            pair = await tls_pair(*tls_contexts())
         else:
             pair = await socket_pair()
         if transport != "tcp":

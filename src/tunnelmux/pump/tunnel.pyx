@@ -248,7 +248,7 @@ cdef class Tunnel(Member):
                 used += took
         if frames.close is not None or frames.error is not None:
             self.ended = True
-        if self.ended or frames.control_whole:
+        if self.ended or frames.has_control_():
             self.pump.tell(self)
         return 0
 

@@ -3,11 +3,11 @@
 
 from libc.stdint cimport uint8_t, uint64_t
 
-from tunnelmux.yamux.ring cimport ByteRing
-
 
 cdef enum:
     MAX_FRAME_HEAD = 14  # two bytes, eight of length, four of mask (RFC 6455 section 5.2)
+    MAX_CONTROL = 125  # bytes of payload in a control frame (section 5.5)
+    MAX_CONTROL_FRAME = 131  # the same with its head, which is short
 
 
 cdef enum Kind:
@@ -37,9 +37,14 @@ cdef class FrameReader:
     cdef Py_ssize_t phase
     cdef readonly bint in_message
     cdef bint in_text
-    cdef ByteRing control
-    cdef Py_ssize_t control_whole
-    cdef uint8_t close_payload[125]
+    cdef uint8_t part[MAX_CONTROL_FRAME]
+    cdef Py_ssize_t part_size
+    cdef uint8_t ping[MAX_CONTROL_FRAME]
+    cdef Py_ssize_t ping_size
+    cdef uint8_t pong[MAX_CONTROL_FRAME]
+    cdef Py_ssize_t pong_size
+    cdef Py_ssize_t closing_size
+    cdef uint8_t close_payload[MAX_CONTROL]
     cdef Py_ssize_t close_size
     cdef readonly object close
     cdef readonly object error
@@ -48,6 +53,7 @@ cdef class FrameReader:
 
     cdef Py_ssize_t split(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1
     cdef bint goes_on(self) noexcept
+    cdef bint has_control_(self) noexcept
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t take_body(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1
     cdef int fail(self, int code, str sentence) except -1

@@ -41,7 +41,8 @@ class FrameReader:
     def has_control(self) -> bool:
         """Whether `take_control` has something to give."""
     def take_control(self) -> bytes:
-        """The whole control frames that came since the last call, as they were on the wire."""
+        """The control frames that came since the last call, as they were on the wire: the latest
+        Ping, the latest Pong and the Close, in this order (RFC 6455 section 5.5.3)."""
     @property
     def error(self) -> tuple[int, str] | None:
         """The close code (section 7.4.1) and the sentence for what the peer did wrong, or None."""

@@ -11,8 +11,6 @@ from cpython.ref cimport Py_XDECREF
 from libc.stdint cimport UINT16_MAX, uint8_t, uint64_t
 from libc.string cimport memcpy
 
-from tunnelmux.yamux.ring cimport ByteRing
-
 cdef extern from "Python.h":
     PyObject *new_bytes "PyBytes_FromStringAndSize"(const char *data, Py_ssize_t size) except NULL
     char *bytes_data "PyBytes_AS_STRING"(PyObject *data)
@@ -30,13 +28,14 @@ cdef enum:
     TEXT = 1
     BINARY = 2
     CLOSE = 8
+    PING = 9
     PONG = 10
 
 cdef enum:
     FIN_BIT = 0x80
     RSV_BITS = 0x70
     MASK_BIT = 0x80
-    MAX_CONTROL = 125  # bytes of payload in a control frame (section 5.5)
+
 
 cdef void xor_copy(
     uint8_t *out, const uint8_t *data, Py_ssize_t size, const uint8_t *mask, Py_ssize_t phase
@@ -115,24 +114,28 @@ def encode_binary(const uint8_t[::1] payload not None, bytes mask=None):
 
 @cython.final
 cdef class FrameReader:
-    # Between frames `head_have` is 0 and `left` is 0. A control frame is in `control` from its
-    # first byte on, and `control_whole` of those bytes belong to frames that are complete. A frame
-    # of which `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.
+    # Between frames `head_have` is 0 and `left` is 0. A control frame gathers in `part`. A whole
+    # Ping or Pong takes the place of the one before it that nobody took: the latest is all that an
+    # answer needs (RFC 6455 section 5.5.3). A whole Close stays in `part`, because nothing is read
+    # after it. So a peer can make us keep three frames, however many it sends. A frame of which
+    # `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.
 
     def __init__(self, *, bint masked):
         self.masked = masked
         self.head_need = 2
-        self.control = ByteRing.__new__(ByteRing)
 
     @property
     def has_control(self):
-        return self.control_whole > 0
+        return self.has_control_()
+
+    cdef bint has_control_(self) noexcept:
+        return self.ping_size > 0 or self.pong_size > 0 or self.closing_size > 0
 
     def take_control(self):
-        cdef bytes out = PyBytes_FromStringAndSize(NULL, self.control_whole)
-        self.control.pull(<uint8_t *>PyBytes_AS_STRING(out), self.control_whole)
-        self.control_whole = 0
-        return out
+        cdef bytes pings = self.ping[:self.ping_size] + self.pong[:self.pong_size]
+        cdef bytes closing = self.part[:self.closing_size]
+        self.ping_size = self.pong_size = self.closing_size = 0
+        return pings + closing
 
     def receive_data(self, const uint8_t[::1] data not None):
         cdef Py_ssize_t size = data.shape[0]
@@ -188,7 +191,8 @@ cdef class FrameReader:
                 xor_copy(out, data, take, self.mask, self.phase)
             self.given = take
         elif self.kind == CONTROL:
-            self.control.push(data, take)
+            memcpy(self.part + self.part_size, data, take)  # bounded by check_head
+            self.part_size += take
             if self.opcode == CLOSE:  # at most MAX_CONTROL bytes in all: see check_head
                 xor_copy(self.close_payload + self.close_size, data, take, self.mask, self.phase)
                 self.close_size += take
@@ -253,7 +257,8 @@ cdef class FrameReader:
             self.mask[i] = self.head[end + i] if self.masked else 0
         self.phase = 0
         if self.kind == CONTROL:
-            self.control.push(self.head, self.head_have)
+            memcpy(self.part, self.head, self.head_have)
+            self.part_size = self.head_have
         self.head_have = 0
         self.head_need = 2
         if self.left == 0:
@@ -263,8 +268,14 @@ cdef class FrameReader:
     cdef int end_frame(self) except -1:
         if self.kind != CONTROL:
             return 0
-        self.control_whole = self.control.size
-        if self.opcode == CLOSE:
+        if self.opcode == PING:
+            memcpy(self.ping, self.part, self.part_size)
+            self.ping_size = self.part_size
+        elif self.opcode == PONG:
+            memcpy(self.pong, self.part, self.part_size)
+            self.pong_size = self.part_size
+        else:
+            self.closing_size = self.part_size
             if self.close_size == 1:
                 self.fail(1002, "a Close frame held half a code")
             elif self.close_size:
