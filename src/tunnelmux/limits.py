@@ -285,6 +285,10 @@ class SocketIOLimits:
     """The longest silence a main server may announce (its pingInterval and pingTimeout together).
     socket.io's own is 45 s; with a server that pings once an hour a dead one would go unnoticed."""
 
+    socketio_max_cookies: int = 16
+    """Cookies kept for one connection to a main server; the oldest makes room. Load balancers set
+    one or two, and 16 of 4096 bytes still fit into the head of a request."""
+
     socketio_max_queued: int = 256
     """Commands that wait while [exec] max_concurrent run; one more is answered with "busy". A
     whole fleet's worth of one batch job, and at a second each none waits five minutes."""

@@ -77,6 +77,9 @@ REACHED_BY = {
     "socketio_max_silence": (
         "socket_io/test_main_server.py::test_a_server_that_announces_long_silence_is_refused"
     ),
+    "socketio_max_cookies": (
+        "socket_io/test_cookies.py::test_there_are_so_many_cookies_and_the_oldest_makes_room"
+    ),
     "socketio_max_queued": (
         "socket_io/test_main_server.py"
         "::test_as_many_commands_run_at_once_as_are_allowed_and_some_wait"

@@ -66,6 +66,7 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     left_out: ClassVar[frozenset[str]] = frozenset(
         {
             "socketio_max_silence",
+            "socketio_max_cookies",
             "socketio_max_queued",
             "socketio_result_memory",
             "socketio_remembered",

@@ -7,11 +7,13 @@ import secrets
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import NamedTuple
 
 import trio
 
 from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.observability import get_logger
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
 from tunnelmux.socketio.engine_client import SocketIOURL, Transports, open_engine
 from tunnelmux.socketio.engine_server import EngineServer, ServerSettings, Session
@@ -28,8 +30,11 @@ from tunnelmux.socketio.packets import (
     SocketPacket,
     encode_socket_packet,
 )
+from tunnelmux.socketio.polling import SessionUnknown
 
 __all__ = ["Event", "Refusal", "Socket", "SocketIOServer", "SocketOver", "connect_socketio"]
+
+_log = get_logger("socketio")
 
 MAX_CALLS = 1024
 """Events sent at once whose acknowledgement is awaited; one more fails. Above what the limits on
@@ -180,10 +185,42 @@ async def connect_socketio(
 ) -> AsyncIterator[Socket]:
     """A client in the URL's namespace, for the length of the block.
 
-    `query` goes with every request, `auth` with the joining of the namespace. Raises ConnectError;
-    what the block raises comes out unchanged.
+    `query` goes with every request, `auth` with the joining of the namespace. With `auto`, a server
+    that forgets the connection while it is being made is dialled again, by WebSocket: behind a load
+    balancer that needs no cookie to stay at one server. Raises ConnectError; what the block raises
+    comes out unchanged.
     """
-    settings = settings or EngineSettings()
+    connect = partial(
+        _connect,
+        url,
+        path=path,
+        query=query,
+        auth=auth,
+        ssl_context=ssl_context,
+        settings=settings or EngineSettings(),
+    )
+    async with contextlib.AsyncExitStack() as stack:
+        try:
+            socket = await stack.enter_async_context(connect(transports=transports))
+        except SessionUnknown as error:
+            if transports != "auto":
+                raise
+            _log.info("going on by WebSocket", server=str(url), cause=str(error))
+            socket = await stack.enter_async_context(connect(transports="websocket"))
+        yield socket
+
+
+@asynccontextmanager
+async def _connect(
+    url: SocketIOURL,
+    *,
+    path: str,
+    query: Mapping[str, str] | None,
+    auth: Mapping[str, object] | None,
+    transports: Transports,
+    ssl_context: ssl.SSLContext | None,
+    settings: EngineSettings,
+) -> AsyncIterator[Socket]:
     async with open_engine(
         url,
         path=path,
@@ -201,6 +238,8 @@ async def connect_socketio(
                 f"{url} did not let us join within {settings.handshake_timeout:g} s"
             ) from None
         except (EngineOver, BadPacket) as error:
+            if isinstance(engine.failure, SessionUnknown):
+                raise engine.failure from None
             raise ConnectError(f"{url} ended the connection before we joined: {error}") from None
         socket = Socket(engine, assembler, url.namespace)
         try:

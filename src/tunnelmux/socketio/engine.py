@@ -141,6 +141,8 @@ class Engine:
         is being cancelled, for the goodbye, which is bounded and followed by `end`."""
         self.reason = ""
         """How it ended."""
+        self.failure: Exception | None = None
+        """What ended it, where that was an error of the transport."""
         self._is_client = is_client
         self._over = trio.Event()
         self._put, self._messages = trio.open_memory_channel[str | bytes](0)
@@ -151,10 +153,10 @@ class Engine:
         """Whether it has ended."""
         return self._over.is_set()
 
-    def end(self, reason: str) -> None:
+    def end(self, reason: str, *, failure: Exception | None = None) -> None:
         """End the connection; the first reason counts. Wakes all who wait for something of it."""
         if not self._over.is_set():
-            self.reason = reason
+            self.reason, self.failure = reason, failure
             self._over.set()
             self._put.close()
             self.outgoing.close(reason)

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import trio
 
 from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.socketio.cookies import CookieJar
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
 from tunnelmux.socketio.packets import (
     CLOSE,
@@ -127,7 +128,13 @@ class _Client:
         self._ssl_context = ssl_context
         self._settings = settings
         self._max_payload = settings.socketio.socketio_max_payload
-        self._polling = Polling(self._dial, url.authority, str(url), self._max_payload)
+        self._jar = CookieJar(
+            url.host,
+            self._path,
+            is_secure=url.is_secure,
+            most=settings.socketio.socketio_max_cookies,
+        )
+        self._polling = Polling(self._dial, url.authority, str(url), self._max_payload, self._jar)
         self._upgrades: list[object] = []
         self._patience = 0.0  # s of silence after which the server is dead
         self._socket: WebSocket | None = None
@@ -242,7 +249,7 @@ class _Client:
         except BadPacket as error:
             self.engine.end(f"the server broke the protocol: {error}")
         except (ConnectError, WebSocketOver) as error:
-            self.engine.end(str(error))
+            self.engine.end(str(error), failure=error)
 
     async def say_goodbye(self) -> None:
         """Tell the server that the connection is over, if it is still there."""
@@ -350,6 +357,7 @@ class _Client:
                 self._target("websocket"),
                 where=str(self._url),
                 max_message=self._max_payload,
+                jar=self._jar,
             )
         except BaseException:
             with contextlib.suppress(trio.BrokenResourceError):

@@ -12,13 +12,21 @@ from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.http import ClientConnection, PeerGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.limits import IngressLimits
+from tunnelmux.socketio.cookies import CookieJar
 
-__all__ = ["Dial", "Polling"]
+__all__ = ["Dial", "Polling", "SessionUnknown"]
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 """Gives a fresh connection to the server, under TLS where the URL says so. Raises ConnectError."""
 
 _MAX_REFUSAL = 4096
+
+_UNKNOWN_SID = 1
+# engine.io's code for it: the request came to another server, or the server has given up on us.
+
+
+class SessionUnknown(ConnectRefused):
+    """The server that got the request does not know the connection's `sid`."""
 
 
 class Polling:
@@ -29,8 +37,11 @@ class Polling:
     upgraded connection makes five of them.
     """
 
-    def __init__(self, dial: Dial, authority: str, where: str, max_body: int) -> None:
+    def __init__(
+        self, dial: Dial, authority: str, where: str, max_body: int, jar: CookieJar
+    ) -> None:
         self._dial = dial
+        self._jar = jar
         self._authority = authority.encode("ascii")
         self._where = where
         self._max_body = max_body
@@ -62,6 +73,7 @@ class Polling:
             (b"User-Agent", b"tunnelmux/" + tunnelmux.__version__.encode("ascii")),
             (b"Accept", b"*/*"),
             (b"Connection", b"close"),
+            *self._jar.fields(),
         ]
         if body is not None:
             headers.append((b"Content-Type", b"text/plain; charset=UTF-8"))
@@ -72,6 +84,7 @@ class Polling:
         head = await client.read_head()
         while head.is_interim:
             head = await client.read_head()
+        self._jar.take(head.headers)
         if head.status != 200:
             raise self._refusal(head.status, await self._read(client, _MAX_REFUSAL, cut=True))
         answer = await self._read(client, self._max_body)
@@ -93,18 +106,28 @@ class Polling:
         return bytes(content[:most])
 
     def _refusal(self, status: int, body: bytes) -> ConnectRefused:
+        code, words = _reading_of(body)
+        if status == 400 and code == _UNKNOWN_SID:
+            return SessionUnknown(
+                f"{self._where} does not know the connection any more: {status}{words}; a load "
+                "balancer in front of several servers needs sticky sessions, or transports = "
+                '"websocket" here',
+                status=status,
+            )
         return ConnectRefused(
-            f"{self._where} refused the Socket.IO connection: {status}{_words_of(body)}",
-            status=status,
+            f"{self._where} refused the Socket.IO connection: {status}{words}", status=status
         )
 
 
-def _words_of(body: bytes) -> str:
+def _reading_of(body: bytes) -> tuple[object, str]:
     """What a server says in its refusal, as engine.io writes it: {"code": 0, "message": "…"}."""
     try:
-        message = json.loads(body)["message"]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return ""
+        content = json.loads(body)
+    except (ValueError, RecursionError):
+        return None, ""
+    if not isinstance(content, dict):
+        return None, ""
+    code, message = content.get("code"), content.get("message")
     if not isinstance(message, str):
-        return ""
-    return f" ({''.join(c for c in message if c.isprintable())[:200]})"
+        return code, ""
+    return code, f" ({''.join(c for c in message if c.isprintable())[:200]})"

@@ -17,6 +17,7 @@ from wsproto import events
 from wsproto.utilities import ProtocolError
 
 from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.socketio.cookies import CookieJar
 
 __all__ = ["WebSocket", "WebSocketOver"]
 
@@ -52,7 +53,14 @@ class WebSocket:
 
     @classmethod
     async def connect(
-        cls, stream: trio.abc.Stream, authority: str, target: str, *, where: str, max_message: int
+        cls,
+        stream: trio.abc.Stream,
+        authority: str,
+        target: str,
+        *,
+        where: str,
+        max_message: int,
+        jar: CookieJar,
     ) -> WebSocket:
         """Upgrade a fresh connection; the caller bounds the time, and closes `stream` on errors.
 
@@ -60,10 +68,14 @@ class WebSocket:
         """
         socket = cls(stream, wsproto.WSConnection(wsproto.ConnectionType.CLIENT), max_message)
         try:
-            await socket._send(events.Request(host=authority, target=target))
+            await socket._send(
+                events.Request(host=authority, target=target, extra_headers=jar.fields())
+            )
             event = await socket._next_event()
         except WebSocketOver as over:
             raise ConnectError(f"the WebSocket handshake with {where} failed: {over}") from None
+        if isinstance(event, events.AcceptConnection):
+            jar.take(event.extra_headers)
         if isinstance(event, events.RejectConnection):
             raise ConnectRefused(
                 f"{where} refused the WebSocket: {event.status_code}", status=event.status_code
