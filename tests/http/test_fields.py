@@ -14,6 +14,7 @@ from tunnelmux.http.fields import (
     without_own_fields,
 )
 from tunnelmux.http.refusal import REASONS, Refusal
+from tunnelmux.pump.field_names import field_kind
 
 SPOOFED = [
     (b"X-Forwarded-For", b"1.1.1.1"),
@@ -22,6 +23,15 @@ SPOOFED = [
     (b"X-Forwarded-Port", b"443"),
     (b"X-Real-IP", b"1.1.1.1"),
     (b"Forwarded", b'for=1.1.1.1;host="a,b"'),
+]
+
+ONLY_A_PROXY_SAYS = [
+    *(b"Forwarded", b"Forwarded-For", b"X-Forwarded", b"X-Forward-For", b"X-Forwarded-Prefix"),
+    *(b"X-Forwarded-Ssl", b"X-Forwarded-User", b"X-Real-IP", b"Client-IP", b"True-Client-IP"),
+    *(b"X-Client-IP", b"X-Cluster-Client-IP", b"CF-Connecting-IP", b"Fastly-Client-IP"),
+    *(b"X-Original-URL", b"X-Original-Host", b"X-Rewrite-URL", b"X-Host", b"X-Scheme"),
+    *(b"Proxy", b"Proxy-Client-IP", b"WL-Proxy-Client-IP", b"Front-End-Https", b"Script-Name"),
+    *(b"Remote-User", b"X-Remote-User", b"X-WebAuth-User", b"Client-Cert", b"X-Accel-Mapping"),
 ]
 
 
@@ -65,6 +75,41 @@ def test_an_untrusted_visitor_cannot_say_who_it_is() -> None:
         (b"X-Forwarded-Host", b"dev1.x:81"),
         (b"Forwarded", b'for=203.0.113.7;host="dev1.x:81";proto=http'),
     ]
+
+
+@pytest.mark.parametrize("name", ONLY_A_PROXY_SAYS)
+def test_no_visitor_says_what_only_a_proxy_may_say(name: bytes) -> None:
+    ours = forwarding_fields([], Visitor("203.0.113.7"), b"dev1.x")
+    spellings = {name, name.upper(), name.replace(b"-", b"_"), name.replace(b"-", b".")}
+    for trusted in (False, True):
+        visitor = Visitor("203.0.113.7", trusted=trusted)
+        for spelling in spellings - ({name, name.upper()} if trusted else set()):
+            fields = forwarding_fields([(spelling, b"1")], visitor, b"dev1.x")
+            assert fields == ours, f"{spelling!r} came through"
+    assert safe_trailers([(spelling, b"1") for spelling in spellings]) == []
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        b"Content_Length",
+        b"Transfer_Encoding",
+        b"Transfer.Encoding",
+        b"Keep_Alive",
+        b"Proxy~Connection",
+    ],
+)
+def test_a_framing_field_in_disguise_goes_no_further(name: bytes) -> None:
+    assert end_to_end([(name, b"4"), (b"Accept_Charset", b"x")]) == [(b"Accept_Charset", b"x")]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [b"X-Requested-With", b"X-Auth-Token", b"X-Api-Key", b"Via", b"Range", b"X_Custom", b"Origin"],
+)
+def test_ordinary_fields_pass(name: bytes) -> None:
+    assert (name, b"1") in forwarding_fields([(name, b"1")], Visitor("203.0.113.7"), b"dev1.x")
+    assert field_kind(name) == "ordinary"
 
 
 def test_a_trusted_proxy_is_believed_and_appended_to() -> None:

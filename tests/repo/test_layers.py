@@ -17,8 +17,8 @@ COMPILED_LAYERS = [
     ["pump.tunnel", "pump.sockets"],
     ["pump.epoll"],
     ["yamux.engine", "pump.websocket"],
-    ["yamux.streams", "yamux.liveness", "pump.lines"],
-    ["_frame", "pump.head", "yamux.links", "yamux.ring"],
+    ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head"],
+    ["_frame", "pump.field_names", "yamux.links", "yamux.ring"],
 ]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""
 

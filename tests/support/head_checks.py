@@ -22,6 +22,7 @@ from tunnelmux.http.head import (
     parse_response,
     write_request,
 )
+from tunnelmux.pump.field_names import FORWARDING_NAMES, FORWARDING_PREFIXES
 from tunnelmux.pump.head import (
     ChunkScanner,
     read_request,
@@ -41,12 +42,13 @@ FIELD = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+: ?(?:V(?:[\t \x21-\x7e\x80-\xff]*V)?)?\r\
     b"V", VISIBLE
 )
 REQUEST = re.compile(rb"([A-Z-]+) /[\x21-\x7e]* HTTP/1[.]1\r\n((?:F)*)\r\n".replace(b"F", FIELD))
+SIGN = re.compile(rb"[^-a-z0-9]")
 FRAMING = re.compile(rb"content-length: ?(0|[1-9][0-9]{0,17})|transfer-encoding: ?chunked")
-LEFT_OUT = {
-    *(b"connection", b"keep-alive", b"forwarded", b"x-real-ip", b"x-forwarded-for"),
-    *(b"x-forwarded-host", b"x-forwarded-port", b"x-forwarded-proto", b"x-forwarded-server"),
+LEFT_OUT = {b"connection", b"keep-alive", *FORWARDING_NAMES}
+NOT_OURS = {b"expect", b"http2-settings", b"te", b"trailer", b"upgrade"} | {
+    b"proxy-" + name
+    for name in (b"authenticate", b"authentication-info", b"authorization", b"connection")
 }
-NOT_OURS = {b"expect", b"http2-settings", b"te", b"trailer", b"upgrade"}
 MOST_CUTS = 12
 
 
@@ -59,11 +61,12 @@ def plainly_accepted(raw: bytes) -> bool:
     for line in match[2].split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")
         value = value.removeprefix(b" ")
-        key = name.lower().replace(b"_", b"-")
+        key = SIGN.sub(b"-", name.lower())
         frames = key in (b"content-length", b"transfer-encoding")
-        if key in NOT_OURS or key.startswith((b"proxy-", b"tunnelmux-")):
+        if key in NOT_OURS or key.startswith(b"tunnelmux-"):
             return False
-        if b"_" in name and (frames or key == b"host" or key in LEFT_OUT):
+        left_out = key in LEFT_OUT or key.startswith(FORWARDING_PREFIXES)
+        if name.lower() != key and (frames or left_out):
             return False
         if frames and not FRAMING.fullmatch(name.lower() + b":" + value):
             return False
@@ -74,7 +77,7 @@ def plainly_accepted(raw: bytes) -> bool:
         hosts += key == b"host"
         framing += frames
         connections += key == b"connection"
-        cut = key in LEFT_OUT and (key != b"connection" or value.lower() != b"close")
+        cut = left_out and (key != b"connection" or value.lower() != b"close")
         cuts += cut and not cutting
         cutting = cut
     return hosts == 1 and framing <= 1 and connections <= 1 and cuts <= MOST_CUTS
@@ -176,7 +179,7 @@ def check_response(raw: bytes, *, to_head: bool, step: int = 1) -> bool:
     closes = has_member(seen.headers, b"connection", b"close") or not keeps or shape["until_end"]
     assert shape["closes"] == (closes and seen.status >= 200)
     hops = {b"te", b"upgrade", b"http2-settings", b"proxy-connection"}
-    hops |= {b"proxy-authenticate", b"proxy-authorization"}
+    hops |= {b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"}
     told = has_member(seen.headers, b"connection", b"upgrade")
     assert shape["has_hop"] == (told or any(name.lower() in hops for name, _ in seen.headers))
     out = relayed_response(raw, to_head=to_head, fields=b"Connection: close\r\n")

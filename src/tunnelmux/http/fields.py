@@ -1,8 +1,9 @@
 """Which header fields go through, which stop here, and which are set here.
 
-Fields fall into three groups: those for the next hop only (RFC 9110 7.6.1), which stop; those this
-system itself sets, of which a visitor's own versions must never reach a target; and the rest, which
-pass untouched and in order.
+Fields fall into three groups: those for the next hop only (RFC 9110 7.6.1), which stop; those that
+this system or a proxy in front sets, of which a visitor's own versions must never reach a target;
+and the rest, which pass untouched and in order. The table in `pump.field_names` says which is
+which.
 
 No `Via` is added. RFC 9110 7.6.3 asks gateways for one; in practice it makes common targets (nginx
 among them) switch off compression, other reverse proxies leave it out for that reason, and
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from tunnelmux.http.head import Field, field_values, first_value
+from tunnelmux.pump.field_names import field_kind
 
 __all__ = [
     "TrustedProxies",
@@ -29,79 +31,31 @@ __all__ = [
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
-_HOP_BY_HOP = frozenset(
-    {
-        b"connection",
-        b"http2-settings",  # RFC 7540 3.2.1: belongs to an h2c upgrade, which is not passed on
-        b"keep-alive",
-        b"proxy-authenticate",
-        b"proxy-authorization",
-        b"proxy-connection",
-        b"te",
-        b"transfer-encoding",
-        b"upgrade",
-    }
-)
-
 _NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length"})
 """A visitor may name any field in `Connection`; with these, it would change what the request is."""
 
-_FORWARDING = frozenset(
-    {
-        b"forwarded",
-        b"x-forwarded-for",
-        b"x-forwarded-host",
-        b"x-forwarded-port",
-        b"x-forwarded-proto",
-        b"x-forwarded-server",
-        b"x-real-ip",
-    }
-)
-
-_NOT_IN_TRAILERS = frozenset(
-    {
-        b"authorization",
-        b"cache-control",
-        b"content-encoding",
-        b"content-length",
-        b"content-range",
-        b"content-type",
-        b"expect",
-        b"host",
-        b"max-forwards",
-        b"set-cookie",
-        b"te",
-        b"trailer",
-    }
-)
-"""RFC 9110 6.5.1: fields that change framing, routing, authentication or how content is read."""
-
-
-def _key(name: bytes) -> bytes:
-    # CGI and WSGI cannot tell X_Real_IP from X-Real-IP, so neither is let through.
-    name = name.lower()
-    return name.replace(b"_", b"-") if b"_" in name else name
+_FOR_ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "hop", "disguised"})
+"""Kinds of `pump.field_names` that stop here. A disguised one is no field of ours, and would be
+taken for one by the target."""
 
 
 def end_to_end(headers: Iterable[Field]) -> list[Field]:
     """The fields that are not for this hop only, Content-Length still among them."""
     headers = list(headers)
     named = {member.lower() for member in field_values(headers, b"connection")}
-    drop = (_HOP_BY_HOP | named) - _NEVER_HOP_BY_HOP
-    return [pair for pair in headers if pair[0].lower() not in drop]
+    named -= _NEVER_HOP_BY_HOP
+    kept = [pair for pair in headers if field_kind(pair[0]) not in _FOR_ONE_HOP]
+    return [pair for pair in kept if pair[0].lower() not in named] if named else kept
 
 
 def without_own_fields(headers: Iterable[Field]) -> list[Field]:
     """The fields without `Tunnelmux-*`, which only this system's own parts may set."""
-    return [pair for pair in headers if not _key(pair[0]).startswith(b"tunnelmux-")]
+    return [pair for pair in headers if field_kind(pair[0]) not in {"own", "disguised"}]
 
 
 def safe_trailers(trailers: Sequence[Field]) -> list[Field]:
-    """The trailer fields that may be passed on."""
-    if not trailers:  # nearly always, and asked for every piece of a body
-        return []
-    drop = _HOP_BY_HOP | _FORWARDING | _NOT_IN_TRAILERS
-    return [pair for pair in without_own_fields(trailers) if _key(pair[0]) not in drop]
+    """The trailer fields that may be passed on (RFC 9110 6.5.1)."""
+    return [pair for pair in trailers if field_kind(pair[0]) == "ordinary"]
 
 
 def replace_host(headers: Iterable[Field], host: bytes) -> list[Field]:
@@ -148,13 +102,9 @@ def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -
     From a trusted proxy, its own values stay and ours is appended to the lists; from anybody else
     every such field is replaced. `host` is what the visitor asked for.
     """
-    headers = list(headers)
-    # Also of a trusted proxy, fields spelt with "_" are dropped: it would not send them.
-    kept = [
-        (name, value)
-        for name, value in headers
-        if (key := _key(name)) not in _FORWARDING or (visitor.trusted and name.lower() == key)
-    ]
+    # Also of a trusted proxy, disguised fields are dropped: it would not send them.
+    dropped = {"disguised"} if visitor.trusted else {"disguised", "forwarding"}
+    kept = [pair for pair in headers if field_kind(pair[0]) not in dropped]
     address, scheme = visitor.address.encode("ascii", "replace"), visitor.scheme.encode("ascii")
     lists = {
         b"x-forwarded-for": [*field_values(kept, b"x-forwarded-for"), address],

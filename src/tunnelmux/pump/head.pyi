@@ -9,9 +9,8 @@ A request is accepted with a method in capitals (not CONNECT), a target that is 
 and one Host that is the first request's byte for byte; with no body, or one Content-Length in its
 shortest form, or `Transfer-Encoding: chunked` spelt so. Lines end in CRLF. A field is a token, a
 colon, at most one space and a value without control characters. Declined with any of `Expect`,
-`HTTP2-Settings`, `Proxy-*`, `TE`, `Trailer`, `Tunnelmux-*`, `Upgrade`, with more than one
-`Connection` or one other than `keep-alive` or `close`, and with a name that is one of those that
-matter here when `_` is read as `-`.
+the fields for one hop, `Trailer`, `Tunnelmux-*`, with more than one `Connection` or one other than
+`keep-alive` or `close`, and with a name that is disguised (`pump.field_names`).
 
 A response is held to the same but for blanks around the values of fields that mean nothing here.
 Its `Connection` may also be a list of `close`, `keep-alive` and `upgrade`, and of the names above only
@@ -60,8 +59,8 @@ def read_response(
 def relayed_request(data: bytes, host: bytes, fields: bytes = b"") -> bytes | None:
     """The head as `rewrite_request` sends it on, or None when it is not accepted.
 
-    Left out are `Connection: keep-alive`, `Keep-Alive` and what a visitor may not say about itself:
-    `Forwarded`, `X-Real-IP` and five `X-Forwarded-*`. *fields*, whole lines, come behind the rest.
+    Left out are `Connection: keep-alive`, `Keep-Alive` and what a visitor may not say about itself
+    ("forwarding" in `pump.field_names`). *fields*, whole lines, come behind the rest.
     """
 
 def relayed_response(data: bytes, *, to_head: bool = False, fields: bytes = b"") -> bytes | None:

@@ -10,6 +10,11 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from tunnelmux.pump.field_names cimport (
+    CONNECTION, CONTENT_LENGTH, EXPECT, FieldKind, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
+    ORDINARY, TRAILER, TRANSFER_ENCODING, kind_of,
+)
+
 cdef enum:
     HTAB = 0x09
     LF = 0x0A
@@ -30,18 +35,6 @@ cdef enum:
 cdef enum:
     MAX_LENGTH_DIGITS = 18  # of Content-Length: fits 63 bits
     MAX_SIZE_DIGITS = 15  # of a chunk: fits 63 bits, whatever the next reader computes with
-
-cdef enum FieldKind:
-    ORDINARY  # passes
-    HOST
-    CONTENT_LENGTH
-    TRANSFER_ENCODING
-    CONNECTION
-    KEEP_ALIVE
-    FORWARDING  # of a request: dropped, the relay sets its own
-    UNASKED  # of a request: not for this scanner; of a response: passes
-    HOP  # of a request: not for this scanner; of a response: dropped, it was for the sender's peer
-    FORBIDDEN  # not for this scanner
 
 cdef enum ChunkStep:
     SIZE  # 0: where a body begins
@@ -65,8 +58,7 @@ cdef struct FieldLine:
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
-# The bytes of a token (RFC 9110 5.6.2), letters small and "_" as "-"; 0 for every other byte. CGI and
-# WSGI cannot tell X_Real_IP from X-Real-IP, so neither does what looks for names here.
+# The bytes of a token (RFC 9110 5.6.2), letters small and "_" as "-"; 0 for every other byte.
 cdef uint8_t FOLDED[256]
 
 cdef void fill_folded() noexcept:
@@ -146,58 +138,6 @@ cdef int64_t decimal(const uint8_t *p, const FieldLine *line) noexcept nogil:
 # -- Lines ------------------------------------------------------------------------------------
 
 
-cdef bint is_proxy_hop(const uint8_t *p, Py_ssize_t size) noexcept nogil:
-    """Whether a field whose name goes on like this behind "Proxy-" is for the next hop only."""
-    return (
-        (size == 10 and is_name(p, b"connection", 10))
-        or (size == 12 and is_name(p, b"authenticate", 12))
-        or (size == 13 and is_name(p, b"authorization", 13))
-    )
-
-
-cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
-    """What a field's name, of *size* > 0 bytes, means to a relay; see `http/fields.py`."""
-    cdef FieldKind kind = ORDINARY
-    if size == 2 and is_name(p, b"te", 2):
-        kind = HOP
-    elif size == 4 and is_name(p, b"host", 4):
-        kind = HOST
-    elif size == 6 and is_name(p, b"expect", 6):
-        kind = UNASKED
-    elif size == 7 and is_name(p, b"upgrade", 7):
-        kind = HOP
-    elif size == 7 and is_name(p, b"trailer", 7):
-        kind = FORBIDDEN
-    elif size == 9 and (is_name(p, b"forwarded", 9) or is_name(p, b"x-real-ip", 9)):
-        kind = FORWARDING
-    elif size == 10 and is_name(p, b"connection", 10):
-        kind = CONNECTION
-    elif size == 10 and is_name(p, b"keep-alive", 10):
-        kind = KEEP_ALIVE
-    elif size == 14 and is_name(p, b"content-length", 14):
-        kind = CONTENT_LENGTH
-    elif size == 14 and is_name(p, b"http2-settings", 14):
-        kind = HOP
-    elif size == 17 and is_name(p, b"transfer-encoding", 17):
-        kind = TRANSFER_ENCODING
-    elif 15 <= size <= 18 and is_name(p, b"x-forwarded-", 12):
-        if (
-            (size == 15 and is_name(p + 12, b"for", 3))
-            or (size == 16 and is_name(p + 12, b"host", 4))
-            or (size == 16 and is_name(p + 12, b"port", 4))
-            or (size == 17 and is_name(p + 12, b"proto", 5))
-            or (size == 18 and is_name(p + 12, b"server", 6))
-        ):
-            kind = FORWARDING
-    elif size >= 6 and is_name(p, b"proxy-", 6):
-        kind = HOP if is_proxy_hop(p + 6, size - 6) else UNASKED
-    elif size >= 10 and is_name(p, b"tunnelmux-", 10):
-        kind = FORBIDDEN
-    if kind != ORDINARY and memchr(p, UNDERSCORE, size) != NULL:
-        return FORBIDDEN
-    return kind
-
-
 cdef Verdict line_end(
     const uint8_t *p, Py_ssize_t size, Py_ssize_t at, Py_ssize_t *end
 ) noexcept nogil:
@@ -228,6 +168,8 @@ cdef Verdict read_field(
     if at == start or p[at] != COLON:
         return DECLINED
     line.kind = kind_of(p + start, at - start)
+    if line.kind == HEAD_ONLY:  # and this is a head
+        line.kind = ORDINARY
     at += 1
     if at < size and p[at] == SP:
         at += 1
@@ -361,7 +303,7 @@ cdef Verdict scan_request(
             if memcmp(p + line.value_at, b"chunked", 7) != 0:
                 return DECLINED
             shape.chunked = True
-        elif line.kind >= UNASKED:
+        elif line.kind >= EXPECT:
             return DECLINED
         elif line.kind == CONNECTION:
             shape.closes = is_value(p, &line, b"close", 5)
@@ -430,7 +372,7 @@ cdef Verdict scan_response(
             shape.head_size = line.end
             settle(shape, has_length, has_coding)
             return ACCEPTED
-        if line.kind == FORBIDDEN or (line.odd and line.kind != ORDINARY):
+        if line.kind >= TRAILER or (line.odd and line.kind != ORDINARY):
             return DECLINED
         if line.kind == CONTENT_LENGTH:
             shape.content_length = decimal(p, &line)

@@ -1,0 +1,23 @@
+# The C face of the table of field names, for the scanner of heads and the relay.
+
+from libc.stdint cimport uint8_t
+
+
+cdef enum FieldKind:
+    ORDINARY  # passes
+    HEAD_ONLY  # passes in a head, but in no trailers
+    HOST
+    CONTENT_LENGTH
+    TRANSFER_ENCODING
+    CONNECTION
+    KEEP_ALIVE
+    FORWARDING  # what only a proxy may say of a visitor: of a request, dropped or replaced
+    EXPECT
+    HOP  # for the next hop only, beside those above
+    TRAILER  # announces trailers
+    OWN  # Tunnelmux-*
+    DISGUISED  # one of those from HOST on, with some other sign in place of a "-"
+
+
+# What a name of *size* > 0 bytes, all of a token, means. Trailers may hold what is ORDINARY only.
+cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil

@@ -1,0 +1,44 @@
+"""What the name of a header field means to a proxy, for every path that a request can take.
+
+This is the one table of such names: `http.fields` and the scanner of `pump.head` both ask it, so
+that neither passes on what the other holds back.
+"""
+
+from typing import Literal, TypeAlias
+
+_FieldKind: TypeAlias = Literal[
+    "ordinary",
+    "head-only",
+    "host",
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "keep-alive",
+    "forwarding",
+    "expect",
+    "hop",
+    "trailer",
+    "own",
+    "disguised",
+]
+
+FORWARDING_NAMES: tuple[bytes, ...]
+"""Names, in small letters, by which a proxy says who sent a request, and for what."""
+
+FORWARDING_PREFIXES: tuple[bytes, ...]
+"""The same for all names that begin like this."""
+
+def field_kind(name: bytes) -> _FieldKind:
+    """What a field of this *name*, in any case, is for.
+
+    - "ordinary": passes, in a head and in trailers;
+    - "head-only": passes in a head; in trailers it would change framing, routing, authentication or
+      how content is read (RFC 9110 section 6.5.1);
+    - "host", "content-length", "transfer-encoding", "connection", "keep-alive", "expect", "trailer":
+      the field of that name;
+    - "hop": for the next hop only (RFC 9110 section 7.6.1), beside those;
+    - "forwarding": what a proxy says of the visitor behind it, and a visitor may not say itself;
+    - "own": `Tunnelmux-*`;
+    - "disguised": neither of the first two, and spelt with another sign in place of a `-`. CGI, WSGI
+      and their like cannot tell `X_Real_IP` or `X.Real.IP` from `X-Real-IP`.
+    """

@@ -1,0 +1,190 @@
+"""The table of header fields that mean something to a proxy.
+
+The docstrings are in `field_names.pyi`. A name is looked up by its size and its first byte, then by
+the beginnings of names; nothing is allocated.
+"""
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t
+from libc.string cimport memset
+
+FORWARDING_NAMES = (
+    # Who sent it
+    b"client-ip",
+    b"fastly-client-ip",
+    b"fly-client-ip",
+    b"true-client-ip",
+    b"x-client-ip",
+    b"x-cluster-client-ip",
+    b"x-originating-ip",
+    b"x-proxyuser-ip",
+    b"x-true-client-ip",
+    # What for, and how it came in
+    b"front-end-https",
+    b"path-info",
+    b"script-name",
+    b"x-arr-clientcert",
+    b"x-arr-ssl",
+    b"x-host",
+    b"x-host-override",
+    b"x-http-host-override",
+    b"x-proto",
+    b"x-scheme",
+    b"x-script-name",
+    b"x-url-scheme",
+    # What CGI takes for the environment's HTTP_PROXY ("httpoxy")
+    b"proxy",
+    # Which files a server in front may send by itself
+    b"x-accel-mapping",
+    b"x-sendfile-type",
+)
+
+FORWARDING_PREFIXES = (
+    # Who sent it, what for, and how it came in
+    b"cf-connecting-",
+    b"forwarded",
+    b"proxy-",
+    b"remote-",
+    b"wl-proxy-",
+    b"x-appengine-",
+    b"x-azure-",
+    b"x-envoy-",
+    b"x-forward",
+    b"x-original-",
+    b"x-real-",
+    b"x-remote-",
+    b"x-rewrite-",
+    # Who has logged in, by certificate (RFC 9440) or otherwise
+    b"cf-access-",
+    b"client-cert",
+    b"ssl-client-",
+    b"tailscale-user-",
+    b"x-amzn-oidc-",
+    b"x-auth-request-",
+    b"x-client-cert",
+    b"x-goog-authenticated-user-",
+    b"x-goog-iap-",
+    b"x-ms-client-principal",
+    b"x-ssl-client-",
+    b"x-webauth-",
+)
+
+cdef dict KINDS = {
+    b"host": HOST,
+    b"content-length": CONTENT_LENGTH,
+    b"transfer-encoding": TRANSFER_ENCODING,
+    b"connection": CONNECTION,
+    b"keep-alive": KEEP_ALIVE,
+    b"expect": EXPECT,
+    b"trailer": TRAILER,
+    b"http2-settings": HOP,  # RFC 7540 3.2.1: belongs to an h2c upgrade, which is not passed on
+    b"proxy-authenticate": HOP,
+    b"proxy-authentication-info": HOP,
+    b"proxy-authorization": HOP,
+    b"proxy-connection": HOP,
+    b"te": HOP,
+    b"upgrade": HOP,
+    # RFC 9110 6.5.1
+    b"authorization": HEAD_ONLY,
+    b"cache-control": HEAD_ONLY,
+    b"content-encoding": HEAD_ONLY,
+    b"content-location": HEAD_ONLY,
+    b"content-range": HEAD_ONLY,
+    b"content-type": HEAD_ONLY,
+    b"cookie": HEAD_ONLY,
+    b"location": HEAD_ONLY,
+    b"max-forwards": HEAD_ONLY,
+    b"set-cookie": HEAD_ONLY,
+    b"www-authenticate": HEAD_ONLY,
+    **{name: FORWARDING for name in FORWARDING_NAMES},
+}
+
+cdef dict PREFIX_KINDS = {
+    b"tunnelmux-": OWN,
+    **{name: FORWARDING for name in FORWARDING_PREFIXES},
+}
+
+# In the order of FieldKind.
+cdef tuple WORDS = (
+    "ordinary", "head-only", "host", "content-length", "transfer-encoding", "connection",
+    "keep-alive", "forwarding", "expect", "hop", "trailer", "own", "disguised",
+)
+
+cdef enum:
+    MAX_ENTRIES = 96
+    LONGEST = 32  # bytes of a whole name in the table
+
+cdef struct Entry:
+    const uint8_t *name
+    Py_ssize_t size
+    FieldKind kind
+
+cdef Entry NAMES[MAX_ENTRIES]  # by size
+cdef int FIRST[LONGEST + 2]  # of each size; behind the last one of a size stands that of the next
+cdef Entry PREFIXES[MAX_ENTRIES]
+cdef int prefix_count = 0
+
+# Letters small, and every sign that a token may hold as "-".
+cdef uint8_t FOLDED[256]
+
+
+cdef int fill_tables() except -1:
+    cdef int at = 0, size
+    cdef uint8_t byte
+    global prefix_count
+    memset(FOLDED, c"-", 256)
+    for byte in b"0123456789abcdefghijklmnopqrstuvwxyz":
+        FOLDED[byte] = byte
+    for byte in b"ABCDEFGHIJKLMNOPQRSTUVWXYZ":
+        FOLDED[byte] = byte + 0x20
+    assert len(KINDS) <= MAX_ENTRIES and max(map(len, KINDS)) <= LONGEST
+    for size in range(LONGEST + 1):
+        FIRST[size] = at
+        for name, kind in KINDS.items():  # which keeps the names alive
+            if len(name) == size:
+                NAMES[at] = Entry(<const uint8_t *>PyBytes_AS_STRING(name), size, kind)
+                at += 1
+    FIRST[LONGEST + 1] = at
+    assert len(PREFIX_KINDS) <= MAX_ENTRIES
+    for name, kind in PREFIX_KINDS.items():
+        PREFIXES[prefix_count] = Entry(<const uint8_t *>PyBytes_AS_STRING(name), len(name), kind)
+        prefix_count += 1
+    return 0
+
+fill_tables()
+
+
+cdef bint begins(const uint8_t *p, const Entry *entry) noexcept nogil:
+    """Whether the name at *p*, which is long enough, begins like this entry."""
+    cdef Py_ssize_t i
+    for i in range(entry.size):
+        if FOLDED[p[i]] != entry.name[i]:
+            return False
+    return True
+
+
+cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    cdef FieldKind kind = ORDINARY
+    cdef Py_ssize_t i
+    cdef int at
+    if size <= LONGEST:
+        for at in range(FIRST[size], FIRST[size + 1]):
+            if begins(p, &NAMES[at]):
+                kind = NAMES[at].kind
+                break
+    if kind == ORDINARY:
+        for at in range(prefix_count):
+            if size >= PREFIXES[at].size and begins(p, &PREFIXES[at]):
+                kind = PREFIXES[at].kind
+                break
+    if kind > HEAD_ONLY:
+        for i in range(size):
+            if FOLDED[p[i]] == c"-" and p[i] != c"-":
+                return DISGUISED
+    return kind
+
+
+def field_kind(bytes name not None):
+    if not name:
+        return "ordinary"
+    return WORDS[<int>kind_of(<const uint8_t *>PyBytes_AS_STRING(name), len(name))]
