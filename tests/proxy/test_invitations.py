@@ -13,7 +13,7 @@ from structlog.testing import capture_logs
 
 from support.agents import TunnelBench, gone, known
 from tunnelmux.config import hash_token
-from tunnelmux.errors import ConfigError, ConnectRefused
+from tunnelmux.errors import ConfigError, ConnectRefused, SessionError
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, InvitationRefused, Invitations
 
@@ -36,9 +36,9 @@ def clock() -> Clock:
 def test_an_invitation_works_once(tmp_path: Path, clock: Clock) -> None:
     invitations = Invitations(tmp_path, clock=clock)
     token = invitations.create().reveal()
-    assert invitations.use(token)
+    assert invitations.use(token, "dev1", is_taken=False)
     with pytest.raises(InvitationRefused, match=r"used already.*tunnelmux-proxy invite"):
-        invitations.use(token)
+        invitations.use(token, "dev1", is_taken=False)
 
 
 def test_an_invitation_lives_for_fifteen_minutes(tmp_path: Path, clock: Clock) -> None:
@@ -46,19 +46,19 @@ def test_an_invitation_lives_for_fifteen_minutes(tmp_path: Path, clock: Clock) -
     early, late = invitations.create().reveal(), invitations.create().reveal()
     assert INVITATION_LIFETIME == 15 * 60
     clock.now += INVITATION_LIFETIME - 1
-    assert invitations.use(early)
+    assert invitations.use(early, "dev1", is_taken=False)
     clock.now += 1
     for _ in range(2):
         with pytest.raises(InvitationRefused, match=r"expired.*tunnelmux-proxy invite"):
-            invitations.use(late)
+            invitations.use(late, "dev1", is_taken=False)
 
 
 def test_what_is_no_invitation_is_not_known(tmp_path: Path) -> None:
     invitations = Invitations(tmp_path)
-    assert not invitations.use("never-issued")
+    assert not invitations.use("never-issued", "dev1", is_taken=False)
     invitations.create()
-    assert not invitations.use("never-issued")
-    assert not invitations.use("../devices")
+    assert not invitations.use("never-issued", "dev1", is_taken=False)
+    assert not invitations.use("../devices", "dev1", is_taken=False)
 
 
 def test_of_many_who_try_at_once_one_gets_in(tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_of_many_who_try_at_once_one_gets_in(tmp_path: Path) -> None:
 
     def attempt(_: int) -> bool:
         try:
-            return Invitations(tmp_path).use(token)
+            return Invitations(tmp_path).use(token, "dev1", is_taken=False)
         except InvitationRefused:
             return False
 
@@ -86,19 +86,19 @@ def test_only_the_hash_is_stored_and_only_for_its_owner(tmp_path: Path) -> None:
 def test_old_invitations_are_cleared_away(tmp_path: Path, clock: Clock) -> None:
     invitations = Invitations(tmp_path, clock=clock)
     used = invitations.create().reveal()
-    invitations.use(used)
+    invitations.use(used, "dev1", is_taken=False)
     invitations.create()
     clock.now += INVITATION_LIFETIME + 24 * 3600
     fresh = invitations.create().reveal()
     assert [file.stem for file in (tmp_path / "invitations").iterdir()] == [hash_token(fresh)]
-    assert not invitations.use(used)
+    assert not invitations.use(used, "dev1", is_taken=False)
 
 
 def test_what_cannot_be_read_does_not_stop_an_invitation(tmp_path: Path) -> None:
     # Such as one that root made, before the proxy is started again as its own user.
     (tmp_path / "invitations" / "unreadable.json").mkdir(parents=True)
     invitations = Invitations(tmp_path)
-    assert invitations.use(invitations.create().reveal())
+    assert invitations.use(invitations.create().reveal(), "dev1", is_taken=False)
 
 
 def test_a_state_directory_that_is_a_file_is_explained(tmp_path: Path) -> None:
@@ -133,23 +133,77 @@ async def test_a_device_with_an_invitation_joins_and_comes_back_with_its_new_tok
         await again.arrived("dev1")
 
 
-async def test_joining_again_under_a_name_needs_an_invitation_and_replaces_the_token(
+async def test_a_taken_name_is_refused_and_its_device_goes_on(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:
     enrolment = Enrolment(tmp_path)
     bench = TunnelBench(nursery, [], enrolment=enrolment)
-    tokens = []
-    for _ in range(2):
-        invitation = enrolment.invitations.create().reveal()
-        async with bench.dial(invitation, name="dev1") as agent:
-            tokens.append(agent.headers[b"tunnelmux-token"].decode())
-    with pytest.raises(ConnectRefused) as caught:
-        async with bench.dial(tokens[0], name="dev1"):
-            pass
-    assert (caught.value.status, caught.value.reason) == (401, "unauthorized")
-    async with bench.dial(tokens[1], name="dev1"):
+    first, second = (enrolment.invitations.create().reveal() for _ in range(2))
+    async with bench.dial(first, name="dev1") as agent:
         await bench.arrived("dev1")
+        before = await bench.store.find_device("dev1")
+        with pytest.raises(ConnectRefused) as caught:
+            async with bench.dial(second, name="dev1"):
+                pass
+        assert (caught.value.status, caught.value.reason) == (403, "name-taken")
+        assert 'a device "dev1" has enrolled already' in str(caught.value)
+        assert "tunnelmux-proxy invite --replace dev1" in str(caught.value)
+        assert await bench.store.find_device("dev1") is before
+        token = agent.headers[b"tunnelmux-token"].decode()
+    async with bench.dial(token):
+        await bench.arrived("dev1")
+    async with bench.dial(second, name="dev2"):  # it was not used up
+        await bench.arrived("dev2")
+
+
+async def test_replacing_is_for_one_name_ends_the_other_and_both_read_of_it(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [], enrolment=enrolment)
+    invitation = enrolment.invitations.create().reveal()
+    async with bench.dial(invitation, name="dev1") as old:
+        await bench.arrived("dev1")
+        token = old.headers[b"tunnelmux-token"].decode()
+        assert b"tunnelmux-replaced" not in old.headers
+        replacing = enrolment.invitations.create(replaces="dev1").reveal()
+        with pytest.raises(ConnectRefused, match='is for the device "dev1" and no other') as caught:
+            async with bench.dial(replacing, name="dev2"):
+                pass
+        assert caught.value.reason == "name-taken"
+        with capture_logs() as logs:
+            async with bench.dial(replacing, name="dev1") as new:
+                await bench.arrived("dev1")
+                assert new.headers[b"tunnelmux-replaced"] == b"yes"
+                with pytest.raises(SessionError):
+                    await old.session.ping()
+                [line] = [line for line in logs if line["event"] == "device replaced"]
+                assert (line["log_level"], line["device"]) == ("warning", "dev1")
+                assert line["remote"] and line["before"]
+                await check_replaced(bench, token)
+                newer = new.headers[b"tunnelmux-token"].decode()
+    # A proxy that was restarted remembers both.
+    again = TunnelBench(nursery, [], enrolment=Enrolment(tmp_path))
+    await check_replaced(again, token)
+    async with again.dial(newer):
+        await again.arrived("dev1")
     assert len(enrolment.load()) == 1
+
+
+async def check_replaced(bench: TunnelBench, token: str) -> None:
+    with pytest.raises(ConnectRefused, match="another machine joined as") as caught:
+        async with bench.dial(token, name="dev1"):
+            pass
+    assert (caught.value.status, caught.value.reason) == (401, "device-replaced")
+    assert not caught.value.retryable
+
+
+async def test_what_is_remembered_of_replaced_devices_is_bounded(tmp_path: Path) -> None:
+    enrolment = Enrolment(tmp_path)
+    for _ in range(20):
+        assert await enrolment.enrol("dev1", enrolment.invitations.create(replaces="dev1").reveal())
+    [device] = enrolment.load()
+    assert len(device.replaced_sha256) == 8
 
 
 async def test_a_used_or_expired_invitation_is_refused_for_good(
@@ -185,7 +239,7 @@ async def test_a_name_that_cannot_join_does_not_use_the_invitation_up(
         async with bench.dial(invitation, name=name):
             pass
     assert (caught.value.status, caught.value.reason) == (status, reason)
-    assert enrolment.invitations.use(invitation)
+    assert enrolment.invitations.use(invitation, "dev2", is_taken=False)
 
 
 def test_a_damaged_list_of_devices_is_explained(tmp_path: Path) -> None:

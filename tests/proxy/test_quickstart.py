@@ -10,12 +10,21 @@ from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 from cryptography import x509
 from structlog.testing import capture_logs
 
-from tunnelmux.config import HttpIngress, Ingress, ProxyConfig, TunnelListener, decode_join
+from tunnelmux.config import (
+    DeviceConfig,
+    HttpIngress,
+    Ingress,
+    ProxyConfig,
+    Secret,
+    TunnelListener,
+    decode_join,
+)
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy
@@ -30,11 +39,14 @@ ANY_PORT = ProxyConfig(
 
 @asynccontextmanager
 async def quickstarted(
-    state_dir: Path, announce: Callable[[str], None], host: str | None = "127.0.0.1"
+    state_dir: Path,
+    announce: Callable[[str], None],
+    host: str | None = "127.0.0.1",
+    config: ProxyConfig = ANY_PORT,
 ) -> AsyncIterator[RunningProxy]:
     async with trio.open_nursery() as nursery:
         yield await nursery.start(
-            partial(run_quickstart, state_dir, host, config=ANY_PORT, announce=announce)
+            partial(run_quickstart, state_dir, host, config=config, announce=announce)
         )
         nursery.cancel_scope.cancel()
 
@@ -132,6 +144,36 @@ async def test_more_devices_are_invited_while_the_proxy_runs(tmp_path: Path) -> 
             async with joined(invitation.join, device):
                 found = await proxy.store.wait_for_device(device, trio.current_time() + 5)
                 assert found is not None
+
+
+async def test_a_line_names_no_device_that_is_there_unless_it_is_to_be_replaced(
+    tmp_path: Path,
+) -> None:
+    config = msgspec.structs.replace(
+        ANY_PORT, devices=[DeviceConfig(name="dev2", token=Secret("its-own-token"))]
+    )
+    async with quickstarted(tmp_path, lambda _: None, config=config):
+        names = []
+        for _ in range(3):
+            made = await trio.to_thread.run_sync(invite, tmp_path)
+            assert f"--name {made.device} " in made.command
+            names.append(made.device)
+            async with joined(made.join, made.device) as (_, token):
+                assert token is not None
+        assert names == ["dev1", "dev3", "dev4"]
+        replacing = await trio.to_thread.run_sync(partial(invite, tmp_path, replace="dev3"))
+        assert "--name dev3 " in replacing.command
+        with pytest.raises(ConnectRefused, match="and no other"):
+            async with joined(replacing.join, "dev5"):
+                pass
+        async with joined(replacing.join, "dev3") as (_, token):
+            assert token is not None
+    for name, problem in (
+        ("dev2", "is in proxy.toml"),
+        ("dev9", "has joined .there are dev1, dev3, dev4"),
+    ):
+        with pytest.raises(ConfigError, match=problem):
+            invite(tmp_path, replace=name)
 
 
 async def test_after_a_restart_certificate_and_devices_are_the_same(tmp_path: Path) -> None:

@@ -163,7 +163,14 @@ class RunningAgent:
             ssl_context=self._ssl_context,
             timeout=self._config.limits.ingress.handshake_timeout,
         ) as transport:
-            await self._keep_token(response_headers(transport).get("tunnelmux-token"))
+            headers = response_headers(transport)
+            await self._keep_token(headers.get("tunnelmux-token"))
+            if "tunnelmux-replaced" in headers:
+                _log.warning(
+                    "joined in place of another",
+                    device=self.name,
+                    effect="the machine that had this name is not let in any more",
+                )
             async with open_session(
                 transport,
                 is_client=True,

@@ -184,12 +184,17 @@ def _run_quickstart(
 
 @proxy.command()
 @_state_dir_option
-def invite(state_dir: Path | None) -> None:
+@click.option(
+    "--replace",
+    metavar="NAME",
+    help="Let the new device take the place of NAME, whose token then ends.",
+)
+def invite(state_dir: Path | None, replace: str | None) -> None:
     """Print the line that lets one more device join a quickstart proxy."""
     from tunnelmux.proxy.quickstart import invite as make_invitation
 
     folder = state_dir or default_state_dir(_PROGRAM, os.environ)
-    click.echo(make_invitation(folder).command)
+    click.echo(make_invitation(folder, replace=replace).command)
 
 
 def main() -> None:

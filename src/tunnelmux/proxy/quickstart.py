@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import socket
 import time
 from collections.abc import Callable
@@ -41,6 +42,8 @@ class Invitation(NamedTuple):
     """The join string by itself."""
     command: str
     """One line to paste on the device."""
+    device: str
+    """The name in that line."""
 
 
 class _State(msgspec.Struct, frozen=True):
@@ -48,6 +51,8 @@ class _State(msgspec.Struct, frozen=True):
 
     url: str
     certificate: str
+    configured: list[str] = []
+    """Devices of the configuration, whose names nobody can join with."""
 
 
 async def run_quickstart(
@@ -80,17 +85,25 @@ async def run_quickstart(
         tunnel = proxy.config.tunnel
         assert tunnel.tls_certificate is not None  # _complete set it
         url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
-        state = _State(url=url, certificate=str(tunnel.tls_certificate.absolute()))
+        state = _State(
+            url=url,
+            certificate=str(tunnel.tls_certificate.absolute()),
+            configured=[device.name for device in proxy.config.devices],
+        )
         write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
         announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
 
     return await run_proxy(config, enrolment=enrolment, announce=welcome, task_status=task_status)
 
 
-def invite(state_dir: Path, *, clock: Callable[[], float] = time.time) -> Invitation:
+def invite(
+    state_dir: Path, *, replace: str | None = None, clock: Callable[[], float] = time.time
+) -> Invitation:
     """Another invitation for the quickstart proxy of this state directory, which may be running.
 
-    Raises ConfigError when no proxy was started there, or the directory cannot be used.
+    It is for a device of a new name, or with `replace` for the enrolled one of that name, which
+    then loses its place. Raises ConfigError when no proxy was started there, the directory cannot
+    be used, or there is nothing to replace.
     """
     file = state_dir / _STATE_FILE
     try:
@@ -100,13 +113,31 @@ def invite(state_dir: Path, *, clock: Callable[[], float] = time.time) -> Invita
             f"{file} cannot be read, so it is not known how devices reach the proxy: start "
             "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
         ) from error
-    token = Invitations(state_dir, clock=clock).create()
+    enrolled = [device.name for device in Enrolment(state_dir).load()]
+    if replace is not None:
+        _check_replaced(replace, enrolled, state.configured)
+    token = Invitations(state_dir, clock=clock).create(replaces=replace)
     join = encode_join(
         JoinInvitation(url=state.url, token=token, pin=pin_of(Path(state.certificate)))
     )
-    return Invitation(
-        join, f"tunnelmux-agent --join {join} --name dev1 --service web=http://127.0.0.1:8000"
-    )
+    name = replace or _free_name({*enrolled, *state.configured})
+    command = f"tunnelmux-agent --join {join} --name {name} --service web=http://127.0.0.1:8000"
+    return Invitation(join, command, name)
+
+
+def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> None:
+    if name in configured:
+        raise ConfigError(
+            f'--replace: the device "{name}" is in proxy.toml, and its token is changed there'
+        )
+    if name not in enrolled:
+        known = f"there are {', '.join(sorted(enrolled))}" if enrolled else "none has so far"
+        raise ConfigError(f'--replace: no device "{name}" has joined ({known})')
+
+
+def _free_name(taken: set[str]) -> str:
+    """A name that no device has: a line that is pasted as it is must replace nothing."""
+    return next(name for n in itertools.count(1) if (name := f"dev{n}") not in taken)
 
 
 def own_address() -> str:
@@ -161,5 +192,5 @@ Paste this line on a device, with the service it is to offer. It works once, wit
 
 {invitation.command}
 
-Then, on this machine: curl http://{proxy.http_address}/ -H "Tunnelmux-Device: dev1"
+Then, on this machine: curl http://{proxy.http_address}/ -H "Tunnelmux-Device: {invitation.device}"
 """

@@ -20,6 +20,8 @@ class KnownDevice:
     token_sha256: bytes = field(repr=False)
     """The 32 bytes of the token's SHA-256. Tokens themselves are never kept."""
     enabled: bool = True
+    replaced_sha256: tuple[bytes, ...] = field(default=(), repr=False)
+    """The same of tokens that another invitation replaced: they let nobody in."""
 
 
 def devices_from_config(config: ProxyConfig) -> list[KnownDevice]:
@@ -56,6 +58,16 @@ class DeviceRegister:
         for device in self._by_name.values():
             if hmac.compare_digest(digest, device.token_sha256):
                 found = device
+        return found
+
+    def identify_replaced(self, token: str) -> KnownDevice | None:
+        """The device that this token belonged to until another invitation replaced it, or None."""
+        digest = hashlib.sha256(token.encode()).digest()
+        found = None
+        for device in self._by_name.values():
+            for replaced in device.replaced_sha256:
+                if hmac.compare_digest(digest, replaced):
+                    found = device
         return found
 
     def knows(self, name: str) -> bool:

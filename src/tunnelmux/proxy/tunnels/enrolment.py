@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
@@ -16,14 +17,32 @@ from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.tunnels.devices import KnownDevice
 from tunnelmux.proxy.tunnels.invitations import Invitations
 
-__all__ = ["Enrolment"]
+__all__ = ["Enrolled", "Enrolment"]
 
 _TOKEN_BYTES = 32
 
+_REMEMBERED = 8
+# Tokens of each device that are known as replaced, so that their holders read why they are refused.
 
-class _EnrolledDevice(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+
+class _EnrolledDevice(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     name: str
     token_sha256: str
+    replaced_sha256: list[str] = []
+    """Tokens that were good before another invitation replaced them, the latest last."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """A device that just enrolled."""
+
+    device: KnownDevice
+    token: Secret
+    """What it is to use from now on."""
+    replaced: bool
+    """Whether one of its name had enrolled before, whose token ended now."""
 
 
 class Enrolment:
@@ -38,10 +57,13 @@ class Enrolment:
         """The devices that enrolled so far. Raises ConfigError when the file is damaged."""
         try:
             content = self._file.read_bytes()
-            devices = msgspec.json.decode(content, type=list[_EnrolledDevice])
             return [
-                KnownDevice(name=device.name, token_sha256=bytes.fromhex(device.token_sha256))
-                for device in devices
+                KnownDevice(
+                    name=entry.name,
+                    token_sha256=bytes.fromhex(entry.token_sha256),
+                    replaced_sha256=tuple(bytes.fromhex(text) for text in entry.replaced_sha256),
+                )
+                for entry in msgspec.json.decode(content, type=list[_EnrolledDevice])
             ]
         except FileNotFoundError:
             return []
@@ -56,11 +78,11 @@ class Enrolment:
                 "invite each device again"
             ) from None
 
-    async def enrol(self, name: str, invitation: str) -> tuple[KnownDevice, Secret] | None:
-        """Use the invitation up for this device; its entry and the token it is to use from now on.
+    async def enrol(self, name: str, invitation: str) -> Enrolled | None:
+        """Use the invitation up for this device.
 
-        A device that had enrolled under that name before is replaced. None when there is no such
-        invitation; raises InvitationRefused when it is expired or used.
+        None when there is no such invitation; raises InvitationRefused when it is expired or used,
+        and NameRefused when it is not for this name, a device of which may have enrolled before.
         """
         # Shielded, because a used invitation and the device it was used for belong together;
         # two small local files bound how long that takes.
@@ -69,14 +91,25 @@ class Enrolment:
                 enrolled = await trio.to_thread.run_sync(self._enrol, name, invitation)
         return enrolled
 
-    def _enrol(self, name: str, invitation: str) -> tuple[KnownDevice, Secret] | None:
-        if not self.invitations.use(invitation):
+    def _enrol(self, name: str, invitation: str) -> Enrolled | None:
+        devices = {device.name: device for device in self.load()}
+        before = devices.pop(name, None)
+        if not self.invitations.use(invitation, name, is_taken=before is not None):
             return None
         token = Secret(secrets.token_urlsafe(_TOKEN_BYTES))
-        new = KnownDevice(name=name, token_sha256=bytes.fromhex(hash_token(token)))
-        kept = [device for device in self.load() if device.name != name]
+        replaced: tuple[bytes, ...] = ()
+        if before is not None:
+            replaced = (*before.replaced_sha256, before.token_sha256)[-_REMEMBERED:]
+        new = KnownDevice(
+            name=name, token_sha256=bytes.fromhex(hash_token(token)), replaced_sha256=replaced
+        )
         entries = [
-            _EnrolledDevice(device.name, device.token_sha256.hex()) for device in (*kept, new)
+            _EnrolledDevice(
+                name=device.name,
+                token_sha256=device.token_sha256.hex(),
+                replaced_sha256=[digest.hex() for digest in device.replaced_sha256],
+            )
+            for device in (*devices.values(), new)
         ]
         write_private(self._file, msgspec.json.format(msgspec.json.encode(entries)))
-        return new, token
+        return Enrolled(device=new, token=token, replaced=before is not None)

@@ -19,7 +19,7 @@ from tunnelmux.config import Secret
 from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError, TunnelmuxError
 
-__all__ = ["INVITATION_LIFETIME", "InvitationRefused", "Invitations"]
+__all__ = ["INVITATION_LIFETIME", "InvitationRefused", "Invitations", "NameRefused"]
 
 INVITATION_LIFETIME = 15 * 60.0
 """Seconds. Long enough to walk to the device, short enough that a line left in a terminal or a chat
@@ -37,9 +37,18 @@ class InvitationRefused(TunnelmuxError):
     """The invitation exists and cannot be used: it is expired, or was used. The message says so."""
 
 
-class _Invitation(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class NameRefused(TunnelmuxError):
+    """The invitation is good, and not for a device of that name. It was not used up."""
+
+
+class _Invitation(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True
+):
     expires_at: float
     """Seconds since the epoch."""
+
+    replaces: str | None = None
+    """The one device it is for, which may have enrolled before."""
 
 
 class Invitations:
@@ -49,13 +58,19 @@ class Invitations:
         self._folder = state_dir / "invitations"
         self._clock = clock
 
-    def create(self, lifetime: float = INVITATION_LIFETIME) -> Secret:
+    def create(
+        self, lifetime: float = INVITATION_LIFETIME, *, replaces: str | None = None
+    ) -> Secret:
         """A new token, good for one enrolment within `lifetime` seconds.
+
+        With `replaces` it is for the device of that name only, which loses its place if it had
+        enrolled before. Without, it is for any name that is not taken.
 
         Raises ConfigError when the state directory cannot be written to.
         """
         token = secrets.token_urlsafe(_TOKEN_BYTES)
-        content = msgspec.json.encode(_Invitation(expires_at=self._clock() + lifetime))
+        expires_at = self._clock() + lifetime
+        content = msgspec.json.encode(_Invitation(expires_at=expires_at, replaces=replaces))
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._forget_old()
@@ -67,11 +82,12 @@ class Invitations:
             ) from error
         return Secret(token)
 
-    def use(self, token: str) -> bool:
-        """Use the invitation up: True for whoever is first.
+    def use(self, token: str, name: str, *, is_taken: bool) -> bool:
+        """Use the invitation up for a device of this name: True for whoever is first.
 
-        False when no such invitation is known; raises InvitationRefused when it is expired or was
-        used already.
+        `is_taken` says whether a device of this name has enrolled before. False when no such
+        invitation is known; raises InvitationRefused when it is expired or was used already, and
+        NameRefused when it is not for this name.
         """
         file = self._open_file(token)
         used = file.with_suffix(".used")
@@ -79,6 +95,7 @@ class Invitations:
             invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
             if invitation.expires_at <= self._clock():
                 raise InvitationRefused(f"this invitation has expired: {_AGAIN}")
+            _check_name(invitation, name, is_taken=is_taken)
             # The rename decides who is first: for the second there is nothing left to rename.
             file.rename(used)
         except FileNotFoundError:
@@ -105,3 +122,18 @@ class Invitations:
                     file.unlink(missing_ok=True)
             except (OSError, msgspec.DecodeError):
                 continue  # used by the running proxy this moment, made by root, or not one of ours
+
+
+def _check_name(invitation: _Invitation, name: str, *, is_taken: bool) -> None:
+    replaces = invitation.replaces
+    if replaces is not None and replaces != name:
+        raise NameRefused(
+            f'this invitation is for the device "{replaces}" and no other: set device.name to '
+            "that, or make one for a new device on the proxy with: tunnelmux-proxy invite"
+        )
+    if replaces is None and is_taken:
+        raise NameRefused(
+            f'a device "{name}" has enrolled already: set another device.name, or make an '
+            "invitation that replaces it on the proxy with: "
+            f"tunnelmux-proxy invite --replace {name}"
+        )

@@ -17,7 +17,7 @@ from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
-from tunnelmux.proxy.tunnels.invitations import InvitationRefused
+from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import LocalHandle, SessionStore
 from tunnelmux.transports import (
@@ -54,6 +54,7 @@ class _Admitted:
     device: KnownDevice
     token: Secret
     enrolled: bool = False
+    replaced: bool = False
 
 
 class _Place:
@@ -147,18 +148,20 @@ class TunnelServer:
             stream = await start_server_tls(stream, settings.tls, timeout=time_left())
         request = await read_upgrade(stream, path=settings.path, timeout=time_left())
         try:
-            admitted = await self._admit(request)
+            admitted = await self._admit(request, remote)
         except Refused as refused:
             await _refuse(request, refused.refusal, remote)
             return None
         answer: Headers = ()
         if admitted.enrolled:
             answer = ((b"Tunnelmux-Token", admitted.token.reveal().encode("ascii")),)
+        if admitted.replaced:
+            answer = (*answer, (b"Tunnelmux-Replaced", b"yes"))
         return admitted, accept_websocket(
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         )
 
-    async def _admit(self, request: UpgradeRequest) -> _Admitted:
+    async def _admit(self, request: UpgradeRequest, remote: str) -> _Admitted:
         if self.is_draining:
             raise _refused(
                 503,
@@ -171,7 +174,7 @@ class TunnelServer:
             raise _unauthorized("no token came with the request: set proxy.token in agent.toml")
         device = self._devices.identify(token)
         if device is None:
-            return await self._enrol(request, token)
+            return await self._enrol(request, token, remote)
         if not device.enabled:
             raise _refused(
                 403,
@@ -184,11 +187,18 @@ class TunnelServer:
             _log.warning("agent calls itself by another name", device=device.name, name=name)
         return _Admitted(device=device, token=Secret(token))
 
-    async def _enrol(self, request: UpgradeRequest, invitation: str) -> _Admitted:
+    async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
         unknown = _unauthorized(
             "the token is not that of any device: compare proxy.token in agent.toml with "
             "[[devices]] in proxy.toml"
         )
+        if (replaced := self._devices.identify_replaced(invitation)) is not None:
+            raise _unauthorized(
+                f'another machine joined as "{replaced.name}" in the place of this one (invite '
+                "--replace): if that was not meant, look for who made that invitation, and join "
+                "again with one of your own",
+                reason="device-replaced",
+            )
         name = request.header("Tunnelmux-Device")
         if self._enrolment is None or name is None:
             raise unknown
@@ -207,6 +217,8 @@ class TunnelServer:
             enrolled = await self._enrolment.enrol(name, invitation)
         except InvitationRefused as error:
             raise _unauthorized(str(error), reason="token-expired") from None
+        except NameRefused as error:
+            raise _refused(403, "name-taken", str(error)) from None
         except OSError as error:
             raise _refused(
                 503,
@@ -216,10 +228,30 @@ class TunnelServer:
             ) from error
         if enrolled is None:
             raise unknown
-        device, token = enrolled
-        self._devices.add_enrolled(device)
-        _log.info("device enrolled", device=name)
-        return _Admitted(device=device, token=token, enrolled=True)
+        self._devices.add_enrolled(enrolled.device)
+        if enrolled.replaced:
+            await self._end_replaced(name, remote)
+        else:
+            _log.info("device enrolled", device=name, remote=remote)
+        return _Admitted(
+            device=enrolled.device,
+            token=enrolled.token,
+            enrolled=True,
+            replaced=enrolled.replaced,
+        )
+
+    async def _end_replaced(self, name: str, remote: str) -> None:
+        """End the session of a device whose place another one took by invitation."""
+        before = [handle for handle in self._live if handle.device == name]
+        _log.warning(
+            "device replaced",
+            device=name,
+            remote=remote,
+            before=before[0].remote_address if before else "",
+            effect="the token it had until now is good for nothing any more",
+        )
+        for handle in before:
+            await handle.close("another machine joined in its place (invite --replace)")
 
     async def _hold(self, session: Session, admitted: _Admitted, remote: str) -> None:
         """Register the session, run it until it is over, and log it."""
