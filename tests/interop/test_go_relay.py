@@ -263,7 +263,7 @@ async def test_a_kept_connection_uses_a_stream_for_each_request(proxy: RunningPr
     visitor = h11.Connection(h11.CLIENT)
     async with await trio.open_tcp_stream(address.host, address.port) as stream:
         for _ in range(3):
-            head = [("Host", "visitor.example"), ("Tunnelmux-Device", "dev1")]
+            head = [("Host", "127.0.0.1"), ("Tunnelmux-Device", "dev1")]
             request = h11.Request(method="GET", target="/chunked", headers=head)
             await stream.send_all(visitor.send(request) or b"")
             await stream.send_all(visitor.send(h11.EndOfMessage()) or b"")
@@ -286,7 +286,7 @@ async def test_an_upgrade_passes_through_a_go_agent(proxy: RunningProxy) -> None
         async with await trio.open_tcp_stream(address.host, address.port) as stream:
             visitor = Peer(stream)
             await visitor.send(
-                b"GET /upgrade HTTP/1.1\r\nHost: visitor.example\r\nTunnelmux-Device: dev1\r\n"
+                b"GET /upgrade HTTP/1.1\r\nHost: 127.0.0.1\r\nTunnelmux-Device: dev1\r\n"
                 b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
             )
             assert (await visitor.read_head()).startswith(b"HTTP/1.1 101 ")

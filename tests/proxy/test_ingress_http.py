@@ -48,11 +48,14 @@ async def ask(site: Site, request: bytes) -> bytes:
         (get(b"127.0.0.1:8080", b"Tunnelmux-Device: dev1"), None),
         (get(b"[::1]:8080", b"tunnelmux-device: DEV1", b"Tunnelmux-Service: web"), b"web"),
         (get(b"localhost", b"Tunnelmux-Device: dev1"), None),
-        (get(b"dev1.localhost", b"Tunnelmux-Device: dev1", b"Tunnelmux-Service: web"), b"web"),
-        # Without Tunnelmux-Device, Tunnelmux-Service is not the visitor's to send.
-        (get(b"dev1.localhost", b"Tunnelmux-Service: ssh"), None),
-        (get(b"web--dev1.localhost", b"Tunnelmux-Service: ssh"), b"web"),
+        (get(b"localhost.:80", b"Tunnelmux-Device: dev1", b"Tunnelmux-Service: web"), b"web"),
+        # Fields that say what the host says
+        (get(b"dev1.localhost", b"Tunnelmux-Device: dev1"), None),
+        (get(b"web--dev1.localhost", b"Tunnelmux-Device: Dev1"), b"web"),
+        (get(b"web--dev1.localhost", b"Tunnelmux-Service: web"), b"web"),
+        # In disguise they mean nothing, and do not get through.
         (get(b"web--dev1.localhost", b"Tunnelmux_Service: ssh"), b"web"),
+        (get(b"web--dev1.localhost", b"Tunnelmux.Service: ssh"), b"web"),
         (b"GET http://dev1.localhost/page HTTP/1.1\r\nHost: dev2.localhost\r\n\r\n", None),
         (b"GET / HTTP/1.0\r\nTunnelmux-Device: dev1\r\n\r\n", None),
     ],
@@ -101,6 +104,7 @@ async def test_unknown_device_is_404(host: bytes) -> None:
     "fields",
     [
         (b"Tunnelmux-Device: dev2",),
+        (b"Tunnelmux-Service: ssh",),
         (b"Tunnelmux-Device: dev1", b"Tunnelmux-Service: ssh"),
         (b"Tunnelmux-Device: dev1", b"Tunnelmux-Device: dev1"),
         (b"Tunnelmux-Device: dev1, dev2",),
@@ -113,6 +117,37 @@ async def test_head_that_names_two_services_is_400(fields: tuple[bytes, ...]) ->
         head = await ask(site, get(b"web--dev1.localhost", *fields))
         assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
         assert b"Tunnelmux-Reason: bad-request\r\n" in head
+
+
+@pytest.mark.parametrize("service", [b"web", b"ssh"])
+async def test_a_field_chooses_no_other_service_than_the_host(service: bytes) -> None:
+    # What stands in front may guard the services by their names, and let dev1 alone through.
+    async with running_site() as site, site.agent("dev1"):
+        fields = (b"Tunnelmux-Device: dev1", b"Tunnelmux-Service: " + service)
+        for given in (fields, fields[1:]):
+            head = await ask(site, get(b"dev1.localhost", *given))
+            assert head.startswith(b"HTTP/1.1 400 Bad Request\r\n")
+
+
+@pytest.mark.parametrize(
+    "host",
+    [
+        b"evil.example",
+        b"dev1.evil.example",
+        b"localhost.evil.example",
+        b"127.0.0.1.evil.example",
+        b"evil-localhost",
+        b"a.dev1.localhost",
+        b"--dev1.localhost",
+        b"evil.example:80",
+        b"xn--localhost-.example",
+    ],
+)
+async def test_a_name_that_leads_here_by_dns_rebinding_reaches_no_device(host: bytes) -> None:
+    async with running_site() as site, site.agent("dev1"):
+        head = await ask(site, get(host, b"Tunnelmux-Device: dev1"))
+        assert head.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+        assert b"Tunnelmux-Reason: forbidden\r\n" in head
 
 
 async def test_every_request_of_a_connection_goes_where_it_says_itself() -> None:

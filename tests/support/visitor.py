@@ -40,7 +40,7 @@ async def fetch(
     timeout: float = 30.0,
 ) -> Answer:
     """Ask for *path* on a connection of its own; raises when the answer does not come whole."""
-    fields = [("Host", "visitor.example"), ("Tunnelmux-Device", device), ("Connection", "close")]
+    fields = [("Host", "127.0.0.1"), ("Tunnelmux-Device", device), ("Connection", "close")]
     if service is not None:
         fields.append(("Tunnelmux-Service", service))
     if body:

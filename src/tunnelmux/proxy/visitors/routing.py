@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import re
 import ssl
 from dataclasses import dataclass, field
@@ -36,6 +37,7 @@ BUSY_RETRY_AFTER = 1
 """Seconds when the device is there, but can take no stream right now."""
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_SERVICE = "Tunnelmux-Service"
 _ATTEMPTS = 3
 
 _KNOWN_HOSTS = 4096
@@ -53,41 +55,69 @@ class Destination:
     device: str
     service: str | None = None
 
+    def __str__(self) -> str:
+        what = f"service {self.service}" if self.service else "default service"
+        return f"{what} of device {self.device}"
+
 
 def find_destination(request: RequestHead, domain: str) -> Destination:
     """Where this request's own head sends it. Raises Refused.
 
     The host `dev1.DOMAIN` leads to the device's default service and `web--dev1.DOMAIN` to that
-    service; so do the fields `Tunnelmux-Device` and `Tunnelmux-Service`, for where there is no
-    DNS. A head that names one device by its host and another by the field is refused, and
-    `Tunnelmux-Service` without `Tunnelmux-Device` means nothing.
+    service. Such a host decides alone, so that rules about hosts in front of the proxy hold: a head
+    whose `Tunnelmux-Device` or `Tunnelmux-Service` says anything else is refused.
+
+    The two fields decide where there is no name for it: when the host is an IP address, `localhost`,
+    DOMAIN itself, or missing. They do not under any other name. A page of `evil.example` can have
+    that name lead to this machine ("DNS rebinding") and send what fields it likes, but not another
+    host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
     """
+    device, service = _one_label(request, "Tunnelmux-Device"), _one_label(request, _SERVICE)
     by_host = _by_host(request.host, domain)
-    by_field = _by_field(request)
-    if by_host is None and by_field is None:
-        host = request.host.decode("ascii", "backslashreplace") or "no host"
-        raise Refused(
-            Refusal(
-                404,
-                "unknown-device",
-                f"{host} names no device: use the host DEVICE.{domain} or SERVICE--DEVICE.{domain},"
-                f" or the field Tunnelmux-Device.",
+    if by_host is not None:
+        if device not in (None, by_host.device) or service not in (None, by_host.service):
+            message = (
+                f"The host names the {by_host}, and it alone decides: leave out the fields "
+                f"Tunnelmux-Device and {_SERVICE}."
             )
+            raise Refused(Refusal(400, "bad-request", message))
+        return by_host
+    host = request.host.decode("ascii", "backslashreplace") or "no host"
+    names = f"use the host DEVICE.{domain} or SERVICE--DEVICE.{domain}"
+    if device is None:
+        message = f"{host} names no device: {names}, or the field Tunnelmux-Device."
+        raise Refused(Refusal(404, "unknown-device", message))
+    if not _is_neutral(request.host, domain):
+        message = (
+            f"Tunnelmux-Device counts only where the host is an IP address, localhost or "
+            f"{domain}, which {host} is not: {names}."
         )
-    if by_host is None or by_field is None:
-        return by_host or by_field  # type: ignore[return-value]  # one of them is there
-    if by_host.device != by_field.device or (
-        by_host.service and by_field.service and by_host.service != by_field.service
-    ):
-        message = "The host and the Tunnelmux-* fields name different services: send one of them."
-        raise Refused(Refusal(400, "bad-request", message))
-    return Destination(by_host.device, by_host.service or by_field.service)
+        raise Refused(Refusal(403, "forbidden", message))
+    return Destination(device, service)
+
+
+def _name_of(host: bytes) -> str:
+    """The host without its port and root dot, in small letters: checked on arrival to be ASCII."""
+    text = host.decode("ascii").lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].removesuffix(".")
+
+
+def _is_neutral(host: bytes, domain: str) -> bool:
+    """Whether this host is no name that a stranger could have made lead here."""
+    name = _name_of(host)
+    if name in {"", "localhost", domain.lower()}:
+        return True
+    try:
+        ipaddress.ip_address(name)
+    except ValueError:
+        return False
+    return True
 
 
 def _by_host(host: bytes, domain: str) -> Destination | None:
-    # Checked on arrival to be ASCII; a port and a root dot say nothing about the device.
-    name = host.decode("ascii").partition(":")[0].lower().removesuffix(".")
-    label, dot, rest = name.partition(".")
+    label, dot, rest = _name_of(host).partition(".")
     if not dot or rest != domain.lower():
         return None
     service, dashes, device = label.partition("--")
@@ -96,13 +126,6 @@ def _by_host(host: bytes, domain: str) -> Destination | None:
     if not _LABEL.fullmatch(device) or (dashes and not _LABEL.fullmatch(service)):
         return None
     return Destination(device, service or None)
-
-
-def _by_field(request: RequestHead) -> Destination | None:
-    device = _one_label(request, "Tunnelmux-Device")
-    if device is None:
-        return None
-    return Destination(device, _one_label(request, "Tunnelmux-Service"))
 
 
 def _one_label(request: RequestHead, name: str) -> str | None:
