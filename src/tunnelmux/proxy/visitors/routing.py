@@ -67,10 +67,10 @@ def find_destination(request: RequestHead, domain: str) -> Destination:
     service. Such a host decides alone, so that rules about hosts in front of the proxy hold: a head
     whose `Tunnelmux-Device` or `Tunnelmux-Service` says anything else is refused.
 
-    The two fields decide where there is no name for it: when the host is an IP address, `localhost`,
-    DOMAIN itself, or missing. They do not under any other name. A page of `evil.example` can have
-    that name lead to this machine ("DNS rebinding") and send what fields it likes, but not another
-    host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
+    The two fields decide where there is no name for it: when the host is an IP address,
+    `localhost`, DOMAIN itself, or missing. They do not under any other name. A page of
+    `evil.example` can make that name lead to this machine ("DNS rebinding") and send what fields it
+    likes, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
     """
     device, service = _one_label(request, "Tunnelmux-Device"), _one_label(request, _SERVICE)
     by_host = _by_host(request.host, domain)
