@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "INITIAL_WINDOW",
+    "AuditLimits",
     "ExecLimits",
     "IngressLimits",
     "InternalLimits",
@@ -258,6 +259,36 @@ class ExecLimits:
 
     kill_grace: float = 2.0
     """How long a command whose time is over may take to end after SIGTERM before SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AuditLimits:
+    """What the audit of commands may take on disk, and what must not push records out of it. Keys
+    of `[audit]`. Sizes in bytes, times in seconds."""
+
+    max_bytes: int = 16_777_216
+    """How large the file may grow before a new one is begun: about 40,000 commands, and small
+    enough to be opened in an editor."""
+
+    keep: int = 8
+    """How many old files stay in any case, as `file.1` (the newest) to `file.8`."""
+
+    keep_for: float = 604_800.0
+    """An older file over `keep` is removed when its newest record is this old, and not before, so
+    that nobody washes records away by making many. A week: an incident is noticed by then. 0 turns
+    it off."""
+
+    min_free: int = 268_435_456
+    """Free space on the file system under which files over `keep` are removed all the same, oldest
+    first, and the log says so. Other programs need the disk as well."""
+
+    max_command: int = 4096
+    """How much of a command's text is written down; its length and its SHA-256 always are. What
+    people type fits in, and a record stays a line that can be read."""
+
+    refusals_per_minute: int = 60
+    """Records of commands that were not run. More of them in one minute are counted by reason, and
+    a line says how many: a caller in a loop is seen with less."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -247,6 +247,18 @@ async def test_what_the_lists_do_not_allow_is_forbidden(start, tmp_path: Path, k
     assert (record["reason"], record["exit_code"]) == ("forbidden", 126)
 
 
+async def test_forbidden_commands_do_not_fill_the_audit(start, tmp_path: Path) -> None:
+    session = await start(commands=[])
+    for _ in range(62):
+        answer = await ask(session, post(json.dumps(ANYWHERE | {"command": "x" * 10_000}).encode()))
+        assert answer.status == 403
+    records = audit(tmp_path)
+    assert len(records) == 60
+    assert all(len(str(record["command"])) == 4096 for record in records)
+    info = await ask(session, b"GET http://agent.tunnelmux/v1/info HTTP/1.1\r\nHost: a\r\n\r\n")
+    assert json.loads(info.body)["exec"]["refused"] == 62
+
+
 async def test_a_longer_time_than_allowed_is_forbidden(start) -> None:
     session = await start({"max_timeout": 5.0})
     answer = await ask(session, post(json.dumps(ANYWHERE | {"timeout": 5001}).encode()))

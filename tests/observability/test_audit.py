@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import stat
@@ -9,12 +10,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import pytest
 
 from tunnelmux.errors import ConfigError
+from tunnelmux.limits import AuditLimits
 from tunnelmux.observability import AuditLog, AuditRecord, configure_logs
-from tunnelmux.observability.audit import FileSink
+from tunnelmux.observability.audit import FileSink, RefusalSummary
+from tunnelmux.observability.audit_file import LineFile
 
 NOW = datetime(2026, 11, 22, 6, 0, 0, 250_000, tzinfo=UTC)
 
@@ -38,6 +40,36 @@ def record(number: int = 1, **more: Any) -> AuditRecord:
     return AuditRecord(**content)
 
 
+class Clock:
+    """Seconds, moved by hand."""
+
+    def __init__(self) -> None:
+        self.now = NOW.timestamp()
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def open_log(
+    file: Path, *, clock: Clock | None = None, free: int = 10**12, **limits: Any
+) -> AuditLog:
+    """A log into this file, whose old ones may go at once unless something else is said."""
+    held = AuditLimits(**{"max_bytes": 10_000, "keep": 1, "keep_for": 0.0, **limits})
+    clock = clock or Clock()
+    kept = LineFile(file, held, clock=clock, free=lambda _: free)
+    return AuditLog([FileSink(kept)], held, clock=clock)
+
+
+def line_length(folder: Path, one: AuditRecord) -> int:
+    file = folder / "measured"
+    log = open_log(file)
+    log.record(one)
+    log.close()
+    size = file.stat().st_size
+    file.unlink()
+    return size
+
+
 def numbers(path: Path) -> list[int]:
     """Which commands the lines of a file are of."""
     lines = path.read_text("utf-8").splitlines()
@@ -46,7 +78,7 @@ def numbers(path: Path) -> list[int]:
 
 def test_a_line_has_these_keys_and_no_other(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    AuditLog.open(file, max_bytes=10_000, keep=1).record(record(reason="timeout"))
+    open_log(file).record(record(reason="timeout"))
     assert json.loads(file.read_bytes()) == {
         "time": "2026-11-22T06:00:00.250000Z",
         "command_id": "cmd_1",
@@ -61,6 +93,8 @@ def test_a_line_has_these_keys_and_no_other(tmp_path: Path) -> None:
         "stdout_bytes": 12,
         "stderr_bytes": 0,
         "reason": "timeout",
+        "command_bytes": 6,
+        "command_sha256": hashlib.sha256(b"uptime").hexdigest(),
     }
 
 
@@ -68,7 +102,7 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
     before = os.umask(0)
     try:
-        AuditLog.open(file, max_bytes=10_000, keep=1).record(record())
+        open_log(file).record(record())
     finally:
         os.umask(before)
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -76,8 +110,8 @@ def test_only_its_owner_reads_it(tmp_path: Path) -> None:
 
 def test_files_rotate_by_size_and_a_bounded_number_stays(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    line = len(msgspec.json.encode(record(10))) + 1
-    log = AuditLog.open(file, max_bytes=line * 3, keep=2)
+    line = line_length(tmp_path, record(10))
+    log = open_log(file, max_bytes=line * 3, keep=2)
     for number in range(10, 22):
         log.record(record(number))
     log.close()
@@ -93,9 +127,9 @@ def test_files_rotate_by_size_and_a_bounded_number_stays(tmp_path: Path) -> None
 
 def test_a_line_larger_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    log = AuditLog.open(file, max_bytes=4096, keep=3)
+    log = open_log(file, max_bytes=4096, keep=3)
     log.record(record(1))
-    log.record(record(2, command="x" * 5000))
+    log.record(record(2, command="\x00" * 800))
     log.record(record(3))
     assert [numbers(tmp_path / name) for name in ("audit.jsonl.2", "audit.jsonl.1")] == [[1], [2]]
     assert numbers(file) == [3]
@@ -103,9 +137,9 @@ def test_a_line_larger_than_a_file_gets_one_of_its_own(tmp_path: Path) -> None:
 
 def test_it_goes_on_in_the_same_file_after_a_restart(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    line = len(msgspec.json.encode(record(1))) + 1
+    line = line_length(tmp_path, record(1))
     for number in range(1, 5):
-        log = AuditLog.open(file, max_bytes=line * 3, keep=2)
+        log = open_log(file, max_bytes=line * 3, keep=2)
         log.record(record(number))
         log.close()
     assert numbers(file) == [4]
@@ -114,7 +148,7 @@ def test_it_goes_on_in_the_same_file_after_a_restart(tmp_path: Path) -> None:
 
 def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    log = AuditLog.open(file, max_bytes=10_000, keep=1)
+    log = open_log(file)
     log.record(record(1))
     file.rename(tmp_path / "taken.jsonl")
     log.record(record(2))
@@ -124,7 +158,7 @@ def test_a_file_that_was_moved_away_is_begun_anew(tmp_path: Path) -> None:
 
 def test_what_a_command_holds_cannot_forge_a_line(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
-    log = AuditLog.open(file, max_bytes=10_000, keep=1)
+    log = open_log(file)
     command = 'a\n{"command_id":"cmd_9"}\r\u2028\x00\x1b[2J'
     log.record(record(1, command=command))
     log.record(record(2, command="lone \udcff"))
@@ -135,12 +169,12 @@ def test_what_a_command_holds_cannot_forge_a_line(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_not_there_is_a_wrong_setting(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"audit\.file: .*cannot be written \(No such file"):
-        AuditLog.open(tmp_path / "no" / "audit.jsonl", max_bytes=10_000, keep=1)
+        open_log(tmp_path / "no" / "audit.jsonl")
 
 
 def test_without_a_file_the_log_has_it(capfd: pytest.CaptureFixture[str]) -> None:
     configure_logs("info", "json")
-    AuditLog.open(None, max_bytes=10_000, keep=1).record(record(7, reason="lost"))
+    AuditLog.open(None, AuditLimits()).record(record(7, reason="lost"))
     line = json.loads(capfd.readouterr().err)
     assert (line["event"], line["component"]) == ("command", "audit")
     assert (line["command_id"], line["asked_by"], line["reason"]) == ("cmd_7", "alice", "lost")
@@ -151,7 +185,7 @@ def test_a_record_that_cannot_be_written_is_in_the_log(
 ) -> None:
     configure_logs("info", "json")
     file = tmp_path / "audit.jsonl"
-    log = AuditLog.open(file, max_bytes=10_000, keep=1)
+    log = open_log(file)
     write = os.write
     with monkeypatch.context() as full:
         full.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:20]))
@@ -169,10 +203,10 @@ def test_a_record_that_cannot_be_written_is_in_the_log(
 def test_another_sink_gets_every_record() -> None:
     class Table:
         def __init__(self) -> None:
-            self.rows: list[AuditRecord] = []
+            self.rows: list[AuditRecord | RefusalSummary] = []
             self.is_closed = False
 
-        def write(self, record: AuditRecord) -> None:
+        def write(self, record: AuditRecord | RefusalSummary) -> None:
             self.rows.append(record)
 
         def close(self) -> None:
@@ -189,8 +223,115 @@ def test_another_sink_gets_every_record() -> None:
 
 def test_no_descriptor_is_left_open(tmp_path: Path) -> None:
     before = len(list(Path("/proc/self/fd").iterdir()))
-    sink = FileSink(tmp_path / "audit.jsonl", max_bytes=4096, keep=2)
+    sink = FileSink(LineFile(tmp_path / "audit.jsonl", AuditLimits(max_bytes=4096, keep=2)))
     for number in range(40):
         sink.write(record(number))
     sink.close()
     assert len(list(Path("/proc/self/fd").iterdir())) == before
+
+
+def test_of_a_long_command_the_beginning_its_length_and_its_digest_are_kept(
+    tmp_path: Path,
+) -> None:
+    file = tmp_path / "audit.jsonl"
+    log = open_log(file, max_bytes=10_000_000)
+    command = "x" * 4095 + "ä" * 500_000
+    log.record(record(1, command=command))
+    log.record(record(2, command="ä" * 2048))
+    first, second = map(json.loads, file.read_text("utf-8").splitlines())
+    assert first["command"] == "x" * 4095
+    assert first["command_bytes"] == 1_004_095
+    assert first["command_sha256"] == hashlib.sha256(command.encode()).hexdigest()
+    assert second["command"] == "ä" * 2048
+
+
+def test_refusals_do_not_wash_the_records_of_commands_away(tmp_path: Path) -> None:
+    """A forbidden command of a megabyte, as fast as somebody can ask for it."""
+    file, clock = tmp_path / "audit.jsonl", Clock()
+    log = open_log(file, clock=clock, max_bytes=100_000, keep=2, keep_for=3600.0)
+    log.record(record(1))
+    for minute in range(3):
+        for number in range(1000):
+            refused = record(
+                number, command="x" * 1_000_000, reason="busy" if number % 2 else "forbidden"
+            )
+            log.record(refused, is_refusal=True)
+        clock.now += 60
+        if minute == 1:
+            log.record(record(2))
+    log.tell_refusals()
+    log.tell_refusals(now=True)
+    files = sorted(tmp_path.iterdir(), reverse=True)
+    lines = [json.loads(line) for one in files for line in one.read_text("utf-8").splitlines()]
+    run = [line["command_id"] for line in lines if line.get("reason", "-") is None]
+    assert run == ["cmd_1", "cmd_2"]
+    refused = [line for line in lines if line.get("reason")]
+    summed_up = [line for line in lines if "refusals_not_recorded" in line]
+    assert len(refused) <= 180
+    assert [line["refusals_not_recorded"] for line in summed_up] == [940] * 3
+    assert summed_up[0]["reasons"] == {"busy": 470, "forbidden": 470}
+
+
+def test_a_refusal_that_was_counted_is_told_with_the_next_record_or_at_the_end(
+    tmp_path: Path,
+) -> None:
+    file, clock = tmp_path / "audit.jsonl", Clock()
+    log = open_log(file, clock=clock, refusals_per_minute=1)
+    for _ in range(3):
+        log.record(record(1, reason="forbidden"), is_refusal=True)
+    log.tell_refusals()
+    assert len(file.read_bytes().splitlines()) == 1
+    clock.now += 60
+    log.record(record(2))
+    _, summary, last = map(json.loads, file.read_bytes().splitlines())
+    assert (summary["refusals_not_recorded"], last["command_id"]) == (2, "cmd_2")
+    for _ in range(3):
+        log.record(record(3, reason="forbidden"), is_refusal=True)
+    log.close()
+    assert json.loads(file.read_bytes().splitlines()[-1])["reasons"] == {"forbidden": 2}
+
+
+def test_made_up_reasons_are_not_counted_apart_for_ever(tmp_path: Path) -> None:
+    file = tmp_path / "audit.jsonl"
+    log = open_log(file, refusals_per_minute=1)
+    for number in range(1000):
+        log.record(record(1, reason=f"r{number}"), is_refusal=True)
+    log.close()
+    reasons = json.loads(file.read_bytes().splitlines()[-1])["reasons"]
+    assert len(reasons) == 33
+    assert sum(reasons.values()) == 999
+
+
+def test_what_is_young_stays_however_much_is_written(tmp_path: Path) -> None:
+    file, clock = tmp_path / "audit.jsonl", Clock()
+    line = line_length(tmp_path, record(100))
+    log = open_log(file, clock=clock, max_bytes=line * 2, keep=2, keep_for=3600.0)
+    for number in range(100, 120):
+        log.record(record(number))
+        os.utime(file, (clock.now, clock.now))
+        clock.now += 60
+    kept = sorted(n for one in tmp_path.iterdir() for n in numbers(one))
+    assert kept == list(range(100, 120))
+    # An hour later, the first ones may go; those under `keep` stay whatever their age.
+    clock.now += 3600 - 10 * 60
+    log.record(record(120))
+    kept = sorted(n for one in tmp_path.iterdir() for n in numbers(one))
+    assert kept == list(range(110, 121))
+
+
+def test_a_disk_that_is_nearly_full_ends_that_and_the_log_says_so(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logs("info", "json")
+    file = tmp_path / "audit.jsonl"
+    line = line_length(tmp_path, record(10))
+    log = open_log(
+        file, max_bytes=line, keep=2, keep_for=3600.0, free=1_000_000, min_free=1_000_001
+    )
+    for number in range(10, 15):
+        log.record(record(number))
+    assert sorted(n for one in tmp_path.iterdir() for n in numbers(one)) == [12, 13, 14]
+    said = [json.loads(text) for text in capfd.readouterr().err.splitlines()]
+    assert [entry["event"] for entry in said] == ["audit records removed early"] * 2
+    assert "only 1000000 bytes are free" in said[0]["cause"]
+    assert said[0]["file"].endswith("audit.jsonl.3")

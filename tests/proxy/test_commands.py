@@ -234,6 +234,17 @@ async def test_commands_at_once_are_bounded() -> None:
     assert len(target.asked) == 4
 
 
+async def test_commands_for_devices_that_are_away_do_not_fill_the_audit() -> None:
+    dispatcher, records = make_dispatcher("dev1")
+    dispatcher.add(FakeTarget("p1"))
+    for _ in range(70):
+        await run(dispatcher, "dev1")
+    for _ in range(70):  # those that ran are written down in any case
+        await run(dispatcher, "p1")
+    reasons = [record.reason for record in records.all]
+    assert reasons == ["device-offline"] * 60 + [None] * 70
+
+
 async def test_cancelling_ends_the_command_and_writes_it_down() -> None:
     dispatcher, records = make_dispatcher()
     dispatcher.add(target := FakeTarget("p1"))

@@ -9,7 +9,14 @@ from pathlib import Path
 import pytest
 
 from support.tree import ROOT
-from tunnelmux.limits import ExecLimits, IngressLimits, InternalLimits, Limits, SocketIOLimits
+from tunnelmux.limits import (
+    AuditLimits,
+    ExecLimits,
+    IngressLimits,
+    InternalLimits,
+    Limits,
+    SocketIOLimits,
+)
 
 REACHED_BY = {
     # one yamux session
@@ -127,6 +134,20 @@ REACHED_BY = {
         "::test_a_connection_lost_under_a_command_is_reported_and_nothing_runs_twice"
     ),
     "kill_grace": "ssh/test_run.py::test_a_command_that_ignores_sigterm_is_killed_all_the_same",
+    # the audit
+    "max_bytes": (
+        "observability/test_audit.py::test_files_rotate_by_size_and_a_bounded_number_stays"
+    ),
+    "keep": "observability/test_audit.py::test_files_rotate_by_size_and_a_bounded_number_stays",
+    "keep_for": ("observability/test_audit.py::test_what_is_young_stays_however_much_is_written"),
+    "min_free": (
+        "observability/test_audit.py::test_a_disk_that_is_nearly_full_ends_that_and_the_log_says_so"
+    ),
+    "max_command": (
+        "observability/test_audit.py"
+        "::test_of_a_long_command_the_beginning_its_length_and_its_digest_are_kept"
+    ),
+    "refusals_per_minute": "agent/test_exec.py::test_forbidden_commands_do_not_fill_the_audit",
     # commands through the internal API
     "max_exec_request": (
         "internal/test_exec.py::test_the_request_the_devices_and_the_ids_are_bounded"
@@ -160,7 +181,7 @@ def names_of(path: Path) -> set[str]:
 def test_every_limit_is_in_the_table() -> None:
     limits = [
         field.name
-        for kind in (Limits, IngressLimits, ExecLimits, SocketIOLimits)
+        for kind in (Limits, IngressLimits, ExecLimits, SocketIOLimits, AuditLimits)
         for field in fields(kind)
     ]
     # Of the internal API's, those of commands.

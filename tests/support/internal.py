@@ -17,6 +17,7 @@ from tunnelmux.backend import ProxyClient
 from tunnelmux.config import Secret
 from tunnelmux.limits import IngressLimits, InternalLimits, Limits
 from tunnelmux.observability import AuditLog, AuditRecord
+from tunnelmux.observability.audit import RefusalSummary
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
@@ -87,7 +88,8 @@ class RecordList:
     def __init__(self) -> None:
         self.all: list[AuditRecord] = []
 
-    def write(self, record: AuditRecord) -> None:
+    def write(self, record: AuditRecord | RefusalSummary) -> None:
+        assert isinstance(record, AuditRecord)
         self.all.append(record)
 
     def close(self) -> None:

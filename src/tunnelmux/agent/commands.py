@@ -37,6 +37,8 @@ class CommandExecutor:
         self.limits = config.exec.limits
         self.running = 0
         """Commands that somebody waits for now."""
+        self.refused = 0
+        """Commands that were not run."""
         self._config = config
         self._device = config.device.name
         self._allowed = AllowList(config.exec)
@@ -44,8 +46,7 @@ class CommandExecutor:
         self._unavailable = "this device is not running commands now"
         self._audit: AuditLog | None = None
         if self.enabled:
-            audit = config.audit
-            self._audit = AuditLog.open(audit.file, max_bytes=audit.max_bytes, keep=audit.keep)
+            self._audit = AuditLog.open(config.audit.file, config.audit.limits)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -72,6 +73,8 @@ class CommandExecutor:
             finally:
                 self._unavailable = "this device is shutting down"
                 self._pool = None
+                if self._audit is not None:
+                    self._audit.tell_refusals(now=True)
 
     def refusal(self, request: CommandRequest) -> Exited | None:
         """The end of a command that is not going to be run now, or None."""
@@ -116,16 +119,26 @@ class CommandExecutor:
                 self.running -= 1
         finally:
             end = refused or (watched.end if watched is not None else None)
-            self._record(request, asked_by, start, trio.current_time() - began, end)
+            if refused is not None:
+                self.refused += 1
+            self._record(
+                request,
+                asked_by,
+                start,
+                trio.current_time() - began,
+                end,
+                is_refusal=refused is not None,
+            )
 
     def figures(self) -> dict[str, object]:
         """What /v1/info says about commands."""
         if self._pool is None:
-            return {"enabled": self.enabled, "running": self.running}
+            return {"enabled": self.enabled, "running": self.running, "refused": self.refused}
         pool, figures = self._pool, self._pool.figures
         return {
             "enabled": True,
             "running": self.running,
+            "refused": self.refused,
             "commands": figures.commands,
             "connections": pool.connection_count,
             "connects": figures.connects,
@@ -154,6 +167,8 @@ class CommandExecutor:
         start: datetime,
         duration: float,
         end: Exited | None,
+        *,
+        is_refusal: bool,
     ) -> None:
         if self._audit is None:
             return
@@ -174,7 +189,8 @@ class CommandExecutor:
                 stdout_bytes=end.stdout_bytes,
                 stderr_bytes=end.stderr_bytes,
                 reason=end.reason,
-            )
+            ),
+            is_refusal=is_refusal,
         )
 
 

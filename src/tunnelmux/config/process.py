@@ -9,7 +9,14 @@ from typing import ClassVar, Literal
 import msgspec
 
 from tunnelmux.config.rules import InvalidSetting
-from tunnelmux.limits import INITIAL_WINDOW, IngressLimits, InternalLimits, Limits, SocketIOLimits
+from tunnelmux.limits import (
+    INITIAL_WINDOW,
+    AuditLimits,
+    IngressLimits,
+    InternalLimits,
+    Limits,
+    SocketIOLimits,
+)
 
 __all__ = ["AgentLimitsConfig", "AuditConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
 
@@ -36,17 +43,18 @@ class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     file: Path | None = None
     """The file, each daemon its own; without it, the lines go to the log."""
 
-    max_bytes: int = 16_777_216
-    """How large the file may grow before a new one is begun: about 50,000 commands, and small
-    enough to be opened in an editor."""
-
-    keep: int = 8
-    """How many old files stay, as `file.1` (the newest) to `file.8`: with `max_bytes`, what all of
-    them take on disk is bounded."""
+    limits: AuditLimits = AuditLimits()
+    """What it may take on disk."""
 
     def __post_init__(self) -> None:
-        _check_range("max_bytes", self.max_bytes, 4096, _LARGEST_COUNT)
-        _check_range("keep", self.keep, 1, 1000)
+        limits = self.limits
+        _check_range("max_bytes", limits.max_bytes, 4096, _LARGEST_COUNT)
+        _check_range("keep", limits.keep, 1, 1000)
+        if not 0 <= limits.keep_for <= 3650 * 86_400:
+            raise InvalidSetting("keep_for", f"{limits.keep_for} is not from 0 to ten years")
+        _check_range("min_free", limits.min_free, 0, _LARGEST_COUNT)
+        _check_range("max_command", limits.max_command, 16, 1_048_576)
+        _check_range("refusals_per_minute", limits.refusals_per_minute, 1, 1_000_000)
 
 
 class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,23 +6,28 @@ would be another one.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Iterable
-from datetime import datetime
+import hashlib
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
 import msgspec
 
-from tunnelmux.errors import ConfigError
+from tunnelmux.limits import AuditLimits
+from tunnelmux.observability.audit_file import LineFile
 from tunnelmux.observability.logs import get_logger
 
-__all__ = ["AuditLog", "AuditRecord", "FileSink", "LogSink", "Sink"]
+__all__ = ["AuditLog", "AuditRecord", "FileSink", "LogSink", "RefusalSummary", "Sink"]
 
 _log = get_logger("audit")
 
-_PRIVATE = 0o600
-# Commands tell much of the machines they ran on, and at times what should not stand in them.
+_MINUTE = 60.0
+
+_MOST_REASONS = 32
+# Reasons that are counted apart; there are fewer, unless a device makes some up.
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -48,6 +53,8 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     """Who the command ran as there."""
 
     command: str
+    """Its text, or the beginning of it: at most `audit.max_command` bytes."""
+
     start: datetime
     """When it was asked for."""
 
@@ -58,11 +65,31 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None = None
     """A stable code when the command did not simply end: `timeout`, `lost`, `forbidden`, …"""
 
+    command_bytes: int = 0
+    """How long the whole command was. Filled in by AuditLog, as is the next."""
+
+    command_sha256: str = ""
+    """Of the whole command in UTF-8, in hexadecimal."""
+
+
+class RefusalSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Refused commands that have no record of their own: there were too many in one minute."""
+
+    time: datetime
+    """When this was written."""
+
+    since: datetime
+    """When that minute began."""
+
+    refusals_not_recorded: int
+    reasons: dict[str, int]
+    """How many of them had which reason."""
+
 
 class Sink(Protocol):
     """Somewhere to write records to."""
 
-    def write(self, record: AuditRecord) -> None:
+    def write(self, record: AuditRecord | RefusalSummary) -> None:
         """Write one record, without waiting for anybody. Raises OSError when that fails."""
 
     def close(self) -> None:
@@ -72,105 +99,116 @@ class Sink(Protocol):
 class LogSink:
     """Records as lines of the ordinary log: what is used where no file is configured."""
 
-    def write(self, record: AuditRecord) -> None:
+    def write(self, record: AuditRecord | RefusalSummary) -> None:
         fields = msgspec.to_builtins(record)
         del fields["time"]  # a log line has its own
-        _log.info("command", **fields)
+        if isinstance(record, RefusalSummary):
+            _log.warning("refusals not recorded", **fields)
+        else:
+            _log.info("command", **fields)
 
     def close(self) -> None:
         """There is nothing to close."""
 
 
 class FileSink:
-    """Records as JSON lines in `path`, readable by its owner only.
+    """Records as JSON lines in a file. Raises ConfigError when it cannot be opened."""
 
-    A line that would make the file larger than `max_bytes` goes into a new one: `path` becomes
-    `path.1`, that `path.2`, and so on; `keep` old ones stay. A file that somebody else moved away
-    is begun anew, so an outside logrotate works as well. Raises ConfigError when the file cannot
-    be opened.
-    """
+    def __init__(self, file: LineFile) -> None:
+        self._file = file
 
-    def __init__(self, path: Path, *, max_bytes: int, keep: int) -> None:
-        self.path = path
-        self._max_bytes = max_bytes
-        self._keep = keep
-        self._file = -1
-        self._is_torn = False
-        try:
-            self._open()
-        except OSError as error:
-            raise ConfigError(
-                f"audit.file: {path} cannot be written ({error.strerror}): make its folder, and "
-                "let this program's user write there"
-            ) from error
-
-    def write(self, record: AuditRecord) -> None:
-        line = _encode(record) + b"\n"
-        size = self._size()
-        if size and size + len(line) > self._max_bytes:
-            self._rotate()
-        if self._is_torn:  # what is there of the line before must not spoil this one
-            line = b"\n" + line
-        # One write, so that lines of two processes on one file do not mix.
-        written = os.write(self._file, line)
-        self._is_torn = written < len(line)
-        if self._is_torn:
-            raise OSError(f"only {written} of {len(line)} bytes were written")
+    def write(self, record: AuditRecord | RefusalSummary) -> None:
+        self._file.write(_encode(record) + b"\n")
 
     def close(self) -> None:
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
-
-    def _open(self) -> None:
-        self.close()
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
-        self._file = os.open(self.path, flags, _PRIVATE)
-
-    def _size(self) -> int:
-        """How long the file is, after it was opened anew if it is another one now."""
-        try:
-            there = os.stat(self.path)  # noqa: PTH116  per command: no Path object for it
-            if self._file >= 0 and os.path.samestat(there, os.fstat(self._file)):
-                return there.st_size
-        except FileNotFoundError:
-            pass
-        self._open()
-        return os.fstat(self._file).st_size
-
-    def _rotate(self) -> None:
-        for number in range(self._keep - 1, 0, -1):
-            older = self._numbered(number)
-            if older.exists():
-                older.replace(self._numbered(number + 1))
-        self.path.replace(self._numbered(1))
-        self._open()
-
-    def _numbered(self, number: int) -> Path:
-        return self.path.with_name(f"{self.path.name}.{number}")
+        self._file.close()
 
 
 class AuditLog:
     """Takes the record of every command; nothing that goes wrong here stops a command.
 
-    A record that a sink cannot take goes to the log instead, so that it is not lost.
+    A record that a sink cannot take goes to the log instead, so that it is not lost. Of commands
+    that were refused, so many in one minute have a record; the others are counted and summed up.
+    `clock` answers seconds, from whichever moment on.
     """
 
-    def __init__(self, sinks: Iterable[Sink] = ()) -> None:
+    def __init__(
+        self,
+        sinks: Iterable[Sink] = (),
+        limits: AuditLimits | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._sinks: list[Sink] = list(sinks) or [LogSink()]
+        self._limits = limits or AuditLimits()
+        self._clock = clock
         self._fallback = LogSink()
+        self._minute_began = clock() - _MINUTE
+        self._since = datetime.now(UTC)
+        self._refusals = 0
+        self._not_recorded: Counter[str] = Counter()
         self.failures = 0
         """Records that a sink could not take."""
 
     @classmethod
-    def open(cls, file: Path | None, *, max_bytes: int, keep: int) -> AuditLog:
+    def open(cls, file: Path | None, limits: AuditLimits) -> AuditLog:
         """Into this file, or the log when it is None. Raises ConfigError."""
-        if file is None:
-            return cls()
-        return cls([FileSink(file, max_bytes=max_bytes, keep=keep)])
+        sinks = [] if file is None else [FileSink(LineFile(file, limits))]
+        return cls(sinks, limits)
 
-    def record(self, record: AuditRecord) -> None:
-        """Write one record everywhere. A local write of one line: it waits for nobody."""
+    def record(self, record: AuditRecord, *, is_refusal: bool = False) -> None:
+        """Write one record everywhere. A local write of one line: it waits for nobody.
+
+        `is_refusal` says that nothing was run, so that there could be any number of them.
+        """
+        self.tell_refusals()
+        if is_refusal and not self._may_record(record):
+            return
+        command = record.command.encode("utf-8", "replace")
+        self._write(
+            msgspec.structs.replace(
+                record,
+                # What is cut within a character loses that one.
+                command=command[: self._limits.max_command].decode("utf-8", "ignore"),
+                command_bytes=len(command),
+                command_sha256=hashlib.sha256(command).hexdigest(),
+            )
+        )
+
+    def _may_record(self, record: AuditRecord) -> bool:
+        now = self._clock()
+        if now >= self._minute_began + _MINUTE:
+            self._minute_began, self._since = now, datetime.now(UTC)
+            self._refusals = 0
+        self._refusals += 1
+        if self._refusals <= self._limits.refusals_per_minute:
+            return True
+        reason = record.reason or ""
+        if reason not in self._not_recorded and len(self._not_recorded) >= _MOST_REASONS:
+            reason = "other"
+        self._not_recorded[reason] += 1
+        return False
+
+    def tell_refusals(self, *, now: bool = False) -> None:
+        """Write how many refusals have no record, once their minute is over, or `now`.
+
+        Every record does so as well; a daemon calls it from time to time and at its end.
+        """
+        if not self._not_recorded:
+            return
+        if not now and self._clock() < self._minute_began + _MINUTE:
+            return
+        reasons, self._not_recorded = dict(self._not_recorded), Counter()
+        self._write(
+            RefusalSummary(
+                time=datetime.now(UTC),
+                since=self._since,
+                refusals_not_recorded=sum(reasons.values()),
+                reasons=reasons,
+            )
+        )
+
+    def _write(self, record: AuditRecord | RefusalSummary) -> None:
         for sink in self._sinks:
             try:
                 sink.write(record)
@@ -181,19 +219,21 @@ class AuditLog:
 
     def take_over(self, other: AuditLog) -> None:
         """Write where `other` would from now on; what was used until now is closed."""
-        before, self._sinks = self._sinks, other._sinks
+        self.tell_refusals(now=True)
+        before, self._sinks, self._limits = self._sinks, other._sinks, other._limits
         for sink in before:
             sink.close()
 
     def close(self) -> None:
         """Close the sinks; what still comes goes to the log."""
-        self.take_over(AuditLog())
+        self.take_over(AuditLog(limits=self._limits))
 
 
-def _encode(record: AuditRecord) -> bytes:
+def _encode(record: AuditRecord | RefusalSummary) -> bytes:
     try:
         return msgspec.json.encode(record)
     except UnicodeEncodeError:  # a lone surrogate from somebody's JSON
+        assert isinstance(record, AuditRecord)
         texts = {
             name: value.encode("utf-8", "replace").decode("utf-8")
             for name in record.__struct_fields__

@@ -282,6 +282,7 @@ class RunningProxy:
     async def _clean_up(self) -> None:
         while True:  # until the proxy ends
             await trio.sleep(CLEANUP_INTERVAL)
+            self.dispatcher.audit.tell_refusals()
             removed = await self.store.cleanup_expired(self.config.limits.internal.session_expiry)
             if removed:
                 _log.warning("silent sessions were closed", count=removed)
@@ -454,8 +455,7 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
 
 
 def _audit_log(config: ProxyConfig) -> AuditLog:
-    audit = config.audit
-    return AuditLog.open(audit.file, max_bytes=audit.max_bytes, keep=audit.keep)
+    return AuditLog.open(config.audit.file, config.audit.limits)
 
 
 def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:

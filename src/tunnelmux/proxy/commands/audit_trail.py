@@ -6,10 +6,16 @@ from datetime import UTC, datetime
 
 import trio
 
-from tunnelmux.commands import EXIT_FAILED, CommandRequest, Event, Exited, Output
+from tunnelmux.commands import EXIT_FAILED, CommandRequest, Event, Exited, Output, Started
 from tunnelmux.observability import AuditLog, AuditRecord
 
-__all__ = ["AuditTrail"]
+__all__ = ["NOT_BEGUN", "AuditTrail"]
+
+NOT_BEGUN = frozenset(
+    {"busy", "device-busy", "device-disabled", "device-draining", "device-offline", "forbidden"}
+    | {"invalid", "not-supported", "undelivered", "unknown-device"}
+)
+"""Reasons of commands that cost nobody anything, so that a caller could make any number of them."""
 
 _CANCELLED = "cancelled"
 # The reason of a command whose caller left before its end.
@@ -35,6 +41,7 @@ class AuditTrail:
         self._bytes = {"stdout": 0, "stderr": 0}
         self._end: Exited | None = None
         self._is_closed = False
+        self._has_begun = False
 
     @property
     def duration(self) -> float:
@@ -44,7 +51,10 @@ class AuditTrail:
     def see(self, event: Event) -> None:
         """Note an event. Of output, its length is kept and nothing else."""
         match event:
+            case Started():
+                self._has_begun = True
             case Output(stream, data):
+                self._has_begun = True
                 self._bytes[stream] += len(data)
             case Exited():
                 self._end = event
@@ -71,5 +81,6 @@ class AuditTrail:
                 stdout_bytes=max(self._bytes["stdout"], end.stdout_bytes if end else 0),
                 stderr_bytes=max(self._bytes["stderr"], end.stderr_bytes if end else 0),
                 reason=end.reason if end else _CANCELLED,
-            )
+            ),
+            is_refusal=not self._has_begun and end is not None and end.reason in NOT_BEGUN,
         )

@@ -1,0 +1,133 @@
+"""The file that the audit's lines are in: it rotates by size, and keeps what is young."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tunnelmux.errors import ConfigError
+from tunnelmux.limits import AuditLimits
+from tunnelmux.observability.logs import get_logger
+
+__all__ = ["LineFile"]
+
+_log = get_logger("audit")
+
+_PRIVATE = 0o600
+# Commands tell much of the machines they ran on, and at times what should not stand in them.
+
+
+def free_space(folder: Path) -> int:
+    """Bytes that are free for this user on the file system there."""
+    found = os.statvfs(folder)
+    return found.f_bavail * found.f_frsize
+
+
+class LineFile:
+    """Lines in `path`, readable by its owner only.
+
+    A line that would make the file larger than `max_bytes` goes into a new one: `path` becomes
+    `path.1`, that `path.2`, and so on. `keep` old ones stay, and more while they are younger than
+    `keep_for` and the disk is not nearly full. A file that somebody else moved away is begun anew,
+    so an outside logrotate works as well. Raises ConfigError when the file cannot be opened.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        limits: AuditLimits,
+        *,
+        clock: Callable[[], float] = time.time,
+        free: Callable[[Path], int] = free_space,
+    ) -> None:
+        self.path = path
+        self._limits = limits
+        self._clock = clock
+        self._free = free
+        self._file = -1
+        self._is_torn = False
+        try:
+            self._open()
+        except OSError as error:
+            raise ConfigError(
+                f"audit.file: {path} cannot be written ({error.strerror}): make its folder, and "
+                "let this program's user write there"
+            ) from error
+
+    def write(self, line: bytes) -> None:
+        """Add a line, which ends with a line feed. Raises OSError."""
+        size = self._size()
+        if size and size + len(line) > self._limits.max_bytes:
+            self._rotate()
+        if self._is_torn:  # what is there of the line before must not spoil this one
+            line = b"\n" + line
+        # One write, so that lines of two processes on one file do not mix.
+        written = os.write(self._file, line)
+        self._is_torn = written < len(line)
+        if self._is_torn:
+            raise OSError(f"only {written} of {len(line)} bytes were written")
+
+    def close(self) -> None:
+        """Close it."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _open(self) -> None:
+        self.close()
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC
+        self._file = os.open(self.path, flags, _PRIVATE)
+
+    def _size(self) -> int:
+        """How long the file is, after it was opened anew if it is another one now."""
+        try:
+            there = os.stat(self.path)  # noqa: PTH116  per command: no Path object for it
+            if self._file >= 0 and os.path.samestat(there, os.fstat(self._file)):
+                return there.st_size
+        except FileNotFoundError:
+            pass
+        self._open()
+        return os.fstat(self._file).st_size
+
+    def _rotate(self) -> None:
+        old = self._old_files()
+        for number in sorted(old, reverse=True):
+            old[number].replace(self._numbered(number + 1))
+        self.path.replace(self._numbered(1))
+        self._open()
+        self._remove_old()
+
+    def _old_files(self) -> dict[int, Path]:
+        prefix = f"{self.path.name}."
+        return {
+            int(number): file
+            for file in self.path.parent.iterdir()
+            if file.name.startswith(prefix)
+            and (number := file.name.removeprefix(prefix)).isascii()
+            and number.isdigit()
+            and number == str(int(number))
+        }
+
+    def _remove_old(self) -> None:
+        """Remove files over `keep`, oldest first, as far as they are old or the disk is full."""
+        limits = self._limits
+        for number, file in sorted(self._old_files().items(), reverse=True):
+            if number <= limits.keep:
+                return
+            age = self._clock() - file.stat().st_mtime
+            if limits.keep_for and age < limits.keep_for:
+                free = self._free(self.path.parent)
+                if free >= limits.min_free:
+                    return
+                _log.warning(
+                    "audit records removed early",
+                    file=str(file),
+                    age=round(age),
+                    cause=f"only {free} bytes are free on the disk (audit.min_free)",
+                )
+            file.unlink(missing_ok=True)
+
+    def _numbered(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.{number}")
