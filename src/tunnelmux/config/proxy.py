@@ -341,9 +341,10 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         names = [device.name for device in self.devices]
+        known = set(names)
         check_unique("devices.name", names)
         for index, ingress in enumerate(self.ingress.tcp):
-            if ingress.device not in names:
+            if ingress.device not in known:
                 raise InvalidSetting(
                     f"ingress.tcp[{index}].device",
                     f'there is no device "{ingress.device}": add it under [[devices]], or name '

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -38,37 +37,29 @@ def devices_from_config(config: ProxyConfig) -> list[KnownDevice]:
 
 
 class DeviceRegister:
-    """The devices known now. A device of proxy.toml hides an enrolled one of the same name."""
+    """The devices known now. A device of proxy.toml hides an enrolled one of the same name.
+
+    Finding one, by token or by name, is one look in a table, however many there are.
+    """
 
     def __init__(
         self, configured: Iterable[KnownDevice] = (), enrolled: Iterable[KnownDevice] = ()
     ) -> None:
         self._configured = {device.name: device for device in configured}
         self._enrolled = {device.name: device for device in enrolled}
-        self._by_name = self._enrolled | self._configured
+        self._index()
 
     def identify(self, token: str) -> KnownDevice | None:
         """The device this token belongs to, enabled or not; None when it is nobody's.
 
-        The time it takes depends on the number of devices only: the token's hash is compared with
-        all of them, each in constant time, whether or not one has matched.
+        Found by the SHA-256 of the token. What the time of the look could tell is something about
+        digests, and nobody can choose a token by its digest: a token has 256 random bits.
         """
-        digest = hashlib.sha256(token.encode()).digest()
-        found = None
-        for device in self._by_name.values():
-            if hmac.compare_digest(digest, device.token_sha256):
-                found = device
-        return found
+        return self._by_token.get(hashlib.sha256(token.encode()).digest())
 
     def identify_replaced(self, token: str) -> KnownDevice | None:
         """The device that this token belonged to until another invitation replaced it, or None."""
-        digest = hashlib.sha256(token.encode()).digest()
-        found = None
-        for device in self._by_name.values():
-            for replaced in device.replaced_sha256:
-                if hmac.compare_digest(digest, replaced):
-                    found = device
-        return found
+        return self._by_replaced.get(hashlib.sha256(token.encode()).digest())
 
     def knows(self, name: str) -> bool:
         """Whether there is a device of this name, online or not. A disabled one is known."""
@@ -94,7 +85,7 @@ class DeviceRegister:
         """
         before = self._by_name
         self._configured = {device.name: device for device in configured}
-        self._by_name = self._enrolled | self._configured
+        self._index()
         return {
             name
             for name, device in before.items()
@@ -105,5 +96,32 @@ class DeviceRegister:
 
     def add_enrolled(self, device: KnownDevice) -> None:
         """Let a device connect that just enrolled, in place of an enrolled one of its name."""
+        before = self._enrolled.get(device.name)
         self._enrolled[device.name] = device
-        self._by_name = self._enrolled | self._configured
+        if device.name in self._configured:
+            return
+        if before is not None:
+            self._forget(before)
+        self._remember(device)
+
+    def _index(self) -> None:
+        self._by_name: dict[str, KnownDevice] = {}
+        self._by_token: dict[bytes, KnownDevice] = {}
+        self._by_replaced: dict[bytes, KnownDevice] = {}
+        for device in (self._enrolled | self._configured).values():
+            self._remember(device)
+
+    def _remember(self, device: KnownDevice) -> None:
+        self._by_name[device.name] = device
+        # Where a token is there twice, proxy.toml wins.
+        other = self._by_token.get(device.token_sha256)
+        if other is None or not self.is_configured(other.name):
+            self._by_token[device.token_sha256] = device
+        for digest in device.replaced_sha256:
+            self._by_replaced[digest] = device
+
+    def _forget(self, device: KnownDevice) -> None:
+        if self._by_token.get(device.token_sha256) is device:
+            del self._by_token[device.token_sha256]
+        for digest in device.replaced_sha256:
+            self._by_replaced.pop(digest, None)
