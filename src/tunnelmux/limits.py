@@ -139,8 +139,19 @@ class IngressLimits:
     Ten round trips over the slowest mobile network."""
 
     max_handshakes: int = 256
-    """Tunnel handshakes in flight; one more waits in the kernel's queue. After a restart a whole
+    """Tunnel handshakes in flight. One more takes the place of the oldest that is silent, or of one
+    whose address has most; else it is reset, and its agent comes again. After a restart a whole
     fleet dials at once, and unauthenticated peers must not hold memory for all of it."""
+
+    max_arrivals_per_address: int = 128
+    """Connections of one address (of IPv6, one /64) that have not finished their handshake or the
+    head of their first request; one more takes the place of the oldest of them that is silent, or
+    is reset. Half of max_handshakes: no one address keeps the others out, and a site of some
+    hundred devices behind one address is in again within seconds. trusted_proxies are exempt."""
+
+    first_byte_timeout: float = 5.0
+    """From accepting a connection to its first byte, which agents and browsers send at once. Two
+    lost packets (1 and 2 s) still fit in; who connects to say nothing is soon gone."""
 
     reconnect_wait: float = 5.0
     """A visitor whose device was lost less than this ago waits until then for its return. An

@@ -5,40 +5,14 @@ from __future__ import annotations
 import errno
 import socket
 
-import msgspec
 import pytest
 import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from support.proxies import agent_of, proxy_config, running
-from tunnelmux.config import Address, LimitsConfig
-from tunnelmux.limits import IngressLimits
+from tunnelmux.config import Address
 from tunnelmux.proxy.visitors import listeners
 from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
-
-
-async def test_a_flood_of_handshakes_waits_outside_and_sessions_go_on() -> None:
-    limits = LimitsConfig(ingress=IngressLimits(max_handshakes=2))
-    config = msgspec.structs.replace(proxy_config(), limits=limits)
-    async with running(config) as proxy, agent_of(proxy, "dev1") as connected:
-        flood = [await trio.open_tcp_stream(*proxy.tunnel_address) for _ in range(2)]
-        arrived = trio.Event()
-
-        async def connect() -> None:
-            async with agent_of(proxy, "dev2"):
-                arrived.set()
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(connect)
-            with trio.move_on_after(0.1) as waiting:
-                await arrived.wait()
-            assert waiting.cancelled_caught, "a third handshake was begun beside the two"
-            await connected.ping()
-            await flood[0].aclose()
-            with trio.fail_after(5):
-                await arrived.wait()
-        await flood[1].aclose()
 
 
 async def test_running_out_of_files_is_logged_and_waited_out(

@@ -70,6 +70,13 @@ REACHED_BY = {
     "max_handshakes": (
         "proxy/test_tunnel.py::test_handshakes_in_flight_are_bounded_and_sessions_do_not_count"
     ),
+    "max_arrivals_per_address": (
+        "transports/test_admission.py"
+        "::test_the_oldest_silent_one_of_an_address_gives_way_to_its_next"
+    ),
+    "first_byte_timeout": (
+        "proxy/test_admission.py::test_silence_is_cut_before_the_handshake_timeout"
+    ),
     "reconnect_wait": "proxy/test_ingress_http.py::test_the_wait_for_a_lost_device_ends",
     # Socket.IO
     "socketio_max_payload": (

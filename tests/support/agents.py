@@ -16,6 +16,7 @@ from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.sessions import MemoryStore, SessionHandle
 from tunnelmux.transports import memory_stream_pair, parse_url
+from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.websocket import start_websocket_client
 
 
@@ -51,16 +52,20 @@ class TunnelBench:
             devices=self.devices,
             store=self.store,
             settings=settings or TunnelSettings(),
-            max_handshakes=max_handshakes,
+            admission=Admission("tunnel", limit=max_handshakes),
             enrolment=enrolment,
         )
         self._nursery = nursery
 
     async def connect_raw(self, remote: str = "192.0.2.7:50000") -> trio.abc.HalfCloseableStream:
         """A connection that has said nothing yet, counted as an accepted one is."""
-        await self.server.gate.acquire()
+        place = await self.server.admission.wait_for_place(remote)
         there, here = memory_stream_pair()
-        self._nursery.start_soon(self.server.handle, there, remote)
+        if place is None:
+            await there.aclose()
+        else:
+            place.has_spoken()
+            self._nursery.start_soon(self.server.handle, there, remote, place)
         return here
 
     @asynccontextmanager

@@ -137,6 +137,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
 
     left_out: ClassVar[frozenset[str]] = frozenset(
         {"max_visitors", "max_handshakes", "reconnect_wait"}
+        | {"max_arrivals_per_address", "first_byte_timeout"}
         | {"socketio_max_sessions", "socketio_max_commands"}
         | {"socketio_start_timeout", "socketio_result_grace"}
         | {field.name for field in dataclasses.fields(InternalLimits)}

@@ -56,6 +56,10 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     path: str = "/tunnel/connect"
     """The path of the WebSocket endpoint."""
 
+    trusted_proxies: list[str] = []
+    """Addresses and networks of load balancers in front of this listener, through which many agents
+    come from one address: `max_arrivals_per_address` does not hold for them."""
+
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `wss://`."""
 
@@ -68,6 +72,8 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             raise InvalidSetting(
                 "path", f'"{self.path}" is not a path: write it like "/tunnel/connect"'
             )
+        for network in self.trusted_proxies:
+            check_network("trusted_proxies", network)
         _check_tls_pair(self.tls_certificate, self.tls_key)
 
     @property

@@ -23,6 +23,7 @@ from tunnelmux.transports import (
     serve_connections,
     start_server_tls,
 )
+from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT
 
 __all__ = ["serve"]
@@ -79,21 +80,22 @@ class _Server:
         self._authorize = authorize
         self._ssl_context = ssl_context if where.is_secure else None
         self._limits = limits
-        self._places = max_handshakes
+        self._admission = Admission("serve", limit=max_handshakes, per_address=max_handshakes)
 
     async def handle(self, connection: trio.SocketStream) -> None:
         """One connection, from its first byte to the end of its session."""
-        if self._places == 0:
-            _log.warning("connection dropped", cause="too many handshakes at once")
+        host, port = connection.socket.getpeername()[:2]
+        place = self._admission.enter(f"[{host}]:{port}" if ":" in host else f"{host}:{port}")
+        if place is None:
             return
-        self._places -= 1
-        try:
-            opening = await self._shake_hands(connection)
-        except ConnectError as exc:
-            _log.info("handshake failed", cause=str(exc))
-            return
-        finally:
-            self._places += 1
+        opening = None
+        with place, trio.CancelScope() as handshake:
+            place.on_give_way = handshake.cancel
+            try:
+                if await place.hear(connection, HANDSHAKE_TIMEOUT):
+                    opening = await self._shake_hands(connection)
+            except ConnectError as exc:
+                _log.info("handshake failed", cause=str(exc))
         if opening is None:
             return
         try:

@@ -14,6 +14,7 @@ import trio
 
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.errors import ConfigError
+from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import AuditLog, get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
@@ -27,6 +28,7 @@ from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
 from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
+from tunnelmux.transports.admission import Admission
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.commands.socketio_agents import AgentServer
@@ -101,7 +103,7 @@ class RunningProxy:
             devices=self.devices,
             store=self.store,
             settings=_tunnel_settings(config),
-            max_handshakes=config.limits.ingress.max_handshakes,
+            admission=Admission("tunnel"),
             enrolment=enrolment,
         )
         self._http = HttpIngressServer(self.store, self.devices)
@@ -111,6 +113,7 @@ class RunningProxy:
             self.store, self.events, self._gauges, dispatcher=self.dispatcher
         )
         self._agent_server: AgentServer | None = None
+        self._set_admission(config)
         self._set_ingress(config)
         self._reloading = trio.Lock()
         self._drain_wanted = trio.Event()
@@ -125,6 +128,11 @@ class RunningProxy:
         address = self._listeners.address("tunnel")
         assert address is not None  # there is no proxy without this listener
         return address
+
+    @property
+    def tunnel_admission(self) -> Admission:
+        """The places for agents that shake hands."""
+        return self._tunnel.admission
 
     @property
     def http_address(self) -> Address | None:
@@ -171,6 +179,7 @@ class RunningProxy:
             self._set_ingress(config)
             self.dispatcher.audit.take_over(audit)
             self._tunnel.settings = tunnel
+            self._set_admission(config)
             self.config = config
             stale = sorted(self.devices.replace_configured(devices))
             kicked = [name for name in stale if await self._kick(name)]
@@ -329,6 +338,14 @@ class RunningProxy:
             self.store.forget_device(name)
         return handle is not None
 
+    def _set_admission(self, config: ProxyConfig) -> None:
+        limits = config.limits.ingress
+        self._tunnel.admission.configure(
+            limit=limits.max_handshakes,
+            per_address=limits.max_arrivals_per_address,
+            exempt=TrustedProxies.parse(config.tunnel.trusted_proxies),
+        )
+
     def _set_ingress(self, config: ProxyConfig) -> None:
         http, limits, internal = config.ingress.http, config.limits.ingress, config.internal
         # What reads files comes first: if it fails, nothing has changed.
@@ -392,7 +409,7 @@ class RunningProxy:
                 address=self.config.tunnel.address,
                 handler=self._tunnel.handle,
                 nursery=self._agents,
-                gate=self._tunnel.gate,
+                admission=self._tunnel.admission,
             )
         }
         socketio = self.config.socketio
@@ -451,6 +468,7 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
         tls=_tls_context(tunnel.tls_certificate, tunnel.tls_key),
         limits=config.limits.session,
         handshake_timeout=config.limits.ingress.handshake_timeout,
+        first_byte_timeout=config.limits.ingress.first_byte_timeout,
     )
 
 

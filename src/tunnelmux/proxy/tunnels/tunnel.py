@@ -19,6 +19,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
 from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.relay import abort
 from tunnelmux.sessions import LocalHandle, SessionStore
 from tunnelmux.transports import (
     UpgradeRequest,
@@ -27,6 +28,7 @@ from tunnelmux.transports import (
     read_upgrade,
     start_server_tls,
 )
+from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket
 
@@ -47,6 +49,8 @@ class TunnelSettings:
     limits: Limits = field(default_factory=Limits)
     handshake_timeout: float = 10.0
     """Seconds from accepting a connection to the end of its handshake, TLS included."""
+    first_byte_timeout: float = 5.0
+    """Seconds of these until its first byte."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -57,26 +61,11 @@ class _Admitted:
     replaced: bool = False
 
 
-class _Place:
-    """One of the places for handshakes in flight, given back once."""
-
-    __slots__ = ("_gate", "_held")
-
-    def __init__(self, gate: trio.Semaphore) -> None:
-        self._gate = gate
-        self._held = True
-
-    def release(self) -> None:
-        if self._held:
-            self._held = False
-            self._gate.release()
-
-
 class TunnelServer:
     """Admits agents and holds their sessions.
 
-    `handle` serves one connection; whoever accepts connections acquires `gate` for each first.
-    `settings` may be replaced at any time; `max_handshakes` holds for good.
+    `handle` serves one connection, for which whoever accepts connections gets a place from
+    `admission` first. `settings` may be replaced at any time, and so may the admission's limits.
     """
 
     def __init__(
@@ -85,11 +74,11 @@ class TunnelServer:
         devices: DeviceRegister,
         store: SessionStore,
         settings: TunnelSettings,
-        max_handshakes: int,
+        admission: Admission,
         enrolment: Enrolment | None = None,
     ) -> None:
         self.settings = settings
-        self.gate = trio.Semaphore(max_handshakes)
+        self.admission = admission
         self.is_draining = False
         self.pump: DataPump | None = None
         """What moves the bytes of the sessions from now on, where there is one."""
@@ -103,23 +92,30 @@ class TunnelServer:
         """The sessions whose connection is not over, replaced ones that still unwind included."""
         return list(self._live)
 
-    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
+    async def handle(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
         """Serve one connection of an agent until it ends. Whatever goes wrong is logged here."""
-        place = _Place(self.gate)
         try:
             await self._serve(stream, remote, place)
         except ConnectError as error:
             _log.info("tunnel handshake failed", remote=remote, cause=str(error))
         finally:
-            place.release()
+            place.leave()
 
-    async def _serve(self, stream: trio.abc.Stream, remote: str, place: _Place) -> None:
-        opening = await self._shake_hands(stream, remote)
+    async def _serve(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
+        opening = None
+        with trio.CancelScope() as handshake:
+            place.on_give_way = handshake.cancel
+            if not place.is_held:
+                handshake.cancel(reason="others got its place before it began")
+            opening = await self._shake_hands(stream, remote, place)
+        # What is left are a few bytes for a device that has proved who it is.
+        place.leave()
+        if handshake.cancelled_caught:
+            await abort(stream)
         if opening is None:
             return
         admitted, accepted = opening
         async with accepted as websocket:
-            place.release()
             session = Session(
                 websocket,
                 is_client=False,
@@ -130,16 +126,18 @@ class TunnelServer:
             await self._hold(session, admitted, remote)
 
     async def _shake_hands(
-        self, stream: trio.abc.Stream, remote: str
+        self, stream: trio.abc.Stream, remote: str, place: Place
     ) -> tuple[_Admitted, AbstractAsyncContextManager[WebSocketStream]] | None:
         """Who has connected, and what is left to do to get at his bytes; None when it was refused.
 
         On its own because of what it needs and a session does not: the request, for one.
         """
         settings = self.settings
+        deadline = trio.current_time() + settings.handshake_timeout
         if isinstance(stream, trio.SocketStream):
             configure_socket(stream)
-        deadline = trio.current_time() + settings.handshake_timeout
+            if not await place.hear(stream, settings.first_byte_timeout):
+                raise ConnectError(f"it said nothing within {settings.first_byte_timeout:g} s")
 
         def time_left() -> float:
             return max(deadline - trio.current_time(), 0.0)

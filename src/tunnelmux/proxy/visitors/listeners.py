@@ -15,6 +15,8 @@ from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.relay import reset_socket
+from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.tcp import (
     bound_addresses,
     configure_socket,
@@ -46,15 +48,16 @@ class ListenerPlan:
     key: str
     """The setting it comes from, for error messages."""
     address: Address
-    handler: Callable[[trio.SocketStream, str], Awaitable[None]]
-    """Serves one connection; gets its stream and the visitor's address as `host:port`."""
+    handler: Callable[..., Awaitable[None]]
+    """Serves one connection; gets its stream and the visitor's address as `host:port`, and where
+    there is an `admission` the connection's place, which it gives back."""
     nursery: trio.Nursery
     """Owns the connections, so that closing the listener ends none of them."""
     take: Callable[[socket.socket, str], bool] | None = None
     """Asked first, where there is a pump: answers whether it took the connection, which then is
     its to close. It saves a task where connections come by the thousand."""
-    gate: trio.Semaphore | None = None
-    """Acquired for each connection; `handler` releases it when it needs its place no more."""
+    admission: Admission | None = None
+    """Asked for a place for each connection; one that gets none is reset."""
 
 
 @dataclass
@@ -172,16 +175,21 @@ class ListenerSet:
     ) -> None:
         plan = entry.plan
         remote = str(Address(*address[:2]))
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        if plan.gate is not None:
+        place = None
+        if plan.admission is not None:
             try:
                 # No deadline: a place is held for as long as a handshake may take, at most.
                 # Meanwhile the others wait in the kernel's queue.
-                await plan.gate.acquire()
+                place = await plan.admission.wait_for_place(remote)
             except trio.Cancelled:
-                await trio.aclose_forcefully(stream)
+                connection.close()
                 raise
-        plan.nursery.start_soon(self._handle, plan, stream, remote)
+            if place is None:
+                reset_socket(connection)
+                return
+        connection.setblocking(False)
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
+        plan.nursery.start_soon(self._handle, plan, stream, remote, place)
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
@@ -200,17 +208,21 @@ class ListenerSet:
     def handle_soon(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
         """Serve one connection in a task of its own."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        plan.nursery.start_soon(self._handle, plan, stream, remote)
+        plan.nursery.start_soon(self._handle, plan, stream, remote, None)
 
-    async def _handle(self, plan: ListenerPlan, stream: trio.SocketStream, remote: str) -> None:
+    async def _handle(
+        self, plan: ListenerPlan, stream: trio.SocketStream, remote: str, place: Place | None
+    ) -> None:
         try:
             # No TCP_USER_TIMEOUT: the kernel would also cut visitors who pause reading a download.
             configure_socket(stream, user_timeout=None)
-            await plan.handler(stream, remote)
+            await plan.handler(stream, remote, *([] if place is None else [place]))
         except Exception:  # noqa: BLE001  as the next line says
             # A bug in one connection is no reason to drop all the others.
             _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
         finally:
+            if place is not None:
+                place.leave()
             await trio.aclose_forcefully(stream)
 
 

@@ -1,0 +1,155 @@
+"""Strangers that connect and say nothing do not keep agents and visitors out."""
+
+from __future__ import annotations
+
+import resource
+import socket
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+import trio
+import trio.lowlevel
+from structlog.testing import capture_logs
+
+from support.proxies import proxy_config, running
+from tunnelmux.config import Address, LimitsConfig
+from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import open_session
+from tunnelmux.proxy import RunningProxy
+from tunnelmux.transports import parse_url
+from tunnelmux.transports.websocket import start_websocket_client
+
+SILENT = 2000
+
+
+@pytest.fixture
+def many_files() -> Iterator[None]:
+    """As many open files as the crowd needs, at both its ends."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 3 * SILENT
+    if hard != resource.RLIM_INFINITY and hard < wanted:
+        pytest.skip(f"{wanted} open files are needed, and {hard} allowed: ulimit -Hn {wanted}")
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, wanted), hard))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+async def dial_from(source: str, address: Address) -> trio.SocketStream:
+    """A connection to *address* that comes from the loopback address *source*."""
+    sock = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    try:
+        await sock.bind((source, 0))
+        await sock.connect(tuple(address))
+    except BaseException:
+        sock.close()
+        raise
+    return trio.SocketStream(sock)
+
+
+@asynccontextmanager
+async def crowd(source: str, address: Address, *, count: int = SILENT) -> AsyncIterator[None]:
+    """Connections from *source* that say nothing, each dialled again when it is dropped."""
+
+    async def stay() -> None:
+        while True:
+            try:
+                async with await dial_from(source, address) as stream:
+                    await stream.receive_some()
+            except OSError:
+                await trio.sleep(0.01)
+            except trio.BrokenResourceError:
+                pass
+            await trio.sleep(0.5)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(count):
+            nursery.start_soon(stay)
+            if number % 100 == 0:
+                await trio.lowlevel.checkpoint()
+        yield
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def agent_from(source: str, proxy: RunningProxy, device: str) -> AsyncIterator[None]:
+    """An agent that comes from the loopback address *source*."""
+    stream = await dial_from(source, proxy.tunnel_address)
+    url = parse_url(f"ws://{proxy.tunnel_address}/tunnel/connect")
+    headers = [(b"Authorization", f"Bearer token-of-{device}".encode())]
+    async with trio.open_nursery() as nursery:
+        websocket = await start_websocket_client(nursery, stream, url, headers=headers)
+        async with open_session(websocket, is_client=True):
+            yield
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+async def test_agents_get_in_beside_2000_silent_connections_of_one_address() -> None:
+    async with running(proxy_config()) as proxy:
+        with capture_logs() as logs:
+            async with crowd("127.0.0.2", proxy.tunnel_address):
+                await trio.sleep(1)
+                started = trio.current_time()
+                async with agent_from("127.0.0.3", proxy, "dev1"):
+                    assert trio.current_time() - started < 2
+                    async with agent_from("127.0.0.4", proxy, "dev2"):
+                        assert trio.current_time() - started < 2
+        floods = [line for line in logs if line["event"] == "connections gave way"]
+        assert floods and floods[0]["address"] == "127.0.0.2"
+        assert len(floods) < 5
+
+
+async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None:
+    limits = LimitsConfig(ingress=IngressLimits(max_handshakes=8, max_arrivals_per_address=4))
+    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    async with running(config) as proxy:
+        slow = await dial_from("127.0.0.3", proxy.tunnel_address)
+        await slow.send_all(b"GET /tunnel/connect HTTP/1.1\r\nHost: p\r\n")
+        silent = [
+            await dial_from(f"127.0.1.{number}", proxy.tunnel_address) for number in range(40)
+        ]
+        await slow.send_all(
+            b"Authorization: Bearer token-of-dev1\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+            b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        with trio.fail_after(5):
+            assert (await slow.receive_some()).startswith(b"HTTP/1.1 101")
+        for stream in (slow, *silent):
+            await trio.aclose_forcefully(stream)
+
+
+async def test_silence_is_cut_before_the_handshake_timeout() -> None:
+    limits = LimitsConfig(ingress=IngressLimits(first_byte_timeout=0.1))
+    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    async with running(config) as proxy:
+        with capture_logs() as logs, trio.fail_after(5):
+            silent = await dial_from("127.0.0.2", proxy.tunnel_address)
+            assert await silent.receive_some() == b""
+        assert [line["cause"] for line in logs if line["event"] == "tunnel handshake failed"] == [
+            "it said nothing within 0.1 s"
+        ]
+        await silent.aclose()
+
+
+async def test_one_address_that_speaks_slowly_is_refused_at_its_limit_only() -> None:
+    limits = LimitsConfig(ingress=IngressLimits(max_arrivals_per_address=2))
+    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    async with running(config) as proxy:
+        slow = [await dial_from("127.0.0.2", proxy.tunnel_address) for _ in range(2)]
+        for stream in slow:
+            await stream.send_all(b"GET /")
+        while proxy.tunnel_admission.silent or len(proxy.tunnel_admission) < 2:  # noqa: ASYNC110  no event says so
+            await trio.sleep(0.01)
+        with capture_logs() as logs, pytest.raises((trio.BrokenResourceError, OSError)):
+            async with await dial_from("127.0.0.2", proxy.tunnel_address) as third:
+                await third.receive_some()
+        assert [line["reason"] for line in logs] == ["too-many-connections"]
+        with trio.fail_after(5):
+            async with agent_from("127.0.0.3", proxy, "dev1"):
+                pass
+        for stream in slow:
+            await stream.aclose()
