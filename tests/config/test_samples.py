@@ -38,11 +38,17 @@ def sample(program):
 def loaded(program, text, folder):
     file = folder / f"{program}.toml"
     file.write_text(text)
+    (folder / "internal.secret").write_text("of-the-back-end\n")
     return PROGRAMS[program][1](file, environ={})
 
 
 def test_the_sample_loads_as_it_is(program, sample, tmp_path):
     loaded(program, sample, tmp_path)
+
+
+def test_the_proxys_sample_asks_callers_for_a_secret(tmp_path):
+    config = loaded("proxy", sample_file("proxy").read_text(), tmp_path)
+    assert config.internal.asks_for_credentials
 
 
 def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_path):

@@ -161,7 +161,7 @@ async def test_metrics_tell_how_commands_came_by_their_ssh_connections(site: Sit
 
 async def test_ten_mebibytes_come_up_to_the_limit_and_are_counted_whole(site: Site) -> None:
     await site.start_agent()
-    request = site.request("head -c 10485760 /dev/zero")
+    request = site.request("head -c 10485760 /dev/zero | tr '\\0' x")
     out, _, end = await run(site, "dev1", request)
     assert (end.exit_code, end.stdout_bytes) == (0, 10_485_760)
     assert len(out) == 8_388_608  # exec.max_output

@@ -168,8 +168,9 @@ async def test_a_certificate_is_enough_and_none_or_a_strangers_is_not(
         agent_of(proxy) as agent,
     ):
         client = client_of(proxy, certificates.context(certificates.client_ca))
-        assert [s.device_id for s in await client.list_sessions()] == ["dev1"]
-        stream = await client.open_stream("token-of-dev1")
+        [session] = await client.list_sessions()
+        assert session.device_id == "dev1"
+        stream = await client.open_stream(session.token)
         await stream.send_all(b"over TLS")
         theirs = await agent.accept_stream()
         assert await theirs.receive_some() == b"over TLS"
@@ -254,7 +255,8 @@ async def test_a_reload_changes_the_secret_and_closes_the_port() -> None:
 async def test_a_drain_is_seen_through_the_api_and_ends_with_the_last_stream() -> None:
     async with running_with_secret() as (proxy, _), agent_of(proxy) as agent:
         client = caller_of(proxy, "first")
-        raw = await client.open_stream("token-of-dev1")
+        [session] = await client.list_sessions()
+        raw = await client.open_stream(session.token)
         await raw.send_all(b"unfinished")
         theirs = await agent.accept_stream()
         async with client.events() as events, trio.open_nursery() as nursery:

@@ -9,12 +9,12 @@ import pytest
 import trio
 import trio_websocket
 
-from support.site import FRAME, SECRET, running_site
+from support.site import DEVICE_TOKEN, FRAME, SECRET, running_site
 from tunnelmux.backend import ApiCallFailed, ProxyClient
-from tunnelmux.errors import ConnectError, SessionNotFound
+from tunnelmux.config import Secret, hash_token
+from tunnelmux.endpoints import dial
+from tunnelmux.errors import ConnectError, ConnectRefused, SessionClosed, SessionNotFound
 from tunnelmux.sessions import RemoteStore
-
-TOKEN = "token-of-dev1"
 
 
 @pytest.mark.slow
@@ -22,7 +22,7 @@ TOKEN = "token-of-dev1"
 async def test_a_back_end_lists_forwards_streams_echoes_and_kicks(seconds: float) -> None:
     async with running_site() as site, ProxyClient(site.url, secret=SECRET) as client:
         [session] = await client.list_sessions()
-        assert (session.token, session.device_id) == (TOKEN, "dev1")
+        assert session.device_id == "dev1"
         assert session.remote_addr.startswith("127.0.0.1:")
 
         answer = await client.forward_http(session.token, "GET", "/api/status")
@@ -68,22 +68,51 @@ async def watch_camera(client: ProxyClient, token: str, seconds: float) -> int:
 
 async def test_the_store_of_a_back_end_sees_what_the_proxy_sees() -> None:
     async with running_site() as site:
-        store = RemoteStore(site.client)
-        assert [s.token for s in await store.list()] == [TOKEN]
-        handle = await store.lookup(TOKEN)
+        store, token = RemoteStore(site.client), await site.token()
+        assert [s.token for s in await store.list()] == [token]
+        handle = await store.lookup(token)
         before = handle.summary().last_heartbeat
-        await site.client.forward_http(TOKEN, "GET", "/")
+        await site.client.forward_http(token, "GET", "/")
         # Whatever the agent sends is a heartbeat.
-        assert (await store.lookup(TOKEN)).summary().last_heartbeat > before
+        assert (await store.lookup(token)).summary().last_heartbeat > before
 
 
 async def test_a_websocket_ends_on_both_sides_when_the_session_does() -> None:
-    async with running_site() as site, site.client.open_websocket(TOKEN, "/ws") as websocket:
-        await websocket.send_message("here")
-        await websocket.get_message()
-        await site.client.close_session(TOKEN)
-        with trio.fail_after(5), pytest.raises(trio_websocket.ConnectionClosed):
+    async with running_site() as site:
+        token = await site.token()
+        async with site.client.open_websocket(token, "/ws") as websocket:
+            await websocket.send_message("here")
             await websocket.get_message()
+            await site.client.close_session(token)
+            with trio.fail_after(5), pytest.raises(trio_websocket.ConnectionClosed):
+                await websocket.get_message()
+
+
+async def test_a_token_is_of_one_session_and_of_no_use_to_an_agent() -> None:
+    """It lets nobody in, what lets the device in is nowhere, and it ends with its session."""
+    async with running_site() as site:
+        token = await site.token()
+        assert len(token) >= 43
+        assert token != DEVICE_TOKEN
+        with pytest.raises(ConnectRefused) as caught:
+            async with dial(f"ws://{site.proxy.tunnel_address}/tunnel/connect", token=token):
+                pass
+        assert caught.value.status == 401
+        for known in (DEVICE_TOKEN, hash_token(Secret(DEVICE_TOKEN))):
+            with pytest.raises(SessionNotFound):
+                await site.client.get_session(known)
+            with pytest.raises(ApiCallFailed, match="TUNNEL_DISCONNECTED"):
+                await site.client.forward_http(known, "GET", "/")
+            with pytest.raises(SessionClosed):
+                await site.client.open_stream(known)
+        await site.start_agent()
+        newer = await site.token()
+        assert newer != token
+        with pytest.raises(SessionNotFound):
+            await site.client.get_session(token)
+        with pytest.raises(ApiCallFailed, match="TUNNEL_DISCONNECTED"):
+            await site.client.forward_http(token, "GET", "/")
+        assert (await site.client.get_session(newer)).device_id == "dev1"
 
 
 async def test_the_library_says_what_is_wrong() -> None:
@@ -116,7 +145,12 @@ async def test_no_request_is_lost_while_sessions_are_replaced(seconds: float) ->
             nonlocal answered
             client = site.client
             while trio.current_time() < over:
-                answer = await client.forward_http(TOKEN, "GET", "/api/status")
+                # A call that began goes on through the session that replaced its own.
+                try:
+                    answer = await client.forward_http(await site.token(), "GET", "/api/status")
+                except ApiCallFailed as error:
+                    assert error.code == "TUNNEL_DISCONNECTED"  # replaced before the call came
+                    continue
                 assert (answer.status, answer.body) == (200, b'{"status": "fine"}')
                 answered += 1
 

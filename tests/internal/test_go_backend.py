@@ -16,7 +16,7 @@ async def test_it_drives_all_six_routes() -> None:
     async with running_site() as site:
         with trio.fail_after(60):
             done = await trio.run_process(
-                [*command, site.url, SECRET, "token-of-dev1"],
+                [*command, site.url, SECRET, await site.token()],
                 capture_stdout=True,
                 capture_stderr=True,
                 check=False,

@@ -158,6 +158,7 @@ class Bench:
             handle = LocalHandle(
                 server,
                 token=token or f"token-of-{device}",
+                credential=(token or device).encode(),
                 device=device,
                 remote_address="192.0.2.7:50000",
             )

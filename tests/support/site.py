@@ -26,9 +26,10 @@ from tunnelmux.config import (
 )
 from tunnelmux.proxy import RunningProxy, run_proxy
 
-__all__ = ["SECRET", "Site", "running_site"]
+__all__ = ["DEVICE_TOKEN", "SECRET", "Site", "running_site"]
 
 SECRET = "the-secret-of-the-back-end"
+DEVICE_TOKEN = "token-of-dev1"
 FRAME = b"\xff\xd8 a picture, or so \xff\xd9"
 
 
@@ -141,6 +142,11 @@ class Site:
     def client(self) -> ProxyClient:
         return ProxyClient(self.url, secret=SECRET)
 
+    async def token(self) -> str:
+        """That of the device's session now, as the API tells it."""
+        [session] = await self.client.list_sessions()
+        return session.token
+
     async def start(self) -> None:
         [listener] = await self._nursery.start(
             partial(trio.serve_tcp, self.device.serve, 0, host="127.0.0.1")
@@ -164,7 +170,7 @@ class Site:
         config = AgentConfig(
             proxy=ProxyEndpoint(
                 url=f"ws://{self.proxy.tunnel_address}/tunnel/connect",
-                token=Secret("token-of-dev1"),
+                token=Secret(DEVICE_TOKEN),
             ),
             device=Device(name="dev1"),
             services=[ServiceConfig(name="web", target=self._target)],
@@ -181,7 +187,7 @@ async def running_site(
     config = ProxyConfig(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
         internal=InternalListener(listen="127.0.0.1:0", secret=Secret(SECRET)),
-        devices=[DeviceConfig(name="dev1", token=Secret("token-of-dev1"))],
+        devices=[DeviceConfig(name="dev1", token=Secret(DEVICE_TOKEN))],
         limits=limits or LimitsConfig(),
     )
     async with trio.open_nursery() as nursery:

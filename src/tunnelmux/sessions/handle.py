@@ -29,12 +29,19 @@ class SessionHandle(abc.ABC):
     @property
     @abc.abstractmethod
     def token(self) -> str:
-        """What finds this session. A secret: log `shorten_token(token)`."""
+        """What finds this session, and no later one. A secret: log `shorten_token(token)`."""
 
     @property
     @abc.abstractmethod
     def device(self) -> str:
         """The name of the device at the other end."""
+
+    @property
+    def credential(self) -> bytes:
+        """A digest of what let the agent in: the same for two sessions of one identity. Empty where
+        that is not known.
+        """
+        return b""
 
     @abc.abstractmethod
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
@@ -79,6 +86,7 @@ class LocalHandle(SessionHandle):
         *,
         token: str,
         device: str,
+        credential: bytes = b"",
         user: str = "",
         remote_address: str = "",
         clock: Callable[[], datetime] = utc_now,
@@ -89,6 +97,7 @@ class LocalHandle(SessionHandle):
         """Why this side closed the session, or None when it did not."""
         self._token = token
         self._device = device
+        self._credential = credential
         self._user = user
         self._clock = clock
         self._connected_at = self._heartbeat = clock()
@@ -104,6 +113,10 @@ class LocalHandle(SessionHandle):
     @property
     def device(self) -> str:
         return self._device
+
+    @property
+    def credential(self) -> bytes:
+        return self._credential
 
     async def open_stream(self) -> Stream:
         if self.is_closed:

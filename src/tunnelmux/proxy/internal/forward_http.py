@@ -168,8 +168,8 @@ class HttpForwarder:
         """The session that took this one's place; `error` when none does in time."""
         until = trio.current_time() + patience
         successor = await self._store.wait_for_device(handle.device, until)
-        # Another token is another identity, and this caller has not named that.
-        if successor is None or successor.token != handle.token:
+        # Another credential is another identity, and this caller has not named that.
+        if successor is None or successor.credential != handle.credential:
             raise error
         return successor
 

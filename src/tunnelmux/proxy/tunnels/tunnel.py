@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import ssl
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -35,6 +36,8 @@ from tunnelmux.transports.tcp import configure_socket
 __all__ = ["TunnelServer", "TunnelSettings"]
 
 _log = get_logger("proxy.tunnel")
+
+_SESSION_TOKEN_BYTES = 32
 
 _DRAIN_RETRY_AFTER = 1
 # Seconds an agent is told to wait when this process is about to end: a restart takes about that.
@@ -256,7 +259,12 @@ class TunnelServer:
         device = admitted.device
         started = trio.current_time()
         handle = LocalHandle(
-            session, token=admitted.token.reveal(), device=device.name, remote_address=remote
+            session,
+            # For callers of the internal API, who need not know what lets the device in.
+            token=secrets.token_urlsafe(_SESSION_TOKEN_BYTES),
+            credential=device.token_sha256,
+            device=device.name,
+            remote_address=remote,
         )
         self._live.add(handle)
         try:
