@@ -272,6 +272,20 @@ def test_a_configuration_file_with_a_token_in_it_is_such_a_secret(proxy):
     assert [str(proxy.file) in warning for warning in proxy.warnings] == [True]
 
 
+def test_a_target_whose_certificate_is_not_checked_is_worth_a_warning(agent):
+    agent.load(AGENT.replace("http://127.0.0.1:8000", "https://127.0.0.1") + "verify = false\n")
+    warning = "service web: the certificate of its target is not checked (verify = false): "
+    assert any(text.startswith(warning) for text in agent.warnings)
+    before = len(agent.warnings)
+    agent.load(AGENT.replace("http://127.0.0.1:8000", "https://127.0.0.1"))
+    assert not any("service web" in w for w in agent.warnings[before:])
+
+
+def test_an_authority_of_a_target_that_cannot_be_read(agent, tmp_path):
+    text = AGENT.replace("http://127.0.0.1:8000", "https://127.0.0.1") + 'ca_file = "no.pem"\n'
+    assert f"services[0].ca_file: {tmp_path}/no.pem cannot be read" in agent.refusal(text)
+
+
 def test_a_certificate_that_cannot_be_read(proxy, tmp_path):
     (tmp_path / "tunnel.key").touch()
     message = proxy.refusal('[tunnel]\ntls_certificate = "no.pem"\ntls_key = "tunnel.key"\n')

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from tunnelmux.config import (
@@ -69,7 +71,11 @@ def test_two_hyphens_separate_service_and_device(name):
     [
         ("http://127.0.0.1:8000", "http", ("127.0.0.1", 8000)),
         ("http://printer/", "http", ("printer", 80)),
+        ("https://printer", "http", ("printer", 443)),
+        ("https://127.0.0.1:8443/", "http", ("127.0.0.1", 8443)),
         ("tcp://[::1]:22", "tcp", ("::1", 22)),
+        ("unix:/run/app.sock", "http", None),
+        ("tcp+unix:/run/app.sock", "tcp", None),
     ],
 )
 def test_targets(target, scheme, address):
@@ -80,8 +86,13 @@ def test_targets(target, scheme, address):
 @pytest.mark.parametrize(
     ("target", "problem"),
     [
-        ("127.0.0.1:22", "does not begin with one of http://, tcp://"),
-        ("https://127.0.0.1", "does not begin with one of http://, tcp://"),
+        ("127.0.0.1:22", "does not begin with one of http://, https://, tcp://"),
+        ("ftp://127.0.0.1", "does not begin with one of http://, https://, tcp://"),
+        ("unix:run/app.sock", 'no path that begins with one "/"'),
+        ("unix:///run/app.sock", 'no path that begins with one "/"'),
+        ("unix:", 'no path that begins with one "/"'),
+        ("unix:/a\0b", "odd character"),
+        ("unix:/" + "x" * 107, "at most 107 bytes"),
         ("tcp://127.0.0.1", "has no port"),
         ("tcp://127.0.0.1:0", "has port 0"),
         ("tcp://127.0.0.1:99999", "is no URL"),
@@ -94,6 +105,25 @@ def test_targets(target, scheme, address):
 def test_no_targets(target, problem):
     with pytest.raises(InvalidSetting, match=problem):
         ServiceConfig(name="web", target=target)
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"verify": False}, r"^verify: is for https:// targets"),
+        ({"ca_file": Path("ca.pem")}, r"^ca_file: is for https:// targets"),
+        ({"server_name": "x"}, r"^server_name: is for https:// targets"),
+        (
+            {"target": "https://x", "verify": False, "ca_file": Path("ca.pem")},
+            r"^ca_file: is of no use with verify = false",
+        ),
+        ({"target": "https://x", "server_name": "a b"}, r"^server_name: is not a name"),
+        ({"target": "tcp+unix:/x", "host": "x"}, r"^host: is for targets that speak HTTP"),
+    ],
+)
+def test_keys_that_a_target_has_no_use_for(changes, problem):
+    with pytest.raises(InvalidSetting, match=problem):
+        ServiceConfig(**{"name": "web", "target": "http://127.0.0.1"} | changes)
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown():

@@ -23,6 +23,7 @@ from tunnelmux.config.schema import table_of
 
 PROGRAMS = {"proxy": (ProxyConfig, load_proxy_config), "agent": (AgentConfig, load_agent_config)}
 COMMENTED_KEY = re.compile(r"^# (?=[a-z0-9_]+ = )", re.MULTILINE)
+COMMENTED_LINE = re.compile(r"^# (?=[a-z0-9_]+ = |\[\[)", re.MULTILINE)
 
 
 @pytest.fixture(params=PROGRAMS)
@@ -61,7 +62,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     for name in ("ca.pem", "known_hosts", "callers.pem"):
         (tmp_path / name).touch()
     text = (
-        COMMENTED_KEY.sub("", sample).replace("tunnelmux-join:…", join).replace("ws://", "wss://")
+        COMMENTED_LINE.sub("", sample).replace("tunnelmux-join:…", join).replace("ws://", "wss://")
     )
     # Of the ways to give a token, one at a time.
     text = re.sub(
@@ -96,7 +97,8 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         (header, key): setting.default
         for header, key, setting in headed_settings(table_of(PROGRAMS[program][0]))
     }
-    examples = {"trusted_proxies"}  # an empty list would not show how it is written
+    # An empty list would not show how it is written, and a service has a name and a target.
+    examples = {"trusted_proxies", "name", "target"}
     for header, key, value in shown:
         default = defaults[header, key]
         assert default in (None, value) or key in examples, f"{header} {key}"

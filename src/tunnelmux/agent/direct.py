@@ -130,7 +130,9 @@ def _dialler(service: ServiceConfig) -> Dialler | None:
     """What connects to the target, when its address is known without asking for a name."""
     from tunnelmux.pump.sockets import Dialler
 
-    host, port = service.address.host, service.address.port
+    if service.address is None:
+        return None
+    host, port = service.address
     try:
         # No keepalive on this machine: nothing lies between that could be silent about an end.
         is_near = ipaddress.ip_address(host).is_loopback

@@ -12,7 +12,8 @@ import tunnelmux
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
 from tunnelmux.agent.relay_log import log_relay
-from tunnelmux.agent.services import ServiceTable, open_target
+from tunnelmux.agent.services import ServiceTable
+from tunnelmux.agent.targets import TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
     Exchange,
@@ -56,6 +57,7 @@ class StreamServer:
         self._commands = commands
         self._name = config.device.name
         self._services = ServiceTable(config)
+        self._targets = {service.name: TargetConnector(service) for service in self._services}
         self._limits = config.limits.ingress
         self._max_streams = config.limits.session.max_streams
         self._started = trio.current_time()
@@ -123,7 +125,8 @@ class StreamServer:
                 return
             wanted = first_value(request.headers, b"tunnelmux-service")
             service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
-            target = await open_target(service, self._limits.connect_timeout)
+            connector = self._targets[service.name]
+            target = await connector.open_http(self._limits.connect_timeout)
         except Refused as exc:
             _log_refusal(exc.refusal, stream)
             await server.send_refusal(exc.refusal)
@@ -135,6 +138,7 @@ class StreamServer:
             describe=f'the target of service "{service.name}"',
             response_timeout=self._limits.response_timeout,
             response_headers=_answer_fields(service, request),
+            explain_silence=connector.explain_silence,
         )
         try:
             await forward(server, request, upstream, self._limits, exchange)
@@ -186,7 +190,8 @@ class StreamServer:
     ) -> None:
         try:
             service = self._services.for_connect(requested_service(request))
-            target = await open_target(service, self._limits.connect_timeout)
+            connector = self._targets[service.name]
+            target = await connector.open(self._limits.connect_timeout)
         except Refused as exc:
             _log_refusal(exc.refusal, stream)
             await server.refuse(exc.refusal)
@@ -219,6 +224,7 @@ def _log_refusal(refusal: Refusal, stream: Stream) -> None:
         status=refusal.status,
         reason=refusal.reason,
         cause=refusal.message,
+        **({"target": refusal.detail} if refusal.detail else {}),
     )
 
 
@@ -235,9 +241,13 @@ def _answer_fields(
     """What is done with the fields of a target's answer.
 
     A target must not speak in this system's name. A proxy that asked is told that it may relay
-    further requests raw, unless something is changed in them here.
+    further requests raw, unless something is changed in them here, or TLS begins here.
     """
-    if service.host is not None or first_value(request.headers, RELAY_FIELD.lower()) is None:
+    if (
+        service.host is not None
+        or service.where.is_encrypted
+        or first_value(request.headers, RELAY_FIELD.lower()) is None
+    ):
         return without_own_fields
     offer = (RELAY_FIELD, service.name.encode("ascii"))
     return lambda headers: [*without_own_fields(headers), offer]

@@ -76,7 +76,8 @@ def _agent_settings(function: F) -> F:
             multiple=True,
             metavar="NAME=TARGET",
             callback=_parse_services,
-            help="A local service to offer, http://HOST:PORT or tcp://HOST:PORT; repeatable.",
+            help="A local service to offer: http://HOST:PORT, https:// or tcp://, or unix:/PATH; "
+            "repeatable.",
         ),
         setting("--name", "device.name", metavar="NAME", help="This device's name."),
         setting(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal
 
 import msgspec
 
@@ -15,6 +15,7 @@ from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
     MissingSetting,
+    Target,
     check_api_key,
     check_fingerprint,
     check_label,
@@ -40,6 +41,7 @@ _URL_EXAMPLE = "ws://proxy.example.com:3800/tunnel/connect"
 _MAIN_URL_EXAMPLE = "https://main.example.com"
 _SOCKETIO_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
+_HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+")
 _HOST_FIELD = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-9]+)?")
 
 
@@ -214,32 +216,60 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Its name: the label before `--` in host names, and what a TCP ingress asks for."""
 
     target: str
-    """`http://host:port` or `tcp://host:port`, as seen from this device."""
+    """`http://host:port`, `https://host:port`, `tcp://host:port`, `unix:/path` (HTTP at a Unix
+    socket) or `tcp+unix:/path`, as seen from this device."""
 
     host: str | None = None
     """The Host field the target sees instead of the visitor's, for targets that check it."""
+
+    verify: bool = True
+    """Whether the certificate of an `https://` target is checked. False takes any, old versions of
+    TLS and weak keys too: anybody between device and target can then read along."""
+
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the certificate of an `https://` target; default: the
+    system's."""
+
+    server_name: str | None = None
+    """The name that an `https://` target's certificate has, and that it is asked for (SNI);
+    default: the host in `target`."""
 
     default: bool = False
     """True for the service that `dev1.localhost` leads to; else the first http service is it."""
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
-        scheme, _ = parse_target("target", self.target)
+        where = parse_target("target", self.target)
         if self.host is not None:
-            if scheme != "http":
-                raise InvalidSetting("host", "is for http:// targets: leave it out for tcp://")
+            if where.protocol != "http":
+                raise InvalidSetting(
+                    "host", "is for targets that speak HTTP: leave it out for tcp://"
+                )
             if not _HOST_FIELD.fullmatch(self.host):
                 raise InvalidSetting("host", 'is not a host: write it like "localhost:8000"')
+        if not where.is_encrypted:
+            for key, unset in (("verify", True), ("ca_file", None), ("server_name", None)):
+                if getattr(self, key) != unset:
+                    raise InvalidSetting(key, "is for https:// targets: leave it out for others")
+        if not self.verify and self.ca_file is not None:
+            raise InvalidSetting("ca_file", "is of no use with verify = false: leave out one")
+        if self.server_name is not None and not _HOST_NAME.fullmatch(self.server_name):
+            raise InvalidSetting("server_name", 'is not a name: write it like "router.lan"')
+
+    @property
+    def where(self) -> Target:
+        """Where the target is, and how it is spoken with."""
+        return parse_target("target", self.target)
 
     @property
     def scheme(self) -> Literal["http", "tcp"]:
-        """What is spoken with the target."""
-        return cast("Literal['http', 'tcp']", parse_target("target", self.target)[0])
+        """What visitors speak with the target."""
+        return self.where.protocol
 
     @property
-    def address(self) -> Address:
-        """Where the target listens."""
-        return parse_target("target", self.target)[1]
+    def address(self) -> Address | None:
+        """Where the target listens; None for one at a Unix socket."""
+        return self.where.address
 
 
 class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

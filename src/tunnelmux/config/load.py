@@ -116,6 +116,12 @@ def load_agent_config(
         named = [config.proxy.token_file] if config.proxy is not None else []
         named += [config.socketio.api_key_file] if config.socketio is not None else []
         _warn_of_exposed([*named, file if in_file else None], warn)
+        for service in config.services:
+            if not service.verify:
+                warn(
+                    f"service {service.name}: the certificate of its target is not checked "
+                    "(verify = false): anybody on the way there can read and change what passes"
+                )
     return config
 
 
@@ -269,6 +275,8 @@ def _check_agent_files(config: AgentConfig) -> None:
     if config.proxy is not None:
         config.proxy.read_token()
         _check_readable("proxy.ca_file", config.proxy.ca_file)
+    for index, service in enumerate(config.services):
+        _check_readable(f"services[{index}].ca_file", service.ca_file)
     _check_readable("exec.known_hosts", config.exec.known_hosts)
     if config.socketio is not None:
         config.socketio.read_api_key()

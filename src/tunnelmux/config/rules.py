@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 from tunnelmux.errors import ConfigError
@@ -15,6 +15,7 @@ __all__ = [
     "Address",
     "InvalidSetting",
     "MissingSetting",
+    "Target",
     "check_api_key",
     "check_fingerprint",
     "check_label",
@@ -179,11 +180,38 @@ def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> S
     return parts
 
 
+class Target(NamedTuple):
+    """A local program that visitors are led to: at an address, or at the path of a Unix socket."""
+
+    protocol: Literal["http", "tcp"]
+    """What visitors speak with it."""
+
+    address: Address | None
+    path: str | None = None
+    is_encrypted: bool = False
+    """Whether HTTP with it is under TLS."""
+
+    @property
+    def scheme(self) -> Literal["http", "https", "tcp"]:
+        """`protocol`, as in the URLs of the target's own site."""
+        return "https" if self.is_encrypted else self.protocol
+
+
+_UNIX_SCHEMES: dict[str, Literal["http", "tcp"]] = {"unix:": "http", "tcp+unix:": "tcp"}
+_MAX_UNIX_PATH = 107  # bytes of a path that sockaddr_un holds on Linux, unix(7)
+
+
 @lru_cache(maxsize=1024)  # asked for with every request
-def parse_target(key: str, value: str) -> tuple[str, Address]:
-    """A service's target as its scheme (`http` or `tcp`) and the address to connect to."""
-    example = "http://127.0.0.1:8000 or tcp://127.0.0.1:22"
-    parts = split_url(key, value, ("http", "tcp"), example)
+def parse_target(key: str, value: str) -> Target:
+    """A service's target, from its URL or the path of its Unix socket."""
+    example = (
+        "http://127.0.0.1:8000, https://192.168.1.1, tcp://127.0.0.1:22, unix:/run/app.sock or "
+        "tcp+unix:/run/app.sock"
+    )
+    for scheme, protocol in _UNIX_SCHEMES.items():
+        if value.startswith(scheme):
+            return Target(protocol, None, _check_unix_path(key, value, scheme))
+    parts = split_url(key, value, ("http", "https", "tcp"), example)
     if parts.path not in ("", "/") or parts.query or parts.fragment:
         raise InvalidSetting(
             key,
@@ -193,4 +221,22 @@ def parse_target(key: str, value: str) -> tuple[str, Address]:
     if parts.port is None and parts.scheme == "tcp":
         raise InvalidSetting(key, f'"{value}" has no port: write it as "{example}"')
     assert parts.hostname is not None  # split_url refuses a URL without a host
-    return parts.scheme, Address(parts.hostname, parts.port or 80)
+    if parts.scheme == "tcp":
+        return Target("tcp", Address(parts.hostname, parts.port or 0))
+    is_encrypted = parts.scheme == "https"
+    address = Address(parts.hostname, parts.port or (443 if is_encrypted else 80))
+    return Target("http", address, is_encrypted=is_encrypted)
+
+
+def _check_unix_path(key: str, value: str, scheme: str) -> str:
+    path = value.removeprefix(scheme)
+    wanted = f'write it as "{scheme}/run/app.sock"'
+    if not path.startswith("/") or path.startswith("//"):
+        raise InvalidSetting(key, f'"{value}" has no path that begins with one "/": {wanted}')
+    if not path.isprintable():
+        raise InvalidSetting(key, f"has an odd character in its path: {wanted}")
+    if len(path.encode()) > _MAX_UNIX_PATH:
+        raise InvalidSetting(
+            key, f'"{value}" is too long: the path of a socket has at most {_MAX_UNIX_PATH} bytes'
+        )
+    return path

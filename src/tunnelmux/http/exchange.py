@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 import trio
@@ -57,6 +57,9 @@ class Upstream:
 
     response_headers: Callable[[list[Field]], list[Field]] | None = None
     """Applied to the response's end-to-end fields."""
+
+    explain_silence: Callable[[], Awaitable[str | None]] | None = None
+    """Asked for the cause when the other side gave no head that can be read."""
 
     broken_reason: str = "target-broke"
     """The Tunnelmux-Reason when the connection ends before a response head."""
@@ -132,6 +135,7 @@ class _Forwarding:
         self._failed = False  # the response cannot be completed, or nobody is there to read it
         self._head: ResponseHead | None = None  # read from the upstream, not yet passed on
         self._begun = False  # the final head was passed on
+        self._is_silent = False  # the upstream gave no head that could be read
         self._switched: ResponseHead | None = None
 
     async def run(self) -> None:
@@ -160,6 +164,7 @@ class _Forwarding:
                 return False
             return await self._begin_response(self._head)
         except UpstreamGone as exc:
+            self._is_silent = not self._begun
             self._answer_instead(502, self._upstream.broken_reason, str(exc))
         except BadBody as exc:
             self._answer_instead(502, "target-broke", f"its answer is broken: {exc}")
@@ -170,6 +175,8 @@ class _Forwarding:
     async def _settle(self) -> None:
         """Leave both connections in the state that the outcome calls for."""
         server = self._server
+        if self._is_silent:
+            await self._explain_silence()
         if self._refusal is not None and not server.response_started:
             self._exchange.status = self._refusal.status
             self._exchange.reason = self._refusal.reason
@@ -188,6 +195,12 @@ class _Forwarding:
             # The response is complete; how the connection ends is of no interest.
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
                 await self._upstream.stream.aclose()
+
+    async def _explain_silence(self) -> None:
+        ask = self._upstream.explain_silence
+        if ask is not None and (cause := await ask()) is not None:
+            self._exchange.problem = None  # what was seen follows from this cause
+            self._answer_instead(502, self._upstream.broken_reason, cause)
 
     # The request's way
 
@@ -291,6 +304,7 @@ class _Forwarding:
                 trailers = safe_trailers(self._client.trailers)
                 await self._server.send_body(data, end=end, trailers=trailers)
         except UpstreamGone as exc:
+            self._is_silent = not self._begun
             self._answer_instead(502, self._upstream.broken_reason, str(exc))
         except BadBody as exc:
             # Without an answer begun, this is a 502; else the visitor's connection is cut.

@@ -34,6 +34,7 @@ REASONS: dict[str, int] = {
     "head-too-large": 431,
     "target-broke": 502,
     "target-refused": 502,
+    "target-tls-failed": 502,
     "target-unreachable": 502,
     "tunnel-lost": 502,
     "device-busy": 503,
@@ -61,6 +62,8 @@ class Refusal:
     message: str
     retry_after: int | None = None
     headers: list[Field] = field(default_factory=list)
+    detail: str | None = None
+    """What only the log of the one who refuses may say, such as an address; never sent."""
 
     def __post_init__(self) -> None:
         assert self.reason in REASONS, f"{self.reason!r} is not a documented reason"

@@ -16,10 +16,12 @@ __all__ = [
     "PinnedContext",
     "certificate_pin",
     "client_context",
+    "explain_tls_error",
     "parse_pin",
     "server_context",
     "start_client_tls",
     "start_server_tls",
+    "target_context",
 ]
 
 
@@ -53,8 +55,8 @@ def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
         context.load_cert_chain(certificate, key)
     except (OSError, ValueError) as exc:
         raise ConfigError(
-            f"cannot load the certificate {certificate} with the key {key}: {_tls_cause(exc)}; "
-            "both must be readable PEM files that belong together"
+            f"cannot load the certificate {certificate} with the key {key}: "
+            f"{explain_tls_error(exc)}; both must be readable PEM files that belong together"
         ) from exc
     return context
 
@@ -71,13 +73,7 @@ def client_context(ca_file: str | Path | None = None, pin: str | None = None) ->
     if pin is not None:
         context.pin = parse_pin(pin)
     if ca_file is not None:
-        try:
-            context.load_verify_locations(ca_file)
-        except (OSError, ValueError) as exc:
-            raise ConfigError(
-                f"cannot load the authorities in {ca_file}: {_tls_cause(exc)}; it must be a "
-                "readable PEM file"
-            ) from exc
+        _load_authorities(context, ca_file)
     elif pin is not None:
         # The pin is the whole of the trust: checked by start_client_tls before any byte of
         # ours is sent.
@@ -88,7 +84,40 @@ def client_context(ca_file: str | Path | None = None, pin: str | None = None) ->
     return context
 
 
-def _tls_cause(exc: BaseException | None) -> str:
+def target_context(ca_file: str | Path | None, *, verify: bool = True) -> ssl.SSLContext:
+    """A client context for a device's own targets, which may be old: TLS 1.2 or newer.
+
+    With `ca_file`, the authorities in that PEM file are trusted, else the system's. Without
+    `verify` any certificate is, and every version and key that OpenSSL still knows: when nobody is
+    authenticated, a strong cipher protects from little. Raises ConfigError.
+    """
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.set_alpn_protocols(["http/1.1"])
+    if not verify:
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_NONE
+        context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
+    elif ca_file is not None:
+        _load_authorities(context, ca_file)
+    else:
+        context.load_default_certs()
+    return context
+
+
+def _load_authorities(context: ssl.SSLContext, ca_file: str | Path) -> None:
+    try:
+        context.load_verify_locations(ca_file)
+    except (OSError, ValueError) as exc:
+        raise ConfigError(
+            f"cannot load the authorities in {ca_file}: {explain_tls_error(exc)}; it must be a "
+            "readable PEM file"
+        ) from exc
+
+
+def explain_tls_error(exc: BaseException | None) -> str:
+    """The cause of a failure in a few words."""
     if isinstance(exc, ssl.SSLCertVerificationError):
         return exc.verify_message or "the certificate is not trusted"
     if isinstance(exc, ssl.SSLError):
@@ -118,7 +147,7 @@ async def start_client_tls(
             fix = "set ca_file to the authority that signed it, or pin to its fingerprint"
         elif cause is None:
             fix = "the connection ended during the handshake"
-        raise ConnectError(f"TLS with {where} failed: {_tls_cause(cause)}; {fix}") from exc
+        raise ConnectError(f"TLS with {where} failed: {explain_tls_error(cause)}; {fix}") from exc
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
@@ -152,6 +181,6 @@ async def start_server_tls(
     except trio.TooSlowError:
         raise ConnectError(f"the peer did not finish TLS within {timeout:g} s") from None
     except trio.BrokenResourceError as exc:
-        cause = _tls_cause(exc.__cause__)
+        cause = explain_tls_error(exc.__cause__)
         raise ConnectError(f"the peer failed the TLS handshake: {cause}") from exc
     return tls

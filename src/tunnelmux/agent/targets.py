@@ -1,0 +1,167 @@
+"""Connections to a service's target: over TCP or a Unix socket, with TLS or without.
+
+What goes wrong is said twice: to the visitor without addresses and paths, which are the device's
+own business, and to the log with them (`Refusal.detail`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ssl
+
+import trio
+
+from tunnelmux.config import ServiceConfig
+from tunnelmux.http import Refusal, Refused
+from tunnelmux.relay import abort
+from tunnelmux.transports.tcp import configure_socket, explain_os_error
+from tunnelmux.transports.tls import explain_tls_error, target_context
+
+__all__ = ["TargetConnector"]
+
+_PROBE_TIMEOUT = 2.0
+# Seconds in which a target may show that it speaks TLS; a visitor waits meanwhile.
+
+_PROBE_INTERVAL = 60.0
+# Seconds until a target that failed is probed again: one connection a minute disturbs nobody.
+
+_NOT_TLS = {
+    "WRONG_VERSION_NUMBER",
+    "HTTP_REQUEST",
+    "RECORD_LAYER_FAILURE",
+    "PACKET_LENGTH_TOO_LONG",
+}
+# What OpenSSL says when the answer to its hello is no TLS.
+
+
+class TargetConnector:
+    """Connects to the target of one service. Raises ConfigError where `ca_file` cannot be used."""
+
+    def __init__(self, service: ServiceConfig) -> None:
+        self._service = service
+        self._where = service.where
+        self._context: ssl.SSLContext | None = None
+        if self._where.is_encrypted:
+            self._context = target_context(service.ca_file, verify=service.verify)
+        self._probed_at = -_PROBE_INTERVAL
+        self._speaks_tls = False
+
+    async def open(self, timeout: float) -> trio.SocketStream:
+        """A raw connection within `timeout` seconds.
+
+        Raises Refused: 502 target-refused or target-unreachable, 504 target-timeout.
+        """
+        try:
+            with trio.fail_after(timeout):
+                return await self._dial()
+        except trio.TooSlowError:
+            raise self._too_slow(timeout) from None
+        except (OSError, UnicodeError) as exc:
+            if _is_refusal(exc):
+                why = "refused the connection: check that it runs and listens there"
+                raise self._refused("target-refused", why) from exc
+            why = f"cannot be reached from the device: {explain_os_error(exc)}"
+            raise self._refused("target-unreachable", why) from exc
+
+    async def open_http(
+        self, timeout: float
+    ) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+        """A connection for HTTP within `timeout` seconds, under TLS if the target is `https://`.
+
+        Raises Refused: as `open`, and 502 target-tls-failed.
+        """
+        started = trio.current_time()
+        stream = await self.open(timeout)
+        if self._context is None:
+            return stream
+        try:
+            with trio.fail_at(started + timeout):
+                return await self._begin_tls(stream, self._context)
+        except trio.TooSlowError:
+            raise self._too_slow(timeout) from None
+        except trio.BrokenResourceError as exc:
+            raise self._refused("target-tls-failed", *_explain_tls(exc.__cause__)) from exc
+
+    async def explain_silence(self) -> str | None:
+        """Why an `http://` target that was asked did not answer in HTTP, if TLS is the cause.
+
+        Tries TLS with it, at most once a minute and for two seconds at most.
+        """
+        if self._where.is_encrypted or self._where.address is None:
+            return None
+        now = trio.current_time()
+        if now - self._probed_at >= _PROBE_INTERVAL:
+            self._probed_at = now
+            self._speaks_tls = await self._try_tls()
+        if not self._speaks_tls:
+            return None
+        return "it speaks TLS: write https:// in the service's target on the device"
+
+    async def _try_tls(self) -> bool:
+        with (
+            trio.move_on_after(_PROBE_TIMEOUT),
+            contextlib.suppress(OSError, UnicodeError, trio.BrokenResourceError),
+        ):
+            context = target_context(None, verify=False)
+            await trio.aclose_forcefully(await self._begin_tls(await self._dial(), context))
+            return True
+        return False
+
+    async def _dial(self) -> trio.SocketStream:
+        if self._where.address is None:
+            assert self._where.path is not None  # it is one or the other
+            return await trio.open_unix_socket(self._where.path)
+        stream = await trio.open_tcp_stream(self._where.address.host, self._where.address.port)
+        configure_socket(stream, user_timeout=None)
+        return stream
+
+    async def _begin_tls(
+        self, stream: trio.SocketStream, context: ssl.SSLContext
+    ) -> trio.SSLStream[trio.SocketStream]:
+        assert self._where.address is not None  # there is no TLS at Unix sockets
+        name = self._service.server_name or self._where.address.host
+        try:
+            tls = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
+            await tls.do_handshake()
+        except BaseException:
+            await abort(stream)
+            raise
+        return tls
+
+    def _too_slow(self, timeout: float) -> Refused:
+        why = f"did not take the connection within {timeout:g} s: check that it runs"
+        return self._refused("target-timeout", why, status=504)
+
+    def _refused(
+        self, reason: str, why: str, detail: str | None = None, *, status: int = 502
+    ) -> Refused:
+        where = self._where.path or str(self._where.address)
+        message = f'The target of service "{self._service.name}" {why}.'
+        return Refused(
+            Refusal(status, reason, message, detail=f"{where}: {detail}" if detail else where)
+        )
+
+
+def _explain_tls(cause: BaseException | None) -> tuple[str, str]:
+    """What to tell of a failed handshake: the visitor, and the log."""
+    detail = explain_tls_error(cause) if cause is not None else "the connection ended"
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        # OpenSSL's words can hold the name or the address that was expected.
+        why = (
+            "has a certificate that is not trusted: set ca_file to the authority that signed it, "
+            "server_name to the name in it, or verify = false"
+        )
+        return why, detail
+    if isinstance(cause, ssl.SSLError) and cause.reason in _NOT_TLS:
+        return "does not speak TLS: write http:// in the service's target on the device", detail
+    return "broke off the TLS handshake: check that its port speaks TLS", detail
+
+
+def _is_refusal(exc: BaseException) -> bool:
+    """Whether the target's host is there and nothing listens; Trio groups one error per address."""
+    if isinstance(exc, BaseExceptionGroup):
+        return any(_is_refusal(inner) for inner in exc.exceptions)
+    if isinstance(exc, OSError) and exc.errno == errno.ECONNREFUSED:
+        return True
+    return exc.__cause__ is not None and _is_refusal(exc.__cause__)
