@@ -54,6 +54,21 @@ def test_the_key_may_be_in_a_file(load, tmp_path):
     assert load(text).socketio.read_api_key().reveal() == "s3cret!key"
 
 
+def test_the_version_of_engine_io_is_4_or_3(load):
+    assert load(AGENT).socketio.engine_io == 4
+    assert load(f"{AGENT}engine_io = 3\n").socketio.engine_io == 3
+    environ = {"TUNNELMUX_SOCKETIO_ENGINE_IO": "3"}
+    assert load(AGENT, environ=environ).socketio.engine_io == 3
+    with pytest.raises(ConfigError, match="engine_io: is 5: there are 4 and 3"):
+        load(f"{AGENT}engine_io = 5\n")
+
+
+def test_agents_of_engine_io_3_are_let_in_where_it_says_so(load):
+    assert load(PROXY, load_proxy_config).socketio.allow_eio3 is False
+    text = PROXY.replace("[[socketio.agents]]", "allow_eio3 = true\n[[socketio.agents]]")
+    assert load(text, load_proxy_config).socketio.allow_eio3 is True
+
+
 def test_an_empty_table_is_no_main_server(load):
     text = '[device]\nname = "dev1"\n[proxy]\nurl = "ws://h"\ntoken = "t"\n[socketio]\n'
     services = '[[services]]\nname = "web"\ntarget = "http://127.0.0.1"\n'

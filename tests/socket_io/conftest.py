@@ -19,9 +19,3 @@ def language(request: pytest.FixtureRequest) -> str:
     """Each language of the specification's sample agents, once its agent can be started."""
     sample_agent_command(request.param)
     return str(request.param)
-
-
-@pytest.fixture(scope="session")
-def go_peers() -> None:
-    """The Go programs are in build/peers; a skip says why they are not."""
-    build_program("socketio_go", "engineio3")

@@ -3,93 +3,18 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
 from functools import partial
 
 import pytest
 import trio
 import trio.testing
-import wsproto
-from wsproto import events
 
 from support.socketio_peers import API_KEY, PROXY_ID
 from support.socketio_proxy import agent_side, limits_with
+from support.socketio_wire import AUTH, exchange, fake_server, joined, opened, websocket
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import SocketIOLimits
 from tunnelmux.socketio import EngineSettings, SocketOver, connect_socketio, parse_socketio_url
-
-AUTH = json.dumps({"proxyId": PROXY_ID, "apiKey": API_KEY})
-
-
-async def exchange(port, method="GET", query="", body=None, path="/socket.io/", more=""):
-    """One HTTP exchange on a connection of its own: status and body."""
-    content = body if isinstance(body, bytes) else (body or "").encode()
-    head = f"{method} {path}?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{more}"
-    if body is not None:
-        head += f"Content-Length: {len(content)}\r\n"
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    async with stream:
-        with trio.fail_after(5):
-            await stream.send_all(head.encode() + b"\r\n" + content)
-            answer = b"".join([data async for data in stream])
-    head, _, answered = answer.partition(b"\r\n\r\n")
-    return int(head.split()[1]), answered.decode()
-
-
-async def opened(port):
-    """The sid of a polling session that nobody has joined anything on."""
-    status, body = await exchange(port, query="EIO=4&transport=polling")
-    assert status == 200
-    return json.loads(body[1:])["sid"]
-
-
-async def joined(port):
-    sid = await opened(port)
-    query = f"EIO=4&transport=polling&sid={sid}"
-    assert await exchange(port, "POST", query, f"40/proxy,{AUTH}") == (200, "ok")
-    status, body = await exchange(port, "GET", query)
-    assert (status, body[:9]) == (200, "40/proxy,")
-    return query
-
-
-@asynccontextmanager
-async def websocket(port, query="EIO=4&transport=websocket"):
-    """A WebSocket by hand: `send(text)`, `receive()` gives what comes, or the close code."""
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
-    connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
-    async with stream:
-        target = f"/socket.io/?{query}"
-        await stream.send_all(connection.send(events.Request(host="h", target=target)))
-
-        async def send(data):
-            kind = events.TextMessage if isinstance(data, str) else events.BytesMessage
-            await stream.send_all(connection.send(kind(data=data)))
-
-        pending = []
-        while not pending:
-            with trio.fail_after(5):
-                connection.receive_data(await stream.receive_some(65536) or None)
-            pending.extend(connection.events())
-
-        async def receive():
-            with trio.fail_after(5):
-                while True:
-                    for event in pending:
-                        pending.remove(event)
-                        if isinstance(event, events.TextMessage):
-                            return event.data
-                        if isinstance(event, events.CloseConnection):
-                            return event.code
-                        if isinstance(event, events.RejectConnection):
-                            return event.status_code
-                    data = await stream.receive_some(65536)
-                    if not data:
-                        return None
-                    connection.receive_data(data)
-                    pending.extend(connection.events())
-
-        yield send, receive
-
 
 # -- requests -------------------------------------------------------------------------------
 
@@ -309,26 +234,6 @@ async def test_an_agent_that_does_not_read_stops_its_senders():
 
 
 # -- servers --------------------------------------------------------------------------------
-
-
-@asynccontextmanager
-async def fake_server(*bodies, status="200 OK"):
-    """A server that answers request after request with these bodies, and then never."""
-    left = list(bodies)
-
-    async def handle(stream):
-        await stream.receive_some(65536)
-        if not left:
-            await trio.sleep_forever()
-        body = left.pop(0)
-        head = f"HTTP/1.1 {status}\r\nContent-Length: {len(body)}\r\n\r\n"
-        await stream.send_all(head.encode() + body)
-
-    async with trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        await nursery.start(partial(trio.serve_listeners, handle, listeners))
-        yield listeners[0].socket.getsockname()[1]
-        nursery.cancel_scope.cancel()
 
 
 def hello(**changes):

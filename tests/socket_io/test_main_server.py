@@ -26,12 +26,22 @@ pytestmark = [pytest.mark.usefixtures("npm_peers"), pytest.mark.timeout(60, func
 
 
 @asynccontextmanager
-async def agent(port, executor, *, transports="websocket", max_concurrent=4, key=API_KEY, **limits):
+async def agent(
+    port,
+    executor,
+    *,
+    transports="websocket",
+    engine_io=4,
+    max_concurrent=4,
+    key=API_KEY,
+    **limits,
+):
     main = MainServer(
         url=f"http://127.0.0.1:{port}",
         proxy_id=PROXY_ID,
         api_key=Secret(key),
         transports=transports,
+        engine_io=engine_io,
     )
     config = AgentConfig(
         device=Device(name="dev1"),
@@ -92,6 +102,21 @@ async def test_a_command_and_its_result(executor, transports):
         (request,) = executor.requests
         assert request.timeout == 1.5
         assert request.password.reveal() == "password123"
+        await finished(own)
+
+
+@pytest.mark.parametrize("transports", ["auto", "polling", "websocket"])
+async def test_a_command_and_its_result_at_a_main_server_on_socket_io_2(executor, transports):
+    async with (
+        main_server(version=2) as (server, port),
+        agent(port, executor, transports=transports, engine_io=3) as own,
+    ):
+        assert (await server.expect("connected"))["proxyId"] == PROXY_ID
+        await server.do("execute", data=command(timeout=1500))
+        assert (await server.expect("result"))["data"] == {
+            "commandId": "cmd_1",
+            "result": {"stdout": "hello\n", "stderr": "", "exitCode": 0},
+        }
         await finished(own)
 
 

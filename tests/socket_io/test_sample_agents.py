@@ -3,13 +3,10 @@ a Go client of Socket.IO 4."""
 
 from __future__ import annotations
 
-import json
-
 import pytest
 import trio
-from structlog.testing import capture_logs
 
-from support.socketio_peers import PROXY_ID, engineio3_client, main_server, sample_agent
+from support.socketio_peers import PROXY_ID, sample_agent
 from support.socketio_proxy import agent_side, known_agent, limits_with, request
 from tunnelmux.commands import Exited, Output, Started
 
@@ -137,26 +134,3 @@ async def test_an_agent_connects_again_after_the_server_went(language):
             assert result == {"stdout": "again\n", "stderr": "", "exitCode": 0}
             assert (await agent.expect("received"))["data"]["success"] is True
         nursery.cancel_scope.cancel()
-
-
-@pytest.mark.usefixtures("go_peers", "npm_peers")
-async def test_the_library_of_the_go_listing_is_refused_in_words_as_by_npm_socket_io():
-    """It speaks Engine.IO 3. It shows the body of an answer to a WebSocket, of no other."""
-    async with main_server() as (_, port), engineio3_client(port) as client:
-        theirs = [await client.expect("refused") for _ in range(2)]
-    with capture_logs() as logs:
-        async with agent_side() as side, engineio3_client(side.port) as client:
-            ours = [await client.expect("refused") for _ in range(2)]
-            assert side.server.connected == []
-    assert [told["transport"] for told in ours] == ["polling", "websocket"]
-    assert ours[0] == theirs[0]
-    answer = json.loads(ours[1]["message"])
-    assert answer["code"] == 5
-    assert answer["message"].startswith(
-        "Unsupported protocol version: this server speaks Engine.IO 4"
-    )
-    refused = [entry for entry in logs if entry["event"] == "client refused"]
-    assert refused
-    assert {(entry["cause"], entry["fix"]) for entry in refused} == {
-        ("it speaks Engine.IO 3", "use a client of Socket.IO 3 or 4 there")
-    }

@@ -134,7 +134,8 @@ def build_python(source: Path, made: Path) -> None:
     run(sys.executable, "-m", "venv", made / "venv", cwd=source)
     python = made / "venv" / "bin" / "python"
     run(python, "-m", "pip", "install", "--quiet", "-r", "requirements.txt", cwd=source)
-    shutil.copy2(source / "peer.py", made)
+    for path in source.glob("*.py"):
+        shutil.copy2(path, made)
 
 
 def build_javascript(source: Path, made: Path) -> None:
@@ -178,6 +179,11 @@ LANGUAGES = {
     "socketio": Language(
         build_socketio,
         lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.js")],
+    ),
+    "socketio_python4": Language(
+        build_python,
+        lambda made, program: [str(made / "venv/bin/python"), str(made / f"{program}.py")],
+        depends_on=sys.version,
     ),
     "socketio_go": Language(build_go, lambda made, program: [str(made / program)]),
 }

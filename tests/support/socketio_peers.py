@@ -15,7 +15,11 @@ import trio
 
 from support.peers import SOURCES, build_program
 
-__all__ = ["Program", "engineio3_client", "main_server", "sample_agent", "sample_agent_command"]
+__all__ = ["OLD", "Program", "main_server", "sample_agent", "sample_agent_command"]
+
+OLD = ("node2", "python4", "go3")
+"""Sample agents whose libraries speak Engine.IO 3: npm's socket.io-client 2, python-socketio 4, and
+the Go library that the specification's listing names."""
 
 API_KEY = "the-api-key-of-proxy-1"
 PROXY_ID = "proxy-1"
@@ -93,9 +97,15 @@ async def main_server(**options: object) -> AsyncIterator[tuple[Program, int]]:
 
 
 def sample_agent_command(language: str) -> list[str]:
-    """What starts the sample agent in "node", "python" or "go"; builds it first where need be."""
-    if language == "node":
+    """What starts the sample agent in "node", "python", "go" or one of OLD; builds it first where
+    need be.
+    """
+    if language in ("node", "node2"):
         return build_program("socketio", "sample_agent")
+    if language == "python4":
+        return build_program("socketio_python4", "sample_agent")
+    if language == "go3":
+        return build_program("socketio_go", "engineio3")
     if language == "go":
         return build_program("socketio_go", "sample_agent")
     return [sys.executable, str(SOURCES / "socketio" / "sample_agent.py")]
@@ -109,27 +119,17 @@ async def sample_agent(
     proxy_id: str = PROXY_ID,
     api_key: str = API_KEY,
     options: Mapping[str, object] | None = None,
+    namespace: str = "/proxy",
 ) -> AsyncIterator[Program]:
     """A sample agent of the specification, in that language. It is killed at the block's end."""
     environment = {
-        **_who(port, proxy_id, api_key),
-        "CLIENT_OPTIONS": json.dumps(options or {}),
-    }
-    async with running(sample_agent_command(language), environment) as program:
-        yield program
-
-
-@asynccontextmanager
-async def engineio3_client(port: int) -> AsyncIterator[Program]:
-    """The Go library of the specification's listing, which tells how its handshakes ended."""
-    command = build_program("socketio_go", "engineio3")
-    async with running(command, _who(port, PROXY_ID, API_KEY)) as program:
-        yield program
-
-
-def _who(port: int, proxy_id: str, api_key: str) -> dict[str, str]:
-    return {
         "SERVER_URL": f"http://127.0.0.1:{port}",
         "PROXY_ID": proxy_id,
         "API_KEY": api_key,
+        "NAMESPACE": namespace,
+        "CLIENT_OPTIONS": json.dumps(options or {}),
     }
+    if language == "node2":
+        environment["CLIENT_PACKAGE"] = "socket.io-client-2"
+    async with running(sample_agent_command(language), environment) as program:
+        yield program

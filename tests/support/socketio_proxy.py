@@ -92,18 +92,24 @@ async def agent_side(
     limits: LimitsConfig | None = None,
     path: str = "/socket.io/",
     port: int = 0,
+    allow_eio3: bool = False,
+    settle: float = 0.2,
 ) -> AsyncIterator[AgentSide]:
     """The proxy's side for the length of the block; by default PROXY_ID may connect."""
     config = ProxyConfig(
         socketio=SocketIOListener(
-            listen="127.0.0.1:0", path=path, agents=list(agents or [known_agent()])
+            listen="127.0.0.1:0",
+            path=path,
+            allow_eio3=allow_eio3,
+            agents=list(agents or [known_agent()]),
         ),
         limits=limits or LimitsConfig(),
     )
     assert config.socketio is not None
     dispatcher = Dispatcher(MemoryStore(), DeviceRegister(()))
-    server = AgentServer(dispatcher, agent_settings(config))
-    server.configure(agent_settings(config), config.socketio.agents)
+    settings = dataclasses.replace(agent_settings(config), settle=settle, goodbye=0.2)
+    server = AgentServer(dispatcher, settings)
+    server.configure(settings, config.socketio.agents)
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")

@@ -179,6 +179,7 @@ class MainServerClient:
             query=query,
             auth=auth,
             transports=self._main.transports,
+            version=3 if self._main.engine_io == 3 else 4,
             ssl_context=self._ssl_context,
             settings=self._settings,
         ) as socket:

@@ -122,6 +122,7 @@ _UNSET: dict[str, object] = {
     "api_key_file": None,
     "path": "/socket.io/",
     "transports": "auto",
+    "engine_io": 4,
     "pin": None,
     "ca_file": None,
 }
@@ -152,6 +153,10 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     transports: Literal["auto", "polling", "websocket"] = "auto"
     """How to connect: `auto` begins with polling and upgrades to a WebSocket where one passes."""
 
+    engine_io: int = 4
+    """The version of Engine.IO: 4 for servers of Socket.IO 3 and 4, 3 for those of Socket.IO 2. The
+    latter cannot ask this agent to confirm that it starts a command."""
+
     pin: str | None = None
     """`sha256:` and the SHA-256 of the server's certificate (DER): accept that one and no other."""
 
@@ -168,6 +173,15 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise InvalidSetting("url", "must not have a query: proxyId and apiKey are added to it")
         if not _SOCKETIO_PATH.fullmatch(self.path):
             raise InvalidSetting("path", 'is not a path: write it like "/socket.io/"')
+        if self.engine_io not in (3, 4):
+            raise InvalidSetting("engine_io", f"is {self.engine_io}: there are 4 and 3")
+        self._check_login()
+        if self.pin is not None:
+            check_fingerprint("pin", self.pin, "sha256:")
+            if not self.is_encrypted:
+                raise InvalidSetting("pin", "is of no use without TLS: use https:// in url")
+
+    def _check_login(self) -> None:
         if self.proxy_id is None:
             raise MissingSetting("proxy_id", "is missing: add it under [socketio]")
         if not self.proxy_id or not self.proxy_id.isprintable() or len(self.proxy_id) > 128:
@@ -178,10 +192,6 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise InvalidSetting("api_key", "and api_key_file are both there: keep one of them")
         if self.api_key is not None:
             check_api_key("api_key", self.api_key.reveal())
-        if self.pin is not None:
-            check_fingerprint("pin", self.pin, "sha256:")
-            if not self.is_encrypted:
-                raise InvalidSetting("pin", "is of no use without TLS: use https:// in url")
 
     @property
     def is_encrypted(self) -> bool:

@@ -308,6 +308,10 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     path: str = "/socket.io/"
     """The path of the Socket.IO endpoint."""
 
+    allow_eio3: bool = False
+    """Let agents in that speak Engine.IO 3, as clients of Socket.IO 2 and the Go library
+    googollee/go-socket.io do. Off by default, as in socket.io itself."""
+
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `https://`."""
 

@@ -1,4 +1,6 @@
-"""Socket.IO v4, client and server: what the relay service's main servers and agents speak.
+"""Socket.IO, client and server: what the relay service's main servers and agents speak.
+
+Of version 4; of version 2 too, where the configuration says so.
 
 Import this only where a `[socketio]` table asks for it: the packet classes it takes from
 python-engineio and python-socketio bring those packages' whole import time with them.
@@ -16,12 +18,18 @@ from tunnelmux.socketio.connection import (
     connect_socketio,
 )
 from tunnelmux.socketio.engine import EngineSettings, MessageTooLarge
-from tunnelmux.socketio.engine_client import SocketIOURL, Transports, parse_socketio_url
+from tunnelmux.socketio.engine_client import (
+    EngineVersion,
+    SocketIOURL,
+    Transports,
+    parse_socketio_url,
+)
 from tunnelmux.socketio.engine_server import ServerSettings
 
 __all__ = [
     "Admitted",
     "EngineSettings",
+    "EngineVersion",
     "Event",
     "MessageTooLarge",
     "Refusal",

@@ -1,4 +1,8 @@
-"""Socket.IO v4 on an Engine.IO connection: one namespace, events both ways, acknowledgements."""
+"""Socket.IO on an Engine.IO connection: one namespace, events both ways, acknowledgements.
+
+That of version 4, and where both ends agree on Engine.IO 3, that of Socket.IO 2: there everybody is
+in the namespace "/" from the start, and joins another one with a query instead of a payload.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +13,20 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import NamedTuple
+from urllib.parse import urlencode
 
 import trio
 
 from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
-from tunnelmux.socketio.engine_client import SocketIOURL, Transports, open_engine
+from tunnelmux.socketio.engine_client import (
+    EngineVersion,
+    SocketIOURL,
+    Transports,
+    open_engine,
+)
+from tunnelmux.socketio.engine_packets import MESSAGE, BadPacket, EnginePacket
 from tunnelmux.socketio.engine_server import EngineServer, ServerSettings, Session
 from tunnelmux.socketio.packets import (
     ACK,
@@ -23,10 +34,7 @@ from tunnelmux.socketio.packets import (
     CONNECT_ERROR,
     DISCONNECT,
     EVENT,
-    MESSAGE,
     Assembler,
-    BadPacket,
-    EnginePacket,
     SocketPacket,
     encode_socket_packet,
 )
@@ -60,10 +68,17 @@ class Event(NamedTuple):
 class Socket:
     """One namespace on one connection, joined. One task receives; any may send."""
 
-    def __init__(self, engine: Engine, assembler: Assembler, namespace: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        assembler: Assembler,
+        namespace: str,
+        unread: SocketPacket | None = None,
+    ) -> None:
         self.namespace = namespace
         self._engine = engine
         self._assembler = assembler
+        self._unread = unread
         self._next_id = 0
         self._calls: dict[int, trio.MemorySendChannel[list[object]]] = {}
 
@@ -114,7 +129,9 @@ class Socket:
         """The next event. Raises SocketOver when the other side has left, or was cut."""
         try:
             while True:
-                packet = self._assembler.feed(await self._engine.receive())
+                packet, self._unread = self._unread, None
+                if packet is None:
+                    packet = self._assembler.feed(await self._engine.receive())
                 if packet is None:
                     continue
                 if packet.namespace != self.namespace:
@@ -158,9 +175,13 @@ class Socket:
 
     async def _answer_stranger(self, packet: SocketPacket) -> None:
         """One namespace is all there is on a connection."""
+        version = self._engine.codec.version
+        if version == 3 and packet == SocketPacket(DISCONNECT, "/"):
+            return  # the end of the namespace in which everybody is, and of the connection soon
         if packet.kind != CONNECT:
             raise BadPacket("it belongs to a namespace that was not joined")
-        await self._send(_refusal(packet.namespace, "one namespace for each connection"))
+        said = "one namespace for each connection"
+        await self._send(_refusal(packet.namespace, said, version))
 
     async def _send(self, packet: SocketPacket) -> None:
         try:
@@ -180,12 +201,14 @@ async def connect_socketio(
     query: Mapping[str, str] | None = None,
     auth: Mapping[str, object] | None = None,
     transports: Transports = "auto",
+    version: EngineVersion = 4,
     ssl_context: ssl.SSLContext | None = None,
     settings: EngineSettings | None = None,
 ) -> AsyncIterator[Socket]:
     """A client in the URL's namespace, for the length of the block.
 
-    `query` goes with every request, `auth` with the joining of the namespace. With `auto`, a server
+    `query` goes with every request, `auth` with the joining of the namespace; with `version` 3, for
+    servers of Socket.IO 2, `query` goes with that too, and `auth` nowhere. With `auto`, a server
     that forgets the connection while it is being made is dialled again, by WebSocket: behind a load
     balancer that needs no cookie to stay at one server. Raises ConnectError; what the block raises
     comes out unchanged.
@@ -196,6 +219,7 @@ async def connect_socketio(
         path=path,
         query=query,
         auth=auth,
+        version=version,
         ssl_context=ssl_context,
         settings=settings or EngineSettings(),
     )
@@ -218,6 +242,7 @@ async def _connect(
     query: Mapping[str, str] | None,
     auth: Mapping[str, object] | None,
     transports: Transports,
+    version: EngineVersion,
     ssl_context: ssl.SSLContext | None,
     settings: EngineSettings,
 ) -> AsyncIterator[Socket]:
@@ -226,13 +251,17 @@ async def _connect(
         path=path,
         query=query,
         transports=transports,
+        version=version,
         ssl_context=ssl_context,
         settings=settings,
     ) as engine:
-        assembler = Assembler(settings.socketio.socketio_max_payload)
+        assembler = Assembler(settings.socketio.socketio_max_payload, version)
+        wish = SocketPacket(CONNECT, url.namespace, dict(auth) if auth is not None else None)
+        if version == 3:
+            wish = SocketPacket(CONNECT, f"{url.namespace}?{urlencode(query or {})}")
         try:
             with trio.fail_after(settings.handshake_timeout):
-                await _join(engine, assembler, url, dict(auth) if auth is not None else None)
+                await _join(engine, assembler, url, wish)
         except trio.TooSlowError:
             raise ConnectError(
                 f"{url} did not let us join within {settings.handshake_timeout:g} s"
@@ -249,16 +278,18 @@ async def _connect(
                 await socket.leave()
 
 
-async def _join(
-    engine: Engine, assembler: Assembler, url: SocketIOURL, auth: dict[str, object] | None
-) -> None:
-    await engine.send(encode_socket_packet(SocketPacket(CONNECT, url.namespace, auth)))
+async def _join(engine: Engine, assembler: Assembler, url: SocketIOURL, wish: SocketPacket) -> None:
+    is_old = engine.codec.version == 3
+    if not (is_old and url.namespace == "/"):
+        await engine.send(encode_socket_packet(wish))
     while (packet := assembler.feed(await engine.receive())) is None or (
-        packet.namespace != url.namespace
+        packet.namespace != url.namespace and not (is_old and packet.kind == CONNECT_ERROR)
     ):
-        pass  # npm's server with clients of version 2 allowed joins "/" by itself
-    if packet.kind == CONNECT:
+        pass  # a server for clients of version 2 joins "/" by itself
+    if packet.kind == CONNECT and (is_old or packet.data):
         return
+    if packet.kind == CONNECT:
+        raise BadPacket("it lets us in as Socket.IO 2 does, for which engine_io has to be 3")
     if packet.kind != CONNECT_ERROR:
         raise BadPacket("it answers the joining with something else")
     said = packet.data.get("message") if isinstance(packet.data, dict) else None
@@ -290,17 +321,21 @@ class SocketIOServer(EngineServer):
     async def _serve_session(self, session: Session) -> None:
         engine = session.engine
         settings = self.settings.engine
-        assembler = Assembler(settings.socketio.socketio_max_payload)
+        assembler = Assembler(settings.socketio.socketio_max_payload, engine.codec.version)
+        wish: SocketPacket | None = None
+        unread: SocketPacket | None = None
         try:
             with trio.fail_after(settings.handshake_timeout):
-                while (packet := assembler.feed(await engine.receive())) is None:
-                    pass
-                admitted = await self._let_in(session, packet)
+                if engine.codec.version == 3:
+                    wish, unread = await self._await_settling(engine, assembler)
+                while wish is None:
+                    wish = assembler.feed(await engine.receive())
+                admitted = await self._let_in(session, wish)
         except (EngineOver, BadPacket, trio.TooSlowError):
             return
         if admitted is None:
             return
-        socket = Socket(engine, assembler, packet.namespace)
+        socket = Socket(engine, assembler, wish.namespace, unread)
         try:
             await admitted.serve(socket)
         except SocketOver:
@@ -309,24 +344,48 @@ class SocketIOServer(EngineServer):
             with trio.move_on_after(1.0, shield=True):
                 await socket.leave()
 
+    async def _await_settling(
+        self, engine: Engine, assembler: Assembler
+    ) -> tuple[SocketPacket, SocketPacket | None]:
+        """Which namespace a client of Socket.IO 2 is in, and what it said there already.
+
+        It is told at once that it is in "/", which python-socketio waits for before it joins
+        another one; who wants no other says nothing about it.
+        """
+        in_root = SocketPacket(CONNECT, "/")
+        await engine.send(encode_socket_packet(in_root))
+        packet: SocketPacket | None = None
+        with trio.move_on_after(self.settings.settle):
+            while packet is None:
+                packet = assembler.feed(await engine.receive())
+        if packet is None or packet.kind != CONNECT:
+            return in_root, packet
+        return packet, None
+
     async def _let_in(self, session: Session, packet: SocketPacket) -> Admitted | None:
         if packet.kind != CONNECT:
             raise BadPacket("a client that has joined nothing sends something")
         auth = packet.data if isinstance(packet.data, dict) else {}
+        version = session.codec.version
         try:
             admitted = self._admit(packet.namespace, session.query, auth, session.remote)
         except Refusal as refusal:
-            error = _refusal(packet.namespace, str(refusal))
+            error = _refusal(packet.namespace, str(refusal), version)
             await session.engine.send(encode_socket_packet(error))
             return None
         session.trust()
-        welcome: dict[str, object] = {"sid": secrets.token_urlsafe(15)}
-        await session.engine.send(
-            encode_socket_packet(SocketPacket(CONNECT, packet.namespace, welcome))
-        )
+        if version == 4:
+            sid: dict[str, object] = {"sid": secrets.token_urlsafe(15)}
+            welcome = SocketPacket(CONNECT, packet.namespace, sid)
+            await session.engine.send(encode_socket_packet(welcome))
+        elif packet.namespace != "/":  # of which it was told before
+            welcome = SocketPacket(CONNECT, packet.namespace)
+            await session.engine.send(encode_socket_packet(welcome))
         return admitted
 
 
-def _refusal(namespace: str, message: str) -> SocketPacket:
+def _refusal(namespace: str, message: str, version: int) -> SocketPacket:
+    if version == 3:
+        return SocketPacket(CONNECT_ERROR, namespace, message)
     # With `data`, which may be left out: the Go client of zishang520 hides the message without it.
     return SocketPacket(CONNECT_ERROR, namespace, {"message": message, "data": {}})

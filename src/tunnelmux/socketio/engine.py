@@ -1,4 +1,4 @@
-"""What both ends of an Engine.IO v4 connection share, whatever carries it.
+"""What both ends of an Engine.IO connection share, whatever carries it.
 
 Packets out wait in one bounded queue, from which the transport of the moment takes them; packets
 in are handled one after the other, and the next is taken only when the last was. So a peer that
@@ -14,13 +14,14 @@ from dataclasses import dataclass, field
 import trio
 
 from tunnelmux.limits import Limits, SocketIOLimits
-from tunnelmux.socketio.packets import (
+from tunnelmux.socketio.engine_packets import (
     CLOSE,
     MESSAGE,
     NOOP,
     PING,
     PONG,
     BadPacket,
+    Codec,
     EnginePacket,
     encoded_size,
 )
@@ -128,8 +129,10 @@ class Engine:
     what came to `take_in`.
     """
 
-    def __init__(self, settings: EngineSettings, *, is_client: bool) -> None:
+    def __init__(self, settings: EngineSettings, codec: Codec, *, is_client: bool) -> None:
         self.settings = settings
+        self.codec = codec
+        """How its packets are written: the version of Engine.IO."""
         self.sid = ""
         self.peer_max_payload = DEFAULT_MAX_PAYLOAD
         """Bytes the peer takes in one message or polling body."""
@@ -143,7 +146,7 @@ class Engine:
         """How it ended."""
         self.failure: Exception | None = None
         """What ended it, where that was an error of the transport."""
-        self._is_client = is_client
+        self._answers_pings = is_client is not codec.client_pings
         self._over = trio.Event()
         self._put, self._messages = trio.open_memory_channel[str | bytes](0)
         self._pong_queued = False
@@ -211,8 +214,8 @@ class Engine:
             except trio.ClosedResourceError:
                 raise EngineOver(self.reason) from None
             self.heard = trio.current_time()
-        elif kind == PING and self._is_client:
-            # The server may ping as often as it likes: one answer at a time is owed.
+        elif kind == PING and self._answers_pings:
+            # The peer may ping as often as it likes: one answer at a time is owed.
             if not self._pong_queued:
                 self._pong_queued = True
                 self.outgoing.put_soon(EnginePacket(PONG))

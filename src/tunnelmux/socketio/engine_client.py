@@ -1,4 +1,4 @@
-"""The client's half of Engine.IO v4: polling, the upgrade to a WebSocket, or that at once."""
+"""The client's half of Engine.IO: polling, the upgrade to a WebSocket, or that at once."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import trio
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.socketio.cookies import CookieJar
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
-from tunnelmux.socketio.packets import (
+from tunnelmux.socketio.engine_packets import (
     CLOSE,
     NOOP,
     OPEN,
@@ -23,20 +23,24 @@ from tunnelmux.socketio.packets import (
     PONG,
     UPGRADE,
     BadPacket,
+    Codec,
     EnginePacket,
-    decode_packet,
-    decode_payload,
-    encode_packet,
-    encode_payload,
+    Version3,
+    Version4,
 )
 from tunnelmux.socketio.polling import Polling
 from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
 from tunnelmux.transports import open_tcp
 
-__all__ = ["SocketIOURL", "Transports", "open_engine", "parse_socketio_url"]
+__all__ = ["EngineVersion", "SocketIOURL", "Transports", "open_engine", "parse_socketio_url"]
 
 Transports = Literal["auto", "polling", "websocket"]
 """`auto` begins with polling, which passes everywhere, and upgrades where a WebSocket passes."""
+
+EngineVersion = Literal[3, 4]
+"""Of Engine.IO: 4 for servers of Socket.IO 3 and 4, 3 for those of Socket.IO 2."""
+
+_SERVERS = {4: "Socket.IO 3 or 4", 3: "Socket.IO 2"}
 
 _GOODBYE = 1.0  # s for the last packets; a server that takes longer notices by its pings
 
@@ -84,6 +88,7 @@ async def open_engine(
     path: str = "/socket.io/",
     query: Mapping[str, str] | None = None,
     transports: Transports = "auto",
+    version: EngineVersion = 4,
     ssl_context: ssl.SSLContext | None = None,
     settings: EngineSettings | None = None,
 ) -> AsyncIterator[Engine]:
@@ -92,7 +97,8 @@ async def open_engine(
     `query` goes with every request. Raises ConnectError when there is no connection within the
     handshake's time, and ConnectRefused when the server says no.
     """
-    client = _Client(url, path, query or {}, ssl_context, settings or EngineSettings())
+    codec = Version4() if version == 4 else Version3()
+    client = _Client(url, path, query or {}, codec, ssl_context, settings or EngineSettings())
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
@@ -118,13 +124,15 @@ class _Client:
         url: SocketIOURL,
         path: str,
         query: Mapping[str, str],
+        codec: Codec,
         ssl_context: ssl.SSLContext | None,
         settings: EngineSettings,
     ) -> None:
-        self.engine = Engine(settings, is_client=True)
+        self.engine = Engine(settings, codec, is_client=True)
+        self._codec = codec
         self._url = url
         self._path = quote(path, safe="/")
-        self._query = {**query, "EIO": "4"}
+        self._query = {**query, "EIO": str(codec.version)}
         self._ssl_context = ssl_context
         self._settings = settings
         self._max_payload = settings.socketio.socketio_max_payload
@@ -136,7 +144,9 @@ class _Client:
         )
         self._polling = Polling(self._dial, url.authority, str(url), self._max_payload, self._jar)
         self._upgrades: list[object] = []
+        self._ping_interval = 0.0  # s
         self._patience = 0.0  # s of silence after which the server is dead
+        self._early: list[EnginePacket] = []  # what came with the handshake
         self._socket: WebSocket | None = None
         self._pausing = False
         self._paused = {"get": trio.Event(), "post": trio.Event()}
@@ -162,7 +172,8 @@ class _Client:
         except (BadPacket, WebSocketOver) as error:
             await self._drop_socket()
             raise ConnectError(
-                f"{self._url} does not speak Socket.IO 3 or 4: {error}; check the URL"
+                f"{self._url} does not speak {_SERVERS[self._codec.version]}: {error}; check the "
+                "URL, and engine_io"
             ) from None
         except BaseException:
             await self._drop_socket()
@@ -177,16 +188,15 @@ class _Client:
 
     async def _open_polling(self) -> None:
         body = await self._polling.get(self._target("polling"))
-        first, *others = decode_payload(body, self._settings.socketio.socketio_max_packets) or [
-            EnginePacket(NOOP)
-        ]
+        most = self._settings.socketio.socketio_max_packets
+        first, *self._early = self._codec.decode_payload(body, most) or [EnginePacket(NOOP)]
         self._shake_hands(first)
-        if others:
+        if self._early and self._codec.version == 4:
             raise BadPacket("more than the handshake came first")
 
     async def _open_websocket(self) -> None:
         self._socket = await self._connect_websocket()
-        self._shake_hands(decode_packet(await self._socket.receive()))
+        self._shake_hands(self._codec.decode_packet(await self._socket.receive()))
 
     def _shake_hands(self, packet: EnginePacket) -> None:
         kind, content = packet
@@ -200,6 +210,7 @@ class _Client:
             raise BadPacket("its handshake has no pingInterval or no pingTimeout above 0")
         assert isinstance(interval, int | float)
         assert isinstance(timeout, int | float)
+        self._ping_interval = interval / 1000
         self._patience = (interval + timeout) / 1000
         longest = self._settings.socketio.socketio_max_silence
         if self._patience > longest:
@@ -222,6 +233,8 @@ class _Client:
             with engine.scope:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._watch)
+                    if self._codec.client_pings:
+                        nursery.start_soon(self._ping)
                     if self._socket is not None:
                         self._start_websocket(nursery, self._socket)
                     else:
@@ -238,6 +251,13 @@ class _Client:
         while (left := engine.heard + self._patience - trio.current_time()) > 0:  # noqa: ASYNC110
             await trio.sleep(left)
         engine.end(f"nothing came for {self._patience:g} s")
+
+    async def _ping(self) -> None:
+        while True:
+            await trio.sleep(self._ping_interval)
+            # Without an answer, _watch ends the connection before a third one is queued: at most
+            # two wait where the server takes nothing.
+            self.engine.outgoing.put_soon(EnginePacket(PING))
 
     async def _guarded(self, transport: object) -> None:
         """Run one of the transports' loops; its failure is the connection's end."""
@@ -271,10 +291,12 @@ class _Client:
     async def _poll(self) -> None:
         """Take packets from the server, one long poll after the other."""
         most = self._settings.socketio.socketio_max_packets
+        for packet in self._early:
+            await self.engine.take_in(packet)
         while not self._pausing:
-            # Bounded: the server answers with its next ping at the latest, else _watch ends this.
+            # Bounded: the server's next ping or pong comes this way, else _watch ends it.
             body = await self._polling.get(self._target("polling"))
-            for packet in decode_payload(body, most):
+            for packet in self._codec.decode_payload(body, most):
                 await self.engine.take_in(packet)
         self._paused["get"].set()
 
@@ -291,7 +313,8 @@ class _Client:
                 return
             if packets:
                 # Bounded: while it hangs, no pong goes out, and the server ends the connection.
-                await self._polling.post(self._target("polling"), encode_payload(packets))
+                body = self._codec.encode_payload(packets)
+                await self._polling.post(self._target("polling"), body)
                 self._sent(packets)
         self._paused["post"].set()
 
@@ -303,8 +326,7 @@ class _Client:
         try:
             with trio.fail_after(self._settings.handshake_timeout):
                 socket = await self._connect_websocket()
-                await socket.send(encode_packet(EnginePacket(PING, "probe")))
-                await _expect(socket, EnginePacket(PONG, "probe"))
+                await self._probe(socket)
         except (ConnectError, WebSocketOver, BadPacket, trio.TooSlowError):
             # Some middlebox lets no WebSocket through: polling goes on as it was.
             if socket is not None:
@@ -326,21 +348,26 @@ class _Client:
             self.engine.end("the server did not let go of polling for the upgrade")
             return
         try:
-            await socket.send(encode_packet(EnginePacket(UPGRADE)))
+            await socket.send(self._codec.encode_packet(EnginePacket(UPGRADE)))
         except WebSocketOver as error:
             self.engine.end(str(error))
             return
         self._start_websocket(nursery, socket)
 
+    async def _probe(self, socket: WebSocket) -> None:
+        await socket.send(self._codec.encode_packet(EnginePacket(PING, "probe")))
+        if self._codec.decode_packet(await socket.receive()) != (PONG, "probe"):
+            raise BadPacket("the upgrade does not go as it should")
+
     def _start_websocket(self, nursery: trio.Nursery, socket: WebSocket) -> None:
         async def read() -> None:
             while True:
-                await self.engine.take_in(decode_packet(await socket.receive()))
+                await self.engine.take_in(self._codec.decode_packet(await socket.receive()))
 
         async def write() -> None:
             while packets := await self.engine.outgoing.take(1, polling=False):
                 for packet in packets:
-                    await socket.send(encode_packet(packet))
+                    await socket.send(self._codec.encode_packet(packet))
                 self._sent(packets)
 
         nursery.start_soon(self._guarded, read)
@@ -377,11 +404,6 @@ class _Client:
         if self.engine.sid:
             query["sid"] = self.engine.sid
         return f"{self._path}?{urlencode(query)}"
-
-
-async def _expect(socket: WebSocket, packet: EnginePacket) -> None:
-    if decode_packet(await socket.receive()) != packet:
-        raise BadPacket("the upgrade does not go as it should")
 
 
 def _is_time(value: object) -> bool:

@@ -1,4 +1,4 @@
-"""The server's half of Engine.IO v4: one listener for polling, upgrades and WebSockets at once.
+"""The server's half of Engine.IO: one listener for polling, upgrades and WebSockets at once.
 
 A connection of polls is many HTTP requests, which may come over any number of TCP connections; the
 sid in each says whose it is. What a session holds lives in its own task, and ends with its pings.
@@ -24,7 +24,7 @@ from tunnelmux.http.head import has_member
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.socketio.engine import Engine, EngineOver, EngineSettings
-from tunnelmux.socketio.packets import (
+from tunnelmux.socketio.engine_packets import (
     CLOSE,
     NOOP,
     OPEN,
@@ -32,11 +32,10 @@ from tunnelmux.socketio.packets import (
     PONG,
     UPGRADE,
     BadPacket,
+    Codec,
     EnginePacket,
-    decode_packet,
-    decode_payload,
-    encode_packet,
-    encode_payload,
+    Version3,
+    Version4,
 )
 from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
 from tunnelmux.transports import start_server_tls
@@ -57,12 +56,12 @@ _CLOSING = 0.25
 # Seconds all sessions get for that together when the server closes: a client that polls is back
 # within a round trip.
 
-_GOODBYE = 1.0  # s a session's last packets may take
-
 _WRONG_VERSION = (
     "Unsupported protocol version: this server speaks Engine.IO 4, "
     "as clients of Socket.IO 3 and 4 do"
 )
+
+_ALLOW = "use a client of Socket.IO 3 or 4 there, or set allow_eio3 = true under [socketio] here"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,6 +69,14 @@ class ServerSettings:
     """What a server needs to know. A reload replaces it; live sessions keep what they had."""
 
     path: str = "/socket.io/"
+    allow_eio3: bool = False
+    """Whether clients of Socket.IO 2 are let in too."""
+    settle: float = 2.0
+    """Seconds that a client of Socket.IO 2, which is in "/" from the start, has to join another
+    namespace; who has not by then stays in "/". python-socketio 4 needs two round trips."""
+    goodbye: float = 1.0
+    """Seconds that a session's last packets may take: a client that polls is back within a round
+    trip."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     engine: EngineSettings = field(default_factory=EngineSettings)
     http: IngressLimits = field(default_factory=IngressLimits)
@@ -89,7 +96,10 @@ class Session:
 
     def __init__(self, server: EngineServer, remote: str, query: Mapping[str, str]) -> None:
         settings = server.settings
-        self.engine = Engine(settings.engine, is_client=False)
+        self.codec: Codec = Version4()
+        if query.get("EIO") == "3":
+            self.codec = Version3(text_only=bool(query.get("b64")))
+        self.engine = Engine(settings.engine, self.codec, is_client=False)
         self.engine.sid = secrets.token_urlsafe(15)
         self.engine.peer_max_payload = settings.engine.socketio.socketio_max_payload
         self.remote = remote
@@ -130,13 +140,20 @@ class Session:
             "upgrades": upgrades,
             "pingInterval": int(limits.session.keepalive_interval * 1000),
             "pingTimeout": int(limits.session.keepalive_timeout * 1000),
-            "maxPayload": limits.socketio.socketio_max_payload,
         }
+        if self.codec.version == 4:
+            content["maxPayload"] = limits.socketio.socketio_max_payload
         return EnginePacket(OPEN, content)
 
     async def heartbeat(self) -> None:
-        """Ping, and end the session when no answer comes."""
+        """Ping, or wait for the client's pings, and end the session when nothing comes."""
         engine, limits = self.engine, self._settings.engine.session
+        if self.codec.client_pings:
+            patience = limits.keepalive_interval + limits.keepalive_timeout
+            while (left := engine.heard + patience - trio.current_time()) > 0:  # noqa: ASYNC110
+                await trio.sleep(left)
+            engine.end(f"nothing came for {patience:g} s")
+            return
         while True:
             await trio.sleep(limits.keepalive_interval)
             asked = trio.current_time()
@@ -157,9 +174,10 @@ class Session:
             packets = await self._next_packets(server)
             if not packets:
                 raise _BadRequest(1, "Session ID unknown")
-            body = encode_payload(packets).encode()
+            body = self.codec.encode_payload(packets)
             # Before the answer is out: the client's next poll may be here before this task goes on.
             self._polling = False
+            self.engine.sent(packets)
             await _answer(server, 200, b"text/plain; charset=UTF-8", body)
         except (VisitorGone, trio.Cancelled):
             # Nobody knows whether the packets arrived: going on could lose them silently.
@@ -173,7 +191,7 @@ class Session:
             nursery.start_soon(self._notice_leaving, server, nursery.cancel_scope)
             if self._is_upgrading:
                 nursery.cancel_scope.deadline = trio.current_time() + _NOOP_INTERVAL
-            # Bounded by the next ping, which goes out this way.
+            # Bounded by the next ping or pong, which goes out this way.
             packets = await self.engine.outgoing.take(_POLL_BUDGET, polling=True)
             nursery.cancel_scope.cancel()
         if not packets and self._is_upgrading:
@@ -200,9 +218,9 @@ class Session:
             )
             try:
                 most = self._settings.engine.socketio.socketio_max_packets
-                for packet in decode_payload(body.decode("utf-8"), most):
+                for packet in self.codec.decode_payload(body, most):
                     await self.engine.take_in(packet)
-            except (BadPacket, UnicodeDecodeError) as error:
+            except BadPacket as error:
                 self.engine.end(f"the client broke the protocol: {error}")
                 raise _BadRequest(3, "Bad request") from None
             except EngineOver:
@@ -217,16 +235,20 @@ class Session:
         """Move from polling to a WebSocket, and carry the session there to its end."""
         try:
             with trio.fail_after(self._settings.engine.handshake_timeout):
-                await _expect(socket, EnginePacket(PING, "probe"))
-                await socket.send(encode_packet(EnginePacket(PONG, "probe")))
+                await self._expect(socket, EnginePacket(PING, "probe"))
+                await socket.send(self.codec.encode_packet(EnginePacket(PONG, "probe")))
                 self._is_upgrading = True
                 # The client goes on once the poll that waits now is answered.
                 self.engine.outgoing.put_soon(EnginePacket(NOOP))
-                await _expect(socket, EnginePacket(UPGRADE))
+                await self._expect(socket, EnginePacket(UPGRADE))
         except (trio.TooSlowError, WebSocketOver, BadPacket):
             self._is_upgrading = False  # polling goes on
             return
         await self.carry(socket)
+
+    async def _expect(self, socket: WebSocket, packet: EnginePacket) -> None:
+        if self.codec.decode_packet(await socket.receive()) != packet:
+            raise BadPacket("the upgrade does not go as it should")
 
     async def carry(self, socket: WebSocket) -> None:
         """Carry the session over a WebSocket to its end."""
@@ -241,7 +263,7 @@ class Session:
                 with reading:
                     await self._read(socket)
                 # What was queued before the end still goes out.
-                nursery.cancel_scope.deadline = trio.current_time() + _GOODBYE
+                nursery.cancel_scope.deadline = trio.current_time() + self._settings.goodbye
         finally:
             engine.end("the connection was cut")
 
@@ -249,7 +271,7 @@ class Session:
         engine = self.engine
         try:
             while True:
-                await engine.take_in(decode_packet(await socket.receive()))
+                await engine.take_in(self.codec.decode_packet(await socket.receive()))
         except (EngineOver, WebSocketOver) as over:
             engine.end(str(over))
         except BadPacket as error:
@@ -260,7 +282,7 @@ class Session:
         try:
             while packets := await engine.outgoing.take(1, polling=False):
                 for packet in packets:
-                    await socket.send(encode_packet(packet))
+                    await socket.send(self.codec.encode_packet(packet))
                 engine.sent(packets)
         except WebSocketOver as over:
             engine.end(str(over))
@@ -382,7 +404,7 @@ class EngineServer:
                 raise _BadRequest(2, "Bad handshake method")
             session = self._open(remote, query)
             opening = session.handshake(upgrades=["websocket"])
-            body = encode_payload([opening]).encode()
+            body = session.codec.encode_payload([opening])
             await _answer(server, 200, b"text/plain; charset=UTF-8", body)
             return
         session = self._find(query["sid"])
@@ -442,11 +464,10 @@ class EngineServer:
         except ValueError:
             raise _BadRequest(3, "Bad request") from None
         version = query.get("EIO")
-        if version != "4":
+        if version != "4" and not (version == "3" and self.settings.allow_eio3):
             if version in ("2", "3"):  # its own error often keeps back what is answered here
-                fix = "use a client of Socket.IO 3 or 4 there"
                 cause = f"it speaks Engine.IO {version}"
-                _log.warning("client refused", remote=remote, cause=cause, fix=fix)
+                _log.warning("client refused", remote=remote, cause=cause, fix=_ALLOW)
             raise _BadRequest(5, _WRONG_VERSION)
         if query.get("transport") != transport:
             raise _BadRequest(0, "Transport unknown")
@@ -493,18 +514,13 @@ class EngineServer:
                     await self._on_session(session)
                     nursery.cancel_scope.cancel()
             engine.end("closed by this side")
-            await engine.outgoing.drained(_GOODBYE)
+            await engine.outgoing.drained(self.settings.goodbye)
         except Exception:  # noqa: BLE001  a bug met by one client is no reason to drop the others
             _log.exception("a Socket.IO session failed in a way nobody foresaw")
         finally:
             engine.end("the server is closing")
             session.ended.set()
             del self._sessions[engine.sid]
-
-
-async def _expect(socket: WebSocket, packet: EnginePacket) -> None:
-    if decode_packet(await socket.receive()) != packet:
-        raise BadPacket("the upgrade does not go as it should")
 
 
 async def _answer(server: ServerConnection, status: int, kind: bytes, body: bytes) -> None:

@@ -1,146 +1,55 @@
-"""The packets of Engine.IO v4 and Socket.IO v4 as python-engineio and python-socketio read them.
+"""The packets of Socket.IO as python-socketio reads them.
 
-Their packet classes do no I/O and are taken as they are; what they let pass is checked here, so
-that whatever a peer sends is either one of the shapes below or a `BadPacket`.
+Its packet classes do no I/O and are taken as they are; what they let pass is checked here, so that
+whatever a peer sends is either one of the shapes below or a `BadPacket`. Socket.IO 2, which goes
+with Engine.IO 3, has the same packets but for two: who joins a namespace brings a query with its
+name, and a refusal is a text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
+from urllib.parse import parse_qsl
 
-from engineio import packet as engine
-from engineio.payload import Payload
 from socketio import packet as socket
+
+from tunnelmux.socketio.engine_packets import BadPacket
 
 __all__ = [
     "ACK",
-    "CLOSE",
     "CONNECT",
     "CONNECT_ERROR",
     "DISCONNECT",
     "EVENT",
-    "MESSAGE",
-    "NOOP",
-    "OPEN",
-    "PING",
-    "PONG",
-    "UPGRADE",
     "Assembler",
-    "BadPacket",
-    "EnginePacket",
     "SocketPacket",
-    "decode_packet",
-    "decode_payload",
-    "encode_packet",
-    "encode_payload",
     "encode_socket_packet",
-    "encoded_size",
 ]
 
-OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
 CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = range(5)
 _BINARY = {socket.BINARY_EVENT: EVENT, socket.BINARY_ACK: ACK}
 
 _LEAST_ATTACHMENT = 64
 # What one attachment counts for at least, in bytes: an announced million of empty ones is work too.
 
-# All that the packet classes raise on bytes they cannot use: wrong JSON, wrong base64, a
-# placeholder that points nowhere, a nesting deeper than the interpreter's stack.
+_MOST_FIELDS = 64  # of a query, as in that of a request
+
+# All that the packet classes raise on bytes they cannot use: wrong JSON, a placeholder that points
+# nowhere, a nesting deeper than the interpreter's stack.
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
-
-
-class BadPacket(Exception):
-    """The peer sent what no Socket.IO peer may send. The message says what, and quotes nothing."""
-
-
-class EnginePacket(NamedTuple):
-    """One Engine.IO packet. `data` is text or bytes, and a dict for OPEN."""
-
-    kind: int
-    data: str | bytes | dict[str, object] = ""
 
 
 class SocketPacket(NamedTuple):
     """One Socket.IO packet with its attachments in their places.
 
-    `data` is a list for EVENT (the name first) and ACK, a dict for CONNECT and CONNECT_ERROR.
+    `data` is a list for EVENT (the name first) and ACK, a dict for CONNECT and CONNECT_ERROR, and a
+    text in a CONNECT_ERROR that goes to a peer of Socket.IO 2.
     """
 
     kind: int
     namespace: str = "/"
-    data: list[object] | dict[str, object] | None = None
+    data: list[object] | dict[str, object] | str | None = None
     id: int | None = None
-
-
-# -- Engine.IO ------------------------------------------------------------------------------
-
-
-def encode_packet(packet: EnginePacket) -> str | bytes:
-    """One WebSocket message: text, or bytes for a binary MESSAGE."""
-    encoded: str | bytes = engine.Packet(*packet).encode()
-    return encoded
-
-
-def decode_packet(encoded: str | bytes) -> EnginePacket:
-    """What one WebSocket message holds. Raises BadPacket."""
-    try:
-        return _checked(engine.Packet(encoded_packet=encoded))
-    except _UNREADABLE:
-        raise BadPacket("it is no Engine.IO packet") from None
-
-
-def encode_payload(packets: Sequence[EnginePacket]) -> str:
-    """Packets as the body of a polling request or response."""
-    payload: str = Payload([engine.Packet(*packet) for packet in packets]).encode()
-    return payload
-
-
-def decode_payload(encoded: str, max_packets: int) -> list[EnginePacket]:
-    """The packets in the body of a polling request or response. Raises BadPacket."""
-    if encoded.count("\x1e") >= max_packets:
-        raise BadPacket(f"there are more than {max_packets} packets in one payload")
-    if encoded.startswith("d="):
-        raise BadPacket("it is JSONP, which ended with Engine.IO 3")
-    try:
-        decoded = _payload_class(max_packets)(encoded_payload=encoded)
-        return [_checked(packet) for packet in decoded.packets]
-    except _UNREADABLE:
-        raise BadPacket("it is no Engine.IO payload") from None
-
-
-def encoded_size(packet: EnginePacket, *, polling: bool) -> int:
-    """About how many bytes a packet is on the wire; never less than it is.
-
-    Our JSON is ASCII, so that characters are bytes.
-    """
-    if isinstance(packet.data, dict):
-        return 1024
-    length = len(packet.data)
-    return 4 + (length * 4 // 3 + 4 if polling and isinstance(packet.data, bytes) else length)
-
-
-@cache
-def _payload_class(max_packets: int) -> type[Payload]:
-    # The library's own limit (16) is less than a busy npm client puts into one request.
-    return type("BoundedPayload", (Payload,), {"max_decode_packets": max_packets})
-
-
-def _checked(packet: engine.Packet) -> EnginePacket:
-    kind, data = packet.packet_type, packet.data
-    if not OPEN <= kind <= NOOP:
-        raise BadPacket("its type is not from 0 to 6")
-    if kind == OPEN:
-        if not isinstance(data, dict):
-            raise BadPacket("its handshake is not a JSON object")
-        return EnginePacket(kind, data)
-    if kind == MESSAGE and not isinstance(data, str | bytes):
-        raise BadPacket("its message is no Socket.IO packet")
-    return EnginePacket(kind, data if isinstance(data, str | bytes) else "")
-
-
-# -- Socket.IO ------------------------------------------------------------------------------
 
 
 def encode_socket_packet(packet: SocketPacket) -> list[str | bytes]:
@@ -154,8 +63,10 @@ def encode_socket_packet(packet: SocketPacket) -> list[str | bytes]:
 class Assembler:
     """Makes Socket.IO packets of Engine.IO messages, which must come in their order."""
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, version: int) -> None:
         self._max_bytes = max_bytes
+        self._version = version
+        """Of Engine.IO, which tells that of Socket.IO."""
         self._unfinished: socket.Packet | None = None
         self._size = 0
 
@@ -173,6 +84,8 @@ class Assembler:
     def _begin(self, message: str) -> SocketPacket | None:
         if not message:
             raise BadPacket("a message is empty")
+        if self._version == 3 and message[0] == str(CONNECT):
+            return _joining_of_version3(message)
         packet = socket.Packet(encoded_packet=message)
         if not packet.attachment_count:
             return _checked_socket(packet)
@@ -193,6 +106,15 @@ class Assembler:
             return None
         self._unfinished = None
         return _checked_socket(packet)
+
+
+def _joining_of_version3(message: str) -> SocketPacket:
+    """A CONNECT of Socket.IO 2: `0/namespace?query,`. Raises ValueError."""
+    namespace, _, query = message[1:].partition(",")[0].partition("?")
+    if namespace and not namespace.startswith("/"):
+        raise BadPacket("a namespace is no path")
+    said: dict[str, object] = {**dict(parse_qsl(query, max_num_fields=_MOST_FIELDS))}
+    return SocketPacket(CONNECT, namespace or "/", said or None)
 
 
 def _checked_socket(packet: socket.Packet) -> SocketPacket:

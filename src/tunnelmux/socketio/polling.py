@@ -46,15 +46,15 @@ class Polling:
         self._where = where
         self._max_body = max_body
 
-    async def get(self, target: str) -> str:
+    async def get(self, target: str) -> bytes:
         """The body of the answer. The caller bounds the wait. Raises ConnectError."""
         return await self._exchange(b"GET", target, None)
 
-    async def post(self, target: str, body: str) -> None:
+    async def post(self, target: str, body: bytes) -> None:
         """Send a payload and see it taken. The caller bounds the wait. Raises ConnectError."""
-        await self._exchange(b"POST", target, body.encode())
+        await self._exchange(b"POST", target, body)
 
-    async def _exchange(self, method: bytes, target: str, body: bytes | None) -> str:
+    async def _exchange(self, method: bytes, target: str, body: bytes | None) -> bytes:
         stream = await self._dial()
         try:
             return await self._talk(stream, method, target, body)
@@ -66,7 +66,7 @@ class Polling:
 
     async def _talk(
         self, stream: trio.abc.Stream, method: bytes, target: str, body: bytes | None
-    ) -> str:
+    ) -> bytes:
         client = ClientConnection(stream, IngressLimits())
         headers = [
             (b"Host", self._authority),
@@ -87,11 +87,7 @@ class Polling:
         self._jar.take(head.headers)
         if head.status != 200:
             raise self._refusal(head.status, await self._read(client, _MAX_REFUSAL, cut=True))
-        answer = await self._read(client, self._max_body)
-        try:
-            return answer.decode("utf-8")
-        except UnicodeDecodeError:
-            raise ConnectError(f"{self._where} answered the polling with no UTF-8") from None
+        return await self._read(client, self._max_body)
 
     async def _read(self, client: ClientConnection, most: int, *, cut: bool = False) -> bytes:
         content = bytearray()

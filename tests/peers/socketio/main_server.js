@@ -1,13 +1,15 @@
-// A main server as the relay service's specification describes it, on npm's socket.io.
+// A main server as the relay service's specification describes it, on npm's socket.io: of version 4,
+// or with the option `version: 2`, of that.
 //
 // Options come as JSON in the first argument. Commands come as lines of JSON on the standard input,
 // what happens goes as lines of JSON to the standard output. The end of the input ends it.
 'use strict';
 const { createServer } = require('http');
 const { createInterface } = require('readline');
-const { Server } = require('socket.io');
 
 const options = JSON.parse(process.argv[2] || '{}');
+const isOld = options.version === 2;
+const Server = isOld ? require('socket.io-2') : require('socket.io').Server;
 const tell = (event, more) => process.stdout.write(JSON.stringify({ event, ...more }) + '\n');
 
 let acknowledges = options.acknowledges !== false;
@@ -20,6 +22,7 @@ const io = new Server(http, {
   path: options.path || '/socket.io/',
 });
 const proxies = io.of('/proxy');
+const sockets = () => (isOld ? Object.values(proxies.connected) : [...proxies.sockets.values()]);
 
 proxies.use((socket, next) => {
   const { proxyId, apiKey } = socket.handshake.query;
@@ -48,9 +51,9 @@ const commands = {
   call: async ({ name, args }) =>
     tell('answers', { answers: await proxies.timeout(5000).emitWithAck(name, ...args) }),
   acknowledge: ({ on }) => { acknowledges = on; },
-  leave: () => proxies.disconnectSockets(false),
+  leave: () => sockets().forEach((socket) => socket.disconnect(false)),
   // As a crash does it, with no goodbye; for WebSockets only.
-  cut: () => proxies.sockets.forEach((socket) => socket.conn.transport.socket.terminate()),
+  cut: () => sockets().forEach((socket) => socket.conn.transport.socket.terminate()),
 };
 createInterface({ input: process.stdin })
   .on('line', (line) => { const command = JSON.parse(line); commands[command.do](command); })

@@ -2,7 +2,9 @@
 // executeCommand, runs the command on this machine.
 'use strict';
 const { exec } = require('child_process');
-const { io } = require('socket.io-client');
+// npm's version 2 beside the one of today: CLIENT_PACKAGE chooses.
+const library = require(process.env.CLIENT_PACKAGE || 'socket.io-client');
+const io = library.io || library;
 
 const config = {
   serverUrl: process.env.SERVER_URL || 'http://localhost:3000',
@@ -53,6 +55,7 @@ socket.on('connect', () => {
   tell('connected', { transport: socket.io.engine.transport.name });
   socket.io.engine.once('upgrade', (transport) => tell('upgraded', { transport: transport.name }));
 });
+socket.on('error', (message) => tell('refused', { message })); // as version 2 says it
 socket.on('connect_error', (error) => tell('refused', { message: error.message }));
 socket.on('disconnect', (reason) => tell('disconnected', { reason }));
 socket.on('command_result_received', (data) => tell('received', { data }));

@@ -170,7 +170,13 @@ def agent_settings(config: ProxyConfig) -> ServerSettings:
         session=limits.session,
         handshake_timeout=limits.ingress.handshake_timeout,
     )
-    return ServerSettings(path=listener.path, tls=tls, engine=engine, http=limits.ingress)
+    return ServerSettings(
+        path=listener.path,
+        allow_eio3=listener.allow_eio3,
+        tls=tls,
+        engine=engine,
+        http=limits.ingress,
+    )
 
 
 def _is_right(api_key: str, agent: SocketIOAgent | None) -> bool:

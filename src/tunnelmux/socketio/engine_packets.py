@@ -1,0 +1,291 @@
+"""The packets of Engine.IO, one by one in WebSocket messages and together in polling bodies.
+
+Version 4 is what python-engineio's packet classes read and write; they do no I/O and are taken as
+they are. Version 3, which Socket.IO 2 speaks, is written here: it puts each packet's length before
+it, and heartbeats begin at the client. What both let pass is checked, so that whatever a peer sends
+is either an `EnginePacket` or a `BadPacket`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from collections.abc import Iterator, Sequence
+from functools import cache
+from typing import ClassVar, NamedTuple, Protocol
+
+from engineio import packet as engine
+from engineio.payload import Payload
+
+__all__ = [
+    "CLOSE",
+    "MESSAGE",
+    "NOOP",
+    "OPEN",
+    "PING",
+    "PONG",
+    "UPGRADE",
+    "BadPacket",
+    "Codec",
+    "EnginePacket",
+    "Version3",
+    "Version4",
+    "encoded_size",
+]
+
+OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
+
+# All that reading bytes which mean nothing raises: wrong JSON, wrong base64, wrong UTF-8, a nesting
+# deeper than the interpreter's stack.
+_UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+
+_ENVELOPE = 12
+# Bytes of a packet besides its data, at most: in version 3 up to nine digits, a colon and the type.
+
+
+class BadPacket(Exception):
+    """The peer sent what no Socket.IO peer may send. The message says what, and quotes nothing."""
+
+
+class EnginePacket(NamedTuple):
+    """One Engine.IO packet. `data` is text or bytes, and a dict for OPEN."""
+
+    kind: int
+    data: str | bytes | dict[str, object] = ""
+
+
+class Codec(Protocol):
+    """How one version of Engine.IO writes its packets."""
+
+    @property
+    def version(self) -> int:
+        """The `EIO` of the requests' query."""
+
+    @property
+    def client_pings(self) -> bool:
+        """Whether heartbeats begin at the client; else at the server."""
+
+    def encode_packet(self, packet: EnginePacket) -> str | bytes:
+        """One WebSocket message: text, or bytes for a binary MESSAGE."""
+
+    def decode_packet(self, encoded: str | bytes) -> EnginePacket:
+        """What one WebSocket message holds. Raises BadPacket."""
+
+    def encode_payload(self, packets: Sequence[EnginePacket]) -> bytes:
+        """Packets as the body of a polling request or response, which is UTF-8 text."""
+
+    def decode_payload(self, body: bytes, max_packets: int) -> list[EnginePacket]:
+        """The packets in the body of a polling request or response. Raises BadPacket."""
+
+
+def encoded_size(packet: EnginePacket, *, polling: bool) -> int:
+    """About how many bytes a packet is on the wire; never less than it is.
+
+    Our JSON is ASCII, so that characters are bytes.
+    """
+    if isinstance(packet.data, dict):
+        return 1024
+    length = len(packet.data)
+    if polling and isinstance(packet.data, bytes):
+        length = length * 4 // 3 + 4
+    return _ENVELOPE + length
+
+
+# -- version 4 ------------------------------------------------------------------------------
+
+
+class Version4:
+    """Engine.IO 4, of Socket.IO 3 and 4: packets in a body are separated by one character."""
+
+    version: ClassVar[int] = 4
+    client_pings: ClassVar[bool] = False
+
+    def encode_packet(self, packet: EnginePacket) -> str | bytes:
+        encoded: str | bytes = engine.Packet(*packet).encode()
+        return encoded
+
+    def decode_packet(self, encoded: str | bytes) -> EnginePacket:
+        try:
+            return _checked(engine.Packet(encoded_packet=encoded))
+        except _UNREADABLE:
+            raise BadPacket("it is no Engine.IO packet") from None
+
+    def encode_payload(self, packets: Sequence[EnginePacket]) -> bytes:
+        payload: str = Payload([engine.Packet(*packet) for packet in packets]).encode()
+        return payload.encode("utf-8")
+
+    def decode_payload(self, body: bytes, max_packets: int) -> list[EnginePacket]:
+        if body.count(b"\x1e") >= max_packets:
+            raise _too_many(max_packets)
+        if body.startswith(b"d="):
+            raise BadPacket("it is JSONP, which ended with Engine.IO 3")
+        if _LENGTH_FIRST.match(body):
+            raise BadPacket("it is a payload of Engine.IO 3, as Socket.IO 2 has it")
+        try:
+            decoded = _payload_class(max_packets)(encoded_payload=body.decode("utf-8"))
+            return [_checked(packet) for packet in decoded.packets]
+        except _UNREADABLE:
+            raise BadPacket("it is no Engine.IO payload") from None
+
+
+_LENGTH_FIRST = re.compile(rb"[0-9]{1,9}:0\{|\x00[\x00-\x09]{1,9}\xff0\{")
+
+
+@cache
+def _payload_class(max_packets: int) -> type[Payload]:
+    # The library's own limit (16) is less than a busy npm client puts into one request.
+    return type("BoundedPayload", (Payload,), {"max_decode_packets": max_packets})
+
+
+def _checked(packet: engine.Packet) -> EnginePacket:
+    kind, data = packet.packet_type, packet.data
+    if not OPEN <= kind <= NOOP:
+        raise BadPacket("its type is not from 0 to 6")
+    if kind == OPEN:
+        if not isinstance(data, dict):
+            raise BadPacket("its handshake is not a JSON object")
+        return EnginePacket(kind, data)
+    if kind == MESSAGE and not isinstance(data, str | bytes):
+        raise BadPacket("its message is no Socket.IO packet")
+    return EnginePacket(kind, data if isinstance(data, str | bytes) else "")
+
+
+# -- version 3 ------------------------------------------------------------------------------
+
+_MOST_DIGITS = 9  # of a length: no body is that large
+_ASTRAL = re.compile("[\U00010000-\U0010ffff]")
+
+
+class Version3:
+    """Engine.IO 3, of Socket.IO 2: each packet in a body has its length before it.
+
+    Bodies that are read may be of either kind, all text or with binary packets as they are. Those
+    that are written are text, with binary packets in base64: every peer reads these.
+    """
+
+    version: ClassVar[int] = 3
+    client_pings: ClassVar[bool] = True
+
+    def __init__(self, *, text_only: bool = False) -> None:
+        self._text_only = text_only
+        """Whether the peer asked for base64 in WebSocket messages too (`b64=1`)."""
+
+    def encode_packet(self, packet: EnginePacket) -> str | bytes:
+        if isinstance(packet.data, bytes) and not self._text_only:
+            return bytes([packet.kind]) + packet.data
+        return _text_of(packet)
+
+    def decode_packet(self, encoded: str | bytes) -> EnginePacket:
+        try:
+            if isinstance(encoded, str):
+                return _read_text(encoded)
+            kind, data = encoded[0], encoded[1:]
+        except _UNREADABLE:
+            raise BadPacket("it is no Engine.IO packet") from None
+        if kind != MESSAGE:
+            raise BadPacket("a binary packet is not a message")
+        return EnginePacket(MESSAGE, data)
+
+    def encode_payload(self, packets: Sequence[EnginePacket]) -> bytes:
+        texts = [_text_of(packet) for packet in packets]
+        return "".join(f"{_units_in(text)}:{text}" for text in texts).encode("utf-8")
+
+    def decode_payload(self, body: bytes, max_packets: int) -> list[EnginePacket]:
+        try:
+            is_binary = body[:1] in (b"\x00", b"\x01")
+            packets: list[EnginePacket] = []
+            for piece in _cut_binary(body) if is_binary else _cut_text(body):
+                if len(packets) >= max_packets:
+                    raise _too_many(max_packets)
+                packets.append(self.decode_packet(piece))
+        except _UNREADABLE:
+            raise BadPacket("it is no payload of Engine.IO 3") from None
+        if not packets:
+            raise BadPacket("a payload is empty")
+        return packets
+
+
+def _text_of(packet: EnginePacket) -> str:
+    kind, data = packet
+    if isinstance(data, bytes):
+        return f"b{kind}{base64.b64encode(data).decode('ascii')}"
+    return f"{kind}{json.dumps(data) if isinstance(data, dict) else data}"
+
+
+def _read_text(text: str) -> EnginePacket:
+    """A packet of text. Raises one of _UNREADABLE, or BadPacket."""
+    if text[0] == "b":
+        if text[1] != str(MESSAGE):
+            raise BadPacket("a binary packet is not a message")
+        return EnginePacket(MESSAGE, base64.b64decode(text[2:], validate=True))
+    kind = "0123456".index(text[0])
+    if kind != OPEN:
+        return EnginePacket(kind, text[1:])
+    handshake = json.loads(text[1:])
+    if not isinstance(handshake, dict):
+        raise BadPacket("its handshake is not a JSON object")
+    return EnginePacket(kind, handshake)
+
+
+def _units_in(text: str) -> int:
+    """The length of a text as JavaScript counts it, in UTF-16 code units."""
+    return len(text) if text.isascii() else len(text.encode("utf-16-le")) // 2
+
+
+def _cut_text(body: bytes) -> Iterator[str]:
+    """The packets of a body that is text: `LENGTH:PACKET` each, the length in UTF-16 code units.
+
+    Raises ValueError. Each character is looked at a fixed number of times, however many packets
+    there are.
+    """
+    text = body.decode("utf-8")
+    is_wide = _ASTRAL.search(text) is not None
+    if is_wide:  # then one character of ours can be two of JavaScript's
+        text = _ASTRAL.sub(_as_pair, text)
+    at = 0
+    while at < len(text):
+        colon = text.index(":", at, at + _MOST_DIGITS + 1)
+        size = _number(text[at:colon])
+        at = colon + 1 + size
+        if at > len(text):
+            raise ValueError("a packet is longer than the payload")
+        piece = text[colon + 1 : at]
+        if is_wide:
+            piece = piece.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
+        if piece:  # engine.io writes no packets at all as one empty one
+            yield piece
+
+
+def _as_pair(match: re.Match[str]) -> str:
+    high, low = divmod(ord(match[0]) - 0x10000, 0x400)
+    return chr(0xD800 + high) + chr(0xDC00 + low)
+
+
+def _number(digits: str) -> int:
+    if not digits.isascii() or not digits.isdecimal():
+        raise ValueError("a length is no number")
+    return int(digits)
+
+
+def _cut_binary(body: bytes) -> Iterator[str | bytes]:
+    """The packets of a body with binary in it: 0 for text or 1, the length's digits as bytes, 255,
+    the packet. Raises ValueError.
+    """
+    at = 0
+    while at < len(body):
+        is_binary = body[at]
+        end = body.index(b"\xff", at + 1, at + 2 + _MOST_DIGITS)
+        digits = body[at + 1 : end]
+        if is_binary > 1 or not digits or max(digits) > 9:
+            raise ValueError("a packet has no length")
+        size = int("".join(map(str, digits)))
+        at = end + 1 + size
+        if at > len(body):
+            raise ValueError("a packet is longer than the payload")
+        piece = body[end + 1 : at]
+        yield piece if is_binary else piece.decode("utf-8")
+
+
+def _too_many(most: int) -> BadPacket:
+    return BadPacket(f"there are more than {most} packets in one payload")
