@@ -40,6 +40,23 @@ def objection(
         (["192.168.1.7"], "192.168.1.7", True),
         (["192.168.1.*"], "192.168.1.7", True),
         (["192.168.1.*"], "192.168.2.7", False),
+        (["192.168.1.*"], "192.168.1.example.com", False),  # an address was meant
+        (["192.168.1.*"], "192.168.1.1.", False),
+        (["10*"], "10.0.0.1", True),
+        (["10*"], "10.evil.example", False),
+        (["10-*"], "10-db", True),
+        (["*1"], "db1", True),
+        (["?.0.0.1"], "a.0.0.1", False),
+        (["fe80*"], "fe80::1", False),  # without a colon, a name was meant
+        (["fe80:*"], "fe80::1", True),
+        (["2001:db8::*"], "2001:db8::7", True),
+        (["*.*"], "db.example", True),
+        (["m\u00fcnchen.example"], "xn--mnchen-3ya.example", True),
+        (["xn--mnchen-3ya.example"], "M\u00dcNCHEN.example", True),
+        (["*.m\u00fcnchen.example"], "a.m\u00fcnchen.example", True),
+        (["*.example"], "m\u00fcnchen.example", True),
+        (["127.0.0.0/8"], "\uff11\uff12\uff17.0.0.1", True),  # written in another width
+        (["127.0.0.1"], "127\u30020\u30020\u30021", True),
         (["192.168.0.0/16"], "192.168.2.7", True),
         (["192.168.0.0/16"], "10.0.0.1", False),
         (["192.168.0.0/16"], "::ffff:192.168.2.7", True),  # the same place
@@ -57,8 +74,9 @@ def test_hosts(hosts: list[str], host: str, allowed: bool) -> None:
     refused = objection(hosts, host=host)
     assert (refused is None) == allowed
     if refused is not None:
+        shown = CommandRequest(command_id="i", host=host, username="u", command="c").host
         assert refused == (
-            f'this device does not allow commands on the host "{host}": add it to exec.hosts in '
+            f'this device does not allow commands on the host "{shown}": add it to exec.hosts in '
             "the agent's configuration"
         )
 
@@ -121,6 +139,8 @@ def test_every_list_must_allow_it() -> None:
     [
         ({"hosts": ["10.0.0.1/8"]}, "hosts: 10.0.0.1/8 has host bits set"),
         ({"hosts": [" "]}, "hosts: has an empty entry"),
+        ({"hosts": ["m\u00fc*.example"]}, 'hosts: has "m\u00fc*", which no name in DNS can match'),
+        ({"hosts": ["\u2603.example"]}, "hosts: is no host name that DNS can hold"),
         ({"commands": [""]}, "commands: has an empty entry"),
         ({"host_keys": "known_hosts"}, "known_hosts: is missing"),
     ],

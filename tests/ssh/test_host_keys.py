@@ -13,7 +13,7 @@ from support.ssh_client import Asker
 from support.sshd import SshServer, running_sshd
 from tunnelmux.commands import CommandResult
 from tunnelmux.limits import ExecLimits
-from tunnelmux.ssh import HostKeys, Login, open_pool
+from tunnelmux.ssh import HostKeys, Login, SshFailure, open_pool
 
 pytestmark = pytest.mark.slow  # each starts an sshd
 
@@ -140,15 +140,59 @@ async def test_off_trusts_any_and_keeps_none(sshd: SshServer, tmp_path: Path) ->
     assert not store.exists()
 
 
-@pytest.mark.parametrize("content", ["[127.0.0.1]:22 ssh-ed25519 damaged\n", "\xff\n"])
-async def test_a_damaged_store_is_no_empty_one(
-    sshd: SshServer, tmp_path: Path, content: str
-) -> None:
+GOOD_KEY = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJxH6cUQ3z2rEj9OjW1cTfY0fbtWXK8bZ1Yy8bD0C0ZC"  # of no one
+)
+
+
+async def test_a_damaged_line_costs_that_line_only(sshd: SshServer, tmp_path: Path) -> None:
+    """Such as one with a name in UTF-8, after which every later connection was refused."""
     store = tmp_path / "pinned"
-    store.write_bytes(content.encode("latin-1"))
-    result = await run(HostKeys("tofu", store=store), sshd)
-    assert (result.exit_code, result.reason) == (255, "host-key-unknown")
-    assert "damaged" in result.stderr
+    damaged = [
+        b"\xff\xfe nothing of this can be read",
+        b"db.example ssh-ed25519 damaged",
+        b"[db.example]:2222",
+    ]
+    good = f"m\u00fcnchen.example {GOOD_KEY}\n[b\u00fccher.example]:2222 {GOOD_KEY}\n".encode()
+    store.write_bytes(b"\n".join([*damaged, good]))
+    keys = HostKeys("tofu", store=store)
+    with capture_logs() as logs:
+        assert (await run(keys, sshd)).stdout == "in\n"
+        assert (await run(keys, sshd)).stdout == "in\n"
+    told = [line for line in logs if line["event"] == "damaged lines in the pinned host keys"]
+    assert told[0]["count"] == 3
+    assert told[0]["hosts"] == ["[db.example]:2222", "db.example"]
+    # All lines are still there, the good ones with the names as DNS has them.
+    assert store.read_bytes().splitlines() == [
+        *damaged,
+        f"[127.0.0.1]:{sshd.address.port} {host_key(sshd)}".encode(),
+        f"[xn--bcher-kva.example]:2222 {GOOD_KEY}".encode(),
+        f"xn--mnchen-3ya.example {GOOD_KEY}".encode(),
+    ]
+    for port in (22, 2222):
+        with pytest.raises(SshFailure, match=r"db\.example.* is damaged: correct or remove it"):
+            keys.check("db.example", port)
+    keys.check("other.example", 22)
+
+
+async def test_a_name_in_other_letters_is_pinned_as_dns_has_it(
+    sshd: SshServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up = []
+
+    async def here(host: str, port: int) -> trio.SocketStream:
+        looked_up.append(host)
+        return await open_tcp_stream("127.0.0.1", port)
+
+    open_tcp_stream = trio.open_tcp_stream
+    monkeypatch.setattr(trio, "open_tcp_stream", here)
+    store = tmp_path / "pinned"
+    for host in ("b\u00fccher.example", "B\u00dcCHER.example", "xn--bcher-kva.example"):
+        result = await run(HostKeys("tofu", store=store), sshd, host=host)
+        assert result.stdout == "in\n"
+    assert set(looked_up) == {"xn--bcher-kva.example"}
+    port = sshd.address.port
+    assert store.read_bytes() == f"[xn--bcher-kva.example]:{port} {host_key(sshd)}\n".encode()
 
 
 async def test_a_missing_known_hosts_file_is_no_empty_one(sshd: SshServer, tmp_path: Path) -> None:

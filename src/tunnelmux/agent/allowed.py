@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import ExecConfig
+from tunnelmux.config.host_name import to_a_label_pattern
 
 __all__ = ["AllowList"]
 
@@ -23,9 +24,10 @@ class AllowList:
     """The hosts, users and commands of one configuration. What is not in it is forbidden."""
 
     def __init__(self, config: ExecConfig) -> None:
-        names = [host for host in config.hosts if "/" not in host]
+        hosts = [_plain_host(to_a_label_pattern(host)) for host in config.hosts if "/" not in host]
         self._networks = [ipaddress.ip_network(host) for host in config.hosts if "/" in host]
-        self._hosts = _matcher([_plain_host(name) for name in names], _ANY)
+        self._names = _matcher([host for host in hosts if not _is_for_addresses(host)], _ANY)
+        self._addresses = _matcher([host for host in hosts if _may_be_address(host)], _ANY)
         self._users = _matcher(config.users, _ANY)
         self._commands = _matcher(config.commands, _HARMLESS)
 
@@ -41,11 +43,27 @@ class AllowList:
 
     def _allows_host(self, host: str) -> bool:
         address = _address(host)
-        if address is not None:
-            if any(address in network for network in self._networks):
-                return True
-            return self._hosts(str(address)) or self._hosts(_plain_host(host))
-        return self._hosts(_plain_host(host))
+        if address is None:
+            return self._names(_plain_host(host))
+        if any(address in network for network in self._networks):
+            return True
+        return self._addresses(str(address)) or self._addresses(_plain_host(host))
+
+
+def _is_for_addresses(pattern: str) -> bool:
+    """Whether it is written like an address, so that no name is meant: `192.168.1.*` must not be
+    `192.168.1.example.com`.
+    """
+    if ":" in pattern:
+        return True
+    digits = any(letter.isdigit() for letter in pattern)
+    has_form = "." in pattern or pattern[:1].isdigit()
+    return digits and has_form and not pattern.strip("0123456789.*?")
+
+
+def _may_be_address(pattern: str) -> bool:
+    """Whether an address may match it: not by chance, as `fe80*` would."""
+    return _is_for_addresses(pattern) or not pattern.strip("0123456789.*?")
 
 
 def _forbidden(what: str, key: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import base64
 import binascii
+import ipaddress
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from tunnelmux.config import Secret
+from tunnelmux.config.host_name import to_a_labels
 
 __all__ = ["DEFAULT_PORT", "DEFAULT_TIMEOUT", "CommandRequest", "InvalidCommand"]
 
@@ -26,6 +29,10 @@ zone fewer."""
 
 MAX_USERNAME = 256
 """Characters of a user name; no system that speaks SSH allows more."""
+
+
+_LIKE_ADDRESS = re.compile(r":|(?:^|\.)(?:[0-9]+|0[xX][0-9a-fA-F]*)\.?$")
+"""What has a colon, or a number in place of a top-level domain."""
 
 
 class InvalidCommand(ValueError):
@@ -54,7 +61,7 @@ class CommandRequest:
     """Names this command everywhere, and makes sure that it is not run twice."""
 
     host: str
-    """The SSH server, as the device that runs the command sees it."""
+    """The SSH server, as the device that runs the command sees it; a name in A-labels."""
 
     username: str
     command: str = field(repr=False)
@@ -79,6 +86,10 @@ class CommandRequest:
 
     stdin: bytes | None = field(default=None, repr=False)
     """What the command reads; without it, its input is empty."""
+
+    def __post_init__(self) -> None:
+        if not self.host.isascii():  # one name, however it is written, wherever it is compared
+            object.__setattr__(self, "host", _canonical(self.host))
 
     @classmethod
     def from_json(cls, content: object) -> CommandRequest:
@@ -179,10 +190,28 @@ def _server_id(content: Mapping[Any, Any]) -> int | str | None:
 
 def _host(content: Mapping[Any, Any]) -> str:
     host = _line(content, "host", MAX_HOST)
-    host = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    host = _canonical(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
     if not host or host.startswith("-") or any(mark in host for mark in " /@,*?[]!"):
         raise InvalidCommand("host", 'must be a host name or an address such as "192.0.2.7"')
+    if _LIKE_ADDRESS.search(host) and not _is_address(host):
+        # Resolvers know more ways to write one (127.1, 0x7f000001) than whoever allows it.
+        raise InvalidCommand("host", 'looks like an address: write it like "192.0.2.7" or "::1"')
     return host
+
+
+def _canonical(host: str) -> str:
+    try:
+        return to_a_labels(host)
+    except ValueError as error:
+        raise InvalidCommand("host", str(error)) from None
+
+
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    return True
 
 
 def _port(content: Mapping[Any, Any]) -> int:

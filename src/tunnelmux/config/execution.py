@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from tunnelmux.config.host_name import to_a_label_pattern
 from tunnelmux.config.rules import InvalidSetting, MissingSetting, check_network
 from tunnelmux.limits import ExecLimits
 
@@ -27,7 +28,8 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     hosts: list[str] = []
     """SSH servers that may be reached: names and addresses, with `*` and `?` if need be, and
-    networks such as `10.0.0.0/8`, which stand for addresses only. Empty: none. `"*"`: all."""
+    networks such as `10.0.0.0/8`. Networks and patterns like `192.168.1.*` stand for addresses
+    only. Empty: none. `"*"`: all."""
 
     users: list[str] = []
     """Users that commands may run as, with `*` and `?` if need be. Empty: none. `"*"`: all."""
@@ -58,6 +60,10 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         for host in self.hosts:
             if "/" in host:
                 check_network("hosts", host)
+            try:
+                to_a_label_pattern(host)
+            except ValueError as error:
+                raise InvalidSetting("hosts", str(error)) from None
         if self.host_keys == "known_hosts" and self.known_hosts is None:
             raise MissingSetting("known_hosts", 'is missing: host_keys = "known_hosts" needs it')
         for field in dataclasses.fields(self.limits):

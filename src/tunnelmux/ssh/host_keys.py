@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import asyncssh
 
+from tunnelmux.config.host_name import to_a_labels
 from tunnelmux.config.private_file import write_private
 from tunnelmux.observability import get_logger
 from tunnelmux.ssh.failure import SshFailure
@@ -20,6 +23,9 @@ HostKeyMode = Literal["tofu", "known_hosts", "off"]
 in the file are trusted. `off`: every key is."""
 
 _DEFAULT_PORT = 22
+
+_MOST_TOLD = 10
+# Servers named in one line of the log.
 
 _ALGORITHMS = (
     "ssh-ed25519",
@@ -45,7 +51,7 @@ class HostKeys:
         self.mode: HostKeyMode = mode
         self._known_hosts = known_hosts
         self._store = store
-        self._from_file: dict[str, str] = {}
+        self._file = _PinFile()
         self._stamp: tuple[int, ...] | None = None
         self._unsaved: dict[str, str] = {}
         self._writing = threading.Lock()
@@ -57,7 +63,15 @@ class HostKeys:
         was asked for is not left out because its file is away.
         """
         known = self._read_known_hosts() if self.mode != "off" else None
-        pinned = self._read_store().get(entry_name(host, port)) if self.mode == "tofu" else None
+        pinned = None
+        if self.mode == "tofu":
+            name = entry_name(host, port)
+            pinned = self._read_store().get(name)
+            if pinned is None and name in self._file.damaged:
+                raise SshFailure(
+                    "host-key-unknown",
+                    f"the line of {name} in {self._store} is damaged: correct or remove it",
+                )
         return HostKeyCheck(self, host, port, known, pinned)
 
     def pin(self, host: str, port: int, key: str) -> None:
@@ -80,10 +94,11 @@ class HostKeys:
         with self._writing:
             new = dict(self._unsaved)
             try:
-                entries = sorted((_read_pinned(self._store) | new).items())
+                file = _read_pinned(self._store)
+                lines = [f"{name} {key}" for name, key in sorted((file.keys | new).items())]
                 self._store.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                content = "".join(f"{name} {key}\n" for name, key in entries)
-                write_private(self._store, content.encode())
+                content = "".join(f"{line}\n" for line in (*file.unusable, *lines))
+                write_private(self._store, content.encode("utf-8", "surrogateescape"))
             except (OSError, SshFailure) as exc:
                 _log.error(
                     "host keys not kept",
@@ -116,9 +131,18 @@ class HostKeys:
         """What is pinned now; a line that somebody removed from the file counts no more."""
         stamp = _stamp_of(self._store)
         if stamp != self._stamp:
-            self._from_file = _read_pinned(self._store)
+            self._file = _read_pinned(self._store)
             self._stamp = stamp
-        return self._from_file | self._unsaved
+            if self._file.unusable:
+                _log.warning(
+                    "damaged lines in the pinned host keys",
+                    file=self.where,
+                    count=len(self._file.unusable),
+                    hosts=sorted(self._file.damaged)[:_MOST_TOLD],
+                    effect="servers whose name can be read there are refused, the others are not "
+                    "known; correct or remove these lines",
+                )
+        return self._file.keys | self._unsaved
 
 
 class HostKeyCheck:
@@ -218,30 +242,63 @@ def _stamp_of(store: Path | None) -> tuple[int, ...] | None:
     return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
-def _read_pinned(store: Path | None) -> dict[str, str]:
+@dataclass(slots=True)
+class _PinFile:
+    """What is in the file of pinned keys."""
+
+    keys: dict[str, str] = field(default_factory=dict)
+    """The key of each server, by its name."""
+    damaged: set[str] = field(default_factory=set)
+    """Servers whose line cannot be used; that it was there says that they are not new."""
+    unusable: list[str] = field(default_factory=list)
+    """Those lines, and others of which nothing can be read, as they are."""
+
+
+def _read_pinned(store: Path | None) -> _PinFile:
+    """Raises SshFailure when the file cannot be read. A damaged line costs that line only."""
+    file = _PinFile()
     if store is None:
-        return {}
+        return file
     try:
-        lines = store.read_text("ascii").splitlines()
+        text = store.read_bytes().decode("utf-8", "surrogateescape")
     except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (OSError, ValueError) as exc:
-        cause = exc.strerror if isinstance(exc, OSError) else "it is damaged"
+        return file
+    except OSError as exc:
         raise SshFailure(
             "host-key-unknown",
-            f"cannot read the pinned host keys in {store} ({cause}); nothing is trusted meanwhile",
+            f"cannot read the pinned host keys in {store} ({exc.strerror}); nothing is trusted "
+            "meanwhile",
         ) from exc
-    pinned: dict[str, str] = {}
-    for line in lines:
-        name, _, key = line.strip().partition(" ")
-        if not name or name.startswith("#"):
+    for line in text.split("\n"):
+        written, _, key = line.strip().partition(" ")
+        if not written or written.startswith("#"):
             continue
+        name = _canonical_name(written)
         try:
             asyncssh.import_public_key(key)
-        except (ValueError, asyncssh.Error) as exc:
-            raise SshFailure(
-                "host-key-unknown",
-                f"the line of {name[:300]} in {store} is damaged: correct or remove it",
-            ) from exc
-        pinned[name] = key
-    return pinned
+        except (ValueError, asyncssh.Error):
+            is_good = False
+        else:
+            is_good = True
+        if name is not None and is_good:
+            file.keys[name] = key
+            continue
+        file.unusable.append(line)
+        if name is not None:
+            file.damaged.add(name)
+    return file
+
+
+def _canonical_name(written: str) -> str | None:
+    """The name of an entry in ASCII, as earlier versions did not write it; None for no name."""
+    match = _ENTRY.fullmatch(written)
+    if match is None:
+        return None
+    host, port = match[1] or match[3], match[2]
+    try:
+        return entry_name(to_a_labels(host), _DEFAULT_PORT if port is None else int(port))
+    except ValueError:
+        return None
+
+
+_ENTRY = re.compile(r"\[([^\[\]]{1,255})\]:([0-9]{1,5})|([^\[\]]{1,255})")

@@ -1,0 +1,41 @@
+"""Host names as DNS has them, so that two ways to write one name are one name."""
+
+from __future__ import annotations
+
+__all__ = ["to_a_label_pattern", "to_a_labels"]
+
+
+def to_a_labels(host: str) -> str:
+    """The name with its labels in ASCII (RFC 5890 2.3.2.1); one that is ASCII already as it is.
+
+    An address in digits of another width is an address afterwards. Raises ValueError for what DNS
+    cannot hold.
+    """
+    if host.isascii():
+        return host
+    import idna  # its tables are large, and few names need them
+
+    try:
+        return idna.encode(host, uts46=True).decode("ascii")
+    except idna.IDNAError:
+        raise ValueError("is no host name that DNS can hold") from None
+
+
+def to_a_label_pattern(pattern: str) -> str:
+    """The same for a pattern with `*` and `?`: labels without them are brought to ASCII.
+
+    Raises ValueError for a label with both, which stands for nothing in DNS.
+    """
+    if pattern.isascii():
+        return pattern
+    labels = pattern.replace("\u3002", ".").split(".")
+    for index, label in enumerate(labels):
+        if label.isascii():
+            continue
+        if "*" in label or "?" in label:
+            raise ValueError(
+                f'has "{label}", which no name in DNS can match: write the whole label, or the '
+                "beginning of what it is in DNS (xn--…)"
+            )
+        labels[index] = to_a_labels(label)
+    return ".".join(labels)
