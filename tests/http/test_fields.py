@@ -123,7 +123,8 @@ def test_a_trusted_proxy_is_believed_and_appended_to() -> None:
         (b"X-Forwarded-Host", b"bank.example"),
         (
             b"Forwarded",
-            b'for=1.1.1.1;host="a,b", for="[2001:db8::1]";host="dev1.x";proto=http',
+            b'for=1.1.1.1;host="bank.example";proto=https, %s'
+            % b'for="[2001:db8::1]";host="dev1.x";proto=http',
         ),
     ]
 

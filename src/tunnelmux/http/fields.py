@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from tunnelmux.http.head import Field, field_values, first_value
+from tunnelmux.http.forwarded import Hop, Route, plain_address, write_forwarded
+from tunnelmux.http.head import Field, field_values
 from tunnelmux.pump.field_names import field_kind
 
 __all__ = [
@@ -96,46 +97,34 @@ class Visitor:
     """Whether the address is one of the trusted proxies."""
 
 
+_SET_HERE = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
+
+
 def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -> list[Field]:
     """The fields with `Forwarded` (RFC 7239) and `X-Forwarded-*` saying who asked for what.
 
-    From a trusted proxy, its own values stay and ours is appended to the lists; from anybody else
-    every such field is replaced. `host` is what the visitor asked for.
+    From a trusted proxy, what it said stays, in both kinds of fields, and ours is appended to the
+    lists; from anybody else every such field is replaced. `host` is what the visitor asked for.
     """
     # Also of a trusted proxy, disguised fields are dropped: it would not send them.
     dropped = {"disguised"} if visitor.trusted else {"disguised", "forwarding"}
     kept = [pair for pair in headers if field_kind(pair[0]) not in dropped]
-    address, scheme = visitor.address.encode("ascii", "replace"), visitor.scheme.encode("ascii")
-    lists = {
-        b"x-forwarded-for": [*field_values(kept, b"x-forwarded-for"), address],
-        b"forwarded": [
-            *_raw_values(kept, b"forwarded"),
-            _forwarded_element(address, host, scheme),
-        ],
-    }
-    proto = first_value(kept, b"x-forwarded-proto") or scheme
-    asked = first_value(kept, b"x-forwarded-host") or host
-    ours = {*lists, b"x-forwarded-proto", b"x-forwarded-host"}
-    kept = [pair for pair in kept if pair[0].lower() not in ours]
+    address, scheme = plain_address(visitor.address), visitor.scheme.encode("ascii")
+    ours = Hop(b"[%s]" % address if b":" in address else address, host, scheme)
+    before = Route()
+    if visitor.trusted:
+        before = Route.read(
+            [value for key, value in kept if key.lower() == b"forwarded"],
+            *(field_values(kept, b"x-forwarded-" + name) for name in (b"for", b"proto", b"host")),
+        )
+        kept = [pair for pair in kept if pair[0].lower() not in _SET_HERE]
+    hops = [*before.hops, ours]
+    hops[0] = replace(hops[0], host=hops[0].host or host, proto=hops[0].proto or scheme)
     kept += [
-        (b"X-Forwarded-For", b", ".join(lists[b"x-forwarded-for"])),
-        (b"X-Forwarded-Proto", proto),
+        (b"X-Forwarded-For", b", ".join([*before.addresses, address])),
+        (b"X-Forwarded-Proto", b", ".join(before.protos) or scheme),
     ]
-    if asked:
-        kept.append((b"X-Forwarded-Host", asked))
-    kept.append((b"Forwarded", b", ".join(lists[b"forwarded"])))
+    if before.hosts or host:
+        kept.append((b"X-Forwarded-Host", b", ".join(before.hosts) or host))
+    kept.append((b"Forwarded", write_forwarded(hops)))
     return kept
-
-
-def _raw_values(headers: list[Field], name: bytes) -> list[bytes]:
-    # Not split at commas: Forwarded has quoted strings.
-    return [value for key, value in headers if key.lower() == name and value]
-
-
-def _forwarded_element(address: bytes, host: bytes, scheme: bytes) -> bytes:
-    node = b'"[%s]"' % address if b":" in address else address
-    parts = [b"for=%s" % node]
-    if host:
-        parts.append(b'host="%s"' % host)  # checked on arrival: no quote, no backslash
-    parts.append(b"proto=%s" % scheme)
-    return b";".join(parts)
