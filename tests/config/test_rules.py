@@ -200,7 +200,9 @@ def test_a_certificate_needs_its_key(tmp_path):
         HttpIngress(listen="[::]:0", tls_key=tmp_path)
 
 
-@pytest.mark.parametrize("url", ["http://h", "ws://", "h:3800", "ws://h:0"])
+@pytest.mark.parametrize(
+    "url", ["http://h", "tcp://h:1", "tls://h:1", "ws://", "h:3800", "ws://h:0"]
+)
 def test_no_tunnel_endpoints(url):
     with pytest.raises(InvalidSetting, match=r"^url: "):
         ProxyEndpoint(url=url, token=Secret("abc"))
@@ -210,9 +212,34 @@ def test_a_pin_needs_tls():
     pin = "sha256:" + "0" * 64
     with pytest.raises(InvalidSetting, match="of no use without TLS"):
         ProxyEndpoint(url="ws://h", token=Secret("abc"), pin=pin)
-    with pytest.raises(InvalidSetting, match="must be sha256: and 64 hexadecimal digits"):
-        ProxyEndpoint(url="wss://h", token=Secret("abc"), pin="0" * 64)
     assert ProxyEndpoint(url="wss://h", token=Secret("abc"), pin=pin).is_encrypted
+
+
+PAIRS = ":".join(["AB"] * 32)
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "sha256:" + "ab" * 32,
+        "ab" * 32,
+        PAIRS,
+        f"sha256 Fingerprint={PAIRS}",
+        f"SHA256 Fingerprint={PAIRS}\n",
+        f" sha256:{PAIRS.lower()}",
+    ],
+)
+def test_a_pin_is_taken_as_openssl_prints_it(written):
+    endpoint = ProxyEndpoint(url="wss://h", token=Secret("abc"), pin=written)
+    assert endpoint.pin == "sha256:" + "ab" * 32
+
+
+@pytest.mark.parametrize(
+    "written", ["", "sha256:", "00" * 31, "00" * 33, "SHA1 Fingerprint=00", "0x"]
+)
+def test_what_is_no_pin_is_told_how_to_get_one(written):
+    with pytest.raises(InvalidSetting, match=r"64 hexadecimal digits.*openssl x509"):
+        ProxyEndpoint(url="wss://h", token=Secret("abc"), pin=written)
 
 
 def test_an_agent_without_services_is_of_no_use():

@@ -124,7 +124,13 @@ class DaemonSet:
         self._daemons: list[Daemon] = []
         self._ended_here: list[Daemon] = []
 
-    async def start(self, program: str, configuration: str, *arguments: str) -> Daemon:
+    async def start(
+        self,
+        program: str,
+        configuration: str,
+        *arguments: str,
+        environ: Mapping[str, str] | None = None,
+    ) -> Daemon:
         """`tunnelmux-PROGRAM` with this configuration file, as cmd/ launches it."""
         count = sum(daemon.name.startswith(program) for daemon in self._daemons) + 1
         name = f"{program}-{count}"
@@ -136,7 +142,7 @@ class DaemonSet:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env=_environment(os.environ, self._bytecode),
+            env={**_environment(os.environ, self._bytecode), **(environ or {})},
         )
         daemon = Daemon(name, process)
         self._daemons.append(daemon)
@@ -185,7 +191,11 @@ class DaemonSet:
 
 def _environment(inherited: Mapping[str, str], bytecode: Path) -> dict[str, str]:
     """What a daemon gets: settings from the tester's own environment do not count."""
-    kept = {name: value for name, value in inherited.items() if not name.startswith("TUNNELMUX_")}
+    kept = {
+        name: value
+        for name, value in inherited.items()
+        if not name.startswith("TUNNELMUX_") and not name.lower().endswith("_proxy")
+    }
     if kept.pop("PYTHONDONTWRITEBYTECODE", None):
         # It would compile every module at every start, which is half of what a start takes.
         kept["PYTHONPYCACHEPREFIX"] = str(bytecode)

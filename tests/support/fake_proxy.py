@@ -18,6 +18,7 @@ from tunnelmux.transports import (
     accept_websocket,
     bound_addresses,
     read_upgrade,
+    send_answer,
     serve_connections,
     start_server_tls,
 )
@@ -29,10 +30,10 @@ PATH = "/tunnel/connect"
 
 @dataclass(frozen=True)
 class No:
-    """An answer that refuses."""
+    """An answer that refuses; without a reason it is not the proxy's own."""
 
     status: int
-    reason: str
+    reason: str | None
     text: str = "no"
     headers: tuple[tuple[bytes, bytes], ...] = ()
 
@@ -73,7 +74,9 @@ class FakeProxy:
         self.requests.append(request)
         answer = self.answer(request)
         if isinstance(answer, No):
-            await request.refuse(answer.status, answer.reason, answer.text, headers=answer.headers)
+            await send_answer(
+                stream, answer.status, answer.reason, answer.text, headers=answer.headers
+            )
             return
         async with (
             accept_websocket(request, headers=answer) as websocket,

@@ -33,11 +33,11 @@ async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:
 
 async def tls_pair(
     server_context: ssl.SSLContext, client_context: ssl.SSLContext
-) -> tuple[trio.SSLStream[trio.SocketStream], trio.SSLStream[trio.SocketStream]]:
+) -> tuple[trio.SSLStream[trio.abc.Stream], trio.SSLStream[trio.SocketStream]]:
     """(client, server) of one TLS connection over real sockets, both handshakes done."""
     client, server = await socket_pair()
     secured = trio.SSLStream(server, server_context, server_side=True, https_compatible=True)
-    result: list[trio.SSLStream[trio.SocketStream]] = []
+    result: list[trio.SSLStream[trio.abc.Stream]] = []
 
     async def run_client() -> None:
         result.append(await start_client_tls(client, client_context, "127.0.0.1", where="test"))

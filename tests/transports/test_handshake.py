@@ -253,6 +253,48 @@ async def test_a_refusal_carries_status_reason_and_the_first_line(
 
 
 @pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            (
+                b"HTTP/1.1 302 Found\r\nLocation: http://login.example.net/?t=s3cret\r\n"
+                b"Server: portal\r\nContent-Type: text/html\r\nContent-Length: 0\r\n\r\n"
+            ),
+            (
+                "302 Found; no tunnelmux-proxy says this (it redirects to "
+                "http://login.example.net/, its server is portal, its body is text/html): the "
+                "login page of a network"
+            ),
+        ),
+        (
+            (
+                b"HTTP/1.1 200 OK\r\nContent-Type: text/html; charset=utf-8\r\n\r\n<html><head>"
+                b"<title>Hotel\n Wifi</title>"
+            ),
+            "200 OK (Hotel Wifi); no tunnelmux-proxy says this (its body is text/html): the login",
+        ),
+        (
+            b"HTTP/1.1 403 Forbidden\r\nServer: gateway\r\nContent-Length: 0\r\n\r\n",
+            "its server is gateway): a load balancer or a firewall in between",
+        ),
+        (b"HTTP/1.1 401 X\r\nContent-Length: 0\r\n\r\n", "or a wrong address"),
+        (b"HTTP/1.1 403 X\r\nTunnelmux-Reason: A b\r\n\r\n", "no tunnelmux-proxy says this"),
+        (b"HTTP/1.1 407 X\r\nContent-Length: 0\r\n\r\n", "wants a login: set http_proxy"),
+        (b"HTTP/1.1 503 X\r\nContent-Length: 0\r\n\r\n", "503 Service Unavailable; no tunn"),
+    ],
+)
+async def test_an_answer_of_somebody_else_may_be_tried_again_and_is_described(
+    autojump_clock: trio.testing.MockClock, answer: bytes, words: str
+) -> None:
+    error = await dial(sending(answer))
+    assert isinstance(error, ConnectRefused)
+    assert error.retryable
+    assert error.reason is None
+    assert words in str(error)
+    assert "s3cret" not in str(error)
+
+
+@pytest.mark.parametrize(
     ("value", "seconds"),
     [
         (b"0", 0.0),

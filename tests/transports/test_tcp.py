@@ -38,7 +38,7 @@ async def test_an_address_that_does_not_answer_is_given_up(
     async def hang(*args: object, **kwargs: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(trio, "open_tcp_stream", hang)
+    monkeypatch.setattr(trio.socket, "getaddrinfo", hang)
     with pytest.raises(ConnectError, match="within 3 s; check the address"):
         await open_tcp("192.0.2.1", 3800, timeout=3)
     assert trio.current_time() == pytest.approx(3.0)

@@ -22,7 +22,7 @@ from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionEr
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump, open_pump
-from tunnelmux.transports import client_context, parse_url
+from tunnelmux.transports import WayOut, client_context, parse_url
 
 if TYPE_CHECKING:
     from tunnelmux.agent.main_server import MainServerClient
@@ -50,6 +50,7 @@ class RunningAgent:
         self._ssl_context: ssl.SSLContext | None = None
         if self._proxy is not None:
             self._url = parse_url(self._proxy.url)
+            self._way = WayOut(self._proxy.way_out)
             self._credentials = Credentials(self._proxy, config.device)
             if self._url.is_secure:
                 self._ssl_context = client_context(self._proxy.ca_file, self._proxy.pin)
@@ -162,6 +163,7 @@ class RunningAgent:
             headers=[(b"Tunnelmux-Device", self.name.encode("ascii"))],
             ssl_context=self._ssl_context,
             timeout=self._config.limits.ingress.handshake_timeout,
+            way=self._way,
         ) as transport:
             headers = response_headers(transport)
             await self._keep_token(headers.get("tunnelmux-token"))

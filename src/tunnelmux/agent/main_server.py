@@ -45,7 +45,7 @@ from tunnelmux.socketio import (
     connect_socketio,
     parse_socketio_url,
 )
-from tunnelmux.transports import client_context
+from tunnelmux.transports import WayOut, client_context
 
 __all__ = ["MainServerClient"]
 
@@ -91,6 +91,7 @@ class MainServerClient:
             socketio=limits.socketio,
             session=limits.session,
             handshake_timeout=limits.ingress.handshake_timeout,
+            way=WayOut(main.way_out),
         )
         self._ssl_context: ssl.SSLContext | None = None
         if main.is_encrypted:

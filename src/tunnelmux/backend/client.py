@@ -35,7 +35,7 @@ from tunnelmux.http.body import BadBody
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.sessions import SessionEvent, SessionSummary
-from tunnelmux.transports.tcp import open_tcp
+from tunnelmux.transports.dialling import open_tcp
 
 __all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
 

@@ -98,6 +98,12 @@ def _agent_settings(function: F) -> F:
             metavar="FILE",
             help="A file that holds this device's token.",
         ),
+        setting(
+            "--http-proxy",
+            "proxy.http_proxy",
+            metavar="URL",
+            help="The HTTP proxy that leads out of this network; else HTTPS_PROXY and so on count.",
+        ),
         setting("--url", "proxy.url", metavar="URL", help="The proxy's tunnel endpoint."),
         setting(
             "--join",

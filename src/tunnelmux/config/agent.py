@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from tunnelmux.config.execution import ExecConfig
+from tunnelmux.config.http_proxy import HttpProxy, parse_http_proxy
 from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join
 from tunnelmux.config.process import AgentLimitsConfig, AuditConfig, DrainConfig, LogConfig
 from tunnelmux.config.rules import (
@@ -17,10 +18,10 @@ from tunnelmux.config.rules import (
     MissingSetting,
     Target,
     check_api_key,
-    check_fingerprint,
     check_label,
     check_token,
     check_unique,
+    parse_pin,
     parse_target,
     split_url,
 )
@@ -52,7 +53,7 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     url: str = ""
-    """The tunnel endpoint: `ws://`, `wss://`, `tcp://` or `tls://`."""
+    """The tunnel endpoint: `ws://`, or `wss://` under TLS."""
 
     token: Secret | None = None
     """This device's token. Give exactly one of `token`, `token_file` and `join`."""
@@ -64,10 +65,16 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The line a proxy's quickstart or `invite` printed, instead of `url`, token and `pin`."""
 
     pin: str | None = None
-    """`sha256:` and the SHA-256 of the proxy's certificate (DER): accept that one and no other."""
+    """The SHA-256 of the proxy's certificate, as `openssl x509 -fingerprint -sha256` prints it, or
+    `sha256:` and its digits: accept that one and no other."""
 
     ca_file: Path | None = None
     """PEM file of the authority that signed the proxy's certificate; default: the system's."""
+
+    http_proxy: Secret | None = None
+    """The HTTP proxy that leads out of this network, `http://user:password@host:port` or without
+    the login, or `https://`. Empty text: none. Without the key, the variables HTTPS_PROXY,
+    HTTP_PROXY, ALL_PROXY and NO_PROXY count, as curl reads them."""
 
     def __post_init__(self) -> None:
         if self.join is not None:
@@ -82,9 +89,10 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         split_url("url", self.url, TUNNEL_URL_SCHEMES, _URL_EXAMPLE)
         self._check_credentials()
         if self.pin is not None:
-            check_fingerprint("pin", self.pin, "sha256:")
+            msgspec.structs.force_setattr(self, "pin", parse_pin("pin", self.pin))
             if not self.is_encrypted:
-                raise InvalidSetting("pin", "is of no use without TLS: use wss:// or tls:// in url")
+                raise InvalidSetting("pin", "is of no use without TLS: use wss:// in url")
+        _way_out(self)  # refuses one that is none
 
     def _check_credentials(self) -> None:
         given = [self.token, self.token_file, self.join]
@@ -99,7 +107,12 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     @property
     def is_encrypted(self) -> bool:
         """Whether the connection to the proxy is under TLS."""
-        return self.url.startswith(("wss:", "tls:"))
+        return self.url.startswith("wss:")
+
+    @property
+    def way_out(self) -> HttpProxy | None:
+        """The HTTP proxy to go through, or None."""
+        return _way_out(self)
 
     def read_token(self) -> Secret:
         """The token to send; reads `token_file` when that is the source.
@@ -115,6 +128,12 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         return read_token_file("proxy.token_file", self.token_file)
 
 
+def _way_out(endpoint: ProxyEndpoint | MainServer) -> HttpProxy | None:
+    if not endpoint.http_proxy:
+        return None
+    return parse_http_proxy("http_proxy", endpoint.http_proxy.reveal())
+
+
 # What a [socketio] without a main server has.
 _UNSET: dict[str, object] = {
     "proxy_id": None,
@@ -125,6 +144,7 @@ _UNSET: dict[str, object] = {
     "engine_io": 4,
     "pin": None,
     "ca_file": None,
+    "http_proxy": None,
 }
 
 
@@ -158,10 +178,13 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     latter cannot ask this agent to confirm that it starts a command."""
 
     pin: str | None = None
-    """`sha256:` and the SHA-256 of the server's certificate (DER): accept that one and no other."""
+    """The SHA-256 of the server's certificate, as for `[proxy]`: accept that one and no other."""
 
     ca_file: Path | None = None
     """PEM file of the authority that signed the server's certificate; default: the system's."""
+
+    http_proxy: Secret | None = None
+    """The HTTP proxy that leads to the main server, as for `[proxy]`."""
 
     def __post_init__(self) -> None:
         if self.url is None:
@@ -177,9 +200,11 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise InvalidSetting("engine_io", f"is {self.engine_io}: there are 4 and 3")
         self._check_login()
         if self.pin is not None:
-            check_fingerprint("pin", self.pin, "sha256:")
+            # The struct is frozen for its users; this is its own construction.
+            msgspec.structs.force_setattr(self, "pin", parse_pin("pin", self.pin))
             if not self.is_encrypted:
                 raise InvalidSetting("pin", "is of no use without TLS: use https:// in url")
+        _way_out(self)  # refuses one that is none
 
     def _check_login(self) -> None:
         if self.proxy_id is None:
@@ -192,6 +217,11 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise InvalidSetting("api_key", "and api_key_file are both there: keep one of them")
         if self.api_key is not None:
             check_api_key("api_key", self.api_key.reveal())
+
+    @property
+    def way_out(self) -> HttpProxy | None:
+        """The HTTP proxy to go through, or None."""
+        return _way_out(self)
 
     @property
     def is_encrypted(self) -> bool:

@@ -8,14 +8,14 @@ import json
 
 import msgspec
 
-from tunnelmux.config.rules import InvalidSetting, check_fingerprint, check_token, split_url
+from tunnelmux.config.rules import InvalidSetting, check_token, parse_pin, split_url
 from tunnelmux.config.secret import Secret
 
 __all__ = ["JOIN_PREFIX", "TUNNEL_URL_SCHEMES", "JoinInvitation", "decode_join", "encode_join"]
 
 JOIN_PREFIX = "tunnelmux-join:"
-TUNNEL_URL_SCHEMES = ("ws", "wss", "tcp", "tls")
-"""The ways an agent reaches its proxy: WebSocket or plain yamux, each with or without TLS."""
+TUNNEL_URL_SCHEMES = ("ws", "wss")
+"""The ways an agent reaches its proxy: a WebSocket, with or without TLS."""
 
 _HINT = "copy the whole line that the proxy printed, or make a new one: tunnelmux-proxy invite"
 
@@ -36,7 +36,8 @@ class JoinInvitation(msgspec.Struct, frozen=True, kw_only=True):
         split_url("url", self.url, TUNNEL_URL_SCHEMES, "wss://proxy.example.com:3800")
         check_token("token", self.token.reveal())
         if self.pin is not None:
-            check_fingerprint("pin", self.pin, "sha256:")
+            # The struct is frozen for its users; this is its own construction.
+            msgspec.structs.force_setattr(self, "pin", parse_pin("pin", self.pin))
 
 
 def encode_join(invitation: JoinInvitation) -> str:

@@ -11,8 +11,11 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import msgspec
+
 from tunnelmux.config.agent import AgentConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
+from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.proxy import ProxyConfig
 from tunnelmux.config.rules import InvalidSetting, MissingSetting, is_loopback
 from tunnelmux.config.schema import Table, settings_of, table_of
@@ -106,12 +109,16 @@ def load_agent_config(
 ) -> AgentConfig:
     """The agent's configuration; its token file has been read once and is sound.
 
+    The HTTP proxies that the environment names stand in it as if they had been set.
+
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
     sources = _Sources(table_of(AgentConfig), file, environ, flags)
     config: AgentConfig = sources.decode(check=_check_agent_files)
+    _find_ways_out(config, environ, warn)
     if warn is not None:
-        secrets = ("proxy.token", "proxy.join", "socketio.api_key")
+        secrets = ["proxy.token", "proxy.join", "socketio.api_key"]
+        secrets += ["proxy.http_proxy", "socketio.http_proxy"]
         in_file = any(sources.is_from_file(key) for key in secrets)
         named = [config.proxy.token_file] if config.proxy is not None else []
         named += [config.socketio.api_key_file] if config.socketio is not None else []
@@ -123,6 +130,14 @@ def load_agent_config(
                     "(verify = false): anybody on the way there can read and change what passes"
                 )
     return config
+
+
+def _find_ways_out(config: AgentConfig, environ: Mapping[str, str], warn: Warn | None) -> None:
+    for endpoint in (config.proxy, config.socketio):
+        if endpoint is not None and endpoint.url and endpoint.http_proxy is None:
+            found = http_proxy_from_environment(endpoint.url, environ, warn)
+            # The struct is frozen for its users, who have not seen it yet.
+            msgspec.structs.force_setattr(endpoint, "http_proxy", found)
 
 
 def environment_names(table: Table) -> dict[str, str]:

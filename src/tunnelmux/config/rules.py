@@ -24,6 +24,7 @@ __all__ = [
     "check_unique",
     "is_loopback",
     "parse_address",
+    "parse_pin",
     "parse_target",
     "split_url",
 ]
@@ -155,6 +156,26 @@ def check_fingerprint(key: str, value: str, prefix: str = "") -> None:
         raise InvalidSetting(
             key, f"must be {prefix + ' and ' if prefix else ''}64 hexadecimal digits, lower case"
         )
+
+
+_PIN = re.compile(r"(?:sha-?256(?::|\s+fingerprint\s*=))?\s*((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})")
+
+
+def parse_pin(key: str, value: str) -> str:
+    """A certificate's fingerprint in its one spelling, `sha256:` and 64 lower-case digits.
+
+    Takes that, and what `openssl x509 -fingerprint -sha256` prints: colons between the digits,
+    capitals, and `sha256 Fingerprint=` in front. Raises InvalidSetting.
+    """
+    match = _PIN.fullmatch(value.strip().lower())
+    if match is None:
+        raise InvalidSetting(
+            key,
+            "is not the SHA-256 of a certificate, 64 hexadecimal digits: the proxy prints its pin "
+            "when it starts, or take what this prints: "
+            "openssl x509 -in CERTIFICATE -noout -fingerprint -sha256",
+        )
+    return "sha256:" + match[1].replace(":", "")
 
 
 def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> SplitResult:

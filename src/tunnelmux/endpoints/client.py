@@ -12,7 +12,13 @@ import tunnelmux
 from tunnelmux.errors import ConfigError
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
-from tunnelmux.transports import WebSocketStream, connect_websocket, open_tcp, parse_url
+from tunnelmux.transports import (
+    WayOut,
+    WebSocketStream,
+    connect_websocket,
+    open_tcp,
+    parse_url,
+)
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers
 
 __all__ = ["connect", "dial", "response_headers"]
@@ -50,10 +56,12 @@ async def dial(
     headers: Headers = (),
     ssl_context: ssl.SSLContext | None = None,
     timeout: float = HANDSHAKE_TIMEOUT,
+    way: WayOut | None = None,
 ) -> AsyncIterator[trio.abc.Stream]:
     """The byte stream under `connect`: a WebSocketStream for ws:// and wss://, else TCP or TLS.
 
-    It is there within `timeout` seconds or not at all.
+    It is there within `timeout` seconds or not at all; some more where the name has several
+    addresses. `way` has the HTTP proxy to go through, and which address was good.
     """
     where = parse_url(url)
     if not where.is_secure and ssl_context is not None:
@@ -66,6 +74,7 @@ async def dial(
             headers=_request_headers(token, headers),
             ssl_context=ssl_context,
             handshake_timeout=timeout,
+            way=way,
         ) as websocket:
             yield websocket
         return
@@ -73,7 +82,9 @@ async def dial(
         raise ConfigError(
             f"{where} has no handshake that could carry a token or headers; write ws:// or wss://"
         )
-    stream = await open_tcp(where.host, where.port, ssl_context=ssl_context, timeout=timeout)
+    stream = await open_tcp(
+        where.host, where.port, ssl_context=ssl_context, timeout=timeout, way=way
+    )
     try:
         yield stream
     finally:

@@ -25,6 +25,7 @@ from tunnelmux.socketio.engine_packets import (
     EnginePacket,
     encoded_size,
 )
+from tunnelmux.transports import WayOut
 
 __all__ = ["Engine", "EngineOver", "EngineSettings", "MessageTooLarge", "Outgoing"]
 
@@ -53,6 +54,8 @@ class EngineSettings:
     session: Limits = field(default_factory=Limits)
     """Its keepalive is the server's ping interval and timeout."""
     handshake_timeout: float = 10.0
+    way: WayOut = field(default_factory=WayOut)
+    """How a client gets to its server."""
 
 
 class Outgoing:

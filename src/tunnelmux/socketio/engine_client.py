@@ -397,6 +397,7 @@ class _Client:
             self._url.port,
             ssl_context=self._ssl_context,
             timeout=self._settings.handshake_timeout,
+            way=self._settings.way,
         )
 
     def _target(self, transport: str) -> str:

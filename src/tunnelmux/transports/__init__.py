@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from tunnelmux.transports.dialling import WayOut, open_tcp
 from tunnelmux.transports.handshake import UpgradeRequest, read_upgrade, send_answer
 from tunnelmux.transports.memory import MemoryStream, memory_stream_pair
-from tunnelmux.transports.tcp import bound_addresses, open_listeners, open_tcp, serve_connections
+from tunnelmux.transports.tcp import bound_addresses, open_listeners, serve_connections
 from tunnelmux.transports.tls import (
     certificate_pin,
     client_context,
@@ -18,6 +19,7 @@ __all__ = [
     "MemoryStream",
     "TunnelURL",
     "UpgradeRequest",
+    "WayOut",
     "WebSocketStream",
     "accept_websocket",
     "bound_addresses",

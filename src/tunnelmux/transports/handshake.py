@@ -27,6 +27,7 @@ __all__ = [
     "MAX_HEAD_BYTES",
     "Headers",
     "UpgradeRequest",
+    "read_connect_answer",
     "read_response",
     "read_upgrade",
     "send_answer",
@@ -311,12 +312,78 @@ async def read_response(
     Raises ConnectRefused for any other status and ConnectError when it is no HTTP answer or the
     stream ends first. The caller bounds the time and closes the stream.
     """
+    head, rest = await _read_answer(
+        receive,
+        where,
+        "check that the port is the tunnel port, and that ws:// or wss:// fits it",
+    )
+    request = h11.Request(method="GET", target="/", headers=_UPGRADE_HEADERS)
+    status, headers = _parse_answer(head, request, where)
+    if status == 101:
+        return head, rest, headers
+    body = rest + await _refusal_body(receive, headers, len(rest))
+    raise _refusal(where, status, headers, body)
+
+
+async def read_connect_answer(
+    receive: Callable[[int], Awaitable[bytes | bytearray]],
+    where: str,
+    authority: str,
+    *,
+    has_login: bool,
+) -> None:
+    """Read an HTTP proxy's answer to CONNECT `authority`; returns when it is a 2xx.
+
+    Raises ConnectError with the status and what to do, whatever else comes. The caller bounds the
+    time and closes the stream.
+    """
+    head, rest = await _read_answer(receive, where, "check that http_proxy names an HTTP proxy")
+    request = h11.Request(method="CONNECT", target=authority, headers=[("Host", authority)])
+    status, headers = _parse_answer(head, request, where)
+    if 200 <= status < 300:
+        if rest:
+            raise ConnectError(f"{where} sent bytes of its own behind its answer to CONNECT")
+        return
+    body = rest + await _refusal_body(receive, headers, len(rest))
+    said = _words(headers, body)
+    raise ConnectError(
+        f"{where} refused to connect to {authority}: {status} {_phrase(status)}"
+        f"{f' ({said})' if said else ''}; {_connect_fix(status, headers, authority, has_login)}",
+        retry_after=_retry_after(_by_name(headers)),
+    )
+
+
+def _connect_fix(status: int, headers: Headers, authority: str, has_login: bool) -> str:
+    if status == 407:
+        schemes = [
+            value.decode("latin-1").split()[0].lower()
+            for name, value in headers
+            if name == b"proxy-authenticate" and value.strip()
+        ]
+        if schemes and "basic" not in schemes:
+            return (
+                f"it asks for a login by {', '.join(schemes)}, and only Basic is known here: ask "
+                "its operator for a way without, or put a local proxy in between that knows it"
+            )
+        if has_login:
+            return "it does not take this login: check user and password in http_proxy"
+        return "it wants a login: set http_proxy to http://user:password@host:port"
+    if status in {502, 503, 504}:
+        return "it cannot reach that address now: check the name and the port in url"
+    if status in {403, 405}:
+        port = authority.rpartition(":")[2]
+        return f"ask its operator to allow CONNECT to port {port}; many allow 443 only"
+    return "check that http_proxy names an HTTP proxy that allows CONNECT"
+
+
+async def _read_answer(
+    receive: Callable[[int], Awaitable[bytes | bytearray]], where: str, fix: str
+) -> tuple[bytes, bytes]:
     try:
-        head, rest = await _read_head(receive, MAX_HEAD_BYTES)
+        return await _read_head(receive, MAX_HEAD_BYTES)
     except EOFError:
         raise ConnectError(
-            f"{where} closed the connection without answering the handshake; check that the port "
-            "is the tunnel port, and that ws:// or wss:// fits it"
+            f"{where} closed the connection without answering the handshake; {fix}"
         ) from None
     except trio.BrokenResourceError as exc:
         raise ConnectError(f"the connection to {where} broke during the handshake") from exc
@@ -326,8 +393,12 @@ async def read_response(
         ) from None
     except _NotHttp:
         raise ConnectError(_not_http(where)) from None
+
+
+def _parse_answer(head: bytes, request: h11.Request, where: str) -> tuple[int, Headers]:
+    """The status and the fields of an answer to `request`, as h11 reads it."""
     parser = h11.Connection(h11.CLIENT, max_incomplete_event_size=MAX_HEAD_BYTES)
-    parser.send(h11.Request(method="GET", target="/", headers=_UPGRADE_HEADERS))
+    parser.send(request)
     parser.send(h11.EndOfMessage())
     try:
         parser.receive_data(head)
@@ -336,11 +407,7 @@ async def read_response(
         raise ConnectError(_not_http(where)) from None
     if not isinstance(event, h11.InformationalResponse | h11.Response):
         raise ConnectError(_not_http(where))
-    headers = [(bytes(name), bytes(value)) for name, value in event.headers]
-    if event.status_code == 101:
-        return head, rest, headers
-    body = rest + await _refusal_body(receive, headers, len(rest))
-    raise _refusal(where, event.status_code, headers, body)
+    return event.status_code, [(bytes(name), bytes(value)) for name, value in event.headers]
 
 
 _UPGRADE_HEADERS = [("Host", "h"), ("Connection", "Upgrade"), ("Upgrade", "websocket")]
@@ -355,7 +422,9 @@ async def _refusal_body(
 ) -> bytes:
     """A little of a refusal's body, for its first line. Never worth more than a second."""
     declared = dict(headers).get(b"content-length", b"")
-    wanted = min(int(declared) if declared.isdigit() else 0, _MAX_REFUSAL_BODY)
+    wanted = _MAX_REFUSAL_BODY
+    if declared.isdigit():
+        wanted = min(int(declared), wanted)
     body = bytearray()
     with trio.move_on_after(1.0), contextlib.suppress(trio.BrokenResourceError):
         while have + len(body) < wanted and (data := await receive(_MAX_REFUSAL_BODY)):
@@ -363,26 +432,66 @@ async def _refusal_body(
     return bytes(body)
 
 
+def _by_name(headers: Headers) -> dict[bytes, str]:
+    return {name: value.decode("latin-1") for name, value in headers}
+
+
 def _refusal(where: str, status: int, headers: Headers, body: bytes) -> ConnectRefused:
-    fields = {name: value.decode("latin-1") for name, value in headers}
+    fields = _by_name(headers)
     reason = fields.get(b"tunnelmux-reason")
     if reason is not None and not re.fullmatch(r"[a-z0-9-]{1,64}", reason):
         reason = None
-    text = ""
-    if fields.get(b"content-type", "").startswith("text/plain"):
-        first = body[:_MAX_REFUSAL_BODY].decode("utf-8", "replace").strip().partition("\n")[0]
-        text = "".join(c for c in first if c.isprintable())[:200]
     message = f"{where} refused the tunnel: {status} {_phrase(status)}"
-    if text:
-        message += f" ({text})"
+    if said := _words(headers, body):
+        message += f" ({said})"
+    if reason is None:
+        message += f"; {_stranger(status, fields)}"
     return ConnectRefused(
         message,
         status=status,
         reason=reason,
-        # Everything else may be a load balancer between two restarts of its back end.
-        retryable=status not in {401, 403},
+        # Only our own proxy can say no for good. Everything else may be a load balancer between
+        # two restarts of its back end, or the login page of a network.
+        retryable=reason is None or status not in {401, 403},
         retry_after=_retry_after(fields),
     )
+
+
+_TITLE = re.compile(rb"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
+
+
+def _words(headers: Headers, body: bytes) -> str:
+    """What an answer says to people: the first line of plain text, or the title of a page."""
+    kind = _by_name(headers).get(b"content-type", "")
+    said = b""
+    if kind.startswith("text/plain"):
+        said = body[:_MAX_REFUSAL_BODY].strip().partition(b"\n")[0]
+    elif title := _TITLE.search(body):
+        said = b" ".join(title[1].split())
+    return _printable(said.decode("utf-8", "replace"))
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())[:200]
+
+
+def _stranger(status: int, fields: dict[bytes, str]) -> str:
+    """What an answer that no tunnelmux-proxy gave looked like, and what that may be."""
+    seen = []
+    if b"location" in fields:  # without its query, which may hold anything
+        seen.append(f"it redirects to {_printable(fields[b'location'].partition('?')[0])}")
+    if b"server" in fields:
+        seen.append(f"its server is {_printable(fields[b'server'])}")
+    if b"content-type" in fields:
+        seen.append(f"its body is {_printable(fields[b'content-type'].partition(';')[0])}")
+    look = f" ({', '.join(seen)})" if seen else ""
+    if status == 407:
+        cause = "an HTTP proxy in between wants a login: set http_proxy"
+    elif status < 400:
+        cause = "the login page of a network, or a web server at this address"
+    else:
+        cause = "a load balancer or a firewall in between, or a wrong address"
+    return f"no tunnelmux-proxy says this{look}: {cause}"
 
 
 def _retry_after(fields: dict[bytes, str]) -> float | None:

@@ -6,16 +6,14 @@ import contextlib
 import errno
 import os
 import socket
-import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NoReturn
 
 import trio
 
-from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
-from tunnelmux.transports.tls import start_client_tls
 
 __all__ = [
     "NO_DELAY",
@@ -25,7 +23,6 @@ __all__ = [
     "configure_socket",
     "explain_os_error",
     "open_listeners",
-    "open_tcp",
     "serve_connections",
     "set_socket_options",
 ]
@@ -103,40 +100,6 @@ def explain_os_error(exc: BaseException) -> str:
     if isinstance(current, OSError) and current.errno:
         return os.strerror(current.errno).lower()
     return str(current) or type(current).__name__
-
-
-async def open_tcp(
-    host: str,
-    port: int,
-    *,
-    ssl_context: ssl.SSLContext | None = None,
-    timeout: float = 10.0,
-    user_timeout: float | None = TCP_USER_TIMEOUT,
-) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
-    """A connected stream to `host`:`port`, over TLS when `ssl_context` is given.
-
-    Raises ConnectError naming cause and fix when it is not there within `timeout` seconds; for
-    TLS the handshake is part of that time, and a pinned certificate (see `client_context`) has
-    been checked when this returns.
-    """
-    where = f"{host}:{port}"
-    try:
-        with trio.fail_after(timeout):
-            stream = await trio.open_tcp_stream(host, port)
-            configure_socket(stream, user_timeout=user_timeout)
-            if ssl_context is None:
-                return stream
-            return await start_client_tls(stream, ssl_context, host, where=where)
-    except trio.TooSlowError:
-        raise ConnectError(
-            f"{where} did not answer within {timeout:g} s; check the address, and that no "
-            "firewall drops the connection"
-        ) from None
-    except (OSError, UnicodeError) as exc:
-        raise ConnectError(
-            f"cannot connect to {where}: {explain_os_error(exc)}; check the address, and that "
-            "something listens there"
-        ) from exc
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-import re
 import ssl
 from pathlib import Path
 
 import trio
 
+from tunnelmux.config.rules import parse_pin
 from tunnelmux.errors import ConfigError, ConnectError
 
 __all__ = [
@@ -17,7 +17,6 @@ __all__ = [
     "certificate_pin",
     "client_context",
     "explain_tls_error",
-    "parse_pin",
     "server_context",
     "start_client_tls",
     "start_server_tls",
@@ -29,17 +28,6 @@ class PinnedContext(ssl.SSLContext):
     """A client context that trusts exactly one certificate: the one `pin` is the SHA-256 of."""
 
     pin: str = ""
-
-
-def parse_pin(pin: str) -> str:
-    """A pin in its one spelling, "sha256:" and 64 lower-case hex digits; ConfigError otherwise."""
-    match = re.fullmatch(r"(?:sha256:)?((?:[0-9a-f]{2}:?){31}[0-9a-f]{2})", pin.strip().lower())
-    if match is None:
-        raise ConfigError(
-            f"the pin {pin!r} is not sha256: and 64 hex digits; the proxy prints its pin when it "
-            "starts, or take it from: openssl x509 -in CERT -noout -fingerprint -sha256"
-        )
-    return "sha256:" + match[1].replace(":", "")
 
 
 def certificate_pin(der: bytes) -> str:
@@ -71,7 +59,7 @@ def client_context(ca_file: str | Path | None = None, pin: str | None = None) ->
     context = PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if pin is not None:
-        context.pin = parse_pin(pin)
+        context.pin = parse_pin("pin", pin)
     if ca_file is not None:
         _load_authorities(context, ca_file)
     elif pin is not None:
@@ -128,12 +116,11 @@ def explain_tls_error(exc: BaseException | None) -> str:
 
 
 async def start_client_tls(
-    stream: trio.SocketStream, context: ssl.SSLContext, host: str, *, where: str
-) -> trio.SSLStream[trio.SocketStream]:
+    stream: trio.abc.Stream, context: ssl.SSLContext, host: str, *, where: str
+) -> trio.SSLStream[trio.abc.Stream]:
     """TLS on a connected stream, the handshake done and the pin checked.
 
-    Raises ConnectError (and closes the stream) when it fails. A wrong pin is not retryable: the
-    certificate will not change by asking again. The caller bounds the time.
+    Raises ConnectError (and closes the stream) when it fails. The caller bounds the time.
     """
     tls = trio.SSLStream(stream, context, server_hostname=host, https_compatible=True)
     try:
@@ -154,16 +141,17 @@ async def start_client_tls(
     return tls
 
 
-def _check_pin(tls: trio.SSLStream[trio.SocketStream], context: ssl.SSLContext, where: str) -> None:
+def _check_pin(tls: trio.SSLStream[trio.abc.Stream], context: ssl.SSLContext, where: str) -> None:
     if not isinstance(context, PinnedContext) or not context.pin:
         return
     der = tls.getpeercert(binary_form=True)
     seen = certificate_pin(der) if der else "none"
     if not hmac.compare_digest(seen, context.pin):
+        # Worth another try: a login page of the network answers with its own certificate, for now.
         raise ConnectError(
             f"the certificate of {where} is not the pinned one: expected {context.pin}, seen "
-            f"{seen}; if the proxy's certificate was renewed on purpose, set pin to the one seen",
-            retryable=False,
+            f"{seen}; something in between answers in its place (a login page of the network?), or "
+            "the certificate was renewed: if that was on purpose, set pin to the one seen"
         )
 
 

@@ -28,8 +28,9 @@ from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import ControlSender, Lent, lend_socket
 from tunnelmux.pump.websocket import FrameReader, encode_binary
+from tunnelmux.transports.dialling import WayOut, try_addresses
 from tunnelmux.transports.handshake import HANDSHAKE_TIMEOUT, Headers, UpgradeRequest, read_response
-from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, open_tcp
+from tunnelmux.transports.tcp import TCP_USER_TIMEOUT
 from tunnelmux.transports.url import TunnelURL, parse_url
 
 __all__ = [
@@ -547,10 +548,12 @@ def connect_websocket(
     ssl_context: ssl.SSLContext | None = None,
     handshake_timeout: float = HANDSHAKE_TIMEOUT,
     tcp_user_timeout: float | None = TCP_USER_TIMEOUT,
+    way: WayOut | None = None,
 ) -> AbstractAsyncContextManager[WebSocketStream]:
     """A WebSocket byte stream to a ws:// or wss:// URL for the length of the block.
 
-    The connection, TLS and the handshake together may take `handshake_timeout` seconds. Raises
+    The connection, TLS and the handshake together may take `handshake_timeout` seconds, some more
+    where several addresses have to be tried (`dialling.try_addresses`, which has `way`). Raises
     ConnectError when nobody answers properly and ConnectRefused when the answer is no 101; what
     the block raises comes out unchanged.
     """
@@ -559,21 +562,24 @@ def connect_websocket(
         ssl_context = ssl.create_default_context()
 
     async def start(nursery: trio.Nursery) -> WebSocketStream:
-        started = trio.current_time()
-        transport = await open_tcp(
+        async def shake_hands(transport: trio.abc.Stream, seconds: float) -> WebSocketStream:
+            return await start_websocket_client(
+                nursery,
+                transport,
+                where,
+                headers=headers,
+                subprotocols=subprotocols,
+                handshake_timeout=seconds,
+            )
+
+        return await try_addresses(
             where.host,
             where.port,
+            shake_hands,
             ssl_context=ssl_context if where.is_secure else None,
             timeout=handshake_timeout,
             user_timeout=tcp_user_timeout,
-        )
-        return await start_websocket_client(
-            nursery,
-            transport,
-            where,
-            headers=headers,
-            subprotocols=subprotocols,
-            handshake_timeout=max(started + handshake_timeout - trio.current_time(), 0.1),
+            way=way,
         )
 
     return _while_it_lasts(start)
