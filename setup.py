@@ -42,7 +42,8 @@ else:
 
 # The pump stands on epoll; elsewhere Trio's streams carry the bytes.
 only_on_linux = {
-    f"tunnelmux.pump.{n}" for n in ("epoll", "sockets", "tunnel", "relay", "http_relay")
+    f"tunnelmux.pump.{n}"
+    for n in ("epoll", "pump_socket", "sockets", "tunnel", "relay", "http_relay")
 }
 
 extensions = [

@@ -15,6 +15,7 @@ COMPILED_LAYERS = [
     ["pump.http_relay"],
     ["pump.relay"],
     ["pump.tunnel", "pump.sockets"],
+    ["pump.pump_socket"],
     ["pump.epoll"],
     ["yamux.engine", "pump.websocket"],
     ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head"],

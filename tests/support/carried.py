@@ -22,10 +22,13 @@ WAYS = ["pump-tcp", "pump-websocket", "pump-wss", "streams-tcp", "streams-websoc
 
 
 @cache
-def tls_contexts() -> tuple[ssl.SSLContext, ssl.SSLContext]:
-    """A server's and a client's, with an authority of their own."""
+def tls_contexts(*, tickets: bool = True) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """A server's and a client's, with an authority of their own. Without session tickets a client
+    that sends only leaves nothing unread, which would make its close a reset."""
     authority = trustme.CA()
     server = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    if not tickets:
+        server.num_tickets = 0
     authority.issue_cert("127.0.0.1").configure_cert(server)
     client = ssl.create_default_context()
     authority.configure_trust(client)

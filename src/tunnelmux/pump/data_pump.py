@@ -114,6 +114,10 @@ def lend_socket(transport: trio.abc.Stream) -> Lent | None:
     parts = tuple(getattr(transport, name, None) for name in names)
     if not isinstance(below, trio.SocketStream) or None in parts:
         return None
+    # A server's first session tickets wait for its first write: they go before that.
+    if (held_back := getattr(transport, "_delayed_outgoing", None)) is not None:
+        parts[2].write(held_back)  # type: ignore[union-attr]  # checked above
+        setattr(transport, "_delayed_outgoing", None)  # noqa: B010  it has no public name
     return Lent(below.socket, tls=cast("tuple[SSLObject, MemoryBIO, MemoryBIO]", parts))
 
 
@@ -150,11 +154,12 @@ class DataPump:
 
     def new_tunnel(self, engine: Engine, lent: Lent, owner: Owner) -> Tunnel:
         """Carry an engine that `new_engine` made on the lent socket until `Tunnel.detach`."""
+        from tunnelmux.pump.pump_socket import PumpSocket
         from tunnelmux.pump.tunnel import PumpedEngine, Tunnel
 
         assert isinstance(engine, PumpedEngine)  # it came from new_engine
-        fd = lent.socket.fileno()
-        return Tunnel(self.core, engine, fd, lent.frames, lent.masks, owner, lent.tls)
+        wire = PumpSocket(lent.socket, lent.tls)
+        return Tunnel(self.core, engine, wire, lent.frames, lent.masks, owner)
 
     def new_acceptor(self, listening: socket.socket, owner: Owner) -> Acceptor:
         """Watch a listening socket that does not block until `Acceptor.stop`."""

@@ -9,18 +9,9 @@ from tunnelmux.yamux.links cimport Link
 cdef extern from "sys/epoll.h" nogil:
     uint32_t EPOLLIN, EPOLLOUT, EPOLLRDHUP, EPOLLERR, EPOLLHUP, EPOLLET
 
-cdef extern from "sys/socket.h" nogil:
-    ssize_t recv(int fd, void *data, size_t size, int flags)
-    ssize_t send(int fd, const void *data, size_t size, int flags)
-    int shutdown(int fd, int how)
-    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
-    int MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR, SOL_SOCKET, SO_ERROR
-
 
 cdef enum:
     INPUT = 262144  # bytes read from a tunnel at once
-    RECORD = 16384  # bytes of the largest TLS record (RFC 8446 section 5.1)
-    PLAIN = 131072  # bytes of decrypted records handled at once; they come behind INPUT
     OUTPUT = 131072  # bytes of payload in one flush: half the pipe of a busy loopback connection
     CONTROL_ROOM = 4096  # bytes of control frames that a flush has room for behind its payload
 
@@ -44,6 +35,7 @@ cdef class Pump:
     cdef list news
     cdef public LineBuffer lines
     cdef readonly double now
+    cdef double began
     cdef readonly Py_ssize_t count
 
     cdef double moment(self) noexcept
@@ -52,7 +44,7 @@ cdef class Pump:
     cdef int tell(self, Member member) except -1
     cdef uint8_t *take_buffer(self) except NULL
     cdef void give_buffer(self, uint8_t *buffer) noexcept
-    cdef const uint8_t *roll(self) except NULL
+    cdef const uint8_t *next_mask(self) except NULL
     cdef bint is_busy_(self) noexcept
     cdef bint wait_a_moment(self) noexcept
     cdef int handle_events(self) except -1
@@ -67,9 +59,6 @@ cdef class Member:
     cdef Link turn_link
     cdef bint told
     cdef bint registered
-    cdef bint can_read
-    cdef bint can_write
-    cdef bint hung_up
 
     cdef int on_event(self, uint32_t events) except -1
     cdef int take_turn(self) except -1
@@ -77,4 +66,5 @@ cdef class Member:
     cdef int flush(self) except -1
     cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int on_change(self) except -1
+    cdef void on_credit(self) noexcept
     cdef void want_turn(self) noexcept

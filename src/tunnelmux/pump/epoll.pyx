@@ -2,8 +2,7 @@
 
 Linux only. The descriptor of an epoll instance is itself pollable: one Trio task waits for it and
 calls `Pump.batch`, which handles all that is ready, in bounded portions, and answers what Python has
-to see. Sockets are watched edge-triggered, so that an idle one costs no call to the kernel: what is
-known of a socket is kept in `can_read` and `can_write`, and a call that finds nothing clears it.
+to see. Sockets are watched edge-triggered, so that an idle one costs no call to the kernel.
 The docstrings of the public names are in `epoll.pyi`.
 """
 
@@ -13,7 +12,7 @@ from cpython.bytes cimport PyBytes_AS_STRING
 from cpython.mem cimport PyMem_RawFree, PyMem_RawMalloc, PyMem_RawRealloc
 from cpython.object cimport PyObject
 from cpython.ref cimport Py_DECREF, Py_INCREF
-from libc.errno cimport EBADF, errno
+from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
 from tunnelmux.yamux.links cimport Link, append_link, init_link, is_linked, unlink
@@ -99,7 +98,7 @@ cdef class Pump:
         event.data.fd = self.wake_fd
         if epoll_ctl(self.epoll_fd, EPOLL_CTL_ADD, self.wake_fd, &event) < 0:
             raise os_error(errno)
-        self.input = <uint8_t *>PyMem_RawMalloc(INPUT + PLAIN)
+        self.input = <uint8_t *>PyMem_RawMalloc(INPUT)
         if self.input == NULL:
             raise MemoryError()
 
@@ -132,7 +131,7 @@ cdef class Pump:
     def batch(self, double now, bint linger=False):
         cdef Member member
         cdef list news
-        cdef double began = monotonic()
+        self.began = monotonic()
         self.now = now
         while True:
             if self.handle_events() == 0 and not self.is_busy_():
@@ -140,7 +139,7 @@ cdef class Pump:
                     break
             self.take_turns()
             self.flush_dirty()
-            if self.news or monotonic() - began > PORTION:
+            if self.news or monotonic() - self.began > PORTION:
                 break
         news = self.news
         self.news = []
@@ -178,6 +177,10 @@ cdef class Pump:
         cdef Member member
         cdef int i, fd
         cdef int n = epoll_wait(self.epoll_fd, events, EVENTS, 0)
+        if n < 0:
+            if errno == EINTR:
+                return 0
+            raise os_error(errno)
         for i in range(n):
             fd = events[i].data.fd
             if fd == self.wake_fd:
@@ -276,7 +279,7 @@ cdef class Pump:
         self.spare = buffer
         self.spare_count += 1
 
-    cdef const uint8_t *roll(self) except NULL:
+    cdef const uint8_t *next_mask(self) except NULL:
         """Four bytes for a mask, from a strong source of entropy (RFC 6455 section 5.3)."""
         if self.dice_used + 4 > len(self.dice):
             self.dice = os.urandom(DICE)
@@ -291,6 +294,7 @@ cdef class Pump:
         cdef Link *link
         cdef Member member
         cdef int left = EVENTS  # the others are first in the next round
+        cdef double until = self.began + PORTION  # a turn may hold a TLS handshake
         init_link(&last, NULL)
         append_link(&self.turns, &last)  # who asks for a turn during this round waits for the next
         while left and self.turns.following != &last:
@@ -302,6 +306,8 @@ cdef class Pump:
                 member.take_turn()
             except Exception as error:
                 member.fail(error)
+            if monotonic() > until:
+                break
         unlink(&last)
         return 0
 
@@ -324,12 +330,10 @@ cdef class Pump:
 
 
 cdef class Member:
-    # What has a socket in a pump: here are the calls it gets. `can_read` and `can_write` are True
-    # until a call on the socket has said otherwise.
+    # What has a socket in a pump: here are the calls it gets.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.turn_link, <void *>self)
-        self.can_read = self.can_write = True
 
     def __dealloc__(self):
         unlink(&self.turn_link)
@@ -351,6 +355,9 @@ cdef class Member:
 
     cdef int on_change(self) except -1:
         return 0
+
+    cdef void on_credit(self) noexcept:
+        """More may be sent on the member's stream than before."""
 
     cdef void want_turn(self) noexcept:
         if self.registered and not is_linked(&self.turn_link):

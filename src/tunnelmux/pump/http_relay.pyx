@@ -10,7 +10,6 @@ The docstrings of the public names are in `http_relay.pyi`.
 cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcmp, memcpy, memset
 
@@ -19,7 +18,7 @@ from tunnelmux.pump.head cimport (
     ACCEPTED, DECLINED, INCOMPLETE, ChunkState, RequestShape, ResponseShape, Verdict,
     rewrite_request, rewrite_response, scan_chunked, scan_request, scan_response,
 )
-from tunnelmux.pump.epoll cimport MSG_DONTWAIT, recv
+from tunnelmux.pump.pump_socket cimport BROKEN, NOTHING
 from tunnelmux.pump.relay cimport FINISHED, HANDED_BACK, RUNNING, STREAM_BROKE, TURN, Relay
 from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.yamux.streams cimport EngineStream
@@ -101,12 +100,12 @@ cdef class HttpRelay(Relay):
 
     @property
     def is_spent(self):
-        return self.local_eof and self.pending.size == 0
+        return self.local.at_end and self.pending.size == 0
 
     # -- the visitor's requests ---------------------------------------------------------------------
 
     cdef int read_local(self) except -1:
-        if not self.reads or self.local_eof or self.ended_as != RUNNING:
+        if not self.reads or self.local.at_end or self.ended_as != RUNNING:
             return 0
         if self.request == REQUEST_DONE or self.leaving or self.closing:
             return 0
@@ -133,7 +132,7 @@ cdef class HttpRelay(Relay):
         cdef Py_ssize_t limit = self.frame_limit() - len(self.fields)
         cdef uint8_t *buffer = self.pump.input
         cdef ssize_t n = 0
-        if not self.can_read and not self.pending_is_new:
+        if not self.local.can_read and not self.pending_is_new:
             return 0
         if limit < SENSIBLE:
             return 0  # a turn comes with a flush, or with credit
@@ -152,40 +151,39 @@ cdef class HttpRelay(Relay):
             self.pending.skip(self.use(buffer, limit))
         # What is left of a head was looked at; anything else has to wait for its turn.
         self.pending_is_new = self.pending.size > 0 and self.request != REQUEST_HEAD
-        if self.local_eof and self.pending.size == 0 and self.request == REQUEST_BODY:
+        if self.local.at_end and self.pending.size == 0 and self.request == REQUEST_BODY:
             self.hand_over("the request ended within its body", 400)
-        elif self.local_eof and self.response == RESPONSE_NONE:
+        elif self.local.at_end and self.response == RESPONSE_NONE:
             self.hand_over(None, 0)  # Python finds the end, and whatever came before it
-        elif self.request != REQUEST_DONE and (self.can_read or self.pending_is_new):
+        elif self.request != REQUEST_DONE and (self.local.can_read or self.pending_is_new):
             self.want_turn()
         return 0
 
     cdef ssize_t read_behind(self, uint8_t *buffer, Py_ssize_t room) except -2:
         """What the socket has, into *buffer*: how many bytes; -1 when it broke."""
         cdef ssize_t n
-        if not self.can_read:
+        if not self.local.can_read:
             return 0
-        n = recv(self.fd, buffer, room, MSG_DONTWAIT)
-        if n < 0:
-            if errno == EINTR:
-                return 0
-            self.can_read = False
-            if errno != EAGAIN:
-                self.local_failed(errno)
-                return -1
-            return 0
-        if n == 0:
-            self.local_eof = True
-        if n < room and not self.hung_up:
-            self.can_read = False
-        return n
+        n = self.local.read_into(buffer, room)
+        if n == BROKEN:
+            self.local_failed()
+            return -1
+        return 0 if n == NOTHING else n
+
+    cdef int on_broken(self) except -1:
+        """The visitor is gone: nobody can be answered."""
+        return self.local_failed()
+
+    cdef void on_credit(self) noexcept:
+        if self.local.can_read or self.pending_is_new:
+            self.want_turn()
 
     cdef int read_body(self) except -1:
         """Like any relay, straight into the frame; but no further than the request goes."""
         cdef Py_ssize_t limit, good
         cdef ssize_t n
         cdef uint8_t *gap
-        if not self.can_read:
+        if not self.local.can_read:
             return 0
         limit = self.frame_limit()
         if limit == 0:
@@ -193,10 +191,9 @@ cdef class HttpRelay(Relay):
         if not self.request_chunked:
             limit = <Py_ssize_t>min(<int64_t>limit, self.request_left)
         gap = self.tunnel.place()
-        n = recv(self.fd, gap + HEADER_BYTES, limit, MSG_DONTWAIT)
+        n = self.local.read_into(gap + HEADER_BYTES, limit)
+        self.tunnel.mark_dirty()  # at least the buffer may have been taken for nothing
         if n > 0:
-            if n < limit and not self.hung_up:
-                self.can_read = False
             good = self.body_part(gap + HEADER_BYTES, n)
             if good < n:
                 self.pending.push(gap + HEADER_BYTES + good, n - good)
@@ -205,18 +202,12 @@ cdef class HttpRelay(Relay):
                 self.tunnel.engine.place_frame(self.stream, gap, good)
                 self.tunnel.filled += HEADER_BYTES + good
                 self.bytes_in += good
-            self.tunnel.mark_dirty()
-            if self.can_read and self.request == REQUEST_BODY:
+            if self.local.can_read and self.request == REQUEST_BODY:
                 self.want_turn()
         elif n == 0:
             self.hand_over("the request ended within its body", 400)
-        elif errno == EAGAIN:
-            self.can_read = False
-            self.tunnel.mark_dirty()
-        elif errno == EINTR:
-            self.want_turn()
-        else:
-            self.local_failed(errno)
+        elif n == BROKEN:
+            self.local_failed()
         return 0
 
     cdef Py_ssize_t use(self, const uint8_t *data, Py_ssize_t size) except -1:
@@ -469,14 +460,14 @@ cdef class HttpRelay(Relay):
         self.response = RESPONSE_NONE
         self.requests += 1
         self.phase_since = self.pump.now
-        if self.closes or self.request != REQUEST_DONE or self.local_eof:
+        if self.closes or self.request != REQUEST_DONE or self.local.at_end:
             self.closing = True  # once all of it was written
             return 0
         self.request = REQUEST_HEAD
         if self.stopping or self.parts:
             self.leaving = True
             return 0
-        if self.pending.size or self.can_read:
+        if self.pending.size or self.local.can_read:
             self.want_turn()
         return 0
 
@@ -490,7 +481,7 @@ cdef class HttpRelay(Relay):
             return self.stream_over()
         if self.answer is not None:
             return self.stream_over() if stream.remote_fin else 0
-        if self.can_read or self.pending_is_new:
+        if self.local.can_read or self.pending_is_new:
             self.want_turn()
         return self.write_out()
 
@@ -499,6 +490,8 @@ cdef class HttpRelay(Relay):
         if self.ended_as != RUNNING:
             return 0
         if self.stream.inbox.size and self.answer is None:  # else it is no part of an answer
+            return 0
+        if self.local.is_sending():
             return 0
         if self.leaving:
             return self.leave_stream()

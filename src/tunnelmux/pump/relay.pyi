@@ -5,6 +5,7 @@ from typing import Literal
 from typing_extensions import disjoint_base
 
 from tunnelmux.pump.epoll import Member
+from tunnelmux.pump.pump_socket import PumpSocket
 from tunnelmux.pump.tunnel import Tunnel
 from tunnelmux.yamux.streams import EngineStream
 
@@ -17,13 +18,16 @@ class Relay(Member):
     """
 
     def __init__(self, tunnel: Tunnel, stream: EngineStream, socket: object, owner: object) -> None:
-        """*socket* is connected, or being connected, and has a `fileno()`."""
+        """*socket* is connected, or being connected, and has a `fileno()`; or a PumpSocket."""
     @property
     def tunnel(self) -> Tunnel:
         """What carries the stream's session."""
     @property
     def stream(self) -> EngineStream:
         """The stream."""
+    @property
+    def local(self) -> PumpSocket:
+        """The socket as the pump uses it."""
     @property
     def socket(self) -> object:
         """The socket, as it was given."""

@@ -3,21 +3,18 @@
 The socket is read straight into the tunnel's output buffer, behind a gap for the frame's header.
 Payload goes from the pump's input buffer straight to the socket; only what the kernel does not take
 is kept, in the stream's inbox, bounded by its window. An end is passed on as an end, FIN for
-shutdown(SHUT_WR), and everything else as a reset.
+shutdown(SHUT_WR), and everything else as a reset, behind what came before it.
 The docstrings of the public names are in `relay.pyi`.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcmp
 
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
-from tunnelmux.pump.epoll cimport (
-    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT, MSG_NOSIGNAL, SHUT_WR,
-    SO_ERROR, SOL_SOCKET, Member, getsockopt, os_error, recv, send, shutdown,
-)
+from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLOUT, Member
+from tunnelmux.pump.pump_socket cimport BROKEN, NOTHING, PumpSocket
 from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.yamux.streams cimport RECEIVE_RESET, EngineStream
 from tunnelmux.pump.tunnel cimport SENSIBLE, Tunnel
@@ -41,10 +38,14 @@ cdef class Relay(Member):
         self.pump = tunnel.pump
         self.tunnel = tunnel
         self.stream = stream
-        self.socket = socket
-        self.fd = socket.fileno()
+        self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
+        self.fd = self.local.fd
         self.owner = owner
         self.stream_owner = stream.owner
+
+    @property
+    def socket(self):
+        return self.local.socket
 
     @property
     def outcome(self):
@@ -99,23 +100,19 @@ cdef class Relay(Member):
     # -- the pump's calls -------------------------------------------------------------------------
 
     cdef int on_event(self, uint32_t events) except -1:
-        cdef int code
-        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.hung_up = True
+        self.local.on_event(events)
         if self.connecting:
             if events & (EPOLLOUT | EPOLLHUP | EPOLLERR):
                 return self.on_connected()
             return 0
-        if events & EPOLLERR and (code := self.socket_error()) != 0:
-            return self.local_failed(code)
-        if events & EPOLLOUT:
-            self.can_write = True
-            if self.stream.inbox.size and self.writes:
+        if self.local.error is not None:
+            return self.on_broken()
+        if self.local.can_write and (self.stream.inbox.size or self.local.is_sending()):
+            if self.writes:
                 self.write_out()
                 if self.tunnel.engine.wants_send_():
                     self.tunnel.mark_dirty()
-        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP):
-            self.can_read = True
+        if self.local.can_read:
             self.want_turn()
         return 0
 
@@ -127,6 +124,10 @@ cdef class Relay(Member):
             self.error = error
         return self.end(LOCAL_BROKE)
 
+    cdef void on_credit(self) noexcept:
+        if self.local.can_read:
+            self.want_turn()
+
     # -- from the local socket to the stream ------------------------------------------------------
 
     cdef int read_local(self) except -1:
@@ -135,7 +136,9 @@ cdef class Relay(Member):
         cdef Py_ssize_t room, space
         cdef ssize_t n
         cdef uint8_t *gap
-        if not self.reads or not self.can_read or self.local_eof or self.ended_as != RUNNING:
+        if not self.reads or not self.local.can_read or self.local.at_end:
+            return 0
+        if self.ended_as != RUNNING:
             return 0
         room = tunnel.engine.frame_room(stream)
         if room == 0:
@@ -148,29 +151,20 @@ cdef class Relay(Member):
             return 0
         room = min(min(stream.send_window.credit_, TURN), space)
         gap = tunnel.place()
-        n = recv(self.fd, gap + HEADER_BYTES, room, MSG_DONTWAIT)
+        n = self.local.read_into(gap + HEADER_BYTES, room)
+        tunnel.mark_dirty()  # at least the buffer may have been taken for nothing
         if n > 0:
             tunnel.engine.place_frame(stream, gap, n)
             tunnel.filled += HEADER_BYTES + n
-            tunnel.mark_dirty()
             self.bytes_in += n
-            if n < room and not self.hung_up:
-                self.can_read = False
-            else:
+            if self.local.can_read:
                 self.want_turn()
         elif n == 0:
-            self.local_eof = True
             stream.finish()
-            tunnel.mark_dirty()
             if self.local_told:
                 self.end(FINISHED)
-        elif errno == EAGAIN:
-            self.can_read = False
-            tunnel.mark_dirty()  # the buffer may have been taken for nothing
-        elif errno == EINTR:
-            self.want_turn()
-        else:
-            self.local_failed(errno)
+        elif n == BROKEN:
+            self.local_failed()
         return 0
 
     cdef void wait_for_flush(self) noexcept:
@@ -184,9 +178,9 @@ cdef class Relay(Member):
         """Bytes of the stream: to the socket as far as it takes them, else into the inbox."""
         cdef EngineStream stream = self.stream
         cdef Py_ssize_t n = 0
-        if self.writes and self.can_write and stream.inbox.size == 0:
+        if self.writes and self.local.can_write and stream.inbox.size == 0:
             n = self.send_local(data, size)
-            if n < 0:
+            if self.ended_as != RUNNING:
                 return 0
             stream.table.unread_bytes += n
             stream.consumed(n)
@@ -197,45 +191,51 @@ cdef class Relay(Member):
                 self.look_for_answer()
         return 0
 
-    cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -2:
-        """How many bytes the socket took; -1 when it broke, and the relay ended with it."""
+    cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """How many bytes the socket took."""
+        cdef Py_ssize_t taken = 0
         cdef ssize_t n
-        while True:
-            n = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
-            if n >= 0:
-                self.bytes_out += n
-                if n < size:
-                    self.can_write = False
-                return n
-            if errno == EAGAIN:
-                self.can_write = False
-                return 0
-            if errno != EINTR:
-                self.local_failed(errno)
-                return -1
+        while taken < size and self.local.can_write:
+            n = self.local.write(data + taken, size - taken)
+            if n == BROKEN:
+                self.on_broken()
+                break
+            if n == 0:
+                break
+            taken += n
+        self.bytes_out += taken
+        return taken
 
     cdef int write_out(self) except -1:
         """Give the socket what the inbox holds, and then the end, if that has come."""
         cdef EngineStream stream = self.stream
         cdef ByteRing inbox = stream.inbox
         cdef Py_ssize_t n
-        while inbox.size and self.can_write:
+        self.local.flush()
+        while inbox.size and self.local.can_write:
             n = self.send_local(inbox.base + inbox.head, min(inbox.size, inbox.capacity_ - inbox.head))
-            if n < 0:
-                return 0
+            if n == 0:
+                break
             inbox.skip(n)
             stream.consumed(n)
+        if self.ended_as != RUNNING or self.local.error is not None or self.local.is_sending():
+            return 0
         return self.pass_on_end()
 
     cdef int pass_on_end(self) except -1:
-        if self.writes and self.stream.remote_fin and not self.local_told and (
-            self.stream.inbox.size == 0
-        ):
+        """Called when all that came may have been written."""
+        cdef EngineStream stream = self.stream
+        if not self.writes or stream.inbox.size or self.local_told:
+            return 0
+        if stream.remote_fin:
             self.local_told = True
-            if self.local_eof:
+            if self.local.at_end:
                 return self.end(FINISHED)  # its owner closes the socket, which says the same
-            if shutdown(self.fd, SHUT_WR) < 0:
-                return self.local_failed(errno)
+            self.local.end_writing()
+            if self.local.error is not None:
+                return self.on_broken()
+        elif stream.error_ is not None:
+            return self.stream_failed()
         return 0
 
     # -- what happens to the stream ---------------------------------------------------------------
@@ -246,27 +246,35 @@ cdef class Relay(Member):
             return 0
         if stream.error_ is not None and not (
             # All came and all is on its way: what the session does now is of no interest.
-            self.local_eof and stream.remote_fin and stream.receive_state != RECEIVE_RESET
+            self.local.at_end and stream.remote_fin and stream.receive_state != RECEIVE_RESET
         ):
-            self.error = stream.error_
-            return self.end(STREAM_BROKE)
+            # What the peer said before it reset the stream is passed on first.
+            if stream.inbox.size == 0 or not self.writes or self.local.error is not None:
+                return self.stream_failed()
+            return self.write_out()
         if self.connecting:
             return 0
         if self.answer is not None:
             if stream.remote_fin:
                 return self.end(HANDED_BACK)
             return 0
-        if self.can_read:
+        if self.local.can_read:
             self.want_turn()
         return self.write_out()
+
+    cdef int stream_failed(self) except -1:
+        self.error = self.stream.error_
+        return self.end(STREAM_BROKE)
 
     # -- before bytes flow --------------------------------------------------------------------------
 
     cdef int on_connected(self) except -1:
         """The connection that was begun came about, or did not: then it is Python's again."""
-        cdef int code = self.socket_error()
-        if code != 0:
-            self.error = os_error(code)
+        cdef int code
+        if self.local.error is None and (code := self.local.pending_error()) != 0:
+            self.local.fail(code)
+        if self.local.error is not None and not self.local.has_input():
+            self.error = self.local.error
             return self.end(HANDED_BACK)
         self.connecting = False
         self.reads = self.writes = True
@@ -296,16 +304,16 @@ cdef class Relay(Member):
 
     # -- the end ----------------------------------------------------------------------------------
 
-    cdef int socket_error(self) noexcept:
-        """The error the kernel has noted for the socket, which asking clears; 0 for none."""
-        cdef int code = 0
-        cdef unsigned int size = sizeof(int)
-        getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &code, &size)
-        return code
+    cdef int on_broken(self) except -1:
+        """The socket broke: what it still has to give is passed on before the stream is reset."""
+        if not self.reads or self.local.at_end:
+            return self.local_failed()
+        self.want_turn()
+        return 0
 
-    cdef int local_failed(self, int code) except -1:
+    cdef int local_failed(self) except -1:
         if self.error is None:
-            self.error = os_error(code)
+            self.error = self.local.error
         return self.end(LOCAL_BROKE)
 
     cdef int end(self, Outcome outcome) except -1:

@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t
 from tunnelmux.yamux.engine cimport Engine
 from tunnelmux.yamux.links cimport Link
 from tunnelmux.pump.epoll cimport Member
+from tunnelmux.pump.pump_socket cimport PumpSocket
 from tunnelmux.pump.websocket cimport FrameReader
 
 
@@ -18,6 +19,7 @@ cdef class PumpedEngine(Engine):
 
 cdef class Tunnel(Member):
     cdef readonly PumpedEngine engine
+    cdef PumpSocket wire
     cdef FrameReader frames
     cdef bint masks
     cdef uint8_t *fill
@@ -25,11 +27,6 @@ cdef class Tunnel(Member):
     cdef uint8_t *out
     cdef Py_ssize_t out_at
     cdef Py_ssize_t out_end
-    cdef object tls
-    cdef object incoming
-    cdef object outgoing
-    cdef bytes cipher
-    cdef Py_ssize_t cipher_at
     cdef list controls
     cdef Link dirty_link
     cdef Link waiting
@@ -45,13 +42,11 @@ cdef class Tunnel(Member):
     cdef Py_ssize_t space(self) noexcept
     cdef uint8_t *place(self) except NULL
     cdef int receive(self) except -1
-    cdef int decrypt(self, Py_ssize_t size) except -1
     cdef bint is_sending(self) except -1
-    cdef bint push_cipher(self) except -1
+    cdef int on_broken(self) except -1
     cdef int take(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int read_frames(self, uint8_t *data, Py_ssize_t size) except -1
     cdef int after_touch(self) except -1
-    cdef int lose(self, int code) except -1
     cdef bint seal(self) except -1
     cdef bint push_out(self) except -1
     cdef void resume_waiting(self) noexcept

@@ -1,9 +1,9 @@
 """A session's connection in the pump: payload out of frames, and frames around payload."""
 
-from ssl import MemoryBIO, SSLObject
 from typing import final
 
 from tunnelmux.pump.epoll import Member, Pump
+from tunnelmux.pump.pump_socket import PumpSocket
 from tunnelmux.pump.websocket import FrameReader
 from tunnelmux.yamux.engine import Engine
 
@@ -23,16 +23,12 @@ class Tunnel(Member):
         self,
         pump: Pump,
         engine: PumpedEngine,
-        fd: int,
+        wire: PumpSocket,
         frames: FrameReader | None,
         masks: bool,
         owner: object,
-        tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None,
     ) -> None:
-        """With *frames*, the bytes on *fd* are WebSocket frames; *masks* is True for the client.
-
-        With *tls*, whose handshake is done, all that is under it: the object, what it reads from
-        and what it writes to.
+        """With *frames*, the bytes on *wire* are WebSocket frames; *masks* is True for the client.
 
         Raises OSError when the descriptor cannot be watched, ValueError when it is already.
         """

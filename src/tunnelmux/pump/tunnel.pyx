@@ -9,10 +9,7 @@ The docstrings of the public names are in `tunnel.pyi`.
 cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING
-from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
 from cpython.mem cimport PyMem_RawFree
-from cpython.memoryview cimport PyMemoryView_FromMemory
-from libc.errno cimport EAGAIN, EINTR, errno
 from libc.math cimport INFINITY
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy
@@ -20,14 +17,10 @@ from libc.string cimport memcpy
 from tunnelmux.yamux.engine cimport Engine
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux.yamux.links cimport Link, append_link, init_link, is_linked, unlink
-from tunnelmux.pump.epoll cimport (
-    CONTROL_ROOM, INPUT, OUTPUT, PLAIN, RECORD, EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, MSG_DONTWAIT,
-    MSG_NOSIGNAL, Member, Pump, os_error, recv, send,
-)
+from tunnelmux.pump.epoll cimport CONTROL_ROOM, INPUT, OUTPUT, Member, Pump
+from tunnelmux.pump.pump_socket cimport BROKEN, PumpSocket
 from tunnelmux.yamux.streams cimport EngineStream
 from tunnelmux.pump.websocket cimport MAX_FRAME_HEAD, FrameReader, write_frame_head, xor_copy
-
-import ssl
 
 from tunnelmux.errors import RemoteProtocolError
 
@@ -44,8 +37,8 @@ cdef class PumpedEngine(Engine):
         return Engine.deliver(self, stream, data, size)
 
     cdef void make_ready(self, EngineStream stream) noexcept:
-        if isinstance(stream.owner, Member) and (<Member>stream.owner).can_read:
-            (<Member>stream.owner).want_turn()  # more may be sent than before
+        if isinstance(stream.owner, Member):
+            (<Member>stream.owner).on_credit()
         Engine.make_ready(self, stream)
 
 
@@ -53,7 +46,7 @@ cdef class PumpedEngine(Engine):
 cdef class Tunnel(Member):
     # `out[out_at:out_end]` is being sent, and is freed when it has left. `fill` holds `filled`
     # bytes of payload behind its gap; it becomes `out` when that is free. No buffer is held while
-    # there is nothing to send. Under TLS, `cipher[cipher_at:]` is what is being sent.
+    # there is nothing to send.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.dirty_link, <void *>self)
@@ -61,17 +54,16 @@ cdef class Tunnel(Member):
         self.controls = []
         self.deadline = INFINITY
 
-    def __init__(self, Pump pump not None, PumpedEngine engine not None, int fd,
-                 FrameReader frames, bint masks, owner, tls=None):
+    def __init__(self, Pump pump not None, PumpedEngine engine not None,
+                 PumpSocket wire not None, FrameReader frames, bint masks, owner):
         self.pump = pump
         self.engine = engine
-        self.fd = fd
+        self.wire = wire
+        self.fd = wire.fd
         self.frames = frames
         self.masks = masks
         self.owner = owner
         self.last_received = engine.liveness.last_inbound
-        if tls is not None:
-            self.tls, self.incoming, self.outgoing = tls
         pump.add(self)
 
     def __dealloc__(self):
@@ -109,9 +101,8 @@ cdef class Tunnel(Member):
             except RemoteProtocolError:
                 pass
             self.after_touch()
-        if self.tls is not None:
-            self.pump.now = now
-            self.decrypt(0)  # what had been read and not decrypted
+        self.pump.now = now
+        self.receive()  # under TLS, what had been read and not decrypted
         self.pump.wake()
 
     def withdraw(self):
@@ -135,22 +126,15 @@ cdef class Tunnel(Member):
         # What was taken from the engine and did not leave is lost, and the stream with it.
         torn = torn or self.filled > 0
         self.out_at = self.out_end = self.filled = 0
-        self.cipher = None
         return torn
 
     # -- the pump's calls -----------------------------------------------------------------------
 
     cdef int on_event(self, uint32_t events) except -1:
-        if events & EPOLLOUT:
-            self.can_write = True
-            if self.is_sending() or is_linked(&self.waiting):
-                self.mark_dirty()
-        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.hung_up = True
-        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.can_read = True
-            self.receive()
-        return 0
+        self.wire.on_event(events)
+        if self.wire.can_write and (self.is_sending() or is_linked(&self.waiting)):
+            self.mark_dirty()
+        return self.receive() if self.wire.can_read else 0
 
     cdef int take_turn(self) except -1:
         return self.receive()
@@ -167,60 +151,17 @@ cdef class Tunnel(Member):
         cdef ssize_t n
         if self.ended or self.engine.error_ is not None:
             return 0
-        n = recv(self.fd, self.pump.input, INPUT, MSG_DONTWAIT)
+        n = self.wire.read_into(self.pump.input, INPUT)
+        if self.wire.can_read:
+            self.want_turn()  # after all the others had theirs
+        if self.wire.is_sending():
+            self.mark_dirty()
         if n > 0:
-            if n < INPUT and not self.hung_up:
-                self.can_read = False
-            else:
-                self.want_turn()  # after all the others had theirs
-            if self.tls is not None:
-                return self.decrypt(n)
             return self.take(self.pump.input, n)
-        if n == 0:
+        if n == 0:  # whoever has the socket next finds the end again, and how it came about
             self.ended = True
             return self.pump.tell(self)
-        if errno == EAGAIN:
-            self.can_read = False
-        elif errno == EINTR:
-            self.want_turn()
-        else:
-            return self.lose(errno)
-        return 0
-
-    cdef int decrypt(self, Py_ssize_t size) except -1:
-        """Take what the *size* bytes in the pump's buffer say, as many records at once as fit."""
-        cdef uint8_t *plain = self.pump.input + INPUT
-        cdef object room = PyMemoryView_FromMemory(<char *>plain, PLAIN, PyBUF_WRITE)
-        cdef Py_ssize_t filled, n
-        # Whoever had the socket before may have left some of a record that is decrypted already.
-        cdef bint more = True, unasked = size > 0
-        if size:
-            self.incoming.write(
-                PyMemoryView_FromMemory(<char *>self.pump.input, size, PyBUF_READ)
-            )
-        while more and not self.ended and self.engine.error_ is None:
-            filled = 0
-            try:
-                while PLAIN - filled >= RECORD:
-                    if unasked and not self.incoming.pending:
-                        more = False  # no bytes, no record: the error that says so costs as much
-                        break
-                    n = self.tls.read(RECORD, room[filled:])
-                    if n == 0:
-                        more = False
-                        self.fail(None)
-                        break
-                    filled += n
-            except ssl.SSLWantReadError:
-                more = False
-            except ssl.SSLError as error:  # the peer's close among them: read again once detached
-                more = False
-                self.fail(None if isinstance(error, ssl.SSLZeroReturnError) else error)
-            if filled:
-                self.take(plain, filled)
-        if self.outgoing.pending:
-            self.mark_dirty()
-        return 0
+        return self.fail(self.wire.error) if n == BROKEN else 0
 
     cdef int take(self, uint8_t *data, Py_ssize_t size) except -1:
         self.last_received = self.pump.now
@@ -282,9 +223,6 @@ cdef class Tunnel(Member):
             self.mark_dirty()
         return 0
 
-    cdef int lose(self, int code) except -1:
-        return self.fail(os_error(code))
-
     # -- output -----------------------------------------------------------------------------------
 
     cdef void mark_dirty(self) noexcept:
@@ -340,7 +278,7 @@ cdef class Tunnel(Member):
         end = MAX_FRAME_HEAD + self.filled
         if self.frames is not None and self.filled:
             if self.masks:
-                mask = pump.roll()
+                mask = pump.next_mask()
                 xor_copy(payload, payload, self.filled, mask, 0)
             self.out_at -= write_frame_head(payload, self.filled, mask)
         while self.controls:
@@ -359,67 +297,33 @@ cdef class Tunnel(Member):
 
     cdef bint is_sending(self) except -1:
         """Whether there is something that was sealed and has not left."""
-        return self.out != NULL or self.cipher is not None or (
-            self.tls is not None and self.outgoing.pending > 0
-        )
+        return self.out != NULL or self.wire.is_sending()
 
     cdef bint push_out(self) except -1:
         """Send what is sealed; whether all of it left."""
         cdef ssize_t n
-        if self.tls is not None:
-            return self.push_cipher()
         while self.out_at < self.out_end:
-            if not self.can_write or self.ended and self.lost is not None:
+            if self.ended and self.lost is not None:
                 return False
-            n = send(
-                self.fd, self.out + self.out_at, self.out_end - self.out_at,
-                MSG_DONTWAIT | MSG_NOSIGNAL,
-            )
-            if n >= 0:
-                self.out_at += n
-            elif errno == EAGAIN:
-                self.can_write = False
-            elif errno != EINTR:
-                self.lose(errno)
+            n = self.wire.write(self.out + self.out_at, self.out_end - self.out_at)
+            if n == BROKEN:
+                self.on_broken()
                 return False
-        self.pump.give_buffer(self.out)
-        self.out = NULL
-        self.out_at = self.out_end = 0
-        return True
+            if n == 0:
+                return False
+            self.out_at += n
+        if self.out != NULL:
+            self.pump.give_buffer(self.out)
+            self.out = NULL
+            self.out_at = self.out_end = 0
+        return self.wire.flush()
 
-    cdef bint push_cipher(self) except -1:
-        """The same under TLS: what is sealed is encrypted whole, and kept until it has left."""
-        cdef ssize_t n
-        cdef object view
-        if self.cipher is None:
-            if self.out != NULL:
-                view = PyMemoryView_FromMemory(
-                    <char *>self.out + self.out_at, self.out_end - self.out_at, PyBUF_READ
-                )
-                n = 0
-                while n < len(view):
-                    n += self.tls.write(view[n:])
-                self.pump.give_buffer(self.out)
-                self.out = NULL
-                self.out_at = self.out_end = 0
-            self.cipher = self.outgoing.read()
-            self.cipher_at = 0
-        while self.cipher_at < len(self.cipher):
-            if not self.can_write or self.ended and self.lost is not None:
-                return False
-            n = send(
-                self.fd, PyBytes_AS_STRING(self.cipher) + self.cipher_at,
-                len(self.cipher) - self.cipher_at, MSG_DONTWAIT | MSG_NOSIGNAL,
-            )
-            if n >= 0:
-                self.cipher_at += n
-            elif errno == EAGAIN:
-                self.can_write = False
-            elif errno != EINTR:
-                self.lose(errno)
-                return False
-        self.cipher = None
-        return True
+    cdef int on_broken(self) except -1:
+        """Nothing can be sent any more; what the peer said before is read first."""
+        if self.engine.error_ is not None:
+            return self.fail(self.wire.error)
+        self.want_turn()
+        return 0
 
     cdef void resume_waiting(self) noexcept:
         cdef Link *link

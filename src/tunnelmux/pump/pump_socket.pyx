@@ -1,0 +1,274 @@
+"""A connected socket as the pump uses it, plain or under TLS.
+
+What the kernel said last is kept: a read that found nothing clears `can_read`, a write that was not
+taken whole clears `can_write`, and the edges of epoll set them again. An error is noted, wherever it
+shows first; what the socket still has to give is read before it counts. Linux keeps what came before
+a reset, and the peer may have said in it why it resets.
+The docstrings of the public names are in `pump_socket.pyi`.
+"""
+
+cimport cython
+
+from cpython.buffer cimport PyBUF_READ, PyBUF_WRITE
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from cpython.memoryview cimport PyMemoryView_FromMemory
+from libc.errno cimport EAGAIN, EINTR, ENOTCONN, errno
+from libc.stdint cimport uint8_t, uint32_t
+
+from tunnelmux.pump.epoll cimport (
+    EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP, os_error,
+)
+
+import ssl
+
+cdef extern from "sys/socket.h" nogil:
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    ssize_t send(int fd, const void *data, size_t size, int flags)
+    int shutdown(int fd, int how)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
+    int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
+    int MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK, SHUT_WR, SOL_SOCKET, SO_ERROR, SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
+
+cdef enum:
+    WRITE = 65536  # bytes encrypted at once: what may wait for a slow peer, besides what it waits for
+    ANSWERS = 16384  # bytes that TLS may owe the peer before more is read from it
+
+# Where records lie between the kernel and the TLS library, which copies them before it returns.
+cdef uint8_t records[CIPHER]
+
+
+@cython.final
+cdef class PumpSocket:
+    # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end is to be sent behind
+    # it, `held` that reading waits for it, `garbled` that a record was not what it should be, and
+    # `closed` that close_notify came; `at_end` is set once a read has said so. `error` is set
+    # once, and `hung_up` with it, so that reading goes on to the end.
+
+    def __init__(self, socket not None, tls=None):
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.can_read = self.can_write = True
+        if tls is not None:
+            self.tls, self.incoming, self.outgoing = tls
+
+    def fileno(self):
+        return self.socket.fileno()
+
+    def receive(self, Py_ssize_t max_bytes):
+        cdef bytes out = PyBytes_FromStringAndSize(NULL, max_bytes)
+        cdef ssize_t n = self.read_into(<uint8_t *>PyBytes_AS_STRING(out), max_bytes)
+        if n == BROKEN:
+            raise self.error
+        return None if n == NOTHING else out[:n]
+
+    def half_close(self):
+        self.end_writing()
+
+    def reset(self):
+        cdef linger at_once
+        at_once.l_onoff = 1
+        at_once.l_linger = 0
+        if self.socket.fileno() >= 0:
+            setsockopt(self.fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(linger))
+            self.socket.close()
+
+    cdef int on_event(self, uint32_t events) except -1:
+        """Note what epoll says. An error is noted too; `error` says so from then on."""
+        cdef int code
+        if events & EPOLLOUT:
+            self.can_write = self.error is None
+            if self.held:
+                self.held = False
+                self.can_read = True
+        if events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.hung_up = True
+        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+            self.can_read = True
+        if events & EPOLLERR and (code := self.pending_error()) != 0:
+            self.fail(code)
+        return 0
+
+    cdef int pending_error(self) noexcept:
+        """The error the kernel has noted for the socket, which asking clears; 0 for none."""
+        cdef int code = 0
+        cdef unsigned int size = sizeof(int)
+        getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &code, &size)
+        return code
+
+    cdef int fail(self, int code) except -1:
+        """Note an error: nothing is written from now on, and what came before it can be read."""
+        if self.error is None:
+            self.error = os_error(code)
+        self.hung_up = self.can_read = True
+        self.can_write = False
+        return 0
+
+    cdef bint has_input(self) noexcept:
+        """Whether the kernel holds bytes to be read: so it was connected, even if it is no more."""
+        cdef uint8_t one
+        return recv(self.fd, &one, 1, MSG_DONTWAIT | MSG_PEEK) > 0
+
+    # -- reading ----------------------------------------------------------------------------------
+
+    cdef ssize_t read_into(self, uint8_t *data, Py_ssize_t room) except -3:
+        """How many bytes were read; 0 at the peer's end, NOTHING when none came, BROKEN when none
+        will and the peer has not ended in order."""
+        cdef ssize_t n
+        if self.tls is None:
+            n = self.receive_plain(data, room)
+        else:
+            n = self.receive_records(data, room)
+        if n <= 0:
+            self.can_read = False
+            if self.error is not None:
+                return BROKEN
+            if n == 0:
+                self.at_end = True
+        return n
+
+    cdef ssize_t receive_plain(self, uint8_t *data, Py_ssize_t room) except -3:
+        cdef ssize_t n
+        while True:
+            n = recv(self.fd, data, room, MSG_DONTWAIT)
+            if n >= 0:
+                if n < room and not self.hung_up:
+                    self.can_read = False
+                return n
+            if errno == EAGAIN:
+                return NOTHING
+            if errno != EINTR:
+                self.fail(errno)
+                return BROKEN
+
+    cdef ssize_t receive_records(self, uint8_t *data, Py_ssize_t room) except -3:
+        """The same under TLS. Whoever had the socket before may have left records unread."""
+        cdef Py_ssize_t filled = 0
+        cdef ssize_t n = NOTHING
+        if self.outgoing.pending > ANSWERS and not self.flush():
+            self.held = True  # it asks and does not listen
+            return NOTHING
+        while True:
+            if self.incoming.pending or self.tls.pending():
+                filled = self.decrypt(data, room)
+            if filled or self.garbled or self.closed:
+                break
+            n = self.receive_plain(records, CIPHER)
+            if n <= 0:
+                break
+            self.incoming.write(PyMemoryView_FromMemory(<char *>records, n, PyBUF_READ))
+        if self.outgoing.pending:
+            self.flush()
+        if filled:
+            # What the library still has comes with the next read, and so does what the kernel has.
+            self.can_read = (
+                self.can_read or self.closed or self.incoming.pending > 0
+                or self.tls.pending() > 0 or self.garbled
+            )
+            return filled
+        return 0 if self.closed else n
+
+    cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3:
+        """What whole records say, as many as fit; the handshake is made on the way."""
+        cdef object view = PyMemoryView_FromMemory(<char *>data, room, PyBUF_WRITE)
+        cdef Py_ssize_t filled = 0, n
+        try:
+            while filled < room:
+                n = self.tls.read(room - filled, view[filled:])
+                if n == 0:
+                    self.closed = True
+                    break
+                filled += n
+                if not self.incoming.pending and not self.tls.pending():
+                    break  # no bytes, no record: the error that says so costs as much
+        except ssl.SSLWantReadError:
+            pass
+        except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # the peer's close
+            self.closed = True
+        except ssl.SSLError as error:
+            self.garbled = True  # nothing behind it can be understood; an alert says so
+            if self.error is None:
+                self.error = error
+        return filled
+
+    # -- writing ----------------------------------------------------------------------------------
+
+    cdef ssize_t write(self, const uint8_t *data, Py_ssize_t size) except -3:
+        """How many bytes were taken; BROKEN when none will be. What TLS has taken may have to wait
+        for `flush`, and nothing more is taken until then."""
+        cdef Py_ssize_t taken = 0
+        cdef object view
+        if self.tls is None:
+            return self.send_plain(data, size)
+        if self.error is not None:
+            return BROKEN
+        if not self.flush():
+            return BROKEN if self.error is not None else 0
+        size = min(size, WRITE)
+        view = PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ)
+        try:
+            while taken < size:
+                taken += self.tls.write(view[taken:])
+        except ssl.SSLWantReadError:
+            pass
+        except ssl.SSLError as error:
+            self.error = error
+            return BROKEN
+        self.flush()
+        return BROKEN if self.error is not None else taken
+
+    cdef ssize_t send_plain(self, const uint8_t *data, Py_ssize_t size) except -3:
+        cdef ssize_t n
+        while self.can_write:
+            n = send(self.fd, data, size, MSG_DONTWAIT | MSG_NOSIGNAL)
+            if n >= 0:
+                self.can_write = n == size
+                return n
+            if errno == EAGAIN:
+                self.can_write = False
+            elif errno != EINTR:
+                self.fail(errno)
+        return BROKEN if self.error is not None else 0
+
+    cdef bint is_sending(self) except -1:
+        """Whether TLS has taken bytes that have not left."""
+        return self.cipher is not None or (self.tls is not None and self.outgoing.pending > 0)
+
+    cdef bint flush(self) except -1:
+        """Send what TLS has taken; whether all of it left."""
+        cdef ssize_t n
+        while self.is_sending():
+            if self.cipher is None:
+                self.cipher = self.outgoing.read()
+                self.cipher_at = 0
+            while self.cipher_at < len(self.cipher):
+                n = self.send_plain(
+                    <const uint8_t *>PyBytes_AS_STRING(self.cipher) + self.cipher_at,
+                    len(self.cipher) - self.cipher_at,
+                )
+                if n <= 0:
+                    return False
+                self.cipher_at += n
+            self.cipher = None
+        if self.closing:
+            self.closing = False
+            return self.end_writing() == 0
+        return True
+
+    cdef int end_writing(self) except -1:
+        """Send the end behind what was taken: close_notify (RFC 8446 section 6.1) and FIN."""
+        if self.tls is not None and self.error is None:
+            try:
+                self.tls.unwrap()
+            except (ssl.SSLError, ValueError):  # the peer's own is not waited for
+                pass
+            if self.is_sending():
+                self.closing = False
+                if not self.flush():
+                    self.closing = True
+                    return 0
+        if shutdown(self.fd, SHUT_WR) < 0 and errno != ENOTCONN:
+            self.fail(errno)
+        return 0

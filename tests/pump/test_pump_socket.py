@@ -1,0 +1,142 @@
+"""`pump.pump_socket`: one connected socket, plain and under TLS, as those above it see it."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+import trio
+
+from support.carried import tls_contexts
+from support.streams import socket_pair, tls_pair
+from tunnelmux.pump.data_pump import lend_socket
+from tunnelmux.pump.pump_socket import PumpSocket
+from tunnelmux.relay import abort
+
+Pair = tuple[PumpSocket, trio.SocketStream | trio.SSLStream[trio.SocketStream]]
+
+
+@pytest.fixture(params=["plain", "tls", "tls-tickets"])
+async def pair(request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    """A socket in our hands, and its peer's stream."""
+    near: trio.abc.Stream
+    far: trio.SocketStream | trio.SSLStream[trio.SocketStream]
+    if request.param != "plain":
+        far, near = await tls_pair(*tls_contexts(tickets=request.param == "tls-tickets"))
+    else:
+        far, near = await socket_pair()
+    lent = lend_socket(near)
+    assert lent is not None
+    yield PumpSocket(lent.socket, lent.tls), far
+    lent.socket.close()
+    await trio.aclose_forcefully(far)
+
+
+async def settled(ours: PumpSocket) -> bytes:
+    """What comes until the peer's end, or until an error."""
+    out = b""
+    with trio.fail_after(5):
+        while True:
+            if (data := ours.receive(7)) is None:
+                await trio.lowlevel.wait_readable(ours.fileno())
+            elif data:
+                out += data
+            else:
+                return out
+
+
+async def test_bytes_come_in_pieces_and_then_the_end(pair: Pair) -> None:
+    ours, theirs = pair
+    assert ours.receive(100) is None
+    await theirs.send_all(b"more than one piece" * 3)
+    transport = theirs if isinstance(theirs, trio.SocketStream) else theirs.transport_stream
+    await transport.send_eof()
+    assert await settled(ours) == b"more than one piece" * 3
+    assert ours.error is None
+
+
+async def test_what_came_before_a_reset_is_read_before_the_error(pair: Pair) -> None:
+    ours, theirs = pair
+    await theirs.send_all(b"421 too many connections" * 100)
+    await abort(theirs)
+    got = b""
+    with trio.fail_after(5), pytest.raises(ConnectionResetError):
+        while True:
+            if (data := ours.receive(1_000)) is None:
+                await trio.lowlevel.wait_readable(ours.fileno())
+            else:
+                assert data, "a reset is no end"
+                got += data
+    assert got == b"421 too many connections" * 100
+    assert isinstance(ours.error, ConnectionResetError)
+
+
+async def test_a_half_close_is_the_end_and_the_other_direction_goes_on(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.half_close()
+    with trio.fail_after(5):
+        assert await theirs.receive_some() == b""
+        if isinstance(theirs, trio.SocketStream):
+            await theirs.send_all(b"late")
+            await theirs.send_eof()
+            assert await settled(ours) == b"late"
+
+
+async def test_a_reset_is_seen_as_one(pair: Pair) -> None:
+    ours, theirs = pair
+    ours.reset()
+    ours.reset()
+    with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):
+        await theirs.receive_some()
+    assert ours.fileno() < 0
+
+
+def greet(context: ssl.SSLContext, address: tuple[str, int]) -> bytes:
+    with (
+        socket.create_connection(address, 5) as raw,
+        context.wrap_socket(raw, server_hostname="127.0.0.1") as client,
+    ):
+        client.sendall(b"hello")
+        return client.recv(100)
+
+
+def gibberish(_: ssl.SSLContext, address: tuple[str, int]) -> bytes:
+    with socket.create_connection(address, 5) as raw:
+        raw.sendall(b"GET / HTTP/1.1\r\n\r\n")
+        with pytest.raises(ConnectionResetError):
+            raw.recv(100)
+    return b""
+
+
+@pytest.mark.parametrize("visit", [greet, gibberish])
+async def test_reading_makes_the_handshake(
+    visit: Callable[[ssl.SSLContext, tuple[str, int]], bytes],
+) -> None:
+    server, client = tls_contexts()
+    (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
+    address = listener.socket.getsockname()[:2]
+    answers: list[bytes] = []
+
+    async def run() -> None:
+        answers.append(await trio.to_thread.run_sync(visit, client, address))
+
+    async with listener, trio.open_nursery() as nursery:
+        nursery.start_soon(run)
+        stream = await listener.accept()
+        incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        tls = server.wrap_bio(incoming, outgoing, server_side=True)
+        ours = PumpSocket(stream.socket, (tls, incoming, outgoing))
+        if visit is greet:
+            while (data := ours.receive(100)) is None:
+                await trio.lowlevel.wait_readable(ours.fileno())
+            assert data == b"hello"
+            assert tls.version() == "TLSv1.3"
+            ours.half_close()
+        else:
+            with pytest.raises(ssl.SSLError, match="HTTP_REQUEST"):
+                await settled(ours)
+            ours.reset()
+        await trio.aclose_forcefully(stream)
+    assert answers == [b""]
