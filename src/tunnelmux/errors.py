@@ -20,10 +20,15 @@
     │   └── ProtocolError           never raised itself
     │       ├── LocalProtocolError  we were asked for something the protocol forbids
     │       └── RemoteProtocolError the peer broke the protocol; `wire_code` goes into the GoAway
-    └── StreamError                 this one stream is broken; the session is fine
-        ├── StreamReset             by either side, with the code on the wire
-        │   └── StreamRefused       the peer reset it before ever answering: safe to retry
-        └── StreamClosed            used after we closed that half
+    ├── StreamError                 this one stream is broken; the session is fine
+    │   ├── StreamReset             by either side, with the code on the wire
+    │   │   └── StreamRefused       the peer reset it before ever answering: safe to retry
+    │   └── StreamClosed            used after we closed that half
+    └── RegistryError               the registry did not do what was asked
+        ├── RegistryAway            its database does not answer; it may later
+        ├── RegistryFailed          it answers that it cannot: full, read-only, another version
+        ├── NoSuchRecord            there is no such thing, or it is another tenant's
+        └── RegistryRefused         the rules forbid it; `code` says which of them
 
 `Stream` raises Trio's own `BrokenResourceError` and `ClosedResourceError`, as every Trio stream
 does, with one of these as the `__cause__`. No message here ever holds a token, a password or a key.
@@ -36,8 +41,13 @@ __all__ = [
     "ConnectError",
     "ConnectRefused",
     "LocalProtocolError",
+    "NoSuchRecord",
     "NotSupported",
     "ProtocolError",
+    "RegistryAway",
+    "RegistryError",
+    "RegistryFailed",
+    "RegistryRefused",
     "RemoteProtocolError",
     "SessionClosed",
     "SessionDraining",
@@ -183,3 +193,33 @@ class StreamRefused(StreamReset):
 
 class StreamClosed(StreamError):
     """That half of the stream was closed by this side before."""
+
+
+class RegistryError(TunnelmuxError):
+    """The registry did not do what was asked."""
+
+
+class RegistryAway(RegistryError):
+    """The database does not answer: it is stopped, out of reach, frozen, or busy for too long."""
+
+
+class RegistryFailed(RegistryError):
+    """The database cannot do it: it is full, read-only, damaged, or of another version."""
+
+
+class NoSuchRecord(RegistryError):
+    """There is no such record, or it belongs to another tenant, which is the same from here."""
+
+    def __init__(self, kind: str, id: str) -> None:
+        super().__init__(f"there is no such {kind}")
+        self.kind = kind
+        self.id = id
+
+
+class RegistryRefused(RegistryError):
+    """The rules forbid it. `code` is stable; `field` names the input at fault, or None."""
+
+    def __init__(self, message: str, *, code: str, field: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code
+        self.field = field

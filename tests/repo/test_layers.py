@@ -25,6 +25,8 @@ COMPILED_LAYERS = [
 
 ASYNCIO_FAMILY = {"asyncio", "trio_asyncio", "asyncssh"}
 
+SQL_FAMILY = {"alembic", "psycopg", "sqlalchemy", "sqlite3"}
+
 IMPURE = {"logging", "random", "secrets", "socket", "structlog", "time", "trio"}
 
 CIMPORT = re.compile(r"^\s*(?:from\s+(\S+)\s+c?import\s+(.+)|c?import\s+(.+))$")
@@ -145,6 +147,12 @@ def test_compiled_modules_have_no_clock_no_dice_and_no_log() -> None:
 def test_asyncio_appears_only_under_ssh() -> None:
     elsewhere = [path for path in PYTHON_SOURCES if part_of(path) != "ssh"]
     assert importers_of(ASYNCIO_FAMILY, elsewhere) == {}
+
+
+def test_sql_appears_only_in_the_registry() -> None:
+    inside = SOURCE / "registry" / "sql"
+    elsewhere = [path for path in PYTHON_SOURCES if not path.is_relative_to(inside)]
+    assert importers_of(SQL_FAMILY, elsewhere) == {}
 
 
 def test_cython_imports_are_recognised() -> None:

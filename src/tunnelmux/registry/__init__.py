@@ -1,0 +1,126 @@
+"""Who exists and who may: tenants, people, devices, credentials, leases, and the audit of it all.
+
+`open_registry(url)` gives a `Registry`; `registry.tenant(id, by=actor)` what belongs to one tenant.
+This package's own modules hold the words and the promises; `registry.sql` keeps them, on SQLite and
+PostgreSQL, and is the only part of tunnelmux that knows SQL.
+"""
+
+from __future__ import annotations
+
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.audit import AuditEntry, AuditFilter, AuditTrail, ChainCheck
+from tunnelmux.registry.browser_sessions import (
+    BrowserSession,
+    BrowserSessions,
+    NewBrowserSession,
+    SignedIn,
+)
+from tunnelmux.registry.changes import Change, Changes, ChangeWatch, Effect, Effects
+from tunnelmux.registry.devices import (
+    Credential,
+    Credentials,
+    Device,
+    DeviceFilter,
+    Devices,
+    DeviceSession,
+    DeviceState,
+    Revocation,
+)
+from tunnelmux.registry.fleet import (
+    Fleet,
+    FleetDevice,
+    Proxy,
+    SessionBegan,
+    SessionEnded,
+    Sighting,
+)
+from tunnelmux.registry.ids import Page, format_time, is_id, new_id
+from tunnelmux.registry.leases import Lease, Leases, LeaseTerms
+from tunnelmux.registry.names import DEFAULT_TENANT
+from tunnelmux.registry.pairing import (
+    Arrival,
+    InstallKey,
+    InstallKeys,
+    Joining,
+    Pairing,
+    PairingRules,
+    Pairings,
+)
+from tunnelmux.registry.people import (
+    ROLES,
+    Invitation,
+    Invitations,
+    Member,
+    Members,
+    Membership,
+    Role,
+    User,
+    Users,
+)
+from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
+from tunnelmux.registry.tenants import Tenant, Tenants
+from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
+
+__all__ = [
+    "DEFAULT_TENANT",
+    "ROLES",
+    "AccessToken",
+    "AccessTokens",
+    "Actor",
+    "Arrival",
+    "AuditEntry",
+    "AuditFilter",
+    "AuditTrail",
+    "BrowserSession",
+    "BrowserSessions",
+    "ChainCheck",
+    "Change",
+    "ChangeWatch",
+    "Changes",
+    "Credential",
+    "Credentials",
+    "Device",
+    "DeviceFilter",
+    "DeviceSession",
+    "DeviceState",
+    "Devices",
+    "Effect",
+    "Effects",
+    "Fleet",
+    "FleetDevice",
+    "InstallKey",
+    "InstallKeys",
+    "Installation",
+    "Invitation",
+    "Invitations",
+    "Joining",
+    "Lease",
+    "LeaseTerms",
+    "Leases",
+    "Member",
+    "Members",
+    "Membership",
+    "NewBrowserSession",
+    "Page",
+    "Pairing",
+    "PairingRules",
+    "Pairings",
+    "ProvenToken",
+    "Proxy",
+    "Registry",
+    "Revocation",
+    "Role",
+    "SessionBegan",
+    "SessionEnded",
+    "Sighting",
+    "SignedIn",
+    "Tenant",
+    "TenantRegistry",
+    "Tenants",
+    "User",
+    "Users",
+    "format_time",
+    "is_id",
+    "new_id",
+    "open_registry",
+]

@@ -1,0 +1,120 @@
+"""The sessions of people's browsers, and what is pending in them."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass, field
+from datetime import datetime
+
+from tunnelmux.config import Secret
+
+__all__ = ["BrowserSession", "BrowserSessions", "NewBrowserSession", "SignedIn"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BrowserSession:
+    """One browser. Without a user it only carries logins that are under way."""
+
+    id: str
+    user_id: str | None
+    tenant_id: str | None
+    """The tenant the person works in at the moment."""
+    issuer: str
+    provider_session: str
+    """The provider's `sid`, for back-channel logout; empty when it gives none."""
+    pending: bytes = field(repr=False)
+    """The logins under way, as the API wrote them; opaque here."""
+    tokens: bytes = field(repr=False)
+    """The provider's tokens, encrypted by the API; opaque here."""
+    version: int
+    """Grows with each change; `save` compares it."""
+    address: str
+    user_agent: str
+    created: datetime
+    last_seen: datetime
+    idle_ends: datetime
+    ends: datetime
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedIn:
+    """Who has just signed in in a browser, as its session is to hold it."""
+
+    user_id: str
+    tenant_id: str | None
+    issuer: str
+    provider_session: str
+    tokens: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NewBrowserSession:
+    """A session and the secret that its cookie carries."""
+
+    session: BrowserSession
+    secret: Secret
+
+
+class BrowserSessions(abc.ABC):
+    """All browser sessions. Found by the SHA-256 of their secret only."""
+
+    @abc.abstractmethod
+    async def begin(
+        self, *, idle: float, lifetime: float, pending: bytes, address: str, user_agent: str
+    ) -> NewBrowserSession:
+        """A session of no user yet; it ends after `idle` seconds without use, `lifetime` at all."""
+
+    @abc.abstractmethod
+    async def find(self, secret: Secret) -> BrowserSession | None:
+        """The session of a cookie; None when there is none, it has ended, or its user is disabled.
+
+        Being found counts as use, written at most once a minute.
+        """
+
+    @abc.abstractmethod
+    async def save(
+        self,
+        session: BrowserSession,
+        *,
+        pending: bytes | None = None,
+        tokens: bytes | None = None,
+        tenant_id: str | None = None,
+    ) -> BrowserSession | None:
+        """Write what is given, if nobody wrote since `session` was read; None if somebody did."""
+
+    @abc.abstractmethod
+    async def renew(
+        self,
+        session: BrowserSession,
+        signed_in: SignedIn,
+        *,
+        pending: bytes,
+        idle: float,
+        lifetime: float,
+    ) -> NewBrowserSession | None:
+        """Put a signed-in session in the place of this one, under a new secret (session fixation).
+
+        The old secret is worth nothing from then on. None when the old one has ended meanwhile.
+        """
+
+    @abc.abstractmethod
+    async def claim_refresh(self, session_id: str, seconds: float) -> bool:
+        """Whether the caller is the one to refresh this session's tokens for the next `seconds`."""
+
+    @abc.abstractmethod
+    async def of_user(self, user_id: str) -> list[BrowserSession]:
+        """The living sessions of a user, the newest first."""
+
+    @abc.abstractmethod
+    async def end(self, session_id: str, *, user_id: str | None = None) -> bool:
+        """End a session, only if it is this user's where one is given; whether there was one."""
+
+    @abc.abstractmethod
+    async def end_for_provider(
+        self, *, issuer: str, subject: str | None, provider_session: str | None
+    ) -> int:
+        """End what a back-channel logout names (OpenID Connect Back-Channel Logout 1.0, 2.6)."""
+
+    @abc.abstractmethod
+    async def use_once(self, key: str, until: datetime) -> bool:
+        """Whether this key (a token's `jti`) is new; it is remembered until then."""

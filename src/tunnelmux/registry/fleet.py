@@ -1,0 +1,135 @@
+"""What a proxy reads of the registry, and what it writes back."""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from datetime import datetime
+
+from tunnelmux.config import Secret
+from tunnelmux.registry.changes import Effect
+
+__all__ = ["Fleet", "FleetDevice", "Proxy", "SessionBegan", "SessionEnded", "Sighting"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetDevice:
+    """All a proxy needs to know of a device."""
+
+    device_id: str
+    tenant_id: str
+    label: str
+    """The name by which visitors and callers find it: `name`, or `name--tenant`."""
+    digests: dict[str, str]
+    """The SHA-256 of each token it may connect with, in hexadecimal, and the credential's id."""
+    refused: str
+    """Why it may not connect (disabled, in quarantine, its tenant disabled); else empty."""
+    paired_by: str
+    rotation_wanted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionBegan:
+    """A session began."""
+
+    session_id: str
+    device_id: str
+    at: datetime
+    address: str
+    agent_version: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SessionEnded:
+    """A session ended."""
+
+    session_id: str
+    device_id: str
+    at: datetime
+    reason: str
+    bytes_to_device: int
+    bytes_from_device: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sighting:
+    """A device was heard from. `services` is None where the agent has not said."""
+
+    device_id: str
+    at: datetime
+    services: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proxy:
+    """A proxy that is, or was, at work."""
+
+    id: str
+    name: str
+    internal_url: str
+    """Where its internal API is called; empty when it has none."""
+    version: str
+    started: datetime
+    beat: datetime
+    living: bool
+    """Heard from within the last 15 s."""
+
+
+class Fleet(abc.ABC):
+    """The devices of all tenants, for the proxies that serve them."""
+
+    @abc.abstractmethod
+    async def devices(self, *, after: str = "", limit: int = 1000) -> list[FleetDevice]:
+        """Devices by id, from behind this one; fewer than `limit` at the end."""
+
+    @abc.abstractmethod
+    async def devices_with_ids(self, device_ids: list[str]) -> list[FleetDevice]:
+        """Those of these devices that exist."""
+
+    @abc.abstractmethod
+    async def devices_of_tenant(self, tenant_id: str) -> list[FleetDevice]:
+        """All devices of one tenant."""
+
+    @abc.abstractmethod
+    async def identify(self, digest: str) -> FleetDevice | None:
+        """The device one of whose credentials has this SHA-256 (hexadecimal); refused ones too."""
+
+    @abc.abstractmethod
+    async def report(
+        self,
+        proxy_id: str,
+        *,
+        began: list[SessionBegan],
+        ended: list[SessionEnded],
+        seen: list[Sighting],
+    ) -> None:
+        """Write down what was seen since the last report. Sightings of unknown devices are left
+        out. No entry of the audit: nothing was changed by anybody."""
+
+    @abc.abstractmethod
+    async def hello(self, proxy_id: str, *, name: str, internal_url: str, version: str) -> None:
+        """A proxy starts. Sessions that it held under this id before are over."""
+
+    @abc.abstractmethod
+    async def beat(self, proxy_id: str, *, applied: int, effects: dict[int, Effect]) -> None:
+        """It is alive, has applied all changes up to this number, and ended so much for these."""
+
+    @abc.abstractmethod
+    async def goodbye(self, proxy_id: str) -> None:
+        """It ends in order."""
+
+    @abc.abstractmethod
+    async def proxies(self) -> list[Proxy]:
+        """All proxies, living ones first."""
+
+    @abc.abstractmethod
+    async def begin_credential(self, device_id: str) -> tuple[str, Secret] | None:
+        """A second credential for a device whose rotation is wanted: its id, and the token to give
+        to the agent, told this once. One that was begun and not proved before ends. None when the
+        rotation is not wanted any more."""
+
+    @abc.abstractmethod
+    async def prove_credential(self, credential_id: str) -> bool:
+        """The agent has shown the new token: it is the device's only one from now on.
+
+        False when it is not a new one (it ended, or was proved already)."""

@@ -1,0 +1,89 @@
+"""What may be called what, so that every name is one label of a host name and leads to one device.
+
+`dev1.DOMAIN` and `web--dev1.DOMAIN` are of the default tenant, `dev1--acme.DOMAIN` and
+`web--dev1--acme.DOMAIN` of the tenant `acme`. With one `--` a label could be read both ways:
+so a tenant never has the name of a device of the default tenant, and one name is taken by one of
+them only. A label has at most 63 bytes (RFC 1035 section 2.3.4).
+"""
+
+from __future__ import annotations
+
+from tunnelmux.config import InvalidSetting
+from tunnelmux.config.rules import check_label
+from tunnelmux.errors import RegistryRefused
+
+__all__ = [
+    "DEFAULT_TENANT",
+    "check_device_name",
+    "check_labels",
+    "check_tenant_name",
+    "check_text",
+    "device_label",
+]
+
+DEFAULT_TENANT = "default"
+"""The tenant whose devices have no tenant in their host names."""
+
+MAX_DEVICE_NAME = 40
+"""Bytes. With a tenant of 12 or a service of 20 the host name still fits into one label."""
+MAX_TENANT_NAME = 20
+MAX_LABELS = 32
+MAX_LABEL_KEY = 63
+MAX_LABEL_VALUE = 255
+_MAX_HOST_LABEL = 63
+
+
+def check_tenant_name(name: str) -> None:
+    """Refuse a tenant name that no host name could carry; raises RegistryRefused."""
+    _check("name", name, MAX_TENANT_NAME)
+
+
+def check_device_name(name: str, tenant: str) -> None:
+    """Refuse a device name that no host name of this tenant could carry."""
+    _check("name", name, MAX_DEVICE_NAME)
+    label = device_label(name, tenant)
+    if len(label) > _MAX_HOST_LABEL:
+        raise RegistryRefused(
+            f'"{label}" has {len(label)} characters, and a host name\'s label has at most '
+            f"{_MAX_HOST_LABEL}: choose a shorter name",
+            code="invalid",
+            field="name",
+        )
+
+
+def device_label(name: str, tenant: str) -> str:
+    """The host name's label that leads to this device, and by which the proxy knows it."""
+    return name if tenant == DEFAULT_TENANT else f"{name}--{tenant}"
+
+
+def check_text(field: str, text: str, most: int, *, least: int = 0) -> str:
+    """The text without the white space around it; refused when too long or not printable."""
+    text = text.strip()
+    if not least <= len(text) <= most or (text and not text.isprintable()):
+        raise RegistryRefused(
+            f"{field} must be {least} to {most} printable characters", code="invalid", field=field
+        )
+    return text
+
+
+def check_labels(labels: dict[str, str]) -> dict[str, str]:
+    """A device's labels, refused when there are too many or one is too long."""
+    if len(labels) > MAX_LABELS:
+        raise RegistryRefused(
+            f"a device has at most {MAX_LABELS} labels", code="invalid", field="labels"
+        )
+    for key, value in labels.items():
+        check_text("labels", key, MAX_LABEL_KEY, least=1)
+        check_text("labels", value, MAX_LABEL_VALUE)
+    return dict(sorted(labels.items()))
+
+
+def _check(field: str, name: str, most: int) -> None:
+    try:
+        check_label(field, name)
+    except InvalidSetting as error:
+        raise RegistryRefused(str(error), code="invalid", field=field) from None
+    if len(name) > most:
+        raise RegistryRefused(
+            f'"{name}" is too long: use at most {most} characters', code="invalid", field=field
+        )

@@ -1,0 +1,259 @@
+"""Browser sessions in SQL."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import Secret, hash_token
+from tunnelmux.errors import RegistryError
+from tunnelmux.observability import get_logger
+from tunnelmux.registry.browser_sessions import (
+    BrowserSession,
+    BrowserSessions,
+    NewBrowserSession,
+    SignedIn,
+)
+from tunnelmux.registry.ids import new_id
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.secrets import digest_of, new_secret
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+
+__all__ = ["SqlBrowserSessions"]
+
+_B = schema.browser_sessions
+_U = schema.users
+_O = schema.used_once
+
+_log = get_logger("registry")
+
+_USE_WRITTEN = timedelta(minutes=1)
+
+
+class SqlBrowserSessions(Repository, BrowserSessions):
+    """See `BrowserSessions`."""
+
+    @writes
+    def begin(
+        self,
+        tx: Transaction,
+        *,
+        idle: float,
+        lifetime: float,
+        pending: bytes,
+        address: str,
+        user_agent: str,
+    ) -> NewBrowserSession:
+        # Made without anybody having signed in, so nothing goes into the audit.
+        return _insert(
+            tx,
+            idle,
+            lifetime,
+            user_id=None,
+            works_in=None,
+            pending=pending,
+            tokens=b"",
+            address=address[:64],
+            user_agent=user_agent[:255],
+        )
+
+    async def find(self, secret: Secret) -> BrowserSession | None:
+        found = await self._find(digest_of(secret))
+        if found is None:
+            return None
+        session, is_stale = found
+        if is_stale:
+            try:
+                await self._touch(session.id)
+            except RegistryError as error:
+                _log.warning("use of a browser session not written down", cause=str(error))
+        return session
+
+    @reads
+    def _find(self, tx: Transaction, digest: str) -> tuple[BrowserSession, bool] | None:
+        row = tx.execute(_living(tx).where(_B.c.digest == digest)).first()
+        if row is None:
+            return None
+        # An idle end of minutes must be put off more often than once a minute.
+        due = min(_USE_WRITTEN, timedelta(seconds=row.idle / 4))
+        return _session(row), row.last_seen < tx.now - due
+
+    @writes
+    def _touch(self, tx: Transaction, session_id: str) -> None:
+        idle = tx.execute(sa.select(_B.c.idle).where(_B.c.id == session_id)).scalar()
+        if idle is not None:
+            tx.execute(
+                _B.update()
+                .where(_B.c.id == session_id)
+                .values(last_seen=tx.now, idle_ends=tx.now + timedelta(seconds=idle))
+            )
+
+    @writes
+    def save(
+        self,
+        tx: Transaction,
+        session: BrowserSession,
+        *,
+        pending: bytes | None = None,
+        tokens: bytes | None = None,
+        tenant_id: str | None = None,
+    ) -> BrowserSession | None:
+        values: dict[str, Any] = {"version": session.version + 1}
+        if pending is not None:
+            values["pending"] = pending
+        if tokens is not None:
+            values |= {"tokens": tokens, "refresh_until": None}
+        if tenant_id is not None:
+            values["works_in"] = tenant_id
+        written = tx.execute(
+            _B.update()
+            .where(_B.c.id == session.id, _B.c.version == session.version)
+            .values(**values)
+        ).rowcount
+        row = tx.execute(_living(tx).where(_B.c.id == session.id)).first()
+        return _session(row) if written and row is not None else None
+
+    @writes
+    def renew(
+        self,
+        tx: Transaction,
+        session: BrowserSession,
+        signed_in: SignedIn,
+        *,
+        pending: bytes,
+        idle: float,
+        lifetime: float,
+    ) -> NewBrowserSession | None:
+        # A row is deleted once: of two sign-ins that end at once in one browser, one goes on.
+        if not tx.execute(_B.delete().where(_B.c.id == session.id)).rowcount:
+            return None
+        new = _insert(
+            tx,
+            idle,
+            lifetime,
+            user_id=signed_in.user_id,
+            works_in=signed_in.tenant_id,
+            issuer=signed_in.issuer,
+            provider_session=signed_in.provider_session,
+            pending=pending,
+            tokens=signed_in.tokens,
+            address=session.address,
+            user_agent=session.user_agent,
+        )
+        after = {
+            "user": signed_in.user_id,
+            "address": session.address,
+            "user_agent": session.user_agent,
+        }
+        tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
+        return new
+
+    @writes
+    def claim_refresh(self, tx: Transaction, session_id: str, seconds: float) -> bool:
+        claimed = tx.execute(
+            _B.update()
+            .where(
+                _B.c.id == session_id,
+                sa.or_(_B.c.refresh_until.is_(None), _B.c.refresh_until <= tx.now),
+            )
+            .values(refresh_until=tx.now + timedelta(seconds=seconds))
+        ).rowcount
+        return claimed == 1
+
+    @reads
+    def of_user(self, tx: Transaction, user_id: str) -> list[BrowserSession]:
+        rows = tx.execute(_living(tx).where(_B.c.user_id == user_id).order_by(_B.c.id.desc()))
+        return [_session(row) for row in rows]
+
+    @writes
+    def end(self, tx: Transaction, session_id: str, *, user_id: str | None = None) -> bool:
+        mine = [_B.c.id == session_id]
+        if user_id is not None:
+            mine.append(_B.c.user_id == user_id)
+        return _end(tx, sa.and_(*mine), "ended") > 0
+
+    @writes
+    def end_for_provider(
+        self, tx: Transaction, *, issuer: str, subject: str | None, provider_session: str | None
+    ) -> int:
+        named = [_B.c.issuer == issuer]
+        if provider_session is not None:
+            named.append(_B.c.provider_session == provider_session)
+        if subject is not None:
+            users = sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
+            named.append(_B.c.user_id.in_(users))
+        if len(named) == 1:
+            return 0  # a logout that names nobody ends nothing
+        return _end(tx, sa.and_(*named), "ended by the provider")
+
+    @writes
+    def use_once(self, tx: Transaction, key: str, until: datetime) -> bool:
+        digest = hash_token(key)
+        tx.execute(_O.delete().where(_O.c.until <= tx.now))
+        if tx.execute(sa.select(_O.c.key).where(_O.c.key == digest)).first():
+            return False
+        tx.execute(_O.insert().values(key=digest, until=until))
+        return True
+
+
+def _living(tx: Transaction) -> sa.Select[Any]:
+    return (
+        sa.select(_B)
+        .outerjoin(_U, _U.c.id == _B.c.user_id)
+        .where(
+            _B.c.idle_ends > tx.now,
+            _B.c.ends > tx.now,
+            sa.or_(_B.c.user_id.is_(None), _U.c.enabled.is_(sa.true())),
+        )
+    )
+
+
+def _insert(tx: Transaction, idle: float, lifetime: float, **values: object) -> NewBrowserSession:
+    secret, digest = new_secret("tms")
+    session_id = new_id()
+    tx.execute(
+        _B.insert().values(
+            id=session_id,
+            digest=digest,
+            created=tx.now,
+            last_seen=tx.now,
+            idle=idle,
+            idle_ends=tx.now + timedelta(seconds=idle),
+            ends=tx.now + timedelta(seconds=lifetime),
+            **values,
+        )
+    )
+    row = tx.execute(sa.select(_B).where(_B.c.id == session_id)).one()
+    return NewBrowserSession(session=_session(row), secret=secret)
+
+
+def _end(tx: Transaction, which: sa.ColumnElement[bool], reason: str) -> int:
+    rows = tx.execute(sa.select(_B.c.id, _B.c.user_id).where(which)).all()
+    ended = tx.execute(_B.delete().where(_B.c.id.in_([row.id for row in rows]))).rowcount
+    for row in rows:
+        if row.user_id is not None:
+            after = {"user": row.user_id, "reason": reason}
+            tx.record("browser_session.end", "browser_session", row.id, after=after)
+    return ended
+
+
+def _session(row: Row[Any]) -> BrowserSession:
+    return BrowserSession(
+        id=row.id,
+        user_id=row.user_id,
+        tenant_id=row.works_in,
+        issuer=row.issuer,
+        provider_session=row.provider_session,
+        pending=row.pending,
+        tokens=row.tokens,
+        version=row.version,
+        address=row.address,
+        user_agent=row.user_agent,
+        created=row.created,
+        last_seen=row.last_seen,
+        idle_ends=row.idle_ends,
+        ends=row.ends,
+    )

@@ -1,0 +1,258 @@
+"""One database, from Trio: each transaction in a thread, bounded in number and in time."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import sqlite3
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import sqlalchemy as sa
+import trio
+from sqlalchemy import event
+from sqlalchemy.engine import Connection, Engine
+from sqlalchemy.engine.interfaces import DBAPIConnection
+
+from tunnelmux.config import Secret
+from tunnelmux.errors import ConfigError, RegistryAway, RegistryError
+from tunnelmux.registry.sql.problems import is_worth_another_try, translate
+
+__all__ = ["CONNECT_TIMEOUT", "Database"]
+
+T = TypeVar("T")
+
+_TRIES = 3
+# Of a transaction that PostgreSQL gave up in favour of another (40001, 40P01).
+
+_CANCEL_TIME = 0.5
+# Seconds PostgreSQL gets to cancel a statement whose time is over, before the connection is cut.
+
+CONNECT_TIMEOUT = 3
+"""Seconds for a new connection to PostgreSQL; libpq knows no less than 2."""
+
+
+class _Call:
+    """One transaction on its way: which connection it has, and whether its time is over."""
+
+    __slots__ = ("connection", "is_late")
+
+    def __init__(self) -> None:
+        self.connection: DBAPIConnection | None = None
+        self.is_late = False
+
+
+class Database:
+    """The engine, its threads and its connections.
+
+    There are as many turns as connections, so that no thread ever waits for a connection. Waiting
+    for a turn can be cancelled; a transaction that has begun is shielded: it commits, or is rolled
+    back, within its timeout, and its thread always comes back.
+    """
+
+    def __init__(self, url: Secret, *, connections: int, timeout: float) -> None:
+        parsed = parse_url(url)
+        self.is_sqlite = parsed.get_backend_name() == "sqlite"
+        self.url = parsed
+        self.place = parsed.database or "" if self.is_sqlite else parsed.render_as_string()
+        """The database as messages and logs may show it."""
+        self.timeout = timeout
+        self._calls = threading.local()
+        if self.is_sqlite:
+            self.engine = self._sqlite_engine(parsed, connections, timeout)
+        else:
+            self.engine = self._postgresql_engine(parsed, connections, timeout)
+        self._cover_pings()
+        self._threads = trio.CapacityLimiter(2 * connections + 2)
+        self._reading = trio.CapacityLimiter(connections)
+        # SQLite has one writer at a time; those of one process wait here, in order.
+        self._writing = trio.CapacityLimiter(1) if self.is_sqlite else self._reading
+
+    async def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
+        """What `work` answers, done in one transaction in a thread.
+
+        Raises RegistryAway and RegistryFailed for what the database says, and whatever `work`
+        raises; the transaction is rolled back then.
+        """
+        turns = self._writing if write else self._reading
+        await turns.acquire()
+        try:
+            with trio.CancelScope(shield=True):  # bounded by `timeout` and what _end_late takes
+                answer = await self._run(work, write)
+        finally:
+            turns.release()
+        return answer
+
+    async def _run(self, work: Callable[[Connection], T], write: bool) -> T:
+        call = _Call()
+        answer: list[T] = []
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_late, call)
+            try:
+                answer.append(
+                    await trio.to_thread.run_sync(
+                        self.run_here, work, write, call, limiter=self._threads
+                    )
+                )
+            except (RegistryError, ConfigError) as error:
+                problem = error  # kept from the nursery, which would wrap it in a group
+            except Exception as error:  # noqa: BLE001 - a mistake of ours; raised again below
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+        return answer[0]
+
+    def run_here(
+        self, work: Callable[[Connection], T], write: bool, call: _Call | None = None
+    ) -> T:
+        """As `run`, in this thread, with nobody to watch the clock."""
+        self._calls.now = call
+        for attempt in range(1, _TRIES + 1):
+            try:
+                return self._transact(work, write, call)
+            except sa.exc.DBAPIError as error:
+                if attempt == _TRIES or not is_worth_another_try(error):
+                    raise translate(error, self.place, self.timeout) from error
+            except sa.exc.SQLAlchemyError as error:
+                raise translate(error, self.place, self.timeout) from error
+            finally:
+                if call is not None:
+                    call.connection = None
+        raise AssertionError  # the last try has returned or raised
+
+    def _transact(self, work: Callable[[Connection], T], write: bool, call: _Call | None) -> T:
+        with self.engine.connect().execution_options(tunnelmux_write=write) as connection:
+            if call is not None:
+                call.connection = connection.connection.dbapi_connection
+            with connection.begin():
+                return work(connection)
+
+    async def _end_late(self, call: _Call) -> None:
+        """Make a call come back whose time is over."""
+        await trio.sleep(self.timeout)
+        call.is_late = True
+        connection: Any = call.connection
+        if connection is None:
+            return  # it is connecting, which has a timeout of its own
+        if self.is_sqlite:
+            connection.interrupt()
+            return
+        with contextlib.suppress(Exception):  # a server that is frozen cannot be asked
+            await trio.to_thread.run_sync(
+                lambda: connection.cancel_safe(timeout=_CANCEL_TIME),
+                limiter=trio.CapacityLimiter(1),
+            )
+        await trio.sleep(_CANCEL_TIME)
+        # A frozen server answers nothing, and no timeout of libpq ends that wait. The descriptor is
+        # doubled, because closing the driver's own would free its number under its feet.
+        if call.connection is not None and not connection.closed:
+            cut = socket.socket(fileno=os.dup(connection.fileno()))
+            with contextlib.suppress(OSError):
+                cut.shutdown(socket.SHUT_RDWR)
+            cut.close()
+
+    def close(self) -> None:
+        """Close all connections that are not in use."""
+        self.engine.dispose()
+
+    # -- engines ------------------------------------------------------------------------------
+
+    def _sqlite_engine(self, url: sa.URL, connections: int, timeout: float) -> Engine:
+        engine = sa.create_engine(
+            url,
+            pool_size=connections + 1,
+            max_overflow=0,
+            pool_timeout=timeout,
+            poolclass=sa.pool.QueuePool,
+            connect_args={"timeout": timeout, "check_same_thread": False},
+        )
+
+        @event.listens_for(engine, "connect")
+        def prepare(connection: sqlite3.Connection, _record: object) -> None:
+            connection.isolation_level = None  # the driver begins nothing by itself
+            connection.execute("PRAGMA foreign_keys=ON")
+            connection.execute("PRAGMA synchronous=NORMAL")
+            # Asked before it is set: a database that can only be read can be read all the same.
+            (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
+            if mode != "wal":
+                connection.execute("PRAGMA journal_mode=WAL")
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Connection) -> None:
+            # A transaction that reads first and writes later fails at once, whatever the timeout,
+            # when another process has written in between (SQLITE_BUSY_SNAPSHOT).
+            write = connection.get_execution_options().get("tunnelmux_write")
+            connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+        return engine
+
+    def _postgresql_engine(self, url: sa.URL, connections: int, timeout: float) -> Engine:
+        milliseconds = int(timeout * 1000)
+        options = (
+            f"-c statement_timeout={milliseconds} -c lock_timeout={milliseconds} "
+            f"-c idle_in_transaction_session_timeout={2 * milliseconds} -c timezone=UTC"
+        )
+        engine = sa.create_engine(
+            url,
+            pool_size=connections,
+            max_overflow=0,
+            pool_timeout=timeout,
+            pool_pre_ping=True,
+            pool_recycle=1800,
+            connect_args={
+                "connect_timeout": CONNECT_TIMEOUT,
+                "options": options,
+                "application_name": "tunnelmux",
+                "keepalives_idle": 10,
+                "keepalives_interval": 3,
+                "keepalives_count": 3,
+            },
+        )
+
+        @event.listens_for(engine, "do_connect")
+        def refuse_when_late(*_: object) -> None:
+            call: _Call | None = getattr(self._calls, "now", None)
+            if call is not None and call.is_late:
+                # The ping found the connection dead only when the call's time was over already.
+                raise RegistryAway(f"the registry at {self.place} does not answer")
+
+        return engine
+
+    def _cover_pings(self) -> None:
+        """Let a call's deadline reach the pool's ping too, which comes before its connection."""
+        dialect = self.engine.dialect
+        ping = dialect.do_ping
+
+        def do_ping(connection: DBAPIConnection) -> bool:
+            call: _Call | None = getattr(self._calls, "now", None)
+            if call is not None:
+                call.connection = connection
+            return ping(connection)
+
+        dialect.do_ping = do_ping  # type: ignore[method-assign, assignment]
+
+
+def parse_url(url: Secret) -> sa.URL:
+    """The URL in SQLAlchemy's terms; raises ConfigError, without showing a password."""
+    example = "sqlite:////var/lib/tunnelmux/registry.db or postgresql://tunnelmux@db.example.com/tunnelmux"
+    try:
+        parsed = sa.make_url(url.reveal())
+    except sa.exc.ArgumentError:
+        raise ConfigError(f"registry.url: it is no URL: write it as {example}") from None
+    if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        return parsed.set(drivername="postgresql+psycopg")
+    if parsed.drivername != "sqlite":
+        raise ConfigError(
+            f'registry.url: "{parsed.drivername}" is no database that is supported: write it as '
+            f"{example}"
+        )
+    if not parsed.database or not os.path.isabs(parsed.database):  # noqa: PTH117 - text of a URL
+        raise ConfigError(
+            "registry.url: SQLite needs the absolute path of a file, after four slashes: "
+            "sqlite:////var/lib/tunnelmux/registry.db"
+        )
+    return parsed

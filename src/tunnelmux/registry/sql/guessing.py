@@ -1,0 +1,119 @@
+"""How wrong codes are counted: against the codes they come near, and against who tries them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import hash_token
+from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry.pairing import PairingRules
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.secrets import half_of, normal_code
+from tunnelmux.registry.sql.transaction import Transaction
+
+__all__ = ["Guesser", "find_code"]
+
+_P = schema.pairings
+_G = schema.guesses
+
+
+class Guesser:
+    """Somebody who tries codes, with the budgets that it draws on."""
+
+    def __init__(self, rules: PairingRules, *, address: str, tenant_id: str | None = None) -> None:
+        self._rules = rules
+        self._budgets = {f"address {address}": rules.address_budget}
+        if tenant_id is not None:
+            self._budgets[f"tenant {tenant_id}"] = rules.tenant_budget
+
+    def refusal(self, tx: Transaction) -> RegistryRefused | None:
+        """Why nothing is looked up for it at the moment, or None."""
+        counts: dict[str, int] = {row.subject: row.guesses for row in self._rows(tx)}
+        if all(counts.get(subject, 0) < most for subject, most in self._budgets.items()):
+            return None
+        minutes = self._rules.budget_period / 60
+        return RegistryRefused(
+            f"too many wrong codes came from here: wait {minutes:.0f} minutes",
+            code="too_many_guesses",
+        )
+
+    def was_wrong(self, tx: Transaction) -> None:
+        """Count one wrong guess."""
+        known = {row.subject for row in self._rows(tx)}
+        for subject in self._budgets:
+            if subject in known:
+                tx.execute(
+                    _G.update().where(_G.c.subject == subject).values(guesses=_G.c.guesses + 1)
+                )
+            else:
+                tx.execute(_G.delete().where(_G.c.subject == subject))
+                tx.execute(_G.insert().values(subject=subject, since=tx.now, guesses=1))
+
+    def _rows(self, tx: Transaction) -> list[Row[Any]]:
+        since = tx.now - timedelta(seconds=self._rules.budget_period)
+        return list(
+            tx.execute(
+                sa.select(_G).where(_G.c.subject.in_(list(self._budgets)), _G.c.since > since)
+            )
+        )
+
+
+def find_code(
+    tx: Transaction, code: str, *, kind: str, guesser: Guesser, rules: PairingRules
+) -> Row[Any] | RegistryRefused:
+    """The open pairing of this code, or why there is none, with the guess counted.
+
+    `tx` is bound to no tenant. A refusal is returned, not raised: the count must be committed.
+    """
+    refusal = guesser.refusal(tx)
+    if refusal is not None:
+        return refusal
+    normal = normal_code(code)
+    found = None
+    if normal is not None:
+        found = tx.execute(
+            sa.select(_P)
+            .where(_P.c.code_digest == hash_token(normal), _P.c.kind == kind)
+            .order_by(_P.c.id.desc())
+            .limit(1)
+            .with_for_update()
+        ).first()
+    if found is None:
+        guesser.was_wrong(tx)
+        if normal is not None:
+            _burn(tx, half_of(normal), kind, rules)
+        return RegistryRefused(
+            "there is no such code: compare it letter by letter, or make another",
+            code="code_unknown",
+            field="code",
+        )
+    return _refusal_of(tx, found) or found
+
+
+def _refusal_of(tx: Transaction, pairing: Row[Any]) -> RegistryRefused | None:
+    again = "make another"
+    if pairing.state == "burnt":
+        return RegistryRefused(
+            f"this code was guessed at too often and is worth nothing now: {again}",
+            code="code_burnt",
+        )
+    if pairing.state != "open":
+        return RegistryRefused(
+            f"this code was used already, and each works once: {again}", code="code_used"
+        )
+    if pairing.expires <= tx.now:
+        return RegistryRefused(f"this code has expired: {again}", code="code_expired")
+    return None
+
+
+def _burn(tx: Transaction, half: str, kind: str, rules: PairingRules) -> None:
+    """Count a wrong second half against all open codes with this first half."""
+    near = sa.and_(_P.c.code_half == half, _P.c.kind == kind, _P.c.state == "open")
+    tx.execute(_P.update().where(near).values(wrong_guesses=_P.c.wrong_guesses + 1))
+    tx.execute(
+        _P.update().where(near, _P.c.wrong_guesses >= rules.max_guesses).values(state="burnt")
+    )

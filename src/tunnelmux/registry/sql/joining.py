@@ -1,0 +1,284 @@
+"""Pairing in SQL, as the device sees it."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import Secret
+from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry import names
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.ids import Clock
+from tunnelmux.registry.pairing import Arrival, Joining, Pairing, PairingRules
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.database import Database
+from tunnelmux.registry.sql.devices import add_credential, add_device, find_device
+from tunnelmux.registry.sql.guessing import Guesser, find_code
+from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing
+from tunnelmux.registry.sql.secrets import digest_of, new_secret
+from tunnelmux.registry.sql.transaction import Repository, Transaction, writes
+
+__all__ = ["SqlJoining"]
+
+_P = schema.pairings
+_K = schema.install_keys
+
+_MAX_WAITING = 1000
+# Requests of devices that no tenant has taken in, at once. They come from anybody.
+
+
+class SqlJoining(Repository, Joining):
+    """See `Joining`."""
+
+    def __init__(self, database: Database, clock: Clock, *, rules: PairingRules) -> None:
+        super().__init__(database, clock, tenant_id=None, actor=Actor.program("pairing"))
+        self._rules = rules
+
+    async def exchange(
+        self, code: str, *, address: str, name: str = "", serial: str = "", agent_version: str = ""
+    ) -> Arrival:
+        about = {"name": name, "serial": serial, "agent_version": agent_version}
+        answer = await self._exchange(code, address, about)
+        if isinstance(answer, RegistryRefused):
+            raise answer
+        return answer
+
+    @writes
+    def _exchange(
+        self, tx: Transaction, code: str, address: str, about: dict[str, str]
+    ) -> Arrival | RegistryRefused:
+        about = _clean(about)
+        guesser = Guesser(self._rules, address=address)
+        found = find_code(tx, code, kind="console", guesser=guesser, rules=self._rules)
+        if isinstance(found, RegistryRefused):
+            return found
+        if found.serial and about["serial"] and found.serial != about["serial"]:
+            raise RegistryRefused(
+                "this code is for another device: the serial numbers differ",
+                code="wrong_serial",
+                field="serial",
+            )
+        name = found.name or about["name"]
+        if not name:
+            raise RegistryRefused(
+                "the code names no device: say how this one is called",
+                code="name_needed",
+                field="name",
+            )
+        inner = _as_device(tx, name, address).within(found.tenant_id)
+        # First, and only where it is still open: of two devices with one code, one gets in.
+        used = inner.update(
+            _P,
+            _P.c.id == found.id,
+            _P.c.state == "open",
+            state="used",
+            address=address,
+            agent_version=about["agent_version"],
+        )
+        if not used:
+            raise RegistryRefused("this code was used already", code="code_used")
+        device_id = add_device(
+            inner,
+            name=name,
+            serial=found.serial or about["serial"],
+            labels=found.labels,
+            paired_by=found.created_by,
+            paired_by_name=found.created_by_name,
+        )
+        inner.update(_P, _P.c.id == found.id, device_id=device_id, name=name)
+        return self._let_in(inner, found, device_id)
+
+    @writes
+    def request(
+        self,
+        tx: Transaction,
+        *,
+        address: str,
+        name: str = "",
+        serial: str = "",
+        fingerprint: str = "",
+        agent_version: str = "",
+    ) -> tuple[Pairing, Secret, Secret]:
+        about = _clean({"name": name, "serial": serial, "agent_version": agent_version})
+        fingerprint = names.check_text("fingerprint", fingerprint, 255)
+        self._check_room(tx, address)
+        poll, poll_digest = new_secret("tmp")
+        pairing_id, code = insert_pairing(
+            tx,
+            self._rules,
+            kind="device",
+            poll_digest=poll_digest,
+            labels={},
+            address=address,
+            fingerprint=fingerprint,
+            **about,
+        )
+        row = tx.execute(sa.select(_P).where(_P.c.id == pairing_id)).one()
+        return as_pairing(tx, row), code, poll
+
+    def _check_room(self, tx: Transaction, address: str) -> None:
+        since = tx.now - timedelta(seconds=self._rules.budget_period)
+        waiting = sa.and_(
+            _P.c.kind == "device",
+            _P.c.state == "open",
+            _P.c.tenant_id.is_(None),
+            _P.c.expires > tx.now,
+        )
+        mine = sa.and_(_P.c.address == address, _P.c.created > since)
+        everyone = tx.execute(sa.select(sa.func.count()).where(waiting)).scalar_one()
+        here = tx.execute(sa.select(sa.func.count()).where(waiting, mine)).scalar_one()
+        if everyone >= _MAX_WAITING or here >= self._rules.address_budget:
+            raise RegistryRefused(
+                "too many devices wait to be let in: try again in some minutes",
+                code="too_many_requests",
+            )
+
+    @writes
+    def poll(self, tx: Transaction, secret: Secret) -> Arrival | Pairing:
+        row = tx.execute(
+            sa.select(_P).where(_P.c.poll_digest == digest_of(secret)).with_for_update()
+        ).first()
+        if row is None:
+            raise RegistryRefused("there is no such request", code="pairing_unknown")
+        pairing = as_pairing(tx, row)
+        if pairing.state == "open":
+            return pairing
+        if pairing.state != "approved":
+            message, code = _OVER[pairing.state]
+            raise RegistryRefused(message, code=code)
+        assert row.device_id is not None  # approving and naming the device are one step
+        inner = _as_device(tx, row.name, row.address).within(row.tenant_id)
+        inner.update(_P, _P.c.id == row.id, state="used")
+        return self._let_in(inner, row, row.device_id)
+
+    async def install(
+        self,
+        key: Secret,
+        *,
+        address: str,
+        name: str,
+        serial: str = "",
+        fingerprint: str = "",
+        agent_version: str = "",
+    ) -> Arrival | tuple[Pairing, Secret]:
+        about = {"name": name, "serial": serial, "agent_version": agent_version}
+        answer = await self._install(key, address, fingerprint, about)
+        if isinstance(answer, RegistryRefused):
+            raise answer
+        return answer
+
+    @writes
+    def _install(
+        self,
+        tx: Transaction,
+        key: Secret,
+        address: str,
+        fingerprint: str,
+        about: dict[str, str],
+    ) -> Arrival | tuple[Pairing, Secret] | RegistryRefused:
+        about = _clean(about)
+        guesser = Guesser(self._rules, address=address)
+        refusal = guesser.refusal(tx)
+        if refusal is not None:
+            return refusal
+        row = tx.execute(
+            sa.select(_K).where(_K.c.digest == digest_of(key)).with_for_update()
+        ).first()
+        if row is None:
+            guesser.was_wrong(tx)
+            return RegistryRefused("there is no such install key", code="key_unknown")
+        _check_key(tx, row, about["serial"])
+        inner = _as_device(tx, about["name"], address).within(row.tenant_id)
+        inner.update(_K, _K.c.id == row.id, uses=row.uses + 1, last_used=tx.now)
+        if row.needs_approval:
+            return self._wait_for_approval(tx, row, address, fingerprint, about)
+        device_id = add_device(
+            inner,
+            name=about["name"],
+            serial=about["serial"],
+            labels=row.labels,
+            paired_by=row.created_by,
+            paired_by_name="",
+            install_key_id=row.id,
+        )
+        token = add_credential(inner, device_id, state="active")
+        inner.announce("device", device_id)
+        return Arrival(tenant_id=row.tenant_id, device=find_device(inner, device_id), token=token)
+
+    def _wait_for_approval(
+        self,
+        tx: Transaction,
+        key: Row[Any],
+        address: str,
+        fingerprint: str,
+        about: dict[str, str],
+    ) -> tuple[Pairing, Secret]:
+        poll, poll_digest = new_secret("tmp")
+        pairing_id, _code = insert_pairing(
+            tx,
+            self._rules,
+            kind="device",
+            tenant_id=key.tenant_id,
+            poll_digest=poll_digest,
+            labels=key.labels,
+            address=address,
+            fingerprint=names.check_text("fingerprint", fingerprint, 255),
+            install_key_id=key.id,
+            **about,
+        )
+        tx.within(key.tenant_id).announce("pairing", pairing_id)
+        row = tx.execute(sa.select(_P).where(_P.c.id == pairing_id)).one()
+        return as_pairing(tx, row), poll
+
+    def _let_in(self, tx: Transaction, pairing: Row[Any], device_id: str) -> Arrival:
+        token = add_credential(tx, device_id, state="active")
+        tx.record(
+            "pairing.used",
+            "pairing",
+            pairing.id,
+            before={"state": pairing.state},
+            after={"state": "used", "device": device_id},
+        )
+        tx.announce("device", device_id)
+        return Arrival(tenant_id=tx.tenant, device=find_device(tx, device_id), token=token)
+
+
+_OVER: dict[str, tuple[str, str]] = {
+    "used": ("this request was answered already: ask anew", "pairing_used"),
+    "denied": ("an operator has turned this device away", "pairing_denied"),
+    "cancelled": ("this request was taken back: ask anew", "pairing_denied"),
+    "burnt": ("the code was guessed at too often: ask anew", "pairing_burnt"),
+    "expired": ("this request has expired: ask anew", "pairing_expired"),
+}
+
+
+def _clean(about: dict[str, str]) -> dict[str, str]:
+    """What a device says of itself, within bounds."""
+    bounds = {"name": 63, "serial": 128, "agent_version": 64}
+    return {key: names.check_text(key, value, bounds[key]) for key, value in about.items()}
+
+
+def _as_device(tx: Transaction, name: str, address: str) -> Transaction:
+    return tx.acting(Actor(kind="device", id="", name=name, address=address))
+
+
+def _check_key(tx: Transaction, row: Row[Any], serial: str) -> None:
+    if row.revoked is not None:
+        raise RegistryRefused("this install key was revoked: ask for another", code="key_revoked")
+    if row.expires <= tx.now:
+        raise RegistryRefused("this install key has expired: ask for another", code="key_expired")
+    if row.uses >= row.max_uses:
+        raise RegistryRefused(
+            f"this install key was used {row.uses} times, as often as it may be: ask for another",
+            code="key_used_up",
+        )
+    if row.serials and serial not in row.serials:
+        raise RegistryRefused(
+            "this install key is not for a device of this serial number",
+            code="wrong_serial",
+            field="serial",
+        )

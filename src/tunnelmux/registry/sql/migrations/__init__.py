@@ -1,0 +1,1 @@
+"""The migrations, run by Alembic; each file is one version of the database."""

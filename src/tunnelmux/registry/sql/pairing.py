@@ -1,0 +1,372 @@
+"""Pairings and install keys in SQL, as a tenant's operators see them."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any, Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import Secret, hash_token
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.registry import names
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.devices import Device
+from tunnelmux.registry.ids import Clock, Page, new_id
+from tunnelmux.registry.pairing import (
+    InstallKey,
+    InstallKeys,
+    Pairing,
+    PairingRules,
+    Pairings,
+    PairingState,
+)
+from tunnelmux.registry.sql import paging, schema
+from tunnelmux.registry.sql.database import Database
+from tunnelmux.registry.sql.devices import (
+    add_device,
+    check_name_free,
+    check_serial_free,
+    end_credentials,
+    find_device,
+)
+from tunnelmux.registry.sql.guessing import Guesser, find_code
+from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+
+__all__ = ["SqlInstallKeys", "SqlPairings", "as_pairing", "insert_pairing"]
+
+_P = schema.pairings
+_K = schema.install_keys
+_D = schema.devices
+
+_MAX_USES = 1_000_000
+
+
+class SqlPairings(Repository, Pairings):
+    """See `Pairings`."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        tenant_id: str,
+        actor: Actor,
+        rules: PairingRules,
+    ) -> None:
+        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
+        self._rules = rules
+
+    @writes
+    def make_code(
+        self,
+        tx: Transaction,
+        *,
+        name: str = "",
+        serial: str = "",
+        labels: dict[str, str] | None = None,
+    ) -> tuple[Pairing, Secret]:
+        labels = names.check_labels(labels or {})
+        serial = names.check_text("serial", serial, 128)
+        if name:
+            check_name_free(tx, name)
+        check_serial_free(tx, serial, "")
+        pairing_id, code = insert_pairing(
+            tx.above(),
+            self._rules,
+            kind="console",
+            tenant_id=tx.tenant,
+            name=name,
+            serial=serial,
+            labels=labels,
+            created_by=tx.actor.id,
+            created_by_name=tx.actor.name,
+        )
+        after = {"name": name, "serial": serial, "labels": labels}
+        tx.record("pairing.add", "pairing", pairing_id, after=after)
+        tx.announce("pairing", pairing_id)
+        return as_pairing(tx, tx.one(_P, pairing_id, "pairing")), code
+
+    async def find_request(self, code: str) -> Pairing:
+        found = await self._find_request(code)
+        if isinstance(found, RegistryRefused):
+            raise found
+        return found
+
+    @writes
+    def _find_request(self, tx: Transaction, code: str) -> Pairing | RegistryRefused:
+        guesser = Guesser(self._rules, address=tx.actor.address, tenant_id=tx.tenant)
+        found = find_code(tx.above(), code, kind="device", guesser=guesser, rules=self._rules)
+        if isinstance(found, RegistryRefused):
+            return found
+        if found.tenant_id not in (None, tx.tenant):
+            # An install key's owner has it already. The code was right, so no guess is counted.
+            return RegistryRefused("there is no such code", code="code_unknown", field="code")
+        return as_pairing(tx, found)
+
+    @writes
+    def approve(
+        self,
+        tx: Transaction,
+        pairing_id: str,
+        *,
+        name: str,
+        labels: dict[str, str] | None = None,
+        replace: str | None = None,
+    ) -> Device:
+        row = _decidable(tx, pairing_id, kinds=("device",))
+        labels = {**row.labels, **(labels or {})}
+        if replace is None:
+            device_id = add_device(
+                tx,
+                name=name,
+                serial=row.serial,
+                labels=labels,
+                paired_by=tx.actor.id if tx.actor.kind == "user" else "",
+                paired_by_name=tx.actor.name,
+                install_key_id=row.install_key_id,
+            )
+        else:
+            device_id = find_device(tx, replace).id
+            check_serial_free(tx, row.serial, device_id)
+            end_credentials(tx, device_id, "replaced by a new installation")
+            values: dict[str, Any] = {"quarantine": "", "rotation_wanted": False}
+            if row.serial:
+                values["serial"] = row.serial
+            tx.update(_D, _D.c.id == device_id, **values)
+        _decide(
+            tx,
+            row,
+            "approved",
+            device_id=device_id,
+            name=find_device(tx, device_id).name,
+            replaces=replace,
+            # It has as long again to fetch its credential.
+            expires=tx.now + timedelta(seconds=self._rules.lifetime),
+        )
+        tx.announce("device", device_id)
+        return find_device(tx, device_id)
+
+    @writes
+    def deny(self, tx: Transaction, pairing_id: str) -> None:
+        row = _decidable(tx, pairing_id, kinds=("device", "console"))
+        _decide(tx, row, "denied" if row.kind == "device" else "cancelled")
+        tx.announce("pairing", pairing_id)
+
+    @reads
+    def find(self, tx: Transaction, pairing_id: str) -> Pairing:
+        return as_pairing(tx, tx.one(_P, pairing_id, "pairing"))
+
+    @reads
+    def page(
+        self,
+        tx: Transaction,
+        *,
+        waiting: bool = False,
+        limit: int = 50,
+        after: str | None = None,
+    ) -> Page[Pairing]:
+        query = tx.select(_P)
+        if waiting:
+            query = query.where(_P.c.state == "open", _P.c.expires > tx.now)
+
+        def build(row: Row[Any]) -> Pairing:
+            return as_pairing(tx, row)
+
+        return paging.descending(tx, query, _P.c.id, build, limit=limit, after=after)
+
+
+class SqlInstallKeys(Repository, InstallKeys):
+    """See `InstallKeys`."""
+
+    @writes
+    def add(
+        self,
+        tx: Transaction,
+        name: str,
+        *,
+        lifetime: float,
+        max_uses: int,
+        needs_approval: bool = False,
+        serials: tuple[str, ...] = (),
+        labels: dict[str, str] | None = None,
+    ) -> tuple[InstallKey, Secret]:
+        if not 1 <= max_uses <= _MAX_USES:
+            raise RegistryRefused(
+                f"max_uses must be from 1 to {_MAX_USES}", code="invalid", field="max_uses"
+            )
+        secret, digest = new_secret("tmk")
+        key_id = new_id()
+        values: dict[str, Any] = {
+            "name": names.check_text("name", name, 255, least=1),
+            "labels": names.check_labels(labels or {}),
+            "needs_approval": needs_approval,
+            "serials": [names.check_text("serials", text, 128, least=1) for text in serials],
+            "max_uses": max_uses,
+            "expires": tx.now + timedelta(seconds=lifetime),
+        }
+        tx.insert(_K, id=key_id, digest=digest, created=tx.now, created_by=tx.actor.id, **values)
+        tx.record("install_key.add", "install_key", key_id, after=values)
+        return _install_key(tx.one(_K, key_id, "install key")), secret
+
+    @reads
+    def find(self, tx: Transaction, key_id: str) -> InstallKey:
+        return _install_key(tx.one(_K, key_id, "install key"))
+
+    @reads
+    def page(
+        self, tx: Transaction, *, limit: int = 50, after: str | None = None
+    ) -> Page[InstallKey]:
+        query = tx.select(_K)
+        return paging.descending(tx, query, _K.c.id, _install_key, limit=limit, after=after)
+
+    @writes
+    def revoke(
+        self, tx: Transaction, key_id: str, *, devices: Literal["keep", "disable"]
+    ) -> tuple[InstallKey, list[str], int]:
+        row = tx.one(_K, key_id, "install key")
+        disabled: list[str] = []
+        if devices == "disable":
+            used_it = tx.select(_D, _D.c.id).where(
+                _D.c.install_key_id == key_id, _D.c.enabled.is_(sa.true())
+            )
+            disabled = list(tx.execute(used_it.order_by(_D.c.id)).scalars())
+        if row.revoked is None:
+            tx.update(_K, _K.c.id == key_id, revoked=tx.now)
+        # Those that still wait for approval came by it, too.
+        tx.update(_P, _P.c.install_key_id == key_id, _P.c.state == "open", state="cancelled")
+        tx.record(
+            "install_key.revoke",
+            "install_key",
+            key_id,
+            before={"revoked": row.revoked},
+            after={"devices": devices, "disabled": len(disabled)},
+        )
+        for device_id in disabled:
+            tx.update(_D, _D.c.id == device_id, enabled=False)
+            tx.record(
+                "device.disable",
+                "device",
+                device_id,
+                before={"enabled": True},
+                after={"enabled": False},
+            )
+        number = tx.last_change()
+        for device_id in disabled:
+            number = tx.announce("device", device_id)
+        return _install_key(tx.one(_K, key_id, "install key")), disabled, number
+
+
+def insert_pairing(
+    tx: Transaction, rules: PairingRules, *, kind: str, labels: dict[str, str], **values: object
+) -> tuple[str, Secret]:
+    """A new open pairing, in a transaction bound to no tenant; its id and its code."""
+    pairing_id = new_id()
+    code = new_code()
+    while tx.execute(  # one in 2^34
+        sa.select(_P.c.id).where(_P.c.code_digest == hash_token(code), _P.c.state == "open")
+    ).first():
+        code = new_code()
+    tx.execute(
+        _P.insert().values(
+            id=pairing_id,
+            kind=kind,
+            state="open",
+            code_digest=hash_token(code),
+            code_half=half_of(code.reveal()),
+            labels=labels,
+            created=tx.now,
+            expires=tx.now + timedelta(seconds=rules.lifetime),
+            **values,
+        )
+    )
+    return pairing_id, code
+
+
+def as_pairing(tx: Transaction, row: Row[Any]) -> Pairing:
+    """The record of a row, as it stands at this moment."""
+    state: PairingState = row.state
+    if state in ("open", "approved") and row.expires <= tx.now:
+        state = "expired"
+    return Pairing(
+        id=row.id,
+        kind=row.kind,
+        state=state,
+        name=row.name,
+        serial=row.serial,
+        labels=row.labels,
+        address=row.address,
+        fingerprint=row.fingerprint,
+        agent_version=row.agent_version,
+        created_by=row.created_by,
+        created=row.created,
+        expires=row.expires,
+        decided_by=row.decided_by,
+        device_id=row.device_id,
+        replaces=row.replaces,
+    )
+
+
+def _decidable(tx: Transaction, pairing_id: str, *, kinds: tuple[str, ...]) -> Row[Any]:
+    """A pairing this tenant may decide about: its own, or one that is no tenant's yet."""
+    row = (
+        tx.above()
+        .execute(
+            sa.select(_P)
+            .where(
+                _P.c.id == pairing_id,
+                _P.c.kind.in_(kinds),
+                sa.or_(_P.c.tenant_id == tx.tenant, _P.c.tenant_id.is_(None)),
+            )
+            .with_for_update()
+        )
+        .first()
+    )
+    if row is None:
+        raise NoSuchRecord("pairing", pairing_id)
+    if row.state != "open" or row.expires <= tx.now:
+        raise RegistryRefused(
+            "this pairing is over: it was decided about, used or has expired; ask for another code",
+            code="pairing_over",
+        )
+    return row
+
+
+def _decide(tx: Transaction, row: Row[Any], state: PairingState, **values: object) -> None:
+    tx.above().execute(
+        _P.update()
+        .where(_P.c.id == row.id)
+        .values(
+            state=state,
+            tenant_id=tx.tenant,
+            decided_by=tx.actor.id,
+            decided_by_name=tx.actor.name,
+            **values,
+        )
+    )
+    tx.record(
+        f"pairing.{state}",
+        "pairing",
+        row.id,
+        before={"state": row.state, "serial": row.serial, "address": row.address},
+        after={"state": state, **values},
+    )
+
+
+def _install_key(row: Row[Any]) -> InstallKey:
+    return InstallKey(
+        id=row.id,
+        name=row.name,
+        labels=row.labels,
+        needs_approval=row.needs_approval,
+        serials=tuple(row.serials),
+        max_uses=row.max_uses,
+        uses=row.uses,
+        created_by=row.created_by,
+        created=row.created,
+        expires=row.expires,
+        last_used=row.last_used,
+        revoked=row.revoked,
+    )

@@ -1,0 +1,434 @@
+"""Users, members and invitations in SQL."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import Secret
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.registry import names
+from tunnelmux.registry.ids import Page, new_id
+from tunnelmux.registry.people import (
+    ROLES,
+    Invitation,
+    Invitations,
+    Member,
+    Members,
+    Membership,
+    Role,
+    User,
+    Users,
+)
+from tunnelmux.registry.sql import paging, schema
+from tunnelmux.registry.sql.secrets import digest_of, new_secret
+from tunnelmux.registry.sql.tenants import find_tenant
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+
+__all__ = ["SqlInvitations", "SqlMembers", "SqlUsers", "role_in"]
+
+_U = schema.users
+_M = schema.memberships
+_I = schema.invitations
+_T = schema.tenants
+
+_GRANT_LIFETIME = timedelta(days=7)
+# How long a role given by e-mail waits for the person to sign in.
+
+
+class SqlUsers(Repository, Users):
+    """See `Users`."""
+
+    @writes
+    def sign_in(
+        self,
+        tx: Transaction,
+        *,
+        issuer: str,
+        subject: str,
+        email: str = "",
+        email_verified: bool = False,
+        name: str = "",
+        claims: dict[str, Role] | None = None,
+    ) -> User:
+        email, name = email.strip()[:255], name.strip()[:255]
+        row = tx.execute(
+            sa.select(_U).where(_U.c.issuer == issuer, _U.c.subject == subject)
+        ).first()
+        if row is None:
+            user_id = self._add(tx, issuer, subject, email, name)
+        elif not row.enabled:
+            raise RegistryRefused(
+                "this user is disabled: ask whoever runs this installation", code="user_disabled"
+            )
+        else:
+            user_id = row.id
+            tx.execute(
+                _U.update()
+                .where(_U.c.id == user_id)
+                .values(email=email, name=name, last_sign_in=tx.now)
+            )
+        if claims is not None:
+            self._take_claims(tx, user_id, claims)
+        if email and email_verified:
+            self._redeem_by_email(tx, user_id, issuer, email)
+        return _find_user(tx, user_id)
+
+    def _add(self, tx: Transaction, issuer: str, subject: str, email: str, name: str) -> str:
+        user_id = new_id()
+        tx.execute(
+            _U.insert().values(
+                id=user_id,
+                issuer=issuer,
+                subject=subject,
+                email=email,
+                name=name,
+                created=tx.now,
+                last_sign_in=tx.now,
+            )
+        )
+        after = {"issuer": issuer, "subject": subject, "email": email}
+        tx.record("user.add", "user", user_id, after=after)
+        return user_id
+
+    def _take_claims(self, tx: Transaction, user_id: str, claims: dict[str, Role]) -> None:
+        """Make the memberships from claims exactly these."""
+        wanted = {
+            row.id: claims[row.name]
+            for row in tx.execute(
+                sa.select(_T.c.id, _T.c.name)
+                .where(_T.c.name.in_(list(claims)), _T.c.id != schema.SYSTEM_TENANT)
+                .order_by(_T.c.id)
+            )
+        }
+        held = {
+            row.tenant_id: row for row in tx.execute(sa.select(_M).where(_M.c.user_id == user_id))
+        }
+        for tenant_id in sorted(wanted.keys() | held.keys()):
+            mine = held.get(tenant_id)
+            if mine is not None and mine.source == "grant":
+                continue  # what people gave here is not the provider's to change
+            role = wanted.get(tenant_id)
+            if role is None:
+                _remove_member(tx.within(tenant_id), user_id, mine)
+            elif mine is None or mine.role != role:
+                _set_member(tx.within(tenant_id), user_id, role, "claim", mine)
+
+    def _redeem_by_email(self, tx: Transaction, user_id: str, issuer: str, email: str) -> None:
+        waiting = tx.execute(
+            sa.select(_I)
+            .where(
+                _I.c.issuer == issuer,
+                sa.func.lower(_I.c.email) == email.lower(),
+                _I.c.used_by.is_(None),
+                _I.c.revoked.is_(sa.false()),
+                _I.c.expires > tx.now,
+            )
+            .order_by(_I.c.tenant_id, _I.c.id)
+        ).all()
+        for invitation in waiting:
+            _redeem(tx.within(invitation.tenant_id), user_id, invitation)
+
+    @reads
+    def find(self, tx: Transaction, user_id: str) -> User:
+        return _find_user(tx, user_id)
+
+    @reads
+    def memberships(self, tx: Transaction, user_id: str) -> list[Membership]:
+        rows = tx.execute(
+            sa.select(_M.c.tenant_id, _M.c.role, _M.c.source, _T.c.name, _T.c.enabled)
+            .join(_T, _T.c.id == _M.c.tenant_id)
+            .where(_M.c.user_id == user_id)
+            .order_by(_T.c.name)
+        )
+        return [_membership(row) for row in rows]
+
+    @writes
+    def set_enabled(self, tx: Transaction, user_id: str, enabled: bool) -> User:
+        user = _find_user(tx, user_id)
+        if user.enabled == enabled:
+            return user
+        tx.execute(_U.update().where(_U.c.id == user_id).values(enabled=enabled))
+        if not enabled:
+            sessions, tokens = schema.browser_sessions, schema.access_tokens
+            tx.execute(sessions.delete().where(sessions.c.user_id == user_id))
+            tx.execute(
+                tokens.update()
+                .where(tokens.c.user_id == user_id, tokens.c.revoked.is_(None))
+                .values(revoked=tx.now)
+            )
+        action = "user.enable" if enabled else "user.disable"
+        was = {"enabled": user.enabled}
+        tx.record(action, "user", user_id, before=was, after={"enabled": enabled})
+        tx.announce("user", user_id)
+        return _find_user(tx, user_id)
+
+    @writes
+    def grant(
+        self,
+        tx: Transaction,
+        tenant_id: str,
+        role: Role,
+        *,
+        issuer: str,
+        subject: str | None = None,
+        email: str | None = None,
+        force: bool = False,
+    ) -> User | Invitation:
+        find_tenant(tx, tenant_id)
+        inner = tx.within(tenant_id)
+        if not force and _owners(inner):
+            raise RegistryRefused(
+                "this tenant has an owner, who can give roles: sign in as the owner, or force it",
+                code="has_owner",
+            )
+        if subject is None:
+            if not email:
+                raise RegistryRefused(
+                    "say who: by subject or by email", code="invalid", field="subject"
+                )
+            invitation, _ = _invite(inner, email, role, issuer=issuer, lifetime=_GRANT_LIFETIME)
+            return invitation
+        row = tx.execute(
+            sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
+        ).first()
+        user_id = row.id if row is not None else self._add(tx, issuer, subject, email or "", "")
+        _set_member(inner, user_id, role, "grant", _member_row(inner, user_id))
+        return _find_user(tx, user_id)
+
+    @writes
+    def accept_invitation(self, tx: Transaction, user_id: str, secret: Secret) -> Membership:
+        row = tx.execute(sa.select(_I).where(_I.c.digest == digest_of(secret))).first()
+        if row is None or row.revoked:
+            raise RegistryRefused(
+                "there is no such invitation, or it was taken back: ask for another",
+                code="invitation_unknown",
+            )
+        if row.used_by is not None:
+            raise RegistryRefused(
+                "this invitation was used already, and each works once: ask for another",
+                code="invitation_used",
+            )
+        if row.expires <= tx.now:
+            raise RegistryRefused(
+                "this invitation has expired: ask for another", code="invitation_expired"
+            )
+        _find_user(tx, user_id)
+        inner = tx.within(row.tenant_id)
+        _redeem(inner, user_id, row)
+        found = tx.execute(
+            sa.select(_M.c.tenant_id, _M.c.role, _M.c.source, _T.c.name, _T.c.enabled)
+            .join(_T, _T.c.id == _M.c.tenant_id)
+            .where(_M.c.user_id == user_id, _M.c.tenant_id == row.tenant_id)
+        ).one()
+        return _membership(found)
+
+
+class SqlMembers(Repository, Members):
+    """See `Members`."""
+
+    @reads
+    def page(self, tx: Transaction, *, limit: int = 50, after: str | None = None) -> Page[Member]:
+        # User ids grow with time, so their order is that in which people came.
+        query = _members(tx)
+        return paging.ascending(tx, query, _M.c.user_id, _member, limit=limit, after=after)
+
+    @reads
+    def role_of(self, tx: Transaction, user_id: str) -> Role | None:
+        return role_in(tx, user_id)
+
+    @writes
+    def set_role(self, tx: Transaction, user_id: str, role: Role) -> Member:
+        mine = _member_row(tx, user_id)
+        if mine is None:
+            raise NoSuchRecord("member", user_id)
+        if mine.role == "owner" and role != "owner":
+            _keep_an_owner(tx, user_id)
+        _set_member(tx, user_id, role, "grant", mine)
+        return _member(tx.execute(_members(tx).where(_M.c.user_id == user_id)).one())
+
+    @writes
+    def remove(self, tx: Transaction, user_id: str) -> None:
+        mine = _member_row(tx, user_id)
+        if mine is None:
+            raise NoSuchRecord("member", user_id)
+        if mine.role == "owner":
+            _keep_an_owner(tx, user_id)
+        _remove_member(tx, user_id, mine)
+
+
+class SqlInvitations(Repository, Invitations):
+    """See `Invitations`."""
+
+    @writes
+    def add(
+        self,
+        tx: Transaction,
+        email: str,
+        role: Role,
+        *,
+        lifetime: float,
+        issuer: str | None = None,
+    ) -> tuple[Invitation, Secret]:
+        return _invite(tx, email, role, issuer=issuer, lifetime=timedelta(seconds=lifetime))
+
+    @reads
+    def page(
+        self, tx: Transaction, *, limit: int = 50, after: str | None = None
+    ) -> Page[Invitation]:
+        query = tx.select(_I)
+        return paging.descending(tx, query, _I.c.id, _invitation, limit=limit, after=after)
+
+    @writes
+    def revoke(self, tx: Transaction, invitation_id: str) -> None:
+        row = tx.one(_I, invitation_id, "invitation")
+        if row.used_by is None and not row.revoked:
+            tx.update(_I, _I.c.id == invitation_id, revoked=True)
+            tx.record("invitation.revoke", "invitation", invitation_id)
+
+
+def role_in(tx: Transaction, user_id: str) -> Role | None:
+    """What this user is in the transaction's tenant; None when nothing, or disabled."""
+    role: Role | None = tx.execute(
+        tx.select(_M, _M.c.role)
+        .join(_U, _U.c.id == _M.c.user_id)
+        .where(_M.c.user_id == user_id, _U.c.enabled.is_(sa.true()))
+    ).scalar()
+    return role
+
+
+def _find_user(tx: Transaction, user_id: str) -> User:
+    row = tx.execute(sa.select(_U).where(_U.c.id == user_id)).first()
+    if row is None:
+        raise NoSuchRecord("user", user_id)
+    return _user(row)
+
+
+def _member_row(tx: Transaction, user_id: str) -> Row[Any] | None:
+    return tx.execute(tx.select(_M).where(_M.c.user_id == user_id)).first()
+
+
+def _members(tx: Transaction) -> sa.Select[Any]:
+    return tx.select(_M, _M.c.user_id, _M.c.role, _M.c.source, _M.c.since, _U).join(
+        _U, _U.c.id == _M.c.user_id
+    )
+
+
+def _owners(tx: Transaction) -> set[str]:
+    return set(
+        tx.execute(
+            tx.select(_M, _M.c.user_id)
+            .join(_U, _U.c.id == _M.c.user_id)
+            .where(_M.c.role == "owner", _U.c.enabled.is_(sa.true()))
+        ).scalars()
+    )
+
+
+def _keep_an_owner(tx: Transaction, user_id: str) -> None:
+    if not _owners(tx) - {user_id}:
+        raise RegistryRefused(
+            "this is the last owner, and a tenant needs one: make somebody else owner first",
+            code="last_owner",
+        )
+
+
+def _set_member(
+    tx: Transaction, user_id: str, role: Role, source: str, before: Row[Any] | None
+) -> None:
+    if before is None:
+        tx.insert(_M, user_id=user_id, role=role, source=source, since=tx.now)
+    else:
+        tx.update(_M, _M.c.user_id == user_id, role=role, source=source)
+    tx.record(
+        "member.add" if before is None else "member.change",
+        "user",
+        user_id,
+        before=None if before is None else {"role": before.role, "source": before.source},
+        after={"role": role, "source": source},
+    )
+    tx.announce("user", user_id)
+
+
+def _remove_member(tx: Transaction, user_id: str, before: Row[Any] | None) -> None:
+    assert before is not None
+    tx.delete(_M, _M.c.user_id == user_id)
+    tokens = schema.access_tokens
+    tx.update(tokens, tokens.c.user_id == user_id, tokens.c.revoked.is_(None), revoked=tx.now)
+    was = {"role": before.role, "source": before.source}
+    tx.record("member.remove", "user", user_id, before=was)
+    tx.announce("user", user_id)
+
+
+def _invite(
+    tx: Transaction, email: str, role: Role, *, issuer: str | None, lifetime: timedelta
+) -> tuple[Invitation, Secret]:
+    email = names.check_text("email", email, 255, least=3)
+    if "@" not in email:
+        raise RegistryRefused(f'"{email}" is no e-mail address', code="invalid", field="email")
+    secret, digest = new_secret("tmi")
+    invitation_id = new_id()
+    tx.insert(
+        _I,
+        id=invitation_id,
+        digest=digest,
+        email=email,
+        issuer=issuer,
+        role=role,
+        created=tx.now,
+        expires=tx.now + lifetime,
+    )
+    after = {"email": email, "role": role, "expires": tx.now + lifetime}
+    tx.record("invitation.add", "invitation", invitation_id, after=after)
+    return _invitation(tx.one(_I, invitation_id, "invitation")), secret
+
+
+def _redeem(tx: Transaction, user_id: str, invitation: Row[Any]) -> None:
+    # The condition decides who is first, where two try at once.
+    if not tx.update(_I, _I.c.id == invitation.id, _I.c.used_by.is_(None), used_by=user_id):
+        raise RegistryRefused("this invitation was used already", code="invitation_used")
+    mine = _member_row(tx, user_id)
+    if mine is None or ROLES.index(mine.role) < ROLES.index(invitation.role):
+        _set_member(tx, user_id, invitation.role, "grant", mine)
+
+
+def _user(row: Row[Any]) -> User:
+    return User(
+        id=row.id,
+        issuer=row.issuer,
+        subject=row.subject,
+        email=row.email,
+        name=row.name,
+        enabled=row.enabled,
+        created=row.created,
+        last_sign_in=row.last_sign_in,
+    )
+
+
+def _membership(row: Row[Any]) -> Membership:
+    return Membership(
+        tenant_id=row.tenant_id,
+        tenant_name=row.name,
+        tenant_enabled=row.enabled,
+        role=row.role,
+        source=row.source,
+    )
+
+
+def _member(row: Row[Any]) -> Member:
+    return Member(user=_user(row), role=row.role, source=row.source, since=row.since)
+
+
+def _invitation(row: Row[Any]) -> Invitation:
+    return Invitation(
+        id=row.id,
+        email=row.email,
+        role=row.role,
+        issuer=row.issuer,
+        created=row.created,
+        expires=row.expires,
+        used_by=row.used_by,
+        revoked=row.revoked,
+    )

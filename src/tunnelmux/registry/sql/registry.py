@@ -1,0 +1,141 @@
+"""The registry in SQL, put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import timedelta
+from functools import partial
+
+import sqlalchemy as sa
+import trio
+
+from tunnelmux.config import Secret
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.ids import Clock, utc_now
+from tunnelmux.registry.pairing import PairingRules
+from tunnelmux.registry.registry import Installation, Registry, TenantRegistry
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.audit import SqlAuditTrail
+from tunnelmux.registry.sql.browser_sessions import SqlBrowserSessions
+from tunnelmux.registry.sql.changes import KEPT, SqlChanges
+from tunnelmux.registry.sql.database import Database
+from tunnelmux.registry.sql.devices import SqlCredentials, SqlDevices
+from tunnelmux.registry.sql.fleet import SqlFleet
+from tunnelmux.registry.sql.joining import SqlJoining
+from tunnelmux.registry.sql.leases import SqlLeases
+from tunnelmux.registry.sql.pairing import SqlInstallKeys, SqlPairings
+from tunnelmux.registry.sql.people import SqlInvitations, SqlMembers, SqlUsers
+from tunnelmux.registry.sql.tenants import SqlTenants
+from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.upgrade import prepare
+from tunnelmux.registry.tokens import ProvenToken
+
+__all__ = ["SqlRegistry", "open_sql_registry"]
+
+_PAIRINGS_KEPT = timedelta(days=30)
+_GUESSES_KEPT = timedelta(days=1)
+
+
+@asynccontextmanager
+async def open_sql_registry(
+    url: Secret,
+    *,
+    migrate: bool | None,
+    rules: PairingRules,
+    connections: int,
+    timeout: float,
+    clock: Clock = utc_now,
+) -> AsyncIterator[SqlRegistry]:
+    """See `open_registry`."""
+    database = Database(url, connections=connections, timeout=timeout)
+    if migrate is None:
+        migrate = database.is_sqlite
+    try:
+        await trio.to_thread.run_sync(partial(prepare, database, migrate=migrate))
+        yield SqlRegistry(database, rules, clock)
+    finally:
+        database.close()
+
+
+class SqlRegistry(Registry):
+    """See `Registry`."""
+
+    def __init__(self, database: Database, rules: PairingRules, clock: Clock) -> None:
+        self._database = database
+        self._rules = rules
+        self._clock = clock
+        proxy = Actor.program("tunnelmux-proxy")
+        self.changes = SqlChanges(database, clock, tenant_id=None, actor=proxy)
+        self.fleet = SqlFleet(database, clock, tenant_id=None, actor=proxy)
+        self.joining = SqlJoining(database, clock, rules=rules)
+        self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
+        self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
+
+    def tenant(self, tenant_id: str, by: Actor) -> TenantRegistry:
+        return SqlTenantRegistry(self._database, self._clock, tenant_id, by, self._rules)
+
+    def installation(self, by: Actor) -> Installation:
+        return SqlInstallation(self._database, self._clock, by)
+
+    async def prove_token(self, token: Secret, *, address: str) -> ProvenToken | None:
+        return await self._proofs.prove(token, address)
+
+    async def check(self) -> None:
+        await self._keeper.check()
+
+    async def tidy(self) -> None:
+        await self._keeper.tidy()
+
+
+class SqlTenantRegistry(TenantRegistry):
+    """See `TenantRegistry`."""
+
+    def __init__(
+        self, database: Database, clock: Clock, tenant_id: str, actor: Actor, rules: PairingRules
+    ) -> None:
+        self.tenant_id = tenant_id
+        self.devices = SqlDevices(database, clock, tenant_id=tenant_id, actor=actor)
+        self.credentials = SqlCredentials(database, clock, tenant_id=tenant_id, actor=actor)
+        self.pairings = SqlPairings(database, clock, tenant_id=tenant_id, actor=actor, rules=rules)
+        self.install_keys = SqlInstallKeys(database, clock, tenant_id=tenant_id, actor=actor)
+        self.members = SqlMembers(database, clock, tenant_id=tenant_id, actor=actor)
+        self.invitations = SqlInvitations(database, clock, tenant_id=tenant_id, actor=actor)
+        self.access_tokens = SqlAccessTokens(database, clock, tenant_id=tenant_id, actor=actor)
+        self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
+        self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)
+
+
+class SqlInstallation(Installation):
+    """See `Installation`."""
+
+    def __init__(self, database: Database, clock: Clock, actor: Actor) -> None:
+        self.tenants = SqlTenants(database, clock, tenant_id=None, actor=actor)
+        self.users = SqlUsers(database, clock, tenant_id=None, actor=actor)
+        self.browser_sessions = SqlBrowserSessions(database, clock, tenant_id=None, actor=actor)
+        self.audit = SqlAuditTrail(database, clock, tenant_id=None, actor=actor)
+
+
+class _Keeper(Repository):
+    """What is done for the database itself."""
+
+    @reads
+    def check(self, tx: Transaction) -> None:
+        tx.last_change()
+
+    @writes
+    def tidy(self, tx: Transaction) -> None:
+        old = {
+            schema.changes: schema.changes.c.at < tx.now - KEPT,
+            schema.change_effects: schema.change_effects.c.at < tx.now - KEPT,
+            schema.used_once: schema.used_once.c.until < tx.now,
+            schema.guesses: schema.guesses.c.since < tx.now - _GUESSES_KEPT,
+            schema.browser_sessions: sa.or_(
+                schema.browser_sessions.c.idle_ends < tx.now,
+                schema.browser_sessions.c.ends < tx.now,
+            ),
+            schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
+        }
+        for table, condition in old.items():
+            tx.execute(table.delete().where(condition))

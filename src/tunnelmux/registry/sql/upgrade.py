@@ -1,0 +1,87 @@
+"""Which version the database has, and how it gets the one this program needs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from tunnelmux.config import Secret
+from tunnelmux.errors import RegistryFailed
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.database import Database
+
+__all__ = ["REVISIONS", "prepare", "upgrade_database"]
+
+REVISIONS = ("0001",)
+"""The migrations, the first to the last. Known without Alembic, which takes longer to import than
+all the rest of a proxy; a test compares."""
+
+_MIGRATIONS = Path(__file__).with_name("migrations")
+
+_LOCK = 7_212_050
+# The number of PostgreSQL's advisory lock for upgrades: one process at a time.
+
+
+def upgrade_database(url: Secret, *, timeout: float = 60.0) -> str:
+    """Make the tables, or bring them up to this program's version; the version they had before.
+
+    Empty for a database that had none. All of it is one transaction. Raises ConfigError,
+    RegistryFailed for a database of a newer version, RegistryAway.
+    """
+    database = Database(url, connections=1, timeout=timeout)
+    try:
+        before = database.run_here(_version, write=False)
+        if before != REVISIONS[-1]:
+            _check_known(before, database)
+            database.run_here(_upgrade, write=True)
+        return before or ""
+    finally:
+        database.close()
+
+
+def prepare(database: Database, *, migrate: bool) -> None:
+    """Make sure that the database has this program's version; see `open_registry`."""
+    version = database.run_here(_version, write=False)
+    if version == REVISIONS[-1]:
+        return
+    _check_known(version, database)
+    if not migrate:
+        state = "is empty" if version is None else f"is of version {version}"
+        raise RegistryFailed(
+            f"the registry at {database.place} {state}, and this program needs version "
+            f"{REVISIONS[-1]}: run `tunnelmux-api db upgrade` with the same registry.url"
+        )
+    database.run_here(_upgrade, write=True)
+
+
+def _check_known(version: str | None, database: Database) -> None:
+    if version is not None and version not in REVISIONS:
+        raise RegistryFailed(
+            f"the registry at {database.place} is of version {version}, which is newer than this "
+            f"program ({REVISIONS[-1]}): use the newer tunnelmux with it; nothing was changed"
+        )
+
+
+def _version(connection: Connection) -> str | None:
+    if not sa.inspect(connection).has_table("alembic_version"):
+        return None
+    version: str | None = connection.execute(
+        sa.select(sa.column("version_num")).select_from(sa.table("alembic_version"))
+    ).scalar()
+    return version
+
+
+def _upgrade(connection: Connection) -> None:
+    # Alembic is not imported where there is nothing to upgrade.
+    from alembic import command
+    from alembic.config import Config
+
+    if connection.dialect.name == "postgresql":
+        connection.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+    settings = Config()
+    settings.set_main_option("script_location", str(_MIGRATIONS).replace("%", "%%"))
+    settings.attributes["connection"] = connection
+    settings.attributes["metadata"] = schema.metadata
+    command.upgrade(settings, "head")

@@ -1,0 +1,145 @@
+"""Debian's PostgreSQL, on a socket in a temporary folder."""
+
+from __future__ import annotations
+
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psycopg
+import pytest
+
+__all__ = ["PostgreSQL", "run_postgresql"]
+
+_STARTING = 20.0
+
+
+class PostgreSQL:
+    """A server that is running, or was stopped on purpose."""
+
+    def __init__(self, folder: Path, programs: Path) -> None:
+        self.folder = folder
+        self._programs = programs
+        self._process: subprocess.Popen[bytes] | None = None
+        self._databases = 0
+        # PostgreSQL refuses to run as root.
+        self._user = "postgres" if os.geteuid() == 0 else None
+        if self._user is not None:
+            entry = pwd.getpwnam(self._user)
+            os.chown(folder, entry.pw_uid, entry.pw_gid)
+        self._run("initdb", "-D", str(folder / "data"), "-A", "trust", "-U", "postgres")
+
+    def _command(self, program: str, *arguments: str) -> list[str]:
+        drop = []
+        if self._user is not None:
+            drop = ["setpriv", f"--reuid={self._user}", f"--regid={self._user}", "--init-groups"]
+        return [*drop, str(self._programs / program), *arguments]
+
+    def _run(self, program: str, *arguments: str) -> None:
+        subprocess.run(
+            [*self._command(program, *arguments), "--no-sync", "--locale=C.UTF-8", "-E", "UTF8"],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd=self.folder,
+        )
+
+    @property
+    def parameters(self) -> str:
+        return f"host={self.folder} user=postgres dbname=postgres connect_timeout=3"
+
+    def start(self) -> None:
+        options = {
+            "listen_addresses": "",
+            "unix_socket_directories": str(self.folder),
+            "fsync": "off",
+            "max_connections": "60",
+        }
+        settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
+        with (self.folder / "log").open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command("postgres", "-D", str(self.folder / "data"), *settings),
+                stdout=log,
+                stderr=log,
+                cwd=self.folder,
+            )
+        until = time.monotonic() + _STARTING
+        while True:
+            try:
+                psycopg.connect(self.parameters).close()
+            except psycopg.OperationalError:
+                if time.monotonic() > until or self._process.poll() is not None:
+                    pytest.fail(f"PostgreSQL did not start:\n{(self.folder / 'log').read_text()}")
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self.thaw()
+            self._process.send_signal(signal.SIGINT)
+            self._process.wait(20)
+            self._process = None
+
+    def freeze(self) -> None:
+        """Stop every process of the server in its tracks (SIGSTOP)."""
+        self._signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._signal(signal.SIGCONT)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is None:
+            return
+        # Under setpriv the process is the server itself: it execs.
+        parent = self._process.pid
+        children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
+        for process in (str(parent), *children):
+            with suppress(ProcessLookupError):  # a backend may have ended since
+                os.kill(int(process), number)
+
+    def new_database(self) -> str:
+        """An empty database of its own; its URL."""
+        self._databases += 1
+        name = f"test{self._databases}"
+        with psycopg.connect(self.parameters, autocommit=True) as connection:
+            connection.execute(f"CREATE DATABASE {name}")
+        return f"postgresql://postgres@/{name}?host={self.folder}"
+
+    def execute(self, url: str, statement: str) -> list[tuple[object, ...]]:
+        """What a statement answers, run beside the registry's own connections."""
+        with psycopg.connect(url, autocommit=True) as connection:
+            cursor = connection.execute(statement)
+            return cursor.fetchall() if cursor.description else []
+
+
+@contextmanager
+def run_postgresql() -> Iterator[PostgreSQL]:
+    """A server of its own while the block runs, or a skip (with CI=true: a failure)."""
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_version)
+    if not found:
+        reason = "postgres is missing: apt-get install postgresql"
+        if os.environ.get("CI") == "true":
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # Short: the path of a Unix socket has at most 107 bytes.
+    folder = Path(tempfile.mkdtemp(prefix="pg"))
+    try:
+        server = PostgreSQL(folder, found[-1].parent)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def _version(program: Path) -> int:
+    return int(program.parent.parent.name)
