@@ -182,3 +182,34 @@ def test_help_and_check_do_not_import_trio(tmp_path):
         [sys.executable, "-c", program, tmp_path / "proxy.toml"], capture_output=True, check=False
     )
     assert result.returncode == 0
+
+
+JOIN = encode_join(JoinInvitation(url="ws://proxy.example:3800/tunnel/connect", token=Secret("t")))
+
+
+def test_the_join_line_may_come_from_standard_input(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    line = f"tunnelmux-agent --join {JOIN} --name dev7\n"
+    result = CliRunner().invoke(agent, ["check", "--join", "-", *AGENT_FLAGS], input=line)
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads(result.output)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
+    assert JOIN not in result.output
+    result = CliRunner().invoke(agent, ["check", "--join", "-", *AGENT_FLAGS], input="\n")
+    assert result.exit_code == 2
+    assert "standard input must have one word" in result.output
+
+
+def test_the_join_line_may_come_from_a_file_beside_the_configuration(run, tmp_path):
+    folder = tmp_path / "etc"
+    folder.mkdir()
+    (folder / "dev1.join").write_text(JOIN)
+    (folder / "dev1.join").chmod(0o600)
+    (folder / "agent.toml").write_text('[proxy]\njoin_file = "dev1.join"\n')
+    result = run(agent, "check", "--config", str(folder / "agent.toml"), *AGENT_FLAGS)
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads(result.output)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
+    result = run(agent, "check", "--join-file", str(folder / "dev1.join"), *AGENT_FLAGS)
+    assert result.exit_code == 0, result.output
+    result = run(agent, "check", "--join-file", "absent", *AGENT_FLAGS)
+    assert isinstance(result.exception, ConfigError)
+    assert str(result.exception).startswith("--join-file: ")

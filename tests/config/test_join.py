@@ -82,3 +82,41 @@ def test_an_endpoint_with_it_has_no_other_url_or_token():
         ProxyEndpoint(join=join, url="wss://elsewhere")
     with pytest.raises(InvalidSetting, match="the only one of token, token_file and join"):
         ProxyEndpoint(join=join, token=Secret("t"))
+
+
+LINE = f"tunnelmux-agent --join {encode_join(INVITATION)} --name dev1 --service web=http://h:1\n"
+
+
+@pytest.mark.parametrize("text", [encode_join(INVITATION), LINE, f"\n {LINE}"])
+def test_a_file_may_have_the_line_instead(tmp_path, text):
+    file = tmp_path / "dev1.join"
+    file.write_text(text)
+    endpoint = ProxyEndpoint(join_file=file)
+    assert (endpoint.url, endpoint.pin) == (INVITATION.url, PIN)
+    assert endpoint.read_token() == INVITATION.token
+    assert "tok-en" not in repr(endpoint)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", 'must have one word that begins with "tunnelmux-join:", and has none'),
+        ("tunnelmux-join:a tunnelmux-join:b", "and has 2 of them"),
+        ("tunnelmux-join:a", "is damaged or cut short"),
+        ("x" * 20_000, "is too long"),
+        (None, "cannot be read"),
+    ],
+)
+def test_a_file_without_a_line_is_explained(tmp_path, text, problem):
+    file = tmp_path / "dev1.join"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InvalidSetting, match=problem):
+        ProxyEndpoint(join_file=file)
+
+
+def test_a_line_and_a_file_contradict_each_other(tmp_path):
+    file = tmp_path / "dev1.join"
+    file.write_text(encode_join(JoinInvitation(url="ws://h", token=Secret("t"))))
+    with pytest.raises(InvalidSetting, match="join: and join_file are both there"):
+        ProxyEndpoint(join_file=file, join=Secret(encode_join(INVITATION)))

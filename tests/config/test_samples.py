@@ -55,6 +55,7 @@ def test_the_proxys_sample_asks_callers_for_a_secret(tmp_path):
 def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_path):
     join = encode_join(JoinInvitation(url="wss://h", token=Secret("t")))
     (tmp_path / "dev1.token").write_text("abc")
+    (tmp_path / "dev1.join").write_text(join)
     (tmp_path / "main-server.key").write_text("abc")
     for part in ("tunnel", "ingress", "internal", "socketio"):
         (tmp_path / f"{part}.pem").touch()
@@ -66,7 +67,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     )
     # Of the ways to give a token, one at a time.
     text = re.sub(
-        r"^(token|token_sha256|join|secret_file|api_key) = .*\n",
+        r"^(token|token_sha256|join|join_file|secret_file|api_key) = .*\n",
         "",
         text,
         flags=re.MULTILINE,

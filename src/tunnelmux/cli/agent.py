@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from tunnelmux.cli.options import (
     setting,
 )
 from tunnelmux.cli.outcome import run_command
-from tunnelmux.config import AgentConfig, load_agent_config
+from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
+from tunnelmux.config.join import find_join
 from tunnelmux.config.render import render
 from tunnelmux.observability import configure_logs
 
@@ -31,12 +33,17 @@ _PROGRAM = "tunnelmux-agent"
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+_LONGEST_INPUT = 16_384
+# Characters of standard input that are looked at for a line of some 200.
+
 _EXAMPLES = """\b
 Examples:
   tunnelmux-agent --join tunnelmux-join:… --name dev1 \\
       --service web=http://127.0.0.1:8000
       With the line that a proxy's quickstart printed. It is good for one
       device; what was learned is kept, so the same command works again.
+  tunnelmux-proxy invite | ssh device tunnelmux-agent --join - --name dev2
+      The same without the line in any list of processes.
   tunnelmux-agent --url ws://proxy.example.com:3800/tunnel/connect \\
       --token-file token --name dev1 --service ssh=tcp://127.0.0.1:22
       Without a file.
@@ -59,6 +66,15 @@ def _parse_services(
             )
         services.append({"name": name, "target": target})
     return services or None
+
+
+def _read_join(_context: click.Context, _option: click.Parameter, value: str | None) -> str | None:
+    if value != "-":
+        return value
+    try:
+        return find_join("--join", sys.stdin.read(_LONGEST_INPUT))
+    except InvalidSetting as error:
+        raise click.BadParameter(f"standard input {error.problem}") from None
 
 
 def _agent_settings(function: F) -> F:
@@ -109,7 +125,15 @@ def _agent_settings(function: F) -> F:
             "--join",
             "proxy.join",
             metavar="LINE",
-            help="The line that a proxy's quickstart or invite printed.",
+            callback=_read_join,
+            help="The line that a proxy's quickstart or invite printed; with -, from standard "
+            "input, so that it is in no list of processes.",
+        ),
+        setting(
+            "--join-file",
+            "proxy.join_file",
+            metavar="FILE",
+            help="A file that has the line.",
         ),
         config_option,
     ):

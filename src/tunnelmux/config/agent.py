@@ -10,7 +10,7 @@ import msgspec
 
 from tunnelmux.config.execution import ExecConfig
 from tunnelmux.config.http_proxy import HttpProxy, parse_http_proxy
-from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join
+from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join, find_join
 from tunnelmux.config.process import AgentLimitsConfig, AuditConfig, DrainConfig, LogConfig
 from tunnelmux.config.rules import (
     Address,
@@ -26,7 +26,7 @@ from tunnelmux.config.rules import (
     split_url,
 )
 from tunnelmux.config.secret import Secret
-from tunnelmux.config.token_file import read_token_file
+from tunnelmux.config.token_file import read_small_file, read_token_file
 
 __all__ = [
     "AgentConfig",
@@ -56,13 +56,17 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The tunnel endpoint: `ws://`, or `wss://` under TLS."""
 
     token: Secret | None = None
-    """This device's token. Give exactly one of `token`, `token_file` and `join`."""
+    """This device's token. Give exactly one of `token`, `token_file`, `join` and
+    `join_file`."""
 
     token_file: Path | None = None
     """A file whose only content is the token; read anew for every connection."""
 
     join: Secret | None = None
     """The line a proxy's quickstart or `invite` printed, instead of `url`, token and `pin`."""
+
+    join_file: Path | None = None
+    """A file that has the line, alone or within the command to paste; it stays there."""
 
     pin: str | None = None
     """The SHA-256 of the proxy's certificate, as `openssl x509 -fingerprint -sha256` prints it, or
@@ -77,6 +81,8 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     HTTP_PROXY, ALL_PROXY and NO_PROXY count, as curl reads them."""
 
     def __post_init__(self) -> None:
+        if self.join_file is not None:
+            self._read_join_file(self.join_file)
         if self.join is not None:
             invitation = decode_join("join", self.join.reveal())
             for key, value in (("url", invitation.url), ("pin", invitation.pin)):
@@ -93,6 +99,12 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             if not self.is_encrypted:
                 raise InvalidSetting("pin", "is of no use without TLS: use wss:// in url")
         _way_out(self)  # refuses one that is none
+
+    def _read_join_file(self, file: Path) -> None:
+        join = Secret(find_join("join_file", read_small_file("join_file", file, "join line")))
+        if self.join not in (None, join):
+            raise InvalidSetting("join", "and join_file are both there: keep one of them")
+        msgspec.structs.force_setattr(self, "join", join)
 
     def _check_credentials(self) -> None:
         given = [self.token, self.token_file, self.join]

@@ -11,7 +11,14 @@ import msgspec
 from tunnelmux.config.rules import InvalidSetting, check_token, parse_pin, split_url
 from tunnelmux.config.secret import Secret
 
-__all__ = ["JOIN_PREFIX", "TUNNEL_URL_SCHEMES", "JoinInvitation", "decode_join", "encode_join"]
+__all__ = [
+    "JOIN_PREFIX",
+    "TUNNEL_URL_SCHEMES",
+    "JoinInvitation",
+    "decode_join",
+    "encode_join",
+    "find_join",
+]
 
 JOIN_PREFIX = "tunnelmux-join:"
 TUNNEL_URL_SCHEMES = ("ws", "wss")
@@ -68,6 +75,20 @@ def decode_join(key: str, text: str) -> JoinInvitation:
     except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
         # The reasons are all one to the reader, and some of them would show the token.
         raise InvalidSetting(key, f"is damaged or cut short: {_HINT}") from None
+
+
+def find_join(key: str, text: str) -> str:
+    """The join string in what an operator saved or piped: by itself, or in the line to paste.
+
+    Raises InvalidSetting for `key` when there is none, or more than one.
+    """
+    found = {word for word in text.split() if word.startswith(JOIN_PREFIX)}
+    if len(found) != 1:
+        how_many = "none" if not found else f"{len(found)} of them"
+        raise InvalidSetting(
+            key, f'must have one word that begins with "{JOIN_PREFIX}", and has {how_many}: {_HINT}'
+        )
+    return found.pop()
 
 
 def _text(content: dict[str, object], name: str) -> str:

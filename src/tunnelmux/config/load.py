@@ -43,9 +43,11 @@ the environment of one either."""
 
 # Keys of which one replaces the others: a later source that sets one means that one only.
 _ALTERNATIVES = (
-    frozenset({"proxy.token", "proxy.token_file", "proxy.join"}),
+    frozenset({"proxy.token", "proxy.token_file", "proxy.join", "proxy.join_file"}),
     frozenset({"proxy.url", "proxy.join"}),
+    frozenset({"proxy.url", "proxy.join_file"}),
     frozenset({"proxy.pin", "proxy.join"}),
+    frozenset({"proxy.pin", "proxy.join_file"}),
     frozenset({"internal.secret", "internal.secret_file"}),
     frozenset({"socketio.api_key", "socketio.api_key_file"}),
 )
@@ -120,7 +122,9 @@ def load_agent_config(
         secrets = ["proxy.token", "proxy.join", "socketio.api_key"]
         secrets += ["proxy.http_proxy", "socketio.http_proxy"]
         in_file = any(sources.is_from_file(key) for key in secrets)
-        named = [config.proxy.token_file] if config.proxy is not None else []
+        named = []
+        if config.proxy is not None:
+            named += [config.proxy.token_file, config.proxy.join_file]
         named += [config.socketio.api_key_file] if config.socketio is not None else []
         _warn_of_exposed([*named, file if in_file else None], warn)
         for service in config.services:

@@ -9,7 +9,7 @@ from pathlib import Path
 from tunnelmux.config.rules import InvalidSetting, check_token
 from tunnelmux.config.secret import Secret
 
-__all__ = ["exposed_to_others", "read_token_file"]
+__all__ = ["exposed_to_others", "read_small_file", "read_token_file"]
 
 _MAX_TOKEN_FILE = 16_384
 """Bytes: no token is longer, and somebody's log file named by mistake is not read whole."""
@@ -22,24 +22,32 @@ def read_token_file(
 
     Raises InvalidSetting for `key` when the file cannot be read or does not hold one token.
     """
+    # latin-1 decodes every byte; check_token then refuses what is not ASCII, without showing it.
+    token = read_small_file(key, path).strip()
+    try:
+        check(key, token)
+    except InvalidSetting as error:
+        raise InvalidSetting(key, f"{path} {error.problem}") from None
+    return Secret(token)
+
+
+def read_small_file(key: str, path: Path, what: str = "token") -> str:
+    """What a file with a secret holds, as latin-1; `what` names that.
+
+    Raises InvalidSetting for `key`.
+    """
     try:
         with path.open("rb") as file:
             content = file.read(_MAX_TOKEN_FILE + 1)
     except OSError as error:
         raise InvalidSetting(
             key,
-            f"{path} cannot be read ({error.strerror}): create it with the token as its only "
+            f"{path} cannot be read ({error.strerror}): create it with the {what} as its only "
             "content, readable by this program's user",
         ) from None
     if len(content) > _MAX_TOKEN_FILE:
-        raise InvalidSetting(key, f"{path} is too long for a token: is it the right file?")
-    # latin-1 decodes every byte; check_token then refuses what is not ASCII, without showing it.
-    token = content.decode("latin-1").strip()
-    try:
-        check(key, token)
-    except InvalidSetting as error:
-        raise InvalidSetting(key, f"{path} {error.problem}") from None
-    return Secret(token)
+        raise InvalidSetting(key, f"{path} is too long for a {what}: is it the right file?")
+    return content.decode("latin-1")
 
 
 def exposed_to_others(path: Path) -> bool:
