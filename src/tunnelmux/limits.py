@@ -306,8 +306,10 @@ class AuditLimits:
 class SocketIOLimits:
     """What the two ends of a Socket.IO connection are held to. Sizes in bytes, times in seconds.
 
-    Pings, and how long a peer may take to say who it is, are as for the tunnel: keepalive_interval,
-    keepalive_timeout, handshake_timeout and max_handshakes.
+    Pings, and what a peer may do before it has said who it is, are as for the tunnel:
+    keepalive_interval, keepalive_timeout, first_byte_timeout, handshake_timeout, max_handshakes and
+    max_arrivals_per_address; twice as many of the last two for its connections, of which there are
+    two for a client on polling.
     """
 
     socketio_max_payload: int = 16_777_216

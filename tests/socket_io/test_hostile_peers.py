@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from support.socketio_peers import API_KEY, PROXY_ID
-from support.socketio_proxy import agent_side, limits_with
+from support.socketio_proxy import agent_side, known_agent, limits_with
 from support.socketio_wire import AUTH, exchange, fake_server, joined, opened, websocket
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import SocketIOLimits
 from tunnelmux.socketio import EngineSettings, SocketOver, connect_socketio, parse_socketio_url
+
+QUERY = "EIO=4&transport=polling"
+
 
 # -- requests -------------------------------------------------------------------------------
 
@@ -162,11 +167,84 @@ async def test_there_are_so_many_sessions_and_no_more():
             assert await receive() == 503
 
 
-async def test_there_are_so_many_strangers_and_no_more():
+async def test_of_too_many_strangers_the_oldest_gives_way():
     async with agent_side(limits=limits_with(max_handshakes=2)) as side, side.agent():
-        for _ in range(2):
-            await opened(side.port)
-        assert (await exchange(side.port, query="EIO=4&transport=polling"))[0] == 503
+        await side.connected(PROXY_ID)
+        sids = [await opened(side.port) for _ in range(4)]
+        assert side.server.session_count <= 4
+        queries = [f"EIO=4&transport=polling&sid={sid}" for sid in sids]
+        for query in queries[:2]:
+            assert (await exchange(side.port, "POST", query, "40/proxy,"))[0] == 400
+        for query in queries[2:]:
+            assert (await exchange(side.port, "POST", query, "40/proxy,"))[0] == 200
+        assert side.server.connected == [PROXY_ID]
+
+
+async def test_one_address_has_so_many_connections_that_say_nothing():
+    limits = limits_with(max_arrivals_per_address=2)
+    async with agent_side(limits=limits) as side, side.agent():
+        streams = [await trio.open_tcp_stream("127.0.0.1", side.port) for _ in range(5)]
+        with trio.fail_after(3):
+            assert await streams[0].receive_some() == b""  # the first made room for the fifth
+        await side.connected(PROXY_ID)
+        assert len(side.server.admission) == 4
+        for stream in streams:
+            await stream.aclose()
+
+
+async def test_who_connects_and_says_nothing_is_soon_let_go():
+    async with agent_side(limits=limits_with(first_byte_timeout=0.05)) as side:
+        stream = await trio.open_tcp_stream("127.0.0.1", side.port)
+        with trio.fail_after(3):
+            assert await stream.receive_some() == b""
+        await stream.aclose()
+
+
+async def test_agents_get_in_beside_an_address_that_takes_all_places_it_gets():
+    """Some of its connections say nothing, and its clients join nothing: all are dialled again."""
+    limits = limits_with(max_handshakes=8, max_arrivals_per_address=4)
+    with capture_logs() as logs:
+        async with agent_side(limits=limits) as side, trio.open_nursery() as nursery:
+
+            async def stay():
+                while True:
+                    with suppress(OSError, trio.BrokenResourceError):
+                        async with await trio.open_tcp_stream(
+                            "127.0.0.1", side.port, local_address="127.0.0.2"
+                        ) as stream:
+                            await stream.receive_some()
+
+            async def shake_hands():
+                while True:
+                    with suppress(OSError, trio.BrokenResourceError, IndexError):
+                        await exchange(side.port, query=QUERY, source="127.0.0.2")
+
+            for _ in range(16):
+                nursery.start_soon(stay)
+                nursery.start_soon(shake_hands)
+            while side.server.session_count < 4 or len(side.server.admission) < 8:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+            for transports in ("polling", "auto", "websocket"):
+                with trio.fail_after(2):
+                    async with side.agent(transports=transports):
+                        await side.connected(PROXY_ID)
+            nursery.cancel_scope.cancel()
+    gave_way = [line for line in logs if line["event"] == "connections gave way"]
+    assert {line["address"] for line in gave_way} == {"127.0.0.2"}
+    assert len(gave_way) <= 4  # not one for each
+
+
+async def test_agents_that_were_let_in_need_no_place():
+    agents = [known_agent(f"agent-{number}") for number in range(6)]
+    limits = limits_with(max_arrivals_per_address=1)
+    async with agent_side(*agents, limits=limits) as side, AsyncExitStack() as stack:
+        for number, agent in enumerate(agents):
+            way = ("polling", "websocket")[number % 2]
+            await stack.enter_async_context(side.agent(agent.proxy_id, transports=way))
+        await side.connected(*(agent.proxy_id for agent in agents))
+        with trio.fail_after(3):
+            while len(side.server.admission):  # noqa: ASYNC110
+                await trio.sleep(0.01)
 
 
 async def test_who_never_says_who_it_is_is_let_go():

@@ -11,7 +11,7 @@ import trio
 import trustme
 
 from support.socketio_peers import API_KEY, PROXY_ID
-from support.socketio_proxy import known_agent
+from support.socketio_proxy import handle_connection, known_agent
 from tunnelmux.config import ProxyConfig, SocketIOListener
 from tunnelmux.errors import ConnectError
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
@@ -49,7 +49,7 @@ async def test_both_ends_under_tls(authority, transports):
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        handle = partial(_handle, server)
+        handle = partial(handle_connection, server)
         await nursery.start(partial(trio.serve_listeners, handle, listeners))
         port = listeners[0].socket.getsockname()[1]
         url = parse_socketio_url(f"https://127.0.0.1:{port}", namespace="/proxy")
@@ -64,10 +64,6 @@ async def test_both_ends_under_tls(authority, transports):
             async with connect_socketio(url, auth=AUTH, ssl_context=client_context()):
                 pass
         nursery.cancel_scope.cancel()
-
-
-async def _handle(server, stream):
-    await server.handle(stream, "somewhere")
 
 
 @pytest.mark.parametrize("module", ["tunnelmux.agent", "tunnelmux.proxy", "tunnelmux.cli.agent"])

@@ -19,7 +19,7 @@ from tunnelmux.sessions import MemoryStore
 from tunnelmux.socketio import Socket, connect_socketio, parse_socketio_url
 from tunnelmux.transports import bound_addresses
 
-__all__ = ["AgentSide", "agent_side", "known_agent", "request"]
+__all__ = ["AgentSide", "agent_side", "handle_connection", "known_agent", "request"]
 
 
 def known_agent(name: str = PROXY_ID, group: str | None = None) -> SocketIOAgent:
@@ -113,7 +113,7 @@ async def agent_side(
     async with trio.open_nursery() as nursery:
         await nursery.start(server.run)
         listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
-        handle = partial(_handle, server)
+        handle = partial(handle_connection, server)
         await nursery.start(partial(trio.serve_listeners, handle, listeners))
         try:
             yield AgentSide(server, dispatcher, bound_addresses(listeners)[0][1])
@@ -123,9 +123,12 @@ async def agent_side(
             nursery.cancel_scope.cancel()
 
 
-async def _handle(server: AgentServer, stream: trio.SocketStream) -> None:
+async def handle_connection(server: AgentServer, stream: trio.SocketStream) -> None:
+    """Serve a connection as the proxy's listener does."""
     host, port = stream.socket.getpeername()[:2]
-    await server.handle(stream, f"{host}:{port}")
+    place = server.admission.enter(f"{host}:{port}")
+    if place is not None:
+        await server.handle(stream, f"{host}:{port}", place)
 
 
 def limits_with(**changes: object) -> LimitsConfig:

@@ -25,13 +25,14 @@ async def exchange(
     query: str = "",
     body: str | bytes | None = None,
     path: str = "/socket.io/",
+    source: str | None = None,
 ) -> tuple[int, str]:
     """One HTTP exchange on a connection of its own: status and body."""
     content = body if isinstance(body, bytes) else (body or "").encode()
     head = f"{method} {path}?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
     if body is not None:
         head += f"Content-Length: {len(content)}\r\n"
-    stream = await trio.open_tcp_stream("127.0.0.1", port)
+    stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=source)
     async with stream:
         with trio.fail_after(5):
             await stream.send_all(head.encode() + b"\r\n" + content)

@@ -418,6 +418,7 @@ class RunningProxy:
                 key="socketio.listen",
                 address=socketio.address,
                 handler=self._agent_server.handle,
+                admission=self._agent_server.admission,
                 nursery=self._agents,
             )
         if ingress.http is not None:

@@ -10,8 +10,9 @@ import contextlib
 import json
 import secrets
 import ssl
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from http import HTTPStatus
 from urllib.parse import parse_qsl
 
@@ -39,6 +40,7 @@ from tunnelmux.socketio.engine_packets import (
 )
 from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
 from tunnelmux.transports import start_server_tls
+from tunnelmux.transports.admission import Admission, Place
 
 __all__ = ["EngineServer", "ServerSettings", "Session"]
 
@@ -55,6 +57,9 @@ _POLL_BUDGET = 262_144
 _CLOSING = 0.25
 # Seconds all sessions get for that together when the server closes: a client that polls is back
 # within a round trip.
+
+_LOG_INTERVAL = 10.0
+# Seconds between two lines about the same limit: a flood must not fill the log as well.
 
 _WRONG_VERSION = (
     "Unsupported protocol version: this server speaks Engine.IO 4, "
@@ -94,8 +99,9 @@ class _BadRequest(Exception):
 class Session:
     """One client, from its handshake to its end, whatever carries it."""
 
-    def __init__(self, server: EngineServer, remote: str, query: Mapping[str, str]) -> None:
-        settings = server.settings
+    def __init__(
+        self, settings: ServerSettings, remote: str, query: Mapping[str, str], place: Place
+    ) -> None:
         self.codec: Codec = Version4()
         if query.get("EIO") == "3":
             self.codec = Version3(text_only=bool(query.get("b64")))
@@ -111,6 +117,9 @@ class Session:
         self.ended = trio.Event()
         """Set when nothing of it is left."""
         self._settings = settings
+        self._place = place
+        self._arrivals: set[Place] = set()
+        place.on_give_way = partial(self.engine.end, "others needed its place")
         self._socket: WebSocket | None = None
         self._is_upgrading = False
         self._polling = False
@@ -127,10 +136,28 @@ class Session:
         return self._settings.http.max_head_bytes
 
     def trust(self) -> None:
-        """The client has proved who it is."""
+        """The client has proved who it is: it needs no place among strangers any more, nor do the
+        connections that carry it."""
         self.is_known = True
+        for place in (self._place, *self._arrivals):
+            place.leave()
         if self._socket is not None:
             self._socket.max_message = self.max_payload
+
+    def leave(self) -> None:
+        """Give back what a client holds that never said who it is."""
+        self._place.leave()
+
+    @contextlib.contextmanager
+    def carried_by(self, place: Place) -> Iterator[None]:
+        """A connection with that place carries a request of this client, for the block's length."""
+        self._arrivals.add(place)
+        if self.is_known:
+            place.leave()
+        try:
+            yield
+        finally:
+            self._arrivals.discard(place)
 
     def handshake(self, *, upgrades: list[str]) -> EnginePacket:
         """The packet that opens the connection."""
@@ -297,14 +324,38 @@ OnSession = Callable[[Session], Awaitable[None]]
 
 
 class EngineServer:
-    """Sessions, and the HTTP connections that carry them. `run` owns the sessions' tasks."""
+    """Sessions, and the HTTP connections that carry them. `run` owns the sessions' tasks.
+
+    `handle` serves one connection, for which whoever accepts connections gets a place from
+    `admission` first. It holds that until it carries a client that has proved who it is.
+    """
 
     def __init__(self, on_session: OnSession, settings: ServerSettings) -> None:
+        self.admission = Admission("socketio")
+        self._strangers = Admission("socketio: clients that have not joined yet")
         self.settings = settings
         self._on_session = on_session
+        self._said_full: dict[str, float] = {}
         self._sessions: dict[str, Session] = {}
         self._connections: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
+
+    @property
+    def settings(self) -> ServerSettings:
+        """What holds for new connections; may be replaced at any time."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: ServerSettings) -> None:
+        self._settings = settings
+        limits = settings.http
+        # A client on polling has two connections.
+        self.admission.configure(
+            limit=2 * limits.max_handshakes, per_address=2 * limits.max_arrivals_per_address
+        )
+        self._strangers.configure(
+            limit=limits.max_handshakes, per_address=limits.max_arrivals_per_address
+        )
 
     @property
     def is_running(self) -> bool:
@@ -338,52 +389,66 @@ class EngineServer:
         if self._nursery is not None:
             self._nursery.cancel_scope.cancel(reason="the server is closing")
 
-    async def handle(self, connection: trio.abc.Stream, remote: str) -> None:
-        """Serve one TCP connection to its end; it is closed then."""
+    async def handle(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
+        """Serve one TCP connection to its end; it is closed then, and its place given back."""
         settings = self.settings
-        stream = connection
-        if len(self._connections) >= self._most_connections(settings):
+        scope = trio.CancelScope()
+        place.on_give_way = scope.cancel
+        most = self._most_connections(settings)
+        if len(self._connections) >= most:
+            self._say_full("connections", most)
+        if len(self._connections) >= most or not place.is_held:
+            place.leave()
             await trio.aclose_forcefully(stream)
             return
-        scope = trio.CancelScope()
         self._connections.add(scope)
         try:
             with scope:
-                await self._serve_connection(stream, remote, settings)
+                await self._serve_connection(stream, remote, settings, place)
         except ConnectError as error:
             _log.debug("a TLS handshake failed", remote=remote, cause=str(error))
         except VisitorGone:
             pass
         finally:
             self._connections.remove(scope)
+            place.leave()
             await trio.aclose_forcefully(stream)
 
     async def _serve_connection(
-        self, stream: trio.abc.Stream, remote: str, settings: ServerSettings
+        self, stream: trio.abc.Stream, remote: str, settings: ServerSettings, place: Place
     ) -> None:
         tls: trio.abc.Stream | None = None
+        patience = settings.http.first_byte_timeout
+        if isinstance(stream, trio.SocketStream) and not await place.hear(stream, patience):
+            return
         try:
             if settings.tls is not None:
                 assert isinstance(stream, trio.SocketStream)
                 timeout = settings.engine.handshake_timeout
                 tls = await start_server_tls(stream, settings.tls, timeout=timeout)
-            await self._serve(ServerConnection(tls or stream, settings.http), remote)
+            await self._serve(ServerConnection(tls or stream, settings.http), remote, place)
         finally:
             if tls is not None:
                 await trio.aclose_forcefully(tls)
 
     def _most_connections(self, settings: ServerSettings) -> int:
         # A client on polling has two, one on a WebSocket one.
-        return 2 * settings.engine.socketio.socketio_max_sessions + settings.http.max_handshakes
+        return 2 * (settings.engine.socketio.socketio_max_sessions + settings.http.max_handshakes)
 
-    async def _serve(self, server: ServerConnection, remote: str) -> None:
+    def _say_full(self, what: str, limit: int) -> None:
+        now = trio.current_time()
+        if now >= self._said_full.get(what, float("-inf")) + _LOG_INTERVAL:
+            self._said_full[what] = now
+            _log.warning(f"too many {what}", limit=limit, fix="raise socketio_max_sessions")
+
+    async def _serve(self, server: ServerConnection, remote: str, place: Place) -> None:
         try:
             while (request := await server.read_request()) is not None:
                 if has_member(request.headers, b"upgrade", b"websocket"):
-                    await self._serve_websocket(server, request, remote)
+                    await self._serve_websocket(server, request, remote, place)
                     return
                 try:
-                    await self._serve_polling(server, request, remote)
+                    await self._serve_polling(server, request, remote, place)
                 except _BadRequest as error:
                     await _answer(server, error.status, b"application/json", error.body)
                 if not server.reusable:
@@ -396,7 +461,7 @@ class EngineServer:
     # -- one request ------------------------------------------------------------------------
 
     async def _serve_polling(
-        self, server: ServerConnection, request: RequestHead, remote: str
+        self, server: ServerConnection, request: RequestHead, remote: str, place: Place
     ) -> None:
         query = self._checked_query(request, "polling", remote)
         if "sid" not in query:
@@ -408,15 +473,16 @@ class EngineServer:
             await _answer(server, 200, b"text/plain; charset=UTF-8", body)
             return
         session = self._find(query["sid"])
-        if request.method == b"GET":
-            await session.poll(server)
-        elif request.method == b"POST":
-            await session.post(server)
-        else:
-            raise _BadRequest(2, "Bad handshake method")
+        with session.carried_by(place):
+            if request.method == b"GET":
+                await session.poll(server)
+            elif request.method == b"POST":
+                await session.post(server)
+            else:
+                raise _BadRequest(2, "Bad handshake method")
 
     async def _serve_websocket(
-        self, server: ServerConnection, request: RequestHead, remote: str
+        self, server: ServerConnection, request: RequestHead, remote: str, place: Place
     ) -> None:
         try:
             query = self._checked_query(request, "websocket", remote)
@@ -430,11 +496,14 @@ class EngineServer:
             return
         try:
             if known is not None:
-                await known.upgrade(socket)
+                with known.carried_by(place):
+                    await known.upgrade(socket)
             else:
-                session = self._open(remote, query)
-                session.engine.outgoing.put_soon(session.handshake(upgrades=[]))
-                await session.carry(socket)
+                with contextlib.suppress(_BadRequest):  # the last place was given away meanwhile
+                    session = self._open(remote, query)
+                    session.engine.outgoing.put_soon(session.handshake(upgrades=[]))
+                    with session.carried_by(place):
+                        await session.carry(socket)
         finally:
             with trio.CancelScope(shield=True):  # bounded: aclose() gives its goodbye a second
                 await socket.aclose()
@@ -488,19 +557,19 @@ class EngineServer:
         return session
 
     def _check_room(self) -> None:
-        settings = self.settings
-        strangers = sum(not session.is_known for session in self._sessions.values())
-        if (
-            self._nursery is None
-            or len(self._sessions) >= settings.engine.socketio.socketio_max_sessions
-            or strangers >= settings.http.max_handshakes
-        ):
-            raise _BadRequest(4, "Too many connections", 503)
+        most = self.settings.engine.socketio.socketio_max_sessions
+        if len(self._sessions) >= most:
+            self._say_full("Socket.IO connections", most)
+        if self._nursery is None or len(self._sessions) >= most:
+            raise _full()
 
     def _open(self, remote: str, query: Mapping[str, str]) -> Session:
         self._check_room()
         assert self._nursery is not None  # else there is no room
-        session = Session(self, remote, query)
+        place = self._strangers.enter(remote)
+        if place is None:
+            raise _full()
+        session = Session(self.settings, remote, query, place)
         self._sessions[session.engine.sid] = session
         self._nursery.start_soon(self._hold, session)
         return session
@@ -519,8 +588,13 @@ class EngineServer:
             _log.exception("a Socket.IO session failed in a way nobody foresaw")
         finally:
             engine.end("the server is closing")
+            session.leave()
             session.ended.set()
             del self._sessions[engine.sid]
+
+
+def _full() -> _BadRequest:
+    return _BadRequest(4, "Too many connections", 503)
 
 
 async def _answer(server: ServerConnection, status: int, kind: bytes, body: bytes) -> None:
