@@ -442,3 +442,53 @@ async def test_a_visitor_that_leaves_a_live_page_is_no_warning(
     (line,) = [line for line in logs if line["event"] == "request served"]
     assert line["log_level"] == "info"
     assert "the visitor is gone" in line["cause"]
+
+
+SITE = b"app--dev1.localhost:8080"
+
+
+async def particular(stream: trio.SocketStream) -> None:
+    """A web server that takes its own pages only, and redirects to its own host."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += await stream.receive_some()
+    assert b"\r\nHost: localhost:8888\r\n" in head
+    named = [b"Origin: http://localhost:8888\r\n", b"Destination: http://localhost:8888/b\r\n"]
+    if not any(name in head for name in named):
+        await stream.send_all(
+            b"HTTP/1.1 302 Found\r\nLocation: http://localhost:8888/login\r\n"
+            b"Set-Cookie: s=1; Domain=localhost\r\nContent-Length: 0\r\n\r\n"
+        )
+    elif head.startswith(b"MOVE "):
+        await stream.send_all(b"HTTP/1.1 201 Created\r\nContent-Length: 0\r\n\r\n")
+    else:
+        await stream.send_all(
+            b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n"
+            b"Upgrade: websocket\r\n\r\nkernel"
+        )
+
+
+@pytest.mark.parametrize("rewrite", [True, False])
+async def test_a_service_with_a_host_of_its_own_is_one_site_for_its_visitors(
+    proxy: FakeProxy,
+    make_config: MakeConfig,
+    start_agent: StartAgent,
+    start_target: StartTarget,
+    rewrite: bool,
+) -> None:
+    url = f"http://127.0.0.1:{await start_target(particular)}"
+    service = ServiceConfig(name="app", target=url, host="localhost:8888", rewrite=rewrite)
+    await start_agent(make_config(service))
+    session = await proxy.next_session()
+    page = b"GET / HTTP/1.1\r\nHost: %b\r\nConnection: close\r\n\r\n" % SITE
+    answer = await ask(session, page, end=False)
+    where = SITE if rewrite else b"localhost:8888"
+    assert b"\r\nLocation: http://%b/login\r\n" % where in answer
+    move = b"MOVE /a HTTP/1.1\r\nHost: %b\r\nDestination: http://%b/b\r\n" % (SITE, SITE)
+    answer = await ask(session, move + b"Connection: close\r\n\r\n", end=False)
+    assert answer.startswith(b"HTTP/1.1 201 " if rewrite else b"HTTP/1.1 302 ")
+    kernel = b"GET /ws HTTP/1.1\r\nHost: %b\r\nOrigin: http://%b\r\n" % (SITE, SITE)
+    upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    answer = await ask(session, kernel + upgrade)
+    assert answer.startswith(b"HTTP/1.1 101 " if rewrite else b"HTTP/1.1 302 ")
+    assert answer.endswith(b"kernel") is rewrite

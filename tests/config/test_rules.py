@@ -112,6 +112,7 @@ def test_no_targets(target, problem):
     [
         ({"verify": False}, r"^verify: is for https:// targets"),
         ({"ca_file": Path("ca.pem")}, r"^ca_file: is for https:// targets"),
+        ({"rewrite": False}, r"^rewrite: is of no use without host"),
         ({"server_name": "x"}, r"^server_name: is for https:// targets"),
         (
             {"target": "https://x", "verify": False, "ca_file": Path("ca.pem")},

@@ -13,6 +13,7 @@ from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.services import ServiceTable
+from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
@@ -132,12 +133,13 @@ class StreamServer:
             await server.send_refusal(exc.refusal)
             return
         exchange = Exchange(request=request)
+        sites = translation_for(service, request)
         upstream = Upstream(
             stream=target,
-            headers=_fields_for(service, request),
+            headers=_fields_for(service, request, sites),
             describe=f'the target of service "{service.name}"',
             response_timeout=self._limits.response_timeout,
-            response_headers=_answer_fields(service, request),
+            response_headers=_answer_fields(service, request, sites),
             explain_silence=connector.explain_silence,
         )
         try:
@@ -228,26 +230,29 @@ def _log_refusal(refusal: Refusal, stream: Stream) -> None:
     )
 
 
-def _fields_for(service: ServiceConfig, request: RequestHead) -> list[tuple[bytes, bytes]]:
+def _fields_for(
+    service: ServiceConfig, request: RequestHead, sites: SiteTranslation | None
+) -> list[Field]:
     fields = without_own_fields(end_to_end(request.headers))
+    if sites is not None:
+        return sites.of_request(fields)
     if service.host is not None:
-        fields = replace_host(fields, service.host.encode("ascii"))
+        return replace_host(fields, service.host.encode("ascii"))
     return fields
 
 
 def _answer_fields(
-    service: ServiceConfig, request: RequestHead
+    service: ServiceConfig, request: RequestHead, sites: SiteTranslation | None
 ) -> Callable[[list[Field]], list[Field]]:
     """What is done with the fields of a target's answer.
 
     A target must not speak in this system's name. A proxy that asked is told that it may relay
     further requests raw, unless something is changed in them here, or TLS begins here.
     """
-    if (
-        service.host is not None
-        or service.where.is_encrypted
-        or first_value(request.headers, RELAY_FIELD.lower()) is None
-    ):
+    if sites is not None:
+        return lambda headers: sites.of_answer(without_own_fields(headers))
+    is_plain = service.host is None and not service.where.is_encrypted
+    if not is_plain or first_value(request.headers, RELAY_FIELD.lower()) is None:
         return without_own_fields
     offer = (RELAY_FIELD, service.name.encode("ascii"))
     return lambda headers: [*without_own_fields(headers), offer]

@@ -274,6 +274,12 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     host: str | None = None
     """The Host field the target sees instead of the visitor's, for targets that check it."""
 
+    rewrite: bool = True
+    """Whether what else names a site follows `host`, and the scheme of an `https://` target: what
+    speaks of the visitor's site goes out as the target's (`Origin`, `Referer`, `Destination`, `If`,
+    the hosts of `X-Forwarded-Host` and `Forwarded`), and what speaks of the target's comes back as
+    the visitor's (`Location`, `Content-Location`, `Link`, `Refresh`, domains of `Set-Cookie`)."""
+
     verify: bool = True
     """Whether the certificate of an `https://` target is checked. False takes any, old versions of
     TLS and weak keys too: anybody between device and target can then read along."""
@@ -299,6 +305,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 )
             if not _HOST_FIELD.fullmatch(self.host):
                 raise InvalidSetting("host", 'is not a host: write it like "localhost:8000"')
+        elif not self.rewrite and not where.is_encrypted:
+            raise InvalidSetting("rewrite", "is of no use without host: leave it out")
         if not where.is_encrypted:
             for key, unset in (("verify", True), ("ca_file", None), ("server_name", None)):
                 if getattr(self, key) != unset:
