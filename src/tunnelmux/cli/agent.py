@@ -77,6 +77,49 @@ def _read_join(_context: click.Context, _option: click.Parameter, value: str | N
         raise click.BadParameter(f"standard input {error.problem}") from None
 
 
+_PROXY_OPTIONS = (
+    setting(
+        "--ca-file",
+        "proxy.ca_file",
+        metavar="FILE",
+        help="PEM file of the authority that signed the proxy's certificate.",
+    ),
+    setting(
+        "--pin",
+        "proxy.pin",
+        metavar="sha256:HEX",
+        help="Accept the certificate with this fingerprint and no other.",
+    ),
+    setting(
+        "--token-file",
+        "proxy.token_file",
+        metavar="FILE",
+        help="A file that holds this device's token.",
+    ),
+    setting(
+        "--http-proxy",
+        "proxy.http_proxy",
+        metavar="URL",
+        help="The HTTP proxy that leads out of this network; else HTTPS_PROXY and so on count.",
+    ),
+    setting("--url", "proxy.url", metavar="URL", help="The proxy's tunnel endpoint."),
+    setting(
+        "--join",
+        "proxy.join",
+        metavar="LINE",
+        callback=_read_join,
+        help="The line that a proxy's quickstart or invite printed; with -, from standard "
+        "input, so that it is in no list of processes.",
+    ),
+    setting(
+        "--join-file",
+        "proxy.join_file",
+        metavar="FILE",
+        help="A file that has the line.",
+    ),
+)
+
+
 def _agent_settings(function: F) -> F:
     for decorate in (
         common_settings,
@@ -92,49 +135,10 @@ def _agent_settings(function: F) -> F:
             multiple=True,
             metavar="NAME=TARGET",
             callback=_parse_services,
-            help="A local service to offer: http://HOST:PORT, https:// or tcp://, or unix:/PATH; "
-            "repeatable.",
+            help="A local service: http://HOST:PORT, https://, tcp:// or unix:/PATH; repeatable.",
         ),
         setting("--name", "device.name", metavar="NAME", help="This device's name."),
-        setting(
-            "--ca-file",
-            "proxy.ca_file",
-            metavar="FILE",
-            help="PEM file of the authority that signed the proxy's certificate.",
-        ),
-        setting(
-            "--pin",
-            "proxy.pin",
-            metavar="sha256:HEX",
-            help="Accept the certificate with this fingerprint and no other.",
-        ),
-        setting(
-            "--token-file",
-            "proxy.token_file",
-            metavar="FILE",
-            help="A file that holds this device's token.",
-        ),
-        setting(
-            "--http-proxy",
-            "proxy.http_proxy",
-            metavar="URL",
-            help="The HTTP proxy that leads out of this network; else HTTPS_PROXY and so on count.",
-        ),
-        setting("--url", "proxy.url", metavar="URL", help="The proxy's tunnel endpoint."),
-        setting(
-            "--join",
-            "proxy.join",
-            metavar="LINE",
-            callback=_read_join,
-            help="The line that a proxy's quickstart or invite printed; with -, from standard "
-            "input, so that it is in no list of processes.",
-        ),
-        setting(
-            "--join-file",
-            "proxy.join_file",
-            metavar="FILE",
-            help="A file that has the line.",
-        ),
+        *_PROXY_OPTIONS,
         config_option,
     ):
         function = decorate(function)
