@@ -153,6 +153,19 @@ class IngressLimits:
     """From accepting a connection to its first byte, which agents and browsers send at once. Two
     lost packets (1 and 2 s) still fit in; who connects to say nothing is soon gone."""
 
+    max_streams_per_visitor: int = 256
+    """Streams to one device at once for visitors of one address (of IPv6, one /64); one more gets
+    503, on a TCP port a reset. A quarter of max_streams: a browser opens six, an office behind one
+    address dozens. Of a trusted proxy, the address of the visitor behind it counts."""
+
+    reserved_streams: int = 64
+    """Streams of each device that visitors leave free, but no more than an eighth of max_streams:
+    with all others taken, the back end, commands and the agent's own API still get through."""
+
+    body_stall: float = 60.0
+    """How long the body of a request may move no byte; then 408, and its stream is free. What
+    common reverse proxies allow between two reads; an upload that lives is never that quiet."""
+
     reconnect_wait: float = 5.0
     """A visitor whose device was lost less than this ago waits until then for its return. An
     agent that was restarted is back within 2 s; longer waits look like a hang. 0 turns it off."""

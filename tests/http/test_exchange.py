@@ -510,7 +510,7 @@ async def test_interim_response_starts_the_time_anew(
 async def test_slow_upload_does_not_run_into_the_response_timeout(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
-    async with running_rig(response_timeout=60) as rig:
+    async with running_rig(limits=IngressLimits(body_stall=601), response_timeout=60) as rig:
         await rig.visitor.send(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\n\r\n")
         target = await rig.target()
         for piece in (b"a", b"b", b"c"):
@@ -640,3 +640,44 @@ async def test_idle_connection_is_closed_after_its_time(
         start = trio.current_time()
         assert await rig.visitor.read_all() == b""
         assert trio.current_time() - start == pytest.approx(30)
+
+
+async def test_a_body_that_moves_no_byte_is_a_408_and_the_target_sees_a_reset(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_rig(limits=IngressLimits(body_stall=30), response_timeout=1000) as rig:
+        await rig.visitor.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        target = await rig.target()
+        await target.read_head()
+        for _ in range(3):
+            await trio.sleep(25)
+            await rig.visitor.send(b"x")
+        start = trio.current_time()
+        head = await rig.visitor.read_head()
+        assert trio.current_time() - start == pytest.approx(30)
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"Tunnelmux-Reason: body-stalled\r\n" in head
+        await rig.visitor.end()
+        with pytest.raises(trio.BrokenResourceError):
+            await target.read_all()
+    (exchange,) = rig.exchanges
+    assert (exchange.status, exchange.reason, exchange.bytes_in) == (408, "body-stalled", 3)
+
+
+async def test_a_visitor_that_waits_for_a_100_has_the_time_of_the_target(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with running_rig(limits=IngressLimits(body_stall=30), response_timeout=60) as rig:
+        await rig.visitor.send(
+            b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 3\r\nExpect: 100-continue\r\n\r\n"
+        )
+        target = await rig.target()
+        await target.read_head()
+        await trio.sleep(45)
+        await target.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        await rig.visitor.read_head()
+        await rig.visitor.send(b"yes")
+        assert await target.read_exactly(3) == b"yes"
+        await target.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+        assert (await rig.visitor.read_head()).startswith(b"HTTP/1.1 204")
+        await rig.visitor.end()

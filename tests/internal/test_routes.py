@@ -210,7 +210,7 @@ async def test_every_code_is_described_for_some_route_and_documented() -> None:
             assert code in described
             assert re.search(rf"\| `{code}` \| {status} \|", page), code
         for route in bench.server.table.routes:
-            path = route.path.replace("{token}", ":token")
+            path = route.path.replace("{token}", ":token").replace("{id}", ":id")
             assert f"`{route.method} {path}`" in page, route
 
 

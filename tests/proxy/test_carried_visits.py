@@ -16,7 +16,6 @@ from support.proxies import agent_of, proxy_config, running
 from tunnelmux.config import LimitsConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session
-from tunnelmux.proxy.visitors import ingress_tcp
 from tunnelmux.relay import abort
 
 AGREED = b"HTTP/1.1 200 OK\r\n\r\n"
@@ -116,7 +115,7 @@ async def test_an_answer_with_fields_is_an_answer() -> None:
 
 
 async def test_an_agent_that_says_nothing_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ingress_tcp, "_AGENT_SLACK", 0.05)
+    monkeypatch.setattr("tunnelmux.proxy.visitors.visit.AGENT_SLACK", 0.05)
     with structlog.testing.capture_logs() as lines:
         async with visit(IngressLimits(connect_timeout=0.05)) as one:
             await one.stream()

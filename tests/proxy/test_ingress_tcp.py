@@ -7,7 +7,7 @@ import structlog
 import trio
 
 from support.ingress import running_site
-from tunnelmux.limits import IngressLimits
+from tunnelmux.limits import IngressLimits, Limits
 
 AGREED = b"HTTP/1.1 200 OK\r\n\r\n"
 
@@ -153,3 +153,49 @@ async def test_cancelled_relay_resets_both_sides() -> None:
                 with pytest.raises(trio.BrokenResourceError):
                     await stream.read_all()
     assert lines[-1]["problem"] == "cut by the proxy's end"
+
+
+async def test_one_address_gets_so_many_streams_and_another_still_one() -> None:
+    limits = IngressLimits(max_streams_per_visitor=2)
+    with structlog.testing.capture_logs() as lines:
+        async with running_site(limits=limits) as site, site.agent() as agent:
+            first = [site.dial() for _ in range(2)]
+            streams = [await agent.stream() for _ in first]
+            with pytest.raises(trio.BrokenResourceError):
+                await site.dial().read_all()
+            other = site.dial(remote="198.51.100.1:1")
+            stream = await agent.stream()
+            await stream.read_head()
+            await stream.send(AGREED + b"x")
+            assert await other.read_exactly(1) == b"x"
+            streams[0].stream.reset()
+            with pytest.raises(trio.BrokenResourceError):
+                await first[0].read_all()
+            site.dial()
+            await agent.stream()
+    [line] = [line for line in lines if line["event"] == "relay refused"]
+    assert line["reason"] == "too-many-visitors"
+    assert "203.0.113.7 (limits.max_streams_per_visitor)" in line["problem"]
+
+
+async def test_visitors_leave_streams_in_reserve_for_the_back_end() -> None:
+    limits = IngressLimits(reserved_streams=2)
+    with structlog.testing.capture_logs() as lines:
+        async with (
+            running_site(limits=limits) as site,
+            site.agent(limits=Limits(max_streams=16)) as agent,
+        ):
+            for _ in range(14):
+                site.dial()
+                await agent.stream()
+            with pytest.raises(trio.BrokenResourceError):
+                await site.dial().read_all()
+            handle = await site.store.find_device("dev1")
+            assert handle is not None
+            for _ in range(2):
+                async with await handle.open_stream() as ours:
+                    await ours.send_all(b"from the back end")
+                    theirs = await agent.stream()
+                    assert await theirs.read_exactly(17) == b"from the back end"
+    [line] = [line for line in lines if line["event"] == "relay refused"]
+    assert line["reason"] == "device-busy"

@@ -340,6 +340,22 @@ async def test_a_target_that_does_not_answer_is_a_504() -> None:
         assert b"Tunnelmux-Reason: target-timeout\r\n" in head
 
 
+async def test_a_body_that_moves_no_byte_is_a_408_and_its_stream_is_free() -> None:
+    async with rig(IngressLimits(body_stall=0.2)) as target:
+        await target.first_exchange()
+        peer, _ = await target.ask(
+            b"POST /upload HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: 10\r\n\r\n123"
+        )
+        for _ in range(4):
+            await trio.sleep(0.1)
+            await target.visitor.send(b"4")
+        head = await target.visitor.read_head()
+        assert head.startswith(b"HTTP/1.1 408 ")
+        assert b"Tunnelmux-Reason: body-stalled\r\n" in head
+        with pytest.raises(trio.BrokenResourceError):
+            await peer.read_all()
+
+
 async def test_an_idle_connection_is_closed_after_its_time() -> None:
     async with rig(IngressLimits(idle_timeout=0.2)) as target:
         await target.first_exchange()

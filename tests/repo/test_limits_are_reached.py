@@ -77,6 +77,15 @@ REACHED_BY = {
     "first_byte_timeout": (
         "proxy/test_admission.py::test_silence_is_cut_before_the_handshake_timeout"
     ),
+    "max_streams_per_visitor": (
+        "proxy/test_ingress_tcp.py::test_one_address_gets_so_many_streams_and_another_still_one"
+    ),
+    "reserved_streams": (
+        "proxy/test_ingress_tcp.py::test_visitors_leave_streams_in_reserve_for_the_back_end"
+    ),
+    "body_stall": (
+        "http/test_exchange.py::test_a_body_that_moves_no_byte_is_a_408_and_the_target_sees_a_reset"
+    ),
     "reconnect_wait": "proxy/test_ingress_http.py::test_the_wait_for_a_lost_device_ends",
     # Socket.IO
     "socketio_max_payload": (

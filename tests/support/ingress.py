@@ -42,10 +42,12 @@ class Site:
         self._nursery.start_soon(self.http.handle, inner, remote)
         return Peer(front)
 
-    def dial(self, service: str = "ssh", device: str = "dev1") -> Peer:
+    def dial(
+        self, service: str = "ssh", device: str = "dev1", remote: str = "203.0.113.7:50000"
+    ) -> Peer:
         """A new visitor of the TCP ingress for a service."""
         front, inner = resettable_pair()
-        self._nursery.start_soon(self.tcp.handle, device, service, inner, "203.0.113.7:50000")
+        self._nursery.start_soon(self.tcp.handle, device, service, inner, remote)
         return Peer(front)
 
     @asynccontextmanager

@@ -34,7 +34,7 @@ from tunnelmux.http import ClientConnection, Field, PeerGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
-from tunnelmux.sessions import SessionEvent, SessionSummary
+from tunnelmux.sessions import SessionEvent, SessionSummary, VisitSummary
 from tunnelmux.transports.dialling import open_tcp
 
 __all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
@@ -98,6 +98,11 @@ class _Session(msgspec.Struct):
 
 class _Sessions(msgspec.Struct):
     sessions: list[SessionSummary]
+    total: int
+
+
+class _Visits(msgspec.Struct):
+    visits: list[VisitSummary]
     total: int
 
 
@@ -181,6 +186,26 @@ class ProxyClient:
     async def close_session(self, token: str) -> None:
         """End the session of this token now; raises SessionNotFound."""
         await self._call("POST", f"{_path_of(token)}/close")
+
+    # -- visits -------------------------------------------------------------------------------
+
+    async def list_visits(
+        self, device: str | None = None, *, limit: int | None = None
+    ) -> list[VisitSummary]:
+        """The live visits, the oldest first: of all devices, or of one; at most `limit` of them
+        (1000 when None)."""
+        asked = {"device": device, "limit": limit}
+        query = urlencode({key: value for key, value in asked.items() if value is not None})
+        body = await self._call("GET", f"/internal/visits?{query}" if query else "/internal/visits")
+        return msgspec.json.decode(body, type=_Visits).visits
+
+    async def close_visit(self, visit_id: str) -> None:
+        """End the visit of this id now; raises ApiCallFailed when it is over already."""
+        try:
+            await self._call("POST", f"/internal/visits/{quote(visit_id, safe='')}/close")
+        except SessionNotFound:
+            message = "the proxy has no live visit of this id"
+            raise ApiCallFailed(message, status=404, code="NOT_FOUND") from None
 
     # -- forwarding -----------------------------------------------------------------------------
 

@@ -20,7 +20,9 @@ from tunnelmux.limits import (
 
 __all__ = ["AgentLimitsConfig", "AuditConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
 
-_MAY_BE_ZERO = frozenset({"reconnect_wait", "session_window_budget", "process_window_budget"})
+_MAY_BE_ZERO = frozenset(
+    {"reconnect_wait", "reserved_streams", "session_window_budget", "process_window_budget"}
+)
 _LARGEST_COUNT = 2**40
 """No count or size is larger: a tebibyte is no limit any more, and fits into every C integer."""
 _LARGEST_TIME = 30 * 86_400.0
@@ -138,6 +140,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
     left_out: ClassVar[frozenset[str]] = frozenset(
         {"max_visitors", "max_handshakes", "reconnect_wait"}
         | {"max_arrivals_per_address", "first_byte_timeout"}
+        | {"max_streams_per_visitor", "reserved_streams"}
         | {"socketio_max_sessions", "socketio_max_commands"}
         | {"socketio_start_timeout", "socketio_result_grace"}
         | {field.name for field in dataclasses.fields(InternalLimits)}

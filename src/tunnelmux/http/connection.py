@@ -112,8 +112,9 @@ class _Connection:
         connection broke.
         """
         while not self._body.done:
-            # No deadline: a body may pause for as long as its sender likes (uploads of live data,
-            # server-sent events). A peer that is gone for good is found by TCP keepalive or ping.
+            # No deadline: an answer may pause for as long as its sender likes (server-sent events),
+            # and how long a request's body may, the caller knows (limits.body_stall). A peer that
+            # is gone for good is found by TCP keepalive or ping.
             data = self.take_buffer() or await self._receive()
             if not data:
                 self._body.feed_eof()

@@ -85,6 +85,14 @@ class Exchange:
     visitor_left: bool = False
     """Whether all that went wrong is that the visitor did not wait for the end."""
     started: float = field(default_factory=trio.current_time)
+    relayed: RelayResult | None = None
+    """What was carried after the change to another protocol; added to the counts at the end."""
+
+    @property
+    def bytes_now(self) -> tuple[int, int]:
+        """`bytes_in` and `bytes_out` at this moment."""
+        more_in, more_out = self.relayed.bytes_now if self.relayed is not None else (0, 0)
+        return self.bytes_in + more_in, self.bytes_out + more_out
 
 
 async def forward(
@@ -125,6 +133,7 @@ class _Forwarding:
         self._request = request
         self._upstream = upstream
         self._exchange = exchange
+        self._limits = limits
         self._client = ClientConnection(upstream.stream, limits)
         self._upgrade = _offered_upgrade(request)
         self._timer: trio.CancelScope | None = None
@@ -214,6 +223,11 @@ class _Forwarding:
             self._note(f"the request's body is bad: {exc}")
             self._refusal = Refusal(400, "bad-request", f"The request cannot be used: {exc}.")
             all_of_it.cancel(reason="the request cannot be completed")
+        except trio.TooSlowError:
+            problem = f"no byte of the request's body came within {self._limits.body_stall:g} s"
+            self._note(problem)
+            self._refusal = Refusal(408, "body-stalled", f"{problem[0].upper()}{problem[1:]}.")
+            all_of_it.cancel(reason="the request's body has stalled")
 
     async def _send_request_parts(self) -> None:
         server, client = self._server, self._client
@@ -225,7 +239,8 @@ class _Forwarding:
                 # While the visitor's turn lasts, the upstream's time does not run, unless the
                 # visitor waits for a 100 (Continue), which is the upstream's to send.
                 self._run_timer(not self._exchange.bytes_in and self._expects_100)
-                data, end = await server.read_body()
+                with trio.fail_after(self._stall):
+                    data, end = await server.read_body()
                 self._run_timer(True)
                 self._exchange.bytes_in += len(data)
                 await client.send_body(data, end=end, trailers=safe_trailers(server.trailers))
@@ -256,6 +271,13 @@ class _Forwarding:
     def _note_lost_reader(self, exc: UpstreamGone) -> None:
         # It may have answered before it stopped reading; reading the answer will tell.
         self._note(f"{self._upstream.describe} stopped reading the request: {exc}")
+
+    @property
+    def _stall(self) -> float:
+        """Seconds for which the body may rest. Without end while the visitor waits for a 100, which
+        has the upstream's time."""
+        waits = self._expects_100 and not self._exchange.bytes_in
+        return math.inf if waits else self._limits.body_stall
 
     @property
     def _expects_100(self) -> bool:
@@ -372,12 +394,13 @@ class _Forwarding:
         early = self._client.take_buffer()
         try:
             await self._server.send_switch(101, head.reason, headers, early)
+            exchange.bytes_out += len(early)
         except VisitorGone as exc:
             self._note_leaving(exc)
             await abort(self._upstream.stream)
             await self._server.abort()
             return
-        result = RelayResult()
+        result = exchange.relayed = RelayResult()
         try:
             await relay(
                 self._server.stream,
@@ -386,8 +409,9 @@ class _Forwarding:
                 result=result,
             )
         finally:
+            exchange.relayed = None
             exchange.bytes_in += result.bytes_a_to_b
-            exchange.bytes_out += result.bytes_b_to_a + len(early)
+            exchange.bytes_out += result.bytes_b_to_a
             if result.ended == "broken":
                 side = "the visitor" if result.broken_side == "a" else self._upstream.describe
                 self._note(f"{side} broke the connection")

@@ -30,6 +30,7 @@ REASONS: dict[str, int] = {
     "name-taken": 403,
     "unknown-device": 404,
     "unknown-service": 404,
+    "body-stalled": 408,
     "head-timeout": 408,
     "head-too-large": 431,
     "target-broke": 502,

@@ -25,6 +25,7 @@ from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
@@ -107,10 +108,16 @@ class RunningProxy:
             enrolment=enrolment,
         )
         self._http = HttpIngressServer(self.store, self.devices)
-        self._tcp = TcpIngressServer(self.store, self.devices)
-        self.dispatcher = Dispatcher(self.store, self.devices, audit=_audit_log(config))
+        self.visits = VisitRegister()
+        self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
+        self.dispatcher = Dispatcher(
+            self.store, self.devices, audit=_audit_log(config), visits=self.visits
+        )
         self._internal = InternalServer(
-            self.store, self.events, self._gauges, dispatcher=self.dispatcher
+            self.store,
+            self.events,
+            self._gauges,
+            dispatcher=self.dispatcher,
         )
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
@@ -253,9 +260,9 @@ class RunningProxy:
         try:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as direct:
+                    direct.start_soon(self.visits.run)
                     if (pump := self._tunnel.pump) is not None:
                         direct.start_soon(self._http.run_direct, pump)
-                        direct.start_soon(self._tcp.run_direct)
                     problems = await self._accept_visitors(announce, task_status)
                     if not problems:
                         await self._drain()
@@ -334,6 +341,8 @@ class RunningProxy:
         if handle is not None:
             await handle.close(reason)
             await self.store.unregister(handle.token, handle)
+        # Those of a session that was replaced and still unwinds, and those that wait for a session.
+        self.visits.cut_device(name, reason)
         if device is None:
             self.store.forget_device(name)
         return handle is not None
@@ -395,6 +404,7 @@ class RunningProxy:
         return {
             "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
             "tunnelmux_streams": ("Live streams of all sessions.", _live_streams(sessions)),
+            "tunnelmux_visits": ("Visits in progress, by TCP port or back end.", len(self.visits)),
             "tunnelmux_http_visitors": ("Connections of visitors.", self._http.visitor_count),
             "tunnelmux_draining": ("1 while the proxy shuts down.", self._internal.is_draining),
         }

@@ -11,6 +11,7 @@ import contextlib
 import math
 import socket
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
@@ -55,6 +56,14 @@ class RelayResult:
     ended: Ending = "running"
     broken_side: Literal["a", "b"] | None = None
     error: Exception | None = None
+    carried: Callable[[], tuple[int, int]] | None = None
+    """What a pump has carried so far, a→b and b→a; it is added to the counts at the end."""
+
+    @property
+    def bytes_now(self) -> tuple[int, int]:
+        """Bytes a→b and b→a at this moment."""
+        forth, back = self.carried() if self.carried is not None else (0, 0)
+        return self.bytes_a_to_b + forth, self.bytes_b_to_a + back
 
 
 async def abort(stream: trio.abc.AsyncResource) -> None:
@@ -144,6 +153,13 @@ async def _relay_in_pump(
 ) -> RelayResult:
     """What `relay` does, with the pump moving the bytes; `early` are those read from a and b."""
     a_is_stream = a is pumped.stream
+    core = pumped.core
+
+    def carried() -> tuple[int, int]:
+        to_stream, to_local = core.bytes_in, core.bytes_out
+        return (to_local, to_stream) if a_is_stream else (to_stream, to_local)
+
+    result.carried = carried
     try:
         try:
             for data, sink in zip(early, (b, a), strict=True):
@@ -152,9 +168,7 @@ async def _relay_in_pump(
             if result.error is None:
                 await pumped.run()
         finally:
-            to_stream, to_local = pumped.core.bytes_in, pumped.core.bytes_out
-            result.bytes_a_to_b += to_local if a_is_stream else to_stream
-            result.bytes_b_to_a += to_stream if a_is_stream else to_local
+            (result.bytes_a_to_b, result.bytes_b_to_a), result.carried = result.bytes_now, None
     except BaseException:  # Cancelled, above all
         result.ended = "cancelled"
         await _abort_both(a, b)

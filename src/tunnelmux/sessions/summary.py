@@ -1,4 +1,5 @@
-"""What is shown of a session: eight fields, with the JSON names existing back ends read."""
+"""What is shown of a session and of a visit. A session has eight fields, with the JSON names that
+existing back ends read."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-__all__ = ["SessionSummary", "shorten_token"]
+__all__ = ["SessionSummary", "VisitSummary", "shorten_token"]
 
 _PREFIX_LENGTH = 6
 
@@ -43,3 +44,30 @@ class SessionSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
             if (value := getattr(self, name)) != ""
         )
         return f"SessionSummary({fields})"
+
+
+class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
+    """One visitor's use of one service at one moment, as `GET /internal/visits` shows it.
+
+    The JSON names are the field names in camelCase, and empty optional fields are left out.
+    """
+
+    id: str
+    way: str
+    """`http` or `tcp`: through an ingress; `raw`, `ws` or `exec`: a call of the back end."""
+    device: str
+    service: str = ""
+    """The service asked for; empty for the device's default one, and for commands."""
+    visitor: str
+    """The address of whoever it is, as `host:port`; of a command, who asked for it."""
+    scheme: str = ""
+    """What the visitor speaks: `http`, `https`, `tcp`."""
+    stream: int | None = None
+    """The id of its stream on the session, once there is one."""
+    since: datetime
+    """When it began, in UTC."""
+    bytes_in: int = 0
+    """Bytes from the visitor so far."""
+    bytes_out: int = 0
+    waits_for: str = ""
+    """What it waits for within a time: `device`, `connect`, `answer`, `body`; else empty."""

@@ -6,6 +6,7 @@ import contextlib
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from urllib.parse import quote
 
 import msgspec
@@ -26,7 +27,9 @@ from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import first_value
 from tunnelmux.http.refusal import REASON_FIELD
 from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Stream
 from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
 from tunnelmux.relay import abort
 
 __all__ = ["ASKED_BY_FIELD", "DeviceTarget", "tunnel_name"]
@@ -51,11 +54,14 @@ def tunnel_name(device: str) -> str:
 class DeviceTarget:
     """Runs commands through the tunnel, by the agent's own API."""
 
-    def __init__(self, device: str, busy: int, router: Router, limits: IngressLimits) -> None:
+    def __init__(
+        self, device: str, busy: int, router: Router, visits: VisitRegister, limits: IngressLimits
+    ) -> None:
         self.name = tunnel_name(device)
         self.busy = busy
         self._device = device
         self._router = router
+        self._visits = visits
         self._limits = limits
 
     @asynccontextmanager
@@ -63,16 +69,29 @@ class DeviceTarget:
         self, request: CommandRequest, *, asked_by: str
     ) -> AsyncIterator[AsyncIterator[Event]]:
         """Run it there; leaving the block resets the stream, which ends the command."""
+        visit = self._visits.begin(
+            "exec", device=self._device, service=None, visitor=asked_by, scheme="exec"
+        )
+        with visit:
+            async with self._execute(request, asked_by, visit) as events:
+                yield events
+
+    @asynccontextmanager
+    async def _execute(
+        self, request: CommandRequest, asked_by: str, visit: Visit
+    ) -> AsyncIterator[AsyncIterator[Event]]:
         try:
-            stream = await self._router.open_stream(self._device, self._limits)
+            stream = await self._router.open_stream(self._device, self._limits, visit)
         except Refused as refused:
             refusal = refused.refusal
             # No stream, so no command: whether the device is slow or full, it was not asked.
             reason = "device-busy" if refusal.reason == "target-timeout" else refusal.reason
             yield _Only(failure(reason, refusal.message))
             return
+        if isinstance(stream, Stream):
+            visit.count = partial(_bytes_of, stream)
         try:
-            yield _Answer(ClientConnection(stream, self._limits), request, asked_by)
+            yield _Answer(ClientConnection(stream, self._limits), request, asked_by, visit)
         finally:
             await abort(stream)  # of a stream that ended in order, nothing is left
 
@@ -83,10 +102,13 @@ class _Answer(AsyncIterator[Event]):
     No deadlines in here: the dispatcher bounds the whole.
     """
 
-    def __init__(self, client: ClientConnection, request: CommandRequest, asked_by: str) -> None:
+    def __init__(
+        self, client: ClientConnection, request: CommandRequest, asked_by: str, visit: Visit
+    ) -> None:
         self._client = client
         self._request = request
         self._asked_by = asked_by
+        self._visit = visit
         self._is_open = self._is_over = False
         self._splitter = LineSplitter()
         self._lines: deque[bytes] = deque()
@@ -98,6 +120,8 @@ class _Answer(AsyncIterator[Event]):
             event = await self._next()
         except (UpstreamGone, BadBody) as gone:
             text = f"the tunnel broke, so how the command ended is not known: {gone}"
+            if self._visit.cut_reason is not None:
+                text = f"it was cut, so how it ended is not known: {self._visit.cut_reason}"
             event = failure("lost", text)
         except InvalidEvent as invalid:
             event = failure("lost", f"the agent's answer cannot be understood: {invalid}")
@@ -138,6 +162,10 @@ class _Answer(AsyncIterator[Event]):
         self._lines.extend(line for line in lines if line.strip())
         if end and not self._lines:
             raise UpstreamGone("the agent ended its answer too early")
+
+
+def _bytes_of(stream: Stream) -> tuple[int, int]:
+    return stream.bytes_sent, stream.bytes_received
 
 
 class _Only(AsyncIterator[Event]):

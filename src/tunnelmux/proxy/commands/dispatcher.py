@@ -41,6 +41,7 @@ from tunnelmux.proxy.commands.device_target import DeviceTarget, tunnel_name
 from tunnelmux.proxy.commands.figures import CommandFigures, PooledConnections
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.sessions import DeviceStore
 
 __all__ = ["EVERYTHING", "NOT_RUN", "Dispatcher", "Target", "UnknownDevices"]
@@ -100,6 +101,7 @@ class Dispatcher:
         devices: DeviceRegister,
         *,
         audit: AuditLog | None = None,
+        visits: VisitRegister | None = None,
         limits: InternalLimits | None = None,
         http_limits: IngressLimits | None = None,
     ) -> None:
@@ -109,6 +111,7 @@ class Dispatcher:
         self._store = store
         self._devices = devices
         self._router = Router(store, devices)
+        self.visits = visits if visits is not None else VisitRegister()
         self._places = trio.CapacityLimiter(1)
         self._targets: dict[str, Target] = {}
         self._groups: dict[str, list[Target]] = {}
@@ -319,7 +322,9 @@ class Dispatcher:
             online = await self._store.find_device(name) is not None
             if online or not candidates:
                 busy = self._busy[tunnel_name(name)]
-                candidates.append(DeviceTarget(name, busy, self._router, self._http_limits))
+                candidates.append(
+                    DeviceTarget(name, busy, self._router, self.visits, self._http_limits)
+                )
         return min(candidates, key=lambda target: target.busy, default=None)
 
 

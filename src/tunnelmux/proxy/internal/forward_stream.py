@@ -11,21 +11,19 @@ import trio
 from tunnelmux.http import Exchange, Field, RequestHead, Upstream, VisitorGone, forward
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end, replace_host
-from tunnelmux.http.head import field_values, has_member
+from tunnelmux.http.head import field_values, first_value, has_member
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.internal.answers import ApiConnection, ApiError
 from tunnelmux.proxy.internal.forward_http import encode_target
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_stream
+from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
 
 __all__ = ["StreamForwarder"]
 
 _log = get_logger("proxy.internal")
-
-_AGENT_SLACK = 5.0
-# Seconds on top of the agent's own limits: its 504 knows which target was slow, so it goes first.
 
 _RAW_FIELDS = ((b"Content-Type", b"application/octet-stream"), (b"Connection", b"close"))
 
@@ -34,26 +32,44 @@ _RAW_FIELDS = ((b"Content-Type", b"application/octet-stream"), (b"Connection", b
 class _Way:
     handle: SessionHandle
     stream: trio.abc.HalfCloseableStream
+    visit: Visit
+
+    @property
+    def cut(self) -> dict[str, str]:
+        """What the log says of a visit that was cut."""
+        reason = self.visit.cut_reason
+        return {} if reason is None else {"cut": reason}
 
 
 class StreamForwarder:
     """Serves the two routes that take the connection over."""
 
-    def __init__(self, store: DeviceStore, gate: ForwardGate) -> None:
+    def __init__(self, store: DeviceStore, gate: ForwardGate, visits: VisitRegister) -> None:
         self._store = store
+        self._visits = visits
         self._gate = gate
 
     @asynccontextmanager
-    async def _open(self, call: Call) -> AsyncIterator[_Way]:
+    async def _open(self, call: Call, way: Way) -> AsyncIterator[_Way]:
         """A place among the session's forwards and a stream, which is cut if the block fails."""
         handle = await find_session(self._store, call.query_token)
         with self._gate.hold(handle.token, call.limits.max_forwards_per_session):
             stream = await open_stream(handle, call.http_limits.connect_timeout)
-            try:
-                yield _Way(handle, stream)
-            except BaseException:
-                await abort(stream)
-                raise
+            service = first_value(call.request.headers, b"tunnelmux-service")
+            visit = self._visits.begin(
+                way,
+                device=handle.device,
+                service=service.decode("latin-1") if service else None,
+                visitor=call.remote,
+                scheme=way,
+            )
+            with visit:
+                visit.hold(stream)
+                try:
+                    yield _Way(handle, stream, visit)
+                except BaseException:
+                    await abort(stream)
+                    raise
 
     async def raw(self, call: Call) -> None:
         """The connection becomes a stream to the agent: whatever is sent arrives there as it is.
@@ -65,7 +81,8 @@ class StreamForwarder:
         protocol = _offered_protocol(request)
         result = RelayResult()
         started = trio.current_time()
-        async with self._open(call) as way:
+        async with self._open(call, "raw") as way:
+            way.visit.count = lambda: result.bytes_now
             try:
                 if protocol is not None:
                     headers = [(b"Connection", b"Upgrade"), (b"Upgrade", protocol)]
@@ -88,6 +105,7 @@ class StreamForwarder:
                     bytes_out=result.bytes_b_to_a,
                     seconds=round(trio.current_time() - started, 4),
                     outcome="not begun" if result.ended == "running" else result.ended,
+                    **way.cut,
                 )
 
     async def _relay_body(
@@ -110,16 +128,17 @@ class StreamForwarder:
                 headers=[(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")],
             )
         target = encode_target(call.query.get("path") or "/")
-        async with self._open(call) as way:
+        async with self._open(call, "ws") as way:
             limits = call.http_limits
             upstream = Upstream(
                 stream=way.stream,
                 headers=_fields_for_device(request),
                 describe=f"device {way.handle.device}",
-                response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
+                response_timeout=PATIENCE["answer"](limits),
                 broken_reason="tunnel-lost",
             )
             exchange = Exchange(request=request)
+            way.visit.count = lambda: exchange.bytes_now
             onward = dataclasses.replace(request, target=target)
             try:
                 await forward(call.server, onward, upstream, limits, exchange)
@@ -135,6 +154,7 @@ class StreamForwarder:
                     bytes_out=exchange.bytes_out,
                     seconds=round(trio.current_time() - exchange.started, 4),
                     **({"problem": exchange.problem} if exchange.problem else {}),
+                    **way.cut,
                 )
 
 

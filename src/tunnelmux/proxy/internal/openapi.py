@@ -137,6 +137,25 @@ _SCHEMAS = {
         sessions={"type": "array", "items": {"$ref": "#/components/schemas/SessionSummary"}},
         total={"type": "integer", "minimum": 0},
     ),
+    "Visit": _object(
+        ["id", "way", "device", "visitor", "since"],
+        id=_TEXT,
+        way={"enum": ["http", "tcp", "raw", "ws", "exec"]},
+        device=_TEXT,
+        service={"type": "string", "description": "The one asked for; absent for the default."},
+        visitor=_TEXT,
+        scheme=_TEXT,
+        stream={"type": "integer", "minimum": 0},
+        since=_TIME,
+        bytesIn={"type": "integer", "minimum": 0, "description": "0 when absent."},
+        bytesOut={"type": "integer", "minimum": 0, "description": "0 when absent."},
+        waitsFor={"enum": ["device", "connect", "answer", "body"]},
+    ),
+    "VisitList": _object(
+        ["visits", "total"],
+        visits={"type": "array", "items": {"$ref": "#/components/schemas/Visit"}},
+        total={"type": "integer", "minimum": 0},
+    ),
     "Closed": _object(["closed"], closed={"const": True}),
     "Status": _object(["status"], status={"enum": ["ok", "ready"]}),
 }
@@ -269,6 +288,23 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "summary": "Every session",
         "responses": {"200": _json("SessionList", "Sorted by device."), **_errors()},
     },
+    "/internal/visits": {
+        "summary": "Who uses what now: every visit, the oldest first",
+        "parameters": [
+            {"name": "device", "in": "query", "schema": _TEXT, "description": "Of this one only."},
+            {
+                "name": "limit",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1000},
+                "description": "Show so many at most; `total` says how many there are.",
+            },
+        ],
+        "responses": {"200": _json("VisitList", "The live visits."), **_errors("INVALID_REQUEST")},
+    },
+    "/internal/visits/{id}/close": {
+        "summary": "End a visit",
+        "responses": {"200": _json("Closed", "It is being cut."), **_errors()},
+    },
     "/internal/events": {
         "summary": "Sessions connecting, being replaced and being lost, as they do",
         "parameters": [
@@ -321,14 +357,16 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     for route in routes:
         details = dict(_DETAILS[route.path])
         details["operationId"] = _operation_id(route)
-        if "{token}" in route.path:
+        names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
+        if names:
             details["parameters"] = [
                 {
-                    "name": "token",
+                    "name": name,
                     "in": "path",
                     "required": True,
                     "schema": {"type": "string", "minLength": 1},
                 }
+                for name in names
             ]
         paths.setdefault(route.path, {})[route.method.lower()] = details
     return {

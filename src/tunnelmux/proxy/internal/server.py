@@ -28,6 +28,7 @@ from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
 from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
 from tunnelmux.proxy.internal.sessions import ForwardGate
+from tunnelmux.proxy.internal.visits import VisitCalls
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, EventLog, SessionHandle, shorten_token
 from tunnelmux.transports import start_server_tls
@@ -79,6 +80,7 @@ class InternalServer:
         self.in_progress = 0
         """Calls being answered now; streams that only a caller ends do not count."""
         self._store = store
+        self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
         self._open = 0  # those still shaking hands included
         self._refusing = 0
@@ -93,7 +95,8 @@ class InternalServer:
         self._description = msgspec.json.encode(describe(self.table.routes))
 
     def _routes(self) -> list[Route]:
-        streams = StreamForwarder(self._store, self._gate)
+        visits = VisitCalls(self._visits)
+        streams = StreamForwarder(self._store, self._gate, self._visits)
         return [
             Route("POST", "/internal/forward/http", answer=self._forward_http),
             Route("POST", "/internal/forward/raw", stream=streams.raw),
@@ -102,6 +105,8 @@ class InternalServer:
             Route("GET", "/internal/session/{token}", answer=self._get_session),
             Route("POST", "/internal/session/{token}/close", answer=self._close_session),
             Route("GET", "/internal/sessions", answer=self._list_sessions),
+            Route("GET", "/internal/visits", answer=visits.list),
+            Route("POST", "/internal/visits/{id}/close", answer=visits.close),
             Route("GET", "/internal/events", stream=self._events.serve),
             Route("GET", "/healthz", answer=self._health),
             Route("GET", "/readyz", answer=self._readiness),

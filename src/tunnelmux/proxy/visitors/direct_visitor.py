@@ -139,7 +139,13 @@ class DirectVisitor:
         self.remote = remote
         self.relay: HttpRelay | None = None
         limits = settings.limits
-        self.patience = min(_LOOK, limits.head_timeout, limits.idle_timeout, limits.connect_timeout)
+        self.patience = min(
+            _LOOK,
+            limits.head_timeout,
+            limits.idle_timeout,
+            limits.connect_timeout,
+            limits.body_stall,
+        )
         """Seconds until it is looked at."""
         self._all = everybody
         self._nursery = nursery

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 from collections import Counter
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -15,9 +15,9 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
-from tunnelmux.proxy.visitors.routing import Router, stream_id
+from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister
 from tunnelmux.relay import RelayResult, abort, relay, reset_socket
-from tunnelmux.relay.timeouts import Timeouts
 from tunnelmux.sessions import DeviceStore
 
 if TYPE_CHECKING:
@@ -32,9 +32,6 @@ _log_relay = frequent_line(
     *("device", "service", "visitor", "stream", "bytes_in", "bytes_out", "seconds"),
 )
 
-_AGENT_SLACK = 5.0
-# Seconds on top of the agent's own limit for its target: its answer says more than our silence.
-
 
 class TcpIngressServer:
     """Serves the connections of all TCP ports.
@@ -43,15 +40,18 @@ class TcpIngressServer:
     one log line says why. A half-close goes through in both directions.
     """
 
-    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+    def __init__(
+        self, store: DeviceStore, devices: DeviceRegister, visits: VisitRegister | None = None
+    ) -> None:
+        self.visits = visits if visits is not None else VisitRegister()
         self._router = Router(store, devices)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
-        self._unanswered = Timeouts(_Visit.give_up_waiting)
 
     def configure(self, limits: IngressLimits) -> None:
         """Hold connections that come from now on to these limits."""
         self._limits = limits
+        self._router.reserved_streams = limits.reserved_streams
 
     def take(
         self, nursery: trio.Nursery, device: str, service: str, local: socket.socket, remote: str
@@ -60,51 +60,49 @@ class TcpIngressServer:
         its session; whether that was so. `nursery` is for visitors whose service answers in
         another way than at once and plainly.
         """
-        limits, port = self._limits, (device, service)
+        limits = self._limits
         session = self._router.session_now(device)
-        if session is None or self._visitors[port] >= limits.max_visitors:
+        if (
+            session is None
+            or self._visitors[device, service] >= limits.max_visitors
+            or self.visits.crowd(device, remote) >= limits.max_streams_per_visitor
+        ):
             return False
-        visit = _Visit(self, nursery, session, port, local, remote)
-        if not visit.begin():
+        visit = _RelayedVisit(self, nursery, device, service, local, remote)
+        if not visit.open(session):
             return False
-        self._visitors[port] += 1
-        patience = limits.connect_timeout + _AGENT_SLACK
-        self._unanswered.set(visit, trio.current_time() + patience)
+        self._enter(visit)
+        visit.wait_for("connect", limits)
         return True
-
-    async def run_direct(self) -> NoReturn:
-        """Hand to a task, which knows what to say, who waits for an answer too long; until
-        cancelled."""
-        await self._unanswered.run()
 
     async def handle(self, device: str, service: str, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one visitor of the port for `service` on `device`, and close its connection.
 
         `remote` is the visitor's address as `host:port`.
         """
-        limits, port = self._limits, (device, service)
-        log = _log.bind(device=device, service=service, visitor=remote)
-        if self._visitors[port] >= limits.max_visitors:
+        limits, log = self._limits, _log.bind(device=device, service=service, visitor=remote)
+        if self._visitors[device, service] >= limits.max_visitors:
             log.warning("relay refused", reason="too-many-visitors", limit=limits.max_visitors)
             await abort(stream)
             return
-        self._visitors[port] += 1
+        visit = Visit(self.visits, "tcp", device=device, service=service, visitor=remote)
+        self._enter(visit)
         try:
-            tunnel = await self._router.open_stream(device, limits)
-            report = _Report(port, remote, stream_id(tunnel))
+            tunnel = await self._router.open_stream(device, limits, visit)
             try:
                 target = await open_connect(
-                    tunnel, service, limits, answer_timeout=limits.connect_timeout + _AGENT_SLACK
+                    tunnel, service, limits, answer_timeout=PATIENCE["connect"](limits)
                 )
             except UpstreamGone as exc:
-                report.write(f"the tunnel broke: {exc}", "tunnel-lost")
+                _write(visit, f"the tunnel broke: {exc}", "tunnel-lost")
                 await abort(stream)
             except BaseException:
-                report.write("cut by the proxy's end")
+                _write(visit, "cut by the proxy's end")
                 await abort(tunnel)
                 raise
             else:
-                await self._relay(stream, target, report)
+                visit.waits_for = "connect"
+                await self._relay(stream, target, visit)
         except Refused as exc:
             log.warning("relay refused", reason=exc.refusal.reason, problem=exc.refusal.message)
             await abort(stream)
@@ -112,143 +110,141 @@ class TcpIngressServer:
             await abort(stream)
             raise
         finally:
-            self._leave(port)
+            self.leave(visit)
 
-    async def go_on(self, visit: _Visit, stream: Stream) -> None:
+    async def go_on(self, visit: _RelayedVisit, stream: Stream) -> None:
         """Serve a visitor whose relay was handed back, from where that stopped."""
         limits = self._limits
         visitor = trio.SocketStream(trio.socket.from_stdlib_socket(visit.local))
         try:
-            target = ConnectStream(stream, limits, limits.connect_timeout + _AGENT_SLACK)
-            await self._relay(visitor, target, visit.report)
+            target = ConnectStream(stream, limits, PATIENCE["connect"](limits))
+            await self._relay(visitor, target, visit)
         except BaseException:
             await abort(visitor)
             raise
         finally:
-            self._leave(visit.port)
+            self.leave(visit)
 
     async def _relay(
-        self, stream: trio.abc.Stream, target: trio.abc.HalfCloseableStream, report: _Report
+        self, stream: trio.abc.Stream, target: trio.abc.HalfCloseableStream, visit: Visit
     ) -> None:
         result = RelayResult()
+        bytes_in, bytes_out = visit.bytes  # those that went another way
+
+        def count() -> tuple[int, int]:
+            more_in, more_out = result.bytes_now
+            return bytes_in + more_in, bytes_out + more_out
+
+        visit.count = count
         problem: str | None = "cut by the proxy's end"
         reason: str | None = None
         try:
             await relay(stream, target, result=result)
             problem, reason = _explain(result)
         finally:
-            report.write(problem, reason, result.bytes_a_to_b, result.bytes_b_to_a)
+            _write(visit, problem, reason)
 
-    def leave(self, visit: _Visit) -> None:
+    def _enter(self, visit: Visit) -> None:
+        self.visits.add(visit)
+        self._visitors[visit.device, visit.service or ""] += 1
+
+    def leave(self, visit: Visit) -> None:
         """The visit is over."""
-        self.stop_waiting(visit)
-        self._leave(visit.port)
-
-    def stop_waiting(self, visit: _Visit) -> None:
-        """No answer is awaited any more."""
-        self._unanswered.clear(visit)
-
-    def _leave(self, port: tuple[str, str]) -> None:
+        visit.end()
+        port = visit.device, visit.service or ""
         self._visitors[port] -= 1
         if not self._visitors[port]:
             del self._visitors[port]
 
 
-class _Report:
-    """The line that the log gets about one visitor, at the end."""
+class _RelayedVisit(Visit):
+    """A visit without a task: the pump relays it, and calls at its end."""
 
-    __slots__ = ("_device", "_remote", "_service", "_started", "_stream", "bytes_in", "bytes_out")
+    __slots__ = ("_nursery", "_relay", "_server", "_stream", "local")
 
-    def __init__(self, port: tuple[str, str], remote: str, stream: int | None) -> None:
-        self._device, self._service = port
-        self._remote = remote
-        self._stream = stream
-        self._started = trio.current_time()
-        self.bytes_in = 0
-        """Bytes from the visitor that went another way than those given to `write`."""
-        self.bytes_out = 0
-
-    def write(
-        self,
-        problem: str | None,
-        reason: str | None = None,
-        bytes_in: int = 0,
-        bytes_out: int = 0,
-    ) -> None:
-        """Write it, with what went wrong in words and as a Tunnelmux-Reason, if anything did."""
-        bytes_in += self.bytes_in
-        bytes_out += self.bytes_out
-        seconds = round(trio.current_time() - self._started, 4)
-        who = (self._device, self._service, self._remote, self._stream)
-        if problem is None:
-            _log_relay(*who, bytes_in, bytes_out, seconds)
-            return
-        _log.warning(
-            "relay",
-            **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            seconds=seconds,
-            **({"reason": reason} if reason else {}),
-            problem=problem,
-        )
-
-
-class _Visit:
-    """A visitor in the pump: no task, one call at the end."""
-
-    __slots__ = ("_nursery", "_relay", "_remote", "_server", "_session", "local", "port", "report")
+    _relay: Relay
+    """What carries it, once it is open."""
 
     def __init__(
         self,
         server: TcpIngressServer,
         nursery: trio.Nursery,
-        session: Session,
-        port: tuple[str, str],
+        device: str,
+        service: str,
         local: socket.socket,
         remote: str,
     ) -> None:
+        super().__init__(server.visits, "tcp", device=device, service=service, visitor=remote)
         self.local = local
-        self.port = port
         self._server = server
         self._nursery = nursery
-        self._session = session
-        self._remote = remote
-        self._relay: Relay | None = None
+        self._stream: Stream | None = None
 
-    def begin(self) -> bool:
+    def open(self, session: Session) -> bool:
         """Open the stream and start the relay; False when that takes waiting."""
-        head = connect_head(self.port[1])
-        self._relay = self._session.open_relay(self.local, head, CONNECT_ANSWER, self)
-        if self._relay is None:
+        head = connect_head(self.service or "")
+        relay = session.open_relay(self.local, head, CONNECT_ANSWER, self)
+        if relay is None:
             return False
-        self.report = _Report(self.port, self._remote, self._relay.stream.id)
+        self._relay = relay
+        self.session = session
+        self.stream = relay.stream.id
         return True
 
-    def give_up_waiting(self) -> None:
-        """Called when the answer is overdue."""
-        assert self._relay is not None  # it began, or nobody would wait
+    @property
+    def bytes(self) -> tuple[int, int]:
+        if self.count is not None:
+            return self.count()
+        return self._relay.bytes_in, self._relay.bytes_out
+
+    def stop(self) -> None:
+        if self._stream is None:
+            self._relay.abort()
+        else:
+            self._stream.reset()
+
+    def late(self) -> None:
         if not self._relay.is_agreed:
-            self._relay.hand_back()
+            self._relay.hand_back()  # to a task, which knows what to say
 
     def on_news(self) -> None:
         """Called by the pump when the relay is over, or not what it can carry."""
         relay = self._relay
-        assert relay is not None
-        self.report.bytes_in, self.report.bytes_out = relay.bytes_in, relay.bytes_out
         if relay.outcome == "handed back":
-            self._server.stop_waiting(self)
-            stream = self._session.adopt(relay.stream)
-            self._nursery.start_soon(self._server.go_on, self, stream)
+            assert self.session is not None  # it is open
+            self._stream = self.session.adopt(relay.stream)
+            self._nursery.start_soon(self._server.go_on, self, self._stream)
             return
         self._server.leave(self)
         if relay.outcome == "finished":
             self.local.close()
-            self.report.write(None)
+            _write(self, None)
             return
         reset_socket(self.local)
         who = "the visitor" if relay.outcome == "local broke" else "the device"
-        self.report.write(f"{who} broke the connection: {relay.error}")
+        _write(self, f"{who} broke the connection: {relay.error}")
+
+
+def _write(visit: Visit, problem: str | None, reason: str | None = None) -> None:
+    """The line that the log gets about one visit, at its end: with what went wrong in words and as
+    a Tunnelmux-Reason, if anything did."""
+    bytes_in, bytes_out = visit.bytes
+    seconds = round(trio.current_time() - visit.began, 4)
+    who = (visit.device, visit.service, visit.visitor, visit.stream)
+    if visit.cut_reason is not None:
+        problem, reason = f"cut: {visit.cut_reason}", None
+    if problem is None:
+        _log_relay(*who, bytes_in, bytes_out, seconds)
+        return
+    _log.warning(
+        "relay",
+        **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        seconds=seconds,
+        **({"reason": reason} if reason else {}),
+        problem=problem,
+    )
 
 
 def _explain(result: RelayResult) -> tuple[str | None, str | None]:

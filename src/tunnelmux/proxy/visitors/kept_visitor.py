@@ -32,7 +32,7 @@ __all__ = ["CarriedLog", "KeptVisitor", "open_carrying"]
 
 _log = get_logger("proxy.http")
 
-_REASONS = {400: "bad-request", 502: "target-broke", 504: "target-timeout"}
+_REASONS = {400: "bad-request", 408: "body-stalled", 502: "target-broke", 504: "target-timeout"}
 
 
 def open_carrying(
@@ -125,8 +125,10 @@ class KeptVisitor:
             "agreeing": limits.connect_timeout,
             "idle": limits.idle_timeout,
             "reading": limits.head_timeout,
+            "sending": limits.body_stall,
             "waiting": limits.response_timeout + limits.connect_timeout,
         }
+        self._moved = (0, 0.0)  # bytes of a body that had come, and when that was noticed
         self._over = trio.Event()
 
     def on_news(self) -> None:
@@ -173,13 +175,21 @@ class KeptVisitor:
         return False
 
     def _due(self, relay: HttpRelay) -> float:
-        """When whatever it waits for has taken too long. Bodies may take their time."""
-        return relay.phase_since + self._patience.get(relay.phase, math.inf)
+        """When whatever it waits for has taken too long. A body that moves may take its time."""
+        since = relay.phase_since
+        if relay.phase == "sending":
+            if relay.bytes_in != self._moved[0]:
+                self._moved = relay.bytes_in, trio.current_time()
+            since = max(since, self._moved[1])
+        return since + self._patience.get(relay.phase, math.inf)
 
     def _time_out(self, relay: HttpRelay) -> None:
         if relay.phase == "waiting":
             seconds = self._limits.response_timeout
             relay.give_up(f"the target did not answer within {seconds:g} s", 504)
+        elif relay.phase == "sending":
+            seconds = self._limits.body_stall
+            relay.give_up(f"no byte of the request's body came within {seconds:g} s", 408)
         elif relay.phase == "idle":
             self._server.finish_soon()
         elif relay.phase in {"agreeing", "reading"}:

@@ -219,7 +219,7 @@ class ListenerSet:
             await plan.handler(stream, remote, *([] if place is None else [place]))
         except Exception:  # noqa: BLE001  as the next line says
             # A bug in one connection is no reason to drop all the others.
-            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+            _log.exception("unhandled error in connection", listener=plan.key)
         finally:
             if place is not None:
                 place.leave()
@@ -261,7 +261,7 @@ class _PumpedListener:
             if plan.take is None or not plan.take(connection, remote):
                 self._listeners.handle_soon(plan, connection, remote)
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
-            _log.exception("a connection failed in a way nobody foresaw", listener=plan.key)
+            _log.exception("unhandled error in connection", listener=plan.key)
             connection.close()
 
 

@@ -18,6 +18,8 @@ from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.visit import Visit
+from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 
 __all__ = [
@@ -149,17 +151,41 @@ class Router:
     """Opens streams to devices; what it cannot do it says as a Refused, ready for the visitor."""
 
     def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+        self.reserved_streams = IngressLimits().reserved_streams
+        """Streams of each session that strangers leave free."""
         self._store = store
         self._devices = devices
 
-    async def open_stream(self, device: str, limits: IngressLimits) -> trio.abc.HalfCloseableStream:
-        """A new stream to the device.
+    async def open_stream(
+        self, device: str, limits: IngressLimits, visit: Visit | None = None
+    ) -> trio.abc.HalfCloseableStream:
+        """A new stream to the device, and `visit` knows of it.
 
         Waits up to `limits.reconnect_wait` seconds for a device that was lost less than that ago,
-        and up to `limits.connect_timeout` for one that does not take streams. Raises Refused.
+        and up to `limits.connect_timeout` for one that does not take streams. Raises Refused, also
+        when the visit is cut meanwhile.
         """
+        if visit is None:
+            return await self._open_stream(device, limits, None)
+        visit.wait_for("device", limits)
+        stream = None
+        with trio.CancelScope() as waiting:
+            visit.on_cut = waiting.cancel
+            stream = await self._open_stream(device, limits, visit)
+        visit.on_cut = None
+        if stream is None or visit.cut_reason is not None:
+            if stream is not None:
+                await abort(stream)
+            raise _busy(device, "device-offline", f"can be reached no more: {visit.cut_reason}")
+        visit.hold(stream)
+        return stream
+
+    async def _open_stream(
+        self, device: str, limits: IngressLimits, visit: Visit | None
+    ) -> trio.abc.HalfCloseableStream:
         for _ in range(_ATTEMPTS):
             handle = await self._find(device, limits)
+            self._require_room(handle, limits, visit)
             try:
                 with trio.fail_after(limits.connect_timeout):
                     return await handle.open_stream()
@@ -174,13 +200,40 @@ class Router:
                 raise Refused(Refusal(504, "target-timeout", message)) from None
         raise self._offline(device)
 
+    def _require_room(
+        self, handle: SessionHandle, limits: IngressLimits, visit: Visit | None
+    ) -> None:
+        if visit is not None and not visit.is_from_outside:
+            return
+        if isinstance(handle, LocalHandle) and not self._has_room(handle.session):
+            raise _busy(
+                handle.device,
+                "device-busy",
+                "has no stream left for visitors (limits.max_streams and reserved_streams)",
+            )
+        most = limits.max_streams_per_visitor
+        if visit is not None and visit.crowd > most:
+            message = (
+                f"More than {most} streams to device {handle.device} are open for {visit.source} "
+                "(limits.max_streams_per_visitor). Try again in a moment."
+            )
+            raise Refused(Refusal(503, "too-many-visitors", message, retry_after=BUSY_RETRY_AFTER))
+
+    def _has_room(self, session: Session) -> bool:
+        """Whether the session has more streams left than those in reserve."""
+        most = session.limits.max_streams
+        return session.stream_count < most - min(self.reserved_streams, most // 8)
+
     def session_now(self, device: str) -> Session | None:
-        """The session of the device, if it may be reached and is here; without waiting."""
+        """The session of the device, if it may be reached, is here, and has a stream left for a
+        visitor; without waiting."""
         known = self._devices.find(device)
         if known is None or not known.enabled:
             return None
         handle = self._store.live_device(device)
-        return handle.session if isinstance(handle, LocalHandle) else None
+        if not isinstance(handle, LocalHandle) or not self._has_room(handle.session):
+            return None
+        return handle.session
 
     async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
         known = self._devices.find(device)

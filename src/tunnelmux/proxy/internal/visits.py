@@ -1,0 +1,62 @@
+"""GET /internal/visits and POST /internal/visits/{id}/close: who uses what, and an end to it."""
+
+from __future__ import annotations
+
+from tunnelmux.proxy.internal.answers import Answer, ApiError
+from tunnelmux.proxy.internal.routes import Call
+from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
+from tunnelmux.sessions import VisitSummary
+
+__all__ = ["VisitCalls"]
+
+_SHOWN = 1000
+# Visits in one answer where the caller does not say how many.
+
+_MOST_SHOWN = 10_000
+# The most it may ask for: about 3 MB of JSON.
+
+
+class VisitCalls:
+    """Answers the calls about visits."""
+
+    def __init__(self, visits: VisitRegister) -> None:
+        self._visits = visits
+
+    async def list(self, call: Call) -> Answer:
+        """The live visits, the oldest first; `?device=` chooses those of one device."""
+        device, most = call.query.get("device"), _limit(call.query.get("limit"))
+        chosen = list(self._visits) if device is None else self._visits.of_device(device)
+        shown = [self._summary(visit) for visit in chosen[:most]]
+        return Answer.of({"visits": shown, "total": len(chosen)})
+
+    async def close(self, call: Call) -> Answer:
+        """End a visit now."""
+        visit = self._visits.find(call.parameters["id"])
+        if visit is None:
+            raise ApiError("NOT_FOUND", "visit not found")
+        visit.cut("closed through the internal API")
+        return Answer.of({"closed": True})
+
+    def _summary(self, visit: Visit) -> VisitSummary:
+        bytes_in, bytes_out = visit.bytes
+        return VisitSummary(
+            id=visit.id,
+            way=visit.way,
+            device=visit.device,
+            service=visit.service or "",
+            visitor=visit.visitor,
+            scheme=visit.scheme,
+            stream=visit.stream,
+            since=self._visits.began_at(visit),
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            waits_for="" if visit.waits_for == "nothing" else visit.waits_for,
+        )
+
+
+def _limit(text: str | None) -> int:
+    if text is None:
+        return _SHOWN
+    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) <= _MOST_SHOWN):
+        raise ApiError("INVALID_REQUEST", f"limit must be a number from 1 to {_MOST_SHOWN}")
+    return int(text)
