@@ -116,11 +116,34 @@ def _(make: MakeLone) -> None:
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
-    lone.feed(wire.data(1, b"lost"), wire.reset(1), wire.data(1, b"ghost"), wire.ping(1))
+    lone.feed(wire.data(1, b"why"), wire.reset(1), wire.data(1, b"ghost"), wire.ping(1))
     assert lone.sent() == [wire.pong(1)]
+    assert (stream.receive(2), stream.receive(100)) == (b"wh", b"y")
     with pytest.raises(StreamReset):
         stream.receive(100)
-    assert lone.engine.unread_bytes == 0
+    assert lone.engine.unread_bytes == lone.engine.stream_count == 0
+
+
+@case("U69-what-came-before-their-reset-counts-until-it-is-read-or-given-up")
+def _(make: MakeLone) -> None:
+    lone = make()
+    for number, give_up in enumerate(("receive", "close", "stop", "reset")):
+        stream = lone.accepted(1 + 2 * number)
+        lone.feed(wire.data(stream.id, b"why"), wire.reset(stream.id))
+        assert (lone.engine.unread_bytes, lone.engine.stream_count) == (3, 1)
+        lone.feed(wire.reset(stream.id), wire.update(stream.id, 9), wire.data(stream.id, b"", FIN))
+        if give_up == "receive":
+            assert stream.receive(100) == b"why"
+        elif give_up == "close":
+            stream.close(lone.now)
+        elif give_up == "stop":
+            stream.stop_receiving()
+        else:
+            stream.reset()
+        assert (lone.engine.unread_bytes, lone.engine.stream_count) == (0, 0)
+        assert lone.sent() == []
+        with pytest.raises((StreamReset, StreamClosed)):
+            stream.receive(100)
 
 
 @case("U69-data-after-our-reset-is-discarded")
@@ -541,6 +564,8 @@ def _one_short_stream(client: Engine, server: Engine, how: str) -> None:
         theirs.send(b"partial")
         _exchange(client, server)
         theirs.reset()
+        _exchange(client, server)
+        assert ours.receive(100) == b"partial"
     else:
         theirs.send(b"response")
         for stream in (ours, theirs):

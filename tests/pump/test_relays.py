@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import random
 import socket
 
 import pytest
 import trio
+import trio.testing
 
 from support.carried import WAYS, Relayed, carried_sessions, relayed
 from tunnelmux.limits import Limits
@@ -75,6 +77,44 @@ async def test_a_reset_of_one_side_resets_the_other(way: str, near_breaks: bool)
         # The near relay has its socket as `b`, the far one as `a`.
         assert broke.broken_side == ("b" if near_breaks else "a")
         assert told.broken_side == ("b" if near_breaks else "a")
+
+
+LAST_WORDS = b"421 too many connections\r\n" * 500
+
+
+@pytest.mark.parametrize("near_breaks", [True, False])
+@pytest.mark.parametrize("flooded", [True, False])
+async def test_what_a_side_said_before_it_reset_arrives(
+    way: str, near_breaks: bool, flooded: bool
+) -> None:
+    """A server that is full says so and closes with what it was sent unread, which is a reset."""
+    async with (
+        carried_sessions(way) as (client, server),
+        relayed(client, server) as one,
+        trio.open_nursery() as nursery,
+    ):
+        breaking, other = (one.near, one.far) if near_breaks else (one.far, one.near)
+
+        async def flood() -> None:
+            with pytest.raises(trio.BrokenResourceError):
+                while True:
+                    await other.send_all(bytes(MIB))
+
+        if flooded:
+            nursery.start_soon(flood)
+            assert await breaking.receive_some(1)
+            await trio.testing.wait_all_tasks_blocked(0.01)  # until it is stopped
+        await breaking.send_all(LAST_WORDS)
+        await abort(breaking)
+        got = bytearray()
+        # An error shows once: to the sender, when there is one.
+        told = contextlib.suppress if flooded else pytest.raises
+        with trio.fail_after(5), told(trio.BrokenResourceError):
+            while piece := await other.receive_some():
+                got += piece
+        assert got == LAST_WORDS
+        await over(one)
+        assert one.near_result.ended == one.far_result.ended == "broken"
 
 
 @pytest.mark.parametrize("side", ["near", "far"])

@@ -222,7 +222,9 @@ class Engine:
             stream = self._offer(stream_id, now)
             if stream is None:
                 return
-        elif stream is None or stream._syn_owed:  # the peer cannot know a stream whose SYN waits
+        elif (
+            stream is None or stream._cut or stream._syn_owed
+        ):  # the peer cannot know a stream whose SYN waits
             waiting = [entry for entry in self._resets if entry[0] == stream_id]
             if waiting:  # our own reset has not left: the peer cannot know of it
                 self._strays = 0
@@ -442,6 +444,7 @@ class EngineStream:
         self._announced = 0  # of the frame now arriving, counted in no other place
         self._peer_fin = False
         self._discarding = False
+        self._cut = False  # reset by the peer, and what came before not read yet
         self._receive_error: StreamError | SessionError | None = None
 
     @property
@@ -484,7 +487,7 @@ class EngineStream:
         self._finishing = True
 
     def receive(self, max_bytes: int) -> bytes | None:
-        if self._receive_error is not None:
+        if self._receive_error is not None and not self._buffer:
             raise self._receive_error
         if self._discarding:
             raise StreamClosed("receiving on this stream was ended")
@@ -513,7 +516,11 @@ class EngineStream:
                 self._linger_at = now + self._engine.limits.linger
 
     def reset(self, code: int = 0) -> None:
-        if self._is_live():
+        if self._cut:
+            self._receive_error = self.error
+            self._buffer.clear()
+            self._forget_if_over()
+        elif self._is_live():
             self._kill(StreamReset("reset by this side", code=code), reset_code=code)
         elif self._buffer:  # over, but not read to its end
             self._receive_error = self.error
@@ -557,10 +564,13 @@ class EngineStream:
         self._break(error)
         if reset_code is not None or not self._peer_fin:
             self._receive_error = error
+        if reset_code is not None or self in self._engine._backlog:
             self._buffer.clear()
         if self in self._engine._backlog:
             self._engine._backlog.remove(self)
-        self._engine._streams.pop(self.id, None)
+        self._cut = reset_code is None and self._is_live()
+        if not (self._cut and self._buffer):
+            self._engine._streams.pop(self.id, None)
         for other in self._engine._streams.values():
             self._engine._mark(other)  # there is room again in the session's buffer
 
@@ -571,7 +581,7 @@ class EngineStream:
         self._engine._mark(self)
 
     def _forget_if_over(self) -> None:
-        if self._fin_sent and self._peer_fin and not self._buffer:
+        if not self._buffer and (self._cut or (self._fin_sent and self._peer_fin)):
             if self._is_live():
                 self._engine._streams.pop(self.id)
                 self._engine._finish_drain()

@@ -358,6 +358,12 @@ class Session:
         """Return when the session is over, for whatever reason."""
         await self._over.wait()
 
+    async def wait_flushed(self) -> None:
+        """Return when the transport has taken more of what is queued, or the session is over."""
+        if not self.is_closed:
+            self._watch()
+            await self._flushers.park()
+
     # -- from start to end ------------------------------------------------------------------
 
     async def run(self) -> None:

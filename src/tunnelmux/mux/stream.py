@@ -116,6 +116,12 @@ class Stream(trio.abc.HalfCloseableStream):
             self.session._kick()
             await trio.lowlevel.cancel_shielded_checkpoint()
 
+    async def wait_sent(self) -> None:
+        """Return when nothing that was queued waits any more, or never will leave."""
+        await trio.lowlevel.checkpoint()
+        while self._engine_stream.queued_bytes and self._engine_stream.error is None:
+            await self.session.wait_flushed()
+
     # -- receiving --------------------------------------------------------------------------
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:

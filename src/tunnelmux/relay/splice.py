@@ -2,7 +2,8 @@
 
 The rule behind everything here: a reader must be able to tell the end of the data from a cut. So an
 end is passed on as an end (FIN to shutdown(SHUT_WR), half by half), and everything else, a reset, a
-broken transport, a timeout, a cancellation, is passed on as a reset.
+broken transport, a timeout, a cancellation, is passed on as a reset, behind what came before it: a
+server that is full says so, and resets.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ FIN looks the same whether the peer finished sending or went away altogether; on
 tells, and nobody hears it who does not read."""
 
 CLOSE_TIMEOUT = 5.0
-"""Seconds a graceful close may take (TLS close_notify, a WebSocket close frame)."""
+"""Seconds a graceful close may take (TLS close_notify, a WebSocket close frame), and what a side
+that broke had said before it may take to be passed on."""
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
@@ -40,6 +42,11 @@ Ending = Literal["running", "finished", "broken", "idle", "cancelled"]
 @runtime_checkable
 class _Resettable(Protocol):
     def reset(self) -> None: ...
+
+
+@runtime_checkable
+class _Queueing(Protocol):
+    async def wait_sent(self) -> None: ...
 
 
 @dataclass(slots=True)
@@ -129,9 +136,13 @@ async def relay(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(back.run, from_b, forth)
                 await forth.run(from_a, back)
-        clean = forth.clean or back.clean if scope.cancelled_caught else True
+        clean = result.error is None
+        if scope.cancelled_caught:
+            clean = clean and (forth.clean or back.clean)
         if clean:
             await _close_both(a, b)
+        elif result.error is not None:
+            await _wait_sent(b if result.broken_side == "a" else a)
     except BaseException:  # Cancelled, above all
         result.ended = "cancelled"
         await _abort_both(a, b)
@@ -185,6 +196,13 @@ async def _relay_in_pump(
     return result
 
 
+async def _wait_sent(stream: trio.abc.Stream) -> None:
+    """Let what was passed on leave, for a reset would overtake it."""
+    if isinstance(stream, _Queueing):
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            await stream.wait_sent()
+
+
 async def _send_early(
     data: bytes, sink: trio.abc.Stream, side: Literal["a", "b"], result: RelayResult
 ) -> None:
@@ -222,10 +240,10 @@ class _Direction:
 
     async def run(self, first: bytes, opposite: _Direction) -> None:
         """Carry until the source ends; then watch the source until the opposite one has ended."""
-        if await self._carry(first) and not opposite.ended.is_set():
+        if await self._carry(first, opposite) and not opposite.ended.is_set():
             await self._watch(opposite)
 
-    async def _carry(self, data: bytes | bytearray) -> bool:
+    async def _carry(self, data: bytes | bytearray, opposite: _Direction) -> bool:
         """Whether the direction ended cleanly and the sink was told so."""
         try:
             while True:
@@ -233,7 +251,7 @@ class _Direction:
                     try:
                         await self._sink.send_all(data)
                     except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-                        self._break("b" if self._side == "a" else "a", exc)
+                        self._break_sink(exc, opposite)
                         return False
                     self._count(len(data))
                 data = await self._source.receive_some(READ_SIZE)
@@ -243,9 +261,12 @@ class _Direction:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._break(self._side, exc)
             return False
-        return await self._pass_on_end()
+        if self._result.error is not None:  # what seems an end is the cut that the other task met
+            self._scope.cancel(reason="all that the broken side had said was passed on")
+            return False
+        return await self._pass_on_end(opposite)
 
-    async def _pass_on_end(self) -> bool:
+    async def _pass_on_end(self, opposite: _Direction) -> bool:
         if not isinstance(self._sink, trio.abc.HalfCloseableStream):
             # TLS and WebSocket have no half-close. Saying nothing could leave both peers waiting
             # for each other, so the end of one direction is the end of all.
@@ -255,7 +276,7 @@ class _Direction:
         try:
             await self._sink.send_eof()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            self._break("b" if self._side == "a" else "a", exc)
+            self._break_sink(exc, opposite)
             return False
         self.ended.set()
         return True
@@ -279,7 +300,7 @@ class _Direction:
         self._touch()
 
     def _touch(self) -> None:
-        if self._idle_timeout is not None:
+        if self._idle_timeout is not None and self._result.error is None:
             self._scope.deadline = trio.current_time() + self._idle_timeout
 
     def _break(self, side: Literal["a", "b"], exc: Exception) -> None:
@@ -287,6 +308,16 @@ class _Direction:
             self._result.broken_side = side
             self._result.error = exc
         self._scope.cancel(reason="one side of the relay broke")
+
+    def _break_sink(self, exc: Exception, opposite: _Direction) -> None:
+        """Nothing more can be sent to the sink; what it had said before is still passed on."""
+        if self._result.error is None:
+            self._result.broken_side = "b" if self._side == "a" else "a"
+            self._result.error = exc
+        deadline = trio.current_time() + CLOSE_TIMEOUT
+        self._scope.deadline = min(self._scope.deadline, deadline)
+        if opposite.ended.is_set():
+            self._scope.cancel(reason="one side of the relay broke")
 
 
 async def _abort_both(a: trio.abc.Stream, b: trio.abc.Stream) -> None:

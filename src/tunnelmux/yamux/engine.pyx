@@ -498,7 +498,7 @@ cdef class Engine(StreamTable):
             if stream is None:  # refused, or pointless: its body is skipped
                 self.begin_body(None, body, False)
                 return 0
-        elif stream is None or stream.ack_state == ACK_NEED_SYN:
+        elif stream is None or stream.is_cut or stream.ack_state == ACK_NEED_SYN:
             self.on_stray()
             self.begin_body(None, body, False)
             return 0

@@ -48,6 +48,7 @@ cdef class EngineStream:
     cdef ReceiveState receive_state
     cdef bint remote_fin
     cdef bint forgotten
+    cdef bint is_cut
     cdef bint send_was_full
     cdef bint in_changed
     cdef bint holds_slot

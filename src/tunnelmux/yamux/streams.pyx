@@ -29,8 +29,9 @@ cdef int64_t INITIAL_WINDOW = _INITIAL_WINDOW
 @cython.final
 cdef class EngineStream:
     # A stream is in the session's table until both sides have ended it and it was read to its
-    # end, or it was reset and the reset has left; `forgotten` says that it is there no more.
-    # A forgotten stream is on no list.
+    # end, or this side reset it and the reset has left, or the peer reset it (`is_cut`) and what
+    # came before was read; `forgotten` says that it is there no more. A forgotten stream is on no
+    # list.
 
     def __cinit__(self, StreamTable table, uint32_t stream_id, bint is_outbound, uint32_t credit):
         self.table = table
@@ -164,6 +165,9 @@ cdef class EngineStream:
         self.consumed(size)
 
     def stop_receiving(self):
+        if self.is_cut:
+            self.drop_unread()
+            self.table.forget(self)
         if self.receive_state != RECEIVE_OPEN:
             return
         self.receive_state = RECEIVE_DISCARD
@@ -246,7 +250,8 @@ cdef class EngineStream:
         self.drop_queued()
         if not self.remote_fin:
             self.receive_state = RECEIVE_RESET
-            self.drop_unread()
+            if not self.is_cut:
+                self.drop_unread()
         if was_unknown:  # nobody has it whom this concerns, and a flood of them would pile up
             return 0
         return self.table.note(self)
@@ -254,6 +259,10 @@ cdef class EngineStream:
     cdef int reset_(self, uint32_t code, str reason) except -1:
         if self.forgotten and not self.inbox.size:
             return 0
+        if self.is_cut:
+            self.receive_state = RECEIVE_RESET
+            self.drop_unread()
+            return self.table.forget(self)
         if self.receive_state == RECEIVE_RESET and self.send_state == SEND_RESET:
             return 0
         self.break_off(StreamReset(f"stream {self.id}: {reason} (code {code})", code=code))
@@ -353,8 +362,15 @@ cdef class StreamTable:
             error = StreamRefused(f"stream {stream.id}: the peer refused it (code {code})", code=code)
         else:
             error = StreamReset(f"stream {stream.id}: the peer reset it (code {code})", code=code)
+        # What the peer said before can still be read, and may say why. Until it was, or is given up,
+        # the stream counts like any other: so a peer can make us keep no more than by sending it.
+        stream.is_cut = True
         stream.break_off(error)
-        return self.forget(stream)
+        if stream.inbox.size == 0:
+            return self.forget(stream)
+        unlink(&stream.control_link)
+        self.stop_timer(stream)
+        return self.release_open_slot(stream)
 
     cdef int peer_fin(self, EngineStream stream) except -1:
         if stream.remote_fin or stream.receive_state == RECEIVE_RESET:
@@ -366,7 +382,9 @@ cdef class StreamTable:
         return self.forget_if_over(stream)
 
     cdef int forget_if_over(self, EngineStream stream) except -1:
-        if stream.remote_fin and stream.send_state == SEND_FIN_SENT and stream.inbox.size == 0:
+        if stream.inbox.size == 0 and (
+            stream.is_cut or stream.remote_fin and stream.send_state == SEND_FIN_SENT
+        ):
             return self.forget(stream)
         return 0
 
