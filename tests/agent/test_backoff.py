@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnelmux.agent.backoff import HELD_LONG_ENOUGH, Backoff
+from tunnelmux.agent.backoff import EARLY_TRIES, HELD_LONG_ENOUGH, Backoff
 
 
 def most(_low: float, high: float) -> float:
@@ -19,7 +19,32 @@ def least(low: float, _high: float) -> float:
 
 def test_the_bound_doubles_up_to_the_maximum() -> None:
     backoff = Backoff(0.5, 30.0, uniform=most)
-    assert [backoff.next_delay() for _ in range(9)] == [0.5, 1, 2, 4, 8, 16, 30, 30, 30]
+    early = [0.5, 1, 2, 2, 2, 2, 2, 2, 2, 2]
+    assert len(early) == EARLY_TRIES
+    assert [backoff.next_delay() for _ in range(16)] == [*early, 4, 8, 16, 30, 30, 30]
+
+
+def test_the_early_waits_are_never_above_the_maximum_nor_below_the_minimum() -> None:
+    short = Backoff(0.5, 1.0, 2.0, uniform=most)
+    assert [short.next_delay() for _ in range(12)] == [0.5] + [1.0] * 11
+    long = Backoff(5.0, 30.0, 2.0, uniform=most)
+    assert [long.next_delay() for _ in range(12)] == [5.0] * 10 + [10.0, 20.0]
+
+
+@pytest.mark.parametrize("away", [0.5, 1.5, 3.0])
+def test_of_a_fleet_whose_proxy_was_restarted_all_are_back_within_5_seconds(away: float) -> None:
+    """Dials at a proxy that is away fail at once; they are spread over the time it takes."""
+    dials: list[float] = []
+    for seed in range(1000):
+        backoff = Backoff(0.5, 30.0, uniform=random.Random(seed).uniform)
+        now = backoff.next_delay()
+        while now < away:
+            dials.append(now)
+            now += backoff.next_delay()
+        assert now < away + 2.0
+    # No herd: each tenth of a second sees a third of the fleet at the most.
+    for tenth in range(int(away * 10)):
+        assert sum(tenth / 10 <= at < (tenth + 1) / 10 for at in dials) < 350
 
 
 def test_full_jitter_goes_down_to_nothing() -> None:
@@ -39,7 +64,7 @@ def test_a_session_that_held_starts_it_anew() -> None:
     for _ in range(5):
         backoff.next_delay()
     backoff.held(HELD_LONG_ENOUGH - 0.1)
-    assert backoff.next_delay() == 16.0
+    assert backoff.next_delay() == 2.0
     backoff.held(HELD_LONG_ENOUGH)
     assert backoff.next_delay() == 0.5
 
@@ -68,7 +93,7 @@ def test_the_delays_of_a_fleet_are_spread_over_the_whole_bound() -> None:
     delays = []
     for seed in range(1000):
         backoff = Backoff(0.5, 30.0, uniform=random.Random(seed).uniform)
-        for _ in range(6):
+        for _ in range(EARLY_TRIES + 3):
             backoff.next_delay()
         delays.append(backoff.next_delay())
     assert sum(delays) / 1000 == pytest.approx(15.0, rel=0.1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 import ssl
 import stat
@@ -28,7 +29,12 @@ from tunnelmux.config import (
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy
-from tunnelmux.proxy.quickstart import invite, own_address, run_quickstart
+from tunnelmux.proxy.quickstart import (
+    invite,
+    own_address,
+    reload_quickstart,
+    run_quickstart,
+)
 from tunnelmux.transports import client_context, connect_websocket
 
 ANY_PORT = ProxyConfig(
@@ -144,6 +150,47 @@ async def test_more_devices_are_invited_while_the_proxy_runs(tmp_path: Path) -> 
             async with joined(invitation.join, device):
                 found = await proxy.store.wait_for_device(device, trio.current_time() + 5)
                 assert found is not None
+
+
+async def test_a_reload_takes_the_file_and_the_devices_anew_and_keeps_the_certificate(
+    tmp_path: Path,
+) -> None:
+    async with quickstarted(tmp_path, lambda _: None) as proxy:
+        first, second = [await trio.to_thread.run_sync(invite, tmp_path) for _ in range(2)]
+        async with joined(first.join, "dev1") as (session, _), joined(second.join, "dev2") as kept:
+            for device in ("dev1", "dev2"):
+                assert await proxy.store.wait_for_device(device, trio.current_time() + 5)
+            remove_from_devices_json(tmp_path, "dev1")
+            config = msgspec.structs.replace(
+                ANY_PORT, devices=[DeviceConfig(name="dev3", token=Secret("its-own-token"))]
+            )
+            await reload_quickstart(proxy, tmp_path, "127.0.0.1", config=config)
+            with trio.fail_after(5):
+                await session.wait_closed()
+            assert await kept[0].ping() >= 0
+            assert proxy.devices.names == ["dev2", "dev3"]
+        again = await trio.to_thread.run_sync(invite, tmp_path)
+        assert decode_join("join", again.join).pin == decode_join("join", first.join).pin
+        async with joined(again.join, "dev1"):
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
+
+
+async def test_a_reload_with_damaged_devices_changes_nothing(tmp_path: Path) -> None:
+    async with quickstarted(tmp_path, lambda _: None) as proxy:
+        made = await trio.to_thread.run_sync(invite, tmp_path)
+        async with joined(made.join) as (session, _):
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
+            await trio.Path(tmp_path / "devices.json").write_text("[{")
+            with pytest.raises(ConfigError, match=r"devices\.json is damaged"):
+                await reload_quickstart(proxy, tmp_path, "127.0.0.1", config=ANY_PORT)
+            assert await session.ping() >= 0
+            assert proxy.devices.names == ["dev1"]
+
+
+def remove_from_devices_json(folder: Path, name: str) -> None:
+    file = folder / "devices.json"
+    kept = [entry for entry in json.loads(file.read_bytes()) if entry["name"] != name]
+    file.write_text(json.dumps(kept))
 
 
 async def test_a_line_names_no_device_that_is_there_unless_it_is_to_be_replaced(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tunnelmux.agent.backoff import Backoff
+from tunnelmux.agent.backoff import new_backoff
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.credentials import Credentials
 from tunnelmux.agent.direct import DirectConnector
@@ -43,7 +43,7 @@ class RunningAgent:
         self._config = config
         self._dial = dial
         self._proxy = config.proxy
-        self._backoff = Backoff(config.backoff.minimum, config.backoff.maximum, uniform=uniform)
+        self._backoff = new_backoff(config.backoff, uniform)
         self.commands = CommandExecutor(config)
         """What runs commands, for whichever way they come."""
         self._streams = StreamServer(config, self.commands)

@@ -5,31 +5,43 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-__all__ = ["HELD_LONG_ENOUGH", "Backoff"]
+from tunnelmux.config import BackoffConfig
+
+__all__ = ["EARLY_TRIES", "HELD_LONG_ENOUGH", "Backoff", "new_backoff"]
 
 HELD_LONG_ENOUGH = 10.0
 """Seconds after which a session counts as a success and the next loss starts from the minimum.
 Below it, a proxy that takes connections and drops them at once would be dialled twice a second."""
 
+EARLY_TRIES = 10
+"""Waits after a loss that stay short. They cover some nine seconds, half of a second more or less:
+a proxy that is restarted is back by then, and one dial a second is no burden to one that is not."""
+
 
 class Backoff:
     """Exponential back-off with full jitter, between `minimum` and `maximum` seconds.
 
-    Full jitter (a delay anywhere from nothing to the bound) spreads a fleet that lost its proxy in
-    one instant evenly over the time the proxy needs to come back. `uniform(a, b)` is the dice.
+    The bound doubles from `minimum`, stays at `early` for the rest of the first EARLY_TRIES waits,
+    and then doubles up to `maximum`. So a device is back within `early` seconds of a proxy that was
+    restarted, and a proxy that is away for longer is asked ever more rarely. Full jitter (a delay
+    anywhere from nothing to the bound) spreads a fleet that lost its proxy in one instant evenly.
+    `uniform(a, b)` is the dice.
     """
 
     def __init__(
         self,
         minimum: float,
         maximum: float,
+        early: float = 2.0,
         *,
         uniform: Callable[[float, float], float] = random.uniform,
     ) -> None:
         self._minimum = minimum
         self._maximum = maximum
+        self._early = min(max(early, minimum), maximum)
         self._uniform = uniform
         self._bound = minimum
+        self._tries = 0
 
     def next_delay(self, hint: float | None = None) -> float:
         """Seconds to wait after one more failure.
@@ -37,7 +49,10 @@ class Backoff:
         `hint` is the other side's own wish (Retry-After) and wins over the maximum too; a jitter of
         at most the minimum goes on top, so that a whole fleet does not return in the same instant.
         """
-        bound, self._bound = self._bound, min(self._bound * 2, self._maximum)
+        bound = self._bound
+        self._tries += 1
+        limit = self._early if self._tries < EARLY_TRIES else self._maximum
+        self._bound = min(bound * 2, limit)
         if hint is not None:
             return hint + self._uniform(0.0, self._minimum)
         return self._uniform(0.0, bound)
@@ -46,3 +61,9 @@ class Backoff:
         """A session lasted `duration` seconds; after a long one, start again from the minimum."""
         if duration >= HELD_LONG_ENOUGH:
             self._bound = self._minimum
+            self._tries = 0
+
+
+def new_backoff(config: BackoffConfig, uniform: Callable[[float, float], float]) -> Backoff:
+    """What `[backoff]` says, with this dice."""
+    return Backoff(config.minimum, config.maximum, config.early, uniform=uniform)

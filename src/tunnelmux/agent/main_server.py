@@ -22,7 +22,7 @@ from typing import NamedTuple
 import trio
 
 import tunnelmux
-from tunnelmux.agent.backoff import Backoff
+from tunnelmux.agent.backoff import new_backoff
 from tunnelmux.agent.command_book import CommandBook
 from tunnelmux.commands import (
     CommandRequest,
@@ -86,7 +86,7 @@ class MainServerClient:
         self._proxy_id = main.proxy_id
         self._url = parse_socketio_url(main.url, namespace=NAMESPACE)
         self._instance = secrets.token_hex(8)
-        self._backoff = Backoff(config.backoff.minimum, config.backoff.maximum, uniform=uniform)
+        self._backoff = new_backoff(config.backoff, uniform)
         self._settings = EngineSettings(
             socketio=limits.socketio,
             session=limits.session,

@@ -24,6 +24,7 @@ from tunnelmux.cli.outcome import run_command
 from tunnelmux.config import ProxyConfig, load_proxy_config
 from tunnelmux.config.render import render
 from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.errors import ConfigError
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def _state_dir_option(function: F) -> F:
         "--state-dir",
         metavar="DIR",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Where quickstart keeps its keys, invitations and devices.  "
+        help="Where is kept who was online, and quickstart's keys, invitations and devices.  "
         "[default: ~/.local/state/tunnelmux-proxy]",
     )(function)
 
@@ -111,12 +112,13 @@ def proxy(
         refuse_options_before_command(context)
         return 0
     if quickstart:
-        return _run_quickstart(context, config_file, state_dir, public_host)
+        folder = state_dir or default_state_dir(_PROGRAM, os.environ)
+        return _run_quickstart(context, config_file, folder, public_host)
     if config_file is None:
         raise click.UsageError(
             f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
         )
-    return _run(context, config_file)
+    return _run(context, config_file, state_dir)
 
 
 @proxy.command()
@@ -137,7 +139,7 @@ def _load(
     return config
 
 
-def _run(context: click.Context, config_file: Path) -> int:
+def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> int:
     warnings: list[str] = []
     config = _load(context, config_file, warnings.append)
     configure_logs(config.log.level, config.log.format)
@@ -155,17 +157,21 @@ def _run(context: click.Context, config_file: Path) -> int:
         configure_logs(new.log.level, new.log.format)
         await running.reload(new)
 
-    return trio.run(
-        partial(
-            run_until_signalled, partial(run_proxy, config), grace=config.drain.grace, reload=reload
-        )
-    )
+    start = partial(run_proxy, config, state_dir=state_dir or _state_dir_if_any())
+    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
+
+
+def _state_dir_if_any() -> Path | None:
+    try:
+        return default_state_dir(_PROGRAM, os.environ)
+    except ConfigError:
+        return None  # a user without a home directory: what is kept there is no must
 
 
 def _run_quickstart(
     context: click.Context,
     config_file: Path | None,
-    state_dir: Path | None,
+    state_dir: Path,
     public_host: str | None,
 ) -> int:
     config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context))
@@ -174,12 +180,17 @@ def _run_quickstart(
     import trio
 
     from tunnelmux.cli.signals import run_until_signalled
-    from tunnelmux.proxy.quickstart import run_quickstart
+    from tunnelmux.proxy.quickstart import reload_quickstart, run_quickstart
 
-    folder = state_dir or default_state_dir(_PROGRAM, os.environ)
-    start = partial(run_quickstart, folder, public_host, config=config, announce=click.echo)
-    # No reload: devices that joined are in the state directory and not in a file to read again.
-    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace))
+    async def reload(running: RunningProxy) -> None:
+        new = load_proxy_config(
+            config_file, environ=os.environ, flags=flags_of(context), warn=log_warning
+        )
+        configure_logs(new.log.level, new.log.format)
+        await reload_quickstart(running, state_dir, public_host, config=new)
+
+    start = partial(run_quickstart, state_dir, public_host, config=config, announce=click.echo)
+    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 
 @proxy.command()

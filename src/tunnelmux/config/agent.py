@@ -338,6 +338,10 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     minimum: float = 0.5
     """The first wait is up to this; it doubles with every failure."""
 
+    early: float = 2.0
+    """The first ten waits are no longer than this, so that the devices of a proxy that was merely
+    restarted are back at once."""
+
     maximum: float = 30.0
     """The longest wait."""
 
@@ -346,6 +350,8 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidSetting(
                 "minimum", "must be above 0 and at most maximum, which is at most 3600 seconds"
             )
+        if not 0 < self.early <= 3600:
+            raise InvalidSetting("early", "must be above 0 and at most 3600 seconds")
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -66,6 +66,10 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     tls_key: Path | None = None
     """PEM file with the private key of `tls_certificate`."""
 
+    state_dir: Path | None = None
+    """Where is kept which devices were online, for the time after a restart; default: systemd's
+    StateDirectory, or the user's state directory."""
+
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
         if not _PATH.fullmatch(self.path):

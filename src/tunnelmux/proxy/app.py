@@ -21,6 +21,7 @@ from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
@@ -74,16 +75,18 @@ async def run_proxy(
     config: ProxyConfig,
     *,
     enrolment: Enrolment | None = None,
+    state_dir: Path | None = None,
     announce: Callable[[RunningProxy], None] | None = None,
     task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
 ) -> DrainReport:
     """Run a proxy until it was drained (see `RunningProxy.drain`) or is cancelled.
 
-    With `enrolment`, devices that hold an invitation may join. `announce` is called once, when the
-    listeners are open. Raises ConfigError, before anything
-    is served, when a file cannot be read or an address cannot be listened on.
+    With `enrolment`, devices that hold an invitation may join. Who is online is kept in `state_dir`
+    for the next process, unless the configuration names another folder; with neither it is not
+    kept. `announce` is called once, when the listeners are open. Raises ConfigError, before
+    anything is served, when a file cannot be read or an address cannot be listened on.
     """
-    proxy = RunningProxy(config, enrolment)
+    proxy = RunningProxy(config, enrolment, state_dir)
     await proxy.run(announce, task_status)
     return proxy.report
 
@@ -91,9 +94,15 @@ async def run_proxy(
 class RunningProxy:
     """A proxy that is running; `run_proxy` hands it to whoever started it."""
 
-    def __init__(self, config: ProxyConfig, enrolment: Enrolment | None) -> None:
+    def __init__(
+        self,
+        config: ProxyConfig,
+        enrolment: Enrolment | None,
+        state_dir: Path | None = None,
+    ) -> None:
         self.config = config
         self.report = DrainReport()
+        self._enrolment = enrolment
         internal = config.limits.internal
         self.events = EventLog(internal.event_history)
         self.store = MemoryStore(expire_after=internal.session_expiry, events=self.events)
@@ -119,6 +128,11 @@ class RunningProxy:
             self._gauges,
             dispatcher=self.dispatcher,
         )
+        self._presence: PresenceFile | None = None
+        folder = config.tunnel.state_dir or state_dir
+        path = presence_path(folder, config.tunnel.address) if folder is not None else None
+        if path is not None:
+            self._presence = PresenceFile(path, self.store, self.events)
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
         self._set_ingress(config)
@@ -174,12 +188,14 @@ class RunningProxy:
 
         Listeners that are new are opened, those that are gone are closed, unchanged ones are not
         touched. A listener that cannot be opened is logged and reported; the rest applies. The
-        session of a device that was removed, disabled or given another token is closed.
+        session of a device that was removed, disabled or given another token is closed. The file of
+        the devices that enrolled is read anew as well.
 
         Raises ConfigError, with nothing changed, when a file it names cannot be used.
         """
         async with self._reloading:
             devices = devices_from_config(config)
+            enrolled = self._enrolment.load() if self._enrolment is not None else None
             tunnel = _tunnel_settings(config)
             audit = _audit_log(config)
             self._check_agents(config)
@@ -188,7 +204,7 @@ class RunningProxy:
             self._tunnel.settings = tunnel
             self._set_admission(config)
             self.config = config
-            stale = sorted(self.devices.replace_configured(devices))
+            stale = sorted(self.devices.replace_configured(devices, enrolled))
             kicked = [name for name in stale if await self._kick(name)]
             kicked += self._set_agents(config)
             problems = []
@@ -281,10 +297,16 @@ class RunningProxy:
             self._listeners = ListenerSet(accepting, self._tunnel.pump)
             try:
                 await self._serve_agents()
+                if self._presence is not None:
+                    await self._presence.load(
+                        self.devices.knows, self.config.limits.ingress.reconnect_wait
+                    )
                 problems = await self._listeners.apply(self._plans())
                 problems += await self._private_listeners.apply(self._private_plans())
                 if not problems:
                     self._callers.start_soon(self._clean_up)
+                    if self._presence is not None:
+                        self._callers.start_soon(self._presence.run)
                     if announce is not None:
                         announce(self)
                     task_status.started(self)
@@ -305,6 +327,8 @@ class RunningProxy:
 
     async def _drain(self) -> None:
         started = trio.current_time()
+        if self._presence is not None:
+            await self._presence.finish()  # one small local file bounds how long that takes
         self._tunnel.is_draining = True
         self._http.drain()
         self._internal.drain()

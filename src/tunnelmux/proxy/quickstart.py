@@ -22,7 +22,7 @@ from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, Invitations
 
-__all__ = ["Invitation", "invite", "own_address", "run_quickstart"]
+__all__ = ["Invitation", "invite", "own_address", "reload_quickstart", "run_quickstart"]
 
 _HTTP_LISTEN = "127.0.0.1:8080"
 # Visitors of this machine only: whoever opens a device's web page to the network says so.
@@ -76,24 +76,56 @@ async def run_quickstart(
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
     config = config or ProxyConfig()
-    listens_at = config.tunnel.address.host
-    host = public_host or (own_address() if listens_at in _EVERYWHERE else listens_at)
+    host = _reached_at(config, public_host)
     config = _complete(config, state_dir, host, clock)
     enrolment = Enrolment(state_dir, clock=clock)
 
     def welcome(proxy: RunningProxy) -> None:
-        tunnel = proxy.config.tunnel
-        assert tunnel.tls_certificate is not None  # _complete set it
-        url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
-        state = _State(
-            url=url,
-            certificate=str(tunnel.tls_certificate.absolute()),
-            configured=[device.name for device in proxy.config.devices],
-        )
-        write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
+        url = _write_state(proxy, state_dir, host)
         announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
 
-    return await run_proxy(config, enrolment=enrolment, announce=welcome, task_status=task_status)
+    return await run_proxy(
+        config,
+        enrolment=enrolment,
+        state_dir=state_dir,
+        announce=welcome,
+        task_status=task_status,
+    )
+
+
+async def reload_quickstart(
+    proxy: RunningProxy,
+    state_dir: Path,
+    public_host: str | None = None,
+    *,
+    config: ProxyConfig,
+    clock: Callable[[], float] = time.time,
+) -> None:
+    """Give a proxy that `run_quickstart` started a new configuration, and the devices that
+    devices.json has now. Its certificate stays. Raises ConfigError, with nothing changed.
+    """
+    host = _reached_at(config, public_host)
+    await proxy.reload(_complete(config, state_dir, host, clock))
+    _write_state(proxy, state_dir, host)
+
+
+def _reached_at(config: ProxyConfig, public_host: str | None) -> str:
+    listens_at = config.tunnel.address.host
+    return public_host or (own_address() if listens_at in _EVERYWHERE else listens_at)
+
+
+def _write_state(proxy: RunningProxy, state_dir: Path, host: str) -> str:
+    """Tell `invite` what it must know; answers the URL for devices."""
+    tunnel = proxy.config.tunnel
+    assert tunnel.tls_certificate is not None  # _complete set it
+    url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
+    state = _State(
+        url=url,
+        certificate=str(tunnel.tls_certificate.absolute()),
+        configured=[device.name for device in proxy.config.devices],
+    )
+    write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
+    return url
 
 
 def invite(

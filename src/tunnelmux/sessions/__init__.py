@@ -13,7 +13,7 @@ from tunnelmux.sessions.handle import LocalHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
 from tunnelmux.sessions.store import CLEANUP_INTERVAL, DeviceStore, SessionStore
-from tunnelmux.sessions.summary import SessionSummary, VisitSummary, shorten_token
+from tunnelmux.sessions.summary import Presence, SessionSummary, VisitSummary, shorten_token
 
 __all__ = [
     "CLEANUP_INTERVAL",
@@ -21,6 +21,7 @@ __all__ = [
     "EventLog",
     "LocalHandle",
     "MemoryStore",
+    "Presence",
     "RemoteHandle",
     "RemoteStore",
     "SessionClient",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -13,7 +14,7 @@ from tunnelmux.errors import SessionExpired, SessionNotFound
 from tunnelmux.sessions.events import EventLog
 from tunnelmux.sessions.handle import SessionHandle, utc_now
 from tunnelmux.sessions.store import DeviceStore
-from tunnelmux.sessions.summary import SessionSummary
+from tunnelmux.sessions.summary import Presence, SessionSummary
 
 __all__ = ["MemoryStore"]
 
@@ -24,6 +25,9 @@ class _Lost:
 
     at: float
     last_seen: datetime
+    reason: str
+    is_awaited_until: float = -math.inf
+    """Until when it counts as online: it was when the process before this one ended."""
 
 
 class MemoryStore(DeviceStore):
@@ -147,6 +151,43 @@ class MemoryStore(DeviceStore):
         lost = self._lost.get(name)
         return lost.at if lost else None
 
+    def offline_reason(self, name: str) -> str:
+        self._alive(self._by_device.get(name))
+        lost = self._lost.get(name)
+        return lost.reason if lost else ""
+
+    def presence(self) -> dict[str, Presence]:
+        """What is known of every device that is or was online, for `restore` of the next process.
+
+        One that this process waits for since it began still counts as online.
+        """
+        now = trio.current_time()
+        found = {
+            name: Presence(
+                online=lost.is_awaited_until > now, last_seen=lost.last_seen, reason=lost.reason
+            )
+            for name, lost in self._lost.items()
+        }
+        for name, handle in self._by_device.items():
+            if not handle.is_closed:
+                found[name] = Presence(online=True, last_seen=handle.summary().last_heartbeat)
+        return found
+
+    def restore(self, known: Mapping[str, Presence], wait: float) -> None:
+        """Take over what another process knew; what this one knows already stays.
+
+        Devices that were online count as lost now, and as online for `wait` seconds more.
+        """
+        now = trio.current_time()
+        for name, one in known.items():
+            if name in self._by_device or name in self._lost:
+                continue
+            if one.online:
+                reason = "it has not come back since the proxy was restarted"
+                self._lost[name] = _Lost(now, one.last_seen, reason, now + wait)
+            else:
+                self._lost[name] = _Lost(-math.inf, one.last_seen, one.reason)
+
     def forget_device(self, name: str) -> None:
         """Drop what is kept of an offline device, because it may not connect any more."""
         self._lost.pop(name, None)
@@ -167,7 +208,9 @@ class MemoryStore(DeviceStore):
         if self._by_device.get(handle.device) is handle:
             del self._by_device[handle.device]
             summary = handle.summary()
-            self._lost[handle.device] = _Lost(trio.current_time(), summary.last_heartbeat)
+            self._lost[handle.device] = _Lost(
+                trio.current_time(), summary.last_heartbeat, handle.end_reason
+            )
             # A session that was closed already ended before it was replaced.
             if self._events is not None and not (replaced and not handle.is_closed):
                 self._events.record("lost", summary, handle.end_reason)

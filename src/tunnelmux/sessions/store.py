@@ -84,7 +84,11 @@ class DeviceStore(SessionStore):
 
     @abc.abstractmethod
     def last_seen(self, name: str) -> datetime | None:
-        """When this device was last heard from (UTC); None if never since the store exists."""
+        """When this device was last heard from (UTC); None if that is not known."""
+
+    @abc.abstractmethod
+    def offline_reason(self, name: str) -> str:
+        """Why this device's last session ended; empty while it is online, or when unknown."""
 
     @abc.abstractmethod
     def lost_at(self, name: str) -> float | None:

@@ -7,7 +7,7 @@ from datetime import datetime
 
 import msgspec
 
-__all__ = ["SessionSummary", "VisitSummary", "shorten_token"]
+__all__ = ["Presence", "SessionSummary", "VisitSummary", "shorten_token"]
 
 _PREFIX_LENGTH = 6
 
@@ -71,3 +71,12 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     bytes_out: int = 0
     waits_for: str = ""
     """What it waits for within a time: `device`, `connect`, `answer`, `body`; else empty."""
+
+
+class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What outlives a process of one device. `last_seen` is in UTC."""
+
+    online: bool = False
+    last_seen: datetime
+    reason: str = ""
+    """Why its last session ended; empty while it is online."""

@@ -78,13 +78,18 @@ class DeviceRegister:
         """The names of all known devices, sorted."""
         return sorted(self._by_name)
 
-    def replace_configured(self, configured: Iterable[KnownDevice]) -> set[str]:
+    def replace_configured(
+        self, configured: Iterable[KnownDevice], enrolled: Iterable[KnownDevice] | None = None
+    ) -> set[str]:
         """Take the devices of a new configuration; answers whose sessions may not go on.
 
-        Those are the devices that are gone, disabled, or have another token than before.
+        Those are the devices that are gone, disabled, or have another token than before. With
+        `enrolled`, these take the place of all that enrolled.
         """
         before = self._by_name
         self._configured = {device.name: device for device in configured}
+        if enrolled is not None:
+            self._enrolled = {device.name: device for device in enrolled}
         self._index()
         return {
             name

@@ -255,6 +255,8 @@ class Router:
         when = "it has not connected since the proxy started"
         if seen is not None:
             when = f"it was last seen on {format_datetime(seen, usegmt=True)}"
+            if reason := self._store.offline_reason(device):
+                when += f" ({reason})"
         message = f"Device {device} is offline: {when}. Check its power, network and agent."
         return Refused(Refusal(503, "device-offline", message, retry_after=OFFLINE_RETRY_AFTER))
 

@@ -1,0 +1,130 @@
+"""Which devices were online, kept for the proxy process that comes next.
+
+Visitors of a device that was online before a restart wait for it, and what is known of one that is
+offline (when it was last seen, and why it was lost) is not forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import trio
+
+from tunnelmux.config import Address
+from tunnelmux.config.private_file import write_private
+from tunnelmux.observability import get_logger
+from tunnelmux.sessions import EventLog, MemoryStore, Presence
+
+__all__ = ["PresenceFile", "presence_path"]
+
+_log = get_logger("proxy.tunnel")
+
+_BATCH = 1.0
+# Seconds between two writings: what happens meanwhile is written together. So a crash forgets what
+# happened in its last second.
+
+_REFRESH = 60.0
+# Seconds after which the file is written again although nobody came or went: each online device was
+# heard from meanwhile, and after a crash this is all that says so.
+
+_MAX_BYTES = 67_108_864
+# Of a file that is read: some 500,000 devices, and no log file that was put there by mistake.
+
+
+class _Content(msgspec.Struct):
+    devices: dict[str, Presence]
+
+
+def presence_path(state_dir: Path, tunnel: Address) -> Path | None:
+    """Where the proxy that listens at `tunnel` keeps it; None for a port that changes with every
+    start, at which no device could come back.
+    """
+    if tunnel.port == 0:
+        return None
+    host = tunnel.host.replace(":", "-").replace("%", "-")
+    return state_dir / f"presence-{host}-{tunnel.port}.json"
+
+
+class PresenceFile:
+    """Follows a store's events and writes down who is online. What cannot be written is told once,
+    and everything else goes on."""
+
+    def __init__(self, path: Path, store: MemoryStore, events: EventLog) -> None:
+        self.path = path
+        self._store = store
+        self._events = events
+        self._finished = False
+        self._told = False
+        self._written: dict[str, Presence] = {}
+        self._writing = trio.Lock()
+
+    async def load(self, is_known: Callable[[str], bool], wait: float) -> None:
+        """Give the store what the process before knew of the devices that are still known.
+
+        Visitors of those that were online wait for them, up to `wait` seconds from now. A file that
+        is damaged is told of and passed over.
+        """
+        try:
+            content = await trio.to_thread.run_sync(self._read)
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            self._tell(f"{self.path} cannot be read ({error.strerror})")
+            return
+        except (ValueError, RecursionError) as error:
+            self._tell(f"{self.path} is damaged ({error}); it is written anew")
+            return
+        known = {name: one for name, one in content.devices.items() if is_known(name)}
+        self._store.restore(known, wait)
+        waited_for = sum(one.online for one in known.values())
+        _log.info("presence restored", devices=len(known), waited_for=waited_for)
+
+    async def run(self) -> None:
+        """Write after every change, at most once a second, until cancelled or finished."""
+        while not self._finished:
+            seen = self._events.last_seq
+            await self._write()
+            await trio.sleep(_BATCH)
+            with trio.move_on_after(_REFRESH):
+                await self._events.wait_after(seen)
+
+    async def finish(self) -> None:
+        """Write down who is online for the last time: what ends from here on, this process ends."""
+        await self._write()
+        self._finished = True
+
+    async def _write(self) -> None:
+        async with self._writing:
+            if self._finished:
+                return
+            devices = self._store.presence()
+            if devices == self._written:
+                return
+            self._written = devices
+            try:
+                await trio.to_thread.run_sync(self._write_file, _Content(devices))
+            except OSError as error:
+                self._tell(f"{self.path} cannot be written ({error.strerror})")
+
+    def _read(self) -> _Content:
+        with self.path.open("rb") as file:
+            content = file.read(_MAX_BYTES + 1)
+        if len(content) > _MAX_BYTES:
+            raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+        return msgspec.json.decode(content, type=_Content)
+
+    def _write_file(self, content: _Content) -> None:
+        self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(self.path, msgspec.json.encode(content))
+
+    def _tell(self, cause: str) -> None:
+        if not self._told:
+            self._told = True
+            _log.warning(
+                "presence not kept",
+                cause=cause,
+                effect="after a restart it is not known which devices were online",
+                fix="name a directory that this user may write to: state_dir in [tunnel]",
+            )
