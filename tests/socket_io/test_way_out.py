@@ -10,7 +10,7 @@ import trustme
 
 from support.http_proxy import connect_proxy
 from support.socketio_peers import API_KEY, PROXY_ID
-from support.socketio_proxy import known_agent
+from support.socketio_proxy import handle_connection, known_agent
 from tunnelmux.agent import run_agent
 from tunnelmux.config import (
     AgentConfig,
@@ -43,7 +43,7 @@ async def test_a_main_server_is_reached_through_an_http_proxy(tmp_path, transpor
     server.configure(settings, listener.agents)
 
     async def handle(stream):
-        await server.handle(stream, "somewhere")
+        await handle_connection(server, stream)
 
     async with trio.open_nursery() as nursery, connect_proxy(names={NAME: "127.0.0.1"}) as http:
         await nursery.start(server.run)

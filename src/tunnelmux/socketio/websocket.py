@@ -8,7 +8,8 @@ one stands on wsproto, whose message pieces can be counted as they come.
 from __future__ import annotations
 
 import contextlib
-from collections import deque
+import io
+from collections.abc import Iterator
 from typing import NoReturn
 
 import trio
@@ -21,7 +22,10 @@ from tunnelmux.socketio.cookies import CookieJar
 
 __all__ = ["WebSocket", "WebSocketOver"]
 
-_READ_SIZE = 65_536
+_READ_SIZE = 16_384
+# wsproto moves what it has not parsed yet once for each frame: this bounds that to some KiB, also
+# where frames are as small as they can be.
+
 _CLOSE_TIMEOUT = 1.0  # s, as for the tunnel's own WebSockets
 _TOO_BIG = 1009
 _BROKEN_RULE = 1002
@@ -44,7 +48,7 @@ class WebSocket:
         """Bytes one message may have; more closes the connection with code 1009."""
         self._stream = stream
         self._connection = connection
-        self._events: deque[events.Event] = deque()
+        self._events: Iterator[events.Event] = iter(())
         self._unread = b""
         self._sending = trio.StrictFIFOLock()
         self._torn = False
@@ -114,19 +118,24 @@ class WebSocket:
 
     async def receive(self) -> str | bytes:
         """The next message. Raises WebSocketOver."""
-        parts: list[str | bytes | bytearray] = []
+        # Joined as they come, not collected: a piece may be a byte, or nothing.
+        text, data = io.StringIO(), bytearray()
         size = 0
         while True:
             event = await self._next_event()
             match event:
                 case events.TextMessage() | events.BytesMessage():
-                    parts.append(event.data)
                     size += _bytes_in(event.data)
                     if size > self.max_message:
                         problem = f"a message is larger than {self.max_message} bytes"
                         await self._fail(_TOO_BIG, problem)
+                    if isinstance(event, events.TextMessage):
+                        text.write(event.data)
+                    else:
+                        data += event.data
                     if event.message_finished:
-                        return _joined(parts)
+                        is_text = isinstance(event, events.TextMessage)
+                        return text.getvalue() if is_text else bytes(data)
                 case events.Ping():
                     await self._send(event.response())
                 case events.CloseConnection():
@@ -169,16 +178,18 @@ class WebSocket:
                 raise WebSocketOver("the connection broke") from error
 
     async def _next_event(self) -> events.Event:
-        while not self._events:
-            data, self._unread = self._unread or await self._read(), b""
-            if not data:
-                raise WebSocketOver("the connection ended without a goodbye")
+        while True:
             try:
+                # One at a time: a frame of two bytes makes an event of a hundred.
+                for event in self._events:
+                    return event
+                data, self._unread = self._unread or await self._read(), b""
+                if not data:
+                    raise WebSocketOver("the connection ended without a goodbye")
                 self._connection.receive_data(data)
-                self._events.extend(self._connection.events())
+                self._events = self._connection.events()
             except ProtocolError as error:
                 await self._fail(_BROKEN_RULE, f"the peer broke the WebSocket protocol: {error}")
-        return self._events.popleft()
 
     async def _read(self) -> bytes:
         try:
@@ -197,11 +208,3 @@ def _bytes_in(data: str | bytes | bytearray) -> int:
     if isinstance(data, str) and not data.isascii():
         return len(data.encode("utf-8", "surrogatepass"))
     return len(data)
-
-
-def _joined(parts: list[str | bytes | bytearray]) -> str | bytes:
-    if len(parts) == 1:
-        return parts[0] if isinstance(parts[0], str) else bytes(parts[0])
-    if isinstance(parts[0], str):
-        return "".join(part for part in parts if isinstance(part, str))
-    return b"".join(bytes(part) for part in parts if not isinstance(part, str))
