@@ -2,35 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AbstractAsyncContextManager
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from support.postgresql import PostgreSQL, run_postgresql
+from support.registries import ANN, OpenRegistry, Templates, WallClock
 from tunnelmux.config import Secret
-from tunnelmux.registry import Actor, PairingRules, Registry, TenantRegistry
+from tunnelmux.registry import PairingRules, Registry, TenantRegistry
 from tunnelmux.registry.sql import open_sql_registry
-
-ANN = Actor(kind="user", id="ann", name="Ann", address="192.0.2.1")
-
-
-class WallClock:
-    """A clock that a test moves. Times in the past would end browser sessions at once."""
-
-    def __init__(self) -> None:
-        self.now = datetime.now(UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_time(self, seconds: float) -> None:
-        self.now += timedelta(seconds=seconds)
-
-
-OpenRegistry = Callable[..., AbstractAsyncContextManager[Registry]]
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +21,25 @@ def postgresql() -> Iterator[PostgreSQL]:
         yield server
 
 
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    return Templates(tmp_path_factory.mktemp("templates"))
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
-def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    """The URL of an empty database."""
-    if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/registry.db"
-    server: PostgreSQL = request.getfixturevalue("postgresql")
-    return server.new_database()
+def kind(request: pytest.FixtureRequest) -> str:
+    """Which database."""
+    return str(request.param)
+
+
+@pytest.fixture
+def database_url(
+    kind: str, templates: Templates, request: pytest.FixtureRequest, tmp_path: Path
+) -> str:
+    """The URL of a database that has its tables."""
+    if kind == "sqlite":
+        return templates.sqlite(tmp_path)
+    return templates.postgresql(request.getfixturevalue("postgresql"))
 
 
 @pytest.fixture
@@ -62,7 +56,7 @@ def open_registry(database_url: str, clock: WallClock) -> OpenRegistry:
     ) -> AbstractAsyncContextManager[Registry]:
         return open_sql_registry(
             Secret(database_url),
-            migrate=True,
+            migrate=False,
             rules=rules or PairingRules(),
             connections=4,
             timeout=timeout,

@@ -1,0 +1,245 @@
+"""Access tokens, browser sessions and leases, on both databases."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+import trio
+
+from support.registries import ANN, WallClock
+from tunnelmux.config import Secret
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.registry import (
+    BrowserSessions,
+    LeaseTerms,
+    NewBrowserSession,
+    Registry,
+    SignedIn,
+    TenantRegistry,
+)
+
+ISSUER = "https://id.example.com"
+
+
+async def make_member(registry: Registry, tenant: TenantRegistry, role: str = "operator") -> str:
+    users = registry.installation(by=ANN).users
+    user = await users.grant(tenant.tenant_id, role, issuer=ISSUER, subject="1", force=True)  # type: ignore[arg-type]
+    return user.id
+
+
+async def test_a_token_proves_its_member_until_either_ends(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    user = await make_member(registry, acme)
+    token, secret = await acme.access_tokens.add(
+        "ci", user_id=user, role="viewer", scopes=("devices:read",), lifetime=3600
+    )
+    proven = await registry.prove_token(secret, address="192.0.2.9")
+    assert proven is not None
+    assert (proven.tenant_id, proven.token.id, proven.user_role) == (
+        acme.tenant_id,
+        token.id,
+        "operator",
+    )
+    used = await acme.access_tokens.find(token.id)
+    assert (used.last_used, used.last_address) == (clock.now, "192.0.2.9")
+    assert await registry.prove_token(Secret("tma_no"), address="") is None
+    clock.pass_time(3601)
+    assert await registry.prove_token(secret, address="") is None
+
+
+async def test_a_token_ends_with_its_revocation_its_membership_and_its_tenant(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    user = await make_member(registry, acme)
+    token, secret = await acme.access_tokens.add("ci", user_id=user, role="viewer")
+    tenants = registry.installation(by=ANN).tenants
+    await tenants.change(acme.tenant_id, enabled=False)
+    assert await registry.prove_token(secret, address="") is None
+    await tenants.change(acme.tenant_id, enabled=True)
+    assert await registry.prove_token(secret, address="") is not None
+    await acme.access_tokens.revoke(token.id)
+    assert await registry.prove_token(secret, address="") is None
+    _, second = await acme.access_tokens.add("ci2", user_id=user, role="viewer")
+    await acme.members.remove(user)
+    assert await registry.prove_token(second, address="") is None
+
+
+async def test_nobody_makes_a_token_that_may_more(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry
+) -> None:
+    user = await make_member(registry, acme)
+    with pytest.raises(RegistryRefused) as refused:
+        await acme.access_tokens.add("ci", user_id=user, role="admin")
+    assert refused.value.code == "too_much"
+    with pytest.raises(NoSuchRecord):
+        await other.access_tokens.add("ci", user_id=user, role="viewer")
+    token, _ = await acme.access_tokens.add("ci", user_id=user, role="viewer")
+    with pytest.raises(NoSuchRecord):
+        await other.access_tokens.revoke(token.id)
+
+
+async def begin(sessions: BrowserSessions, **more: float) -> NewBrowserSession:
+    times = {"idle": 600.0, "lifetime": 3600.0} | more
+    return await sessions.begin(pending=b"", address="192.0.2.1", user_agent="Firefox", **times)
+
+
+async def test_signing_in_puts_another_secret_in_place(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    user = await make_member(registry, acme)
+    anonymous = await begin(sessions)
+    who = SignedIn(
+        user_id=user,
+        tenant_id=acme.tenant_id,
+        issuer=ISSUER,
+        provider_session="sid1",
+        tokens=b"sealed",
+    )
+    new = await sessions.renew(anonymous.session, who, pending=b"", idle=600, lifetime=3600)
+    assert new is not None
+    assert await sessions.find(anonymous.secret) is None
+    found = await sessions.find(new.secret)
+    assert found is not None
+    assert (found.user_id, found.tenant_id, found.tokens) == (user, acme.tenant_id, b"sealed")
+    assert await sessions.renew(anonymous.session, who, pending=b"", idle=1, lifetime=1) is None
+    assert [session.id for session in await sessions.of_user(user)] == [found.id]
+    assert "sealed" not in repr(found)
+
+
+async def test_a_browser_session_ends_idle_and_absolutely(
+    registry: Registry, clock: WallClock
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    new = await begin(sessions, idle=600, lifetime=2000)
+    for _ in range(3):
+        clock.pass_time(500)
+        assert await sessions.find(new.secret) is not None
+    clock.pass_time(501)
+    assert await sessions.find(new.secret) is None
+    idle = await begin(sessions, idle=600, lifetime=2000)
+    clock.pass_time(601)
+    assert await sessions.find(idle.secret) is None
+
+
+async def test_two_tabs_do_not_overwrite_each_other(registry: Registry) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    new = await begin(sessions)
+    first = await sessions.save(new.session, pending=b"one")
+    assert first is not None
+    assert await sessions.save(new.session, pending=b"two") is None
+    found = await sessions.find(new.secret)
+    assert found is not None
+    assert found.pending == b"one"
+    assert await sessions.save(first, pending=b"two") is not None
+
+
+async def test_one_request_at_a_time_refreshes(registry: Registry, clock: WallClock) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    new = await begin(sessions)
+    claims: list[bool] = []
+
+    async def claim() -> None:
+        claims.append(await sessions.claim_refresh(new.session.id, 10))
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(8):
+            nursery.start_soon(claim)
+    assert sorted(claims) == [False] * 7 + [True]
+    clock.pass_time(11)
+    assert await sessions.claim_refresh(new.session.id, 10)
+
+
+async def test_the_provider_ends_what_it_names_and_nothing_else(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    user = await make_member(registry, acme)
+    who = SignedIn(user_id=user, tenant_id=None, issuer=ISSUER, provider_session="a", tokens=b"")
+    living = []
+    for provider_session in ("a", "b"):
+        started = (await begin(sessions)).session
+        named = replace(who, provider_session=provider_session)
+        living.append(await sessions.renew(started, named, pending=b"", idle=60, lifetime=60))
+    anonymous = await begin(sessions)
+    end = sessions.end_for_provider
+    assert await end(issuer=ISSUER, subject=None, provider_session=None) == 0
+    assert await end(issuer="https://else.example.com", subject="1", provider_session=None) == 0
+    assert await end(issuer=ISSUER, subject=None, provider_session="a") == 1
+    assert await end(issuer=ISSUER, subject="1", provider_session=None) == 1
+    assert await sessions.find(anonymous.secret) is not None
+    assert await sessions.use_once("jti", anonymous.session.ends)
+    assert not await sessions.use_once("jti", anonymous.session.ends)
+
+
+async def test_a_lease_runs_is_extended_and_ends_for_good(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry, clock: WallClock
+) -> None:
+    device, _ = await acme.devices.add("cam1")
+    terms = LeaseTerms(
+        device_id=device.id,
+        services=("ssh",),
+        holder="bob",
+        reason="ticket 7",
+        recorded=True,
+        consent="asked",
+        starts=clock.now,
+        ends=clock.now + timedelta(hours=1),
+        max_uses=2,
+    )
+    lease = await acme.leases.add(terms)
+    assert lease.state(clock.now) == "waiting"
+    with pytest.raises(RegistryRefused):
+        await acme.leases.use(lease.id)
+    lease = await acme.leases.consent(lease.id, given=True)
+    assert lease.state(clock.now) == "running"
+    assert (await acme.leases.use(lease.id)).uses == 1
+    lease = await acme.leases.extend(lease.id, lease.ends + timedelta(hours=1))
+    clock.pass_time(3601)
+    assert lease.state(clock.now) == "running"
+    with pytest.raises(NoSuchRecord):
+        await other.leases.end(lease.id, "not mine")
+    ended, change = await acme.leases.end(lease.id, "done")
+    assert (ended.state(clock.now), ended.end_reason, ended.ended_by) == ("ended", "done", "ann")
+    assert change == await registry.changes.latest()
+    for attempt in (
+        acme.leases.extend(lease.id, lease.ends + timedelta(hours=2)),
+        acme.leases.use(lease.id),
+        acme.leases.consent(lease.id, given=True),
+    ):
+        with pytest.raises(RegistryRefused) as refused:
+            await attempt
+        assert refused.value.code == "lease_over"
+    assert (await acme.leases.page(living=True)).items == []
+    assert [found.id for found in (await acme.leases.page(holder="bob")).items] == [lease.id]
+
+
+async def test_a_lease_is_used_up_expires_and_is_refused(
+    acme: TenantRegistry, clock: WallClock
+) -> None:
+    device, _ = await acme.devices.add("cam1")
+    terms = LeaseTerms(
+        device_id=device.id,
+        services=("ssh",),
+        holder="bob",
+        reason="",
+        recorded=False,
+        consent="not_needed",
+        starts=clock.now,
+        ends=clock.now + timedelta(hours=1),
+        max_uses=1,
+    )
+    lease = await acme.leases.add(terms)
+    assert (await acme.leases.use(lease.id)).state(clock.now) == "used_up"
+    refused = await acme.leases.add(replace(terms, consent="asked"))
+    assert (await acme.leases.consent(refused.id, given=False)).state(clock.now) == "ended"
+    unused = await acme.leases.add(terms)
+    clock.pass_time(3601)
+    assert unused.state(clock.now) == "expired"
+    with pytest.raises(RegistryRefused):
+        await acme.leases.add(terms)
+    with pytest.raises(NoSuchRecord):
+        await acme.leases.add(replace(terms, device_id="no", ends=clock.now + timedelta(hours=1)))
