@@ -241,7 +241,7 @@ def parse_url(url: Secret) -> sa.URL:
     example = "sqlite:////var/lib/tunnelmux/registry.db or postgresql://tunnelmux@db.example.com/tunnelmux"
     try:
         parsed = sa.make_url(url.reveal())
-    except sa.exc.ArgumentError:
+    except (sa.exc.ArgumentError, ValueError):
         raise ConfigError(f"registry.url: it is no URL: write it as {example}") from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         return parsed.set(drivername="postgresql+psycopg")

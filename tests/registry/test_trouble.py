@@ -1,0 +1,202 @@
+"""Databases that are shared, locked, full, read-only, stopped, frozen and slow."""
+
+from __future__ import annotations
+
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psycopg
+import pytest
+import sqlalchemy as sa
+import trio
+
+from support.postgresql import PostgreSQL, run_postgresql
+from support.programs import require_program
+from support.registries import ANN, OpenRegistry
+from tunnelmux.config import Secret, hash_token
+from tunnelmux.errors import RegistryAway, RegistryFailed
+from tunnelmux.registry import Registry, TenantRegistry, open_registry
+from tunnelmux.registry.sql import upgrade_database
+
+WRITER = [sys.executable, str(Path(__file__).with_name("writer.py"))]
+
+
+def writer(url: str, tenant_id: str, *arguments: str) -> subprocess.Popen[str]:
+    command = [*WRITER, url, tenant_id, *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+async def test_two_processes_write_at_once(database_url: str, acme: TenantRegistry) -> None:
+    both = [writer(database_url, acme.tenant_id, "add", name, "20") for name in ("a", "b")]
+    for process in both:
+        output, _ = await trio.to_thread.run_sync(process.communicate)
+        assert output == "added 20\n"
+    assert await acme.devices.count() == 40
+    assert (await acme.audit.verify()).problem == ""
+
+
+async def test_a_killed_writer_leaves_nothing_half(database_url: str, acme: TenantRegistry) -> None:
+    entries = len(await acme.audit.export())
+    process = writer(database_url, acme.tenant_id, "hold")
+    assert process.stdout is not None
+    assert await trio.to_thread.run_sync(process.stdout.readline) == "inside\n"
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert await acme.devices.count() == 0
+    await acme.devices.add("half")
+    assert (await acme.audit.verify()).entries == entries + 2
+
+
+async def test_a_failure_at_any_statement_of_an_exchange_leaves_the_code_as_it_was(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    _, code = await acme.pairings.make_code(name="cam1")
+    engine: sa.Engine = registry._database.engine  # type: ignore[attr-defined]
+    left = broken = 0
+
+    def fail(*_: object) -> None:
+        nonlocal left
+        left -= 1
+        if left == 0:
+            raise RuntimeError("injected")
+
+    arrived = False
+    while not arrived:  # the first statement fails, then the second, until none is left to fail
+        left = broken + 1
+        sa.event.listen(engine, "before_cursor_execute", fail)
+        try:
+            await registry.joining.exchange(code.reveal(), address="")
+            arrived = True
+        except RuntimeError:
+            broken += 1
+        finally:
+            sa.event.remove(engine, "before_cursor_execute", fail)
+        (pairing,) = (await acme.pairings.page()).items
+        assert (await acme.devices.count(), pairing.state) == (
+            (1, "used") if arrived else (0, "open")
+        )
+    assert broken > 10
+
+
+# -- SQLite ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sqlite_file(tmp_path: Path) -> Path:
+    file = tmp_path / "own.db"
+    upgrade_database(Secret(f"sqlite:///{file}"))
+    return file
+
+
+@pytest.fixture
+def fill_in(tmp_path: Path) -> Callable[[str], list[str]]:
+    """Lets a writer fill `$1/own.db` after a line of shell that may mount what it likes."""
+    program = require_program("unshare", "util-linux")
+
+    def run(prepare: str) -> list[str]:
+        script = f'{prepare} && exec "$2" "$3" sqlite:///$1/own.db default fill'
+        command = [program, "-rm", "sh", "-e", "-c", script, "-", str(tmp_path), *WRITER]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        return done.stdout.splitlines()
+
+    return run
+
+
+@pytest.mark.slow
+def test_a_full_disk_is_said_and_nothing_is_lost(fill_in: Callable[[str], list[str]]) -> None:
+    told, kept = fill_in("mount -t tmpfs -o size=1m small $1")
+    assert told.startswith("RegistryFailed")
+    assert "its disk is full: make room" in told or "look at the disk, its space" in told
+    assert kept == "kept True True"
+
+
+@pytest.mark.slow
+def test_a_file_that_can_only_be_read_is_read(
+    sqlite_file: Path, fill_in: Callable[[str], list[str]]
+) -> None:
+    told, kept = fill_in("mount --bind $1/own.db $1/own.db && mount -o remount,bind,ro $1/own.db")
+    assert told.startswith("RegistryFailed")
+    assert "it can only be read: let this program's user write" in told
+    assert kept == "kept True True"
+
+
+async def test_a_file_that_is_locked_is_waited_for_and_then_given_up(sqlite_file: Path) -> None:
+    async with open_registry(Secret(f"sqlite:///{sqlite_file}"), timeout=0.5) as registry:
+        lock = sqlite3.connect(sqlite_file, isolation_level=None)
+        lock.execute("BEGIN IMMEDIATE")
+        with pytest.raises(RegistryAway, match="locked"):
+            await registry.installation(ANN).tenants.add("acme")
+        assert await registry.installation(ANN).tenants.find_named("default")  # reads go on
+        lock.execute("ROLLBACK")
+        lock.close()
+        await registry.installation(ANN).tenants.add("acme")
+
+
+async def test_rubbish_is_no_database(tmp_path: Path) -> None:
+    file = tmp_path / "rubbish.db"
+    file.write_bytes(b"this is no database at all " * 200)
+    with pytest.raises(RegistryFailed, match="no database or is damaged"):
+        async with open_registry(Secret(f"sqlite:///{file}")):
+            pass
+    with pytest.raises(RegistryFailed, match="cannot be opened"):
+        async with open_registry(Secret(f"sqlite:///{tmp_path}/none/r.db")):
+            pass
+
+
+# -- PostgreSQL -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_server() -> Iterator[PostgreSQL]:
+    """A server that this test may stop and freeze."""
+    with run_postgresql() as server:
+        yield server
+
+
+@pytest.mark.slow
+async def test_a_server_that_stops_freezes_and_comes_back(own_server: PostgreSQL) -> None:
+    url = own_server.new_database()
+    upgrade_database(Secret(url))
+    async with open_registry(Secret(url), timeout=1) as registry:
+        tenant = await registry.installation(ANN).tenants.find_named("default")
+        devices = registry.tenant(tenant.id, by=ANN).devices
+        _, token = await devices.add("cam1")
+
+        own_server.freeze()
+        for _ in range(2):
+            with pytest.raises(RegistryAway), trio.fail_after(6):
+                await registry.fleet.identify(hash_token(token))
+        own_server.thaw()
+        assert await registry.fleet.identify(hash_token(token)) is not None
+
+        await trio.to_thread.run_sync(own_server.stop)
+        with pytest.raises(RegistryAway, match="does not answer"), trio.fail_after(5):
+            await devices.add("cam2")
+        await trio.to_thread.run_sync(own_server.start)
+        assert await registry.fleet.identify(hash_token(token)) is not None
+        assert [device.name for device in (await devices.page()).items] == ["cam1"]
+
+
+@pytest.mark.slow
+async def test_a_slow_server_is_given_up_and_changes_nothing(postgresql: PostgreSQL) -> None:
+    url = postgresql.new_database()
+    upgrade_database(Secret(url))
+    async with open_registry(Secret(url), timeout=0.5) as registry:
+        with psycopg.connect(url) as blocker:
+            blocker.execute("LOCK TABLE tenants")
+            with pytest.raises(RegistryAway), trio.fail_after(3):
+                await registry.installation(ANN).tenants.add("acme")
+        await registry.installation(ANN).tenants.add("acme")
+
+
+async def test_waiting_for_a_turn_can_be_cancelled(open_registry: OpenRegistry) -> None:
+    async with open_registry() as registry, trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(registry.check)
+        with trio.move_on_after(0) as scope:
+            await registry.check()
+        assert scope.cancelled_caught
