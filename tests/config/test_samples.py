@@ -99,7 +99,7 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         for header, key, setting in headed_settings(table_of(PROGRAMS[program][0]))
     }
     # An empty list would not show how it is written, and a service has a name and a target.
-    examples = {"trusted_proxies", "name", "target"}
+    examples = {"trusted_proxies", "trusted_fields", "name", "target"}
     for header, key, value in shown:
         default = defaults[header, key]
         assert default in (None, value) or key in examples, f"{header} {key}"

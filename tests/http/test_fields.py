@@ -81,12 +81,21 @@ def test_an_untrusted_visitor_cannot_say_who_it_is() -> None:
 def test_no_visitor_says_what_only_a_proxy_may_say(name: bytes) -> None:
     ours = forwarding_fields([], Visitor("203.0.113.7"), b"dev1.x")
     spellings = {name, name.upper(), name.replace(b"-", b"_"), name.replace(b"-", b".")}
+    usual = name.startswith(b"X-Forwarded-") or name in (b"Forwarded", b"X-Real-IP")
     for trusted in (False, True):
         visitor = Visitor("203.0.113.7", trusted=trusted)
-        for spelling in spellings - ({name, name.upper()} if trusted else set()):
+        for spelling in spellings - ({name, name.upper()} if trusted and usual else set()):
             fields = forwarding_fields([(spelling, b"1")], visitor, b"dev1.x")
             assert fields == ours, f"{spelling!r} came through"
     assert safe_trailers([(spelling, b"1") for spelling in spellings]) == []
+
+
+def test_a_trusted_proxy_says_what_it_was_asked_to_say() -> None:
+    believed = TrustedProxies.parse([], ["Remote-User"]).fields
+    fields = [(b"REMOTE-USER", b"ann"), (b"Remote-Groups", b"admin"), (b"Remote_User", b"eve")]
+    seen = forwarding_fields(fields, Visitor("10.0.0.1", trusted=True, believed=believed), b"d")
+    assert fields[0] in seen and not {fields[1], fields[2]} & set(seen)
+    assert fields[0] not in forwarding_fields(fields, Visitor("10.0.0.1", believed=believed), b"d")
 
 
 @pytest.mark.parametrize(

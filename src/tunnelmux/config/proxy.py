@@ -38,6 +38,7 @@ __all__ = [
 
 
 _AGENT_NAME = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_FIELD_NAME = re.compile(r"[A-Za-z0-9-]+")
 _PATH = re.compile(r"/[A-Za-z0-9\-._~!$&'()*+,;=:@%/]*")  # RFC 3986 section 3.3
 
 
@@ -160,7 +161,11 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The domain under which every device is one label: `dev1.localhost`."""
 
     trusted_proxies: list[str] = []
-    """Addresses and networks whose `Forwarded` and `X-Forwarded-*` fields are believed."""
+    """Addresses and networks whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed."""
+
+    trusted_fields: list[str] = []
+    """What else those may say of a visitor, such as `Remote-User`. All other fields by which a
+    proxy speaks of a visitor are dropped: one that does not know them passes on a visitor's own."""
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`."""
@@ -179,6 +184,12 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
         for network in self.trusted_proxies:
             check_network("trusted_proxies", network)
+        for name in self.trusted_fields:
+            if not _FIELD_NAME.fullmatch(name):
+                raise InvalidSetting(
+                    "trusted_fields",
+                    f'{name!r} is not a field\'s name: write it like "Remote-User"',
+                )
         _check_tls_pair(self.tls_certificate, self.tls_key)
 
     @property

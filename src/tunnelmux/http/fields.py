@@ -69,11 +69,17 @@ class TrustedProxies:
     """The peers whose word about the visitor behind them is taken."""
 
     networks: Sequence[IpNetwork] = field(default_factory=tuple)
+    fields: frozenset[bytes] = frozenset()
+    """Names, in small letters, of what they may say beside `Forwarded`, `X-Forwarded-*` and
+    `X-Real-IP`."""
 
     @classmethod
-    def parse(cls, networks: Iterable[str]) -> TrustedProxies:
+    def parse(cls, networks: Iterable[str], fields: Iterable[str] = ()) -> TrustedProxies:
         """From addresses and networks in CIDR notation; ValueError names a malformed one."""
-        return cls(tuple(ipaddress.ip_network(text, strict=False) for text in networks))
+        return cls(
+            tuple(ipaddress.ip_network(text, strict=False) for text in networks),
+            frozenset(name.lower().encode("ascii") for name in fields),
+        )
 
     def __contains__(self, address: str) -> bool:
         if not self.networks:
@@ -95,6 +101,14 @@ class Visitor:
     scheme: str = "http"
     trusted: bool = False
     """Whether the address is one of the trusted proxies."""
+    believed: frozenset[bytes] = frozenset()
+    """`TrustedProxies.fields`, for one of them."""
+
+    def may_say(self, name: bytes) -> bool:
+        """Whether a field that only a proxy may send is believed of this one."""
+        name = name.lower()
+        usual = name.startswith(b"x-forwarded-") or name in {b"forwarded", b"x-real-ip"}
+        return self.trusted and (usual or name in self.believed)
 
 
 _SET_HERE = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"})
@@ -103,12 +117,16 @@ _SET_HERE = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"
 def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -> list[Field]:
     """The fields with `Forwarded` (RFC 7239) and `X-Forwarded-*` saying who asked for what.
 
-    From a trusted proxy, what it said stays, in both kinds of fields, and ours is appended to the
-    lists; from anybody else every such field is replaced. `host` is what the visitor asked for.
+    From a trusted proxy, what it may say stays, in both kinds of fields, and ours is appended to
+    the lists; from anybody else every such field is replaced. `host` is what the visitor asked for.
     """
     # Also of a trusted proxy, disguised fields are dropped: it would not send them.
-    dropped = {"disguised"} if visitor.trusted else {"disguised", "forwarding"}
-    kept = [pair for pair in headers if field_kind(pair[0]) not in dropped]
+    kept = [
+        (name, value)
+        for name, value in headers
+        if (kind := field_kind(name)) != "disguised"
+        and (kind != "forwarding" or visitor.may_say(name))
+    ]
     address, scheme = plain_address(visitor.address), visitor.scheme.encode("ascii")
     ours = Hop(b"[%s]" % address if b":" in address else address, host, scheme)
     before = Route()

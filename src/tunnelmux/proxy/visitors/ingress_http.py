@@ -74,7 +74,7 @@ class HttpIngressServer:
         self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
     ) -> None:
         """Serve connections that come from now on like this."""
-        trusted = TrustedProxies.parse(ingress.trusted_proxies)
+        trusted = TrustedProxies.parse(ingress.trusted_proxies, ingress.trusted_fields)
         self._settings = IngressSettings(ingress.domain, trusted, limits, tls)
 
     @property
@@ -218,6 +218,7 @@ class _Visit:
             address=address,
             scheme="http" if settings.tls is None else "https",
             trusted=address in settings.trusted,
+            believed=settings.trusted.fields,
         )
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None

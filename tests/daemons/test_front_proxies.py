@@ -1,0 +1,108 @@
+"""nginx and Caddy in front, as docs/operations.md has them: what the target sees of a visitor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.front_proxies import DOMAIN, FrontProxy, running_caddy, running_nginx
+from support.http_rig import Peer
+from support.origin import Origin, reply
+from support.tunnels import Tunnel
+from tunnelmux.config import Address
+from tunnelmux.http.forwarded import Hop, parse_forwarded
+from tunnelmux.pump.field_names import FORWARDING_NAMES, field_kind
+
+HOST = f"dev1.{DOMAIN}"
+
+FRONTS = {"nginx": running_nginx, "caddy": running_caddy}
+
+FAMILIES = [
+    *(b"forwarded-for", b"x-forward-for", b"x-forwarded", b"x-forwarded-prefix"),
+    *(b"x-forwarded-port", b"x-forwarded-server", b"x-forwarded-ssl", b"x-forwarded-scheme"),
+    *(b"x-forwarded-user", b"x-real-ip", b"x-original-url", b"x-original-uri", b"x-original-host"),
+    *(b"x-rewrite-url", b"x-remote-ip", b"x-remote-addr", b"x-remote-user", b"remote-user"),
+    *(b"cf-connecting-ip", b"proxy-client-ip", b"wl-proxy-client-ip", b"client-cert"),
+    *(b"x-client-cert", b"x-ssl-client-cert", b"x-webauth-user", b"x-auth-request-user"),
+]
+"""Those of the prefixes that programs are known to believe."""
+
+CLAIMS = sorted({*FORWARDING_NAMES, *FAMILIES})
+
+
+async def show_head(peer: Peer, head: bytes) -> None:
+    await peer.send(reply(head))
+
+
+async def shout(peer: Peer, _: bytes) -> None:
+    await peer.send(
+        b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    )
+    await peer.send((await peer.read_exactly(5)).upper())
+
+
+async def see_head(front: FrontProxy, lines: bytes) -> bytes:
+    """The head that the target got of a request with these lines."""
+    async with await front.visit(HOST) as stream:
+        visitor = Peer(stream)
+        await visitor.send(b"GET /head HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (HOST.encode(), lines))
+        assert (await visitor.read_head()).startswith(b"HTTP/1.1 200 ")
+        return await visitor.read_until(b"\r\n\r\n")
+
+
+async def see_websocket(front: FrontProxy) -> None:
+    async with await front.visit(HOST) as stream:
+        visitor = Peer(stream)
+        upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
+        await visitor.send(b"GET /ws HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (HOST.encode(), upgrade))
+        assert (await visitor.read_head()).startswith(b"HTTP/1.1 101 ")
+        await visitor.send(b"hello")
+        assert await visitor.read_exactly(5) == b"HELLO"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FRONTS)
+async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
+    name: str,
+    tunnel: Tunnel,
+    origin: Origin,
+    web: Address,
+    tmp_path: Path,
+    debian_program: Callable[[str, str], str],
+) -> None:
+    origin.pages |= {b"/head": show_head, b"/ws": shout}
+    settings = f'[ingress.http]\ndomain = "{DOMAIN}"\ntrusted_proxies = ["127.0.0.1"]\n'
+    configuration = tunnel.proxy_file().replace("[ingress.http]\n", settings)
+    tunnel.proxy = await tunnel.daemons.start("proxy", configuration)
+    tunnel.at_tunnel = await tunnel.proxy.listening("tunnel.listen")
+    tunnel.at_http = await tunnel.proxy.listening("ingress.http.listen")
+    await tunnel.start_agent({"web": f"http://{web}", "admin": f"http://{web}"})
+    spoofed = [b"%s: 6.6.6.6\r\n" % claim for claim in CLAIMS]
+    spoofed += [b"%s: 6.6.6.6\r\n" % claim.replace(b"-", b"_") for claim in CLAIMS if b"-" in claim]
+    spoofed += [
+        b"Forwarded: for=6.6.6.6;proto=https\r\nX-Forwarded-For: 6.6.6.6\r\n",
+        b"X-Forwarded-Proto: gopher\r\nX-Forwarded-Host: bank.example\r\n",
+        b"Tunnelmux-Device: dev2\r\nTunnelmux-Service: admin\r\n",
+        b"Connection: close, X-Forwarded-For, X-Forwarded-Proto\r\n",
+    ]
+    async with FRONTS[name](tmp_path, debian_program, tunnel.at_http) as front:
+        with trio.fail_after(20):
+            seen = await see_head(front, b"".join(spoofed))
+            await see_websocket(front)
+    fields = [tuple(line.split(b": ", 1)) for line in seen.split(b"\r\n")[1:-2]]
+    values = {key.lower(): value for key, value in fields}
+    assert len(values) == len(fields)
+    assert b"6.6.6.6" not in seen and b"gopher" not in seen and b"bank.example" not in seen
+    assert values[b"host"] == values[b"x-forwarded-host"] == HOST.encode()
+    assert values[b"x-forwarded-proto"] == b"https"
+    assert values[b"x-forwarded-for"] == b"127.0.0.1, 127.0.0.1"
+    assert parse_forwarded(values[b"forwarded"]) == (
+        Hop(b"127.0.0.1", HOST.encode(), b"https"),
+        Hop(b"127.0.0.1", HOST.encode(), b"http"),
+    )
+    told = {key for key in values if field_kind(key) not in {"ordinary", "head-only"}}
+    ours = {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"}
+    assert told - {b"host", b"connection"} == ours

@@ -1,0 +1,166 @@
+"""A real nginx and a real Caddy, configured by the blocks of docs/operations.md."""
+
+from __future__ import annotations
+
+import re
+import ssl
+import subprocess
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+import trustme
+
+from support.proxies import free_port
+from support.tree import ROOT
+from tunnelmux.config import Address
+
+__all__ = ["FrontProxy", "running_caddy", "running_nginx", "sample"]
+
+Program = Callable[[str, str], str]
+
+DOMAIN = "devices.example.com"
+
+NGINX = """\
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {folder}/body;
+    proxy_temp_path {folder}/proxy;
+    fastcgi_temp_path {folder}/fastcgi;
+    uwsgi_temp_path {folder}/uwsgi;
+    scgi_temp_path {folder}/scgi;
+{sample}
+}}
+"""
+
+CADDY = """\
+{{
+	admin off
+	https_port {port}
+	http_port {other}
+	auto_https disable_redirects
+	default_bind 127.0.0.1
+}}
+{sample}
+"""
+
+
+class FrontProxy:
+    """Where it listens, and how a visitor knows it."""
+
+    def __init__(self, address: Address, authority: trustme.CA) -> None:
+        self._address = address
+        self._context = ssl.create_default_context()
+        authority.configure_trust(self._context)
+
+    async def visit(self, host: str) -> trio.SSLStream[trio.SocketStream]:
+        """A visitor's connection, under TLS."""
+        stream = await trio.open_tcp_stream(self._address.host, self._address.port)
+        tls = trio.SSLStream(stream, self._context, server_hostname=host, https_compatible=True)
+        await tls.do_handshake()
+        return tls
+
+
+def sample(language: str, changes: Mapping[str, str]) -> str:
+    """The block of the page in that language; each change must be one that the block has."""
+    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    text: str
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    for before, after in changes.items():
+        assert before in text, f"{before!r} is not in the {language} block"
+        text = text.replace(before, after)
+    return text
+
+
+@asynccontextmanager
+async def running_nginx(
+    folder: Path, program: Program, ingress: Address
+) -> AsyncIterator[FrontProxy]:
+    """nginx in front of this ingress, for the length of the block."""
+    port, authority = free_port(), _certificate(folder)
+    text = sample(
+        "nginx",
+        {
+            "listen 443 ssl": f"listen 127.0.0.1:{port} ssl",
+            "/etc/ssl": str(folder),
+            "127.0.0.1:8080": str(ingress),
+        },
+    )
+    file = folder / "nginx.conf"
+    file.write_text(NGINX.format(folder=folder, sample=text))
+    command = [program("nginx", "nginx-light"), "-e", "stderr", "-p", str(folder), "-c", str(file)]
+    async with _running(command, {}, Address("127.0.0.1", port)):
+        yield FrontProxy(Address("127.0.0.1", port), authority)
+
+
+@asynccontextmanager
+async def running_caddy(
+    folder: Path, program: Program, ingress: Address
+) -> AsyncIterator[FrontProxy]:
+    """Caddy in front of this ingress, for the length of the block."""
+    port, authority = free_port(), _certificate(folder)
+    text = sample("caddy", {"/etc/ssl": str(folder), "127.0.0.1:8080": str(ingress)})
+    file = folder / "Caddyfile"
+    file.write_text(CADDY.format(port=port, other=free_port(), sample=text))
+    command = [program("caddy", "caddy"), "run", "--config", str(file), "--adapter", "caddyfile"]
+    homes = {name: str(folder) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
+    async with _running(command, homes, Address("127.0.0.1", port)):
+        yield FrontProxy(Address("127.0.0.1", port), authority)
+
+
+def _certificate(folder: Path) -> trustme.CA:
+    authority = trustme.CA()
+    certificate = authority.issue_cert(f"*.{DOMAIN}")
+    authority_text = b"".join(pem.bytes() for pem in certificate.cert_chain_pems)
+    (folder / "devices.pem").write_bytes(authority_text)
+    certificate.private_key_pem.write_to_path(folder / "devices.key")
+    return authority
+
+
+@asynccontextmanager
+async def _running(
+    command: list[str], environment: Mapping[str, str], address: Address
+) -> AsyncIterator[None]:
+    process = await trio.lowlevel.open_process(
+        command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=dict(environment) or None,
+    )
+    assert process.stderr is not None
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_print, Path(command[0]).name, process.stderr)
+        try:
+            with trio.fail_after(20):
+                await _until_listening(address, process)
+            yield
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
+                process.terminate()
+                await process.wait()
+
+
+async def _until_listening(address: Address, process: trio.Process) -> None:
+    while True:
+        assert process.poll() is None, f"it ended with {process.poll()}"
+        try:
+            await (await trio.open_tcp_stream(address.host, address.port)).aclose()
+        except OSError:
+            await trio.sleep(0.02)  # neither says when it is ready
+        else:
+            return
+
+
+async def _print(name: str, log: trio.abc.ReceiveStream) -> None:
+    """Print what it writes, for a failing test to show."""
+    text = ""
+    async with log:
+        async for data in log:
+            text += data.decode("utf-8", "replace")
+    print(f"--- {name} ---\n{text}")  # noqa: T201
