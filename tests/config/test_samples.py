@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from support.settings import PAGE, configuration_page, headed_settings, sample_file
+from tunnelmux.api.browser_sessions.keys import new_key_line
 from tunnelmux.config import (
     AgentConfig,
     JoinInvitation,
@@ -17,11 +18,22 @@ from tunnelmux.config import (
     load_agent_config,
     load_proxy_config,
 )
-from tunnelmux.config.load import environment_names
+from tunnelmux.config.api import ApiConfig
+from tunnelmux.config.load import environment_names, load_api_config
 from tunnelmux.config.render import render
 from tunnelmux.config.schema import table_of
 
-PROGRAMS = {"proxy": (ProxyConfig, load_proxy_config), "agent": (AgentConfig, load_agent_config)}
+PROGRAMS = {
+    "proxy": (ProxyConfig, load_proxy_config),
+    "agent": (AgentConfig, load_agent_config),
+    "api": (ApiConfig, load_api_config),
+}
+# What the samples hold that `check` does not show.
+HIDDEN = {
+    "proxy": "the-token-of-dev1",
+    "agent": "the-token-of-dev1",
+    "api": "sqlite:////var/lib/tunnelmux-api/registry.db",
+}
 COMMENTED_KEY = re.compile(r"^# (?=[a-z0-9_]+ = )", re.MULTILINE)
 COMMENTED_LINE = re.compile(r"^# (?=[a-z0-9_]+ = |\[\[)", re.MULTILINE)
 
@@ -40,6 +52,8 @@ def loaded(program, text, folder):
     file = folder / f"{program}.toml"
     file.write_text(text)
     (folder / "internal.secret").write_text("of-the-back-end\n")
+    (folder / "oidc.secret").write_text("of-the-client\n")
+    (folder / "session-keys").write_text(new_key_line())
     return PROGRAMS[program][1](file, environ={})
 
 
@@ -57,7 +71,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     (tmp_path / "dev1.token").write_text("abc")
     (tmp_path / "dev1.join").write_text(join)
     (tmp_path / "main-server.key").write_text("abc")
-    for part in ("tunnel", "ingress", "internal", "socketio"):
+    for part in ("tunnel", "ingress", "internal", "socketio", "api"):
         (tmp_path / f"{part}.pem").touch()
         (tmp_path / f"{part}.key").touch()
     for name in ("ca.pem", "known_hosts", "callers.pem"):
@@ -67,7 +81,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     )
     # Of the ways to give a token, one at a time.
     text = re.sub(
-        r"^(token|token_sha256|join|join_file|secret_file|api_key) = .*\n",
+        r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret) = .*\n",
         "",
         text,
         flags=re.MULTILINE,
@@ -99,7 +113,14 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         for header, key, setting in headed_settings(table_of(PROGRAMS[program][0]))
     }
     # An empty list would not show how it is written, and a service has a name and a target.
-    examples = {"trusted_proxies", "trusted_fields", "name", "target"}
+    examples = {
+        "algorithms",
+        "name",
+        "target",
+        "trusted_fields",
+        "trusted_proxies",
+        "tunnel_urls",
+    }
     for header, key, value in shown:
         default = defaults[header, key]
         assert default in (None, value) or key in examples, f"{header} {key}"
@@ -121,5 +142,5 @@ def test_what_check_prints_is_the_same_configuration(program, sample, tmp_path):
     config = loaded(program, sample, tmp_path)
     printed = render(config)
     assert "[[" in printed
-    again = loaded(program, printed.replace("***", "the-token-of-dev1"), tmp_path)
+    again = loaded(program, printed.replace("***", HIDDEN[program]), tmp_path)
     assert again == config

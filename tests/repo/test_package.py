@@ -83,7 +83,12 @@ def test_every_program_has_a_folder_under_cmd_and_a_console_script() -> None:
 
 
 @pytest.mark.parametrize(
-    ("program", "config"), [("tunnelmux-proxy", "proxy.toml"), ("tunnelmux-agent", "agent.toml")]
+    ("program", "config"),
+    [
+        ("tunnelmux-proxy", "proxy.toml"),
+        ("tunnelmux-agent", "agent.toml"),
+        ("tunnelmux-api", "api.toml"),
+    ],
 )
 def test_systemd_unit_runs_the_daemon_hardened(program: str, config: str) -> None:
     unit = (ROOT / "cmd" / program / f"{program}.service").read_text("utf-8").splitlines()

@@ -185,6 +185,11 @@ LANGUAGES = {
         lambda made, program: [str(made / "venv/bin/python"), str(made / f"{program}.py")],
         depends_on=sys.version,
     ),
+    # An OpenID provider, for tests/api.
+    "oidc": Language(
+        build_socketio,
+        lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.mjs")],
+    ),
     "socketio_go": Language(build_go, lambda made, program: [str(made / program)]),
 }
 

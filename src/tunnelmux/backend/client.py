@@ -178,9 +178,10 @@ class ProxyClient:
             remote_addr=found.remote_addr,
         )
 
-    async def list_sessions(self) -> list[SessionSummary]:
-        """Every live session."""
-        body = await self._call("GET", "/internal/sessions")
+    async def list_sessions(self, *, device: str | None = None) -> list[SessionSummary]:
+        """Every live session, or those of one device only."""
+        query = f"?{urlencode({'device': device})}" if device is not None else ""
+        body = await self._call("GET", f"/internal/sessions{query}")
         return msgspec.json.decode(body, type=_Sessions).sessions
 
     async def close_session(self, token: str) -> None:

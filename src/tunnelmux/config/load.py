@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from tunnelmux.config.agent import AgentConfig
+from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
 from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.proxy import ProxyConfig
@@ -28,6 +29,7 @@ __all__ = [
     "Flag",
     "environment_names",
     "load_agent_config",
+    "load_api_config",
     "load_proxy_config",
 ]
 
@@ -42,6 +44,8 @@ API_VARIABLES = frozenset(
 the environment of one either."""
 
 # Keys of which one replaces the others: a later source that sets one means that one only.
+_API_SECRETS = ("registry.url", "oidc.client_secret", "proxies.secret")
+
 _ALTERNATIVES = (
     frozenset({"proxy.token", "proxy.token_file", "proxy.join", "proxy.join_file"}),
     frozenset({"proxy.url", "proxy.join"}),
@@ -50,6 +54,8 @@ _ALTERNATIVES = (
     frozenset({"proxy.pin", "proxy.join_file"}),
     frozenset({"internal.secret", "internal.secret_file"}),
     frozenset({"socketio.api_key", "socketio.api_key_file"}),
+    frozenset({"oidc.client_secret", "oidc.client_secret_file"}),
+    frozenset({"proxies.secret", "proxies.secret_file"}),
 )
 
 Warn = Callable[[str], None]
@@ -99,6 +105,32 @@ def load_proxy_config(
     if warn is not None:
         _warn_of_exposed(secret_files, warn)
         _warn_of_clear_text(config, warn)
+    return config
+
+
+def load_api_config(
+    file: Path | None,
+    *,
+    environ: Mapping[str, str],
+    flags: Iterable[Flag] = (),
+    warn: Warn | None = None,
+) -> ApiConfig:
+    """The API's configuration; its secret files have been read once and are sound.
+
+    `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
+    """
+    sources = _Sources(table_of(ApiConfig), file, environ, flags)
+    config: ApiConfig = sources.decode(check=_check_api_files)
+    secret_files = [
+        config.api.tls_key,
+        config.browser_sessions.key_file,
+        config.oidc.client_secret_file,
+        config.proxies.secret_file,
+    ]
+    if any(sources.is_from_file(key) for key in _API_SECRETS):
+        secret_files.append(file)
+    if warn is not None:
+        _warn_of_exposed(secret_files, warn)
     return config
 
 
@@ -300,6 +332,24 @@ def _check_agent_files(config: AgentConfig) -> None:
     if config.socketio is not None:
         config.socketio.read_api_key()
         _check_readable("socketio.ca_file", config.socketio.ca_file)
+
+
+def _check_api_files(config: ApiConfig) -> None:
+    config.oidc.read_secret()
+    config.proxies.read_secret()
+    for key, path in (
+        ("api.tls_certificate", config.api.tls_certificate),
+        ("api.tls_key", config.api.tls_key),
+        ("oidc.ca_file", config.oidc.ca_file),
+        ("proxies.ca_file", config.proxies.ca_file),
+    ):
+        _check_readable(key, path)
+    if not config.browser_sessions.key_file.exists():
+        raise InvalidSetting(
+            "browser_sessions.key_file",
+            f"{config.browser_sessions.key_file} does not exist: make it with "
+            f"`tunnelmux-api keys new > {config.browser_sessions.key_file}`",
+        )
 
 
 def _check_readable(key: str, file: Path | None) -> None:

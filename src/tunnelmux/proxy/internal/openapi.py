@@ -286,6 +286,14 @@ _DETAILS: dict[str, dict[str, Any]] = {
     },
     "/internal/sessions": {
         "summary": "Every session",
+        "parameters": [
+            {
+                "name": "device",
+                "in": "query",
+                "schema": _TEXT,
+                "description": "Only the sessions of this device.",
+            }
+        ],
         "responses": {"200": _json("SessionList", "Sorted by device."), **_errors()},
     },
     "/internal/visits": {

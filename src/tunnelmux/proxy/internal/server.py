@@ -329,8 +329,13 @@ class InternalServer:
         except (SessionNotFound, SessionExpired):
             raise ApiError("NOT_FOUND", "session not found") from None
 
-    async def _list_sessions(self, _: Call) -> Answer:
-        sessions = await self._store.list()
+    async def _list_sessions(self, call: Call) -> Answer:
+        device = call.query.get("device")
+        sessions = [
+            summary
+            for summary in await self._store.list()
+            if device is None or summary.device_id == device
+        ]
         return Answer.of({"sessions": sessions, "total": len(sessions)})
 
     async def _health(self, _: Call) -> Answer:

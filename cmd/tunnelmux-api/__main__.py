@@ -1,0 +1,9 @@
+"""`python cmd/tunnelmux-api …` runs the installed tunnelmux-proxy."""
+
+from __future__ import annotations
+
+import sys
+
+from tunnelmux.cli.api import main
+
+sys.exit(main())

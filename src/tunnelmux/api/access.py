@@ -1,0 +1,227 @@
+"""Who may call a route. A route that does not say so cannot be registered.
+
+Two rules hold everywhere. A request without a proven identity gets 401, on every path, unless the
+path stands in `PUBLIC_PATHS`; the gate (`gate.py`) sees to that before any routing. And each
+route names the least role that may call it with exactly one `need(…)`; `AccessRoute` refuses to be
+made without.
+"""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi import Depends, FastAPI
+from fastapi.dependencies.models import Dependant
+from fastapi.routing import APIRoute, APIWebSocketRoute
+from starlette.requests import HTTPConnection
+
+from tunnelmux.api.problems import Refused
+from tunnelmux.api.route_tree import leaves
+
+__all__ = [
+    "PUBLIC_PATHS",
+    "SCOPES",
+    "AccessRoute",
+    "Need",
+    "Principal",
+    "Role",
+    "is_public",
+    "need",
+    "public",
+    "required_access",
+    "seal",
+    "signed_in",
+]
+
+PUBLIC_PATHS = frozenset(
+    {
+        "/api/auth/login",
+        "/api/auth/callback",
+        "/api/auth/backchannel-logout",
+        "/api/pairing/exchange",
+        "/api/pairing/install",
+        "/api/pairing/requests",
+        "/api/pairing/requests/poll",
+        "/api/health",
+        "/api/ready",
+        "/api/openapi.json",
+    }
+)
+"""Paths that need no identity: signing in, pairing (which proves a code), health."""
+
+SCOPES = {
+    "self": "who the token is, and where it may work",
+    "tenant": "read and change the tenant's own settings",
+    "members": "list, invite and remove people, and change their roles",
+    "devices:read": "list devices and look at them",
+    "devices:write": "add, change, disable, revoke and remove devices",
+    "pairing": "let devices in: codes, requests, install keys",
+    "sessions": "list and close the tunnels of devices",
+    "forward": "reach the services of devices",
+    "exec": "run commands on devices",
+    "events": "follow what happens",
+    "tokens": "list and revoke access tokens",
+    "audit": "read the audit",
+}
+"""What an access token may be limited to, and what each scope means."""
+
+
+class Role(enum.IntEnum):
+    """What a person may do in a tenant; each role may do what those before it may."""
+
+    VIEWER = 1
+    OPERATOR = 2
+    ADMIN = 3
+    OWNER = 4
+
+    @classmethod
+    def parse(cls, name: str) -> Role:
+        """The role of this lower-case name; raises KeyError."""
+        return cls[name.upper()]
+
+    def __str__(self) -> str:
+        return self.name.lower()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who calls: a person in a browser, or a program with an access token."""
+
+    user_id: str
+    tenant_id: str | None
+    """The tenant it acts in; None for a person who is a member of none."""
+    role: Role | None
+    scopes: frozenset[str] | None = None
+    """What an access token is limited to; None for a person in a browser, who has no such limit."""
+    session_id: str | None = None
+    """The browser session, when the caller came by cookie."""
+    token_id: str | None = None
+    """The access token, when the caller came by one."""
+    name: str = ""
+    """How the audit shows it."""
+    address: str = ""
+    """Where the request came from, past trusted proxies."""
+
+    @property
+    def is_browser(self) -> bool:
+        """Whether it came by cookie, which a browser sends by itself."""
+        return self.session_id is not None
+
+
+class Need:
+    """A dependency: the caller has at least this role, and its access token this scope."""
+
+    def __init__(self, role: Role | None, scope: str | None) -> None:
+        assert scope is None or scope in SCOPES, scope
+        self.role = role
+        self.scope = scope
+
+    async def __call__(self, connection: HTTPConnection) -> Principal | None:
+        principal: Principal | None = connection.scope["state"].get("principal")
+        if self.role is None and self.scope is None:
+            return principal
+        if principal is None:
+            raise Refused(401, "not_signed_in", "Sign in, or send an access token.")
+        if self.scope is not None and principal.scopes is not None:
+            _check_scope(self.scope, principal.scopes)
+        if self.role is not None:
+            _check_role(self.role, principal)
+        return principal
+
+
+def _check_scope(scope: str, scopes: frozenset[str]) -> None:
+    if scope not in scopes:
+        message = f'This access token lacks the scope "{scope}": make one that has it.'
+        raise Refused(403, "insufficient_scope", message)
+
+
+def _check_role(least: Role, principal: Principal) -> None:
+    if principal.role is None:
+        message = "You are signed in, and a member of no tenant: ask an owner for an invitation."
+        raise Refused(403, "no_tenant", message)
+    if principal.role < least:
+        message = f"This needs the role {least}; yours is {principal.role}."
+        raise Refused(403, "insufficient_role", message)
+
+
+def need(role: Role, scope: str) -> Any:
+    """For a parameter of a route: the Principal, who has at least this role; `scope` is what an
+    access token must say."""
+    return Depends(Need(role, scope))
+
+
+def signed_in(scope: str = "self") -> Any:
+    """For a parameter of a route: the Principal, member of a tenant or not."""
+    return Depends(Need(None, scope))
+
+
+def public() -> Any:
+    """For a parameter of a route on `PUBLIC_PATHS`: the Principal, or None."""
+    return Depends(Need(None, None))
+
+
+def is_public(path: str) -> bool:
+    """Whether this path of a request needs no identity."""
+    return path in PUBLIC_PATHS
+
+
+class AccessRoute(APIRoute):
+    """A route that says who may call it, and whose functions all run on Trio, not in threads.
+
+    Raises TypeError when it is made otherwise.
+    """
+
+    def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
+        super().__init__(path, endpoint, **options)
+        check_access(path, self.dependant)
+
+
+def check_access(path: str, dependant: Dependant) -> None:
+    """Raise TypeError unless exactly one `need(…)` is among the route's dependencies."""
+    called = [inner.call for inner in _tree(dependant) if inner.call is not None]
+    needs = [call for call in called if isinstance(call, Need)]
+    if len(needs) != 1:
+        raise TypeError(f"{path}: say who may call it, by exactly one need(…)")
+    is_open = needs[0].role is None and needs[0].scope is None
+    if is_open != is_public(path):
+        raise TypeError(f"{path}: it is public, or on PUBLIC_PATHS, but not both")
+    for call in called:
+        if not _is_asynchronous(call):
+            raise TypeError(f"{path}: {call!r} is synchronous and would run in Trio's own threads")
+
+
+def required_access(route: object) -> Need:
+    """What a registered route asks for."""
+    dependant: Dependant = route.dependant  # type: ignore[attr-defined]
+    return next(inner.call for inner in _tree(dependant) if isinstance(inner.call, Need))
+
+
+def _tree(dependant: Dependant) -> Iterator[Dependant]:
+    yield dependant
+    for inner in dependant.dependencies:
+        yield from _tree(inner)
+
+
+def _is_asynchronous(call: Any) -> bool:
+    method = getattr(call, "__call__", None)  # noqa: B004  an instance's, to look at it
+    return (
+        inspect.isclass(call)
+        or inspect.iscoroutinefunction(call)
+        or inspect.isasyncgenfunction(call)
+        or inspect.iscoroutinefunction(method)
+        or inspect.isasyncgenfunction(method)
+    )
+
+
+def seal(app: FastAPI) -> FastAPI:
+    """The same app, once all its routes were seen to be made by us; raises TypeError."""
+    for route in leaves(app.routes):
+        if isinstance(route, APIWebSocketRoute):
+            check_access(route.path, route.dependant)
+        elif not isinstance(route, AccessRoute):
+            raise TypeError(f"{route!r} was not registered as an AccessRoute")
+    return app

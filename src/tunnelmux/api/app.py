@@ -1,0 +1,150 @@
+"""The API as one running thing: its parts put together, its listener, its end."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+from collections.abc import AsyncIterator
+from typing import Any
+
+import trio
+from fastapi import FastAPI
+from starlette.types import ASGIApp
+
+from tunnelmux import __version__
+from tunnelmux.api import server
+from tunnelmux.api.access import seal
+from tunnelmux.api.browser_sessions.keys import read_key_file
+from tunnelmux.api.browser_sessions.sign_in import SignIn
+from tunnelmux.api.context import Api
+from tunnelmux.api.description import describe
+from tunnelmux.api.gate import Gate, GateLimits
+from tunnelmux.api.identity import Identification
+from tunnelmux.api.oidc.provider import Provider
+from tunnelmux.api.problems import add_problem_handlers
+from tunnelmux.api.proxies import Proxies
+from tunnelmux.api.routes import audit, auth, devices, forward, health, own, pairing, people
+from tunnelmux.config.api import ApiConfig
+from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Registry, open_registry
+
+__all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
+
+_log = get_logger("api")
+
+_FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
+
+ROUTERS = (
+    auth.router,
+    health.router,
+    people.tenant_routes,
+    people.members,
+    people.invitations,
+    forward.router,
+    devices.router,
+    pairing.pairings,
+    pairing.install_keys,
+    pairing.joining,
+    own.browser_sessions,
+    own.access_tokens,
+    audit.router,
+)
+
+
+class RunningApi:
+    """A running API."""
+
+    def __init__(self, api: Api, port: int) -> None:
+        self.api = api
+        self.port = port
+        """The port it listens on: the configured one, or what the system chose for 0."""
+        self.is_leaving = trio.Event()
+        self.has_left = trio.Event()
+
+    async def drain(self, grace: float) -> None:
+        """Take no new connection and return when the requests in flight have been answered.
+
+        They get `drain.grace` seconds, which is what `grace` is: the server has it already.
+        """
+        self.is_leaving.set()
+        with trio.move_on_after(grace):
+            await self.has_left.wait()
+
+
+def application(api: Api) -> FastAPI:
+    """All routes. Raises TypeError for one without an access rule."""
+    app = FastAPI(
+        title="tunnelmux-api", version=__version__, docs_url=None, redoc_url=None, openapi_url=None
+    )
+    app.state.api = api
+    add_problem_handlers(app)
+    for router in ROUTERS:
+        app.include_router(router)
+    describe(app)
+    return seal(app)
+
+
+def build_app(api: Api) -> ASGIApp:
+    """The application behind its gate."""
+    return Gate(
+        application(api),
+        Identification(api.registry, api.sign_in),
+        trusted_proxies=TrustedProxies.parse(api.config.api.trusted_proxies),
+        limits=GateLimits(api.config.limits.body_stall, api.config.limits.max_body),
+        streams=lambda path: _FORWARDED.match(path) is not None,
+    )
+
+
+def assemble(config: ApiConfig, registry: Registry) -> Api:
+    """The parts of an API on this registry. Raises ConfigError for an unusable file."""
+    provider = Provider(config.oidc, config.oidc.read_secret(), config.api.public_url)
+    keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
+    sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
+    return Api(config, registry, sign_in, Proxies(registry, config.proxies))
+
+
+@contextlib.asynccontextmanager
+async def run_api(
+    config: ApiConfig, listener: socket.socket | None = None
+) -> AsyncIterator[RunningApi]:
+    """Serve while the block runs; then requests in flight get `drain.grace` seconds.
+
+    `listener` is a listening socket to take in place of `api.listen`; it is closed at the end.
+    Raises ConfigError, RegistryAway or RegistryFailed when it cannot begin.
+    """
+    listener = listener or server.listen("api.listen", config.api.address)
+    with contextlib.closing(listener):
+        async with open_registry(
+            config.registry.url,
+            migrate=config.registry.migrate,
+            connections=config.registry.connections,
+            timeout=config.registry.timeout,
+        ) as registry:
+            api = assemble(config, registry)
+            app: Any = build_app(api)
+            async with server.serve(
+                app,
+                listener,
+                grace=config.drain.grace,
+                tls_certificate=_text(config.api.tls_certificate),
+                tls_key=_text(config.api.tls_key),
+            ):
+                port: int = listener.getsockname()[1]
+                _log.info("api listening", address=f"{config.api.address.host}:{port}")
+                yield RunningApi(api, port)
+
+
+async def serve_api(
+    config: ApiConfig, *, task_status: trio.TaskStatus[RunningApi] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """The same as a task of a nursery, until it is drained."""
+    async with run_api(config) as running:
+        task_status.started(running)
+        await running.is_leaving.wait()
+    running.has_left.set()
+
+
+def _text(path: object) -> str | None:
+    return str(path) if path is not None else None

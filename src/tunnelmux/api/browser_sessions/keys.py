@@ -1,0 +1,131 @@
+"""The keys behind browser sessions: one signs and encrypts, the older ones are still believed.
+
+From each key of the file two are derived (HKDF, RFC 5869): one for the cookie's HMAC, one for the
+AES-GCM of what is kept. What was made names the key by its id, so keys can be changed while people
+are signed in.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hmac
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography.exceptions import InvalidTag
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from cryptography.hazmat.primitives.kdf.hkdf import HKDF
+
+from tunnelmux.config import InvalidSetting
+
+__all__ = ["KeyRing", "SealedValueRefused", "new_key_line", "read_key_file"]
+
+_LINE = re.compile(r"([A-Za-z0-9_-]{1,32}) ([A-Za-z0-9+/]{43}=)")
+
+_MOST_KEYS = 16
+
+_NONCE_BYTES = 12
+
+
+class SealedValueRefused(Exception):
+    """A kept value was not sealed with any of these keys, or was changed since."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Key:
+    mac: bytes
+    box: AESGCM
+
+
+class KeyRing:
+    """Signs and seals with the first key, checks and opens with any."""
+
+    def __init__(self, keys: Mapping[str, bytes]) -> None:
+        if not keys:
+            raise ValueError("a key ring needs a key")
+        self._keys = {key_id: _derive(key) for key_id, key in keys.items()}
+        self._first = next(iter(keys))
+
+    def __repr__(self) -> str:
+        return f"<KeyRing of {', '.join(self._keys)}>"
+
+    def sign(self, text: str) -> str:
+        """`text.key-id.mac`; `text` has no dot."""
+        return f"{text}.{self._first}.{_mac(self._keys[self._first], text)}"
+
+    def check(self, signed: str) -> str | None:
+        """The text that `sign` was given, or None when this is not what it returned."""
+        text, _, rest = signed.partition(".")
+        key_id, _, mac = rest.partition(".")
+        key = self._keys.get(key_id)
+        if key is None or not signed.isascii() or not hmac.compare_digest(_mac(key, text), mac):
+            return None
+        return text
+
+    def seal(self, content: bytes, purpose: str) -> bytes:
+        """Encrypt; `purpose` must be the same at `open`, so that values cannot change places."""
+        nonce = os.urandom(_NONCE_BYTES)
+        header = self._first.encode() + b"."
+        box = self._keys[self._first].box
+        return header + nonce + box.encrypt(nonce, content, header + purpose.encode())
+
+    def open(self, sealed: bytes, purpose: str) -> bytes:
+        """What was sealed. Raises SealedValueRefused."""
+        key_id, dot, rest = sealed.partition(b".")
+        key = self._keys.get(key_id.decode("latin-1"))
+        if key is None or not dot:
+            raise SealedValueRefused("sealed with a key that is not in the key file any more")
+        nonce, content = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
+        try:
+            return key.box.decrypt(nonce, content, key_id + dot + purpose.encode())
+        except (InvalidTag, ValueError) as exc:
+            raise SealedValueRefused("not what was sealed") from exc
+
+
+def new_key_line() -> str:
+    """A line for the top of a key file."""
+    key = base64.b64encode(secrets.token_bytes(32)).decode("ascii")
+    return f"{secrets.token_hex(4)} {key}\n"
+
+
+def read_key_file(key: str, path: Path) -> KeyRing:
+    """The keys of a file with one `ID KEY` a line. Raises InvalidSetting for the setting `key`."""
+    try:
+        lines = path.read_text("ascii").splitlines()
+    except (OSError, UnicodeDecodeError) as exc:
+        problem = exc.strerror if isinstance(exc, OSError) else "it is not text"
+        message = f"{path} cannot be read ({problem}): make it with `tunnelmux-api keys new`"
+        raise InvalidSetting(key, message) from None
+    keys: dict[str, bytes] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip() or line.startswith("#"):
+            continue
+        if (match := _LINE.fullmatch(line.strip())) is None or match[1] in keys:
+            message = f"line {number} of {path} is not a key of its own: write `ID KEY`, as made by"
+            raise InvalidSetting(key, f"{message} `tunnelmux-api keys new`")
+        try:
+            keys[match[1]] = base64.b64decode(match[2], validate=True)
+        except binascii.Error:
+            raise InvalidSetting(key, f"line {number} of {path} is no base64") from None
+    if not 1 <= len(keys) <= _MOST_KEYS:
+        message = f"{path} has {len(keys)} keys: it takes from 1 to {_MOST_KEYS}"
+        raise InvalidSetting(key, message)
+    return KeyRing(keys)
+
+
+def _mac(key: _Key, text: str) -> str:
+    digest = hmac.digest(key.mac, text.encode("utf-8", "replace"), "sha256")
+    return base64.urlsafe_b64encode(digest).decode("ascii").rstrip("=")
+
+
+def _derive(key: bytes) -> _Key:
+    def derived(purpose: bytes) -> bytes:
+        return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose).derive(key)
+
+    return _Key(derived(b"tunnelmux cookie"), AESGCM(derived(b"tunnelmux tokens")))

@@ -1,0 +1,301 @@
+"""Signing in, staying signed in, and signing out: the browser's side of OpenID Connect.
+
+The browser only ever holds one cookie, `__Host-tunnelmux`: an opaque id under an HMAC. It carries
+a sign-in that is under way too, so several tabs may sign in at once. The id changes when a person
+signs in (session fixation, OWASP ASVS V3.2.1), and the old one is worth nothing from then on.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import trio
+
+from tunnelmux.api.browser_sessions.keys import KeyRing
+from tunnelmux.api.browser_sessions.state import KeptTokens, PendingSignIns
+from tunnelmux.api.oidc.claims import memberships_of
+from tunnelmux.api.oidc.provider import Attempt, OIDCError, Provider, ProviderAway, Tokens
+from tunnelmux.api.problems import Refused
+from tunnelmux.config import Secret
+from tunnelmux.config.api import BrowserSessionConfig, OIDCConfig
+from tunnelmux.errors import RegistryRefused
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Actor, BrowserSession, Membership, NewBrowserSession, Registry
+from tunnelmux.registry.browser_sessions import SignedIn
+
+__all__ = ["COOKIE", "Landing", "SignIn"]
+
+_log = get_logger("api.sign_in")
+
+COOKIE = "__Host-tunnelmux"
+"""The one cookie. Its prefix makes browsers refuse it from another host or over plain HTTP."""
+
+_LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\\x7f]*")
+# A path on this server and nothing that a browser could read as another host.
+
+_REFRESH_AHEAD = 30.0
+# Seconds before a token ends at which it is refreshed.
+
+_REFRESH_CLAIM = 30.0
+# Seconds for which one process has the right to refresh; more than the provider's time limit.
+
+_SAVES = 20
+# Attempts at a change when other tabs change the same session at the same moment.
+
+_MOST_RETURN = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Landing:
+    """Where a browser goes next; `cookie` is a new value for `COOKIE`, if it gets one."""
+
+    url: str
+    cookie: str | None = None
+
+
+class SignIn:
+    """All browsers' sessions of one installation."""
+
+    def __init__(
+        self,
+        registry: Registry,
+        provider: Provider,
+        keys: KeyRing,
+        oidc: OIDCConfig,
+        config: BrowserSessionConfig,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self._registry = registry
+        self._installation = registry.installation(Actor.program("tunnelmux-api"))
+        self._sessions = self._installation.browser_sessions
+        self._provider = provider
+        self._keys = keys
+        self._oidc = oidc
+        self._config = config
+        self._now = now
+
+    async def session_of(self, cookie: str | None) -> BrowserSession | None:
+        """The living session of a cookie's value, signed in or not."""
+        secret = self._keys.check(cookie) if cookie else None
+        return await self._sessions.find(Secret(secret)) if secret else None
+
+    async def begin(
+        self, cookie: str | None, return_to: str, *, address: str, user_agent: str
+    ) -> Landing:
+        """The provider's page for a new sign-in. `return_to` is where the browser goes after it;
+        what is no path on this server counts as `/`."""
+        if not _LOCAL_PATH.fullmatch(return_to) or len(return_to) > _MOST_RETURN:
+            return_to = "/"
+        attempt = Attempt.new()
+        try:
+            url = await self._provider.authorization_url(attempt)
+        except ProviderAway as exc:
+            raise _provider_away(exc) from exc
+        for _ in range(_SAVES):
+            session = await self.session_of(cookie)
+            if session is None:
+                pending = PendingSignIns([]).with_new(attempt, return_to, self._now())
+                new = await self._sessions.begin(
+                    idle=self._config.idle,
+                    lifetime=self._config.lifetime,
+                    pending=pending.sealed(self._keys),
+                    address=address,
+                    user_agent=user_agent[:300],
+                )
+                return Landing(url, self._cookie(new))
+            pending = self._pending(session).with_new(attempt, return_to, self._now())
+            if await self._sessions.save(session, pending=pending.sealed(self._keys)):
+                return Landing(url)
+        raise Refused(503, "busy", "Too many sign-ins in this browser at once: try again.")
+
+    async def finish(self, cookie: str | None, query: Mapping[str, str]) -> Landing:
+        """Sign the person in with the provider's answer.
+
+        Raises Refused: `stale_sign_in` when this browser began no such sign-in, `sign_in_failed`
+        when the answer must not be believed, `provider_away`, `user_disabled`.
+        """
+        session = await self.session_of(cookie)
+        for _ in range(_SAVES):
+            if session is None:
+                break
+            found, rest = self._pending(session).take(query.get("state", ""), self._now())
+            if found is None:
+                break
+            taken = await self._sessions.save(session, pending=rest.sealed(self._keys))
+            if taken is not None:
+                return await self._finish(taken, query, found.attempt, found.return_to, rest)
+            session = await self.session_of(cookie)
+        if session is not None and session.user_id is not None:
+            return Landing("/")  # a valid session wins over a stale state
+        message = (
+            "This sign-in was not begun in this browser, or took too long: begin again at "
+            "/api/auth/login."
+        )
+        raise Refused(400, "stale_sign_in", message)
+
+    async def _finish(
+        self,
+        session: BrowserSession,
+        query: Mapping[str, str],
+        attempt: Attempt,
+        return_to: str,
+        rest: PendingSignIns,
+    ) -> Landing:
+        try:
+            tokens, claims = await self._provider.exchange(query, attempt)
+        except ProviderAway as exc:
+            raise _provider_away(exc) from exc
+        except OIDCError as exc:
+            _log.warning("sign-in refused", problem=str(exc))
+            raise Refused(400, "sign_in_failed", f"The sign-in failed: {exc}.") from exc
+        try:
+            user = await self._installation.users.sign_in(
+                issuer=self._provider.issuer,
+                subject=claims["sub"],
+                email=_text(claims, "email"),
+                email_verified=claims.get("email_verified") is True,
+                name=_text(claims, "name") or _text(claims, "preferred_username"),
+                claims=memberships_of(claims, self._oidc),
+            )
+        except RegistryRefused as exc:
+            raise Refused(403, exc.code, f"{exc}.") from exc
+        memberships = await self._installation.users.memberships(user.id)
+        new = await self._sessions.renew(
+            session,
+            SignedIn(
+                user_id=user.id,
+                tenant_id=_choose(memberships, session.tenant_id),
+                issuer=self._provider.issuer,
+                provider_session=_text(claims, "sid"),
+                tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
+            ),
+            pending=rest.sealed(self._keys),
+            idle=self._config.idle,
+            lifetime=self._config.lifetime,
+        )
+        if new is None:
+            raise Refused(400, "stale_sign_in", "The session ended meanwhile: sign in again.")
+        _log.info("signed in", user=user.id, session=new.session.id)
+        return Landing(return_to, self._cookie(new))
+
+    async def keep_fresh(self, session: BrowserSession) -> bool:
+        """Refresh the session's tokens when they end soon; whether the session goes on.
+
+        One caller of all processes does it and the others go on meanwhile. It is not cut by its
+        caller: a provider that has rotated the refresh token would not take the old one again.
+        """
+        kept = KeptTokens.opened(session.tokens, self._keys)
+        if kept is None or kept.refresh_token is None:
+            return True
+        if kept.expires - self._now() > _REFRESH_AHEAD:
+            return True
+        if not await self._sessions.claim_refresh(session.id, _REFRESH_CLAIM):
+            return True
+        return await self._refresh(session, kept, kept.refresh_token)
+
+    async def _refresh(self, session: BrowserSession, kept: KeptTokens, refresh_token: str) -> bool:
+        with trio.CancelScope(shield=True):  # bounded by the time limits of provider and registry
+            try:
+                tokens = await self._provider.refresh(refresh_token)
+                await self._take_over_claims(tokens, kept.subject)
+            except ProviderAway as exc:
+                _log.warning("tokens not refreshed", session=session.id, problem=str(exc))
+                return True  # the session has ends of its own
+            except (OIDCError, RegistryRefused) as exc:
+                _log.info("session ended by the provider", session=session.id, problem=str(exc))
+                await self._sessions.end(session.id)
+                return False
+            await self._keep(session, kept.renewed(tokens, self._now()))
+        return True
+
+    async def _keep(self, session: BrowserSession, kept: KeptTokens) -> None:
+        """Write new tokens, also when a tab changed the session since it was read."""
+        sealed = kept.sealed(self._keys)
+        current: BrowserSession | None = session
+        for _ in range(_SAVES):
+            if current is None or await self._sessions.save(current, tokens=sealed) is not None:
+                return
+            living = await self._sessions.of_user(session.user_id or "")
+            current = next((item for item in living if item.id == session.id), None)
+
+    async def _take_over_claims(self, tokens: Tokens, subject: str) -> None:
+        """Roles that the provider took back are gone with the next refresh."""
+        if tokens.id_token is None:
+            return
+        claims = await self._provider.check_refreshed(tokens.id_token, subject)
+        await self._installation.users.sign_in(
+            issuer=self._provider.issuer,
+            subject=subject,
+            email=_text(claims, "email"),
+            email_verified=claims.get("email_verified") is True,
+            name=_text(claims, "name") or _text(claims, "preferred_username"),
+            claims=memberships_of(claims, self._oidc),
+        )
+
+    async def choose_tenant(self, session: BrowserSession, tenant_id: str) -> None:
+        """Go on in another tenant of which the person is a member. Raises Refused 404."""
+        assert session.user_id is not None
+        memberships = await self._installation.users.memberships(session.user_id)
+        if tenant_id not in {item.tenant_id for item in memberships if item.tenant_enabled}:
+            raise Refused(404, "not_found", "There is no such tenant, or you are no member of it.")
+        if await self._sessions.save(session, tenant_id=tenant_id) is None:
+            raise Refused(409, "changed_meanwhile", "The session changed meanwhile: try again.")
+
+    async def end(self, session: BrowserSession) -> str | None:
+        """Sign out here; the page at which the browser signs out at the provider, if it has one."""
+        await self._sessions.end(session.id)
+        _log.info("signed out", user=session.user_id, session=session.id)
+        kept = KeptTokens.opened(session.tokens, self._keys)
+        try:
+            return await self._provider.logout_url(kept.id_token if kept is not None else None)
+        except ProviderAway:
+            return None
+
+    async def end_for_provider(self, logout_token: str) -> int:
+        """Back-channel logout; how many sessions ended. Raises Refused 400."""
+        try:
+            claims = await self._provider.check_logout_token(logout_token)
+        except ProviderAway as exc:
+            raise _provider_away(exc) from exc
+        except OIDCError as exc:
+            raise Refused(400, "logout_token_refused", f"{exc}.") from exc
+        until = _moment(float(claims["exp"]) + self._oidc.clock_skew)
+        if not await self._sessions.use_once(f"logout {claims['jti']}", until):
+            raise Refused(400, "logout_token_refused", "This logout token was used already.")
+        return await self._sessions.end_for_provider(
+            issuer=self._provider.issuer,
+            subject=claims.get("sub"),
+            provider_session=claims.get("sid"),
+        )
+
+    def _pending(self, session: BrowserSession) -> PendingSignIns:
+        return PendingSignIns.opened(session.pending, self._keys)
+
+    def _cookie(self, new: NewBrowserSession) -> str:
+        return self._keys.sign(new.secret.reveal())
+
+
+def _choose(memberships: list[Membership], wish: str | None) -> str | None:
+    """The tenant a person works in after signing in: the last one, or the first there is."""
+    open_ones = [item.tenant_id for item in memberships if item.tenant_enabled]
+    return wish if wish in open_ones else next(iter(open_ones), None)
+
+
+def _text(claims: Mapping[str, object], name: str) -> str:
+    value = claims.get(name)
+    return value[:320] if isinstance(value, str) else ""
+
+
+def _moment(seconds: float) -> datetime:
+    return datetime.fromtimestamp(seconds, UTC)
+
+
+def _provider_away(exc: ProviderAway) -> Refused:
+    _log.warning("provider away", problem=str(exc))
+    message = "The sign-in provider does not answer: try again in a moment."
+    return Refused(502, "provider_away", message, headers={"retry-after": "5"})

@@ -1,0 +1,56 @@
+"""What the routes work with: one object for the application, one view of it for each request."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from fastapi import Depends
+from starlette.requests import HTTPConnection
+
+from tunnelmux.api.access import Principal, public, signed_in
+from tunnelmux.api.browser_sessions.sign_in import SignIn
+from tunnelmux.api.identity import actor_of
+from tunnelmux.api.proxies import Proxies
+from tunnelmux.config.api import ApiConfig
+from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
+
+__all__ = ["Api", "ApiDependency", "MaybeSignedIn", "SignedIn", "installation_for", "tenant_for"]
+
+
+@dataclass(frozen=True, slots=True)
+class Api:
+    """The parts of a running API."""
+
+    config: ApiConfig
+    registry: Registry
+    sign_in: SignIn
+    proxies: Proxies
+
+    @property
+    def installation(self) -> Installation:
+        """What is above tenants, for reading."""
+        return self.registry.installation(Actor.program("tunnelmux-api"))
+
+
+async def _api(connection: HTTPConnection) -> Api:
+    api: Api = connection.app.state.api
+    return api
+
+
+ApiDependency = Annotated[Api, Depends(_api)]
+"""For a parameter of a route: the running API."""
+
+MaybeSignedIn = Annotated[Principal | None, public()]
+SignedIn = Annotated[Principal, signed_in()]
+
+
+def tenant_for(api: Api, principal: Principal) -> TenantRegistry:
+    """What belongs to the caller's tenant, with the caller as the one who acts."""
+    assert principal.tenant_id is not None  # `need(role, …)` has seen to it
+    return api.registry.tenant(principal.tenant_id, actor_of(principal))
+
+
+def installation_for(api: Api, principal: Principal) -> Installation:
+    """What is above tenants, with the caller as the one who acts."""
+    return api.registry.installation(actor_of(principal))

@@ -1,0 +1,276 @@
+"""Passing a program's request on to a service of a device, and its answer back, as they come.
+
+What a device answers comes from another origin's point of view: it must never act as a page of
+this server. So only access tokens may forward (the routes see to it), cookies are passed in
+neither direction, and every answer is marked as content that a browser shows in a sandbox.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from typing import cast
+
+import trio
+import trio_websocket
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+from starlette.websockets import WebSocket, WebSocketDisconnect
+
+from tunnelmux.api.problems import Refused, problem_response
+from tunnelmux.api.proxies import Proxies
+from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, ResponseHead, open_connect
+from tunnelmux.http.fields import end_to_end, without_own_fields
+from tunnelmux.http.head import Field
+from tunnelmux.limits import IngressLimits
+
+__all__ = ["ForwardedResponse", "relay_raw", "relay_websocket", "service_head"]
+
+_CONNECT_TIMEOUT = 15.0
+# Seconds an agent has to reach its target: its own limit is shorter, and its reason better.
+
+_STUCK = 30.0
+# Seconds for one message to a caller that does not read; then the relay ends. Without it, both
+# directions full and the caller gone would wait for each other.
+
+_OWN_REQUEST_FIELDS = {b"authorization", b"cookie", b"host", b"content-length", b"expect"}
+_OWN_ANSWER_FIELDS = {b"set-cookie", b"content-length", b"content-security-policy"}
+
+_SANDBOX = (
+    (b"content-security-policy", b"sandbox; default-src 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+)
+
+_LIMITS = IngressLimits()
+
+
+def service_head(service: str, headers: list[Field], host: bytes) -> list[Field]:
+    """The fields of a request to a service of a device."""
+    kept = [
+        (name, value)
+        for name, value in without_own_fields(end_to_end(headers))
+        if name.lower() not in _OWN_REQUEST_FIELDS
+    ]
+    return [(b"Host", host), *kept, (b"Tunnelmux-Service", service.encode("ascii"))]
+
+
+class ForwardedResponse(Response):
+    """A response that is the device's answer to the request it was made for.
+
+    Bodies go both ways at once, as they come; an answer may begin before the request's body is
+    whole. What goes wrong before the answer has begun is told as a problem document.
+    """
+
+    def __init__(
+        self, proxies: Proxies, label: str, service: str, target: bytes, timeout: float
+    ) -> None:
+        super().__init__()
+        self._proxies = proxies
+        self._label = label
+        self._service = service
+        self._target = target
+        self._timeout = timeout
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it; called by the framework."""
+        try:
+            async with self._proxies.stream_to(self._label) as stream:
+                client = ClientConnection(stream, _LIMITS)
+                await self._exchange(client, scope, receive, send)
+        except Refused as exc:
+            refusal = problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+            await refusal(scope, receive, send)
+
+    async def _exchange(
+        self, client: ClientConnection, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        fields: list[Field] = [(bytes(name), bytes(value)) for name, value in scope["headers"]]
+        names = {name for name, _ in fields}
+        length = next((value for name, value in fields if name == b"content-length"), None)
+        headers = service_head(self._service, fields, self._label.encode("ascii"))
+        if length is not None:
+            headers.append((b"Content-Length", length))
+        chunked = b"transfer-encoding" in names
+        has_body = chunked or length is not None
+        refusal: Refused | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await client.send_request(
+                    scope["method"].encode("ascii"),
+                    self._target,
+                    headers,
+                    chunked=chunked,
+                    end=not has_body,
+                )
+                if has_body:
+                    nursery.start_soon(_send_body, client, receive)
+                head = await self._final_head(client)
+            except PeerGone as exc:
+                message = f"The device did not answer: {exc}."
+                refusal = Refused(502, "device_answer_lost", message)
+            except Refused as exc:
+                refusal = exc
+            else:
+                await self._answer(client, head, send)
+            nursery.cancel_scope.cancel()
+        if refusal is not None:
+            raise refusal
+
+    async def _final_head(self, client: ClientConnection) -> ResponseHead:
+        with trio.move_on_after(self._timeout):
+            while (head := await client.read_head()).is_interim:
+                pass
+            if head.status == 101:
+                message = "The service changed the protocol: use the path with /ws/ for WebSockets."
+                raise Refused(502, "unexpected_upgrade", message)
+            return head
+        message = f"The service did not answer within {self._timeout:g} s."
+        raise Refused(504, "device_timeout", message)
+
+    async def _answer(self, client: ClientConnection, head: ResponseHead, send: Send) -> None:
+        headers = [
+            (name.lower(), value)
+            for name, value in without_own_fields(end_to_end(head.headers))
+            if name.lower() not in _OWN_ANSWER_FIELDS
+        ]
+        if head.content_length is not None:
+            headers.append((b"content-length", b"%d" % head.content_length))
+        await send(
+            {
+                "type": "http.response.start",
+                "status": head.status,
+                "headers": [*headers, *_SANDBOX],
+            }
+        )
+        done = False
+        while not done:
+            # A body that breaks ends the connection here too: an answer cut short must not look
+            # like a whole one, so what is raised here is not turned into an end of the body.
+            data, done = await client.read_body()
+            await send({"type": "http.response.body", "body": data, "more_body": not done})
+
+
+async def _send_body(client: ClientConnection, receive: Receive) -> None:
+    """Pass the request's body on until its end, or until the device takes no more of it."""
+    with contextlib.suppress(PeerGone):
+        while True:
+            message = await receive()
+            if message["type"] != "http.request":
+                return
+            more = message.get("more_body", False)
+            await client.send_body(message.get("body", b""), end=not more)
+            if not more:
+                return
+
+
+async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSocket) -> None:
+    """Join a WebSocket of binary messages to a raw connection to a service of a device.
+
+    An empty message is the end of one direction (FIN); the close of the WebSocket is the end of
+    both. A refusal is the close code 4000 plus a part of the HTTP status, with the reason.
+    """
+    await websocket.accept()
+    try:
+        async with proxies.stream_to(label) as stream:
+            connection = await open_connect(
+                stream, service, _LIMITS, answer_timeout=_CONNECT_TIMEOUT
+            )
+            await _carry(websocket, connection)
+    except Refused as exc:
+        await websocket.close(4000 + exc.status % 1000, exc.detail[:120])
+    except ConnectFailed as exc:
+        await websocket.close(4502, str(exc)[:120])
+    except PeerGone:
+        await websocket.close(4502, "the device's connection ended")
+
+
+async def _carry(websocket: WebSocket, connection: trio.abc.HalfCloseableStream) -> None:
+    broken: list[Exception] = []
+
+    async def down() -> None:
+        try:
+            async for data in connection:
+                with trio.fail_after(_STUCK):
+                    await websocket.send_bytes(bytes(data))
+            with trio.fail_after(_STUCK):
+                await websocket.send_bytes(b"")
+        except (ConnectFailed, PeerGone) as exc:
+            broken.append(exc)
+        except (trio.BrokenResourceError, trio.TooSlowError):
+            pass
+        else:
+            ended.set()
+            return
+        nursery.cancel_scope.cancel()
+
+    ended = trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(down)
+        with contextlib.suppress(WebSocketDisconnect, trio.BrokenResourceError, KeyError):
+            while data := await websocket.receive_bytes():
+                await connection.send_all(data)
+            await connection.send_eof()
+            await ended.wait()
+        nursery.cancel_scope.cancel()
+    if broken:
+        raise broken[0]
+    with contextlib.suppress(RuntimeError):
+        await websocket.close()
+
+
+async def relay_websocket(
+    proxies: Proxies, label: str, service: str, websocket: WebSocket, target: bytes
+) -> None:
+    """Join a WebSocket to one of a service of a device, message by message."""
+    wanted: list[str] = list(websocket.scope.get("subprotocols", []))
+    headers = [(b"Tunnelmux-Service", service.encode("ascii"))]
+    try:
+        async with proxies.stream_to(label) as stream, trio.open_nursery() as nursery:
+            with trio.fail_after(_CONNECT_TIMEOUT):
+                upstream = await trio_websocket.wrap_client_stream(
+                    nursery,
+                    cast("trio.SocketStream", stream),  # any stream will do
+                    label,
+                    target.decode("ascii"),
+                    subprotocols=wanted or None,
+                    extra_headers=headers,
+                )
+            await websocket.accept(upstream.subprotocol or None)
+            await _carry_messages(websocket, upstream)
+            nursery.cancel_scope.cancel()
+    except* Refused as group:
+        await _refuse_websocket(websocket, group.exceptions[0])
+    except* (trio_websocket.HandshakeError, trio.TooSlowError, OSError, trio.BrokenResourceError):
+        await _refuse_websocket(websocket, None)
+
+
+async def _refuse_websocket(websocket: WebSocket, exc: BaseException | None) -> None:
+    """Before `accept` a close is a 403 of the handshake; after it, a close with a code."""
+    reason = exc.detail if isinstance(exc, Refused) else "the service took no WebSocket"
+    with contextlib.suppress(RuntimeError):
+        await websocket.close(4502, reason[:120])
+
+
+async def _carry_messages(
+    websocket: WebSocket, upstream: trio_websocket.WebSocketConnection
+) -> None:
+    async def down() -> None:
+        with contextlib.suppress(trio_websocket.ConnectionClosed, trio.TooSlowError, RuntimeError):
+            while True:
+                message = await upstream.get_message()
+                with trio.fail_after(_STUCK):
+                    if isinstance(message, str):
+                        await websocket.send_text(message)
+                    else:
+                        await websocket.send_bytes(message)
+        nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(down)
+        with contextlib.suppress(trio_websocket.ConnectionClosed):
+            while (message := await websocket.receive())["type"] == "websocket.receive":
+                text: str | None = message.get("text")
+                content: bytes = message.get("bytes") or b""
+                await upstream.send_message(text if text is not None else content)
+        nursery.cancel_scope.cancel()
+    with contextlib.suppress(RuntimeError):
+        await websocket.close()

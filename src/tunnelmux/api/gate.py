@@ -1,0 +1,229 @@
+"""The gate before all routes: who calls, from where, and whether the request is one at all.
+
+It is plain ASGI and stands before routing, so that paths that do not exist and WebSockets are
+behind it too. It refuses what two servers could read differently (RFC 9112 6.3), requests without
+an identity, and requests that another site made a browser send (by `Sec-Fetch-Site` and `Origin`).
+It also sees to it that a body that stops coming ends with 408, and that a refusal reaches a caller
+that is still sending.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+import trio
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from tunnelmux.api.access import Principal, is_public
+from tunnelmux.api.problems import Refused, problem_response
+from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.observability import get_logger
+
+__all__ = ["Gate", "GateLimits"]
+
+_log = get_logger("api")
+
+_SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
+
+_DRAIN_BYTES = 8 * 1024 * 1024
+# What is read and thrown away of a body that came with a refused request: a close with unread
+# bytes would reset the connection, and take the answer with it.
+
+_DRAIN_SECONDS = 2.0
+
+Identify = Callable[[HTTPConnection], Awaitable[Principal | None]]
+
+
+@dataclass(frozen=True, slots=True)
+class GateLimits:
+    """How long a body may stand still, and how large it may be."""
+
+    body_stall: float = 30.0
+    """Seconds in which at least one byte of a body must come."""
+    max_body: int = 1024 * 1024
+    """Bytes of a body, except where a route streams it (`streams`)."""
+
+
+class Gate:
+    """An ASGI application around another one.
+
+    `identify` gives the Principal of a request or None; it may raise Refused. `streams` says of a
+    path whether its bodies are passed on as they come and so have no size limit.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        identify: Identify,
+        *,
+        trusted_proxies: TrustedProxies,
+        limits: GateLimits | None = None,
+        streams: Callable[[str], bool] = lambda _path: False,
+    ) -> None:
+        self._app = app
+        self._identify = identify
+        self._trusted = trusted_proxies
+        self._limits = limits or GateLimits()
+        self._streams = streams
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._app(scope, receive, send)
+            return
+        scope["client"] = (self._client_address(scope), scope["client"][1])
+        scope.setdefault("state", {})
+        exchange = _Exchange(scope, receive, send, self._limits, self._streams(scope["path"]))
+        refusal = await self._refusal(scope)
+        if refusal is not None:
+            if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
+                refusal.headers["connection"] = "close"
+            await refusal(scope, exchange.receive, exchange.send)
+            return
+        try:
+            await self._app(scope, exchange.receive, exchange.send)
+        except Exception:
+            if exchange.started:
+                raise
+            await exchange.fail()
+
+    async def _refusal(self, scope: Scope) -> Response | None:
+        names = [name for name, _ in scope["headers"]]
+        if names.count(b"content-length") + names.count(b"transfer-encoding") > 1:
+            detail = "Send one Content-Length or one Transfer-Encoding, not both."
+            return problem_response(400, "ambiguous_length", detail, headers=_CLOSE)
+        try:
+            principal = await self._identify(HTTPConnection(scope))
+        except Refused as exc:
+            return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+        scope["state"]["principal"] = principal
+        if principal is None and not is_public(scope["path"]):
+            return _not_signed_in()
+        if scope.get("method") in _SAFE_METHODS or principal is None or not principal.is_browser:
+            return None
+        # A WebSocket has no method here and is checked too: browsers open them to any site.
+        if _is_same_origin(scope):
+            return None
+        detail = "The request was made by another site's page: use this server's own pages."
+        return problem_response(403, "cross_origin", detail)
+
+    def _client_address(self, scope: Scope) -> str:
+        fields = [
+            value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name == b"x-forwarded-for"
+        ]
+        hops = [hop.strip() for field in fields for hop in field.split(",")]
+        address: str = scope["client"][0]
+        while address in self._trusted and hops:
+            address = hops.pop()
+        return address
+
+
+_CLOSE = {"connection": "close"}
+
+
+class _Exchange:
+    """One request's messages: watches how the body comes and whether an answer has begun."""
+
+    def __init__(
+        self, scope: Scope, receive: Receive, send: Send, limits: GateLimits, streams: bool
+    ) -> None:
+        names = {name for name, _ in scope["headers"]}
+        self.started = False
+        self._scope = scope
+        self._receive = receive
+        self._send = send
+        self._limits = limits
+        self._left = None if streams else limits.max_body
+        self._more = scope["type"] == "http" and bool(
+            names & {b"content-length", b"transfer-encoding"}
+        )
+        self._problem: tuple[int, str, str] | None = None
+        self._replaces = False
+        """Whether the answer that goes out is ours."""
+
+    async def receive(self) -> Message:
+        """The next message; a disconnect when the body stalls or is too large."""
+        if not self._more:
+            return await self._receive()
+        with trio.move_on_after(self._limits.body_stall):
+            message = await self._receive()
+            self._more = message.get("more_body", False)
+            return self._counted(message)
+        detail = f"No byte of the body came for {self._limits.body_stall:g} s."
+        return self._give_up(408, "slow_body", detail)
+
+    def _counted(self, message: Message) -> Message:
+        if self._left is not None:
+            self._left -= len(message.get("body", b""))
+            if self._left < 0:
+                limit = self._limits.max_body
+                return self._give_up(413, "body_too_large", f"A body has at most {limit} bytes.")
+        return message
+
+    def _give_up(self, status: int, code: str, detail: str) -> Message:
+        self._problem = self._problem or (status, code, detail)
+        self._left = None
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        """Send on. Before the last message of an answer, what is still coming of the request is
+        read for a while. An answer to a body that was given up is ours, not the application's,
+        which knows of a disconnect only."""
+        if self._problem is not None and not self._replaces:
+            if not self.started:
+                self.started = self._replaces = True
+                await self._answer(*self._problem)
+            return
+        self.started = True
+        if message["type"] == "http.response.body" and not message.get("more_body"):
+            await self._drain()
+        await self._send(message)
+
+    async def fail(self) -> None:
+        """Answer for an application that raised before it answered."""
+        if self._problem is None:
+            _log.exception("unhandled error in request", path=self._scope["path"])
+            self._problem = (500, "internal_error", "The server failed; its log says how.")
+        if self._scope["type"] == "http":
+            self._replaces = True
+            await self._answer(*self._problem)
+        else:
+            await self._send({"type": "websocket.close", "code": 1011})
+
+    async def _answer(self, status: int, code: str, detail: str) -> None:
+        response = problem_response(status, code, detail, headers=_CLOSE)
+        await response(self._scope, self.receive, self.send)
+
+    async def _drain(self) -> None:
+        left = _DRAIN_BYTES
+        with trio.move_on_after(_DRAIN_SECONDS):
+            while self._more and left > 0:
+                message = await self._receive()
+                self._more = message.get("more_body", False)
+                left -= len(message.get("body", b""))
+
+
+def _not_signed_in() -> Response:
+    detail = "Sign in at /api/auth/login, or send an access token as Authorization: Bearer."
+    return problem_response(
+        401, "not_signed_in", detail, headers={"www-authenticate": 'Bearer realm="tunnelmux"'}
+    )
+
+
+def _is_same_origin(scope: Scope) -> bool:
+    """Fetch metadata first, then Origin; a browser that sends neither is not believed."""
+    site = _field(scope["headers"], b"sec-fetch-site")
+    if site is not None:
+        return site == "same-origin"
+    origin, host = _field(scope["headers"], b"origin"), _field(scope["headers"], b"host")
+    return origin is not None and urlsplit(origin).netloc == host
+
+
+def _field(headers: Iterable[Any], name: bytes) -> str | None:
+    return next((value.decode("latin-1") for key, value in headers if key == name), None)

@@ -1,0 +1,100 @@
+"""Who makes a request: the person behind the cookie, or the program behind the access token."""
+
+from __future__ import annotations
+
+from starlette.requests import HTTPConnection
+
+from tunnelmux.api.access import Principal, Role
+from tunnelmux.api.browser_sessions.sign_in import COOKIE, SignIn
+from tunnelmux.api.problems import Refused, registry_refusal
+from tunnelmux.config import Secret
+from tunnelmux.errors import RegistryError
+from tunnelmux.registry import Actor, BrowserSession, Registry
+
+__all__ = ["Identification", "actor_of", "session_of"]
+
+_TOKEN_LENGTH = 512
+# Characters: no access token of ours is nearly as long, and no other needs a look at the registry.
+
+
+class Identification:
+    """Finds the Principal of a request. An access token is looked at before the cookie."""
+
+    def __init__(self, registry: Registry, sign_in: SignIn) -> None:
+        self._registry = registry
+        self._sign_in = sign_in
+
+    async def __call__(self, connection: HTTPConnection) -> Principal | None:
+        """None when the request proves nobody. Raises Refused when that cannot be known now."""
+        try:
+            authorization = connection.headers.get("authorization")
+            if authorization is not None:
+                return await self._of_token(connection, authorization)
+            return await self._of_cookie(connection)
+        except RegistryError as exc:
+            raise registry_refusal(exc) from exc
+
+    async def _of_token(self, connection: HTTPConnection, authorization: str) -> Principal | None:
+        scheme, _, token = authorization.partition(" ")
+        token = token.strip()
+        if scheme.lower() != "bearer" or not token.isascii() or len(token) > _TOKEN_LENGTH:
+            return None
+        address = _address_of(connection)
+        proven = await self._registry.prove_token(Secret(token), address=address)
+        if proven is None:
+            return None
+        return Principal(
+            user_id=proven.token.user_id,
+            tenant_id=proven.tenant_id,
+            role=min(Role.parse(proven.token.role), Role.parse(proven.user_role)),
+            scopes=frozenset(proven.token.scopes),
+            token_id=proven.token.id,
+            name=proven.token.name,
+            address=address,
+        )
+
+    async def _of_cookie(self, connection: HTTPConnection) -> Principal | None:
+        session = await self._sign_in.session_of(connection.cookies.get(COOKIE))
+        if session is None or session.user_id is None:
+            return None
+        if not await self._sign_in.keep_fresh(session):
+            return None
+        connection.scope["state"]["browser_session"] = session
+        role = await self._role_of(session)
+        return Principal(
+            user_id=session.user_id,
+            tenant_id=session.tenant_id if role is not None else None,
+            role=role,
+            session_id=session.id,
+            address=_address_of(connection),
+        )
+
+    async def _role_of(self, session: BrowserSession) -> Role | None:
+        """Asked for with each request, so that a role that was taken back is gone at once."""
+        if session.tenant_id is None or session.user_id is None:
+            return None
+        tenant = self._registry.tenant(session.tenant_id, Actor.program("tunnelmux-api"))
+        role = await tenant.members.role_of(session.user_id)
+        return Role.parse(role) if role is not None else None
+
+
+def actor_of(principal: Principal) -> Actor:
+    """The same caller, as the audit names it."""
+    if principal.token_id is not None:
+        return Actor(
+            kind="token", id=principal.token_id, name=principal.name, address=principal.address
+        )
+    return Actor(kind="user", id=principal.user_id, name=principal.name, address=principal.address)
+
+
+def _address_of(connection: HTTPConnection) -> str:
+    return connection.client.host if connection.client is not None else ""
+
+
+def session_of(connection: HTTPConnection) -> BrowserSession:
+    """The browser session of a request that came by cookie. Raises Refused for a program."""
+    session: BrowserSession | None = connection.scope["state"].get("browser_session")
+    if session is None:
+        message = "This is for a person in a browser; an access token has no session."
+        raise Refused(400, "no_browser_session", message)
+    return session

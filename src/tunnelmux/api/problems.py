@@ -1,0 +1,180 @@
+"""What a caller is told when a request cannot be served: the problem documents of RFC 9457.
+
+Each has a stable `code` for programs, a `detail` that names cause and fix for people, and, where
+fields of the request are wrong, one `errors` entry for each with its JSON Pointer (RFC 6901).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from tunnelmux.api.route_tree import leaves
+from tunnelmux.errors import NoSuchRecord, RegistryAway, RegistryError, RegistryRefused
+from tunnelmux.observability import get_logger
+
+__all__ = [
+    "FieldError",
+    "Problem",
+    "Refused",
+    "add_problem_handlers",
+    "problem_response",
+    "registry_refusal",
+]
+
+_log = get_logger("api")
+
+MEDIA_TYPE = "application/problem+json"
+
+_BY_STATUS = {
+    404: ("not_found", "There is no such path. GET /api/openapi.json lists all there are."),
+    405: ("method_not_allowed", "This path does not take this method; Allow lists those it takes."),
+}
+
+
+class FieldError(BaseModel):
+    """One part of a request that is not as it must be."""
+
+    pointer: str
+    place: str
+    detail: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 section 3, with a `code` that stays the same."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str | None = None
+    errors: list[FieldError] | None = None
+
+
+class Refused(Exception):
+    """Raised by a handler: the request ends with this problem document."""
+
+    def __init__(
+        self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.code = code
+        self.detail = detail
+        self.headers = headers
+
+
+def problem_response(
+    status: int,
+    code: str,
+    detail: str | None = None,
+    *,
+    errors: Sequence[FieldError] = (),
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """The answer that carries one problem document; it is never cached."""
+    document = Problem(
+        type=f"urn:tunnelmux:problem:{code}",
+        title=code.replace("_", " ").capitalize(),
+        status=status,
+        code=code,
+        detail=detail,
+        errors=list(errors) or None,
+    )
+    return JSONResponse(
+        document.model_dump(exclude_none=True),
+        status,
+        {"cache-control": "no-store", **(headers or {})},
+        MEDIA_TYPE,
+    )
+
+
+def add_problem_handlers(app: FastAPI) -> None:
+    """Have *app* answer each failure with a problem document."""
+
+    async def refused(_request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, Refused)
+        return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+
+    async def by_registry(_request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, RegistryError)
+        refusal = registry_refusal(exc)
+        return problem_response(
+            refusal.status, refusal.code, refusal.detail, headers=refusal.headers
+        )
+
+    async def invalid(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, RequestValidationError)
+        return await _invalid_request(request, exc)
+
+    async def by_framework(request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, HTTPException)
+        code, detail = _BY_STATUS.get(exc.status_code, (f"http_{exc.status_code}", str(exc.detail)))
+        headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
+        if exc.status_code == 405:
+            headers["allow"] = ", ".join(sorted(_methods_of(app, request.scope["path"])))
+        return problem_response(exc.status_code, code, detail, headers=headers)
+
+    async def unhandled(request: Request, exc: Exception) -> Response:
+        _log.error("unhandled error in request", path=request.scope["path"], exc_info=exc)
+        message = "The server failed on this request; its log says how."
+        return problem_response(500, "internal_error", message)
+
+    app.add_exception_handler(Exception, unhandled)
+    app.add_exception_handler(Refused, refused)
+    app.add_exception_handler(RegistryError, by_registry)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, by_framework)
+
+
+def registry_refusal(exc: RegistryError) -> Refused:
+    """What a caller is told of a failure of the registry."""
+    match exc:
+        case NoSuchRecord():
+            return Refused(404, "not_found", f"There is no such {exc.kind}.")
+        case RegistryRefused():
+            return Refused(409, exc.code, f"{exc}.")
+        case RegistryAway():
+            message = "The registry does not answer: try again in a moment."
+            return Refused(503, "registry_away", message, headers={"retry-after": "2"})
+    message = "The registry cannot do that now; this server's log says why."
+    _log.error("registry failed", problem=str(exc))
+    return Refused(503, "registry_failed", message)
+
+
+async def _invalid_request(request: Request, exc: RequestValidationError) -> Response:
+    errors: Sequence[Any] = exc.errors()
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    has_body = request.method in {"POST", "PUT", "PATCH"} and await request.body()
+    if has_body and media_type not in {"application/json", "application/x-www-form-urlencoded"}:
+        detail = f'The body is "{media_type}": send application/json.'
+        return problem_response(415, "unsupported_media_type", detail)
+    if any(error["type"] == "json_invalid" for error in errors):
+        return problem_response(400, "invalid_json", f"The body is not JSON: {errors[0]['msg']}.")
+    fields = [
+        FieldError(
+            pointer=_pointer(error["loc"][1:]), place=str(error["loc"][0]), detail=error["msg"]
+        )
+        for error in errors
+    ]
+    return problem_response(422, "invalid_request", "Some fields are not valid.", errors=fields)
+
+
+def _pointer(path: Sequence[object]) -> str:
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+def _methods_of(app: FastAPI, path: str) -> set[str]:
+    """Of all routes: Starlette's own answer names the methods of the first one only."""
+    return {
+        method
+        for route in leaves(app.routes)
+        if (pattern := getattr(route, "path_regex", None)) is not None and pattern.match(path)
+        for method in getattr(route, "methods", None) or ()
+    }

@@ -1,0 +1,136 @@
+"""The proxies, as the API calls them: found in the registry, called by their internal API."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import trio
+
+from tunnelmux.api.problems import Refused
+from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.config import Secret
+from tunnelmux.config.api import ProxyEndpointConfig
+from tunnelmux.errors import ConnectError, SessionClosed, SessionError, SessionNotFound
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Registry
+from tunnelmux.sessions import SessionSummary
+from tunnelmux.transports import client_context
+
+__all__ = ["LiveSession", "Proxies", "Survey"]
+
+_log = get_logger("api.proxies")
+
+_LIST_AGE = 1.0
+# Seconds for which the list of proxies is good: they come and go in minutes.
+
+
+@dataclass(frozen=True, slots=True)
+class LiveSession:
+    """A device's tunnel, and the proxy that holds it."""
+
+    proxy_id: str
+    client: ProxyClient
+    summary: SessionSummary
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What all proxies said; `silent` are the names of those that did not answer."""
+
+    sessions: list[LiveSession]
+    silent: list[str]
+
+
+class Proxies:
+    """All proxies that the registry knows as living."""
+
+    def __init__(self, registry: Registry, config: ProxyEndpointConfig) -> None:
+        self._registry = registry
+        self._config = config
+        self._secret: Secret | None = config.read_secret()
+        self._tls: ssl.SSLContext | None = None
+        self._clients: dict[str, ProxyClient] = {}
+        self._known: list[tuple[str, str, ProxyClient]] = []
+        self._read = float("-inf")
+
+    async def survey(self, device: str | None = None) -> Survey:
+        """The live sessions of all proxies, of one device label or of all.
+
+        A proxy that does not answer is named, and does not hold up the others for longer than the
+        time limit of one call.
+        """
+        sessions: list[LiveSession] = []
+        silent: list[str] = []
+
+        async def ask(proxy_id: str, name: str, client: ProxyClient) -> None:
+            try:
+                found = await client.list_sessions(device=device)
+            except (ConnectError, ApiCallFailed, SessionError) as exc:
+                _log.warning("proxy does not answer", proxy=name, problem=str(exc))
+                silent.append(name)
+            else:
+                sessions.extend(LiveSession(proxy_id, client, summary) for summary in found)
+
+        async with trio.open_nursery() as nursery:
+            for proxy_id, name, client in await self._living():
+                nursery.start_soon(ask, proxy_id, name, client)
+        return Survey(sessions, sorted(silent))
+
+    async def session_of(self, label: str) -> LiveSession:
+        """The newest session of a device. Raises Refused `device_offline` or `proxy_away`."""
+        survey = await self.survey(label)
+        if survey.sessions:
+            return max(survey.sessions, key=lambda session: session.summary.connected_at)
+        if survey.silent:
+            names = ", ".join(survey.silent)
+            message = f"The device may be connected, but a proxy does not answer: {names}."
+            raise Refused(502, "proxy_away", message, headers={"retry-after": "2"})
+        message = "The device is not connected now."
+        raise Refused(503, "device_offline", message, headers={"retry-after": "5"})
+
+    @asynccontextmanager
+    async def stream_to(self, label: str) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        """A stream to a device's agent, for the length of the block; raises Refused."""
+        session = await self.session_of(label)
+        try:
+            stream = await session.client.open_stream(session.summary.token)
+        except (SessionClosed, SessionNotFound) as exc:
+            message = "The device's connection ended just now."
+            raise Refused(503, "device_offline", message, headers={"retry-after": "2"}) from exc
+        except (ConnectError, ApiCallFailed, SessionError) as exc:
+            _log.warning("no stream to device", device=label, problem=str(exc))
+            raise Refused(502, "proxy_away", "The proxy gave no stream to the device.") from exc
+        try:
+            yield stream
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def clients(self) -> list[ProxyClient]:
+        """A client for each living proxy."""
+        return [client for _, _, client in await self._living()]
+
+    async def _living(self) -> list[tuple[str, str, ProxyClient]]:
+        if trio.current_time() - self._read >= _LIST_AGE:
+            proxies = [item for item in await self._registry.fleet.proxies() if item.living]
+            self._known = [
+                (item.id, item.name, self._client(item.internal_url))
+                for item in proxies
+                if item.internal_url
+            ]
+            self._read = trio.current_time()
+        return self._known
+
+    def _client(self, url: str) -> ProxyClient:
+        if url not in self._clients:
+            if url.startswith("https://") and self._tls is None:
+                self._tls = client_context(self._config.ca_file)
+            self._clients[url] = ProxyClient(
+                url,
+                secret=self._secret.reveal() if self._secret is not None else None,
+                ssl_context=self._tls,
+                timeout=self._config.timeout,
+            )
+        return self._clients[url]

@@ -1,0 +1,173 @@
+"""Records of the registry as the API shows them, and what all lists have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Annotated, Generic, Literal, TypeVar
+
+from fastapi import Query
+from pydantic import BaseModel, ConfigDict, Field
+
+from tunnelmux import registry
+from tunnelmux.registry.ids import MAX_PAGE
+
+__all__ = [
+    "After",
+    "Ended",
+    "Input",
+    "Labels",
+    "Limit",
+    "Listing",
+    "Record",
+    "RecordId",
+    "listing",
+]
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class Record(BaseModel):
+    """Something of the registry, made from its record by `model_validate`."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+
+class Input(BaseModel):
+    """The body of a request: unknown fields are refused, so that a typing error is told."""
+
+    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+
+
+class Listing(BaseModel, Generic[T]):
+    """A part of a list; `next` is what to send as `after` for more, null at the end."""
+
+    items: list[T]
+    next: str | None
+
+
+Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most items to send.")]
+After = Annotated[
+    str | None, Query(max_length=1024, description="The `next` of the part before this one.")
+]
+RecordId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
+Labels = Annotated[
+    dict[
+        Annotated[str, Field(min_length=1, max_length=63)],
+        Annotated[str, Field(max_length=255)],
+    ],
+    Field(max_length=32),
+]
+
+
+def listing(page: registry.Page[R], show: Callable[[R], T]) -> Listing[T]:
+    """A page of records as the API shows it."""
+    return Listing(items=[show(item) for item in page.items], next=page.next)
+
+
+class Ended(BaseModel):
+    """What a change has ended on the proxies, counted by them."""
+
+    sessions: int
+    visits: int
+    missing: list[str]
+    """Living proxies that have not confirmed the change within 2 s."""
+
+    @classmethod
+    async def by(cls, source: registry.Registry, change: int) -> Ended:
+        """What the proxies say of this change; waits for them, 2 s at most."""
+        effects = await source.changes.effects(change)
+        return cls(sessions=effects.sessions, visits=effects.visits, missing=effects.missing)
+
+
+class DeviceState(Record):
+    """What the proxies last saw of a device, some seconds late."""
+
+    online: bool
+    since: datetime | None
+    last_seen: datetime | None
+    address: str
+    agent_version: str
+    services: list[str]
+    reason: str
+
+
+class Device(Record):
+    """A device."""
+
+    id: str
+    name: str
+    label: str
+    serial: str
+    labels: dict[str, str]
+    enabled: bool
+    quarantine: str
+    paired_by: str
+    paired_by_name: str
+    install_key_id: str | None
+    rotation_wanted: bool
+    created: datetime
+    state: DeviceState
+
+
+class Credential(Record):
+    """A device's token, of which only the SHA-256 is kept."""
+
+    id: str
+    state: Literal["active", "new", "ended"]
+    created: datetime
+    proved: datetime | None
+    ended: datetime | None
+    end_reason: str
+
+
+class DeviceSession(Record):
+    """One session that a device had, or has."""
+
+    id: str
+    proxy_id: str
+    started: datetime
+    ended: datetime | None
+    address: str
+    agent_version: str
+    reason: str
+    bytes_to_device: int
+    bytes_from_device: int
+
+
+class Pairing(Record):
+    """A pairing code, or a device that waits to be let in."""
+
+    id: str
+    kind: Literal["console", "device"]
+    state: Literal["open", "approved", "used", "denied", "cancelled", "burnt", "expired"]
+    name: str
+    serial: str
+    labels: dict[str, str]
+    address: str
+    fingerprint: str
+    agent_version: str
+    created_by: str
+    created: datetime
+    expires: datetime
+    decided_by: str
+    device_id: str | None
+    replaces: str | None
+
+
+class InstallKey(Record):
+    """A key that lets in many devices."""
+
+    id: str
+    name: str
+    labels: dict[str, str]
+    needs_approval: bool
+    serials: list[str]
+    max_uses: int
+    uses: int
+    created_by: str
+    created: datetime
+    expires: datetime
+    last_used: datetime | None
+    revoked: datetime | None

@@ -1,0 +1,18 @@
+"""Walking the routes of an application."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+__all__ = ["leaves"]
+
+
+def leaves(routes: Iterable[Any]) -> Iterator[Any]:
+    """All routes, those of included routers too: FastAPI keeps routers as one object each."""
+    for route in routes:
+        inner = getattr(route, "original_router", None) or getattr(route, "router", None)
+        if inner is None:
+            yield route
+        else:
+            yield from leaves(inner.routes)

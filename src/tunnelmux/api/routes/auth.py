@@ -1,0 +1,130 @@
+"""Signing in and out: `/api/auth/…`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Query, Request
+from pydantic import BaseModel, ConfigDict
+from starlette.responses import JSONResponse, RedirectResponse, Response
+
+from tunnelmux.api.access import AccessRoute
+from tunnelmux.api.browser_sessions.sign_in import COOKIE, Landing
+from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn
+from tunnelmux.api.identity import session_of
+
+router = APIRouter(prefix="/api/auth", route_class=AccessRoute, tags=["signing in"])
+
+_NEVER_CACHED = {"cache-control": "no-store"}
+
+
+class TenantMembership(BaseModel):
+    """A tenant of which the person is a member."""
+
+    tenant_id: str
+    tenant: str
+    role: str
+
+
+class Me(BaseModel):
+    """Who is signed in, and where they work."""
+
+    user_id: str
+    name: str
+    email: str
+    tenant_id: str | None
+    role: str | None
+    tenants: list[TenantMembership]
+
+
+class TenantChoice(BaseModel):
+    """The tenant to go on in."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    tenant_id: str
+
+
+class SignedOut(BaseModel):
+    """What is left to do after signing out here."""
+
+    redirect: str | None
+    """The page at which the browser signs out at the provider too; null if it has none."""
+
+
+@router.get("/login", include_in_schema=False)
+async def login(
+    request: Request,
+    api: ApiDependency,
+    _principal: MaybeSignedIn,
+    return_to: Annotated[str, Query(max_length=4096)] = "/",
+) -> Response:
+    """Send the browser to the provider."""
+    landing = await api.sign_in.begin(
+        request.cookies.get(COOKIE),
+        return_to,
+        address=request.client.host if request.client is not None else "",
+        user_agent=request.headers.get("user-agent", ""),
+    )
+    return _land(landing)
+
+
+@router.get("/callback", include_in_schema=False)
+async def callback(request: Request, api: ApiDependency, _principal: MaybeSignedIn) -> Response:
+    """Take the provider's answer."""
+    query = dict(request.query_params)
+    return _land(await api.sign_in.finish(request.cookies.get(COOKIE), query))
+
+
+@router.get("/me")
+async def me(api: ApiDependency, principal: SignedIn) -> Me:
+    """Who is signed in, and in which tenants they are what."""
+    users = api.installation.users
+    user = await users.find(principal.user_id)
+    memberships = await users.memberships(principal.user_id)
+    return Me(
+        user_id=user.id,
+        name=user.name,
+        email=user.email,
+        tenant_id=principal.tenant_id,
+        role=str(principal.role) if principal.role is not None else None,
+        tenants=[
+            TenantMembership(tenant_id=item.tenant_id, tenant=item.tenant_name, role=item.role)
+            for item in memberships
+            if item.tenant_enabled
+        ],
+    )
+
+
+@router.put("/tenant", status_code=204)
+async def choose_tenant(
+    request: Request, api: ApiDependency, _principal: SignedIn, choice: TenantChoice
+) -> None:
+    """Go on in another of the person's tenants."""
+    await api.sign_in.choose_tenant(session_of(request), choice.tenant_id)
+
+
+@router.post("/logout")
+async def logout(request: Request, api: ApiDependency, _principal: SignedIn) -> SignedOut:
+    """Sign out here."""
+    return SignedOut(redirect=await api.sign_in.end(session_of(request)))
+
+
+@router.post("/backchannel-logout", include_in_schema=False)
+async def backchannel_logout(
+    api: ApiDependency,
+    _principal: MaybeSignedIn,
+    logout_token: Annotated[str, Form(max_length=16_384)],
+) -> Response:
+    """Take the provider's word that a session of its own is over (Back-Channel Logout 1.0)."""
+    ended = await api.sign_in.end_for_provider(logout_token)
+    return JSONResponse({"ended": ended}, headers=_NEVER_CACHED)
+
+
+def _land(landing: Landing) -> Response:
+    response = RedirectResponse(landing.url, 303, _NEVER_CACHED)
+    if landing.cookie is not None:
+        response.set_cookie(
+            COOKIE, landing.cookie, path="/", secure=True, httponly=True, samesite="lax"
+        )
+    return response

@@ -1,0 +1,212 @@
+"""Devices: `/api/devices`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path, Query
+from pydantic import BaseModel, Field
+
+from tunnelmux.api.access import AccessRoute, Principal, Role, need
+from tunnelmux.api.context import Api, ApiDependency, tenant_for
+from tunnelmux.api.records import (
+    After,
+    Credential,
+    Device,
+    DeviceSession,
+    Ended,
+    Input,
+    Labels,
+    Limit,
+    Listing,
+    listing,
+)
+from tunnelmux.registry import DeviceFilter, Revocation
+
+router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["devices"])
+
+Viewer = Annotated[Principal, need(Role.VIEWER, "devices:read")]
+Operator = Annotated[Principal, need(Role.OPERATOR, "devices:write")]
+
+DeviceId = Annotated[str, Path(max_length=64, description="The device's id.")]
+Name = Annotated[str, Field(min_length=1, max_length=63)]
+Serial = Annotated[str, Field(max_length=128)]
+LabelFilter = Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]
+
+
+class NewDevice(Input):
+    """A device to add by hand; pairing is the usual way."""
+
+    name: Name
+    serial: Serial = ""
+    labels: Labels = Field(default_factory=dict)
+
+
+class DeviceChange(Input):
+    """What to change; what is left out stays."""
+
+    name: Name | None = None
+    serial: Serial | None = None
+    labels: Labels | None = None
+
+
+class Quarantine(Input):
+    """Why a device is held back; people read it."""
+
+    reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class DeviceWithToken(BaseModel):
+    """A device, and the token it connects with, which is told this once."""
+
+    device: Device
+    token: str
+    ended: Ended | None = None
+
+
+class ChangedDevice(BaseModel):
+    """A device after a change, and what the change has ended."""
+
+    device: Device
+    ended: Ended
+
+
+@router.get("")
+async def list_devices(
+    api: ApiDependency,
+    principal: Viewer,
+    name: Annotated[str, Query(max_length=128, description="A part of name or serial.")] = "",
+    label: Annotated[
+        list[LabelFilter] | None, Query(description="`key=value`, all of them.")
+    ] = None,
+    online: bool | None = None,
+    enabled: bool | None = None,
+    limit: Limit = 50,
+    after: After = None,
+) -> Listing[Device]:
+    """The tenant's devices by name."""
+    pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in label or ()))
+    where = DeviceFilter(name=name, labels=pairs, online=online, enabled=enabled)
+    page = await tenant_for(api, principal).devices.page(where=where, limit=limit, after=after)
+    return listing(page, Device.model_validate)
+
+
+@router.post("", status_code=201)
+async def add_device(api: ApiDependency, principal: Operator, new: NewDevice) -> DeviceWithToken:
+    """Add a device by hand and tell the token that it connects with."""
+    user = await api.installation.users.find(principal.user_id)
+    device, token = await tenant_for(api, principal).devices.add(
+        new.name,
+        serial=new.serial,
+        labels=new.labels,
+        paired_by=user.id,
+        paired_by_name=user.name or user.email,
+    )
+    return DeviceWithToken(device=Device.model_validate(device), token=token.reveal())
+
+
+@router.get("/{device_id}")
+async def get_device(api: ApiDependency, principal: Viewer, device_id: DeviceId) -> Device:
+    """One device."""
+    return Device.model_validate(await tenant_for(api, principal).devices.find(device_id))
+
+
+@router.patch("/{device_id}")
+async def change_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId, change: DeviceChange
+) -> Device:
+    """Change name, serial number or labels. A new name ends the device's session."""
+    device = await tenant_for(api, principal).devices.change(
+        device_id, name=change.name, serial=change.serial, labels=change.labels
+    )
+    return Device.model_validate(device)
+
+
+@router.delete("/{device_id}")
+async def remove_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> ChangedDevice:
+    """Forget a device, its credentials and its history."""
+    return await _changed(api, await tenant_for(api, principal).devices.remove(device_id))
+
+
+@router.post("/{device_id}/{action}")
+async def act_on_device(
+    api: ApiDependency,
+    principal: Operator,
+    device_id: DeviceId,
+    action: Literal["enable", "disable", "release", "revoke"],
+) -> ChangedDevice:
+    """`disable` turns the device away until `enable`; `release` lets it out of quarantine;
+    `revoke` ends its credentials, so that it has to be paired again."""
+    tenant = tenant_for(api, principal)
+    if action == "revoke":
+        return await _changed(api, await tenant.credentials.revoke(device_id))
+    if action == "release":
+        return await _changed(api, await tenant.devices.set_quarantine(device_id, ""))
+    return await _changed(api, await tenant.devices.set_enabled(device_id, action == "enable"))
+
+
+@router.put("/{device_id}/quarantine")
+async def quarantine_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId, wish: Quarantine
+) -> ChangedDevice:
+    """Hold a device back with a reason."""
+    tenant = tenant_for(api, principal)
+    return await _changed(api, await tenant.devices.set_quarantine(device_id, wish.reason))
+
+
+@router.post("/{device_id}/credentials/rotate")
+async def rotate_credential(api: ApiDependency, principal: Operator, device_id: DeviceId) -> Device:
+    """Have the device get a new credential over its tunnel; then the old one ends."""
+    return Device.model_validate(await tenant_for(api, principal).credentials.rotate(device_id))
+
+
+@router.delete("/{device_id}/credentials/rotate")
+async def cancel_rotation(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> ChangedDevice:
+    """Take the wish for a new credential back."""
+    return await _changed(
+        api, await tenant_for(api, principal).credentials.cancel_rotation(device_id)
+    )
+
+
+@router.post("/{device_id}/credentials/replace")
+async def replace_credential(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> DeviceWithToken:
+    """End all credentials of a device and make one, to be carried to it by hand."""
+    revocation, token = await tenant_for(api, principal).credentials.replace(device_id)
+    changed = await _changed(api, revocation)
+    return DeviceWithToken(device=changed.device, token=token.reveal(), ended=changed.ended)
+
+
+@router.get("/{device_id}/credentials")
+async def list_credentials(
+    api: ApiDependency, principal: Viewer, device_id: DeviceId
+) -> list[Credential]:
+    """The credentials that a device has and had, the newest first; never the tokens."""
+    credentials = await tenant_for(api, principal).credentials.of(device_id)
+    return [Credential.model_validate(item) for item in credentials]
+
+
+@router.get("/{device_id}/sessions")
+async def list_device_sessions(
+    api: ApiDependency,
+    principal: Viewer,
+    device_id: DeviceId,
+    limit: Limit = 50,
+    after: After = None,
+) -> Listing[DeviceSession]:
+    """The sessions that a device has and had, the newest first."""
+    devices = tenant_for(api, principal).devices
+    page = await devices.sessions(device_id, limit=limit, after=after)
+    return listing(page, DeviceSession.model_validate)
+
+
+async def _changed(api: Api, revocation: Revocation) -> ChangedDevice:
+    return ChangedDevice(
+        device=Device.model_validate(revocation.device),
+        ended=await Ended.by(api.registry, revocation.change),
+    )

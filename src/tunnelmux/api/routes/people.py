@@ -1,0 +1,218 @@
+"""The tenant and its people: `/api/tenant`, `/api/members`, `/api/invitations`."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Path
+from pydantic import BaseModel, Field
+
+from tunnelmux.api.access import AccessRoute, Principal, Role, need
+from tunnelmux.api.context import Api, ApiDependency, SignedIn, installation_for, tenant_for
+from tunnelmux.api.problems import Refused
+from tunnelmux.api.records import After, Input, Limit, Listing, Record, listing
+from tunnelmux.config import Secret
+from tunnelmux.registry import Member as MemberRecord
+
+tenant_routes = APIRouter(prefix="/api/tenant", route_class=AccessRoute, tags=["people"])
+members = APIRouter(prefix="/api/members", route_class=AccessRoute, tags=["people"])
+invitations = APIRouter(prefix="/api/invitations", route_class=AccessRoute, tags=["people"])
+
+RoleName = Literal["viewer", "operator", "admin", "owner"]
+
+TenantViewer = Annotated[Principal, need(Role.VIEWER, "tenant")]
+TenantOwner = Annotated[Principal, need(Role.OWNER, "tenant")]
+Viewer = Annotated[Principal, need(Role.VIEWER, "members")]
+Admin = Annotated[Principal, need(Role.ADMIN, "members")]
+
+RecordPath = Annotated[str, Path(max_length=64)]
+
+
+class Tenant(Record):
+    """The tenant that the caller works in."""
+
+    id: str
+    name: str
+    display_name: str
+    created: datetime
+
+
+class TenantChange(Input):
+    """What to change."""
+
+    display_name: Annotated[str, Field(max_length=100)]
+
+
+class Member(BaseModel):
+    """A person in the tenant."""
+
+    user_id: str
+    name: str
+    email: str
+    role: RoleName
+    source: Literal["grant", "claim"]
+    since: datetime
+    last_sign_in: datetime | None
+
+
+class RoleChange(Input):
+    """The new role."""
+
+    role: RoleName
+
+
+class NewInvitation(Input):
+    """Whom to invite as what."""
+
+    email: Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+    role: RoleName
+    lifetime: Annotated[float, Field(ge=300, le=30 * 86_400)] = 7 * 86_400.0
+
+
+class Invitation(Record):
+    """A role that waits for the person it is meant for."""
+
+    id: str
+    email: str
+    role: RoleName
+    created: datetime
+    expires: datetime
+    used_by: str | None
+    revoked: bool
+
+
+class MadeInvitation(BaseModel):
+    """An invitation, and its link, which is told this once."""
+
+    invitation: Invitation
+    url: str
+
+
+class InvitationSecret(Input):
+    """The end of an invitation's link."""
+
+    secret: Annotated[str, Field(min_length=8, max_length=256)]
+
+
+class Accepted(BaseModel):
+    """What the invitation gave."""
+
+    tenant_id: str
+    tenant: str
+    role: RoleName
+
+
+@tenant_routes.get("")
+async def get_tenant(api: ApiDependency, principal: TenantViewer) -> Tenant:
+    """The tenant that the caller works in."""
+    assert principal.tenant_id is not None
+    return Tenant.model_validate(await api.installation.tenants.find(principal.tenant_id))
+
+
+@tenant_routes.patch("")
+async def change_tenant(api: ApiDependency, principal: TenantOwner, change: TenantChange) -> Tenant:
+    """Change the name that people see."""
+    assert principal.tenant_id is not None
+    tenants = installation_for(api, principal).tenants
+    return Tenant.model_validate(
+        await tenants.change(principal.tenant_id, display_name=change.display_name)
+    )
+
+
+@members.get("")
+async def list_members(
+    api: ApiDependency, principal: Viewer, limit: Limit = 50, after: After = None
+) -> Listing[Member]:
+    """The tenant's people in the order in which they joined."""
+    page = await tenant_for(api, principal).members.page(limit=limit, after=after)
+    return listing(page, _member)
+
+
+@members.put("/{user_id}")
+async def set_role(
+    api: ApiDependency, principal: Admin, user_id: RecordPath, change: RoleChange
+) -> Member:
+    """Change a role, up to one's own."""
+    await _check_reach(api, principal, user_id, Role.parse(change.role))
+    tenant = tenant_for(api, principal)
+    return _member(await tenant.members.set_role(user_id, change.role))
+
+
+@members.delete("/{user_id}", status_code=204)
+async def remove_member(api: ApiDependency, principal: Admin, user_id: RecordPath) -> None:
+    """Take a person out of the tenant; their access tokens end."""
+    await _check_reach(api, principal, user_id, Role.VIEWER)
+    await tenant_for(api, principal).members.remove(user_id)
+
+
+@invitations.post("", status_code=201)
+async def invite(api: ApiDependency, principal: Admin, new: NewInvitation) -> MadeInvitation:
+    """A link that gives one person a role."""
+    _check_role(principal, Role.parse(new.role))
+    invitation, secret = await tenant_for(api, principal).invitations.add(
+        new.email, new.role, lifetime=new.lifetime
+    )
+    base = api.config.api.public_url.rstrip("/")
+    # Behind "#", so that it reaches no log and no Referer.
+    url = f"{base}/invitation#{secret.reveal()}"
+    return MadeInvitation(invitation=Invitation.model_validate(invitation), url=url)
+
+
+@invitations.get("")
+async def list_invitations(
+    api: ApiDependency, principal: Admin, limit: Limit = 50, after: After = None
+) -> Listing[Invitation]:
+    """Invitations, the newest first."""
+    page = await tenant_for(api, principal).invitations.page(limit=limit, after=after)
+    return listing(page, Invitation.model_validate)
+
+
+@invitations.delete("/{invitation_id}", status_code=204)
+async def revoke_invitation(
+    api: ApiDependency, principal: Admin, invitation_id: RecordPath
+) -> None:
+    """Take an invitation back."""
+    await tenant_for(api, principal).invitations.revoke(invitation_id)
+
+
+@invitations.post("/accept")
+async def accept_invitation(
+    api: ApiDependency, principal: SignedIn, known: InvitationSecret
+) -> Accepted:
+    """Become a member with the secret of a link."""
+    if not principal.is_browser:
+        message = "An access token cannot accept an invitation: open the link in a browser."
+        raise Refused(403, "no_browser_session", message)
+    users = installation_for(api, principal).users
+    membership = await users.accept_invitation(principal.user_id, Secret(known.secret))
+    return Accepted(
+        tenant_id=membership.tenant_id, tenant=membership.tenant_name, role=membership.role
+    )
+
+
+def _member(record: MemberRecord) -> Member:
+    return Member(
+        user_id=record.user.id,
+        name=record.user.name,
+        email=record.user.email,
+        role=record.role,
+        source=record.source,
+        since=record.since,
+        last_sign_in=record.user.last_sign_in,
+    )
+
+
+async def _check_reach(api: Api, principal: Principal, user_id: str, role: Role) -> None:
+    """One changes only people who are no more than oneself, and makes nobody more."""
+    current = await tenant_for(api, principal).members.role_of(user_id)
+    if current is not None:
+        _check_role(principal, Role.parse(current))
+    _check_role(principal, role)
+
+
+def _check_role(principal: Principal, role: Role) -> None:
+    assert principal.role is not None
+    if role > principal.role:
+        message = f"Your role is {principal.role}: it gives and takes no role above it."
+        raise Refused(403, "insufficient_role", message)

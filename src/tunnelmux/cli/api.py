@@ -1,0 +1,287 @@
+"""tunnelmux-api: where people and programs sign in, pair devices, and steer the proxies."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tunnelmux import __version__
+from tunnelmux.cli.options import (
+    common_settings,
+    config_option,
+    flags_of,
+    log_warning,
+    print_warning,
+    refuse_options_before_command,
+    setting,
+)
+from tunnelmux.cli.outcome import run_command
+from tunnelmux.config.api import ApiConfig
+from tunnelmux.config.load import load_api_config
+from tunnelmux.config.render import render
+from tunnelmux.observability import configure_logs
+
+if TYPE_CHECKING:
+    from tunnelmux.registry import Registry
+
+__all__ = ["main"]
+
+_PROGRAM = "tunnelmux-api"
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EXAMPLES = """\b
+Examples:
+  tunnelmux-api keys new >> session-keys
+      Make the key behind browsers' cookies; put a new one on top to rotate.
+  tunnelmux-api check --config api.toml
+      Is the file right, and what comes out of it?
+  tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
+      --email ada@example.com
+      Name the first owner, who then invites the others.
+  tunnelmux-api --config api.toml
+      Run.
+\b
+Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option,
+setting or address."""
+
+
+def _api_settings(function: F) -> F:
+    for decorate in (
+        common_settings,
+        setting(
+            "--public-url",
+            "api.public_url",
+            metavar="URL",
+            help="The URL that people type, as seen from outside.",
+        ),
+        setting("--listen", "api.listen", metavar="HOST:PORT", help="Where to listen."),
+        config_option,
+    ):
+        function = decorate(function)
+    return function
+
+
+@click.group(_PROGRAM, invoke_without_command=True, epilog=_EXAMPLES)
+@_api_settings
+@click.version_option(__version__, prog_name=_PROGRAM)
+@click.pass_context
+def api(context: click.Context, /, config_file: Path | None, **_settings: object) -> int:
+    """Sign people in, pair devices, and steer the proxies."""
+    if context.invoked_subcommand is not None:
+        refuse_options_before_command(context)
+        return 0
+    if config_file is None:
+        raise click.UsageError("nothing says what to run: give --config FILE")
+    return _run(context, config_file)
+
+
+@api.command()
+@_api_settings
+@click.pass_context
+def check(context: click.Context, /, config_file: Path | None, **_settings: object) -> None:
+    """Validate the configuration and print the result, secrets hidden."""
+    config = _load(context, config_file, partial(print_warning, _PROGRAM))
+    click.echo(render(config), nl=False)
+
+
+@api.group()
+def keys() -> None:
+    """The keys behind browsers' cookies (`browser_sessions.key_file`)."""
+
+
+@keys.command("new")
+def new_key() -> None:
+    """Print a line for the top of the key file."""
+    from tunnelmux.api.browser_sessions.keys import new_key_line
+
+    click.echo(new_key_line(), nl=False)
+
+
+@api.group()
+def db() -> None:
+    """The registry's database."""
+
+
+@db.command()
+@config_option
+def upgrade(config_file: Path | None) -> None:
+    """Make the tables, or bring those of an earlier version up to date."""
+    with_registry(config_file, _say_ready, migrate=True)
+
+
+async def _say_ready(registry: Registry) -> None:
+    await registry.check()
+    click.echo("The registry is up to date.")
+
+
+@api.group()
+def admin() -> None:
+    """What is above tenants: for whoever may read the configuration."""
+
+
+@admin.command()
+@config_option
+@click.option("--issuer", required=True, metavar="URL", help="The person's OIDC provider.")
+@click.option("--subject", metavar="ID", help="The person's `sub` at the provider.")
+@click.option(
+    "--email", metavar="EMAIL", help="Or the e-mail that the provider has verified for them."
+)
+@click.option(
+    "--role",
+    type=click.Choice(["viewer", "operator", "admin", "owner"]),
+    default="owner",
+    show_default=True,
+    help="What they are to be.",
+)
+@click.option("--tenant", default="default", show_default=True, help="In which tenant.")
+@click.option("--force", is_flag=True, help="Also where the tenant has an owner.")
+def grant(
+    config_file: Path | None,
+    issuer: str,
+    subject: str | None,
+    email: str | None,
+    role: str,
+    tenant: str,
+    force: bool,
+) -> None:
+    """Give a person a role: the way in for the first owner."""
+    if (subject is None) == (email is None):
+        raise click.UsageError("say who: give --subject or --email")
+
+    async def give(registry: Registry) -> None:
+        from tunnelmux.registry import User
+
+        installation = _installation(registry)
+        home = await installation.tenants.find_named(tenant)
+        result = await installation.users.grant(
+            home.id,
+            role,
+            issuer=issuer,
+            subject=subject,
+            email=email,
+            force=force,
+        )
+        if isinstance(result, User):
+            click.echo(f"{subject} is {role} of {tenant}.")
+        else:
+            click.echo(f"{email} becomes {role} of {tenant} with the next sign-in at {issuer}.")
+
+    with_registry(config_file, give)
+
+
+@admin.command("add-tenant")
+@config_option
+@click.argument("name")
+@click.option("--display-name", default="", help="The name that people see.")
+def add_tenant(config_file: Path | None, name: str, display_name: str) -> None:
+    """Make a tenant NAME: its devices are reached as DEVICE--NAME.DOMAIN."""
+
+    async def add(registry: Registry) -> None:
+        tenant = await _installation(registry).tenants.add(name, display_name=display_name)
+        click.echo(f"{tenant.name} {tenant.id}")
+
+    with_registry(config_file, add)
+
+
+@api.group()
+def audit() -> None:
+    """The record of what was changed by whom."""
+
+
+@audit.command()
+@config_option
+@click.pass_context
+def verify(context: click.Context, config_file: Path | None) -> None:
+    """Walk along every tenant's chain of entries; exit status 1 when one is broken."""
+    broken: list[str] = []
+
+    async def walk(registry: Registry) -> None:
+        installation = _installation(registry)
+        chains = [("the installation", installation.audit)]
+        after: str | None = None
+        while True:
+            page = await installation.tenants.page(after=after)
+            for item in page.items:
+                tenant = registry.tenant(item.id, _actor())
+                chains.append((f"tenant {item.name}", tenant.audit))
+            if (after := page.next) is None:
+                break
+        for name, trail in chains:
+            found = await trail.verify()
+            if found.broken_at is None:
+                click.echo(f"{name}: {found.entries} entries, whole")
+            else:
+                broken.append(name)
+                click.echo(f"{name}: broken at entry {found.broken_at}: {found.problem}")
+
+    with_registry(config_file, walk)
+    if broken:
+        context.exit(1)
+
+
+def with_registry(
+    config_file: Path | None,
+    work: Callable[[Registry], Coroutine[Any, Any, None]],
+    *,
+    migrate: bool | None = None,
+) -> None:
+    """Run *work* on the configured registry."""
+    if config_file is None:
+        raise click.UsageError("say which registry: give --config FILE")
+    config = load_api_config(config_file, environ=os.environ)
+
+    import trio
+
+    from tunnelmux.registry import open_registry
+
+    async def run() -> None:
+        chosen = config.registry.migrate if migrate is None else migrate
+        async with open_registry(config.registry.url, migrate=chosen) as registry:
+            await work(registry)
+
+    trio.run(run)
+
+
+def _installation(registry: Registry) -> Any:
+    return registry.installation(_actor())
+
+
+def _actor() -> Any:
+    from tunnelmux.registry import Actor
+
+    return Actor.program(_PROGRAM)
+
+
+def _load(
+    context: click.Context, config_file: Path | None, warn: Callable[[str], None]
+) -> ApiConfig:
+    return load_api_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
+
+
+def _run(context: click.Context, config_file: Path) -> int:
+    warnings: list[str] = []
+    config = _load(context, config_file, warnings.append)
+    configure_logs(config.log.level, config.log.format)
+    for sentence in warnings:
+        log_warning(sentence)
+
+    # FastAPI and SQLAlchemy take a second to import, which --help and check do not need.
+    import trio
+
+    from tunnelmux.api.app import serve_api
+    from tunnelmux.cli.signals import run_until_signalled
+
+    return trio.run(
+        partial(run_until_signalled, partial(serve_api, config), grace=config.drain.grace)
+    )
+
+
+def main() -> None:
+    """The console script."""
+    run_command(api, _PROGRAM)

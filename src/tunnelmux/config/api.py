@@ -1,0 +1,323 @@
+"""What api.toml says: where people and programs call, who signs them in, and what bounds them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tunnelmux.config.process import DrainConfig, LogConfig
+from tunnelmux.config.rules import (
+    Address,
+    InvalidSetting,
+    check_network,
+    check_token,
+    is_loopback,
+    parse_address,
+    split_url,
+)
+from tunnelmux.config.secret import Secret
+from tunnelmux.config.token_file import read_token_file
+
+__all__ = [
+    "ApiConfig",
+    "ApiLimits",
+    "ApiListener",
+    "BrowserSessionConfig",
+    "OIDCConfig",
+    "ProxyEndpointConfig",
+    "RegistryConfig",
+    "RoleMapping",
+]
+
+_ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"}
+_ALGORITHMS |= {"EdDSA", "Ed25519"}
+# Signatures with a key of the provider's. "none" is no signature, and HS256 would be made with the
+# client's secret, which the provider's other parts may know.
+
+_ROLES = ("viewer", "operator", "admin", "owner")
+
+
+class ApiListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where browsers and programs call."""
+
+    listen: str = "127.0.0.1:3721"
+    """`host:port` to listen on."""
+
+    public_url: str
+    """The URL that people type, as seen from outside: `https://tunnels.example.com`. The provider
+    sends browsers back to it."""
+
+    tls_certificate: Path | None = None
+    """PEM file with the certificate chain; without it, a proxy in front speaks TLS."""
+
+    tls_key: Path | None = None
+    """PEM file with the private key of `tls_certificate`."""
+
+    trusted_proxies: list[str] = []
+    """Addresses and networks whose `X-Forwarded-For` is believed: the proxy in front."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        parts = split_url(
+            "public_url", self.public_url, ("https", "http"), "https://tunnels.example.com"
+        )
+        if parts.path not in ("", "/") or parts.query or parts.fragment:
+            raise InvalidSetting(
+                "public_url", f'"{self.public_url}" has a path: end it after the host and port'
+            )
+        if parts.scheme == "http" and not _is_local(parts.hostname or ""):
+            raise InvalidSetting(
+                "public_url",
+                f'"{self.public_url}" is plain HTTP, over which browsers do not keep the session '
+                "cookie: write https://, with a TLS proxy in front or tls_certificate here",
+            )
+        if (self.tls_certificate is None) != (self.tls_key is None):
+            missing = "tls_certificate" if self.tls_certificate is None else "tls_key"
+            raise InvalidSetting(missing, "is missing: TLS needs both, certificate and key")
+        for network in self.trusted_proxies:
+            check_network("trusted_proxies", network)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
+class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The database of tenants, people and devices."""
+
+    url: Secret
+    """`sqlite:////var/lib/tunnelmux/registry.db` or `postgresql://user:password@host/name`."""
+
+    migrate: bool | None = None
+    """Whether to bring the schema up to date at the start; by default for SQLite only."""
+
+    connections: int = 8
+    """How many calls to the database may be under way at once."""
+
+    timeout: float = 5.0
+    """Seconds after which a call to the database is given up."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.connections <= 64:
+            raise InvalidSetting("connections", f"{self.connections} is not from 1 to 64")
+        if not 0.1 <= self.timeout <= 60:
+            raise InvalidSetting("timeout", f"{self.timeout:g} is not from 0.1 to 60 seconds")
+
+
+class RoleMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One row of the table that turns a value of the provider's role claim into a role."""
+
+    value: str
+    """The value in the claim `oidc.role_claim`, for example a group's name."""
+
+    role: Literal["viewer", "operator", "admin", "owner"]
+    """What it gives."""
+
+    tenant: str | None = None
+    """In which tenant; without it, in those that the claim `oidc.tenant_claim` names."""
+
+
+class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The OpenID provider: the only way to sign in."""
+
+    issuer: str
+    """The provider's identifier: the URL under which `/.well-known/openid-configuration` stands."""
+
+    client_id: str
+    """This server's name at the provider. Its redirect URI there is
+    `PUBLIC_URL/api/auth/callback`."""
+
+    client_secret: Secret | None = None
+    """Left out for a public client, which proves itself by PKCE alone."""
+
+    client_secret_file: Path | None = None
+    """A file whose only content is the client's secret."""
+
+    client_auth: Literal["client_secret_basic", "client_secret_post"] = "client_secret_basic"
+    """How the secret is sent, where there is one."""
+
+    service_client_id: str | None = None
+    """Kept for a later client-credentials grant; nothing uses it yet."""
+
+    service_client_secret_file: Path | None = None
+    """Kept for a later client-credentials grant; nothing uses it yet."""
+
+    algorithms: list[str] = msgspec.field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
+    """Signature algorithms of tokens that are believed."""
+
+    prompt: str | None = None
+    """Sent as `prompt` when a person signs in: `login`, `consent` or `select_account`."""
+
+    ca_file: Path | None = None
+    """PEM file with the authorities that sign the provider's certificate; the system's without."""
+
+    timeout: float = 10.0
+    """Seconds the provider has for one request: people wait for it."""
+
+    clock_skew: float = 30.0
+    """Seconds by which the provider's clock may differ from this machine's."""
+
+    tenant_claim: str | None = None
+    """A claim of the id_token with the name, or the names, of the tenants a person belongs to."""
+
+    role_claim: str | None = None
+    """A claim of the id_token with a list of roles or groups; `[[oidc.roles]]` says what they
+    give. Memberships from claims are taken back when the claim no longer says so."""
+
+    roles: list[RoleMapping] = []
+    """What the values of `role_claim` give."""
+
+    def __post_init__(self) -> None:
+        parts = split_url("issuer", self.issuer, ("https", "http"), "https://id.example.com")
+        if parts.scheme == "http" and not _is_local(parts.hostname or ""):
+            raise InvalidSetting(
+                "issuer", f'"{self.issuer}" is plain HTTP: a provider on another machine needs TLS'
+            )
+        if not self.client_id:
+            raise InvalidSetting("client_id", "is empty: write the name the provider knows")
+        if self.client_secret is not None and self.client_secret_file is not None:
+            raise InvalidSetting("client_secret", "and client_secret_file are both there: keep one")
+        unknown = sorted(set(self.algorithms) - _ALGORITHMS)
+        if unknown or not self.algorithms:
+            what = f'"{unknown[0]}" is not one of' if unknown else "is empty: name some of"
+            raise InvalidSetting("algorithms", f"{what} {', '.join(sorted(_ALGORITHMS))}")
+        if not 0 <= self.clock_skew <= 300:
+            raise InvalidSetting("clock_skew", f"{self.clock_skew:g} is not from 0 to 300 seconds")
+        if not 0.1 <= self.timeout <= 60:
+            raise InvalidSetting("timeout", f"{self.timeout:g} is not from 0.1 to 60 seconds")
+        if self.roles and self.role_claim is None:
+            raise InvalidSetting("role_claim", "is missing: [[oidc.roles]] maps its values")
+        if self.tenant_claim is None:
+            for mapping in self.roles:
+                if mapping.tenant is None:
+                    raise InvalidSetting(
+                        "roles",
+                        f'the row for "{mapping.value}" names no tenant: add tenant, or set '
+                        "tenant_claim",
+                    )
+
+    def read_secret(self) -> Secret | None:
+        """The client's secret, from its file when that is the source; raises InvalidSetting."""
+        if self.client_secret_file is None:
+            return self.client_secret
+        return read_token_file("client_secret_file", self.client_secret_file, _check_secret)
+
+
+class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How long a browser stays signed in, and the keys behind its cookie."""
+
+    key_file: Path
+    """A file with one key a line, `ID KEY`, made by `tunnelmux-api keys new`. The first signs
+    cookies and encrypts tokens; the others are still believed. Take the last away some days
+    after a new first was added."""
+
+    idle: float = 8 * 3600.0
+    """Seconds without a request after which a person has to sign in again: a working day."""
+
+    lifetime: float = 7 * 86_400.0
+    """Seconds after which a person has to sign in again in any case."""
+
+    def __post_init__(self) -> None:
+        if not 60 <= self.idle <= self.lifetime:
+            raise InvalidSetting("idle", f"{self.idle:g} is not from 60 s to lifetime")
+        if not self.lifetime <= 90 * 86_400:
+            raise InvalidSetting("lifetime", f"{self.lifetime:g} is more than 90 days")
+
+
+class ProxyEndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How the proxies' internal APIs are called. Where they are, the registry knows: a proxy with
+    `[registry]` and `[internal]` writes its address there."""
+
+    secret: Secret | None = None
+    """The secret of their `[internal]` tables."""
+
+    secret_file: Path | None = None
+    """A file whose only content is that secret."""
+
+    ca_file: Path | None = None
+    """PEM file with the authorities that sign the proxies' internal certificates."""
+
+    timeout: float = 10.0
+    """Seconds a proxy has to answer."""
+
+    forward_timeout: float = 60.0
+    """Seconds a service of a device has to begin its answer to a forwarded request."""
+
+    tunnel_urls: list[str] = []
+    """Where agents dial, best first: what pairing tells them (`wss://proxy.example.com:3800/tunnel/connect`)."""
+
+    tunnel_pin: str | None = None
+    """`sha256:` and the fingerprint of the proxies' certificate, where it is self-signed: what
+    pairing tells agents to hold them to."""
+
+    def __post_init__(self) -> None:
+        if self.secret is not None and self.secret_file is not None:
+            raise InvalidSetting("secret", "and secret_file are both there: keep one of them")
+        if self.secret is not None:
+            check_token("secret", self.secret.reveal())
+        for url in self.tunnel_urls:
+            split_url(
+                "tunnel_urls", url, ("ws", "wss"), "wss://proxy.example.com:3800/tunnel/connect"
+            )
+
+    def read_secret(self) -> Secret | None:
+        """The secret, from its file when that is the source; raises InvalidSetting."""
+        if self.secret_file is None:
+            return self.secret
+        return read_token_file("secret_file", self.secret_file)
+
+
+class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one caller may cost."""
+
+    max_body: int = 1_048_576
+    """Bytes of a request's body, apart from those that are passed on to a device as they come."""
+
+    body_stall: float = 30.0
+    """Seconds in which at least one byte of a body must come; then 408."""
+
+    def __post_init__(self) -> None:
+        if not 1024 <= self.max_body <= 2**30:
+            raise InvalidSetting("max_body", f"{self.max_body} is not from 1024 to {2**30}")
+        if not 0.1 <= self.body_stall <= 3600:
+            raise InvalidSetting("body_stall", f"{self.body_stall:g} is not from 0.1 to 3600 s")
+
+
+class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of api.toml."""
+
+    api: ApiListener
+    """Where people and programs call."""
+
+    registry: RegistryConfig
+    """The database."""
+
+    oidc: OIDCConfig
+    """Who signs people in."""
+
+    browser_sessions: BrowserSessionConfig
+    """How long they stay signed in."""
+
+    proxies: ProxyEndpointConfig = msgspec.field(default_factory=ProxyEndpointConfig)
+    """How the proxies are called."""
+
+    drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
+    """What SIGTERM waits for."""
+
+    log: LogConfig = msgspec.field(default_factory=LogConfig)
+    """What is logged."""
+
+    limits: ApiLimits = msgspec.field(default_factory=ApiLimits)
+    """What one caller may cost."""
+
+
+def _is_local(host: str) -> bool:
+    return is_loopback(host) or host.endswith(".localhost")
+
+
+def _check_secret(key: str, text: str) -> None:
+    if not text or not text.isascii() or not text.isprintable():
+        raise InvalidSetting(key, "must hold one line of printable ASCII characters")

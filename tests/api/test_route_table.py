@@ -1,0 +1,179 @@
+"""Rules that hold for every route there is, made from the route table itself."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+from fastapi import APIRouter, FastAPI
+from fastapi.routing import APIWebSocketRoute
+
+from support.apis import LiveApi, live_api
+from support.tenants import TEST, Person, person
+from tunnelmux.api.access import PUBLIC_PATHS, AccessRoute, Role, need, required_access, seal
+from tunnelmux.api.app import application
+from tunnelmux.api.route_tree import leaves
+from tunnelmux.registry import new_id
+
+_PARAMETER = re.compile(r"\{(\w+)(?::path)?\}")
+
+
+def routes(api: LiveApi) -> list[tuple[str, Any]]:
+    """Every (method, route); the method of a WebSocket is "WS"."""
+    found: list[tuple[str, Any]] = []
+    for route in leaves(application(api.running.api).routes):
+        if isinstance(route, APIWebSocketRoute):
+            found.append(("WS", route))
+        else:
+            found += [(method, route) for method in sorted(route.methods)]
+    assert len(found) > 50
+    return found
+
+
+def path_of(route: Any, values: dict[str, str]) -> str:
+    return _PARAMETER.sub(lambda match: values.get(match[1], "x"), route.path)
+
+
+async def status_of(api: LiveApi, method: str, path: str, token: str = "") -> int:
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    if method == "WS":
+        method = "GET"
+        headers |= {
+            "connection": "Upgrade",
+            "upgrade": "websocket",
+            "sec-websocket-version": "13",
+            "sec-websocket-key": "dGhlIHNhbXBsZSBub25jZQ==",
+        }
+    return (await api.client.request(method, api.base + path, headers=headers)).status_code
+
+
+async def test_every_route_asks_who_you_are(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        for method, route in routes(api):
+            path = path_of(route, {})
+            status = await status_of(api, method, path)
+            if path in PUBLIC_PATHS:
+                assert status != 401, (method, path)
+            else:
+                assert status == 401, (method, path, status)
+        for path in ("/", "/api/nothing", "/api/devices/%2e%2e/health", "/api/health/"):
+            assert await status_of(api, "GET", path) == 401, path
+
+
+async def test_no_route_lets_a_lesser_role_in(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        people = {role: await person(api, str(role), str(role)) for role in Role}  # type: ignore[arg-type]
+        for method, route in routes(api):
+            least = required_access(route).role
+            for role, someone in people.items():
+                if least is None or role >= least or method == "WS":
+                    continue
+                values = {"device_id": new_id(), "service": "web", "action": "disable"}
+                status = await status_of(api, method, path_of(route, values), someone.token)
+                assert status in {403, 422}, (method, route.path, role, status)
+
+
+async def test_no_route_works_without_its_scope(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        owner = await person(api, "owner")
+        tenant = api.running.api.registry.tenant(owner.tenant_id, TEST)
+        for method, route in routes(api):
+            scope = required_access(route).scope
+            if scope is None or method == "WS":
+                continue
+            _, token = await tenant.access_tokens.add(
+                "limited", user_id=owner.user_id, role="owner", scopes=("none",)
+            )
+            status = await status_of(api, method, path_of(route, {}), token.reveal())
+            assert status in {403, 422}, (method, route.path, status)
+
+
+async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
+    """One object of each kind in a tenant, by the name of its parameter in paths."""
+    tenant = api.running.api.registry.tenant(owner.tenant_id, TEST)
+    device, _ = await tenant.devices.add("secret-device", serial="secret-serial")
+    pairing, _ = await tenant.pairings.make_code(name="secret-pairing")
+    key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
+    invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
+    token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
+    return {
+        "device_id": device.id,
+        "pairing_id": pairing.id,
+        "key_id": key.id,
+        "invitation_id": invitation.id,
+        "token_id": token.id,
+        "user_id": owner.user_id,
+        "service": "web",
+    }
+
+
+_BODIES: dict[str, Any] = {
+    "/api/pairings/{pairing_id}/approve": {"name": "taken-over"},
+    "/api/members/{user_id}": {"role": "viewer"},
+    "/api/devices/{device_id}": {"name": "taken-over"},
+    "/api/devices/{device_id}/quarantine": {"reason": "taken over"},
+    "/api/install-keys/{key_id}/revoke": {"devices": "disable"},
+}
+
+
+async def test_the_objects_of_another_tenant_do_not_exist(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        victim = await person(api, "victim", tenant="victims")
+        attacker = await person(api, "attacker", tenant="attackers")
+        theirs = await objects_of(api, victim)
+        before = await everything(api, victim)
+        tried = 0
+        for method, route in routes(api):
+            named = set(_PARAMETER.findall(route.path))
+            if method == "WS" or not named & set(theirs):
+                continue
+            for action in ("enable", "disable", "release", "revoke"):
+                path = path_of(route, {**theirs, "action": action})
+                answer = await api.call(
+                    method, path, attacker.token, json=_BODIES.get(route.path, {})
+                )
+                assert answer.status_code == 404, (method, path, answer.status_code, answer.text)
+                assert "secret" not in answer.text
+                tried += 1
+        assert tried > 20
+        assert await everything(api, victim) == before
+        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit"):
+            assert "secret" not in (await api.call("GET", f"/api/{path}", attacker.token)).text
+
+
+async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
+    """All that a tenant's owner can see, apart from the use of the token it is seen with."""
+    return {
+        path: (await api.call("GET", f"/api/{path}", owner.token)).json()
+        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit")
+    }
+
+
+def test_a_route_without_an_access_rule_cannot_be_registered() -> None:
+    router = APIRouter(route_class=AccessRoute)
+
+    async def open_to_all() -> None: ...
+
+    def synchronous(_principal: Annotated[Any, need(Role.VIEWER, "self")]) -> None: ...
+
+    async def twice(
+        _one: Annotated[Any, need(Role.VIEWER, "self")],
+        _two: Annotated[Any, need(Role.OWNER, "self")],
+    ) -> None: ...
+
+    for endpoint in (open_to_all, synchronous, twice):
+        with pytest.raises(TypeError):
+            router.get("/x")(endpoint)
+
+
+def test_a_router_of_another_class_is_found() -> None:
+    async def endpoint(_principal: Annotated[Any, need(Role.VIEWER, "self")]) -> None: ...
+
+    app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
+    router = APIRouter()
+    router.get("/x")(endpoint)
+    app.include_router(router)
+    with pytest.raises(TypeError):
+        seal(app)

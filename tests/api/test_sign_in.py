@@ -1,0 +1,370 @@
+"""Signing in: through a real provider, in several tabs and browsers, and what must not work."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+import httpx2
+import pytest
+import trio
+
+from support.apis import LiveApi, live_api
+from support.fake_oidc import FakeProvider, fake_provider
+from support.oidc import Browser
+from tunnelmux.api.browser_sessions.keys import new_key_line
+from tunnelmux.api.browser_sessions.sign_in import COOKIE
+from tunnelmux.config.api import OIDCConfig, RoleMapping
+
+pytestmark = pytest.mark.timeout(120)
+
+
+def cookie_of(browser: Browser, api: LiveApi) -> str:
+    return browser.cookies[urlsplit(api.base).netloc][COOKIE]
+
+
+def browser_with(api: LiveApi, cookie: str) -> Browser:
+    browser = api.browser()
+    browser.cookies = {urlsplit(api.base).netloc: {COOKIE: cookie}}
+    return browser
+
+
+async def who(browser: Browser, api: LiveApi) -> str | None:
+    """The e-mail that the API has for a browser; None for a stranger."""
+    answer = await browser.get(f"{api.base}/api/auth/me")
+    return str(answer.json()["email"]) if answer.status_code == 200 else None
+
+
+@asynccontextmanager
+async def api_with_fake(
+    folder: Path, **settings: Any
+) -> AsyncIterator[tuple[LiveApi, FakeProvider]]:
+    async with fake_provider() as fake:
+
+        @asynccontextmanager
+        async def provider(_base: str) -> AsyncIterator[OIDCConfig]:
+            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=2, **settings)
+
+        async with live_api(folder, provider) as api:
+            yield api, fake
+
+
+async def begin(browser: Browser, api: LiveApi, fake: FakeProvider, return_to: str = "/") -> str:
+    """The provider's page to which a tab is sent."""
+    url = f"{api.base}/api/auth/login?return_to={quote(return_to, safe='')}"
+    there = await browser.request("GET", url, stop_at=fake.issuer)
+    assert isinstance(there, str)
+    return there
+
+
+async def come_back(
+    browser: Browser, api: LiveApi, fake: FakeProvider, page: str, **query: str
+) -> httpx2.Response | str:
+    """Where a tab lands after the provider; the URL where that is a page of the API."""
+    callback = f"{api.base}/api/auth/callback?{fake.callback_for(page, **query)}"
+    return await browser.request("GET", callback, stop_at=f"{api.base}/")
+
+
+async def sign_in(browser: Browser, api: LiveApi, fake: FakeProvider, name: str = "alice") -> None:
+    fake.claims.update(sub=name, email=f"{name}@example.com", email_verified=True)
+    page = await begin(browser, api, fake)
+    assert await come_back(browser, api, fake, page, code=f"code-of-{name}") == f"{api.base}/"
+
+
+# A real provider
+
+
+async def test_a_person_signs_in_and_the_id_changes(tmp_path: Path, real_provider: Any) -> None:
+    async with live_api(tmp_path, real_provider) as api:
+        browser = api.browser()
+        page = await browser.request(
+            "GET", f"{api.base}/api/auth/login", stop_at="http://127.0.0.1"
+        )
+        assert isinstance(page, str)
+        before = cookie_of(browser, api)
+        me = await browser.sign_in(api.base, "alice")
+        assert not isinstance(me, str)
+        assert me.json()["email"] == "alice@example.com"
+        assert cookie_of(browser, api) != before
+        assert await who(browser_with(api, before), api) is None
+
+
+@pytest.mark.slow
+async def test_fifty_at_once_are_fifty_people(tmp_path: Path, real_provider: Any) -> None:
+    async with live_api(tmp_path, real_provider) as api:
+        found: dict[str, str | None] = {}
+
+        async def one(name: str) -> None:
+            browser = api.browser()
+            await browser.sign_in(api.base, name)
+            found[name] = await who(browser, api)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(50):
+                nursery.start_soon(one, f"person{number}")
+        assert found == {name: f"{name}@example.com" for name in found}
+        assert len(found) == 50
+
+
+async def test_signing_out_ends_it_here_and_at_the_provider(
+    tmp_path: Path, real_provider: Any
+) -> None:
+    async with live_api(tmp_path, real_provider) as api:
+        browser = api.browser()
+        await browser.sign_in(api.base, "alice")
+        there = (await browser.post(f"{api.base}/api/auth/logout")).json()["redirect"]
+        assert await who(browser, api) is None
+        page = await browser.get(there)
+        assert "logout" in page.text.lower()
+
+
+# Sign-ins that must not count
+
+
+async def test_an_answer_counts_once(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        page = await begin(browser, api, fake)
+        await come_back(browser, api, fake, page)
+        again = await come_back(browser, api, fake, page)
+        assert again == f"{api.base}/"  # the valid session wins over the stale state
+        assert len(fake.token_requests) == 1
+
+
+async def test_an_answer_counts_only_where_the_sign_in_began(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        page = await begin(api.browser(), api, fake)
+        for victim in (api.browser(), api.browser()):
+            await begin(victim, api, fake)
+            answer = await come_back(victim, api, fake, page)
+            assert isinstance(answer, httpx2.Response)
+            assert answer.json()["code"] == "stale_sign_in"
+            assert await who(victim, api) is None
+        assert fake.token_requests == []
+
+
+async def test_a_wrong_answer_signs_nobody_in(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        fake.claims["nonce"] = "another"
+        page = await begin(browser, api, fake)
+        answer = await come_back(browser, api, fake, page)
+        assert isinstance(answer, httpx2.Response)
+        assert (answer.status_code, answer.json()["code"]) == (400, "sign_in_failed")
+        assert await who(browser, api) is None
+
+
+async def test_a_provider_that_is_away_is_said_so(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        answer = await api.call("GET", "/api/auth/login")
+        assert (answer.status_code, answer.json()["code"]) == (502, "provider_away")
+
+
+@pytest.mark.parametrize(
+    "elsewhere",
+    [
+        "//evil.example",
+        "/\\evil.example",
+        "https://evil.example/",
+        "/ok\r\nSet-Cookie: a=b",
+        "javascript:alert(1)",
+        "\t//evil.example",
+        "evil.example",
+        "",
+        "/" + "a" * 3000,
+    ],
+)
+async def test_signing_in_leads_nowhere_else(tmp_path: Path, elsewhere: str) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        page = await begin(browser, api, fake, elsewhere)
+        assert await come_back(browser, api, fake, page) == f"{api.base}/"
+
+
+async def test_signing_in_leads_back_to_a_page_of_this_server(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        page = await begin(browser, api, fake, "/devices?online=true#x")
+        assert await come_back(browser, api, fake, page) == f"{api.base}/devices?online=true#x"
+
+
+# Tabs
+
+
+async def test_eight_tabs_sign_in_at_once_and_a_ninth_takes_the_oldests_place(
+    tmp_path: Path,
+) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        pages = [await begin(browser, api, fake, f"/{number}") for number in range(9)]
+        landed = [
+            await come_back(browser, api, fake, page, code=f"code-{number}")
+            for number, page in enumerate(pages[1:], 1)
+        ]
+        assert landed == [f"{api.base}/{number}" for number in range(1, 9)]
+        assert await come_back(browser, api, fake, pages[0]) == f"{api.base}/"
+        assert len(fake.token_requests) == 8
+
+
+async def test_tabs_that_begin_at_the_same_moment_are_all_kept(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await begin(browser, api, fake)
+        pages: list[str] = []
+
+        async def tab() -> None:
+            one = browser_with(api, cookie_of(browser, api))
+            pages.append(await begin(one, api, fake))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(7):
+                nursery.start_soon(tab)
+        for number, page in enumerate(pages):
+            landed = await come_back(browser, api, fake, page, code=f"code-{number}")
+            assert landed == f"{api.base}/"
+        assert len(fake.token_requests) == 7
+
+
+# Cookies
+
+
+async def test_the_cookie_is_for_this_host_and_not_for_scripts(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, _):
+        answer = await api.call("GET", "/api/auth/login")
+        words = [word.strip() for word in answer.headers["set-cookie"].lower().split(";")]
+        assert words[0].startswith("__host-tunnelmux=")
+        assert {"secure", "httponly", "samesite=lax", "path=/"} <= set(words)
+        assert not any(word.startswith("domain") for word in words)
+
+
+async def test_an_altered_cookie_is_nobodys(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        good = cookie_of(browser, api)
+        secret, key_id, mac = good.split(".")
+        for bad in (
+            good[:-2] + "AA",
+            secret,
+            f"{secret}.{key_id}",
+            f"{secret}.other.{mac}",
+            f"{secret[::-1]}.{key_id}.{mac}",
+            "x",
+            "..",
+            "é.é.é",
+        ):
+            answer = await api.client.get(
+                f"{api.base}/api/auth/me", headers={"cookie": f"{COOKIE}={bad}".encode()}
+            )
+            assert answer.status_code == 401, bad
+        assert await who(browser_with(api, good), api) == "alice@example.com"
+
+
+async def test_keys_are_rotated_while_people_are_signed_in(tmp_path: Path) -> None:
+    key_file = tmp_path / "session-keys"
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        cookie = cookie_of(browser, api)
+    first = key_file.read_text()
+    key_file.write_text(new_key_line() + first)
+    async with api_with_fake(tmp_path) as (api, _):
+        assert await who(browser_with(api, cookie), api) == "alice@example.com"
+    key_file.write_text(new_key_line())
+    async with api_with_fake(tmp_path) as (api, _):
+        assert await who(browser_with(api, cookie), api) is None
+
+
+# Staying signed in, and signing out
+
+
+async def test_expired_tokens_are_refreshed_once_whoever_hangs_up(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        fake.token_answer = lambda answer: _json(answer | {"expires_in": 10})
+        await sign_in(browser, api, fake)
+        fake.token_answer = None
+        statuses: Counter[int] = Counter()
+
+        async def ask(patience: float) -> None:
+            with trio.move_on_after(patience):
+                one = browser_with(api, cookie_of(browser, api))
+                statuses[(await one.get(f"{api.base}/api/auth/me")).status_code] += 1
+
+        async with trio.open_nursery() as nursery:
+            for number in range(20):
+                nursery.start_soon(ask, 0.001 if number == 0 else 30)
+        kinds = Counter(form["grant_type"] for form, _ in fake.token_requests)
+        assert kinds == {"authorization_code": 1, "refresh_token": 1}
+        assert statuses[200] >= 19
+        assert set(statuses) == {200}
+
+
+async def test_a_session_that_the_provider_refuses_to_refresh_ends(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        fake.token_answer = lambda answer: _json(answer | {"expires_in": 10})
+        await sign_in(browser, api, fake)
+        fake.claims["sub"] = "mallory"  # the refreshed id_token is another person's
+        assert await who(browser, api) is None
+
+
+async def test_another_sites_page_cannot_sign_a_person_out(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        for headers in (
+            {"sec-fetch-site": "cross-site"},
+            {"sec-fetch-site": "same-site"},
+            {"origin": "https://evil.example"},
+            {"origin": "null"},
+            {},
+        ):
+            answer = await browser.request("POST", f"{api.base}/api/auth/logout", headers=headers)
+            assert isinstance(answer, httpx2.Response)
+            assert (answer.status_code, answer.json()["code"]) == (403, "cross_origin")
+        assert await who(browser, api) == "alice@example.com"
+
+
+async def test_back_channel_logout_ends_the_sessions_it_names(tmp_path: Path) -> None:
+    event = {"http://schemas.openid.net/event/backchannel-logout": {}}
+    async with api_with_fake(tmp_path) as (api, fake):
+        alice, bob = api.browser(), api.browser()
+        fake.claims["sid"] = "session-of-alice"
+        await sign_in(alice, api, fake, "alice")
+        fake.claims["sid"] = "session-of-bob"
+        await sign_in(bob, api, fake, "bob")
+        token = fake.id_token(events=event, jti="1", sid="session-of-alice", sub=None)
+        answers = [
+            await api.call("POST", "/api/auth/backchannel-logout", data={"logout_token": token})
+            for _ in range(2)
+        ]
+        assert answers[0].json() == {"ended": 1}
+        assert answers[1].status_code == 400  # replayed
+        assert await who(alice, api) is None
+        assert await who(bob, api) == "bob@example.com"
+
+
+# Roles from claims
+
+
+async def test_claims_give_roles_and_take_them_back(tmp_path: Path) -> None:
+    rows = [RoleMapping(value="staff", role="operator", tenant="default")]
+    async with api_with_fake(tmp_path, role_claim="groups", roles=rows) as (api, fake):
+        browser = api.browser()
+        fake.claims["groups"] = ["staff", "other"]
+        await sign_in(browser, api, fake)
+        me = (await browser.get(f"{api.base}/api/auth/me")).json()
+        assert (me["role"], [item["role"] for item in me["tenants"]]) == ("operator", ["operator"])
+        fake.claims["groups"] = []
+        await sign_in(browser, api, fake)
+        me = (await browser.get(f"{api.base}/api/auth/me")).json()
+        assert (me["role"], me["tenants"]) == (None, [])
+
+
+def _json(answer: dict[str, Any]) -> bytes:
+    return httpx2.Request("POST", "http://x", json=answer).content

@@ -1,0 +1,92 @@
+"""A running tunnelmux-api for a test: real sockets, a registry in SQLite, and a way to call it."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx2
+
+from support.oidc import Browser
+from tunnelmux.api import server
+from tunnelmux.api.app import RunningApi, run_api
+from tunnelmux.api.browser_sessions.keys import new_key_line
+from tunnelmux.config import Address, Secret
+from tunnelmux.config.api import (
+    ApiConfig,
+    ApiLimits,
+    ApiListener,
+    BrowserSessionConfig,
+    OIDCConfig,
+    RegistryConfig,
+)
+
+__all__ = ["LiveApi", "live_api"]
+
+
+@dataclass
+class LiveApi:
+    """Where a running API is called."""
+
+    base: str
+    running: RunningApi
+    client: httpx2.AsyncClient
+
+    def browser(self) -> Browser:
+        """A browser that has never been here."""
+        return Browser(self.client)
+
+    async def call(
+        self, method: str, path: str, token: str = "", **options: Any
+    ) -> httpx2.Response:
+        """What a program gets."""
+        headers = {"authorization": f"Bearer {token}"} if token else {}
+        return await self.client.request(method, self.base + path, headers=headers, **options)
+
+
+@asynccontextmanager
+async def live_api(
+    folder: Path,
+    oidc: Any = None,
+    *,
+    registry_url: str | None = None,
+    limits: ApiLimits | None = None,
+    trusted_proxies: list[str] | None = None,
+    **more: Any,
+) -> AsyncIterator[LiveApi]:
+    """An API on a free port while the block runs.
+
+    `oidc` is called with the API's own URL and gives the settings of the provider, as an
+    asynchronous context manager; without it, no provider answers.
+    """
+    listener = server.listen("api.listen", Address("127.0.0.1", 0))
+    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    keys = folder / "session-keys"
+    if not keys.exists():
+        keys.write_text(new_key_line())
+
+    @asynccontextmanager
+    async def no_provider(_base: str) -> AsyncIterator[OIDCConfig]:
+        yield OIDCConfig(issuer="http://127.0.0.1:9", client_id="public", timeout=1)
+
+    async with (oidc or no_provider)(base) as provider:
+        config = ApiConfig(
+            api=ApiListener(
+                listen=base.removeprefix("http://"),
+                public_url=base,
+                trusted_proxies=trusted_proxies or [],
+            ),
+            registry=RegistryConfig(url=Secret(registry_url or f"sqlite:///{folder}/registry.db")),
+            oidc=provider,
+            browser_sessions=BrowserSessionConfig(key_file=keys),
+            limits=limits or ApiLimits(),
+            **more,
+        )
+        async with (
+            httpx2.AsyncClient(trust_env=False, timeout=30, follow_redirects=False) as client,
+            run_api(config, listener) as running,
+        ):
+            yield LiveApi(base, running, client)
