@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnelmux.agent.backoff import EARLY_TRIES, HELD_LONG_ENOUGH, Backoff
+from tunnelmux.agent.backoff import EARLY_TRIES, HELD_LONG_ENOUGH, Backoff, ReplacedBackoff
 
 
 def most(_low: float, high: float) -> float:
@@ -67,6 +67,14 @@ def test_a_session_that_held_starts_it_anew() -> None:
     assert backoff.next_delay() == 2.0
     backoff.held(HELD_LONG_ENOUGH)
     assert backoff.next_delay() == 0.5
+
+
+def test_a_replaced_agent_keeps_away_for_longer_each_time() -> None:
+    backoff = ReplacedBackoff(30.0, uniform=most)
+    assert [backoff.next_delay(5.0) for _ in range(6)] == [30, 60, 120, 240, 300, 300]
+    assert backoff.next_delay(599.0) == 300, "it took its turn"
+    assert backoff.next_delay(601.0) == 30, "there was peace in between"
+    assert ReplacedBackoff(30.0, uniform=least).next_delay(5.0) == 15
 
 
 @given(

@@ -75,6 +75,7 @@ class TunnelBench:
         *,
         path: str = "/tunnel/connect",
         name: str | None = None,
+        instance: str | None = None,
         remote: str = "192.0.2.7:50000",
         limits: Limits | None = None,
     ) -> AsyncIterator[Dialled]:
@@ -84,6 +85,8 @@ class TunnelBench:
             headers.append((b"Authorization", b"Bearer " + token.encode()))
         if name is not None:
             headers.append((b"Tunnelmux-Device", name.encode()))
+        if instance is not None:
+            headers.append((b"Tunnelmux-Instance", instance.encode()))
         stream = await self.connect_raw(remote)
         url = parse_url(f"ws://proxy.example.com:3800{path}")
         websocket = await start_websocket_client(self._nursery, stream, url, headers=headers)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from tunnelmux.agent.backoff import new_backoff
+from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.credentials import Credentials
 from tunnelmux.agent.direct import DirectConnector
@@ -22,7 +23,15 @@ from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionEr
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump, open_pump
-from tunnelmux.transports import WayOut, client_context, parse_url
+from tunnelmux.transports import WayOut, WebSocketStream, client_context, parse_url
+from tunnelmux.wire import (
+    CLOSE_REPLACED,
+    DEVICE_FIELD,
+    INSTANCE_FIELD,
+    REPLACED_FIELD,
+    RIVAL_FIELD,
+    TOKEN_FIELD,
+)
 
 if TYPE_CHECKING:
     from tunnelmux.agent.main_server import MainServerClient
@@ -44,6 +53,8 @@ class RunningAgent:
         self._dial = dial
         self._proxy = config.proxy
         self._backoff = new_backoff(config.backoff, uniform)
+        self._replaced = ReplacedBackoff(config.backoff.replaced, uniform=uniform)
+        self._instance = secrets.token_hex(8).encode("ascii")
         self.commands = CommandExecutor(config)
         """What runs commands, for whichever way they come."""
         self._streams = StreamServer(config, self.commands)
@@ -134,7 +145,7 @@ class RunningAgent:
         """Make one session and hold it to its end; answers the seconds to wait before the next."""
         started = trio.current_time()
         try:
-            await self._hold_session()
+            replaced_by = await self._hold_session()
         except ConnectError as error:
             if not error.retryable:
                 raise refused_for_good(error, credential=self._credentials.source) from error
@@ -148,31 +159,40 @@ class RunningAgent:
             delay = self._backoff.next_delay()
             _log.error("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
-        self._backoff.held(trio.current_time() - started)
+        held = trio.current_time() - started
+        if replaced_by is not None and not self._draining:
+            delay = self._replaced.next_delay(held)
+            _log.warning(
+                "replaced by another agent",
+                device=self.name,
+                by=replaced_by,
+                fix="it has this device's token: stop one of the two, or give each machine a name "
+                "and a token of its own",
+                retry_in=round(delay, 3),
+            )
+            return delay
+        self._backoff.held(held)
         delay = self._backoff.next_delay()
         if not self._draining:
             _log.info("connecting again", retry_in=round(delay, 3))
         return delay
 
-    async def _hold_session(self) -> None:
+    async def _hold_session(self) -> str | None:
+        """One session to its end; the address of the agent that took its place, if one did."""
         token = self._credentials.read()  # one line of a local file, once per connection
         assert self._proxy is not None  # it is what calls this
         async with self._dial(
             self._proxy.url,
             token=token.reveal(),
-            headers=[(b"Tunnelmux-Device", self.name.encode("ascii"))],
+            headers=[
+                (DEVICE_FIELD, self.name.encode("ascii")),
+                (INSTANCE_FIELD, self._instance),
+            ],
             ssl_context=self._ssl_context,
             timeout=self._config.limits.ingress.handshake_timeout,
             way=self._way,
         ) as transport:
-            headers = response_headers(transport)
-            await self._keep_token(headers.get("tunnelmux-token"))
-            if "tunnelmux-replaced" in headers:
-                _log.warning(
-                    "joined in place of another",
-                    device=self.name,
-                    effect="the machine that had this name is not let in any more",
-                )
+            await self._read_news(response_headers(transport))
             async with open_session(
                 transport,
                 is_client=True,
@@ -180,6 +200,25 @@ class RunningAgent:
                 pump=self._pump,
             ) as session:
                 await self._serve(session)
+            return _replaced_by(transport)
+
+    async def _read_news(self, headers: dict[str, str]) -> None:
+        """What the proxy says of this device in its answer to the handshake."""
+        await self._keep_token(headers.get(_lower(TOKEN_FIELD)))
+        if _lower(REPLACED_FIELD) in headers:
+            _log.warning(
+                "joined in place of another",
+                device=self.name,
+                effect="the machine that had this name is not let in any more",
+            )
+        if rival := headers.get(_lower(RIVAL_FIELD)):
+            _log.warning(
+                "two agents with one credential",
+                device=self.name,
+                rival=_printable(rival),
+                fix="another machine and this one replace each other in turn, as after cloning a "
+                "disk: give each a name and a token of its own",
+            )
 
     async def _keep_token(self, token: str | None) -> None:
         if token is None or self._credentials.path is None:
@@ -239,6 +278,22 @@ class RunningAgent:
             bytes_from_proxy=session.bytes_received,
             reason=reason,
         )
+
+
+def _lower(field: bytes) -> str:
+    return field.decode("ascii").lower()
+
+
+def _printable(text: str) -> str:
+    return "".join(c for c in text if c.isprintable())[:128]
+
+
+def _replaced_by(transport: trio.abc.Stream) -> str | None:
+    """The address of the connection that took this one's place, if the proxy said so."""
+    close = transport.peer_close if isinstance(transport, WebSocketStream) else None
+    if close is None or close[0] != CLOSE_REPLACED:
+        return None
+    return _printable(close[1])
 
 
 def _main_server_client(

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tunnelmux.config import BackoffConfig
 
-__all__ = ["EARLY_TRIES", "HELD_LONG_ENOUGH", "Backoff", "new_backoff"]
+__all__ = ["EARLY_TRIES", "HELD_LONG_ENOUGH", "Backoff", "ReplacedBackoff", "new_backoff"]
 
 HELD_LONG_ENOUGH = 10.0
 """Seconds after which a session counts as a success and the next loss starts from the minimum.
@@ -16,6 +16,9 @@ Below it, a proxy that takes connections and drops them at once would be dialled
 EARLY_TRIES = 10
 """Waits after a loss that stay short. They cover some nine seconds, half of a second more or less:
 a proxy that is restarted is back by then, and one dial a second is no burden to one that is not."""
+
+_REPLACED_FACTOR = 10
+"""How many times the first wait the longest is, for an agent that is replaced again and again."""
 
 
 class Backoff:
@@ -62,6 +65,26 @@ class Backoff:
         if duration >= HELD_LONG_ENOUGH:
             self._bound = self._minimum
             self._tries = 0
+
+
+class ReplacedBackoff:
+    """How long an agent keeps away when another one, with its credential, has taken its place.
+
+    Both may be at it: so the wait is long, and doubles from one time to the next, unless a session
+    lasted for a while in between. `uniform(a, b)` is the dice.
+    """
+
+    def __init__(self, first: float, *, uniform: Callable[[float, float], float]) -> None:
+        self._first = self._bound = first
+        self._uniform = uniform
+
+    def next_delay(self, held: float) -> float:
+        """Seconds to wait, after a session of `held` seconds."""
+        if held > _REPLACED_FACTOR * self._first * 2:
+            self._bound = self._first
+        bound = self._bound
+        self._bound = min(bound * 2, self._first * _REPLACED_FACTOR)
+        return self._uniform(bound / 2, bound)
 
 
 def new_backoff(config: BackoffConfig, uniform: Callable[[float, float], float]) -> Backoff:

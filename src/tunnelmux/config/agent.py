@@ -345,6 +345,10 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     maximum: float = 30.0
     """The longest wait."""
 
+    replaced: float = 30.0
+    """The wait, half of it at least, when another agent took this device's place; it doubles up to
+    ten times this as long as that goes on, so that two machines with one token do not thrash."""
+
     def __post_init__(self) -> None:
         if not 0 < self.minimum <= self.maximum <= 3600:
             raise InvalidSetting(
@@ -352,6 +356,8 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             )
         if not 0 < self.early <= 3600:
             raise InvalidSetting("early", "must be above 0 and at most 3600 seconds")
+        if not 0 < self.replaced <= 3600:
+            raise InvalidSetting("replaced", "must be above 0 and at most 3600 seconds")
 
 
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -347,6 +347,12 @@ class Session:
             self.abort()
             raise
 
+    def end(self, error: SessionError | None = None) -> None:
+        """Like `abort`, but the peer is told: `run` sees a GoAway off and closes the transport in
+        order, giving each step CLOSE_TIMEOUT seconds."""
+        self._engine.close(error)
+        self._kick()
+
     def abort(self, error: SessionError | None = None) -> None:
         """End the session now, whatever is queued; its streams fail with *error*."""
         self._forceful = True

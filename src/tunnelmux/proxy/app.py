@@ -369,6 +369,7 @@ class RunningProxy:
         self.visits.cut_device(name, reason)
         if device is None:
             self.store.forget_device(name)
+            self._tunnel.forget_device(name)
         return handle is not None
 
     def _set_admission(self, config: ProxyConfig) -> None:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 __all__ = ["LocalHandle", "SessionHandle", "utc_now"]
 
 
+REPLACED = "replaced by a new connection of the same device"
+"""The reason of a session's end that logs, events and the documentation know."""
+
+
 def utc_now() -> datetime:
     """The wall clock, in UTC."""
     return datetime.now(UTC)
@@ -54,6 +58,10 @@ class SessionHandle(abc.ABC):
         `reason` is what the log says about it.
         """
 
+    async def make_way(self, address: str) -> None:  # noqa: ARG002
+        """End the session because its device has connected again, from `address`."""
+        await self.close(REPLACED)
+
     @property
     @abc.abstractmethod
     def is_closed(self) -> bool:
@@ -78,6 +86,8 @@ class LocalHandle(SessionHandle):
 
     Its last heartbeat is the later of what `record_heartbeat` noted and the last byte the agent
     sent: the session's own keepalive makes that at most `Limits.keepalive_interval` old.
+    `farewell(address)` prepares what the agent reads when another connection, from that address,
+    takes this one's place.
     """
 
     def __init__(
@@ -89,12 +99,16 @@ class LocalHandle(SessionHandle):
         credential: bytes = b"",
         user: str = "",
         remote_address: str = "",
+        farewell: Callable[[str], None] = lambda _address: None,
         clock: Callable[[], datetime] = utc_now,
     ) -> None:
         self.session = session
         self.remote_address = remote_address
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
+        self.replaced_by = ""
+        """Where the connection came from that took this one's place, if one did."""
+        self._farewell = farewell
         self._token = token
         self._device = device
         self._credential = credential
@@ -128,6 +142,14 @@ class LocalHandle(SessionHandle):
         if not self.is_closed:
             self.close_reason = reason
             self.session.abort(SessionClosed(reason))
+
+    async def make_way(self, address: str) -> None:
+        if not self.is_closed:
+            self.close_reason = REPLACED
+            self.replaced_by = address
+            self._farewell(address)
+            # Not cut: whoever still is at the other end is to read why.
+            self.session.end(SessionClosed(REPLACED))
 
     @property
     def is_closed(self) -> bool:

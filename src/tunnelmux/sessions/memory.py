@@ -78,7 +78,7 @@ class MemoryStore(DeviceStore):
         if (arrival := self._arrivals.pop(handle.device, None)) is not None:
             arrival.set()
         for stale in old.values():
-            await stale.close("replaced by a new connection of the same device")
+            await stale.make_way(handle.summary().remote_addr)
 
     async def unregister(self, token: str, handle: SessionHandle | None = None) -> None:
         found = self._by_token.get(token)

@@ -287,6 +287,8 @@ class WebSocketStream(trio.abc.Stream):
         self._receiving = OneAtATime("another task is receiving on this WebSocket")
         self._closed = False
         self._broken: Exception | None = None
+        self.goodbye: tuple[int, str | None] = (1000, None)
+        """Code and reason of the Close that `aclose` sends; at most 123 bytes of reason."""
 
     @property
     def response_headers(self) -> Headers:
@@ -297,6 +299,11 @@ class WebSocketStream(trio.abc.Stream):
     def subprotocol(self) -> str | None:
         """The agreed subprotocol; None with a plain yamux peer."""
         return self._connection.subprotocol
+
+    @property
+    def peer_close(self) -> tuple[int, str] | None:
+        """Code and reason of the peer's Close, once it has come."""
+        return self._wire.frames.close
 
     @property
     def transport(self) -> trio.abc.Stream:
@@ -402,7 +409,7 @@ class WebSocketStream(trio.abc.Stream):
             if already or self._broken is not None or self._wire.torn or self._sending.busy:
                 await trio.lowlevel.checkpoint()
             else:
-                await self._close_connection(1000, None)
+                await self._close_connection(*self.goodbye)
         finally:
             await self._wire.drop()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import secrets
 import ssl
+from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 
@@ -19,9 +20,10 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
+from tunnelmux.proxy.tunnels.rivals import Rivals
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
-from tunnelmux.sessions import LocalHandle, SessionStore
+from tunnelmux.sessions import DeviceStore, LocalHandle
 from tunnelmux.transports import (
     UpgradeRequest,
     WebSocketStream,
@@ -32,12 +34,26 @@ from tunnelmux.transports import (
 from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.wire import (
+    CLOSE_REPLACED,
+    DEVICE_FIELD,
+    INSTANCE_FIELD,
+    REPLACED_FIELD,
+    RIVAL_FIELD,
+    TOKEN_FIELD,
+    TUNNEL_PATH,
+)
 
 __all__ = ["TunnelServer", "TunnelSettings"]
 
 _log = get_logger("proxy.tunnel")
 
 _SESSION_TOKEN_BYTES = 32
+
+_LONGEST_ADDRESS = 120
+# Of the bytes that a Close has for its reason (RFC 6455 section 5.5: 123).
+
+_DEVICE = DEVICE_FIELD.decode("ascii")
 
 _DRAIN_RETRY_AFTER = 1
 # Seconds an agent is told to wait when this process is about to end: a restart takes about that.
@@ -47,7 +63,7 @@ _DRAIN_RETRY_AFTER = 1
 class TunnelSettings:
     """What a handshake and a session are held to from now on; a reload replaces it."""
 
-    path: str = "/tunnel/connect"
+    path: str = TUNNEL_PATH
     tls: ssl.SSLContext | None = None
     limits: Limits = field(default_factory=Limits)
     handshake_timeout: float = 10.0
@@ -75,7 +91,7 @@ class TunnelServer:
         self,
         *,
         devices: DeviceRegister,
-        store: SessionStore,
+        store: DeviceStore,
         settings: TunnelSettings,
         admission: Admission,
         enrolment: Enrolment | None = None,
@@ -89,6 +105,7 @@ class TunnelServer:
         self._store = store
         self._enrolment = enrolment
         self._live: set[LocalHandle] = set()
+        self._rivals = Rivals()
 
     @property
     def sessions(self) -> list[LocalHandle]:
@@ -126,7 +143,11 @@ class TunnelServer:
                 pump=self.pump,
                 takes_streams=False,  # nothing is offered to agents yet
             )
-            await self._hold(session, admitted, remote)
+
+            def farewell(address: str) -> None:
+                websocket.goodbye = (CLOSE_REPLACED, address[:_LONGEST_ADDRESS])
+
+            await self._hold(session, admitted, remote, farewell)
 
     async def _shake_hands(
         self, stream: trio.abc.Stream, remote: str, place: Place
@@ -155,12 +176,37 @@ class TunnelServer:
             return None
         answer: Headers = ()
         if admitted.enrolled:
-            answer = ((b"Tunnelmux-Token", admitted.token.reveal().encode("ascii")),)
+            answer = ((TOKEN_FIELD, admitted.token.reveal().encode("ascii")),)
         if admitted.replaced:
-            answer = (*answer, (b"Tunnelmux-Replaced", b"yes"))
+            answer = (*answer, (REPLACED_FIELD, b"yes"))
+        if rival := self._rival(admitted.device.name, request, remote):
+            answer = (*answer, (RIVAL_FIELD, rival.encode("ascii", "replace")))
         return admitted, accept_websocket(
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         )
+
+    def forget_device(self, name: str) -> None:
+        """Drop what is kept of a device that may not connect any more."""
+        self._rivals.forget(name)
+
+    def _rival(self, device: str, request: UpgradeRequest, remote: str) -> str | None:
+        """Where the other agent is, if two of them replace each other in turn; and say so."""
+        rival = self._rivals.connected(
+            device,
+            request.header(INSTANCE_FIELD.decode("ascii")),
+            remote,
+            others_live=self._store.live_device(device) is not None,
+        )
+        if rival is not None:
+            _log.warning(
+                "two agents with one credential",
+                device=device,
+                remote=remote,
+                rival=rival,
+                fix="they replace each other in turn, as after cloning a disk: give each machine a "
+                "name and a token of its own",
+            )
+        return rival
 
     async def _admit(self, request: UpgradeRequest, remote: str) -> _Admitted:
         if self.is_draining:
@@ -182,7 +228,7 @@ class TunnelServer:
                 "device-disabled",
                 f'device "{device.name}" is disabled: set enabled = true for it in proxy.toml',
             )
-        name = request.header("Tunnelmux-Device")
+        name = request.header(_DEVICE)
         if name is not None and name != device.name:
             # The token decides. But two devices with one token would replace each other for ever.
             _log.warning("agent calls itself by another name", device=device.name, name=name)
@@ -200,7 +246,7 @@ class TunnelServer:
                 "again with one of your own",
                 reason="device-replaced",
             )
-        name = request.header("Tunnelmux-Device")
+        name = request.header(_DEVICE)
         if self._enrolment is None or name is None:
             raise unknown
         try:
@@ -254,7 +300,13 @@ class TunnelServer:
         for handle in before:
             await handle.close("another machine joined in its place (invite --replace)")
 
-    async def _hold(self, session: Session, admitted: _Admitted, remote: str) -> None:
+    async def _hold(
+        self,
+        session: Session,
+        admitted: _Admitted,
+        remote: str,
+        farewell: Callable[[str], None],
+    ) -> None:
         """Register the session, run it until it is over, and log it."""
         device = admitted.device
         started = trio.current_time()
@@ -265,6 +317,7 @@ class TunnelServer:
             credential=device.token_sha256,
             device=device.name,
             remote_address=remote,
+            farewell=farewell,
         )
         self._live.add(handle)
         try:
@@ -319,4 +372,5 @@ def _log_end(handle: LocalHandle, duration: float) -> None:
         bytes_to_agent=session.bytes_sent,
         bytes_from_agent=session.bytes_received,
         reason=reason,
+        **({"replaced_by": handle.replaced_by} if handle.replaced_by else {}),
     )

@@ -1,0 +1,57 @@
+"""What proxy, agent and visitors write to each other: fields, paths and codes, named once each."""
+
+from __future__ import annotations
+
+__all__ = [
+    "AGENT_AUTHORITY",
+    "CLOSE_REPLACED",
+    "DEVICE_FIELD",
+    "EXEC_PATH",
+    "INSTANCE_FIELD",
+    "REASON_FIELD",
+    "RELAY_FIELD",
+    "REPLACED_FIELD",
+    "RIVAL_FIELD",
+    "SERVICE_FIELD",
+    "TOKEN_FIELD",
+    "TUNNEL_PATH",
+]
+
+TUNNEL_PATH = "/tunnel/connect"
+"""Where agents connect, unless proxy.toml says otherwise."""
+
+AGENT_AUTHORITY = b"agent.tunnelmux"
+"""The authority of requests through the tunnel that are for the agent itself."""
+
+EXEC_PATH = b"/v1/exec"
+"""Where the agent's own API takes commands."""
+
+REASON_FIELD = b"Tunnelmux-Reason"
+"""In every refusal: its stable code, one of `http.refusal.REASONS`."""
+
+DEVICE_FIELD = b"Tunnelmux-Device"
+"""From an agent: what it calls itself. From a visitor: the device it wants, if no host says so."""
+
+SERVICE_FIELD = b"Tunnelmux-Service"
+"""The service a request is for; without it, the device's default one."""
+
+RELAY_FIELD = b"Tunnelmux-Relay"
+"""In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the
+answer: the name of the service that may be asked for with a CONNECT for that."""
+
+TOKEN_FIELD = b"Tunnelmux-Token"
+"""In the 101 to a device that has just joined: its token from now on."""
+
+REPLACED_FIELD = b"Tunnelmux-Replaced"
+"""In the 101 to a device that has just joined: it took the place of another one of its name."""
+
+INSTANCE_FIELD = b"Tunnelmux-Instance"
+"""From an agent: a random name of its process. Two processes that replace each other in turn are
+two devices with one credential, and not one that reconnects."""
+
+RIVAL_FIELD = b"Tunnelmux-Rival"
+"""In the 101 to such an agent: the address of the other one."""
+
+CLOSE_REPLACED = 4001
+"""The WebSocket close code (RFC 6455 section 7.4.2: for private use) for a session in whose place
+the same device has connected again. The close reason is the address it connected from."""
