@@ -82,7 +82,11 @@ def actor_of(principal: Principal) -> Actor:
     """The same caller, as the audit names it."""
     if principal.token_id is not None:
         return Actor(
-            kind="token", id=principal.token_id, name=principal.name, address=principal.address
+            kind="token",
+            id=principal.token_id,
+            behind=principal.user_id,
+            name=principal.name,
+            address=principal.address,
         )
     return Actor(kind="user", id=principal.user_id, name=principal.name, address=principal.address)
 

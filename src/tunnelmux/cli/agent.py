@@ -22,6 +22,7 @@ from tunnelmux.cli.options import (
     setting,
 )
 from tunnelmux.cli.outcome import run_command
+from tunnelmux.cli.pair import pair
 from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
 from tunnelmux.config.join import find_join
 from tunnelmux.config.render import render
@@ -169,6 +170,9 @@ def check(context: click.Context, /, config_file: Path | None, **_settings: obje
     """Validate the configuration and print the result, secrets hidden."""
     config = _load(context, config_file, partial(print_warning, _PROGRAM))
     click.echo(render(config), nl=False)
+
+
+agent.add_command(pair)
 
 
 def _load(

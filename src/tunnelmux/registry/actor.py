@@ -17,10 +17,17 @@ class Actor:
     kind: ActorKind
     id: str
     """The id of the user, token or device; the name of the program."""
+    behind: str = ""
+    """For an access token, the id of the user who stands behind it."""
     name: str = ""
     """How people know it, at the time: names change, entries do not."""
     address: str = ""
     """Where the request came from; empty for a program's own doing."""
+
+    @property
+    def user_id(self) -> str:
+        """The user whom records of the registry name; empty when it was none."""
+        return self.id if self.kind == "user" else self.behind
 
     @classmethod
     def program(cls, name: str) -> Actor:

@@ -42,7 +42,7 @@ class SqlLeases(Repository, Leases):
             "holder_name": names.check_text("holder_name", terms.holder_name, 255),
             "reason": names.check_text("reason", terms.reason, 1000),
         }
-        tx.insert(_L, id=lease_id, created=tx.now, created_by=tx.actor.id, **values)
+        tx.insert(_L, id=lease_id, created=tx.now, created_by=tx.actor.user_id, **values)
         tx.record("lease.add", "lease", lease_id, after=values)
         tx.announce("lease", lease_id)
         return _find(tx, lease_id)

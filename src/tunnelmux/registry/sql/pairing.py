@@ -81,7 +81,7 @@ class SqlPairings(Repository, Pairings):
             name=name,
             serial=serial,
             labels=labels,
-            created_by=tx.actor.id,
+            created_by=tx.actor.user_id,
             created_by_name=tx.actor.name,
         )
         after = {"name": name, "serial": serial, "labels": labels}
@@ -124,7 +124,7 @@ class SqlPairings(Repository, Pairings):
                 name=name,
                 serial=row.serial,
                 labels=labels,
-                paired_by=tx.actor.id if tx.actor.kind == "user" else "",
+                paired_by=tx.actor.user_id,
                 paired_by_name=tx.actor.name,
                 install_key_id=row.install_key_id,
             )
@@ -207,7 +207,7 @@ class SqlInstallKeys(Repository, InstallKeys):
             "max_uses": max_uses,
             "expires": tx.now + timedelta(seconds=lifetime),
         }
-        tx.insert(_K, id=key_id, digest=digest, created=tx.now, created_by=tx.actor.id, **values)
+        tx.insert(_K, id=key_id, digest=digest, created=tx.now, created_by=tx.actor.user_id, **values)
         tx.record("install_key.add", "install_key", key_id, after=values)
         return _install_key(tx.one(_K, key_id, "install key")), secret
 
@@ -341,7 +341,7 @@ def _decide(tx: Transaction, row: Row[Any], state: PairingState, **values: objec
         .values(
             state=state,
             tenant_id=tx.tenant,
-            decided_by=tx.actor.id,
+            decided_by=tx.actor.user_id,
             decided_by_name=tx.actor.name,
             **values,
         )
