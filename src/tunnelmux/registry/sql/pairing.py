@@ -206,8 +206,9 @@ class SqlInstallKeys(Repository, InstallKeys):
             "serials": [names.check_text("serials", text, 128, least=1) for text in serials],
             "max_uses": max_uses,
             "expires": tx.now + timedelta(seconds=lifetime),
+            "created_by": tx.actor.user_id,
         }
-        tx.insert(_K, id=key_id, digest=digest, created=tx.now, created_by=tx.actor.user_id, **values)
+        tx.insert(_K, id=key_id, digest=digest, created=tx.now, **values)
         tx.record("install_key.add", "install_key", key_id, after=values)
         return _install_key(tx.one(_K, key_id, "install key")), secret
 
