@@ -215,6 +215,36 @@ async def test_trusted_proxy_in_front() -> None:
             assert b"X-Forwarded-Proto: https\r\n" in head
 
 
+# Neighbours
+
+
+@pytest.mark.parametrize("allowed", [False, True])
+async def test_a_device_sets_cookies_for_its_own_host(allowed: bool) -> None:
+    answer = (
+        b"HTTP/1.1 200 OK\r\nSet-Cookie: a=1; Domain=localhost; Path=/\r\n"
+        b"Set-Cookie: b=2; Domain=dev1.localhost\r\nContent-Length: 2\r\n\r\nok"
+    )
+    async with running_site() as site, site.agent() as agent:
+        ingress = HttpIngress(listen="127.0.0.1:0", parent_cookies=allowed)
+        site.http.configure(ingress, IngressLimits())
+        visitor = site.visit()
+        await visitor.send(get(b"dev1.localhost:8080"))
+        await agent.serve(answer)
+        head = await visitor.read_head()
+        domain = b"; Domain=localhost" if allowed else b""
+        assert b"\r\nSet-Cookie: a=1%s; Path=/\r\n" % domain in head
+        assert b"\r\nSet-Cookie: b=2; Domain=dev1.localhost\r\n" in head
+
+
+async def test_a_cookie_is_held_to_the_host_that_a_trusted_proxy_tells() -> None:
+    answer = OK.replace(b"\r\n\r\n", b"\r\nSet-Cookie: a=1; Domain=example.com\r\n\r\n")
+    async with running_site(trusted=["203.0.113.7"]) as site, site.agent() as agent:
+        visitor = site.visit()
+        await visitor.send(get(b"dev1.localhost", b"X-Forwarded-Host: dev1.example.com"))
+        await agent.serve(answer)
+        assert b"\r\nSet-Cookie: a=1\r\n" in await visitor.read_head()
+
+
 # Offline, busy, broken
 
 

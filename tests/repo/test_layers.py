@@ -19,7 +19,7 @@ COMPILED_LAYERS = [
     ["pump.epoll"],
     ["yamux.engine", "pump.websocket"],
     ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head"],
-    ["_frame", "pump.field_names", "yamux.links", "yamux.ring"],
+    ["_frame", "pump.cookies", "pump.field_names", "yamux.links", "yamux.ring"],
 ]
 """Where design.md puts the compiled modules: above errors and limits, below all else."""
 

@@ -91,11 +91,15 @@ def get(path: str, extra: str = "", host: str = "dev1.localhost") -> bytes:
 
 @asynccontextmanager
 async def rig(
-    limits: IngressLimits | None = None, *, host: str | None = None
+    limits: IngressLimits | None = None, *, host: str | None = None, parent_cookies: bool = False
 ) -> AsyncIterator[Target]:
     """A proxy, an agent with one web service, and one visitor's connection."""
     ingress = LimitsConfig(ingress=limits or IngressLimits())
     config = msgspec.structs.replace(proxy_config(), limits=ingress)
+    assert config.ingress.http is not None
+    http = msgspec.structs.replace(config.ingress.http, parent_cookies=parent_cookies)
+    entry = msgspec.structs.replace(config.ingress, http=http)
+    config = msgspec.structs.replace(config, ingress=entry)
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     arrived, incoming = trio.open_memory_channel[Peer](100)

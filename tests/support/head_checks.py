@@ -182,6 +182,8 @@ def check_response(raw: bytes, *, to_head: bool, step: int = 1) -> bool:
     hops |= {b"proxy-authenticate", b"proxy-authentication-info", b"proxy-authorization"}
     told = has_member(seen.headers, b"connection", b"upgrade")
     assert shape["has_hop"] == (told or any(name.lower() in hops for name, _ in seen.headers))
+    cookies = [value.lower() for name, value in seen.headers if name.lower() == b"set-cookie"]
+    assert shape["sets_domain"] == any(b"domain" in cookie for cookie in cookies)
     out = relayed_response(raw, to_head=to_head, fields=b"Connection: close\r\n")
     assert out is not None and len(out) <= size + 19
     assert head_end(out) == len(out)

@@ -167,6 +167,10 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """What else those may say of a visitor, such as `Remote-User`. All other fields by which a
     proxy speaks of a visitor are dropped: one that does not know them passes on a visitor's own."""
 
+    parent_cookies: bool = False
+    """Whether a device may set cookies for the domain above its host, so for all devices there.
+    False: such a cookie becomes the host's own."""
+
     tls_certificate: Path | None = None
     """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`."""
 

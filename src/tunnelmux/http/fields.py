@@ -18,6 +18,7 @@ from dataclasses import dataclass, field, replace
 
 from tunnelmux.http.forwarded import Hop, Route, plain_address, write_forwarded
 from tunnelmux.http.head import Field, field_values
+from tunnelmux.pump.cookies import without_parent_domains
 from tunnelmux.pump.field_names import field_kind
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "Visitor",
     "end_to_end",
     "forwarding_fields",
+    "own_cookies",
     "replace_host",
     "safe_trailers",
     "without_own_fields",
@@ -57,6 +59,14 @@ def without_own_fields(headers: Iterable[Field]) -> list[Field]:
 def safe_trailers(trailers: Sequence[Field]) -> list[Field]:
     """The trailer fields that may be passed on (RFC 9110 6.5.1)."""
     return [pair for pair in trailers if field_kind(pair[0]) == "ordinary"]
+
+
+def own_cookies(headers: Iterable[Field], host: bytes) -> list[Field]:
+    """An answer's fields with no `Set-Cookie` for more than the host that was asked."""
+    return [
+        (name, without_parent_domains(value, host) if name.lower() == b"set-cookie" else value)
+        for name, value in headers
+    ]
 
 
 def replace_host(headers: Iterable[Field], host: bytes) -> list[Field]:

@@ -6,6 +6,7 @@ from libc.stdint cimport uint8_t
 cdef enum FieldKind:
     ORDINARY  # passes
     HEAD_ONLY  # passes in a head, but in no trailers
+    SET_COOKIE
     HOST
     CONTENT_LENGTH
     TRANSFER_ENCODING
@@ -16,7 +17,7 @@ cdef enum FieldKind:
     HOP  # for the next hop only, beside those above
     TRAILER  # announces trailers
     OWN  # Tunnelmux-*
-    DISGUISED  # one of those from HOST on, with some other sign in place of a "-"
+    DISGUISED  # one of those from SET_COOKIE on, with some other sign in place of a "-"
 
 
 # What a name of *size* > 0 bytes, all of a token, means. Trailers may hold what is ORDINARY only.

@@ -70,6 +70,7 @@ FORWARDING_PREFIXES = (
 )
 
 cdef dict KINDS = {
+    b"set-cookie": SET_COOKIE,
     b"host": HOST,
     b"content-length": CONTENT_LENGTH,
     b"transfer-encoding": TRANSFER_ENCODING,
@@ -94,7 +95,6 @@ cdef dict KINDS = {
     b"cookie": HEAD_ONLY,
     b"location": HEAD_ONLY,
     b"max-forwards": HEAD_ONLY,
-    b"set-cookie": HEAD_ONLY,
     b"www-authenticate": HEAD_ONLY,
     **{name: FORWARDING for name in FORWARDING_NAMES},
 }
@@ -106,7 +106,7 @@ cdef dict PREFIX_KINDS = {
 
 # In the order of FieldKind.
 cdef tuple WORDS = (
-    "ordinary", "head-only", "host", "content-length", "transfer-encoding", "connection",
+    "ordinary", "head-only", "set-cookie", "host", "content-length", "transfer-encoding", "connection",
     "keep-alive", "forwarding", "expect", "hop", "trailer", "own", "disguised",
 )
 

@@ -49,6 +49,7 @@ cdef struct ResponseShape:
     bint closes  # the sender ends the connection after this message
     bint is_old  # written as HTTP/1.0
     bint has_hop  # says something that must not be passed on as it is
+    bint sets_domain  # a cookie of it names a domain
     Dropped dropped
 
 

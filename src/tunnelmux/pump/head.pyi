@@ -47,6 +47,7 @@ class _Response(TypedDict):
     closes: bool
     is_old: bool
     has_hop: bool
+    sets_domain: bool
 
 def read_request(data: bytes, host: bytes) -> _Request | Literal["incomplete", "declined"]:
     """What `scan_request` finds in *data*, on a connection whose first request named *host*."""

@@ -10,9 +10,10 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
+from tunnelmux.pump.cookies cimport names_domain
 from tunnelmux.pump.field_names cimport (
     CONNECTION, CONTENT_LENGTH, EXPECT, FieldKind, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
-    ORDINARY, TRAILER, TRANSFER_ENCODING, kind_of,
+    ORDINARY, SET_COOKIE, TRAILER, TRANSFER_ENCODING, kind_of,
 )
 
 cdef enum:
@@ -286,6 +287,8 @@ cdef Verdict scan_request(
             return ACCEPTED if has_host else DECLINED
         if line.odd:
             return DECLINED
+        if line.kind == SET_COOKIE:  # means nothing in a request
+            line.kind = ORDINARY
         if line.kind == HOST:
             if has_host or host_size <= 0 or line.value_end - line.value_at != host_size:
                 return DECLINED
@@ -372,6 +375,9 @@ cdef Verdict scan_response(
             shape.head_size = line.end
             settle(shape, has_length, has_coding)
             return ACCEPTED
+        if line.kind == SET_COOKIE:
+            shape.sets_domain |= names_domain(p + line.value_at, line.value_end - line.value_at)
+            line.kind = ORDINARY
         if line.kind >= TRAILER or (line.odd and line.kind != ORDINARY):
             return DECLINED
         if line.kind == CONTENT_LENGTH:
@@ -575,6 +581,7 @@ def read_response(bytes data not None, *, bint to_head=False):
         "closes": shape.closes,
         "is_old": shape.is_old,
         "has_hop": shape.has_hop,
+        "sets_domain": shape.sets_domain,
     }
 
 

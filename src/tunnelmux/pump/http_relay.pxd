@@ -22,6 +22,7 @@ cdef enum ResponseState:
 cdef class HttpRelay(Relay):
     cdef bytes host
     cdef bytes fields
+    cdef public bint parent_cookies
     cdef Py_ssize_t max_head
     cdef ByteRing pending
     cdef bint pending_is_new

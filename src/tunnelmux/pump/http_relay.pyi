@@ -52,6 +52,9 @@ class HttpRelay(Relay):
     about: bytes | None
     """What the log's lines about these requests say first (`pump.lines.LineBuffer`), one line for each
     that was answered whole; None when there are to be no lines."""
+    parent_cookies: bool
+    """Whether the answers' cookies may reach beyond the host; else they are held to it
+    (`pump.cookies`)."""
     @property
     def unfinished(self) -> tuple[str, str, int, int, int, float] | None:
         """The request in progress, for its line: method, path without query, status of the answer

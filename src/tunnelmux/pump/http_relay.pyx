@@ -25,6 +25,7 @@ from tunnelmux.yamux.streams cimport EngineStream
 from tunnelmux.pump.tunnel cimport SENSIBLE, Tunnel
 
 from tunnelmux.errors import StreamReset
+from tunnelmux.pump.cookies import head_without_parent_domains
 
 cdef enum:
     LONGEST_WAIT = 16384  # bytes of an unfinished head that are kept before h11 is asked about it
@@ -389,6 +390,7 @@ cdef class HttpRelay(Relay):
         complete, or not what can be passed on."""
         cdef ResponseShape shape
         cdef bytes head, fields
+        cdef bint holds
         cdef Verdict verdict = scan_response(data, size, self.to_head, &shape)
         if verdict == DECLINED or size > self.max_head and verdict == INCOMPLETE:
             self.hand_over("its answer is not plain HTTP, or its head is too large", 502)
@@ -402,7 +404,8 @@ cdef class HttpRelay(Relay):
         self.answer_status = shape.status
         self.closes = shape.until_end or self.is_last
         self.parts = (shape.closes or shape.is_old) and not self.closes
-        if self.parts or self.is_last or shape.has_hop:
+        holds = shape.sets_domain and not self.parent_cookies
+        if self.parts or self.is_last or shape.has_hop or holds:
             # The visitor's connection can go on, with another one to the target; or it ends, as
             # the visitor wanted, and the target's may have its own mind (RFC 9112 9.6).
             fields = LAST if self.closes else b""
@@ -411,7 +414,8 @@ cdef class HttpRelay(Relay):
                 data, &shape, <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),
                 <uint8_t *>PyBytes_AS_STRING(head),
             )
-            self.parting_head = head[:size]
+            head = head[:size]
+            self.parting_head = head_without_parent_domains(head, self.host) if holds else head
         self.response_chunked = shape.chunked
         self.response_until_end = shape.until_end
         self.response_left = shape.content_length

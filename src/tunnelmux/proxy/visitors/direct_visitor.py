@@ -241,6 +241,7 @@ class DirectVisitor:
         )
         if self.relay is None:
             return False
+        self.relay.parent_cookies = self.settings.parent_cookies
         self.log = CarriedLog(self.remote, destination.device, service)
         self.log.begin(self.relay)
         self._state = "carried"

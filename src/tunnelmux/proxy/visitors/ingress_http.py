@@ -17,9 +17,10 @@ from tunnelmux.http.fields import (
     Visitor,
     end_to_end,
     forwarding_fields,
+    own_cookies,
     without_own_fields,
 )
-from tunnelmux.http.head import Field, first_value
+from tunnelmux.http.head import Field, field_values, first_value
 from tunnelmux.http.refusal import RELAY_FIELD, Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
@@ -75,7 +76,9 @@ class HttpIngressServer:
     ) -> None:
         """Serve connections that come from now on like this."""
         trusted = TrustedProxies.parse(ingress.trusted_proxies, ingress.trusted_fields)
-        self._settings = IngressSettings(ingress.domain, trusted, limits, tls)
+        self._settings = IngressSettings(
+            ingress.domain, trusted, limits, tls, parent_cookies=ingress.parent_cookies
+        )
 
     @property
     def visitor_count(self) -> int:
@@ -242,7 +245,7 @@ class _Visit:
             describe=f"device {destination.device}",
             response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
             broken_reason="tunnel-lost",
-            response_headers=self._take_relay_field,
+            response_headers=partial(self._answer_fields, request),
         )
 
     def _may_be_carried(self, request: RequestHead, stream: object) -> bool:
@@ -258,6 +261,17 @@ class _Visit:
     def _is_plain(self, request: RequestHead) -> bool:
         named = first_value(request.headers, b"tunnelmux-device") is not None
         return not named and not self._visitor.trusted
+
+    def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
+        headers = self._take_relay_field(headers)
+        if self.settings.parent_cookies:
+            return headers
+        hosts = [request.host]
+        if self._visitor.trusted:  # it may know the host by another name than the browser does
+            hosts += field_values(request.headers, b"x-forwarded-host")
+        for host in hosts:
+            headers = own_cookies(headers, host)
+        return headers
 
     def _take_relay_field(self, headers: list[Field]) -> list[Field]:
         service = first_value(headers, RELAY_FIELD.lower())
@@ -295,6 +309,7 @@ class _Visit:
         )
         if relay is None:
             return None
+        relay.parent_cookies = self.settings.parent_cookies
         self.settings.hosts.learn(request.host, destination)
         log = CarriedLog(self._remote, destination.device, service)
         log.begin(relay)

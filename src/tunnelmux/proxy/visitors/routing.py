@@ -288,6 +288,7 @@ class IngressSettings:
     trusted: TrustedProxies = field(default_factory=TrustedProxies)
     limits: IngressLimits = field(default_factory=IngressLimits)
     tls: ssl.SSLContext | None = None
+    parent_cookies: bool = False
     hosts: KnownHosts = field(default_factory=KnownHosts)
     """Those of this domain."""
 
