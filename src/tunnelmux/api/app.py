@@ -17,6 +17,7 @@ from tunnelmux.api import server
 from tunnelmux.api.access import seal
 from tunnelmux.api.browser_sessions.keys import read_key_file
 from tunnelmux.api.browser_sessions.sign_in import SignIn
+from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.context import Api
 from tunnelmux.api.description import describe
 from tunnelmux.api.gate import Gate, GateLimits
@@ -24,7 +25,18 @@ from tunnelmux.api.identity import Identification
 from tunnelmux.api.oidc.provider import Provider
 from tunnelmux.api.problems import add_problem_handlers
 from tunnelmux.api.proxies import Proxies
-from tunnelmux.api.routes import audit, auth, devices, forward, health, own, pairing, people
+from tunnelmux.api.routes import (
+    audit,
+    auth,
+    commands,
+    devices,
+    forward,
+    health,
+    live,
+    own,
+    pairing,
+    people,
+)
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
@@ -43,6 +55,8 @@ ROUTERS = (
     people.members,
     people.invitations,
     forward.router,
+    live.router,
+    commands.router,
     devices.router,
     pairing.pairings,
     pairing.install_keys,
@@ -102,7 +116,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
     provider = Provider(config.oidc, config.oidc.read_secret(), config.api.public_url)
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
-    return Api(config, registry, sign_in, Proxies(registry, config.proxies))
+    return Api(config, registry, sign_in, Proxies(registry, config.proxies), CommandBook())
 
 
 @contextlib.asynccontextmanager

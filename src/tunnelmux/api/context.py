@@ -10,6 +10,7 @@ from starlette.requests import HTTPConnection
 
 from tunnelmux.api.access import Principal, public, signed_in
 from tunnelmux.api.browser_sessions.sign_in import SignIn
+from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.identity import actor_of
 from tunnelmux.api.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
@@ -26,6 +27,7 @@ class Api:
     registry: Registry
     sign_in: SignIn
     proxies: Proxies
+    commands: CommandBook
 
     @property
     def installation(self) -> Installation:
