@@ -103,3 +103,24 @@ async def test_the_request_is_served_in_another_way(said: bytes, end: str, way: 
         await again.stream.aclose()
         await one.visitor.end()
         assert await one.visitor.read_all() == b""
+
+
+@pytest.mark.parametrize(
+    "name", ["\u00e9".encode(), b"a b", b"web:22", b"../x", b"", b"127.0.0.1:22", b"x" * 500]
+)
+async def test_a_name_that_is_no_services_is_not_learnt(name: bytes) -> None:
+    answer = RELAYABLE.replace(b": web", b": " + name)
+    with trio.fail_after(20):
+        async with running(proxy_config()) as proxy, agent_of(proxy, "dev1") as agent:
+            assert proxy.http_address is not None
+            for _ in range(3):  # the next ones would be carried
+                async with await trio.open_tcp_stream(*proxy.http_address) as stream:
+                    one = Site(Peer(stream), agent)
+                    for path in ("/1", "/2"):
+                        await one.visitor.send(get(path))
+                        tunnel, head = await one.stream()
+                        assert head.startswith(b"GET " + path.encode())
+                        await tunnel.send(answer)
+                        assert b"unnelmux" not in await one.visitor.read_head()
+                        assert await one.visitor.read_exactly(2) == b"ok"
+                        await tunnel.stream.aclose()

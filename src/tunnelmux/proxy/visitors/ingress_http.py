@@ -34,6 +34,7 @@ from tunnelmux.proxy.visitors.routing import (
     PumpRoutes,
     Router,
     find_destination,
+    is_name,
     stream_id,
 )
 from tunnelmux.pump.data_pump import DataPump
@@ -277,9 +278,9 @@ class _Visit:
         service = first_value(headers, RELAY_FIELD.lower())
         if service is None:
             return headers
-        if isinstance(self._stream, Stream) and self._destination is not None:
-            asked = self._destination.service
-            self._routes.learn_service(self._stream.session, asked, service.decode("latin-1"))
+        name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
+        if isinstance(self._stream, Stream) and self._destination is not None and is_name(name):
+            self._routes.learn_service(self._stream.session, self._destination.service, name)
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
     async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:

@@ -29,6 +29,7 @@ __all__ = [
     "PumpRoutes",
     "Router",
     "find_destination",
+    "is_name",
     "stream_id",
 ]
 
@@ -40,6 +41,7 @@ BUSY_RETRY_AFTER = 1
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _SERVICE = "Tunnelmux-Service"
+_LONGEST_LABEL = 63  # bytes, RFC 1035 2.3.4
 _ATTEMPTS = 3
 
 _KNOWN_HOSTS = 4096
@@ -140,6 +142,11 @@ def _one_label(request: RequestHead, name: str) -> str | None:
         message = f"{name} must be one name of letters, digits and single dashes, sent once."
         raise Refused(Refusal(400, "bad-request", message))
     return text
+
+
+def is_name(text: str) -> bool:
+    """Whether this can be the name of a device or a service."""
+    return len(text) <= _LONGEST_LABEL and _LABEL.fullmatch(text) is not None
 
 
 def stream_id(stream: trio.abc.AsyncResource | None) -> int | None:
