@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import socket
@@ -44,6 +45,7 @@ def listening(family: int = socket.AF_INET, host: str = "127.0.0.1") -> Iterator
 
 @contextmanager
 def no_descriptor_left() -> Iterator[None]:
+    gc.collect()  # sockets of earlier tests would give their descriptors back in between
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     lowest_free = os.dup(0)
     os.close(lowest_free)
@@ -161,7 +163,7 @@ async def test_a_listener_in_the_pump_survives_what_goes_wrong_with_one_connecti
     assert got == [b"taken", b"", b"in a task"]
     assert len(served) == 1
     errors = [line["event"] for line in logs if line["log_level"] == "error"]
-    assert errors == ["a connection failed in a way nobody foresaw"]
+    assert errors == ["unhandled error in connection"]
 
 
 async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() -> None:

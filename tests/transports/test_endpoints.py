@@ -106,6 +106,21 @@ async def test_a_failing_handler_ends_its_session_only(nursery: trio.Nursery) ->
     ]
 
 
+async def test_a_session_over_tcp_is_there_before_its_client_says_anything(
+    nursery: trio.Nursery,
+) -> None:
+    put, get = trio.open_memory_channel[tunnelmux.Session](1)
+
+    async def greet(session: tunnelmux.Session) -> None:
+        await put.send(session)
+        await trio.sleep_forever()
+
+    ((host, port, *_),) = await nursery.start(tunnelmux.serve, greet, "tcp://127.0.0.1:0")
+    async with await trio.open_tcp_stream(host, port):
+        with trio.fail_after(5):
+            await get.receive()
+
+
 async def test_rubbish_on_the_tunnel_port_harms_no_session(nursery: trio.Nursery) -> None:
     (_, port), *_ = await nursery.start(partial(tunnelmux.serve, echo, "ws://127.0.0.1:0/t"))
     async with tunnelmux.connect(f"ws://127.0.0.1:{port}/t") as session:

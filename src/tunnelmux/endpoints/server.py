@@ -79,6 +79,8 @@ class _Server:
         self._where = where
         self._authorize = authorize
         self._ssl_context = ssl_context if where.is_secure else None
+        # A yamux client on bare TCP may say nothing for as long as it opens no stream.
+        self._client_begins = where.is_websocket or where.is_secure
         self._limits = limits
         self._admission = Admission("serve", limit=max_handshakes, per_address=max_handshakes)
 
@@ -92,7 +94,7 @@ class _Server:
         with place, trio.CancelScope() as handshake:
             place.on_give_way = handshake.cancel
             try:
-                if await place.hear(connection, HANDSHAKE_TIMEOUT):
+                if not self._client_begins or await place.hear(connection, HANDSHAKE_TIMEOUT):
                     opening = await self._shake_hands(connection)
             except ConnectError as exc:
                 _log.info("handshake failed", cause=str(exc))
