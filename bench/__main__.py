@@ -21,12 +21,14 @@ from bench.peers.tunnel import Peer, Unavailable
 from bench.processes import Started, StartFailure
 from bench.ratios import WS
 from bench.report import Result, make_result, print_ratios, write
+from bench.returning import measure_returning
 from bench.rounds import Outcome, prepare, run_rounds, scratch_folder
 from bench.ssh import CLIENTS, LEVELS, SSH, measure_ssh
 from bench.tree import IMAGES, RESULTS, ROOT
 
 TUNNELS = "tunnels"
 AGENTS = "agents"
+FLEET = "fleet"
 PARTS = (TUNNELS, SSH, *micro.PARTS)
 """What runs when nothing is named."""
 PARTIAL_RESULTS = ROOT / "build" / "bench"
@@ -82,7 +84,7 @@ def peer_names() -> list[str]:
 
 
 def column_names() -> list[str]:
-    return [*(column.name for column in COLUMNS), AGENTS, *LEVELS]
+    return [*(column.name for column in COLUMNS), AGENTS, FLEET, *LEVELS]
 
 
 def parts_of(arguments: argparse.Namespace) -> list[str]:
@@ -117,6 +119,7 @@ def show_list() -> None:
     for column in COLUMNS:
         print(f"{column.name:16} {column.what}")
     print(f"{AGENTS:16} proxy memory per idle agent (once, not in every round)")
+    print(f"{FLEET:16} agents that connect at once, and the start of one (once)")
     print("\nof the part ssh:\n")
     for client in CLIENTS:
         print(f"{client.name:18} {client.what}")
@@ -159,6 +162,13 @@ def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Pee
             outcome.add(WS, AGENTS, measure_agents(arguments.agents))
         except (StartFailure, Unavailable) as exc:
             outcome.failures.append(f"{WS}, {AGENTS}: {exc}")
+            print(f"  failed: {exc}")
+    if FLEET in arguments.columns and any(peer.name == WS for peer in peers):
+        print("a fleet that comes back", flush=True)
+        try:
+            outcome.add(WS, FLEET, measure_returning())
+        except (StartFailure, Unavailable) as exc:
+            outcome.failures.append(f"{WS}, {FLEET}: {exc}")
             print(f"  failed: {exc}")
     return peers
 

@@ -77,6 +77,11 @@ TARGETS: tuple[Target, ...] = (
     Target("p99_vs_best_peer", 1.0, WS, "keepalive", "p99_ms", byte_tunnels, False),
     Target("echo_p99_ms_under_bulk", 5.0, WS, "echo", "p99_ms", None, False),
     Target("idle_agent_kib", 32.0, WS, "agents", "kib_per_agent_at_10000", None, False),
+    Target("agents_per_second_ws", 1000.0, WS, "fleet", "agents_per_second_ws"),
+    Target("agents_per_second_wss", 400.0, WS, "fleet", "agents_per_second_wss"),
+    Target("agents_10000_known_vs_100", 0.9, WS, "fleet", "rate_10000_known_vs_100"),
+    Target("agent_idle_mib", 30.0, WS, "fleet", "agent_idle_mib", None, False),
+    Target("agent_connect_s", 0.35, WS, "fleet", "agent_connect_s", None, False),
     Target("idle_relay_kib", 4.0, WS, "memory", "most_kib_per_connection", None, False),
 )
 

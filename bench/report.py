@@ -132,7 +132,13 @@ def markdown(result: Result) -> str:
     for title, column, metrics in TABLES:
         if column in columns:
             parts.append(f"## {title}\n\n{column_table(result, column, metrics)}")
-    parts += [agents_part(result), ssh_part(result), micro_part(result), problems(result)]
+    parts += [
+        agents_part(result),
+        fleet_part(result),
+        ssh_part(result),
+        micro_part(result),
+        problems(result),
+    ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -201,6 +207,14 @@ def agents_part(result: Result) -> str:
         return ""
     rows = [(metric, f"{figure['median']:.1f}") for metric, figure in agents.items()]
     return f"## Idle agents on one proxy, plain WebSocket\n\n{table(('what', 'figure'), rows)}"
+
+
+def fleet_part(result: Result) -> str:
+    fleet = result["medians"].get("tunnelmux-ws", {}).get("fleet")
+    if not fleet:
+        return ""
+    rows = [(metric, f"{figure['median']:.2f}") for metric, figure in fleet.items()]
+    return f"## A fleet that comes back at once\n\n{table(('what', 'figure'), rows)}"
 
 
 def ssh_part(result: Result) -> str:

@@ -19,6 +19,11 @@ NAMES = {
     "echo_p99_ms_under_bulk",
     "idle_agent_kib",
     "idle_relay_kib",
+    "agents_per_second_ws",
+    "agents_per_second_wss",
+    "agents_10000_known_vs_100",
+    "agent_idle_mib",
+    "agent_connect_s",
 }
 
 TRAITS = {

@@ -16,8 +16,11 @@ from collections.abc import Mapping
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
-import structlog
-from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+from tunnelmux.observability.light_structlog import hidden_extras
+
+with hidden_extras():
+    import structlog
+    from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 __all__ = ["LogFormat", "LogLevel", "configure_logs", "get_logger"]
 
