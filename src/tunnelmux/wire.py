@@ -12,6 +12,7 @@ __all__ = [
     "RELAY_FIELD",
     "REPLACED_FIELD",
     "RIVAL_FIELD",
+    "SERVICES_FIELD",
     "SERVICE_FIELD",
     "TOKEN_FIELD",
     "TUNNEL_PATH",
@@ -34,6 +35,9 @@ DEVICE_FIELD = b"Tunnelmux-Device"
 
 SERVICE_FIELD = b"Tunnelmux-Service"
 """The service a request is for; without it, the device's default one."""
+
+SERVICES_FIELD = b"Tunnelmux-Services"
+"""From an agent: the names of its services, with commas between them."""
 
 RELAY_FIELD = b"Tunnelmux-Relay"
 """In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the

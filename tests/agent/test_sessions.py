@@ -49,6 +49,7 @@ async def test_it_shows_its_name_and_token_and_no_secret_in_the_url(
     (request,) = proxy.requests
     assert request.token == "dev1-token"
     assert request.header("Tunnelmux-Device") == "dev1"
+    assert request.header("Tunnelmux-Services") == "nothing"
     assert request.target == "/tunnel/connect"
     assert request.subprotocols == ("tunnelmux.v1",)
     assert await session.ping() >= 0

@@ -81,7 +81,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     )
     # Of the ways to give a token, one at a time.
     text = re.sub(
-        r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret) = .*\n",
+        r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret|url_file) = .*\n",
         "",
         text,
         flags=re.MULTILINE,

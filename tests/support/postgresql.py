@@ -113,6 +113,12 @@ class PostgreSQL:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql://postgres@/{name}?host={self.folder}"
 
+    def lock(self, url: str, tables: str) -> psycopg.Connection:
+        """Keep everybody from these tables until the connection is closed."""
+        connection = psycopg.connect(url)
+        connection.execute(f"LOCK TABLE {tables}")
+        return connection
+
     def execute(self, url: str, statement: str) -> list[tuple[object, ...]]:
         """What a statement answers, run beside the registry's own connections."""
         with psycopg.connect(url, autocommit=True) as connection:

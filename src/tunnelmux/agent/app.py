@@ -30,6 +30,7 @@ from tunnelmux.wire import (
     INSTANCE_FIELD,
     REPLACED_FIELD,
     RIVAL_FIELD,
+    SERVICES_FIELD,
     TOKEN_FIELD,
 )
 
@@ -187,6 +188,7 @@ class RunningAgent:
             headers=[
                 (DEVICE_FIELD, self.name.encode("ascii")),
                 (INSTANCE_FIELD, self._instance),
+                (SERVICES_FIELD, self._streams.services.listing),
             ],
             ssl_context=self._ssl_context,
             timeout=self._config.limits.ingress.handshake_timeout,

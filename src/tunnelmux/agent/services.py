@@ -10,6 +10,10 @@ from tunnelmux.http import Refusal, Refused
 __all__ = ["ServiceTable"]
 
 
+_LISTED = 64
+# As many as a proxy notes: 4 KiB of a head at the most.
+
+
 class ServiceTable:
     """The services of one configuration. What is not in here cannot be reached."""
 
@@ -20,6 +24,11 @@ class ServiceTable:
 
     def __iter__(self) -> Iterator[ServiceConfig]:
         return iter(self._services)
+
+    @property
+    def listing(self) -> bytes:
+        """The names of the first services, for whoever shows what a device offers."""
+        return ", ".join(list(self._by_name)[:_LISTED]).encode("ascii")
 
     def for_http(self, name: str | None) -> ServiceConfig:
         """The HTTP service of that name, or the default one. Raises Refused (404)."""

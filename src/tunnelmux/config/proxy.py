@@ -16,10 +16,12 @@ from tunnelmux.config.rules import (
     check_fingerprint,
     check_label,
     check_network,
+    check_one_line,
     check_token,
     check_unique,
     is_loopback,
     parse_address,
+    split_url,
 )
 from tunnelmux.config.secret import Secret, hash_token
 from tunnelmux.config.token_file import read_token_file
@@ -30,6 +32,7 @@ __all__ = [
     "Ingress",
     "InternalListener",
     "ProxyConfig",
+    "RegistrySource",
     "SocketIOAgent",
     "SocketIOListener",
     "TcpIngress",
@@ -216,7 +219,9 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
-        check_label("device", self.device)
+        # `dev1--acme` is the device of a tenant, which only a registry knows.
+        for part in self.device.split("--", 1):
+            check_label("device", part)
         check_label("service", self.service)
 
     @property
@@ -277,6 +282,45 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             return hash_token(self.token)
         assert self.token_file is not None  # one of the three is set, see __post_init__
         return hash_token(read_token_file("token_file", self.token_file))
+
+
+class RegistrySource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The registry, which knows devices besides those of this file; where both know a name, this
+    file is right. Without `url` and `url_file` there is none. A reload does not change it."""
+
+    url: Secret | None = None
+    """`sqlite:////absolute/path.db` or `postgresql://user@host/name`."""
+
+    url_file: Path | None = None
+    """A file whose only content is the URL: it may hold a password."""
+
+    migrate: bool = True
+    """False: the tables of a SQLite file are neither made nor upgraded by this program. Those of
+    PostgreSQL never are."""
+
+    name: str | None = None
+    """How this proxy is called in the registry, and no other proxy there; by default the name of
+    the machine."""
+
+    internal_url: str | None = None
+    """Where others call this proxy's internal API; by default where [internal] listens."""
+
+    def __post_init__(self) -> None:
+        if self.url is not None and self.url_file is not None:
+            raise InvalidSetting("url", "and url_file are both there: keep one of them")
+        if self.internal_url is not None:
+            split_url("internal_url", self.internal_url, ("http", "https"), "http://10.0.0.7:3801")
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is a registry."""
+        return self.url is not None or self.url_file is not None
+
+    def read_url(self) -> Secret | None:
+        """The URL, from its file when that is the source; raises ConfigError."""
+        if self.url_file is None:
+            return self.url
+        return read_token_file("url_file", self.url_file, check_one_line)
 
 
 class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -362,6 +406,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     internal: InternalListener | None = None
     ingress: Ingress = Ingress()
     devices: list[DeviceConfig] = []
+    registry: RegistrySource = RegistrySource()
     socketio: SocketIOListener | None = None
     limits: LimitsConfig = LimitsConfig()
     audit: AuditConfig = AuditConfig()
@@ -373,7 +418,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         known = set(names)
         check_unique("devices.name", names)
         for index, ingress in enumerate(self.ingress.tcp):
-            if ingress.device not in known:
+            if ingress.device not in known and not self.registry.is_there:
                 raise InvalidSetting(
                     f"ingress.tcp[{index}].device",
                     f'there is no device "{ingress.device}": add it under [[devices]], or name '

@@ -20,6 +20,7 @@ __all__ = [
     "check_fingerprint",
     "check_label",
     "check_network",
+    "check_one_line",
     "check_token",
     "check_unique",
     "is_loopback",
@@ -147,6 +148,12 @@ def check_api_key(key: str, text: str) -> None:
     if not text:
         raise InvalidSetting(key, "is empty: put the key there that the main server knows")
     if not text.isascii() or not text.isprintable():
+        raise InvalidSetting(key, "must be one line of printable ASCII characters")
+
+
+def check_one_line(key: str, text: str) -> None:
+    """Refuse what is not one line of printable ASCII. The message does not show it."""
+    if not text or not text.isascii() or not text.isprintable():
         raise InvalidSetting(key, "must be one line of printable ASCII characters")
 
 

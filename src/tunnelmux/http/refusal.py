@@ -43,6 +43,7 @@ REASONS: dict[str, int] = {
     "device-offline": 503,
     "proxy-draining": 503,
     "proxy-failed": 503,
+    "registry-away": 503,
     "too-many-visitors": 503,
     "target-timeout": 504,
 }

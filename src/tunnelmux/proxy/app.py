@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import socket
 import ssl
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,6 +24,7 @@ from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
+from tunnelmux.proxy.tunnels.registered import Ended, ProxyIdentity, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
@@ -39,9 +42,15 @@ __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
 _log = get_logger("proxy")
 
+_PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
+# Makes an id of a proxy's name that is the same after each start (RFC 9562 section 5.5).
+
 _DRAIN_LOOK = 0.05
 # Seconds between two looks at what still runs while draining. Nobody asks at any other time, so no
 # stream pays for announcing its end.
+
+_REGISTRY_TIMEOUT = 2.0
+# Seconds each look at the registry may take, and the first one before agents are let in.
 
 _GOODBYE = 2.0
 # Seconds the sessions get to close in order once the grace period is over; agents that do not
@@ -109,12 +118,14 @@ class RunningProxy:
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
+        self.registered = self._follow_registry(config)
         self._tunnel = TunnelServer(
             devices=self.devices,
             store=self.store,
             settings=_tunnel_settings(config),
             admission=Admission("tunnel"),
             enrolment=enrolment,
+            registered=self.registered,
         )
         self._http = HttpIngressServer(self.store, self.devices)
         self.visits = VisitRegister()
@@ -255,6 +266,10 @@ class RunningProxy:
         # listeners they came in through. The internal API answers to the last, so that a back end
         # sees the drain.
         async with trio.open_nursery() as self._agents:
+            if self.registered is not None:
+                self._agents.start_soon(self.registered.run)
+                # A whole fleet dials at once after a restart: let it find that it is known.
+                await self.registered.wait_loaded(_REGISTRY_TIMEOUT)
             async with trio.open_nursery() as self._callers:
                 self._private_listeners = ListenerSet(self._callers)
                 problems = await self._serve_visitors(announce, task_status)
@@ -361,16 +376,36 @@ class RunningProxy:
             reason = "the device was disabled in proxy.toml"
         else:
             reason = "the device was given another token in proxy.toml"
+        return (await self._end_device(name, reason)).sessions > 0
+
+    async def _end_device(self, name: str, reason: str) -> Ended:
+        """End the session and the visits of a device; how many there were."""
         handle = await self.store.find_device(name)
+        streams = handle.session.stream_count if isinstance(handle, LocalHandle) else 0
+        # Also those of a session that was replaced and still unwinds, and those that wait for one.
+        visits = self.visits.cut_device(name, reason)
         if handle is not None:
             await handle.close(reason)
             await self.store.unregister(handle.token, handle)
-        # Those of a session that was replaced and still unwinds, and those that wait for a session.
-        self.visits.cut_device(name, reason)
-        if device is None:
+        if not self.devices.knows(name):
             self.store.forget_device(name)
             self._tunnel.forget_device(name)
-        return handle is not None
+        # Visitors on HTTP stand in no register while the pump carries them: each has a stream.
+        return Ended(sessions=int(handle is not None), visits=max(visits, streams))
+
+    def _follow_registry(self, config: ProxyConfig) -> RegisteredDevices | None:
+        """What knows the devices of the registry, if there is one. Raises ConfigError."""
+        url = config.registry.read_url()
+        if url is None:
+            return None
+        # Not at the top: without [registry] there is no need for SQL.
+        from tunnelmux.registry import open_registry
+
+        migrate = None if config.registry.migrate else False
+        source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
+        source()  # so that a URL that cannot be used is said now
+        identity = _registry_identity(config)
+        return RegisteredDevices(source, self.devices, self._end_device, identity)
 
     def _set_admission(self, config: ProxyConfig) -> None:
         limits = config.limits.ingress
@@ -506,6 +541,16 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
         handshake_timeout=config.limits.ingress.handshake_timeout,
         first_byte_timeout=config.limits.ingress.first_byte_timeout,
     )
+
+
+def _registry_identity(config: ProxyConfig) -> ProxyIdentity:
+    name = config.registry.name or socket.gethostname()
+    url = config.registry.internal_url
+    if url is None:
+        internal = config.internal
+        scheme = "https" if internal is not None and internal.tls_certificate else "http"
+        url = f"{scheme}://{internal.address}" if internal is not None else ""
+    return ProxyIdentity(id=str(uuid.uuid5(_PROXIES, name)), name=name, internal_url=url)
 
 
 def _audit_log(config: ProxyConfig) -> AuditLog:

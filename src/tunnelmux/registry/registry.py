@@ -6,6 +6,7 @@ import abc
 from contextlib import AbstractAsyncContextManager
 
 from tunnelmux.config import Secret
+from tunnelmux.errors import ConfigError
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.audit import AuditTrail
 from tunnelmux.registry.browser_sessions import BrowserSessions
@@ -106,7 +107,13 @@ def open_registry(
     missing, RegistryFailed when the database is of another version, RegistryAway.
     """
     # Not at the top: devices and plain proxies have no SQLAlchemy, and need none.
-    from tunnelmux.registry.sql import open_sql_registry
+    try:
+        from tunnelmux.registry.sql import open_sql_registry
+    except ImportError as error:
+        raise ConfigError(
+            f"registry.url: the registry needs libraries that are not installed ({error.name}): "
+            'pip install "tunnelmux[registry]", for PostgreSQL "tunnelmux[postgresql]"'
+        ) from None
 
     return open_sql_registry(
         url,

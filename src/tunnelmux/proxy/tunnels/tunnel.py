@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import ssl
 from collections.abc import Callable
@@ -11,8 +12,8 @@ from dataclasses import dataclass, field
 import trio
 
 from tunnelmux.config import InvalidSetting, Secret
-from tunnelmux.config.rules import check_label
-from tunnelmux.errors import ConnectError, ProtocolError
+from tunnelmux.config.rules import DOMAIN_LABEL, check_label
+from tunnelmux.errors import ConnectError, ProtocolError, RegistryError
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session
@@ -20,6 +21,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
+from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.rivals import Rivals
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
@@ -40,6 +42,7 @@ from tunnelmux.wire import (
     INSTANCE_FIELD,
     REPLACED_FIELD,
     RIVAL_FIELD,
+    SERVICES_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
 )
@@ -54,6 +57,14 @@ _LONGEST_ADDRESS = 120
 # Of the bytes that a Close has for its reason (RFC 6455 section 5.5: 123).
 
 _DEVICE = DEVICE_FIELD.decode("ascii")
+_SERVICES = SERVICES_FIELD.decode("ascii")
+
+_REGISTRY_RETRY_AFTER = 2
+# Seconds an agent is told to wait that the registry is asked about in vain.
+
+_MAX_AGENT = 64
+_MAX_SERVICES = 64
+# Bytes of an agent's version, and names of services, that are noted of what it says of itself.
 
 _DRAIN_RETRY_AFTER = 1
 # Seconds an agent is told to wait when this process is about to end: a restart takes about that.
@@ -78,6 +89,10 @@ class _Admitted:
     token: Secret
     enrolled: bool = False
     replaced: bool = False
+    agent: str = ""
+    """The agent's version, as it says."""
+    services: tuple[str, ...] = ()
+    """The services it offers, as it says."""
 
 
 class TunnelServer:
@@ -95,6 +110,7 @@ class TunnelServer:
         settings: TunnelSettings,
         admission: Admission,
         enrolment: Enrolment | None = None,
+        registered: RegisteredDevices | None = None,
     ) -> None:
         self.settings = settings
         self.admission = admission
@@ -104,6 +120,7 @@ class TunnelServer:
         self._devices = devices
         self._store = store
         self._enrolment = enrolment
+        self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
 
@@ -220,19 +237,35 @@ class TunnelServer:
         if token is None:
             raise _unauthorized("no token came with the request: set proxy.token in agent.toml")
         device = self._devices.identify(token)
+        if device is None and self._registered is not None:
+            device = await self._look_up(self._registered, token)
         if device is None:
             return await self._enrol(request, token, remote)
         if not device.enabled:
-            raise _refused(
-                403,
-                "device-disabled",
-                f'device "{device.name}" is disabled: set enabled = true for it in proxy.toml',
-            )
+            raise _refused(403, "device-disabled", _why_disabled(device))
         name = request.header(_DEVICE)
-        if name is not None and name != device.name:
+        # An agent knows nothing of its tenant, which `name--tenant` has behind the name.
+        if name is not None and name not in (device.name, device.name.partition("--")[0]):
             # The token decides. But two devices with one token would replace each other for ever.
             _log.warning("agent calls itself by another name", device=device.name, name=name)
-        return _Admitted(device=device, token=Secret(token))
+        return _Admitted(
+            device=device,
+            token=Secret(token),
+            agent=(request.header("User-Agent") or "").removeprefix("tunnelmux/")[:_MAX_AGENT],
+            services=_services_in(request.header(_SERVICES) or ""),
+        )
+
+    async def _look_up(self, registered: RegisteredDevices, token: str) -> KnownDevice | None:
+        try:
+            return await registered.look_up(token)
+        except RegistryError as error:
+            # Not 401: it may be the token of a device that was paired a moment ago.
+            raise _refused(
+                503,
+                "registry-away",
+                f"whether this token is good cannot be found out at the moment: {error}",
+                retry_after=_REGISTRY_RETRY_AFTER,
+            ) from error
 
     async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
         unknown = _unauthorized(
@@ -314,8 +347,9 @@ class TunnelServer:
             session,
             # For callers of the internal API, who need not know what lets the device in.
             token=secrets.token_urlsafe(_SESSION_TOKEN_BYTES),
-            credential=device.token_sha256,
+            credential=hashlib.sha256(admitted.token.reveal().encode()).digest(),
             device=device.name,
+            user=device.registration.paired_by if device.registration is not None else "",
             remote_address=remote,
             farewell=farewell,
         )
@@ -323,21 +357,42 @@ class TunnelServer:
         try:
             if self.is_draining:
                 session.go_away()
-            elif self._devices.find(device.name) != device:
-                # Changed by a reload since the token was checked.
+            elif not self._devices.may_go_on(device):
+                # Changed since the token was checked, by a reload or in the registry.
                 await handle.close("the device was removed or changed by a reload")
             else:
                 await self._store.register(handle.token, handle)
                 _log.info("session started", device=device.name, remote=remote)
+                if self._registered is not None:
+                    self._registered.session_began(
+                        handle, device, agent=admitted.agent, services=admitted.services
+                    )
             await session.run()
         finally:
             self._live.discard(handle)
+            if self._registered is not None:
+                self._registered.session_ended(handle)
             await self._store.unregister(handle.token, handle)
             _log_end(handle, trio.current_time() - started)
 
 
 def _refused(status: int, reason: str, message: str, *, retry_after: int | None = None) -> Refused:
     return Refused(Refusal(status, reason, message, retry_after))
+
+
+def _why_disabled(device: KnownDevice) -> str:
+    if device.registration is not None:
+        return (
+            f'device "{device.name}" may not connect: {device.registration.refused}. Ask an '
+            "operator of its tenant"
+        )
+    return f'device "{device.name}" is disabled: set enabled = true for it in proxy.toml'
+
+
+def _services_in(field: str) -> tuple[str, ...]:
+    """The names in a list of services; what is no name, and what is too much, is left out."""
+    names = (name.strip() for name in field.split(",")[:_MAX_SERVICES])
+    return tuple(name for name in names if DOMAIN_LABEL.fullmatch(name))
 
 
 def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:

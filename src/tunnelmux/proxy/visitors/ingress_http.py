@@ -232,7 +232,9 @@ class _Visit:
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
         limits = self.settings.limits
-        self._destination = destination = find_destination(request, self.settings.domain)
+        self._destination = destination = find_destination(
+            request, self.settings.domain, self._router.is_tenant
+        )
         self._stream = await self._router.open_stream(destination.device, limits)
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
@@ -290,7 +292,7 @@ class _Visit:
         if isinstance(read_request(server.raw_head, request.host), str):
             return None  # "declined": the scanner would leave it to us
         try:
-            destination = find_destination(request, self.settings.domain)
+            destination = find_destination(request, self.settings.domain, self._router.is_tenant)
         except Refused:
             return None
         found = self._routes.now(destination)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import re
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import format_datetime
 from weakref import WeakKeyDictionary
@@ -40,6 +41,7 @@ BUSY_RETRY_AFTER = 1
 """Seconds when the device is there, but can take no stream right now."""
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+_DEVICE = re.compile(rf"{_LABEL.pattern}(?:--{_LABEL.pattern})?")
 _SERVICE = "Tunnelmux-Service"
 _LONGEST_LABEL = 63  # bytes, RFC 1035 2.3.4
 _ATTEMPTS = 3
@@ -64,20 +66,25 @@ class Destination:
         return f"{what} of device {self.device}"
 
 
-def find_destination(request: RequestHead, domain: str) -> Destination:
+def find_destination(
+    request: RequestHead, domain: str, is_tenant: Callable[[str], bool] = lambda _: False
+) -> Destination:
     """Where this request's own head sends it. Raises Refused.
 
     The host `dev1.DOMAIN` leads to the device's default service and `web--dev1.DOMAIN` to that
-    service. Such a host decides alone, so that rules about hosts in front of the proxy hold: a head
-    whose `Tunnelmux-Device` or `Tunnelmux-Service` says anything else is refused.
+    service. Devices of a tenant are `dev1--acme.DOMAIN` and `web--dev1--acme.DOMAIN`: `is_tenant`
+    tells which of the two a single `--` means, and no name is both. Such a host decides alone, so
+    that rules about hosts in front of the proxy hold: a head whose `Tunnelmux-Device` or
+    `Tunnelmux-Service` says anything else is refused.
 
     The two fields decide where there is no name for it: when the host is an IP address,
     `localhost`, DOMAIN itself, or missing. They do not under any other name. A page of
     `evil.example` can make that name lead to this machine ("DNS rebinding") and send what fields it
     likes, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
     """
-    device, service = _one_label(request, "Tunnelmux-Device"), _one_label(request, _SERVICE)
-    by_host = _by_host(request.host, domain)
+    device = _one_name(request, "Tunnelmux-Device", _DEVICE)
+    service = _one_name(request, _SERVICE, _LABEL)
+    by_host = _by_host(request.host, domain, is_tenant)
     if by_host is not None:
         if device not in (None, by_host.device) or service not in (None, by_host.service):
             message = (
@@ -120,25 +127,32 @@ def _is_neutral(host: bytes, domain: str) -> bool:
     return True
 
 
-def _by_host(host: bytes, domain: str) -> Destination | None:
+def _by_host(host: bytes, domain: str, is_tenant: Callable[[str], bool]) -> Destination | None:
     label, dot, rest = _name_of(host).partition(".")
     if not dot or rest != domain.lower():
         return None
-    service, dashes, device = label.partition("--")
-    if not dashes:
-        service, device = "", label
-    if not _LABEL.fullmatch(device) or (dashes and not _LABEL.fullmatch(service)):
+    parts = label.split("--")
+    if not all(_LABEL.fullmatch(part) for part in parts):
         return None
-    return Destination(device, service or None)
+    match parts:
+        case [device]:
+            return Destination(device)
+        case [device, tenant] if is_tenant(tenant):
+            return Destination(label)
+        case [service, device]:
+            return Destination(device, service)
+        case [service, device, tenant]:
+            return Destination(f"{device}--{tenant}", service)
+    return None
 
 
-def _one_label(request: RequestHead, name: str) -> str | None:
+def _one_name(request: RequestHead, name: str, pattern: re.Pattern[str]) -> str | None:
     key = name.lower().encode("ascii")
     values = [value for field, value in request.headers if field.lower() == key]
     if not values:
         return None
     text = values[0].decode("latin-1").lower()
-    if len(values) > 1 or not _LABEL.fullmatch(text):
+    if len(values) > 1 or not pattern.fullmatch(text):
         message = f"{name} must be one name of letters, digits and single dashes, sent once."
         raise Refused(Refusal(400, "bad-request", message))
     return text
@@ -231,6 +245,10 @@ class Router:
         most = session.limits.max_streams
         return session.stream_count < most - min(self.reserved_streams, most // 8)
 
+    def is_tenant(self, name: str) -> bool:
+        """Whether host names that end with `--name` are those of a tenant's devices."""
+        return self._devices.is_tenant(name)
+
     def session_now(self, device: str) -> Session | None:
         """The session of the device, if it may be reached, is here, and has a stream left for a
         visitor; without waiting."""
@@ -249,6 +267,8 @@ class Router:
             raise Refused(Refusal(404, "unknown-device", message))
         if not known.enabled:
             message = f"Device {device} is disabled in the proxy's configuration."
+            if known.registration is not None:
+                message = f"Device {device} may not be reached: {known.registration.refused}."
             raise Refused(Refusal(403, "device-disabled", message))
         handle = await self._store.find_device(device)
         if handle is None and (lost_at := self._store.lost_at(device)) is not None:

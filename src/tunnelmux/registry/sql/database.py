@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import socket
 import sqlite3
@@ -20,7 +21,7 @@ from tunnelmux.config import Secret
 from tunnelmux.errors import ConfigError, RegistryAway, RegistryError
 from tunnelmux.registry.sql.problems import is_worth_another_try, translate
 
-__all__ = ["CONNECT_TIMEOUT", "Database"]
+__all__ = ["CONNECT_TIMEOUT", "Database", "parse_url"]
 
 T = TypeVar("T")
 
@@ -56,7 +57,8 @@ class Database:
         parsed = parse_url(url)
         self.is_sqlite = parsed.get_backend_name() == "sqlite"
         self.url = parsed
-        self.place = parsed.database or "" if self.is_sqlite else parsed.render_as_string()
+        shown = parsed.set(drivername="postgresql").render_as_string()
+        self.place = parsed.database or "" if self.is_sqlite else shown
         """The database as messages and logs may show it."""
         self.timeout = timeout
         self._calls = threading.local()
@@ -244,6 +246,11 @@ def parse_url(url: Secret) -> sa.URL:
     except (sa.exc.ArgumentError, ValueError):
         raise ConfigError(f"registry.url: it is no URL: write it as {example}") from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
+        if importlib.util.find_spec("psycopg") is None:
+            raise ConfigError(
+                "registry.url: PostgreSQL needs a library that is not installed: "
+                'pip install "tunnelmux[postgresql]"'
+            )
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite":
         raise ConfigError(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 from functools import partial
 
@@ -19,7 +19,7 @@ from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.audit import SqlAuditTrail
 from tunnelmux.registry.sql.browser_sessions import SqlBrowserSessions
 from tunnelmux.registry.sql.changes import KEPT, SqlChanges
-from tunnelmux.registry.sql.database import Database
+from tunnelmux.registry.sql.database import Database, parse_url
 from tunnelmux.registry.sql.devices import SqlCredentials, SqlDevices
 from tunnelmux.registry.sql.fleet import SqlFleet
 from tunnelmux.registry.sql.joining import SqlJoining
@@ -38,8 +38,7 @@ _PAIRINGS_KEPT = timedelta(days=30)
 _GUESSES_KEPT = timedelta(days=1)
 
 
-@asynccontextmanager
-async def open_sql_registry(
+def open_sql_registry(
     url: Secret,
     *,
     migrate: bool | None,
@@ -47,9 +46,21 @@ async def open_sql_registry(
     connections: int,
     timeout: float,
     clock: Clock = utc_now,
+) -> AbstractAsyncContextManager[SqlRegistry]:
+    """See `open_registry`. A URL that cannot be used is refused at once."""
+    parse_url(url)
+
+    def make() -> Database:
+        return Database(url, connections=connections, timeout=timeout)
+
+    return _opened(make, migrate, rules, clock)
+
+
+@asynccontextmanager
+async def _opened(
+    make: Callable[[], Database], migrate: bool | None, rules: PairingRules, clock: Clock
 ) -> AsyncIterator[SqlRegistry]:
-    """See `open_registry`."""
-    database = Database(url, connections=connections, timeout=timeout)
+    database = make()
     if migrate is None:
         migrate = database.is_sqlite
     try:

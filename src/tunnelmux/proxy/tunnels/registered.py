@@ -1,0 +1,436 @@
+"""The devices of the registry, as this proxy knows them: a copy that follows the changes.
+
+All of them are read at the start; then the numbered changes are. So a token is judged by a table in
+memory, and a registry that is away takes nothing from those who were known before. A token that is
+not in the table makes the reader look once more for changes, which all who wait share: a flood of
+wrong tokens costs the database a few looks in a second, however many come.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict, deque
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+from dataclasses import dataclass
+
+import trio
+
+import tunnelmux
+from tunnelmux.errors import RegistryAway, RegistryError
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
+from tunnelmux.registry import (
+    Change,
+    ChangeWatch,
+    Effect,
+    FleetDevice,
+    Registry,
+    SessionBegan,
+    SessionEnded,
+    Sighting,
+    new_id,
+)
+from tunnelmux.sessions import LocalHandle
+from tunnelmux.sessions.handle import utc_now
+
+__all__ = ["Ended", "ProxyIdentity", "RegisteredDevices"]
+
+_log = get_logger("proxy.registry")
+
+UNKNOWN_FOR = 5.0
+"""Seconds a token that nobody has is remembered as such."""
+
+_MAX_UNKNOWN = 10_000
+# Tokens so remembered, under 200 bytes each; the oldest makes room.
+
+_LEAST_GAP = 0.1
+# Seconds between two looks for changes, whoever asks for them.
+
+_CATCH_UP = 3.0
+# Seconds a handshake with an unknown token waits for the registry.
+
+_RETRY = 0.5
+_REPORT = 2.0
+_BEAT = 5.0
+_SIGHTINGS = 30.0
+_TIDY = 3600.0
+# Seconds between two of each.
+
+_MAX_EVENTS = 20_000
+# Begins and ends of sessions that wait for the registry to come back, under 400 bytes each.
+
+_PART = 500
+# Rows of one transaction, read or written: some 50 ms of the database's time.
+
+_GOODBYE = 1.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProxyIdentity:
+    """What the registry knows of this proxy."""
+
+    id: str
+    """The same after a restart: what it held then is over."""
+    name: str
+    internal_url: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """What was ended because of a change."""
+
+    sessions: int
+    visits: int
+
+
+class _Waiting:
+    """One who waits for the next look at the changes."""
+
+    __slots__ = ("done", "error")
+
+    def __init__(self) -> None:
+        self.done = trio.Event()
+        self.error: RegistryError | None = None
+
+
+class RegisteredDevices:
+    """Follows the registry while `run` runs.
+
+    `open_source` opens it; `end_device(name, reason)` ends the session and the visits of a device
+    that may not go on, and answers how many there were.
+    """
+
+    def __init__(
+        self,
+        open_source: Callable[[], AbstractAsyncContextManager[Registry]],
+        devices: DeviceRegister,
+        end_device: Callable[[str, str], Awaitable[Ended]],
+        identity: ProxyIdentity,
+    ) -> None:
+        self._open = open_source
+        self._devices = devices
+        self._end_device = end_device
+        self._identity = identity
+        self._registry: Registry | None = None
+        self._applied: int | None = None
+        self._effects: dict[int, Effect] = {}
+        self._is_greeted = False
+        self._away: RegistryError | None = RegistryAway("the registry was not read yet")
+        self._is_told = False
+        self._loaded = trio.Event()
+        self._wake = trio.Event()
+        self._waiting: list[_Waiting] = []
+        self._unknown: OrderedDict[bytes, float] = OrderedDict()
+        self._began: deque[SessionBegan] = deque(maxlen=_MAX_EVENTS)
+        self._ended: deque[SessionEnded] = deque(maxlen=_MAX_EVENTS)
+        self._services: dict[str, Sighting] = {}
+        self._live: dict[LocalHandle, tuple[str, str]] = {}
+
+    # -- for the tunnels ------------------------------------------------------------------------
+
+    @property
+    def away(self) -> RegistryError | None:
+        """Why the copy is not up to date at the moment, or None."""
+        return self._away
+
+    async def wait_loaded(self, timeout: float) -> None:
+        """Return once all devices were read, or after `timeout` seconds."""
+        with trio.move_on_after(timeout):
+            await self._loaded.wait()
+
+    async def look_up(self, token: str) -> KnownDevice | None:
+        """The device of a token that the register does not know yet; None when it is nobody's.
+
+        Raises RegistryAway or RegistryFailed while nobody can say.
+        """
+        digest = hashlib.sha256(token.encode()).digest()
+        until = self._unknown.get(digest)
+        if until is not None and trio.current_time() < until:
+            return None
+        await self.catch_up()
+        device = self._devices.identify(token)
+        if device is None:
+            self._unknown[digest] = trio.current_time() + UNKNOWN_FOR
+            self._unknown.move_to_end(digest)
+            if len(self._unknown) > _MAX_UNKNOWN:
+                self._unknown.popitem(last=False)
+        return device
+
+    async def catch_up(self) -> None:
+        """Return once all changes until now are applied; raises RegistryError when that fails."""
+        if self._away is not None:
+            raise self._away
+        waiting = _Waiting()
+        self._waiting.append(waiting)
+        self._wake.set()
+        with trio.move_on_after(_CATCH_UP):
+            await waiting.done.wait()
+        if not waiting.done.is_set():
+            raise RegistryAway("the registry did not answer in time")
+        if waiting.error is not None:
+            raise waiting.error
+
+    def session_began(
+        self, handle: LocalHandle, device: KnownDevice, *, agent: str, services: tuple[str, ...]
+    ) -> None:
+        """Note that a device is there, for the next report."""
+        if device.registration is None:
+            return
+        device_id, session_id = device.registration.device_id, new_id()
+        self._live[handle] = device_id, session_id
+        self._began.append(
+            SessionBegan(
+                session_id=session_id,
+                device_id=device_id,
+                at=utc_now(),
+                address=handle.remote_address,
+                agent_version=agent,
+            )
+        )
+        self._services[device_id] = Sighting(device_id=device_id, at=utc_now(), services=services)
+
+    def session_ended(self, handle: LocalHandle) -> None:
+        """Note that a device is gone, for the next report."""
+        found = self._live.pop(handle, None)
+        if found is None:
+            return
+        device_id, session_id = found
+        self._services.pop(device_id, None)
+        self._ended.append(
+            SessionEnded(
+                session_id=session_id,
+                device_id=device_id,
+                at=utc_now(),
+                reason=handle.end_reason or "the agent closed it",
+                bytes_to_device=handle.session.bytes_sent,
+                bytes_from_device=handle.session.bytes_received,
+            )
+        )
+
+    # -- the tasks --------------------------------------------------------------------------------
+
+    async def run(self) -> None:
+        """Follow the registry until cancelled; a registry that is away is tried for ever."""
+        async with AsyncExitStack() as stack:
+            self._registry = registry = await self._open_patiently(stack)
+            watch = await stack.enter_async_context(registry.changes.watch())
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._listen, watch)
+                    nursery.start_soon(self._follow, registry)
+                    nursery.start_soon(self._report, registry)
+            finally:
+                await self._say_goodbye(registry)
+
+    async def _open_patiently(self, stack: AsyncExitStack) -> Registry:
+        while True:
+            try:
+                return await stack.enter_async_context(self._open())
+            except RegistryError as error:
+                self._note_away(error)
+            await trio.sleep(_RETRY)
+
+    async def _listen(self, watch: ChangeWatch) -> None:
+        while True:
+            await watch.wait()
+            self._wake.set()
+
+    async def _follow(self, registry: Registry) -> None:
+        while True:
+            self._wake = trio.Event()
+            waiting, self._waiting = self._waiting, []
+            error: RegistryError | None = None
+            try:
+                await self._look(registry)
+            except RegistryError as problem:
+                error = problem
+                self._note_away(problem)
+                # Those who came meanwhile would wait as long again for the same answer.
+                waiting += self._waiting
+                self._waiting = []
+            else:
+                self._note_back()
+            for one in waiting:
+                one.error = error
+                one.done.set()
+            await trio.sleep(_LEAST_GAP if error is None else _RETRY)
+            if error is None:
+                # Set at least once a second by the watch.
+                await self._wake.wait()
+
+    async def _look(self, registry: Registry) -> None:
+        """Apply all changes until now."""
+        if not self._is_greeted:
+            await registry.fleet.hello(
+                self._identity.id,
+                name=self._identity.name,
+                internal_url=self._identity.internal_url,
+                version=tunnelmux.__version__,
+            )
+            self._is_greeted = True
+        changes = None
+        if self._applied is not None:
+            changes = await registry.changes.after(self._applied, limit=_PART)
+        if changes is None:
+            await self._load(registry)
+        elif changes:
+            await self._apply(registry, changes)
+            if len(changes) == _PART:
+                self._wake.set()
+        if changes is None or changes:
+            await self._beat(registry)
+
+    async def _load(self, registry: Registry) -> None:
+        # The number first: what changes while the devices are read is read again.
+        number = await registry.changes.latest()
+        found: dict[str, FleetDevice] = {}
+        after = ""
+        while True:
+            part = await registry.fleet.devices(after=after, limit=_PART)
+            found |= {device.device_id: device for device in part}
+            if len(part) < _PART:
+                break
+            after = part[-1].device_id
+        stale = self._devices.replace_registered(
+            {device_id: _known(device) for device_id, device in found.items()}, everything=True
+        )
+        for name, reason in stale.values():
+            await self._end_device(name, reason)
+        self._applied = number
+
+    async def _apply(self, registry: Registry, changes: list[Change]) -> None:
+        ids = {change.object_id for change in changes if change.kind == "device"}
+        numbers: dict[str, list[int]] = {}
+        for change in changes:
+            if change.kind == "device":
+                numbers.setdefault(change.object_id, []).append(change.number)
+        devices = await registry.fleet.devices_with_ids(sorted(ids))
+        for change in changes:
+            if change.kind == "tenant":
+                for device in await registry.fleet.devices_of_tenant(change.object_id):
+                    devices.append(device)
+                    numbers.setdefault(device.device_id, []).append(change.number)
+        fresh: dict[str, KnownDevice | None] = dict.fromkeys(ids)
+        fresh |= {device.device_id: _known(device) for device in devices}
+        self._unknown.clear()
+        stale = self._devices.replace_registered(fresh)
+        for device_id, (name, reason) in stale.items():
+            ended = await self._end_device(name, reason)
+            # Of several changes at once each is answered for: who made one learns what it ended.
+            for number in numbers[device_id]:
+                self._add_effect(number, ended)
+        self._applied = changes[-1].number
+
+    def _add_effect(self, number: int, ended: Ended) -> None:
+        if not ended.sessions and not ended.visits:
+            return
+        before = self._effects.get(number)
+        self._effects[number] = Effect(
+            proxy_id=self._identity.id,
+            proxy_name=self._identity.name,
+            sessions=ended.sessions + (before.sessions if before else 0),
+            visits=ended.visits + (before.visits if before else 0),
+        )
+
+    async def _beat(self, registry: Registry) -> None:
+        if self._applied is not None:
+            effects = dict(self._effects)
+            await registry.fleet.beat(self._identity.id, applied=self._applied, effects=effects)
+            for number in effects:
+                del self._effects[number]
+
+    # -- reports ----------------------------------------------------------------------------------
+
+    async def _report(self, registry: Registry) -> None:
+        beat_due = sightings_due = trio.current_time()
+        tidy_due = beat_due + _TIDY
+        while True:
+            await trio.sleep(_REPORT)
+            now = trio.current_time()
+            if not self._is_greeted:
+                continue
+            try:
+                await self._report_events(registry)
+                if now >= sightings_due:
+                    await self._report_sightings(registry)
+                    sightings_due = now + _SIGHTINGS
+                if now >= beat_due:
+                    await self._beat(registry)
+                    beat_due = now + _BEAT
+                if now >= tidy_due:
+                    tidy_due = now + _TIDY
+                    await registry.tidy()
+            except RegistryError as error:
+                # What was not written waits for the next time; `_follow` says that it is away.
+                _log.debug("registry not written", cause=str(error))
+
+    async def _report_events(self, registry: Registry) -> None:
+        while self._began or self._ended or self._services:
+            began = [self._began[index] for index in range(min(_PART, len(self._began)))]
+            # An end is told behind its begin.
+            told_all = len(began) == len(self._began)
+            ends = min(_PART, len(self._ended)) if told_all else 0
+            ended = [self._ended[index] for index in range(ends)]
+            seen = list(self._services.values())[:_PART] if told_all else []
+            await registry.fleet.report(self._identity.id, began=began, ended=ended, seen=seen)
+            for _ in began:
+                self._began.popleft()
+            for _ in ended:
+                self._ended.popleft()
+            for sight in seen:
+                if self._services.get(sight.device_id) is sight:
+                    del self._services[sight.device_id]
+
+    async def _report_sightings(self, registry: Registry) -> None:
+        seen = [
+            Sighting(device_id=device_id, at=handle.summary().last_heartbeat)
+            for handle, (device_id, _) in list(self._live.items())
+        ]
+        for first in range(0, len(seen), _PART):
+            part = seen[first : first + _PART]
+            await registry.fleet.report(self._identity.id, began=[], ended=[], seen=part)
+
+    async def _say_goodbye(self, registry: Registry) -> None:
+        if not self._is_greeted or self._away is not None:
+            return
+        with trio.move_on_after(_GOODBYE, shield=True):
+            try:
+                await self._report_events(registry)
+                await registry.fleet.goodbye(self._identity.id)
+            except RegistryError as error:
+                _log.warning("registry not told of the end", cause=str(error))
+
+    # -- away and back ----------------------------------------------------------------------------
+
+    def _note_away(self, error: RegistryError) -> None:
+        if not self._is_told:
+            effect = "known devices go on; new ones wait"
+            _log.error("registry away", cause=str(error), effect=effect)
+        self._is_told = True
+        self._away = error
+
+    def _note_back(self) -> None:
+        if self._away is not None:
+            _log.info("registry read", devices=len(self._devices.registered))
+        self._away, self._is_told = None, False
+        self._loaded.set()
+
+
+def _known(device: FleetDevice) -> KnownDevice:
+    digests = {bytes.fromhex(digest): number for digest, number in device.digests.items()}
+    first, *others = sorted(digests) or [b""]
+    return KnownDevice(
+        name=device.label,
+        token_sha256=first,
+        also_sha256=tuple(others),
+        enabled=not device.refused,
+        registration=Registration(
+            device_id=device.device_id,
+            tenant_id=device.tenant_id,
+            refused=device.refused,
+            paired_by=device.paired_by,
+            rotation_wanted=device.rotation_wanted,
+            credentials=digests,
+        ),
+    )
