@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import secrets
-import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
@@ -13,8 +12,8 @@ import trio
 
 from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
-from tunnelmux.agent.credentials import Credentials
 from tunnelmux.agent.direct import DirectConnector
+from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import AgentConfig, Secret
@@ -23,7 +22,7 @@ from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionEr
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump, open_pump
-from tunnelmux.transports import WayOut, WebSocketStream, client_context, parse_url
+from tunnelmux.transports import WebSocketStream
 from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEVICE_FIELD,
@@ -41,6 +40,9 @@ __all__ = ["RunningAgent", "run_agent"]
 
 _log = get_logger("agent")
 
+_GOODBYE = 5.0
+# Seconds that commands may take to end when the agent does.
+
 Uniform = Callable[[float, float], float]
 Dial = Callable[..., AbstractAsyncContextManager[trio.abc.Stream]]
 
@@ -49,33 +51,34 @@ class RunningAgent:
     """The agent from outside: whether it is connected, and how to end it."""
 
     def __init__(self, config: AgentConfig, uniform: Uniform, dial: Dial) -> None:
-        self.name = config.device.name
         self._config = config
+        self._uniform = uniform
         self._dial = dial
-        self._proxy = config.proxy
-        self._backoff = new_backoff(config.backoff, uniform)
-        self._replaced = ReplacedBackoff(config.backoff.replaced, uniform=uniform)
+        self._set_backoff(config)
         self._instance = secrets.token_hex(8).encode("ascii")
         self.commands = CommandExecutor(config)
         """What runs commands, for whichever way they come."""
         self._streams = StreamServer(config, self.commands)
-        self._ssl_context: ssl.SSLContext | None = None
-        if self._proxy is not None:
-            self._url = parse_url(self._proxy.url)
-            self._way = WayOut(self._proxy.way_out)
-            self._credentials = Credentials(self._proxy, config.device)
-            if self._url.is_secure:
-                self._ssl_context = client_context(self._proxy.ca_file, self._proxy.pin)
+        self._link = _proxy_link(config)
         self.main_server = _main_server_client(config, self.commands, uniform)
         """The connection to a main server of the relay service, or None without [socketio]."""
         self._pump: DataPump | None = None
+        self._direct: DirectConnector | None = None
         self._session: Session | None = None
         self._connected = trio.Event()
         self._was_connected = False
         self._draining = False
+        self._renewing = False
+        self._reloading = trio.Lock()
+        self._running = trio.Event()
         self._stopped = trio.Event()
         self._serving = trio.CancelScope()
         self._without_session = trio.CancelScope()
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+        return self._config.device.name
 
     @property
     def session(self) -> Session | None:
@@ -107,36 +110,142 @@ class RunningAgent:
             self._serving.cancel(reason="the grace period is over")
         await self._stopped.wait()  # bounded: closing a session gives each step a deadline
 
+    # -- another configuration --------------------------------------------------------------
+
+    async def reload(self, config: AgentConfig) -> None:
+        """Take a new configuration. What runs goes on: streams, commands, and the session, unless
+        what changed concerns it (see `link.needs_new_session`): then it is made anew at once.
+
+        Raises ConfigError, with nothing changed, when a file it names cannot be used, or when
+        [proxy] came or went, which needs a restart.
+        """
+        async with self._reloading:
+            await self._running.wait()  # it is about to begin
+            before = self._config
+            if (config.proxy is None) != (before.proxy is None):
+                raise ConfigError("[proxy] came or went: restart the agent for that")
+            # What reads files comes first: if it fails, nothing has changed.
+            link = _proxy_link(config)
+            renew = needs_new_session(before, config)
+            if self._link is not None:
+                renew = renew or self._link.has_another_token()
+            commands = self._commands_for(config)
+            main_server = self._main_server_for(config, commands)
+            self._streams.configure(config, commands)
+            self._config = config
+            if config.backoff != before.backoff:
+                self._set_backoff(config)
+            await self._change_commands(commands)
+            self._change_main_server(main_server)
+            if self._direct is not None:
+                timeout = config.limits.ingress.connect_timeout
+                self._direct.configure(self._streams.services, timeout)
+            if renew:
+                self._link = link
+                self._renew_session()
+
+    def _set_backoff(self, config: AgentConfig) -> None:
+        self._backoff = new_backoff(config.backoff, self._uniform)
+        self._replaced = ReplacedBackoff(config.backoff.replaced, uniform=self._uniform)
+
+    def _commands_for(self, config: AgentConfig) -> CommandExecutor:
+        """The executor that is there if it does as this configuration says, else a new one."""
+        before = self._config
+        if (config.exec, config.audit, config.device) == (
+            before.exec,
+            before.audit,
+            before.device,
+        ):
+            return self.commands
+        return CommandExecutor(config)
+
+    async def _change_commands(self, commands: CommandExecutor) -> None:
+        if commands is self.commands:
+            return
+        before, self.commands = self.commands, commands
+        commands.share_audit(before)
+        await self._executors.start(commands.serve)
+        before.retire()
+
+    def _main_server_for(
+        self, config: AgentConfig, commands: CommandExecutor
+    ) -> MainServerClient | None:
+        """The client that is there if nothing changed for it, else a new one, if any."""
+
+        def concern(config: AgentConfig) -> tuple[object, ...]:
+            return config.socketio, config.limits, config.backoff, config.exec.limits.max_concurrent
+
+        if concern(config) == concern(self._config):
+            return self.main_server
+        return _main_server_client(config, commands, self._uniform)
+
+    def _change_main_server(self, client: MainServerClient | None) -> None:
+        if client is self.main_server:
+            if client is not None:
+                client.use(self.commands)
+            return
+        before, self.main_server = self.main_server, client
+        self._servers.start_soon(self._succeed, before, client)
+
+    async def _succeed(
+        self, before: MainServerClient | None, client: MainServerClient | None
+    ) -> None:
+        """Let one client finish its commands, and begin with the next."""
+        if before is not None:
+            await before.drain(self._config.drain.grace)
+        if client is not None:
+            await client.run()
+
+    def _renew_session(self) -> None:
+        if self._session is not None:
+            self._renewing = True
+            self._serving.cancel(reason="the configuration changed")
+        else:
+            self._without_session.cancel(reason="the configuration changed")
+
     # -- the loop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
         """Hold sessions until drained. Raises AgentRefused when trying again cannot help."""
+        problem: ConnectError | ConfigError | None = None
         try:
-            async with self.commands.serving():
-                await self._serve_both_ways()
+            async with trio.open_nursery() as self._executors:
+                await self._executors.start(self.commands.serve)
+                try:
+                    await self._serve_both_ways()
+                except (ConnectError, ConfigError) as error:
+                    problem = error  # kept from the nursery, which would wrap it in a group
+                self.commands.retire()
+                # What ran was asked for by those who are gone now; so this is soon over.
+                self._executors.cancel_scope.deadline = trio.current_time() + _GOODBYE
         finally:
             self._stopped.set()
+        if problem is not None:
+            raise problem
 
     async def _serve_both_ways(self) -> None:
         """Serve the proxy and the main server, whichever there are, until drained."""
         problem: ConnectError | ConfigError | None = None
-        async with trio.open_nursery() as nursery:
+        async with trio.open_nursery() as self._servers:
             if self.main_server is not None:
-                nursery.start_soon(self.main_server.run)
-            if self._proxy is not None:
+                self._servers.start_soon(self.main_server.run)
+            self._running.set()
+            if self._link is not None:
                 try:
                     async with open_pump() as self._pump:
                         await self._hold_sessions()
                 except (ConnectError, ConfigError) as error:
                     # Kept from the nursery, which would wrap it in a group.
                     problem = error
-                    nursery.cancel_scope.cancel(reason="the proxy refused this agent for good")
+                    self._servers.cancel_scope.cancel(
+                        reason="the proxy refused this agent for good"
+                    )
         if problem is not None:
             raise problem
 
     async def _hold_sessions(self) -> None:
         while not self._draining:
-            # Cancelled by a drain, and only while no session is there.
+            # Cancelled by a drain or a reload, and only while no session is there.
             with trio.CancelScope() as self._without_session:
                 delay = await self._attempt()
                 if not self._draining:
@@ -149,7 +258,9 @@ class RunningAgent:
             replaced_by = await self._hold_session()
         except ConnectError as error:
             if not error.retryable:
-                raise refused_for_good(error, credential=self._credentials.source) from error
+                assert self._link is not None  # it is what was dialled
+                source = self._link.credentials.source
+                raise refused_for_good(error, credential=source) from error
             delay = self._backoff.next_delay(error.retry_after)
             _log.warning("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
@@ -160,6 +271,10 @@ class RunningAgent:
             delay = self._backoff.next_delay()
             _log.error("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
+        if self._renewing:
+            self._renewing = False
+            _log.info("connecting again", retry_in=0.0)
+            return 0.0
         held = trio.current_time() - started
         if replaced_by is not None and not self._draining:
             delay = self._replaced.next_delay(held)
@@ -180,33 +295,33 @@ class RunningAgent:
 
     async def _hold_session(self) -> str | None:
         """One session to its end; the address of the agent that took its place, if one did."""
-        token = self._credentials.read()  # one line of a local file, once per connection
-        assert self._proxy is not None  # it is what calls this
+        link = self._link
+        assert link is not None  # it is what calls this
         async with self._dial(
-            self._proxy.url,
-            token=token.reveal(),
+            link.dialled,
+            token=link.token().reveal(),
             headers=[
-                (DEVICE_FIELD, self.name.encode("ascii")),
+                (DEVICE_FIELD, link.device.encode("ascii")),
                 (INSTANCE_FIELD, self._instance),
                 (SERVICES_FIELD, self._streams.services.listing),
             ],
-            ssl_context=self._ssl_context,
+            ssl_context=link.ssl_context,
             timeout=self._config.limits.ingress.handshake_timeout,
-            way=self._way,
+            way=link.way,
         ) as transport:
-            await self._read_news(response_headers(transport))
+            await self._read_news(link, response_headers(transport))
             async with open_session(
                 transport,
                 is_client=True,
                 limits=self._config.limits.session,
                 pump=self._pump,
             ) as session:
-                await self._serve(session)
+                await self._serve(link, session)
             return _replaced_by(transport)
 
-    async def _read_news(self, headers: dict[str, str]) -> None:
+    async def _read_news(self, link: ProxyLink, headers: dict[str, str]) -> None:
         """What the proxy says of this device in its answer to the handshake."""
-        await self._keep_token(headers.get(_lower(TOKEN_FIELD)))
+        await self._keep_token(link, headers.get(_lower(TOKEN_FIELD)))
         if _lower(REPLACED_FIELD) in headers:
             _log.warning(
                 "joined in place of another",
@@ -222,30 +337,31 @@ class RunningAgent:
                 "disk: give each a name and a token of its own",
             )
 
-    async def _keep_token(self, token: str | None) -> None:
-        if token is None or self._credentials.path is None:
+    async def _keep_token(self, link: ProxyLink, token: str | None) -> None:
+        if token is None or link.credentials.path is None:
             return
         try:
-            await trio.to_thread.run_sync(self._credentials.learn, Secret(token))
+            await trio.to_thread.run_sync(link.learn, Secret(token))
         except ConfigError as error:
             _log.error("token not kept", cause=str(error))
         else:
-            _log.info("joined", device=self.name, token_file=str(self._credentials.path))
+            _log.info("joined", device=link.device, token_file=str(link.credentials.path))
 
-    async def _serve(self, session: Session) -> None:
+    async def _serve(self, link: ProxyLink, session: Session) -> None:
         started = trio.current_time()
         self._session = session
         self._was_connected = True
         self._connected.set()
-        _log.info("session started", device=self.name, proxy=str(self._url))
+        _log.info("session started", device=link.device, proxy=str(link.url))
         try:
-            if self._draining:  # asked for between dialling and now
+            if self._draining or self._link is not link:  # asked for between dialling and now
+                self._renewing = not self._draining
                 return
             await self._serve_streams(session)
         finally:
             self._session = None
             self._connected = trio.Event()
-            self._log_end(session, trio.current_time() - started)
+            _log_end(link, session, trio.current_time() - started)
 
     async def _serve_streams(self, session: Session) -> None:
         with trio.CancelScope() as self._serving:
@@ -257,6 +373,7 @@ class RunningAgent:
                     handlers,
                     self._config.limits.ingress.connect_timeout,
                 )
+                self._direct = direct
                 session.on_offer = direct.take
                 handlers.start_soon(direct.run)
                 try:
@@ -267,19 +384,20 @@ class RunningAgent:
                 # The streams are over with their session; what is left is at a target.
                 handlers.cancel_scope.cancel(reason="the session is over")
 
-    def _log_end(self, session: Session, duration: float) -> None:
-        error = session.error
-        reason = str(error) if error is not None else "closed by this agent"
-        write = _log.error if isinstance(error, ProtocolError) else _log.info
-        write(
-            "session ended",
-            device=self.name,
-            proxy=str(self._url),
-            duration=round(duration, 3),
-            bytes_to_proxy=session.bytes_sent,
-            bytes_from_proxy=session.bytes_received,
-            reason=reason,
-        )
+
+def _log_end(link: ProxyLink, session: Session, duration: float) -> None:
+    error = session.error
+    reason = str(error) if error is not None else "closed by this agent"
+    write = _log.error if isinstance(error, ProtocolError) else _log.info
+    write(
+        "session ended",
+        device=link.device,
+        proxy=str(link.url),
+        duration=round(duration, 3),
+        bytes_to_proxy=session.bytes_sent,
+        bytes_from_proxy=session.bytes_received,
+        reason=reason,
+    )
 
 
 def _lower(field: bytes) -> str:
@@ -296,6 +414,10 @@ def _replaced_by(transport: trio.abc.Stream) -> str | None:
     if close is None or close[0] != CLOSE_REPLACED:
         return None
     return _printable(close[1])
+
+
+def _proxy_link(config: AgentConfig) -> ProxyLink | None:
+    return ProxyLink(config.proxy, config.device) if config.proxy is not None else None
 
 
 def _main_server_client(

@@ -44,6 +44,8 @@ class CommandExecutor:
         self._allowed = AllowList(config.exec)
         self._pool: SshPool | None = None
         self._unavailable = "this device is not running commands now"
+        self._retired = False
+        self._over = trio.Event()
         self._audit: AuditLog | None = None
         if self.enabled:
             self._audit = AuditLog.open(config.audit.file, config.audit.limits)
@@ -75,6 +77,28 @@ class CommandExecutor:
                 self._pool = None
                 if self._audit is not None:
                     self._audit.tell_refusals(now=True)
+
+    async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Be able to run commands until `retire` was called and those that run have ended."""
+        async with self.serving():
+            task_status.started()
+            await self._over.wait()  # bounded by the commands' own timeouts, once retired
+
+    def retire(self) -> None:
+        """Another one runs the commands that begin from now on."""
+        self._retired = True
+        self._look_whether_over()
+
+    def _look_whether_over(self) -> None:
+        if self._retired and not self.running:
+            self._over.set()
+
+    def share_audit(self, before: CommandExecutor) -> None:
+        """Write records where this configuration says, through what the one before writes with:
+        two of them would not agree on when to begin a new file."""
+        if self._audit is not None and before._audit is not None:
+            before._audit.take_over(self._audit)
+            self._audit = before._audit
 
     def refusal(self, request: CommandRequest) -> Exited | None:
         """The end of a command that is not going to be run now, or None."""
@@ -117,6 +141,7 @@ class CommandExecutor:
                     yield watched
             finally:
                 self.running -= 1
+                self._look_whether_over()
         finally:
             end = refused or (watched.end if watched is not None else None)
             if refused is not None:

@@ -46,9 +46,13 @@ class DirectConnector:
         self._session = session
         self._streams = streams
         self._nursery = nursery
+        self._connecting = Timeouts(_Connection.give_up)
+        self.configure(services, connect_timeout)
+
+    def configure(self, services: ServiceTable, connect_timeout: float) -> None:
+        """Serve new streams with these services; a target gets `connect_timeout` seconds."""
         self._timeout = connect_timeout
         self._targets = {service.name: (service, _dialler(service)) for service in services}
-        self._connecting = Timeouts(_Connection.give_up)
 
     def take(self, offered: EngineStream) -> bool:
         """Whether this stream is served from now on; called by the session for each."""

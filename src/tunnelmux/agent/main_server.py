@@ -109,6 +109,10 @@ class MainServerClient:
         self._reconnecting = trio.CancelScope()
         self._listening = trio.CancelScope()
 
+    def use(self, executor: Executor) -> None:
+        """Have commands that begin from now on run by this one."""
+        self._executor = executor
+
     @property
     def is_connected(self) -> bool:
         """Whether the main server can ask for commands now."""

@@ -55,15 +55,23 @@ class StreamServer:
     """Serves the streams of this agent's sessions, one task each."""
 
     def __init__(self, config: AgentConfig, commands: CommandExecutor) -> None:
-        self._commands = commands
-        self._name = config.device.name
-        self._services = ServiceTable(config)
-        self._targets = {service.name: TargetConnector(service) for service in self._services}
-        self._limits = config.limits.ingress
-        self._max_streams = config.limits.session.max_streams
         self._started = trio.current_time()
         self.active = 0
         """Streams being served now."""
+        self.configure(config, commands)
+
+    def configure(self, config: AgentConfig, commands: CommandExecutor) -> None:
+        """Serve what begins from now on as this configuration says; what runs goes on.
+
+        Raises ConfigError, with nothing changed, when a file of a service cannot be used.
+        """
+        services = ServiceTable(config)
+        self._targets = {service.name: TargetConnector(service) for service in services}
+        self._services = services
+        self._commands = commands
+        self._name = config.device.name
+        self._limits = config.limits.ingress
+        self._max_streams = config.limits.session.max_streams
 
     @property
     def services(self) -> ServiceTable:

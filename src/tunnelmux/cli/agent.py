@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -27,6 +27,9 @@ from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
 from tunnelmux.config.join import find_join
 from tunnelmux.config.render import render
 from tunnelmux.observability import configure_logs
+
+if TYPE_CHECKING:
+    from tunnelmux.agent import RunningAgent
 
 __all__ = ["main"]
 
@@ -50,6 +53,9 @@ Examples:
       Without a file.
   tunnelmux-agent check --config agent.toml
       Is the file right, and what comes out of it?
+  kill -HUP PID
+      Read the file again: services and lists of commands change, and the
+      session goes on.
 \b
 Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option or
 setting, 3 the proxy refused this agent for good."""
@@ -160,7 +166,7 @@ def agent(context: click.Context, /, config_file: Path | None, **_settings: obje
     configure_logs(config.log.level, config.log.format)
     for sentence in warnings:
         log_warning(sentence)
-    return _run(config)
+    return _run(context, config_file, config)
 
 
 @agent.command()
@@ -181,16 +187,20 @@ def _load(
     return load_agent_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
 
 
-def _run(config: AgentConfig) -> int:
+def _run(context: click.Context, config_file: Path | None, config: AgentConfig) -> int:
     # Trio and the agent take a fifth of a second to import, which --help and check do not need.
     import trio
 
     from tunnelmux.agent import run_agent
     from tunnelmux.cli.signals import run_until_signalled
 
-    return trio.run(
-        partial(run_until_signalled, partial(run_agent, config), grace=config.drain.grace)
-    )
+    async def reload(running: RunningAgent) -> None:
+        new = _load(context, config_file, log_warning)
+        configure_logs(new.log.level, new.log.format)
+        await running.reload(new)
+
+    start = partial(run_agent, config)
+    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 
 def main() -> None:

@@ -1,0 +1,57 @@
+"""What a session with the proxy is made with, as one configuration says it."""
+
+from __future__ import annotations
+
+import ssl
+
+from tunnelmux.agent.credentials import Credentials
+from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret
+from tunnelmux.transports import WayOut, client_context, parse_url
+
+__all__ = ["ProxyLink", "needs_new_session"]
+
+
+class ProxyLink:
+    """Where the proxy is, how to get there, how to know it and what to show it.
+
+    Raises ConfigError when a certificate or the state directory cannot be used.
+    """
+
+    def __init__(self, proxy: ProxyEndpoint, device: Device) -> None:
+        self.url = parse_url(proxy.url)
+        self.way = WayOut(proxy.way_out)
+        self.credentials = Credentials(proxy, device)
+        self.device = device.name
+        self.ssl_context: ssl.SSLContext | None = None
+        if self.url.is_secure:
+            self.ssl_context = client_context(proxy.ca_file, proxy.pin)
+        self.dialled = proxy.url
+        self._shown: Secret | None = None
+
+    def token(self) -> Secret:
+        """The token to show now; reads one line of a local file. Raises ConfigError."""
+        self._shown = self.credentials.read()
+        return self._shown
+
+    def learn(self, token: Secret) -> None:
+        """Keep the token that the proxy gave in place of the one shown. Raises ConfigError."""
+        self._shown = token
+        self.credentials.learn(token)
+
+    def has_another_token(self) -> bool:
+        """Whether another token would be shown now. Raises ConfigError."""
+        return self._shown is not None and self.credentials.read() != self._shown
+
+
+def needs_new_session(old: AgentConfig, new: AgentConfig) -> bool:
+    """Whether what changed concerns a session that runs.
+
+    The proxy remembers for each session what a service is, and which one is the default: so one
+    that changed needs a new session, and one that came or went does not.
+    """
+    if (old.proxy, old.device, old.limits.session) != (new.proxy, new.device, new.limits.session):
+        return True
+    if old.default_service != new.default_service:
+        return True
+    before = {service.name: service for service in old.services}
+    return any(service != before.get(service.name, service) for service in new.services)
