@@ -63,6 +63,21 @@ async def see_websocket(front: FrontProxy) -> None:
         assert await visitor.read_exactly(5) == b"HELLO"
 
 
+async def redirect_inside(peer: Peer, _: bytes) -> None:
+    answer = reply(b"mine")
+    await peer.send(answer.replace(b"\r\n\r\n", b"\r\nX-Accel-Redirect: /head\r\n\r\n", 1))
+
+
+async def see_body(front: FrontProxy, path: bytes) -> bytes:
+    async with await front.visit(HOST) as stream:
+        visitor = Peer(stream)
+        await visitor.send(
+            b"GET %s HTTP/1.1\r\nHost: %s\r\nConnection: close\r\n\r\n" % (path, HOST.encode())
+        )
+        assert (await visitor.read_head()).startswith(b"HTTP/1.1 200 ")
+        return await visitor.read_all()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", FRONTS)
 async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
@@ -73,7 +88,7 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
     tmp_path: Path,
     debian_program: Callable[[str, str], str],
 ) -> None:
-    origin.pages |= {b"/head": show_head, b"/ws": shout}
+    origin.pages |= {b"/head": show_head, b"/ws": shout, b"/accel": redirect_inside}
     settings = f'[ingress.http]\ndomain = "{DOMAIN}"\ntrusted_proxies = ["127.0.0.1"]\n'
     configuration = tunnel.proxy_file().replace("[ingress.http]\n", settings)
     tunnel.proxy = await tunnel.daemons.start("proxy", configuration)
@@ -92,6 +107,7 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
         with trio.fail_after(20):
             seen = await see_head(front, b"".join(spoofed))
             await see_websocket(front)
+            assert await see_body(front, b"/accel") == b"mine"
     fields = [tuple(line.split(b": ", 1)) for line in seen.split(b"\r\n")[1:-2]]
     values = {key.lower(): value for key, value in fields}
     assert len(values) == len(fields)
