@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 import trio
 
-from support.ssh_client import Asker, nothing_open
+from support.ssh_client import Asker, nothing_open, until
 from support.ssh_server import PASSWORD, password_server
 from support.sshd import running_sshd
 from tunnelmux.commands import CommandRequest
@@ -52,6 +53,58 @@ async def test_a_password_logs_in(pool: SshPool, tmp_path: Path, keyboard: bool)
     async with password_server(tmp_path, keyboard=keyboard) as server:
         assert (await pool.run(with_password(server.port))).stdout == "hello\n"
         await pool.close()
+
+
+@pytest.mark.parametrize(
+    "challenges",
+    [
+        [[("password:", False)]],
+        [[("alice@router's password: ", False)]],
+        [[("Passwort: ", False)]],
+        [[("Mot de passe\u00a0: ", False)]],
+        [[("\u30d1\u30b9\u30ef\u30fc\u30c9: ", False)]],
+        [[("Enter PASSCODE: ", False)]],
+        [[("Password: ", True)]],  # it should not be shown, and it is the password all the same
+        [[("Password: ", False)], []],
+        [[], [("Password: ", False)]],
+    ],
+)
+async def test_one_hidden_prompt_gets_the_password_in_any_language(
+    pool: SshPool, tmp_path: Path, challenges: list[list[tuple[str, bool]]]
+) -> None:
+    async with password_server(tmp_path, keyboard=True, challenges=challenges) as server:
+        assert (await pool.run(with_password(server.port))).stdout == "hello\n"
+        await pool.close()
+    assert [answer for answer in server.answers if answer] == [[PASSWORD]]
+
+
+@pytest.mark.parametrize(
+    "challenges",
+    [
+        [[("Login: ", True)]],
+        [[("Password: ", False), ("Code: ", False)]],
+        [[("Password: ", False)], [("New password: ", False)]],
+    ],
+)
+async def test_the_password_is_given_once_and_for_one_prompt(
+    pool: SshPool, tmp_path: Path, challenges: list[list[tuple[str, bool]]]
+) -> None:
+    async with password_server(tmp_path, keyboard=True, challenges=challenges) as server:
+        assert (await pool.run(with_password(server.port))).reason == "auth-failed"
+        await pool.close()
+    assert server.answers.count([PASSWORD]) <= 1
+    assert server.logins == 1
+
+
+async def test_a_password_that_was_wrong_for_a_prompt_is_not_tried_again(
+    pool: SshPool, tmp_path: Path
+) -> None:
+    """A second guess counts where accounts are locked after some."""
+    async with password_server(tmp_path, keyboard=True, takes_password_too=True) as server:
+        assert (await pool.run(with_password(server.port, "wrong"))).reason == "auth-failed"
+        assert (await pool.run(with_password(server.port))).stdout == "hello\n"
+        await pool.close()
+    assert server.answers == [["wrong"], [PASSWORD]]
 
 
 async def test_a_wrong_password_is_refused_once_for_all_who_wait(
@@ -144,25 +197,29 @@ async def test_a_certificate_logs_in(
         assert damaged.reason == "bad-key"
 
 
+def listens(path: Path) -> bool:
+    with socket.socket(socket.AF_UNIX) as one:
+        return one.connect_ex(str(path)) == 0
+
+
 async def test_the_keys_of_an_ssh_agent_log_in_where_the_command_brings_none(
     tmp_path: Path, sshd, debian_program
 ) -> None:
-    socket = tmp_path / "agent"
+    path = tmp_path / "agent"
     program = debian_program("ssh-agent", "openssh-client")
     process = await trio.lowlevel.open_process(
-        [program, "-D", "-a", str(socket)], stdout=subprocess.DEVNULL
+        [program, "-D", "-a", str(path)], stdout=subprocess.DEVNULL
     )
     keys = HostKeys("off")
     try:
-        while not socket.exists():  # noqa: ASYNC110
-            await trio.sleep(0.01)
-        async with open_pool(Login(ExecLimits(), keys, socket)) as pool:
+        await until(lambda: listens(path), "the agent listens")
+        async with open_pool(Login(ExecLimits(), keys, path)) as pool:
             ask = Asker(sshd)
             bare = {"private_key": None}
             empty = await pool.run(ask("echo in", **bare))
             assert empty.reason == "auth-failed" and "holds no keys" in empty.stderr
             add = [debian_program("ssh-add", "openssh-client"), str(sshd.folder / "user_key")]
-            environment = os.environ | {"SSH_AUTH_SOCK": str(socket)}
+            environment = os.environ | {"SSH_AUTH_SOCK": str(path)}
             await trio.run_process(add, env=environment, capture_stderr=True)
             assert (await pool.run(ask("echo in", **bare))).stdout == "in\n"
     finally:
@@ -236,3 +293,17 @@ async def test_what_is_no_ssh_server_is_told_apart(login, sshd, nursery) -> None
         result = await pool.run(Asker(sshd)("true", port=port))
     assert (result.exit_code, result.reason) == (255, "failed")
     nursery.cancel_scope.cancel()
+
+
+async def test_what_the_library_stumbles_over_fails_one_command_only(
+    pool: SshPool, sshd, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def stumble(*_: object, **__: object) -> None:
+        raise TypeError("a server sent what nobody thought of")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("asyncssh.connect", stumble)
+        result = await pool.run(Asker(sshd)("true"))
+    assert (result.exit_code, result.reason) == (255, "failed")
+    assert "found no way to talk: a server sent what nobody thought of" in result.stderr
+    assert (await pool.run(Asker(sshd)("true"))).exit_code == 0

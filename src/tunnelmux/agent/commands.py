@@ -182,8 +182,9 @@ class CommandExecutor:
             config.exec.host_keys,
             known_hosts=config.exec.known_hosts,
             store=folder / f"{self._device}.known_hosts",
+            algorithms=config.exec.algorithms,
         )
-        return Login(config.exec.limits, keys, config.exec.ssh_agent)
+        return Login(config.exec.limits, keys, config.exec.ssh_agent, tuple(config.exec.algorithms))
 
     def _record(
         self,

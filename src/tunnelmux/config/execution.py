@@ -12,7 +12,17 @@ from tunnelmux.config.host_name import to_a_label_pattern
 from tunnelmux.config.rules import InvalidSetting, MissingSetting, check_network
 from tunnelmux.limits import ExecLimits
 
-__all__ = ["ExecConfig"]
+__all__ = ["OLD_ALGORITHMS", "ExecConfig"]
+
+OLD_ALGORITHMS: dict[str, tuple[str, ...]] = {
+    "key exchange": ("diffie-hellman-group-exchange-sha1", "diffie-hellman-group1-sha1"),
+    "server host key": ("ssh-rsa", "ssh-dss"),
+    "encryption": ("aes256-cbc", "aes192-cbc", "aes128-cbc", "3des-cbc"),
+    "MAC": ("hmac-sha1-96", "hmac-md5", "hmac-md5-96"),
+}
+"""What `algorithms` may allow, by what it is for: what old servers know and new clients do not
+offer any more (OpenSSH since 7.0 to 8.8). It stands behind all others, so that only a server that
+knows nothing better gets it."""
 
 _LARGEST_COUNT = 2**31
 _LARGEST_TIME = 30 * 86_400.0
@@ -49,6 +59,10 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     ssh_agent: Path | None = None
     """The socket of an ssh-agent, whose keys are used for commands that bring no credential."""
 
+    algorithms: list[str] = []
+    """Old algorithms that SSH servers may use as well, by OpenSSH's names, such as `ssh-rsa` or
+    `diffie-hellman-group1-sha1`. The error of a server that has no others names its own."""
+
     limits: ExecLimits = ExecLimits()
     """What all of it is held to."""
 
@@ -64,6 +78,12 @@ class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 to_a_label_pattern(host)
             except ValueError as error:
                 raise InvalidSetting("hosts", str(error)) from None
+        known = [name for names in OLD_ALGORITHMS.values() for name in names]
+        for name in self.algorithms:
+            if name not in known:
+                raise InvalidSetting(
+                    "algorithms", f'"{name}" cannot be allowed: there are {", ".join(known)}'
+                )
         if self.host_keys == "known_hosts" and self.known_hosts is None:
             raise MissingSetting("known_hosts", 'is missing: host_keys = "known_hosts" needs it')
         for field in dataclasses.fields(self.limits):

@@ -30,6 +30,9 @@ __all__ = ["Bridge", "Pending", "open_bridge"]
 
 T = TypeVar("T")
 
+# About every server without elliptic curves, each time; there is nothing an operator could do.
+warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
+
 # asyncssh writes each command at "info" and each packet at "debug", passwords included.
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
 

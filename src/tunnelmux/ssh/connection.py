@@ -2,28 +2,28 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import socket
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import asyncssh
 import trio
 
-from tunnelmux.commands import CommandRequest
+from tunnelmux.commands import CommandRequest, StreamName
 from tunnelmux.limits import ExecLimits
+from tunnelmux.ssh.algorithms import Algorithms, explain_no_algorithm
 from tunnelmux.ssh.bridge import Bridge, Pending
 from tunnelmux.ssh.channel import Channel
-from tunnelmux.ssh.credentials import LoginKey, login_options
+from tunnelmux.ssh.credentials import LoginKey, PasswordOnce, login_options
 from tunnelmux.ssh.failure import SshFailure
 from tunnelmux.ssh.gathering import Way
 from tunnelmux.ssh.host_keys import HostKeyCheck, HostKeys
-from tunnelmux.ssh.kill import MARK_VARIABLE, kill_command, new_mark
+from tunnelmux.ssh.kill import MARK_VARIABLE, Killing, kill_command, new_mark, read_killing
 from tunnelmux.transports.tcp import explain_os_error
 
-__all__ = ["Connection", "Login", "Opening", "connect"]
+__all__ = ["Connection", "Ending", "Login", "Opening", "connect"]
 
 CHANNEL_WINDOW = 262_144
 """Bytes a server may send on one channel before we have taken them: what a command costs at most
@@ -33,16 +33,30 @@ CLOSE_TIME = 2.0
 """Seconds for closing a connection in good order; then it is cut. A round trip and a process that
 ends are all that is waited for."""
 
-FIRST_CIPHERS = "^aes128-gcm@openssh.com,aes256-gcm@openssh.com"
-"""Moved to the front of asyncssh's list: these it leaves to OpenSSL whole, while
-chacha20-poly1305, its first choice, takes several calls from Python for each packet."""
-
 KEEPALIVES = 3
 """Signs of life that a server may owe before its connection is closed."""
 
-NOTICE_TIME = 0.1
-"""Seconds for the protocol's own SIGTERM to have an effect before a second command is run: a round
-trip in a local network."""
+NOTICE_TIME = 0.5
+"""Seconds for a channel to end once its command is gone: a round trip and the end of a process."""
+
+_KILLER_OUTPUT = 256
+# Bytes that are kept of what the killing command prints: two numbers.
+
+_KILLER_PAUSES = (0.0, 0.1, 0.2, 0.4)
+# Seconds before each attempt to get a channel for it.
+
+_ONE_AT_A_TIME = "dropbear"
+# A server that has all commands of a connection in one process group, and takes no variables: which
+# of two is to be ended could not be told there.
+
+
+Ending = Literal["gone", "no-channel", "unknown"]
+"""What is known of a command that was to be ended: nothing of it is left, the server has no channel
+left on which it could be done, or it may still run."""
+
+
+def _is_done(killing: Killing | Literal["no-channel"] | None) -> bool:
+    return isinstance(killing, Killing) and killing.is_done
 
 
 class Connection:
@@ -73,12 +87,14 @@ class Connection:
     def attach(self, connection: Any) -> None:
         """The library's connection, once it is logged in."""
         self._connection = connection
+        if _ONE_AT_A_TIME in str(connection.get_extra_info("server_version", "")).lower():
+            self.capacity = 1
 
     def open(self, request: CommandRequest, channel: Channel) -> Opening:
         """Begin a command. Takes its place at once; `release` gives it back."""
         mark = new_mark()
         pending = self._start(request.command, channel, mark)
-        opening = Opening(channel, pending, mark, was_idle=not self.running)
+        opening = Opening(channel, pending, mark, beside=len(self.running))
         self.running.add(opening)
         return opening
 
@@ -108,8 +124,8 @@ class Connection:
 
     # -- ending commands --------------------------------------------------------------------
 
-    async def end(self, opening: Opening) -> bool:
-        """End a command that is no longer wanted; whether it is known to be gone.
+    async def end(self, opening: Opening) -> Ending:
+        """End a command that is no longer wanted.
 
         Takes `kill_grace` and a few seconds at most. To be called in a shielded scope.
         """
@@ -122,27 +138,49 @@ class Connection:
             self.abort()
             await opening.pending.wait()  # bounded: its connection is gone
         if not opening.asked:
-            return True
+            return "gone"
         with self._bridge.entered():
             channel.discard()
+        killing = await self.run_killer(opening.mark)
+        if killing == "no-channel":
+            return "no-channel"
+        if not _is_done(killing) and not channel.ended.is_set() and self._all_unwanted:
+            # The mark did not arrive. All commands of the connection can be ended together, when
+            # none of them is wanted any more.
+            self.retired = True  # so that no new one comes between
+            killing = await self.run_killer(None)
+        return await self.conclude(opening, killing)
+
+    async def conclude(
+        self, opening: Opening, killing: Killing | Literal["no-channel"] | None
+    ) -> Ending:
+        """What is known of a command after that attempt to end it. Where it is gone, its channel is
+        over as well; else no new command comes to the connection.
+        """
+        channel = opening.channel
+        if _is_done(killing):
+            with trio.move_on_after(NOTICE_TIME):
+                await channel.ended.wait()
+            with self._bridge.entered():
+                channel.close()  # what it left to others on purpose may hold its output
+            return "gone"
+        if channel.exit_code is not None and not (isinstance(killing, Killing) and killing.left):
+            with self._bridge.entered():
+                channel.close()
+            return "gone"  # it ended by itself meanwhile
+        self.retired = True
+        # The protocol's own signal, which servers may ignore, or give to the shell only.
+        with self._bridge.entered():
             channel.ask_to_end()
         with trio.move_on_after(NOTICE_TIME):
             await channel.ended.wait()
-        if not channel.ended.is_set():
-            await self._run_killer(opening, opening.mark)
-        if not channel.ended.is_set():
-            # The mark did not arrive. All commands of the connection can be ended together, when
-            # none of them is wanted any more, and no new one is to come between.
-            self.retired = True
-            if self._all_unwanted:
-                await self._run_killer(opening, None)
-        return channel.ended.is_set() and not self.closed.is_set()
+        return "unknown"
 
     async def end_with_all(self, opening: Opening) -> None:
         """End what `end` could not, as soon as the connection has no command that is wanted."""
         while not (self._all_unwanted or opening.channel.ended.is_set()):
             await self._changed.wait()  # at most the longest of their times
-        await self._run_killer(opening, None)
+        await self.run_killer(None)
         with self._bridge.entered():
             opening.channel.close()
 
@@ -150,27 +188,49 @@ class Connection:
     def _all_unwanted(self) -> bool:
         return all(opening.unwanted for opening in self.running)
 
-    async def _run_killer(self, opening: Opening, mark: str | None) -> None:
-        most = self._limits.kill_grace + self._limits.probe_timeout
-        with trio.move_on_after(most):
+    async def run_killer(
+        self, mark: str | None, *, anywhere: bool = False
+    ) -> Killing | Literal["no-channel"] | None:
+        """End the marked command, or without a mark all of this connection.
+
+        With `anywhere` it is a command of another connection. Answers what came of it,
+        "no-channel" when the server has no channel left for that, and None when nothing is known.
+        """
+        output = bytearray()
+
+        def keep(_stream: StreamName, data: bytes) -> bool:
+            output.extend(data[: _KILLER_OUTPUT - len(output)])
+            return True
+
+        command = kill_command(mark, self._limits.kill_grace, anywhere=anywhere)
+        outcome = None
+        with trio.move_on_after(self._limits.kill_grace + self._limits.probe_timeout):
             async with self._killing:
-                if opening.channel.ended.is_set():
-                    return
-                killer = Channel(lambda _stream, _data: True)
-                command = kill_command(mark, self._limits.kill_grace)
-                pending = self._start(command, killer, "")
-                try:
-                    with contextlib.suppress(asyncssh.Error, OSError):
-                        await pending.wait()
-                        pending.result()
-                        await killer.ended.wait()
-                        with trio.move_on_after(NOTICE_TIME * 5):
-                            await opening.channel.ended.wait()
-                finally:
-                    with self._bridge.entered():
-                        killer.close()
-                    if not pending.done:
-                        self.abort()  # it does not even open a channel any more
+                # The place of a first attempt may not be cleared away yet.
+                for pause in _KILLER_PAUSES if mark is None else (0.0,):
+                    await trio.sleep(pause)
+                    outcome = await self._run_beside(command, Channel(keep))
+                    if outcome != "no-channel":
+                        break
+        return outcome if outcome == "no-channel" else read_killing(bytes(output))
+
+    async def _run_beside(self, command: str, channel: Channel) -> Literal["no-channel"] | None:
+        """Run one command to its end, in no place of those for others."""
+        pending = self._start(command, channel, "")
+        try:
+            await pending.wait()
+            pending.result()
+            await channel.ended.wait()
+        except asyncssh.ChannelOpenError:
+            return None if self.closed.is_set() else "no-channel"
+        except Exception:  # noqa: BLE001  whatever it is, nothing is known then
+            return None
+        finally:
+            with self._bridge.entered():
+                channel.close()
+            if not pending.done:
+                self.abort()  # it does not even open a channel any more
+        return None
 
     # -- the end ----------------------------------------------------------------------------
 
@@ -205,15 +265,13 @@ class Connection:
 class Opening:
     """One command's place on a connection."""
 
-    def __init__(
-        self, channel: Channel, pending: Pending[Any], mark: str, *, was_idle: bool
-    ) -> None:
+    def __init__(self, channel: Channel, pending: Pending[Any], mark: str, *, beside: int) -> None:
         self.channel = channel
         self.pending = pending
         """Over when the server runs the command, or does not."""
         self.mark = mark
-        self.was_idle = was_idle
-        """Whether nothing else ran there, so that silence means a dead connection."""
+        self.beside = beside
+        """How many others ran there. With none, silence means a dead connection."""
         self.refused = False
         """Whether it came to nothing."""
         self.unwanted = False
@@ -240,6 +298,8 @@ class Login:
     limits: ExecLimits
     host_keys: HostKeys
     ssh_agent: Path | None = None
+    algorithms: tuple[str, ...] = ()
+    """Old algorithms that may be used as well: of OLD_ALGORITHMS."""
 
 
 async def connect(
@@ -288,13 +348,37 @@ def _is_refusal(exc: BaseException) -> bool:
 class _Client(asyncssh.SSHClient):
     """Hears what becomes of a connection."""
 
-    def __init__(self, check: HostKeyCheck, closed: trio.Event) -> None:
+    def __init__(self, check: HostKeyCheck, password: PasswordOnce, closed: trio.Event) -> None:
         self._check = check
+        self._password = password
         self._closed = closed
-        self.has_socket = False
+        self._connection: Any = None
 
-    def connection_made(self, _conn: Any) -> None:
-        self.has_socket = True
+    @property
+    def has_socket(self) -> bool:
+        return self._connection is not None
+
+    @property
+    def kexinit(self) -> bytes:
+        """The server's SSH_MSG_KEXINIT, which the library keeps for its signature; or nothing."""
+        return bytes(getattr(self._connection, "_server_kexinit", b""))
+
+    def connection_made(self, conn: Any) -> None:
+        self._connection = conn
+
+    def auth_completed(self) -> None:
+        self._password.take()  # not needed any more, so not kept
+
+    def password_auth_requested(self) -> str | None:
+        return self._password.take()
+
+    def kbdint_auth_requested(self) -> str | None:
+        return "" if self._password.is_there else None
+
+    def kbdint_challenge_received(
+        self, _name: str, _instructions: str, _lang: str, prompts: Any
+    ) -> list[str] | None:
+        return self._password.answer(prompts)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._closed.set()
@@ -313,12 +397,15 @@ async def _log_in(
     sock: socket.socket,
 ) -> Connection:
     connection = Connection(bridge, key, login.limits)
-    client = _Client(check, connection.closed)
+    client = _Client(check, PasswordOnce(request), connection.closed)
+    algorithms = Algorithms(login.algorithms)
+    keys: dict[str, Any] = {}
     agent: Any = None
     try:
         address = str(sock.getpeername()[0]).partition("%")[0]
         if request.private_key is None and request.password is None and login.ssh_agent:
             agent, options["client_keys"] = await _agent_keys(bridge, login.ssh_agent)
+        keys = check.options(address)
         made = await bridge.call(
             _connect(
                 request.host,
@@ -329,14 +416,20 @@ async def _log_in(
                 keepalive_interval=login.limits.ssh_keepalive,
                 keepalive_count_max=KEEPALIVES,
                 login_timeout=0,  # counted by who called
-                encryption_algs=FIRST_CIPHERS,
-                **check.options(address),
+                **algorithms.options(),
+                **keys,
                 **options,
             )
         )
-    except (asyncssh.Error, OSError, ValueError) as exc:
+    except SshFailure:
+        raise
+    except Exception as exc:  # a server must not end the pool with what its library stumbles over
         if check.must_pin and isinstance(exc, asyncssh.PermissionDenied):
             await _pin(check, login.host_keys)  # it proved who it is before it refused
+        offered = algorithms.offered(keys.get("server_host_key_algs"))
+        mismatch = explain_no_algorithm(client.kexinit, offered, str(key))
+        if check.problem is None and mismatch is not None:
+            raise SshFailure("failed", mismatch) from exc
         raise check.problem or explain_failure(exc, key, request) from exc
     finally:
         if not client.has_socket:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +14,7 @@ import trio
 from tunnelmux.commands import CommandRequest
 from tunnelmux.ssh.failure import SshFailure
 
-__all__ = ["LoginKey", "login_key", "login_options"]
+__all__ = ["LoginKey", "PasswordOnce", "login_key", "login_options"]
 
 _DIGEST_KEY = secrets.token_bytes(32)
 """Keeps what a pool remembers of a credential from being of use to anybody else."""
@@ -51,6 +52,43 @@ def _feed(digest: Any, text: str | None) -> None:
     digest.update(b"%d:" % (-1 if text is None else len(data)) + data)
 
 
+class PasswordOnce:
+    """The password of one login, which a server gets once, whichever way it asks.
+
+    A second time it would be a second guess, of those that lock an account; and what is asked for
+    behind it may be a new password.
+    """
+
+    def __init__(self, request: CommandRequest) -> None:
+        self._password = request.password
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is one that was not given yet."""
+        return self._password is not None
+
+    def take(self) -> str | None:
+        """The password, or None when there is none or it was given before."""
+        password, self._password = self._password, None
+        return password.reveal() if password is not None else None
+
+    def answer(self, prompts: Sequence[tuple[str, bool]]) -> list[str] | None:
+        """What to answer to a keyboard-interactive request (RFC 4256 section 3.2), or None.
+
+        One prompt whose answer is not shown is for the password, in whichever language it asks. No
+        prompts want no answers: they come with a message.
+        """
+        if not prompts:
+            return []
+        if len(prompts) > 1:
+            return None
+        prompt, is_shown = prompts[0]
+        if is_shown and not any(word in prompt.lower() for word in ("password", "passcode")):
+            return None
+        password = self.take()
+        return None if password is None else [password]
+
+
 async def login_options(request: CommandRequest) -> dict[str, Any]:
     """Options for asyncssh that offer the request's credentials and no others.
 
@@ -58,7 +96,7 @@ async def login_options(request: CommandRequest) -> dict[str, Any]:
     """
     options: dict[str, Any] = {
         "username": request.username,
-        "password": request.password.reveal() if request.password is not None else None,
+        "password": None,  # PasswordOnce has it
         "client_keys": None,
         "agent_path": None,
         "gss_auth": False,

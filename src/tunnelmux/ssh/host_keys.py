@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import asyncssh
 
+from tunnelmux.config.execution import OLD_ALGORITHMS
 from tunnelmux.config.host_name import to_a_labels
 from tunnelmux.config.private_file import write_private
 from tunnelmux.observability import get_logger
@@ -46,9 +47,17 @@ class HostKeys:
     """What is known about servers' keys. Changed in the Trio task, written from a thread."""
 
     def __init__(
-        self, mode: HostKeyMode, *, known_hosts: Path | None = None, store: Path | None = None
+        self,
+        mode: HostKeyMode,
+        *,
+        known_hosts: Path | None = None,
+        store: Path | None = None,
+        algorithms: Sequence[str] = (),
     ) -> None:
+        """`algorithms` are old ones, of which those for host keys may be used as well."""
         self.mode: HostKeyMode = mode
+        old = OLD_ALGORITHMS["server host key"]
+        self.algorithms = (*_ALGORITHMS, *(name for name in old if name in algorithms))
         self._known_hosts = known_hosts
         self._store = store
         self._file = _PinFile()
@@ -168,7 +177,7 @@ class HostKeyCheck:
     def options(self, address: str) -> dict[str, Any]:
         """Options for asyncssh, for a server at that IP address."""
         if self._keys.mode == "off":
-            return {"known_hosts": None, "server_host_key_algs": list(_ALGORITHMS)}
+            return {"known_hosts": None, "server_host_key_algs": list(self._keys.algorithms)}
         if self._known is not None:
             port = None if self._port == _DEFAULT_PORT else self._port
             hosts, authorities, revoked, *_ = self._known.match(self._host, address, port)
@@ -189,8 +198,9 @@ class HostKeyCheck:
         The others follow: a server that has none of them any more is to be told from a broken one.
         """
         known = [name.decode("ascii") for key in self._trusted for name in key.sig_algorithms]
-        first = [name for name in _ALGORITHMS if name in known]
-        return first + [name for name in _ALGORITHMS if name not in first]
+        wanted = self._keys.algorithms
+        first = [name for name in wanted if name in known]
+        return first + [name for name in wanted if name not in first]
 
     def accept(self, key: Any) -> bool:
         """Whether a key that is none of the trusted ones is accepted all the same."""

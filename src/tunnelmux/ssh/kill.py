@@ -1,47 +1,83 @@
 """Ending a command for good: what is run on the server when asking nicely is not possible.
 
 SSH has a message for signals, but OpenSSH does not obey it for root and other sessions that run as
-the daemon itself, and a closed channel leaves its command running. So a second command is run on
-the same connection, which sends the signals. It knows what to end without any change to what the
-user asked for: OpenSSH starts every command of a connection as a child of one process, in a session
-(and process group) of its own, and each command of ours carries a mark in its environment. Debian,
-Red Hat and others let `LC_*` through (AcceptEnv); where the mark does not arrive, all commands of
-the connection are ended at once, when none of them is wanted any more.
+the daemon itself, Dropbear gives it to the shell only and not to what that started, and a closed
+channel leaves its command running. So a second command is run, which sends the signals and looks
+what is left. It knows what to end without any change to what the user asked for: a server starts
+every command of a connection as a child of one process, OpenSSH each in a session (and process
+group) of its own, and each command of ours carries a mark in its environment. Debian, Red Hat and
+others let `LC_*` through (AcceptEnv); where the mark does not arrive, all commands of the
+connection are ended at once, when none of them is wanted any more. Dropbear takes no variables and
+has all commands of a connection in one group, so it gets one command for each connection.
 """
 
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
-__all__ = ["MARK_VARIABLE", "kill_command", "new_mark"]
+__all__ = ["MARK_VARIABLE", "Killing", "kill_command", "new_mark", "read_killing"]
 
 MARK_VARIABLE = "LC_TUNNELMUX"
 """The environment variable that carries the mark."""
 
 # Words of a POSIX shell, without a single quote, backslash, exclamation mark or line break, so that
-# any login shell passes them on as they are. `f` lists the children of the parent of this shell
-# that are not this shell and carry the mark ($m; any, when it is empty). `k` signals their process
-# groups, `a` counts those that are left. It prints how many there were, and how many are left.
+# any login shell passes them on as they are. $1 is the mark, or empty for every command of the
+# connection; $2 tenths of a second between SIGTERM and SIGKILL; $3 is "any" when this runs on
+# another connection than the command, else empty.
+#
+# s  lists all processes that are no zombies in $t, as PID:PARENT:GROUP. j takes one apart.
+# b  says whether a process is to be ended, that is in $l; h whether it carries the mark.
+# i  finds what to end: children of this shell's parent ($p) that carry the mark. With "any" it is
+#    what carries the mark, and whose parent does not and is not init. Without a mark it is all
+#    those children; and all of this shell's group ($r) where that parent leads it (Dropbear).
+# w  adds what they have started. k signals all of them and their groups, a counts what is left.
+#
+# It prints how many commands it found, and how many processes are left.
 _SCRIPT = (
-    "m=$1 g=$2 p=$PPID;"
-    " h() { [ -z $m ] || grep -q LC_TUNNELMUX=$m /proc/$1/environ 2>/dev/null; };"
-    " f() { l=; n=0;"
-    " if [ -r /proc/self/stat ]; then"
-    " for d in /proc/[0-9]*; do { read -r s < $d/stat; } 2>/dev/null || continue;"
-    " s=${s##*) }; set -- $s; c=${d#/proc/};"
-    ' if [ $2 = $p ] && [ $1 != Z ] && [ $c != $$ ] && h $c; then l=$l" "$c; n=$((n+1)); fi;'
-    " done;"
-    " elif [ -z $m ]; then"
-    " for c in $(ps -A -o pid= -o ppid= | while read -r c q;"
-    " do if [ $q = $p ] && [ $c != $$ ]; then echo $c; fi; done); do"
-    ' if kill -0 $c 2>/dev/null; then l=$l" "$c; n=$((n+1)); fi; done; fi; };'
-    " k() { for c in $l; do kill -s $1 -- -$c 2>/dev/null || kill -s $1 $c 2>/dev/null; done; };"
-    " a() { n=0; for c in $l; do if kill -s 0 -- -$c 2>/dev/null; then n=$((n+1)); fi; done; };"
-    " z() { sleep 0.1 2>/dev/null || { sleep 1; i=$((i+9)); }; i=$((i+1)); };"
-    " f; w=$n; k TERM; i=0; while a; [ $n -gt 0 ] && [ $i -lt $g ]; do z; done;"
-    " k KILL; i=0; while a; [ $n -gt 0 ] && [ $i -lt 5 ]; do z; done;"
-    " echo $w $n"
+    "m=$1 g=$2 y=$3 p=$PPID t= l= n=0 f= r=;"
+    " s() { t=; if [ -r /proc/self/stat ]; then"
+    " for d in /proc/[0-9]*; do { read -r e < $d/stat; } 2>/dev/null || continue;"
+    ' c=${d#/proc/}; e=${e##*) }; set -- $e; [ $1 = Z ] || t="$t $c:$2:$3"; done;'
+    " else t=$(ps -A -o pid= -o ppid= -o pgid= -o stat= | while read -r c x q e;"
+    " do case $e in Z*) ;; *) echo $c:$x:$q;; esac; done); fi; };"
+    " j() { c=${1%%:*}; q=${1##*:}; x=${1#*:}; x=${x%%:*}; };"
+    " b() { for d in $l; do [ $d = $1 ] && return 0; done; return 1; };"
+    " h() { for d in $f; do [ $d = /proc/$1/environ ] && return 0; done; return 1; };"
+    " i() { [ -z $m ] || f=$(grep -ls LC_TUNNELMUX=$m /proc/[0-9]*/environ 2>/dev/null);"
+    " for e in $t; do j $e; [ $c = $$ ] && r=$q; done;"
+    " for e in $t; do j $e;"
+    " if [ $c = $$ ] || [ $c = $p ] || [ $x = $$ ]; then continue; fi;"
+    " if [ $y ]; then if h $x || [ $x = 1 ]; then continue; fi; h $c || continue;"
+    " elif [ $m ]; then [ $x = $p ] || continue; h $c || continue;"
+    " elif [ $x = $p ]; then :; elif [ $r = $p ] && [ $q = $p ]; then :; else continue; fi;"
+    ' l="$l $c"; n=$((n+1)); done; };'
+    " w() { while :; do v=$n; for e in $t; do j $e;"
+    ' if b $x && [ $c -ne $$ ]; then b $c || { l="$l $c"; n=$((n+1)); }; fi; done;'
+    " [ $n -gt $v ] || break; done; };"
+    " k() { for c in $l; do kill -s $1 -- -$c; kill -s $1 $c; done 2>/dev/null; };"
+    " a() { s; w; n=0; for e in $t; do j $e; if b $c || b $q; then n=$((n+1)); fi; done; };"
+    " z() { sleep 0.1 2>/dev/null || { sleep 1; u=$((u+9)); }; u=$((u+1)); };"
+    " s; i; o=$n; w; k TERM; u=0; while a; [ $n -gt 0 ] && [ $u -lt $g ]; do z; done;"
+    " [ $n -eq 0 ] || k KILL; u=0; while a; [ $n -gt 0 ] && [ $u -lt 10 ]; do z; done;"
+    " echo $o $n"
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Killing:
+    """What a run of it came to."""
+
+    found: int
+    """Commands that it was to end and that were there."""
+
+    left: int
+    """Processes of theirs that are there all the same."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether something was ended, and nothing of it is left."""
+        return self.found > 0 and self.left == 0
 
 
 def new_mark() -> str:
@@ -49,10 +85,20 @@ def new_mark() -> str:
     return secrets.token_hex(8)
 
 
-def kill_command(mark: str | None, grace: float) -> str:
+def kill_command(mark: str | None, grace: float, *, anywhere: bool = False) -> str:
     """What to run to end the marked command, or without a mark every command of the connection.
 
-    SIGTERM first, SIGKILL after `grace` seconds.
+    With `anywhere` it is run on another connection than the command. SIGTERM first, SIGKILL after
+    `grace` seconds.
     """
     tenths = max(1, round(grace * 10))
-    return f"exec /bin/sh -c '{_SCRIPT}' sh '{mark or ''}' {tenths}"
+    where = "any" if anywhere else ""
+    return f"exec /bin/sh -c '{_SCRIPT}' sh '{mark or ''}' {tenths} '{where}'"
+
+
+def read_killing(output: bytes) -> Killing | None:
+    """What it printed; None when that is something else, so that nothing is known."""
+    words = output.split()
+    if len(words) != 2 or not all(word.isdigit() and len(word) < 10 for word in words):
+        return None
+    return Killing(int(words[0]), int(words[1]))

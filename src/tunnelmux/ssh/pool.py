@@ -24,7 +24,14 @@ from tunnelmux.commands import (
 from tunnelmux.observability import get_logger
 from tunnelmux.ssh.bridge import Bridge, open_bridge
 from tunnelmux.ssh.channel import Channel
-from tunnelmux.ssh.connection import Connection, Login, Opening, connect, explain_failure
+from tunnelmux.ssh.connection import (
+    Connection,
+    Ending,
+    Login,
+    Opening,
+    connect,
+    explain_failure,
+)
 from tunnelmux.ssh.credentials import LoginKey, login_key
 from tunnelmux.ssh.failure import SshFailure
 from tunnelmux.ssh.run import Run
@@ -45,6 +52,17 @@ seconds."""
 LOST_CONNECTIONS = 2
 """Connections found dead before one command was asked for, after which it fails. One is what a
 restarted server leaves behind, another may have been made in the same moment."""
+
+MOST_REFUSALS = 8
+"""Times that a server may refuse a channel to one command while nothing else runs there, before one
+more connection is tried."""
+
+REFUSAL_PAUSE = 0.1
+"""Seconds to wait after the first such refusal, twice as long after the second, and so on: 3.6 s in
+all, in which a server has seen a process end."""
+
+_PASSING = frozenset({asyncssh.OPEN_CONNECT_FAILED, asyncssh.OPEN_RESOURCE_SHORTAGE})
+# Refusals of a channel that may be no more than a lack of places (RFC 4254 section 5.1).
 
 ATTEMPT_PAUSE = 1.0
 """Seconds before one more connection is tried where others to that server work: it has its reasons
@@ -185,7 +203,7 @@ class SshPool:
         would not be needed anyway. Raises SshFailure.
         """
         limits = self._limits
-        with trio.move_on_after(limits.probe_timeout if opening.was_idle else math.inf):
+        with trio.move_on_after(math.inf if opening.beside else limits.probe_timeout):
             await opening.answered.wait()
         if not opening.answered.is_set():
             _log.info("connection dead", host=str(connection.key), cause="no answer to a probe")
@@ -193,7 +211,7 @@ class SshPool:
         await opening.pending.wait()  # within the command's own time
         try:
             opening.pending.result()
-        except (asyncssh.Error, OSError) as exc:
+        except Exception as exc:  # a server must not end the pool
             opening.refused = True
             with self._bridge.entered():
                 opening.channel.close()
@@ -202,6 +220,8 @@ class SshPool:
                 if opening.asked and connection.closed.is_set():
                     raise SshFailure("lost", f"{connection.key} closed the connection") from exc
                 raise explain_failure(exc, connection.key, run.request) from exc
+            if not opening.beside and not connection.closed.is_set():
+                await trio.sleep(run.refusals * REFUSAL_PAUSE)  # within the command's own time
         else:
             with self._bridge.entered():
                 opening.channel.write_input(run.request.stdin)
@@ -214,10 +234,18 @@ class SshPool:
         if connection.closed.is_set() or not isinstance(exc, asyncssh.ChannelOpenError):
             run.lost_connections += 1
             return run.lost_connections <= LOST_CONNECTIONS
-        # The server allows fewer channels than we thought; one stays free to end commands with.
-        allowed = len(connection.running)
-        connection.capacity = max(1, allowed - 1)
-        return allowed > 0
+        if opening.beside:
+            # The server allows fewer channels than we thought; one stays free to end commands with.
+            connection.capacity = max(1, min(connection.capacity, opening.beside) - 1)
+            return True
+        if exc.code not in _PASSING:
+            return False
+        # Nothing else runs there as far as we know, but the server has not cleared the last one
+        # away yet; or something that was left behind has its place.
+        run.refusals += 1
+        if run.refusals > MOST_REFUSALS:
+            self._close_idle(connection)  # the next command, or this one, gets another
+        return run.refusals <= MOST_REFUSALS + 1
 
     async def _finish(
         self, run: Run, connection: Connection | None, opening: Opening | None
@@ -234,16 +262,19 @@ class SshPool:
         else:
             if not opening.pending.done:
                 run.finish(run.cut or failure("timeout", f"{late}: it may still be begun and end"))
-            if not await self._end(connection, opening):
+            if not await self._end(connection, opening, run.request):
                 message = f"{late}: it could not be killed and may still run"
                 run.finish(run.cut or failure("timeout", message))
                 return
             run.finish(run.cut or failure("timeout", f"{late}: the command was killed"))
         self._release(connection, opening)
 
-    async def _end(self, connection: Connection, opening: Opening) -> bool:
+    async def _end(self, connection: Connection, opening: Opening, request: CommandRequest) -> bool:
         """End a command; whether it is gone, and its place to be released."""
-        if await connection.end(opening):
+        ending = await connection.end(opening)
+        if ending == "no-channel":
+            ending = await self._end_from_elsewhere(connection, opening, request)
+        if ending == "gone":
             self.figures.killed += 1
             return True
         self.figures.not_killed += 1
@@ -252,6 +283,24 @@ class SshPool:
         )
         self._nursery.start_soon(self._end_later, connection, opening)
         return False
+
+    async def _end_from_elsewhere(
+        self, connection: Connection, opening: Opening, request: CommandRequest
+    ) -> Ending:
+        """End a command where its own connection has no channel for that (MaxSessions 1)."""
+        other: Connection | None = None
+        try:
+            with trio.move_on_after(self._limits.probe_timeout):
+                other = await connect(self._bridge, connection.key, request, self._login)
+        except SshFailure as problem:
+            _log.info("ssh connection failed", host=str(connection.key), reason=problem.reason)
+        if other is None:
+            return await connection.conclude(opening, None)
+        try:
+            killing = await other.run_killer(opening.mark, anywhere=True)
+        finally:
+            await other.close()
+        return await connection.conclude(opening, killing)
 
     async def _end_later(self, connection: Connection, opening: Opening) -> None:
         self._ending += 1

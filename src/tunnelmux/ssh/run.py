@@ -51,6 +51,8 @@ class Run:
         """What feeds it, from before its first byte."""
         self.lost_connections = 0
         """How many connections were found dead before it could be asked for."""
+        self.refusals = 0
+        """How often it got no channel on a connection where nothing else ran."""
         self.cut: Exited | None = None
         """The end to report when it was not the command's time that was over."""
         self.came_by: CameBy | None = None
