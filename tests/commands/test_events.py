@@ -199,7 +199,7 @@ async def collected(*events: Event, limit: int | None = None) -> CommandResult:
     return await collect(stream(), limit=limit)
 
 
-async def test_the_result_is_the_seeds_object() -> None:
+async def test_the_result_is_the_object_that_back_ends_know() -> None:
     result = await collected(
         Started("c", 0.0),
         Output("stdout", b"a"),

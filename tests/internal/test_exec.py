@@ -82,7 +82,7 @@ async def test_one_device_streams_its_events() -> None:
     }
 
 
-async def test_one_document_has_the_seeds_result() -> None:
+async def test_one_document_has_the_result_that_back_ends_know() -> None:
     async with running_bench() as bench, exec_agents(bench, "dev1", "dev2"):
         content = {**COMMAND, "devices": ["dev2", "dev1"], "commandId": "c", "command": "exit 3"}
         reply = await bench.ask("POST", "/internal/exec", content, headers=JSON)

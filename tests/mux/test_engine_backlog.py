@@ -15,7 +15,7 @@ from tunnelmux.errors import SessionClosed
 case = CaseTable()
 
 
-@case("U39-300-opens-and-nobody-accepts")
+@case("300-opens-and-nobody-accepts")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(*(wire.update(1 + 2 * i, flags=SYN) for i in range(300)), wire.ping(99))
@@ -27,7 +27,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.accept_stream() is None
 
 
-@case("U39-room-again-after-an-accept")
+@case("room-again-after-an-accept")
 def _(make: MakeLone) -> None:
     lone = make(accept_backlog=1)
     lone.feed(wire.update(1, flags=SYN), wire.update(3, flags=SYN))
@@ -37,7 +37,7 @@ def _(make: MakeLone) -> None:
     assert lone.accept().id == 5
 
 
-@case("U40-data-on-a-stream-nobody-accepted-blocks-no-other")
+@case("data-on-a-stream-nobody-accepted-blocks-no-other")
 def _(make: MakeLone) -> None:
     lone = make()
     busy = lone.accepted(1)
@@ -47,7 +47,7 @@ def _(make: MakeLone) -> None:
     assert len(read_all(lone.accept())) == 262_144
 
 
-@case("U41-live-stream-limit")
+@case("live-stream-limit")
 def _(make: MakeLone) -> None:
     lone = make(max_streams=2)
     lone.accepted(1)
@@ -59,7 +59,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.accept_stream() is None
 
 
-@case("U41-both-directions-count")
+@case("both-directions-count")
 def _(make: MakeLone) -> None:
     lone = make(max_streams=2)
     lone.accepted(1)
@@ -68,7 +68,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(3)]
 
 
-@case("U41-room-again-after-an-end")
+@case("room-again-after-an-end")
 def _(make: MakeLone) -> None:
     lone = make(max_streams=1)
     lone.accepted(1)
@@ -77,7 +77,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(3, flags=ACK)]
 
 
-@case("U42-the-body-of-a-refused-open-is-skipped")
+@case("the-body-of-a-refused-open-is-skipped")
 def _(make: MakeLone) -> None:
     lone = make(accept_backlog=1)
     looks_like_a_frame = wire.go_away(1).pack() * 50
@@ -91,7 +91,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(3), wire.update(1, flags=ACK)]
 
 
-@case("U43-refusals-nobody-reads")
+@case("refusals-nobody-reads")
 def _(make: MakeLone) -> None:
     lone = make(accept_backlog=1, pending_resets=10)
     lone.feed(*(wire.update(1 + 2 * i, flags=SYN) for i in range(11)))
@@ -100,7 +100,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U43-refusals-that-are-read")
+@case("refusals-that-are-read")
 def _(make: MakeLone) -> None:
     lone = make(accept_backlog=1, pending_resets=10)
     lone.feed(wire.update(1, flags=SYN))
@@ -109,7 +109,7 @@ def _(make: MakeLone) -> None:
         assert lone.sent() == [wire.reset(first + 2 * i) for i in range(10)]
 
 
-@case("U44-open-after-our-go-away")
+@case("open-after-our-go-away")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted(1)
@@ -123,7 +123,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.is_closed
 
 
-@case("U44-the-session-closes-with-its-last-stream")
+@case("the-session-closes-with-its-last-stream")
 def _(make: MakeLone) -> None:
     lone = make()
     one, three = lone.accepted(1), lone.accepted(3)
@@ -141,7 +141,7 @@ def _(make: MakeLone) -> None:
     assert type(lone.engine.error) is SessionClosed
 
 
-@case("U45-a-stream-reset-before-the-accept-is-never-seen")
+@case("a-stream-reset-before-the-accept-is-never-seen")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN), wire.update(3, flags=SYN), wire.reset(1))
@@ -151,7 +151,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(3, flags=ACK)]
 
 
-@case("U45-not-even-with-data-and-a-fin")
+@case("not-even-with-data-and-a-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.data(1, b"hi", SYN | FIN), wire.update(1, flags=RST))
@@ -161,7 +161,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U45-nor-one-that-the-engine-reset")
+@case("nor-one-that-the-engine-reset")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.data(1, b"hi", SYN | FIN), wire.data(1, b"after the end"))
@@ -170,7 +170,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(1)]
 
 
-@case("U27-strays-up-to-the-limit")
+@case("strays-up-to-the-limit")
 def _(make: MakeLone) -> None:
     lone = make(max_stray_frames=10)
     stream = lone.accepted(1)

@@ -25,7 +25,7 @@ KIB = 1024
 WINDOW = 256 * KIB
 
 
-@case("U64-we-finish-and-the-peer-goes-on")
+@case("we-finish-and-the-peer-goes-on")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -37,7 +37,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == 0
 
 
-@case("U64-the-window-goes-on-rising-after-our-fin")
+@case("the-window-goes-on-rising-after-our-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -48,7 +48,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, WINDOW)]
 
 
-@case("U65-data-before-the-fin-is-never-lost")
+@case("data-before-the-fin-is-never-lost")
 def _(make: MakeLone) -> None:
     rng = random.Random(65)
     for _ in range(20):
@@ -63,7 +63,7 @@ def _(make: MakeLone) -> None:
         assert stream.receive(1) == b""
 
 
-@case("U66-both-finish-at-once")
+@case("both-finish-at-once")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -76,7 +76,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U67-a-second-fin-while-half-open")
+@case("a-second-fin-while-half-open")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -86,7 +86,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"fine")]
 
 
-@case("U67-a-second-fin-when-closed")
+@case("a-second-fin-when-closed")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -97,7 +97,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.is_closed
 
 
-@case("U68-data-after-the-fin-resets-that-stream-only")
+@case("data-after-the-fin-resets-that-stream-only")
 def _(make: MakeLone) -> None:
     lone = make()
     stream, other = lone.accepted(1), lone.accepted(3)
@@ -112,7 +112,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.is_closed
 
 
-@case("U69-data-after-their-reset-is-discarded")
+@case("data-after-their-reset-is-discarded")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -124,7 +124,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.unread_bytes == lone.engine.stream_count == 0
 
 
-@case("U69-what-came-before-their-reset-counts-until-it-is-read-or-given-up")
+@case("what-came-before-their-reset-counts-until-it-is-read-or-given-up")
 def _(make: MakeLone) -> None:
     lone = make()
     for number, give_up in enumerate(("receive", "close", "stop", "reset")):
@@ -146,7 +146,7 @@ def _(make: MakeLone) -> None:
             stream.receive(100)
 
 
-@case("U69-data-after-our-reset-is-discarded")
+@case("data-after-our-reset-is-discarded")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -160,7 +160,7 @@ def _(make: MakeLone) -> None:
         stream.receive(1)
 
 
-@case("U69-a-reset-crosses-a-reset")
+@case("a-reset-crosses-a-reset")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted().reset()
@@ -171,7 +171,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == 0
 
 
-@case("U70-our-reset-drops-what-is-queued")
+@case("our-reset-drops-what-is-queued")
 def _(make: MakeLone) -> None:
     lone = make()
     stream, other = lone.accepted(1), lone.accepted(3)
@@ -184,7 +184,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(1), wire.data(3, b"other")]
 
 
-@case("U70-their-reset-drops-what-is-queued")
+@case("their-reset-drops-what-is-queued")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -195,7 +195,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U71-the-code-of-a-reset")
+@case("the-code-of-a-reset")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -208,7 +208,7 @@ def _(make: MakeLone) -> None:
         assert caught.value.code == 5
 
 
-@case("U72-a-reset-on-a-data-frame")
+@case("a-reset-on-a-data-frame")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -220,14 +220,14 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == lone.engine.unread_bytes == 0
 
 
-@case("U73-reset-and-fin-for-unknown-streams")
+@case("reset-and-fin-for-unknown-streams")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.reset(9), wire.update(9, flags=FIN), wire.data(9, b"x", FIN), wire.ping(3))
     assert lone.sent() == [wire.pong(3)]
 
 
-@case("U74-the-fin-follows-the-last-data-in-the-same-flush")
+@case("the-fin-follows-the-last-data-in-the-same-flush")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -238,7 +238,7 @@ def _(make: MakeLone) -> None:
     assert frames[-1] == wire.update(1, flags=FIN)
 
 
-@case("U74-the-fin-waits-for-data-that-waits-for-credit")
+@case("the-fin-waits-for-data-that-waits-for-credit")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -253,7 +253,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"d"), wire.update(1, flags=FIN)]
 
 
-@case("U75-everything-twice")
+@case("everything-twice")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -270,7 +270,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(1)]
 
 
-@case("U75-everything-after-the-end")
+@case("everything-after-the-end")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -286,7 +286,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.next_deadline() == 10.0  # nothing but the keepalive
 
 
-@case("U76-sending-after-finish")
+@case("sending-after-finish")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -297,7 +297,7 @@ def _(make: MakeLone) -> None:
     assert read_all(stream) == b"in"
 
 
-@case("U76-receiving-after-stop-receiving")
+@case("receiving-after-stop-receiving")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -311,7 +311,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"out")]
 
 
-@case("U77-close-with-unread-data-then-more-of-it")
+@case("close-with-unread-data-then-more-of-it")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -323,7 +323,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == lone.engine.unread_bytes == 0
 
 
-@case("U77-a-writer-stopped-at-zero-learns-that-nobody-reads")
+@case("a-writer-stopped-at-zero-learns-that-nobody-reads")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -334,7 +334,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(1)]
 
 
-@case("U77-a-writer-stopped-at-zero-in-the-middle-of-a-body")
+@case("a-writer-stopped-at-zero-in-the-middle-of-a-body")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -347,7 +347,7 @@ def _(make: MakeLone) -> None:
         assert granted == WINDOW
 
 
-@case("U77-close-after-their-fin-is-a-plain-fin")
+@case("close-after-their-fin-is-a-plain-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -357,7 +357,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == lone.engine.unread_bytes == 0
 
 
-@case("U78-linger")
+@case("linger")
 def _(make: MakeLone) -> None:
     lone = make(linger=5.0, keepalive_interval=1000.0)
     stream = lone.accepted()
@@ -373,7 +373,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.next_deadline() == 1000.0
 
 
-@case("U78-no-linger-once-their-fin-came")
+@case("no-linger-once-their-fin-came")
 def _(make: MakeLone) -> None:
     lone = make(linger=5.0, keepalive_interval=1000.0)
     stream = lone.accepted()
@@ -385,7 +385,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U78-linger-ends-a-close-that-waits-for-credit")
+@case("linger-ends-a-close-that-waits-for-credit")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, linger=5.0, keepalive_interval=1000.0)
     stream = lone.open()
@@ -399,7 +399,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.queued_bytes == lone.engine.stream_count == 0
 
 
-@case("U79-a-reset-before-the-syn-left-sends-nothing")
+@case("a-reset-before-the-syn-left-sends-nothing")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.engine.open_stream(lone.now)
@@ -411,14 +411,14 @@ def _(make: MakeLone) -> None:
     assert lone.opening().id == 3
 
 
-@case("U79-open-and-close-in-one-turn-still-opens")
+@case("open-and-close-in-one-turn-still-opens")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.engine.open_stream(lone.now).close(lone.now)
     assert lone.sent() == [wire.update(1, flags=SYN | FIN)]
 
 
-@case("U79-a-reset-of-what-was-offered-carries-no-ack")
+@case("a-reset-of-what-was-offered-carries-no-ack")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN))
@@ -426,7 +426,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.reset(1, 2)]
 
 
-@case("U97-a-finished-receive-half-survives-a-reset")
+@case("a-finished-receive-half-survives-a-reset")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -485,7 +485,7 @@ EVENTS = {
 }
 
 
-@pytest.mark.parametrize("event", EVENTS, ids=lambda event: f"U81-{event}")
+@pytest.mark.parametrize("event", EVENTS, ids=str)
 def test_who_is_woken(event: str, make_lone: MakeLone) -> None:
     happen, wakes_reader, wakes_writer = EVENTS[event]
     lone = make_lone(judged=event != "protocol-error", stream_send_buffer=WINDOW)
@@ -516,11 +516,9 @@ def test_closing(script: Callable[[MakeLone], None], make_lone: MakeLone) -> Non
     script(make_lone)
 
 
-@pytest.mark.parametrize(
-    "how", ["finish", "close", "reset", "reset-by-peer", "refused"], ids=lambda how: f"U80-{how}"
-)
+@pytest.mark.parametrize("how", ["finish", "close", "reset", "reset-by-peer", "refused"])
 def test_many_short_streams_leave_nothing(how: str, engine_type: type[Engine]) -> None:
-    """U80, in small; the memory is watched in the test below."""
+    """In small; the memory is watched in the test below."""
     client, server = engine_type(is_client=True), engine_type(is_client=False)
     for _ in range(300):
         _one_short_stream(client, server, how)
@@ -534,7 +532,7 @@ def test_many_short_streams_leave_nothing(how: str, engine_type: type[Engine]) -
 
 @pytest.mark.slow  # like everything that watches resident memory: see the Makefile's `sanitize`
 def test_many_short_streams_take_no_memory() -> None:
-    """U80: the compiled engine, 20,000 streams: the resident set does not grow."""
+    """The compiled engine, 20,000 streams: the resident set does not grow."""
     from tunnelmux.yamux.engine import Engine
 
     client, server = Engine(is_client=True), Engine(is_client=False)

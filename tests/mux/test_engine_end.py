@@ -26,7 +26,7 @@ from tunnelmux.errors import (
 case = CaseTable()
 
 
-@case("U90-go-away-0-lets-live-streams-go-on")
+@case("go-away-0-lets-live-streams-go-on")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -45,7 +45,7 @@ def _(make: MakeLone) -> None:
     assert type(lone.engine.error) is SessionClosed
 
 
-@case("U90-go-away-0-refuses-what-was-never-answered")
+@case("go-away-0-refuses-what-was-never-answered")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     answered, asked = lone.open(), lone.opening()
@@ -63,7 +63,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.queued_bytes == 0
 
 
-@case("U90-no-open-after-our-go-away")
+@case("no-open-after-our-go-away")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.open()
@@ -72,7 +72,7 @@ def _(make: MakeLone) -> None:
         lone.engine.open_stream(lone.now)
 
 
-@case("U90-our-go-away-comes-after-the-acks-of-what-was-let-in")
+@case("our-go-away-comes-after-the-acks-of-what-was-let-in")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(*(wire.update(i, flags=SYN) for i in (1, 3, 5)))
@@ -87,7 +87,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U90-our-go-away-with-no-stream-closes-at-once")
+@case("our-go-away-with-no-stream-closes-at-once")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.engine.go_away()
@@ -95,7 +95,7 @@ def _(make: MakeLone) -> None:
     assert type(lone.engine.error) is SessionClosed
 
 
-@case("U90-a-reset-of-the-last-stream-leaves-before-the-end")
+@case("a-reset-of-the-last-stream-leaves-before-the-end")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -107,7 +107,6 @@ def _(make: MakeLone) -> None:
 
 @pytest.mark.parametrize("code", [1, 2, 77, 0x1005])
 def test_go_away_with_an_error(code: int, make_lone: MakeLone) -> None:
-    """U91."""
     lone = make_lone()
     stream = lone.accepted()
     send_all(stream, b"queued")
@@ -124,7 +123,7 @@ def test_go_away_with_an_error(code: int, make_lone: MakeLone) -> None:
     assert all(frame.type == wire.GO_AWAY for frame in lone.sent())
 
 
-@case("U92-go-away-on-a-stream-id")
+@case("go-away-on-a-stream-id")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted()
@@ -136,7 +135,7 @@ def _(make: MakeLone) -> None:
     assert isinstance(lone.engine.error, SessionGoneAway)
 
 
-@case("U93-a-second-go-away")
+@case("a-second-go-away")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -145,7 +144,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.is_closed
 
 
-@case("U94-a-protocol-error-after-an-unsent-go-away-says-so")
+@case("a-protocol-error-after-an-unsent-go-away-says-so")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted()
@@ -154,7 +153,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U94-one-go-away-per-session")
+@case("one-go-away-per-session")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted()
@@ -166,7 +165,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U94-the-error-names-what-was-wrong")
+@case("the-error-names-what-was-wrong")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     error = lone.feed_fatal(b"SSH-2.0-OpenSSH_9.2\r\n")
@@ -174,7 +173,7 @@ def _(make: MakeLone) -> None:
     assert len(str(error)) > 20
 
 
-@case("U96-what-came-before-a-loss-is-read-before-the-error")
+@case("what-came-before-a-loss-is-read-before-the-error")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -190,7 +189,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.unread_bytes == 0
 
 
-@case("U96-what-came-before-a-protocol-error-is-read-before-it")
+@case("what-came-before-a-protocol-error-is-read-before-it")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -200,7 +199,7 @@ def _(make: MakeLone) -> None:
         stream.receive(100)
 
 
-@case("U97-a-finished-receive-half-is-read-to-its-end-after-the-session")
+@case("a-finished-receive-half-is-read-to-its-end-after-the-session")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -212,7 +211,7 @@ def _(make: MakeLone) -> None:
         stream.send(b"x")
 
 
-@case("U97-a-stream-that-was-over-is-no-loss")
+@case("a-stream-that-was-over-is-no-loss")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -225,7 +224,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive(1) == b""
 
 
-@case("U97-nor-is-one-that-both-sides-ended-and-nobody-has-read-yet")
+@case("nor-is-one-that-both-sides-ended-and-nobody-has-read-yet")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -238,7 +237,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive(1) == b""
 
 
-@case("U97-nor-one-that-was-refused-and-whose-reset-has-not-left-yet")
+@case("nor-one-that-was-refused-and-whose-reset-has-not-left-yet")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     refused = lone.opening()
@@ -249,7 +248,7 @@ def _(make: MakeLone) -> None:
     assert not isinstance(lone.engine.error, SessionLost)
 
 
-@case("U98-close-drops-what-is-queued-and-says-go-away")
+@case("close-drops-what-is-queued-and-says-go-away")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -263,7 +262,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.next_deadline() is None
 
 
-@case("U98-nothing-is-left-to-accept-after-the-end")
+@case("nothing-is-left-to-accept-after-the-end")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.data(1, b"unseen", SYN))
@@ -273,7 +272,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.unread_bytes == 0
 
 
-@case("U98-only-the-first-end-counts")
+@case("only-the-first-end-counts")
 def _(make: MakeLone) -> None:
     lone = make()
     first = SessionClosed("first")
@@ -285,7 +284,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(0)]
 
 
-@case("U98-streams-may-be-closed-after-the-end")
+@case("streams-may-be-closed-after-the-end")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()

@@ -22,7 +22,7 @@ WINDOW = 256 * KIB
 FRAME = 16 * KIB
 
 
-@case("U46-a-whole-window-in-one-frame")
+@case("a-whole-window-in-one-frame")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -33,7 +33,7 @@ def _(make: MakeLone) -> None:
     assert read_all(stream) == body
 
 
-@case("U47-one-byte-over-the-window")
+@case("one-byte-over-the-window")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -42,7 +42,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U48-one-byte-over-the-window-with-the-syn")
+@case("one-byte-over-the-window-with-the-syn")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed_fatal(wire.data(1, bytes(WINDOW + 1), SYN))
@@ -50,7 +50,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U49-a-window-in-frames-then-one-byte")
+@case("a-window-in-frames-then-one-byte")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -61,7 +61,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U50-no-update-while-unread")
+@case("no-update-while-unread")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted()
@@ -69,7 +69,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U51-update-at-half-the-window")
+@case("update-at-half-the-window")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -81,7 +81,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive_credit == FRAME + WINDOW // 2
 
 
-@case("U51-update-when-less-than-a-frame-of-credit-is-left")
+@case("update-when-less-than-a-frame-of-credit-is-left")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -92,7 +92,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, FRAME)]
 
 
-@case("U52-updates-are-what-was-consumed")
+@case("updates-are-what-was-consumed")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -106,7 +106,7 @@ def _(make: MakeLone) -> None:
     assert granted >= consumed - WINDOW // 2
 
 
-@case("U53-a-writer-stops-at-zero-and-goes-on-with-credit")
+@case("a-writer-stops-at-zero-and-goes-on-with-credit")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -123,7 +123,7 @@ def _(make: MakeLone) -> None:
     assert stream.send_credit == 95
 
 
-@case("U53-zero-credit-never-times-out")
+@case("zero-credit-never-times-out")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -139,7 +139,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent_for(1) == [wire.data(1, b"!")]
 
 
-@case("U54-credit-past-the-largest-number")
+@case("credit-past-the-largest-number")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.open()
@@ -148,7 +148,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U55-an-update-of-nothing")
+@case("an-update-of-nothing")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -157,7 +157,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U56-an-update-for-an-unknown-stream")
+@case("an-update-for-an-unknown-stream")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.feed(wire.update(1, 2**32 - 1), wire.update(77, 5), wire.update(2, 5))
@@ -165,7 +165,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.is_closed
 
 
-@case("U56-an-update-after-our-fin")
+@case("an-update-after-our-fin")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -175,7 +175,7 @@ def _(make: MakeLone) -> None:
     assert read_all(stream) == b"fine"
 
 
-@case("U57-no-update-after-the-peers-fin")
+@case("no-update-after-the-peers-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -184,7 +184,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U57-an-update-that-was-due-is-forgotten-at-the-fin")
+@case("an-update-that-was-due-is-forgotten-at-the-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -194,7 +194,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U58-ten-reads-one-update")
+@case("ten-reads-one-update")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -205,7 +205,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U59-the-window-rises-with-the-update-not-before")
+@case("the-window-rises-with-the-update-not-before")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -216,7 +216,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive_credit == WINDOW
 
 
-@case("U59-data-before-the-update-left-is-over-the-window")
+@case("data-before-the-update-left-is-over-the-window")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -225,7 +225,7 @@ def _(make: MakeLone) -> None:
     lone.feed_fatal(wire.data(1, b"x"))
 
 
-@case("U62-a-slow-reader-holds-one-window")
+@case("a-slow-reader-holds-one-window")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -237,7 +237,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.unread_bytes == stream.unread_bytes
 
 
-@case("U63-bodies-on-syn-ack-and-fin-frames-count")
+@case("bodies-on-syn-ack-and-fin-frames-count")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     ours = lone.opening()
@@ -250,7 +250,7 @@ def _(make: MakeLone) -> None:
 # -- sending -------------------------------------------------------------------------------------
 
 
-@case("U53-a-full-stream-buffer-takes-no-more")
+@case("a-full-stream-buffer-takes-no-more")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, stream_send_buffer=1000)
     stream = lone.open()
@@ -265,7 +265,7 @@ def _(make: MakeLone) -> None:
     assert stream.send(b"x") == 1
 
 
-@case("U53-a-full-session-buffer-takes-no-more")
+@case("a-full-session-buffer-takes-no-more")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, session_send_buffer=1000, max_frame_payload=100)
     one, two = lone.open(), lone.open()
@@ -278,7 +278,7 @@ def _(make: MakeLone) -> None:
     assert two in lone.engine.take_changed()
 
 
-@case("U53-one-frame-fits-whatever-the-others-hold")
+@case("one-frame-fits-whatever-the-others-hold")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, session_send_buffer=1000, max_frame_payload=100)
     slow, quick = lone.open(), lone.open()
@@ -288,7 +288,7 @@ def _(make: MakeLone) -> None:
     assert not quick.writable
 
 
-@case("U53-a-reset-makes-room-for-those-who-wait")
+@case("a-reset-makes-room-for-those-who-wait")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, session_send_buffer=1000, max_frame_payload=100)
     one, two = lone.open(), lone.open()
@@ -302,7 +302,7 @@ def _(make: MakeLone) -> None:
     assert two in lone.engine.take_changed()
 
 
-@case("U53-a-reset-by-the-peer-makes-room-for-those-who-wait")
+@case("a-reset-by-the-peer-makes-room-for-those-who-wait")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, session_send_buffer=1000, max_frame_payload=100)
     one, two = lone.open(), lone.open()
@@ -315,7 +315,7 @@ def _(make: MakeLone) -> None:
     assert two in lone.engine.take_changed()
 
 
-@case("E6-frames-of-at-most-the-limit")
+@case("frames-of-at-most-the-limit")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, max_frame_payload=1000)
     stream = lone.open()
@@ -326,7 +326,7 @@ def _(make: MakeLone) -> None:
     assert b"".join(frame.body for frame in frames) == body
 
 
-@case("U88-a-stream-that-was-idle-goes-first")
+@case("a-stream-that-was-idle-goes-first")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     bulk, more_bulk, small = lone.open(), lone.open(), lone.open()
@@ -338,7 +338,7 @@ def _(make: MakeLone) -> None:
     assert frames[0] == wire.data(small.id, b"short question")
 
 
-@case("U88-bulk-streams-take-turns")
+@case("bulk-streams-take-turns")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     streams = [lone.open() for _ in range(4)]
@@ -352,7 +352,7 @@ def _(make: MakeLone) -> None:
     assert all(sent.values())
 
 
-@case("U88-a-pong-overtakes-what-is-queued")
+@case("a-pong-overtakes-what-is-queued")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     for _ in range(4):
@@ -361,7 +361,7 @@ def _(make: MakeLone) -> None:
     assert wire.unpack(lone.engine.data_to_send(lone.now))[0] == wire.pong(8)
 
 
-@case("U88-an-update-overtakes-what-is-queued")
+@case("an-update-overtakes-what-is-queued")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     reader, writer = lone.open(), lone.open()
@@ -373,7 +373,7 @@ def _(make: MakeLone) -> None:
     assert first == wire.update(reader.id, WINDOW)
 
 
-@case("U81-the-writer-is-told-of-credit")
+@case("the-writer-is-told-of-credit")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, stream_send_buffer=WINDOW)
     stream = lone.open()
@@ -388,7 +388,7 @@ def _(make: MakeLone) -> None:
     assert stream in lone.engine.take_changed()
 
 
-@case("U81-the-changed-list-is-the-callers-own")
+@case("the-changed-list-is-the-callers-own")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()

@@ -34,7 +34,7 @@ THREE_FRAMES = pack(
 )
 
 
-@case("U2-three-frames")
+@case("three-frames")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(THREE_FRAMES)
@@ -43,7 +43,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.pong(7), wire.update(1, flags=ACK)]
 
 
-@case("U4-a-thousand-frames-in-one-feed")
+@case("a-thousand-frames-in-one-feed")
 def _(make: MakeLone) -> None:
     lone = make()
     body = bytes(range(200))
@@ -54,7 +54,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive(1) == b""
 
 
-@case("U6-version-1")
+@case("version-1")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     lone.feed_fatal(b"\x01" + wire.ping(1).pack()[1:])
@@ -62,21 +62,21 @@ def _(make: MakeLone) -> None:
     assert lone.engine.is_closed
 
 
-@case("U6-an-HTTP-request-is-no-yamux")
+@case("an-HTTP-request-is-no-yamux")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     lone.feed_fatal(b"GET / HTTP/1.1\r\nHost: example.org\r\n\r\n")
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U7-type-4")
+@case("type-4")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed_fatal(Frame(4, 0, 0, 0))
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U7-type-255")
+@case("type-255")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -86,7 +86,7 @@ def _(make: MakeLone) -> None:
         stream.send(b"x")
 
 
-@case("U8-undefined-flags-are-ignored")
+@case("undefined-flags-are-ignored")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | 0x8000), wire.data(1, b"hi", FIN | 0x0FF0))
@@ -97,7 +97,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK), wire.pong(3)][::-1]
 
 
-@case("U9-a-body-of-four-gigabytes-is-refused-at-its-header")
+@case("a-body-of-four-gigabytes-is-refused-at-its-header")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     stream = lone.accepted()
@@ -106,7 +106,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U10-eof-inside-a-header")
+@case("eof-inside-a-header")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     lone.feed(wire.ping(1))
@@ -115,7 +115,7 @@ def _(make: MakeLone) -> None:
     assert isinstance(lone.engine.error, SessionLost)
 
 
-@case("U10-eof-between-frames-with-nothing-live-is-clean")
+@case("eof-between-frames-with-nothing-live-is-clean")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(1))
@@ -124,7 +124,7 @@ def _(make: MakeLone) -> None:
     assert not isinstance(lone.engine.error, SessionLost)
 
 
-@case("U11-eof-inside-a-body")
+@case("eof-inside-a-body")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     stream = lone.accepted()
@@ -135,7 +135,7 @@ def _(make: MakeLone) -> None:
         stream.receive(100)
 
 
-@case("U11-a-slow-body-is-delivered-in-parts")
+@case("a-slow-body-is-delivered-in-parts")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     stream = lone.accepted()
@@ -152,7 +152,7 @@ def _(make: MakeLone) -> None:
     assert stream.receive(100) == b""
 
 
-@case("U12-empty-data-does-nothing")
+@case("empty-data-does-nothing")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -162,7 +162,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U13-golden-open")
+@case("golden-open")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.engine.open_stream(0.0)
@@ -172,7 +172,7 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 01 0001 00000002 00000000")
 
 
-@case("U13-golden-accept")
+@case("golden-accept")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN))
@@ -181,7 +181,7 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 01 0002 00000001 00000000")
 
 
-@case("U13-golden-first-data-of-an-accepted-stream")
+@case("golden-first-data-of-an-accepted-stream")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(0x01020305, flags=SYN))
@@ -190,14 +190,14 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 00 0002 01020305 00000002 6869")
 
 
-@case("U13-golden-first-data-of-an-opened-stream")
+@case("golden-first-data-of-an-opened-stream")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     send_all(lone.engine.open_stream(0.0), b"hi")
     golden(lone, "00 00 0001 00000001 00000002 6869")
 
 
-@case("U13-golden-open-send-finish")
+@case("golden-open-send-finish")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.engine.open_stream(0.0)
@@ -206,7 +206,7 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 00 0001 00000001 00000002 6869 00 01 0004 00000001 00000000")
 
 
-@case("U13-golden-data")
+@case("golden-data")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -214,7 +214,7 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 00 0000 00000001 00000002 00ff")
 
 
-@case("U13-golden-last-data")
+@case("golden-last-data")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -223,21 +223,21 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 00 0000 00000001 00000003 656e64 00 01 0004 00000001 00000000")
 
 
-@case("U13-golden-finish-alone")
+@case("golden-finish-alone")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.open().finish()
     golden(lone, "00 01 0004 00000001 00000000")
 
 
-@case("U13-golden-reset")
+@case("golden-reset")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.open().reset(5)
     golden(lone, "00 01 0008 00000001 00000005")
 
 
-@case("U13-golden-window-update")
+@case("golden-window-update")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -247,14 +247,14 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 01 0000 00000001 00040000")
 
 
-@case("U13-golden-pong")
+@case("golden-pong")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed_raw(wire.ping(0xDEADBEEF).pack())
     golden(lone, "00 02 0002 00000000 deadbeef")
 
 
-@case("U13-golden-ping")
+@case("golden-ping")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.engine.ping(0.0)
@@ -263,7 +263,7 @@ def _(make: MakeLone) -> None:
     assert len(sent) == 12
 
 
-@case("U13-golden-go-away")
+@case("golden-go-away")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.accepted()
@@ -271,7 +271,7 @@ def _(make: MakeLone) -> None:
     golden(lone, "00 03 0000 00000000 00000000")
 
 
-@case("U13-golden-protocol-error")
+@case("golden-protocol-error")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed_fatal(Frame(9, 0, 0, 0))
@@ -290,7 +290,7 @@ def test_framing(script: Callable[[MakeLone], None], make_lone: MakeLone) -> Non
     script(make_lone)
 
 
-@pytest.mark.parametrize("cut", range(1, len(THREE_FRAMES)), ids=lambda cut: f"U3-cut-at-{cut}")
+@pytest.mark.parametrize("cut", range(1, len(THREE_FRAMES)), ids=lambda cut: f"cut-at-{cut}")
 def test_every_cut_gives_the_same(cut: int, engine_type: type[Engine]) -> None:
     # Growing windows would send pings of their own.
     lone = LoneEngine(engine_type(is_client=False, limits=Limits(max_stream_window=262_144)))

@@ -28,7 +28,7 @@ KIB = 1024
 MIB = 1024 * 1024
 
 
-@case("U14-offered-then-accepted")
+@case("offered-then-accepted")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN))
@@ -44,7 +44,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"more")]
 
 
-@case("U15-data-with-the-syn")
+@case("data-with-the-syn")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.data(1, b"hi", SYN))
@@ -55,7 +55,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U16-data-and-fin-with-the-syn")
+@case("data-and-fin-with-the-syn")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.data(1, b"hi", SYN | FIN))
@@ -65,7 +65,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U17-syn-and-fin")
+@case("syn-and-fin")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | FIN))
@@ -75,7 +75,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U17-fin-before-the-accept-does-not-lose-the-ack")
+@case("fin-before-the-accept-does-not-lose-the-ack")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN), wire.data(1, b"", FIN))
@@ -83,7 +83,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U18-ack-on-the-first-of-our-frames-only")
+@case("ack-on-the-first-of-our-frames-only")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | FIN))
@@ -96,7 +96,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.stream_count == 0
 
 
-@case("U18-accept-answer-finish")
+@case("accept-answer-finish")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | FIN))
@@ -106,7 +106,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"answer", ACK), wire.update(1, flags=FIN)]
 
 
-@case("U18-no-fin-with-the-ack")
+@case("no-fin-with-the-ack")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN))
@@ -114,7 +114,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK), wire.update(1, flags=FIN)]
 
 
-@case("U19-syn-and-rst-offer-nothing")
+@case("syn-and-rst-offer-nothing")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | RST), wire.data(3, b"body", SYN | RST))
@@ -123,7 +123,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U20-syn-with-a-mebibyte-of-credit")
+@case("syn-with-a-mebibyte-of-credit")
 def _(make: MakeLone) -> None:
     lone = make(stream_send_buffer=2 * MIB)
     lone.feed(wire.update(1, MIB, SYN))
@@ -134,7 +134,7 @@ def _(make: MakeLone) -> None:
     assert stream.send_credit == 0
 
 
-@case("U21-syn-with-too-much-credit")
+@case("syn-with-too-much-credit")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed_fatal(wire.update(1, 2**32 - 1, SYN))
@@ -143,42 +143,42 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U21-syn-with-the-most-credit-there-can-be")
+@case("syn-with-the-most-credit-there-can-be")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, 2**32 - 1 - 256 * KIB, SYN))
     assert lone.accept().send_credit == 2**32 - 1
 
 
-@case("U22-even-id-from-a-client")
+@case("even-id-from-a-client")
 def _(make: MakeLone) -> None:
     lone = make(is_client=False, judged=False)
     lone.feed_fatal(wire.update(2, flags=SYN))
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U22-odd-id-from-a-server")
+@case("odd-id-from-a-server")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, judged=False)
     lone.feed_fatal(wire.data(1, b"x", SYN))
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U23-id-0-from-a-client")
+@case("id-0-from-a-client")
 def _(make: MakeLone) -> None:
     lone = make(is_client=False)
     lone.feed_fatal(wire.update(0, flags=SYN))
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U23-id-0-from-a-server")
+@case("id-0-from-a-server")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.feed_fatal(wire.update(0, flags=SYN))
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U24-the-same-syn-twice")
+@case("the-same-syn-twice")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -187,14 +187,14 @@ def _(make: MakeLone) -> None:
     assert stream.error is lone.engine.error
 
 
-@case("U24-the-same-syn-twice-before-the-accept")
+@case("the-same-syn-twice-before-the-accept")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN))
     lone.feed_fatal(wire.data(1, b"x", SYN))
 
 
-@case("U25-a-finished-id-may-be-used-again")
+@case("a-finished-id-may-be-used-again")
 def _(make: MakeLone) -> None:
     lone = make()
     first = lone.accepted()
@@ -209,7 +209,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U25-a-reset-id-may-be-used-again")
+@case("a-reset-id-may-be-used-again")
 def _(make: MakeLone) -> None:
     lone = make()
     first = lone.accepted()
@@ -220,7 +220,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U26-ids-out-of-order")
+@case("ids-out-of-order")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(5, flags=SYN), wire.update(3, flags=SYN))
@@ -228,7 +228,7 @@ def _(make: MakeLone) -> None:
     assert sorted(lone.sent()) == [wire.update(3, flags=ACK), wire.update(5, flags=ACK)]
 
 
-@case("U27-syn-with-ack-is-a-syn")
+@case("syn-with-ack-is-a-syn")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.update(1, flags=SYN | ACK))
@@ -236,7 +236,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.update(1, flags=ACK)]
 
 
-@case("U28-stray-ack-on-a-stream-of-theirs")
+@case("stray-ack-on-a-stream-of-theirs")
 def _(make: MakeLone) -> None:
     lone = make()
     stream = lone.accepted()
@@ -245,7 +245,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U28-second-ack-on-a-stream-of-ours-frees-no-other-slot")
+@case("second-ack-on-a-stream-of-ours-frees-no-other-slot")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.opening(), lone.opening()
@@ -253,7 +253,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.unacked_opens == 1
 
 
-@case("U29-ack-for-an-unknown-stream")
+@case("ack-for-an-unknown-stream")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.opening()
@@ -263,7 +263,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U30-data-without-ack-establishes")
+@case("data-without-ack-establishes")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.opening()
@@ -275,7 +275,7 @@ def _(make: MakeLone) -> None:
     assert read_all(stream) == b"hello"
 
 
-@case("U31-fin-alone-establishes")
+@case("fin-alone-establishes")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.opening()
@@ -287,7 +287,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"still open this way")]
 
 
-@case("U32-refused")
+@case("refused")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.opening()
@@ -300,7 +300,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U32-reset-after-an-answer-is-no-refusal")
+@case("reset-after-an-answer-is-no-refusal")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()
@@ -310,7 +310,7 @@ def _(make: MakeLone) -> None:
     assert not isinstance(caught.value, StreamRefused)
 
 
-@case("U33-closed-before-the-ack-256-times")
+@case("closed-before-the-ack-256-times")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     for _ in range(256):
@@ -323,7 +323,7 @@ def _(make: MakeLone) -> None:
     assert lone.opening().id == 513
 
 
-@case("U33-reset-before-the-ack-gives-the-slot-back")
+@case("reset-before-the-ack-gives-the-slot-back")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, max_unacked_opens=1)
     for _ in range(5):
@@ -334,7 +334,7 @@ def _(make: MakeLone) -> None:
         assert lone.engine.can_open
 
 
-@case("U34-the-257th-waits-for-the-first-ack")
+@case("the-257th-waits-for-the-first-ack")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     for _ in range(256):
@@ -349,7 +349,7 @@ def _(make: MakeLone) -> None:
     assert not lone.engine.can_open
 
 
-@case("U34-max-streams-of-ours")
+@case("max-streams-of-ours")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, max_streams=2)
     first = lone.open()
@@ -361,7 +361,7 @@ def _(make: MakeLone) -> None:
     assert lone.opening().id == 5
 
 
-@case("U37-data-follows-the-syn-in-one-flush")
+@case("data-follows-the-syn-in-one-flush")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.engine.open_stream(lone.now)
@@ -371,7 +371,7 @@ def _(make: MakeLone) -> None:
     assert [frame.flags for frame in frames] == [SYN, 0]
 
 
-@case("U37-the-syn-goes-without-data-too")
+@case("the-syn-goes-without-data-too")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.engine.open_stream(lone.now)
@@ -381,14 +381,14 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"later")]
 
 
-@case("U37-open-and-finish-in-one-frame")
+@case("open-and-finish-in-one-frame")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.engine.open_stream(lone.now).finish()
     assert lone.sent() == [wire.update(1, flags=SYN | FIN)]
 
 
-@case("U38-late-ack-for-a-stream-nobody-accepts")
+@case("late-ack-for-a-stream-nobody-accepts")
 def _(make: MakeLone) -> None:
     lone = make(ack_delay=2.0, keepalive_interval=100.0)
     lone.feed(wire.update(1, flags=SYN))
@@ -404,7 +404,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.data(1, b"x")]
 
 
-@case("U38-no-late-ack-once-accepted")
+@case("no-late-ack-once-accepted")
 def _(make: MakeLone) -> None:
     lone = make(ack_delay=2.0, keepalive_interval=100.0)
     lone.accepted()
@@ -412,7 +412,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U36-ids-used-up")
+@case("ids-used-up")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True, first_stream_id=2**32 - 3)
     assert [lone.opening().id, lone.opening().id] == [2**32 - 3, 2**32 - 1]
@@ -421,7 +421,7 @@ def _(make: MakeLone) -> None:
     assert (lone.engine.stream_count, lone.engine.unacked_opens) == (2, 2)
 
 
-@case("U14-nothing-opens-after-the-end")
+@case("nothing-opens-after-the-end")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     lone.engine.close()
@@ -431,7 +431,7 @@ def _(make: MakeLone) -> None:
         lone.engine.ping(lone.now)
 
 
-@case("U13-no-flush-is-bigger-than-asked-for")
+@case("no-flush-is-bigger-than-asked-for")
 def _(make: MakeLone) -> None:
     lone = make(is_client=True)
     stream = lone.open()

@@ -15,7 +15,7 @@ from tunnelmux.errors import SessionClosed, SessionTimeout
 case = CaseTable()
 
 
-@case("U82-echo")
+@case("echo")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(0xDEADBEEF))
@@ -23,28 +23,28 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == []
 
 
-@case("U83-ping-on-a-stream-id-is-answered-on-the-session")
+@case("ping-on-a-stream-id-is-answered-on-the-session")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(6, stream_id=5))
     assert lone.sent() == [wire.pong(6)]
 
 
-@case("U83-ping-without-flags-is-ignored")
+@case("ping-without-flags-is-ignored")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(6, flags=0))
     assert lone.sent() == []
 
 
-@case("U83-ping-with-both-flags-is-answered-once")
+@case("ping-with-both-flags-is-answered-once")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(6, flags=SYN | ACK))
     assert lone.sent() == [wire.pong(6)]
 
 
-@case("U84-an-answer-nobody-asked-for")
+@case("an-answer-nobody-asked-for")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.pong(1), wire.pong(0))
@@ -53,7 +53,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.rtt is None
 
 
-@case("U84-an-answer-with-another-value")
+@case("an-answer-with-another-value")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.engine.ping(lone.now)
@@ -62,7 +62,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.pings_answered == 0
 
 
-@case("U84-an-answer-before-the-question-left")
+@case("an-answer-before-the-question-left")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.engine.ping(lone.now)
@@ -72,7 +72,7 @@ def _(make: MakeLone) -> None:
     assert request.type == PING
 
 
-@case("U85-a-flood-of-pings-is-bounded")
+@case("a-flood-of-pings-is-bounded")
 def _(make: MakeLone) -> None:
     lone = make(judged=False)
     stream = lone.accepted()
@@ -82,7 +82,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.pong(i) for i in range(20_000 - 32, 20_000)]
 
 
-@case("U85-too-many-pings-in-a-second-end-the-session")
+@case("too-many-pings-in-a-second-end-the-session")
 def _(make: MakeLone) -> None:
     lone = make(max_pings_per_second=10, judged=False)
     for second in range(3):
@@ -93,7 +93,7 @@ def _(make: MakeLone) -> None:
     assert lone.sent() == [wire.go_away(1)]
 
 
-@case("U86-callers-share-a-ping")
+@case("callers-share-a-ping")
 def _(make: MakeLone) -> None:
     lone = make()
     engine = lone.engine
@@ -113,7 +113,7 @@ def _(make: MakeLone) -> None:
     assert second.length != request.length
 
 
-@case("U87-silence-is-asked-about-then-ends-the-session")
+@case("silence-is-asked-about-then-ends-the-session")
 def _(make: MakeLone) -> None:
     lone = make(keepalive_interval=10.0, keepalive_timeout=8.0)
     stream = lone.accepted()
@@ -132,7 +132,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.next_deadline() is None
 
 
-@case("U87-the-time-runs-even-when-the-ping-could-not-leave")
+@case("the-time-runs-even-when-the-ping-could-not-leave")
 def _(make: MakeLone) -> None:
     lone = make(keepalive_interval=10.0, keepalive_timeout=8.0)
     lone.advance(17.9)
@@ -141,7 +141,7 @@ def _(make: MakeLone) -> None:
     assert isinstance(lone.engine.error, SessionTimeout)
 
 
-@case("U87-any-byte-counts-as-life")
+@case("any-byte-counts-as-life")
 def _(make: MakeLone) -> None:
     lone = make(keepalive_interval=10.0, keepalive_timeout=8.0, judged=False)
     stream = lone.accepted()
@@ -154,7 +154,7 @@ def _(make: MakeLone) -> None:
     assert len([frame for frame in lone.sent() if frame.type == PING]) == 1
 
 
-@case("U87-an-answer-starts-the-wait-again")
+@case("an-answer-starts-the-wait-again")
 def _(make: MakeLone) -> None:
     lone = make(keepalive_interval=10.0, keepalive_timeout=8.0)
     for _ in range(5):
@@ -166,7 +166,7 @@ def _(make: MakeLone) -> None:
     assert lone.engine.pings_answered == 5
 
 
-@case("U87-deadlines-that-are-not-due-do-nothing")
+@case("deadlines-that-are-not-due-do-nothing")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.engine.handle_deadline(0.0)
@@ -178,7 +178,7 @@ def _(make: MakeLone) -> None:
     assert type(lone.engine.error) is SessionClosed
 
 
-@case("U89-never-two-answers-for-one-ping")
+@case("never-two-answers-for-one-ping")
 def _(make: MakeLone) -> None:
     lone = make()
     lone.feed(wire.ping(5), wire.ping(5), wire.ping(6))

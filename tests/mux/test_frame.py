@@ -49,7 +49,7 @@ def test_the_numbers_of_the_specification() -> None:
 # -- codec ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("type_", range(4), ids=lambda type_: f"U1-type-{type_}")
+@pytest.mark.parametrize("type_", range(4), ids=lambda type_: f"type-{type_}")
 def test_encode_and_decode_are_inverse(type_: int) -> None:
     edges = (0, 1, 2**31, LARGEST)
     for flags, stream_id, length in itertools.product(range(16), edges, edges):

@@ -21,7 +21,7 @@ COMPILED_LAYERS = [
     ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head"],
     ["_frame", "pump.cookies", "pump.field_names", "yamux.links", "yamux.ring"],
 ]
-"""Where design.md puts the compiled modules: above errors and limits, below all else."""
+"""The compiled modules, each line above the next: above errors and limits, below all else."""
 
 ASYNCIO_FAMILY = {"asyncio", "trio_asyncio", "asyncssh"}
 

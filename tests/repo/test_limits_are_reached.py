@@ -20,9 +20,9 @@ from tunnelmux.limits import (
 
 REACHED_BY = {
     # one yamux session
-    "max_streams": "mux/test_engine_backlog.py::U41-live-stream-limit",
-    "accept_backlog": "mux/test_engine_backlog.py::U39-300-opens-and-nobody-accepts",
-    "max_unacked_opens": "mux/test_engine_opening.py::U34-the-257th-waits-for-the-first-ack",
+    "max_streams": "mux/test_engine_backlog.py::live-stream-limit",
+    "accept_backlog": "mux/test_engine_backlog.py::300-opens-and-nobody-accepts",
+    "max_unacked_opens": "mux/test_engine_opening.py::the-257th-waits-for-the-first-ack",
     "max_stream_window": ("mux/test_engine_growth.py::test_growing_stops_at_the_limit_of_a_stream"),
     "session_window_budget": (
         "mux/test_engine_growth.py::test_all_streams_of_a_session_share_its_budget"
@@ -34,26 +34,20 @@ REACHED_BY = {
         "mux/test_engine_growth.py"
         "::test_an_idle_window_shrinks_and_its_budget_comes_back_as_the_credit_is_used"
     ),
-    "stream_send_buffer": "mux/test_engine_flow.py::U53-a-full-stream-buffer-takes-no-more",
-    "session_send_buffer": "mux/test_engine_flow.py::U53-a-full-session-buffer-takes-no-more",
-    "max_frame_payload": "mux/test_engine_flow.py::E6-frames-of-at-most-the-limit",
+    "stream_send_buffer": "mux/test_engine_flow.py::a-full-stream-buffer-takes-no-more",
+    "session_send_buffer": "mux/test_engine_flow.py::a-full-session-buffer-takes-no-more",
+    "max_frame_payload": "mux/test_engine_flow.py::frames-of-at-most-the-limit",
     "flush_size": (
         "mux/test_session_limits.py::test_no_more_than_one_flush_goes_to_the_transport_at_once"
     ),
-    "pending_pongs": "mux/test_engine_ping.py::U85-a-flood-of-pings-is-bounded",
-    "pending_resets": "mux/test_engine_backlog.py::U43-refusals-nobody-reads",
-    "max_pings_per_second": (
-        "mux/test_engine_ping.py::U85-too-many-pings-in-a-second-end-the-session"
-    ),
-    "max_stray_frames": "mux/test_engine_backlog.py::U27-strays-up-to-the-limit",
-    "ack_delay": "mux/test_engine_opening.py::U38-late-ack-for-a-stream-nobody-accepts",
-    "linger": "mux/test_engine_closing.py::U78-linger",
-    "keepalive_interval": (
-        "mux/test_engine_ping.py::U87-silence-is-asked-about-then-ends-the-session"
-    ),
-    "keepalive_timeout": (
-        "mux/test_engine_ping.py::U87-silence-is-asked-about-then-ends-the-session"
-    ),
+    "pending_pongs": "mux/test_engine_ping.py::a-flood-of-pings-is-bounded",
+    "pending_resets": "mux/test_engine_backlog.py::refusals-nobody-reads",
+    "max_pings_per_second": ("mux/test_engine_ping.py::too-many-pings-in-a-second-end-the-session"),
+    "max_stray_frames": "mux/test_engine_backlog.py::strays-up-to-the-limit",
+    "ack_delay": "mux/test_engine_opening.py::late-ack-for-a-stream-nobody-accepts",
+    "linger": "mux/test_engine_closing.py::linger",
+    "keepalive_interval": ("mux/test_engine_ping.py::silence-is-asked-about-then-ends-the-session"),
+    "keepalive_timeout": ("mux/test_engine_ping.py::silence-is-asked-about-then-ends-the-session"),
     "close_grace": "mux/test_session.py::test_closing_does_not_wait_for_a_stuck_transport",
     # visitors, handshakes and targets
     "max_head_bytes": "http/test_requests.py::test_head_over_the_limit_is_431",

@@ -1,6 +1,6 @@
 """Who is connected: the register of agents.
 
-A session here is one agent's live connection (design: "session"); the yamux session inside it is
+A session here is one agent's live connection; the yamux session inside it is
 `tunnelmux.mux.Session`. The proxy registers a `LocalHandle` for every agent that connects in its
 `MemoryStore`, where ingresses and the internal API look it up. A back end sees the same through a
 `RemoteStore`.

@@ -1,5 +1,5 @@
-// A back end as the seeds describe it, which knows nothing of tunnelmux: it drives the six routes of
-// the internal API with net/http, decodes the JSON into the seeds' own types, and says what it saw.
+// A back end as those before tunnelmux were, which knows nothing of it: it drives the six routes of
+// the internal API with net/http, decodes the JSON into types of its own, and says what it saw.
 //
 // usage: backend URL SECRET TOKEN. The device behind TOKEN answers /api/status with JSON, /echo with
 // the body it gets, /camera with MJPEG and /ws as a WebSocket echo. The session is closed at the end.
