@@ -35,6 +35,7 @@ HIDDEN = {
     "api": "sqlite:////var/lib/tunnelmux-api/registry.db",
 }
 COMMENTED_KEY = re.compile(r"^# (?=[a-z0-9_]+ = )", re.MULTILINE)
+HEADER = re.compile(r"(?:# )?(\[.*\])")
 COMMENTED_LINE = re.compile(r"^# (?=[a-z0-9_]+ = |\[\[)", re.MULTILINE)
 
 
@@ -71,7 +72,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     (tmp_path / "dev1.token").write_text("abc")
     (tmp_path / "dev1.join").write_text(join)
     (tmp_path / "main-server.key").write_text("abc")
-    for part in ("tunnel", "ingress", "internal", "socketio", "api"):
+    for part in ("tunnel", "ingress", "internal", "socketio", "api", "shop"):
         (tmp_path / f"{part}.pem").touch()
         (tmp_path / f"{part}.key").touch()
     for name in ("ca.pem", "known_hosts", "callers.pem"):
@@ -93,8 +94,8 @@ def test_the_sample_has_every_key_in_its_place_and_no_other(program, sample):
     wanted = {(header, key) for header, key, _ in headed_settings(table_of(PROGRAMS[program][0]))}
     found, header = set(), ""
     for line in sample.splitlines():
-        if re.fullmatch(r"\[.*\]", line):
-            header = line
+        if is_header := HEADER.fullmatch(line):
+            header = is_header[1]
         elif key := re.match(r"(?:# )?([a-z0-9_]+) = ", line):
             found.add((header, key[1]))
     assert found == wanted, "for [limits]: run `python -m support.settings` in tests/"
@@ -103,8 +104,8 @@ def test_the_sample_has_every_key_in_its_place_and_no_other(program, sample):
 def test_what_the_sample_shows_as_default_is_the_default(program, sample):
     shown, header = [], ""
     for line in sample.splitlines():
-        if re.fullmatch(r"\[.*\]", line):
-            header = line
+        if is_header := HEADER.fullmatch(line):
+            header = is_header[1]
         elif COMMENTED_KEY.match(line):
             ((key, value),) = tomllib.loads(line[2:]).items()
             shown.append((header, key, value))
@@ -115,6 +116,8 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
     # An empty list would not show how it is written, and a service has a name and a target.
     examples = {
         "algorithms",
+        "certificate",
+        "key",
         "name",
         "target",
         "trusted_fields",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import trio
@@ -14,6 +16,8 @@ from tunnelmux.agent import run_agent
 from tunnelmux.config import (
     AgentConfig,
     Device,
+    HttpIngress,
+    Ingress,
     LimitsConfig,
     ProxyEndpoint,
     Secret,
@@ -35,6 +39,9 @@ class Target:
     """A device's web server that the test plays: each connection is a Peer."""
 
     way = "kept"
+
+    trust: ssl.SSLContext | None = None
+    """What visitors trust, when they come in over TLS."""
 
     visitor: Peer
 
@@ -69,7 +76,9 @@ class Target:
         assert address is not None
         stream = await trio.open_tcp_stream(*address)
         self.visitors.append(stream)
-        return Peer(stream)
+        if self.trust is None:
+            return Peer(stream)
+        return Peer(trio.SSLStream(stream, self.trust, server_hostname="dev1.localhost"))
 
     async def carried_exchange(self) -> Peer:
         """One that h11 reads and the pump serves: what follows is scanned."""
@@ -91,15 +100,23 @@ def get(path: str, extra: str = "", host: str = "dev1.localhost") -> bytes:
 
 @asynccontextmanager
 async def rig(
-    limits: IngressLimits | None = None, *, host: str | None = None, parent_cookies: bool = False
+    limits: IngressLimits | None = None,
+    *,
+    host: str | None = None,
+    parent_cookies: bool = False,
+    tls: tuple[Path, ssl.SSLContext] | None = None,
 ) -> AsyncIterator[Target]:
-    """A proxy, an agent with one web service, and one visitor's connection."""
+    """A proxy, an agent with one web service, and one visitor's connection.
+
+    With *tls*, a folder with cert.pem and key.pem and what trusts it, visitors come in over TLS."""
     ingress = LimitsConfig(ingress=limits or IngressLimits())
     config = msgspec.structs.replace(proxy_config(), limits=ingress)
-    assert config.ingress.http is not None
-    http = msgspec.structs.replace(config.ingress.http, parent_cookies=parent_cookies)
-    entry = msgspec.structs.replace(config.ingress, http=http)
-    config = msgspec.structs.replace(config, ingress=entry)
+    http = HttpIngress(listen="127.0.0.1:0", parent_cookies=parent_cookies)
+    if tls is not None:
+        http = msgspec.structs.replace(
+            http, tls_certificate=tls[0] / "cert.pem", tls_key=tls[0] / "key.pem"
+        )
+    config = msgspec.structs.replace(config, ingress=Ingress(http=http))
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     arrived, incoming = trio.open_memory_channel[Peer](100)
@@ -121,6 +138,7 @@ async def rig(
         await nursery.start(run_agent, msgspec.structs.replace(agent, proxy=endpoint))
         assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
         target = Target(proxy, incoming)
+        target.trust = tls[1] if tls is not None else None
         target.visitor = await target.new_visitor()
         try:
             with trio.fail_after(30):

@@ -19,7 +19,7 @@ __all__ = ["Peer", "Rig", "running_rig"]
 class Peer:
     """One outer end: raw bytes out, and what comes in taken apart by hand."""
 
-    def __init__(self, stream: trio.abc.HalfCloseableStream) -> None:
+    def __init__(self, stream: trio.abc.Stream) -> None:
         self.stream = stream
         self._buffer = b""
 
@@ -27,6 +27,7 @@ class Peer:
         await self.stream.send_all(data)
 
     async def end(self) -> None:
+        assert isinstance(self.stream, trio.abc.HalfCloseableStream)
         await self.stream.send_eof()
 
     async def read_until(self, mark: bytes) -> bytes:

@@ -91,6 +91,7 @@ def load_proxy_config(
     secret_files.append(config.tunnel.tls_key)
     if config.ingress.http is not None:
         secret_files.append(config.ingress.http.tls_key)
+        secret_files += [more.key for more in config.ingress.http.certificates]
     if config.socketio is not None:
         secret_files.append(config.socketio.tls_key)
     if config.internal is not None:
@@ -310,6 +311,9 @@ def _check_proxy_files(config: ProxyConfig) -> None:
     if config.ingress.http is not None:
         _check_readable("ingress.http.tls_certificate", config.ingress.http.tls_certificate)
         _check_readable("ingress.http.tls_key", config.ingress.http.tls_key)
+        for index, more in enumerate(config.ingress.http.certificates):
+            _check_readable(f"ingress.http.certificates[{index}].certificate", more.certificate)
+            _check_readable(f"ingress.http.certificates[{index}].key", more.key)
     if config.socketio is not None:
         _check_readable("socketio.tls_certificate", config.socketio.tls_certificate)
         _check_readable("socketio.tls_key", config.socketio.tls_key)

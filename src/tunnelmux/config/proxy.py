@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 
@@ -154,6 +155,16 @@ class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         return read_token_file("secret_file", self.secret_file)
 
 
+class CertificateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One more certificate for visitors, shown to those who ask for one of its names (SNI)."""
+
+    certificate: Path
+    """PEM file with the certificate chain."""
+
+    key: Path
+    """PEM file with the private key of `certificate`."""
+
+
 class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where visitors with a browser come in. Without this table there is no such listener."""
 
@@ -175,10 +186,17 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     False: such a cookie becomes the host's own."""
 
     tls_certificate: Path | None = None
-    """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`."""
+    """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`. It and
+    the others are reloaded when their files change."""
 
     tls_key: Path | None = None
     """PEM file with the private key of `tls_certificate`."""
+
+    tls_min_version: Literal["1.2", "1.3"] = "1.2"
+    """The oldest version of TLS that visitors may speak."""
+
+    certificates: list[CertificateConfig] = []
+    """Certificates for other names; a visitor who asks for none of them gets `tls_certificate`."""
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -198,6 +216,10 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f'{name!r} is not a field\'s name: write it like "Remote-User"',
                 )
         _check_tls_pair(self.tls_certificate, self.tls_key)
+        if self.certificates and self.tls_certificate is None:
+            raise InvalidSetting(
+                "tls_certificate", "is missing: visitors who ask for no name are shown this one"
+            )
 
     @property
     def address(self) -> Address:

@@ -39,6 +39,7 @@ from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.relay.splice import CLOSE_TIMEOUT, READ_SIZE, RECHECK_INTERVAL
+from tunnelmux.transports.tls import send_close_notify
 
 __all__ = ["ClientConnection", "PeerGone", "ServerConnection", "UpstreamGone", "VisitorGone"]
 
@@ -377,6 +378,9 @@ class ServerConnection(_Connection):
         ):
             if not self._ended and (not self.body_done or _resets_on_close(self.stream)):
                 await self._linger()
+            if isinstance(self.stream, trio.SSLStream):
+                # Without, an answer that ends with the connection looks cut (RFC 9112 section 9.8).
+                await send_close_notify(self.stream)
             await self.stream.aclose()
 
     async def _linger(self) -> None:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import socket
 
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.relay import Relay
     from tunnelmux.pump.tunnel import Tunnel
 
@@ -260,7 +261,7 @@ class Session:
 
     def open_http_relay(
         self,
-        local: socket.socket | trio.socket.SocketType,
+        local: PumpSocket,
         head: bytes,
         answer: bytes,
         owner: Owner,

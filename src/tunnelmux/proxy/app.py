@@ -10,11 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from tunnelmux.config import Address, ProxyConfig
+from tunnelmux.config import Address, HttpIngress, ProxyConfig
 from tunnelmux.errors import ConfigError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import AuditLog, get_logger
@@ -34,6 +34,7 @@ from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
 from tunnelmux.transports import server_context
 from tunnelmux.transports.admission import Admission
+from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.commands.socketio_agents import AgentServer
@@ -128,6 +129,7 @@ class RunningProxy:
             registered=self.registered,
         )
         self._http = HttpIngressServer(self.store, self.devices)
+        self._certificates: ServerCertificates | None = None
         self.visits = VisitRegister()
         self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
         self.dispatcher = Dispatcher(
@@ -292,6 +294,7 @@ class RunningProxy:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as direct:
                     direct.start_soon(self.visits.run)
+                    direct.start_soon(self._reload_certificates)
                     if (pump := self._tunnel.pump) is not None:
                         direct.start_soon(self._http.run_direct, pump)
                     problems = await self._accept_visitors(announce, task_status)
@@ -418,10 +421,11 @@ class RunningProxy:
     def _set_ingress(self, config: ProxyConfig) -> None:
         http, limits, internal = config.ingress.http, config.limits.ingress, config.internal
         # What reads files comes first: if it fails, nothing has changed.
-        tls = _tls_context(http.tls_certificate, http.tls_key) if http is not None else None
+        certificates = self._visitor_certificates(http)
         access = Access.from_config(internal) if internal is not None else Access()
         if http is not None:
-            self._http.configure(http, limits, tls)
+            self._http.configure(http, limits, certificates.context if certificates else None)
+        self._certificates = certificates
         self._tcp.configure(limits)
         self._internal.configure(
             InternalSettings(access=access, limits=config.limits.internal, http_limits=limits)
@@ -431,6 +435,31 @@ class RunningProxy:
 
         if self._agent_server is None:
             self._set_agents(config)
+
+    def _visitor_certificates(self, http: HttpIngress | None) -> ServerCertificates | None:
+        """What the ingress shows, the same as before when it comes from the same files: a new one
+        would end the validity of all session tickets. Raises ConfigError."""
+        if http is None or http.tls_certificate is None or http.tls_key is None:
+            return None
+        pairs = [(http.tls_certificate, http.tls_key)]
+        pairs += [(more.certificate, more.key) for more in http.certificates]
+        minimum = ssl.TLSVersion.TLSv1_3
+        if http.tls_min_version == "1.2":
+            minimum = ssl.TLSVersion.TLSv1_2
+        kept = self._certificates
+        if kept is None or (kept.pairs, kept.minimum) != (tuple(pairs), minimum):
+            return ServerCertificates(pairs, minimum)
+        for problem in kept.reload_changed():
+            raise problem
+        return kept
+
+    async def _reload_certificates(self) -> NoReturn:
+        while True:
+            await trio.sleep(RELOAD_INTERVAL)
+            for problem in self._certificates.reload_changed() if self._certificates else ():
+                _log.warning(
+                    "certificate not reloaded", problem=str(problem), effect="the old one stays"
+                )
 
     def _set_agents(self, config: ProxyConfig) -> list[str]:
         """Take over who may connect with Socket.IO; answers who may no more, and was connected."""

@@ -8,6 +8,8 @@ if there were no pump.
 from __future__ import annotations
 
 import sys
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from tunnelmux.observability.lines import time_of_day, write_lines
 
 if TYPE_CHECKING:
     import socket
+    import ssl
     from ssl import MemoryBIO, SSLObject
 
     from tunnelmux.pump.epoll import Member, Pump
@@ -37,12 +40,16 @@ __all__ = [
     "lend",
     "lend_socket",
     "open_pump",
+    "tls_stream",
 ]
 
 _log = get_logger("pump")
 
 _MOMENT = 0.003
 # Seconds before a deadline in which the pump does not linger: what it may take, and some.
+
+_NEWS_PORTION = 0.002
+# Seconds for which owners are told before the other tasks get their turn: one may make a handshake.
 
 _LINES_DELAY = 0.02
 # Seconds for which lines of the log gather: a write for each batch would cost as much as the lines.
@@ -121,6 +128,36 @@ def lend_socket(transport: trio.abc.Stream) -> Lent | None:
     return Lent(below.socket, tls=cast("tuple[SSLObject, MemoryBIO, MemoryBIO]", parts))
 
 
+async def tls_stream(
+    below: trio.SocketStream, tls: tuple[SSLObject, MemoryBIO, MemoryBIO]
+) -> trio.SSLStream[trio.SocketStream]:
+    """The opposite of `lend_socket`: a server's TLS that began elsewhere, as Trio's stream."""
+    made, incoming, outgoing = tls
+    stream = trio.SSLStream(
+        below,
+        cast("ssl.SSLContext", _Made(made)),
+        server_side=True,
+        https_compatible=True,
+    )
+    for name, part in (("_incoming", incoming), ("_outgoing", outgoing)):
+        assert hasattr(stream, name)
+        setattr(stream, name, part)
+    await (
+        stream.do_handshake()
+    )  # made already; a first use that is cancelled would break the stream
+    return stream
+
+
+class _Made:
+    """Stands for a context, and makes the TLS object that there is already."""
+
+    def __init__(self, made: SSLObject) -> None:
+        self._made = made
+
+    def wrap_bio(self, *_: object, **__: object) -> SSLObject:
+        return self._made
+
+
 async def lend(transport: trio.abc.Stream) -> Lent | None:
     """The socket below `transport`, for a pump; None when it has none of its own."""
     if isinstance(transport, trio.SocketStream | trio.SSLStream):
@@ -145,6 +182,7 @@ class DataPump:
         self.core = core
         self._lines = core.lines = LineBuffer(time_of_day)
         self._has_lines = trio.Event()
+        self._news: deque[Member] = deque()
 
     def new_engine(self, **settings: Any) -> PumpedEngine:
         """An engine whose streams this pump can relay; settings as for `Engine`."""
@@ -175,12 +213,14 @@ class DataPump:
                 # No deadline: it wakes when a socket or a task has something for it.
                 await trio.lowlevel.wait_readable(core.fileno())
                 self._batch(linger=_is_alone())
-                while core.is_busy:
+                while core.is_busy or self._news:
                     await trio.lowlevel.checkpoint()
                     self._batch()
         finally:
             core.close()
             self._batch()
+            while self._news:
+                self._tell_some()
             self._write_lines()
 
     async def write_lines(self) -> None:
@@ -202,8 +242,15 @@ class DataPump:
             self._has_lines.set()
             if len(self._lines) > _MOST_LINES:
                 self._write_lines()
-        for member in news:
-            self._tell(member)
+        self._news.extend(news)
+        self._tell_some()
+
+    def _tell_some(self) -> None:
+        until = time.perf_counter() + _NEWS_PORTION
+        while self._news:
+            self._tell(self._news.popleft())
+            if time.perf_counter() > until:
+                break
 
     def _tell(self, member: Member) -> None:
         try:

@@ -23,6 +23,7 @@ cdef class PumpSocket:
     cdef bytes cipher
     cdef Py_ssize_t cipher_at
     cdef bint closing
+    cdef Py_ssize_t portion
     cdef bint held
     cdef bint garbled
     cdef bint closed

@@ -34,6 +34,17 @@ class PumpSocket:
 
         Raises `error` when nothing more will come.
         """
+    @property
+    def is_secure(self) -> bool:
+        """Whether its bytes are under TLS."""
+    @property
+    def is_shaken(self) -> bool:
+        """Whether the handshake is done; of a plain socket, always."""
+    def release(self) -> tuple[SSLObject, MemoryBIO, MemoryBIO] | None:
+        """What it was given as *tls*, for others to go on with from here; nothing is lost.
+
+        The socket is not to be used by the pump again before that.
+        """
     def half_close(self) -> None:
         """Send the end: close_notify (RFC 8446 section 6.1), and FIN. Never fails."""
     def reset(self) -> None:

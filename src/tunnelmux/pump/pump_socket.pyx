@@ -33,7 +33,7 @@ cdef extern from "sys/socket.h" nogil:
         int l_linger
 
 cdef enum:
-    WRITE = 65536  # bytes encrypted at once: what may wait for a slow peer, besides what it waits for
+    PORTION = 32768  # bytes encrypted at once: they wait for a slow peer, and their room stays taken
     ANSWERS = 16384  # bytes that TLS may owe the peer before more is read from it
 
 # Where records lie between the kernel and the TLS library, which copies them before it returns.
@@ -51,6 +51,7 @@ cdef class PumpSocket:
         self.socket = socket
         self.fd = socket.fileno()
         self.can_read = self.can_write = True
+        self.portion = PORTION
         if tls is not None:
             self.tls, self.incoming, self.outgoing = tls
 
@@ -63,6 +64,24 @@ cdef class PumpSocket:
         if n == BROKEN:
             raise self.error
         return None if n == NOTHING else out[:n]
+
+    @property
+    def is_secure(self):
+        return self.tls is not None
+
+    @property
+    def is_shaken(self):
+        return self.tls is None or self.tls.version() is not None
+
+    def release(self):
+        cdef bytes behind
+        if self.tls is None:
+            return None
+        if self.cipher is not None:  # back to the front of what is to be sent
+            behind = self.outgoing.read()
+            self.outgoing.write(self.cipher[self.cipher_at:] + behind)
+            self.cipher = None
+        return self.tls, self.incoming, self.outgoing
 
     def half_close(self):
         self.end_writing()
@@ -155,7 +174,8 @@ cdef class PumpSocket:
                 filled = self.decrypt(data, room)
             if filled or self.garbled or self.closed:
                 break
-            n = self.receive_plain(records, CIPHER)
+            # No more than the caller takes, and one record: the library's own buffer never shrinks.
+            n = self.receive_plain(records, min(CIPHER, room + RECORD))
             if n <= 0:
                 break
             self.incoming.write(PyMemoryView_FromMemory(<char *>records, n, PyBUF_READ))
@@ -168,7 +188,9 @@ cdef class PumpSocket:
                 or self.tls.pending() > 0 or self.garbled
             )
             return filled
-        return 0 if self.closed else n
+        if self.closed:
+            return 0
+        return BROKEN if self.garbled else n
 
     cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3:
         """What whole records say, as many as fit; the handshake is made on the way."""
@@ -206,7 +228,7 @@ cdef class PumpSocket:
             return BROKEN
         if not self.flush():
             return BROKEN if self.error is not None else 0
-        size = min(size, WRITE)
+        size = min(size, self.portion)
         view = PyMemoryView_FromMemory(<char *>data, size, PyBUF_READ)
         try:
             while taken < size:

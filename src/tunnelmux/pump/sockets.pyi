@@ -5,6 +5,7 @@ from typing import final
 
 from tunnelmux.pump.data_pump import Owner
 from tunnelmux.pump.epoll import Member, Pump
+from tunnelmux.pump.pump_socket import PumpSocket
 
 @final
 class Acceptor(Member):
@@ -34,11 +35,8 @@ class Acceptor(Member):
 class SocketWatch(Member):
     """Tells its owner once, when there is something to read or an end, and leaves the pump then."""
 
-    def __init__(self, pump: Pump, socket: object, owner: object) -> None:
-        """*socket* is connected and has a `fileno()` that the pump does not have yet."""
-    @property
-    def socket(self) -> object:
-        """The socket, as it was given."""
+    def __init__(self, pump: Pump, wire: PumpSocket, owner: object) -> None:
+        """*wire* is connected, and not in the pump yet. What TLS owes its peer is sent meanwhile."""
     @property
     def error(self) -> Exception | None:
         """Why it will not be told, when the pump was stopped; else None."""

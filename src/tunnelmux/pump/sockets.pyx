@@ -10,6 +10,7 @@ from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Member, Pump, os_error
+from tunnelmux.pump.pump_socket cimport PumpSocket
 
 cdef extern from "sys/socket.h" nogil:
     struct sockaddr:
@@ -109,13 +110,13 @@ cdef str address_text(const sockaddr_storage *address):
 
 @cython.final
 cdef class SocketWatch(Member):
-    cdef readonly object socket
+    cdef PumpSocket wire
     cdef readonly object error
 
-    def __init__(self, Pump pump not None, socket, owner):
+    def __init__(self, Pump pump not None, PumpSocket wire not None, owner):
         self.pump = pump
-        self.socket = socket
-        self.fd = socket.fileno()
+        self.wire = wire
+        self.fd = wire.fd
         self.owner = owner
         pump.add(self)
 
@@ -123,7 +124,10 @@ cdef class SocketWatch(Member):
         self.pump.remove(self)
 
     cdef int on_event(self, uint32_t events) except -1:
-        if events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        self.wire.on_event(events)
+        if self.wire.can_write and self.wire.is_sending():
+            self.wire.flush()
+        if self.wire.can_read and events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.pump.remove(self)
             return self.pump.tell(self)
         return 0

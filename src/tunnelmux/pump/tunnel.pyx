@@ -59,6 +59,7 @@ cdef class Tunnel(Member):
         self.pump = pump
         self.engine = engine
         self.wire = wire
+        wire.portion = MAX_FRAME_HEAD + OUTPUT + CONTROL_ROOM  # a flush leaves with one call
         self.fd = wire.fd
         self.frames = frames
         self.masks = masks

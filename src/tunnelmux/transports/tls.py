@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import hmac
 import ssl
@@ -17,6 +18,8 @@ __all__ = [
     "certificate_pin",
     "client_context",
     "explain_tls_error",
+    "load_certificate",
+    "send_close_notify",
     "server_context",
     "start_client_tls",
     "start_server_tls",
@@ -39,14 +42,21 @@ def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
     """A TLS 1.3 server context from PEM files; ConfigError names the file and the cause."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
+    load_certificate(context, certificate, key)
+    return context
+
+
+def load_certificate(context: ssl.SSLContext, certificate: str | Path, key: str | Path) -> None:
+    """Have a server show this certificate, from PEM files; ConfigError names file and cause."""
     try:
-        context.load_cert_chain(certificate, key)
+        # A password would be asked for on the terminal, which a daemon does not have.
+        context.load_cert_chain(certificate, key, password=b"")
     except (OSError, ValueError) as exc:
         raise ConfigError(
             f"cannot load the certificate {certificate} with the key {key}: "
-            f"{explain_tls_error(exc)}; both must be readable PEM files that belong together"
+            f"{explain_tls_error(exc)}; both must be readable PEM files that belong together, the "
+            "key without a password"
         ) from exc
-    return context
 
 
 def client_context(ca_file: str | Path | None = None, pin: str | None = None) -> ssl.SSLContext:
@@ -172,3 +182,20 @@ async def start_server_tls(
         cause = explain_tls_error(exc.__cause__)
         raise ConnectError(f"the peer failed the TLS handshake: {cause}") from exc
     return tls
+
+
+async def send_close_notify(stream: trio.SSLStream[trio.abc.Stream]) -> None:
+    """Tell the peer that this was all (RFC 8446 section 6.1), and wait for no answer; the stream is
+    for closing then. Raises trio.BrokenResourceError when the transport is broken.
+
+    Trio sends it for a stream only that wants one from every peer, which browsers do not send.
+    """
+    # Trio has no public way to these. Should they move, a stream ends as it did without this.
+    tls = getattr(stream, "_ssl_object", None)
+    outgoing = getattr(stream, "_outgoing", None)
+    if tls is None or outgoing is None:
+        return
+    with contextlib.suppress(ssl.SSLError, ValueError):
+        tls.unwrap()
+    if data := outgoing.read():
+        await stream.transport_stream.send_all(data)

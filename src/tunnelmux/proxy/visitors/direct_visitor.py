@@ -1,6 +1,6 @@
 """Visitors with a browser who need no task: accepted, carried by the pump, and said goodbye to.
 
-Only the plain case: no TLS, a first head that is whole when it is first looked at and leaves no
+Only the plain case: a first head that is whole when it is first looked at and leaves no
 doubt, with a host that h11 has accepted before, on whichever connection. The scanner accepts
 nothing that h11 would not accept with the same meaning, so h11 is not asked again. All else goes to
 a task, which finds every byte that came and was not passed on; so does a visitor that stays.
@@ -8,9 +8,10 @@ a task, which finds every byte that came and was not passed on; so does a visito
 
 from __future__ import annotations
 
-import contextlib
+import math
 import re
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal, NoReturn
 
@@ -28,6 +29,7 @@ from tunnelmux.relay.timeouts import Timeouts
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.sockets import SocketWatch
 
 __all__ = ["DirectVisitor", "DirectVisitors"]
@@ -67,7 +69,7 @@ class DirectVisitors:
         visitor: Visitor,
         settings: IngressSettings,
     ) -> bool:
-        """Serve this visitor, if there is a pump."""
+        """Serve this visitor, if there is a pump; under TLS, make the handshake as well."""
         if self.pump is None:
             return False
         DirectVisitor(self, nursery, local, remote, visitor, settings).arrive()
@@ -121,6 +123,7 @@ class DirectVisitor:
         "relay",
         "remote",
         "settings",
+        "wire",
     )
 
     log: CarriedLog
@@ -136,6 +139,8 @@ class DirectVisitor:
         settings: IngressSettings,
     ) -> None:
         self.local = local
+        self.wire = _wire(local, settings.tls)
+        """The same socket as the pump uses it."""
         self.remote = remote
         self.relay: HttpRelay | None = None
         limits = settings.limits
@@ -145,6 +150,7 @@ class DirectVisitor:
             limits.idle_timeout,
             limits.connect_timeout,
             limits.body_stall,
+            math.inf if settings.tls is None else limits.handshake_timeout,
         )
         """Seconds until it is looked at."""
         self._all = everybody
@@ -179,6 +185,8 @@ class DirectVisitor:
             self._go_on(b"")
         elif self._state == "leaving" and waited >= DRAIN_TIMEOUT:
             self._end()
+        elif self._state == "arriving" and not self.wire.is_shaken:
+            self._look_at_handshake(waited)
         elif self._state == "arriving" and waited >= self.settings.limits.head_timeout:
             self._leave()
         else:
@@ -201,16 +209,34 @@ class DirectVisitor:
 
     def _read_first(self) -> None:
         try:
-            data = self.local.recv(_READ, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._wait()
-        except OSError:  # it left
-            self._end()
-        else:
-            if not data:
+            data = self.wire.receive(_READ)
+        except OSError as error:  # it left, or speaks no TLS
+            if self.wire.is_shaken:
                 self._end()
-            elif not self._carry(data):
-                self._go_on(data)
+            else:
+                self._lose(f"the TLS handshake failed: {error}")
+            return
+        if data is None:
+            self._wait()
+        elif not data and self.wire.is_shaken:
+            self._end()
+        elif not data:
+            self._lose("the TLS handshake failed: the visitor left")
+        elif not self._carry(data):
+            self._go_on(data)
+
+    def _look_at_handshake(self, waited: float) -> None:
+        limit = self.settings.limits.handshake_timeout
+        if waited >= limit:
+            self._lose(f"no TLS handshake within {limit:g} s")
+        else:
+            self._all.look_after(self)
+
+    def _lose(self, problem: str) -> None:
+        _log.info("visitor lost", visitor=self.remote, problem=problem)
+        self._stop_watching()
+        self.wire.reset()
+        self._end()
 
     def _wait(self) -> None:
         from tunnelmux.pump.sockets import SocketWatch
@@ -218,7 +244,7 @@ class DirectVisitor:
         if self._all.pump is None:
             self._end()
         else:
-            self._watch = SocketWatch(self._all.pump.core, self.local, self)
+            self._watch = SocketWatch(self._all.pump.core, self.wire, self)
 
     def _carry(self, data: bytes) -> bool:
         match = _HOST.search(data)
@@ -231,7 +257,7 @@ class DirectVisitor:
             return False
         self.relay = open_carrying(
             session,
-            self.local,
+            self.wire,
             service,
             self,
             host=host,
@@ -266,8 +292,7 @@ class DirectVisitor:
         self._state = "leaving"
         self._since = trio.current_time()
         self._all.look_after(self)
-        with contextlib.suppress(OSError):  # it is gone, or it was first
-            self.local.shutdown(socket.SHUT_WR)
+        self.wire.half_close()
         self._wait()
 
     def _drop_one(self) -> None:
@@ -302,3 +327,14 @@ class DirectVisitor:
         if self._watch is not None:
             self._watch.cancel()
             self._watch = None
+
+
+def _wire(local: socket.socket, tls: ssl.SSLContext | None) -> PumpSocket:
+    from tunnelmux.pump.pump_socket import PumpSocket
+
+    if tls is None:
+        return PumpSocket(local)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return PumpSocket(
+        local, (tls.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+    )

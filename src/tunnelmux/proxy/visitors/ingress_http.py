@@ -37,13 +37,14 @@ from tunnelmux.proxy.visitors.routing import (
     is_name,
     stream_id,
 )
-from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.pump.data_pump import DataPump, Lent, lend_socket, tls_stream
 from tunnelmux.pump.head import read_request
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.pump_socket import PumpSocket
 
 __all__ = ["HttpIngressServer", "host_of"]
 
@@ -102,10 +103,10 @@ class HttpIngressServer:
 
         `nursery` is for visitors who turn out to need one.
         """
-        settings, visitor = self._settings, Visitor(host_of(remote))
+        settings = self._settings
+        visitor = Visitor(host_of(remote), scheme=settings.scheme)
         if (
-            settings.tls is not None
-            or self._is_draining
+            self._is_draining
             or visitor.address in settings.trusted
             or self.visitor_count >= settings.limits.max_visitors
         ):
@@ -144,8 +145,7 @@ class HttpIngressServer:
     ) -> None:
         if self._is_draining:
             server.finish_soon()
-        if isinstance(server.stream, trio.SocketStream):
-            visit.local = server.stream
+        visit.local = lend_socket(server.stream)
         await serve_requests(
             server, visit.route, visit.settings.limits, visit.record, carry=visit.carry, begun=begun
         )
@@ -153,23 +153,30 @@ class HttpIngressServer:
     async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
         """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
         settings = arrived.settings
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
-        server = ServerConnection(stream, settings.limits)
-        server.put_back(data)
-        visit = _Visit(self._router, settings, arrived.remote, self._routes)
-        self._visitors.add(server)
+        below = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
+        try:
+            tls = arrived.wire.release()
+            stream = below if tls is None else await tls_stream(below, tls)
+            server = ServerConnection(stream, settings.limits)
+            server.put_back(data)
+            self._visitors.add(server)
+            try:
+                await self._go_on_with(server, arrived)
+            finally:
+                self._visitors.discard(server)
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("unhandled error in connection", visitor=arrived.remote)
+        finally:
+            await trio.aclose_forcefully(below)
+
+    async def _go_on_with(self, server: ServerConnection, arrived: DirectVisitor) -> None:
+        visit = _Visit(self._router, arrived.settings, arrived.remote, self._routes)
         begun = None
         if arrived.relay is not None:
             begun = partial(visit.go_on, server, arrived.relay, arrived.log)
             if self._is_draining:
                 arrived.relay.finish_soon()
-        try:
-            await self._serve(server, visit, begun)
-        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
-            _log.exception("a connection failed in a way nobody foresaw", visitor=arrived.remote)
-        finally:
-            self._visitors.discard(server)
-            await trio.aclose_forcefully(stream)
+        await self._serve(server, visit, begun)
 
     async def _turn_away(
         self, stream: trio.abc.Stream, remote: str, settings: IngressSettings
@@ -220,13 +227,13 @@ class _Visit:
         address = host_of(remote)
         self._visitor = Visitor(
             address=address,
-            scheme="http" if settings.tls is None else "https",
+            scheme=settings.scheme,
             trusted=address in settings.trusted,
             believed=settings.trusted.fields,
         )
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
-        self.local: trio.SocketStream | None = None
+        self.local: Lent | None = None
         """The visitor's connection, if a pump could carry it."""
 
     async def route(self, request: RequestHead) -> Upstream:
@@ -300,9 +307,10 @@ class _Visit:
             return None
         session, service = found
         kept = KeptVisitor(server, self.settings.limits)
+        wire = self._wire(self.local)
         relay = open_carrying(
             session,
-            self.local.socket,
+            wire,
             service,
             kept,
             host=request.host,
@@ -320,6 +328,12 @@ class _Visit:
             return await kept.run(relay)
         finally:
             log.end(relay)
+
+    @staticmethod
+    def _wire(local: Lent) -> PumpSocket:
+        from tunnelmux.pump.pump_socket import PumpSocket
+
+        return PumpSocket(local.socket, local.tls)
 
     async def go_on(self, server: ServerConnection, relay: HttpRelay, log: CarriedLog) -> bool:
         """Wait for a relay that began without a task: whether there can be more requests then."""

@@ -1,7 +1,7 @@
 """Visitors in the pump: it carries the plain requests of a connection whose host h11 has accepted.
 
 Whether a connection may be carried is decided by the ingress and by the agent: the request was
-routed by its host alone, the visitor is on plain TCP and no trusted proxy, the session is the
+routed by its host alone, the visitor is no trusted proxy, the session is the
 pump's, and the agent has said that the service takes raw connections. Which requests are carried
 the scanner of `pump.head` decides, for each; the others come back to h11.
 """
@@ -9,7 +9,6 @@ the scanner of `pump.head` decides, for each; the others come back to h11.
 from __future__ import annotations
 
 import math
-import socket
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -27,6 +26,7 @@ from tunnelmux.pump.data_pump import Owner
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.pump_socket import PumpSocket
 
 __all__ = ["CarriedLog", "KeptVisitor", "open_carrying"]
 
@@ -37,7 +37,7 @@ _REASONS = {400: "bad-request", 408: "body-stalled", 502: "target-broke", 504: "
 
 def open_carrying(
     session: Session,
-    local: socket.socket | trio.socket.SocketType,
+    local: PumpSocket,
     service: str,
     owner: Owner,
     *,

@@ -319,6 +319,11 @@ class IngressSettings:
     hosts: KnownHosts = field(default_factory=KnownHosts)
     """Those of this domain."""
 
+    @property
+    def scheme(self) -> str:
+        """What visitors come in by."""
+        return "http" if self.tls is None else "https"
+
 
 class PumpRoutes:
     """Which sessions and services a pump can carry requests to, without asking anybody."""

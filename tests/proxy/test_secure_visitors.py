@@ -1,0 +1,284 @@
+"""Visitors over HTTPS in the pump: from the handshake to the goodbye, and back to h11."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import random
+import ssl
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+import trio
+import trio.testing
+import trustme
+from structlog.testing import capture_logs
+
+from support.carried_http import OK, WAYS, Target, get, rig
+from tunnelmux.limits import IngressLimits
+from tunnelmux.proxy import app
+from tunnelmux.relay import abort
+
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, ssl.SSLContext]:
+    folder = tmp_path_factory.mktemp("ingress")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("dev1.localhost")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "key.pem").chmod(0o600)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return folder, trust
+
+
+@pytest.fixture(params=WAYS)
+async def target(
+    request: pytest.FixtureRequest,
+    tls: tuple[Path, ssl.SSLContext],
+    monkeypatch: pytest.MonkeyPatch,
+) -> AsyncIterator[Target]:
+    """A rig whose visitor is in the pump, after its first request."""
+    monkeypatch.setattr(Target, "way", request.param)
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        yield target
+
+
+def tasks() -> int:
+    return trio.lowlevel.current_statistics().tasks_living
+
+
+async def test_visitors_are_served_without_a_task(tls: tuple[Path, ssl.SSLContext]) -> None:
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        before = tasks()
+        visitors = [await target.new_visitor() for _ in range(10)]
+        for number, visitor in enumerate(visitors):
+            await visitor.send(get(f"/{number}"))
+        peers = [await target.connection() for _ in visitors]
+        heads = [await peer.read_head() for peer in peers]
+        # The test's own target has one for each connection, and the agent one for all.
+        assert tasks() - before <= len(peers) + 1
+        for head in heads:
+            assert b"X-Forwarded-Proto: https\r\n" in head
+            assert b"proto=https" in head
+        for peer in peers:
+            await peer.send(OK + b"ok")
+        for visitor in visitors:
+            assert await visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+
+
+async def test_many_requests_on_one_connection(target: Target) -> None:
+    peer, _ = await target.ask(get("/0"))
+    for number in range(1, 20):
+        await peer.send(OK + b"ok")
+        assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+        await target.visitor.send(get(f"/{number}"))
+        assert f"GET /{number} ".encode() in await peer.read_head()
+
+
+async def test_megabytes_go_both_ways(target: Target) -> None:
+    body = random.Random(5).randbytes(3 * MIB)
+    head = f"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(target.visitor.send, head.encode() + body)
+        peer = await target.connection()
+        await peer.read_head()
+        assert hashlib.sha256(await peer.read_exactly(len(body))).digest() == (
+            hashlib.sha256(body).digest()
+        )
+        answer = f"HTTP/1.1 200 OK\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+        nursery.start_soon(peer.send, answer + body)
+        assert await target.visitor.read_exactly(len(answer)) == answer
+        assert await target.visitor.read_exactly(len(body)) == body
+
+
+async def test_a_request_the_scanner_declines_goes_on_with_h11_on_the_same_connection(
+    target: Target,
+) -> None:
+    peer, _ = await target.ask(get("/plain"))
+    await peer.send(OK + b"ok")
+    assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+    upgrade = "Connection: Upgrade\r\nUpgrade: echo\r\n"
+    await target.visitor.send(get("/upgrade", upgrade))
+    other = await target.connection()
+    assert b"GET /upgrade " in await other.read_head()
+    await other.send(b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade.encode() + b"\r\n")
+    assert (await target.visitor.read_head()).startswith(b"HTTP/1.1 101 ")
+    await target.visitor.send(b"there")
+    assert await other.read_exactly(5) == b"there"
+    await other.send(b"and back")
+    assert await target.visitor.read_exactly(8) == b"and back"
+
+
+async def test_the_end_of_an_answer_without_a_length_is_a_close_notify(target: Target) -> None:
+    """The visitor's stream takes an end without one for a cut (RFC 9112 section 9.8)."""
+    peer, _ = await target.ask(get("/old"))
+    await peer.send(b"HTTP/1.0 200 OK\r\n\r\n" + b"all of it" * 10_000)
+    await peer.stream.aclose()
+    assert (await target.visitor.read_head()).startswith(b"HTTP/1.")
+    assert await target.visitor.read_all() == b"all of it" * 10_000
+
+
+async def test_a_target_that_breaks_within_its_answer_is_a_cut(target: Target) -> None:
+    peer, _ = await target.ask(get("/torn"))
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    assert await target.visitor.read_head()
+    assert await target.visitor.read_exactly(4) == b"half"
+    await abort(peer.stream)
+    with pytest.raises(trio.BrokenResourceError):
+        await target.visitor.read_all()
+
+
+async def test_a_slow_visitor_stops_the_target(target: Target) -> None:
+    peer, _ = await target.ask(get("/big"))
+    size = 64 * MIB
+    sent = 0
+
+    async def send() -> None:
+        nonlocal sent
+        await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size)
+        while sent < size:
+            await peer.send(bytes(65_536))
+            sent += 65_536
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send)
+        await target.visitor.read_head()
+        seen = -1
+        while seen != sent:  # until it stands still
+            seen = sent
+            await trio.testing.wait_all_tasks_blocked(0.05)
+        assert sent < size // 2
+        got = 0
+        while got < 8 * MIB:
+            got += len(await target.visitor.read_exactly(MIB))
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_a_session_is_resumed_with_a_ticket(
+    tls: tuple[Path, ssl.SSLContext], version: ssl.TLSVersion
+) -> None:
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        address = target.proxy.http_address
+        assert address is not None
+        context = ssl.create_default_context(cafile=None)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        context.minimum_version = context.maximum_version = version
+        context.set_alpn_protocols(["h2", "http/1.1"])
+
+        def visit(session: ssl.SSLSession | None) -> tuple[ssl.SSLSession | None, bool]:
+            import socket
+
+            with (
+                socket.create_connection(tuple(address), 5) as raw,
+                context.wrap_socket(
+                    raw, server_hostname="dev1.localhost", session=session
+                ) as client,
+            ):
+                client.sendall(get("/"))
+                assert client.selected_alpn_protocol() == "http/1.1"
+                assert client.recv(len(OK) + 2).startswith(b"HTTP/1.1 200 ")
+                return client.session, client.session_reused or False
+
+        async def answer() -> None:
+            while True:
+                peer = await target._incoming.receive()  # type: ignore[attr-defined]
+                await peer.read_head()
+                await peer.send(OK + b"ok")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer)
+            session, reused = await trio.to_thread.run_sync(visit, None)
+            assert not reused
+            _, reused = await trio.to_thread.run_sync(visit, session)
+            assert reused
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("says", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["silence", "plain HTTP"])
+async def test_a_failed_handshake_is_a_reset_and_one_line(
+    tls: tuple[Path, ssl.SSLContext], says: bytes
+) -> None:
+    limits = IngressLimits(handshake_timeout=0.2)
+    with capture_logs() as lines:
+        async with rig(limits, tls=tls) as target:
+            address = target.proxy.http_address
+            assert address is not None
+            stream = await trio.open_tcp_stream(*address)
+            if says:
+                await stream.send_all(says)
+            with pytest.raises(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
+            us = "{}:{}".format(*stream.socket.getsockname())
+            await stream.aclose()
+    (line,) = [one for one in lines if (one["event"], one.get("visitor")) == ("visitor lost", us)]
+    assert "TLS handshake" in line["problem"]
+
+
+async def test_a_drain_says_goodbye_to_idle_visitors(target: Target) -> None:
+    peer, _ = await target.ask(get("/one"))
+    await peer.send(OK + b"ok")
+    assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+    waiting = await target.new_visitor()
+    assert isinstance(waiting.stream, trio.SSLStream)
+    await waiting.stream.do_handshake()
+    await trio.testing.wait_all_tasks_blocked(0.05)  # the proxy has seen its end of it
+    target.proxy._http.drain()
+    for visitor in (target.visitor, waiting):
+        assert await visitor.read_all() == b""
+
+
+async def test_a_visitor_who_leaves_in_the_middle_ends_the_stream(target: Target) -> None:
+    peer, _ = await target.ask(get("/endless"))
+    await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nhalf")
+    await target.visitor.read_head()
+    await abort(target.visitor.stream)
+    with pytest.raises(trio.BrokenResourceError):
+        while True:
+            await peer.send(b"x")
+            await trio.lowlevel.checkpoint()
+
+
+async def test_two_heads_in_one_record_are_two_requests(target: Target) -> None:
+    peer, _ = await target.ask(get("/one") + get("/two"))
+    await peer.send(OK + b"ok")
+    assert b"GET /two " in await peer.read_head()
+    await peer.send(OK + b"ok")
+    both = await target.visitor.read_exactly(2 * (len(OK) + 2))
+    assert both == (OK + b"ok") * 2
+
+
+async def test_a_renewed_certificate_is_shown_without_a_signal(
+    tls: tuple[Path, ssl.SSLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app, "RELOAD_INTERVAL", 0.01)
+    for file in ("cert.pem", "key.pem"):
+        (tmp_path / file).write_bytes((tls[0] / file).read_bytes())
+    authority = trustme.CA()
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    async with rig(tls=(tmp_path, tls[1])) as target:
+        await target.first_exchange()
+        renewed = authority.issue_cert("dev1.localhost")
+        renewed.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+        renewed.private_key_pem.write_to_path(tmp_path / "key.pem")
+        target.trust = trust
+        with trio.fail_after(5):
+            while True:
+                visitor = await target.new_visitor()
+                assert isinstance(visitor.stream, trio.SSLStream)
+                with contextlib.suppress(trio.BrokenResourceError):  # it is still the old one
+                    await visitor.stream.do_handshake()
+                    break
+        peer, _ = await target.ask(get("/on-the-old-connection"))
+        await peer.send(OK + b"ok")
+        assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
