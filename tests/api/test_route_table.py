@@ -70,7 +70,7 @@ async def test_no_route_lets_a_lesser_role_in(tmp_path: Path) -> None:
             for role, someone in people.items():
                 if least is None or role >= least or method == "WS":
                     continue
-                values = {"device_id": new_id(), "service": "web", "action": "disable"}
+                values = {"device_id": new_id(), "service": "web"}
                 status = await status_of(api, method, path_of(route, values), someone.token)
                 assert status in {403, 422}, (method, route.path, role, status)
 
@@ -129,14 +129,11 @@ async def test_the_objects_of_another_tenant_do_not_exist(tmp_path: Path) -> Non
             named = set(_PARAMETER.findall(route.path))
             if method == "WS" or not named & set(theirs):
                 continue
-            for action in ("enable", "disable", "release", "revoke"):
-                path = path_of(route, {**theirs, "action": action})
-                answer = await api.call(
-                    method, path, attacker.token, json=_BODIES.get(route.path, {})
-                )
-                assert answer.status_code == 404, (method, path, answer.status_code, answer.text)
-                assert "secret" not in answer.text
-                tried += 1
+            path = path_of(route, theirs)
+            answer = await api.call(method, path, attacker.token, json=_BODIES.get(route.path, {}))
+            assert answer.status_code == 404, (method, path, answer.status_code, answer.text)
+            assert "secret" not in answer.text
+            tried += 1
         assert tried > 20
         assert await everything(api, victim) == before
         for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit"):

@@ -100,5 +100,5 @@ def session_of(connection: HTTPConnection) -> BrowserSession:
     session: BrowserSession | None = connection.scope["state"].get("browser_session")
     if session is None:
         message = "This is for a person in a browser; an access token has no session."
-        raise Refused(400, "no_browser_session", message)
+        raise Refused(403, "no_browser_session", message)
     return session

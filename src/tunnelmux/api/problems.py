@@ -171,10 +171,12 @@ def _pointer(path: Sequence[object]) -> str:
 
 
 def _methods_of(app: FastAPI, path: str) -> set[str]:
-    """Of all routes: Starlette's own answer names the methods of the first one only."""
-    return {
-        method
-        for route in leaves(app.routes)
-        if (pattern := getattr(route, "path_regex", None)) is not None and pattern.match(path)
-        for method in getattr(route, "methods", None) or ()
-    }
+    """Of all routes: Starlette's own answer names the methods of the first one only.
+
+    A path that is written out in some routes is not one of those with a parameter there.
+    """
+    routes: list[Any] = [route for route in leaves(app.routes) if hasattr(route, "path_regex")]
+    matching = [route for route in routes if route.path == path] or [
+        route for route in routes if route.path_regex.match(path)
+    ]
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from datetime import datetime
 from typing import Annotated
 
 from fastapi import APIRouter, Query
-from pydantic import BaseModel
+from pydantic import AwareDatetime, BaseModel, BeforeValidator
 from starlette.responses import StreamingResponse
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
@@ -15,10 +16,20 @@ from tunnelmux.api.context import ApiDependency, tenant_for
 from tunnelmux.api.records import After, Limit, Listing, Record, listing
 from tunnelmux.registry import AuditFilter, TenantRegistry
 
+_RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
+
 router = APIRouter(prefix="/api/audit", route_class=AccessRoute, tags=["audit"])
 
 Admin = Annotated[Principal, need(Role.ADMIN, "audit")]
 
+
+def _check_moment(value: object) -> object:
+    if isinstance(value, str) and not _RFC3339.fullmatch(value):
+        raise ValueError("write a time like 2026-11-27T20:15:00Z")
+    return value
+
+
+Moment = Annotated[AwareDatetime, BeforeValidator(_check_moment)]
 Word = Annotated[str, Query(max_length=128)]
 
 
@@ -61,8 +72,8 @@ async def list_audit(
     action: Word = "",
     object_id: Word = "",
     actor_id: Word = "",
-    since: datetime | None = None,
-    until: datetime | None = None,
+    since: Moment | None = None,
+    until: Moment | None = None,
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[AuditEntry]:

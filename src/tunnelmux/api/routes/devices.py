@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
@@ -130,21 +130,30 @@ async def remove_device(
     return await _changed(api, await tenant_for(api, principal).devices.remove(device_id))
 
 
-@router.post("/{device_id}/{action}")
-async def act_on_device(
-    api: ApiDependency,
-    principal: Operator,
-    device_id: DeviceId,
-    action: Literal["enable", "disable", "release", "revoke"],
+@router.post("/{device_id}/enable")
+async def enable_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> ChangedDevice:
-    """`disable` turns the device away until `enable`; `release` lets it out of quarantine;
-    `revoke` ends its credentials, so that it has to be paired again."""
-    tenant = tenant_for(api, principal)
-    if action == "revoke":
-        return await _changed(api, await tenant.credentials.revoke(device_id))
-    if action == "release":
-        return await _changed(api, await tenant.devices.set_quarantine(device_id, ""))
-    return await _changed(api, await tenant.devices.set_enabled(device_id, action == "enable"))
+    """Let a device that was disabled connect again."""
+    devices = tenant_for(api, principal).devices
+    return await _changed(api, await devices.set_enabled(device_id, True))
+
+
+@router.post("/{device_id}/disable")
+async def disable_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> ChangedDevice:
+    """Turn a device away until it is enabled; its session and visits end."""
+    devices = tenant_for(api, principal).devices
+    return await _changed(api, await devices.set_enabled(device_id, False))
+
+
+@router.post("/{device_id}/revoke")
+async def revoke_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> ChangedDevice:
+    """End a device's credentials: it stays known, and has to be paired again."""
+    return await _changed(api, await tenant_for(api, principal).credentials.revoke(device_id))
 
 
 @router.put("/{device_id}/quarantine")
@@ -154,6 +163,15 @@ async def quarantine_device(
     """Hold a device back with a reason."""
     tenant = tenant_for(api, principal)
     return await _changed(api, await tenant.devices.set_quarantine(device_id, wish.reason))
+
+
+@router.delete("/{device_id}/quarantine")
+async def release_device(
+    api: ApiDependency, principal: Operator, device_id: DeviceId
+) -> ChangedDevice:
+    """Let a device out of quarantine."""
+    devices = tenant_for(api, principal).devices
+    return await _changed(api, await devices.set_quarantine(device_id, ""))
 
 
 @router.post("/{device_id}/credentials/rotate")

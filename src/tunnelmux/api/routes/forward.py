@@ -42,6 +42,14 @@ async def forward(
     )
 
 
+_PATH_PARAMETER = {
+    "name": "path",
+    "in": "path",
+    "required": True,
+    "schema": {"type": "string"},
+    "description": "The path for the service, passed on as it is written.",
+}
+
 for _method in _METHODS:
     router.add_api_route(
         "/{device_id}/http/{service}/{path:path}",
@@ -49,6 +57,7 @@ for _method in _METHODS:
         methods=[_method],
         operation_id=f"forward_{_method.lower()}",
         response_class=Response,
+        openapi_extra={"parameters": [_PATH_PARAMETER]},
     )
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 from starlette.responses import Response
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
@@ -84,7 +84,7 @@ class NewInstallKey(Input):
     name: Annotated[str, Field(min_length=1, max_length=100)]
     lifetime: Annotated[float, Field(ge=60, le=366 * 86_400)] = 30 * 86_400.0
     max_uses: Annotated[int, Field(ge=1, le=1_000_000)] = 100
-    needs_approval: bool = False
+    needs_approval: StrictBool = False
     serials: Annotated[list[Serial], Field(max_length=10_000)] = Field(default_factory=list)
     labels: Labels = Field(default_factory=dict)
 
