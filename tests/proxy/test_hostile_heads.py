@@ -130,3 +130,32 @@ async def test_what_can_be_read_in_two_ways_is_refused_at_once_and_on_a_kept_con
                 assert await visitor.read_exactly(2) == b"ok"
             await visitor.send(bad)
             assert (await visitor.read_head()).startswith(b"HTTP/1.1 400 ")
+
+
+async def test_a_trusted_proxy_is_believed_alike_on_every_path() -> None:
+    async with rig(trusted_fields=["Remote-User"]) as target:
+        told = []
+        for _ in range(4):  # the later ones may be carried, and say the same
+            lines = [
+                *(b"X-Forwarded-For: 203.0.113.9", b"X-Forwarded-Proto: https"),
+                *(b"Remote-User: ann", b"Remote-Groups: admin", b"Remote_User: eve"),
+                *(b"X-Original-URL: /admin", b"X-Forwarded-Prefix: /app"),
+            ]
+            told.append(await seen(target, lines))
+            told[-1].pop(b"connection", None)
+        assert (
+            told
+            == [
+                {
+                    b"host": b"dev1.localhost",
+                    b"remote-user": b"ann",
+                    b"x-forwarded-prefix": b"/app",
+                    b"x-forwarded-for": b"203.0.113.9, 127.0.0.1",
+                    b"x-forwarded-proto": b"https",
+                    b"x-forwarded-host": b"dev1.localhost",
+                    b"forwarded": b'for=203.0.113.9;host="dev1.localhost";proto=https, '
+                    + OURS[b"forwarded"],
+                }
+            ]
+            * 4
+        )

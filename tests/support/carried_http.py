@@ -105,13 +105,20 @@ async def rig(
     host: str | None = None,
     parent_cookies: bool = False,
     tls: tuple[Path, ssl.SSLContext] | None = None,
+    trusted_fields: list[str] | None = None,
 ) -> AsyncIterator[Target]:
     """A proxy, an agent with one web service, and one visitor's connection.
 
-    With *tls*, a folder with cert.pem and key.pem and what trusts it, visitors come in over TLS."""
+    With *tls*, a folder with cert.pem and key.pem and what trusts it, visitors come in over TLS.
+    With *trusted_fields*, they are a trusted proxy, which may say these as well."""
     ingress = LimitsConfig(ingress=limits or IngressLimits())
     config = msgspec.structs.replace(proxy_config(), limits=ingress)
-    http = HttpIngress(listen="127.0.0.1:0", parent_cookies=parent_cookies)
+    http = HttpIngress(
+        listen="127.0.0.1:0",
+        parent_cookies=parent_cookies,
+        trusted_proxies=[] if trusted_fields is None else ["127.0.0.1"],
+        trusted_fields=trusted_fields or [],
+    )
     if tls is not None:
         http = msgspec.structs.replace(
             http, tls_certificate=tls[0] / "cert.pem", tls_key=tls[0] / "key.pem"

@@ -102,6 +102,11 @@ class TrustedProxies:
             ip = ip.ipv4_mapped
         return any(ip in network for network in self.networks)
 
+    def visitor(self, address: str, scheme: str = "http") -> Visitor:
+        """A visitor from this address, with what it may say if it is one of these."""
+        is_one = address in self
+        return Visitor(address, scheme, is_one, self.fields if is_one else frozenset())
+
 
 @dataclass(frozen=True, slots=True)
 class Visitor:

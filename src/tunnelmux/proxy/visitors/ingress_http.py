@@ -14,7 +14,6 @@ from tunnelmux.config.proxy import HttpIngress
 from tunnelmux.http import Exchange, RequestHead, ServerConnection, Upstream, serve_requests
 from tunnelmux.http.fields import (
     TrustedProxies,
-    Visitor,
     end_to_end,
     forwarding_fields,
     own_cookies,
@@ -104,10 +103,10 @@ class HttpIngressServer:
         `nursery` is for visitors who turn out to need one.
         """
         settings = self._settings
-        visitor = Visitor(host_of(remote), scheme=settings.scheme)
+        visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
         if (
             self._is_draining
-            or visitor.address in settings.trusted
+            or visitor.trusted
             or self.visitor_count >= settings.limits.max_visitors
         ):
             return False
@@ -225,12 +224,7 @@ class _Visit:
         self.settings = settings
         self._remote = remote
         address = host_of(remote)
-        self._visitor = Visitor(
-            address=address,
-            scheme=settings.scheme,
-            trusted=address in settings.trusted,
-            believed=settings.trusted.fields,
-        )
+        self._visitor = settings.trusted.visitor(address, settings.scheme)
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self.local: Lent | None = None
