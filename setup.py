@@ -43,7 +43,7 @@ else:
 # The pump stands on epoll; elsewhere Trio's streams carry the bytes.
 only_on_linux = {
     f"tunnelmux.pump.{n}"
-    for n in ("epoll", "pump_socket", "sockets", "tunnel", "relay", "http_relay")
+    for n in ("epoll", "pump_socket", "sockets", "tunnel", "relay", "legs", "http_relay")
 }
 
 extensions = [

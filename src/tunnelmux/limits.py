@@ -114,6 +114,11 @@ class IngressLimits:
     """One HTTP head, request or response. Room for the largest cookies that browsers send (about
     4 KiB each, a dozen of them), and little enough that 10,000 visitors cannot pin gigabytes."""
 
+    max_head_fields: int = 256
+    """Fields of one HTTP head, and of one trailer section; a request with more gets 431, an answer
+    502. Browsers send about 20, the busiest sites some 60; each costs its reader 10 µs in h11, so
+    that a head full of them would cost everybody else's requests a tenth of a second."""
+
     head_timeout: float = 10.0
     """From the first byte of a request head to its last; then 408. A head comes in one packet or
     a few, so this hurts only those who send one byte at a time to hold a connection."""

@@ -25,7 +25,7 @@ def one_input(data: bytes) -> None:
     what, option = kind & 3, kind >> 2
     if what == 0:
         cuts = [option, len(raw) // 2, *range(0, min(len(raw), 64), 7)]
-        check_chunked(raw, [min(cut, len(raw)) for cut in cuts], padded=bool(option & 1))
+        check_chunked(raw, [min(cut, len(raw)) for cut in cuts])
     elif what == 1:
         raw = BEGINNINGS[3 * (option >> 1 & 1)] + raw
         check_response(raw, to_head=bool(option & 1), step=1 + len(raw) // 16)

@@ -156,3 +156,18 @@ def test_chunked_body_that_ends_early(data: bytes) -> None:
 def test_malformed_chunks(data: bytes) -> None:
     with pytest.raises(BadBody):
         ChunkedBody(1000).feed(data)
+
+
+def test_trailers_in_single_bytes_are_looked_at_once() -> None:
+    raw = b"0\r\nA: " + b"b" * 30_000 + b"\r\n\r\n"
+    body = ChunkedBody(65_536)
+    for at in range(len(raw)):
+        assert body.feed(raw[at : at + 1]) == b""
+    assert body.done
+    assert body.trailers == [(b"A", b"b" * 30_000)]
+    assert body._section.steps <= len(raw)
+
+
+def test_too_many_trailers_are_refused() -> None:
+    with pytest.raises(BadBody, match="more than 3 trailer fields"):
+        ChunkedBody(65_536, 3).feed(b"0\r\n" + b"a:\r\n" * 4 + b"\r\n")

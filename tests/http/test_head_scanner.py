@@ -9,19 +9,15 @@ from hypothesis import strategies as st
 from support.head_checks import (
     HOST,
     check_request,
-    check_response,
     meaning,
     own_fields,
+    relayed_request,
 )
+from support.head_parts import HEADS_OF_PARTS, REQUEST_LINES
 from support.http_rig import running_rig
 from support.mutations import MUTATIONS, mutated
 from tunnelmux.http.head import parse_request
-from tunnelmux.pump.head import (
-    read_request,
-    read_response,
-    relayed_request,
-    relayed_response,
-)
+from tunnelmux.pump.head import HeadScanner, read_request
 
 
 def request(*fields: bytes, line: bytes = b"POST / HTTP/1.1", host: bytes = HOST) -> bytes:
@@ -61,8 +57,19 @@ ACCEPTED = {
     "a name of every token byte": request(b"!#$%&'*+-.^_`|~09azAZ: x"),
     "a target with odd but visible bytes": request(line=b'GET /"<>\\^`{|}# HTTP/1.1'),
     "two slashes": request(line=b"GET //other.example/ HTTP/1.1"),
+    "another Host": request(host=b"dev2.localhost:8080"),
+    "Host in other case": request(host=HOST.upper()),
+    "Host with a dot": request(host=b"dev1.localhost.:8080"),
+    "Host with less": request(host=HOST[:-1]),
+    "Trailer": request(b"Trailer: X-Sum", b"Transfer-Encoding: chunked"),
+    "Tunnelmux-Device": request(b"Tunnelmux-Device: dev2"),
+    "Tunnelmux-Service": request(b"tunnelmux-service: ssh"),
+    "Host is an address": request(host=b"127.0.0.1:80"),
+    "Host is an IPv6 address": request(host=b"[::1]:80"),
+    "a login of the connection": request(b"Authorization: NTLM TlRMTVNTUAAB"),
+    "a login of the request": request(b"Authorization: Basic TlRMTVNTUAAB"),
     "own word about itself": request(b"X-Forwarded-For: 1.1.1.1", b"Forwarded: for=1.1.1.1"),
-    "as many places to cut as a shape has": request(*(b"Keep-Alive: 1", b"X: y") * 12),
+    "as many places to cut as a shape has": request(*(b"Keep-Alive: 1", b"X: y") * 24),
     "neighbours that are cut as one": request(*(b"Keep-Alive: 1",) * 30),
     "names that only begin like ours": request(
         b"Hos: x", b"Hosts: x", b"TEA: x", b"X-Realm: x", b"Proxyx: x"
@@ -84,7 +91,7 @@ def test_accepted_requests_mean_the_same_to_h11(raw: bytes) -> None:
 
 
 def test_the_shape_of_a_request() -> None:
-    shape = read_request(BROWSER + b"body", HOST)
+    shape = read_request(BROWSER + b"body")
     assert shape == {
         "head_size": len(BROWSER),
         "line_size": BROWSER.index(b"Host"),
@@ -92,12 +99,17 @@ def test_the_shape_of_a_request() -> None:
         "target_at": 4,
         "target_size": len(b"/static/main.js?v=1&w=%20"),
         "path_size": len(b"/static/main.js"),
+        "host": HOST,
+        "device": b"",
+        "service": b"",
+        "said": b"",
         "content_length": 0,
         "chunked": False,
         "is_head": False,
         "closes": False,
+        "binds": False,
     }
-    closing = read_request(request(b"Connection: close"), HOST)
+    closing = read_request(request(b"Connection: close"))
     assert isinstance(closing, dict)
     assert closing["closes"]
 
@@ -170,7 +182,6 @@ DECLINED = {
     "bare LF in the request line": b"GET / HTTP/1.1\nHost: " + HOST + b"\r\n\r\n",
     "bare LF at the end": ALIEN + b"\r\n\n",
     "bare LF throughout": request().replace(b"\r\n", b"\n"),
-    "bare CR throughout": request().replace(b"\r\n", b"\r"),
     "CR CR LF": ALIEN + b"\r\r\n\r\n",
     "CR in a name": request(b"X\r: y"),
     "leading CRLF": b"\r\n" + request(),
@@ -193,12 +204,8 @@ DECLINED = {
     "no fields": b"GET / HTTP/1.1\r\n\r\n",
     "two Hosts": request(b"Host: " + HOST),
     "two different Hosts": request(b"Host: dev2.localhost"),
-    "another Host": request(host=b"dev2.localhost:8080"),
-    "Host in other case": request(host=HOST.upper()),
-    "Host with a dot": request(host=b"dev1.localhost.:8080"),
     "Host with user": request(host=b"a@" + HOST),
     "Host with more": request(host=HOST + b"/"),
-    "Host with less": request(host=HOST[:-1]),
     "Host with space": request(host=HOST + b" "),
     "Host empty": request(host=b""),
     "Host underscored": request().replace(b"Host:", b"Host_:"),
@@ -258,22 +265,26 @@ DECLINED = {
     "HTTP2-Settings": request(b"HTTP2-Settings: AAMAAABkAAQAAP__"),
     "Expect": request(b"Expect: 100-continue", b"Content-Length: 4"),
     "TE": request(b"TE: trailers"),
-    "Trailer": request(b"Trailer: X-Sum", b"Transfer-Encoding: chunked"),
     "Proxy-Authorization": request(b"Proxy-Authorization: Basic x"),
     "Proxy-Connection": request(b"Proxy-Connection: keep-alive"),
-    "Tunnelmux-Device": request(b"Tunnelmux-Device: dev2"),
-    "Tunnelmux-Service": request(b"tunnelmux-service: ssh"),
+    "Tunnelmux-Device twice": request(*(b"Tunnelmux-Device: dev2",) * 2),
+    "Tunnelmux-Device empty": request(b"Tunnelmux-Device:"),
+    "Host in brackets": request(host=b"[dev1]"),
+    "Host half in brackets": request(host=b"[::1"),
+    "Host of a port": request(host=b":80"),
+    "Host with a sign": request(host=b"dev1_.localhost"),
+    "more fields than there may be": request(*(b"a:",) * 256),
     "Tunnelmux_Service": request(b"Tunnelmux_Service: ssh"),
     "X_Forwarded_For": request(b"X_Forwarded_For: 1.1.1.1"),
     "Keep_Alive": request(b"Keep_Alive: 1"),
     "TE with an x before": request(b"X-Transfer-Encoding: chunked", b"Transfer-Encoding: x"),
-    "more places to cut than a shape has": request(*(b"Keep-Alive: 1", b"X: y") * 13),
+    "more places to cut than a shape has": request(*(b"Keep-Alive: 1", b"X: y") * 25),
 }
 
 
 @pytest.mark.parametrize("raw", DECLINED.values(), ids=DECLINED.keys())
 def test_declined_requests_are_declined_as_soon_as_seen_and_for_good(raw: bytes) -> None:
-    assert read_request(raw, HOST) == "declined"
+    assert read_request(raw) == "declined"
     assert not check_request(raw)
     assert not check_request(
         raw + b"0\r\n\r\nGET /smuggled HTTP/1.1\r\nHost: " + HOST + b"\r\n\r\n"
@@ -285,16 +296,16 @@ EARLY = {
     b"G": "incomplete",
     b"GET /a HTTP/1.1\r": "incomplete",
     b"GET / HTTP/1.1\r\nX: y\r\n\r": "incomplete",
+    b"GET / HTTP/1.1\rHost: x\r\r": "incomplete",
     b"\r": "declined",
     b"\x16": "declined",
     b"get": "declined",
-    b"GET h": "declined",
-    b"GET /a HTTP/1.0": "declined",
-    b"GET / HTTP/1.1\r\nX :": "declined",
-    b"GET / HTTP/1.1\r\nX: \x00": "declined",
-    b"GET / HTTP/1.1\r\nX: y\r\n ": "declined",
-    b"GET / HTTP/1.1\r\nHost: dev2.localhost\r\n": "declined",
-    b"GET / HTTP/1.1\r\nTunnelmux-Device: x\r\n": "declined",
+    b"GET /a HTTP/1.0\r\n": "declined",
+    b"GET /\n": "declined",
+    b"GET / HTTP/1.1\r\nX :\r\n": "declined",
+    b"GET / HTTP/1.1\r\nX: \x00\r\n": "declined",
+    b"GET / HTTP/1.1\r\nHost: a b\r\n": "declined",
+    b"GET / HTTP/1.1\r\nExpect: x\r\n": "declined",
 }
 
 
@@ -302,7 +313,7 @@ EARLY = {
 def test_what_can_never_be_accepted_is_declined_before_the_head_is_whole(
     raw: bytes, verdict: str
 ) -> None:
-    assert read_request(raw, HOST) == verdict
+    assert read_request(raw) == verdict
 
 
 def test_every_byte_at_every_place_of_a_word() -> None:
@@ -320,11 +331,60 @@ def test_every_byte_at_every_place_of_a_word() -> None:
                 in b"-ABCDEFGHIJKLMNOPQRSTUVWXYZ",
             }
             for raw, good in cases.items():
-                assert isinstance(read_request(raw, HOST), dict) == good, raw
+                assert isinstance(read_request(raw), dict) == good, raw
 
 
-def test_an_empty_host_matches_nothing() -> None:
-    assert read_request(request(host=b""), b"") == "declined"
+@pytest.mark.parametrize("of_request", [True, False])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"X: " + b"y" * 60_000 + b"\r\n",
+        b"a:\r\n" * 250,
+        b"X: " + b"y" * 250 + b"\r\n" + b"a: b\r\n" * 200,
+    ],
+    ids=["one long line", "many short lines", "both"],
+)
+def test_a_head_in_single_bytes_costs_no_more_than_a_whole_one(
+    raw: bytes, of_request: bool
+) -> None:
+    """Counted in bytes looked at, so that no machine is too slow for it."""
+    raw = (request() if of_request else response(b"Content-Length: 2"))[:-2] + raw + b"\r\n"
+    whole, pieces = [HeadScanner(of_request=of_request) for _ in range(2)]
+    shape = whole.feed(raw)
+    assert isinstance(shape, dict)
+    for at in range(len(raw) - 1):
+        assert pieces.feed(raw[at : at + 1]) == "incomplete"
+    assert pieces.feed(raw[-1:]) == shape
+    assert whole.steps == pieces.steps == 2 * len(raw)
+
+
+@pytest.mark.parametrize("of_request", [True, False])
+def test_too_many_fields_are_declined_before_they_are_all_read(of_request: bool) -> None:
+    raw = (request() if of_request else response(b"Content-Length: 2"))[:-2]
+    assert HeadScanner(of_request=of_request, max_fields=3).feed(raw + b"a:\r\n" * 3) == "declined"
+    good = HeadScanner(of_request=of_request, max_fields=3).feed(raw + b"a:\r\n" * 2 + b"\r\n")
+    assert isinstance(good, dict)
+    scanner = HeadScanner(of_request=of_request)
+    assert scanner.feed(raw + b"a:\r\n" * 15_000 + b"\r\n") == "declined"
+    assert scanner.steps < 2 * len(raw) + 2 * 4 * 300
+
+
+def test_what_a_request_says_of_its_sender_is_left_out_and_told() -> None:
+    raw = request(b"X-Forwarded-For: 1.1.1.1", b"A: b", b"Forwarded: for=1.1.1.1", b"x-real-ip: 1")
+    shape = read_request(raw)
+    assert isinstance(shape, dict)
+    assert shape["said"] == (
+        b"X-Forwarded-For: 1.1.1.1\r\nForwarded: for=1.1.1.1\r\nx-real-ip: 1\r\n"
+    )
+    assert relayed_request(raw) == request(b"A: b")
+
+
+def test_where_a_request_says_that_it_goes_is_left_out_and_told() -> None:
+    raw = request(b"Tunnelmux-Service: web", b"tunnelmux-device: dev2", b"Tunnelmux-X: y")
+    shape = read_request(raw)
+    assert isinstance(shape, dict)
+    assert (shape["device"], shape["service"]) == (b"dev2", b"web")
+    assert relayed_request(raw) == request()
 
 
 # -- What is sent on --------------------------------------------------------------------------
@@ -347,7 +407,7 @@ def test_a_request_goes_on_without_the_fields_of_this_hop_and_with_ours_last() -
         b"Connection: keep-alive",
         b"Content-Length: 4",
     )
-    assert relayed_request(raw + b"body", HOST, b"X-Real-IP: 2.2.2.2\r\n") == request(
+    assert relayed_request(raw + b"body", b"X-Real-IP: 2.2.2.2\r\n") == request(
         b"Accept: a",
         b"Accept: b",
         b"Content-Length: 4",
@@ -368,236 +428,13 @@ async def test_the_slow_path_sends_the_same_over_a_real_connection(name: str, bo
         slow = parse_request(await target.read_head())
         await target.send(b"HTTP/1.1 204 No Content\r\n\r\n")
         await rig.visitor.read_head()
-    quick = parse_request(relayed_request(raw, HOST) or b"")
+    quick = parse_request(relayed_request(raw) or b"")
     assert (quick.method, quick.target) == (slow.method, slow.target)
     assert (quick.content_length, quick.chunked) == (slow.content_length, slow.chunked)
     assert meaning(quick.headers) == meaning(slow.headers)
 
 
-# -- Responses --------------------------------------------------------------------------------
-
-NGINX = response(
-    b"Server: nginx/1.22.1",
-    b"Content-Type: text/html",
-    b"Content-Length: 100",
-    b"Connection: keep-alive",
-    b'ETag: "65f0c1a2-64"',
-)
-
-GOOD_RESPONSES = {
-    "a server's": (NGINX, 100, ""),
-    "chunked": (response(b"Transfer-Encoding: chunked"), -1, "chunked"),
-    "chunked in other case": (response(b"Transfer-Encoding: Chunked"), -1, "chunked"),
-    "until the end": (response(b"A: b"), -1, "until_end closes"),
-    "no fields": (response(), -1, "until_end closes"),
-    "no content": (response(b"Content-Length: 0"), 0, ""),
-    "closing": (response(b"Content-Length: 1", b"Connection: Close"), 1, "closes"),
-    "no reason": (response(b"Content-Length: 1", line=b"HTTP/1.1 200 "), 1, ""),
-    "obs-text": (response(b"Content-Length: 1", line=b"HTTP/1.1 404 \xe4\t b"), 1, ""),
-    "1.0": (response(b"Content-Length: 1", line=b"HTTP/1.0 200 OK"), 1, "closes is_old"),
-    "1.0 kept": (
-        response(b"Content-Length: 1", b"Connection: keep-alive", line=b"HTTP/1.0 200 OK"),
-        1,
-        "is_old",
-    ),
-    "100": (response(line=b"HTTP/1.1 100 Continue"), 0, "bodiless"),
-    "103": (response(b"Link: </a>", line=b"HTTP/1.1 103 Early Hints"), 0, "bodiless"),
-    "204": (response(line=b"HTTP/1.1 204 No Content"), 0, "bodiless"),
-    "204 with a 0": (
-        response(b"Content-Length: 0", b"A: b", line=b"HTTP/1.1 204 No Content"),
-        0,
-        "bodiless",
-    ),
-    "304": (response(b"Content-Length: 9", line=b"HTTP/1.1 304 Not Modified"), 0, "bodiless"),
-    "304 chunked": (
-        response(b"Transfer-Encoding: chunked", line=b"HTTP/1.1 304 Not Modified"),
-        0,
-        "bodiless",
-    ),
-    "blanks around a value": (response(b"Content-Length: 1", b"A: \t b \t"), 1, ""),
-    "an upgrade offered": (
-        response(b"Upgrade: h2,h2c", b"Connection: Upgrade", b"Content-Length: 1"),
-        1,
-        "has_hop",
-    ),
-    "an upgrade offered at the end": (
-        response(b"Upgrade: h2", b"Connection: Upgrade, close", b"Content-Length: 1"),
-        1,
-        "closes has_hop",
-    ),
-    "an upgrade offered and kept": (
-        response(b"Connection: upgrade,Keep-Alive", b"Content-Length: 1", line=b"HTTP/1.0 200 OK"),
-        1,
-        "is_old has_hop",
-    ),
-    "an upgrade offered, old": (
-        response(b"Connection: upgrade", b"Content-Length: 1", line=b"HTTP/1.0 200 OK"),
-        1,
-        "closes is_old has_hop",
-    ),
-    "for a proxy": (
-        response(b"Proxy-Authenticate: Basic", b"TE: x", b"Content-Length: 1"),
-        1,
-        "has_hop",
-    ),
-    "NTLM": (
-        response(b"Proxy-Support: Session-Based-Authentication", b"Content-Length: 1"),
-        1,
-        "",
-    ),
-    "Expect, which means nothing there": (response(b"Expect: x", b"Content-Length: 1"), 1, ""),
-}
-
-
-@pytest.mark.parametrize(
-    ("raw", "length", "flags"), GOOD_RESPONSES.values(), ids=GOOD_RESPONSES.keys()
-)
-def test_accepted_responses(raw: bytes, length: int, flags: str) -> None:
-    shape = read_response(raw + b"body")
-    assert isinstance(shape, dict)
-    assert shape["content_length"] == length
-    assert {key for key, value in shape.items() if value is True} == set(flags.split())
-    assert check_response(raw, to_head=False)
-    assert check_response(raw, to_head=True)
-
-
-BAD_RESPONSES = {
-    "CL and TE": response(b"Content-Length: 4", b"Transfer-Encoding: chunked"),
-    "TE and CL": response(b"Transfer-Encoding: chunked", b"Content-Length: 4"),
-    "CL twice": response(b"Content-Length: 4", b"Content-Length: 4"),
-    "CL twice and different": response(b"Content-Length: 4", b"Content-Length: 5"),
-    "CL list": response(b"Content-Length: 4, 4"),
-    "CL signed": response(b"Content-Length: +4"),
-    "CL padded": response(b"Content-Length:  4"),
-    "CL leading zero": response(b"Content-Length: 04"),
-    "CL too long": response(b"Content-Length: " + b"9" * 19),
-    "TE twice": response(b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
-    "TE gzip": response(b"Transfer-Encoding: gzip, chunked"),
-    "TE underscored": response(b"Transfer_Encoding: chunked"),
-    "TE in 1.0": response(b"Transfer-Encoding: chunked", line=b"HTTP/1.0 200 OK"),
-    "TE in 204": response(b"Transfer-Encoding: chunked", line=b"HTTP/1.1 204 No Content"),
-    "CL in 204": response(b"Content-Length: 4", line=b"HTTP/1.1 204 No Content"),
-    "CL in 100": response(b"Content-Length: 0", line=b"HTTP/1.1 100 Continue"),
-    "TE in 103": response(b"Transfer-Encoding: chunked", line=b"HTTP/1.1 103 Early Hints"),
-    "Connection in 103": response(b"Connection: close", line=b"HTTP/1.1 103 Early Hints"),
-    "100 in 1.0": response(line=b"HTTP/1.0 100 Continue"),
-    "101": response(b"Connection: Upgrade", b"Upgrade: x", line=b"HTTP/1.1 101 Switching"),
-    "101 bare": response(line=b"HTTP/1.1 101 Switching"),
-    "Upgrade in 103": response(b"Upgrade: h2", line=b"HTTP/1.1 103 Early Hints"),
-    "Connection names a field": response(b"Connection: keep-alive, X", b"X: y"),
-    "Connection names a field first": response(b"Connection: X, close", b"X: y"),
-    "Connection ends in a comma": response(b"Connection: close,"),
-    "Connection begins with a comma": response(b"Connection: , close"),
-    "Connection with a tab": response(b"Connection: close,\tupgrade"),
-    "Connection with two spaces": response(b"Connection: close,  upgrade"),
-    "Connection with a space before": response(b"Connection: close , upgrade"),
-    "Connection with a parameter": response(b"Connection: close;x"),
-    "Connection underscored": response(b"Connection: keep_alive"),
-    "Connection empty": response(b"Connection:"),
-    "two Connections": response(b"Connection: keep-alive", b"Connection: close"),
-    "Trailer": response(b"Trailer: X-Sum", b"Transfer-Encoding: chunked"),
-    "Tunnelmux-Reason": response(b"Tunnelmux-Reason: target-broke"),
-    "Tunnelmux_Reason": response(b"Tunnelmux_Reason: target-broke"),
-    "Proxy_Authenticate": response(b"Proxy_Authenticate: Basic"),
-    "folding": response(b"A: b", b" c"),
-    "folded first": response(b" A: b"),
-    "space before the colon": response(b"Content-Length : 4"),
-    "bare LF": response(b"A: b").replace(b"\r\n", b"\n"),
-    "bare LF in the end": b"HTTP/1.1 200 OK\r\nA: b\r\n\n",
-    "bare CR": response(b"A: b\rContent-Length: 4"),
-    "NUL": response(b"A: \x00"),
-    "control": response(b"Set-Cookie: a=\x01"),
-    "control in the reason": response(line=b"HTTP/1.1 200 O\x1bK"),
-    "no space behind the status": response(line=b"HTTP/1.1 200"),
-    "status of two digits": response(line=b"HTTP/1.1 20 OK"),
-    "status of four digits": response(line=b"HTTP/1.1 2000 OK"),
-    "status 099": response(line=b"HTTP/1.1 099 OK"),
-    "status 600": response(line=b"HTTP/1.1 600 OK"),
-    "signed status": response(line=b"HTTP/1.1 +20 OK"),
-    "two spaces before the status": response(line=b"HTTP/1.1  200 OK"),
-    "HTTP/1.2": response(line=b"HTTP/1.2 200 OK"),
-    "HTTP/2": response(line=b"HTTP/2 200 OK"),
-    "nothing behind the version": b"HTTP/1.1\r\n\n",
-    "ICY": response(line=b"ICY 200 OK"),
-    "HTTP/0.9": b"<!doctype html>",
-    "leading CRLF": b"\r\n" + response(),
-    "a banner": b"SSH-2.0-OpenSSH_9.2p1\r\n",
-}
-
-
-@pytest.mark.parametrize("raw", BAD_RESPONSES.values(), ids=BAD_RESPONSES.keys())
-def test_declined_responses(raw: bytes) -> None:
-    assert read_response(raw) == "declined"
-    assert not check_response(raw, to_head=False)
-    assert not check_response(raw, to_head=True)
-
-
-def test_a_response_goes_on_as_http_1_1_without_the_fields_of_this_hop() -> None:
-    old = response(
-        b"Content-Length: 1",
-        b"Connection: keep-alive",
-        b"Keep-Alive: timeout=5",
-        b"A: b",
-        line=b"HTTP/1.0 200 OK",
-    )
-    assert relayed_response(old) == response(b"Content-Length: 1", b"A: b")
-    assert relayed_response(response(), fields=b"Connection: close\r\n") == response(
-        b"Connection: close"
-    )
-    head = response(b"Transfer-Encoding: chunked", b"A: b")
-    assert relayed_response(head, to_head=True) == response(b"A: b")
-    assert relayed_response(head) == head
-
-
 # -- Any bytes --------------------------------------------------------------------------------
-
-NAMES = st.sampled_from(
-    [
-        *(
-            b"Accept",
-            b"Cookie",
-            b"X-A",
-            b"Connection",
-            b"Keep-Alive",
-            b"Upgrade",
-            b"TE",
-            b"Trailer",
-        ),
-        *(b"Content-Length", b"Transfer-Encoding", b"Host", b"Expect", b"Forwarded", b"X-Real-IP"),
-        *(b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Prefix", b"Proxy-Connection"),
-        *(b"Tunnelmux-Service", b"HTTP2-Settings", b"content-length", b"TRANSFER-ENCODING"),
-        *(b"Content_Length", b"X_Forwarded_For", b"Set-Cookie", b"Proxy", b"Tunnelmux"),
-        *(b"Proxy-Support", b"Proxy-Authenticate", b"Upgrade", b"Connection", b"Connection"),
-    ]
-)
-VALUES = st.one_of(
-    st.sampled_from(
-        [
-            *(b"keep-alive", b"close", b"Keep-Alive", b"chunked", b"Chunked", b"0", b"5", b"05"),
-            *(b"Upgrade", b"upgrade, close", b"Upgrade,Keep-Alive", b"close, keep-alive"),
-            *(b"5, 5", b"", b"a, b", b"for=1.1.1.1", b"trailers", b"100-continue", b"9" * 18),
-            *(b"9" * 19, b"9" * 20, b"9" * 21, HOST, b"dev2.localhost", b"x\ty", b"J\xc3\xb6rg"),
-        ]
-    ),
-    st.binary(max_size=12),
-)
-COLONS = st.sampled_from([b": "] * 12 + [b":", b":  ", b":\t", b" : "])
-ENDS = st.sampled_from([b"\r\n"] * 20 + [b"\n", b"\r", b" \r\n", b"\r\n ", b"\r\r\n"])
-FIELDS = st.builds(lambda *parts: b"".join(parts), NAMES, COLONS, VALUES, ENDS)
-METHODS = [b"GET", b"HEAD", b"POST", b"CONNECT", b"OPTIONS", b"get", b"M-SEARCH", b"A_B"]
-REQUEST_LINES = st.builds(
-    lambda *parts: b" ".join(parts),
-    st.sampled_from(METHODS),
-    st.sampled_from([b"/", b"/a?b", b"//x", b"*", b"http://dev1.localhost/", b"dev1:80", b"/\xff"]),
-    st.sampled_from([b"HTTP/1.1"] * 5 + [b"HTTP/1.0", b"HTTP/1.2", b"http/1.1"]),
-)
-STATUS_LINES = st.builds(
-    lambda *parts: b" ".join(parts),
-    st.sampled_from([b"HTTP/1.1"] * 4 + [b"HTTP/1.0", b"HTTP/1.2"]),
-    st.sampled_from([b"200", b"404", b"100", b"101", b"103", b"204", b"304", b"599", b"600"]),
-    st.sampled_from([b"OK", b"", b"Not Found", b"\xe4\t", b"\x01"]),
-)
-HEADS_OF_PARTS = st.lists(FIELDS, max_size=5).map(b"".join)
 
 
 @given(REQUEST_LINES, HEADS_OF_PARTS, st.booleans(), st.sampled_from([b"\r\n", b"\n", b""]))
@@ -630,19 +467,5 @@ def test_harmless_fields_are_accepted(
 ) -> None:
     raw = request(*[colon.join(pair) for pair in fields])
     assert check_request(raw + rest, step=11)
-    out = relayed_request(raw, HOST, own_fields()) or b""
+    out = relayed_request(raw, own_fields()) or b""
     assert out == raw[:-2] + own_fields() + b"\r\n"
-
-
-@given(STATUS_LINES, HEADS_OF_PARTS, st.booleans())
-@settings(max_examples=300)
-def test_responses_of_any_parts(line: bytes, fields: bytes, to_head: bool) -> None:
-    check_response(line + b"\r\n" + fields + b"\r\n", to_head=to_head, step=3)
-
-
-@given(st.sampled_from([case[0] for case in GOOD_RESPONSES.values()]), MUTATIONS, st.booleans())
-@settings(max_examples=300)
-def test_good_responses_with_a_few_bytes_changed(
-    raw: bytes, changes: list[tuple[int, str, bytes]], to_head: bool
-) -> None:
-    check_response(mutated(raw, changes), to_head=to_head, step=7)

@@ -15,7 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from support.http_rig import running_rig
-from tunnelmux.http.head import BadHead, head_end, parse_request, parse_response, write_request
+from tunnelmux.http.head import (
+    BadHead,
+    HeadReader,
+    head_end,
+    parse_request,
+    parse_response,
+    write_request,
+)
 from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
 
@@ -192,6 +199,44 @@ async def test_head_just_within_the_limit_is_taken() -> None:
         await rig.visitor.send(start + b"y" * (1000 - len(start + end)) + end)
         await (await rig.target()).send(b"HTTP/1.1 204 No Content\r\n\r\n")
         assert b" 204 " in await rig.visitor.read_head()
+
+
+@pytest.mark.parametrize("count", [2, 3, 15_000])
+async def test_too_many_fields_are_431(count: int) -> None:
+    limits = IngressLimits(max_head_fields=3, max_head_bytes=100_000)
+    async with running_rig(limits=limits) as rig:
+        head = b"GET / HTTP/1.1\r\nHost: x\r\n" + b"a:\r\n" * count + b"\r\n"
+        await rig.visitor.send(head)
+        if count == 2:
+            target = await rig.target()
+            assert b"GET / " in await target.read_head()
+            await target.send(b"HTTP/1.1 204 No Content\r\n\r\n")
+            await rig.visitor.read_head()
+            return
+        answer = await rig.visitor.read_head()
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert b"Tunnelmux-Reason: head-too-large\r\n" in answer
+
+
+async def test_an_answer_with_too_many_fields_is_a_502_that_says_so() -> None:
+    async with running_rig(limits=IngressLimits(max_head_fields=3)) as rig:
+        await rig.visitor.send(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+        target = await rig.target()
+        await target.read_head()
+        await target.send(b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 4 + b"\r\n")
+        assert (await rig.visitor.read_head()).startswith(b"HTTP/1.1 502 ")
+        assert b"limits.max_head_fields" in await rig.visitor.read_until(b")\n")
+
+
+async def test_a_head_in_single_bytes_is_looked_at_once() -> None:
+    """Counted in bytes, so that no machine is too slow for it."""
+    raw = b"GET / HTTP/1.1\r\nHost: x\r\nA: " + b"b" * 30_000 + b"\r\n\r\n"
+    reader = HeadReader()
+    for at in range(len(raw)):
+        reader.add(raw[at : at + 1])
+        assert (reader.end() == len(raw)) == (at == len(raw) - 1)
+        assert reader.wrong() is None
+    assert reader.steps == 2 * len(raw)
 
 
 async def test_slow_head_is_408(autojump_clock: trio.testing.MockClock) -> None:

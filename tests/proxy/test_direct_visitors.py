@@ -13,7 +13,7 @@ from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy import RunningProxy
 from tunnelmux.proxy.visitors import direct_visitor
-from tunnelmux.proxy.visitors.routing import Destination, KnownHosts
+from tunnelmux.proxy.visitors.names import Destination, KnownNames
 from tunnelmux.relay import abort
 
 CLOSE = "Connection: close\r\n"
@@ -339,11 +339,12 @@ async def test_an_overlong_host_is_served_and_not_remembered() -> None:
             assert await visitor.read_all() == b"ok"
 
 
-def test_hosts_are_forgotten_when_there_are_too_many() -> None:
-    hosts, there = KnownHosts(), Destination("dev1")
+def test_names_are_forgotten_when_there_are_too_many() -> None:
+    names, there = KnownNames(), Destination("dev1")
     for number in range(5000):
-        hosts.learn(b"dev1.localhost:%d" % number, there)
-    assert hosts.find(b"dev1.localhost:0") is None
-    assert hosts.find(b"dev1.localhost:4999") == there
-    hosts.learn(b"x" * 263, there)
-    assert hosts.find(b"x" * 263) is None
+        names.learn((b"dev1.localhost:%d" % number, b"", b""), there)
+    assert names.find((b"dev1.localhost:0", b"", b"")) is None
+    assert names.find((b"dev1.localhost:4999", b"", b"")) == there
+    assert names.find((b"dev1.localhost:4999", b"dev1", b"")) is None
+    names.learn((b"x" * 300, b"y" * 60, b"z" * 41), there)
+    assert names.find((b"x" * 300, b"y" * 60, b"z" * 41)) is None

@@ -321,14 +321,12 @@ async def test_what_a_target_offers_its_own_peer_stays_behind() -> None:
         assert await target.visitor.read_all() == head + b"to the end"
 
 
-async def test_an_answer_that_is_no_plain_http_is_a_502() -> None:
+async def test_an_answer_cannot_speak_in_the_name_of_the_proxy() -> None:
     async with rig() as target:
         await target.first_exchange()
         peer, _ = await target.ask(get("/"))
         await peer.send(b"HTTP/1.1 200 OK\r\nTunnelmux-Reason: forged\r\nContent-Length: 0\r\n\r\n")
-        head = await target.visitor.read_head()
-        assert head.startswith(b"HTTP/1.1 502 ")
-        assert b"forged" not in head
+        assert await target.visitor.read_head() == b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n"
 
 
 async def test_a_target_that_does_not_answer_is_a_504() -> None:
@@ -454,7 +452,7 @@ async def test_one_line_tells_of_each_request_that_was_carried() -> None:
     ("answer", "status", "problem"),
     [
         (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok", 200, "ended within its answer"),
-        (b"rubbish\r\n\r\n", 502, "its answer is not plain HTTP"),
+        (b"rubbish\r\n\r\n", 502, "it did not answer in HTTP"),
     ],
 )
 async def test_the_line_of_a_request_without_a_whole_answer_says_why(

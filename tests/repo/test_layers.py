@@ -13,12 +13,13 @@ from support.tree import ROOT, SOURCE
 
 COMPILED_LAYERS = [
     ["pump.http_relay"],
+    ["pump.legs", "pump.followers"],
     ["pump.relay"],
     ["pump.tunnel", "pump.sockets"],
     ["pump.pump_socket"],
     ["pump.epoll"],
     ["yamux.engine", "pump.websocket"],
-    ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head"],
+    ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head", "pump.chunks"],
     ["_frame", "pump.cookies", "pump.field_names", "yamux.links", "yamux.ring"],
 ]
 """The compiled modules, each line above the next: above errors and limits, below all else."""

@@ -11,15 +11,24 @@ from typing import Protocol
 
 import h11
 
-from tunnelmux.http.head import Field
+from tunnelmux.http.head import Field, HeadReader
+from tunnelmux.limits import IngressLimits
 
-__all__ = ["BadBody", "BodyDecoder", "ChunkedBody", "LengthBody", "UntilEndBody", "encode_chunk"]
+__all__ = [
+    "BadBody",
+    "BodyDecoder",
+    "ChunkedBody",
+    "LengthBody",
+    "UntilEndBody",
+    "encode_chunk",
+    "parse_trailers",
+]
 
 MAX_CHUNK_LINE = 256
 """Bytes of a chunk's size line. Nobody uses chunk extensions, so room for a long one would only
 let a peer spend our bandwidth on bytes that go nowhere."""
 
-_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})[ \t]*(?:;[^\r\n]*)?")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
 class BadBody(Exception):
@@ -85,11 +94,15 @@ class UntilEndBody:
 class ChunkedBody:
     """A body in chunks. Reads CRLF only, hexadecimal digits only, and no overlong lines."""
 
-    def __init__(self, max_trailer_bytes: int) -> None:
+    def __init__(
+        self, max_trailer_bytes: int, max_trailers: int = IngressLimits().max_head_fields
+    ) -> None:
         self.done = False
         self.rest = b""
         self.trailers: list[Field] = []
         self._max_trailer_bytes = max_trailer_bytes
+        self._max_trailers = max_trailers
+        self._section = HeadReader()  # the trailer section, as far as it came
         self._left = 0  # content bytes of this chunk still to come
         self._held = b""  # an unfinished line, or trailer section
         self._step = self._read_size
@@ -103,7 +116,7 @@ class ChunkedBody:
             self._held = b""
         pieces: list[bytes] = []
         at = 0
-        while not self.done:
+        while not self.done and at < len(data):
             if self._left:
                 piece = data[at : at + self._left]
                 pieces.append(piece)
@@ -128,7 +141,7 @@ class ChunkedBody:
     def _read_size(self, data: bytes, at: int) -> int:
         end = data.find(b"\r\n", at, at + MAX_CHUNK_LINE + 2)
         if end < 0:
-            if len(data) - at > MAX_CHUNK_LINE:
+            if len(data) - at > MAX_CHUNK_LINE + 1:  # its CR may be here, and its LF to come
                 raise BadBody("a chunk's size line is too long")
             if data.find(b"\n", at) >= 0:
                 raise BadBody("a chunk's size line ends in LF without CR")
@@ -150,33 +163,45 @@ class ChunkedBody:
         return at + 2
 
     def _read_trailers(self, data: bytes, at: int) -> int:
-        if data.startswith(b"\r\n", at):
-            end = at + 2
+        section = self._section
+        before = len(section)
+        section.add(data[at:])
+        start = section.begins(2)
+        if start == b"\r\n":
+            end = 2
         else:
-            end = data.find(b"\r\n\r\n", at)
+            end = section.end()
+            if not b"\r\n".startswith(start) and end < 0 and len(section) > self._max_trailer_bytes:
+                raise BadBody("the trailer section is too long")
             if end < 0:
-                if len(data) - at > self._max_trailer_bytes:
-                    raise BadBody("the trailer section is too long")
-                return -1
-            self.trailers = self._parse_trailers(data[at:end])
-            end += 4
+                return len(data)
+            raw, _ = section.split(end)
+            self.trailers = parse_trailers(raw, self._max_trailers)
         self.done = True
-        self.rest = data[end:]
-        return end
+        at += end - before
+        self.rest = data[at:]
+        return at
 
-    def _parse_trailers(self, section: bytes) -> list[Field]:
-        fields = []
-        for line in section.split(b"\r\n"):
-            name, colon, value = line.partition(b":")
-            if not colon:
-                raise BadBody("a trailer line has no colon")
-            # Framing fields mean nothing here (RFC 9110 6.5.1), not even when they are malformed.
-            if name.lower() not in (b"content-length", b"transfer-encoding"):
-                fields.append((name, value.strip(b" \t")))
-        try:
-            return h11.EndOfMessage(headers=fields).headers.raw_items()
-        except h11.LocalProtocolError as exc:
-            raise BadBody(f"a trailer field is malformed: {exc}") from None
+
+def parse_trailers(raw: bytes, max_fields: int) -> list[Field]:
+    """The fields of a trailer section, which ends with its blank line. Raises BadBody."""
+    if not raw.endswith(b"\r\n\r\n"):
+        raise BadBody("a trailer line ends in LF without CR")
+    lines = raw[:-4].split(b"\r\n")
+    if len(lines) > max_fields:
+        raise BadBody(f"there are more than {max_fields} trailer fields (limits.max_head_fields)")
+    fields = []
+    for line in lines:
+        name, colon, value = line.partition(b":")
+        if not colon:
+            raise BadBody("a trailer line has no colon")
+        # Framing fields mean nothing here (RFC 9110 6.5.1), not even when they are malformed.
+        if name.lower() not in (b"content-length", b"transfer-encoding"):
+            fields.append((name, value.strip(b" \t")))
+    try:
+        return h11.EndOfMessage(headers=fields).headers.raw_items()
+    except h11.LocalProtocolError as exc:
+        raise BadBody(f"a trailer field is malformed: {exc}") from None
 
 
 def encode_chunk(data: bytes) -> bytes:

@@ -24,12 +24,11 @@ from tunnelmux.http.body import (
 from tunnelmux.http.head import (
     BadHead,
     Field,
+    HeadReader,
     RequestHead,
     ResponseHead,
     first_value,
     has_member,
-    head_end,
-    looks_like_no_request,
     parse_request,
     parse_response,
     write_request,
@@ -143,6 +142,9 @@ class _Connection:
             out += b"0\r\n%s\r\n" % lines
         return out
 
+    def _chunked_body(self) -> ChunkedBody:
+        return ChunkedBody(self._limits.max_head_bytes, self._limits.max_head_fields)
+
     def _feed(self, data: bytes) -> bytes:
         piece = self._body.feed(data)
         if self._body.done:
@@ -219,7 +221,7 @@ class ServerConnection(_Connection):
                 return None
             scope.deadline = trio.current_time() + self._limits.head_timeout
             self.raw_head = await self._read_head()
-            head = parse_request(self.raw_head)
+            head = parse_request(self.raw_head, self._limits.max_head_fields)
         if head is None:
             if not self._buffer:
                 return None  # it was the wait for a first byte that ended
@@ -232,7 +234,7 @@ class ServerConnection(_Connection):
         if head.method == b"CONNECT":
             self._body = UntilEndBody()  # whatever follows is not HTTP (RFC 9110 9.3.6)
         elif head.chunked:
-            self._body = ChunkedBody(self._limits.max_head_bytes)
+            self._body = self._chunked_body()
         else:
             self._body = LengthBody(head.content_length or 0)
         return head
@@ -251,32 +253,28 @@ class ServerConnection(_Connection):
         return bool(self._buffer)
 
     async def _read_head(self) -> bytes:
-        looked_at = 0
-        while True:
-            # RFC 9112 2.2: an empty line before a request is to be ignored.
-            if not looked_at and self._buffer.startswith(b"\r\n"):
-                self._buffer = self._buffer[2:]
-            end = head_end(self._buffer, looked_at)
-            size = end if end >= 0 else len(self._buffer)
-            if size > self._limits.max_head_bytes:
-                raise Refused(
-                    Refusal(
-                        431,
-                        "head-too-large",
-                        f"The request's head is larger than {self._limits.max_head_bytes} bytes.",
-                    )
-                )
-            if end >= 0:
-                raw, self._buffer = self._buffer[:end], self._buffer[end:]
-                return raw
-            if (wrong := looks_like_no_request(self._buffer)) is not None:
-                raise Refused(Refusal(400, "bad-request", f"The request cannot be used: {wrong}."))
-            looked_at = len(self._buffer)
-            if not (data := await self._receive()):
-                raise Refused(
-                    Refusal(400, "bad-request", "The connection ended within a request's head.")
-                )
-            self._buffer += data
+        reader = HeadReader(self._buffer)
+        try:
+            while True:
+                reader.skip_empty_line()
+                end = reader.end()
+                if (end if end >= 0 else len(reader)) > self._limits.max_head_bytes:
+                    limit = self._limits.max_head_bytes
+                    message = f"The request's head is larger than {limit} bytes."
+                    raise Refused(Refusal(431, "head-too-large", message))
+                if end >= 0:
+                    raw, rest = reader.split(end)
+                    reader = HeadReader(rest)
+                    return raw
+                if (wrong := reader.wrong()) is not None:
+                    message = f"The request cannot be used: {wrong}."
+                    raise Refused(Refusal(400, "bad-request", message))
+                if not (data := await self._receive()):
+                    message = "The connection ended within a request's head."
+                    raise Refused(Refusal(400, "bad-request", message))
+                reader.add(data)
+        finally:
+            _, self._buffer = reader.split()
 
     async def watch(self) -> NoReturn:
         """Read ahead while an answer is awaited, so as to notice when the visitor is gone.
@@ -425,6 +423,7 @@ class ClientConnection(_Connection):
         chunked: bool = False,
         first: bytes = b"",
         end: bool = False,
+        trailers: Sequence[Field] = (),
     ) -> None:
         """Send the request's head, with the body's first content in the same write.
 
@@ -434,7 +433,9 @@ class ClientConnection(_Connection):
         self._sends_chunks = chunked
         if chunked:
             headers = [*headers, (b"Transfer-Encoding", b"chunked")]
-        await self._send(write_request(method, target, headers) + self._encode(first, end, ()))
+        await self._send(
+            write_request(method, target, headers) + self._encode(first, end, trailers)
+        )
 
     async def read_head(self) -> ResponseHead:
         """The next response head, interim or final. The caller bounds the wait.
@@ -442,23 +443,25 @@ class ClientConnection(_Connection):
         After a final one, `read_body` reads its body. Raises UpstreamGone when the connection ends
         or breaks first, and when what comes is not an HTTP/1 response or is over the limit.
         """
-        looked_at = 0
-        while (end := head_end(self._buffer, looked_at)) < 0:
-            looked_at = len(self._buffer)
-            if looked_at > self._limits.max_head_bytes:
-                raise UpstreamGone(f"its head is larger than {self._limits.max_head_bytes} bytes")
-            if not (data := await self._receive()):
-                raise UpstreamGone(
-                    "it closed the connection within the head of its answer"
-                    if self._buffer
-                    else "it closed the connection without an answer"
-                )
-            self._buffer += data
-        if end > self._limits.max_head_bytes:
-            raise UpstreamGone(f"its head is larger than {self._limits.max_head_bytes} bytes")
-        raw, self._buffer = self._buffer[:end], self._buffer[end:]
+        limit = self._limits.max_head_bytes
+        reader = HeadReader(self._buffer)
         try:
-            head = parse_response(raw, self._method)
+            while (end := reader.end()) < 0 and len(reader) <= limit:
+                if not (data := await self._receive()):
+                    raise UpstreamGone(
+                        "it closed the connection within the head of its answer"
+                        if len(reader)
+                        else "it closed the connection without an answer"
+                    )
+                reader.add(data)
+            if not 0 <= end <= limit:
+                raise UpstreamGone(f"the head of its answer is larger than {limit} bytes")
+            raw, rest = reader.split(end)
+            reader = HeadReader(rest)
+        finally:
+            _, self._buffer = reader.split()
+        try:
+            head = parse_response(raw, self._method, self._limits.max_head_fields)
         except BadHead as exc:
             raise UpstreamGone(f"it did not answer in HTTP: {exc}") from None
         self._body = self._body_of(head)
@@ -469,7 +472,7 @@ class ClientConnection(_Connection):
         if self._method == b"HEAD" or head.status < 200 or head.status in (204, 304):
             return LengthBody(0)
         if head.chunked:
-            return ChunkedBody(self._limits.max_head_bytes)
+            return self._chunked_body()
         if head.content_length is not None:
             return LengthBody(head.content_length)
         return UntilEndBody()

@@ -263,6 +263,7 @@ class _Forwarding:
                 chunked=self._request.chunked,
                 first=first,
                 end=end,
+                trailers=safe_trailers(self._server.trailers) if end else (),
             )
             self._request_sent = end
         except UpstreamGone as exc:

@@ -24,6 +24,8 @@ from tunnelmux.pump.field_names import field_kind
 __all__ = [
     "TrustedProxies",
     "Visitor",
+    "binds_connection",
+    "client_address",
     "end_to_end",
     "forwarding_fields",
     "own_cookies",
@@ -40,6 +42,17 @@ _NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length"})
 _FOR_ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "hop", "disguised"})
 """Kinds of `pump.field_names` that stop here. A disguised one is no field of ours, and would be
 taken for one by the target."""
+
+
+_LOGIN_SCHEMES = frozenset({b"ntlm", b"negotiate"})
+"""Logins that belong to the connection they were made on (RFC 4559 6)."""
+
+
+def binds_connection(headers: Iterable[Field], name: bytes) -> bool:
+    """Whether the field of this lower-case name (`authorization` of a request, `www-authenticate`
+    of an answer) is part of a login that belongs to the connection it is made on."""
+    values = [value.split(None, 1) for key, value in headers if key.lower() == name]
+    return any(words and words[0].lower() in _LOGIN_SCHEMES for words in values)
 
 
 def end_to_end(headers: Iterable[Field]) -> list[Field]:
@@ -161,3 +174,18 @@ def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -
         kept.append((b"X-Forwarded-Host", b", ".join(before.hosts) or host))
     kept.append((b"Forwarded", write_forwarded(hops)))
     return kept
+
+
+def client_address(headers: list[Field], trusted: TrustedProxies) -> str | None:
+    """Who stands behind the trusted proxies, by their `X-Forwarded-For`: the first address from the
+    right that is none of theirs. None when they do not say, or say what is no address."""
+    client = None
+    for hop in reversed(field_values(headers, b"x-forwarded-for")):
+        try:
+            address = str(ipaddress.ip_address(hop.decode("ascii", "replace")))
+        except ValueError:
+            return client
+        client = address
+        if address not in trusted:
+            break
+    return client

@@ -15,10 +15,12 @@ from dataclasses import dataclass, field
 import h11
 
 from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import IngressLimits
 
 __all__ = [
     "BadHead",
     "Field",
+    "HeadReader",
     "RequestHead",
     "ResponseHead",
     "field_values",
@@ -32,12 +34,15 @@ __all__ = [
     "write_response",
 ]
 
+MAX_FIELDS = IngressLimits().max_head_fields
+
 Field = tuple[bytes, bytes]
 """A field's name, in the case it was written in, and its value without outer whitespace."""
 
 _HEAD_END = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([0-9]{3})(?: ([^\x00\r\n]*))?")
+_CONTROL = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 _TOKEN_BYTE = re.compile(rb"[-!#$%&'*+.^_`|~0-9a-zA-Z]")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]*)([/?].*)?", re.IGNORECASE)
 _HOST = re.compile(
@@ -126,11 +131,55 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
     return match.end() if match else -1
 
 
-def looks_like_no_request(buffer: bytes | bytearray) -> str | None:
+class HeadReader:
+    """Gathers a head from pieces of any size; no byte is looked at again for each piece."""
+
+    def __init__(self, data: bytes = b"") -> None:
+        self._data = bytearray(data)
+        self._searched = self._checked = 0
+        self.steps = 0
+        """Bytes looked at so far: for each byte added a few, however the bytes are cut."""
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def add(self, data: bytes) -> None:
+        """Take what came next."""
+        self._data += data
+
+    def skip_empty_line(self) -> None:
+        """Forget one empty line before the head (RFC 9112 2.2)."""
+        if not self._searched and self._data.startswith(b"\r\n"):
+            del self._data[:2]
+
+    def end(self) -> int:
+        """Where the head ends, or -1 when it is not complete."""
+        self.steps += len(self._data) - self._searched
+        end = head_end(self._data, self._searched)
+        self._searched = len(self._data)
+        return end
+
+    def wrong(self) -> str | None:
+        """What `looks_like_no_request` says of it."""
+        self.steps += len(self._data) - self._checked
+        problem = looks_like_no_request(self._data, self._checked)
+        self._checked = len(self._data)
+        return problem
+
+    def begins(self, size: int) -> bytes:
+        """The first bytes, as many as `size`."""
+        return bytes(self._data[:size])
+
+    def split(self, end: int = 0) -> tuple[bytes, bytes]:
+        """The bytes before `end` and those behind."""
+        return bytes(self._data[:end]), bytes(self._data[end:])
+
+
+def looks_like_no_request(buffer: bytes | bytearray, start: int = 0) -> str | None:
     """Why the beginning of `buffer` can never become a request, or None when it still can.
 
     Called on incomplete heads, so that a TLS hello or a bare-LF request is answered at once
-    instead of when the head's time is up.
+    instead of when the head's time is up. `start` is how far an earlier call looked.
     """
     if not buffer:
         return None
@@ -138,13 +187,16 @@ def looks_like_no_request(buffer: bytes | bytearray) -> str | None:
         return "this looks like TLS: this port speaks plain HTTP, use http://"
     if not _TOKEN_BYTE.match(buffer):
         return "this is not HTTP: a request begins with a method"
-    if buffer.count(b"\n") != buffer.count(b"\r\n"):
+    if buffer.count(b"\n", start) != buffer.count(b"\r\n", max(0, start - 1)):
         return "a line ends in LF without CR: end every line with CRLF"
     return None
 
 
-def parse_request(raw: bytes) -> RequestHead:
+def parse_request(raw: bytes, max_fields: int = MAX_FIELDS) -> RequestHead:
     """A request head from `raw`, its blank line included. Raises Refused, ready to be sent."""
+    if raw.count(b"\n") - 2 > max_fields:
+        message = f"The request's head has more than {max_fields} fields."
+        raise Refused(Refusal(431, "head-too-large", message))
     if (wrong := looks_like_no_request(raw)) is not None:
         raise _bad_request(wrong)
     line, *lines = raw[:-4].split(b"\r\n")
@@ -174,8 +226,10 @@ def parse_request(raw: bytes) -> RequestHead:
     return RequestHead(method, target, version, headers, length, chunked, authority)
 
 
-def parse_response(raw: bytes, request_method: bytes) -> ResponseHead:
+def parse_response(raw: bytes, request_method: bytes, max_fields: int = MAX_FIELDS) -> ResponseHead:
     """A response head from `raw`, its blank line included. Raises BadHead."""
+    if raw.count(b"\n") - 2 > max_fields:
+        raise BadHead(f"its head has more than {max_fields} fields (limits.max_head_fields)")
     # A lone LF may be taken for a line's end (RFC 9112 2.2).
     line, *lines = [text.removesuffix(b"\r") for text in raw.rstrip(b"\r\n").split(b"\n")]
     match = _STATUS_LINE.fullmatch(line)
@@ -187,7 +241,10 @@ def parse_response(raw: bytes, request_method: bytes) -> ResponseHead:
     event_class = h11.InformationalResponse if status < 200 else h11.Response
     try:
         event = event_class(
-            status_code=status, reason=match[3] or b"", headers=_unfold(lines), http_version=b"1.1"
+            status_code=status,
+            reason=_CONTROL.sub(b" ", match[3] or b""),
+            headers=_unfold(lines),
+            http_version=b"1.1",
         )
     except h11.LocalProtocolError as exc:
         raise BadHead(str(exc)) from None

@@ -26,8 +26,6 @@ from tunnelmux.yamux.streams import EngineStream, WindowBudget
 if TYPE_CHECKING:
     import socket
 
-    from tunnelmux.pump.http_relay import HttpRelay
-    from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.relay import Relay
     from tunnelmux.pump.tunnel import Tunnel
 
@@ -259,37 +257,12 @@ class Session:
         self._kick()
         return relay
 
-    def open_http_relay(
-        self,
-        local: PumpSocket,
-        head: bytes,
-        answer: bytes,
-        owner: Owner,
-        *,
-        host: bytes,
-        fields: bytes,
-        max_head_bytes: int,
-        early: bytes,
-    ) -> HttpRelay | None:
-        """Like `open_relay`, for a visitor whose further HTTP requests are carried."""
-        from tunnelmux.pump.http_relay import HttpRelay
-
+    def open_leg(self, head: bytes) -> tuple[Tunnel, EngineStream] | None:
+        """A new stream that begins with *head*, for compiled code to own, and what carries it; None
+        when that cannot be had without waiting, or without a pump. Called within the pump's turns:
+        the stream's frames leave with them."""
         stream = self._open_for_relay(head)
-        if stream is None or self._tunnel is None:
-            return None
-        relay = HttpRelay(
-            self._tunnel,
-            stream,
-            local,
-            owner,
-            host=host,
-            fields=fields,
-            max_head_bytes=max_head_bytes,
-            early=early,
-        )
-        relay.start_awaiting(answer)
-        self._kick()
-        return relay
+        return None if stream is None or self._tunnel is None else (self._tunnel, stream)
 
     def _open_for_relay(self, head: bytes) -> EngineStream | None:
         engine = self._engine

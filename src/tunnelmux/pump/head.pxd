@@ -1,11 +1,10 @@
 # The C face of the head scanner, for the compiled relay. `head.pyi` says what is accepted.
 
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t
 
 
 cdef enum:
-    MAX_DROPPED = 12  # places in one head where fields are left out; a head with more is declined
-    MAX_EXTENSION = 64  # bytes of a chunk's size line after its digits
+    MAX_DROPPED = 24  # places in one head where fields are left out; a head with more is declined
 
 
 cdef enum Verdict:
@@ -19,27 +18,47 @@ cdef struct Span:
     Py_ssize_t end
 
 
-cdef struct Dropped:
-    # The lines that a rewritten head is without, in order and not touching each other.
+cdef struct Spans:
+    # Whole lines, in order and not touching each other.
     int count
     Span spans[MAX_DROPPED]
 
 
+cdef struct Progress:
+    # How far a head was scanned, so that the next look goes on from there. All zero at its beginning.
+    Py_ssize_t at  # where the next line begins
+    Py_ssize_t looked  # no line ends between `at` and here
+    int64_t steps  # bytes looked at: at most three for each byte of the head, however it was cut
+    int fields
+    bint has_host
+    bint has_length
+    bint has_coding
+    bint has_connection
+
+
 cdef struct RequestShape:
+    # To be zeroed, and then given to `scan_request` each time there is more of the head.
+    Progress progress
     Py_ssize_t head_size  # through the blank line
     Py_ssize_t line_size  # of the request line, with its CRLF
     Py_ssize_t method_size  # the method begins at 0
     Py_ssize_t target_at
     Py_ssize_t target_size
     Py_ssize_t path_size  # of the target without its query, for logs
+    Span host  # the values of these fields; 0 to 0 when there is none
+    Span device
+    Span service
     int64_t content_length  # bytes of body; 0 also when there is none, or `chunked`
     bint chunked
     bint is_head
     bint closes  # the sender has no request after this one; that line of the head stays in it
-    Dropped dropped
+    bint binds  # it logs in, and the login will belong to the connection
+    Spans dropped  # what the rewritten head is without
+    Spans said  # those of them that say who asked for what
 
 
 cdef struct ResponseShape:
+    Progress progress
     Py_ssize_t head_size
     int status  # 100 to 599, without 101; below 200 another head follows
     int64_t content_length  # bytes of body; 0 when `bodiless`; -1 when `chunked` or `until_end`
@@ -50,25 +69,23 @@ cdef struct ResponseShape:
     bint is_old  # written as HTTP/1.0
     bint has_hop  # says something that must not be passed on as it is
     bint sets_domain  # a cookie of it names a domain
-    Dropped dropped
+    bint binds  # it is part of a login that will belong to the connection
+    Spans dropped
 
 
-cdef struct ChunkState:
-    # All zero at the beginning of a body.
-    uint64_t left  # content bytes of this chunk still to come
-    int step
-    int digits
-    int extension
-    bint padded  # set by the caller: blanks after a chunk's size are accepted, as h11 does
-    bint done
-    bint broken  # and nothing more is read
-
-
-# `host` is the Host value of the connection's first request, which h11 accepted; a request that
-# has another one, or none, is declined.
+# Both look at a head that begins at `p` and of which `size` bytes are there, and go on from where
+# they stopped the last time. A head of more than `max_fields` fields is declined.
 cdef Verdict scan_request(
-    const uint8_t *p, Py_ssize_t size, const uint8_t *host, Py_ssize_t host_size,
-    RequestShape *shape,
+    const uint8_t *p, Py_ssize_t size, int max_fields, RequestShape *shape
+) noexcept nogil
+
+cdef Verdict scan_response(
+    const uint8_t *p, Py_ssize_t size, int max_fields, bint to_head, ResponseShape *shape
+) noexcept nogil
+
+# Where a head ends, whoever wrote it and however, or -1; `looked` is 0 at first.
+cdef Py_ssize_t find_head_end(
+    const uint8_t *p, Py_ssize_t size, Py_ssize_t *looked, int64_t *steps
 ) noexcept nogil
 
 # The accepted head with `fields`, whole lines with their CRLF, behind the remaining ones. `out` has
@@ -78,17 +95,9 @@ cdef Py_ssize_t rewrite_request(
     uint8_t *out,
 ) noexcept nogil
 
-cdef Verdict scan_response(
-    const uint8_t *p, Py_ssize_t size, bint to_head, ResponseShape *shape
-) noexcept nogil
-
 # The same for a response, written as HTTP/1.1 and without Connection: a caller that closes says so
 # in `fields`.
 cdef Py_ssize_t rewrite_response(
     const uint8_t *p, const ResponseShape *shape, const uint8_t *fields, Py_ssize_t fields_size,
     uint8_t *out,
 ) noexcept nogil
-
-# How many of these bytes belong to the body: all while it goes on, fewer when it ended within
-# (`done`) or when the next one breaks it (`broken`).
-cdef Py_ssize_t scan_chunked(ChunkState *state, const uint8_t *p, Py_ssize_t size) noexcept nogil

@@ -1,4 +1,4 @@
-"""A strict scanner of HTTP/1.1 heads and chunked bodies, without any I/O.
+"""A strict scanner of HTTP/1.1 heads, without any I/O.
 
 The docstrings of the public names are in `head.pyi`. Every index below `size` is checked where it
 is used; the C functions take no Python object and cannot fail.
@@ -12,8 +12,8 @@ from libc.string cimport memchr, memcmp, memcpy, memset
 
 from tunnelmux.pump.cookies cimport names_domain
 from tunnelmux.pump.field_names cimport (
-    CONNECTION, CONTENT_LENGTH, EXPECT, FieldKind, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
-    ORDINARY, SET_COOKIE, TRAILER, TRANSFER_ENCODING, kind_of,
+    CONNECTION, CONTENT_LENGTH, DISGUISED, EXPECT, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
+    ORDINARY, OWN, SET_COOKIE, TRAILER, TRANSFER_ENCODING, FieldKind, kind_of,
 )
 
 cdef enum:
@@ -23,37 +23,27 @@ cdef enum:
     SP = 0x20
     COMMA = 0x2C
     DASH = 0x2D
+    DOT = 0x2E
     SLASH = 0x2F
     ZERO = 0x30
     NINE = 0x39
     COLON = 0x3A
-    SEMICOLON = 0x3B
     A = 0x41
     Z = 0x5A
+    OPENING = 0x5B  # "["
+    CLOSING = 0x5D  # "]"
     UNDERSCORE = 0x5F
     DEL = 0x7F
 
 cdef enum:
     MAX_LENGTH_DIGITS = 18  # of Content-Length: fits 63 bits
-    MAX_SIZE_DIGITS = 15  # of a chunk: fits 63 bits, whatever the next reader computes with
-
-cdef enum ChunkStep:
-    SIZE  # 0: where a body begins
-    BLANKS
-    EXTENSION
-    SIZE_LF
-    CONTENT
-    CONTENT_CR
-    CONTENT_LF
-    LAST_CR
-    LAST_LF
 
 cdef struct FieldLine:
     FieldKind kind
+    Py_ssize_t name_at
+    Py_ssize_t name_size
     Py_ssize_t value_at
     Py_ssize_t value_end
-    Py_ssize_t end  # where the next line begins
-    bint blank  # no field, but the line that ends the head
     bint odd  # there is whitespace around the value, other than one SP before it
 
 cdef uint64_t ONES = 0x0101010101010101
@@ -75,7 +65,6 @@ fill_folded()
 
 
 # -- Words ------------------------------------------------------------------------------------
-
 
 cdef inline bint is_text(uint8_t byte) noexcept nogil:
     """Whether a field's value may hold it: VCHAR, SP, HTAB or obs-text (RFC 9110 5.5)."""
@@ -111,6 +100,13 @@ cdef bint is_name(const uint8_t *p, const char *name, Py_ssize_t size) noexcept 
     return True
 
 
+cdef bint is_named(
+    const uint8_t *p, const FieldLine *line, const char *name, Py_ssize_t size
+) noexcept nogil:
+    """Whether the field has this name, which is in small letters, in any case."""
+    return line.name_size == size and is_name(p + line.name_at, name, size)
+
+
 cdef bint is_value(
     const uint8_t *p, const FieldLine *line, const char *value, Py_ssize_t size
 ) noexcept nogil:
@@ -136,189 +132,256 @@ cdef int64_t decimal(const uint8_t *p, const FieldLine *line) noexcept nogil:
     return number
 
 
+cdef bint is_host(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    """Whether this is a name or an address with an optional port (RFC 9110 7.2), in plain letters."""
+    cdef Py_ssize_t at = 0
+    if size > 0 and p[0] == OPENING:
+        at = 1
+        while at < size and (p[at] == COLON or p[at] == DOT or hexadecimal(p[at])):
+            at += 1
+        if at == 1 or at == size or p[at] != CLOSING:
+            return False
+        at += 1
+    else:
+        while at < size and (p[at] == DASH or p[at] == DOT or is_letter_or_digit(p[at])):
+            at += 1
+        if at == 0:
+            return False
+    if at < size and p[at] == COLON:
+        at += 1
+        while at < size and ZERO <= p[at] <= NINE:
+            at += 1
+    return at == size
+
+
+cdef inline bint is_letter_or_digit(uint8_t byte) noexcept nogil:
+    return ZERO <= byte <= NINE or c"a" <= (byte | 0x20) <= c"z"
+
+
+cdef inline bint hexadecimal(uint8_t byte) noexcept nogil:
+    return ZERO <= byte <= NINE or c"a" <= (byte | 0x20) <= c"f"
+
+
+cdef bint names_login(const uint8_t *p, const FieldLine *line) noexcept nogil:
+    """Whether the value begins with a scheme whose login belongs to the connection."""
+    cdef Py_ssize_t at = line.value_at
+    while at < line.value_end and FOLDED[p[at]]:
+        at += 1
+    at -= line.value_at
+    return (at == 4 and is_name(p + line.value_at, b"ntlm", 4)) or (
+        at == 9 and is_name(p + line.value_at, b"negotiate", 9)
+    )
+
+
 # -- Lines ------------------------------------------------------------------------------------
 
 
-cdef Verdict line_end(
-    const uint8_t *p, Py_ssize_t size, Py_ssize_t at, Py_ssize_t *end
-) noexcept nogil:
-    """Whether CRLF stands at *at*; *end* is then what follows it."""
-    if at == size:
-        return INCOMPLETE
-    if p[at] != CR:
-        return DECLINED
-    if at + 1 == size:
-        return INCOMPLETE
-    end[0] = at + 2
-    return ACCEPTED if p[at + 1] == LF else DECLINED
+cdef bint next_line(const uint8_t *p, Py_ssize_t size, Progress *progress) noexcept nogil:
+    """Whether a whole line stands at `progress.at`; it ends at `progress.looked` then."""
+    cdef const uint8_t *found = <const uint8_t *>memchr(
+        p + progress.looked, LF, size - progress.looked
+    )
+    cdef Py_ssize_t stop = found - p + 1 if found != NULL else size
+    progress.steps += stop - progress.looked
+    progress.looked = stop
+    return found != NULL
 
 
-cdef Verdict read_field(
-    const uint8_t *p, Py_ssize_t size, Py_ssize_t start, FieldLine *line
+cdef Py_ssize_t find_head_end(
+    const uint8_t *p, Py_ssize_t size, Py_ssize_t *looked, int64_t *steps
 ) noexcept nogil:
-    """One field line (RFC 9112 5), or the blank one. A folded line begins with no name: declined."""
+    cdef const uint8_t *found
+    cdef Py_ssize_t at = looked[0]
+    while at < size:
+        found = <const uint8_t *>memchr(p + at, LF, size - at)
+        if found == NULL:
+            steps[0] += size - at
+            at = size
+            break
+        steps[0] += found - p - at + 1
+        at = found - p
+        if size - at > 1 and p[at + 1] == LF:
+            return at + 2
+        if size - at > 2 and p[at + 1] == CR and p[at + 2] == LF:
+            return at + 3
+        if size - at < 2 or (size - at == 2 and p[at + 1] == CR):
+            break  # the line that follows may be the blank one
+        at += 1
+    looked[0] = at
+    return -1
+
+
+cdef bint read_field(
+    const uint8_t *p, Py_ssize_t start, Py_ssize_t end, FieldLine *line
+) noexcept nogil:
+    """One field line (RFC 9112 5) from *start* to *end*, its LF the last byte; False when it is
+    none. A folded line begins with no name."""
     cdef Py_ssize_t at = start
-    cdef Verdict verdict
-    line.blank = at == size or p[at] == CR
-    if line.blank:
-        return line_end(p, size, at, &line.end)
-    while at < size and FOLDED[p[at]]:
+    while FOLDED[p[at]]:
         at += 1
-    if at == size:
-        return INCOMPLETE
     if at == start or p[at] != COLON:
-        return DECLINED
+        return False
+    line.name_at = start
+    line.name_size = at - start
     line.kind = kind_of(p + start, at - start)
-    if line.kind == HEAD_ONLY:  # and this is a head
-        line.kind = ORDINARY
     at += 1
-    if at < size and p[at] == SP:
+    if p[at] == SP:
         at += 1
-    line.odd = at < size and (p[at] == SP or p[at] == HTAB)
-    while at < size and (p[at] == SP or p[at] == HTAB):
+    line.odd = p[at] == SP or p[at] == HTAB
+    while p[at] == SP or p[at] == HTAB:
         at += 1
     line.value_at = at
-    at = text_end(p, at, size)
-    verdict = line_end(p, size, at, &line.end)
-    if verdict != ACCEPTED:
-        return verdict
+    at = text_end(p, at, end)
+    if at != end - 2 or p[at] != CR:
+        return False
     while at > line.value_at and (p[at - 1] == SP or p[at - 1] == HTAB):
         at -= 1
         line.odd = True
     line.value_end = at
-    return ACCEPTED
+    return True
 
 
-cdef Verdict read_request_line(
+cdef bint read_request_line(
     const uint8_t *p, Py_ssize_t size, RequestShape *shape
 ) noexcept nogil:
-    """METHOD SP /TARGET SP HTTP/1.1 CRLF (RFC 9112 3), and no CONNECT."""
-    cdef Py_ssize_t at = 0, left
+    """METHOD SP /TARGET SP HTTP/1.1 CRLF (RFC 9112 3) of *size* bytes, and no CONNECT."""
+    cdef Py_ssize_t at = 0
     cdef const uint8_t *query
     # Every registered method is written in these. A "head" would be HEAD to some servers.
-    while at < size and (A <= p[at] <= Z or p[at] == DASH):
+    while A <= p[at] <= Z or p[at] == DASH:
         at += 1
-    if at == size:
-        return INCOMPLETE
     if at == 0 or p[at] != SP or (at == 7 and memcmp(p, b"CONNECT", 7) == 0):
-        return DECLINED
+        return False
     shape.method_size = at
     shape.is_head = at == 4 and memcmp(p, b"HEAD", 4) == 0
     at += 1
     shape.target_at = at
-    if at < size and p[at] != SLASH:
-        return DECLINED
-    while at < size and SP < p[at] < DEL:
+    if p[at] != SLASH:
+        return False
+    while SP < p[at] < DEL:
         at += 1
     shape.target_size = at - shape.target_at
-    left = size - at if size - at < 11 else 11
-    if memcmp(p + at, b" HTTP/1.1\r\n", left) != 0:
-        return DECLINED
-    if left < 11:
-        return INCOMPLETE
+    if size - at != 11 or memcmp(p + at, b" HTTP/1.1\r\n", 11) != 0:
+        return False
     query = <const uint8_t *>memchr(p + shape.target_at, c"?", shape.target_size)
     shape.path_size = query - p - shape.target_at if query != NULL else shape.target_size
-    shape.line_size = at + 11
-    return ACCEPTED
+    shape.line_size = size
+    return True
 
 
-cdef Verdict read_status_line(
-    const uint8_t *p, Py_ssize_t size, ResponseShape *shape, Py_ssize_t *end
+cdef bint read_status_line(
+    const uint8_t *p, Py_ssize_t size, ResponseShape *shape
 ) noexcept nogil:
-    """HTTP/1.x SP 3DIGIT SP reason CRLF (RFC 9112 4)."""
+    """HTTP/1.x SP 3DIGIT SP reason CRLF (RFC 9112 4) of *size* bytes."""
     cdef Py_ssize_t i
-    if memcmp(p, b"HTTP/1.", size if size < 7 else 7) != 0:
-        return DECLINED
-    if size > 7 and p[7] != ZERO and p[7] != ZERO + 1:
-        return DECLINED
-    for i in range(8, size if size < 13 else 13):
-        if i == 8 or i == 12:
-            if p[i] != SP:
-                return DECLINED
-        elif not ZERO <= p[i] <= NINE:
-            return DECLINED
-        else:
-            shape.status = shape.status * 10 + (p[i] - ZERO)
-    if size < 13:
-        return INCOMPLETE
+    if size < 15 or memcmp(p, b"HTTP/1.", 7) != 0 or p[8] != SP or p[12] != SP:
+        return False
+    if p[7] != ZERO and p[7] != ZERO + 1:
+        return False
+    for i in range(9, 12):
+        if not ZERO <= p[i] <= NINE:
+            return False
+        shape.status = shape.status * 10 + (p[i] - ZERO)
     shape.is_old = p[7] == ZERO
     if not 100 <= shape.status <= 599:
-        return DECLINED
+        return False
     if shape.status == 101 or (shape.status < 200 and shape.is_old):
-        return DECLINED
-    return line_end(p, size, text_end(p, 13, size), end)
+        return False
+    return text_end(p, 13, size) == size - 2 and p[size - 2] == CR
 
 
 # -- Heads ------------------------------------------------------------------------------------
 
 
-cdef bint drop(Dropped *dropped, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
-    """Note a line to leave out; False when there are too many."""
-    if dropped.count and dropped.spans[dropped.count - 1].end == at:
-        dropped.spans[dropped.count - 1].end = end
+cdef bint note_line(Spans *lines, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
+    """Add a line; False when there are too many."""
+    if lines.count and lines.spans[lines.count - 1].end == at:
+        lines.spans[lines.count - 1].end = end
         return True
-    if dropped.count == MAX_DROPPED:
+    if lines.count == MAX_DROPPED:
         return False
-    dropped.spans[dropped.count].at = at
-    dropped.spans[dropped.count].end = end
-    dropped.count += 1
+    lines.spans[lines.count].at = at
+    lines.spans[lines.count].end = end
+    lines.count += 1
+    return True
+
+
+cdef bint take_request_field(
+    const uint8_t *p, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
+) noexcept nogil:
+    """Read a request's field; False when it, or what it makes of the others, leaves a doubt."""
+    cdef FieldLine line
+    cdef Progress *progress = &shape.progress
+    cdef Span *place
+    if not read_field(p, at, end, &line) or line.odd:
+        return False
+    if line.kind == ORDINARY or line.kind == TRAILER or line.kind == SET_COOKIE:
+        return True  # the last means nothing in a request
+    if line.kind == HEAD_ONLY:
+        if is_named(p, &line, b"authorization", 13):
+            shape.binds = shape.binds or names_login(p, &line)
+    elif line.kind == HOST:
+        if progress.has_host or not is_host(p + line.value_at, line.value_end - line.value_at):
+            return False
+        shape.host.at, shape.host.end = line.value_at, line.value_end
+        progress.has_host = True
+    elif line.kind == CONTENT_LENGTH:
+        shape.content_length = decimal(p, &line)
+        if progress.has_length or shape.chunked or shape.content_length < 0:
+            return False
+        progress.has_length = True
+    elif line.kind == TRANSFER_ENCODING:
+        if progress.has_length or shape.chunked or line.value_end - line.value_at != 7:
+            return False
+        shape.chunked = memcmp(p + line.value_at, b"chunked", 7) == 0
+        return shape.chunked
+    elif line.kind == EXPECT or line.kind == HOP or line.kind == DISGUISED:
+        return False  # there is more to do about these than to pass them on or leave them out
+    elif line.kind == CONNECTION:
+        shape.closes = is_value(p, &line, b"close", 5)
+        if progress.has_connection or not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
+            return False
+        progress.has_connection = True
+        return shape.closes or note_line(&shape.dropped, at, end)
+    else:
+        if line.kind == FORWARDING and not note_line(&shape.said, at, end):
+            return False
+        place = NULL
+        if line.kind == OWN and is_named(p, &line, b"tunnelmux-device", 16):
+            place = &shape.device
+        elif line.kind == OWN and is_named(p, &line, b"tunnelmux-service", 17):
+            place = &shape.service
+        if place != NULL:
+            if place.end or line.value_end == line.value_at:
+                return False
+            place.at, place.end = line.value_at, line.value_end
+        return note_line(&shape.dropped, at, end)
     return True
 
 
 cdef Verdict scan_request(
-    const uint8_t *p, Py_ssize_t size, const uint8_t *host, Py_ssize_t host_size,
-    RequestShape *shape,
+    const uint8_t *p, Py_ssize_t size, int max_fields, RequestShape *shape
 ) noexcept nogil:
-    cdef FieldLine line
-    cdef bint has_host = False, has_length = False, has_connection = False
-    cdef Verdict verdict
+    cdef Progress *progress = &shape.progress
     cdef Py_ssize_t at
-    if size <= 0:
-        return INCOMPLETE
-    memset(shape, 0, sizeof(RequestShape))
-    verdict = read_request_line(p, size, shape)
-    at = shape.line_size
-    while verdict == ACCEPTED:
-        verdict = read_field(p, size, at, &line)
-        if verdict != ACCEPTED:
-            break
-        if line.blank:
-            shape.head_size = line.end
-            return ACCEPTED if has_host else DECLINED
-        if line.odd:
+    cdef bint good
+    if size > 0 and not (A <= p[0] <= Z or p[0] == DASH):
+        return DECLINED  # nothing that a request line begins with: its end need not come
+    while next_line(p, size, progress):
+        at = progress.at
+        progress.at = progress.looked
+        progress.steps += progress.at - at
+        if at == 0:
+            good = read_request_line(p, progress.at, shape)
+        elif p[at] == CR and progress.at - at == 2:
+            shape.head_size = progress.at
+            return ACCEPTED if progress.has_host else DECLINED
+        else:
+            progress.fields += 1
+            good = progress.fields <= max_fields and take_request_field(p, at, progress.at, shape)
+        if not good:
             return DECLINED
-        if line.kind == SET_COOKIE:  # means nothing in a request
-            line.kind = ORDINARY
-        if line.kind == HOST:
-            if has_host or host_size <= 0 or line.value_end - line.value_at != host_size:
-                return DECLINED
-            if memcmp(p + line.value_at, host, host_size) != 0:
-                return DECLINED
-            has_host = True
-        elif line.kind == CONTENT_LENGTH:
-            shape.content_length = decimal(p, &line)
-            if has_length or shape.chunked or shape.content_length < 0:
-                return DECLINED
-            has_length = True
-        elif line.kind == TRANSFER_ENCODING:
-            if has_length or shape.chunked or line.value_end - line.value_at != 7:
-                return DECLINED
-            if memcmp(p + line.value_at, b"chunked", 7) != 0:
-                return DECLINED
-            shape.chunked = True
-        elif line.kind >= EXPECT:
-            return DECLINED
-        elif line.kind == CONNECTION:
-            shape.closes = is_value(p, &line, b"close", 5)
-            if has_connection or not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
-                return DECLINED
-            if not shape.closes and not drop(&shape.dropped, at, line.end):
-                return DECLINED
-            has_connection = True
-        elif line.kind != ORDINARY and not drop(&shape.dropped, at, line.end):
-            return DECLINED
-        at = line.end
-    return verdict
+    return INCOMPLETE
 
 
 cdef bint read_connection(
@@ -352,74 +415,88 @@ cdef bint read_connection(
             at += 1
 
 
-cdef Verdict scan_response(
-    const uint8_t *p, Py_ssize_t size, bint to_head, ResponseShape *shape
+cdef bint take_response_field(
+    const uint8_t *p, Py_ssize_t at, Py_ssize_t end, ResponseShape *shape
 ) noexcept nogil:
+    """The same for a response."""
     cdef FieldLine line
-    cdef bint has_length = False, has_coding = False, has_connection = False
-    cdef Verdict verdict
-    cdef Py_ssize_t at = 0
-    if size <= 0:
-        return INCOMPLETE
-    memset(shape, 0, sizeof(ResponseShape))
-    verdict = read_status_line(p, size, shape, &at)
-    shape.closes = shape.is_old
-    shape.bodiless = (
-        to_head or shape.status < 200 or shape.status == 204 or shape.status == 304
-    )
-    while verdict == ACCEPTED:
-        verdict = read_field(p, size, at, &line)
-        if verdict != ACCEPTED:
-            break
-        if line.blank:
-            shape.head_size = line.end
-            settle(shape, has_length, has_coding)
-            return ACCEPTED
-        if line.kind == SET_COOKIE:
+    cdef Progress *progress = &shape.progress
+    if not read_field(p, at, end, &line) or line.kind == DISGUISED:
+        return False
+    if line.kind <= HOST or FORWARDING <= line.kind <= EXPECT or line.kind == TRAILER:
+        if line.kind == HEAD_ONLY and is_named(p, &line, b"www-authenticate", 16):
+            shape.binds = shape.binds or names_login(p, &line)
+        elif line.kind == SET_COOKIE:
             shape.sets_domain |= names_domain(p + line.value_at, line.value_end - line.value_at)
-            line.kind = ORDINARY
-        if line.kind >= TRAILER or (line.odd and line.kind != ORDINARY):
+        return True
+    if line.odd:
+        return False
+    if line.kind == CONTENT_LENGTH:
+        shape.content_length = decimal(p, &line)
+        if progress.has_length or progress.has_coding or shape.content_length < 0:
+            return False
+        progress.has_length = True
+        if shape.status == 204:  # may have none (RFC 9110 8.6); some servers send a 0
+            return shape.content_length == 0 and note_line(&shape.dropped, at, end)
+        return shape.status >= 200
+    if line.kind == TRANSFER_ENCODING:
+        if progress.has_length or progress.has_coding or shape.is_old or shape.status < 200:
+            return False
+        if shape.status == 204 or not is_value(p, &line, b"chunked", 7):
+            return False
+        progress.has_coding = True
+        return not shape.bodiless or note_line(&shape.dropped, at, end)
+    if line.kind == CONNECTION:
+        if progress.has_connection or shape.status < 200 or not read_connection(p, &line, shape):
+            return False
+        progress.has_connection = True
+    elif line.kind == HOP:
+        if shape.status < 200:
+            return False
+        shape.has_hop = True
+    elif line.kind != KEEP_ALIVE:  # one of our own, which is nothing for a target to say
+        shape.has_hop = True
+    return note_line(&shape.dropped, at, end)
+
+
+cdef Verdict scan_response(
+    const uint8_t *p, Py_ssize_t size, int max_fields, bint to_head, ResponseShape *shape
+) noexcept nogil:
+    cdef Progress *progress = &shape.progress
+    cdef Py_ssize_t at
+    cdef bint good
+    while next_line(p, size, progress):
+        at = progress.at
+        progress.at = progress.looked
+        progress.steps += progress.at - at
+        if at == 0:
+            good = read_status_line(p, progress.at, shape)
+            shape.closes = shape.is_old
+            shape.bodiless = (
+                to_head or shape.status < 200 or shape.status == 204 or shape.status == 304
+            )
+        elif p[at] == CR and progress.at - at == 2:
+            shape.head_size = progress.at
+            settle(shape)
+            return ACCEPTED
+        else:
+            progress.fields += 1
+            good = progress.fields <= max_fields and take_response_field(p, at, progress.at, shape)
+        if not good:
             return DECLINED
-        if line.kind == CONTENT_LENGTH:
-            shape.content_length = decimal(p, &line)
-            if has_length or has_coding or shape.content_length < 0 or shape.status < 200:
-                return DECLINED
-            has_length = True
-            if shape.status == 204:  # may have none (RFC 9110 8.6); some servers send a 0
-                if shape.content_length or not drop(&shape.dropped, at, line.end):
-                    return DECLINED
-        elif line.kind == TRANSFER_ENCODING:
-            if has_length or has_coding or shape.is_old or shape.status < 200:
-                return DECLINED
-            if shape.status == 204 or not is_value(p, &line, b"chunked", 7):
-                return DECLINED
-            has_coding = True
-            if shape.bodiless and not drop(&shape.dropped, at, line.end):
-                return DECLINED
-        elif line.kind == CONNECTION:
-            if has_connection or shape.status < 200 or not read_connection(p, &line, shape):
-                return DECLINED
-            has_connection = True
-        elif line.kind == HOP:
-            if shape.status < 200:
-                return DECLINED
-            shape.has_hop = True
-        if line.kind == CONNECTION or line.kind == KEEP_ALIVE or line.kind == HOP:
-            if not drop(&shape.dropped, at, line.end):
-                return DECLINED
-        at = line.end
-    return verdict
+    return INCOMPLETE
 
 
-cdef void settle(ResponseShape *shape, bint has_length, bint has_coding) noexcept nogil:
+cdef void settle(ResponseShape *shape) noexcept nogil:
     """Where the body ends (RFC 9112 6.3), once all fields are known."""
+    cdef bint has_length = shape.progress.has_length
     if shape.bodiless:
         shape.content_length = 0
         if shape.status < 200:
             shape.closes = False
         return
-    shape.chunked = has_coding
-    shape.until_end = not has_length and not has_coding
+    shape.chunked = shape.progress.has_coding
+    shape.until_end = not has_length and not shape.chunked
     if not has_length:
         shape.content_length = -1
     if shape.until_end:
@@ -427,7 +504,7 @@ cdef void settle(ResponseShape *shape, bint has_length, bint has_coding) noexcep
 
 
 cdef Py_ssize_t rewrite(
-    const uint8_t *p, Py_ssize_t size, const Dropped *dropped,
+    const uint8_t *p, Py_ssize_t size, const Spans *dropped,
     const uint8_t *fields, Py_ssize_t fields_size, uint8_t *out,
 ) noexcept nogil:
     cdef Py_ssize_t at = 0, used = 0
@@ -462,79 +539,6 @@ cdef Py_ssize_t rewrite_response(
     return size
 
 
-# -- Bodies -----------------------------------------------------------------------------------
-
-
-cdef int hexadecimal(uint8_t byte) noexcept nogil:
-    """The digit's value, or -1."""
-    if ZERO <= byte <= NINE:
-        return byte - ZERO
-    byte |= 0x20
-    return byte - 0x57 if c"a" <= byte <= c"f" else -1
-
-
-cdef bint read_size(ChunkState *state, uint8_t byte) noexcept nogil:
-    """A byte of a size line before its CR: digits, then blanks, then an extension."""
-    cdef int digit
-    if state.step == SIZE:
-        digit = hexadecimal(byte)
-        if digit >= 0:
-            state.left = (state.left << 4) | <uint64_t>digit
-            state.digits += 1
-            return state.digits <= MAX_SIZE_DIGITS
-        if state.digits == 0:
-            return False
-    state.extension += 1
-    if state.extension > MAX_EXTENSION:
-        return False
-    if state.step == EXTENSION:
-        return is_text(byte)
-    if byte == SEMICOLON:
-        state.step = EXTENSION
-        return True
-    state.step = BLANKS
-    return state.padded and (byte == SP or byte == HTAB)
-
-
-cdef bint read_framing(ChunkState *state, uint8_t byte) noexcept nogil:
-    """One byte that is not content; False when it must not stand here (RFC 9112 7.1)."""
-    if state.step <= EXTENSION:
-        if byte != CR:
-            return read_size(state, byte)
-        state.step = SIZE_LF
-        return state.digits > 0
-    if state.step == CONTENT_CR or state.step == LAST_CR:
-        state.step += 1
-        return byte == CR
-    if state.step == SIZE_LF:
-        state.step = CONTENT if state.left else LAST_CR
-        state.digits = state.extension = 0
-    elif state.step == CONTENT_LF:
-        state.step = SIZE
-    else:
-        state.done = byte == LF
-    return byte == LF
-
-
-cdef Py_ssize_t scan_chunked(
-    ChunkState *state, const uint8_t *p, Py_ssize_t size
-) noexcept nogil:
-    cdef Py_ssize_t at = 0, take
-    while at < size and not state.done and not state.broken:
-        if state.step == CONTENT:
-            take = size - at
-            if <uint64_t>take >= state.left:
-                take = <Py_ssize_t>state.left
-                state.step = CONTENT_CR
-            state.left -= <uint64_t>take
-            at += take
-        elif read_framing(state, p[at]):
-            at += 1
-        else:
-            state.broken = True
-    return at
-
-
 # -- The face to Python -----------------------------------------------------------------------
 
 
@@ -542,101 +546,106 @@ cdef object verdict_name(Verdict verdict):
     return "incomplete" if verdict == INCOMPLETE else "declined"
 
 
-def read_request(bytes data not None, bytes host not None):
-    cdef RequestShape shape
-    cdef Verdict verdict = scan_request(
-        <const uint8_t *>PyBytes_AS_STRING(data), len(data),
-        <const uint8_t *>PyBytes_AS_STRING(host), len(host), &shape,
-    )
-    if verdict != ACCEPTED:
-        return verdict_name(verdict)
-    return {
-        "head_size": shape.head_size,
-        "line_size": shape.line_size,
-        "method_size": shape.method_size,
-        "target_at": shape.target_at,
-        "target_size": shape.target_size,
-        "path_size": shape.path_size,
-        "content_length": shape.content_length,
-        "chunked": shape.chunked,
-        "is_head": shape.is_head,
-        "closes": shape.closes,
-    }
+@cython.final
+cdef class HeadScanner:
+    cdef bytes data
+    cdef bint of_request
+    cdef bint to_head
+    cdef int max_fields
+    cdef RequestShape request
+    cdef ResponseShape response
+    cdef Verdict verdict
+
+    def __init__(self, *, bint of_request, bint to_head=False, int max_fields=256):
+        self.data = b""
+        self.of_request = of_request
+        self.to_head = to_head
+        self.max_fields = max_fields
+        memset(&self.request, 0, sizeof(RequestShape))
+        memset(&self.response, 0, sizeof(ResponseShape))
+
+    def feed(self, bytes data not None):
+        cdef const uint8_t *p
+        if self.verdict == INCOMPLETE:
+            self.data += data
+            p = <const uint8_t *>PyBytes_AS_STRING(self.data)
+            if self.of_request:
+                self.verdict = scan_request(p, len(self.data), self.max_fields, &self.request)
+            else:
+                self.verdict = scan_response(
+                    p, len(self.data), self.max_fields, self.to_head, &self.response
+                )
+        if self.verdict != ACCEPTED:
+            return verdict_name(self.verdict)
+        return self.request_shape() if self.of_request else self.response_shape()
+
+    @property
+    def steps(self):
+        if self.of_request:
+            return self.request.progress.steps
+        return self.response.progress.steps
+
+    def rewritten(self, bytes fields=b""):
+        cdef bytes out
+        cdef Py_ssize_t size
+        cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(self.data)
+        cdef const uint8_t *added = <const uint8_t *>PyBytes_AS_STRING(fields)
+        if self.verdict != ACCEPTED:
+            return None
+        out = PyBytes_FromStringAndSize(NULL, len(self.data) + len(fields))
+        if self.of_request:
+            size = rewrite_request(
+                p, &self.request, added, len(fields), <uint8_t *>PyBytes_AS_STRING(out)
+            )
+        else:
+            size = rewrite_response(
+                p, &self.response, added, len(fields), <uint8_t *>PyBytes_AS_STRING(out)
+            )
+        return out[:size]
+
+    cdef bytes text_of(self, const Span *span):
+        return self.data[span.at:span.end]
+
+    cdef dict request_shape(self):
+        cdef RequestShape *shape = &self.request
+        return {
+            "head_size": shape.head_size,
+            "line_size": shape.line_size,
+            "method_size": shape.method_size,
+            "target_at": shape.target_at,
+            "target_size": shape.target_size,
+            "path_size": shape.path_size,
+            "host": self.text_of(&shape.host),
+            "device": self.text_of(&shape.device),
+            "service": self.text_of(&shape.service),
+            "said": b"".join([self.text_of(&shape.said.spans[i]) for i in range(shape.said.count)]),
+            "content_length": shape.content_length,
+            "chunked": shape.chunked,
+            "is_head": shape.is_head,
+            "closes": shape.closes,
+            "binds": shape.binds,
+        }
+
+    cdef dict response_shape(self):
+        cdef ResponseShape *shape = &self.response
+        return {
+            "head_size": shape.head_size,
+            "status": shape.status,
+            "content_length": shape.content_length,
+            "chunked": shape.chunked,
+            "until_end": shape.until_end,
+            "bodiless": shape.bodiless,
+            "closes": shape.closes,
+            "is_old": shape.is_old,
+            "has_hop": shape.has_hop,
+            "sets_domain": shape.sets_domain,
+            "binds": shape.binds,
+        }
+
+
+def read_request(bytes data not None):
+    return HeadScanner(of_request=True).feed(data)
 
 
 def read_response(bytes data not None, *, bint to_head=False):
-    cdef ResponseShape shape
-    cdef Verdict verdict = scan_response(
-        <const uint8_t *>PyBytes_AS_STRING(data), len(data), to_head, &shape
-    )
-    if verdict != ACCEPTED:
-        return verdict_name(verdict)
-    return {
-        "head_size": shape.head_size,
-        "status": shape.status,
-        "content_length": shape.content_length,
-        "chunked": shape.chunked,
-        "until_end": shape.until_end,
-        "bodiless": shape.bodiless,
-        "closes": shape.closes,
-        "is_old": shape.is_old,
-        "has_hop": shape.has_hop,
-        "sets_domain": shape.sets_domain,
-    }
-
-
-def relayed_request(bytes data not None, bytes host not None, bytes fields=b""):
-    cdef RequestShape shape
-    cdef bytes out
-    cdef Py_ssize_t size
-    if scan_request(
-        <const uint8_t *>PyBytes_AS_STRING(data), len(data),
-        <const uint8_t *>PyBytes_AS_STRING(host), len(host), &shape,
-    ) != ACCEPTED:
-        return None
-    out = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
-    size = rewrite_request(
-        <const uint8_t *>PyBytes_AS_STRING(data), &shape,
-        <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),
-        <uint8_t *>PyBytes_AS_STRING(out),
-    )
-    return out[:size]
-
-
-def relayed_response(bytes data not None, *, bint to_head=False, bytes fields=b""):
-    cdef ResponseShape shape
-    cdef bytes out
-    cdef Py_ssize_t size
-    if scan_response(
-        <const uint8_t *>PyBytes_AS_STRING(data), len(data), to_head, &shape
-    ) != ACCEPTED:
-        return None
-    out = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
-    size = rewrite_response(
-        <const uint8_t *>PyBytes_AS_STRING(data), &shape,
-        <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),
-        <uint8_t *>PyBytes_AS_STRING(out),
-    )
-    return out[:size]
-
-
-@cython.final
-cdef class ChunkScanner:
-    cdef ChunkState state
-
-    def __init__(self, *, bint padded=False):
-        memset(&self.state, 0, sizeof(ChunkState))
-        self.state.padded = padded
-
-    def feed(self, bytes data not None):
-        return scan_chunked(
-            &self.state, <const uint8_t *>PyBytes_AS_STRING(data), len(data)
-        )
-
-    @property
-    def done(self):
-        return self.state.done
-
-    @property
-    def broken(self):
-        return self.state.broken
+    return HeadScanner(of_request=False, to_head=to_head).feed(data)

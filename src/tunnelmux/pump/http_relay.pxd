@@ -1,82 +1,96 @@
 # The C face of the HTTP relay.
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
-from tunnelmux.pump.head cimport ChunkState, RequestShape
-from tunnelmux.pump.relay cimport Relay
+from tunnelmux.pump.followers cimport AnswerFollower, RequestFollower
+from tunnelmux.pump.legs cimport Leg, LegUser, Route
+from tunnelmux.pump.pump_socket cimport PumpSocket
+from tunnelmux.yamux.links cimport Link
 from tunnelmux.yamux.ring cimport ByteRing
 
 
-cdef enum RequestState:
-    REQUEST_HEAD  # the next request's head is awaited, or part of it is here
-    REQUEST_BODY
-    REQUEST_DONE  # nothing more is read until it is answered
+cdef enum Ending:
+    # What comes after the exchange in progress. It only ever rises until that is over.
+    GOES_ON  # the next request, on the same leg
+    PARTS  # the next request, on another leg
+    HANDS_OVER  # what Python makes of the connection
+    CLOSES  # nothing: the visitor was told that the connection ends
 
 
-cdef enum ResponseState:
-    RESPONSE_NONE  # no request waits for an answer
-    RESPONSE_HEAD
-    RESPONSE_BODY
+cdef enum LegEnd:
+    LEG_KEPT  # idle, for another visitor
+    LEG_CLOSED
+    LEG_RESET  # it cannot be of use to anybody: an exchange was not completed
 
 
-cdef class HttpRelay(Relay):
-    cdef bytes host
-    cdef bytes fields
-    cdef public bint parent_cookies
-    cdef Py_ssize_t max_head
+cdef enum Outcome:
+    RUNNING
+    FINISHED
+    LOCAL_BROKE
+    STREAM_BROKE
+    ABORTED
+    HANDED_BACK
+
+
+cdef class HttpRelay(LegUser):
+    cdef PumpSocket local
+    cdef object carrier
+    cdef bint heeds
+    cdef uint32_t stream_seen
+    cdef RequestFollower request
+    cdef AnswerFollower answer
+    cdef Route route
+    cdef Leg leg
     cdef ByteRing pending
-    cdef bint pending_is_new
-    cdef ByteRing sent_head
-    cdef ByteRing answer_head
-    cdef RequestState request
-    cdef int64_t request_left
-    cdef bint request_chunked
-    cdef ChunkState request_chunks
-    cdef bint to_head
-    cdef bint is_last
-    cdef ResponseState response
-    cdef int64_t response_left
-    cdef bint response_chunked
-    cdef bint response_until_end
-    cdef ChunkState response_chunks
-    cdef bint closes
-    cdef bint parts
-    cdef bytes parting_head
-    cdef bint closing
-    cdef bint leaving
-    cdef bint stopping
+    cdef ByteRing unsent
+    cdef Py_ssize_t owed
+    cdef Link wait_link
+    cdef bint local_eof
+    cdef bint sent_again
+    cdef Ending ending
+    cdef bint over
+    cdef Outcome ended_as
+    cdef bytes host_seen
+    cdef bytes said_seen
+    cdef bytes fields
+    cdef readonly object error
     cdef readonly str problem
     cdef readonly int status
-    cdef readonly int64_t content_out
     cdef readonly int64_t requests
-    cdef public bytes about
+    cdef readonly int64_t bytes_in
+    cdef readonly int64_t bytes_out
+    cdef readonly int64_t content_out
+    cdef readonly double phase_since
+    cdef bytes about
     cdef bytes method
     cdef bytes path
-    cdef int answer_status
     cdef double began
     cdef int64_t bytes_in_before
-    cdef int64_t content_out_before
-    cdef readonly double phase_since
 
-    cdef int read_some(self) except -1
-    cdef ssize_t read_behind(self, uint8_t *buffer, Py_ssize_t room) except -2
+    cdef int read_local(self) except -1
+    cdef int read_head(self) except -1
     cdef int read_body(self) except -1
+    cdef Py_ssize_t pull(self, Py_ssize_t room) except -2
+    cdef int put_rest(self, Py_ssize_t used, Py_ssize_t size) except -1
+    cdef bint find_leg(self) except -1
+    cdef bint find_route(self) except -1
+    cdef int find_fields(self) except -1
+    cdef int send_request(self) except -1
+    cdef Py_ssize_t take_body(self, uint8_t *out, Py_ssize_t room) except -1
+    cdef int after_reading(self) except -1
     cdef Py_ssize_t frame_limit(self) except -1
-    cdef Py_ssize_t use(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef Py_ssize_t begin_request(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef Py_ssize_t body_part(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef int place_body(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef int request_complete(self) except -1
-    cdef Py_ssize_t follow(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef int pass_on(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef int pass_on_head(self, Py_ssize_t size) except -1
-    cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1
-    cdef Py_ssize_t follow_body(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef bint may_send_again(self) noexcept
+    cdef int note_request(self) except -1
+    cdef int note_answer(self) except -1
+    cdef int give_visitor(self, const uint8_t *data, Py_ssize_t size, bint owed) except -1
+    cdef Py_ssize_t write_some(self, const uint8_t *data, Py_ssize_t size) except -2
+    cdef int write_unsent(self) except -1
+    cdef int after_answer(self) except -1
     cdef int answered(self) except -1
-    cdef int note_request(
-        self, const uint8_t *data, const RequestShape *shape
-    ) except -1
-    cdef int stream_over(self) except -1
+    cdef int drop_leg(self, LegEnd how) except -1
+    cdef int send_again(self) except -1
+    cdef int fail_answer(self, str problem, int status) except -1
     cdef int hand_over(self, str problem, int status) except -1
-    cdef int leave_stream(self) except -1
-    cdef int take_agreement(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef int wrap_up(self) except -1
+    cdef int local_failed(self, object error) except -1
+    cdef int end(self, Outcome outcome) except -1

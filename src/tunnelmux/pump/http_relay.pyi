@@ -1,36 +1,73 @@
-"""A visitor's kept-alive HTTP connection joined to a stream, in the pump."""
+"""A visitor's HTTP connection in the pump: its requests to targets, and their answers back."""
 
-from typing import Literal, final
+from typing import Any, Literal, Protocol, final, type_check_only
 
-from tunnelmux.pump.relay import Relay
-from tunnelmux.pump.tunnel import Tunnel
-from tunnelmux.yamux.streams import EngineStream
+from tunnelmux.pump.epoll import Pump
+from tunnelmux.pump.followers import Judge
+from tunnelmux.pump.legs import LegUser, Route
+
+@type_check_only
+class _Carrier(Protocol):
+    """Answers a relay's questions about the requests of one connection."""
+
+    @property
+    def judge(self) -> Judge:
+        """Decides about what the scanner declines."""
+    @property
+    def heeds(self) -> bool:
+        """Whether what a request says of who sent it is listened to."""
+    def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
+        """Where a request goes that says this; None when Python has to look at it."""
+    def fields(self, host: bytes, said: bytes) -> bytes:
+        """The lines that a request gets which says this, with the lines *said* of who sent it."""
+    def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
+        """The hosts to which the cookies of its answer are held (`pump.cookies`)."""
+    def about(self, destination: Any, stream: int, said: bytes) -> bytes | None:
+        """What the log's line about it says first (`pump.lines`); None when there is to be none."""
 
 @final
-class HttpRelay(Relay):
+class HttpRelay(LegUser):
     """Carries requests that leave no doubt, one after the other, and their answers.
 
     "finished": the last answer said that the connection ends, and was written. "handed back": the
     next request, or the rest of what came, is for the owner; with `problem`, the request in progress
-    is to be answered with `status`. The stream is ended in either case.
+    is to be answered with `status`.
     """
 
     def __init__(
         self,
-        tunnel: Tunnel,
-        stream: EngineStream,
+        pump: Pump,
         socket: object,
         owner: object,
         *,
-        host: bytes,
-        fields: bytes,
+        carrier: _Carrier,
         max_head_bytes: int,
-        early: bytes,
+        max_head_fields: int,
+        early: bytes = b"",
     ) -> None:
-        """Requests must have exactly this *host*; *fields* are the lines that each of them gets.
-
-        *early* is what was read from the socket and not used. Begin with `start_awaiting`.
-        """
+        """*early* is what was read from the socket and not used."""
+    def start(self) -> None:
+        """Carry from now on."""
+    @property
+    def socket(self) -> object:
+        """The visitor's, as it was given."""
+    @property
+    def outcome(
+        self,
+    ) -> Literal["finished", "local broke", "stream broke", "aborted", "handed back"] | None:
+        """How it ended; None while it runs."""
+    @property
+    def error(self) -> Exception | None:
+        """What broke, if anything did."""
+    @property
+    def destination(self) -> object:
+        """Where the last request went, as its route calls it; None before the first."""
+    @property
+    def stream_id(self) -> int:
+        """The stream it went on; 0 before the first."""
+    @property
+    def said(self) -> bytes:
+        """The lines by which it said who sent it, where that is listened to."""
     @property
     def phase(
         self,
@@ -49,25 +86,27 @@ class HttpRelay(Relay):
     @property
     def requests(self) -> int:
         """Requests that were answered whole."""
-    about: bytes | None
-    """What the log's lines about these requests say first (`pump.lines.LineBuffer`), one line for each
-    that was answered whole; None when there are to be no lines."""
-    parent_cookies: bool
-    """Whether the answers' cookies may reach beyond the host; else they are held to it
-    (`pump.cookies`)."""
     @property
     def unfinished(self) -> tuple[str, str, int, int, int, float] | None:
         """The request in progress, for its line: method, path without query, status of the answer
-        or 0, bytes of its body and of the answer's, seconds. None without one, or `about`."""
+        or 0, bytes of its body and of the answer's, seconds. None without one."""
     @property
     def is_spent(self) -> bool:
         """Whether the visitor has ended its sending, and all that it sent was used."""
     @property
+    def bytes_in(self) -> int:
+        """Bytes of the requests' bodies, with their framing."""
+    @property
+    def bytes_out(self) -> int:
+        """Bytes written to the visitor."""
+    @property
     def content_out(self) -> int:
-        """Bytes of the answers' bodies, with their chunks' framing."""
+        """Bytes of the answers' bodies, with their framing."""
     def finish_soon(self) -> None:
         """Hand back once no request is in progress."""
-    def give_up(self, problem: str, status: int) -> None:
-        """End the request in progress: hand back with this problem, or cut an answer that began."""
+    def give_up(self, problem: str | None, status: int) -> None:
+        """Hand back now; with a problem, cut an answer that began, or leave it to be given."""
+    def abort(self) -> None:
+        """End now: the request in progress is reset."""
     def take_pending(self) -> bytes:
         """What came from the visitor and was not passed on, once it was handed back."""

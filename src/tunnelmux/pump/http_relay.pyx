@@ -1,548 +1,695 @@
-"""A visitor's kept-alive HTTP connection joined to a stream, in the pump.
+"""A visitor's HTTP connection in the pump: its requests to targets, and their answers back.
 
-Every request's head is read by the strict scanner of `pump.head`, gets the forwarding fields, and goes
-on; every response is followed closely enough to know where it ends. One request is in progress at a
-time, so a request is only ever begun when the one before it was answered whole. What the scanner
-does not accept goes back to Python, with every byte that was not passed on.
+`pump.followers` reads along in both directions; here is what has sockets. One request is in progress
+at a time, and each is routed by its own head: to the leg that it needs, which is a stream to one
+connection of one target. What the followers do not take goes to Python, with every byte that was not
+passed on.
 The docstrings of the public names are in `http_relay.pyi`.
+
+How a connection goes on after an exchange is one value, its `Ending`. It begins as GOES_ON with each
+request, only rises, and is carried out when the answer is whole and, for the last two, written:
+
+| raised to  | by                                                                             |
+|------------|--------------------------------------------------------------------------------|
+| PARTS      | an answer that says the target closes, or is HTTP/1.0; bytes behind an answer  |
+| HANDS_OVER | `finish_soon`, `give_up`, what the followers decline, what has to be refused   |
+| CLOSES     | a request that says `Connection: close`; a body that ends with its connection; |
+|            | an answer before the end of its request; a visitor that has said all           |
 """
 
 cimport cython
 
-from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.stdint cimport int64_t, uint8_t
-from libc.string cimport memcmp, memcpy, memset
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport int64_t, uint8_t, uint32_t
+from libc.string cimport memcmp, memcpy
 
 from tunnelmux._frame cimport HEADER_BYTES
-from tunnelmux.pump.head cimport (
-    ACCEPTED, DECLINED, INCOMPLETE, ChunkState, RequestShape, ResponseShape, Verdict,
-    rewrite_request, rewrite_response, scan_chunked, scan_request, scan_response,
+from tunnelmux.pump.epoll cimport Pump
+from tunnelmux.pump.followers cimport (
+    ANSWER_BROKEN, ANSWER_DONE, ANSWER_HEAD, ANSWER_MISSING, ANSWER_NONE, ANSWER_REFUSED,
+    ANSWER_UNTIL_END, GIVES_MADE, GIVES_NOTHING, GIVES_SAME, HEAD_DECLINED, REQUEST_BROKEN,
+    REQUEST_DECLINED, REQUEST_DONE, REQUEST_HEAD, REQUEST_IDLE, REQUEST_READY, SEND_AGAIN, TAKEN,
+    ANSWER_LENGTH, AnswerFollower, RequestFollower,
 )
-from tunnelmux.pump.pump_socket cimport BROKEN, NOTHING
-from tunnelmux.pump.relay cimport FINISHED, HANDED_BACK, RUNNING, STREAM_BROKE, TURN, Relay
+from tunnelmux.pump.legs cimport Leg, LegUser, Route
+from tunnelmux.pump.pump_socket cimport BROKEN, NOTHING, PumpSocket
+from tunnelmux.pump.tunnel cimport Tunnel
+from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
 from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.yamux.streams cimport EngineStream
-from tunnelmux.pump.tunnel cimport SENSIBLE, Tunnel
 
 from tunnelmux.errors import StreamReset
-from tunnelmux.pump.cookies import head_without_parent_domains
 
 cdef enum:
-    LONGEST_WAIT = 16384  # bytes of an unfinished head that are kept before h11 is asked about it
+    TURN = 65536  # bytes a visitor gives in one turn, and the largest frame that is made of them
+    LONGEST_HEAD = 32768  # bytes of a request's head, which must fit into a frame with what is added
+    RUN = 16384  # bytes of content from which on it is worth a read of its own, without a copy
+    TRAILERS_ROOM = 1024  # bytes by which rewritten trailer fields may be longer than they came
+    SMALL = 16384  # bytes that are rather copied than sent with a call of their own
 
-cdef bytes LAST = b"Connection: close\r\n"
+_OUTCOMES = (None, "finished", "local broke", "stream broke", "aborted", "handed back")
 
 
 @cython.final
-cdef class HttpRelay(Relay):
-    # `pending` are bytes of the visitor that were read and not used; `pending_is_new` says that
-    # nobody has looked at them. `sent_head` is the head of the request in progress while it may be
-    # sent again: it has no body, changes nothing, and not a byte of its answer has come. After one
-    # that `is_last` nothing more is read.
+cdef class HttpRelay(LegUser):
+    # `pending` are bytes of the visitor that were read and not used. `unsent` are bytes for the visitor, `owed` how many of them the leg's
+    # peer gets credit for when they are written. `over` says that only writing them is left to do
+    # before the `ending`. The request's head is kept while it may be sent again: it has no body,
+    # changes nothing, and not a byte of its answer has come.
 
     def __cinit__(self, *args, **kwargs):
         self.pending = ByteRing.__new__(ByteRing)
-        self.sent_head = ByteRing.__new__(ByteRing)
-        self.answer_head = ByteRing.__new__(ByteRing)
+        self.unsent = ByteRing.__new__(ByteRing)
+        init_link(&self.wait_link, <void *>self)
 
-    def __init__(self, Tunnel tunnel not None, EngineStream stream not None, socket, owner, *,
-                 bytes host not None, bytes fields not None, Py_ssize_t max_head_bytes,
-                 bytes early not None):
-        super().__init__(tunnel, stream, socket, owner)
-        self.host = host
-        self.fields = fields
-        self.max_head = max_head_bytes
-        self.phase_since = tunnel.pump.now
+    def __init__(self, Pump pump not None, socket, owner, *, carrier, Py_ssize_t max_head_bytes,
+                 int max_head_fields, bytes early=b""):
+        self.pump = pump
+        self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
+        self.fd = self.local.fd
+        self.owner = owner
+        self.carrier = carrier
+        self.heeds = carrier.heeds
+        self.request = RequestFollower(
+            carrier.judge, max_head_bytes=min(max_head_bytes, LONGEST_HEAD),
+            max_head_fields=max_head_fields,
+        )
+        self.answer = AnswerFollower(
+            carrier.judge, max_head_bytes=max_head_bytes, max_head_fields=max_head_fields
+        )
+        self.phase_since = pump.now
         self.pending.push(<const uint8_t *>PyBytes_AS_STRING(early), len(early))
-        self.pending_is_new = True
 
-    def start_awaiting(self, bytes answer not None):
-        super().start_awaiting(answer)
-        self.reads = False  # a request is sent once it is known that somebody takes it
+    def __dealloc__(self):
+        unlink(&self.wait_link)
+
+    def start(self):
+        self.phase_since = max(self.phase_since, self.pump.now)
+        self.pump.add(self)
+        self.want_turn()
+        self.pump.wake()
 
     def finish_soon(self):
-        self.stopping = True
-        if self.request == REQUEST_HEAD and self.response == RESPONSE_NONE:
+        if self.ended_as != RUNNING:
+            return
+        self.ending = max(self.ending, HANDS_OVER)
+        if self.answer.state_ == ANSWER_NONE and self.request.state_ == REQUEST_IDLE:
             self.hand_over(None, 0)
+        self.pump.wake()
+
+    def give_up(self, str problem, int status):
+        if self.ended_as == RUNNING:
+            if problem is not None:
+                self.fail_answer(problem, status)
+            else:
+                self.hand_over(None, 0)
             self.pump.wake()
 
-    def give_up(self, str problem not None, int status):
+    def abort(self):
         if self.ended_as == RUNNING:
-            self.hand_over(problem, status)
+            self.end(ABORTED)
             self.pump.wake()
 
     def take_pending(self):
-        return self.pending.read(self.pending.size)
+        cdef bytes head = b""
+        if self.request.state_ <= REQUEST_READY or self.request.state_ == REQUEST_DECLINED:
+            head = self.request.text(0, self.request.kept.size)
+            self.request.kept.reset()
+        return head + self.pending.read(self.pending.size)
+
+    @property
+    def socket(self):
+        return self.local.socket
+
+    @property
+    def outcome(self):
+        return _OUTCOMES[self.ended_as]
+
+    @property
+    def destination(self):
+        return self.route.destination if self.route is not None else None
+
+    @property
+    def stream_id(self):
+        return self.stream_seen
+
+    @property
+    def said(self):
+        return self.said_seen or b""
 
     @property
     def phase(self):
-        if self.answer is not None:
-            return "agreeing"
-        if self.response == RESPONSE_BODY or self.stream.inbox.size:
+        if self.unsent.size or self.answer.state_ >= ANSWER_LENGTH:
             return "answering"
-        if self.request == REQUEST_BODY:
+        if self.request.in_body():
             return "sending"
-        if self.response == RESPONSE_HEAD:
+        if self.answer.state_ != ANSWER_NONE:
             return "waiting"
-        return "reading" if self.pending.size else "idle"
+        if self.request.state_ == REQUEST_READY:
+            return "agreeing"
+        return "idle" if self.request.state_ == REQUEST_IDLE and not self.pending.size else "reading"
 
     @property
     def unfinished(self):
-        if self.response == RESPONSE_NONE or self.method is None:
+        if self.answer.state_ == ANSWER_NONE or self.method is None:
             return None
         return (
             self.method.decode("ascii"),
             self.path.decode("ascii"),
-            self.answer_status,
+            self.answer.status,
             self.bytes_in - self.bytes_in_before,
-            self.content_out - self.content_out_before,
+            self.answer.content,
             self.pump.moment() - self.began,
         )
 
     @property
     def is_spent(self):
-        return self.local.at_end and self.pending.size == 0
+        return self.local_eof and self.pending.size == 0 and self.request.state_ == REQUEST_IDLE
+
+    # -- the pump's calls ---------------------------------------------------------------------------
+
+    cdef int on_event(self, uint32_t events) except -1:
+        self.local.on_event(events)
+        if self.local.error is not None:
+            return self.local_failed(self.local.error)
+        if self.local.can_write and (self.unsent.size or self.local.is_sending()):
+            self.write_unsent()
+        if self.local.can_read:
+            self.want_turn()
+        return 0
+
+    cdef int take_turn(self) except -1:
+        return self.read_local()
+
+    cdef int fail(self, object error) except -1:
+        return self.local_failed(error)
+
+    # -- the leg's calls ----------------------------------------------------------------------------
+
+    cdef int on_agreed(self) except -1:
+        self.phase_since = self.pump.now
+        self.want_turn()
+        return 0
+
+    cdef void on_leg_room(self) noexcept:
+        self.want_turn()
+
+    cdef int on_bytes(self, const uint8_t *data, Py_ssize_t size) except -1:
+        """Read along what the target sends, and pass it on."""
+        cdef AnswerFollower answer = self.answer
+        cdef Leg leg = self.leg
+        cdef Py_ssize_t used = 0, passed = 0, part
+        cdef bint in_head = answer.state_ < ANSWER_LENGTH
+        while used < size and self.ended_as == RUNNING and not self.over and not answer.is_over():
+            part = answer.take(data + used, size - used)
+            if answer.gives == GIVES_SAME:
+                used += part
+                continue
+            self.give_visitor(data + passed, used - passed, True)
+            if answer.gives == GIVES_MADE:
+                self.give_visitor(
+                    <const uint8_t *>PyBytes_AS_STRING(answer.made), len(answer.made), False
+                )
+            leg.stream.give_back(part)
+            used += part
+            passed = used
+        self.give_visitor(data + passed, used - passed, True)
+        if used < size:
+            leg.stream.give_back(size - used)
+            if answer.is_over():
+                self.ending = max(self.ending, PARTS)  # a target that says what it was not asked
+        if self.ended_as != RUNNING or self.over:
+            return 0
+        if in_head and answer.state_ >= ANSWER_LENGTH:
+            self.phase_since = self.pump.now
+        return self.after_answer()
+
+    cdef int on_leg_end(self, bint in_order) except -1:
+        """Nothing more comes from the target."""
+        cdef AnswerFollower answer = self.answer
+        cdef bint agreed = self.leg.agreed
+        self.drop_leg(LEG_CLOSED if in_order else LEG_RESET)
+        if self.ended_as != RUNNING or self.over:
+            return 0
+        if answer.state_ == ANSWER_NONE:
+            if agreed:
+                self.want_turn()  # the next request gets another one
+                return 0
+            self.request.move(HEAD_DECLINED)  # h11 asks in its own way, and is told why
+            return self.hand_over(None, 0)
+        if not in_order and answer.state_ == ANSWER_UNTIL_END:
+            return self.fail_answer("the target broke the connection within its answer", 502)
+        if answer.state_ == ANSWER_HEAD and answer.kept.size == 0 and self.may_send_again():
+            return self.send_again()
+        answer.ended_()
+        return self.after_answer()
 
     # -- the visitor's requests ---------------------------------------------------------------------
 
     cdef int read_local(self) except -1:
-        if not self.reads or self.local.at_end or self.ended_as != RUNNING:
+        if self.ended_as != RUNNING or self.over:
             return 0
-        if self.request == REQUEST_DONE or self.leaving or self.closing:
-            return 0
-        if self.request == REQUEST_BODY and self.pending.size == 0:
+        if self.request.state_ <= REQUEST_HEAD:
+            if not self.read_head():
+                return 0
+        if self.request.state_ == REQUEST_READY:
+            return self.send_request()
+        if self.request.in_body():
             return self.read_body()
-        return self.read_some()
+        return 0
+
+    cdef Py_ssize_t pull(self, Py_ssize_t room) except -2:
+        """What was read and not used, and what the socket has, into the pump's buffer: how many
+        bytes; -1 when the socket broke. `put_rest` is to follow."""
+        cdef Py_ssize_t have = min(self.pending.size, room)
+        cdef ssize_t n
+        self.pending.copy_front(self.pump.input, have)
+        if have < self.pending.size or have == room or not self.local.can_read or self.local_eof:
+            return have
+        n = self.local.read_into(self.pump.input + have, room - have)
+        if n == BROKEN:
+            self.local_failed(self.local.error)
+            return -1
+        if n == 0:
+            self.local_eof = True
+        return have + max(n, 0)
+
+    cdef int put_rest(self, Py_ssize_t used, Py_ssize_t size) except -1:
+        """*used* of the *size* bytes that were pulled are done with: keep the others."""
+        cdef Py_ssize_t had = min(self.pending.size, size)
+        self.pending.skip(min(used, had))
+        used = max(used, had)
+        self.pending.push(self.pump.input + used, size - used)
+        return 0
+
+    cdef int read_head(self) except -1:
+        """Whether the head of the next request is whole now, and is to be sent."""
+        cdef RequestFollower request = self.request
+        cdef Py_ssize_t used = 0, size
+        if not self.local.can_read and not self.pending.size:
+            return 0
+        size = self.pull(TURN)
+        if size < 0:
+            return 0
+        if size and request.state_ == REQUEST_IDLE:
+            self.phase_since = self.pump.now
+        while used < size and request.state_ <= REQUEST_HEAD:
+            used += request.take(self.pump.input + used, size - used)
+        self.put_rest(used, size)
+        if request.state_ == REQUEST_READY:
+            return 1
+        if request.state_ == REQUEST_DECLINED or self.local_eof:
+            self.hand_over(None, 0)  # Python finds the end, and whatever came before it
+        elif self.local.can_read:
+            self.want_turn()
+        return 0
+
+    cdef int send_request(self) except -1:
+        """Send the head that is READY, with what is here of its body, if that is possible now."""
+        cdef RequestFollower request = self.request
+        cdef Tunnel tunnel
+        cdef Py_ssize_t limit, used
+        cdef uint8_t *gap
+        cdef bint keep
+        if self.unsent.size:
+            return 0  # the answer before it is to be written first
+        if not self.find_leg() or not self.leg.agreed:
+            return 0
+        self.find_fields()
+        limit = self.frame_limit()
+        if limit < request.kept.size + len(self.fields) + TRAILERS_ROOM:
+            return 0  # a turn comes with a flush, or with credit
+        self.note_request()
+        tunnel = self.leg.tunnel
+        gap = tunnel.place()
+        used = request.write_head(
+            <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields), gap + HEADER_BYTES
+        )
+        keep = not request.shape.chunked and request.shape.content_length == 0 and (
+            request.shape.is_head
+            or request.shape.method_size == 3 and memcmp(request.kept.base, b"GET", 3) == 0
+        )
+        if request.shape.binds:
+            self.leg.bound = True
+        if request.shape.closes:
+            self.ending = max(self.ending, CLOSES)
+        self.answer.asked_(self.method, request.shape.closes)
+        request.sent(keep)
+        if request.in_body():
+            used += self.take_body(gap + HEADER_BYTES + used, limit - used)
+        if self.ended_as != RUNNING:
+            return 0
+        tunnel.engine.place_frame(self.leg.stream, gap, used)
+        tunnel.filled += HEADER_BYTES + used
+        tunnel.mark_dirty()
+        return self.after_reading()
+
+    cdef int read_body(self) except -1:
+        """The next part of the body, with one frame; long runs straight from the socket."""
+        cdef RequestFollower request = self.request
+        cdef Tunnel tunnel = self.leg.tunnel
+        cdef Py_ssize_t limit, used
+        cdef ssize_t n
+        cdef uint8_t *gap
+        if not self.local.can_read and not self.pending.size:
+            return 0
+        limit = self.frame_limit()
+        if limit < request.kept.size + TRAILERS_ROOM:
+            return 0
+        gap = tunnel.place()
+        if self.pending.size == 0 and request.run_left() >= RUN:
+            n = self.local.read_into(gap + HEADER_BYTES, min(limit, request.run_left()))
+            used = max(n, 0)
+            if n == BROKEN:
+                tunnel.mark_dirty()
+                return self.local_failed(self.local.error)
+            if n == 0:
+                self.local_eof = True
+            if used:
+                request.skip_run(used)
+                self.bytes_in += used
+        else:
+            used = self.take_body(gap + HEADER_BYTES, limit)
+            if self.ended_as != RUNNING:
+                return 0
+        if used:
+            tunnel.engine.place_frame(self.leg.stream, gap, used)
+            tunnel.filled += HEADER_BYTES + used
+        tunnel.mark_dirty()  # the buffer may have been taken for nothing
+        return self.after_reading()
+
+    cdef Py_ssize_t take_body(self, uint8_t *out, Py_ssize_t room) except -1:
+        """What is here of the body, as it goes on, into *out*: how many bytes."""
+        cdef RequestFollower request = self.request
+        cdef Py_ssize_t size, used = 0, part, written = 0
+        room -= request.kept.size + TRAILERS_ROOM
+        if room <= 0:
+            return 0
+        size = self.pull(room)
+        if size < 0:
+            self.leg.tunnel.mark_dirty()
+            return 0
+        while used < size and request.in_body():
+            part = request.take(self.pump.input + used, size - used)
+            if request.gives == GIVES_SAME:
+                memcpy(out + written, self.pump.input + used, part)
+                written += part
+            elif request.gives == GIVES_MADE:
+                memcpy(out + written, PyBytes_AS_STRING(request.made), len(request.made))
+                written += len(request.made)
+            used += part
+        self.put_rest(used, size)
+        self.bytes_in += written
+        return written
+
+    cdef int after_reading(self) except -1:
+        cdef RequestFollower request = self.request
+        if request.state_ == REQUEST_DONE:
+            self.phase_since = self.pump.now
+        elif request.state_ == REQUEST_BROKEN:
+            return self.fail_answer(request.problem, 400)
+        elif self.local_eof and self.pending.size == 0:
+            return self.fail_answer("the request ended within its body", 400)
+        elif self.local.can_read or self.pending.size:
+            self.want_turn()
+        return 0
 
     cdef Py_ssize_t frame_limit(self) except -1:
         """Bytes of payload for which a frame can be placed now; 0 when its time will come."""
-        cdef Py_ssize_t room = self.tunnel.engine.frame_room(self.stream)
-        cdef Py_ssize_t space = self.tunnel.space()
-        if room == 0:
-            if self.stream.outbox.size:
-                self.wait_for_flush()
+        cdef Tunnel tunnel = self.leg.tunnel
+        cdef EngineStream stream = self.leg.stream
+        cdef Py_ssize_t room = tunnel.engine.frame_room(stream)
+        if (room == 0 and stream.outbox.size) or (room and tunnel.space() < TURN):
+            if not is_linked(&self.wait_link):
+                append_link(&tunnel.waiting, &self.wait_link)
+            tunnel.mark_dirty()
             return 0
-        if space < TURN:
-            self.wait_for_flush()
-            return 0
-        return min(TURN, self.stream.send_window.credit_)
+        return min(TURN, room)
 
-    cdef int read_some(self) except -1:
-        """Go on with what was read before, and with what the socket has, as far as a frame holds."""
-        cdef Py_ssize_t have = self.pending.size, used
-        cdef Py_ssize_t limit = self.frame_limit() - len(self.fields)
-        cdef uint8_t *buffer = self.pump.input
-        cdef ssize_t n = 0
-        if not self.local.can_read and not self.pending_is_new:
-            return 0
-        if limit < SENSIBLE:
-            return 0  # a turn comes with a flush, or with credit
-        if have == 0:
-            self.phase_since = self.pump.now
-        if have < limit:
-            self.pending.pull(buffer, have)
-            n = self.read_behind(buffer + have, limit - have)
-            if n < 0:
-                return 0
-            used = self.use(buffer, have + n)
-            if used < have + n:
-                self.pending.push(buffer + used, have + n - used)
-        else:
-            self.pending.copy_front(buffer, limit)
-            self.pending.skip(self.use(buffer, limit))
-        # What is left of a head was looked at; anything else has to wait for its turn.
-        self.pending_is_new = self.pending.size > 0 and self.request != REQUEST_HEAD
-        if self.local.at_end and self.pending.size == 0 and self.request == REQUEST_BODY:
-            self.hand_over("the request ended within its body", 400)
-        elif self.local.at_end and self.response == RESPONSE_NONE:
-            self.hand_over(None, 0)  # Python finds the end, and whatever came before it
-        elif self.request != REQUEST_DONE and (self.local.can_read or self.pending_is_new):
-            self.want_turn()
+    cdef bint find_leg(self) except -1:
+        """Have a leg to where the head that is READY names; False when Python has to see to it."""
+        if not self.find_route():
+            self.request.move(HEAD_DECLINED)
+            self.hand_over(None, 0)
+            return False
+        if self.leg is None:
+            if self.may_send_again() and not self.sent_again:
+                self.leg = self.route.take_idle(self, self.pump.now)
+            if self.leg is None:
+                self.leg = self.route.open_leg(self)
+                self.phase_since = self.pump.now
+        if self.leg is None:
+            self.request.move(HEAD_DECLINED)
+            self.hand_over(None, 0)
+            return False
+        return True
+
+    cdef bint find_route(self) except -1:
+        """Find where the request goes; a leg to somewhere else is left."""
+        cdef RequestFollower request = self.request
+        cdef bytes host = request.text(request.shape.host.at, request.shape.host.end)
+        cdef Route route = self.carrier.route(
+            host,
+            request.text(request.shape.device.at, request.shape.device.end),
+            request.text(request.shape.service.at, request.shape.service.end),
+        )
+        if route is not self.route:
+            self.drop_leg(LEG_KEPT)
+            self.route = route
+            self.about = None
+        return route is not None
+
+    cdef int find_fields(self) except -1:
+        """The lines that the request gets, which depend on what it says of itself."""
+        cdef RequestFollower request = self.request
+        cdef bytes host = request.text(request.shape.host.at, request.shape.host.end)
+        cdef bytes said = b""
+        cdef int i
+        for i in range(request.shape.said.count if self.heeds else 0):
+            said += request.text(request.shape.said.spans[i].at, request.shape.said.spans[i].end)
+        if self.fields is None or host != self.host_seen or said != self.said_seen:
+            self.fields = self.carrier.fields(host, said)
+            self.answer.cookie_hosts = self.carrier.cookie_hosts(host, said)
+            self.host_seen, self.said_seen = host, said
+            self.about = None
         return 0
 
-    cdef ssize_t read_behind(self, uint8_t *buffer, Py_ssize_t room) except -2:
-        """What the socket has, into *buffer*: how many bytes; -1 when it broke."""
-        cdef ssize_t n
-        if not self.local.can_read:
-            return 0
-        n = self.local.read_into(buffer, room)
-        if n == BROKEN:
-            self.local_failed()
-            return -1
-        return 0 if n == NOTHING else n
+    cdef bint may_send_again(self) noexcept:
+        """Whether the request, which is READY or DONE, can be sent a second time (RFC 9110 9.2.2)."""
+        cdef RequestFollower request = self.request
+        return not self.sent_again and request.kept.size > 0 and not request.shape.chunked and (
+            request.shape.content_length == 0
+        ) and (
+            request.shape.is_head
+            or request.shape.method_size == 3 and memcmp(request.kept.base, b"GET", 3) == 0
+        )
 
-    cdef int on_broken(self) except -1:
-        """The visitor is gone: nobody can be answered."""
-        return self.local_failed()
-
-    cdef void on_credit(self) noexcept:
-        if self.local.can_read or self.pending_is_new:
-            self.want_turn()
-
-    cdef int read_body(self) except -1:
-        """Like any relay, straight into the frame; but no further than the request goes."""
-        cdef Py_ssize_t limit, good
-        cdef ssize_t n
-        cdef uint8_t *gap
-        if not self.local.can_read:
-            return 0
-        limit = self.frame_limit()
-        if limit == 0:
-            return 0
-        if not self.request_chunked:
-            limit = <Py_ssize_t>min(<int64_t>limit, self.request_left)
-        gap = self.tunnel.place()
-        n = self.local.read_into(gap + HEADER_BYTES, limit)
-        self.tunnel.mark_dirty()  # at least the buffer may have been taken for nothing
-        if n > 0:
-            good = self.body_part(gap + HEADER_BYTES, n)
-            if good < n:
-                self.pending.push(gap + HEADER_BYTES + good, n - good)
-                self.pending_is_new = True
-            if good and self.ended_as == RUNNING:
-                self.tunnel.engine.place_frame(self.stream, gap, good)
-                self.tunnel.filled += HEADER_BYTES + good
-                self.bytes_in += good
-            if self.local.can_read and self.request == REQUEST_BODY:
-                self.want_turn()
-        elif n == 0:
-            self.hand_over("the request ended within its body", 400)
-        elif n == BROKEN:
-            self.local_failed()
+    cdef int send_again(self) except -1:
+        """A target may end an idle connection at the moment a request is sent on it. This one is
+        sent once more, on a new one."""
+        self.sent_again = True
+        self.answer.state_ = ANSWER_NONE
+        self.request.move(SEND_AGAIN)
+        self.want_turn()
         return 0
 
-    cdef Py_ssize_t use(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take what the visitor sent, one request as far as it is here; how many bytes that was."""
-        cdef Py_ssize_t used = 0, good
-        if size and self.request == REQUEST_HEAD:
-            used = self.begin_request(data, size)
-        if self.request == REQUEST_BODY and used < size:
-            good = self.body_part(data + used, size - used)
-            if good and self.ended_as == RUNNING:
-                self.place_body(data + used, good)
-            used += good
-        return used
-
-    cdef Py_ssize_t begin_request(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Send on the head that *data* begins with; how many bytes that took, 0 for none."""
-        cdef RequestShape shape
-        cdef Verdict verdict = scan_request(
-            data, size, <const uint8_t *>PyBytes_AS_STRING(self.host), len(self.host), &shape
-        )
-        cdef uint8_t *gap
-        cdef Py_ssize_t out
-        if verdict == DECLINED or (verdict == INCOMPLETE and size > LONGEST_WAIT):
-            self.hand_over(None, 0)
-            return 0
-        if verdict == INCOMPLETE:
-            return 0
-        if shape.head_size > self.max_head:
-            self.hand_over(None, 0)
-            return 0
-        gap = self.tunnel.place()
-        out = rewrite_request(
-            data, &shape, <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields),
-            gap + HEADER_BYTES,
-        )
-        self.tunnel.engine.place_frame(self.stream, gap, out)
-        self.tunnel.filled += HEADER_BYTES + out
-        self.tunnel.mark_dirty()
-        if self.about is not None:
-            self.note_request(data, &shape)
-        self.to_head = shape.is_head
-        self.is_last = shape.closes
-        self.request_left = shape.content_length
-        self.request_chunked = shape.chunked
-        self.sent_head.reset()
-        if self.request_left == 0 and not shape.chunked and (
-            self.to_head or (shape.method_size == 3 and memcmp(data, b"GET", 3) == 0)
-        ):
-            self.sent_head.push(data, shape.head_size)
-        self.response = RESPONSE_HEAD
-        self.request = REQUEST_BODY
-        if shape.chunked:
-            memset(&self.request_chunks, 0, sizeof(ChunkState))
-        elif self.request_left == 0:
-            self.request_complete()
-        return shape.head_size
-
-    cdef int note_request(
-        self, const uint8_t *data, const RequestShape *shape
-    ) except -1:
+    cdef int note_request(self) except -1:
         """Keep what the log says of this request."""
-        self.method = data[:shape.method_size]
-        self.path = data[shape.target_at:shape.target_at + shape.path_size]
-        self.answer_status = 0
+        cdef RequestFollower request = self.request
+        self.stream_seen = self.leg.stream.id
+        if self.about is None:
+            self.about = self.carrier.about(
+                self.route.destination, self.stream_seen, self.said_seen
+            )
+        self.method = request.text(0, request.shape.method_size)
+        self.path = request.text(
+            request.shape.target_at, request.shape.target_at + request.shape.path_size
+        )
         self.began = self.pump.moment()
         self.bytes_in_before = self.bytes_in
-        self.content_out_before = self.content_out
         return 0
 
-    cdef Py_ssize_t body_part(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """How many of these bytes belong to the request in progress, which may end with them."""
-        cdef Py_ssize_t good
-        if self.request_chunked:
-            good = scan_chunked(&self.request_chunks, data, size)
-            if self.request_chunks.broken:
-                self.hand_over("the request's chunks are not what they should be", 400)
-            elif self.request_chunks.done:
-                self.request_complete()
-            return good
-        good = <Py_ssize_t>min(<int64_t>size, self.request_left)
-        self.request_left -= good
-        if self.request_left == 0:
-            self.request_complete()
-        return good
+    # -- the answers --------------------------------------------------------------------------------
 
-    cdef int place_body(self, const uint8_t *data, Py_ssize_t size) except -1:
-        cdef uint8_t *gap = self.tunnel.place()
-        memcpy(gap + HEADER_BYTES, data, size)
-        self.tunnel.engine.place_frame(self.stream, gap, size)
-        self.tunnel.filled += HEADER_BYTES + size
-        self.bytes_in += size
-        return 0
-
-    cdef int request_complete(self) except -1:
-        self.request = REQUEST_DONE
-        self.phase_since = self.pump.now
-        return 0
-
-    # -- the target's responses ---------------------------------------------------------------------
-
-    cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
-        cdef bint was_kept = self.answer_head.size > 0
-        cdef Py_ssize_t passed
-        cdef bytes rest
-        if self.ended_as != RUNNING or self.closing or self.leaving:
-            self.stream.give_back(size)
-            return 0
-        if self.answer is not None:
-            return self.take_agreement(data, size)
-        if was_kept:  # part of a head: look at it as a whole
-            self.answer_head.push(data, size)
-            data = self.answer_head.base
-            size = self.answer_head.size
-        passed = self.follow(data, size)
-        if self.ended_as != RUNNING or self.closing or self.leaving:
-            self.stream.give_back(size - passed)
-            self.answer_head.reset()
-            return self.pass_on_end()
-        if was_kept:
-            rest = data[passed:size]
-            self.answer_head.reset()
-            data = <const uint8_t *>PyBytes_AS_STRING(rest)
-            size -= passed
-            passed = 0
-        if size > passed:
-            self.answer_head.push(data + passed, size - passed)
-        return 0
-
-    cdef int take_agreement(self, const uint8_t *data, Py_ssize_t size) except -1:
-        Relay.take_payload(self, data, size)
-        if self.ended_as == HANDED_BACK:  # another answer: nobody goes on with this stream
-            self.stream.reset_(0, "the relay was given up")
-        elif self.answer is None and self.ended_as == RUNNING:
-            self.reads = True
-            self.phase_since = self.pump.now
-            self.want_turn()
-        return 0
-
-    cdef Py_ssize_t follow(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Read along and pass on; how many bytes that took. What is left then is part of a head, or
-        nobody's."""
-        cdef Py_ssize_t used = 0, passed = 0, part
-        while used < size and self.ended_as == RUNNING and not (self.closing or self.leaving):
-            if self.response == RESPONSE_HEAD:
-                part = self.follow_head(data + used, size - used)
-                if part == 0:
-                    break
-                if self.parting_head is not None:
-                    self.pass_on(data + passed, used - passed)
-                    self.pass_on_head(part)
-                    passed = used + part
-            elif self.response == RESPONSE_BODY:
-                part = self.follow_body(data + used, size - used)
-            else:
-                self.closing = True  # what nobody had asked for ends the connection
-                break
-            used += part
-        self.pass_on(data + passed, used - passed)
-        return used
-
-    cdef int pass_on(self, const uint8_t *data, Py_ssize_t size) except -1:
-        if size and self.ended_as == RUNNING:
-            Relay.take_payload(self, data, size)
-        return 0
-
-    cdef int pass_on_head(self, Py_ssize_t size) except -1:
-        """The head of *size* bytes without what concerned the target's connection only, and with
-        what concerns the visitor's."""
-        cdef bytes head = self.parting_head
-        self.parting_head = None
-        # What is added counts as received, before it counts as consumed: the peer gets no credit
-        # for it.
-        self.stream.give_back(size - len(head))
-        self.pass_on(<const uint8_t *>PyBytes_AS_STRING(head), len(head))
-        return 0
-
-    cdef Py_ssize_t follow_head(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """The size of the head that *data* begins with, now the response's; 0 when it is not
-        complete, or not what can be passed on."""
-        cdef ResponseShape shape
-        cdef bytes head, fields
-        cdef bint holds
-        cdef Verdict verdict = scan_response(data, size, self.to_head, &shape)
-        if verdict == DECLINED or size > self.max_head and verdict == INCOMPLETE:
-            self.hand_over("its answer is not plain HTTP, or its head is too large", 502)
-            return 0
-        if verdict == INCOMPLETE:
-            return 0
-        self.sent_head.reset()
-        self.phase_since = self.pump.now
-        if shape.status < 200:
-            return shape.head_size
-        self.answer_status = shape.status
-        self.closes = shape.until_end or self.is_last
-        self.parts = (shape.closes or shape.is_old) and not self.closes
-        holds = shape.sets_domain and not self.parent_cookies
-        if self.parts or self.is_last or shape.has_hop or holds:
-            # The visitor's connection can go on, with another one to the target; or it ends, as
-            # the visitor wanted, and the target's may have its own mind (RFC 9112 9.6).
-            fields = LAST if self.closes else b""
-            head = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
-            size = rewrite_response(
-                data, &shape, <const uint8_t *>PyBytes_AS_STRING(fields), len(fields),
-                <uint8_t *>PyBytes_AS_STRING(head),
-            )
-            head = head[:size]
-            self.parting_head = head_without_parent_domains(head, self.host) if holds else head
-        self.response_chunked = shape.chunked
-        self.response_until_end = shape.until_end
-        self.response_left = shape.content_length
-        self.response = RESPONSE_BODY
-        if shape.chunked:
-            memset(&self.response_chunks, 0, sizeof(ChunkState))
-            self.response_chunks.padded = True
-        elif self.response_left == 0:
+    cdef int after_answer(self) except -1:
+        """Bytes of the answer were taken, or its end."""
+        cdef AnswerFollower answer = self.answer
+        if answer.state_ == ANSWER_DONE:
             self.answered()
-        return shape.head_size
-
-    cdef Py_ssize_t follow_body(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """How many of these bytes belong to the response, which may end with them."""
-        cdef Py_ssize_t good = size
-        if self.response_chunked:
-            good = scan_chunked(&self.response_chunks, data, size)
-        elif not self.response_until_end:
-            good = <Py_ssize_t>min(<int64_t>size, self.response_left)
-        self.content_out += good
-        if self.response_chunked:
-            if self.response_chunks.broken:
-                self.error = StreamReset("the response's chunks are not what they should be")
-                self.end(STREAM_BROKE)
-            elif self.response_chunks.done:
-                self.answered()
-        elif not self.response_until_end:
-            self.response_left -= good
-            if self.response_left == 0:
-                self.answered()
-        return good
+        elif answer.state_ == ANSWER_MISSING or answer.state_ == ANSWER_REFUSED:
+            return self.fail_answer(answer.problem, 502)
+        elif answer.state_ == ANSWER_BROKEN:
+            return self.fail_answer(answer.problem, 502)
+        elif answer.state_ == ANSWER_NONE:
+            if self.ending == PARTS and self.leg is not None:
+                self.drop_leg(LEG_RESET)
+                self.ending = GOES_ON
+        elif answer.state_ >= ANSWER_LENGTH:
+            self.request.kept.reset()
+        return self.write_unsent()
 
     cdef int answered(self) except -1:
-        """The response is complete."""
-        if self.method is not None and self.pump.lines is not None:
+        """The answer is complete."""
+        cdef AnswerFollower answer = self.answer
+        self.note_answer()
+        answer.move(TAKEN)
+        answer.status = 0
+        self.requests += 1
+        self.sent_again = False
+        self.phase_since = self.pump.now
+        if self.leg is not None:
+            self.leg.exchanges += 1
+            self.leg.bound = self.leg.bound or answer.binds
+        if answer.closes:
+            self.ending = max(self.ending, PARTS)
+        if answer.until_end or self.request.state_ != REQUEST_DONE or (
+            self.local_eof and self.pending.size == 0
+        ):
+            self.ending = CLOSES
+        if self.request.state_ != REQUEST_DONE:
+            self.drop_leg(LEG_RESET)
+        elif answer.closes or self.ending == PARTS or self.request.shape.closes:
+            self.drop_leg(LEG_CLOSED)
+        if self.ending == CLOSES:
+            self.drop_leg(LEG_KEPT)
+            self.over = True
+            return self.wrap_up()
+        self.request.answered()
+        if self.ending == HANDS_OVER:
+            self.over = True
+            return self.wrap_up()
+        self.ending = GOES_ON
+        if self.pending.size or self.local.can_read:
+                self.want_turn()
+        return 0
+
+    cdef int note_answer(self) except -1:
+        """Have the log's line written."""
+        self.content_out += self.answer.content
+        if self.about is not None and self.method is not None and self.pump.lines is not None:
             self.pump.lines.add(
                 self.about,
                 self.method,
                 self.path,
-                self.answer_status,
+                self.answer.status,
                 self.bytes_in - self.bytes_in_before,
-                self.content_out - self.content_out_before,
+                self.answer.content,
                 self.began,
                 self.pump.moment(),
             )
-            self.method = self.path = None
-        self.response = RESPONSE_NONE
-        self.requests += 1
-        self.phase_since = self.pump.now
-        if self.closes or self.request != REQUEST_DONE or self.local.at_end:
-            self.closing = True  # once all of it was written
+        self.method = self.path = None
+        return 0
+
+    cdef int give_visitor(self, const uint8_t *data, Py_ssize_t size, bint owed) except -1:
+        """Bytes for the visitor: to the socket as far as it takes them. For those that are *owed*,
+        the peer gets credit once they are written."""
+        cdef Py_ssize_t n = 0
+        if size == 0 or self.ended_as != RUNNING:
             return 0
-        self.request = REQUEST_HEAD
-        if self.stopping or self.parts:
-            self.leaving = True
+        if self.unsent.size and size > SMALL:
+            self.write_unsent()
+        if self.unsent.size == 0 and (owed or size > SMALL):
+            n = self.write_some(data, size)
+            if n < 0:
+                return 0
+            if owed:
+                self.leg.stream.give_back(n)
+        if n < size:
+            self.unsent.push(data + n, size - n)
+            if owed:
+                self.owed += size - n
+        return 0
+
+    cdef Py_ssize_t write_some(self, const uint8_t *data, Py_ssize_t size) except -2:
+        """How many bytes the socket took; -1 when it broke, and the relay ended with it."""
+        cdef ssize_t n
+        if not self.local.can_write:
             return 0
-        if self.pending.size or self.local.can_read:
+        n = self.local.write(data, size)
+        if n == BROKEN:
+            self.local_failed(self.local.error)
+            return -1
+        self.bytes_out += n
+        return n
+
+    cdef int write_unsent(self) except -1:
+        """Give the socket what waits for it, and then what waits for that."""
+        cdef ByteRing unsent = self.unsent
+        cdef Py_ssize_t n, credit
+        if self.local.is_sending():
+            self.local.flush()
+        while unsent.size and self.local.can_write and self.ended_as == RUNNING:
+            n = self.write_some(
+                unsent.base + unsent.head, min(unsent.size, unsent.capacity_ - unsent.head)
+            )
+            if n <= 0:
+                break
+            unsent.skip(n)
+            credit = min(n, self.owed)
+            if credit and self.leg is not None:
+                self.owed -= credit
+                self.leg.stream.give_back(credit)
+                if self.leg.tunnel.engine.wants_send_():
+                    self.leg.tunnel.mark_dirty()
+        if self.ended_as != RUNNING or unsent.size:
+            return 0
+        if self.over:
+            return self.wrap_up()
+        if self.request.state_ == REQUEST_READY:
             self.want_turn()
         return 0
 
     # -- the end ------------------------------------------------------------------------------------
 
-    cdef int on_change(self) except -1:
-        cdef EngineStream stream = self.stream
-        if self.ended_as != RUNNING:
+    cdef int drop_leg(self, LegEnd how) except -1:
+        """Leave the leg, if there is one, in this way."""
+        cdef Leg leg = self.leg
+        if leg is None:
             return 0
-        if stream.error_ is not None and stream.inbox.size == 0:
-            return self.stream_over()
-        if self.answer is not None:
-            return self.stream_over() if stream.remote_fin else 0
-        if self.local.can_read or self.pending_is_new:
-            self.want_turn()
-        return self.write_out()
+        leg.stream.give_back(self.owed)
+        self.owed = 0
+        self.leg = None
+        self.about = None
+        unlink(&self.wait_link)
+        if how == LEG_KEPT and leg.agreed and leg.exchanges and not leg.bound:
+            return self.route.keep(leg, self.pump.now)
+        return leg.part(how != LEG_RESET and leg.agreed)
 
-    cdef int pass_on_end(self) except -1:
-        """Called when all that came for the visitor may have been written."""
-        if self.ended_as != RUNNING:
-            return 0
-        if self.stream.inbox.size and self.answer is None:  # else it is no part of an answer
-            return 0
-        if self.local.is_sending():
-            return 0
-        if self.leaving:
-            return self.leave_stream()
-        if self.closing:
-            return self.end(FINISHED)
-        if self.stream.remote_fin or self.stream.error_ is not None:
-            return self.stream_over()
-        return 0
-
-    cdef int stream_over(self) except -1:
-        """Nothing more comes from the stream."""
-        cdef bytes rest
-        cdef bint complete = self.stream.remote_fin and self.stream.error_ is None
-        if self.response == RESPONSE_NONE:
-            return self.hand_over(None, 0)
-        if self.response == RESPONSE_HEAD:
-            if self.sent_head.size == 0 or self.answer_head.size:
-                return self.hand_over("it closed the connection without an answer", 502)
-            # A target may end an idle connection at the moment a request is sent on it. This one
-            # may be sent again (RFC 9110 9.2.2), on a new one.
-            rest = self.take_pending()
-            self.pending.write(self.sent_head.read(self.sent_head.size))
-            self.pending.write(rest)
-            return self.hand_over(None, 0)
-        if complete and self.response_until_end:
-            self.answered()
-            return self.pass_on_end()
-        self.error = self.stream.error_ or StreamReset("the target ended within its answer")
-        return self.end(STREAM_BROKE)
+    cdef int fail_answer(self, str problem, int status) except -1:
+        """There is no answer, or only part of one: say what the *problem* is, or cut it."""
+        if self.answer.status:
+            self.error = StreamReset(problem)
+            return self.end(STREAM_BROKE)
+        return self.hand_over(problem, status)
 
     cdef int hand_over(self, str problem, int status) except -1:
         """Let Python go on from here: with the next request, or by saying what the *problem* is
         with this one. What was received for the visitor is written first."""
         if self.ended_as != RUNNING:
             return 0
-        if problem is not None and self.response == RESPONSE_BODY:
-            self.error = StreamReset(problem)
-            return self.end(STREAM_BROKE)
         self.problem = problem
         self.status = status
-        self.reads = False
-        self.leaving = True
-        return self.pass_on_end()
+        self.ending = max(self.ending, HANDS_OVER) if problem is None else HANDS_OVER
+        self.over = True
+        return self.wrap_up()
 
-    cdef int leave_stream(self) except -1:
-        if self.response == RESPONSE_NONE and self.answer is None:
-            self.stream.close(self.pump.now)
-        else:
-            self.stream.reset_(0, "the relay was given up")
-        return self.end(HANDED_BACK)
+    cdef int wrap_up(self) except -1:
+        """Carry the ending out, once all was written."""
+        if self.unsent.size or self.local.is_sending():
+            return 0
+        return self.end(FINISHED if self.ending == CLOSES else HANDED_BACK)
+
+    cdef int local_failed(self, object error) except -1:
+        if self.error is None:
+            self.error = error
+        return self.end(LOCAL_BROKE)
+
+    cdef int end(self, Outcome outcome) except -1:
+        if self.ended_as != RUNNING:
+            return 0
+        self.ended_as = outcome
+        idle = self.answer.state_ == ANSWER_NONE
+        self.drop_leg(LEG_KEPT if outcome == HANDED_BACK and idle else LEG_RESET)
+        self.pump.remove(self)
+        unlink(&self.wait_link)
+        return self.pump.tell(self)

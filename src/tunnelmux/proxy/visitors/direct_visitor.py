@@ -1,15 +1,14 @@
 """Visitors with a browser who need no task: accepted, carried by the pump, and said goodbye to.
 
-Only the plain case: a first head that is whole when it is first looked at and leaves no
-doubt, with a host that h11 has accepted before, on whichever connection. The scanner accepts
-nothing that h11 would not accept with the same meaning, so h11 is not asked again. All else goes to
-a task, which finds every byte that came and was not passed on; so does a visitor that stays.
+Only the plain case: heads that leave no doubt and say of where they go what h11 has
+accepted before, on whichever connection. The followers take nothing that h11 would not take with
+the same meaning, so h11 is not asked again. All else goes to a task, which finds every byte that
+came and was not passed on; so does a visitor that stays.
 """
 
 from __future__ import annotations
 
 import math
-import re
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -20,10 +19,9 @@ import trio
 from tunnelmux.http.connection import DRAIN_BYTES, DRAIN_TIMEOUT
 from tunnelmux.http.fields import Visitor
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.visitors.kept_visitor import CarriedLog, open_carrying
-from tunnelmux.proxy.visitors.routing import IngressSettings, PumpRoutes
+from tunnelmux.proxy.visitors.carrier import Carrier, PumpRoutes, carry
+from tunnelmux.proxy.visitors.routing import IngressSettings
 from tunnelmux.pump.data_pump import DataPump
-from tunnelmux.pump.head import read_request
 from tunnelmux.relay import reset_socket
 from tunnelmux.relay.timeouts import Timeouts
 
@@ -37,13 +35,11 @@ __all__ = ["DirectVisitor", "DirectVisitors"]
 _log = get_logger("proxy.http")
 
 _READ = 16_384
-# Bytes asked for at once, of the first request and of what is thrown away at the end.
+# Bytes asked for at once of what is thrown away at the end.
 
 _LOOK = 5.0
 # Seconds after which a visitor that is still there is looked at; who is still carried then gets a
 # task, which knows all the times that requests and answers may take.
-
-_HOST = re.compile(rb"\r\nhost: ?([^\r\n]+)\r\n", re.IGNORECASE)
 
 
 class DirectVisitors:
@@ -102,7 +98,7 @@ class DirectVisitors:
         try:
             visitor.on_look()
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the others
-            _log.exception("a connection failed in a way nobody foresaw", visitor=visitor.remote)
+            _log.exception("unhandled error in connection", visitor=visitor.remote)
             visitor.cut()
 
 
@@ -113,21 +109,18 @@ class DirectVisitor:
         "_all",
         "_dropped",
         "_nursery",
+        "_says_goodbye",
         "_since",
         "_state",
-        "_visitor",
         "_watch",
+        "carrier",
         "local",
-        "log",
         "patience",
         "relay",
         "remote",
         "settings",
         "wire",
     )
-
-    log: CarriedLog
-    """The log's lines, once there is a relay."""
 
     def __init__(
         self,
@@ -155,24 +148,24 @@ class DirectVisitor:
         """Seconds until it is looked at."""
         self._all = everybody
         self._nursery = nursery
-        self._visitor = visitor
         self.settings = settings
+        self.carrier = Carrier(settings, everybody.routes, visitor, remote)
         self._watch: SocketWatch | None = None
-        self._state: Literal["arriving", "carried", "leaving", "over"] = "arriving"
+        self._state: Literal["carried", "leaving", "over"] = "carried"
         self._since = trio.current_time()
         self._dropped = 0
+        self._says_goodbye = False
 
     def arrive(self) -> None:
         """Take the first request, or wait for it."""
+        assert self._all.pump is not None
         self._all.look_after(self)
-        self._read_first()
+        self.relay = carry(self._all.pump, self.wire, self, self.carrier, self.settings, b"")
 
     def on_news(self) -> None:
         """Called by the pump when there is something to read, or the relay is over."""
         if self._watch is not None and self._watch.error is not None:
             self.cut()  # the pump was stopped
-        elif self._state == "arriving":
-            self._read_first()
         elif self._state == "leaving":
             self._drop_one()
         elif self._state == "carried" and self.relay is not None and self.relay.outcome:
@@ -181,56 +174,41 @@ class DirectVisitor:
     def on_look(self) -> None:
         """Called when some time has passed."""
         waited = trio.current_time() - self._since
-        if self._state == "carried":
-            self._go_on(b"")
+        relay = self.relay
+        if self._state == "carried" and relay is not None:
+            is_silent = relay.requests == 0 and relay.phase == "idle"
+            limit = self.settings.limits.handshake_timeout
+            if not self.wire.is_shaken and waited < limit:
+                self._all.look_after(self)
+            elif not self.wire.is_shaken:
+                relay.abort()
+                self._lose(f"no TLS handshake within {limit:g} s")
+            elif not is_silent:
+                self._go_on(b"")
+            elif waited < self.settings.limits.head_timeout:
+                self._all.look_after(self)
+            else:
+                self.finish_soon()
         elif self._state == "leaving" and waited >= DRAIN_TIMEOUT:
             self._end()
-        elif self._state == "arriving" and not self.wire.is_shaken:
-            self._look_at_handshake(waited)
-        elif self._state == "arriving" and waited >= self.settings.limits.head_timeout:
-            self._leave()
         else:
             self._all.look_after(self)
 
     def finish_soon(self) -> None:
         """End after the current request; now, when there is none."""
-        if self._state == "arriving":
-            self._leave()
-        elif self._state == "carried" and self.relay is not None:
+        if self._state == "carried" and self.relay is not None:
+            self._says_goodbye = True
             self.relay.finish_soon()
 
     def cut(self) -> None:
         """End now: an answer that is being sent must not look like a whole one."""
         if self._state == "carried" and self.relay is not None:
+            is_silent = self.relay.requests == 0 and self.relay.phase == "idle"
             self.relay.abort()
-            self.log.end(self.relay)
-            reset_socket(self.local)
+            self.carrier.log_end(self.relay)
+            if not is_silent:
+                reset_socket(self.local)
         self._end()
-
-    def _read_first(self) -> None:
-        try:
-            data = self.wire.receive(_READ)
-        except OSError as error:  # it left, or speaks no TLS
-            if self.wire.is_shaken:
-                self._end()
-            else:
-                self._lose(f"the TLS handshake failed: {error}")
-            return
-        if data is None:
-            self._wait()
-        elif not data and self.wire.is_shaken:
-            self._end()
-        elif not data:
-            self._lose("the TLS handshake failed: the visitor left")
-        elif not self._carry(data):
-            self._go_on(data)
-
-    def _look_at_handshake(self, waited: float) -> None:
-        limit = self.settings.limits.handshake_timeout
-        if waited >= limit:
-            self._lose(f"no TLS handshake within {limit:g} s")
-        else:
-            self._all.look_after(self)
 
     def _lose(self, problem: str) -> None:
         _log.info("visitor lost", visitor=self.remote, problem=problem)
@@ -246,42 +224,23 @@ class DirectVisitor:
         else:
             self._watch = SocketWatch(self._all.pump.core, self.wire, self)
 
-    def _carry(self, data: bytes) -> bool:
-        match = _HOST.search(data)
-        destination = self.settings.hosts.find(match[1]) if match is not None else None
-        found = self._all.routes.now(destination) if destination is not None else None
-        if match is None or destination is None or found is None:
-            return False
-        host, (session, service) = match[1], found
-        if isinstance(read_request(data, host), str):
-            return False
-        self.relay = open_carrying(
-            session,
-            self.wire,
-            service,
-            self,
-            host=host,
-            visitor=self._visitor,
-            limits=self.settings.limits,
-            early=data,
-        )
-        if self.relay is None:
-            return False
-        self.relay.parent_cookies = self.settings.parent_cookies
-        self.log = CarriedLog(self.remote, destination.device, service)
-        self.log.begin(self.relay)
-        self._state = "carried"
-        return True
-
     def _after_relay(self, relay: HttpRelay) -> None:
+        if not self.wire.is_shaken:
+            self._lose(f"the TLS handshake failed: {relay.error or 'the visitor left'}")
+            return
+        if self._says_goodbye and relay.outcome == "handed back" and relay.phase == "idle":
+            self._leave()
+            return
         if relay.outcome == "handed back" and (relay.problem is not None or not relay.is_spent):
             self._go_on(b"")
             return
-        self.log.end(relay)
+        self.carrier.log_end(relay)
         if relay.outcome == "handed back":
             self._end()
         elif relay.outcome == "finished":
             self._leave()
+        elif relay.outcome == "local broke" and relay.phase == "idle":
+            self._end()
         else:
             reset_socket(self.local)
             self._end()

@@ -25,12 +25,12 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.carrier import Carrier, PumpRoutes, carry
 from tunnelmux.proxy.visitors.direct_visitor import DirectVisitor, DirectVisitors
-from tunnelmux.proxy.visitors.kept_visitor import CarriedLog, KeptVisitor, open_carrying
+from tunnelmux.proxy.visitors.kept_visitor import KeptVisitor
+from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import (
-    Destination,
     IngressSettings,
-    PumpRoutes,
     Router,
     find_destination,
     is_name,
@@ -104,11 +104,7 @@ class HttpIngressServer:
         """
         settings = self._settings
         visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
-        if (
-            self._is_draining
-            or visitor.trusted
-            or self.visitor_count >= settings.limits.max_visitors
-        ):
+        if self._is_draining or self.visitor_count >= settings.limits.max_visitors:
             return False
         return self._direct.take(nursery, local, remote, visitor, settings)
 
@@ -125,7 +121,7 @@ class HttpIngressServer:
         if settings.tls is not None:
             served = trio.SSLStream(stream, settings.tls, server_side=True, https_compatible=True)
         server = ServerConnection(served, settings.limits)
-        visit = _Visit(self._router, settings, remote, self._routes)
+        visit = _Visit(self._router, settings, remote, self._routes, self._direct.pump)
         self._visitors.add(server)
         try:
             if isinstance(served, trio.SSLStream) and not await _shake_hands(
@@ -169,10 +165,11 @@ class HttpIngressServer:
             await trio.aclose_forcefully(below)
 
     async def _go_on_with(self, server: ServerConnection, arrived: DirectVisitor) -> None:
-        visit = _Visit(self._router, arrived.settings, arrived.remote, self._routes)
+        pump = self._direct.pump
+        visit = _Visit(self._router, arrived.settings, arrived.remote, self._routes, pump)
         begun = None
         if arrived.relay is not None:
-            begun = partial(visit.go_on, server, arrived.relay, arrived.log)
+            begun = partial(visit.go_on, server, arrived.relay, arrived.carrier)
             if self._is_draining:
                 arrived.relay.finish_soon()
         await self._serve(server, visit, begun)
@@ -217,14 +214,19 @@ class _Visit:
     """One visitor's connection: routes its requests and writes the access log."""
 
     def __init__(
-        self, router: Router, settings: IngressSettings, remote: str, routes: PumpRoutes
+        self,
+        router: Router,
+        settings: IngressSettings,
+        remote: str,
+        routes: PumpRoutes,
+        pump: DataPump | None,
     ) -> None:
         self._router = router
         self._routes = routes
+        self._pump = pump
         self.settings = settings
         self._remote = remote
-        address = host_of(remote)
-        self._visitor = settings.trusted.visitor(address, settings.scheme)
+        self._visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self.local: Lent | None = None
@@ -233,15 +235,13 @@ class _Visit:
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
         limits = self.settings.limits
-        self._destination = destination = find_destination(
-            request, self.settings.domain, self._router.is_tenant
-        )
+        self._destination = destination = self._find(request)
         self._stream = await self._router.open_stream(destination.device, limits)
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
         if destination.service is not None:
             headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
-        if self._may_be_carried(request, self._stream):
+        if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
             headers.append((RELAY_FIELD, b"?"))
         return Upstream(
             stream=self._stream,
@@ -252,19 +252,13 @@ class _Visit:
             response_headers=partial(self._answer_fields, request),
         )
 
-    def _may_be_carried(self, request: RequestHead, stream: object) -> bool:
-        """Whether the pump could serve requests like this one: where they go must be a matter of
-        their Host alone, and nobody's word be taken about who sent them."""
-        return (
-            self.local is not None
-            and isinstance(stream, Stream)
-            and stream.session.tunnel is not None
-            and self._is_plain(request)
-        )
-
-    def _is_plain(self, request: RequestHead) -> bool:
-        named = first_value(request.headers, b"tunnelmux-device") is not None
-        return not named and not self._visitor.trusted
+    def _find(self, request: RequestHead) -> Destination:
+        """Where the request's own head sends it; raises Refused. The pump knows it from now on."""
+        destination = find_destination(request, self.settings.domain, self._router.is_tenant)
+        device = first_value(request.headers, b"tunnelmux-device") or b""
+        service = first_value(request.headers, b"tunnelmux-service") or b""
+        self.settings.names.learn((request.host, device, service), destination)
+        return destination
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
         headers = self._take_relay_field(headers)
@@ -283,60 +277,40 @@ class _Visit:
             return headers
         name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
         if isinstance(self._stream, Stream) and self._destination is not None and is_name(name):
-            self._routes.learn_service(self._stream.session, self._destination.service, name)
+            self._routes.learn_service(
+                self._stream.session, self._destination.device, self._destination.service, name
+            )
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
     async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:
         """Let the pump serve this request and those after it, if it can."""
-        if self.local is None or not self._is_plain(request):
+        if self.local is None or self._pump is None:
             return None
-        if isinstance(read_request(server.raw_head, request.host), str):
-            return None  # "declined": the scanner would leave it to us
+        if isinstance(read_request(server.raw_head), str):
+            return None  # "declined": the relay would leave it to us
         try:
-            destination = find_destination(request, self.settings.domain, self._router.is_tenant)
+            destination = self._find(request)
         except Refused:
             return None
-        found = self._routes.now(destination)
-        if found is None:
+        if self._routes.now(destination) is None:
             return None
-        session, service = found
         kept = KeptVisitor(server, self.settings.limits)
-        wire = self._wire(self.local)
-        relay = open_carrying(
-            session,
-            wire,
-            service,
-            kept,
-            host=request.host,
-            visitor=self._visitor,
-            limits=self.settings.limits,
-            early=server.raw_head + server.take_buffer(),
-        )
-        if relay is None:
-            return None
-        relay.parent_cookies = self.settings.parent_cookies
-        self.settings.hosts.learn(request.host, destination)
-        log = CarriedLog(self._remote, destination.device, service)
-        log.begin(relay)
+        carrier = Carrier(self.settings, self._routes, self._visitor, self._remote)
+        early = server.raw_head + server.take_buffer()
+        relay = carry(self._pump, _wire(self.local), kept, carrier, self.settings, early)
         try:
             return await kept.run(relay)
         finally:
-            log.end(relay)
+            carrier.log_end(relay)
 
-    @staticmethod
-    def _wire(local: Lent) -> PumpSocket:
-        from tunnelmux.pump.pump_socket import PumpSocket
-
-        return PumpSocket(local.socket, local.tls)
-
-    async def go_on(self, server: ServerConnection, relay: HttpRelay, log: CarriedLog) -> bool:
+    async def go_on(self, server: ServerConnection, relay: HttpRelay, carrier: Carrier) -> bool:
         """Wait for a relay that began without a task: whether there can be more requests then."""
         kept = KeptVisitor(server, self.settings.limits)
         kept.adopt(relay)
         try:
             goes_on = await kept.run(relay)
         finally:
-            log.end(relay)
+            carrier.log_end(relay)
         server.is_new = relay.requests == 0
         return goes_on is not False
 
@@ -363,6 +337,12 @@ class _Visit:
             bytes_out=exchange.bytes_out,
             seconds=round(trio.current_time() - exchange.started, 4),
         )
+
+
+def _wire(local: Lent) -> PumpSocket:
+    from tunnelmux.pump.pump_socket import PumpSocket
+
+    return PumpSocket(local.socket, local.tls)
 
 
 def host_of(remote: str) -> str:

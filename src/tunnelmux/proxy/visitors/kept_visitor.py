@@ -1,117 +1,25 @@
-"""Visitors in the pump: it carries the plain requests of a connection whose host h11 has accepted.
+"""Visitors in the pump that have a task: it waits for the end, and knows all the times.
 
-Whether a connection may be carried is decided by the ingress and by the agent: the request was
-routed by its host alone, the visitor is no trusted proxy, the session is the
-pump's, and the agent has said that the service takes raw connections. Which requests are carried
-the scanner of `pump.head` decides, for each; the others come back to h11.
+Whether a connection may be carried is decided by the ingress: the visitor is on plain TCP, and the
+session that its request needs is the pump's. Which requests are carried the followers of
+`pump.followers` decide, for each; the others come back to h11.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import trio
 
 from tunnelmux.http import Refusal, ServerConnection
-from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
-from tunnelmux.http.fields import Visitor, forwarding_fields
 from tunnelmux.limits import IngressLimits
-from tunnelmux.mux import Session
-from tunnelmux.observability import get_logger
-from tunnelmux.observability.lines import line_about
-from tunnelmux.observability.logs import wants_info
-from tunnelmux.pump.data_pump import Owner
+from tunnelmux.proxy.visitors.carrier import REASONS_OF_STATUS
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
-    from tunnelmux.pump.pump_socket import PumpSocket
 
-__all__ = ["CarriedLog", "KeptVisitor", "open_carrying"]
-
-_log = get_logger("proxy.http")
-
-_REASONS = {400: "bad-request", 408: "body-stalled", 502: "target-broke", 504: "target-timeout"}
-
-
-def open_carrying(
-    session: Session,
-    local: PumpSocket,
-    service: str,
-    owner: Owner,
-    *,
-    host: bytes,
-    visitor: Visitor,
-    limits: IngressLimits,
-    early: bytes,
-) -> HttpRelay | None:
-    """Open a stream to the service and hand the connection to the pump, with what was read from it
-    and not used; None when that cannot be had now."""
-    fields = forwarding_fields([], visitor, host)
-    return session.open_http_relay(
-        local,
-        connect_head(service),
-        CONNECT_ANSWER,
-        owner,
-        host=host,
-        fields=b"".join([b"%s: %s\r\n" % pair for pair in fields]),
-        max_head_bytes=limits.max_head_bytes,
-        early=early,
-    )
-
-
-@dataclass(frozen=True, slots=True)
-class CarriedLog:
-    """The log's lines about the requests that the pump carries on a connection: the pump writes
-    those that are answered whole, this the one that is not."""
-
-    visitor: str
-    device: str
-    service: str
-
-    def begin(self, relay: HttpRelay) -> None:
-        """Have the lines written from now on, if anybody wants them."""
-        if wants_info():
-            about = line_about("proxy.http", "request", **self._who(relay))
-            relay.about = about.encode("ascii")
-
-    def end(self, relay: HttpRelay) -> None:
-        """Write the line of the request that the end of the relay left without a whole answer."""
-        unfinished, problem = relay.unfinished, relay.problem
-        if unfinished is None or (problem is None and relay.outcome in {"handed back", None}):
-            return  # there is none, or somebody else goes on with it
-        method, path, status, bytes_in, bytes_out, seconds = unfinished
-        reason = None
-        if problem is not None:
-            status = relay.status
-            reason = _REASONS[status]
-        elif relay.outcome == "local broke":
-            problem = f"the visitor broke the connection: {relay.error}"
-        elif relay.outcome == "aborted":
-            problem = "cut by the proxy's end"
-        else:
-            problem = str(relay.error)
-        _log.info(
-            "request",
-            **self._who(relay),
-            method=method,
-            path=path,
-            **({"status": status} if status else {}),
-            **({"reason": reason} if reason else {}),
-            problem=problem,
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            seconds=round(seconds, 4),
-        )
-
-    def _who(self, relay: HttpRelay) -> dict[str, str | int]:
-        return {
-            "visitor": self.visitor,
-            "device": self.device,
-            "service": self.service,
-            "stream": relay.stream.id,
-        }
+__all__ = ["KeptVisitor"]
 
 
 class KeptVisitor:
@@ -193,8 +101,8 @@ class KeptVisitor:
         elif relay.phase == "idle":
             self._server.finish_soon()
         elif relay.phase in {"agreeing", "reading"}:
-            relay.finish_soon()  # h11 knows what to say
+            relay.give_up(None, 0)  # h11 knows what to say
 
     async def _refuse(self, status: int, problem: str) -> None:
         message = f"The request could not be served: {problem}."
-        await self._server.refuse(Refusal(status, _REASONS[status], message))
+        await self._server.refuse(Refusal(status, REASONS_OF_STATUS[status], message))

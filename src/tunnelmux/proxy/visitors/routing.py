@@ -8,7 +8,6 @@ import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from email.utils import format_datetime
-from weakref import WeakKeyDictionary
 
 import trio
 
@@ -19,6 +18,7 @@ from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.names import Destination, KnownNames
 from tunnelmux.proxy.visitors.visit import Visit
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
@@ -26,8 +26,6 @@ from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 __all__ = [
     "Destination",
     "IngressSettings",
-    "KnownHosts",
-    "PumpRoutes",
     "Router",
     "find_destination",
     "is_name",
@@ -45,25 +43,6 @@ _DEVICE = re.compile(rf"{_LABEL.pattern}(?:--{_LABEL.pattern})?")
 _SERVICE = "Tunnelmux-Service"
 _LONGEST_LABEL = 63  # bytes, RFC 1035 2.3.4
 _ATTEMPTS = 3
-
-_KNOWN_HOSTS = 4096
-# Hosts remembered with their destination; one more, and all are forgotten. Each costs its visitor
-# one request that h11 reads, and us under a kilobyte.
-
-_LONGEST_HOST = 262
-# Bytes of one: a name (RFC 1035 2.3.4) with a root dot and a port.
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """A device, and the service on it; None is its default one."""
-
-    device: str
-    service: str | None = None
-
-    def __str__(self) -> str:
-        what = f"service {self.service}" if self.service else "default service"
-        return f"{what} of device {self.device}"
 
 
 def find_destination(
@@ -288,25 +267,6 @@ class Router:
         return Refused(Refusal(503, "device-offline", message, retry_after=OFFLINE_RETRY_AFTER))
 
 
-class KnownHosts:
-    """Where requests go that have a Host which h11 has accepted before."""
-
-    def __init__(self) -> None:
-        self._hosts: dict[bytes, Destination] = {}
-
-    def learn(self, host: bytes, destination: Destination) -> None:
-        """A request with this Host was accepted, and the Host alone led there."""
-        if len(host) > _LONGEST_HOST:
-            return
-        if len(self._hosts) >= _KNOWN_HOSTS:
-            self._hosts.clear()
-        self._hosts[host] = destination
-
-    def find(self, host: bytes) -> Destination | None:
-        """Its destination, when that was learnt."""
-        return self._hosts.get(host)
-
-
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
     """What a visitor's connection is held to, from its accepting on; a reload makes new ones."""
@@ -316,34 +276,13 @@ class IngressSettings:
     limits: IngressLimits = field(default_factory=IngressLimits)
     tls: ssl.SSLContext | None = None
     parent_cookies: bool = False
-    hosts: KnownHosts = field(default_factory=KnownHosts)
-    """Those of this domain."""
+    names: KnownNames = field(default_factory=KnownNames)
+    """What was learnt of this domain."""
 
     @property
     def scheme(self) -> str:
         """What visitors come in by."""
         return "http" if self.tls is None else "https"
-
-
-class PumpRoutes:
-    """Which sessions and services a pump can carry requests to, without asking anybody."""
-
-    def __init__(self, router: Router) -> None:
-        self._router = router
-        self._services: WeakKeyDictionary[Session, dict[str | None, str]] = WeakKeyDictionary()
-
-    def learn_service(self, session: Session, asked: str | None, name: str) -> None:
-        """The agent has said that this service takes raw connections."""
-        self._services.setdefault(session, {})[asked] = name
-
-    def now(self, destination: Destination) -> tuple[Session, str] | None:
-        """The device's session and the service's name, when both are known at this moment."""
-        session = self._router.session_now(destination.device)
-        services = self._services.get(session) if session is not None else None
-        service = services.get(destination.service) if services is not None else None
-        if session is None or service is None:
-            return None
-        return session, service
 
 
 def _busy(device: str, reason: str, why: str) -> Refused:

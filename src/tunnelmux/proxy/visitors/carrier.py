@@ -1,0 +1,193 @@
+"""What the pump asks about the requests it carries: where they go, what they get, what is logged.
+
+Which requests are carried the followers of `pump.followers` decide, for each; whether a service can
+be reached raw its agent has said. All else comes back to h11, which also judges every Host and
+every `Tunnelmux-*` field the first time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary, ref
+
+from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
+from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
+from tunnelmux.http.head import Field, field_values
+from tunnelmux.http.judge import HeadJudge
+from tunnelmux.mux import Session
+from tunnelmux.observability import get_logger
+from tunnelmux.observability.lines import line_about
+from tunnelmux.observability.logs import wants_info
+from tunnelmux.proxy.visitors.names import Destination
+from tunnelmux.proxy.visitors.routing import IngressSettings, Router
+from tunnelmux.pump.data_pump import DataPump, Owner
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.legs import Route
+    from tunnelmux.pump.tunnel import Tunnel
+    from tunnelmux.yamux.streams import EngineStream
+
+__all__ = ["REASONS_OF_STATUS", "Carrier", "PumpRoutes", "carry"]
+
+_log = get_logger("proxy.http")
+
+REASONS_OF_STATUS = {
+    400: "bad-request",
+    408: "body-stalled",
+    502: "target-broke",
+    504: "target-timeout",
+}
+"""The Tunnelmux-Reason of what the pump finds wrong with an exchange."""
+
+
+class PumpRoutes:
+    """Which sessions and services a pump can carry requests to, without asking anybody."""
+
+    def __init__(self, router: Router) -> None:
+        self._router = router
+        self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
+
+    def learn_service(self, session: Session, device: str, asked: str | None, name: str) -> None:
+        """The agent of the device has said that this service takes raw connections."""
+        from tunnelmux.pump.legs import Route
+
+        known = self._services.setdefault(session, {})
+        if asked in known:
+            return
+        named = known.get(name)
+        if named is None:
+            named = Route(_Opener(session, name), CONNECT_ANSWER, Destination(device, name))
+            known[name] = named
+        known[asked] = named
+
+    def now(self, destination: Destination) -> Route | None:
+        """The way to the service, when it is known and can be gone at this moment."""
+        session = self._router.session_now(destination.device)
+        services = self._services.get(session) if session is not None else None
+        return services.get(destination.service) if services is not None else None
+
+
+class _Opener:
+    """Opens streams to a service of one session, which it does not keep alive."""
+
+    def __init__(self, session: Session, service: str) -> None:
+        self._session = ref(session)
+        self._head = connect_head(service)
+
+    def __call__(self) -> tuple[Tunnel, EngineStream] | None:
+        session = self._session()
+        return session.open_leg(self._head) if session is not None else None
+
+
+class Carrier:
+    """The pump's questions about the requests of one visitor's connection, and their answers."""
+
+    def __init__(
+        self, settings: IngressSettings, routes: PumpRoutes, visitor: Visitor, remote: str
+    ) -> None:
+        self.judge = HeadJudge(settings.limits)
+        self.heeds = visitor.trusted
+        """Whether what a request says of who sent it is listened to."""
+        self._settings = settings
+        self._routes = routes
+        self._visitor = visitor
+        self._remote = remote
+
+    def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
+        """Where a request goes that says this, which may be empty; None when h11 has to look."""
+        destination = self._settings.names.find((host, device, service))
+        return self._routes.now(destination) if destination is not None else None
+
+    def fields(self, host: bytes, said: bytes) -> bytes:
+        """The lines that a request with this Host gets, which has said *said* of who sent it."""
+        made = forwarding_fields(_split(said), self._visitor, host)
+        return b"".join([b"%s: %s\r\n" % pair for pair in made])
+
+    def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
+        """The hosts to which the cookies of the answer to such a request are held."""
+        if self._settings.parent_cookies:
+            return ()
+        return (host, *field_values(_split(said), b"x-forwarded-host"))
+
+    def about(self, destination: Destination, stream: int, said: bytes) -> bytes | None:
+        """What the log's line about a request says first; None when there is to be none."""
+        if not wants_info():
+            return None
+        fields = self.describe(destination, stream, said)
+        return line_about("proxy.http", "request", **fields).encode("ascii")
+
+    def describe(self, destination: Destination, stream: int, said: bytes) -> dict[str, str | int]:
+        """Who asked whom, for the log."""
+        visitor = self._remote
+        if self.heeds and (client := client_address(_split(said), self._settings.trusted)):
+            visitor = client
+        return {
+            "visitor": visitor,
+            "device": destination.device,
+            "service": destination.service or "",
+            "stream": stream,
+        }
+
+    def log_end(self, relay: HttpRelay) -> None:
+        """Write the line of the request that the end of the relay left without a whole answer."""
+        unfinished, problem = relay.unfinished, relay.problem
+        if unfinished is None or (problem is None and relay.outcome in {"handed back", None}):
+            return  # there is none, or it goes on
+        method, path, status, bytes_in, bytes_out, seconds = unfinished
+        reason = None
+        if problem is not None:
+            status = relay.status
+            reason = REASONS_OF_STATUS[status]
+        elif relay.outcome == "local broke":
+            problem = f"the visitor broke the connection: {relay.error}"
+        elif relay.outcome == "aborted":
+            problem = "cut by the proxy's end"
+        else:
+            problem = str(relay.error)
+        assert isinstance(relay.destination, Destination)
+        _log.info(
+            "request",
+            **self.describe(relay.destination, relay.stream_id, relay.said),
+            method=method,
+            path=path,
+            **({"status": status} if status else {}),
+            **({"reason": reason} if reason else {}),
+            problem=problem,
+            bytes_in=bytes_in,
+            bytes_out=bytes_out,
+            seconds=round(seconds, 4),
+        )
+
+
+def carry(
+    pump: DataPump,
+    local: object,
+    owner: Owner,
+    carrier: Carrier,
+    settings: IngressSettings,
+    early: bytes,
+) -> HttpRelay:
+    """Give a visitor's connection to the pump, with what was read from it and not used."""
+    from tunnelmux.pump.http_relay import HttpRelay
+
+    relay = HttpRelay(
+        pump.core,
+        local,
+        owner,
+        carrier=carrier,
+        max_head_bytes=settings.limits.max_head_bytes,
+        max_head_fields=settings.limits.max_head_fields,
+        early=early,
+    )
+    relay.start()
+    return relay
+
+
+def _split(said: bytes) -> list[Field]:
+    """The fields of lines that the scanner has accepted."""
+    fields = []
+    for line in said.split(b"\r\n")[:-1]:
+        name, _, value = line.partition(b":")
+        fields.append((name, value.strip(b" \t")))
+    return fields

@@ -1,0 +1,168 @@
+"""Legs: streams that lead raw to a connection of a target, used by one visitor at a time.
+
+The docstrings of the public names are in `legs.pyi`.
+"""
+
+cimport cython
+
+from cpython.bytes cimport PyBytes_AS_STRING
+from libc.stdint cimport uint8_t
+from libc.string cimport memcmp
+
+from tunnelmux.pump.epoll cimport Member
+from tunnelmux.pump.tunnel cimport Tunnel
+from tunnelmux.yamux.streams cimport EngineStream
+
+
+cdef class LegUser(Member):
+    cdef int on_agreed(self) except -1:
+        return 0
+
+    cdef int on_bytes(self, const uint8_t *data, Py_ssize_t size) except -1:
+        return 0
+
+    cdef int on_leg_end(self, bint in_order) except -1:
+        return 0
+
+    cdef void on_leg_room(self) noexcept:
+        pass
+
+
+@cython.final
+cdef class Route:
+    # `idle` are legs that nobody uses, the one that was used last at the end.
+
+    def __init__(self, opener not None, bytes answer not None, destination, *,
+                 Py_ssize_t max_idle=0, double idle_time=0.0):
+        self.opener = opener
+        self.answer = answer
+        self.destination = destination
+        self.idle = []
+        self.max_idle = max_idle
+        self.idle_time = idle_time
+
+    @property
+    def idle_count(self):
+        return len(self.idle)
+
+    def close_idle(self, double before):
+        cdef Leg leg
+        while self.idle and (<Leg>self.idle[0]).idle_since <= before:
+            leg = self.idle[0]
+            leg.part(True)
+            leg.tunnel.want_flush()
+
+    cdef Leg open_leg(self, LegUser user):
+        """A new one for *user*, which is told when the target's side has agreed; None when that
+        cannot be had now."""
+        cdef Leg leg
+        opened = self.opener()
+        if opened is None:
+            return None
+        leg = Leg.__new__(Leg)
+        leg.tunnel, leg.stream = opened
+        leg.pump = leg.tunnel.pump
+        leg.route = self
+        leg.user = user
+        leg.stream.owner = leg
+        leg.tunnel.mark_dirty()
+        return leg
+
+    cdef Leg take_idle(self, LegUser user, double now):
+        """The one that was used last, if it was not long ago."""
+        cdef Leg leg
+        if not self.idle:
+            return None
+        leg = self.idle[-1]
+        if now - leg.idle_since > self.idle_time:
+            return None
+        del self.idle[-1]
+        leg.user = user
+        return leg
+
+    cdef int keep(self, Leg leg, double now) except -1:
+        """*leg* has no user any more: keep it for another one, or end it."""
+        if self.max_idle <= 0:
+            return leg.part(True)
+        leg.user = None
+        leg.idle_since = now
+        self.idle.append(leg)
+        if len(self.idle) > self.max_idle:
+            leg = self.idle[0]
+            return leg.part(True)
+        return 0
+
+    cdef int forget(self, Leg leg) except -1:
+        if leg in self.idle:
+            self.idle.remove(leg)
+        return 0
+
+
+@cython.final
+cdef class Leg(Member):
+    # A member without a descriptor: it is the owner of its stream, so that the engine gives it what
+    # comes. It has no turns of its own.
+
+    def _wake(self):
+        self.on_change()
+        self.pump.wake()
+
+    cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
+        cdef Py_ssize_t wanted
+        cdef bytes answer = self.route.answer
+        if not self.agreed:
+            wanted = min(size, len(answer) - self.matched)
+            self.stream.give_back(wanted)
+            if memcmp(data, PyBytes_AS_STRING(answer) + self.matched, wanted) != 0:
+                self.stream.give_back(size - wanted)
+                return self.refused()
+            self.matched += wanted
+            data += wanted
+            size -= wanted
+            if self.matched < len(answer):
+                return 0
+            self.agreed = True
+            if self.user is not None:
+                self.user.on_agreed()
+        if size == 0:
+            return 0
+        if self.user is not None:
+            return self.user.on_bytes(data, size)
+        self.stream.give_back(size)
+        return self.part(False)  # nobody had asked
+
+    cdef int on_change(self) except -1:
+        cdef LegUser user = self.user
+        if self.stream.error_ is None and not self.stream.remote_fin:
+            if user is not None:
+                user.on_leg_room()
+            return 0
+        if not self.agreed:
+            return self.refused()
+        if user is None:
+            return self.part(self.stream.error_ is None)
+        return user.on_leg_end(self.stream.error_ is None)
+
+    cdef void on_credit(self) noexcept:
+        if self.user is not None:
+            self.user.on_leg_room()
+
+    cdef int refused(self) except -1:
+        """The other side did not agree: Python asks anew, and hears why."""
+        cdef LegUser user = self.user
+        self.part(False)
+        return user.on_leg_end(False) if user is not None else 0
+
+    cdef int part(self, bint in_order) except -1:
+        """End the stream; it is nobody's then."""
+        if self.user is None:
+            self.route.forget(self)
+        self.user = None
+        if self.stream.owner is self:
+            self.stream.owner = None
+        if in_order and self.stream.error_ is None:
+            self.stream.close(self.pump.now)
+        else:
+            self.stream.reset_(0, "nobody uses it any more")
+        self.tunnel.mark_dirty()
+        return 0
