@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import sys
+from types import FrameType
 
 import pytest
 import trio
@@ -284,3 +287,39 @@ async def test_an_agent_under_another_name_is_let_in_and_told_about(
             await bench.arrived("dev1")
     [line] = [line for line in logs if line["log_level"] == "warning"]
     assert (line["device"], line["name"]) == ("dev1", "dev7")
+
+
+async def steps_of_a_handshake(devices: int) -> int:
+    """The lines of the proxy's own code that run from an agent's dialling to its session."""
+    known_devices = [
+        KnownDevice(name=f"dev{n}", token_sha256=hashlib.sha256(b"token-%d" % n).digest())
+        for n in range(devices)
+    ]
+    steps = 0
+
+    def count(frame: FrameType, event: str, _: object) -> object:
+        nonlocal steps
+        file = frame.f_code.co_filename
+        if "/tunnelmux/proxy/" not in file and "/tunnelmux/sessions/" not in file:
+            return None
+        steps += event == "line"
+        return count
+
+    async with trio.open_nursery() as nursery:
+        bench = TunnelBench(nursery, known_devices)
+        sys.settrace(count)
+        try:
+            async with bench.dial("token-7"):
+                await bench.arrived("dev7")
+                sys.settrace(None)
+        finally:
+            sys.settrace(None)
+        nursery.cancel_scope.cancel()
+    return steps
+
+
+@pytest.mark.slow
+async def test_a_handshake_costs_the_same_with_any_number_of_known_devices() -> None:
+    few, many = await steps_of_a_handshake(10), await steps_of_a_handshake(100_000)
+    assert 20 < few < 1000
+    assert many == few
