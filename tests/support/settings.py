@@ -30,7 +30,8 @@ or the variable `TUNNELMUX_CONFIG`), then `TUNNELMUX_*` environment variables, t
 later source wins, key by key. A variable is the key's path with underscores: `[tunnel] listen` is
 `TUNNELMUX_TUNNEL_LISTEN`. Lists of text are separated by commas there; keys in `[[lists of
 tables]]` have no variable. Names of files that are not absolute start from the folder of the
-configuration file. An unknown key or variable is refused.
+configuration file. An unknown key or variable is refused; one that was renamed works for a release,
+with a warning.
 
 The command `check` of each validates a configuration and prints what comes out of it, secrets
 hidden. Samples with comments: `cmd/tunnelmux-proxy/proxy.toml`, `cmd/tunnelmux-agent/agent.toml`,

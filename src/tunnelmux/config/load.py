@@ -18,6 +18,7 @@ from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
 from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.proxy import ProxyConfig
+from tunnelmux.config.renamed import old_paths, with_new_names
 from tunnelmux.config.rules import InvalidSetting, MissingSetting, is_loopback
 from tunnelmux.config.schema import Table, settings_of, table_of
 from tunnelmux.config.token_file import exposed_to_others
@@ -85,7 +86,7 @@ def load_proxy_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
-    sources = _Sources(table_of(ProxyConfig), file, environ, flags)
+    sources = _Sources(table_of(ProxyConfig), file, environ, flags, warn)
     config: ProxyConfig = sources.decode(check=_check_proxy_files)
     secret_files = [device.token_file for device in config.devices]
     secret_files.append(config.tunnel.tls_key)
@@ -120,7 +121,7 @@ def load_api_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
-    sources = _Sources(table_of(ApiConfig), file, environ, flags)
+    sources = _Sources(table_of(ApiConfig), file, environ, flags, warn)
     config: ApiConfig = sources.decode(check=_check_api_files)
     secret_files = [
         config.api.tls_key,
@@ -148,7 +149,7 @@ def load_agent_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
-    sources = _Sources(table_of(AgentConfig), file, environ, flags)
+    sources = _Sources(table_of(AgentConfig), file, environ, flags, warn)
     config: AgentConfig = sources.decode(check=_check_agent_files)
     _find_ways_out(config, environ, warn)
     if warn is not None:
@@ -179,11 +180,11 @@ def _find_ways_out(config: AgentConfig, environ: Mapping[str, str], warn: Warn |
 
 def environment_names(table: Table) -> dict[str, str]:
     """`TUNNELMUX_TUNNEL_LISTEN` → `tunnel.listen`, for every setting outside a list of tables."""
-    return {
-        _ENVIRONMENT_PREFIX + path.replace(".", "_").upper(): path
-        for path, _ in settings_of(table)
-        if "[]" not in path
-    }
+    return {_variable(path): path for path, _ in settings_of(table) if "[]" not in path}
+
+
+def _variable(path: str) -> str:
+    return _ENVIRONMENT_PREFIX + path.replace(".", "_").upper()
 
 
 class _Sources:
@@ -195,11 +196,13 @@ class _Sources:
         file: Path | None,
         environ: Mapping[str, str],
         flags: Iterable[Flag],
+        warn: Warn | None,
     ) -> None:
         self._table = table
         self._file = file
+        self._warn = warn
         self._settings = dict(settings_of(table))
-        self._content: dict[str, Any] = _read_toml(file) if file is not None else {}
+        self._content = self._from_file(file) if file is not None else {}
         self._origin: dict[str, str] = {}
         flags = list(flags)
         self._flag_names = {flag.key: flag.name for flag in flags}
@@ -232,13 +235,34 @@ class _Sources:
             return ConfigError(f"{source}: {error.problem}")
         return ConfigError(f"{self._file}: {error}" if self._file is not None else f"{error}")
 
+    def _from_file(self, file: Path) -> dict[str, Any]:
+        try:
+            return with_new_names(
+                self._table,
+                _read_toml(file),
+                lambda old, new: self._tell_renamed(f"{file}: {old}", new),
+            )
+        except InvalidSetting as error:
+            raise ConfigError(f"{file}: {error}") from None
+
+    def _tell_renamed(self, old: str, new: str) -> None:
+        if self._warn is not None:
+            self._warn(
+                f"{old} is called {new} now: rename it, the next release refuses the old name"
+            )
+
     def _from_environment(self, environ: Mapping[str, str]) -> Iterable[Flag]:
         known = environment_names(self._table)
+        old = {_variable(path): new for path, new in old_paths(self._table)}
         for name, text in sorted(environ.items()):
             if not name.startswith(_ENVIRONMENT_PREFIX) or name in {
                 CONFIG_VARIABLE,
                 *API_VARIABLES,
             }:
+                continue
+            if name in old and name not in known:
+                self._tell_renamed(name, _variable(old[name]))
+                yield Flag(name, old[name], text)
                 continue
             if name not in known:
                 guess = nearest(name, list(known))

@@ -59,6 +59,14 @@ class Table(NamedTuple):
             return self.keys[key]
         return next((part.keys[key] for part in self.flat.values() if key in part.keys), None)
 
+    def old_names(self) -> dict[str, str]:
+        """The names that keys of this table had, and those they have now."""
+        return {
+            old: new
+            for cls in (self.cls, *(part.cls for part in self.flat.values()))
+            for new, old in getattr(cls, "renamed_from", {}).items()
+        }
+
     def names(self) -> list[str]:
         """Every key of this table, in the order of the documentation."""
         return [*self.keys, *(key for part in self.flat.values() for key in part.keys)]
