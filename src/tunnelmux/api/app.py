@@ -138,12 +138,15 @@ async def run_api(
         ) as registry:
             api = assemble(config, registry)
             app: Any = build_app(api)
-            async with server.serve(
-                app,
-                listener,
-                grace=config.drain.grace,
-                tls_certificate=_text(config.api.tls_certificate),
-                tls_key=_text(config.api.tls_key),
+            async with (
+                api.proxies.keeping_connections(),
+                server.serve(
+                    app,
+                    listener,
+                    grace=config.drain.grace,
+                    tls_certificate=_text(config.api.tls_certificate),
+                    tls_key=_text(config.api.tls_key),
+                ),
             ):
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")

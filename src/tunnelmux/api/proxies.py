@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 
 import trio
@@ -53,8 +53,19 @@ class Proxies:
         self._secret: Secret | None = config.read_secret()
         self._tls: ssl.SSLContext | None = None
         self._clients: dict[str, ProxyClient] = {}
+        self._keeping: AsyncExitStack | None = None
         self._known: list[tuple[str, str, ProxyClient]] = []
         self._read = float("-inf")
+
+    @asynccontextmanager
+    async def keeping_connections(self) -> AsyncIterator[None]:
+        """Keep connections to the proxies for the length of the block; else each call has one."""
+        async with AsyncExitStack() as stack:
+            self._keeping = stack
+            try:
+                yield
+            finally:
+                self._keeping = None
 
     async def survey(self, device: str | None = None) -> Survey:
         """The live sessions of all proxies, of one device label or of all.
@@ -116,14 +127,14 @@ class Proxies:
         if trio.current_time() - self._read >= _LIST_AGE:
             proxies = [item for item in await self._registry.fleet.proxies() if item.living]
             self._known = [
-                (item.id, item.name, self._client(item.internal_url))
+                (item.id, item.name, await self._client(item.internal_url))
                 for item in proxies
                 if item.internal_url
             ]
             self._read = trio.current_time()
         return self._known
 
-    def _client(self, url: str) -> ProxyClient:
+    async def _client(self, url: str) -> ProxyClient:
         if url not in self._clients:
             if url.startswith("https://") and self._tls is None:
                 self._tls = client_context(self._config.ca_file)
@@ -133,4 +144,6 @@ class Proxies:
                 ssl_context=self._tls,
                 timeout=self._config.timeout,
             )
+            if self._keeping is not None:
+                await self._keeping.enter_async_context(self._clients[url])
         return self._clients[url]

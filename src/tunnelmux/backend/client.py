@@ -22,6 +22,7 @@ import trio
 import trio_websocket
 
 from tunnelmux.backend.commands import CommandEvents, DeviceResult, decode_results, encode_call
+from tunnelmux.backend.kept import KeptConnections
 from tunnelmux.commands import CommandRequest, LineSplitter
 from tunnelmux.errors import (
     ConnectError,
@@ -32,6 +33,7 @@ from tunnelmux.errors import (
 )
 from tunnelmux.http import ClientConnection, Field, PeerGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import has_member
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.sessions import SessionEvent, SessionSummary, VisitSummary
@@ -115,8 +117,19 @@ class _Error(msgspec.Struct):
     error: _Problem
 
 
+@dataclass(frozen=True, slots=True)
+class _Call:
+    method: bytes
+    path: bytes
+    headers: list[Field]
+    body: bytes
+
+
 class ProxyClient:
-    """Calls the internal API at `url`, with one connection per call.
+    """Calls the internal API at `url`.
+
+    Within `async with`, connections are kept for the next call, up to 30 s and 8 of them; else each
+    call has its own. Streams, WebSockets, events and commands always have.
 
     `ssl_context` is for `https://`: `tunnelmux.transports.client_context(ca_file)` trusts that
     file's authorities, and its `load_cert_chain` adds the certificate that mutual TLS asks for.
@@ -149,11 +162,14 @@ class ProxyClient:
         self._timeout = timeout
         self._dial = dial
         self._limits = IngressLimits()
+        self._kept = KeptConnections()
 
     def __repr__(self) -> str:
         return f"<ProxyClient {self._authority}>"
 
     async def __aenter__(self) -> Self:
+        self._kept.is_open = True
+        await trio.lowlevel.checkpoint()
         return self
 
     async def __aexit__(
@@ -162,7 +178,8 @@ class ProxyClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        await trio.lowlevel.checkpoint()  # no connection outlives its call
+        with trio.CancelScope(shield=True):  # closing by force waits for nobody
+            await self._kept.close()
 
     # -- sessions -----------------------------------------------------------------------------
 
@@ -425,37 +442,57 @@ class ProxyClient:
         accept: bytes | None = None,
     ) -> bytes:
         """The body of a 200. Raises as the class says."""
-        limit = timeout or self._timeout
-        stream = await self._connect()
-        client = ClientConnection(stream, self._limits)
-        fields: list[Field] = [(b"Connection", b"close")]
+        fields: list[Field] = [] if self._kept.is_open else [(b"Connection", b"close")]
         if body or method == "POST":
             fields.append((b"Content-Length", b"%d" % len(body)))
         if body:
             fields.append((b"Content-Type", b"application/json"))
         if accept is not None:
             fields.append((b"Accept", accept))
+        call = _Call(method.encode("ascii"), path.encode("ascii"), self._headers(fields), body)
+        limit = timeout or self._timeout
         try:
             with trio.fail_after(limit):
-                await client.send_request(
-                    method.encode("ascii"),
-                    path.encode("ascii"),
-                    self._headers(fields),
-                    first=body,
-                    end=True,
-                )
-                head = await client.read_head()
-                answer = await _read_all(client)
+                status, answer = await self._answer_to(call)
         except trio.TooSlowError:
             raise ConnectError(f"{self._authority} did not answer within {limit:g} s") from None
         except (PeerGone, BadBody) as error:
             raise ConnectError(f"{self._authority} did not answer: {error}") from error
+        if status != 200:
+            _raise_error(status, answer)
+        return answer
+
+    async def _answer_to(self, call: _Call) -> tuple[int, bytes]:
+        """Status and body, over a connection that was kept where there is one."""
+        stream = await self._kept.take()
+        if stream is not None:
+            try:
+                return await self._exchange(stream, call)
+            except PeerGone:
+                # It ended at the very moment. Whether the call was heard is not known, so only what
+                # changes nothing goes out again (RFC 9110 section 9.2.2).
+                if call.method != b"GET":
+                    raise
+        return await self._exchange(await self._connect(), call)
+
+    async def _exchange(self, stream: trio.abc.Stream, call: _Call) -> tuple[int, bytes]:
+        is_whole = False
+        try:
+            client = ClientConnection(stream, self._limits)
+            await client.send_request(
+                call.method, call.path, call.headers, first=call.body, end=True
+            )
+            head = await client.read_head()
+            answer = await _read_all(client)
+            ends = has_member(head.headers, b"connection", b"close")
+            is_whole = not ends and not client.take_buffer()
+            return head.status, answer
         finally:
             with trio.move_on_after(1, shield=True):
-                await trio.aclose_forcefully(stream)
-        if head.status != 200:
-            _raise_error(head.status, answer)
-        return answer
+                if is_whole:
+                    await self._kept.give(stream)
+                else:
+                    await trio.aclose_forcefully(stream)
 
     async def _connect(self) -> trio.abc.Stream:
         if self._dial is not None:
