@@ -5,9 +5,12 @@ from __future__ import annotations
 __all__ = [
     "AGENT_AUTHORITY",
     "CLOSE_REPLACED",
+    "CREDENTIAL_PATH",
     "DEVICE_FIELD",
     "EXEC_PATH",
     "INSTANCE_FIELD",
+    "PROVED",
+    "PROVE_FIELD",
     "REASON_FIELD",
     "RELAY_FIELD",
     "REPLACED_FIELD",
@@ -26,6 +29,15 @@ AGENT_AUTHORITY = b"agent.tunnelmux"
 
 EXEC_PATH = b"/v1/exec"
 """Where the agent's own API takes commands."""
+
+CREDENTIAL_PATH = b"/v1/credential"
+"""Where the agent's own API takes another token for its device."""
+
+PROVE_FIELD = b"Tunnelmux-Prove"
+"""From an agent: it only shows that its token is good, and wants no session."""
+
+PROVED = "credential-proved"
+"""The reason in the answer to that, a 200: from now on it is the device's one token."""
 
 REASON_FIELD = b"Tunnelmux-Reason"
 """In every refusal: its stable code, one of `http.refusal.REASONS`."""

@@ -142,20 +142,36 @@ async def test_in_a_rotation_two_tokens_are_good_until_the_new_one_is_proved(
     assert not await registry.fleet.prove_credential(credential_id)
 
 
-async def test_a_rotation_that_is_begun_anew_leaves_one_new_token(
+async def test_a_token_that_the_agent_may_have_written_down_stays_good(
     registry: Registry, acme: TenantRegistry
 ) -> None:
     device, old = await acme.devices.add("cam1")
     await acme.credentials.rotate(device.id)
-    first = await registry.fleet.begin_credential(device.id)
-    second = await registry.fleet.begin_credential(device.id)
-    assert first is not None
-    assert second is not None
-    assert await registry.fleet.identify(hash_token(first[1])) is None
-    assert not await registry.fleet.prove_credential(first[0])
+    begun = [await registry.fleet.begin_credential(device.id) for _ in range(4)]
+    tokens = [(number, token) for number, token in filter(None, begun)]
+    known = [await registry.fleet.identify(hash_token(token)) for _, token in tokens]
+    assert [device is not None for device in known] == [False, True, True, True]
+    await registry.fleet.drop_credential(tokens[1][0], "refused")
+    assert await registry.fleet.identify(hash_token(tokens[1][1])) is None
+    assert not await registry.fleet.prove_credential(tokens[1][0])
+    assert await registry.fleet.prove_credential(tokens[2][0])
+    for token in (old, tokens[3][1]):
+        assert await registry.fleet.identify(hash_token(token)) is None
+    await registry.fleet.drop_credential(tokens[2][0], "too late")
+    assert await registry.fleet.identify(hash_token(tokens[2][1])) is not None
+
+
+async def test_a_rotation_that_is_cancelled_leaves_the_old_token(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    device, old = await acme.devices.add("cam1")
+    await acme.credentials.rotate(device.id)
+    begun = await registry.fleet.begin_credential(device.id)
+    assert begun is not None
     await acme.credentials.cancel_rotation(device.id)
-    assert await registry.fleet.identify(hash_token(second[1])) is None
+    assert await registry.fleet.identify(hash_token(begun[1])) is None
     assert await registry.fleet.identify(hash_token(old)) is not None
+    assert await registry.fleet.begin_credential(device.id) is None
 
 
 async def test_a_removed_device_leaves_its_name_and_the_audit(

@@ -15,10 +15,11 @@ from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
+from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import AgentConfig, Secret
 from tunnelmux.endpoints import dial, response_headers
-from tunnelmux.errors import ConfigError, ConnectError, ProtocolError, SessionError
+from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, ProtocolError, SessionError
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump, open_pump
@@ -27,6 +28,8 @@ from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEVICE_FIELD,
     INSTANCE_FIELD,
+    PROVE_FIELD,
+    PROVED,
     REPLACED_FIELD,
     RIVAL_FIELD,
     SERVICES_FIELD,
@@ -60,6 +63,7 @@ class RunningAgent:
         """What runs commands, for whichever way they come."""
         self._streams = StreamServer(config, self.commands)
         self._link = _proxy_link(config)
+        self._streams.rotation = Rotation(lambda: self._link, self._prove)
         self.main_server = _main_server_client(config, self.commands, uniform)
         """The connection to a main server of the relay service, or None without [socketio]."""
         self._pump: DataPump | None = None
@@ -318,6 +322,23 @@ class RunningAgent:
             ) as session:
                 await self._serve(link, session)
             return _replaced_by(transport)
+
+    async def _prove(self, link: ProxyLink, token: Secret) -> None:
+        """Show the proxy a token without a session; raises ConnectError, ConnectRefused."""
+        headers = [(DEVICE_FIELD, link.device.encode("ascii")), (PROVE_FIELD, b"yes")]
+        try:
+            async with self._dial(
+                link.dialled,
+                token=token.reveal(),
+                headers=headers,
+                ssl_context=link.ssl_context,
+                timeout=self._config.limits.ingress.handshake_timeout,
+                way=link.way,
+            ):
+                pass
+        except ConnectRefused as answer:
+            if answer.reason != PROVED:
+                raise
 
     async def _read_news(self, link: ProxyLink, headers: dict[str, str]) -> None:
         """What the proxy says of this device in its answer to the handshake."""

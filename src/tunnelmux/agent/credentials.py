@@ -80,6 +80,40 @@ class Credentials:
                 "folder writable and join again before the agent is restarted"
             ) from exc
 
+    @property
+    def kept_in(self) -> Path | None:
+        """The file that the token stands in, or None when it stands in the configuration."""
+        return self.path if self.path is not None else self._proxy.token_file
+
+    def replace(self, token: Secret) -> None:
+        """Write another token down in the place of this one, in one step and for its owner only.
+
+        Raises ConfigError, with the old one still there, when it cannot be written.
+        """
+        if self.path is not None:
+            if self._learned is None:
+                raise ConfigError("the device has not joined yet, so there is no token to replace")
+            before = self._learned
+            try:
+                self.learn(token)
+            except ConfigError:
+                self._learned = before
+                raise
+            return
+        file = self._proxy.token_file
+        if file is None:
+            raise ConfigError(
+                "the token stands in the agent's configuration itself: put it into a file of its "
+                "own and name that with proxy.token_file"
+            )
+        try:
+            write_private(file, token.reveal().encode() + b"\n")
+        except OSError as exc:
+            raise ConfigError(
+                f"cannot write {file} ({exc.strerror}); let this program's user write it and the "
+                "folder it is in"
+            ) from exc
+
     def _load(self) -> Secret | None:
         assert self.path is not None
         try:

@@ -38,6 +38,12 @@ class ProxyLink:
         self._shown = token
         self.credentials.learn(token)
 
+    def replace(self, token: Secret) -> None:
+        """Write another token down in the place of this one; raises ConfigError. The session goes
+        on: the proxy knows both as this device's."""
+        self.credentials.replace(token)
+        self._shown = token
+
     def has_another_token(self) -> bool:
         """Whether another token would be shown now. Raises ConfigError."""
         return self._shown is not None and self.credentials.read() != self._shown

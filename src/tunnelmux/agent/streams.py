@@ -12,6 +12,7 @@ import tunnelmux
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
 from tunnelmux.agent.relay_log import log_relay
+from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable
 from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import TargetConnector
@@ -34,6 +35,7 @@ from tunnelmux.http.refusal import RELAY_FIELD
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import RelayResult, abort, relay
+from tunnelmux.wire import CREDENTIAL_PATH
 
 __all__ = ["AGENT_AUTHORITY", "StreamServer"]
 
@@ -42,6 +44,8 @@ AGENT_AUTHORITY = b"agent.tunnelmux"
 the visitor's to write, and visitors are for services."""
 
 _log = get_logger("agent")
+
+_CREDENTIAL = CREDENTIAL_PATH.decode("ascii")
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
     None: None,
@@ -56,6 +60,8 @@ class StreamServer:
 
     def __init__(self, config: AgentConfig, commands: CommandExecutor) -> None:
         self._started = trio.current_time()
+        self.rotation: Rotation | None = None
+        """What takes another token for this device, if it has one."""
         self.active = 0
         """Streams being served now."""
         self.configure(config, commands)
@@ -158,6 +164,9 @@ class StreamServer:
     async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
         if request.path == EXEC_PATH:
             await serve_exec(server, request, self._commands, self._limits.response_timeout)
+            return
+        if request.path == _CREDENTIAL and self.rotation is not None:
+            await self.rotation.serve(server, request, self._limits.response_timeout)
             return
         if request.path != "/v1/info":
             known = f"there are /v1/info and {EXEC_PATH}"

@@ -21,6 +21,7 @@ RELAY_FIELD = b"Tunnelmux-Relay"
 answer: the name of the service that may be asked for with a CONNECT for that."""
 
 REASONS: dict[str, int] = {
+    "credential-proved": 200,
     "bad-request": 400,
     "unauthorized": 401,
     "token-expired": 401,

@@ -408,7 +408,9 @@ class RunningProxy:
         source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
         source()  # so that a URL that cannot be used is said now
         identity = _registry_identity(config)
-        return RegisteredDevices(source, self.devices, self._end_device, identity)
+        return RegisteredDevices(
+            source, self.devices, self._end_device, identity, config.limits.ingress
+        )
 
     def _set_admission(self, config: ProxyConfig) -> None:
         limits = config.limits.ingress

@@ -125,8 +125,14 @@ class Fleet(abc.ABC):
     @abc.abstractmethod
     async def begin_credential(self, device_id: str) -> tuple[str, Secret] | None:
         """A second credential for a device whose rotation is wanted: its id, and the token to give
-        to the agent, told this once. One that was begun and not proved before ends. None when the
-        rotation is not wanted any more."""
+        to the agent, told this once. None when the rotation is not wanted any more.
+
+        Those that were begun before and not proved stay good until one is, because the agent may
+        have written one down; the oldest ends when there are more than three."""
+
+    @abc.abstractmethod
+    async def drop_credential(self, credential_id: str, reason: str) -> None:
+        """End a new credential that the agent has certainly not taken; others stay as they are."""
 
     @abc.abstractmethod
     async def prove_credential(self, credential_id: str) -> bool:

@@ -18,8 +18,10 @@ import trio
 
 import tunnelmux
 from tunnelmux.errors import RegistryAway, RegistryError
+from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
+from tunnelmux.proxy.tunnels.rotation import deliver
 from tunnelmux.registry import (
     Change,
     ChangeWatch,
@@ -56,6 +58,13 @@ _BEAT = 5.0
 _SIGHTINGS = 30.0
 _TIDY = 3600.0
 # Seconds between two of each.
+
+_RETRY_ROTATION = 60.0
+_LOOK_FOR_ROTATIONS = 30.0
+# Seconds until a device is given a token again that has not proved one, and between two looks.
+
+_MAX_ROTATIONS = 16
+# Devices that are given a token at once: each dials the proxy to prove it.
 
 _MAX_EVENTS = 20_000
 # Begins and ends of sessions that wait for the registry to come back, under 400 bytes each.
@@ -107,11 +116,13 @@ class RegisteredDevices:
         devices: DeviceRegister,
         end_device: Callable[[str, str], Awaitable[Ended]],
         identity: ProxyIdentity,
+        limits: IngressLimits,
     ) -> None:
         self._open = open_source
         self._devices = devices
         self._end_device = end_device
         self._identity = identity
+        self._limits = limits
         self._registry: Registry | None = None
         self._applied: int | None = None
         self._effects: dict[int, Effect] = {}
@@ -126,6 +137,9 @@ class RegisteredDevices:
         self._ended: deque[SessionEnded] = deque(maxlen=_MAX_EVENTS)
         self._services: dict[str, Sighting] = {}
         self._live: dict[LocalHandle, tuple[str, str]] = {}
+        self._rotations = trio.CapacityLimiter(_MAX_ROTATIONS)
+        self._rotation_due = trio.Event()
+        self._next_try: dict[LocalHandle, float] = {}
 
     # -- for the tunnels ------------------------------------------------------------------------
 
@@ -171,6 +185,21 @@ class RegisteredDevices:
         if waiting.error is not None:
             raise waiting.error
 
+    async def prove(self, device: KnownDevice, token: str) -> None:
+        """The agent has shown this token: if it is a new one, the others end now.
+
+        Raises RegistryError when that cannot be written down; the token stays good.
+        """
+        known = device.registration
+        if known is None or not known.rotation_wanted or self._registry is None:
+            return
+        credential_id = known.credentials.get(hashlib.sha256(token.encode()).digest())
+        if credential_id is None:
+            return
+        if await self._registry.fleet.prove_credential(credential_id):
+            _log.info("credential rotated", device=device.name)
+            await self.catch_up()
+
     def session_began(
         self, handle: LocalHandle, device: KnownDevice, *, agent: str, services: tuple[str, ...]
     ) -> None:
@@ -189,6 +218,7 @@ class RegisteredDevices:
             )
         )
         self._services[device_id] = Sighting(device_id=device_id, at=utc_now(), services=services)
+        self._rotation_due.set()
 
     def session_ended(self, handle: LocalHandle) -> None:
         """Note that a device is gone, for the next report."""
@@ -197,6 +227,7 @@ class RegisteredDevices:
             return
         device_id, session_id = found
         self._services.pop(device_id, None)
+        self._next_try.pop(handle, None)
         self._ended.append(
             SessionEnded(
                 session_id=session_id,
@@ -220,6 +251,7 @@ class RegisteredDevices:
                     nursery.start_soon(self._listen, watch)
                     nursery.start_soon(self._follow, registry)
                     nursery.start_soon(self._report, registry)
+                    nursery.start_soon(self._rotate, registry)
             finally:
                 await self._say_goodbye(registry)
 
@@ -279,6 +311,7 @@ class RegisteredDevices:
             if len(changes) == _PART:
                 self._wake.set()
         if changes is None or changes:
+            self._rotation_due.set()
             await self._beat(registry)
 
     async def _load(self, registry: Registry) -> None:
@@ -339,6 +372,49 @@ class RegisteredDevices:
             await registry.fleet.beat(self._identity.id, applied=self._applied, effects=effects)
             for number in effects:
                 del self._effects[number]
+
+    # -- rotations --------------------------------------------------------------------------------
+
+    async def _rotate(self, registry: Registry) -> None:
+        """Give each device a new token that is to have one and has its session here."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._rotation_due = trio.Event()
+                now = trio.current_time()
+                for handle, (device_id, _) in list(self._live.items()):
+                    device = self._devices.registered.get(device_id)
+                    known = device.registration if device is not None else None
+                    if known is None or not known.rotation_wanted:
+                        continue
+                    if self._next_try.get(handle, now) <= now:
+                        self._next_try[handle] = now + _RETRY_ROTATION
+                        nursery.start_soon(self._rotate_one, registry, handle, device_id)
+                with trio.move_on_after(_LOOK_FOR_ROTATIONS):
+                    await self._rotation_due.wait()
+
+    async def _rotate_one(self, registry: Registry, handle: LocalHandle, device_id: str) -> None:
+        async with self._rotations:
+            try:
+                begun = await registry.fleet.begin_credential(device_id)
+                if begun is None:
+                    return
+                credential_id, token = begun
+                # So that this proxy knows the token before the agent shows it.
+                await self.catch_up()
+                delivery = await deliver(handle, token, self._limits)
+                if delivery.refused:
+                    await registry.fleet.drop_credential(credential_id, "the agent refused it")
+            except RegistryError as error:
+                cause = str(error)
+            else:
+                cause = delivery.cause
+        if cause:
+            _log.warning(
+                "credential not rotated",
+                device=handle.device,
+                cause=cause,
+                retry_in=_RETRY_ROTATION,
+            )
 
     # -- reports ----------------------------------------------------------------------------------
 

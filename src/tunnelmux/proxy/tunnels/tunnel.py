@@ -40,6 +40,8 @@ from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEVICE_FIELD,
     INSTANCE_FIELD,
+    PROVE_FIELD,
+    PROVED,
     REPLACED_FIELD,
     RIVAL_FIELD,
     SERVICES_FIELD,
@@ -58,6 +60,7 @@ _LONGEST_ADDRESS = 120
 
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
+_PROVE = PROVE_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
 # Seconds an agent is told to wait that the registry is asked about in vain.
@@ -243,6 +246,8 @@ class TunnelServer:
             return await self._enrol(request, token, remote)
         if not device.enabled:
             raise _refused(403, "device-disabled", _why_disabled(device))
+        if self._registered is not None and device.registration is not None:
+            await self._prove(self._registered, device, request, token)
         name = request.header(_DEVICE)
         # An agent knows nothing of its tenant, which `name--tenant` has behind the name.
         if name is not None and name not in (device.name, device.name.partition("--")[0]):
@@ -266,6 +271,28 @@ class TunnelServer:
                 f"whether this token is good cannot be found out at the moment: {error}",
                 retry_after=_REGISTRY_RETRY_AFTER,
             ) from error
+
+    async def _prove(
+        self,
+        registered: RegisteredDevices,
+        device: KnownDevice,
+        request: UpgradeRequest,
+        token: str,
+    ) -> None:
+        """Note that the agent has shown this token; raises Refused with 200 if that is all."""
+        only_that = request.header(_PROVE) is not None
+        try:
+            await registered.prove(device, token)
+        except RegistryError as error:
+            if only_that:
+                raise _refused(
+                    503,
+                    "registry-away",
+                    f"this could not be written down: {error}",
+                    retry_after=_REGISTRY_RETRY_AFTER,
+                ) from error
+        if only_that:
+            raise _refused(200, PROVED, f'the token is good, and that of device "{device.name}"')
 
     async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
         unknown = _unauthorized(
@@ -347,7 +374,7 @@ class TunnelServer:
             session,
             # For callers of the internal API, who need not know what lets the device in.
             token=secrets.token_urlsafe(_SESSION_TOKEN_BYTES),
-            credential=hashlib.sha256(admitted.token.reveal().encode()).digest(),
+            credential=_identity_of(admitted),
             device=device.name,
             user=device.registration.paired_by if device.registration is not None else "",
             remote_address=remote,
@@ -380,6 +407,14 @@ def _refused(status: int, reason: str, message: str, *, retry_after: int | None 
     return Refused(Refusal(status, reason, message, retry_after))
 
 
+def _identity_of(admitted: _Admitted) -> bytes:
+    """What is the same for another session of this one: a device of the registry may have another
+    token by then."""
+    if admitted.device.registration is not None:
+        return admitted.device.registration.device_id.encode("ascii")
+    return hashlib.sha256(admitted.token.reveal().encode()).digest()
+
+
 def _why_disabled(device: KnownDevice) -> str:
     if device.registration is not None:
         return (
@@ -401,13 +436,14 @@ def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
 
 
 async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> None:
-    _log.warning(
-        "tunnel refused",
-        remote=remote,
-        status=refusal.status,
-        reason=refusal.reason,
-        cause=refusal.message,
-    )
+    if refusal.reason != PROVED:
+        _log.warning(
+            "tunnel refused",
+            remote=remote,
+            status=refusal.status,
+            reason=refusal.reason,
+            cause=refusal.message,
+        )
     headers = list(refusal.headers)
     if refusal.retry_after is not None:
         headers.append((b"Retry-After", b"%d" % refusal.retry_after))

@@ -35,6 +35,9 @@ _H = schema.device_sessions
 _P = schema.proxies
 _E = schema.change_effects
 
+_MOST_NEW = 3
+# Credentials of one device that were begun and not proved.
+
 _KEPT_SESSIONS = 200
 # Sessions of a device that its history holds; a device that comes and goes each second must not
 # fill the disk.
@@ -246,13 +249,29 @@ class SqlFleet(Repository, Fleet):
         ).scalar()
         if not wanted:
             return None
-        end_credentials(inner, device_id, "another one was begun", state="new")
+        waiting = inner.execute(
+            inner.select(_C, _C.c.id)
+            .where(_C.c.device_id == device_id, _C.c.state == "new")
+            .order_by(_C.c.id.desc())
+        ).scalars()
+        for oldest in list(waiting)[_MOST_NEW - 1 :]:
+            _end_new(inner, oldest, "too many were begun")
         secret = add_credential(inner, device_id, state="new")
         credential_id: str = inner.execute(
             inner.select(_C, _C.c.id).where(_C.c.digest == digest_of(secret))
         ).scalar_one()
         inner.announce("device", device_id)
         return credential_id, secret
+
+    @writes
+    def drop_credential(self, tx: Transaction, credential_id: str, reason: str) -> None:
+        row = tx.execute(sa.select(_C.c.tenant_id).where(_C.c.id == credential_id)).first()
+        if row is None:
+            return
+        inner = tx.within(row.tenant_id)
+        device_id = _end_new(inner, credential_id, reason)
+        if device_id is not None:
+            inner.announce("device", device_id)
 
     @writes
     def prove_credential(self, tx: Transaction, credential_id: str) -> bool:
@@ -275,6 +294,23 @@ class SqlFleet(Repository, Fleet):
         inner.update(_D, _D.c.id == mine.device_id, rotation_wanted=False)
         inner.announce("device", mine.device_id)
         return True
+
+
+def _end_new(tx: Transaction, credential_id: str, reason: str) -> str | None:
+    """End this credential if it is a new one; the id of its device then."""
+    row = tx.one(_C, credential_id, "credential")
+    if row.state != "new":
+        return None
+    tx.update(_C, _C.c.id == credential_id, state="ended", ended=tx.now, end_reason=reason)
+    tx.record(
+        "credential.end",
+        "credential",
+        credential_id,
+        before={"device": row.device_id, "state": "new"},
+        after={"reason": reason},
+    )
+    device_id: str = row.device_id
+    return device_id
 
 
 def _fleet() -> sa.Select[Any]:

@@ -1,0 +1,113 @@
+"""`POST /v1/credential` of the agent's own API: another token in the place of this device's.
+
+The token is written down first and proved then, by a handshake with the proxy that shows it and
+asks for no session. Only the proof ends the old one, so at no moment is there a device without a
+token that is good, whatever fails in between.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tunnelmux.agent.link import ProxyLink
+from tunnelmux.config import Secret
+from tunnelmux.config.rules import InvalidSetting, check_token
+from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
+from tunnelmux.http.body import BadBody
+from tunnelmux.observability import get_logger
+
+__all__ = ["Rotation"]
+
+_log = get_logger("agent")
+
+_MAX_BODY = 4096
+# Bytes: a token has some 50, and a longer one would fit into no head of a handshake.
+
+
+class Rotation:
+    """Takes a new token for this device, one at a time.
+
+    `link` answers how the proxy is reached at the moment. `prove` shows the proxy a token; it
+    raises ConnectError when that does not come about, and ConnectRefused when the proxy does not
+    know it.
+    """
+
+    def __init__(
+        self,
+        link: Callable[[], ProxyLink | None],
+        prove: Callable[[ProxyLink, Secret], Awaitable[None]],
+    ) -> None:
+        self._link = link
+        self._prove = prove
+        self._turn = trio.Lock()
+
+    async def serve(self, server: ServerConnection, request: RequestHead, timeout: float) -> None:
+        """Answer one request, which must be here whole within `timeout` seconds; raises Refused."""
+        if request.method != b"POST":
+            allow = [(b"Allow", b"POST")]
+            raise Refused(
+                Refusal(405, "bad-request", "/v1/credential takes POST only.", headers=allow)
+            )
+        token = await _read_token(server, timeout)
+        async with self._turn:
+            cause = await self._take(token)
+        body = json.dumps({"proved": cause is None, "cause": cause}).encode() + b"\n"
+        fields = [(b"Content-Type", b"application/json"), (b"Cache-Control", b"no-store")]
+        await server.send_response(200, b"OK", fields, length=len(body), first=body, end=True)
+
+    async def _take(self, token: Secret) -> str | None:
+        """Write the token down and prove it. Answers why it is not proved yet, or None."""
+        link = self._link()
+        if link is None:
+            raise Refused(Refusal(403, "forbidden", "This agent has no proxy."))
+        try:
+            before = await trio.to_thread.run_sync(link.token)
+            await trio.to_thread.run_sync(link.replace, token)
+        except ConfigError as error:
+            raise Refused(Refusal(403, "forbidden", f"{error}.")) from None
+        try:
+            await self._prove(link, token)
+        except ConnectRefused as error:
+            if error.retryable:
+                return str(error)
+            # The proxy does not know it: this device would be locked out with the next session.
+            with trio.CancelScope(shield=True):  # one small local file
+                await trio.to_thread.run_sync(link.replace, before)
+            _log.error("credential not taken", cause=str(error))
+            raise Refused(
+                Refusal(502, "token-expired", f"The proxy refused it: {error}.")
+            ) from None
+        except ConnectError as error:
+            # Both are good. The next session, which shows the new one, proves it.
+            _log.warning("credential not proved yet", cause=str(error))
+            return str(error)
+        _log.info("credential rotated", token_file=str(link.credentials.kept_in))
+        return None
+
+
+async def _read_token(server: ServerConnection, timeout: float) -> Secret:
+    body = bytearray()
+    try:
+        with trio.fail_after(timeout):
+            end = False
+            while not end and len(body) <= _MAX_BODY:
+                data, end = await server.read_body()
+                body += data
+    except trio.TooSlowError:
+        message = f"The token was not here within {timeout:g} s."
+        raise Refused(Refusal(408, "body-stalled", message)) from None
+    except BadBody as error:
+        raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
+    try:
+        # Too much is as bad as no JSON: what was read of it has no end.
+        token = json.loads(body if len(body) <= _MAX_BODY else b"")["token"]
+        check_token("token", token)
+    except (ValueError, KeyError, TypeError, RecursionError, InvalidSetting):
+        # Its words are left out: they may show a piece of the token.
+        message = 'The body must be {"token": "…"} with a token that a header can carry.'
+        raise Refused(Refusal(400, "bad-request", message)) from None
+    return Secret(token)
