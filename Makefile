@@ -45,6 +45,7 @@ fuzz: .venv/.fuzz build/fuzz/.built
 SANITIZED_TESTS := tests/mux tests/fuzz tests/transports tests/pump \
 	tests/http/test_head_scanner.py tests/http/test_response_scanner.py tests/http/test_chunk_scanner.py \
 	tests/http/test_followers.py tests/proxy/test_both_paths.py \
+	tests/http/test_cookies.py tests/http/test_fields.py \
 	tests/proxy/test_kept_visitor.py tests/proxy/test_carried_closes.py \
 	tests/proxy/test_direct_visitors.py tests/proxy/test_disagreeing_agents.py
 sanitize: .venv/.test build/sanitize/.built

@@ -159,3 +159,30 @@ async def test_a_trusted_proxy_is_believed_alike_on_every_path() -> None:
             ]
             * 4
         )
+
+
+async def test_no_trailer_says_what_a_head_may_not() -> None:
+    names = [
+        *KNOWN[::5],
+        b"X_Real_IP",
+        b"Tunnelmux-Service",
+        b"Set-Cookie",
+        b"Content-Length",
+        b"Host",
+    ]
+    trailers = b"".join(b"%s: evil\r\n" % name for name in names) + b"X-Sum: 1\r\n"
+    async with carried() as target:
+        visitor = await target.new_visitor()
+        for _ in range(2):
+            await visitor.send(
+                b"POST /x HTTP/1.1\r\nHost: dev1.localhost\r\nTE: trailers\r\nTrailer: X-Sum\r\n"
+                b"Transfer-Encoding: chunked\r\n\r\n"
+            )
+            peer = await target.connection()
+            await peer.read_head()
+            await visitor.send(b"2\r\nhi\r\n0\r\n" + trailers + b"\r\n")
+            assert await peer.read_until(b"0\r\n") == b"2\r\nhi\r\n0\r\n"
+            assert await peer.read_until(b"\r\n\r\n") == b"X-Sum: 1\r\n\r\n"
+            await peer.send(OK + b"ok")
+            await visitor.read_head()
+            assert await visitor.read_exactly(2) == b"ok"
