@@ -121,8 +121,8 @@ cdef struct Entry:
 
 cdef Entry NAMES[MAX_ENTRIES]  # by size
 cdef int FIRST[LONGEST + 2]  # of each size; behind the last one of a size stands that of the next
-cdef Entry PREFIXES[MAX_ENTRIES]
-cdef int prefix_count = 0
+cdef Entry PREFIXES[MAX_ENTRIES]  # by their first byte
+cdef int FIRST_PREFIX[257]  # of each first byte, in the same way
 
 # Letters small, and every sign that a token may hold as "-".
 cdef uint8_t FOLDED[256]
@@ -131,7 +131,6 @@ cdef uint8_t FOLDED[256]
 cdef int fill_tables() except -1:
     cdef int at = 0, size
     cdef uint8_t byte
-    global prefix_count
     memset(FOLDED, c"-", 256)
     for byte in b"0123456789abcdefghijklmnopqrstuvwxyz":
         FOLDED[byte] = byte
@@ -146,15 +145,20 @@ cdef int fill_tables() except -1:
                 at += 1
     FIRST[LONGEST + 1] = at
     assert len(PREFIX_KINDS) <= MAX_ENTRIES
-    for name, kind in PREFIX_KINDS.items():
-        PREFIXES[prefix_count] = Entry(<const uint8_t *>PyBytes_AS_STRING(name), len(name), kind)
-        prefix_count += 1
+    at = 0
+    for size in range(256):
+        FIRST_PREFIX[size] = at
+        for name, kind in PREFIX_KINDS.items():
+            if name[0] == size:
+                PREFIXES[at] = Entry(<const uint8_t *>PyBytes_AS_STRING(name), len(name), kind)
+                at += 1
+    FIRST_PREFIX[256] = at
     return 0
 
 fill_tables()
 
 
-cdef bint begins(const uint8_t *p, const Entry *entry) noexcept nogil:
+cdef inline bint begins(const uint8_t *p, const Entry *entry) noexcept nogil:
     """Whether the name at *p*, which is long enough, begins like this entry."""
     cdef Py_ssize_t i
     for i in range(entry.size):
@@ -173,7 +177,7 @@ cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil:
                 kind = NAMES[at].kind
                 break
     if kind == ORDINARY:
-        for at in range(prefix_count):
+        for at in range(FIRST_PREFIX[FOLDED[p[0]]], FIRST_PREFIX[FOLDED[p[0]] + 1]):
             if size >= PREFIXES[at].size and begins(p, &PREFIXES[at]):
                 kind = PREFIXES[at].kind
                 break
