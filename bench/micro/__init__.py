@@ -12,8 +12,9 @@ from bench.medians import median, spread
 PARTS = ("frame", "engine", "masking")
 """What runs when nothing is named."""
 
-SLOW_PARTS = ("link",)
-"""Only by name: it takes four minutes, root and a TUN device, and measures windows, not speed."""
+SLOW_PARTS = ("link", "registry")
+"""Only by name. `link` takes four minutes, root and a TUN device, and measures windows, not speed;
+`registry` measures a database."""
 
 
 def measure(part: str, rounds: int) -> dict[str, dict[str, object]]:
