@@ -134,7 +134,8 @@ def _load(
     context: click.Context, config_file: Path | None, warn: Callable[[str], None]
 ) -> ProxyConfig:
     config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context), warn=warn)
-    if not config.devices and not (config.socketio is not None and config.socketio.agents):
+    has_agents = config.socketio is not None and config.socketio.agents
+    if not config.devices and not has_agents and not config.registry.is_there:
         warn("there are no [[devices]], so no agent can connect: add one")
     return config
 
