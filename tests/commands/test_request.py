@@ -96,7 +96,7 @@ def test_a_missing_field_is_named(key: str) -> None:
         ("host", "\u2603.example", "is no host name that DNS can hold"),
         ("host", "a\uff0fb.example", "is no host name that DNS can hold"),
         ("port", "22", "must be a whole number, not a text"),
-        ("port", 22.0, "must be a whole number, not a number"),
+        ("port", 22.5, "must be a whole number, not a number"),
         ("port", True, "must be a whole number, not true or false"),
         ("port", 0, "must be from 1 to 65535, not 0"),
         ("port", 65536, "must be from 1 to 65535, not 65536"),

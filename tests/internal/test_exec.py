@@ -112,6 +112,13 @@ async def test_bytes_are_exact_in_the_stream_and_replaced_in_the_document() -> N
     assert result["encoding"] == "utf-8, invalid bytes replaced"
 
 
+async def test_a_whole_number_may_have_a_point() -> None:
+    """As JSON Schema has it, and as JavaScript writes none: 22.0 is 22."""
+    async with running_bench() as bench, exec_agents(bench, "dev1") as agents:
+        await run_exec(bench, "dev1", port=2222.0, concurrency=6.0)
+    assert agents["dev1"].requests[0]["port"] == 2222
+
+
 @pytest.mark.parametrize(
     ("selectors", "chosen"),
     [

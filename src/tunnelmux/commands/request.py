@@ -218,6 +218,8 @@ def _port(content: Mapping[Any, Any]) -> int:
     value = content.get("port")
     if value is None:
         return DEFAULT_PORT
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidCommand("port", f"must be a whole number, not {_kind(value)}")
     if not 1 <= value <= 65_535:

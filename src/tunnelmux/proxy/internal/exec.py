@@ -434,6 +434,8 @@ def _concurrency(content: Mapping[str, Any], most: int) -> int:
     value = content.get("concurrency")
     if value is None:
         return most
+    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
+        value = int(value)
     if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
         raise InvalidCommand(
             "concurrency", f"must be a whole number from 1 to {most} (limits.exec_concurrency)"

@@ -14,6 +14,12 @@ __all__ = ["describe"]
 _TEXT = {"type": "string"}
 _TIME = {"type": "string", "format": "date-time"}
 _LINE = {"type": "string", "pattern": "^[ -~]+$"}
+_HOST_NAME = (
+    r"^([A-Za-z0-9_][A-Za-z0-9_-]*\.)*"
+    r"([A-Za-z_][A-Za-z0-9_-]*|[0-9]+[A-WYZa-wyz_-][A-Za-z0-9_-]*)\.?$"
+)
+# What ends with a number is an address, or would be taken for one.
+
 _BASE64 = {"type": "string", "contentEncoding": "base64"}
 
 
@@ -56,9 +62,9 @@ _SCHEMAS = {
             },
             host={
                 "type": "string",
-                "pattern": r"^[A-Za-z0-9_.:][A-Za-z0-9_.:-]*$",
                 "maxLength": 255,
-                "description": "The SSH server, as the device sees it.",
+                "description": "The SSH server, as the device sees it: a name, or an address.",
+                "anyOf": [{"pattern": _HOST_NAME}, {"format": "ipv4"}, {"format": "ipv6"}],
             },
             port={"type": "integer", "minimum": 1, "maximum": 65_535, "default": 22},
             username={**_LINE, "maxLength": 256},
