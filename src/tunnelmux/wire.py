@@ -4,6 +4,7 @@ from __future__ import annotations
 
 __all__ = [
     "AGENT_AUTHORITY",
+    "ASKED_BY_FIELD",
     "CLOSE_REPLACED",
     "CREDENTIAL_PATH",
     "DEVICE_FIELD",
@@ -25,9 +26,10 @@ TUNNEL_PATH = "/tunnel/connect"
 """Where agents connect, unless proxy.toml says otherwise."""
 
 AGENT_AUTHORITY = b"agent.tunnelmux"
-"""The authority of requests through the tunnel that are for the agent itself."""
+"""The authority of requests for the agent itself. Only the absolute-form counts: a Host field is
+the visitor's to write, and visitors are for services."""
 
-EXEC_PATH = b"/v1/exec"
+EXEC_PATH = "/v1/exec"
 """Where the agent's own API takes commands."""
 
 CREDENTIAL_PATH = b"/v1/credential"
@@ -38,6 +40,9 @@ PROVE_FIELD = b"Tunnelmux-Prove"
 
 PROVED = "credential-proved"
 """The reason in the answer to that, a 200: from now on it is the device's one token."""
+
+ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
+"""In a command for an agent: who asked for it, for the audit there; percent-encoded UTF-8."""
 
 REASON_FIELD = b"Tunnelmux-Reason"
 """In every refusal: its stable code, one of `http.refusal.REASONS`."""

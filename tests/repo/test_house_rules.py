@@ -115,3 +115,19 @@ def test_no_file_names_one_machine_or_a_registry() -> None:
         if path != this_file and (words := FOREIGN.findall(path.read_text("utf-8", "replace")))
     }
     assert found == {}
+
+
+def test_names_on_the_wire_are_written_once() -> None:
+    """Proxy and agent take the names of fields from one module, so that they cannot drift apart."""
+    field = re.compile(rb"tunnelmux-(?!raw$)[a-z-]+", re.IGNORECASE)
+    found = {
+        f"{relative(path)}:{node.lineno}"
+        for path in SOURCE.rglob("*.py")
+        if path.name != "wire.py"
+        for node in ast.walk(ast.parse(path.read_text("utf-8")))
+        if isinstance(node, ast.Constant)
+        and isinstance(node.value, bytes)
+        and field.fullmatch(node.value)
+        and "demo" not in path.parts  # a visitor, who writes what a person would
+    }
+    assert found == set()

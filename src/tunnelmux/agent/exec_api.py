@@ -21,13 +21,9 @@ from tunnelmux.commands import (
 from tunnelmux.http import Field, RequestHead, ServerConnection, VisitorGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import first_value, has_member
+from tunnelmux.wire import ASKED_BY_FIELD, EXEC_PATH, REASON_FIELD
 
-__all__ = ["ASKED_BY_FIELD", "EXEC_PATH", "serve_exec"]
-
-EXEC_PATH = "/v1/exec"
-
-ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
-"""Who wants the command, for the audit of this device; percent-encoded UTF-8."""
+__all__ = ["serve_exec"]
 
 _MAX_ASKED_BY = 512
 
@@ -43,7 +39,6 @@ _STATUS = {
     "UNAVAILABLE": 503,
 }
 _CODES = {"forbidden": "FORBIDDEN", "busy": "BUSY", "failed": "UNAVAILABLE"}
-_REASON_FIELD = b"Tunnelmux-Reason"
 
 
 class _ExecError(Exception):
@@ -176,7 +171,7 @@ async def _send_error(
     reason = refused.reason if refused is not None else None
     if reason is None and error.code == "FORBIDDEN":
         reason = "forbidden"
-    extra.append((_REASON_FIELD, (reason or "bad-request").encode("ascii")))
+    extra.append((REASON_FIELD, (reason or "bad-request").encode("ascii")))
     await _send_json(server, _STATUS[error.code], {"error": content}, extra)
 
 

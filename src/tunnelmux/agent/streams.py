@@ -10,7 +10,7 @@ import trio
 
 import tunnelmux
 from tunnelmux.agent.commands import CommandExecutor
-from tunnelmux.agent.exec_api import EXEC_PATH, serve_exec
+from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable
@@ -31,17 +31,18 @@ from tunnelmux.http import (
 )
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
 from tunnelmux.http.head import Field, first_value
-from tunnelmux.http.refusal import RELAY_FIELD
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import RelayResult, abort, relay
-from tunnelmux.wire import CREDENTIAL_PATH
+from tunnelmux.wire import (
+    AGENT_AUTHORITY,
+    CREDENTIAL_PATH,
+    EXEC_PATH,
+    RELAY_FIELD,
+    SERVICE_FIELD,
+)
 
-__all__ = ["AGENT_AUTHORITY", "StreamServer"]
-
-AGENT_AUTHORITY = b"agent.tunnelmux"
-"""The authority of requests for the agent itself. Only the absolute-form counts: a Host field is
-the visitor's to write, and visitors are for services."""
+__all__ = ["StreamServer"]
 
 _log = get_logger("agent")
 
@@ -138,7 +139,7 @@ class StreamServer:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
                 await self._answer_itself(server, request)
                 return
-            wanted = first_value(request.headers, b"tunnelmux-service")
+            wanted = first_value(request.headers, SERVICE_FIELD.lower())
             service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
             connector = self._targets[service.name]
             target = await connector.open_http(self._limits.connect_timeout)

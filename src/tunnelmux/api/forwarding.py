@@ -22,6 +22,7 @@ from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, ResponseHe
 from tunnelmux.http.fields import end_to_end, without_own_fields
 from tunnelmux.http.head import Field
 from tunnelmux.limits import IngressLimits
+from tunnelmux.wire import SERVICE_FIELD
 
 __all__ = ["ForwardedResponse", "relay_raw", "relay_websocket", "service_head"]
 
@@ -50,7 +51,7 @@ def service_head(service: str, headers: list[Field], host: bytes) -> list[Field]
         for name, value in without_own_fields(end_to_end(headers))
         if name.lower() not in _OWN_REQUEST_FIELDS
     ]
-    return [(b"Host", host), *kept, (b"Tunnelmux-Service", service.encode("ascii"))]
+    return [(b"Host", host), *kept, (SERVICE_FIELD, service.encode("ascii"))]
 
 
 class ForwardedResponse(Response):
@@ -222,7 +223,7 @@ async def relay_websocket(
 ) -> None:
     """Join a WebSocket to one of a service of a device, message by message."""
     wanted: list[str] = list(websocket.scope.get("subprotocols", []))
-    headers = [(b"Tunnelmux-Service", service.encode("ascii"))]
+    headers = [(SERVICE_FIELD, service.encode("ascii"))]
     try:
         async with proxies.stream_to(label) as stream, trio.open_nursery() as nursery:
             with trio.fail_after(_CONNECT_TIMEOUT):

@@ -27,6 +27,7 @@ from tunnelmux.config.rules import (
 )
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.token_file import read_small_file, read_token_file
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
     "AgentConfig",
@@ -37,7 +38,7 @@ __all__ = [
     "ServiceConfig",
 ]
 
-_URL_EXAMPLE = "ws://proxy.example.com:3800/tunnel/connect"
+_URL_EXAMPLE = f"ws://proxy.example.com:3800{TUNNEL_PATH}"
 
 _MAIN_URL_EXAMPLE = "https://main.example.com"
 _SOCKETIO_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")

@@ -19,6 +19,7 @@ from tunnelmux.config.rules import (
 )
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.token_file import read_token_file
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
     "ApiConfig",
@@ -260,7 +261,7 @@ class ProxyEndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
             check_token("secret", self.secret.reveal())
         for url in self.tunnel_urls:
             split_url(
-                "tunnel_urls", url, ("ws", "wss"), "wss://proxy.example.com:3800/tunnel/connect"
+                "tunnel_urls", url, ("ws", "wss"), f"wss://proxy.example.com:3800{TUNNEL_PATH}"
             )
 
     def read_secret(self) -> Secret | None:

@@ -26,6 +26,7 @@ from tunnelmux.config.rules import (
 )
 from tunnelmux.config.secret import Secret, hash_token
 from tunnelmux.config.token_file import read_token_file
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
     "DeviceConfig",
@@ -58,7 +59,7 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     listen: str = "0.0.0.0:3800"
     """`host:port` that agents dial."""
 
-    path: str = "/tunnel/connect"
+    path: str = TUNNEL_PATH
     """The path of the WebSocket endpoint."""
 
     trusted_proxies: list[str] = []
@@ -79,7 +80,7 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
         parse_address("listen", self.listen)
         if not _PATH.fullmatch(self.path):
             raise InvalidSetting(
-                "path", f'"{self.path}" is not a path: write it like "/tunnel/connect"'
+                "path", f'"{self.path}" is not a path: write it like "{TUNNEL_PATH}"'
             )
         for network in self.trusted_proxies:
             check_network("trusted_proxies", network)

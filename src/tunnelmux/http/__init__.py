@@ -18,8 +18,9 @@ from tunnelmux.http.connection import (
 )
 from tunnelmux.http.exchange import Exchange, Upstream, forward
 from tunnelmux.http.head import Field, RequestHead, ResponseHead
-from tunnelmux.http.refusal import REASON_FIELD, REASONS, Refusal, Refused
+from tunnelmux.http.refusal import REASONS, Refusal, Refused
 from tunnelmux.http.serving import Route, serve_requests
+from tunnelmux.wire import REASON_FIELD
 
 __all__ = [
     "REASONS",

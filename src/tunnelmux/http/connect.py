@@ -16,9 +16,9 @@ from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.connection import ClientConnection, ServerConnection, UpstreamGone
 from tunnelmux.http.head import Field, RequestHead, ResponseHead, first_value
-from tunnelmux.http.refusal import REASON_FIELD
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
+from tunnelmux.wire import REASON_FIELD
 
 __all__ = ["ConnectFailed", "ConnectStream", "accept_connect", "open_connect", "requested_service"]
 

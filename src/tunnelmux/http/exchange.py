@@ -27,9 +27,10 @@ from tunnelmux.http.connection import (
 )
 from tunnelmux.http.fields import end_to_end, safe_trailers
 from tunnelmux.http.head import Field, RequestHead, ResponseHead, field_values, has_member
-from tunnelmux.http.refusal import REASON_FIELD, Refusal
+from tunnelmux.http.refusal import Refusal
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import RelayResult, abort, relay
+from tunnelmux.wire import REASON_FIELD
 
 __all__ = ["Exchange", "Upstream", "forward"]
 

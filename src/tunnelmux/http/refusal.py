@@ -8,17 +8,12 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from tunnelmux.errors import TunnelmuxError
+from tunnelmux.wire import REASON_FIELD
 
 if TYPE_CHECKING:
     from tunnelmux.http.head import Field
 
-__all__ = ["REASONS", "REASON_FIELD", "RELAY_FIELD", "Refusal", "Refused"]
-
-REASON_FIELD = b"Tunnelmux-Reason"
-
-RELAY_FIELD = b"Tunnelmux-Relay"
-"""In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the
-answer: the name of the service that may be asked for with a CONNECT for that."""
+__all__ = ["REASONS", "Refusal", "Refused"]
 
 REASONS: dict[str, int] = {
     "credential-proved": 200,

@@ -21,6 +21,7 @@ import wsproto
 from wsproto.utilities import RemoteProtocolError as WebSocketProtocolError
 
 from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.wire import REASON_FIELD
 
 __all__ = [
     "HANDSHAKE_TIMEOUT",
@@ -99,7 +100,7 @@ async def send_answer(
         b"Content-Type: text/plain; charset=utf-8",
         b"Content-Length: %d" % len(body),
         b"Connection: close",
-        *([b"Tunnelmux-Reason: " + reason.encode("ascii")] if reason else []),
+        *([REASON_FIELD + b": " + reason.encode("ascii")] if reason else []),
         *(name + b": " + value for name, value in headers),
     ]
     answer = b"\r\n".join(lines) + b"\r\n\r\n" + body
@@ -438,7 +439,7 @@ def _by_name(headers: Headers) -> dict[bytes, str]:
 
 def _refusal(where: str, status: int, headers: Headers, body: bytes) -> ConnectRefused:
     fields = _by_name(headers)
-    reason = fields.get(b"tunnelmux-reason")
+    reason = fields.get(REASON_FIELD.lower())
     if reason is not None and not re.fullmatch(r"[a-z0-9-]{1,64}", reason):
         reason = None
     message = f"{where} refused the tunnel: {status} {_phrase(status)}"

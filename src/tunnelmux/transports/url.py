@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from tunnelmux.errors import ConfigError
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = ["TunnelURL", "parse_url"]
 
@@ -55,7 +56,7 @@ class TunnelURL:
 
 def parse_url(url: str) -> TunnelURL:
     """Take a tunnel URL apart; a ConfigError says what is wrong with it and what one looks like."""
-    example = "write for example ws://proxy.example.com:3800/tunnel/connect"
+    example = f"write for example ws://proxy.example.com:3800{TUNNEL_PATH}"
     # What cannot be parsed is never shown whole: it may hold a token in its query or userinfo.
     try:
         parts = urlsplit(url)

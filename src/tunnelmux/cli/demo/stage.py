@@ -30,6 +30,7 @@ from tunnelmux.config import (
 )
 from tunnelmux.errors import ConfigError, TunnelmuxError
 from tunnelmux.proxy import RunningProxy, run_proxy
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = ["DEVICE", "PREFERRED", "Ports", "Serve", "Stage", "running_stage"]
 
@@ -154,7 +155,7 @@ def _proxy_config(ports: Ports, token: Secret) -> ProxyConfig:
 
 def _agent_config(tunnel: Address, token: Secret, page: Address, echo: Address) -> AgentConfig:
     return AgentConfig(
-        proxy=ProxyEndpoint(url=f"ws://{tunnel}/tunnel/connect", token=token),
+        proxy=ProxyEndpoint(url=f"ws://{tunnel}{TUNNEL_PATH}", token=token),
         device=Device(name=DEVICE),
         services=[
             ServiceConfig(name="web", target=f"http://{page}"),

@@ -25,19 +25,16 @@ from tunnelmux.commands import (
 from tunnelmux.http import ClientConnection, Field, Refused, ResponseHead, UpstreamGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import first_value
-from tunnelmux.http.refusal import REASON_FIELD
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
 from tunnelmux.relay import abort
+from tunnelmux.wire import AGENT_AUTHORITY, ASKED_BY_FIELD, EXEC_PATH, REASON_FIELD
 
-__all__ = ["ASKED_BY_FIELD", "DeviceTarget", "tunnel_name"]
+__all__ = ["DeviceTarget", "tunnel_name"]
 
-ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
-"""Tells the agent, for its own audit, who wanted the command; percent-encoded UTF-8."""
-
-_EXEC = b"http://agent.tunnelmux/v1/exec"
+_EXEC = b"http://" + AGENT_AUTHORITY + EXEC_PATH.encode("ascii")
 
 _MAX_LINE = 262_144
 # Bytes of one event. Agents send what they read from SSH, at most some 64 KiB, in base64.
@@ -143,7 +140,7 @@ class _Answer(AsyncIterator[Event]):
     async def _send(self) -> None:
         body = msgspec.json.encode(self._request.to_json())
         headers: list[Field] = [
-            (b"Host", b"agent.tunnelmux"),
+            (b"Host", AGENT_AUTHORITY),
             (b"Content-Type", b"application/json"),
             (b"Accept", b"application/x-ndjson"),
             (b"Content-Length", b"%d" % len(body)),

@@ -20,6 +20,7 @@ from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_st
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
+from tunnelmux.wire import SERVICE_FIELD
 
 __all__ = ["StreamForwarder"]
 
@@ -55,7 +56,7 @@ class StreamForwarder:
         handle = await find_session(self._store, call.query_token)
         with self._gate.hold(handle.token, call.limits.max_forwards_per_session):
             stream = await open_stream(handle, call.http_limits.connect_timeout)
-            service = first_value(call.request.headers, b"tunnelmux-service")
+            service = first_value(call.request.headers, SERVICE_FIELD.lower())
             visit = self._visits.begin(
                 way,
                 device=handle.device,
@@ -191,7 +192,7 @@ def _fields_for_device(request: RequestHead) -> list[Field]:
         (name, value)
         for name, value in end_to_end(request.headers)
         if (key := name.lower()) != b"authorization"
-        and (not key.startswith(b"tunnelmux-") or key == b"tunnelmux-service")
+        and (not key.startswith(b"tunnelmux-") or key == SERVICE_FIELD.lower())
     ]
     return replace_host(kept, b"127.0.0.1")
 

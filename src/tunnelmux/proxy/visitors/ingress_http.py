@@ -20,7 +20,7 @@ from tunnelmux.http.fields import (
     without_own_fields,
 )
 from tunnelmux.http.head import Field, field_values, first_value
-from tunnelmux.http.refusal import RELAY_FIELD, Refusal, Refused
+from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
@@ -40,6 +40,7 @@ from tunnelmux.pump.data_pump import DataPump, Lent, lend_socket, tls_stream
 from tunnelmux.pump.head import read_request
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore
+from tunnelmux.wire import DEVICE_FIELD, RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
@@ -240,7 +241,7 @@ class _Visit:
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
         if destination.service is not None:
-            headers.append((b"Tunnelmux-Service", destination.service.encode("ascii")))
+            headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
         if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
             headers.append((RELAY_FIELD, b"?"))
         return Upstream(
@@ -255,8 +256,8 @@ class _Visit:
     def _find(self, request: RequestHead) -> Destination:
         """Where the request's own head sends it; raises Refused. The pump knows it from now on."""
         destination = find_destination(request, self.settings.domain, self._router.is_tenant)
-        device = first_value(request.headers, b"tunnelmux-device") or b""
-        service = first_value(request.headers, b"tunnelmux-service") or b""
+        device = first_value(request.headers, DEVICE_FIELD.lower()) or b""
+        service = first_value(request.headers, SERVICE_FIELD.lower()) or b""
         self.settings.names.learn((request.host, device, service), destination)
         return destination
 

@@ -22,6 +22,7 @@ from tunnelmux.proxy.visitors.names import Destination, KnownNames
 from tunnelmux.proxy.visitors.visit import Visit
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
+from tunnelmux.wire import DEVICE_FIELD, SERVICE_FIELD
 
 __all__ = [
     "Destination",
@@ -40,7 +41,7 @@ BUSY_RETRY_AFTER = 1
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _DEVICE = re.compile(rf"{_LABEL.pattern}(?:--{_LABEL.pattern})?")
-_SERVICE = "Tunnelmux-Service"
+_SERVICE = SERVICE_FIELD.decode("ascii")
 _LONGEST_LABEL = 63  # bytes, RFC 1035 2.3.4
 _ATTEMPTS = 3
 
@@ -61,7 +62,7 @@ def find_destination(
     `evil.example` can make that name lead to this machine ("DNS rebinding") and send what fields it
     likes, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
     """
-    device = _one_name(request, "Tunnelmux-Device", _DEVICE)
+    device = _one_name(request, DEVICE_FIELD.decode("ascii"), _DEVICE)
     service = _one_name(request, _SERVICE, _LABEL)
     by_host = _by_host(request.host, domain, is_tenant)
     if by_host is not None:
