@@ -86,7 +86,7 @@ REQUESTS = {
         REQUEST + b"Transfer-Encoding: chunked\r\n\r\n0\r\nX-Forwarded-For: 1\r\nHost: x\r\n\r\n",
     ],
     "declined": [
-        REQUEST + b"Expect: 100-continue\r\nContent-Length: 2\r\n\r\nok",
+        REQUEST + b"TE: trailers\r\nContent-Length: 2\r\n\r\nok",
         REQUEST + b" folded\r\n\r\n",
         b"\x16\x03\x01",
         REQUEST + b"A: " + b"b" * 9000 + b"\r\n\r\n",

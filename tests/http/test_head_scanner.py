@@ -68,6 +68,7 @@ ACCEPTED = {
     "Host is an IPv6 address": request(host=b"[::1]:80"),
     "a login of the connection": request(b"Authorization: NTLM TlRMTVNTUAAB"),
     "a login of the request": request(b"Authorization: Basic TlRMTVNTUAAB"),
+    "Expect": request(b"Expect: 100-continue", b"Content-Length: 4"),
     "own word about itself": request(b"X-Forwarded-For: 1.1.1.1", b"Forwarded: for=1.1.1.1"),
     "as many places to cut as a shape has": request(*(b"Keep-Alive: 1", b"X: y") * 24),
     "neighbours that are cut as one": request(*(b"Keep-Alive: 1",) * 30),
@@ -263,7 +264,6 @@ DECLINED = {
     "Connection empty": request(b"Connection:"),
     "Upgrade": request(b"Upgrade: h2c"),
     "HTTP2-Settings": request(b"HTTP2-Settings: AAMAAABkAAQAAP__"),
-    "Expect": request(b"Expect: 100-continue", b"Content-Length: 4"),
     "TE": request(b"TE: trailers"),
     "Proxy-Authorization": request(b"Proxy-Authorization: Basic x"),
     "Proxy-Connection": request(b"Proxy-Connection: keep-alive"),
@@ -305,7 +305,7 @@ EARLY = {
     b"GET / HTTP/1.1\r\nX :\r\n": "declined",
     b"GET / HTTP/1.1\r\nX: \x00\r\n": "declined",
     b"GET / HTTP/1.1\r\nHost: a b\r\n": "declined",
-    b"GET / HTTP/1.1\r\nExpect: x\r\n": "declined",
+    b"GET / HTTP/1.1\r\nTE: x\r\n": "declined",
 }
 
 

@@ -75,9 +75,8 @@ async def test_refused_upgrade_is_an_ordinary_response() -> None:
         UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c"),
         UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
         UPGRADE.replace(b"GET /ws HTTP/1.1", b"GET /ws HTTP/1.0"),
-        UPGRADE.replace(b"\r\n\r\n", b"\r\nContent-Length: 4\r\n\r\nbody"),
     ],
-    ids=["h2c", "not in Connection", "HTTP/1.0", "with a body"],
+    ids=["h2c", "not in Connection", "HTTP/1.0"],
 )
 async def test_upgrades_that_are_not_passed_on(request_head: bytes) -> None:
     async with running_rig() as rig:
@@ -85,6 +84,47 @@ async def test_upgrades_that_are_not_passed_on(request_head: bytes) -> None:
         target = await rig.target()
         head = await target.read_head()
         assert b"Upgrade" not in head
+        await target.send(AGREED)
+        assert b" 502 " in await rig.visitor.read_head()
+
+
+DOCKER = UPGRADE.replace(b"GET", b"POST").replace(b"websocket", b"tcp")[:-2]
+
+
+@pytest.mark.parametrize("later", [True, False])
+@pytest.mark.parametrize(
+    ("framing", "body"),
+    [(b"Content-Length: 4", b"body"), (b"Transfer-Encoding: chunked", b"4\r\nbody\r\n0\r\n\r\n")],
+)
+async def test_an_upgrade_goes_with_the_body_of_its_request(
+    framing: bytes, body: bytes, later: bool
+) -> None:
+    """RFC 9110 7.8: as Docker's clients begin exec and attach."""
+    async with running_rig() as rig:
+        head = DOCKER + framing + b"\r\n\r\n"
+        await rig.visitor.send(head if later else head + body + b"typed early")
+        target = await rig.target()
+        head = await target.read_head()
+        assert b"Connection: Upgrade\r\n" in head
+        assert b"Upgrade: tcp\r\n" in head
+        if later:
+            await rig.visitor.send(body + b"typed early")
+        assert await target.read_exactly(len(body)) == body
+        await target.send(AGREED.replace(b"websocket", b"tcp") + b"hello")
+        assert b" 101 " in await rig.visitor.read_head()
+        assert await rig.visitor.read_exactly(5) == b"hello"
+        assert await target.read_exactly(11) == b"typed early"
+        await rig.visitor.send(b"typed")
+        assert await target.read_exactly(5) == b"typed"
+        await target.end()
+        await rig.visitor.end()
+
+
+async def test_a_target_must_not_change_the_protocol_within_a_request() -> None:
+    async with running_rig() as rig:
+        await rig.visitor.send(DOCKER + b"Content-Length: 4\r\n\r\nbo")
+        target = await rig.target()
+        await target.read_head()
         await target.send(AGREED)
         assert b" 502 " in await rig.visitor.read_head()
 

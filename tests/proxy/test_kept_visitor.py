@@ -160,15 +160,34 @@ async def test_answers_without_a_body_end_with_their_head(method: bytes, answer:
         assert (await peer.read_head()).startswith(b"GET /next ")
 
 
+async def test_who_waits_for_a_100_gets_it_from_the_target() -> None:
+    async with rig() as target:
+        await target.first_exchange()
+        head = get("/up", "Expect: 100-continue\r\nContent-Length: 4\r\n")
+        peer, seen = await target.ask(head)
+        assert b"Expect: 100-continue\r\n" in seen
+        await peer.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert await target.visitor.read_head() == b"HTTP/1.1 100 Continue\r\n\r\n"
+        await target.visitor.send(b"body")
+        assert await peer.read_exactly(4) == b"body"
+        await peer.send(OK + b"ok")
+        assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
+        await target.visitor.send(head)
+        await peer.read_head()
+        await peer.send(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n")
+        assert b" 417 " in await target.visitor.read_head()
+        assert await target.visitor.read_all() == b"", "the body might follow or not"
+
+
 async def test_what_leaves_a_doubt_goes_to_h11_and_the_plain_ones_after_it_do_not() -> None:
     async with rig() as target:
         await target.first_exchange()
         first, _ = await target.ask(get("/carried"))
         await first.send(OK + b"ok")
         await target.visitor.read_exactly(len(OK) + 2)
-        second, head = await target.ask(get("/read", "Expect: 100-continue\r\n"))
+        second, head = await target.ask(get("/read", "TE: trailers\r\n"))
         assert head.startswith(b"GET /read ")
-        assert b"Connection: close\r\n" in head, "it was carried"
+        assert b"Connection: TE, close\r\n" in head, "it was carried"
         assert await first.read_all() == b"", "the carried connection has to end"
         await second.send(OK + b"ok")
         await target.visitor.read_head()

@@ -57,7 +57,7 @@ FRAMING = re.compile(rb"content-length: ?(0|[1-9][0-9]{0,17})|transfer-encoding:
 LEFT_OUT = {b"connection", b"keep-alive", *FORWARDING_NAMES}
 HOSTS = re.compile(rb"(?:[-.A-Za-z0-9]+|\[[0-9A-Fa-f:.]+\])(?::[0-9]*)?")
 ROUTING = {b"tunnelmux-device", b"tunnelmux-service"}
-NOT_OURS = {b"expect", b"http2-settings", b"te", b"upgrade"} | {
+NOT_OURS = {b"http2-settings", b"te", b"upgrade"} | {
     b"proxy-" + name
     for name in (b"authenticate", b"authentication-info", b"authorization", b"connection")
 }
@@ -81,7 +81,7 @@ def plainly_accepted(raw: bytes) -> bool:
             return False
         routing.update({key} & ROUTING)
         left_out = key in LEFT_OUT or key.startswith((*FORWARDING_PREFIXES, b"tunnelmux-"))
-        if name.lower() != key and (frames or left_out or key == b"trailer"):
+        if name.lower() != key and (frames or left_out or key in (b"trailer", b"expect")):
             return False
         if frames and not FRAMING.fullmatch(name.lower() + b":" + value):
             return False

@@ -19,6 +19,7 @@ from tunnelmux.agent.targets import TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
     Exchange,
+    KeptUpstream,
     Refusal,
     Refused,
     RequestHead,
@@ -114,6 +115,15 @@ class StreamServer:
 
     async def _serve_requests(self, stream: Stream) -> None:
         server = ServerConnection(stream, self._limits)
+        kept = KeptUpstream()
+        try:
+            await self._serve_each(server, stream, kept)
+        finally:
+            await kept.drop()
+
+    async def _serve_each(
+        self, server: ServerConnection, stream: Stream, kept: KeptUpstream
+    ) -> None:
         while True:
             try:
                 request = await server.read_request()
@@ -127,14 +137,20 @@ class StreamServer:
             if request.method == b"CONNECT":
                 await self._connect(server, request, stream)
                 return
-            await self._answer(server, request, stream)
+            await self._answer(server, request, stream, kept)
             if not server.reusable:
                 await server.close()
                 return
 
     # -- HTTP -------------------------------------------------------------------------------
 
-    async def _answer(self, server: ServerConnection, request: RequestHead, stream: Stream) -> None:
+    async def _answer(
+        self,
+        server: ServerConnection,
+        request: RequestHead,
+        stream: Stream,
+        kept: KeptUpstream,
+    ) -> None:
         try:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
                 await self._answer_itself(server, request)
@@ -142,7 +158,10 @@ class StreamServer:
             wanted = first_value(request.headers, SERVICE_FIELD.lower())
             service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
             connector = self._targets[service.name]
-            target = await connector.open_http(self._limits.connect_timeout)
+            keeps = kept.wanted(request, service.name)
+            target = await kept.take(service.name)
+            if target is None:
+                target = await connector.open_http(self._limits.connect_timeout)
         except Refused as exc:
             _log_refusal(exc.refusal, stream)
             await server.send_refusal(exc.refusal)
@@ -156,9 +175,11 @@ class StreamServer:
             response_timeout=self._limits.response_timeout,
             response_headers=_answer_fields(service, request, sites),
             explain_silence=connector.explain_silence,
+            keeps=keeps,
         )
         try:
             await forward(server, request, upstream, self._limits, exchange)
+            kept.put_back(service.name, upstream)
         finally:
             _log_exchange(stream, service, request, exchange)
 

@@ -18,6 +18,7 @@ from tunnelmux.http.connection import (
 )
 from tunnelmux.http.exchange import Exchange, Upstream, forward
 from tunnelmux.http.head import Field, RequestHead, ResponseHead
+from tunnelmux.http.kept_upstream import KeptUpstream
 from tunnelmux.http.refusal import REASONS, Refusal, Refused
 from tunnelmux.http.serving import Route, serve_requests
 from tunnelmux.wire import REASON_FIELD
@@ -30,6 +31,7 @@ __all__ = [
     "ConnectStream",
     "Exchange",
     "Field",
+    "KeptUpstream",
     "PeerGone",
     "Refusal",
     "Refused",

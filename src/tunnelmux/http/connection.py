@@ -410,6 +410,12 @@ class ClientConnection(_Connection):
 
     _gone = UpstreamGone
 
+    @property
+    def is_clean(self) -> bool:
+        """Whether the answer was read to an end that its framing gave, and nothing came behind."""
+        by_end = isinstance(self._body, UntilEndBody)
+        return self._body.done and not by_end and not self._buffer and not self._ended
+
     def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
         super().__init__(stream, limits)
         self._method = b""

@@ -44,7 +44,7 @@ class Upstream:
     """Where one request goes, and what is changed on the way."""
 
     stream: trio.abc.Stream
-    """A connection that carries this request and nothing after it. `forward` closes it."""
+    """A connection that carries this request. `forward` closes it, unless it is `kept`."""
 
     headers: list[Field]
     """The request's end-to-end fields as they are to be sent, Host among them."""
@@ -64,6 +64,13 @@ class Upstream:
 
     broken_reason: str = "target-broke"
     """The Tunnelmux-Reason when the connection ends before a response head."""
+
+    keeps: bool = False
+    """Whether the connection is wanted for the visitor's next request as well, because a login was
+    made on it that belongs to it. Else the other side is told that it ends."""
+
+    kept: bool = False
+    """Set by `forward`: the connection can carry another request, and is the caller's to close."""
 
 
 @dataclass(slots=True)
@@ -145,6 +152,7 @@ class _Forwarding:
         self._failed = False  # the response cannot be completed, or nobody is there to read it
         self._head: ResponseHead | None = None  # read from the upstream, not yet passed on
         self._begun = False  # the final head was passed on
+        self._final: ResponseHead | None = None
         self._is_silent = False  # the upstream gave no head that could be read
         self._switched: ResponseHead | None = None
 
@@ -201,6 +209,8 @@ class _Forwarding:
             await server.abort()
         if self._failed or self._refusal is not None or not self._request_sent:
             await abort(self._upstream.stream)
+        elif self._upstream.keeps and self._can_go_on():
+            self._upstream.kept = True
         else:
             # The response is complete; how the connection ends is of no interest.
             with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
@@ -211,6 +221,15 @@ class _Forwarding:
         if ask is not None and (cause := await ask()) is not None:
             self._exchange.problem = None  # what was seen follows from this cause
             self._answer_instead(502, self._upstream.broken_reason, cause)
+
+    def _can_go_on(self) -> bool:
+        """Whether the answer left the connection as it should be for another request."""
+        head = self._final
+        if head is None or not self._client.is_clean:
+            return False
+        if has_member(head.headers, b"connection", b"close"):
+            return False
+        return head.version == b"1.1" or has_member(head.headers, b"connection", b"keep-alive")
 
     # The request's way
 
@@ -297,9 +316,10 @@ class _Forwarding:
         if self._upgrade is not None:
             options.append(b"Upgrade")
             headers.append((b"Upgrade", self._upgrade))
-        else:
+        elif not self._upstream.keeps:
             options.append(b"close")  # one request per connection, and it is this one
-        headers.append((b"Connection", b", ".join(options)))
+        if options:
+            headers.append((b"Connection", b", ".join(options)))
         return headers
 
     def _run_timer(self, runs: bool) -> None:
@@ -350,6 +370,8 @@ class _Forwarding:
                 return None
             if head.status == 101 and self._upgrade is None:
                 raise UpstreamGone("it changed the protocol (101) without being asked to")
+            if head.status == 101 and not self._server.body_done:
+                raise UpstreamGone("it changed the protocol (101) within the request")
             if not head.is_interim:
                 return head
             await self._server.send_interim(head.status, head.reason, self._return_headers(head))
@@ -360,6 +382,7 @@ class _Forwarding:
         """Pass on the final head, with what is here of its body; whether that was all."""
         first, end = self._client.read_body_nowait()
         self._begun = True
+        self._final = head
         self._exchange.status = head.status
         self._exchange.bytes_out += len(first)
         await self._server.send_response(
@@ -440,10 +463,9 @@ class _Forwarding:
 def _offered_upgrade(request: RequestHead) -> bytes | None:
     """The protocols the visitor would change to, as the Upgrade field to pass on; None for none.
 
-    h2c is left out: inside it more requests could follow, unseen and with any fields they like. So
-    is every upgrade of a request with a body, whose end would have to be awaited first.
+    h2c is left out: inside it more requests could follow, unseen and with any fields they like.
     """
-    if request.version == b"1.0" or request.has_body:
+    if request.version == b"1.0":
         return None
     if not has_member(request.headers, b"connection", b"upgrade"):
         return None

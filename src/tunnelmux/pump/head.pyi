@@ -7,8 +7,8 @@ the same meaning. A head may come in any pieces: no byte is looked at again for 
 A request is accepted with a method in capitals (not CONNECT), a target that is a path, HTTP/1.1
 and one Host that is a plain name or address; with no body, or one Content-Length in its shortest
 form, or `Transfer-Encoding: chunked` spelt so. Lines end in CRLF. A field is a token, a colon, at
-most one space and a value without control characters. Declined with any of `Expect` and the fields
-for one hop, with more than one `Connection` or one other than `keep-alive` or `close`, with
+most one space and a value without control characters. Declined with any of the fields for one
+hop, with more than one `Connection` or one other than `keep-alive` or `close`, with
 `Tunnelmux-Device` or `Tunnelmux-Service` twice, and with a name that is disguised
 (`pump.field_names`).
 

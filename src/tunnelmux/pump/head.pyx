@@ -315,8 +315,10 @@ cdef bint take_request_field(
     cdef Span *place
     if not read_field(p, at, end, &line) or line.odd:
         return False
-    if line.kind == ORDINARY or line.kind == TRAILER or line.kind == SET_COOKIE:
-        return True  # the last means nothing in a request
+    if line.kind == ORDINARY or line.kind == TRAILER or line.kind == EXPECT:
+        return True
+    if line.kind == SET_COOKIE:  # means nothing in a request
+        return True
     if line.kind == HEAD_ONLY:
         if is_named(p, &line, b"authorization", 13):
             shape.binds = shape.binds or names_login(p, &line)
@@ -335,7 +337,7 @@ cdef bint take_request_field(
             return False
         shape.chunked = memcmp(p + line.value_at, b"chunked", 7) == 0
         return shape.chunked
-    elif line.kind == EXPECT or line.kind == HOP or line.kind == DISGUISED:
+    elif line.kind == HOP or line.kind == DISGUISED:
         return False  # there is more to do about these than to pass them on or leave them out
     elif line.kind == CONNECTION:
         shape.closes = is_value(p, &line, b"close", 5)

@@ -7,6 +7,7 @@ from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport PumpSocket
 from tunnelmux.yamux.links cimport Link
 from tunnelmux.yamux.ring cimport ByteRing
+from tunnelmux.yamux.streams cimport EngineStream
 
 
 cdef enum Ending:
@@ -41,6 +42,7 @@ cdef class HttpRelay(LegUser):
     cdef AnswerFollower answer
     cdef Route route
     cdef Leg leg
+    cdef EngineStream bound
     cdef ByteRing pending
     cdef ByteRing unsent
     cdef Py_ssize_t owed

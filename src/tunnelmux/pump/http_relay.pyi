@@ -1,10 +1,12 @@
 """A visitor's HTTP connection in the pump: its requests to targets, and their answers back."""
 
+from collections.abc import Callable
 from typing import Any, Literal, Protocol, final, type_check_only
 
 from tunnelmux.pump.epoll import Pump
 from tunnelmux.pump.followers import Judge
 from tunnelmux.pump.legs import LegUser, Route
+from tunnelmux.yamux.streams import EngineStream
 
 @type_check_only
 class _Carrier(Protocol):
@@ -110,3 +112,6 @@ class HttpRelay(LegUser):
         """End now: the request in progress is reset."""
     def take_pending(self) -> bytes:
         """What came from the visitor and was not passed on, once it was handed back."""
+    def take_bound(self) -> tuple[EngineStream, Callable[[], object]] | None:
+        """The stream that a login of the visitor belongs to, idle, and what opened it, once the relay
+        was handed back; None when there is none. It is the caller's to end."""

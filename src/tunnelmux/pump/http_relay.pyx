@@ -117,6 +117,10 @@ cdef class HttpRelay(LegUser):
             self.request.kept.reset()
         return head + self.pending.read(self.pending.size)
 
+    def take_bound(self):
+        bound, self.bound = self.bound, None
+        return None if bound is None else (bound, self.route.opener)
+
     @property
     def socket(self):
         return self.local.socket
@@ -651,8 +655,12 @@ cdef class HttpRelay(LegUser):
         self.leg = None
         self.about = None
         unlink(&self.wait_link)
-        if how == LEG_KEPT and leg.agreed and leg.exchanges and not leg.bound:
-            return self.route.keep(leg, self.pump.now)
+        if how == LEG_KEPT and leg.agreed and leg.exchanges:
+            if not leg.bound:
+                return self.route.keep(leg, self.pump.now)
+            if self.ended_as == HANDED_BACK:
+                self.bound = leg.release()  # for the one who goes on with this visitor
+                return 0
         return leg.part(how != LEG_RESET and leg.agreed)
 
     cdef int fail_answer(self, str problem, int status) except -1:

@@ -43,5 +43,6 @@ cdef class Leg(Member):
     cdef readonly Py_ssize_t exchanges  # answered requests it has carried
     cdef double idle_since
 
+    cdef EngineStream release(self)
     cdef int part(self, bint in_order) except -1
     cdef int refused(self) except -1

@@ -153,6 +153,12 @@ cdef class Leg(Member):
         self.part(False)
         return user.on_leg_end(False) if user is not None else 0
 
+    cdef EngineStream release(self):
+        """The stream, which is the caller's from now on."""
+        self.user = None
+        self.stream.owner = None
+        return self.stream
+
     cdef int part(self, bint in_order) except -1:
         """End the stream; it is nobody's then."""
         if self.user is None:

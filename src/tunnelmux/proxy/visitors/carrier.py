@@ -14,7 +14,7 @@ from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.http.judge import HeadJudge
-from tunnelmux.mux import Session
+from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
 from tunnelmux.observability.logs import wants_info
@@ -75,6 +75,11 @@ class _Opener:
         self._session = ref(session)
         self._head = connect_head(service)
 
+    def adopt(self, stream: EngineStream) -> Stream | None:
+        """A stream that was opened here, for a task."""
+        session = self._session()
+        return session.adopt(stream) if session is not None else None
+
     def __call__(self) -> tuple[Tunnel, EngineStream] | None:
         session = self._session()
         return session.open_leg(self._head) if session is not None else None
@@ -128,6 +133,13 @@ class Carrier:
             "service": destination.service or "",
             "stream": stream,
         }
+
+    def take_bound(self, relay: HttpRelay) -> Stream | None:
+        """The stream that a login of the visitor belongs to, when a relay left one."""
+        bound = relay.take_bound()
+        if bound is None or not isinstance(bound[1], _Opener):
+            return None
+        return bound[1].adopt(bound[0])
 
     def log_end(self, relay: HttpRelay) -> None:
         """Write the line of the request that the end of the relay left without a whole answer."""

@@ -276,6 +276,8 @@ class DirectVisitor:
         self._nursery.start_soon(self._all.go_on, self, data)
 
     def _end(self) -> None:
+        if self.relay is not None and (bound := self.carrier.take_bound(self.relay)) is not None:
+            bound.reset()
         self._stop_watching()
         self._all.remove(self)
         self._state = "over"

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, NoReturn
 import trio
 
 from tunnelmux.config.proxy import HttpIngress
-from tunnelmux.http import Exchange, RequestHead, ServerConnection, Upstream, serve_requests
+from tunnelmux.http import (
+    Exchange,
+    KeptUpstream,
+    RequestHead,
+    ServerConnection,
+    Upstream,
+    serve_requests,
+)
 from tunnelmux.http.fields import (
     TrustedProxies,
     end_to_end,
@@ -142,9 +149,18 @@ class HttpIngressServer:
         if self._is_draining:
             server.finish_soon()
         visit.local = lend_socket(server.stream)
-        await serve_requests(
-            server, visit.route, visit.settings.limits, visit.record, carry=visit.carry, begun=begun
-        )
+        try:
+            await serve_requests(
+                server,
+                visit.route,
+                visit.settings.limits,
+                visit.record,
+                carry=visit.carry,
+                begun=begun,
+            )
+        finally:
+            await visit.kept.drop()
+            await visit.raw.drop()
 
     async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
         """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
@@ -232,26 +248,54 @@ class _Visit:
         self._stream: trio.abc.Stream | None = None
         self.local: Lent | None = None
         """The visitor's connection, if a pump could carry it."""
+        self.kept = KeptUpstream()
+        """The stream that a login of the visitor belongs to."""
+        self.raw = KeptUpstream()
+        """The same for one that was made in the pump: it leads straight to the target."""
+        self._raw_name: object = None
+        self._upstream: Upstream | None = None
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
         limits = self.settings.limits
         self._destination = destination = self._find(request)
-        self._stream = await self._router.open_stream(destination.device, limits)
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
+        found = self._routes.now(destination)
+        self._raw_name = found.destination if found is not None else None
+        raw = await self.raw.take(self._raw_name) if self.raw.is_kept(self._raw_name) else None
+        if raw is not None:
+            self._stream = raw
+            self._upstream = Upstream(
+                stream=raw,
+                headers=headers,
+                describe=f"the target of {destination}",
+                response_timeout=limits.response_timeout + limits.connect_timeout,
+                response_headers=lambda fields: self._answer_fields(
+                    request, without_own_fields(fields)
+                ),
+                keeps=True,
+            )
+            return self._upstream
+        self._raw_name = None
+        keeps = self.kept.wanted(request, destination)
+        self._stream = await self.kept.take(destination)
+        if self._stream is None:
+            self._stream = await self._router.open_stream(destination.device, limits)
         if destination.service is not None:
             headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
         if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
             headers.append((RELAY_FIELD, b"?"))
-        return Upstream(
+        self._upstream = Upstream(
             stream=self._stream,
             headers=headers,
             describe=f"device {destination.device}",
             response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
             broken_reason="tunnel-lost",
             response_headers=partial(self._answer_fields, request),
+            keeps=keeps,
         )
+        return self._upstream
 
     def _find(self, request: RequestHead) -> Destination:
         """Where the request's own head sends it; raises Refused. The pump knows it from now on."""
@@ -293,7 +337,10 @@ class _Visit:
             destination = self._find(request)
         except Refused:
             return None
-        if self._routes.now(destination) is None:
+        found = self._routes.now(destination)
+        if found is None or self.kept.is_kept(destination):
+            return None
+        if self.raw.is_kept(found.destination):
             return None
         kept = KeptVisitor(server, self.settings.limits)
         carrier = Carrier(self.settings, self._routes, self._visitor, self._remote)
@@ -303,6 +350,7 @@ class _Visit:
             return await kept.run(relay)
         finally:
             carrier.log_end(relay)
+            self._take_bound(relay, carrier)
 
     async def go_on(self, server: ServerConnection, relay: HttpRelay, carrier: Carrier) -> bool:
         """Wait for a relay that began without a task: whether there can be more requests then."""
@@ -312,13 +360,22 @@ class _Visit:
             goes_on = await kept.run(relay)
         finally:
             carrier.log_end(relay)
+            self._take_bound(relay, carrier)
         server.is_new = relay.requests == 0
         return goes_on is not False
+
+    def _take_bound(self, relay: HttpRelay, carrier: Carrier) -> None:
+        if (stream := carrier.take_bound(relay)) is not None:
+            self.raw.hold(relay.destination, stream)
 
     def record(self, exchange: Exchange) -> None:
         """One line for one request."""
         destination, stream, request = self._destination, self._stream, exchange.request
-        self._destination = self._stream = None
+        if self._upstream is not None and self._raw_name is not None:
+            self.raw.put_back(self._raw_name, self._upstream)
+        elif self._upstream is not None:
+            self.kept.put_back(destination, self._upstream)
+        self._destination = self._stream = self._upstream = None
         what: dict[str, object] = {
             "visitor": self._remote,
             "device": destination.device if destination else None,

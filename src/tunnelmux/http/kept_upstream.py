@@ -1,0 +1,74 @@
+"""The one connection that a visitor's login belongs to (NTLM, Negotiate: RFC 4559 6).
+
+Such a login is made in several requests on one connection, and holds for all that follow on it. So
+where one begins, the connection to the target stays with the connection that the requests come on.
+"""
+
+from __future__ import annotations
+
+import trio
+
+from tunnelmux.http.exchange import Upstream
+from tunnelmux.http.fields import binds_connection
+from tunnelmux.http.head import RequestHead
+from tunnelmux.relay import abort
+
+__all__ = ["KeptUpstream"]
+
+
+_LOOK = 0.001
+# Seconds in which an end that has come shows: reading what is there takes none.
+
+
+class KeptUpstream:
+    """At most one connection to a target, kept between the requests of one connection."""
+
+    def __init__(self) -> None:
+        self._stream: trio.abc.Stream | None = None
+        self._name: object = None
+
+    def wanted(self, request: RequestHead, name: object) -> bool:
+        """Whether the connection that this request goes on, to the target of this name, is to be
+        kept: a login begins with it, or was made on it."""
+        made = self._stream is not None and self._name == name
+        return made or binds_connection(request.headers, b"authorization")
+
+    def is_kept(self, name: object) -> bool:
+        """Whether there is one to the target of this name."""
+        return self._stream is not None and self._name == name
+
+    async def take(self, name: object) -> trio.abc.Stream | None:
+        """The one to the target of this name, which is the caller's now; None when there is none,
+        or its target has ended it. One to another target is closed."""
+        stream, self._stream = self._stream, None
+        if stream is None:
+            return None
+        if self._name == name and await _is_silent(stream):
+            return stream
+        await abort(stream)
+        return None
+
+    def put_back(self, name: object, upstream: Upstream) -> None:
+        """Keep the connection of an exchange that is over, if it is to be kept and can be."""
+        if upstream.kept:
+            self.hold(name, upstream.stream)
+
+    def hold(self, name: object, stream: trio.abc.Stream) -> None:
+        """Keep this one."""
+        self._stream, self._name = stream, name
+
+    async def drop(self) -> None:
+        """Close the one that is kept, if any."""
+        if self._stream is not None:
+            stream, self._stream = self._stream, None
+            await abort(stream)
+
+
+async def _is_silent(stream: trio.abc.Stream) -> bool:
+    """Whether the connection is there and nothing has come on it, which would be no answer."""
+    with trio.move_on_after(_LOOK) as look:
+        try:
+            await stream.receive_some(1)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+    return look.cancelled_caught
