@@ -16,6 +16,7 @@ from tunnelmux.config import (
     LimitsConfig,
     ProxyConfig,
     ProxyEndpoint,
+    RegistrySource,
     Secret,
     ServiceConfig,
     TcpIngress,
@@ -322,3 +323,27 @@ def test_no_host_fields(host):
 def test_a_host_field_is_for_http_targets():
     with pytest.raises(InvalidSetting, match="leave it out for tcp"):
         ServiceConfig(name="ssh", target="tcp://127.0.0.1:22", host="localhost")
+
+
+def test_a_tcp_port_may_lead_to_a_device_that_only_the_registry_knows():
+    port = TcpIngress(listen="127.0.0.1:2222", device="dev1--acme", service="ssh")
+    registry = RegistrySource(url=Secret("sqlite:////r.db"))
+    ProxyConfig(ingress=Ingress(tcp=[port]), registry=registry)
+    with pytest.raises(InvalidSetting, match="there is no device"):
+        ProxyConfig(ingress=Ingress(tcp=[port]))
+    for name in ("dev1--", "--acme", "a--b--c", "Dev1--acme"):
+        with pytest.raises(InvalidSetting, match="device"):
+            TcpIngress(listen="127.0.0.1:2222", device=name, service="ssh")
+
+
+def test_the_registrys_url_is_given_once_and_never_shown(tmp_path):
+    file = tmp_path / "url"
+    file.write_text("postgresql://u:hunter2@h/d\n")
+    with pytest.raises(InvalidSetting, match="keep one of them"):
+        RegistrySource(url=Secret("sqlite:////r.db"), url_file=file)
+    source = RegistrySource(url_file=file)
+    assert source.read_url() == Secret("postgresql://u:hunter2@h/d")
+    assert "hunter2" not in repr(source.read_url())
+    assert RegistrySource().read_url() is None
+    with pytest.raises(InvalidSetting, match="internal_url"):
+        RegistrySource(internal_url="not a url")

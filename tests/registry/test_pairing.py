@@ -180,6 +180,19 @@ async def test_requests_that_wait_are_bounded_by_address(open_registry: OpenRegi
         await registry.joining.request(address="203.0.113.10")
 
 
+async def test_requests_that_wait_are_bounded_in_all(
+    registry: Registry, acme: TenantRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.registry.sql.joining._MAX_WAITING", 2)
+    _, code, _ = await registry.joining.request(address="203.0.113.1")
+    await registry.joining.request(address="203.0.113.2")
+    one_more = registry.joining.request(address="203.0.113.3")
+    assert await refused_code(one_more) == "too_many_requests"
+    found = await acme.pairings.find_request(letters_of(code))
+    await acme.pairings.deny(found.id)
+    await registry.joining.request(address="203.0.113.3")
+
+
 async def test_an_install_key_lets_in_so_many_of_its_serials(
     registry: Registry, acme: TenantRegistry, clock: WallClock
 ) -> None:

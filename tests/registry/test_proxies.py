@@ -209,6 +209,53 @@ async def test_what_an_agent_says_and_does_is_written_back(
         assert (session.ended is not None, session.reason) == (True, "the peer ended the session")
 
 
+async def test_a_cloned_device_is_shown_until_it_has_another_token(
+    acme: TenantRegistry, database_url: str
+) -> None:
+    device, token = await acme.devices.add("cam1")
+    async with following(config_for(database_url)) as proxy:
+        async with agent_with(proxy, token, instance="first"):
+            await online(proxy, "cam1--acme")
+            async with agent_with(proxy, token, instance="clone"):
+                await online(proxy, "cam1--acme")
+                async with agent_with(proxy, token, instance="first"):
+                    with trio.fail_after(5):
+                        while not (  # noqa: ASYNC110
+                            await acme.devices.find(device.id)
+                        ).state.rival:
+                            await trio.sleep(0.05)
+        state = (await acme.devices.find(device.id)).state
+        assert state.rival.startswith("127.0.0.1:")
+        assert state.rival_seen is not None
+    await acme.credentials.replace(device.id)
+    assert (await acme.devices.find(device.id)).state.rival == ""
+
+
+async def test_a_bug_in_following_ends_no_tunnel(
+    acme: TenantRegistry, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, token = await acme.devices.add("cam1")
+    with capture_logs() as logs:
+        async with following(config_for(database_url)) as proxy, agent_with(proxy, token) as live:
+            await online(proxy, "cam1--acme")
+            with monkeypatch.context() as patched:
+
+                def fail(*_: object, **__: object) -> None:
+                    raise ZeroDivisionError
+
+                patched.setattr(proxy.devices, "replace_registered", fail)
+                await acme.devices.add("cam2")
+                with trio.fail_after(5):
+                    while proxy.registered is None or proxy.registered.away is None:  # noqa: ASYNC110
+                        await trio.sleep(0.02)
+                assert not live.is_closed
+            with trio.fail_after(5):
+                while proxy.registered.away is not None:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+            assert proxy.devices.knows("cam2--acme")
+    assert "unhandled error in the registry" in [log["event"] for log in logs]
+
+
 async def test_a_proxy_that_ends_takes_its_devices_along(
     registry: Registry, acme: TenantRegistry, database_url: str
 ) -> None:

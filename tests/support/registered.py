@@ -20,6 +20,7 @@ from tunnelmux.config import (
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
+from tunnelmux.wire import INSTANCE_FIELD, SERVICES_FIELD
 
 __all__ = ["agent_with", "config_for", "following", "within_bound"]
 
@@ -48,13 +49,14 @@ async def following(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
 
 @asynccontextmanager
 async def agent_with(
-    proxy: RunningProxy, token: Secret, *, services: str = ""
+    proxy: RunningProxy, token: Secret, *, services: str = "", instance: str = "one"
 ) -> AsyncIterator[Session]:
     """An agent's session, made with this token."""
     headers = [
         (b"Authorization", f"Bearer {token.reveal()}".encode()),
         (b"User-Agent", b"tunnelmux/9.9"),
-        (b"Tunnelmux-Services", services.encode()),
+        (SERVICES_FIELD, services.encode()),
+        (INSTANCE_FIELD, instance.encode()),
     ]
     url = f"ws://{proxy.tunnel_address}/tunnel/connect"
     async with (

@@ -38,6 +38,10 @@ class DeviceState:
     """The names of the services its agent offers."""
     reason: str = ""
     """Why the last session ended."""
+    rival: str = ""
+    """The address of another machine that has this device's credential, as after cloning a disk:
+    the two replaced each other in turn. Empty when none was seen."""
+    rival_seen: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -37,6 +37,8 @@ class SessionBegan:
     at: datetime
     address: str
     agent_version: str
+    rival: str = ""
+    """The address of another machine with the same credential, if the two replace each other."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

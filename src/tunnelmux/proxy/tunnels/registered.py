@@ -17,7 +17,7 @@ from dataclasses import dataclass
 import trio
 
 import tunnelmux
-from tunnelmux.errors import RegistryAway, RegistryError
+from tunnelmux.errors import RegistryAway, RegistryError, RegistryFailed
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
@@ -201,7 +201,13 @@ class RegisteredDevices:
             await self.catch_up()
 
     def session_began(
-        self, handle: LocalHandle, device: KnownDevice, *, agent: str, services: tuple[str, ...]
+        self,
+        handle: LocalHandle,
+        device: KnownDevice,
+        *,
+        agent: str,
+        services: tuple[str, ...],
+        rival: str,
     ) -> None:
         """Note that a device is there, for the next report."""
         if device.registration is None:
@@ -215,6 +221,7 @@ class RegisteredDevices:
                 at=utc_now(),
                 address=handle.remote_address,
                 agent_version=agent,
+                rival=rival,
             )
         )
         self._services[device_id] = Sighting(device_id=device_id, at=utc_now(), services=services)
@@ -275,9 +282,9 @@ class RegisteredDevices:
             error: RegistryError | None = None
             try:
                 await self._look(registry)
-            except RegistryError as problem:
-                error = problem
-                self._note_away(problem)
+            except Exception as problem:  # noqa: BLE001 - a bug here must not end the tunnels
+                error = self._as_away(problem)
+                self._note_away(error)
                 # Those who came meanwhile would wait as long again for the same answer.
                 waiting += self._waiting
                 self._waiting = []
@@ -404,8 +411,8 @@ class RegisteredDevices:
                 delivery = await deliver(handle, token, self._limits)
                 if delivery.refused:
                     await registry.fleet.drop_credential(credential_id, "the agent refused it")
-            except RegistryError as error:
-                cause = str(error)
+            except Exception as error:  # noqa: BLE001 - a bug here must not end the tunnels
+                cause = str(self._as_away(error))
             else:
                 cause = delivery.cause
         if cause:
@@ -437,9 +444,9 @@ class RegisteredDevices:
                 if now >= tidy_due:
                     tidy_due = now + _TIDY
                     await registry.tidy()
-            except RegistryError as error:
+            except Exception as error:  # noqa: BLE001 - a bug here must not end the tunnels
                 # What was not written waits for the next time; `_follow` says that it is away.
-                _log.debug("registry not written", cause=str(error))
+                _log.debug("registry not written", cause=str(self._as_away(error)))
 
     async def _report_events(self, registry: Registry) -> None:
         while self._began or self._ended or self._services:
@@ -478,6 +485,13 @@ class RegisteredDevices:
                 _log.warning("registry not told of the end", cause=str(error))
 
     # -- away and back ----------------------------------------------------------------------------
+
+    def _as_away(self, problem: Exception) -> RegistryError:
+        """What went wrong, as something to wait out; a bug of ours is logged with its trace."""
+        if isinstance(problem, RegistryError):
+            return problem
+        _log.exception("unhandled error in the registry", effect="known devices go on")
+        return RegistryFailed(f"unhandled error: {type(problem).__name__}")
 
     def _note_away(self, error: RegistryError) -> None:
         if not self._is_told:

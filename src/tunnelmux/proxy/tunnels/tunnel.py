@@ -7,7 +7,7 @@ import secrets
 import ssl
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -96,6 +96,8 @@ class _Admitted:
     """The agent's version, as it says."""
     services: tuple[str, ...] = ()
     """The services it offers, as it says."""
+    rival: str = ""
+    """The address of another agent with this credential, if the two replace each other."""
 
 
 class TunnelServer:
@@ -201,6 +203,7 @@ class TunnelServer:
             answer = (*answer, (REPLACED_FIELD, b"yes"))
         if rival := self._rival(admitted.device.name, request, remote):
             answer = (*answer, (RIVAL_FIELD, rival.encode("ascii", "replace")))
+            admitted = replace(admitted, rival=rival)
         return admitted, accept_websocket(
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         )
@@ -392,7 +395,11 @@ class TunnelServer:
                 _log.info("session started", device=device.name, remote=remote)
                 if self._registered is not None:
                     self._registered.session_began(
-                        handle, device, agent=admitted.agent, services=admitted.services
+                        handle,
+                        device,
+                        agent=admitted.agent,
+                        services=admitted.services,
+                        rival=admitted.rival,
                     )
             await session.run()
         finally:

@@ -311,6 +311,9 @@ def end_credentials(
             before={"device": device_id, "state": row.state},
             after={"reason": reason},
         )
+    if state is None and not but:
+        # Whatever other machine had it, it is worth nothing there now.
+        tx.update(_S, _S.c.device_id == device_id, rival="", rival_seen=None)
     return len(rows)
 
 
@@ -433,6 +436,8 @@ def _device(row: Row[Any]) -> Device:
             agent_version=row.agent_version,
             services=tuple(row.services),
             reason=row.reason,
+            rival=row.rival,
+            rival_seen=row.rival_seen,
         ),
     )
 

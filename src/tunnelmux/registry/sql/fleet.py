@@ -99,6 +99,7 @@ class SqlFleet(Repository, Fleet):
         self, tx: Transaction, tenant_id: str, proxy_id: str, start: SessionBegan
     ) -> None:
         told = {"address": start.address, "agent_version": start.agent_version}
+        rival = {"rival": start.rival, "rival_seen": start.at} if start.rival else {}
         tx.execute(
             _H.insert().values(
                 id=start.session_id,
@@ -120,6 +121,7 @@ class SqlFleet(Repository, Fleet):
                 last_seen=start.at,
                 reason="",
                 **told,
+                **rival,
             )
         )
         mine = sa.and_(_H.c.tenant_id == tenant_id, _H.c.device_id == start.device_id)

@@ -195,6 +195,8 @@ device_states = Table(
     _text("agent_version"),
     Column("services", Json, nullable=False),
     _text("reason"),
+    _text("rival"),
+    _time("rival_seen", nullable=True),
     Index(None, "proxy_id", "online"),
 )
 

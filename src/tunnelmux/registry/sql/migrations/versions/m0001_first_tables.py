@@ -501,6 +501,8 @@ def _device_states() -> None:
         sa.Column("agent_version", sa.Text(), server_default="", nullable=False),
         sa.Column("services", _JSON, nullable=False),
         sa.Column("reason", sa.Text(), server_default="", nullable=False),
+        sa.Column("rival", sa.Text(), server_default="", nullable=False),
+        sa.Column("rival_seen", sa.DateTime(timezone=True), nullable=True),
         sa.ForeignKeyConstraint(
             ["tenant_id", "device_id"],
             ["devices.tenant_id", "devices.id"],
