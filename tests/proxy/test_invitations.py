@@ -133,6 +133,22 @@ async def test_a_device_with_an_invitation_joins_and_comes_back_with_its_new_tok
         await again.arrived("dev1")
 
 
+async def test_a_stranger_is_not_told_which_names_there_are(
+    nursery: trio.Nursery, tmp_path: Path
+) -> None:
+    enrolment = Enrolment(tmp_path)
+    bench = TunnelBench(nursery, [known("fixed", "its-own")], enrolment=enrolment)
+    async with bench.dial(enrolment.invitations.create().reveal(), name="dev1"):
+        await bench.arrived("dev1")
+    said = set()
+    for name in ("fixed", "dev1", "dev2"):
+        with pytest.raises(ConnectRefused) as caught:
+            async with bench.dial("a-guess", name=name):
+                pass
+        said.add((caught.value.status, caught.value.reason, str(caught.value)))
+    assert len(said) == 1
+
+
 async def test_a_taken_name_is_refused_and_its_device_goes_on(
     nursery: trio.Nursery, tmp_path: Path
 ) -> None:

@@ -82,6 +82,11 @@ class Invitations:
             ) from error
         return Secret(token)
 
+    def knows(self, token: str) -> bool:
+        """Whether this is an invitation that can be used, or could until a short time ago."""
+        file = self._open_file(token)
+        return file.exists() or file.with_suffix(".used").exists()
+
     def use(self, token: str, name: str, *, is_taken: bool) -> bool:
         """Use the invitation up for a device of this name: True for whoever is first.
 

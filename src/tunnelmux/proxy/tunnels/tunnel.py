@@ -317,6 +317,9 @@ class TunnelServer:
         except InvalidSetting as error:
             raise _refused(400, "bad-request", str(error)) from None
         if self._devices.is_configured(name):
+            # Who has no invitation is not told which names there are.
+            if not await trio.to_thread.run_sync(self._enrolment.invitations.knows, invitation):
+                raise unknown
             raise _refused(
                 403,
                 "forbidden",
