@@ -17,6 +17,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name the tests that should have the slow mark."""
+    long = [
+        report
+        for report in terminalreporter.getreports("passed")
+        if report.when == "call" and report.duration > 1 and "slow" not in report.keywords
+    ]
+    if long:
+        terminalreporter.section("over a second, without the slow mark", "-")
+    for report in sorted(long, key=lambda report: -report.duration):
+        terminalreporter.write_line(f"{report.duration:6.2f} s  {report.nodeid}")
+
+
 @pytest.fixture
 def debian_program() -> Callable[[str, str], str]:
     """`debian_program("sshd", "openssh-server")` is the path of sshd, or a skip that says why."""

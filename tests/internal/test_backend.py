@@ -134,17 +134,18 @@ async def test_the_library_says_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(4.0, id="4s"), pytest.param(30.0, marks=pytest.mark.slow, id="30s")]
+    "seconds", [pytest.param(0.5, id="0.5s"), pytest.param(30.0, marks=pytest.mark.slow, id="30s")]
 )
 async def test_no_request_is_lost_while_sessions_are_replaced(seconds: float) -> None:
     callers, answered, replaced = 64, 0, 0
     async with running_site() as site:
         over = trio.current_time() + seconds
+        done = trio.Event()
 
         async def call() -> None:
             nonlocal answered
             client = site.client
-            while trio.current_time() < over:
+            while not done.is_set():
                 # A call that began goes on through the session that replaced its own.
                 try:
                     answer = await client.forward_http(await site.token(), "GET", "/api/status")
@@ -156,14 +157,14 @@ async def test_no_request_is_lost_while_sessions_are_replaced(seconds: float) ->
 
         async def replace() -> None:
             nonlocal replaced
-            while trio.current_time() < over:
+            while replaced < 2 or trio.current_time() < over:
                 await trio.sleep(0.2)
                 await site.start_agent()
                 replaced += 1
+            done.set()
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(replace)
             for _ in range(callers):
                 nursery.start_soon(call)
-        assert replaced >= 2
         assert answered >= callers

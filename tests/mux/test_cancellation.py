@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from support.cancellation import Outcome, at_every_checkpoint, cancelled_after
 from support.sessions import session_pair, stream_pair
@@ -19,7 +20,7 @@ from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, Stream, open_session
 from tunnelmux.transports.memory import memory_stream_pair
 
-pytestmark = pytest.mark.usefixtures("autojump_clock")  # a task that is stuck costs no real time
+# Each test asks for autojump_clock by name: a task that is stuck then costs no real time.
 
 THIN = 1_024
 """Bytes the transport holds: whatever can wait does wait."""
@@ -66,7 +67,7 @@ async def two_ends() -> AsyncIterator[tuple[Session, Session, Stream, Stream]]:
         await check_usable(client, server)
 
 
-async def test_receiving_loses_nothing() -> None:
+async def test_receiving_loses_nothing(autojump_clock: MockClock) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         received = bytearray()
         async with two_ends() as (_, _, ours, theirs), trio.open_nursery() as nursery:
@@ -86,7 +87,9 @@ async def test_receiving_loses_nothing() -> None:
 
 
 @pytest.mark.parametrize("size", [10, 300_000, len(PAYLOAD)])
-async def test_what_a_cancelled_send_took_arrives_and_nothing_else(size: int) -> None:
+async def test_what_a_cancelled_send_took_arrives_and_nothing_else(
+    size: int, autojump_clock: MockClock
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         received = bytearray()
         async with two_ends() as (_, _, ours, theirs), trio.open_nursery() as nursery:
@@ -107,7 +110,7 @@ async def test_what_a_cancelled_send_took_arrives_and_nothing_else(size: int) ->
     assert (await at_every_checkpoint(attempt) >= 1) == (size > 262_144)
 
 
-async def test_waiting_for_room_takes_none() -> None:
+async def test_waiting_for_room_takes_none(autojump_clock: MockClock) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         async with two_ends() as (_, _, ours, theirs), trio.open_nursery() as nursery:
             with trio.move_on_after(1):
@@ -126,7 +129,7 @@ async def test_waiting_for_room_takes_none() -> None:
     assert await at_every_checkpoint(attempt) >= 2
 
 
-async def test_an_end_that_was_cancelled_can_be_said_again() -> None:
+async def test_an_end_that_was_cancelled_can_be_said_again(autojump_clock: MockClock) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         async with two_ends() as (_, _, ours, theirs):
             await ours.send_all(b"all")
@@ -139,7 +142,9 @@ async def test_an_end_that_was_cancelled_can_be_said_again() -> None:
     await at_every_checkpoint(attempt)
 
 
-async def test_a_stream_is_closed_even_when_closing_was_cancelled() -> None:
+async def test_a_stream_is_closed_even_when_closing_was_cancelled(
+    autojump_clock: MockClock,
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         async with two_ends() as (_, _, ours, theirs):
             await ours.send_all(b"all")
@@ -153,7 +158,7 @@ async def test_a_stream_is_closed_even_when_closing_was_cancelled() -> None:
     assert await at_every_checkpoint(attempt) >= 1
 
 
-async def test_an_open_that_was_cancelled_takes_no_place() -> None:
+async def test_an_open_that_was_cancelled_takes_no_place(autojump_clock: MockClock) -> None:
     limits = Limits(max_unacked_opens=1)
 
     async def attempt(checkpoint: int) -> Outcome:
@@ -183,7 +188,9 @@ async def test_an_open_that_was_cancelled_takes_no_place() -> None:
     assert await at_every_checkpoint(attempt) >= 2
 
 
-async def test_a_stream_is_accepted_by_somebody_whoever_is_cancelled() -> None:
+async def test_a_stream_is_accepted_by_somebody_whoever_is_cancelled(
+    autojump_clock: MockClock,
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         accepted: list[Stream] = []
         async with session_pair(capacity=THIN) as (client, server):
@@ -211,7 +218,9 @@ async def test_a_stream_is_accepted_by_somebody_whoever_is_cancelled() -> None:
     assert await at_every_checkpoint(attempt) >= 2
 
 
-async def test_a_ping_that_was_cancelled_leaves_those_that_share_it() -> None:
+async def test_a_ping_that_was_cancelled_leaves_those_that_share_it(
+    autojump_clock: MockClock,
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         answers: list[float] = []
         async with session_pair(capacity=THIN) as (client, server):
@@ -229,7 +238,9 @@ async def test_a_ping_that_was_cancelled_leaves_those_that_share_it() -> None:
     assert await at_every_checkpoint(attempt) >= 2
 
 
-async def test_a_session_is_closed_even_when_closing_was_cancelled() -> None:
+async def test_a_session_is_closed_even_when_closing_was_cancelled(
+    autojump_clock: MockClock,
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         async with session_pair(capacity=THIN) as (client, server):
             ours, theirs = await stream_pair(client, server)
@@ -260,7 +271,7 @@ async def test_a_session_is_closed_even_when_closing_was_cancelled() -> None:
     assert await at_every_checkpoint(attempt) >= 2
 
 
-async def test_a_block_that_was_cancelled_leaves_nothing_behind() -> None:
+async def test_a_block_that_was_cancelled_leaves_nothing_behind(autojump_clock: MockClock) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         here, there = memory_stream_pair(THIN)
         async with open_session(there, is_client=False) as server, trio.open_nursery() as nursery:
@@ -294,7 +305,9 @@ async def test_a_block_that_was_cancelled_leaves_nothing_behind() -> None:
     assert await at_every_checkpoint(attempt) >= 5
 
 
-async def test_a_session_in_its_owners_task_leaves_nothing_behind() -> None:
+async def test_a_session_in_its_owners_task_leaves_nothing_behind(
+    autojump_clock: MockClock,
+) -> None:
     async def attempt(checkpoint: int) -> Outcome:
         here, there = memory_stream_pair(THIN)
         async with open_session(there, is_client=False) as server:
@@ -312,7 +325,9 @@ async def test_a_session_in_its_owners_task_leaves_nothing_behind() -> None:
     assert await at_every_checkpoint(attempt) >= 3
 
 
-async def test_both_sides_saturate_a_thin_pipe_and_every_byte_arrives() -> None:
+async def test_both_sides_saturate_a_thin_pipe_and_every_byte_arrives(
+    autojump_clock: MockClock,
+) -> None:
     """Both ends of four streams send more than a window at once, and read it meanwhile."""
     async with session_pair(capacity=THIN) as (client, server), trio.open_nursery() as nursery:
 

@@ -423,6 +423,7 @@ async def test_a_drain_lets_the_request_in_progress_finish() -> None:
         assert await target.visitor.read_exactly(len(OK) + 2) == OK + b"ok"
         assert await target.visitor.read_all() == b""
         await target.visitor.stream.aclose()
+        await peer.stream.aclose()  # else the drain waits for it
 
 
 async def test_a_service_whose_host_is_replaced_is_left_to_the_agent() -> None:

@@ -29,6 +29,7 @@ def writer(url: str, tenant_id: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
+@pytest.mark.slow  # it starts Pythons
 async def test_two_processes_write_at_once(database_url: str, acme: TenantRegistry) -> None:
     both = [writer(database_url, acme.tenant_id, "add", name, "20") for name in ("a", "b")]
     for process in both:

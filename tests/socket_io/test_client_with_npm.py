@@ -94,7 +94,7 @@ async def test_pings_are_answered_and_silence_is_noticed(transports):
         connected(port, transports) as socket,
     ):
         await server.expect("connected")
-        with trio.move_on_after(0.7):
+        with trio.move_on_after(0.45):
             await socket.receive()
         assert [told for told in server.told() if told["event"] == "disconnected"] == []
         server.process.send_signal(19)  # SIGSTOP: the connection stays, nobody is behind it

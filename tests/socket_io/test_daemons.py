@@ -16,7 +16,11 @@ from tunnelmux.config import hash_token
 
 SECRET = "the-secret-of-the-internal-api"
 
-pytestmark = [pytest.mark.usefixtures("npm_peers"), pytest.mark.timeout(60, func_only=True)]
+pytestmark = [
+    pytest.mark.slow,  # each starts processes
+    pytest.mark.usefixtures("npm_peers"),
+    pytest.mark.timeout(60, func_only=True),
+]
 
 
 @pytest.fixture

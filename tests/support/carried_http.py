@@ -15,6 +15,7 @@ from support.proxies import proxy_config, running
 from tunnelmux.agent import run_agent
 from tunnelmux.config import (
     AgentConfig,
+    AgentLimitsConfig,
     Device,
     HttpIngress,
     Ingress,
@@ -137,6 +138,7 @@ async def rig(
         proxy=ProxyEndpoint(url="ws://127.0.0.1:1/tunnel/connect", token=Secret("token-of-dev1")),
         device=Device(name="dev1"),
         services=[ServiceConfig(name="web", target=f"http://127.0.0.1:{port}", host=host)],
+        limits=AgentLimitsConfig(ingress=ingress.ingress),
     )
     async with running(config) as proxy, trio.open_nursery() as nursery:
         await nursery.start(trio.serve_listeners, serve, listeners)

@@ -16,7 +16,8 @@ MADE_BY_TOOLS = {".c", ".html", ".pyc", ".so"}
 
 def project_files() -> Iterator[Path]:
     """Every text file people wrote: those at the top, and all in the project's folders."""
-    yield from sorted(path for path in ROOT.iterdir() if path.is_file())
+    top = (path for path in ROOT.iterdir() if path.is_file())
+    yield from sorted(path for path in top if path.name != ".git")  # a file in a linked worktree
     for folder in FOLDERS:
         for path in sorted((ROOT / folder).rglob("*")):
             generated = path.suffix in MADE_BY_TOOLS or any(
