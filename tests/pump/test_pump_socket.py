@@ -11,8 +11,9 @@ import trio
 
 from support.carried import tls_contexts
 from support.streams import socket_pair, tls_pair
-from tunnelmux.pump.data_pump import lend_socket
+from tunnelmux.pump.data_pump import lend_socket, open_pump
 from tunnelmux.pump.pump_socket import PumpSocket
+from tunnelmux.pump.sockets import SocketWatch
 from tunnelmux.relay import abort
 
 Pair = tuple[PumpSocket, trio.SocketStream | trio.SSLStream[trio.SocketStream]]
@@ -141,3 +142,52 @@ async def test_reading_makes_the_handshake(
             ours.reset()
         await trio.aclose_forcefully(stream)
     assert answers == [b""]
+
+
+class Told:
+    def __init__(self) -> None:
+        self.event = trio.Event()
+
+    def on_news(self) -> None:
+        self.event.set()
+
+
+class Chatty:
+    """Stands for a TLS library that owes its peer an answer for each read and gets no data."""
+
+    def __init__(self, incoming: ssl.MemoryBIO, outgoing: ssl.MemoryBIO) -> None:
+        self.incoming, self.outgoing = incoming, outgoing
+
+    def pending(self) -> int:
+        return 0
+
+    def read(self, size: int, buffer: memoryview) -> int:
+        assert self.incoming.read()
+        self.outgoing.write(bytes(4_096))
+        raise ssl.SSLWantReadError
+
+
+async def test_a_peer_that_asks_and_does_not_read_is_read_no_more() -> None:
+    """TLS answers a KeyUpdate (RFC 8446 section 4.6.3), however many there are."""
+    far, near = await socket_pair()
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    chatty = Chatty(incoming, outgoing)
+    ours = PumpSocket(near.socket, (chatty, incoming, outgoing))  # type: ignore[arg-type]
+    near.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4_096)
+    far.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4_096)
+    with far.socket, near.socket, trio.fail_after(10):
+        while outgoing.pending <= 16_384:
+            await far.send_all(b"asks")
+            assert ours.receive(100) is None
+        for _ in range(100):
+            await far.send_all(b"asks")
+            assert ours.receive(100) is None
+        assert outgoing.pending <= 16_384 + 4_096
+        async with open_pump() as pump:
+            assert pump is not None
+            told = Told()
+            SocketWatch(pump.core, ours, told)
+            while not told.event.is_set():  # it goes on once the peer reads
+                await far.receive_some()
+        assert ours.receive(100) is None
+        assert outgoing.pending <= 4_096

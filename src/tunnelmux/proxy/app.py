@@ -589,7 +589,8 @@ def _audit_log(config: ProxyConfig) -> AuditLog:
 
 
 def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    return server_context(certificate, key) if certificate and key else None
+    # Agents dial once for hours: a ticket is of no use to them.
+    return server_context(certificate, key, tickets=False) if certificate and key else None
 
 
 def _live_streams(sessions: list[LocalHandle]) -> int:

@@ -124,10 +124,13 @@ cdef class SocketWatch(Member):
         self.pump.remove(self)
 
     cdef int on_event(self, uint32_t events) except -1:
+        cdef bint held = self.wire.held
         self.wire.on_event(events)
         if self.wire.can_write and self.wire.is_sending():
             self.wire.flush()
-        if self.wire.can_read and events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
+        if self.wire.held and self.wire.error is None:
+            return 0  # what came is not read before the peer has read something
+        if held or events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
             self.pump.remove(self)
             return self.pump.tell(self)
         return 0

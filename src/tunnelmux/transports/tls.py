@@ -38,9 +38,17 @@ def certificate_pin(der: bytes) -> str:
     return "sha256:" + hashlib.sha256(der).hexdigest()
 
 
-def server_context(certificate: str | Path, key: str | Path) -> ssl.SSLContext:
-    """A TLS 1.3 server context from PEM files; ConfigError names the file and the cause."""
+def server_context(
+    certificate: str | Path, key: str | Path, *, tickets: bool = True
+) -> ssl.SSLContext:
+    """A TLS 1.3 server context from PEM files; ConfigError names the file and the cause.
+
+    Without *tickets* nothing is sent before the peer has asked for something: a peer that speaks
+    first and closes has left nothing unread then, which would make its close a reset.
+    """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    if not tickets:
+        context.num_tickets = 0
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     load_certificate(context, certificate, key)
     return context
