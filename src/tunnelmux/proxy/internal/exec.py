@@ -27,6 +27,7 @@ from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+from tunnelmux.proxy.internal.bodies import ExecAnswer, ExecResult
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.routes import Call
 
@@ -327,7 +328,7 @@ class _Document:
     """The results of one call. All that is kept counts, at the size it has as JSON."""
 
     def __init__(self, limit: int) -> None:
-        self.results: list[dict[str, object]] = []
+        self.results: list[ExecResult] = []
         self._limit = limit
         self._room = limit
         self._unfinished: dict[str, ResultBuilder] = {}
@@ -348,14 +349,8 @@ class _Document:
         built.add(event)
         if isinstance(event, Exited):
             self._room -= len(event.message or "")
-            self.results.append(
-                {
-                    "device": name,
-                    "commandId": command.command_id,
-                    "duration": round(event.duration, 6),
-                    "result": self._unfinished.pop(name).result().to_json(),
-                }
-            )
+            found = self._unfinished.pop(name).result()
+            self.results.append(ExecResult.of(name, command.command_id, event.duration, found))
 
 
 def _fitting(data: bytes, room: int) -> tuple[bytes, int]:
@@ -393,12 +388,12 @@ async def _answer_document(server: ApiConnection, work: _Work, limits: InternalL
         nursery.cancel_scope.cancel(reason="the commands have ended")
     if not is_complete:
         raise VisitorGone("the caller left before its commands had ended")
-    answer = {
-        "commandId": work.wanted.command.command_id,
-        "succeeded": work.succeeded,
-        "failed": work.failed,
-        "results": document.results,
-    }
+    answer = ExecAnswer(
+        command_id=work.wanted.command.command_id,
+        succeeded=work.succeeded,
+        failed=work.failed,
+        results=document.results,
+    )
     try:
         with trio.fail_after(limits.exec_stall):
             await server.send_answer(Answer.of(answer))

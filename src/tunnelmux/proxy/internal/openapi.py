@@ -5,8 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import msgspec
+
 import tunnelmux
 from tunnelmux.proxy.internal.answers import CODES
+from tunnelmux.proxy.internal.bodies import (
+    Closed,
+    ExecAnswer,
+    Session,
+    SessionList,
+    Status,
+    VisitList,
+)
+from tunnelmux.proxy.internal.forward_http import ForwardHTTPResponse
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 
 __all__ = ["describe"]
@@ -47,12 +58,6 @@ _SCHEMAS = {
         body=_BASE64,
         timeout_ms={"type": "integer", "minimum": 1},
     ),
-    "ForwardHTTPResponse": _object(
-        ["status"],
-        status={"type": "integer", "minimum": 200, "maximum": 999},
-        headers={"type": "object", "additionalProperties": {"type": "array", "items": _TEXT}},
-        body=_BASE64,
-    ),
     "ExecRequest": {
         **_object(
             ["devices", "host", "username", "command"],
@@ -87,84 +92,13 @@ _SCHEMAS = {
         ),
         "dependentRequired": {"certificate": ["privateKey"]},
     },
-    "ExecResult": _object(
-        ["device", "commandId", "duration", "result"],
-        device=_TEXT,
-        commandId=_TEXT,
-        duration={"type": "number", "description": "Seconds."},
-        result=_object(
-            ["stdout", "stderr", "exitCode"],
-            stdout=_TEXT,
-            stderr=_TEXT,
-            exitCode={"type": "integer", "minimum": 0},
-            encoding={"type": "string", "description": "There when bytes were replaced."},
-            truncated={"const": True},
-            reason={"type": "string", "description": "Why it did not simply end."},
-        ),
-    ),
-    "ExecAnswer": _object(
-        ["commandId", "succeeded", "failed", "results"],
-        commandId=_TEXT,
-        succeeded={"type": "integer", "minimum": 0},
-        failed={"type": "integer", "minimum": 0},
-        results={"type": "array", "items": {"$ref": "#/components/schemas/ExecResult"}},
-    ),
-    "Session": _object(
-        [
-            "token",
-            "connected",
-            "connected_at",
-            "last_heartbeat",
-            "remote_addr",
-            "user_id",
-            "device_id",
-        ],
-        token=_TEXT,
-        connected={"type": "boolean"},
-        connected_at=_TIME,
-        last_heartbeat=_TIME,
-        remote_addr=_TEXT,
-        user_id=_TEXT,
-        device_id=_TEXT,
-    ),
-    "SessionSummary": _object(
-        ["token", "userId", "connectedAt", "lastHeartbeat"],
-        token=_TEXT,
-        userId=_TEXT,
-        deviceId=_TEXT,
-        connectedAt=_TIME,
-        lastHeartbeat=_TIME,
-        remoteAddr=_TEXT,
-        proxyNodeId=_TEXT,
-        proxyInternalUrl=_TEXT,
-    ),
-    "SessionList": _object(
-        ["sessions", "total"],
-        sessions={"type": "array", "items": {"$ref": "#/components/schemas/SessionSummary"}},
-        total={"type": "integer", "minimum": 0},
-    ),
-    "Visit": _object(
-        ["id", "way", "device", "visitor", "since"],
-        id=_TEXT,
-        way={"enum": ["http", "tcp", "raw", "ws", "exec"]},
-        device=_TEXT,
-        service={"type": "string", "description": "The one asked for; absent for the default."},
-        visitor=_TEXT,
-        scheme=_TEXT,
-        stream={"type": "integer", "minimum": 0},
-        since=_TIME,
-        bytesIn={"type": "integer", "minimum": 0, "description": "0 when absent."},
-        bytesOut={"type": "integer", "minimum": 0, "description": "0 when absent."},
-        waitsFor={"enum": ["device", "connect", "answer", "body"]},
-    ),
-    "VisitList": _object(
-        ["visits", "total"],
-        visits={"type": "array", "items": {"$ref": "#/components/schemas/Visit"}},
-        total={"type": "integer", "minimum": 0},
-    ),
-    "Closed": _object(["closed"], closed={"const": True}),
-    "Status": _object(["status"], status={"enum": ["ok", "ready"]}),
+    **msgspec.json.schema_components(
+        [ForwardHTTPResponse, ExecAnswer, Session, SessionList, VisitList, Closed, Status],
+        ref_template="#/components/schemas/{name}",
+    )[1],
 }
+"""What is answered is made from the structs that the handlers answer with. What is asked for is
+written out: it has bounds that the handlers check one by one, with an error for each."""
 
 
 def _content(kind: str, schema: object) -> dict[str, object]:

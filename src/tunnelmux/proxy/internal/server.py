@@ -14,6 +14,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
+from tunnelmux.proxy.internal.bodies import Closed, Session, SessionList, Status
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.events import EventStreamer
 from tunnelmux.proxy.internal.exec import CommandCalls
@@ -306,22 +307,22 @@ class InternalServer:
         handle = await self._find(call)
         summary = handle.summary()
         return Answer.of(
-            {
-                "token": summary.token,
-                "connected": not handle.is_closed,
-                "connected_at": summary.connected_at,
-                "last_heartbeat": summary.last_heartbeat,
-                "remote_addr": summary.remote_addr,
-                "user_id": summary.user_id,
-                "device_id": summary.device_id,
-            }
+            Session(
+                token=summary.token,
+                connected=not handle.is_closed,
+                connected_at=summary.connected_at,
+                last_heartbeat=summary.last_heartbeat,
+                remote_addr=summary.remote_addr,
+                user_id=summary.user_id,
+                device_id=summary.device_id,
+            )
         )
 
     async def _close_session(self, call: Call) -> Answer:
         handle = await self._find(call)
         await handle.close("closed through the internal API")
         await self._store.unregister(handle.token, handle)
-        return Answer.of({"closed": True})
+        return Answer.of(Closed())
 
     async def _find(self, call: Call) -> SessionHandle:
         try:
@@ -336,15 +337,15 @@ class InternalServer:
             for summary in await self._store.list()
             if device is None or summary.device_id == device
         ]
-        return Answer.of({"sessions": sessions, "total": len(sessions)})
+        return Answer.of(SessionList(sessions, len(sessions)))
 
     async def _health(self, _: Call) -> Answer:
-        return Answer.of({"status": "ok"})
+        return Answer.of(Status("ok"))
 
     async def _readiness(self, _: Call) -> Answer:
         if self.is_draining:
             raise ApiError("DRAINING", "the proxy is shutting down")
-        return Answer.of({"status": "ready"})
+        return Answer.of(Status("ready"))
 
     async def _metrics(self, _: Call) -> Answer:
         return self.metrics.render()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tunnelmux.proxy.internal.answers import Answer, ApiError
+from tunnelmux.proxy.internal.bodies import Closed, VisitList
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
 from tunnelmux.sessions import VisitSummary
@@ -27,7 +28,7 @@ class VisitCalls:
         device, most = call.query.get("device"), _limit(call.query.get("limit"))
         chosen = list(self._visits) if device is None else self._visits.of_device(device)
         shown = [self._summary(visit) for visit in chosen[:most]]
-        return Answer.of({"visits": shown, "total": len(chosen)})
+        return Answer.of(VisitList(shown, len(chosen)))
 
     async def close(self, call: Call) -> Answer:
         """End a visit now."""
@@ -35,7 +36,7 @@ class VisitCalls:
         if visit is None:
             raise ApiError("NOT_FOUND", "visit not found")
         visit.cut("closed through the internal API")
-        return Answer.of({"closed": True})
+        return Answer.of(Closed())
 
     def _summary(self, visit: Visit) -> VisitSummary:
         bytes_in, bytes_out = visit.bytes
