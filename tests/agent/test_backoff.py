@@ -61,12 +61,28 @@ def test_a_hint_wins_and_is_spread_a_little() -> None:
 
 def test_a_session_that_held_starts_it_anew() -> None:
     backoff = Backoff(0.5, 30.0, uniform=most)
-    for _ in range(5):
+    for _ in range(12):
+        backoff.held(0.0)
         backoff.next_delay()
-    backoff.held(HELD_LONG_ENOUGH - 0.1)
-    assert backoff.next_delay() == 2.0
     backoff.held(HELD_LONG_ENOUGH)
     assert backoff.next_delay() == 0.5
+
+
+def test_a_proxy_that_drops_every_session_at_once_is_dialled_ever_more_rarely() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=most)
+    delays = []
+    for _ in range(15):
+        backoff.held(0.1)
+        delays.append(backoff.next_delay())
+    assert delays == [0.5, 1, *[2] * 8, 4, 8, 16, 30, 30]
+
+
+def test_a_proxy_that_is_restarted_again_and_again_is_met_within_2_seconds_each_time() -> None:
+    backoff = Backoff(0.5, 30.0, uniform=most)
+    for _ in range(20):
+        backoff.held(0.5)
+        away = [backoff.next_delay() for _ in range(3)]
+        assert away == [0.5, 1.0, 2.0]
 
 
 def test_a_replaced_agent_keeps_away_for_longer_each_time() -> None:

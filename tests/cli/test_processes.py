@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -23,15 +24,17 @@ def port() -> Iterator[int]:
         yield taken.getsockname()[1]
 
 
-def start_proxy(file: Path) -> subprocess.Popen[str]:
+def start_proxy(file: Path, *options: str | Path) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [
             *(sys.executable, "-c", "from tunnelmux.cli.proxy import main; main()"),
             *("--config", file),
+            *options,
         ],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        env={**os.environ, "XDG_STATE_HOME": str(file.parent / "state-home")},
     )
 
 
@@ -66,6 +69,29 @@ def test_sighup_reloads_and_sigterm_ends_it_with_status_0(tmp_path):
         _, errors = process.communicate(timeout=20)
     assert process.returncode == 0
     assert [json.loads(line)["level"] for line in errors.splitlines()].count("error") == 0
+
+
+def test_sighup_reloads_a_quickstart_proxy_and_ends_it_no_more(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    file = tmp_path / "proxy.toml"
+    quiet = f'[tunnel]\nlisten = "127.0.0.1:{port}"\n[ingress.http]\nlisten = "127.0.0.1:0"\n'
+    file.write_text(quiet)
+    options = ("--quickstart", "--state-dir", tmp_path / "state", "--public-host", "127.0.0.1")
+    with start_proxy(file, *options) as process:
+        wait_until_listening(port)
+        certificate = (tmp_path / "state" / "tunnel.crt").read_bytes()
+        file.write_text(quiet.replace(":0", f":{port}"))
+        process.send_signal(signal.SIGHUP)
+        wait_for_event(process, "configuration not reloaded; the one before stays")
+        file.write_text(f'{quiet}[[devices]]\nname = "dev9"\ntoken = "t"\n')
+        process.send_signal(signal.SIGHUP)
+        wait_for_event(process, "configuration reloaded")
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=20)
+    assert process.returncode == 0
+    assert (tmp_path / "state" / "tunnel.crt").read_bytes() == certificate
+    assert "dev9" in (tmp_path / "state" / "quickstart.json").read_text()
 
 
 def wait_until_listening(port: int) -> None:

@@ -142,7 +142,11 @@ class DaemonSet:
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            env={**_environment(os.environ, self._bytecode), **(environ or {})},
+            env={
+                **_environment(os.environ, self._bytecode),
+                "XDG_STATE_HOME": str(self._folder / "state-home"),
+                **(environ or {}),
+            },
         )
         daemon = Daemon(name, process)
         self._daemons.append(daemon)

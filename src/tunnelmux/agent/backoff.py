@@ -11,7 +11,8 @@ __all__ = ["EARLY_TRIES", "HELD_LONG_ENOUGH", "Backoff", "ReplacedBackoff", "new
 
 HELD_LONG_ENOUGH = 10.0
 """Seconds after which a session counts as a success and the next loss starts from the minimum.
-Below it, a proxy that takes connections and drops them at once would be dialled twice a second."""
+Below it, a proxy that takes connections and drops them at once would be dialled twice a second; one
+that could not be reached before it is merely being restarted again, and that counts as well."""
 
 EARLY_TRIES = 10
 """Waits after a loss that stay short. They cover some nine seconds, half of a second more or less:
@@ -45,6 +46,8 @@ class Backoff:
         self._uniform = uniform
         self._bound = minimum
         self._tries = 0
+        self._was_away = False  # since the last session
+        self._has_ended = False  # a session, and nothing was waited for since
 
     def next_delay(self, hint: float | None = None) -> float:
         """Seconds to wait after one more failure.
@@ -52,6 +55,8 @@ class Backoff:
         `hint` is the other side's own wish (Retry-After) and wins over the maximum too; a jitter of
         at most the minimum goes on top, so that a whole fleet does not return in the same instant.
         """
+        self._was_away = not self._has_ended
+        self._has_ended = False
         bound = self._bound
         self._tries += 1
         limit = self._early if self._tries < EARLY_TRIES else self._maximum
@@ -61,10 +66,12 @@ class Backoff:
         return self._uniform(0.0, bound)
 
     def held(self, duration: float) -> None:
-        """A session lasted `duration` seconds; after a long one, start again from the minimum."""
-        if duration >= HELD_LONG_ENOUGH:
+        """A session lasted `duration` seconds. After a long one, and after any that was made when
+        attempts had failed before, start again from the minimum."""
+        if duration >= HELD_LONG_ENOUGH or self._was_away:
             self._bound = self._minimum
             self._tries = 0
+        self._has_ended = True
 
 
 class ReplacedBackoff:
