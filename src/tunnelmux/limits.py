@@ -150,18 +150,20 @@ class IngressLimits:
 
     max_arrivals_per_address: int = 128
     """Connections of one address (of IPv6, one /64) that have not finished their handshake or the
-    head of their first request; one more takes the place of the oldest of them that is silent, or
-    is reset. Half of max_handshakes: no one address keeps the others out, and a site of some
-    hundred devices behind one address is in again within seconds. trusted_proxies are exempt."""
+    head of their first request; one more takes the place of the oldest of them that is silent, of
+    visitors one that has been for a second, or is reset. Half of max_handshakes: no one address
+    keeps the others out, and a site of some hundred devices behind one address is in again within
+    seconds. trusted_proxies are exempt."""
 
     first_byte_timeout: float = 5.0
     """From accepting a connection to its first byte, which agents and browsers send at once. Two
     lost packets (1 and 2 s) still fit in; who connects to say nothing is soon gone."""
 
     max_streams_per_visitor: int = 256
-    """Streams to one device at once for visitors of one address (of IPv6, one /64); one more gets
-    503, on a TCP port a reset. A quarter of max_streams: a browser opens six, an office behind one
-    address dozens. Of a trusted proxy, the address of the visitor behind it counts."""
+    """Requests and connections in progress to one device at once for visitors of one address (of
+    IPv6, one /64); one more gets 503, on a TCP port a reset. A quarter of max_streams: a browser
+    has six, an office behind one address dozens. trusted_proxies are exempt: they can count their
+    own visitors."""
 
     reserved_streams: int = 64
     """Streams of each device that visitors leave free, but no more than an eighth of max_streams:

@@ -105,6 +105,25 @@ async def test_agents_get_in_beside_2000_silent_connections_of_one_address() -> 
         assert len(floods) < 5
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_files")
+async def test_visitors_get_in_beside_2000_silent_connections_of_one_address() -> None:
+    limits = LimitsConfig(ingress=IngressLimits(max_visitors=200))
+    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    async with running(config) as proxy:
+        address = proxy.http_address
+        assert address is not None
+        with capture_logs() as logs:
+            async with crowd("127.0.0.2", address):
+                await trio.sleep(1)
+                started = trio.current_time()
+                async with await dial_from("127.0.0.3", address) as visitor:
+                    await visitor.send_all(b"GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n")
+                    assert (await visitor.receive_some()).startswith(b"HTTP/1.1 404 ")
+                assert trio.current_time() - started < 2
+        assert [line for line in logs if line["event"] == "connections gave way"]
+
+
 async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None:
     limits = LimitsConfig(ingress=IngressLimits(max_handshakes=8, max_arrivals_per_address=4))
     config = msgspec.structs.replace(proxy_config(), limits=limits)

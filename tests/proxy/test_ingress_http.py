@@ -421,26 +421,81 @@ async def test_visitor_that_leaves_resets_the_stream(
 
 async def test_one_visitor_too_many_is_503(autojump_clock: trio.testing.MockClock) -> None:
     async with running_site(limits=IngressLimits(max_visitors=2)) as site, site.agent() as agent:
-        first = site.visit()
-        site.visit()
-        await trio.testing.wait_all_tasks_blocked()
+        first, second = site.visit(), site.visit()
+        await first.send(get(b"dev1.localhost"))
+        first_stream = await agent.stream()
+        await second.send(get(b"dev1.localhost"))
+        await agent.stream()
         third = site.visit()
         head = await third.read_head()
         assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
         assert b"Tunnelmux-Reason: too-many-visitors\r\n" in head
-        await first.send(get(b"dev1.localhost"))
-        await agent.serve(OK)
+        await first_stream.send(OK)
+        await first_stream.end()
         assert b" 200 " in await first.read_head()
         await first.end()
         await trio.sleep(1)
         assert site.http.visitor_count == 1
 
 
+async def test_a_silent_visitor_gives_way_to_one_that_comes() -> None:
+    async with running_site(limits=IngressLimits(max_visitors=2)) as site, site.agent() as agent:
+        silent, asking = site.visit(), site.visit()
+        await asking.send(get(b"dev1.localhost"))
+        stream = await agent.stream()
+        late = site.visit("198.51.100.1:1")
+        with pytest.raises(trio.BrokenResourceError):
+            await silent.read_all()
+        await late.send(get(b"dev1.localhost"))
+        await agent.serve(OK)
+        assert b" 200 " in await late.read_head()
+        await stream.send(OK)
+        assert b" 200 " in await asking.read_head()
+
+
 async def test_turning_visitors_away_is_bounded_too() -> None:
-    async with running_site(limits=IngressLimits(max_visitors=1)) as site:
+    async with running_site(limits=IngressLimits(max_visitors=1)) as site, site.agent() as agent:
+        first = site.visit()
+        await first.send(get(b"dev1.localhost"))
+        await agent.stream()
         visitors: list[Peer] = [site.visit() for _ in range(100)]
         await trio.testing.wait_all_tasks_blocked()
-        assert sum(visitor.stream.was_reset for visitor in visitors) == 100 - 1 - 64
+        assert sum(visitor.stream.was_reset for visitor in visitors) == 100 - 64
+
+
+async def test_one_address_has_so_many_requests_in_progress_and_another_its_own() -> None:
+    limits = IngressLimits(max_streams_per_visitor=2)
+    async with running_site(limits=limits) as site, site.agent() as agent:
+        idle = [site.visit() for _ in range(3)]
+        for visitor in idle:  # those that only keep their connection are none of the two
+            await visitor.send(get(b"dev1.localhost"))
+            await agent.serve(OK)
+            await visitor.read_head()
+            await visitor.read_exactly(2)
+        busy = [site.visit() for _ in range(2)]
+        for visitor in busy:
+            await visitor.send(get(b"dev1.localhost"))
+            await agent.stream()
+        await idle[0].send(get(b"dev1.localhost"))
+        head = await idle[0].read_head()
+        assert head.startswith(b"HTTP/1.1 503 ")
+        assert b"Tunnelmux-Reason: too-many-visitors\r\n" in head
+        other = site.visit("198.51.100.1:1")
+        await other.send(get(b"dev1.localhost"))
+        await agent.serve(OK)
+        assert b" 200 " in await other.read_head()
+
+
+async def test_visitors_behind_a_trusted_proxy_are_not_one_visitor() -> None:
+    limits = IngressLimits(max_streams_per_visitor=2, max_arrivals_per_address=2)
+    async with (
+        running_site(limits=limits, trusted=["203.0.113.7"]) as site,
+        site.agent() as agent,
+    ):
+        silent = [site.visit() for _ in range(5)]
+        for visitor in silent:
+            await visitor.send(get(b"dev1.localhost"))
+            await agent.stream()
 
 
 async def test_rubbish_is_400_with_one_line_and_harms_nobody() -> None:

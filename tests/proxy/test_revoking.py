@@ -133,6 +133,8 @@ async def test_a_device_that_may_not_go_on_takes_its_visits_with_it(change: str)
     ):
         visits = Visits(proxy, agent)
         await visits.begin()
+        live = proxy.visits.of_device("dev1")
+        assert sorted(visit.way for visit in live) == ["exec", "http", "http", "tcp"]
         with capture_logs() as logs:
             started = time.monotonic()
             report = await proxy.reload(configuration(port, CHANGES[change]))
@@ -144,7 +146,7 @@ async def test_a_device_that_may_not_go_on_takes_its_visits_with_it(change: str)
                 await agent.wait_closed()
             assert time.monotonic() - started < WITHIN
         assert b'"reason":"lost"' in ends["command"]
-        assert len(proxy.visits) == 0
+        assert proxy.visits.of_device("dev1") == []
         assert not other.is_closed
         [line] = [line for line in logs if line["event"] == "relay"]
         assert f"the device was {change}" in line["problem"]

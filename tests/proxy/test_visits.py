@@ -45,10 +45,10 @@ async def test_the_visits_of_one_address_are_counted_for_each_device() -> None:
     visit = begin(visits, visitor="[2001:db8::2:2]:1")
     begin(visits, "dev2", visitor="[2001:db8::1]:1")
     visits.begin("raw", device="dev1", service=None, visitor="[2001:db8::3]:1")
-    assert visits.crowd("dev1", "[2001:db8::9]:7") == 2
+    assert visits.crowd("dev1", "[2001:db8::9]:7", 9) == 2
     visit.end()
-    assert visits.crowd("dev1", "[2001:db8::9]:7") == 1
-    assert visits.crowd("dev1", "[2001:db8:0:1::9]:7") == 0
+    assert visits.crowd("dev1", "[2001:db8::9]:7", 9) == 1
+    assert visits.crowd("dev1", "[2001:db8:0:1::9]:7", 9) == 0
 
 
 async def test_a_visit_that_waits_too_long_is_told_once_and_only_then(

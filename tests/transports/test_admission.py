@@ -113,6 +113,24 @@ async def test_a_load_balancer_is_held_to_the_common_limit_only_and_waits() -> N
     assert arrived[0] is not None and arrived[0].is_held
 
 
+async def test_a_burst_may_go_over_the_share_of_its_address_for_its_grace(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    crowd = Crowd(Admission("ingress.http", limit=300, per_address=10, grace=1.0))
+    burst = [crowd.come(f"192.0.2.9:{port}") for port in range(200)]
+    assert None not in burst and crowd.ended == []
+    for place in burst[:150]:
+        assert place is not None
+        place.leave()
+    await trio.sleep(1)
+    crowd.come("192.0.2.9:1000")
+    assert len(crowd.ended) == 41
+    # With all places taken, no silence is granted any more.
+    for number in range(400):
+        assert crowd.come(f"198.51.100.1:{number}") is not None
+    assert len(crowd.admission) == 300
+
+
 async def test_a_flood_is_a_line_now_and_then_that_says_how_many(
     autojump_clock: trio.testing.MockClock,
 ) -> None:

@@ -128,9 +128,9 @@ class RunningProxy:
             enrolment=enrolment,
             registered=self.registered,
         )
-        self._http = HttpIngressServer(self.store, self.devices)
         self._certificates: ServerCertificates | None = None
         self.visits = VisitRegister()
+        self._http = HttpIngressServer(self.store, self.devices, self.visits)
         self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
         self.dispatcher = Dispatcher(
             self.store, self.devices, audit=_audit_log(config), visits=self.visits
@@ -495,7 +495,7 @@ class RunningProxy:
         return {
             "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
             "tunnelmux_streams": ("Live streams of all sessions.", _live_streams(sessions)),
-            "tunnelmux_visits": ("Visits in progress, by TCP port or back end.", len(self.visits)),
+            "tunnelmux_visits": ("Visits: HTTP, TCP, forwards and commands.", len(self.visits)),
             "tunnelmux_http_visitors": ("Connections of visitors.", self._http.visitor_count),
             "tunnelmux_draining": ("1 while the proxy shuts down.", self._internal.is_draining),
         }

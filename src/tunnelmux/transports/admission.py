@@ -53,10 +53,11 @@ def source_of(remote: str) -> str:
 class Place:
     """One connection's place. Give it back with `leave`, or as a context manager."""
 
-    __slots__ = ("_admission", "on_give_way", "source")
+    __slots__ = ("_admission", "on_give_way", "since", "source")
 
     def __init__(self, admission: Admission, source: str) -> None:
         self.source = source
+        self.since = trio.current_time()
         self.on_give_way: Callable[[], object] | None = None
         """Called when others got this place: it ends the connection soon, and does not raise."""
         self._admission: Admission | None = admission
@@ -126,6 +127,9 @@ class Admission:
     `limit` is how many there are, `per_address` how many one address may have. What lies in
     `exempt` speaks for many, a load balancer for one: only `limit` holds for it.
 
+    With a `grace`, so many seconds of silence are granted: a burst of an address may go over its
+    share for that long, and none of it is refused while there are places.
+
     Where no place is free, the oldest silent connection gives way: of the same address, if that has
     all it may have, else of any. One that has spoken keeps its place, unless its address has most
     of all and at least two more than that of the newcomer.
@@ -137,8 +141,10 @@ class Admission:
         *,
         limit: int = 256,
         per_address: int = 128,
+        grace: float = 0.0,
         exempt: Addresses = frozenset(),
     ) -> None:
+        self.grace = grace
         self.gave_way = 0
         """Connections that were ended because others needed their places."""
         self.refused = 0
@@ -194,18 +200,28 @@ class Admission:
         name = remote if exempt else source_of(remote)
         source = self._sources.get(name)
         crowd = len(source) if source is not None else 0
-        if crowd >= self.per_address:
-            assert source is not None  # no limit is below one
-            if not source.silent:
-                if not exempt:
-                    self._refuse(name, "too-many-connections")
-                return None
-            self._evict(next(iter(source.silent)), "silent")
-        elif self._places >= self.limit and not self.make_room() and not self._level(crowd):
+        if source is not None and crowd >= self.per_address:
+            crowd = self._thin_out(source)
+        if crowd >= self.per_address and not self.grace:
+            if not exempt:
+                self._refuse(name, "too-many-connections")
+            return None
+        if self._places >= self.limit and not self.make_room() and not self._level(crowd):
             if not exempt:
                 self._refuse(name, "no-place")
             return None
         return self._add(name)
+
+    def _thin_out(self, source: _Source) -> int:
+        """Have those give way that have been silent for longer than `grace`; answers how many are
+        left of their address."""
+        now = trio.current_time()
+        while len(source) >= self.per_address:
+            oldest = next(iter(source.silent), None)
+            if oldest is None or now - oldest.since < self.grace:
+                break
+            self._evict(oldest, "silent")
+        return len(source)
 
     def _level(self, crowd: int) -> bool:
         """Have the oldest of the largest address give way to one that has `crowd` places."""

@@ -18,6 +18,7 @@ from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
 from tunnelmux.observability.logs import wants_info
+from tunnelmux.proxy.visitors.http_visit import HttpVisit
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.pump.data_pump import DataPump, Owner
@@ -89,7 +90,7 @@ class Carrier:
     """The pump's questions about the requests of one visitor's connection, and their answers."""
 
     def __init__(
-        self, settings: IngressSettings, routes: PumpRoutes, visitor: Visitor, remote: str
+        self, settings: IngressSettings, routes: PumpRoutes, visitor: Visitor, visit: HttpVisit
     ) -> None:
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
@@ -97,12 +98,18 @@ class Carrier:
         self._settings = settings
         self._routes = routes
         self._visitor = visitor
-        self._remote = remote
+        self._visit = visit
 
     def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
         """Where a request goes that says this, which may be empty; None when h11 has to look."""
         destination = self._settings.names.find((host, device, service))
-        return self._routes.now(destination) if destination is not None else None
+        route = self._routes.now(destination) if destination is not None else None
+        if destination is None or route is None:
+            return None
+        visit, most = self._visit, self._settings.limits.max_streams_per_visitor
+        visit.ask(destination.device, destination.service)
+        # One too many is told so by h11.
+        return route if not visit.is_counted or visit.crowd(most) <= most else None
 
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
@@ -124,7 +131,7 @@ class Carrier:
 
     def describe(self, destination: Destination, stream: int, said: bytes) -> dict[str, str | int]:
         """Who asked whom, for the log."""
-        visitor = self._remote
+        visitor = self._visit.visitor
         if self.heeds and (client := client_address(_split(said), self._settings.trusted)):
             visitor = client
         return {
@@ -154,7 +161,8 @@ class Carrier:
         elif relay.outcome == "local broke":
             problem = f"the visitor broke the connection: {relay.error}"
         elif relay.outcome == "aborted":
-            problem = "cut by the proxy's end"
+            reason_of_cut = self._visit.cut_reason
+            problem = f"cut: {reason_of_cut}" if reason_of_cut else "cut by the proxy's end"
         else:
             problem = str(relay.error)
         assert isinstance(relay.destination, Destination)

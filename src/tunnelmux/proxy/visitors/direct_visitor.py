@@ -20,6 +20,7 @@ from tunnelmux.http.connection import DRAIN_BYTES, DRAIN_TIMEOUT
 from tunnelmux.http.fields import Visitor
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.carrier import Carrier, PumpRoutes, carry
+from tunnelmux.proxy.visitors.http_visit import HttpVisit
 from tunnelmux.proxy.visitors.routing import IngressSettings
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import reset_socket
@@ -54,27 +55,16 @@ class DirectVisitors:
         self.pump: DataPump | None = None
         self._looks = Timeouts(self._look)
 
-    def __len__(self) -> int:
-        return len(self._looks)
-
     def take(
         self,
         nursery: trio.Nursery,
         local: socket.socket,
-        remote: str,
+        visit: HttpVisit,
         visitor: Visitor,
         settings: IngressSettings,
-    ) -> bool:
-        """Serve this visitor, if there is a pump; under TLS, make the handshake as well."""
-        if self.pump is None:
-            return False
-        DirectVisitor(self, nursery, local, remote, visitor, settings).arrive()
-        return True
-
-    def finish_soon(self) -> None:
-        """Say goodbye to the idle ones now and to the others after their current request."""
-        for visitor in self._looks:
-            visitor.finish_soon()
+    ) -> None:
+        """Serve this visitor, in the pump that is there; under TLS, make the handshake as well."""
+        DirectVisitor(self, nursery, local, visit, visitor, settings).arrive()
 
     def look_after(self, visitor: DirectVisitor) -> None:
         """Call its `on_look` in a while."""
@@ -98,7 +88,7 @@ class DirectVisitors:
         try:
             visitor.on_look()
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the others
-            _log.exception("unhandled error in connection", visitor=visitor.remote)
+            _log.exception("unhandled error in connection", visitor=visitor.visit.visitor)
             visitor.cut()
 
 
@@ -117,8 +107,8 @@ class DirectVisitor:
         "local",
         "patience",
         "relay",
-        "remote",
         "settings",
+        "visit",
         "wire",
     )
 
@@ -127,14 +117,14 @@ class DirectVisitor:
         everybody: DirectVisitors,
         nursery: trio.Nursery,
         local: socket.socket,
-        remote: str,
+        visit: HttpVisit,
         visitor: Visitor,
         settings: IngressSettings,
     ) -> None:
         self.local = local
+        self.visit = visit
         self.wire = _wire(local, settings.tls)
         """The same socket as the pump uses it."""
-        self.remote = remote
         self.relay: HttpRelay | None = None
         limits = settings.limits
         self.patience = min(
@@ -149,18 +139,24 @@ class DirectVisitor:
         self._all = everybody
         self._nursery = nursery
         self.settings = settings
-        self.carrier = Carrier(settings, everybody.routes, visitor, remote)
+        self.carrier = Carrier(settings, everybody.routes, visitor, visit)
         self._watch: SocketWatch | None = None
         self._state: Literal["carried", "leaving", "over"] = "carried"
         self._since = trio.current_time()
         self._dropped = 0
         self._says_goodbye = False
+        visit.connection = self
+        visit.place.on_give_way = self.cut
 
     def arrive(self) -> None:
         """Take the first request, or wait for it."""
         assert self._all.pump is not None
         self._all.look_after(self)
         self.relay = carry(self._all.pump, self.wire, self, self.carrier, self.settings, b"")
+        self.visit.count = self._bytes
+
+    def _bytes(self) -> tuple[int, int]:
+        return (self.relay.bytes_in, self.relay.bytes_out) if self.relay is not None else (0, 0)
 
     def on_news(self) -> None:
         """Called by the pump when there is something to read, or the relay is over."""
@@ -194,6 +190,11 @@ class DirectVisitor:
         else:
             self._all.look_after(self)
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is in progress."""
+        return self._state != "carried" or self.relay is None or self.relay.phase == "idle"
+
     def finish_soon(self) -> None:
         """End after the current request; now, when there is none."""
         if self._state == "carried" and self.relay is not None:
@@ -211,7 +212,7 @@ class DirectVisitor:
         self._end()
 
     def _lose(self, problem: str) -> None:
-        _log.info("visitor lost", visitor=self.remote, problem=problem)
+        _log.info("visitor lost", visitor=self.visit.visitor, problem=problem)
         self._stop_watching()
         self.wire.reset()
         self._end()
@@ -282,6 +283,7 @@ class DirectVisitor:
         self._all.remove(self)
         self._state = "over"
         self.relay = None  # which knows its owner
+        self.visit.end()
         self.local.close()
 
     def _stop_watching(self) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import ssl
-from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, NoReturn
 
@@ -34,6 +33,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import Carrier, PumpRoutes, carry
 from tunnelmux.proxy.visitors.direct_visitor import DirectVisitor, DirectVisitors
+from tunnelmux.proxy.visitors.http_visit import HttpVisit, ServedInTask
 from tunnelmux.proxy.visitors.kept_visitor import KeptVisitor
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import (
@@ -43,10 +43,12 @@ from tunnelmux.proxy.visitors.routing import (
     is_name,
     stream_id,
 )
+from tunnelmux.proxy.visitors.visit import PATIENCE, VisitRegister
 from tunnelmux.pump.data_pump import DataPump, Lent, lend_socket, tls_stream
 from tunnelmux.pump.head import read_request
-from tunnelmux.relay import abort
+from tunnelmux.relay import abort, reset_socket
 from tunnelmux.sessions import DeviceStore
+from tunnelmux.transports.admission import Admission
 from tunnelmux.wire import DEVICE_FIELD, RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
@@ -57,8 +59,9 @@ __all__ = ["HttpIngressServer", "host_of"]
 
 _log = get_logger("proxy.http")
 
-_AGENT_SLACK = 5.0
-# Seconds on top of the agent's own limits: its 504 knows which target was slow, so it goes first.
+_GRACE = 1.0
+# Seconds for which a connection may be silent before its address' share matters: hundreds that
+# come at once from one address, with their requests, are no attack.
 
 _REFUSING_AT_ONCE = 64
 # Visitors over the limit that are being told so; the ones over this are reset, so that telling
@@ -71,10 +74,14 @@ _REFUSAL_TIMEOUT = 1.0
 class HttpIngressServer:
     """Serves the connections of visitors. `configure` it before the first."""
 
-    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+    def __init__(
+        self, store: DeviceStore, devices: DeviceRegister, visits: VisitRegister | None = None
+    ) -> None:
+        self.visits = visits if visits is not None else VisitRegister()
+        self.admission = Admission("ingress.http", grace=_GRACE)
+        """The places of connections that have not sent the head of a request yet."""
         self._router = Router(store, devices)
         self._settings = IngressSettings()
-        self._visitors: set[ServerConnection] = set()
         self._routes = PumpRoutes(self._router)
         self._direct = DirectVisitors(self._routes, self._go_on)
         self._refusing = 0
@@ -88,11 +95,17 @@ class HttpIngressServer:
         self._settings = IngressSettings(
             ingress.domain, trusted, limits, tls, parent_cookies=ingress.parent_cookies
         )
+        self._router.reserved_streams = limits.reserved_streams
+        self.admission.configure(
+            limit=limits.max_visitors,
+            per_address=limits.max_arrivals_per_address,
+            exempt=trusted,
+        )
 
     @property
     def visitor_count(self) -> int:
         """Connections of visitors that are being served."""
-        return len(self._visitors) + len(self._direct)
+        return self.visits.of_way("http")
 
     async def run_direct(self, pump: DataPump) -> NoReturn:
         """Let `take` give connections to this pump, until cancelled; then those it has are cut."""
@@ -101,9 +114,8 @@ class HttpIngressServer:
     def drain(self) -> None:
         """Close idle connections now and the others after their current request."""
         self._is_draining = True
-        for server in self._visitors:
-            server.finish_soon()
-        self._direct.finish_soon()
+        for visit in self.visits:
+            visit.finish_soon()
 
     def take(self, nursery: trio.Nursery, local: socket.socket, remote: str) -> bool:
         """Serve one visitor without a task, as long as that is possible; whether it is now.
@@ -111,10 +123,28 @@ class HttpIngressServer:
         `nursery` is for visitors who turn out to need one.
         """
         settings = self._settings
-        visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
-        if self._is_draining or self.visitor_count >= settings.limits.max_visitors:
+        if self._is_draining or self._direct.pump is None or not self._has_room():
             return False
-        return self._direct.take(nursery, local, remote, visitor, settings)
+        visit = self._admit(remote)
+        if visit is None:
+            reset_socket(local)
+            return True
+        visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
+        self._direct.take(nursery, local, visit, visitor, settings)
+        return True
+
+    def _has_room(self) -> bool:
+        """Whether one more visitor can be let in, a silent one giving way where that is needed."""
+        return self.visitor_count < self._settings.limits.max_visitors or self.admission.make_room()
+
+    def _admit(self, remote: str) -> HttpVisit | None:
+        """A visit for the connection; None when its address has no place for one more."""
+        place = self.admission.enter(remote)
+        if place is None:
+            return None
+        settings = self._settings
+        is_exempt = host_of(remote) in settings.trusted
+        return HttpVisit(self.visits, remote, place, scheme=settings.scheme, is_exempt=is_exempt)
 
     async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one visitor until its connection is over, and close it.
@@ -122,74 +152,74 @@ class HttpIngressServer:
         `remote` is the visitor's address as `host:port`.
         """
         settings = self._settings
-        if self.visitor_count >= settings.limits.max_visitors:
+        if not self._has_room():
             await self._turn_away(stream, remote, settings)
+            return
+        visit = self._admit(remote)
+        if visit is None:
+            await abort(stream)
             return
         served: trio.abc.Stream = stream
         if settings.tls is not None:
             served = trio.SSLStream(stream, settings.tls, server_side=True, https_compatible=True)
         server = ServerConnection(served, settings.limits)
-        visit = _Visit(self._router, settings, remote, self._routes, self._direct.pump)
-        self._visitors.add(server)
-        try:
-            if isinstance(served, trio.SSLStream) and not await _shake_hands(
-                served, remote, settings.limits
-            ):
-                return
-            await self._serve(server, visit)
-        finally:
-            self._visitors.discard(server)
+        with visit:
+            await self._serve(server, visit, settings, shakes_hands=settings.tls is not None)
 
     async def _serve(
         self,
         server: ServerConnection,
-        visit: _Visit,
-        begun: Callable[[], Awaitable[bool]] | None = None,
+        visit: HttpVisit,
+        settings: IngressSettings,
+        *,
+        shakes_hands: bool = False,
+        arrived: DirectVisitor | None = None,
     ) -> None:
         if self._is_draining:
             server.finish_soon()
-        visit.local = lend_socket(server.stream)
-        try:
-            await serve_requests(
-                server,
-                visit.route,
-                visit.settings.limits,
-                visit.record,
-                carry=visit.carry,
-                begun=begun,
-            )
-        finally:
-            await visit.kept.drop()
-            await visit.raw.drop()
+        task = ServedInTask(server.finish_soon)
+        visit.connection = task
+        visit.place.on_give_way = task.cut
+        with task.scope:
+            if shakes_hands and not await _shake_hands(server.stream, visit, settings.limits):
+                return
+            pump = self._direct.pump
+            connection = _Connection(self._router, settings, visit, task, self._routes, pump)
+            connection.local = lend_socket(server.stream)
+            begun = None
+            if arrived is not None and arrived.relay is not None:
+                begun = partial(connection.go_on, server, arrived.relay, arrived.carrier)
+                if self._is_draining:
+                    arrived.relay.finish_soon()
+            try:
+                await serve_requests(
+                    server,
+                    connection.route,
+                    settings.limits,
+                    connection.record,
+                    carry=connection.carry,
+                    begun=begun,
+                )
+            finally:
+                await connection.kept.drop()
+                await connection.raw.drop()
+        if task.scope.cancelled_caught:
+            await server.abort()
 
     async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
         """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
-        settings = arrived.settings
         below = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
         try:
-            tls = arrived.wire.release()
-            stream = below if tls is None else await tls_stream(below, tls)
-            server = ServerConnection(stream, settings.limits)
-            server.put_back(data)
-            self._visitors.add(server)
-            try:
-                await self._go_on_with(server, arrived)
-            finally:
-                self._visitors.discard(server)
+            with arrived.visit as visit:
+                tls = arrived.wire.release()
+                stream = below if tls is None else await tls_stream(below, tls)
+                server = ServerConnection(stream, arrived.settings.limits)
+                server.put_back(data)
+                await self._serve(server, visit, arrived.settings, arrived=arrived)
         except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
-            _log.exception("unhandled error in connection", visitor=arrived.remote)
+            _log.exception("unhandled error in connection", visitor=arrived.visit.visitor)
         finally:
             await trio.aclose_forcefully(below)
-
-    async def _go_on_with(self, server: ServerConnection, arrived: DirectVisitor) -> None:
-        pump = self._direct.pump
-        visit = _Visit(self._router, arrived.settings, arrived.remote, self._routes, pump)
-        begun = None
-        if arrived.relay is not None:
-            begun = partial(visit.go_on, server, arrived.relay, arrived.carrier)
-            if self._is_draining:
-                arrived.relay.finish_soon()
-        await self._serve(server, visit, begun)
 
     async def _turn_away(
         self, stream: trio.abc.Stream, remote: str, settings: IngressSettings
@@ -210,31 +240,38 @@ class HttpIngressServer:
             self._refusing -= 1
 
 
-async def _shake_hands(
-    stream: trio.SSLStream[trio.abc.Stream], remote: str, limits: IngressLimits
-) -> bool:
+async def _shake_hands(stream: trio.abc.Stream, visit: HttpVisit, limits: IngressLimits) -> bool:
     """Whether TLS was agreed on; if not, the connection is cut and a line says why."""
+    assert isinstance(stream, trio.SSLStream)
+    below = stream.transport_stream
     problem = f"no TLS handshake within {limits.handshake_timeout:g} s"
     with trio.move_on_after(limits.handshake_timeout):
-        try:
-            await stream.do_handshake()
-        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            problem = f"the TLS handshake failed: {exc.__cause__ or exc}"
+        if isinstance(below, trio.SocketStream) and not await visit.place.hear(
+            below, limits.first_byte_timeout
+        ):
+            problem = f"it said nothing within {limits.first_byte_timeout:g} s"
         else:
-            return True
-    _log.info("visitor lost", visitor=remote, problem=problem)
+            visit.place.has_spoken()
+            try:
+                await stream.do_handshake()
+            except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+                problem = f"the TLS handshake failed: {exc.__cause__ or exc}"
+            else:
+                return True
+    _log.info("visitor lost", visitor=visit.visitor, problem=problem)
     await abort(stream)
     return False
 
 
-class _Visit:
-    """One visitor's connection: routes its requests and writes the access log."""
+class _Connection:
+    """One visitor's connection in a task: routes its requests and writes the access log."""
 
     def __init__(
         self,
         router: Router,
         settings: IngressSettings,
-        remote: str,
+        visit: HttpVisit,
+        task: ServedInTask,
         routes: PumpRoutes,
         pump: DataPump | None,
     ) -> None:
@@ -242,8 +279,9 @@ class _Visit:
         self._routes = routes
         self._pump = pump
         self.settings = settings
-        self._remote = remote
-        self._visitor = settings.trusted.visitor(host_of(remote), settings.scheme)
+        self._visit = visit
+        self._task = task
+        self._visitor = settings.trusted.visitor(host_of(visit.visitor), settings.scheme)
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self.local: Lent | None = None
@@ -258,7 +296,9 @@ class _Visit:
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
         limits = self.settings.limits
+        self._task.is_idle = False
         self._destination = destination = self._find(request)
+        self._visit.ask(destination.device, destination.service)
         headers = without_own_fields(end_to_end(request.headers))
         headers = forwarding_fields(headers, self._visitor, request.host)
         found = self._routes.now(destination)
@@ -281,7 +321,8 @@ class _Visit:
         keeps = self.kept.wanted(request, destination)
         self._stream = await self.kept.take(destination)
         if self._stream is None:
-            self._stream = await self._router.open_stream(destination.device, limits)
+            self._stream = await self._router.open_stream(destination.device, limits, self._visit)
+            self._visit.on_cut = None  # it is cut with the whole connection
         if destination.service is not None:
             headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
         if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
@@ -290,7 +331,7 @@ class _Visit:
             stream=self._stream,
             headers=headers,
             describe=f"device {destination.device}",
-            response_timeout=limits.response_timeout + limits.connect_timeout + _AGENT_SLACK,
+            response_timeout=PATIENCE["answer"](limits),
             broken_reason="tunnel-lost",
             response_headers=partial(self._answer_fields, request),
             keeps=keeps,
@@ -329,6 +370,7 @@ class _Visit:
 
     async def carry(self, server: ServerConnection, request: RequestHead) -> bool | None:
         """Let the pump serve this request and those after it, if it can."""
+        self._visit.place.leave()
         if self.local is None or self._pump is None:
             return None
         if isinstance(read_request(server.raw_head), str):
@@ -343,30 +385,29 @@ class _Visit:
         if self.raw.is_kept(found.destination):
             return None
         kept = KeptVisitor(server, self.settings.limits)
-        carrier = Carrier(self.settings, self._routes, self._visitor, self._remote)
+        carrier = Carrier(self.settings, self._routes, self._visitor, self._visit)
         early = server.raw_head + server.take_buffer()
         relay = carry(self._pump, _wire(self.local), kept, carrier, self.settings, early)
-        try:
-            return await kept.run(relay)
-        finally:
-            carrier.log_end(relay)
-            self._take_bound(relay, carrier)
+        return await self._wait_for(kept, relay, carrier)
 
     async def go_on(self, server: ServerConnection, relay: HttpRelay, carrier: Carrier) -> bool:
         """Wait for a relay that began without a task: whether there can be more requests then."""
         kept = KeptVisitor(server, self.settings.limits)
         kept.adopt(relay)
-        try:
-            goes_on = await kept.run(relay)
-        finally:
-            carrier.log_end(relay)
-            self._take_bound(relay, carrier)
+        goes_on = await self._wait_for(kept, relay, carrier)
         server.is_new = relay.requests == 0
         return goes_on is not False
 
-    def _take_bound(self, relay: HttpRelay, carrier: Carrier) -> None:
-        if (stream := carrier.take_bound(relay)) is not None:
-            self.raw.hold(relay.destination, stream)
+    async def _wait_for(self, kept: KeptVisitor, relay: HttpRelay, carrier: Carrier) -> bool | None:
+        self._task.relay = relay
+        self._visit.count = lambda: (relay.bytes_in, relay.bytes_out)
+        try:
+            return await kept.run(relay)
+        finally:
+            self._task.relay = None
+            carrier.log_end(relay)
+            if (stream := carrier.take_bound(relay)) is not None:
+                self.raw.hold(relay.destination, stream)
 
     def record(self, exchange: Exchange) -> None:
         """One line for one request."""
@@ -376,8 +417,10 @@ class _Visit:
         elif self._upstream is not None:
             self.kept.put_back(destination, self._upstream)
         self._destination = self._stream = self._upstream = None
+        self._task.is_idle = True
+        cut, problem = self._visit.cut_reason, exchange.problem
         what: dict[str, object] = {
-            "visitor": self._remote,
+            "visitor": self._visit.visitor,
             "device": destination.device if destination else None,
             "service": destination.service if destination else None,
             "stream": stream_id(stream),
@@ -386,7 +429,7 @@ class _Visit:
             "status": exchange.status or None,
             "reason": exchange.reason,
             "upgraded": exchange.upgraded or None,
-            "problem": exchange.problem,
+            "problem": problem if cut is None else f"cut: {cut}",
         }
         _log.info(
             "request",

@@ -65,7 +65,7 @@ class TcpIngressServer:
         if (
             session is None
             or self._visitors[device, service] >= limits.max_visitors
-            or self.visits.crowd(device, remote) >= limits.max_streams_per_visitor
+            or self._is_crowded(device, remote)
         ):
             return False
         visit = _RelayedVisit(self, nursery, device, service, local, remote)
@@ -143,6 +143,10 @@ class TcpIngressServer:
             problem, reason = _explain(result)
         finally:
             _write(visit, problem, reason)
+
+    def _is_crowded(self, device: str, remote: str) -> bool:
+        most = self._limits.max_streams_per_visitor
+        return self.visits.crowd(device, remote, most) >= most
 
     def _enter(self, visit: Visit) -> None:
         self.visits.add(visit)

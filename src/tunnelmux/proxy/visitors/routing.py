@@ -213,7 +213,7 @@ class Router:
                 "has no stream left for visitors (limits.max_streams and reserved_streams)",
             )
         most = limits.max_streams_per_visitor
-        if visit is not None and visit.crowd > most:
+        if visit is not None and visit.is_counted and visit.crowd(most) > most:
             message = (
                 f"More than {most} streams to device {handle.device} are open for {visit.source} "
                 "(limits.max_streams_per_visitor). Try again in a moment."

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Literal, NoReturn, Self
+from typing import Literal, NoReturn, Self, TypeVar
 
 import trio
 
@@ -21,6 +21,8 @@ from tunnelmux.transports.admission import source_of
 __all__ = ["AGENT_SLACK", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
 
 _log = get_logger("proxy.visits")
+
+_Key = TypeVar("_Key")
 
 _STALE = 1024
 # Times of visits that are over which may stand in the heap, beside as many as there are visits.
@@ -59,6 +61,7 @@ class Visit:
         "count",
         "cut_reason",
         "device",
+        "is_exempt",
         "number",
         "on_cut",
         "on_late",
@@ -84,8 +87,11 @@ class Visit:
     ) -> None:
         self.way: Way = way
         self.device = device
+        """Where it leads; of HTTP, where its last request went, and empty before the first."""
         self.service = service
         """The service asked for; None is the device's default one."""
+        self.is_exempt = False
+        """Whether its address stands for many: a trusted proxy's does."""
         self.visitor = visitor
         """The address of whoever it is, as `host:port`."""
         self.scheme = scheme
@@ -134,9 +140,19 @@ class Visit:
         return self.way in _FROM_OUTSIDE
 
     @property
-    def crowd(self) -> int:
-        """How many visits of this device come from this address, itself included."""
-        return self._register.crowd(self.device, self.visitor)
+    def is_counted(self) -> bool:
+        """Whether `max_streams_per_visitor` holds for it."""
+        return self.is_from_outside and not self.is_exempt and bool(self.device)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether it asks for nothing at the moment: then it is none of a crowd."""
+        return False
+
+    def crowd(self, enough: int) -> int:
+        """How many visits of this device come from this address, itself included, as
+        `VisitRegister.crowd` counts them."""
+        return self._register.crowd(self.device, self.visitor, enough)
 
     @property
     def source(self) -> str:
@@ -161,6 +177,15 @@ class Visit:
         self.waits_for = "nothing"
         if isinstance(stream, Stream):
             self.session, self.stream, self.on_cut = stream.session, stream.id, stream.reset
+
+    def go_to(self, device: str, service: str | None) -> None:
+        """It leads there from now on."""
+        self.service = service
+        if device != self.device:
+            self._register.move(self, device)
+
+    def finish_soon(self) -> None:
+        """End soon if it can; the default is that it cannot know when."""
 
     def cut(self, reason: str) -> None:
         """End it now, whatever it is doing. `reason` is what the log says about it."""
@@ -197,7 +222,8 @@ class VisitRegister:
         self._last = 0
         self._visits: dict[int, Visit] = {}
         self._by_device: dict[str, dict[int, Visit]] = {}
-        self._crowds: Counter[tuple[str, str]] = Counter()
+        self._crowds: dict[tuple[str, str], dict[int, Visit]] = {}
+        self._of_way: Counter[Way] = Counter()
         self._due: list[
             tuple[float, int]
         ] = []  # a heap; a visit stands in it once, or seldom twice
@@ -230,24 +256,34 @@ class VisitRegister:
         self._last += 1
         visit.number = self._last
         self._visits[visit.number] = visit
+        self._of_way[visit.way] += 1
+        self._index(visit)
+
+    def move(self, visit: Visit, device: str) -> None:
+        """The visit leads to another device from now on."""
+        if visit.number not in self._visits:
+            return
+        self._drop(visit)
+        visit.device = device
+        self._index(visit)
+
+    def _index(self, visit: Visit) -> None:
         self._by_device.setdefault(visit.device, {})[visit.number] = visit
-        if visit.is_from_outside:
-            self._crowds[visit.device, visit.source] += 1
+        if visit.is_counted:
+            self._crowds.setdefault((visit.device, visit.source), {})[visit.number] = visit
+
+    def _drop(self, visit: Visit) -> None:
+        _take_out(self._by_device, visit.device, visit)
+        if visit.is_counted:
+            _take_out(self._crowds, (visit.device, visit.source), visit)
 
     def remove(self, visit: Visit) -> None:
         """The visit is over; one that is not here is no error."""
         if self._visits.pop(visit.number, None) is None:
             return
         self._watched.pop(visit.number, None)
-        of_device = self._by_device[visit.device]
-        del of_device[visit.number]
-        if not of_device:
-            del self._by_device[visit.device]
-        if visit.is_from_outside:
-            crowd = visit.device, visit.source
-            self._crowds[crowd] -= 1
-            if not self._crowds[crowd]:
-                del self._crowds[crowd]
+        self._of_way[visit.way] -= 1
+        self._drop(visit)
 
     def find(self, visit_id: str) -> Visit | None:
         """The live visit of this id."""
@@ -260,13 +296,21 @@ class VisitRegister:
         """The live visits of a device, the oldest first."""
         return list(self._by_device.get(device, {}).values())
 
-    def crowd(self, device: str, remote: str) -> int:
-        """How many visits of a device come from the address of `remote` (`host:port`) now."""
-        return self._crowds[device, source_of(remote)]
+    def of_way(self, way: Way) -> int:
+        """How many there are that came in this way."""
+        return self._of_way[way]
+
+    def crowd(self, device: str, remote: str, enough: int) -> int:
+        """How many visits of a device come from the address of `remote` (`host:port`) now. From
+        `enough` on, those that are idle are left out."""
+        group = self._crowds.get((device, source_of(remote)), {})
+        if len(group) < enough:
+            return len(group)
+        return sum(not visit.is_idle for visit in group.values())
 
     def cut_device(self, device: str, reason: str) -> int:
-        """Cut all visits of a device; answers how many there were."""
-        visits = self.of_device(device)
+        """Cut all visits of a device that are not idle; answers how many there were."""
+        visits = [visit for visit in self.of_device(device) if not visit.is_idle]
         for visit in visits:
             visit.cut(reason)
         return len(visits)
@@ -318,3 +362,9 @@ class VisitRegister:
                 visit.late()
             except Exception:  # noqa: BLE001  a bug met by one visit must not end the others
                 _log.exception("unhandled error in connection", visitor=visit.visitor)
+
+
+def _take_out(table: dict[_Key, dict[int, Visit]], key: _Key, visit: Visit) -> None:
+    del table[key][visit.number]
+    if not table[key]:
+        del table[key]
