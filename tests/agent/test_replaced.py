@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import structlog
 import trio
 
@@ -29,6 +30,7 @@ def agent_config(proxy: RunningProxy, replaced: float) -> AgentConfig:
     )
 
 
+@pytest.mark.slow
 async def test_two_agents_with_one_token_say_so_and_do_not_thrash(nursery: trio.Nursery) -> None:
     with structlog.testing.capture_logs() as logs:
         async with running(proxy_config()) as proxy:
