@@ -91,6 +91,19 @@ async def test_pages_go_through_all_devices_by_name(acme: TenantRegistry) -> Non
     assert refused.value.code == "bad_cursor"
 
 
+async def test_text_that_no_database_holds_finds_nothing(acme: TenantRegistry) -> None:
+    for attempt in (
+        acme.devices.find("\0"),
+        acme.devices.page(where=DeviceFilter(name="\0")),
+        acme.devices.page(where=DeviceFilter(labels=(("a", "\0"),))),
+    ):
+        try:
+            found = await attempt
+        except (NoSuchRecord, RegistryRefused):
+            continue
+        assert getattr(found, "items", None) == []
+
+
 async def test_a_disabled_device_is_known_and_refused(
     registry: Registry, acme: TenantRegistry
 ) -> None:

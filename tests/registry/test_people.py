@@ -32,6 +32,12 @@ async def test_a_user_is_issuer_and_subject_whatever_the_email(installation: Ins
     assert await installation.users.memberships(bob.id) == []
 
 
+async def test_an_identity_is_never_cut_short(installation: Installation) -> None:
+    with pytest.raises(RegistryRefused) as refused:
+        await sign_in(installation, "x" * 256)
+    assert refused.value.field == "subject"
+
+
 async def test_the_first_owner_is_made_from_outside_once(
     installation: Installation, acme: TenantRegistry
 ) -> None:

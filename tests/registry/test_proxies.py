@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import pytest
@@ -11,7 +13,14 @@ import trio
 from structlog.testing import capture_logs
 
 from support.postgresql import PostgreSQL, run_postgresql
-from support.registered import agent_with, config_for, following, within_bound
+from support.registered import (
+    agent_at,
+    agent_config,
+    agent_with,
+    config_for,
+    following,
+    within_bound,
+)
 from support.registries import ANN
 from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.errors import ConfigError, ConnectRefused
@@ -174,6 +183,75 @@ async def test_what_may_not_go_on_ends_in_time_and_is_counted(
 
 def assert_one_session_ended(effects: Effects) -> None:
     assert (effects.sessions, effects.visits, effects.missing) == (1, 1, [])
+
+
+class Download:
+    """A visitor that reads an endless answer of a device, through the proxy."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self.received = 0
+
+    async def read(self, least: int) -> None:
+        """Return when so many more bytes have come."""
+        wanted = self.received + least
+        while self.received < wanted:
+            self.received += len(piece := await self._stream.receive_some(65536))
+            assert piece, "the download has ended"
+
+    async def read_to_its_end(self) -> None:
+        try:
+            while await self._stream.receive_some(65536):
+                pass
+        except trio.BrokenResourceError:
+            pass
+
+
+async def endless(stream: trio.SocketStream) -> None:
+    """A target whose one answer never ends."""
+    await stream.receive_some(65536)
+    try:
+        await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000000000\r\n\r\n")
+        while True:
+            await stream.send_all(b"x" * 16384)
+    except trio.BrokenResourceError:
+        pass
+
+
+@asynccontextmanager
+async def downloading(proxy: RunningProxy, host: str) -> AsyncIterator[Download]:
+    assert proxy.http_address is not None
+    async with await trio.open_tcp_stream(*proxy.http_address) as stream:
+        await stream.send_all(f"GET / HTTP/1.1\r\nHost: {host}.localhost\r\n\r\n".encode())
+        download = Download(stream)
+        with trio.fail_after(5):
+            await download.read(200_000)
+        yield download
+
+
+async def test_revoking_ends_a_running_download_and_its_neighbours_goes_on(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry, database_url: str
+) -> None:
+    device, token = await acme.devices.add("cam1")
+    _, neighbour = await other.devices.add("cam1")
+    async with trio.open_nursery() as nursery, following(config_for(database_url)) as proxy:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, endless, 0, host="127.0.0.1"))
+        target = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
+        async with (
+            # It would dial again at once, and end for good when it is told why it was cut.
+            agent_at(agent_config(proxy, target, token=token), uniform=lambda *_: 60.0),
+            agent_at(agent_config(proxy, target, token=neighbour)),
+            downloading(proxy, "cam1--acme") as ending,
+            downloading(proxy, "cam1--other") as staying,
+        ):
+            number = await revoke(registry, acme, device)
+            async with within_bound():
+                await ending.read_to_its_end()
+                effects = await registry.changes.effects(number)
+            assert_one_session_ended(effects)
+            with trio.fail_after(5):
+                await staying.read(1_000_000)
+        nursery.cancel_scope.cancel()
 
 
 async def test_every_proxy_answers_for_what_it_ended(
@@ -358,7 +436,7 @@ async def test_a_proxy_starts_without_its_registry_and_finds_it_later(
     await trio.to_thread.run_sync(own_server.stop)
     mine = DeviceConfig(name="mine", token=Secret("of-the-file"))
     with capture_logs() as logs:
-        async with following(config_for(away.url, devices=(mine,))) as proxy:
+        async with following(config_for(away.url, devices=(mine,)), loaded=False) as proxy:
             async with agent_with(proxy, Secret("of-the-file")):
                 await online(proxy, "mine")
             assert await refusal_of(proxy, token) == (503, "registry-away")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,35 +11,14 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from support.registered import agent_with, config_for, following
-from tunnelmux.agent import run_agent
-from tunnelmux.agent.app import RunningAgent
-from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig, hash_token
+from support.registered import agent_at, agent_config, agent_with, config_for, following
+from tunnelmux.config import Secret, hash_token
 from tunnelmux.endpoints import dial
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import IngressLimits
-from tunnelmux.proxy import RunningProxy
 from tunnelmux.proxy.tunnels.rotation import deliver
 from tunnelmux.registry import Registry, TenantRegistry
 from tunnelmux.sessions import LocalHandle
-
-
-def agent_config(proxy: RunningProxy, **token: Any) -> AgentConfig:
-    return AgentConfig(
-        device=Device(name="cam1"),
-        proxy=ProxyEndpoint(url=f"ws://{proxy.tunnel_address}/tunnel/connect", **token),
-        services=[ServiceConfig(name="web", target="http://127.0.0.1:1")],
-    )
-
-
-@asynccontextmanager
-async def agent_at(config: AgentConfig, **more: Any) -> AsyncIterator[RunningAgent]:
-    async with trio.open_nursery() as nursery:
-        agent = await nursery.start(partial(run_agent, config, **more))
-        with trio.fail_after(5):
-            await agent.wait_connected()
-        yield agent
-        nursery.cancel_scope.cancel()
 
 
 async def states(tenant: TenantRegistry, device_id: str) -> list[str]:

@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
+from typing import Any
 
 import trio
 
+from tunnelmux.agent import run_agent
+from tunnelmux.agent.app import RunningAgent
 from tunnelmux.config import (
+    AgentConfig,
+    Device,
     DeviceConfig,
     HttpIngress,
     Ingress,
     ProxyConfig,
+    ProxyEndpoint,
     RegistrySource,
     Secret,
+    ServiceConfig,
     TunnelListener,
 )
 from tunnelmux.mux import Session, open_session
@@ -22,7 +29,7 @@ from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
 from tunnelmux.wire import INSTANCE_FIELD, SERVICES_FIELD
 
-__all__ = ["agent_with", "config_for", "following", "within_bound"]
+__all__ = ["agent_at", "agent_config", "agent_with", "config_for", "following", "within_bound"]
 
 BOUND = 2.0
 """Seconds from a change in the registry to its effect on every proxy."""
@@ -40,10 +47,14 @@ def config_for(
 
 
 @asynccontextmanager
-async def following(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
-    """The proxy for the length of the block."""
+async def following(config: ProxyConfig, *, loaded: bool = True) -> AsyncIterator[RunningProxy]:
+    """The proxy for the length of the block, which begins when it has read the registry."""
     async with trio.open_nursery() as nursery:
-        yield await nursery.start(partial(run_proxy, config))
+        proxy = await nursery.start(partial(run_proxy, config))
+        if loaded:
+            # On a busy machine that takes longer than the proxy waits before it listens.
+            await proxy.registered.wait_loaded(20)
+        yield proxy
         nursery.cancel_scope.cancel()
 
 
@@ -64,6 +75,28 @@ async def agent_with(
         open_session(websocket, is_client=True) as session,
     ):
         yield session
+
+
+def agent_config(
+    proxy: RunningProxy, target: str = "http://127.0.0.1:1", **token: Any
+) -> AgentConfig:
+    """Of an agent with one service, `web`."""
+    return AgentConfig(
+        device=Device(name="cam1"),
+        proxy=ProxyEndpoint(url=f"ws://{proxy.tunnel_address}/tunnel/connect", **token),
+        services=[ServiceConfig(name="web", target=target)],
+    )
+
+
+@asynccontextmanager
+async def agent_at(config: AgentConfig, **more: Any) -> AsyncIterator[RunningAgent]:
+    """A real agent that is connected, for the length of the block."""
+    async with trio.open_nursery() as nursery:
+        agent = await nursery.start(partial(run_agent, config, **more))
+        with trio.fail_after(5):
+            await agent.wait_connected()
+        yield agent
+        nursery.cancel_scope.cancel()
 
 
 @asynccontextmanager

@@ -35,6 +35,9 @@ _M = schema.memberships
 _I = schema.invitations
 _T = schema.tenants
 
+_MAX_IDENTITY = 255
+# Characters: OpenID Connect Core 1.0 section 2 allows a subject that many.
+
 _GRANT_LIFETIME = timedelta(days=7)
 # How long a role given by e-mail waits for the person to sign in.
 
@@ -54,6 +57,7 @@ class SqlUsers(Repository, Users):
         name: str = "",
         claims: dict[str, Role] | None = None,
     ) -> User:
+        _check_identity(issuer, subject)
         email, name = email.strip()[:255], name.strip()[:255]
         row = tx.execute(
             sa.select(_U).where(_U.c.issuer == issuer, _U.c.subject == subject)
@@ -178,6 +182,7 @@ class SqlUsers(Repository, Users):
         email: str | None = None,
         force: bool = False,
     ) -> User | Invitation:
+        _check_identity(issuer, subject or "")
         find_tenant(tx, tenant_id)
         inner = tx.within(tenant_id)
         if not force and _owners(inner):
@@ -298,6 +303,17 @@ def role_in(tx: Transaction, user_id: str) -> Role | None:
         .where(_M.c.user_id == user_id, _U.c.enabled.is_(sa.true()))
     ).scalar()
     return role
+
+
+def _check_identity(issuer: str, subject: str) -> None:
+    """Refuse what cannot be who somebody is. Cut short, it would be somebody else."""
+    for field, text in (("issuer", issuer), ("subject", subject)):
+        if len(text) > _MAX_IDENTITY:
+            raise RegistryRefused(
+                f"the {field} is longer than {_MAX_IDENTITY} characters",
+                code="invalid",
+                field=field,
+            )
 
 
 def _find_user(tx: Transaction, user_id: str) -> User:

@@ -38,6 +38,11 @@ def translate(error: sa.exc.SQLAlchemyError, place: str, timeout: float) -> Regi
             "that collides with something that was made at the same moment: try again",
             code="conflict",
         )
+    if isinstance(error, sa.exc.DataError):
+        # A NUL in a search, a name far too long: PostgreSQL refuses what SQLite would look for.
+        return RegistryRefused(
+            "a value has a character or a length that cannot be stored", code="invalid"
+        )
     if not isinstance(error, sa.exc.DBAPIError):
         return RegistryFailed(f"{here} cannot be used: {error}")
     original = error.orig
