@@ -18,8 +18,9 @@ from tunnelmux.api.access import seal
 from tunnelmux.api.browser_sessions.keys import read_key_file
 from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.commands import CommandBook
-from tunnelmux.api.context import Api
+from tunnelmux.api.context import Api, Places
 from tunnelmux.api.description import describe
+from tunnelmux.api.events import EventHub
 from tunnelmux.api.gate import Gate, GateLimits
 from tunnelmux.api.identity import Identification
 from tunnelmux.api.oidc.provider import Provider
@@ -30,6 +31,7 @@ from tunnelmux.api.routes import (
     auth,
     commands,
     devices,
+    events,
     forward,
     health,
     live,
@@ -57,6 +59,7 @@ ROUTERS = (
     forward.router,
     live.router,
     commands.router,
+    events.router,
     devices.router,
     pairing.pairings,
     pairing.install_keys,
@@ -104,7 +107,7 @@ def build_app(api: Api) -> ASGIApp:
     """The application behind its gate."""
     return Gate(
         application(api),
-        Identification(api.registry, api.sign_in),
+        api.identification,
         trusted_proxies=TrustedProxies.parse(api.config.api.trusted_proxies),
         limits=GateLimits(api.config.limits.body_stall, api.config.limits.max_body),
         streams=lambda path: _FORWARDED.match(path) is not None,
@@ -116,7 +119,17 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
     provider = Provider(config.oidc, config.oidc.read_secret(), config.api.public_url)
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
-    return Api(config, registry, sign_in, Proxies(registry, config.proxies), CommandBook())
+    proxies = Proxies(registry, config.proxies)
+    return Api(
+        config=config,
+        registry=registry,
+        sign_in=sign_in,
+        proxies=proxies,
+        commands=CommandBook(),
+        hub=EventHub(registry, proxies),
+        identification=Identification(registry, sign_in),
+        followers=Places(config.limits.max_events),
+    )
 
 
 @contextlib.asynccontextmanager
@@ -147,10 +160,15 @@ async def run_api(
                     tls_certificate=_text(config.api.tls_certificate),
                     tls_key=_text(config.api.tls_key),
                 ),
+                trio.open_nursery() as nursery,  # ends first, and with it all streams of events
             ):
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
-                yield RunningApi(api, port)
+                nursery.start_soon(api.hub.run)
+                try:
+                    yield RunningApi(api, port)
+                finally:
+                    nursery.cancel_scope.cancel()
 
 
 async def serve_api(

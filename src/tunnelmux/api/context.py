@@ -11,12 +11,39 @@ from starlette.requests import HTTPConnection
 from tunnelmux.api.access import Principal, public, signed_in
 from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.commands import CommandBook
-from tunnelmux.api.identity import actor_of
+from tunnelmux.api.events import EventHub
+from tunnelmux.api.identity import Identification, actor_of
 from tunnelmux.api.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
 
-__all__ = ["Api", "ApiDependency", "MaybeSignedIn", "SignedIn", "installation_for", "tenant_for"]
+__all__ = [
+    "Api",
+    "ApiDependency",
+    "MaybeSignedIn",
+    "Places",
+    "SignedIn",
+    "installation_for",
+    "tenant_for",
+]
+
+
+class Places:
+    """A bounded number of callers who may do something at once."""
+
+    def __init__(self, limit: int) -> None:
+        self._left = limit
+
+    def take(self) -> bool:
+        """Whether there was a place; it is the caller's until `give_back`."""
+        if self._left <= 0:
+            return False
+        self._left -= 1
+        return True
+
+    def give_back(self) -> None:
+        """The caller is done."""
+        self._left += 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +55,9 @@ class Api:
     sign_in: SignIn
     proxies: Proxies
     commands: CommandBook
+    hub: EventHub
+    identification: Identification
+    followers: Places
 
     @property
     def installation(self) -> Installation:

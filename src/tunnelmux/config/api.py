@@ -280,7 +280,12 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     body_stall: float = 30.0
     """Seconds in which at least one byte of a body must come; then 408."""
 
+    max_events: int = 256
+    """How many callers may follow events at once: each is a connection that stays."""
+
     def __post_init__(self) -> None:
+        if not 1 <= self.max_events <= 100_000:
+            raise InvalidSetting("max_events", f"{self.max_events} is not from 1 to 100000")
         if not 1024 <= self.max_body <= 2**30:
             raise InvalidSetting("max_body", f"{self.max_body} is not from 1024 to {2**30}")
         if not 0.1 <= self.body_stall <= 3600:

@@ -1,0 +1,193 @@
+"""What happens in a tenant, for whoever follows it: changes in the registry, tunnels of devices.
+
+One task for the process follows the registry, and one each proxy; readers keep their own place in
+the last events and cost nothing but their connection. Ids hold the process's epoch: a reader that
+comes back to another process, or too late, is told of a gap and reads the lists anew.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections import deque
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.api.proxies import Proxies
+from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.errors import ConnectError, RegistryError
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Change, FleetDevice, Registry
+from tunnelmux.registry.ids import format_time
+from tunnelmux.sessions import SessionEvent
+
+__all__ = ["EventHub", "TenantEvent"]
+
+_log = get_logger("api.events")
+
+_HISTORY = 2000
+# Events of all tenants that are kept for readers who come back: minutes of a busy fleet.
+
+_RETRY = 1.0
+# Seconds after which a registry or proxy that was away is asked again.
+
+_LOOK = 3.0
+# Seconds between two looks for proxies that are new.
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TenantEvent:
+    """One thing that happened. `object_id` is the id of the device, pairing, … it is about."""
+
+    number: int
+    tenant_id: str
+    kind: str
+    """`device.changed` and so on; `device.connected`, `device.replaced`, `device.lost`."""
+    object_id: str
+    at: str
+    name: str = ""
+    """The device's label, for what happens to tunnels."""
+    reason: str = ""
+
+    def to_json(self) -> dict[str, str]:
+        """As readers get it; what is empty is left out."""
+        said = {"object_id": self.object_id, "at": self.at}
+        more = {"name": self.name, "reason": self.reason}
+        return said | {key: value for key, value in more.items() if value}
+
+
+class EventHub:
+    """The last events. `run` collects them until it is cancelled."""
+
+    def __init__(self, registry: Registry, proxies: Proxies) -> None:
+        self.epoch = secrets.token_hex(4)
+        self.last_number = 0
+        self.is_over = False
+        """Whether nothing comes any more: the API ends."""
+        self._registry = registry
+        self._proxies = proxies
+        self._events: deque[TenantEvent] = deque(maxlen=_HISTORY)
+        self._devices: dict[str, FleetDevice] = {}
+        self._news = trio.Event()
+
+    async def run(self) -> NoReturn:
+        """Follow the registry and the proxies."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._follow_registry)
+                nursery.start_soon(self._follow_proxies, nursery)
+                await trio.sleep_forever()
+        finally:
+            self.is_over = True
+            self._news.set()
+
+    def after(self, number: int, tenant_id: str) -> tuple[list[TenantEvent], bool]:
+        """A tenant's events behind this number, and whether some of those are forgotten."""
+        oldest = self._events[0].number if self._events else self.last_number + 1
+        found = [
+            event
+            for event in self._events
+            if event.number > number and event.tenant_id == tenant_id
+        ]
+        return found, number + 1 < oldest
+
+    async def wait_after(self, number: int) -> None:
+        """Return when there is an event of any tenant behind this number, or none comes."""
+        while self.last_number <= number and not self.is_over:
+            await self._news.wait()
+
+    def _record(self, tenant_id: str, kind: str, object_id: str, at: datetime, **more: str) -> None:
+        self.last_number += 1
+        self._events.append(
+            TenantEvent(
+                number=self.last_number,
+                tenant_id=tenant_id,
+                kind=kind,
+                object_id=object_id,
+                at=format_time(at),
+                **more,
+            )
+        )
+        self._news.set()
+        self._news = trio.Event()
+
+    # The registry
+
+    async def _follow_registry(self) -> NoReturn:
+        number: int | None = None
+        while True:
+            try:
+                if number is None:
+                    number = await self._registry.changes.latest()
+                    await self._read_devices()
+                async with self._registry.changes.watch() as watch:
+                    while True:
+                        changes = await self._registry.changes.after(number)
+                        if changes is None:
+                            number = None  # some are forgotten: begin anew
+                            break
+                        for change in changes:
+                            number = change.number
+                            await self._take(change)
+                        if not changes:
+                            await watch.wait()
+            except RegistryError as exc:
+                _log.warning("events wait for the registry", problem=str(exc))
+                await trio.sleep(_RETRY)
+
+    async def _take(self, change: Change) -> None:
+        if change.kind == "device":
+            for device in await self._registry.fleet.devices_with_ids([change.object_id]):
+                self._devices[device.label] = device
+        self._record(change.tenant_id, f"{change.kind}.changed", change.object_id, change.at)
+
+    async def _read_devices(self) -> None:
+        after = ""
+        while devices := await self._registry.fleet.devices(after=after):
+            self._devices |= {device.label: device for device in devices}
+            after = devices[-1].device_id
+
+    # The proxies
+
+    async def _follow_proxies(self, nursery: trio.Nursery) -> NoReturn:
+        followed: set[ProxyClient] = set()
+
+        async def follow(client: ProxyClient) -> None:
+            try:
+                await self._follow_proxy(client)
+            finally:
+                followed.discard(client)
+
+        while True:
+            try:
+                for client in await self._proxies.clients():
+                    if client not in followed:
+                        followed.add(client)
+                        nursery.start_soon(follow, client)
+            except RegistryError:
+                pass  # _follow_registry says so
+            await trio.sleep(_LOOK)
+
+    async def _follow_proxy(self, client: ProxyClient) -> None:
+        """Until the proxy ends the stream or is lost; `_follow_proxies` begins again."""
+        try:
+            async with client.events() as events:
+                async for _, event in events:
+                    if event is not None:
+                        self._take_session(event)
+        except (ConnectError, ApiCallFailed) as exc:
+            _log.info("events of a proxy ended", problem=str(exc))
+
+    def _take_session(self, event: SessionEvent) -> None:
+        device = self._devices.get(event.device_id)
+        if device is not None:  # else it is one of proxy.toml, which no tenant has
+            self._record(
+                device.tenant_id,
+                f"device.{event.type}",
+                device.device_id,
+                event.time.astimezone(UTC),
+                name=event.device_id,
+                reason=event.reason,
+            )

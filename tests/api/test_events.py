@@ -1,0 +1,138 @@
+"""Following what happens: live, after a cut, in one tenant only, and no longer than one may."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from support.apis import LiveApi, live_api
+from support.tenants import TEST, person
+from tunnelmux.config.api import ApiLimits
+
+
+class Follower:
+    """Reads a stream of events by lines. Those of the chunks look like nothing that it needs."""
+
+    def __init__(self, stream: trio.SocketStream) -> None:
+        self._stream = stream
+        self._unread = b""
+        self.last_id = ""
+
+    async def line(self) -> str:
+        """The next line; raises EOFError at the end."""
+        while b"\n" not in self._unread:
+            data = await self._stream.receive_some()
+            if not data:
+                raise EOFError
+            self._unread += data
+        line, _, self._unread = self._unread.partition(b"\n")
+        if line == b"0\r":  # the last chunk
+            raise EOFError
+        return line.decode().rstrip("\r")
+
+    async def event(self) -> tuple[str, dict[str, str]]:
+        """The next event's kind and content."""
+        kind = ""
+        with trio.fail_after(20):
+            while True:
+                name, _, value = (await self.line()).partition(": ")
+                if name == "id":
+                    self.last_id = value
+                elif name == "event":
+                    kind = value
+                elif name == "data":
+                    return kind, json.loads(value)
+
+    async def device_event(self) -> tuple[str, dict[str, str]]:
+        """The next event about a device; those about people are passed over."""
+        while not (event := await self.event())[0].startswith("device."):
+            pass
+        return event
+
+    async def following(self) -> None:
+        """Return once the stream has begun."""
+        with trio.fail_after(20):
+            assert "200" in await self.line()
+            while await self.line() != ": following":
+                pass
+
+
+@asynccontextmanager
+async def following(api: LiveApi, token: str, last_id: str = "") -> AsyncIterator[Follower]:
+    head = f"GET /api/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {token}\r\n"
+    if last_id:
+        head += f"Last-Event-ID: {last_id}\r\n"
+    async with await trio.open_tcp_stream("127.0.0.1", api.running.port) as stream:
+        await stream.send_all(head.encode() + b"\r\n")
+        follower = Follower(stream)
+        await follower.following()
+        yield follower
+
+
+async def add_device(api: LiveApi, token: str, name: str) -> str:
+    answer = await api.call("POST", "/api/devices", token, json={"name": name})
+    return str(answer.json()["device"]["id"])
+
+
+async def test_changes_come_as_they_happen_and_only_ones_own(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        eve = await person(api, "eve", tenant="acme")
+        async with following(api, ada.token) as follower:
+            await add_device(api, eve.token, "evil")
+            device_id = await add_device(api, ada.token, "dev1")
+            kind, content = await follower.device_event()
+            assert (kind, content["object_id"]) == ("device.changed", device_id)
+
+
+async def test_a_follower_that_comes_back_misses_nothing(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        async with following(api, ada.token) as follower:
+            await add_device(api, ada.token, "dev1")
+            await follower.device_event()
+        missed = await add_device(api, ada.token, "dev2")
+        async with following(api, ada.token, follower.last_id) as again:
+            assert (await again.device_event())[1]["object_id"] == missed
+
+
+async def test_an_id_of_another_process_is_a_gap(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        for last_id in ("00000000-7", "rubbish", "x-x"):
+            async with following(api, ada.token, last_id) as follower:
+                assert (await follower.event())[0] == "gap"
+
+
+async def test_it_ends_with_the_token(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        tenant = api.running.api.registry.tenant(ada.tenant_id, TEST)
+        (token,) = (await tenant.access_tokens.page()).items
+        async with following(api, ada.token) as follower:
+            await tenant.access_tokens.revoke(token.id)
+            ended = trio.Event()
+
+            async def read_on() -> None:
+                try:
+                    while True:
+                        await follower.event()
+                except EOFError:
+                    ended.set()
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read_on)
+                with trio.fail_after(5):
+                    await ended.wait()
+
+
+async def test_followers_are_bounded(tmp_path: Path) -> None:
+    async with live_api(tmp_path, limits=ApiLimits(max_events=1)) as api:
+        ada = await person(api, "ada")
+        async with following(api, ada.token):
+            refused = await api.call("GET", "/api/events", ada.token)
+            assert (refused.status_code, refused.json()["code"]) == (503, "too_many_followers")
