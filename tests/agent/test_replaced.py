@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import msgspec
 import pytest
 import structlog
 import trio
+import trustme
 
 from support.proxies import proxy_config, running
 from tunnelmux.agent import run_agent
@@ -19,10 +23,12 @@ from tunnelmux.config import (
 from tunnelmux.proxy import RunningProxy
 
 
-def agent_config(proxy: RunningProxy, replaced: float) -> AgentConfig:
+def agent_config(proxy: RunningProxy, replaced: float, ca_file: Path | None = None) -> AgentConfig:
     return AgentConfig(
         proxy=ProxyEndpoint(
-            url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=Secret("token-of-dev1")
+            url=f"{'wss' if ca_file else 'ws'}://{proxy.tunnel_address}/tunnel/connect",
+            token=Secret("token-of-dev1"),
+            ca_file=ca_file,
         ),
         device=Device(name="dev1"),
         services=[ServiceConfig(name="web", target="http://127.0.0.1:1")],
@@ -31,12 +37,22 @@ def agent_config(proxy: RunningProxy, replaced: float) -> AgentConfig:
 
 
 @pytest.mark.slow
-async def test_two_agents_with_one_token_say_so_and_do_not_thrash(nursery: trio.Nursery) -> None:
+@pytest.mark.parametrize("is_secure", [False, True])
+async def test_two_agents_with_one_token_say_so_and_do_not_thrash(
+    nursery: trio.Nursery, tmp_path: Path, is_secure: bool
+) -> None:
+    at_proxy, ca_file = proxy_config(), None
+    if is_secure:
+        authority, ca_file, own = trustme.CA(), tmp_path / "ca.pem", tmp_path / "own.pem"
+        authority.cert_pem.write_to_path(ca_file)
+        authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(own)
+        tunnel = msgspec.structs.replace(at_proxy.tunnel, tls_certificate=own, tls_key=own)
+        at_proxy = msgspec.structs.replace(at_proxy, tunnel=tunnel)
     with structlog.testing.capture_logs() as logs:
-        async with running(proxy_config()) as proxy:
+        async with running(at_proxy) as proxy:
             # A wait is from half of this to all of it, and doubles: in 2 s there are a few turns,
             # and there were a hundred with the ordinary back-off.
-            config = agent_config(proxy, 0.2)
+            config = agent_config(proxy, 0.2, ca_file)
             for _ in range(2):
                 agent = await nursery.start(run_agent, config)
                 with trio.fail_after(5):
