@@ -82,6 +82,7 @@ async def test_a_device_that_was_paired_a_moment_ago_gets_in_at_once(
                 await online(proxy, f"cam{number}--acme")
 
 
+@pytest.mark.slow
 async def test_a_flood_of_wrong_tokens_costs_the_database_a_few_looks(
     database_url: str, acme: TenantRegistry
 ) -> None:
@@ -272,6 +273,7 @@ async def test_every_proxy_answers_for_what_it_ended(
         assert (effects.sessions, effects.missing) == (2, [])
 
 
+@pytest.mark.slow
 async def test_what_an_agent_says_and_does_is_written_back(
     acme: TenantRegistry, database_url: str
 ) -> None:
@@ -287,6 +289,7 @@ async def test_what_an_agent_says_and_does_is_written_back(
         assert (session.ended is not None, session.reason) == (True, "the peer ended the session")
 
 
+@pytest.mark.slow
 async def test_a_cloned_device_is_shown_until_it_has_another_token(
     acme: TenantRegistry, database_url: str
 ) -> None:
@@ -334,6 +337,7 @@ async def test_a_bug_in_following_ends_no_tunnel(
     assert "unhandled error in the registry" in [log["event"] for log in logs]
 
 
+@pytest.mark.slow
 async def test_a_proxy_that_ends_takes_its_devices_along(
     registry: Registry, acme: TenantRegistry, database_url: str
 ) -> None:
@@ -426,6 +430,7 @@ async def test_a_registry_that_is_away_takes_nothing_from_those_known_before(
         await away.check_back(proxy, live)
 
 
+@pytest.mark.slow
 async def test_a_proxy_starts_without_its_registry_and_finds_it_later(
     own_server: PostgreSQL,
 ) -> None:

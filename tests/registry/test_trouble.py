@@ -30,6 +30,7 @@ def writer(url: str, tenant_id: str, *arguments: str) -> subprocess.Popen[str]:
 
 
 @pytest.mark.slow  # it starts Pythons
+@pytest.mark.slow
 async def test_two_processes_write_at_once(database_url: str, acme: TenantRegistry) -> None:
     both = [writer(database_url, acme.tenant_id, "add", name, "20") for name in ("a", "b")]
     for process in both:
@@ -39,6 +40,7 @@ async def test_two_processes_write_at_once(database_url: str, acme: TenantRegist
     assert (await acme.audit.verify()).problem == ""
 
 
+@pytest.mark.slow
 async def test_a_killed_writer_leaves_nothing_half(database_url: str, acme: TenantRegistry) -> None:
     entries = len(await acme.audit.export())
     process = writer(database_url, acme.tenant_id, "hold")
@@ -201,3 +203,16 @@ async def test_waiting_for_a_turn_can_be_cancelled(open_registry: OpenRegistry) 
         with trio.move_on_after(0) as scope:
             await registry.check()
         assert scope.cancelled_caught
+
+
+@pytest.mark.slow
+async def test_opening_a_frozen_database_ends_in_time(own_server: PostgreSQL) -> None:
+    url = own_server.new_database()
+    upgrade_database(Secret(url))
+    own_server.freeze()
+    try:
+        with pytest.raises(RegistryAway), trio.fail_after(8):
+            async with open_registry(Secret(url), timeout=1):
+                pass
+    finally:
+        own_server.thaw()

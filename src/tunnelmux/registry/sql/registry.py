@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
-from functools import partial
 
 import sqlalchemy as sa
-import trio
 
 from tunnelmux.config import Secret
 from tunnelmux.registry.actor import Actor
@@ -64,7 +62,7 @@ async def _opened(
     if migrate is None:
         migrate = database.is_sqlite
     try:
-        await trio.to_thread.run_sync(partial(prepare, database, migrate=migrate))
+        await prepare(database, migrate=migrate)
         yield SqlRegistry(database, rules, clock)
     finally:
         database.close()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import sqlalchemy as sa
+import trio
 from sqlalchemy.engine import Connection
 
 from tunnelmux.config import Secret
@@ -41,9 +43,9 @@ def upgrade_database(url: Secret, *, timeout: float = 60.0) -> str:
         database.close()
 
 
-def prepare(database: Database, *, migrate: bool) -> None:
+async def prepare(database: Database, *, migrate: bool) -> None:
     """Make sure that the database has this program's version; see `open_registry`."""
-    version = database.run_here(_version, write=False)
+    version = await database.run(_version, write=False)
     if version == REVISIONS[-1]:
         return
     _check_known(version, database)
@@ -53,7 +55,8 @@ def prepare(database: Database, *, migrate: bool) -> None:
             f"the registry at {database.place} {state}, and this program needs version "
             f"{REVISIONS[-1]}: run `tunnelmux-api db upgrade` with the same registry.url"
         )
-    database.run_here(_upgrade, write=True)
+    # As long as it takes: it is done or undone as a whole.
+    await trio.to_thread.run_sync(partial(database.run_here, _upgrade, write=True))
 
 
 def _check_known(version: str | None, database: Database) -> None:
