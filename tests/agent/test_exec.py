@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import secrets
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -177,7 +178,7 @@ async def test_output_comes_at_once_and_a_reset_kills_the_command(
     start, sshd: SshServer, tmp_path: Path
 ) -> None:
     session = await start()
-    word = f"30.{id(session):015}"
+    word = f"30.{secrets.randbelow(10**12):012}"
     stream: Stream = await session.open_stream()
     await stream.send_all(post(body_of(Asker(sshd)(f"echo live; sleep {word}"))))
     received = b""
@@ -195,7 +196,7 @@ async def test_output_comes_at_once_and_a_reset_kills_the_command(
 @pytest.mark.slow
 async def test_the_end_of_the_session_kills_its_commands(start, sshd: SshServer) -> None:
     session = await start()
-    word = f"30.{id(session):015}"
+    word = f"30.{secrets.randbelow(10**12):012}"
     stream: Stream = await session.open_stream()
     await stream.send_all(post(body_of(Asker(sshd)(f"sleep {word}"))))
     await until(lambda: bool(processes_with(word)), "it runs")
