@@ -136,7 +136,6 @@ async def test_a_field_chooses_no_other_service_than_the_host(service: bytes) ->
         b"dev1.evil.example",
         b"localhost.evil.example",
         b"127.0.0.1.evil.example",
-        b"evil-localhost",
         b"a.dev1.localhost",
         b"--dev1.localhost",
         b"evil.example:80",
@@ -148,6 +147,16 @@ async def test_a_name_that_leads_here_by_dns_rebinding_reaches_no_device(host: b
         head = await ask(site, get(host, b"Tunnelmux-Device: dev1"))
         assert head.startswith(b"HTTP/1.1 403 Forbidden\r\n")
         assert b"Tunnelmux-Reason: forbidden\r\n" in head
+
+
+@pytest.mark.parametrize("host", [b"127.0.0.1:8080", b"[::1]:80", b"localhost", b"gateway:8080"])
+async def test_the_field_names_the_device_where_the_host_is_of_ones_own_network(
+    host: bytes,
+) -> None:
+    async with running_site() as site, site.agent("dev1") as agent:
+        visitor = site.visit()
+        await visitor.send(get(host, b"Tunnelmux-Device: dev1"))
+        assert b"Host: " + host in await agent.serve(OK)
 
 
 async def test_every_request_of_a_connection_goes_where_it_says_itself() -> None:

@@ -57,8 +57,8 @@ def find_destination(
     that rules about hosts in front of the proxy hold: a head whose `Tunnelmux-Device` or
     `Tunnelmux-Service` says anything else is refused.
 
-    The two fields decide where there is no name for it: when the host is an IP address,
-    `localhost`, DOMAIN itself, or missing. They do not under any other name. A page of
+    The two fields decide where there is no name for it: when the host is an IP address, a name
+    without a dot such as `localhost`, DOMAIN itself, or missing. Not under others: a page of
     `evil.example` can make that name lead to this machine ("DNS rebinding") and send what fields it
     likes, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
     """
@@ -80,8 +80,8 @@ def find_destination(
         raise Refused(Refusal(404, "unknown-device", message))
     if not _is_neutral(request.host, domain):
         message = (
-            f"Tunnelmux-Device counts only where the host is an IP address, localhost or "
-            f"{domain}, which {host} is not: {names}."
+            "Tunnelmux-Device counts only where the host is an IP address, a name without a dot "
+            f"or {domain}, which {host} is not: {names}."
         )
         raise Refused(Refusal(403, "forbidden", message))
     return Destination(device, service)
@@ -96,9 +96,12 @@ def _name_of(host: bytes) -> str:
 
 
 def _is_neutral(host: bytes, domain: str) -> bool:
-    """Whether this host is no name that a stranger could have made lead here."""
+    """Whether this host is no name that a stranger could have made lead here.
+
+    A name without a dot is one of the visitor's own network: registries sell none (RFC 7085).
+    """
     name = _name_of(host)
-    if name in {"", "localhost", domain.lower()}:
+    if "." not in name or name == domain.lower():
         return True
     try:
         ipaddress.ip_address(name)
