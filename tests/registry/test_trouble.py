@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psycopg
 import pytest
@@ -139,6 +140,15 @@ async def test_a_file_that_is_locked_is_waited_for_and_then_given_up(sqlite_file
         await registry.installation(ANN).tenants.add("acme")
 
 
+async def test_a_new_file_is_for_its_owner_and_group_only(tmp_path: Path) -> None:
+    file = tmp_path / "new.db"
+    async with open_registry(Secret(f"sqlite:///{file}")) as registry:
+        await registry.installation(ANN).tenants.add("acme")
+        modes = [path.stat().st_mode & 0o007 for path in file.parent.iterdir()]
+    assert len(modes) == 3  # with the log and its index
+    assert set(modes) == {0}
+
+
 async def test_rubbish_is_no_database(tmp_path: Path) -> None:
     file = tmp_path / "rubbish.db"
     file.write_bytes(b"this is no database at all " * 200)
@@ -182,6 +192,17 @@ async def test_a_server_that_stops_freezes_and_comes_back(own_server: PostgreSQL
         await trio.to_thread.run_sync(own_server.start)
         assert await registry.fleet.identify(hash_token(token)) is not None
         assert [device.name for device in (await devices.page()).items] == ["cam1"]
+
+
+async def test_a_standby_says_that_it_is_no_primary(postgresql: PostgreSQL) -> None:
+    url = postgresql.new_database()
+    upgrade_database(Secret(url))
+    name = urlsplit(url).path[1:]
+    postgresql.execute(url, f"ALTER DATABASE {name} SET default_transaction_read_only = on")
+    async with open_registry(Secret(url)) as registry:
+        with pytest.raises(RegistryFailed, match="name the primary"):
+            await registry.installation(ANN).tenants.add("acme")
+        assert await registry.installation(ANN).tenants.find_named("default")
 
 
 @pytest.mark.slow

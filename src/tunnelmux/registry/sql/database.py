@@ -164,6 +164,10 @@ class Database:
     # -- engines ------------------------------------------------------------------------------
 
     def _sqlite_engine(self, url: sa.URL, connections: int, timeout: float) -> Engine:
+        # A short code could be found from its SHA-256: the file is for its owner and group only,
+        # and SQLite gives the files beside it the same mode. What goes wrong here, it tells better.
+        with contextlib.suppress(OSError):
+            os.close(os.open(self.place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o660))
         engine = sa.create_engine(
             url,
             pool_size=connections + 1,
