@@ -15,7 +15,13 @@ from support.tree import ROOT, SOURCE
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
-START = ["tests/repo", "tests/config", "tests/cli/test_commands.py", "tests/mux/test_frame.py"]
+START = [
+    "tests/repo/test_layers.py",
+    "tests/repo/test_package.py",
+    "tests/config",
+    "tests/cli/test_commands.py",
+    "tests/mux/test_frame.py",
+]
 """What is run: what reads the tree, what reads samples, and what needs the compiled modules."""
 
 
