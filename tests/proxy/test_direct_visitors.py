@@ -157,7 +157,7 @@ async def test_a_visitor_that_leaves_without_a_word_leaves_nothing(how: str) -> 
     assert not [line for line in logs if line["log_level"] in ("warning", "error")]
 
 
-async def test_a_visitor_that_stays_gets_a_task_and_notices_nothing(
+async def test_a_visitor_that_stays_needs_no_task_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(direct_visitor, "_LOOK", 0.05)
@@ -165,7 +165,9 @@ async def test_a_visitor_that_stays_gets_a_task_and_notices_nothing(
     async with rig() as target, trio.open_nursery() as nursery:
         await target.first_exchange()
         peer, _ = await target.ask(get("/1"))
-        await trio.sleep(0.1)
+        before = tasks()
+        await trio.sleep(0.2)
+        assert tasks() == before
         answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body) + body
         nursery.start_soon(peer.send, answer)
         assert await target.visitor.read_exactly(len(answer)) == answer
@@ -175,6 +177,11 @@ async def test_a_visitor_that_stays_gets_a_task_and_notices_nothing(
             assert (await peer.read_head()).startswith(b"GET " + path)
             await peer.send(OK + path)
             assert await target.visitor.read_exactly(len(OK) + 2) == OK + path
+        await trio.sleep(0.1)
+        assert tasks() <= before
+        [visit] = target.proxy.visits.of_device("dev1")
+        assert (visit.way, visit.state, visit.is_idle) == ("http", "idle", True)
+        assert visit.bytes[1] > len(body)
 
 
 async def test_who_does_not_hang_up_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -308,7 +315,7 @@ async def test_each_of_many_connections_gets_its_own_answer() -> None:
         await until_served(target.proxy, 0)
 
 
-async def test_a_visitor_that_got_a_task_is_cut_by_the_end_of_the_proxy_too(
+async def test_a_visitor_that_was_looked_at_is_cut_by_the_end_of_the_proxy_too(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(direct_visitor, "_LOOK", 0.02)

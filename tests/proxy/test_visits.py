@@ -115,10 +115,14 @@ async def test_a_bug_met_by_one_visit_leaves_the_others_alone(
 def test_all_waits_have_a_time_or_a_reason() -> None:
     limits = IngressLimits()
     seconds = {what: patience(limits) for what, patience in PATIENCE.items()}
-    assert seconds.pop("nothing") == float("inf")
+    assert seconds.pop("nothing") == seconds.pop("answering") == float("inf")
     assert seconds == {
         "device": pytest.approx(15),
         "connect": pytest.approx(15),
         "answer": pytest.approx(75),
-        "body": pytest.approx(60),
+        "agreeing": pytest.approx(10),
+        "idle": pytest.approx(75),
+        "reading": pytest.approx(10),
+        "sending": pytest.approx(60),
+        "waiting": pytest.approx(70),
     }

@@ -70,7 +70,8 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     """Bytes from the visitor so far."""
     bytes_out: int = 0
     waits_for: str = ""
-    """What it waits for within a time: `device`, `connect`, `answer`, `body`; else empty."""
+    """What it waits for: `device`, `connect`, `answer`; in the pump its phase: `idle`, `reading`,
+    `sending`, `waiting`, `answering`; empty where nothing has a time."""
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

@@ -51,7 +51,7 @@ class VisitCalls:
             since=self._visits.began_at(visit),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
-            waits_for="" if visit.waits_for == "nothing" else visit.waits_for,
+            waits_for="" if visit.state == "nothing" else visit.state,
         )
 
 

@@ -3,12 +3,11 @@
 Only the plain case: heads that leave no doubt and say of where they go what h11 has
 accepted before, on whichever connection. The followers take nothing that h11 would not take with
 the same meaning, so h11 is not asked again. All else goes to a task, which finds every byte that
-came and was not passed on; so does a visitor that stays.
+came and was not passed on.
 """
 
 from __future__ import annotations
 
-import math
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -21,6 +20,7 @@ from tunnelmux.http.fields import Visitor
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.carrier import Carrier, PumpRoutes, carry
 from tunnelmux.proxy.visitors.http_visit import HttpVisit
+from tunnelmux.proxy.visitors.kept_visitor import RelayTimes
 from tunnelmux.proxy.visitors.routing import IngressSettings
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import reset_socket
@@ -39,8 +39,8 @@ _READ = 16_384
 # Bytes asked for at once of what is thrown away at the end.
 
 _LOOK = 5.0
-# Seconds after which a visitor that is still there is looked at; who is still carried then gets a
-# task, which knows all the times that requests and answers may take.
+# Seconds after which a visitor that is still there is looked at, and again: phases of requests and
+# answers change without a word, so by as much their times may be late.
 
 
 class DirectVisitors:
@@ -102,6 +102,7 @@ class DirectVisitor:
         "_says_goodbye",
         "_since",
         "_state",
+        "_times",
         "_watch",
         "carrier",
         "local",
@@ -126,15 +127,10 @@ class DirectVisitor:
         self.wire = _wire(local, settings.tls)
         """The same socket as the pump uses it."""
         self.relay: HttpRelay | None = None
-        limits = settings.limits
-        self.patience = min(
-            _LOOK,
-            limits.head_timeout,
-            limits.idle_timeout,
-            limits.connect_timeout,
-            limits.body_stall,
-            math.inf if settings.tls is None else limits.handshake_timeout,
-        )
+        self._times = RelayTimes(settings.limits)
+        self.patience = min(self._times.look, _LOOK)
+        if settings.tls is not None:
+            self.patience = min(self.patience, settings.limits.handshake_timeout)
         """Seconds until it is looked at."""
         self._all = everybody
         self._nursery = nursery
@@ -179,11 +175,13 @@ class DirectVisitor:
             elif not self.wire.is_shaken:
                 relay.abort()
                 self._lose(f"no TLS handshake within {limit:g} s")
-            elif not is_silent:
-                self._go_on(b"")
-            elif waited < self.settings.limits.head_timeout:
+            elif is_silent and waited < self.settings.limits.head_timeout:
                 self._all.look_after(self)
-            else:
+            elif is_silent:
+                self.finish_soon()
+            elif trio.current_time() < self._times.due(relay):
+                self._all.look_after(self)
+            elif not self._times.time_out(relay):
                 self.finish_soon()
         elif self._state == "leaving" and waited >= DRAIN_TIMEOUT:
             self._end()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
+from tunnelmux.proxy.visitors.visit import Visit, VisitRegister, Wait
 from tunnelmux.transports.admission import Place
 
 if TYPE_CHECKING:
@@ -28,6 +28,10 @@ class Connection(Protocol):
     @property
     def is_idle(self) -> bool:
         """Whether no request is in progress."""
+
+    @property
+    def relay(self) -> HttpRelay | None:
+        """What carries its requests at the moment, if a pump does."""
 
 
 class ServedInTask:
@@ -83,6 +87,11 @@ class HttpVisit(Visit):
     @property
     def is_idle(self) -> bool:
         return self.connection is not None and self.connection.is_idle
+
+    @property
+    def state(self) -> Wait:
+        relay = self.connection.relay if self.connection is not None else None
+        return self.waits_for if relay is None else relay.phase
 
     def ask(self, device: str, service: str | None) -> None:
         """A request has come that goes there: the visitor has said what it wants."""

@@ -1,4 +1,4 @@
-"""Visitors in the pump that have a task: it waits for the end, and knows all the times.
+"""The times of visitors in the pump, and those who have a task: it waits for the end.
 
 Whether a connection may be carried is decided by the ingress: the visitor is on plain TCP, and the
 session that its request needs is the pump's. Which requests are carried the followers of
@@ -7,7 +7,6 @@ session that its request needs is the pump's. Which requests are carried the fol
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING
 
 import trio
@@ -15,11 +14,52 @@ import trio
 from tunnelmux.http import Refusal, ServerConnection
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.visitors.carrier import REASONS_OF_STATUS
+from tunnelmux.proxy.visitors.visit import PATIENCE, Wait
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
 
-__all__ = ["KeptVisitor"]
+__all__ = ["KeptVisitor", "RelayTimes"]
+
+_PHASES: tuple[Wait, ...] = ("agreeing", "idle", "reading", "sending", "waiting")
+
+
+class RelayTimes:
+    """The times of one relay, whoever watches them: phases change without a word, so a look now
+    and then, by which a time may be late."""
+
+    def __init__(self, limits: IngressLimits) -> None:
+        self._limits = limits
+        self._moved = (0, 0.0)  # bytes of a body that had come, and when that was noticed
+
+    @property
+    def look(self) -> float:
+        """Seconds between two looks: no more than the shortest time there is."""
+        return min(PATIENCE[phase](self._limits) for phase in _PHASES)
+
+    def due(self, relay: HttpRelay) -> float:
+        """When whatever it waits for has taken too long. A body that moves may take its time."""
+        since = relay.phase_since
+        if relay.phase == "sending":
+            if relay.bytes_in != self._moved[0]:
+                self._moved = relay.bytes_in, trio.current_time()
+            since = max(since, self._moved[1])
+        return since + PATIENCE[relay.phase](self._limits)
+
+    def time_out(self, relay: HttpRelay) -> bool:
+        """End what has taken too long, so that the relay hands over; False when it only rests, and
+        is to be said goodbye to."""
+        if relay.phase == "idle":
+            return False
+        if relay.phase == "waiting":
+            seconds = self._limits.response_timeout
+            relay.give_up(f"the target did not answer within {seconds:g} s", 504)
+        elif relay.phase == "sending":
+            seconds = self._limits.body_stall
+            relay.give_up(f"no byte of the request's body came within {seconds:g} s", 408)
+        else:
+            relay.give_up(None, 0)  # h11 knows what to say
+        return True
 
 
 class KeptVisitor:
@@ -28,15 +68,7 @@ class KeptVisitor:
 
     def __init__(self, server: ServerConnection, limits: IngressLimits) -> None:
         self._server = server
-        self._limits = limits
-        self._patience = {
-            "agreeing": limits.connect_timeout,
-            "idle": limits.idle_timeout,
-            "reading": limits.head_timeout,
-            "sending": limits.body_stall,
-            "waiting": limits.response_timeout + limits.connect_timeout,
-        }
-        self._moved = (0, 0.0)  # bytes of a body that had come, and when that was noticed
+        self._times = RelayTimes(limits)
         self._over = trio.Event()
 
     def on_news(self) -> None:
@@ -55,13 +87,12 @@ class KeptVisitor:
         self._server.on_finish = relay.finish_soon
         try:
             while not self._over.is_set():
-                # Phases change without a word, so a look now and then: no more often than the
-                # shortest of their times, by which the others may be late.
-                look = trio.current_time() + min(self._patience.values())
-                with trio.move_on_at(min(look, self._due(relay))):
+                look = trio.current_time() + self._times.look
+                with trio.move_on_at(min(look, self._times.due(relay))):
                     await self._over.wait()
-                if trio.current_time() >= self._due(relay):
-                    self._time_out(relay)
+                is_late = trio.current_time() >= self._times.due(relay)
+                if is_late and not self._times.time_out(relay):
+                    self._server.finish_soon()
         except BaseException:
             relay.abort()
             raise
@@ -81,27 +112,6 @@ class KeptVisitor:
         else:
             await self._server.abort()
         return False
-
-    def _due(self, relay: HttpRelay) -> float:
-        """When whatever it waits for has taken too long. A body that moves may take its time."""
-        since = relay.phase_since
-        if relay.phase == "sending":
-            if relay.bytes_in != self._moved[0]:
-                self._moved = relay.bytes_in, trio.current_time()
-            since = max(since, self._moved[1])
-        return since + self._patience.get(relay.phase, math.inf)
-
-    def _time_out(self, relay: HttpRelay) -> None:
-        if relay.phase == "waiting":
-            seconds = self._limits.response_timeout
-            relay.give_up(f"the target did not answer within {seconds:g} s", 504)
-        elif relay.phase == "sending":
-            seconds = self._limits.body_stall
-            relay.give_up(f"no byte of the request's body came within {seconds:g} s", 408)
-        elif relay.phase == "idle":
-            self._server.finish_soon()
-        elif relay.phase in {"agreeing", "reading"}:
-            relay.give_up(None, 0)  # h11 knows what to say
 
     async def _refuse(self, status: int, problem: str) -> None:
         message = f"The request could not be served: {problem}."

@@ -30,9 +30,13 @@ _STALE = 1024
 Way = Literal["http", "tcp", "raw", "ws", "exec"]
 """How a visit came in: an ingress (http, tcp), or a call of the back end."""
 
-Wait = Literal["device", "connect", "answer", "body", "nothing"]
+Wait = Literal[
+    "device", "connect", "answer", "nothing",
+    "agreeing", "idle", "reading", "sending", "waiting", "answering",
+]  # fmt: skip
 """What a visit waits for: the device's return, or its taking of a stream; the agent's yes to a
-CONNECT; the head of an answer; bytes of a request's body; nothing that has a time."""
+CONNECT; the head of an answer that comes through the agent; nothing that has a time. Then the
+phases of an HTTP connection in the pump, as `HttpRelay.phase` calls them."""
 
 AGENT_SLACK = 5.0
 """Seconds on top of the agent's own limits: its answer, which knows the target, goes first."""
@@ -44,8 +48,14 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "device": lambda limits: limits.reconnect_wait + limits.connect_timeout,
     "connect": lambda limits: limits.connect_timeout + AGENT_SLACK,
     "answer": lambda limits: limits.response_timeout + limits.connect_timeout + AGENT_SLACK,
-    "body": lambda limits: limits.body_stall,
     "nothing": lambda _: float("inf"),  # bytes both ways: both legs have their own liveness
+    # In the pump no agent stands between that would answer first, so that there is no slack.
+    "agreeing": lambda limits: limits.connect_timeout,
+    "idle": lambda limits: limits.idle_timeout,
+    "reading": lambda limits: limits.head_timeout,
+    "sending": lambda limits: limits.body_stall,
+    "waiting": lambda limits: limits.response_timeout + limits.connect_timeout,
+    "answering": lambda _: float("inf"),  # an answer may rest: events, long polls
 }
 """How long, in seconds, a visit may wait for each of these. Whoever waits takes the time from
 here, also where it watches the time itself."""
@@ -158,6 +168,11 @@ class Visit:
     def source(self) -> str:
         """The address that is held to limits: of IPv6, its /64."""
         return source_of(self.visitor)
+
+    @property
+    def state(self) -> Wait:
+        """What it waits for at this moment."""
+        return self.waits_for
 
     @property
     def bytes(self) -> tuple[int, int]:
