@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from pathlib import Path
+
+import httpx2
+import trio
+
+from support.oidc import Browser
+from tunnelmux.api.quickstart import OWNER
 
 CONFIG = """
 [api]
@@ -24,6 +31,13 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*program, *words], cwd=folder, capture_output=True, text=True, timeout=50, check=False
     )
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        port: int = taken.getsockname()[1]
+        return port
 
 
 def prepare(folder: Path) -> None:
@@ -57,6 +71,51 @@ def test_the_first_owner_is_named_once(tmp_path: Path) -> None:
     verified = run(tmp_path, "audit", "verify", "--config", "api.toml")
     assert verified.returncode == 0
     assert "tenant default: " in verified.stdout
+
+
+async def test_quickstart_signs_the_owner_in_at_its_own_provider(tmp_path: Path) -> None:
+    port, provider = free_port(), free_port()
+    run_it = f"""
+from pathlib import Path
+import trio
+from tunnelmux.api.quickstart import run_quickstart
+from tunnelmux.config import Address
+async def main():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: run_quickstart(Path("state"),
+            Address("127.0.0.1", {port}), announce=print, provider_port={provider},
+            task_status=task_status))
+        print("running", flush=True)
+trio.run(main)
+"""
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-c", run_it], cwd=tmp_path, stdout=subprocess.PIPE
+    )
+    try:
+        assert process.stdout is not None
+        said = b""
+        with trio.fail_after(40):
+            while b"running" not in said:
+                said += await process.stdout.receive_some()
+        assert b"DEVELOPMENT PROVIDER" in said
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
+            browser = Browser(client)
+            page = await browser.get(
+                f"http://127.0.0.1:{port}/api/auth/login?return_to=/api/auth/me"
+            )
+            me = await browser.request("POST", str(page.url), data={"sub": OWNER})
+            assert isinstance(me, httpx2.Response)
+            assert me.status_code == 200, me.text
+            assert (me.json()["role"], me.json()["tenants"][0]["tenant"]) == ("owner", "default")
+    finally:
+        process.kill()
+        await process.wait()
+
+
+def test_quickstart_listens_on_loopback_only(tmp_path: Path) -> None:
+    done = run(tmp_path, "--quickstart", "--listen", "0.0.0.0:3721", "--state-dir", "state")
+    assert done.returncode == 2
+    assert "lets everybody in as anybody" in done.stderr
 
 
 def test_a_changed_entry_of_the_audit_is_found(tmp_path: Path) -> None:

@@ -24,6 +24,8 @@ from tunnelmux.cli.outcome import run_command
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.load import load_api_config
 from tunnelmux.config.render import render
+from tunnelmux.config.rules import parse_address
+from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
@@ -37,6 +39,8 @@ F = TypeVar("F", bound=Callable[..., Any])
 
 _EXAMPLES = """\b
 Examples:
+  tunnelmux-api --quickstart
+      No file, no provider: look around on this machine.
   tunnelmux-api keys new >> session-keys
       Make the key behind browsers' cookies; put a new one on top to rotate.
   tunnelmux-api check --config api.toml
@@ -69,15 +73,38 @@ def _api_settings(function: F) -> F:
 
 @click.group(_PROGRAM, invoke_without_command=True, epilog=_EXAMPLES)
 @_api_settings
+@click.option(
+    "--quickstart",
+    is_flag=True,
+    help="Look around without a file: a development provider lets everybody in, on loopback only.",
+)
+@click.option(
+    "--state-dir",
+    metavar="DIR",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Where quickstart keeps its keys and its database.  "
+    "[default: ~/.local/state/tunnelmux-api]",
+)
 @click.version_option(__version__, prog_name=_PROGRAM)
 @click.pass_context
-def api(context: click.Context, /, config_file: Path | None, **_settings: object) -> int:
+def api(
+    context: click.Context,
+    /,
+    config_file: Path | None,
+    quickstart: bool,
+    state_dir: Path | None,
+    **_settings: object,
+) -> int:
     """Sign people in, pair devices, and steer the proxies."""
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
+    if quickstart:
+        return _run_quickstart(context, config_file, state_dir)
     if config_file is None:
-        raise click.UsageError("nothing says what to run: give --config FILE")
+        raise click.UsageError(
+            f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
+        )
     return _run(context, config_file)
 
 
@@ -280,6 +307,25 @@ def _run(context: click.Context, config_file: Path) -> int:
     return trio.run(
         partial(run_until_signalled, partial(serve_api, config), grace=config.drain.grace)
     )
+
+
+def _run_quickstart(
+    context: click.Context, config_file: Path | None, state_dir: Path | None
+) -> int:
+    if config_file is not None:
+        raise click.UsageError("--quickstart needs no file: leave out --config")
+    given = {flag.key: flag.value for flag in flags_of(context)}
+    listen = parse_address("--listen", str(given["api.listen"] or "127.0.0.1:3721"))
+    configure_logs("info", "auto")
+
+    import trio
+
+    from tunnelmux.api.quickstart import run_quickstart
+    from tunnelmux.cli.signals import run_until_signalled
+
+    folder = state_dir or default_state_dir(_PROGRAM, os.environ)
+    start = partial(run_quickstart, folder, listen, announce=click.echo)
+    return trio.run(partial(run_until_signalled, start, grace=10.0))
 
 
 def main() -> None:

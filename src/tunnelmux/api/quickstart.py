@@ -1,0 +1,130 @@
+"""`tunnelmux-api --quickstart`: an API to look around in, with a development provider beside it.
+
+The provider lets everybody in as whoever they say they are. So both listen on loopback only, and
+what is kept in the state directory is worth nothing elsewhere.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from tunnelmux.api.app import RunningApi, serve_api
+from tunnelmux.api.browser_sessions.keys import new_key_line
+from tunnelmux.config import Address, DrainConfig, InvalidSetting, LogConfig, Secret
+from tunnelmux.config.api import (
+    ApiConfig,
+    ApiListener,
+    BrowserSessionConfig,
+    OIDCConfig,
+    ProxyEndpointConfig,
+    RegistryConfig,
+)
+from tunnelmux.config.private_file import write_private
+from tunnelmux.config.rules import is_loopback
+from tunnelmux.errors import ConfigError, RegistryRefused
+from tunnelmux.registry import DEFAULT_TENANT, Actor, open_registry
+
+__all__ = ["OWNER", "run_quickstart"]
+
+OWNER = "owner"
+"""The subject that owns the installation: what to type at the development provider."""
+
+PROVIDER_PORT = 3720
+"""Where the development provider listens, on 127.0.0.1: always the same, so that the users of one
+run are those of the next."""
+
+Announce = Callable[[str], object]
+
+
+async def run_quickstart(
+    folder: Path,
+    listen: Address,
+    *,
+    announce: Announce,
+    log: LogConfig | None = None,
+    provider_port: int = PROVIDER_PORT,
+    task_status: trio.TaskStatus[RunningApi] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve with keys, database and provider of its own until drained; for `nursery.start`.
+
+    Raises ConfigError for an address beyond loopback, and when the folder cannot be used or the
+    provider is not installed.
+    """
+    if not is_loopback(listen.host):
+        raise InvalidSetting(
+            "--listen",
+            f"{listen} can be reached from other machines, and the development provider lets "
+            "everybody in as anybody: listen on 127.0.0.1, or write an api.toml with a real one",
+        )
+    _make(folder)
+    with _development_provider(provider_port) as issuer:
+        config = _configuration(folder, listen, issuer, log or LogConfig())
+        await _name_owner(config)
+        announce(
+            f"DEVELOPMENT PROVIDER: everybody on this machine can sign in as anybody.\n"
+            f"Open {config.api.public_url}/api/auth/login?return_to=/api/auth/me "
+            f'and sign in as "{OWNER}".'
+        )
+        await serve_api(config, task_status=task_status)
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        keys = folder / "session-keys"
+        if not keys.exists():
+            write_private(keys, new_key_line().encode("ascii"))
+    except OSError as exc:
+        raise ConfigError(
+            f"{folder} cannot be used ({exc.strerror}): name another with --state-dir"
+        ) from exc
+
+
+def _configuration(folder: Path, listen: Address, issuer: str, log: LogConfig) -> ApiConfig:
+    return ApiConfig(
+        api=ApiListener(listen=str(listen), public_url=f"http://{listen}"),
+        registry=RegistryConfig(url=Secret(f"sqlite:///{folder.resolve()}/registry.db")),
+        # That provider takes any secret, and no client without one.
+        oidc=OIDCConfig(issuer=issuer, client_id="quickstart", client_secret=Secret("any")),
+        browser_sessions=BrowserSessionConfig(key_file=folder / "session-keys"),
+        proxies=ProxyEndpointConfig(tunnel_urls=["ws://127.0.0.1:3800/tunnel/connect"]),
+        drain=DrainConfig(),
+        log=log,
+    )
+
+
+async def _name_owner(config: ApiConfig) -> None:
+    async with open_registry(config.registry.url) as registry:
+        installation = registry.installation(Actor.program("tunnelmux-api"))
+        tenant = await installation.tenants.find_named(DEFAULT_TENANT)
+        with contextlib.suppress(RegistryRefused):  # it has an owner since an earlier run
+            await installation.users.grant(
+                tenant.id, "owner", issuer=config.oidc.issuer, subject=OWNER
+            )
+
+
+@contextlib.contextmanager
+def _development_provider(port: int) -> Iterator[str]:
+    """A library's provider in a thread of its own; gives its issuer."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of its own dependencies
+            from oidc_provider_mock import run_server_in_thread
+    except ImportError:
+        raise ConfigError(
+            'the development provider is not installed: pip install "tunnelmux[quickstart]"'
+        ) from None
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
+    try:
+        with run_server_in_thread(port=port) as server:
+            yield f"http://localhost:{server.server_port}"
+    except (OSError, SystemExit) as exc:
+        raise ConfigError(
+            f"port {port} for the development provider cannot be used: {exc}"
+        ) from exc
