@@ -135,6 +135,15 @@ class IngressLimits:
     """From the end of a request to the first byte of its response head; then 504. Each 1xx
     response starts it anew. Longer work belongs behind a 1xx, a stream or a poll."""
 
+    max_idle_targets: int = 32
+    """Connections to the target of one service that the pump keeps for the next visitor, while no
+    one uses them. As many as browsers of some visitors open at once; each is a stream and a socket
+    of the device. 0 keeps none."""
+
+    target_idle_time: float = 4.0
+    """How long one of them is kept. Below the 5 s after which Node.js and Apache end an idle
+    connection, so that a request seldom meets a target that is just closing."""
+
     max_visitors: int = 10_000
     """Connections at once per ingress listener; one more gets 503. About the memory of a small
     server at 100 KiB each, and under the file descriptors a service usually gets."""

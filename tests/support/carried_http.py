@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -107,12 +108,17 @@ async def rig(
     parent_cookies: bool = False,
     tls: tuple[Path, ssl.SSLContext] | None = None,
     trusted_fields: list[str] | None = None,
+    keeps_idle: bool = False,
 ) -> AsyncIterator[Target]:
     """A proxy, an agent with one web service, and one visitor's connection.
 
     With *tls*, a folder with cert.pem and key.pem and what trusts it, visitors come in over TLS.
+    With *keeps_idle*, connections to the target are kept between visitors.
     With *trusted_fields*, they are a trusted proxy, which may say these as well."""
-    ingress = LimitsConfig(ingress=limits or IngressLimits())
+    limits = limits or IngressLimits()
+    if not keeps_idle:  # so that the end of a visitor is the end of what it used
+        limits = replace(limits, max_idle_targets=0)
+    ingress = LimitsConfig(ingress=limits)
     config = msgspec.structs.replace(proxy_config(), limits=ingress)
     http = HttpIngress(
         listen="127.0.0.1:0",

@@ -21,7 +21,10 @@ from tunnelmux.limits import (
 __all__ = ["AgentLimitsConfig", "AuditConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
 
 _MAY_BE_ZERO = frozenset(
-    {"reconnect_wait", "reserved_streams", "session_window_budget", "process_window_budget"}
+    {
+        *("reconnect_wait", "reserved_streams", "session_window_budget", "process_window_budget"),
+        "max_idle_targets",
+    }
 )
 _LARGEST_COUNT = 2**40
 """No count or size is larger: a tebibyte is no limit any more, and fits into every C integer."""
@@ -138,7 +141,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
     """The same for an agent, which has no visitors, and no internal API."""
 
     left_out: ClassVar[frozenset[str]] = frozenset(
-        {"max_visitors", "max_handshakes", "reconnect_wait"}
+        {"max_visitors", "max_handshakes", "reconnect_wait", "max_idle_targets", "target_idle_time"}
         | {"max_arrivals_per_address", "first_byte_timeout"}
         | {"max_streams_per_visitor", "reserved_streams"}
         | {"socketio_max_sessions", "socketio_max_commands"}

@@ -51,7 +51,7 @@ cdef struct RequestShape:
     int64_t content_length  # bytes of body; 0 also when there is none, or `chunked`
     bint chunked
     bint is_head
-    bint closes  # the sender has no request after this one; that line of the head stays in it
+    bint closes  # the sender has no request after this one
     bint binds  # it logs in, and the login will belong to the connection
     Spans dropped  # what the rewritten head is without
     Spans said  # those of them that say who asked for what

@@ -70,8 +70,8 @@ class HeadScanner:
     def rewritten(self, fields: bytes = b"") -> bytes | None:
         """The head as it goes on, or None when it was not accepted.
 
-        *fields*, whole lines, come behind the rest. Of a request are left out `Connection:
-        keep-alive`, `Keep-Alive`, `Tunnelmux-*` and what only a proxy may say of a visitor; of a
+        *fields*, whole lines, come behind the rest. Of a request are left out
+        `Connection`, `Keep-Alive`, `Tunnelmux-*` and what only a proxy may say of a visitor; of a
         response, which is HTTP/1.1 then, `Connection`, `Keep-Alive`, `Tunnelmux-*`, what else is
         for one hop (RFC 9110 section 7.6.1) and a framing field where there can be no body.
         """

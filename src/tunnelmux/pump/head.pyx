@@ -344,7 +344,7 @@ cdef bint take_request_field(
         if progress.has_connection or not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
             return False
         progress.has_connection = True
-        return shape.closes or note_line(&shape.dropped, at, end)
+        return note_line(&shape.dropped, at, end)
     else:
         if line.kind == FORWARDING and not note_line(&shape.said, at, end):
             return False

@@ -51,9 +51,6 @@ class HttpRelay(LegUser):
     def start(self) -> None:
         """Carry from now on."""
     @property
-    def socket(self) -> object:
-        """The visitor's, as it was given."""
-    @property
     def outcome(
         self,
     ) -> Literal["finished", "local broke", "stream broke", "aborted", "handed back"] | None:

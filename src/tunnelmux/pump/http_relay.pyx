@@ -26,13 +26,14 @@ from libc.string cimport memcmp, memcpy
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux.pump.epoll cimport Pump
 from tunnelmux.pump.followers cimport (
-    ANSWER_BROKEN, ANSWER_DONE, ANSWER_HEAD, ANSWER_MISSING, ANSWER_NONE, ANSWER_REFUSED,
-    ANSWER_UNTIL_END, GIVES_MADE, GIVES_NOTHING, GIVES_SAME, HEAD_DECLINED, REQUEST_BROKEN,
+    ANSWER_BROKEN, ANSWER_DONE, ANSWER_HEAD, ANSWER_LENGTH, ANSWER_MISSING, ANSWER_NONE,
+    ANSWER_REFUSED, ANSWER_UNTIL_END, GIVES_MADE, GIVES_SAME, HEAD_DECLINED, REQUEST_BROKEN,
     REQUEST_DECLINED, REQUEST_DONE, REQUEST_HEAD, REQUEST_IDLE, REQUEST_READY, SEND_AGAIN, TAKEN,
-    ANSWER_LENGTH, AnswerFollower, RequestFollower,
+    AnswerFollower, RequestFollower,
 )
+from tunnelmux.pump.head cimport RequestShape
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
-from tunnelmux.pump.pump_socket cimport BROKEN, NOTHING, PumpSocket
+from tunnelmux.pump.pump_socket cimport BROKEN, PumpSocket
 from tunnelmux.pump.tunnel cimport Tunnel
 from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
 from tunnelmux.yamux.ring cimport ByteRing
@@ -99,10 +100,7 @@ cdef class HttpRelay(LegUser):
 
     def give_up(self, str problem, int status):
         if self.ended_as == RUNNING:
-            if problem is not None:
-                self.fail_answer(problem, status)
-            else:
-                self.hand_over(None, 0)
+            self.hand_over(None, 0) if problem is None else self.fail_answer(problem, status)
             self.pump.wake()
 
     def abort(self):
@@ -120,10 +118,6 @@ cdef class HttpRelay(LegUser):
     def take_bound(self):
         bound, self.bound = self.bound, None
         return None if bound is None else (bound, self.route.opener)
-
-    @property
-    def socket(self):
-        return self.local.socket
 
     @property
     def outcome(self):
@@ -220,8 +214,9 @@ cdef class HttpRelay(LegUser):
         self.give_visitor(data + passed, used - passed, True)
         if used < size:
             leg.stream.give_back(size - used)
-            if answer.is_over():
-                self.ending = max(self.ending, PARTS)  # a target that says what it was not asked
+            if answer.is_over():  # the target says what it was not asked
+                answer.closes = True
+                self.ending = max(self.ending, PARTS)
         if self.ended_as != RUNNING or self.over:
             return 0
         if in_head and answer.state_ >= ANSWER_LENGTH:
@@ -329,10 +324,7 @@ cdef class HttpRelay(LegUser):
         used = request.write_head(
             <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields), gap + HEADER_BYTES
         )
-        keep = not request.shape.chunked and request.shape.content_length == 0 and (
-            request.shape.is_head
-            or request.shape.method_size == 3 and memcmp(request.kept.base, b"GET", 3) == 0
-        )
+        keep = self.is_safe()
         if request.shape.binds:
             self.leg.bound = True
         if request.shape.closes:
@@ -437,7 +429,7 @@ cdef class HttpRelay(LegUser):
             self.hand_over(None, 0)
             return False
         if self.leg is None:
-            if self.may_send_again() and not self.sent_again:
+            if self.may_send_again():
                 self.leg = self.route.take_idle(self, self.pump.now)
             if self.leg is None:
                 self.leg = self.route.open_leg(self)
@@ -480,12 +472,15 @@ cdef class HttpRelay(LegUser):
 
     cdef bint may_send_again(self) noexcept:
         """Whether the request, which is READY or DONE, can be sent a second time (RFC 9110 9.2.2)."""
-        cdef RequestFollower request = self.request
-        return not self.sent_again and request.kept.size > 0 and not request.shape.chunked and (
-            request.shape.content_length == 0
-        ) and (
-            request.shape.is_head
-            or request.shape.method_size == 3 and memcmp(request.kept.base, b"GET", 3) == 0
+        return not self.sent_again and self.request.kept.size > 0 and self.is_safe()
+
+    cdef bint is_safe(self) noexcept:
+        """Whether the request, whose head is kept, changes nothing and has no body."""
+        cdef RequestShape *shape = &self.request.shape
+        if shape.chunked or shape.content_length:
+            return False
+        return shape.is_head or (
+            shape.method_size == 3 and memcmp(self.request.kept.base, b"GET", 3) == 0
         )
 
     cdef int send_again(self) except -1:
@@ -552,7 +547,7 @@ cdef class HttpRelay(LegUser):
             self.ending = CLOSES
         if self.request.state_ != REQUEST_DONE:
             self.drop_leg(LEG_RESET)
-        elif answer.closes or self.ending == PARTS or self.request.shape.closes:
+        elif answer.closes or self.ending == PARTS:
             self.drop_leg(LEG_CLOSED)
         if self.ending == CLOSES:
             self.drop_leg(LEG_KEPT)

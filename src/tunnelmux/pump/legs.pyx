@@ -108,6 +108,7 @@ cdef class Leg(Member):
         self.pump.wake()
 
     cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
+        cdef Leg held = self  # its user may leave it, and its stream with it
         cdef Py_ssize_t wanted
         cdef bytes answer = self.route.answer
         if not self.agreed:
@@ -132,6 +133,7 @@ cdef class Leg(Member):
         return self.part(False)  # nobody had asked
 
     cdef int on_change(self) except -1:
+        cdef Leg held = self
         cdef LegUser user = self.user
         if self.stream.error_ is None and not self.stream.remote_fin:
             if user is not None:
@@ -161,6 +163,7 @@ cdef class Leg(Member):
 
     cdef int part(self, bint in_order) except -1:
         """End the stream; it is nobody's then."""
+        cdef Leg held = self  # what is undone here may have been all that did
         if self.user is None:
             self.route.forget(self)
         self.user = None

@@ -7,13 +7,17 @@ every `Tunnelmux-*` field the first time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import math
+from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakKeyDictionary, ref
+
+import trio
 
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.http.judge import HeadJudge
+from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
@@ -46,6 +50,8 @@ class PumpRoutes:
     """Which sessions and services a pump can carry requests to, without asking anybody."""
 
     def __init__(self, router: Router) -> None:
+        self.limits = IngressLimits()
+        """Of these are held the connections that nobody uses."""
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
 
@@ -58,7 +64,13 @@ class PumpRoutes:
             return
         named = known.get(name)
         if named is None:
-            named = Route(_Opener(session, name), CONNECT_ANSWER, Destination(device, name))
+            named = Route(
+                _Opener(session, name),
+                CONNECT_ANSWER,
+                Destination(device, name),
+                max_idle=self.limits.max_idle_targets,
+                idle_time=self.limits.target_idle_time,
+            )
             known[name] = named
         known[asked] = named
 
@@ -67,6 +79,22 @@ class PumpRoutes:
         session = self._router.session_now(destination.device)
         services = self._services.get(session) if session is not None else None
         return services.get(destination.service) if services is not None else None
+
+    async def tidy(self) -> NoReturn:
+        """End connections to targets that nobody has used for their time, until cancelled."""
+        while True:
+            await trio.sleep(self.limits.target_idle_time / 2)
+            now = trio.current_time()
+            for session, services in list(self._services.items()):
+                for route in services.values():
+                    route.close_idle(math.inf if session.is_draining else now - route.idle_time)
+
+    def drain(self) -> None:
+        """Keep no connection that nobody uses from now on."""
+        for services in list(self._services.values()):
+            for route in services.values():
+                route.max_idle = 0
+                route.close_idle(math.inf)
 
 
 class _Opener:

@@ -92,6 +92,7 @@ class HttpIngressServer:
     ) -> None:
         """Serve connections that come from now on like this."""
         trusted = TrustedProxies.parse(ingress.trusted_proxies, ingress.trusted_fields)
+        self._routes.limits = limits
         self._settings = IngressSettings(
             ingress.domain, trusted, limits, tls, parent_cookies=ingress.parent_cookies
         )
@@ -109,13 +110,16 @@ class HttpIngressServer:
 
     async def run_direct(self, pump: DataPump) -> NoReturn:
         """Let `take` give connections to this pump, until cancelled; then those it has are cut."""
-        await self._direct.run(pump)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._routes.tidy)
+            await self._direct.run(pump)
 
     def drain(self) -> None:
         """Close idle connections now and the others after their current request."""
         self._is_draining = True
         for visit in self.visits:
             visit.finish_soon()
+        self._routes.drain()
 
     def take(self, nursery: trio.Nursery, local: socket.socket, remote: str) -> bool:
         """Serve one visitor without a task, as long as that is possible; whether it is now.
