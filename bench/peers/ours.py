@@ -31,6 +31,14 @@ target = "{target}"
 """
 
 
+ONE_ADDRESS = """\
+[limits]
+max_streams_per_visitor = 1024
+reserved_streams = 16
+"""
+"""All visitors here come from one address, a thousand of them at once."""
+
+
 class Tunnelmux(Peer):
     ours = True
 
@@ -53,7 +61,7 @@ class Tunnelmux(Peer):
         proxy += f'[ingress.http]\nlisten = "{HOST}:{http}"\n' if self.http else ""
         for service, port in ingress.items():
             proxy += TCP_INGRESS.format(host=HOST, port=port, device=DEVICE, service=service)
-        proxy += f'[[devices]]\nname = "{DEVICE}"\ntoken = "{token}"\n'
+        proxy += f'[[devices]]\nname = "{DEVICE}"\ntoken = "{token}"\n' + ONE_ADDRESS
         agent += f'[device]\nname = "{DEVICE}"\n'
         for service, port in (("web", origin.http), ("echo", origin.echo)):
             agent += SERVICE.format(name=service, target=f"tcp://{HOST}:{port}")

@@ -168,11 +168,11 @@ class IngressLimits:
     """From accepting a connection to its first byte, which agents and browsers send at once. Two
     lost packets (1 and 2 s) still fit in; who connects to say nothing is soon gone."""
 
-    max_streams_per_visitor: int = 256
+    max_streams_per_visitor: int = 512
     """Requests and connections in progress to one device at once for visitors of one address (of
-    IPv6, one /64); one more gets 503, on a TCP port a reset. A quarter of max_streams: a browser
-    has six, an office behind one address dozens. trusted_proxies are exempt: they can count their
-    own visitors."""
+    IPv6, one /64); one more gets 503, on a TCP port a reset. Half of max_streams: an office, or a
+    server that keeps a pool, has hundreds, and no one address has them all. trusted_proxies are
+    exempt: they can count their own visitors."""
 
     reserved_streams: int = 64
     """Streams of each device that visitors leave free, but no more than an eighth of max_streams:
