@@ -384,7 +384,6 @@ class RunningProxy:
     async def _end_device(self, name: str, reason: str) -> Ended:
         """End the session and the visits of a device; how many there were."""
         handle = await self.store.find_device(name)
-        streams = handle.session.stream_count if isinstance(handle, LocalHandle) else 0
         # Also those of a session that was replaced and still unwinds, and those that wait for one.
         visits = self.visits.cut_device(name, reason)
         if handle is not None:
@@ -393,8 +392,7 @@ class RunningProxy:
         if not self.devices.knows(name):
             self.store.forget_device(name)
             self._tunnel.forget_device(name)
-        # Visitors on HTTP stand in no register while the pump carries them: each has a stream.
-        return Ended(sessions=int(handle is not None), visits=max(visits, streams))
+        return Ended(sessions=int(handle is not None), visits=visits)
 
     def _follow_registry(self, config: ProxyConfig) -> RegisteredDevices | None:
         """What knows the devices of the registry, if there is one. Raises ConfigError."""
