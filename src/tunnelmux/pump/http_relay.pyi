@@ -24,8 +24,9 @@ class _Carrier(Protocol):
         """The lines that a request gets which says this, with the lines *said* of who sent it."""
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
         """The hosts to which the cookies of its answer are held (`pump.cookies`)."""
-    def about(self, destination: Any, stream: int, said: bytes) -> bytes | None:
-        """What the log's line about it says first (`pump.lines`); None when there is to be none."""
+    def about(self, destination: Any, stream: int) -> bytes | None:
+        """What the log's line says first (`pump.lines`) about the request for which `fields` were made
+        last; None when there is to be none."""
 
 @final
 class HttpRelay(LegUser):
@@ -64,9 +65,6 @@ class HttpRelay(LegUser):
     @property
     def stream_id(self) -> int:
         """The stream it went on; 0 before the first."""
-    @property
-    def said(self) -> bytes:
-        """The lines by which it said who sent it, where that is listened to."""
     @property
     def phase(
         self,

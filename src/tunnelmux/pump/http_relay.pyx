@@ -132,10 +132,6 @@ cdef class HttpRelay(LegUser):
         return self.stream_seen
 
     @property
-    def said(self):
-        return self.said_seen or b""
-
-    @property
     def phase(self):
         if self.unsent.size or self.answer.state_ >= ANSWER_LENGTH:
             return "answering"
@@ -497,9 +493,7 @@ cdef class HttpRelay(LegUser):
         cdef RequestFollower request = self.request
         self.stream_seen = self.leg.stream.id
         if self.about is None:
-            self.about = self.carrier.about(
-                self.route.destination, self.stream_seen, self.said_seen
-            )
+            self.about = self.carrier.about(self.route.destination, self.stream_seen)
         self.method = request.text(0, request.shape.method_size)
         self.path = request.text(
             request.shape.target_at, request.shape.target_at + request.shape.path_size

@@ -126,6 +126,7 @@ class Carrier:
         self._settings = settings
         self._routes = routes
         self._visitor = visitor
+        self._client: str | None = None  # that the last request came from, by its trusted proxies
         self._visit = visit
 
     def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
@@ -141,29 +142,36 @@ class Carrier:
 
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
-        made = forwarding_fields(_split(said), self._visitor, host)
-        return b"".join([b"%s: %s\r\n" % pair for pair in made])
+        key = (self._visitor.address, host, said)
+        lines, self._client = self._settings.names.made_for(key, lambda: self._make(host, said))
+        return lines
+
+    def _make(self, host: bytes, said: bytes) -> tuple[bytes, str | None]:
+        # The lines, and the address of the client that trusted proxies name.
+        fields = _split(said)
+        made = forwarding_fields(fields, self._visitor, host)
+        lines = b"".join([b"%s: %s\r\n" % pair for pair in made])
+        return lines, client_address(fields, self._settings.trusted) if self.heeds else None
 
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
         """The hosts to which the cookies of the answer to such a request are held."""
         if self._settings.parent_cookies:
             return ()
+        if b"-host" not in said.lower():
+            return (host,)
         return (host, *field_values(_split(said), b"x-forwarded-host"))
 
-    def about(self, destination: Destination, stream: int, said: bytes) -> bytes | None:
+    def about(self, destination: Destination, stream: int) -> bytes | None:
         """What the log's line about a request says first; None when there is to be none."""
         if not wants_info():
             return None
-        fields = self.describe(destination, stream, said)
+        fields = self.describe(destination, stream)
         return line_about("proxy.http", "request", **fields).encode("ascii")
 
-    def describe(self, destination: Destination, stream: int, said: bytes) -> dict[str, str | int]:
+    def describe(self, destination: Destination, stream: int) -> dict[str, str | int]:
         """Who asked whom, for the log."""
-        visitor = self._visit.visitor
-        if self.heeds and (client := client_address(_split(said), self._settings.trusted)):
-            visitor = client
         return {
-            "visitor": visitor,
+            "visitor": self._client or self._visit.visitor,
             "device": destination.device,
             "service": destination.service or "",
             "stream": stream,
@@ -196,7 +204,7 @@ class Carrier:
         assert isinstance(relay.destination, Destination)
         _log.info(
             "request",
-            **self.describe(relay.destination, relay.stream_id, relay.said),
+            **self.describe(relay.destination, relay.stream_id),
             method=method,
             path=path,
             **({"status": status} if status else {}),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 __all__ = ["Destination", "KnownNames"]
@@ -12,6 +13,10 @@ _KNOWN_NAMES = 4096
 
 _LONGEST_NAME = 400
 # Bytes of one: a host (RFC 1035 2.3.4) with a root dot and a port, and two labels.
+
+
+_LONGEST_SAID = 1024
+# Bytes of a Host and what a request says of who sent it, up to which both are remembered.
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +37,7 @@ class KnownNames:
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes, bytes], Destination] = {}
+        self._made: dict[tuple[str, bytes, bytes], tuple[bytes, str | None]] = {}
 
     def learn(self, name: tuple[bytes, bytes, bytes], destination: Destination) -> None:
         """A request that said this was accepted, and went there."""
@@ -40,6 +46,22 @@ class KnownNames:
         if len(self._known) >= _KNOWN_NAMES:
             self._known.clear()
         self._known[name] = destination
+
+    def made_for(
+        self,
+        key: tuple[str, bytes, bytes],
+        make: Callable[[], tuple[bytes, str | None]],
+    ) -> tuple[bytes, str | None]:
+        """What `make` makes of a sender's address, a Host and what a request says of who sent it:
+        remembered for the next request of the same client, which may come on any connection."""
+        made = self._made.get(key)
+        if made is None:
+            if len(self._made) >= _KNOWN_NAMES:
+                self._made.clear()
+            made = make()
+            if len(key[1]) + len(key[2]) <= _LONGEST_SAID:
+                self._made[key] = made
+        return made
 
     def find(self, name: tuple[bytes, bytes, bytes]) -> Destination | None:
         """Its destination, when that was learnt."""
