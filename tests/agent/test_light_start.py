@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import trio
 
 from support.proxies import proxy_config, running
@@ -49,6 +50,7 @@ target = "http://127.0.0.1:8000"
 """
 
 
+@pytest.mark.slow
 async def test_an_agent_that_is_connected_has_imported_what_it_needs_and_no_more(
     tmp_path: Path,
 ) -> None:
