@@ -253,3 +253,29 @@ async def test_a_stream_in_python_hands_over_to_a_relay_in_mid_stream(way: str) 
         await far.aclose()
         got = b"".join([piece async for piece in ours])
         assert got == b"answer;first;end"
+
+
+@pytest.mark.parametrize("in_time", [True, False])
+async def test_a_reset_does_not_overtake_what_a_slow_peer_has_not_taken_yet(
+    way: str, in_time: bool
+) -> None:
+    """The relay's kernel took all of it, the peer's only a part, when the reset comes."""
+    if not way.startswith("pump"):
+        pytest.skip("Trio's streams reset at once")
+    size = 140_000
+    async with carried_sessions(way) as (client, server), relayed(client, server) as one:
+        await one.far.send_all(bytes(size))
+        await trio.testing.wait_all_tasks_blocked(0.05)  # all is with the relays
+        await abort(one.far)
+        await over(one)
+        assert client._pump is not None
+        core = client._pump.core
+        assert core.leaving_count == 1
+        if not in_time:
+            core.close_left(trio.current_time() + 6.0, 5.0)
+            assert core.leaving_count == 0
+        got = 0
+        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+            while piece := await one.near.receive_some(10_000):
+                got += len(piece)
+        assert (got == size) == in_time

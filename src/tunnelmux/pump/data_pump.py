@@ -7,6 +7,7 @@ if there were no pump.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import deque
@@ -53,6 +54,12 @@ _NEWS_PORTION = 0.002
 
 _LINES_DELAY = 0.02
 # Seconds for which lines of the log gather: a write for each batch would cost as much as the lines.
+
+_LEAVE_LOOK = 0.05
+# Seconds between looks at connections that are to be reset once their peers have what was sent.
+
+_LEAVE_PATIENCE = 5.0
+# Seconds they get for it.
 
 _MOST_LINES = 65_536
 # Bytes of lines after which they are written at once.
@@ -182,6 +189,7 @@ class DataPump:
         self.core = core
         self._lines = core.lines = LineBuffer(time_of_day)
         self._has_lines = trio.Event()
+        self._has_leaving = trio.Event()
         self._news: deque[Member] = deque()
 
     def new_engine(self, **settings: Any) -> PumpedEngine:
@@ -231,6 +239,20 @@ class DataPump:
             self._has_lines = trio.Event()
             self._write_lines()
 
+    async def see_off(self) -> None:
+        """Reset the connections that are to be, once their peers took what came before; until
+        cancelled, then at once."""
+        try:
+            while True:
+                # No deadline: it wakes when there is one.
+                await self._has_leaving.wait()
+                while self.core.leaving_count:
+                    await trio.sleep(_LEAVE_LOOK)
+                    self.core.close_left(trio.current_time(), _LEAVE_PATIENCE)
+                self._has_leaving = trio.Event()
+        finally:
+            self.core.close_left(math.inf, 0)
+
     def _write_lines(self) -> None:
         doubtful = self._lines.doubtful
         if lines := self._lines.take():
@@ -242,6 +264,8 @@ class DataPump:
             self._has_lines.set()
             if len(self._lines) > _MOST_LINES:
                 self._write_lines()
+        if self.core.leaving_count:
+            self._has_leaving.set()
         self._news.extend(news)
         self._tell_some()
 
@@ -278,6 +302,7 @@ async def open_pump() -> AsyncIterator[DataPump | None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run)
         nursery.start_soon(pump.write_lines)
+        nursery.start_soon(pump.see_off)
         try:
             yield pump
         except Exception as exc:  # noqa: BLE001  raised below, where no nursery wraps it in a group

@@ -33,6 +33,7 @@ cdef class Pump:
     cdef Link turns
     cdef Link dirty
     cdef list news
+    cdef list leaving
     cdef public LineBuffer lines
     cdef readonly double now
     cdef double began
@@ -44,6 +45,7 @@ cdef class Pump:
     cdef int tell(self, Member member) except -1
     cdef uint8_t *take_buffer(self) except NULL
     cdef void give_buffer(self, uint8_t *buffer) noexcept
+    cdef int let_out(self, int fd) except -1
     cdef const uint8_t *next_mask(self) except NULL
     cdef bint is_busy_(self) noexcept
     cdef bint wait_a_moment(self) noexcept

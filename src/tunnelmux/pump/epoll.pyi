@@ -35,6 +35,11 @@ class Pump:
     """Where relays of HTTP requests put the log's lines about them; to be emptied after a batch."""
     def wake(self) -> None:
         """Make the descriptor readable, so that a batch follows soon."""
+    @property
+    def leaving_count(self) -> int:
+        """Connections that were reset and wait for their peers to take what was sent before."""
+    def close_left(self, now: float, patience: float) -> None:
+        """Reset those of which all was taken, or which wait for *patience* seconds."""
     def close(self) -> None:
         """Let go of every socket: what runs on them ends with an OSError."""
 

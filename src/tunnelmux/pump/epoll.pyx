@@ -49,8 +49,13 @@ cdef extern from "poll.h" nogil:
     int ppoll(pollfd *watched, unsigned long count, const timespec *timeout, const void *signals)
     short POLLIN
 
+cdef extern from "sys/ioctl.h" nogil:
+    int ioctl(int fd, unsigned long request, ...)
+    int TIOCOUTQ  # of a socket: SIOCOUTQ, tcp(7)
+
 cdef extern from "unistd.h" nogil:
     int close(int fd)
+    int dup(int fd)
     ssize_t read(int fd, void *data, size_t size)
     ssize_t write(int fd, const void *data, size_t size)
 
@@ -59,6 +64,7 @@ cdef enum:
     EVENTS = 512  # descriptors handled in one look
     SLACK = 64  # bytes by which frame headers may go over the payload's bound
     KEPT_BUFFERS = 32  # spare output buffers a pump keeps
+    MOST_LEAVING = 1024  # connections that may be kept for their peers to take what was sent
     DICE = 4096  # bytes of randomness fetched at once: a thousand masks
 
 
@@ -69,6 +75,12 @@ cdef inline double monotonic() noexcept nogil:
     cdef timespec now
     clock_gettime(CLOCK_MONOTONIC, &now)
     return now.tv_sec + 1e-9 * now.tv_nsec
+
+
+cdef int bytes_unsent(int fd) noexcept nogil:
+    """Bytes that the peer has not acknowledged; 0 when that cannot be told."""
+    cdef int count = 0
+    return count if ioctl(fd, TIOCOUTQ, &count) == 0 else 0
 
 
 cdef object os_error(int code):
@@ -86,6 +98,7 @@ cdef class Pump:
         init_link(&self.turns, NULL)
         init_link(&self.dirty, NULL)
         self.news = []
+        self.leaving = []
         self.dice = b""
 
     def __init__(self):
@@ -104,6 +117,10 @@ cdef class Pump:
 
     def __dealloc__(self):
         cdef void *buffer
+        cdef int fd
+        if self.leaving is not None:
+            for fd, _ in self.leaving:
+                close(fd)
         while self.spare != NULL:
             buffer = self.spare
             self.spare = (<void **>buffer)[0]
@@ -286,6 +303,34 @@ cdef class Pump:
             self.dice_used = 0
         self.dice_used += 4
         return <const uint8_t *>PyBytes_AS_STRING(self.dice) + self.dice_used - 4
+
+    # -- connections that end with a reset -----------------------------------------------------
+
+    cdef int let_out(self, int fd) except -1:
+        """Keep the connection behind *fd* until its peer has all that was sent on it, or for a while.
+
+        A reset discards what the kernel has not sent yet. Whoever owns *fd* closes it as ever, and
+        that takes effect when this second descriptor is closed as well."""
+        cdef int second
+        if bytes_unsent(fd) > 0 and len(self.leaving) < MOST_LEAVING:
+            second = dup(fd)
+            if second >= 0:
+                self.leaving.append((second, self.now))
+        return 0
+
+    @property
+    def leaving_count(self):
+        return len(self.leaving)
+
+    def close_left(self, double now, double patience):
+        cdef list kept = []
+        cdef int fd
+        for fd, since in self.leaving:
+            if bytes_unsent(fd) > 0 and now < since + patience:
+                kept.append((fd, since))
+            else:
+                close(fd)
+        self.leaving = kept
 
     # -- the second and third part of a batch -----------------------------------------------------
 

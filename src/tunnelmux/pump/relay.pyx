@@ -249,7 +249,9 @@ cdef class Relay(Member):
             self.local.at_end and stream.remote_fin and stream.receive_state != RECEIVE_RESET
         ):
             # What the peer said before it reset the stream is passed on first.
-            if stream.inbox.size == 0 or not self.writes or self.local.error is not None:
+            if not self.writes or self.local.error is not None or (
+                stream.inbox.size == 0 and not self.local.is_sending()
+            ):
                 return self.stream_failed()
             return self.write_out()
         if self.connecting:
@@ -324,6 +326,8 @@ cdef class Relay(Member):
         if outcome == FINISHED:
             self.stream.close(self.pump.now)
         elif outcome != HANDED_BACK:
+            if outcome == STREAM_BROKE and self.bytes_out:
+                self.pump.let_out(self.fd)
             self.stream.reset_(0, "the relay was cut")
         self.tunnel.mark_dirty()
         return self.pump.tell(self)
