@@ -348,6 +348,8 @@ async def test_answer_of_a_target_that_stopped_reading() -> None:
         (b"", b"without an answer"),
         (b"HTTP/1.1 200 OK\r\nContent-", b"within the head"),
         (b"SSH-2.0-OpenSSH_9.2\r\n\r\n", b"did not answer in HTTP"),
+        (b"ICY 200 OK\r\nicy-name: x\r\n\r\n", b"passes as it is through a TCP service"),
+        (b"HTTP/1.1 200 OK\r\nX (y): z\r\n\r\n", b"passes as it is through a TCP service"),
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", b"did not answer in HTTP"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n", b"conflicting"),
         (b"HTTP/1.1 200 OK\r\nno colon here\r\n\r\n", b"no colon"),

@@ -50,6 +50,10 @@ _HOST = re.compile(
 )
 
 
+AS_TCP = 'what is not quite HTTP passes as it is through a TCP service (target = "tcp://...")'
+"""The way round an answer that no reading of RFC 9112 makes sense of."""
+
+
 class BadHead(Exception):
     """A response head that cannot be used; the message says what is wrong with it."""
 
@@ -234,7 +238,7 @@ def parse_response(raw: bytes, request_method: bytes, max_fields: int = MAX_FIEL
     line, *lines = [text.removesuffix(b"\r") for text in raw.rstrip(b"\r\n").split(b"\n")]
     match = _STATUS_LINE.fullmatch(line)
     if match is None:
-        raise BadHead(f"its status line is {line[:80]!r}")
+        raise BadHead(f"its status line is {line[:80]!r}; {AS_TCP}")
     status = int(match[2])
     if status < 100:
         raise BadHead(f"its status is {status}")
@@ -247,7 +251,7 @@ def parse_response(raw: bytes, request_method: bytes, max_fields: int = MAX_FIEL
             http_version=b"1.1",
         )
     except h11.LocalProtocolError as exc:
-        raise BadHead(str(exc)) from None
+        raise BadHead(f"{exc}; {AS_TCP}") from None
     length, chunked = _framing(event.headers)
     if chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides, and Content-Length is removed
