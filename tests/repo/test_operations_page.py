@@ -53,7 +53,9 @@ def logged_events() -> set[str]:
 
 
 def metrics() -> set[str]:
-    sources = "\n".join(path.read_text("utf-8") for path in DAEMONS)
+    sources = "\n".join(
+        path.read_text("utf-8") for path in (*DAEMONS, *(SOURCE / "api").rglob("*.py"))
+    )
     return set(re.findall(r'"(tunnelmux_[a-z_]+)"', sources))
 
 

@@ -23,6 +23,7 @@ from tunnelmux.api.description import describe
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.gate import Gate, GateLimits
 from tunnelmux.api.identity import Identification
+from tunnelmux.api.metrics import Measured, Metrics, serve_metrics
 from tunnelmux.api.oidc.provider import Provider
 from tunnelmux.api.problems import add_problem_handlers
 from tunnelmux.api.proxies import Proxies
@@ -73,10 +74,12 @@ ROUTERS = (
 class RunningApi:
     """A running API."""
 
-    def __init__(self, api: Api, port: int) -> None:
+    def __init__(self, api: Api, port: int, metrics_port: int | None) -> None:
         self.api = api
         self.port = port
         """The port it listens on: the configured one, or what the system chose for 0."""
+        self.metrics_port = metrics_port
+        """The same for that of the metrics; None where there is none."""
         self.is_leaving = trio.Event()
         self.has_left = trio.Event()
 
@@ -105,13 +108,14 @@ def application(api: Api) -> FastAPI:
 
 def build_app(api: Api) -> ASGIApp:
     """The application behind its gate."""
-    return Gate(
+    gate = Gate(
         application(api),
         api.identification,
         trusted_proxies=TrustedProxies.parse(api.config.api.trusted_proxies),
         limits=GateLimits(api.config.limits.body_stall, api.config.limits.max_body),
         streams=lambda path: _FORWARDED.match(path) is not None,
     )
+    return Measured(gate, api.metrics)
 
 
 def assemble(config: ApiConfig, registry: Registry) -> Api:
@@ -120,6 +124,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
     proxies = Proxies(registry, config.proxies)
+    followers = Places(config.limits.max_events)
     return Api(
         config=config,
         registry=registry,
@@ -128,7 +133,8 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         commands=CommandBook(),
         hub=EventHub(registry, proxies),
         identification=Identification(registry, sign_in),
-        followers=Places(config.limits.max_events),
+        followers=followers,
+        metrics=Metrics(lambda: followers.taken, lambda: registry.failures),
     )
 
 
@@ -141,8 +147,13 @@ async def run_api(
     `listener` is a listening socket to take in place of `api.listen`; it is closed at the end.
     Raises ConfigError, RegistryAway or RegistryFailed when it cannot begin.
     """
-    listener = listener or server.listen("api.listen", config.api.address)
-    with contextlib.closing(listener):
+    with contextlib.ExitStack() as listeners:
+        listener = listener or server.listen("api.listen", config.api.address)
+        listeners.enter_context(contextlib.closing(listener))
+        scraped: socket.socket | None = None
+        if config.metrics is not None:
+            scraped = server.listen("metrics.listen", config.metrics.address)
+            listeners.enter_context(contextlib.closing(scraped))
         async with open_registry(
             config.registry.url,
             migrate=config.registry.migrate,
@@ -160,13 +171,14 @@ async def run_api(
                     tls_certificate=_text(config.api.tls_certificate),
                     tls_key=_text(config.api.tls_key),
                 ),
+                _metrics_listener(api, scraped) as metrics_port,
                 trio.open_nursery() as nursery,  # ends first, and with it all streams of events
             ):
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
                 nursery.start_soon(api.hub.run)
                 try:
-                    yield RunningApi(api, port)
+                    yield RunningApi(api, port, metrics_port)
                 finally:
                     nursery.cancel_scope.cancel()
 
@@ -179,6 +191,17 @@ async def serve_api(
         task_status.started(running)
         await running.is_leaving.wait()
     running.has_left.set()
+
+
+@contextlib.asynccontextmanager
+async def _metrics_listener(api: Api, listener: socket.socket | None) -> AsyncIterator[int | None]:
+    if listener is None:
+        yield None
+        return
+    async with serve_metrics(api.metrics, listener):
+        port: int = listener.getsockname()[1]
+        _log.info("metrics listening", address=f"{listener.getsockname()[0]}:{port}")
+        yield port
 
 
 def _text(path: object) -> str | None:

@@ -13,6 +13,7 @@ from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.identity import Identification, actor_of
+from tunnelmux.api.metrics import Metrics
 from tunnelmux.api.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
@@ -32,18 +33,19 @@ class Places:
     """A bounded number of callers who may do something at once."""
 
     def __init__(self, limit: int) -> None:
-        self._left = limit
+        self._limit = limit
+        self.taken = 0
 
     def take(self) -> bool:
         """Whether there was a place; it is the caller's until `give_back`."""
-        if self._left <= 0:
+        if self.taken >= self._limit:
             return False
-        self._left -= 1
+        self.taken += 1
         return True
 
     def give_back(self) -> None:
         """The caller is done."""
-        self._left += 1
+        self.taken -= 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Api:
     hub: EventHub
     identification: Identification
     followers: Places
+    metrics: Metrics
 
     @property
     def installation(self) -> Installation:

@@ -26,6 +26,7 @@ __all__ = [
     "ApiLimits",
     "ApiListener",
     "BrowserSessionConfig",
+    "MetricsListener",
     "OIDCConfig",
     "ProxyEndpointConfig",
     "RegistryConfig",
@@ -292,6 +293,22 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise InvalidSetting("body_stall", f"{self.body_stall:g} is not from 0.1 to 3600 s")
 
 
+class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where Prometheus reads `GET /metrics`. Without this table there is no such listener. It asks
+    nobody who they are: let only those reach it who may know how much goes on here."""
+
+    listen: str = "127.0.0.1:3722"
+    """`host:port` to listen on."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of api.toml."""
 
@@ -309,6 +326,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     proxies: ProxyEndpointConfig = msgspec.field(default_factory=ProxyEndpointConfig)
     """How the proxies are called."""
+
+    metrics: MetricsListener | None = None
+    """Where Prometheus reads metrics."""
 
     drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
     """What SIGTERM waits for."""

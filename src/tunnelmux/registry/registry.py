@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager
 
 from tunnelmux.config import Secret
@@ -62,6 +63,12 @@ class Registry(abc.ABC):
     changes: Changes
     fleet: Fleet
     joining: Joining
+
+    @property
+    @abc.abstractmethod
+    def failures(self) -> Mapping[str, int]:
+        """How many calls failed since it was opened: `away` by RegistryAway, `failed` by
+        RegistryFailed."""
 
     @abc.abstractmethod
     def tenant(self, tenant_id: str, by: Actor) -> TenantRegistry:

@@ -60,12 +60,13 @@ async def login(
     return_to: Annotated[str, Query(max_length=4096)] = "/",
 ) -> Response:
     """Send the browser to the provider."""
-    landing = await api.sign_in.begin(
-        request.cookies.get(COOKIE),
-        return_to,
-        address=request.client.host if request.client is not None else "",
-        user_agent=request.headers.get("user-agent", ""),
-    )
+    with api.metrics.counting_sign_in():
+        landing = await api.sign_in.begin(
+            request.cookies.get(COOKIE),
+            return_to,
+            address=request.client.host if request.client is not None else "",
+            user_agent=request.headers.get("user-agent", ""),
+        )
     return _land(landing)
 
 
@@ -73,7 +74,10 @@ async def login(
 async def callback(request: Request, api: ApiDependency, _principal: MaybeSignedIn) -> Response:
     """Take the provider's answer."""
     query = dict(request.query_params)
-    return _land(await api.sign_in.finish(request.cookies.get(COOKIE), query))
+    with api.metrics.counting_sign_in() as count:
+        landing = await api.sign_in.finish(request.cookies.get(COOKIE), query)
+        count("signed_in" if landing.cookie is not None else "signed_in_already")
+    return _land(landing)
 
 
 @router.get("/me")

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection, Engine
 from sqlalchemy.engine.interfaces import DBAPIConnection
 
 from tunnelmux.config import Secret
-from tunnelmux.errors import ConfigError, RegistryAway, RegistryError
+from tunnelmux.errors import ConfigError, RegistryAway, RegistryError, RegistryFailed
 from tunnelmux.registry.sql.problems import is_worth_another_try, translate
 
 __all__ = ["CONNECT_TIMEOUT", "Database", "parse_url"]
@@ -61,6 +61,8 @@ class Database:
         self.place = parsed.database or "" if self.is_sqlite else shown
         """The database as messages and logs may show it."""
         self.timeout = timeout
+        self.failures = {"away": 0, "failed": 0}
+        """How many calls of `run` ended so, since the beginning."""
         self._calls = threading.local()
         if self.is_sqlite:
             self.engine = self._sqlite_engine(parsed, connections, timeout)
@@ -105,6 +107,10 @@ class Database:
                 problem = error
             nursery.cancel_scope.cancel()
         if problem is not None:
+            if isinstance(problem, RegistryAway):
+                self.failures["away"] += 1
+            elif isinstance(problem, RegistryFailed):
+                self.failures["failed"] += 1
             raise problem
         return answer[0]
 

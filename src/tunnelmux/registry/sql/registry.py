@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import timedelta
 
@@ -81,6 +81,10 @@ class SqlRegistry(Registry):
         self.joining = SqlJoining(database, clock, rules=rules)
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
+
+    @property
+    def failures(self) -> Mapping[str, int]:
+        return self._database.failures
 
     def tenant(self, tenant_id: str, by: Actor) -> TenantRegistry:
         return SqlTenantRegistry(self._database, self._clock, tenant_id, by, self._rules)
