@@ -59,6 +59,26 @@ def test_check_shows_the_configuration_without_secrets(tmp_path: Path) -> None:
     assert "registry.db" not in done.stdout
 
 
+def test_the_registrys_url_may_stand_in_a_file_and_is_not_shown(tmp_path: Path) -> None:
+    prepare(tmp_path)
+    text = (tmp_path / "api.toml").read_text()
+    (tmp_path / "api.toml").write_text(
+        text.replace(f'url = "sqlite:///{tmp_path}/registry.db"', 'url_file = "registry.url"')
+    )
+    without = run(tmp_path, "check", "--config", "api.toml")
+    assert without.returncode == 2
+    assert "registry.url_file" in without.stderr
+    address = tmp_path / "registry.url"
+    address.write_text(f"sqlite:///{tmp_path}/registry.db\n")
+    address.chmod(0o644)
+    done = run(tmp_path, "check", "--config", "api.toml")
+    assert (done.returncode, "url_file" in done.stdout) == (0, True)
+    assert "registry.db" not in done.stdout + done.stderr
+    assert "chmod o-r registry.url" in done.stderr
+    assert run(tmp_path, "db", "upgrade", "--config", "api.toml").returncode == 0
+    assert (tmp_path / "registry.db").exists()
+
+
 def test_the_first_owner_is_named_once(tmp_path: Path) -> None:
     prepare(tmp_path)
     grant = ["admin", "grant", "--config", "api.toml", "--issuer", "http://localhost:4000"]

@@ -22,6 +22,7 @@ from tunnelmux.config import (
     TcpIngress,
     TunnelListener,
 )
+from tunnelmux.config.api import RegistryConfig
 from tunnelmux.config.rules import Address, parse_address
 from tunnelmux.limits import IngressLimits, Limits
 
@@ -347,3 +348,20 @@ def test_the_registrys_url_is_given_once_and_never_shown(tmp_path):
     assert RegistrySource().read_url() is None
     with pytest.raises(InvalidSetting, match="internal_url"):
         RegistrySource(internal_url="not a url")
+
+
+def test_the_api_takes_the_registrys_url_from_a_file_too(tmp_path):
+    file = tmp_path / "url"
+    file.write_text("postgresql://u:hunter2@h/d\n")
+    with pytest.raises(InvalidSetting, match="keep one of them"):
+        RegistryConfig(url=Secret("sqlite:////r.db"), url_file=file)
+    with pytest.raises(InvalidSetting, match="url: is missing"):
+        RegistryConfig()
+    assert RegistryConfig(url_file=file).require_url() == Secret("postgresql://u:hunter2@h/d")
+    assert not RegistryConfig(url_file=file).has_password
+    assert RegistryConfig(url=Secret("postgresql://u:hunter2@h/d")).has_password
+    assert not RegistryConfig(url=Secret("postgresql://u@h/d")).has_password
+    file.write_text("two\nlines\n")
+    with pytest.raises(InvalidSetting, match=r"url_file: .* one line") as problem:
+        RegistryConfig(url_file=file).read_url()
+    assert "two" not in str(problem.value)

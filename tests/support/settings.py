@@ -133,7 +133,15 @@ def _doc(cls: type) -> str:
 
 
 def _field_docs(cls: type) -> dict[str, str]:
-    """The string that stands under each field in the class's source."""
+    """The string that stands under each field in the source of the class, or of one above it."""
+    docs: dict[str, str] = {}
+    for part in cls.__mro__:
+        if part.__module__.startswith("tunnelmux."):
+            docs = _own_field_docs(part) | docs
+    return docs
+
+
+def _own_field_docs(cls: type) -> dict[str, str]:
     (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
     assert isinstance(body, ast.ClassDef)
     docs: dict[str, str] = {}

@@ -155,7 +155,7 @@ async def run_api(
             scraped = server.listen("metrics.listen", config.metrics.address)
             listeners.enter_context(contextlib.closing(scraped))
         async with open_registry(
-            config.registry.url,
+            config.registry.require_url(),
             migrate=config.registry.migrate,
             connections=config.registry.connections,
             timeout=config.registry.timeout,

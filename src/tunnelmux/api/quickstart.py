@@ -100,7 +100,7 @@ def _configuration(folder: Path, listen: Address, issuer: str, log: LogConfig) -
 
 
 async def _name_owner(config: ApiConfig) -> None:
-    async with open_registry(config.registry.url) as registry:
+    async with open_registry(config.registry.require_url()) as registry:
         installation = registry.installation(Actor.program("tunnelmux-api"))
         tenant = await installation.tenants.find_named(DEFAULT_TENANT)
         with contextlib.suppress(RegistryRefused):  # it has an owner since an earlier run

@@ -269,7 +269,7 @@ def with_registry(
 
     async def run() -> None:
         chosen = config.registry.migrate if migrate is None else migrate
-        async with open_registry(config.registry.url, migrate=chosen) as registry:
+        async with open_registry(config.registry.require_url(), migrate=chosen) as registry:
             await work(registry)
 
     trio.run(run)

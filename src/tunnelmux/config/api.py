@@ -8,6 +8,7 @@ from typing import Literal
 import msgspec
 
 from tunnelmux.config.process import DrainConfig, LogConfig
+from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
@@ -87,11 +88,8 @@ class ApiListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return parse_address("listen", self.listen)
 
 
-class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The database of tenants, people and devices."""
-
-    url: Secret
-    """`sqlite:////var/lib/tunnelmux/registry.db` or `postgresql://user:password@host/name`."""
+class RegistryConfig(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The database of tenants, people and devices. Give exactly one of `url` and `url_file`."""
 
     migrate: bool | None = None
     """Whether to bring the schema up to date at the start; by default for SQLite only."""
@@ -103,10 +101,23 @@ class RegistryConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Seconds after which a call to the database is given up."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.is_there:
+            raise InvalidSetting(
+                "url",
+                "is missing: say which database, by url or url_file: "
+                "sqlite:////var/lib/tunnelmux-api/registry.db",
+            )
         if not 1 <= self.connections <= 64:
             raise InvalidSetting("connections", f"{self.connections} is not from 1 to 64")
         if not 0.1 <= self.timeout <= 60:
             raise InvalidSetting("timeout", f"{self.timeout:g} is not from 0.1 to 60 seconds")
+
+    def require_url(self) -> Secret:
+        """The URL, from its file when that is the source; raises InvalidSetting."""
+        url = self.read_url()
+        assert url is not None  # there is one of the two, see __post_init__
+        return url
 
 
 class RoleMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -6,8 +6,9 @@ of one sentence, which names the source, the key, and what to do.
 
 from __future__ import annotations
 
+import contextlib
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -45,7 +46,7 @@ API_VARIABLES = frozenset(
 the environment of one either."""
 
 # Keys of which one replaces the others: a later source that sets one means that one only.
-_API_SECRETS = ("registry.url", "oidc.client_secret", "proxies.secret")
+_API_SECRETS = ("oidc.client_secret", "proxies.secret")
 
 _ALTERNATIVES = (
     frozenset({"proxy.token", "proxy.token_file", "proxy.join", "proxy.join_file"}),
@@ -57,6 +58,7 @@ _ALTERNATIVES = (
     frozenset({"socketio.api_key", "socketio.api_key_file"}),
     frozenset({"oidc.client_secret", "oidc.client_secret_file"}),
     frozenset({"proxies.secret", "proxies.secret_file"}),
+    frozenset({"registry.url", "registry.url_file"}),
 )
 
 Warn = Callable[[str], None]
@@ -89,7 +91,7 @@ def load_proxy_config(
     sources = _Sources(table_of(ProxyConfig), file, environ, flags, warn)
     config: ProxyConfig = sources.decode(check=_check_proxy_files)
     secret_files = [device.token_file for device in config.devices]
-    secret_files.append(config.tunnel.tls_key)
+    secret_files += [config.tunnel.tls_key, config.registry.url_file]
     if config.ingress.http is not None:
         secret_files.append(config.ingress.http.tls_key)
         secret_files += [more.key for more in config.ingress.http.certificates]
@@ -102,6 +104,7 @@ def load_proxy_config(
         any(device.token is not None for device in config.devices)
         or any(agent.api_key is not None for agent in agents)
         or sources.is_from_file("internal.secret")
+        or (config.registry.has_password and sources.is_from_file("registry.url"))
     ):
         secret_files.append(file)
     if warn is not None:
@@ -125,11 +128,14 @@ def load_api_config(
     config: ApiConfig = sources.decode(check=_check_api_files)
     secret_files = [
         config.api.tls_key,
+        config.registry.url_file,
         config.browser_sessions.key_file,
         config.oidc.client_secret_file,
         config.proxies.secret_file,
     ]
-    if any(sources.is_from_file(key) for key in _API_SECRETS):
+    if any(sources.is_from_file(key) for key in _API_SECRETS) or (
+        config.registry.has_password and sources.is_from_file("registry.url")
+    ):
         secret_files.append(file)
     if warn is not None:
         _warn_of_exposed(secret_files, warn)
@@ -330,6 +336,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
 
 def _check_proxy_files(config: ProxyConfig) -> None:
     config.read_token_hashes()
+    with _within("registry"):
+        config.registry.read_url()
     _check_readable("tunnel.tls_certificate", config.tunnel.tls_certificate)
     _check_readable("tunnel.tls_key", config.tunnel.tls_key)
     if config.ingress.http is not None:
@@ -342,10 +350,8 @@ def _check_proxy_files(config: ProxyConfig) -> None:
         _check_readable("socketio.tls_certificate", config.socketio.tls_certificate)
         _check_readable("socketio.tls_key", config.socketio.tls_key)
     if config.internal is not None:
-        try:
+        with _within("internal"):
             config.internal.read_secret()
-        except InvalidSetting as error:
-            raise InvalidSetting(f"internal.{error.key}", error.problem) from None
         for key in ("tls_certificate", "tls_key", "client_ca"):
             _check_readable(f"internal.{key}", getattr(config.internal, key))
 
@@ -363,8 +369,12 @@ def _check_agent_files(config: AgentConfig) -> None:
 
 
 def _check_api_files(config: ApiConfig) -> None:
-    config.oidc.read_secret()
-    config.proxies.read_secret()
+    with _within("registry"):
+        config.registry.read_url()
+    with _within("oidc"):
+        config.oidc.read_secret()
+    with _within("proxies"):
+        config.proxies.read_secret()
     for key, path in (
         ("api.tls_certificate", config.api.tls_certificate),
         ("api.tls_key", config.api.tls_key),
@@ -378,6 +388,15 @@ def _check_api_files(config: ApiConfig) -> None:
             f"{config.browser_sessions.key_file} does not exist: make it with "
             f"`tunnelmux-api keys new > {config.browser_sessions.key_file}`",
         )
+
+
+@contextlib.contextmanager
+def _within(table: str) -> Iterator[None]:
+    """Put the table in front of the key that an error names."""
+    try:
+        yield
+    except InvalidSetting as error:
+        raise InvalidSetting(f"{table}.{error.key}", error.problem) from None
 
 
 def _check_readable(key: str, file: Path | None) -> None:

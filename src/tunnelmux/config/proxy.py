@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
     DOMAIN_LABEL,
     Address,
@@ -17,7 +18,6 @@ from tunnelmux.config.rules import (
     check_fingerprint,
     check_label,
     check_network,
-    check_one_line,
     check_token,
     check_unique,
     is_loopback,
@@ -307,15 +307,9 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         return hash_token(read_token_file("token_file", self.token_file))
 
 
-class RegistrySource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class RegistrySource(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The registry, which knows devices besides those of this file; where both know a name, this
     file is right. Without `url` and `url_file` there is none. A reload does not change it."""
-
-    url: Secret | None = None
-    """`sqlite:////absolute/path.db` or `postgresql://user@host/name`."""
-
-    url_file: Path | None = None
-    """A file whose only content is the URL: it may hold a password."""
 
     migrate: bool = True
     """False: the tables of a SQLite file are neither made nor upgraded by this program. Those of
@@ -329,21 +323,9 @@ class RegistrySource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Where others call this proxy's internal API; by default where [internal] listens."""
 
     def __post_init__(self) -> None:
-        if self.url is not None and self.url_file is not None:
-            raise InvalidSetting("url", "and url_file are both there: keep one of them")
+        super().__post_init__()
         if self.internal_url is not None:
             split_url("internal_url", self.internal_url, ("http", "https"), "http://10.0.0.7:3801")
-
-    @property
-    def is_there(self) -> bool:
-        """Whether there is a registry."""
-        return self.url is not None or self.url_file is not None
-
-    def read_url(self) -> Secret | None:
-        """The URL, from its file when that is the source; raises ConfigError."""
-        if self.url_file is None:
-            return self.url
-        return read_token_file("url_file", self.url_file, check_one_line)
 
 
 class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
