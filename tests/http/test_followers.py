@@ -38,6 +38,8 @@ ANSWERS = {
     "1.0, chunked": CHUNKED.replace(b"1.1", b"1.0") + b"2\r\nok\r\n0\r\n\r\n",
     "until the end": b"HTTP/1.0 200 OK\nServer: x\n\nuntil the end",
     "interim, odd": b"HTTP/1.1 103 Hints\nLink: </a>\n\nHTTP/1.1 200 OK\r\nContent-Length: 2" + END,
+    "interim without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 350 + b"HTTP/1.1 204 A\r\n\r\n",
+    "interim without end, odd": b"HTTP/1.1 102 \n\n" * 600 + b"HTTP/1.1 204 A\r\n\r\n",
     "interim": b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 2" + END,
     # Trailers
     "a trailer": CHUNKED + b"2\r\nok\r\n0\r\nX-Checksum: abc\r\n\r\n",

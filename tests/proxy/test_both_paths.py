@@ -37,6 +37,8 @@ ANSWERS = {
     "blanks behind sizes": CHUNKED + b"2  \r\nok\r\n0 \r\n\r\n",
     "204, chunked": b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "interim, odd": b"HTTP/1.1 103 Hints\nLink: </a>\n\nHTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "interim without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 3000 + OK + b"ok",
+    "interim without end, odd": b"HTTP/1.1 102 \n\n" * 5000 + OK + b"ok",
     "old": b"HTTP/1.0 200 OK\r\nContent-Length: 2" + END,
     "until the end": b"HTTP/1.1 200 OK\r\nServer: x\r\n\r\nok",
     "SHOUTcast": b"ICY 200 OK\r\nicy-name: x\r\n\r\nmusic",
@@ -120,6 +122,7 @@ async def test_a_visitor_sees_the_same_answer(way: str) -> None:
                 assert seen == wanted[name], name
     assert wanted["a trailer"].trailers == [(b"X-Checksum", b"abc")]
     assert wanted["SHOUTcast"].line == wanted["too many fields"].line == (502,)
+    assert wanted["interim without end"].line == wanted["interim without end, odd"].line == (502,)
 
 
 @pytest.mark.parametrize("pace", ["in one packet", "body later"])

@@ -43,6 +43,7 @@ def fields_of(headers: list[Field]) -> dict[bytes, list[bytes]]:
 
 def answer_by_h11(raw: bytes, method: bytes) -> Seen:
     """What the path by h11 makes of the bytes that a target sends before it closes."""
+    interim = 0
     while True:
         end = head_end(raw)
         if end < 0 or end > LIMITS.max_head_bytes:
@@ -56,6 +57,9 @@ def answer_by_h11(raw: bytes, method: bytes) -> Seen:
             return Seen(end="refused")
         if not head.is_interim:
             break
+        interim += end
+        if interim > LIMITS.max_head_bytes:
+            return Seen(end="refused")
     seen = Seen(head.status, fields_of(head.headers))
     body: BodyDecoder = UntilEndBody()
     if method == b"HEAD" or head.status in (204, 304):

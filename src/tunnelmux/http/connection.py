@@ -419,6 +419,7 @@ class ClientConnection(_Connection):
     def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
         super().__init__(stream, limits)
         self._method = b""
+        self._interim = 0  # bytes of interim heads
 
     async def send_request(
         self,
@@ -447,7 +448,8 @@ class ClientConnection(_Connection):
         """The next response head, interim or final. The caller bounds the wait.
 
         After a final one, `read_body` reads its body. Raises UpstreamGone when the connection ends
-        or breaks first, and when what comes is not an HTTP/1 response or is over the limit.
+        or breaks first, and when what comes is not an HTTP/1 response or is over the limit, which
+        holds for each head, and for all interim ones together.
         """
         limit = self._limits.max_head_bytes
         reader = HeadReader(self._buffer)
@@ -470,6 +472,10 @@ class ClientConnection(_Connection):
             head = parse_response(raw, self._method, self._limits.max_head_fields)
         except BadHead as exc:
             raise UpstreamGone(f"it did not answer in HTTP: {exc}") from None
+        if head.is_interim:
+            self._interim += end
+            if self._interim > limit:
+                raise UpstreamGone(f"its interim answers are larger than {limit} bytes together")
         self._body = self._body_of(head)
         return head
 

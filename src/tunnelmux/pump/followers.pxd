@@ -116,6 +116,7 @@ cdef class AnswerFollower:
     cdef ByteRing kept
     cdef Py_ssize_t looked
     cdef int64_t more_steps
+    cdef int64_t interim  # bytes of the interim heads of this answer
     cdef int64_t left
     cdef ChunkState chunks
     cdef bytes method

@@ -354,7 +354,7 @@ cdef class AnswerFollower:
         self.to_head = len(method) == 4 and memcmp(PyBytes_AS_STRING(method), b"HEAD", 4) == 0
         self.is_last = is_last
         self.status = 0
-        self.content = self.more_steps = 0
+        self.content = self.more_steps = self.interim = 0
         self.closes = self.until_end = self.binds = False
         memset(&self.shape, 0, sizeof(ResponseShape))
         return 0
@@ -406,6 +406,12 @@ cdef class AnswerFollower:
                 end = -1
         if end >= 0:
             self.kept.reset()
+            if self.state_ == ANSWER_HEAD:
+                self.interim += end
+                if self.interim > self.max_head:
+                    # A target could go on with them for ever, and each may have to be judged.
+                    self.gives = GIVES_NOTHING
+                    self.refuse(f"its interim answers are larger than {self.max_head} bytes together")
             return end - before
         if total > self.max_head:
             self.refuse(f"the head of its answer is larger than {self.max_head} bytes")
