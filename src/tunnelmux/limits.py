@@ -112,8 +112,8 @@ class IngressLimits:
 
     max_head_bytes: int = 65_536
     """One HTTP head, request or response; and the interim heads (1xx) of one answer together. Room
-    for the largest cookies that browsers send (about 4 KiB each, a dozen of them), and little enough
-    that 10,000 visitors cannot pin gigabytes."""
+    for the largest cookies that browsers send (about 4 KiB each, a dozen of them), and little
+    enough that 10,000 visitors cannot pin gigabytes."""
 
     max_head_fields: int = 256
     """Fields of one HTTP head, and of one trailer section; a request with more gets 431, an answer

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from pathlib import Path
 
+import httpx2
 import pytest
 import trio
 
@@ -79,3 +82,80 @@ async def test_the_audit_has_the_address_that_only_trusted_proxies_tell(
         await api.client.post(f"{api.base}/api/devices", headers=headers, json=new)
         entries = (await api.call("GET", "/api/audit?action=device.", ada.token)).json()["items"]
         assert entries[0]["actor"]["address"] == address
+
+
+async def silent_connections(api: LiveApi, count: int) -> list[socket.socket]:
+    """So many connections that say nothing; those that were refused are among them."""
+    opened = []
+    for _ in range(count):
+        connection = socket.create_connection(("127.0.0.1", api.running.port))
+        opened.append(connection)
+        await trio.lowlevel.checkpoint()
+    return opened
+
+
+async def test_connections_that_say_nothing_give_way(tmp_path: Path) -> None:
+    limits = ApiLimits(max_connections=10, max_connections_per_address=10)
+    async with live_api(tmp_path, limits=limits) as api:
+        opened = await silent_connections(api, 30)
+        answer = await api.call("GET", "/api/auth/me")
+        assert answer.status_code == 401
+        with trio.fail_after(5):
+            assert await trio.to_thread.run_sync(_ended, opened[0])
+        for connection in opened:
+            connection.close()
+
+
+async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
+    limits = ApiLimits(max_connections_per_address=3)
+    async with live_api(tmp_path, limits=limits) as api:
+        opened = await silent_connections(api, 3)
+        for connection in opened:
+            connection.sendall(b"GET / HTTP/1.1\r\n")
+        await _until_status(api, None)  # when the server has seen the bytes: silence gives way
+        opened.pop().close()
+        await _until_status(api, 401)
+        for connection in opened:
+            connection.close()
+
+
+async def test_who_takes_all_descriptors_does_not_stop_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failures = [OSError(errno.EMFILE, "Too many open files"), OSError(errno.ECONNABORTED, "gone")]
+    accept = socket.socket.accept
+
+    def failing(listener: socket.socket) -> tuple[socket.socket, object]:
+        if failures:
+            raise failures.pop(0)
+        return accept(listener)
+
+    async with live_api(tmp_path) as api:
+        monkeypatch.setattr(socket.socket, "accept", failing)
+        assert (await api.call("GET", "/api/auth/me")).status_code == 401
+        assert failures == []
+
+
+async def _status(api: LiveApi) -> int | None:
+    """The status of an answer to a new connection; None when that is not let in."""
+    async with httpx2.AsyncClient(trust_env=False) as client:
+        try:
+            return (await client.get(f"{api.base}/api/auth/me")).status_code
+        except httpx2.TransportError:
+            return None
+
+
+async def _until_status(api: LiveApi, wanted: int | None) -> None:
+    with trio.fail_after(10):
+        while True:
+            if await _status(api) == wanted:
+                return
+            await trio.sleep(0.01)
+
+
+def _ended(connection: socket.socket) -> bool:
+    """Whether the other side ends it within the time of the caller."""
+    try:
+        return connection.recv(1) == b""
+    except ConnectionResetError:
+        return True

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import re
+import resource
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,6 +46,7 @@ from tunnelmux.config.api import ApiConfig
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Registry, open_registry
+from tunnelmux.transports.admission import Admission
 
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
 
@@ -167,6 +170,7 @@ async def run_api(
                 server.serve(
                     app,
                     listener,
+                    _admission(config),
                     grace=config.drain.grace,
                     tls_certificate=_text(config.api.tls_certificate),
                     tls_key=_text(config.api.tls_key),
@@ -202,6 +206,23 @@ async def _metrics_listener(api: Api, listener: socket.socket | None) -> AsyncIt
         port: int = listener.getsockname()[1]
         _log.info("metrics listening", address=f"{listener.getsockname()[0]}:{port}")
         yield port
+
+
+def _admission(config: ApiConfig) -> Admission:
+    limits = config.limits
+    return Admission(
+        "api.listen",
+        # As many descriptors are left for the registry, and for connections to proxies.
+        limit=min(limits.max_connections, _descriptors() // 2),
+        per_address=limits.max_connections_per_address,
+        exempt=TrustedProxies.parse(config.api.trusted_proxies),
+    )
+
+
+def _descriptors() -> int:
+    """How many files and sockets this process may have open."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
 def _text(path: object) -> str | None:

@@ -26,6 +26,7 @@ from tunnelmux import __version__
 from tunnelmux.api import server
 from tunnelmux.api.problems import Refused
 from tunnelmux.errors import RegistryError
+from tunnelmux.transports.admission import Admission
 
 __all__ = ["Measured", "Metrics", "serve_metrics"]
 
@@ -167,5 +168,10 @@ async def serve_metrics(metrics: Metrics, listener: socket.socket) -> AsyncItera
         return metrics.render(request.headers.get("accept", ""))
 
     app = Starlette(routes=[Route("/metrics", scrape)])
-    async with server.serve(app, listener, grace=_GRACE):  # type: ignore[arg-type]
+    async with server.serve(app, listener, _admission(), grace=_GRACE):  # type: ignore[arg-type]
         yield
+
+
+def _admission() -> Admission:
+    # Few are let in to read metrics, each with a connection or two.
+    return Admission("metrics.listen", limit=64, per_address=32)

@@ -1,28 +1,42 @@
-"""The HTTP server under the API: anycorn on Trio, set up for a plain HTTP/1.1 port.
+"""The HTTP server under the API: connections accepted here, HTTP by anycorn on Trio.
 
 What is set here and why: HTTP/2 upgrades are off, since a request that was checked as HTTP/1.1 must
 not become another protocol; a peer that takes nothing is cut by the kernel (`TCP_USER_TIMEOUT`),
 since anycorn shields its writes and such a peer would hold up a shutdown for ever; WebSockets are
 not compressed, since what they carry mostly is already.
+
+Accepting is ours because anycorn takes every connection there is, and ends as a whole with the
+first that cannot be accepted: so many connections as there are descriptors stopped it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import os
+import errno
 import socket
+import ssl
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import cast
 
 import anycorn
+import anyio.abc
 import trio
 from anycorn.protocol.h11 import H11Protocol
-from anycorn.typing import ASGIFramework
+from anycorn.tcp_server import TCPServer
+from anycorn.typing import ASGIFramework, ConnectionState, LifespanState
+from anycorn.utils import wrap_app
+from anycorn.worker_context import WorkerContext
+from anyio.streams.tls import TLSStream
 
 from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+from tunnelmux.relay import reset_socket
+from tunnelmux.transports.admission import Admission, Place
 
 __all__ = ["listen", "serve"]
+
+_log = get_logger("api.server")
 
 _STUCK_PEER_MS = 20_000
 # A peer that takes nothing of what was sent for so long is gone; a phone that changes networks is
@@ -32,12 +46,29 @@ _BACKLOG = 256
 
 _HEAD_BYTES = 16_384
 
+_FIRST_BYTE = 10.0
+_HANDSHAKE = 10.0
+# Seconds for the first byte of a connection, and for the rest of a TLS handshake.
+
+_FAILED_ACCEPT_PAUSE = 0.1
+# Seconds before accepting again when the system has, say, no descriptor left. The connection would
+# be offered again at once, in a loop that takes the processor from those who could finish.
+
 
 async def _stay_with_http_1(self: H11Protocol, event: object) -> None:
     """In place of anycorn's look for an HTTP/2 upgrade or preface, which no setting turns off."""
 
 
 H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign]  # noqa: SLF001
+
+
+class _Connection(TCPServer):
+    """One connection in anycorn's hands, over as soon as its peer has left: anycorn alone would
+    keep the descriptor for as long as it waits for another request."""
+
+    async def _read_data(self) -> None:
+        await super()._read_data()
+        await self.idle_task.stop()
 
 
 def listen(key: str, address: Address) -> socket.socket:
@@ -62,32 +93,106 @@ def listen(key: str, address: Address) -> socket.socket:
 async def serve(
     app: ASGIFramework,
     listener: socket.socket,
+    admission: Admission,
     *,
     grace: float,
     tls_certificate: str | None = None,
     tls_key: str | None = None,
 ) -> AsyncIterator[None]:
-    """Serve *app* while the block runs; then requests in flight get `grace` seconds."""
-    config = anycorn.Config()
-    config.bind = [f"fd://{os.dup(listener.fileno())}"]  # anycorn closes what it is given
-    config.errorlog = None
-    config.accesslog = None
-    config.graceful_timeout = grace
-    config.websocket_permessage_deflate = False
-    config.include_server_header = False
-    config.h11_max_incomplete_size = _HEAD_BYTES
-    config.keep_alive_timeout = 30
-    config.alpn_protocols = ["http/1.1"]
-    config.certfile = tls_certificate
-    config.keyfile = tls_key
-    stop = trio.Event()
+    """Serve *app* while the block runs; then requests in flight get `grace` seconds.
 
-    async def run(task_status: trio.TaskStatus[Any] = trio.TASK_STATUS_IGNORED) -> None:
-        await anycorn.serve(app, config, shutdown_trigger=stop.wait, task_status=task_status)
-
-    async with trio.open_nursery() as nursery:
-        await nursery.start(run)
+    A connection holds its place of `admission` to its end; one that gets none is reset.
+    """
+    server = _Server(app, admission, tls_certificate, tls_key)
+    async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+        accepting.start_soon(server.accept_from, listener, connections)
         try:
             yield
         finally:
-            stop.set()
+            accepting.cancel_scope.cancel()
+            await server.context.terminated.set()
+            connections.cancel_scope.deadline = trio.current_time() + grace
+
+
+class _Server:
+    """What all connections share."""
+
+    def __init__(
+        self,
+        app: ASGIFramework,
+        admission: Admission,
+        tls_certificate: str | None,
+        tls_key: str | None,
+    ) -> None:
+        self._config = config = anycorn.Config()
+        config.errorlog = None
+        config.accesslog = None
+        config.websocket_permessage_deflate = False
+        config.include_server_header = False
+        config.h11_max_incomplete_size = _HEAD_BYTES
+        config.keep_alive_timeout = 30
+        config.alpn_protocols = ["http/1.1"]
+        config.certfile = tls_certificate
+        config.keyfile = tls_key
+        self._tls: ssl.SSLContext | None = config.create_ssl_context()
+        self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
+        self._admission = admission
+        self.context = WorkerContext(None)
+
+    async def accept_from(self, listener: socket.socket, connections: trio.Nursery) -> None:
+        """Accept until it is cancelled."""
+        while True:
+            try:
+                await trio.lowlevel.wait_readable(listener)
+                connection, address = listener.accept()
+            except BlockingIOError:
+                continue
+            except OSError as error:
+                if error.errno != errno.ECONNABORTED:  # that caller left before being let in
+                    await self._after_failed_accept(error)
+                continue
+            place = self._admission.enter(str(Address(*address[:2])))
+            if place is None:
+                reset_socket(connection)
+                continue
+            connection.setblocking(False)
+            connections.start_soon(self._serve, connection, place)
+
+    async def _after_failed_accept(self, error: OSError) -> None:
+        _log.error(
+            "no connection can be accepted; if files ran out, raise LimitNOFILE (ulimit -n)",
+            error=error.strerror,
+        )
+        self._admission.make_room()
+        await trio.sleep(_FAILED_ACCEPT_PAUSE)
+
+    async def _serve(self, connection: socket.socket, place: Place) -> None:
+        with place, contextlib.closing(connection), trio.CancelScope() as scope:
+            place.on_give_way = scope.cancel
+            try:
+                stream = await self._open(connection, place)
+                if stream is not None:
+                    state = ConnectionState(LifespanState())
+                    await _Connection(self._app, self._config, self.context, state, stream).run()
+            except* (OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.EndOfStream):
+                pass  # it left, or did not say what a TLS handshake says
+            except* Exception:  # noqa: BLE001  a bug in one connection must not end the others
+                _log.exception("unhandled error in connection")
+
+    async def _open(self, connection: socket.socket, place: Place) -> anyio.abc.SocketStream | None:
+        """The connection as anycorn takes it; None when it said nothing."""
+        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        heard = False
+        with trio.move_on_after(_FIRST_BYTE):
+            await trio.lowlevel.wait_readable(connection)
+            heard = True
+        if not heard:
+            return None
+        place.has_spoken()
+        connection.getpeername()  # or OSError: it has left
+        plain = await anyio.abc.SocketStream.from_socket(connection)
+        if self._tls is None:
+            return plain
+        with trio.fail_after(_HANDSHAKE):
+            secure = await TLSStream.wrap(plain, server_side=True, ssl_context=self._tls)
+        return cast("anyio.abc.SocketStream", secure)  # anycorn takes any stream with these extras

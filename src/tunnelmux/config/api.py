@@ -292,10 +292,22 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     body_stall: float = 30.0
     """Seconds in which at least one byte of a body must come; then 408."""
 
+    max_connections: int = 4096
+    """Connections at once, and never more than half of the descriptors that the process may have
+    (LimitNOFILE). Where there are more, the oldest that has said nothing gives way."""
+
+    max_connections_per_address: int = 256
+    """Connections at once from one address, of IPv6 from one /64; more are reset. Room for an
+    office behind one address, and not enough for one stranger to take all. trusted_proxies are
+    exempt."""
+
     max_events: int = 256
     """How many callers may follow events at once: each is a connection that stays."""
 
     def __post_init__(self) -> None:
+        for name in ("max_connections", "max_connections_per_address"):
+            if not 1 <= getattr(self, name) <= 1_000_000:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 1000000")
         if not 1 <= self.max_events <= 100_000:
             raise InvalidSetting("max_events", f"{self.max_events} is not from 1 to 100000")
         if not 1024 <= self.max_body <= 2**30:
