@@ -368,3 +368,19 @@ async def test_claims_give_roles_and_take_them_back(tmp_path: Path) -> None:
 
 def _json(answer: dict[str, Any]) -> bytes:
     return httpx2.Request("POST", "http://x", json=answer).content
+
+
+async def test_who_begins_sign_ins_without_end_is_refused_and_leaves_little_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.registry.sql.browser_sessions._MOST_BEGUN", 2)
+    async with api_with_fake(tmp_path) as (api, fake):
+        first = api.browser()
+        await begin(first, api, fake)
+        session = await api.running.api.sign_in.session_of(cookie_of(first, api))
+        assert session is not None
+        assert (session.idle_ends - session.created).total_seconds() <= 600
+        await begin(api.browser(), api, fake)
+        answer = await api.browser().get(f"{api.base}/api/auth/login")
+        assert (answer.status_code, answer.json()["code"]) == (429, "too_many_sign_ins")
+        await begin(first, api, fake)  # another tab of the same browser

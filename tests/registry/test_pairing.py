@@ -172,6 +172,23 @@ async def test_a_device_installed_anew_takes_its_old_place(
     assert arrival.device.id == old.id
 
 
+async def test_all_addresses_of_one_ipv6_subscriber_count_as_one(
+    open_registry: OpenRegistry,
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=2)) as registry:
+        for call in (
+            lambda address: registry.joining.exchange("BBBB-BBBB", address=address),
+            lambda address: registry.joining.request(address=address),
+        ):
+            for address in ("2001:db8::1", "2001:db8::2"):
+                try:
+                    await call(address)
+                except RegistryRefused as error:
+                    assert error.code == "code_unknown"
+            assert (await refused_code(call("2001:db8::3"))).startswith("too_many_")
+        await registry.joining.request(address="2001:db8:0:1::1")
+
+
 async def test_requests_that_wait_are_bounded_by_address(open_registry: OpenRegistry) -> None:
     async with open_registry(rules=PairingRules(address_budget=2)) as registry:
         for _ in range(2):

@@ -125,6 +125,25 @@ async def test_a_browser_session_ends_idle_and_absolutely(
     assert await sessions.find(idle.secret) is None
 
 
+async def test_an_address_begins_so_many_sessions(
+    registry: Registry, clock: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.registry.sql.browser_sessions._MOST_BEGUN", 3)
+    sessions = registry.installation(by=ANN).browser_sessions
+
+    async def begin_from(address: str) -> None:
+        await sessions.begin(idle=60, lifetime=60, pending=b"", address=address, user_agent="")
+
+    for number in range(3):
+        await begin_from(f"2001:db8::{number:x}")
+    with pytest.raises(RegistryRefused) as refused:
+        await begin_from("2001:db8::ffff")
+    assert refused.value.code == "too_many_sign_ins"
+    await begin_from("2001:db8:0:1::1")
+    clock.pass_time(601)
+    await begin_from("2001:db8::1")
+
+
 async def test_two_tabs_do_not_overwrite_each_other(registry: Registry) -> None:
     sessions = registry.installation(by=ANN).browser_sessions
     new = await begin(sessions)

@@ -62,7 +62,10 @@ class BrowserSessions(abc.ABC):
     async def begin(
         self, *, idle: float, lifetime: float, pending: bytes, address: str, user_agent: str
     ) -> NewBrowserSession:
-        """A session of no user yet; it ends after `idle` seconds without use, `lifetime` at all."""
+        """A session of no user yet; it ends after `idle` seconds without use, `lifetime` at all.
+
+        Raises RegistryRefused `too_many_sign_ins` when its address began too many lately.
+        """
 
     @abc.abstractmethod
     async def find(self, secret: Secret) -> BrowserSession | None:

@@ -35,7 +35,8 @@ class PairingRules:
     """Wrong second halves for one first half, after which the codes that begin so are burnt
     (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
     address_budget: int = 20
-    """Wrong codes from one address within `budget_period`; more are refused unseen."""
+    """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
+    unseen."""
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0

@@ -8,7 +8,6 @@ whoever comes.
 
 from __future__ import annotations
 
-import ipaddress
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
@@ -16,6 +15,7 @@ from typing import Protocol, Self
 
 import trio
 
+from tunnelmux.config.networks import network_of
 from tunnelmux.observability import get_logger
 
 __all__ = ["Admission", "Place", "source_of"]
@@ -39,15 +39,7 @@ def source_of(remote: str) -> str:
     """The address of `host:port` as one that is held to a limit: of IPv6, its /64, which is what
     one subscriber has."""
     host = remote.rpartition(":")[0]
-    if not host.startswith("["):
-        return host
-    try:
-        address = ipaddress.IPv6Address(host.strip("[]").partition("%")[0])
-    except ValueError:
-        return host
-    if address.ipv4_mapped is not None:
-        return str(address.ipv4_mapped)
-    return str(ipaddress.IPv6Network((int(address) >> 64 << 64, 64)))
+    return network_of(host.strip("[]")) if host.startswith("[") else host
 
 
 class Place:

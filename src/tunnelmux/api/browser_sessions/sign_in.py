@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 import trio
 
 from tunnelmux.api.browser_sessions.keys import KeyRing
-from tunnelmux.api.browser_sessions.state import KeptTokens, PendingSignIns
+from tunnelmux.api.browser_sessions.state import ATTEMPT_LIFETIME, KeptTokens, PendingSignIns
 from tunnelmux.api.oidc.claims import memberships_of
 from tunnelmux.api.oidc.provider import Attempt, OIDCError, Provider, ProviderAway, Tokens
 from tunnelmux.api.problems import Refused
@@ -100,18 +100,27 @@ class SignIn:
             session = await self.session_of(cookie)
             if session is None:
                 pending = PendingSignIns([]).with_new(attempt, return_to, self._now())
-                new = await self._sessions.begin(
-                    idle=self._config.idle,
-                    lifetime=self._config.lifetime,
-                    pending=pending.sealed(self._keys),
-                    address=address,
-                    user_agent=user_agent[:300],
-                )
+                new = await self._begin_session(pending, address, user_agent)
                 return Landing(url, self._cookie(new))
             pending = self._pending(session).with_new(attempt, return_to, self._now())
             if await self._sessions.save(session, pending=pending.sealed(self._keys)):
                 return Landing(url)
         raise Refused(503, "busy", "Too many sign-ins in this browser at once: try again.")
+
+    async def _begin_session(
+        self, pending: PendingSignIns, address: str, user_agent: str
+    ) -> NewBrowserSession:
+        # Anybody may begin one, so it lasts only as long as what it is there for.
+        try:
+            return await self._sessions.begin(
+                idle=min(self._config.idle, ATTEMPT_LIFETIME),
+                lifetime=min(self._config.lifetime, 6 * ATTEMPT_LIFETIME),
+                pending=pending.sealed(self._keys),
+                address=address,
+                user_agent=user_agent[:300],
+            )
+        except RegistryRefused as exc:
+            raise Refused(429, exc.code, f"{exc}.", headers={"retry-after": "60"}) from exc
 
     async def finish(self, cookie: str | None, query: Mapping[str, str]) -> Landing:
         """Sign the person in with the provider's answer.

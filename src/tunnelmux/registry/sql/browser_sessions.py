@@ -9,7 +9,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret, hash_token
-from tunnelmux.errors import RegistryError
+from tunnelmux.config.networks import network_of
+from tunnelmux.errors import RegistryError, RegistryRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.registry.browser_sessions import (
     BrowserSession,
@@ -19,6 +20,7 @@ from tunnelmux.registry.browser_sessions import (
 )
 from tunnelmux.registry.ids import new_id
 from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.guessing import spend
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -29,6 +31,11 @@ _U = schema.users
 _O = schema.used_once
 
 _log = get_logger("registry")
+
+_MOST_BEGUN = 300
+_BEGUN_PERIOD = 600.0
+# Sessions without a user that one address, of IPv6 one /64, may begin within so many seconds: room
+# for an office behind one address in the morning. Each is a row that a stranger may write.
 
 _USE_WRITTEN = timedelta(minutes=1)
 
@@ -48,6 +55,11 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         user_agent: str,
     ) -> NewBrowserSession:
         # Made without anybody having signed in, so nothing goes into the audit.
+        if not spend(tx, f"sign-in {network_of(address)}", _MOST_BEGUN, _BEGUN_PERIOD):
+            raise RegistryRefused(
+                "too many sign-ins were begun from here: try again in some minutes",
+                code="too_many_sign_ins",
+            )
         return _insert(
             tx,
             idle,

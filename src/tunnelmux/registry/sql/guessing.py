@@ -1,4 +1,5 @@
-"""How wrong codes are counted: against the codes they come near, and against who tries them."""
+"""What strangers may do so often: wrong codes are counted against the codes they come near and
+against who tries them, and sign-ins that are begun against who begins them."""
 
 from __future__ import annotations
 
@@ -9,13 +10,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import hash_token
+from tunnelmux.config.networks import network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.secrets import half_of, normal_code
 from tunnelmux.registry.sql.transaction import Transaction
 
-__all__ = ["Guesser", "find_code"]
+__all__ = ["Guesser", "find_code", "spend"]
 
 _P = schema.pairings
 _G = schema.guesses
@@ -26,7 +28,7 @@ class Guesser:
 
     def __init__(self, rules: PairingRules, *, address: str, tenant_id: str | None = None) -> None:
         self._rules = rules
-        self._budgets = {f"address {address}": rules.address_budget}
+        self._budgets = {f"address {network_of(address)}": rules.address_budget}
         if tenant_id is not None:
             self._budgets[f"tenant {tenant_id}"] = rules.tenant_budget
 
@@ -45,21 +47,32 @@ class Guesser:
         """Count one wrong guess."""
         known = {row.subject for row in self._rows(tx)}
         for subject in self._budgets:
-            if subject in known:
-                tx.execute(
-                    _G.update().where(_G.c.subject == subject).values(guesses=_G.c.guesses + 1)
-                )
-            else:
-                tx.execute(_G.delete().where(_G.c.subject == subject))
-                tx.execute(_G.insert().values(subject=subject, since=tx.now, guesses=1))
+            _count(tx, subject, is_known=subject in known)
 
     def _rows(self, tx: Transaction) -> list[Row[Any]]:
-        since = tx.now - timedelta(seconds=self._rules.budget_period)
-        return list(
-            tx.execute(
-                sa.select(_G).where(_G.c.subject.in_(list(self._budgets)), _G.c.since > since)
-            )
-        )
+        return _counted(tx, list(self._budgets), self._rules.budget_period)
+
+
+def spend(tx: Transaction, subject: str, most: int, period: float) -> bool:
+    """Count one more for this subject; False when it had `most` within `period` seconds."""
+    rows = _counted(tx, [subject], period)
+    if rows and rows[0].guesses >= most:
+        return False
+    _count(tx, subject, is_known=bool(rows))
+    return True
+
+
+def _counted(tx: Transaction, subjects: list[str], period: float) -> list[Row[Any]]:
+    since = tx.now - timedelta(seconds=period)
+    return list(tx.execute(sa.select(_G).where(_G.c.subject.in_(subjects), _G.c.since > since)))
+
+
+def _count(tx: Transaction, subject: str, *, is_known: bool) -> None:
+    if is_known:
+        tx.execute(_G.update().where(_G.c.subject == subject).values(guesses=_G.c.guesses + 1))
+    else:
+        tx.execute(_G.delete().where(_G.c.subject == subject))
+        tx.execute(_G.insert().values(subject=subject, since=tx.now, guesses=1))
 
 
 def find_code(

@@ -9,6 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret
+from tunnelmux.config.networks import network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.actor import Actor
@@ -122,16 +123,17 @@ class SqlJoining(Repository, Joining):
 
     def _check_room(self, tx: Transaction, address: str) -> None:
         since = tx.now - timedelta(seconds=self._rules.budget_period)
-        waiting = sa.and_(
-            _P.c.kind == "device",
-            _P.c.state == "open",
-            _P.c.tenant_id.is_(None),
-            _P.c.expires > tx.now,
-        )
-        mine = sa.and_(_P.c.address == address, _P.c.created > since)
-        everyone = tx.execute(sa.select(sa.func.count()).where(waiting)).scalar_one()
-        here = tx.execute(sa.select(sa.func.count()).where(waiting, mine)).scalar_one()
-        if everyone >= _MAX_WAITING or here >= self._rules.address_budget:
+        waiting = tx.execute(  # no more rows than _MAX_WAITING
+            sa.select(_P.c.address, _P.c.created).where(
+                _P.c.kind == "device",
+                _P.c.state == "open",
+                _P.c.tenant_id.is_(None),
+                _P.c.expires > tx.now,
+            )
+        ).all()
+        mine = network_of(address)
+        here = sum(row.created > since and network_of(row.address) == mine for row in waiting)
+        if len(waiting) >= _MAX_WAITING or here >= self._rules.address_budget:
             raise RegistryRefused(
                 "too many devices wait to be let in: try again in some minutes",
                 code="too_many_requests",

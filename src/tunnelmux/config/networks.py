@@ -1,0 +1,21 @@
+"""Addresses as limits count them."""
+
+from __future__ import annotations
+
+import ipaddress
+
+__all__ = ["network_of"]
+
+
+def network_of(address: str) -> str:
+    """Whose share of a limit an address counts against: of IPv6 it is the /64, which is what one
+    subscriber has. An IPv4 address inside IPv6 is that address; what is none stays as it is."""
+    try:
+        parsed = ipaddress.ip_address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if isinstance(parsed, ipaddress.IPv4Address):
+        return address
+    if parsed.ipv4_mapped is not None:
+        return str(parsed.ipv4_mapped)
+    return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
