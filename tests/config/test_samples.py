@@ -8,6 +8,7 @@ import tomllib
 import pytest
 
 from support.settings import PAGE, configuration_page, headed_settings, sample_file
+from support.tree import ROOT
 from tunnelmux.api.browser_sessions.keys import new_key_line
 from tunnelmux.config import (
     AgentConfig,
@@ -147,3 +148,21 @@ def test_what_check_prints_is_the_same_configuration(program, sample, tmp_path):
     assert "[[" in printed
     again = loaded(program, printed.replace("***", HIDDEN[program]), tmp_path)
     assert again == config
+
+
+README_TABLES = {"[tunnel]": "proxy", "[proxy]": "agent", "[api]": "api"}
+
+
+@pytest.mark.parametrize("first", README_TABLES)
+def test_a_file_copied_from_the_readme_loads_without_a_warning(tmp_path, first):
+    readme = (ROOT / "README.md").read_text("utf-8")
+    blocks = re.findall(r"```toml\n(.*?)```", readme, re.DOTALL)
+    (text,) = [block for block in blocks if block.startswith(first)]
+    for secret in ("dev1.token", "internal.secret", "session-keys"):
+        (tmp_path / secret).write_text("a" * 64)
+        (tmp_path / secret).chmod(0o600)
+    file = tmp_path / "copied.toml"
+    file.write_text(text)
+    warnings: list[str] = []
+    PROGRAMS[README_TABLES[first]][1](file, environ={}, warn=warnings.append)
+    assert warnings == []

@@ -21,7 +21,7 @@ DAEMONS = [
 
 LEVELS = {"info", "warning", "error", "exception"}
 
-TOLD_TOGETHER = re.compile(r"nobody foresaw|stream failed")
+TOLD_TOGETHER = re.compile(r"unhandled error|stream failed")
 """Bugs: the page says what to do about all of them."""
 
 

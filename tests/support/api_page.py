@@ -26,8 +26,20 @@ call; it is made from the description that the server itself serves at `/api/ope
 
 A program sends an access token: `Authorization: Bearer TOKEN`. A person makes one with `POST
 /api/access-tokens`, in a browser that is signed in; the token has at most that person's role in
-the tenant, and of that only what its scopes say. A browser has one cookie, `__Host-tunnelmux`,
-and its changes must come from this server's own pages.
+the tenant, and of that only what its scopes say. Without `role` it is a viewer's, who may only
+look: for pairing codes, forwarding and commands ask for `operator`. A browser has one cookie,
+`__Host-tunnelmux`, and its changes must come from this server's own pages.
+
+The first token is made with the cookie of a browser that is signed in (its developer tools show
+it), all else with tokens:
+
+```sh
+curl https://tunnels.example.com/api/access-tokens -b "__Host-tunnelmux=$COOKIE" \\
+  -H "Origin: https://tunnels.example.com" \\
+  --json '{"name": "deploy", "role": "operator", "scopes": ["pairing", "devices:read"]}'
+curl https://tunnels.example.com/api/pairings -H "Authorization: Bearer $TOKEN" --json '{}'
+curl https://tunnels.example.com/api/devices -H "Authorization: Bearer $TOKEN"
+```
 
 Every error is a problem document (RFC 9457) with a `code` that stays the same and a `detail` that
 people can act on: 401 who are you, 403 you may not, 404 also for what belongs to another tenant,

@@ -182,7 +182,7 @@ class DaemonSet:
         for daemon in self._daemons:
             text = daemon.output
             assert "Traceback" not in text, f"{daemon.name} met a bug"
-            assert "nobody foresaw" not in text, f"{daemon.name} met a bug"
+            assert "unhandled error" not in text, f"{daemon.name} met a bug"
             if daemon in self._ended_here:
                 assert daemon.status == 0, f"SIGTERM ended {daemon.name} with {daemon.status}"
             shown = [secret for secret in self.secrets if secret in text]

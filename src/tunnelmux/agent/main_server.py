@@ -285,7 +285,7 @@ class MainServerClient:
             if result is None and started:
                 result = _failed("failed", "the main server ended the command")
         except Exception:  # noqa: BLE001  a bug met by one command is no reason to drop the others
-            _log.exception("a command failed in a way nobody foresaw", command=command_id)
+            _log.exception("unhandled error in a command", command=command_id)
             result = _failed("failed", "the agent failed; its log says how")
         finally:
             self._scopes.pop(command_id, None)

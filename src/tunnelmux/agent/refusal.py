@@ -22,7 +22,7 @@ _FIXES = {
     "device-disabled": "enable the device in the proxy's configuration, then start the agent again",
     "device-replaced": "nothing on this machine was changed",
     "name-taken": "the join line was not used up",
-    "token-expired": "ask for a new join line and put it into the agent's configuration",
+    "token-expired": "ask for a new join line and give it with --join, or in the configuration",
 }
 
 

@@ -118,7 +118,8 @@ def _development_provider(port: int) -> Iterator[str]:
             from oidc_provider_mock import run_server_in_thread
     except ImportError:
         raise ConfigError(
-            'the development provider is not installed: pip install "tunnelmux[quickstart]"'
+            "the development provider is not installed: in a clone of tunnelmux, "
+            'pip install ".[quickstart]"'
         ) from None
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
     try:

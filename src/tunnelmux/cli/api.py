@@ -54,6 +54,20 @@ Examples:
 Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option,
 setting or address."""
 
+_NEW_KEY_EXAMPLES = """\b
+Example:
+  (umask 077; tunnelmux-api keys new > session-keys)
+      The first key. To rotate, put a new line on top of the file."""
+
+_GRANT_EXAMPLES = """\b
+Examples:
+  tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
+      --email ada@example.com
+      The first owner, who need not have signed in yet.
+  tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
+      --subject 8d1f… --role admin
+      Another person, by the `sub` that the provider gives them."""
+
 
 def _api_settings(function: F) -> F:
     for decorate in (
@@ -122,7 +136,7 @@ def keys() -> None:
     """The keys behind browsers' cookies (`browser_sessions.key_file`)."""
 
 
-@keys.command("new")
+@keys.command("new", epilog=_NEW_KEY_EXAMPLES)
 def new_key() -> None:
     """Print a line for the top of the key file."""
     from tunnelmux.api.browser_sessions.keys import new_key_line
@@ -152,7 +166,7 @@ def admin() -> None:
     """What is above tenants: for whoever may read the configuration."""
 
 
-@admin.command()
+@admin.command(epilog=_GRANT_EXAMPLES)
 @config_option
 @click.option("--issuer", required=True, metavar="URL", help="The person's OIDC provider.")
 @click.option("--subject", metavar="ID", help="The person's `sub` at the provider.")

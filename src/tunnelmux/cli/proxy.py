@@ -34,6 +34,13 @@ __all__ = ["main"]
 
 _PROGRAM = "tunnelmux-proxy"
 
+_INVITE_EXAMPLES = """\b
+Examples:
+  tunnelmux-proxy invite
+      The line for the next device; it works once, within 15 minutes.
+  tunnelmux-proxy invite --replace dev1
+      For a new machine in the place of dev1, whose token then ends."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 _EXAMPLES = """\b
@@ -194,7 +201,7 @@ def _run_quickstart(
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 
-@proxy.command()
+@proxy.command(epilog=_INVITE_EXAMPLES)
 @_state_dir_option
 @click.option(
     "--replace",

@@ -280,7 +280,7 @@ class DataPump:
         try:
             member.owner.on_news()
         except Exception:  # noqa: BLE001  a bug met by one session or relay must not end the others
-            _log.exception("the pump met a failure nobody foresaw", effect="the others go on")
+            _log.exception("unhandled error in the pump", effect="the others go on")
 
 
 def _is_alone() -> bool:

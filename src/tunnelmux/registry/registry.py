@@ -119,7 +119,7 @@ def open_registry(
     except ImportError as error:
         raise ConfigError(
             f"registry.url: the registry needs libraries that are not installed ({error.name}): "
-            'pip install "tunnelmux[registry]", for PostgreSQL "tunnelmux[postgresql]"'
+            'in a clone of tunnelmux, pip install ".[registry]", for PostgreSQL ".[postgresql]"'
         ) from None
 
     return open_sql_registry(

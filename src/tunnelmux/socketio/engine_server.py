@@ -585,7 +585,7 @@ class EngineServer:
             engine.end("closed by this side")
             await engine.outgoing.drained(self.settings.goodbye)
         except Exception:  # noqa: BLE001  a bug met by one client is no reason to drop the others
-            _log.exception("a Socket.IO session failed in a way nobody foresaw")
+            _log.exception("unhandled error in a Socket.IO session")
         finally:
             engine.end("the server is closing")
             session.leave()

@@ -348,7 +348,7 @@ class _Attempt:
             except InvalidEvent as invalid:
                 return failure("lost", f"{target.name} says what cannot be: {invalid}")
             except Exception:  # noqa: BLE001  the other commands of the call have nothing to do with it
-                _log.exception("a command failed in a way nobody foresaw", target=target.name)
+                _log.exception("unhandled error in a command", target=target.name)
                 return failure("lost", f"the proxy failed while {target.name} ran the command")
         problem = "did not say how the command ended"
         if scope.cancelled_caught:

@@ -232,7 +232,7 @@ class InternalServer:
         except Exception:
             if server.response_started:
                 raise  # the listener logs it
-            _log.exception("a call failed in a way nobody foresaw", path=_logged_path(route))
+            _log.exception("unhandled error in a call", path=_logged_path(route))
             code = "INTERNAL_ERROR"
             failure = ApiError(code, "the proxy failed here: its log says where")
             answer = Answer(failure.body(), failure.status)

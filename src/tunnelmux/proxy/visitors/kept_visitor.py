@@ -1,8 +1,8 @@
 """The times of visitors in the pump, and those who have a task: it waits for the end.
 
-Whether a connection may be carried is decided by the ingress: the visitor is on plain TCP, and the
-session that its request needs is the pump's. Which requests are carried the followers of
-`pump.followers` decide, for each; the others come back to h11.
+Whether a connection may be carried is decided by the ingress: the visitor's connection stands in
+the pump, and so does the session that its request needs. Which requests are carried the followers
+of `pump.followers` decide, for each; the others come back to h11.
 """
 
 from __future__ import annotations

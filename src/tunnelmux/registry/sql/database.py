@@ -259,7 +259,7 @@ def parse_url(url: Secret) -> sa.URL:
         if importlib.util.find_spec("psycopg") is None:
             raise ConfigError(
                 "registry.url: PostgreSQL needs a library that is not installed: "
-                'pip install "tunnelmux[postgresql]"'
+                'in a clone of tunnelmux, pip install ".[postgresql]"'
             )
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite":
