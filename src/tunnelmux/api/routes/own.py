@@ -139,7 +139,7 @@ async def list_access_tokens(
 
 @access_tokens.delete("/{token_id}", status_code=204)
 async def revoke_access_token(api: ApiDependency, principal: Viewer, token_id: RecordPath) -> None:
-    """End a token of one's own now; an admin may end anybody's."""
+    """End a token of one's own now; an admin may end everyone's."""
     tokens = tenant_for(api, principal).access_tokens
     token = await tokens.find(token_id)
     if token.user_id != principal.user_id:

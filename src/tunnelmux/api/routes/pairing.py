@@ -256,7 +256,7 @@ async def list_install_keys(
 async def revoke_install_key(
     api: ApiDependency, principal: Admin, key_id: PairingId, wish: KeyRevocation
 ) -> RevokedInstallKey:
-    """Let nobody in with this key any more, and say what happens to those that it let in."""
+    """End a key: no device gets in with it any more. Say what happens to those that did."""
     keys = tenant_for(api, principal).install_keys
     record, disabled, change = await keys.revoke(key_id, devices=wish.devices)
     return RevokedInstallKey(
