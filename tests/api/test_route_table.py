@@ -11,7 +11,7 @@ from fastapi import APIRouter, FastAPI
 from fastapi.routing import APIWebSocketRoute
 
 from support.apis import LiveApi, live_api
-from support.tenants import TEST, Person, person
+from support.tenants import TEST, everything, objects_of, person
 from tunnelmux.api.access import PUBLIC_PATHS, AccessRoute, Role, need, required_access, seal
 from tunnelmux.api.app import application
 from tunnelmux.api.route_tree import leaves
@@ -90,25 +90,6 @@ async def test_no_route_works_without_its_scope(tmp_path: Path) -> None:
             assert status in {403, 422}, (method, route.path, status)
 
 
-async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
-    """One object of each kind in a tenant, by the name of its parameter in paths."""
-    tenant = api.running.api.registry.tenant(owner.tenant_id, TEST)
-    device, _ = await tenant.devices.add("secret-device", serial="secret-serial")
-    pairing, _ = await tenant.pairings.make_code(name="secret-pairing")
-    key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
-    invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
-    token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
-    return {
-        "device_id": device.id,
-        "pairing_id": pairing.id,
-        "key_id": key.id,
-        "invitation_id": invitation.id,
-        "token_id": token.id,
-        "user_id": owner.user_id,
-        "service": "web",
-    }
-
-
 _BODIES: dict[str, Any] = {
     "/api/pairings/{pairing_id}/approve": {"name": "taken-over"},
     "/api/members/{user_id}": {"role": "viewer"},
@@ -138,14 +119,6 @@ async def test_the_objects_of_another_tenant_do_not_exist(tmp_path: Path) -> Non
         assert await everything(api, victim) == before
         for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit"):
             assert "secret" not in (await api.call("GET", f"/api/{path}", attacker.token)).text
-
-
-async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
-    """All that a tenant's owner can see, apart from the use of the token it is seen with."""
-    return {
-        path: (await api.call("GET", f"/api/{path}", owner.token)).json()
-        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit")
-    }
 
 
 def test_a_route_without_an_access_rule_cannot_be_registered() -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from support.apis import LiveApi
 from tunnelmux.api.access import SCOPES
 from tunnelmux.registry import Actor, Role
 
-__all__ = ["Person", "person"]
+__all__ = ["TEST", "Person", "everything", "objects_of", "person"]
 
 TEST = Actor.program("tests")
 
@@ -40,3 +41,30 @@ async def person(
         f"{name}'s", user_id=user.id, role=role, scopes=tuple(SCOPES)
     )
     return Person(user.id, home.id, token.reveal())
+
+
+async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
+    """One object of each kind in a tenant, by the name of its parameter in paths."""
+    tenant = api.running.api.registry.tenant(owner.tenant_id, TEST)
+    device, _ = await tenant.devices.add("secret-device", serial="secret-serial")
+    pairing, _ = await tenant.pairings.make_code(name="secret-pairing")
+    key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
+    invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
+    token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
+    return {
+        "device_id": device.id,
+        "pairing_id": pairing.id,
+        "key_id": key.id,
+        "invitation_id": invitation.id,
+        "token_id": token.id,
+        "user_id": owner.user_id,
+        "service": "web",
+    }
+
+
+async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
+    """All that a tenant's owner can see, apart from the use of the token it is seen with."""
+    return {
+        path: (await api.call("GET", f"/api/{path}", owner.token)).json()
+        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit")
+    }

@@ -9,6 +9,7 @@ that is still sending.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -35,6 +36,9 @@ _DRAIN_BYTES = 8 * 1024 * 1024
 # bytes would reset the connection, and take the answer with it.
 
 _DRAIN_SECONDS = 2.0
+
+_GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
+# What comes behind is for a service of a device to judge.
 
 Identify = Callable[[HTTPConnection], Awaitable[Principal | None]]
 
@@ -78,7 +82,7 @@ class Gate:
         scope["client"] = (self._client_address(scope), scope["client"][1])
         scope.setdefault("state", {})
         exchange = _Exchange(scope, receive, send, self._limits, self._streams(scope["path"]))
-        refusal = await self._refusal(scope)
+        refusal = _not_text(scope) or await self._refusal(scope)
         if refusal is not None:
             if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
                 refusal.headers["connection"] = "close"
@@ -144,8 +148,6 @@ class _Exchange:
             names & {b"content-length", b"transfer-encoding"}
         )
         self._problem: tuple[int, str, str] | None = None
-        self._replaces = False
-        """Whether the answer that goes out is ours."""
 
     async def receive(self) -> Message:
         """The next message; a disconnect when the body stalls or is too large."""
@@ -175,12 +177,15 @@ class _Exchange:
         """Send on. Before the last message of an answer, what is still coming of the request is
         read for a while. An answer to a body that was given up is ours, not the application's,
         which knows of a disconnect only."""
-        if self._problem is not None and not self._replaces:
+        if self._problem is not None:
             if not self.started:
-                self.started = self._replaces = True
+                self.started = True
                 await self._answer(*self._problem)
             return
         self.started = True
+        await self._pass_on(message)
+
+    async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             await self._drain()
         await self._send(message)
@@ -191,14 +196,13 @@ class _Exchange:
             _log.exception("unhandled error in request", path=self._scope["path"])
             self._problem = (500, "internal_error", "The server failed; its log says how.")
         if self._scope["type"] == "http":
-            self._replaces = True
             await self._answer(*self._problem)
         else:
             await self._send({"type": "websocket.close", "code": 1011})
 
     async def _answer(self, status: int, code: str, detail: str) -> None:
         response = problem_response(status, code, detail, headers=_CLOSE)
-        await response(self._scope, self.receive, self.send)
+        await response(self._scope, self.receive, self._pass_on)
 
     async def _drain(self) -> None:
         left = _DRAIN_BYTES
@@ -207,6 +211,13 @@ class _Exchange:
                 message = await self._receive()
                 self._more = message.get("more_body", False)
                 left -= len(message.get("body", b""))
+
+
+def _not_text(scope: Scope) -> Response | None:
+    """The refusal of a NUL in the name of a record: PostgreSQL has no such text."""
+    if "\0" not in scope["path"] or _GOES_TO_DEVICE.match(scope["path"]):
+        return None
+    return problem_response(404, "not_found", "Nothing has the character NUL (%00) in its name.")
 
 
 def _not_signed_in() -> Response:

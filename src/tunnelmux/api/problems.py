@@ -115,6 +115,9 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     async def by_framework(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
+        if exc.status_code == 400:  # FastAPI's word for a body that its parsers gave up on
+            code = "invalid_json" if _media_type(request) == "application/json" else "invalid_body"
+            return problem_response(400, code, "The body cannot be read as what it says it is.")
         code, detail = _BY_STATUS.get(exc.status_code, (f"http_{exc.status_code}", str(exc.detail)))
         headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
         if exc.status_code == 405:
@@ -150,8 +153,10 @@ def registry_refusal(exc: RegistryError) -> Refused:
 
 async def _invalid_request(request: Request, exc: RequestValidationError) -> Response:
     errors: Sequence[Any] = exc.errors()
-    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
-    has_body = request.method in {"POST", "PUT", "PATCH"} and await request.body()
+    media_type = _media_type(request)
+    has_body = (
+        request.headers.get("content-length", "0") != "0" or "transfer-encoding" in request.headers
+    )
     if has_body and media_type not in {"application/json", "application/x-www-form-urlencoded"}:
         detail = f'The body is "{media_type}": send application/json.'
         return problem_response(415, "unsupported_media_type", detail)
@@ -164,6 +169,10 @@ async def _invalid_request(request: Request, exc: RequestValidationError) -> Res
         for error in errors
     ]
     return problem_response(422, "invalid_request", "Some fields are not valid.", errors=fields)
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
 def _pointer(path: Sequence[object]) -> str:

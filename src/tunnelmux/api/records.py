@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import Annotated, Generic, Literal, TypeVar
+from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator
+from pydantic_core import CoreSchema, PydanticCustomError
 
 from tunnelmux import registry
 from tunnelmux.registry.ids import MAX_PAGE
 
 __all__ = [
+    "TEXT",
     "After",
     "Ended",
+    "ExactInput",
     "Input",
     "Labels",
     "Limit",
@@ -34,10 +37,60 @@ class Record(BaseModel):
     model_config = ConfigDict(from_attributes=True)
 
 
-class Input(BaseModel):
-    """The body of a request: unknown fields are refused, so that a typing error is told."""
+class ExactInput(BaseModel):
+    """The body of a request: unknown fields are refused, so that a typing error is told, and so is
+    a NUL in text, which PostgreSQL has no place for. Text stays as it was sent."""
 
-    model_config = ConfigDict(extra="forbid", str_strip_whitespace=True)
+    model_config = ConfigDict(extra="forbid")
+
+    @classmethod
+    def __get_pydantic_json_schema__(
+        cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        schema = handler(core_schema)
+        _tell_text(handler.resolve_ref_schema(schema))
+        return schema
+
+    @field_validator("*")
+    @classmethod
+    def _check_text(cls, value: object) -> object:
+        if _holds_nul(value):
+            raise PydanticCustomError("text_without_nul", "Text must not hold the character NUL")
+        return value
+
+
+class Input(ExactInput):
+    """The same, with the white space around text taken away."""
+
+    model_config = ConfigDict(str_strip_whitespace=True)
+
+
+def _tell_text(schema: Any) -> None:
+    """Give every text in a JSON Schema the pattern that holds for it."""
+    match schema:
+        case {"enum": _} | {"const": _} | {"pattern": _}:
+            return
+        case {"type": "string", **_others}:
+            schema["pattern"] = TEXT
+        case {"minLength": _, **others} | {"maxLength": _, **others} if "type" not in others:
+            schema["pattern"] = TEXT  # the names of an object's properties
+        case dict():
+            for inner in schema.values():
+                _tell_text(inner)
+        case list():
+            for inner in schema:
+                _tell_text(inner)
+
+
+def _holds_nul(value: object) -> bool:
+    match value:
+        case str():
+            return "\0" in value
+        case list():
+            return any(map(_holds_nul, value))
+        case dict():
+            return any(map(_holds_nul, value)) or any(map(_holds_nul, value.values()))
+    return False
 
 
 class Listing(BaseModel, Generic[T]):
@@ -47,9 +100,13 @@ class Listing(BaseModel, Generic[T]):
     next: str | None
 
 
+TEXT = r"^[^\x00]*$"
+"""A pattern for what is looked for in the registry: PostgreSQL has no text with a NUL in it."""
+
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most items to send.")]
 After = Annotated[
-    str | None, Query(max_length=1024, description="The `next` of the part before this one.")
+    str | None,
+    Query(max_length=1024, pattern=TEXT, description="The `next` of the part before this one."),
 ]
 RecordId = Annotated[str, Field(pattern=r"^[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}$")]
 Labels = Annotated[

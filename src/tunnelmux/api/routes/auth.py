@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Query, Request
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tunnelmux.api.access import AccessRoute
 from tunnelmux.api.browser_sessions.sign_in import COOKIE, Landing
 from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn
 from tunnelmux.api.identity import session_of
+from tunnelmux.api.records import Input, RecordId
 
 router = APIRouter(prefix="/api/auth", route_class=AccessRoute, tags=["signing in"])
 
@@ -37,12 +38,10 @@ class Me(BaseModel):
     tenants: list[TenantMembership]
 
 
-class TenantChoice(BaseModel):
+class TenantChoice(Input):
     """The tenant to go on in."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    tenant_id: str
+    tenant_id: RecordId
 
 
 class SignedOut(BaseModel):

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import trio
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
@@ -23,6 +23,7 @@ from tunnelmux.api.commands import (
 )
 from tunnelmux.api.context import ApiDependency, tenant_for
 from tunnelmux.api.problems import Refused
+from tunnelmux.api.records import ExactInput
 from tunnelmux.commands import CommandRequest, Event, InvalidCommand
 from tunnelmux.registry import Device, TenantRegistry, new_id
 
@@ -38,11 +39,16 @@ _HEARTBEAT = 15.0
 # Seconds between two signs of life in a stream of events, for the proxies in between.
 
 
-class Command(BaseModel):
+Password = Annotated[str, Field(max_length=4096)]
+KeyText = Annotated[str, Field(max_length=65_536)]  # an RSA key of 16,384 bits is 13 KB
+
+_MOST_INPUT = 4 * 1_048_576
+# More than limits.max_body lets through by default.
+
+
+class Command(ExactInput):
     """A command for one or many devices; the fields besides `devices` and `concurrency` are those
     of the relay service's `execute_command`."""
-
-    model_config = ConfigDict(extra="forbid")
 
     devices: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
@@ -51,13 +57,13 @@ class Command(BaseModel):
     host: Annotated[str, Field(min_length=1, max_length=255)] = "127.0.0.1"
     port: Annotated[int, Field(ge=1, le=65535)] = 22
     username: Annotated[str, Field(min_length=1, max_length=256)]
-    password: str | None = None
-    privateKey: str | None = None  # noqa: N815  the wire's spelling
-    passphrase: str | None = None
-    certificate: str | None = None
+    password: Password | None = None
+    privateKey: KeyText | None = None  # noqa: N815  the wire's spelling
+    passphrase: Password | None = None
+    certificate: KeyText | None = None
     command: Annotated[str, Field(min_length=1, max_length=1_048_576)]
     timeout: Annotated[int, Field(ge=1, le=3_600_000, description="Milliseconds.")] = 30_000
-    stdin: Annotated[str | None, Field(description="Base64.")] = None
+    stdin: Annotated[str | None, Field(max_length=_MOST_INPUT, description="Base64.")] = None
     concurrency: Annotated[int | None, Field(ge=1, le=_MOST_DEVICES)] = None
 
     def __repr__(self) -> str:

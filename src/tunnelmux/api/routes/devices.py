@@ -10,6 +10,7 @@ from pydantic import BaseModel, Field
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
 from tunnelmux.api.records import (
+    TEXT,
     After,
     Credential,
     Device,
@@ -31,7 +32,7 @@ Operator = Annotated[Principal, need(Role.OPERATOR, "devices:write")]
 DeviceId = Annotated[str, Path(max_length=64, description="The device's id.")]
 Name = Annotated[str, Field(min_length=1, max_length=63)]
 Serial = Annotated[str, Field(max_length=128)]
-LabelFilter = Annotated[str, Query(pattern=r"^[^=]+=.*$", max_length=320)]
+LabelFilter = Annotated[str, Query(pattern=r"^[^=\x00]+=[^\x00]*$", max_length=320)]
 
 
 class NewDevice(Input):
@@ -75,7 +76,9 @@ class ChangedDevice(BaseModel):
 async def list_devices(
     api: ApiDependency,
     principal: Viewer,
-    name: Annotated[str, Query(max_length=128, description="A part of name or serial.")] = "",
+    name: Annotated[
+        str, Query(max_length=128, pattern=TEXT, description="A part of name or serial.")
+    ] = "",
     label: Annotated[
         list[LabelFilter] | None, Query(description="`key=value`, all of them.")
     ] = None,
