@@ -15,7 +15,7 @@ PAGE = (ROOT / "docs" / "operations.md").read_text("utf-8")
 
 DAEMONS = [
     path
-    for folder in ("agent", "cli", "observability", "proxy", "ssh")
+    for folder in ("agent", "api", "cli", "observability", "proxy", "ssh")
     for path in sorted((SOURCE / folder).rglob("*.py"))
 ]
 
@@ -53,9 +53,7 @@ def logged_events() -> set[str]:
 
 
 def metrics() -> set[str]:
-    sources = "\n".join(
-        path.read_text("utf-8") for path in (*DAEMONS, *(SOURCE / "api").rglob("*.py"))
-    )
+    sources = "\n".join(path.read_text("utf-8") for path in DAEMONS)
     return set(re.findall(r'"(tunnelmux_[a-z_]+)"', sources))
 
 
