@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -15,7 +16,7 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider, fake_provider
-from support.oidc import Browser
+from support.oidc import Browser, OidcProvider, oidc_provider
 from tunnelmux.api.browser_sessions.keys import new_key_line
 from tunnelmux.api.browser_sessions.sign_in import COOKIE
 from tunnelmux.config.api import OIDCConfig, RoleMapping
@@ -120,6 +121,59 @@ async def test_signing_out_ends_it_here_and_at_the_provider(
         assert await who(browser, api) is None
         page = await browser.get(there)
         assert "logout" in page.text.lower()
+
+
+@asynccontextmanager
+async def api_with_real(
+    folder: Path, **options: Any
+) -> AsyncIterator[tuple[LiveApi, OidcProvider]]:
+    """An API at npm's provider, as a public client, and that provider."""
+    found: list[OidcProvider] = []
+
+    @asynccontextmanager
+    async def provider(base: str) -> AsyncIterator[OIDCConfig]:
+        async with oidc_provider(base, **options) as running:
+            found.append(running)
+            yield OIDCConfig(issuer=running.issuer, client_id="public", prompt="consent")
+
+    async with live_api(folder, provider) as api:
+        yield api, found[0]
+
+
+@pytest.mark.slow
+async def test_the_provider_ends_one_persons_session_by_itself(tmp_path: Path) -> None:
+    async with api_with_real(tmp_path) as (api, provider):
+        alice, bob = api.browser(), api.browser()
+        await alice.sign_in(api.base, "alice")
+        await bob.sign_in(api.base, "bob")
+        page = await alice.get(f"{provider.issuer}/session/end")
+        xsrf = re.search(r'name="xsrf" value="(\w+)"', page.text)
+        assert xsrf is not None
+        form = {"xsrf": xsrf[1], "logout": "yes"}
+        await alice.request("POST", f"{provider.issuer}/session/end/confirm", data=form)
+        await provider.program.expect("logout told", within=30)
+        assert await who(alice, api) is None
+        assert await who(bob, api) == "bob@example.com"
+
+
+@pytest.mark.slow
+async def test_a_rotated_refresh_token_is_used_once_by_twenty_requests(tmp_path: Path) -> None:
+    async with api_with_real(tmp_path, accessTokenSeconds=20) as (api, provider):
+        browser = api.browser()
+        health = "/api/health"  # which is not asked for: that would refresh already
+        await browser.sign_in(api.base, "alice", return_to=health, stop_at=f"{api.base}{health}")
+        cookie, found = cookie_of(browser, api), []
+
+        async def ask() -> None:
+            found.append(await who(browser_with(api, cookie), api))
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(ask)
+        assert found == ["alice@example.com"] * 20
+        await provider.program.expect("grant", within=30)
+        kinds = [told["type"] for told in provider.program.told() if told["event"] == "grant"]
+        assert kinds == ["refresh_token"]
 
 
 # Sign-ins that must not count

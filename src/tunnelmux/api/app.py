@@ -8,7 +8,7 @@ import resource
 import socket
 import sys
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NoReturn
 
 import trio
 from fastapi import FastAPI
@@ -43,6 +43,7 @@ from tunnelmux.api.routes import (
     people,
 )
 from tunnelmux.config.api import ApiConfig
+from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Registry, open_registry
@@ -51,6 +52,9 @@ from tunnelmux.transports.admission import Admission
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
 
 _log = get_logger("api")
+
+_TIDY = 3600.0
+# Seconds between two looks for what is over, as the registry asks of each process.
 
 _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
 
@@ -181,10 +185,22 @@ async def run_api(
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
                 nursery.start_soon(api.hub.run)
+                nursery.start_soon(keep_tidy, registry)
                 try:
                     yield RunningApi(api, port, metrics_port)
                 finally:
                     nursery.cancel_scope.cancel()
+
+
+async def keep_tidy(registry: Registry) -> NoReturn:
+    """Have what is over forgotten, at the start and once an hour; while the registry is away, the
+    next hour does."""
+    while True:
+        try:
+            await registry.tidy()
+        except RegistryError as exc:
+            _log.warning("registry not tidied", problem=str(exc))
+        await trio.sleep(_TIDY)
 
 
 async def serve_api(
