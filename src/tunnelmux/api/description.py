@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 from fastapi import APIRouter, FastAPI
@@ -19,13 +20,14 @@ __all__ = ["describe", "description_of"]
 
 def describe(app: FastAPI) -> None:
     """Have *app* serve its own description; call it after all routes were included."""
-    document = description_of(app)
+    # Made when it is first asked for: that takes a third of a second, which a start need not wait.
+    document = functools.cache(lambda: description_of(app))
     router = APIRouter(route_class=AccessRoute)
 
     @router.get("/api/openapi.json", include_in_schema=False)
     async def openapi(_principal: MaybeSignedIn) -> Response:
         """This description."""
-        return JSONResponse(document, headers={"cache-control": "no-cache"})
+        return JSONResponse(document(), headers={"cache-control": "no-cache"})
 
     app.include_router(router)
 

@@ -157,6 +157,7 @@ class _Exchange:
             message = await self._receive()
             self._more = message.get("more_body", False)
             return self._counted(message)
+        self._more = False  # nothing comes, so nothing is to be read away either
         detail = f"No byte of the body came for {self._limits.body_stall:g} s."
         return self._give_up(408, "slow_body", detail)
 
