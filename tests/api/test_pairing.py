@@ -13,7 +13,7 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.tenants import Person, person
-from tunnelmux.config.api import ProxyEndpointConfig
+from tunnelmux.config.api import PairingConfig, ProxyEndpointConfig
 
 URL = "wss://proxy.example.com:3800/tunnel/connect"
 
@@ -148,6 +148,15 @@ async def test_guessing_is_stopped(tmp_path: Path) -> None:
         assert statuses[-1].status_code == 429
         assert statuses[-1].json()["code"] == "too_many_guesses"
         assert int(statuses[-1].headers["retry-after"]) > 0
+
+
+async def test_the_rules_of_guessing_are_settings(tmp_path: Path) -> None:
+    async with live_api(tmp_path, pairing=PairingConfig(address_budget=2)) as api:
+        found = [
+            (await api.call("POST", "/api/pairing/exchange", json={"code": code})).json()["code"]
+            for code in ("BCDF-GHJK", "CDFG-HJKL", "DFGH-JKLM")
+        ]
+        assert found == ["code_unknown", "code_unknown", "too_many_guesses"]
 
 
 async def test_plain_http_to_another_machine_is_refused(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import sys
 from collections.abc import AsyncIterator
 from typing import Any, NoReturn
 
+import msgspec
 import trio
 from fastapi import FastAPI
 from starlette.types import ASGIApp
@@ -46,7 +47,7 @@ from tunnelmux.config.api import ApiConfig
 from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Registry, open_registry
+from tunnelmux.registry import PairingRules, Registry, open_registry
 from tunnelmux.transports.admission import Admission
 
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
@@ -164,6 +165,7 @@ async def run_api(
         async with open_registry(
             config.registry.require_url(),
             migrate=config.registry.migrate,
+            rules=PairingRules(**msgspec.structs.asdict(config.pairing)),
             connections=config.registry.connections,
             timeout=config.registry.timeout,
         ) as registry:

@@ -29,6 +29,7 @@ __all__ = [
     "BrowserSessionConfig",
     "MetricsListener",
     "OIDCConfig",
+    "PairingConfig",
     "ProxyEndpointConfig",
     "RegistryConfig",
     "RoleMapping",
@@ -283,6 +284,39 @@ class ProxyEndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
         return read_token_file("secret_file", self.secret_file)
 
 
+class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What a pairing code is worth, and how much guessing is borne."""
+
+    lifetime: float = 600.0
+    """Seconds for which a code is good: time to walk to the device and type eight letters."""
+
+    max_guesses: int = 5
+    """Wrong second halves for one first half, after which the codes that begin so are burnt
+    (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
+
+    address_budget: int = 20
+    """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
+    unseen. A site whose devices share one address makes its codes one after another."""
+
+    tenant_budget: int = 100
+    """Wrong codes by people of one tenant within `budget_period`."""
+
+    budget_period: float = 600.0
+    """Seconds after which wrong codes are forgotten."""
+
+    def __post_init__(self) -> None:
+        for name in ("lifetime", "budget_period"):
+            if not 10 <= getattr(self, name) <= 86_400:
+                raise InvalidSetting(name, f"{getattr(self, name):g} is not from 10 s to a day")
+        for name, most in (
+            ("max_guesses", 20),
+            ("address_budget", 10_000),
+            ("tenant_budget", 10_000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to {most}")
+
+
 class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one caller may cost."""
 
@@ -352,6 +386,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     metrics: MetricsListener | None = None
     """Where Prometheus reads metrics."""
+
+    pairing: PairingConfig = msgspec.field(default_factory=PairingConfig)
+    """How devices are let in by codes."""
 
     drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
     """What SIGTERM waits for."""
