@@ -37,6 +37,7 @@ def told_token(folder: Path) -> str:
     return (folder / "agent.token").read_text().strip()
 
 
+@pytest.mark.slow  # it starts programs
 async def test_a_code_from_the_console_becomes_a_configuration(tmp_path: Path) -> None:
     async with api_with_proxies(tmp_path) as api:
         ada = await person(api, "ada", "operator")
@@ -116,6 +117,7 @@ async def test_a_device_shows_a_code_and_waits_for_an_operator(tmp_path: Path) -
         nursery.cancel_scope.cancel()
 
 
+@pytest.mark.slow  # it starts programs
 async def test_an_install_key_lets_in_the_serials_that_it_lists(tmp_path: Path) -> None:
     async with api_with_proxies(tmp_path) as api:
         ada = await person(api, "ada", "admin")
