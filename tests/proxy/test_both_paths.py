@@ -104,6 +104,7 @@ async def answered(target: Target, answer: bytes) -> Seen:
     return await read(target.visitor, client)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 async def test_a_visitor_sees_the_same_answer(way: str) -> None:
     """The first visitor of a proxy is served by h11, whatever comes; the others are carried."""
@@ -123,6 +124,21 @@ async def test_a_visitor_sees_the_same_answer(way: str) -> None:
     assert wanted["a trailer"].trailers == [(b"X-Checksum", b"abc")]
     assert wanted["SHOUTcast"].line == wanted["too many fields"].line == (502,)
     assert wanted["interim without end"].line == wanted["interim without end, odd"].line == (502,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", [None, *WAYS])
+async def test_an_answer_to_source_without_a_length_names_the_way_round(way: str | None) -> None:
+    """SHOUTcast's and Icecast's: the sound follows behind a request without a length."""
+    async with rig() as target:
+        if way is not None:
+            target.way = way
+            await target.first_exchange()
+        head = b"SOURCE /live HTTP/1.0\r\nHost: dev1.localhost\r\nContent-Type: audio/mpeg\r\n\r\n"
+        peer, _ = await target.ask(head)
+        await peer.send(b"HTTP/1.0 200 OK\r\n\r\n")
+        assert b" 502 " in await target.visitor.read_head()
+        assert b"through a TCP service" in await target.visitor.read_until(b"(target-broke)\n")
 
 
 @pytest.mark.parametrize("pace", ["in one packet", "body later"])

@@ -253,6 +253,9 @@ def parse_response(raw: bytes, request_method: bytes, max_fields: int = MAX_FIEL
     except h11.LocalProtocolError as exc:
         raise BadHead(f"{exc}; {AS_TCP}") from None
     length, chunked = _framing(event.headers)
+    if request_method == b"SOURCE" and 200 <= status < 300 and length is None and not chunked:
+        # SHOUTcast's and Icecast's: the sender's sound follows, behind a request without a length.
+        raise BadHead(f"an answer to SOURCE has no end that HTTP knows of; {AS_TCP}")
     if chunked:
         length = None  # RFC 9112 6.3: Transfer-Encoding overrides, and Content-Length is removed
     if request_method == b"HEAD" or status in (204, 304) or status < 200:

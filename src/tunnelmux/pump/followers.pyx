@@ -392,6 +392,8 @@ cdef class AnswerFollower:
             p, total = self.kept.base, self.kept.size
         if self.state_ == ANSWER_HEAD:
             verdict = scan_response(p, total, self.max_fields, self.to_head, &self.shape)
+            if verdict == ACCEPTED and self.shape.until_end and self.method == b"SOURCE":
+                verdict = DECLINED  # the judge knows what to say of it
             if verdict == ACCEPTED and self.shape.head_size <= self.max_head:
                 end = self.shape.head_size
                 self.accept(p, before == 0)
