@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -40,7 +41,9 @@ class Site:
 @asynccontextmanager
 async def site(way: str, limits: IngressLimits | None = None) -> AsyncIterator[Site]:
     """With a visitor whose next request the pump would carry, in that way."""
-    ingress = LimitsConfig(ingress=limits or IngressLimits())
+    # Connections to targets that nobody uses are not kept: at the end there must be no stream left.
+    short = dataclasses.replace(limits or IngressLimits(), target_idle_time=0.1)
+    ingress = LimitsConfig(ingress=short)
     config = msgspec.structs.replace(proxy_config(), limits=ingress)
     with trio.fail_after(20):
         async with running(config) as proxy, agent_of(proxy, "dev1") as agent:
