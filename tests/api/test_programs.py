@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.util
 import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import httpx2
+import pytest
 import trio
+from click.testing import CliRunner
 
 from support.oidc import Browser
 from tunnelmux.api.quickstart import OWNER
+from tunnelmux.cli.api import api
+
+pytestmark = pytest.mark.slow  # they start programs
 
 CONFIG = """
 [api]
@@ -130,6 +136,16 @@ trio.run(main)
     finally:
         process.kill()
         await process.wait()
+
+
+def test_without_its_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == "fastapi" else find(name)
+    )
+    result = CliRunner().invoke(api, ["--quickstart"])
+    assert "fastapi is not installed" in str(result.exception)
+    assert 'pip install ".[api]"' in str(result.exception)
 
 
 def test_quickstart_listens_on_loopback_only(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -26,6 +27,7 @@ from tunnelmux.config.load import load_api_config
 from tunnelmux.config.render import render
 from tunnelmux.config.rules import parse_address
 from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.errors import ConfigError
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
@@ -34,6 +36,8 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PROGRAM = "tunnelmux-api"
+
+_LIBRARIES = ("fastapi", "anycorn", "authlib", "httpx2", "joserfc", "sqlalchemy", "alembic")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -113,6 +117,7 @@ def api(
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
+    _check_installed()
     if quickstart:
         return _run_quickstart(context, config_file, state_dir)
     if config_file is None:
@@ -321,6 +326,17 @@ def _run(context: click.Context, config_file: Path) -> int:
     return trio.run(
         partial(run_until_signalled, partial(serve_api, config), grace=config.drain.grace)
     )
+
+
+def _check_installed() -> None:
+    """Raise ConfigError when what serves the API is not there: devices and plain proxies do
+    without."""
+    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} is not installed: in a clone of tunnelmux, run "
+            'pip install ".[api]", or ".[quickstart]" to look around'
+        )
 
 
 def _run_quickstart(
