@@ -70,7 +70,8 @@ def sample(language: str, changes: Mapping[str, str]) -> str:
     """The block of the page in that language; each change must be one that the block has."""
     page = (ROOT / "docs" / "operations.md").read_text("utf-8")
     text: str
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    visitors = page.split("### Visitors over HTTP")[1].split("\n### ")[0]
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", visitors, re.MULTILINE | re.DOTALL)
     for before, after in changes.items():
         assert before in text, f"{before!r} is not in the {language} block"
         text = text.replace(before, after)
