@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
 import trio
 
 from support.apis import LiveApi, live_api
 from support.tenants import TEST, person
 from tunnelmux.config.api import ApiLimits
+from tunnelmux.errors import RegistryAway
 
 
 class Follower:
@@ -128,6 +130,32 @@ async def test_it_ends_with_the_token(tmp_path: Path) -> None:
                 nursery.start_soon(read_on)
                 with trio.fail_after(5):
                     await ended.wait()
+
+
+@pytest.mark.slow  # the registry is asked again after a second
+async def test_it_goes_on_after_the_registry_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        changes = api.running.api.registry.changes
+        after, calls, again = changes.after, 0, trio.Event()
+
+        async def away_once(number: int, *, limit: int = 500) -> object:
+            nonlocal calls
+            calls += 1
+            if calls == 1:
+                raise RegistryAway("stopped")
+            again.set()
+            return await after(number, limit=limit)
+
+        monkeypatch.setattr(changes, "after", away_once)
+        await add_device(api, ada.token, "dev1")  # has the changes asked for, which fails
+        async with following(api, ada.token) as follower:
+            with trio.fail_after(20):
+                await again.wait()
+            await add_device(api, ada.token, "dev2")
+            assert (await follower.device_event())[0] == "device.changed"
 
 
 async def test_followers_are_bounded(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from tunnelmux.api.proxies import Proxies
 from tunnelmux.backend import ApiCallFailed, ProxyClient
 from tunnelmux.errors import ConnectError, RegistryError
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Change, FleetDevice, Registry
+from tunnelmux.registry import Change, ChangeWatch, FleetDevice, Registry
 from tunnelmux.registry.ids import format_time
 from tunnelmux.sessions import SessionEvent
 
@@ -116,26 +116,25 @@ class EventHub:
     # The registry
 
     async def _follow_registry(self) -> NoReturn:
-        number: int | None = None
         while True:
             try:
-                if number is None:
-                    number = await self._registry.changes.latest()
-                    await self._read_devices()
+                number = await self._registry.changes.latest()
+                await self._read_devices()
                 async with self._registry.changes.watch() as watch:
-                    while True:
-                        changes = await self._registry.changes.after(number)
-                        if changes is None:
-                            number = None  # some are forgotten: begin anew
-                            break
-                        for change in changes:
-                            number = change.number
-                            await self._take(change)
-                        if not changes:
-                            await watch.wait()
-            except RegistryError as exc:
-                _log.warning("events wait for the registry", problem=str(exc))
-                await trio.sleep(_RETRY)
+                    await self._follow_changes(number, watch)
+            # What is raised within a watch comes in the group of its nursery.
+            except* RegistryError as group:
+                _log.warning("events wait for the registry", problem=str(group.exceptions[0]))
+            await trio.sleep(_RETRY)
+
+    async def _follow_changes(self, number: int, watch: ChangeWatch) -> None:
+        """Until some changes are forgotten, and all has to be begun anew."""
+        while (changes := await self._registry.changes.after(number)) is not None:
+            for change in changes:
+                number = change.number
+                await self._take(change)
+            if not changes:
+                await watch.wait()
 
     async def _take(self, change: Change) -> None:
         if change.kind == "device":
