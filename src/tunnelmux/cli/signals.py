@@ -10,6 +10,7 @@ from typing import Generic, Protocol, TypeVar
 import trio
 
 from tunnelmux.cli.outcome import EXIT_CUT_SHORT
+from tunnelmux.cli.service_manager import ServiceManager
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -36,6 +37,7 @@ async def run_until_signalled(
     *,
     grace: float,
     reload: Callable[[D], Awaitable[None]] | None = None,
+    manager: ServiceManager | None = None,
 ) -> int:
     """Run a daemon until it ends by itself or by a signal; answers the exit status.
 
@@ -43,11 +45,12 @@ async def run_until_signalled(
     drain it within `grace` seconds; a second one ends it at once, with status 1. SIGHUP calls
     `reload`, whose ConfigError is logged and changes nothing; without `reload` SIGHUP keeps its
     usual meaning. What the daemon raises comes out of here, in the groups its nurseries make.
+    `manager`, by default the one that the environment names, is told what becomes of the daemon.
     """
     wanted = [signal.SIGTERM, signal.SIGINT]
     if reload is not None:
         wanted.append(signal.SIGHUP)
-    supervisor = _Supervisor(start, grace, reload)
+    supervisor = _Supervisor(start, grace, reload, manager or ServiceManager())
     # The receiver is open before the daemon starts, so that no signal is lost in between.
     with trio.open_signal_receiver(*wanted) as signals:
         return await supervisor.run(signals)
@@ -61,10 +64,12 @@ class _Supervisor(Generic[D]):
         start: Callable[..., Awaitable[object]],
         grace: float,
         reload: Callable[[D], Awaitable[None]] | None,
+        manager: ServiceManager,
     ) -> None:
         self._start = start
         self._grace = grace
         self._reload = reload
+        self._manager = manager
         self._daemon: D | None = None
         self._failure: Exception | None = None
         self._status = 0
@@ -77,6 +82,7 @@ class _Supervisor(Generic[D]):
         gc.freeze()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._obey, signals, nursery)
+            nursery.start_soon(self._manager.watch)
             nursery.start_soon(self._run_daemon, nursery.cancel_scope)
         if self._failure is not None:
             raise self._failure
@@ -86,6 +92,8 @@ class _Supervisor(Generic[D]):
         try:
             async with trio.open_nursery() as nursery:
                 self._daemon = await nursery.start(self._start)
+                if not self._is_stopping:
+                    self._manager.ready()
         except Exception as error:  # noqa: BLE001  kept for run(), which raises it out of its nursery
             self._failure = error
         scope.cancel()
@@ -100,6 +108,7 @@ class _Supervisor(Generic[D]):
                 nursery.cancel_scope.cancel()
             else:
                 self._is_stopping = True
+                self._manager.stopping()
                 _log.info("stopping", signal=signal.Signals(number).name, grace=self._grace)
                 nursery.start_soon(self._drain, nursery.cancel_scope)
 
@@ -113,10 +122,13 @@ class _Supervisor(Generic[D]):
     async def _reload_now(self) -> None:
         if self._reload is None or self._daemon is None or self._is_stopping:
             return
+        self._manager.reloading()
         try:
             # No deadline: it reads files and opens local sockets, and waits for no peer.
             await self._reload(self._daemon)
         except ConfigError as error:
+            self._manager.reload_failed(str(error))
             _log.error("configuration not reloaded; the one before stays", error=error)
         else:
+            self._manager.ready()
             _log.info("configuration reloaded")
