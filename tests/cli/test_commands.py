@@ -16,7 +16,8 @@ from tunnelmux.cli.proxy import proxy
 from tunnelmux.config import JoinInvitation, Secret, encode_join
 from tunnelmux.errors import ConfigError
 
-PROXY_TOML = '[[devices]]\nname = "dev1"\ntoken = "hunter2"\n'
+TOKEN = "hunter2-hunter2-hunter2"
+PROXY_TOML = f'tunnel.listen = "127.0.0.1:0"\n[[devices]]\nname = "dev1"\ntoken = "{TOKEN}"\n'
 AGENT_FLAGS = ["--name", "dev1", "--service", "web=http://127.0.0.1:8000"]
 
 
@@ -57,7 +58,8 @@ def test_check_prints_the_whole_configuration_as_toml_without_secrets(run, tmp_p
     file = tmp_path / "proxy.toml"
     file.write_text(PROXY_TOML)
     file.chmod(0o600)
-    result = run(proxy, "check", "--config", "proxy.toml", "--http", "127.0.0.1:80", "--grace", "3")
+    changed = ["--http", "127.0.0.1:80", "--grace", "3"]
+    result = run(proxy, "check", "--all", "--config", "proxy.toml", *changed)
     assert result.exit_code == 0
     assert result.stderr == ""
     printed = tomllib.loads(result.stdout)
@@ -65,16 +67,102 @@ def test_check_prints_the_whole_configuration_as_toml_without_secrets(run, tmp_p
     assert printed["ingress"]["http"]["listen"] == "127.0.0.1:80"
     assert printed["drain"]["grace"] == 3.0
     assert printed["limits"]["max_streams"] == 1024
-    assert "hunter2" not in result.output
+    assert TOKEN not in result.output
 
 
 def test_check_warns_on_standard_error(run, tmp_path):
-    (tmp_path / "proxy.toml").write_text("")
+    (tmp_path / "proxy.toml").write_text('[tunnel]\nlisten = "127.0.0.1:3800"\n')
     result = run(proxy, "check", "--config", "proxy.toml")
     assert result.exit_code == 0
     assert result.stderr == (
         "tunnelmux-proxy: warning: there are no [[devices]], so no agent can connect: add one\n"
     )
+    assert result.stdout.endswith("\n\n# OK, with warnings: 1\n")
+
+
+def test_check_ends_in_ok_and_shows_of_the_limits_what_was_changed(run, tmp_path):
+    file = tmp_path / "proxy.toml"
+    file.write_text(PROXY_TOML + "[limits]\nmax_streams = 7\nack_delay = 10.0\n")
+    file.chmod(0o600)
+    result = run(proxy, "check", "--config", "proxy.toml")
+    assert result.stderr == ""
+    assert result.stdout.endswith("\n\n# OK\n")
+    printed = tomllib.loads(result.stdout)
+    assert printed["limits"] == {"max_streams": 7}  # the other has its default
+    file.write_text(PROXY_TOML)
+    assert "limits" not in tomllib.loads(run(proxy, "check", "--config", "proxy.toml").stdout)
+    in_full = run(proxy, "check", "--all", "--config", "proxy.toml").stdout
+    assert len(tomllib.loads(in_full)["limits"]) > 40
+    assert in_full.endswith("\n\n# OK\n")
+
+
+WEAK = {
+    "device dev1: its token has only 6 characters": '[[devices]]\nname = "dev1"\ntoken = "secret"',
+    "device dev1: its token is that of a sample file": (
+        '[[devices]]\nname = "dev1"\ntoken = "the-token-of-dev1"'
+    ),
+    "device dev2: its token is that of a sample file: make another": (
+        f'[[devices]]\nname = "dev2"\ntoken_sha256 = "{"0" * 64}"'
+    ),
+    "device dev3: its token has only 5 characters": (
+        '[[devices]]\nname = "dev3"\ntoken_file = "dev3.token"'
+    ),
+    "internal.secret has only 3 characters": '[internal]\nsecret = "abc"',
+    "Socket.IO agent a1: its key is that of a sample file": (
+        f'[socketio]\nlisten = "127.0.0.1:0"\n[[socketio.agents]]\nproxy_id = "a1"\n'
+        f'api_key_sha256 = "{"1" * 64}"'
+    ),
+    "tunnel.listen: at 0.0.0.0:3800 agents speak plain ws://": '[tunnel]\nlisten = "0.0.0.0:3800"',
+    "tunnel.listen: at 9.9.9.9:3800 agents": '[tunnel]\nlisten = "9.9.9.9:3800"',
+}
+
+
+@pytest.mark.parametrize("sentence", WEAK)
+def test_what_is_weak_is_told_without_any_secret(run, tmp_path, sentence):
+    (tmp_path / "dev3.token").write_text("short\n")
+    (tmp_path / "proxy.toml").write_text(WEAK[sentence])
+    stderr = run(proxy, "check", "--config", "proxy.toml").stderr
+    assert sentence in stderr
+    assert "secret" not in stderr.replace("internal.secret", "").replace("holds a secret", "")
+    assert "short" not in stderr
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[tunnel]\nlisten = "127.0.0.1:3800"',
+        '[tunnel]\nlisten = "10.1.2.3:3800"',  # a network of one's own
+        '[tunnel]\nlisten = "[::1]:3800"',
+        f'[[devices]]\nname = "dev1"\ntoken_sha256 = "{"ab" * 32}"\n[tunnel]\nlisten="[::1]:1"',
+    ],
+)
+def test_what_is_in_order_is_not_told(run, tmp_path, text):
+    (tmp_path / "proxy.toml").write_text(text)
+    stderr = run(proxy, "check", "--config", "proxy.toml").stderr
+    assert [line for line in stderr.splitlines() if "there are no [[devices]]" not in line] == []
+
+
+@pytest.mark.parametrize(
+    ("url", "is_told"),
+    [
+        ("ws://proxy.example.com:3800/x", True),
+        ("ws://9.9.9.9:3800/x", True),
+        ("wss://proxy.example.com:3800/x", False),
+        ("ws://127.0.0.1:3800/x", False),
+        ("ws://localhost:3800/x", False),
+        ("ws://192.168.1.7:3800/x", False),
+        ("ws://[fd00::1]:3800/x", False),
+    ],
+)
+def test_an_agent_that_dials_in_the_clear_is_told_so(run, tmp_path, url, is_told):
+    (tmp_path / "token").write_text("a" * 64)
+    (tmp_path / "token").chmod(0o600)
+    result = run(agent, "check", "--url", url, "--token-file", "token", *AGENT_FLAGS)
+    assert result.exit_code == 0, result.output
+    assert (
+        "proxy.url: the token and all that passes cross the network" in result.stderr
+    ) is is_told
+    assert result.stdout.endswith("\n# OK, with warnings: 1\n" if is_told else "\n# OK\n")
 
 
 def test_the_file_may_be_named_in_the_environment(run, monkeypatch, tmp_path):
@@ -115,13 +203,31 @@ def test_an_agent_that_joins(run):
         (proxy, [], "give --config FILE, or try tunnelmux-proxy --quickstart"),
         (proxy, ["--config", "x", "check"], "write tunnelmux-proxy check --config"),
         (proxy, ["--lisen", "x"], "No such option"),
-        (agent, ["check", "--service", "web"], '"web" is not NAME=TARGET: write it like web='),
+        (agent, ["check", "--service", "web"], '"web" is not NAME=TARGET: write it like web=8000'),
     ],
 )
 def test_wrong_usage_is_status_2(run, command, arguments, message):
     result = run(command, *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_a_service_may_be_written_as_a_port(run, tmp_path):
+    (tmp_path / "token").write_text("a" * 64)
+    (tmp_path / "token").chmod(0o600)
+    flags = ["--url", "wss://h/x", "--token-file", "token", "--name", "dev1"]
+    result = run(agent, "check", *flags, "--service", "web=8000")
+    assert result.exit_code == 0, result.output
+    assert tomllib.loads(result.stdout)["services"][0]["target"] == "8000"
+    result = run(agent, "check", *flags, "--service", "ssh=22")
+    assert isinstance(result.exception, ConfigError)
+    assert 'write "tcp://127.0.0.1:22" for SSH' in str(result.exception)
+
+
+def test_pairing_looks_at_services_before_it_asks_anybody(run):
+    result = run(agent, "pair", "--url", "http://127.0.0.1:9", "--service", "web=ftp://x")
+    assert result.exit_code == 2
+    assert 'web=ftp://x: "ftp://x" does not begin with one of' in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -192,7 +298,7 @@ def test_the_join_line_may_come_from_standard_input(tmp_path, monkeypatch):
     line = f"tunnelmux-agent --join {JOIN} --name dev7\n"
     result = CliRunner().invoke(agent, ["check", "--join", "-", *AGENT_FLAGS], input=line)
     assert result.exit_code == 0, result.output
-    assert tomllib.loads(result.output)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
+    assert tomllib.loads(result.stdout)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
     assert JOIN not in result.output
     result = CliRunner().invoke(agent, ["check", "--join", "-", *AGENT_FLAGS], input="\n")
     assert result.exit_code == 2
@@ -207,7 +313,7 @@ def test_the_join_line_may_come_from_a_file_beside_the_configuration(run, tmp_pa
     (folder / "agent.toml").write_text('[proxy]\njoin_file = "dev1.join"\n')
     result = run(agent, "check", "--config", str(folder / "agent.toml"), *AGENT_FLAGS)
     assert result.exit_code == 0, result.output
-    assert tomllib.loads(result.output)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
+    assert tomllib.loads(result.stdout)["proxy"]["url"] == "ws://proxy.example:3800/tunnel/connect"
     result = run(agent, "check", "--join-file", str(folder / "dev1.join"), *AGENT_FLAGS)
     assert result.exit_code == 0, result.output
     result = run(agent, "check", "--join-file", "absent", *AGENT_FLAGS)

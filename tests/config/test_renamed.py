@@ -31,7 +31,7 @@ def agent_file(folder, backoff="longest = 7.0", limits="close_linger = 9.0"):
     file = folder / "agent.toml"
     file.touch(mode=0o600)
     file.write_text(
-        '[proxy]\nurl = "ws://h/x"\ntoken = "t"\n[device]\nname = "dev1"\n'
+        '[proxy]\nurl = "wss://h/x"\ntoken = "a-token-that-is-long"\n[device]\nname = "dev1"\n'
         '[[services]]\nname = "web"\naddress = "http://127.0.0.1:1"\n'
         f"[backoff]\n{backoff}\n[limits]\n{limits}\n"
     )

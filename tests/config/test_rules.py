@@ -76,6 +76,7 @@ def test_two_hyphens_separate_service_and_device(name):
         ("https://printer", "http", ("printer", 443)),
         ("https://127.0.0.1:8443/", "http", ("127.0.0.1", 8443)),
         ("tcp://[::1]:22", "tcp", ("::1", 22)),
+        ("8000", "http", ("127.0.0.1", 8000)),
         ("unix:/run/app.sock", "http", None),
         ("tcp+unix:/run/app.sock", "tcp", None),
     ],
@@ -89,6 +90,9 @@ def test_targets(target, scheme, address):
     ("target", "problem"),
     [
         ("127.0.0.1:22", "does not begin with one of http://, https://, tcp://"),
+        ("0", "is not a port"),
+        ("65536", "is not a port"),
+        ("22", 'write "tcp://127.0.0.1:22" for SSH'),
         ("ftp://127.0.0.1", "does not begin with one of http://, https://, tcp://"),
         ("unix:run/app.sock", 'no path that begins with one "/"'),
         ("unix:///run/app.sock", 'no path that begins with one "/"'),

@@ -21,10 +21,12 @@ from tunnelmux.config import (
     DeviceConfig,
     HttpIngress,
     Ingress,
+    JoinInvitation,
     ProxyConfig,
     Secret,
     TunnelListener,
     decode_join,
+    encode_join,
 )
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.mux import Session, open_session
@@ -223,6 +225,43 @@ async def test_a_line_names_no_device_that_is_there_unless_it_is_to_be_replaced(
             invite(tmp_path, replace=name)
 
 
+async def test_later_starts_print_no_line_and_remember_the_public_host(tmp_path: Path) -> None:
+    printed: list[str] = []
+    async with quickstarted(tmp_path, printed.append, host="vps.example.com"):
+        pass
+    # The line may have been lost before a device joined with it: there is another.
+    async with quickstarted(tmp_path, printed.append, host=None) as proxy:
+        port = proxy.tunnel_address.port
+        join = decode_join("join", join_in(printed[1]))
+        assert join.url == f"wss://vps.example.com:{port}/tunnel/connect"
+        await reload_quickstart(proxy, tmp_path, config=ANY_PORT)
+        async with joined(join_to(join, f"wss://127.0.0.1:{port}/tunnel/connect")):
+            pass
+    async with quickstarted(tmp_path, printed.append, host=None) as proxy:
+        assert "tunnelmux-join:" not in printed[2]
+        assert "These may connect: dev1." in printed[2]
+        assert '"tunnelmux-proxy invite" prints the line for another' in printed[2]
+        made = await trio.to_thread.run_sync(invite, tmp_path)
+        assert decode_join("join", made.join).url.startswith("wss://vps.example.com:")
+
+
+def join_to(join: JoinInvitation, url: str) -> str:
+    """The same invitation, at an address that this machine can reach."""
+    return encode_join(msgspec.structs.replace(join, url=url))
+
+
+async def test_lines_made_one_after_the_other_are_for_different_devices(tmp_path: Path) -> None:
+    now = 0.0
+    async with quickstarted(tmp_path, lambda _: None):
+        make = partial(invite, tmp_path, clock=lambda: now)
+        made = [await trio.to_thread.run_sync(make) for _ in range(2)]
+        # The first start made one that suggests dev1, in real time.
+        assert [invitation.device for invitation in made] == ["dev2", "dev3"]
+        now += 15 * 60 + 1
+        # Nobody can join with those any more.
+        assert (await trio.to_thread.run_sync(make)).device == "dev2"
+
+
 async def test_after_a_restart_certificate_and_devices_are_the_same(tmp_path: Path) -> None:
     printed: list[str] = []
     async with (
@@ -231,7 +270,8 @@ async def test_after_a_restart_certificate_and_devices_are_the_same(tmp_path: Pa
     ):
         pass
     async with quickstarted(tmp_path, printed.append, host="localhost") as proxy:
-        first, second = (decode_join("join", join_in(text)) for text in printed)
+        made = await trio.to_thread.run_sync(invite, tmp_path)
+        first, second = (decode_join("join", line) for line in (join_in(printed[0]), made.join))
         assert first.pin == second.pin
         async with (
             connect_websocket(

@@ -13,11 +13,12 @@ import click
 
 from tunnelmux import __version__
 from tunnelmux.cli.options import (
+    all_option,
     common_settings,
     config_option,
     flags_of,
     log_warning,
-    print_warning,
+    print_checked,
     refuse_options_before_command,
     setting,
 )
@@ -25,7 +26,6 @@ from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.pair import pair
 from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
 from tunnelmux.config.join import find_join
-from tunnelmux.config.render import render
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
@@ -42,8 +42,7 @@ _LONGEST_INPUT = 16_384
 
 _EXAMPLES = """\b
 Examples:
-  tunnelmux-agent --join tunnelmux-join:… --name dev1 \\
-      --service web=http://127.0.0.1:8000
+  tunnelmux-agent --join tunnelmux-join:… --name dev1 --service web=8000
       With the line that a proxy's quickstart printed. It is good for one
       device; what was learned is kept, so the same command works again.
   tunnelmux-proxy invite | ssh device tunnelmux-agent --join - --name dev2
@@ -69,7 +68,7 @@ def _parse_services(
         name, equals, target = value.partition("=")
         if not equals or not name or not target:
             raise click.BadParameter(
-                f'"{value}" is not NAME=TARGET: write it like web=http://127.0.0.1:8000'
+                f'"{value}" is not NAME=TARGET: write it like web=8000 or ssh=tcp://127.0.0.1:22'
             )
         services.append({"name": name, "target": target})
     return services or None
@@ -142,7 +141,8 @@ def _agent_settings(function: F) -> F:
             multiple=True,
             metavar="NAME=TARGET",
             callback=_parse_services,
-            help="A local service: http://HOST:PORT, https://, tcp:// or unix:/PATH; repeatable.",
+            help="A local service: the PORT of a web server here, http://HOST:PORT, https://, "
+            "tcp:// or unix:/PATH; repeatable.",
         ),
         setting("--name", "device.name", metavar="NAME", help="This device's name."),
         *_PROXY_OPTIONS,
@@ -171,11 +171,13 @@ def agent(context: click.Context, /, config_file: Path | None, **_settings: obje
 
 @agent.command()
 @_agent_settings
+@all_option
 @click.pass_context
-def check(context: click.Context, /, config_file: Path | None, **_settings: object) -> None:
+def check(
+    context: click.Context, /, config_file: Path | None, show_all: bool, **_settings: object
+) -> None:
     """Validate the configuration and print the result, secrets hidden."""
-    config = _load(context, config_file, partial(print_warning, _PROGRAM))
-    click.echo(render(config), nl=False)
+    print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
 
 
 agent.add_command(pair)

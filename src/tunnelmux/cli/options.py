@@ -10,13 +10,16 @@ import click
 
 from tunnelmux.config import Flag
 from tunnelmux.config.load import CONFIG_VARIABLE
+from tunnelmux.config.render import render
 from tunnelmux.observability import get_logger
 
 __all__ = [
+    "all_option",
     "common_settings",
     "config_option",
     "flags_of",
     "log_warning",
+    "print_checked",
     "print_warning",
     "refuse_options_before_command",
     "setting",
@@ -102,6 +105,31 @@ def refuse_options_before_command(context: click.Context) -> None:
 def log_warning(sentence: str) -> None:
     """Tell in the log what is worth telling and no error."""
     _log.warning("odd configuration", problem=sentence)
+
+
+def all_option(function: F) -> F:
+    """`--all` of the command `check`."""
+    return click.option(
+        "--all",
+        "show_all",
+        is_flag=True,
+        help="Show all of [limits], and not only what differs from the defaults.",
+    )(function)
+
+
+def print_checked(
+    program: str, load: Callable[[Callable[[str], None]], object], *, show_all: bool
+) -> None:
+    """What `check` prints: the configuration as TOML, whose last line is a comment that says OK.
+
+    `load` is given what tells a warning; each is a line on standard error, where there is no log.
+    """
+    warnings: list[str] = []
+    config = load(warnings.append)
+    for sentence in warnings:
+        print_warning(program, sentence)
+    click.echo(render(config, all_limits=show_all))
+    click.echo("# OK" + (f", with warnings: {len(warnings)}" if warnings else ""))
 
 
 def print_warning(program: str, sentence: str) -> None:

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnelmux.config import InvalidSetting, ServiceConfig
+
 if TYPE_CHECKING:
     from tunnelmux.agent.pairing import Joined, PairingServer, Waiting
 
@@ -20,7 +22,7 @@ __all__ = ["pair"]
 _EXAMPLES = """\b
 Examples:
   tunnelmux-agent pair BCDF-GHJK --url https://tunnels.example.com \\
-      --service web=http://127.0.0.1:8000
+      --service web=8000
       With a code from the console; then: tunnelmux-agent --config agent.toml
   tunnelmux-agent pair --url https://tunnels.example.com
       Show a code and wait until somebody confirms it in the console.
@@ -49,7 +51,7 @@ Exit status: 0 paired, 1 failed, 2 wrong option or file, 3 refused."""
     "services",
     multiple=True,
     metavar="NAME=TARGET",
-    help="A local service to write into the file, like web=http://127.0.0.1:8000; repeatable.",
+    help="A local service to write into the file, like web=8000; repeatable.",
 )
 @click.option(
     "--install-key-file",
@@ -141,8 +143,13 @@ class _Pairing:
 def _service(text: str) -> tuple[str, str]:
     name, equals, target = text.partition("=")
     if not equals or not name or not target:
-        message = f'"{text}" is not NAME=TARGET: write it like web=http://127.0.0.1:8000'
+        message = f'"{text}" is not NAME=TARGET: write it like web=8000 or ssh=tcp://127.0.0.1:22'
         raise click.BadParameter(message, param_hint="--service")
+    try:
+        ServiceConfig(name=name, target=target)
+    except InvalidSetting as error:
+        # Now, and not when the code was used up and the file is written.
+        raise click.BadParameter(f"{text}: {error.problem}", param_hint="--service") from None
     return name, target
 
 

@@ -12,17 +12,17 @@ import click
 
 from tunnelmux import __version__
 from tunnelmux.cli.options import (
+    all_option,
     common_settings,
     config_option,
     flags_of,
     log_warning,
-    print_warning,
+    print_checked,
     refuse_options_before_command,
     setting,
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.config import ProxyConfig, load_proxy_config
-from tunnelmux.config.render import render
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import configure_logs
@@ -130,11 +130,13 @@ def proxy(
 
 @proxy.command()
 @_proxy_settings
+@all_option
 @click.pass_context
-def check(context: click.Context, /, config_file: Path | None, **_settings: object) -> None:
+def check(
+    context: click.Context, /, config_file: Path | None, show_all: bool, **_settings: object
+) -> None:
     """Validate the configuration and print the result, secrets hidden."""
-    config = _load(context, config_file, partial(print_warning, _PROGRAM))
-    click.echo(render(config), nl=False)
+    print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
 
 
 def _load(

@@ -270,7 +270,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     target: str
     """`http://host:port`, `https://host:port`, `tcp://host:port`, `unix:/path` (HTTP at a Unix
-    socket) or `tcp+unix:/path`, as seen from this device."""
+    socket) or `tcp+unix:/path`, as seen from this device. A port alone, `"8000"`, is that of a web
+    server at 127.0.0.1."""
 
     host: str | None = None
     """The Host field the target sees instead of the visitor's, for targets that check it."""

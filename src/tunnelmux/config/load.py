@@ -14,15 +14,15 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from tunnelmux.config.advice import Warn, advise_agent, advise_proxy, warn_of_exposed
 from tunnelmux.config.agent import AgentConfig
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
 from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.proxy import ProxyConfig
 from tunnelmux.config.renamed import old_paths, with_new_names
-from tunnelmux.config.rules import InvalidSetting, MissingSetting, is_loopback
+from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Table, settings_of, table_of
-from tunnelmux.config.token_file import exposed_to_others
 from tunnelmux.errors import ConfigError
 
 __all__ = [
@@ -60,8 +60,6 @@ _ALTERNATIVES = (
     frozenset({"proxies.secret", "proxies.secret_file"}),
     frozenset({"registry.url", "registry.url_file"}),
 )
-
-Warn = Callable[[str], None]
 
 
 class Flag(NamedTuple):
@@ -108,8 +106,8 @@ def load_proxy_config(
     ):
         secret_files.append(file)
     if warn is not None:
-        _warn_of_exposed(secret_files, warn)
-        _warn_of_clear_text(config, warn)
+        warn_of_exposed(secret_files, warn)
+        advise_proxy(config, warn)
     return config
 
 
@@ -138,7 +136,7 @@ def load_api_config(
     ):
         secret_files.append(file)
     if warn is not None:
-        _warn_of_exposed(secret_files, warn)
+        warn_of_exposed(secret_files, warn)
     return config
 
 
@@ -166,13 +164,8 @@ def load_agent_config(
         if config.proxy is not None:
             named += [config.proxy.token_file, config.proxy.join_file]
         named += [config.socketio.api_key_file] if config.socketio is not None else []
-        _warn_of_exposed([*named, file if in_file else None], warn)
-        for service in config.services:
-            if not service.verify:
-                warn(
-                    f"service {service.name}: the certificate of its target is not checked "
-                    "(verify = false): anybody on the way there can read and change what passes"
-                )
+        warn_of_exposed([*named, file if in_file else None], warn)
+        advise_agent(config, warn)
     return config
 
 
@@ -408,19 +401,3 @@ def _check_readable(key: str, file: Path | None) -> None:
         raise InvalidSetting(
             key, f"{file} cannot be read ({error.strerror}): check its name and who may read it"
         ) from None
-
-
-def _warn_of_exposed(files: Iterable[Path | None], warn: Warn) -> None:
-    for file in dict.fromkeys(files):
-        if file is not None and exposed_to_others(file):
-            warn(f"{file} holds a secret and every user may read it: chmod o-r {file}")
-
-
-def _warn_of_clear_text(config: ProxyConfig, warn: Warn) -> None:
-    internal = config.internal
-    if internal is None or internal.tls_certificate or is_loopback(internal.address.host):
-        return
-    warn(
-        f"internal.listen: at {internal.listen} the secret and every device's token cross the "
-        "network in the clear: set tls_certificate and tls_key"
-    )

@@ -13,18 +13,40 @@ from tunnelmux.config.secret import Secret
 __all__ = ["render"]
 
 
-def render(config: object) -> str:
+_LIMITS = "limits"
+
+
+def render(config: object, *, all_limits: bool = True) -> str:
     """The whole configuration, defaults included, as TOML text. Secrets are `"***"`.
 
-    Keys that are not set are left out.
+    Keys that are not set are left out; without `all_limits` those of `[limits]` that have their
+    default as well.
     """
-    return "\n".join(_table_lines(table_of(type(config)), config, "")).strip() + "\n"
+    lines = _table_lines(table_of(type(config)), config, "", all_limits=all_limits)
+    return "\n".join(lines).strip() + "\n"
 
 
-def _table_lines(table: Table, value: Any, path: str) -> Iterator[str]:
+def _owners(table: Table, value: Any) -> dict[str, Any]:
+    """The object that has each key of the table."""
     owners = dict.fromkeys(table.keys, value)
     for field, part in table.flat.items():
         owners |= {name: getattr(value, field) for name in part.keys}
+    return owners
+
+
+def _changed(table: Table, value: Any) -> dict[str, Any]:
+    """The same, of the keys that do not have their default; all keys of the table have one."""
+    defaults = _owners(table, table.cls())
+    return {
+        name: owner
+        for name, owner in _owners(table, value).items()
+        if getattr(owner, name) != getattr(defaults[name], name)
+    }
+
+
+def _table_lines(table: Table, value: Any, path: str, *, all_limits: bool) -> Iterator[str]:
+    is_short = path == _LIMITS and not all_limits
+    owners = _changed(table, value) if is_short else _owners(table, value)
     tables: list[tuple[str, Table]] = []
     for name, owner in owners.items():
         entry = table.find(name)
@@ -38,7 +60,7 @@ def _table_lines(table: Table, value: Any, path: str) -> Iterator[str]:
         for item in content if inner.is_list else [content]:
             if item is None:
                 continue
-            lines = list(_table_lines(inner, item, inner_path))
+            lines = list(_table_lines(inner, item, inner_path, all_limits=all_limits))
             if inner.is_list:
                 yield from ("", f"[[{inner_path}]]")
             elif lines and lines[0]:

@@ -226,16 +226,20 @@ class Target(NamedTuple):
 
 
 _UNIX_SCHEMES: dict[str, Literal["http", "tcp"]] = {"unix:": "http", "tcp+unix:": "tcp"}
+_SSH_PORT = 22
 _MAX_UNIX_PATH = 107  # bytes of a path that sockaddr_un holds on Linux, unix(7)
 
 
 @lru_cache(maxsize=1024)  # asked for with every request
 def parse_target(key: str, value: str) -> Target:
-    """A service's target, from its URL or the path of its Unix socket."""
+    """A service's target, from its URL, the path of its Unix socket, or the port of a web server on
+    this machine."""
     example = (
         "http://127.0.0.1:8000, https://192.168.1.1, tcp://127.0.0.1:22, unix:/run/app.sock or "
         "tcp+unix:/run/app.sock"
     )
+    if value.isascii() and value.isdigit():
+        return Target("http", Address("127.0.0.1", _check_web_port(key, value)))
     for scheme, protocol in _UNIX_SCHEMES.items():
         if value.startswith(scheme):
             return Target(protocol, None, _check_unix_path(key, value, scheme))
@@ -254,6 +258,17 @@ def parse_target(key: str, value: str) -> Target:
     is_encrypted = parts.scheme == "https"
     address = Address(parts.hostname, parts.port or (443 if is_encrypted else 80))
     return Target("http", address, is_encrypted=is_encrypted)
+
+
+def _check_web_port(key: str, value: str) -> int:
+    port = int(value)
+    if not 0 < port <= 65_535:
+        raise InvalidSetting(key, f'"{value}" is not a port from 1 to 65535')
+    if port == _SSH_PORT:
+        raise InvalidSetting(
+            key, f'"{value}" alone stands for HTTP: write "tcp://127.0.0.1:{value}" for SSH'
+        )
+    return port
 
 
 def _check_unix_path(key: str, value: str, scheme: str) -> str:

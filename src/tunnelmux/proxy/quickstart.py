@@ -34,6 +34,9 @@ _EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
 
 _STATE_FILE = "quickstart.json"
 
+_NAMES_SHOWN = 10
+# Devices that a later start names; a fleet has its own list.
+
 
 class Invitation(NamedTuple):
     """What an operator is shown. Both texts hold a secret: print them, never log them."""
@@ -53,6 +56,8 @@ class _State(msgspec.Struct, frozen=True):
     certificate: str
     configured: list[str] = []
     """Devices of the configuration, whose names nobody can join with."""
+    public_host: str | None = None
+    """What the operator said once; later starts need not say it again."""
 
 
 async def run_quickstart(
@@ -67,22 +72,26 @@ async def run_quickstart(
     """Run a proxy that keeps all it needs in `state_dir`, until it was drained or is cancelled.
 
     The first time, a TLS certificate is made there for `public_host`, by which devices reach this
-    machine (default: the address it listens at, or its own when that is every one). Each time, one
-    invitation is made; once the proxy listens, `announce` gets the text for the operator with the
-    line to paste on a device. `config` may set other things, a certificate of its own included;
-    without an HTTP ingress in it, visitors of this machine come in at 127.0.0.1:8080. `clock`
-    answers seconds since the epoch.
+    machine (default: what was given before, else the address it listens at, or its own when that is
+    every one). Once the proxy listens, `announce` gets the text for the operator; as long as no
+    device is known, with a new invitation, the line to paste on a device. `config` may set other
+    things, a certificate of its own included; without an HTTP ingress in it, visitors of this
+    machine come in at 127.0.0.1:8080. `clock` answers seconds since the epoch.
 
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
     config = config or ProxyConfig()
+    public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
     config = _complete(config, state_dir, host, clock)
     enrolment = Enrolment(state_dir, clock=clock)
 
     def welcome(proxy: RunningProxy) -> None:
-        url = _write_state(proxy, state_dir, host)
-        announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
+        url = _write_state(proxy, state_dir, host, public_host)
+        if proxy.devices.names:
+            announce(_welcome_back(proxy, url))
+        else:
+            announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
 
     return await run_proxy(
         config,
@@ -104,9 +113,10 @@ async def reload_quickstart(
     """Give a proxy that `run_quickstart` started a new configuration, and the devices that
     devices.json has now. Its certificate stays. Raises ConfigError, with nothing changed.
     """
+    public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
     await proxy.reload(_complete(config, state_dir, host, clock))
-    _write_state(proxy, state_dir, host)
+    _write_state(proxy, state_dir, host, public_host)
 
 
 def _reached_at(config: ProxyConfig, public_host: str | None) -> str:
@@ -114,7 +124,14 @@ def _reached_at(config: ProxyConfig, public_host: str | None) -> str:
     return public_host or (own_address() if listens_at in _EVERYWHERE else listens_at)
 
 
-def _write_state(proxy: RunningProxy, state_dir: Path, host: str) -> str:
+def _remembered_host(state_dir: Path) -> str | None:
+    try:
+        return _read_state(state_dir).public_host
+    except ConfigError:
+        return None  # the first start
+
+
+def _write_state(proxy: RunningProxy, state_dir: Path, host: str, public_host: str | None) -> str:
     """Tell `invite` what it must know; answers the URL for devices."""
     tunnel = proxy.config.tunnel
     assert tunnel.tls_certificate is not None  # _complete set it
@@ -123,6 +140,7 @@ def _write_state(proxy: RunningProxy, state_dir: Path, host: str) -> str:
         url=url,
         certificate=str(tunnel.tls_certificate.absolute()),
         configured=[device.name for device in proxy.config.devices],
+        public_host=public_host,
     )
     write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
     return url
@@ -137,24 +155,29 @@ def invite(
     then loses its place. Raises ConfigError when no proxy was started there, the directory cannot
     be used, or there is nothing to replace.
     """
+    state = _read_state(state_dir)
+    enrolled = [device.name for device in Enrolment(state_dir).load()]
+    invitations = Invitations(state_dir, clock=clock)
+    if replace is not None:
+        _check_replaced(replace, enrolled, state.configured)
+    name = replace or _free_name({*enrolled, *state.configured, *invitations.suggested()})
+    token = invitations.create(replaces=replace, suggests=name)
+    join = encode_join(
+        JoinInvitation(url=state.url, token=token, pin=pin_of(Path(state.certificate)))
+    )
+    command = f"tunnelmux-agent --join {join} --name {name} --service web=8000"
+    return Invitation(join, command, name)
+
+
+def _read_state(state_dir: Path) -> _State:
     file = state_dir / _STATE_FILE
     try:
-        state = msgspec.json.decode(file.read_bytes(), type=_State)
+        return msgspec.json.decode(file.read_bytes(), type=_State)
     except (OSError, msgspec.DecodeError) as error:
         raise ConfigError(
             f"{file} cannot be read, so it is not known how devices reach the proxy: start "
             "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
         ) from error
-    enrolled = [device.name for device in Enrolment(state_dir).load()]
-    if replace is not None:
-        _check_replaced(replace, enrolled, state.configured)
-    token = Invitations(state_dir, clock=clock).create(replaces=replace)
-    join = encode_join(
-        JoinInvitation(url=state.url, token=token, pin=pin_of(Path(state.certificate)))
-    )
-    name = replace or _free_name({*enrolled, *state.configured})
-    command = f"tunnelmux-agent --join {join} --name {name} --service web=http://127.0.0.1:8000"
-    return Invitation(join, command, name)
 
 
 def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> None:
@@ -168,7 +191,8 @@ def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> No
 
 
 def _free_name(taken: set[str]) -> str:
-    """A name that no device has: a line that is pasted as it is must replace nothing."""
+    """A name that no device has and no open invitation suggests: pasting a line as it is must
+    replace nothing, and lines for two devices must not lead to one name."""
     return next(name for n in itertools.count(1) if (name := f"dev{n}") not in taken)
 
 
@@ -225,4 +249,17 @@ Paste this line on a device, with the service it is to offer. It works once, wit
 {invitation.command}
 
 Then, on this machine: curl http://{proxy.http_address}/ -H "Tunnelmux-Device: {invitation.device}"
+"""
+
+
+def _welcome_back(proxy: RunningProxy, url: str) -> str:
+    names = proxy.devices.names
+    some = ", ".join(names[:_NAMES_SHOWN])
+    others = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"""\
+Devices connect to {url}
+Visitors come in at http://{proxy.http_address}
+
+These may connect: {some}{others}.
+"tunnelmux-proxy invite" prints the line for another.
 """

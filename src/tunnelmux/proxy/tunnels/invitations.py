@@ -50,6 +50,9 @@ class _Invitation(
     replaces: str | None = None
     """The one device it is for, which may have enrolled before."""
 
+    suggests: str | None = None
+    """The name that the line to paste has, so that the next line gets another."""
+
 
 class Invitations:
     """The invitations under one state directory. `clock` answers seconds since the epoch."""
@@ -59,18 +62,25 @@ class Invitations:
         self._clock = clock
 
     def create(
-        self, lifetime: float = INVITATION_LIFETIME, *, replaces: str | None = None
+        self,
+        lifetime: float = INVITATION_LIFETIME,
+        *,
+        replaces: str | None = None,
+        suggests: str | None = None,
     ) -> Secret:
         """A new token, good for one enrolment within `lifetime` seconds.
 
         With `replaces` it is for the device of that name only, which loses its place if it had
-        enrolled before. Without, it is for any name that is not taken.
+        enrolled before. Without, it is for any name that is not taken; `suggests` is the one that
+        `suggested` tells as long as the invitation is open.
 
         Raises ConfigError when the state directory cannot be written to.
         """
         token = secrets.token_urlsafe(_TOKEN_BYTES)
         expires_at = self._clock() + lifetime
-        content = msgspec.json.encode(_Invitation(expires_at=expires_at, replaces=replaces))
+        content = msgspec.json.encode(
+            _Invitation(expires_at=expires_at, replaces=replaces, suggests=suggests)
+        )
         try:
             self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._forget_old()
@@ -81,6 +91,18 @@ class Invitations:
                 "the user the proxy runs as, or name its state directory with --state-dir"
             ) from error
         return Secret(token)
+
+    def suggested(self) -> set[str]:
+        """The names that open invitations suggest."""
+        names = set()
+        for file in self._folder.glob("*.json"):
+            try:
+                invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
+            except (OSError, msgspec.DecodeError):
+                continue  # used by the running proxy this moment, or not one of ours
+            if invitation.suggests is not None and invitation.expires_at > self._clock():
+                names.add(invitation.suggests)
+        return names
 
     def knows(self, token: str) -> bool:
         """Whether this is an invitation that can be used, or could until a short time ago."""
