@@ -127,6 +127,7 @@ def test_the_proxys_agents(load):
         ('listen = "127.0.0.1:3802"\n', "", "socketio.listen: is missing"),
         ("[socketio]", '[socketio]\npath = "x"', "is not a path"),
         ("[socketio]", '[socketio]\ntls_key = "k"', "needs tls_certificate and tls_key"),
+        ("[socketio]", '[socketio]\ntrusted_proxies = ["lb"]', "write a network such as"),
         ("127.0.0.1:3802", "0.0.0.0:3800", "is also tunnel.listen"),
         ('api_key = "s3cret!key"\n', "", "needs exactly one of api_key and api_key_sha256"),
         ('"s3cret!key"', '""', "is empty"),

@@ -94,6 +94,7 @@ async def agent_side(
     port: int = 0,
     allow_eio3: bool = False,
     settle: float = 0.2,
+    trusted_proxies: tuple[str, ...] = (),
 ) -> AsyncIterator[AgentSide]:
     """The proxy's side for the length of the block; by default PROXY_ID may connect."""
     config = ProxyConfig(
@@ -101,6 +102,7 @@ async def agent_side(
             listen="127.0.0.1:0",
             path=path,
             allow_eio3=allow_eio3,
+            trusted_proxies=list(trusted_proxies),
             agents=list(agents or [known_agent()]),
         ),
         limits=limits or LimitsConfig(),

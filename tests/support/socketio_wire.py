@@ -26,10 +26,11 @@ async def exchange(
     body: str | bytes | None = None,
     path: str = "/socket.io/",
     source: str | None = None,
+    fields: str = "",
 ) -> tuple[int, str]:
     """One HTTP exchange on a connection of its own: status and body."""
     content = body if isinstance(body, bytes) else (body or "").encode()
-    head = f"{method} {path}?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n"
+    head = f"{method} {path}?{query} HTTP/1.1\r\nHost: h\r\nConnection: close\r\n{fields}"
     if body is not None:
         head += f"Content-Length: {len(content)}\r\n"
     stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=source)
@@ -64,14 +65,17 @@ Receive = Callable[[], Awaitable[Any]]
 
 @asynccontextmanager
 async def websocket(
-    port: int, query: str = "EIO=4&transport=websocket"
+    port: int, query: str = "EIO=4&transport=websocket", client: str | None = None
 ) -> AsyncIterator[tuple[Send, Receive]]:
-    """A WebSocket by hand: `send(text)`, `receive()` gives what comes, or the close code."""
+    """A WebSocket by hand: `send(text)`, `receive()` gives what comes, or the close code.
+    A *client* is whom it says that it is there for, as a load balancer does."""
     stream = await trio.open_tcp_stream("127.0.0.1", port)
     connection = wsproto.WSConnection(wsproto.ConnectionType.CLIENT)
     async with stream:
         target = f"/socket.io/?{query}"
-        await stream.send_all(connection.send(events.Request(host="h", target=target)))
+        headers = [(b"X-Forwarded-For", client.encode())] if client is not None else []
+        opening = events.Request(host="h", target=target, extra_headers=headers)
+        await stream.send_all(connection.send(opening))
 
         async def send(data: str | bytes) -> None:
             message: events.Event = events.BytesMessage(data=data)  # type: ignore[arg-type]

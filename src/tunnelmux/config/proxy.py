@@ -376,6 +376,10 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     path: str = "/socket.io/"
     """The path of the Socket.IO endpoint."""
 
+    trusted_proxies: list[str] = []
+    """Addresses and networks of load balancers in front of this listener, whose `X-Forwarded-For`
+    is believed: else all agents behind one share what one address may have."""
+
     allow_eio3: bool = False
     """Let agents in that speak Engine.IO 3, as clients of Socket.IO 2 and the Go library
     googollee/go-socket.io do. Off by default, as in socket.io itself."""
@@ -395,6 +399,8 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             raise InvalidSetting(
                 "path", f'"{self.path}" is not a path: write it like "/socket.io/"'
             )
+        for network in self.trusted_proxies:
+            check_network("trusted_proxies", network)
         _check_tls_pair(self.tls_certificate, self.tls_key)
         check_unique("agents.proxy_id", [agent.proxy_id for agent in self.agents])
 

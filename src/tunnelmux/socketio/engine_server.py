@@ -21,6 +21,7 @@ import trio
 from tunnelmux.errors import ConnectError
 from tunnelmux.http import Refused, RequestHead, ServerConnection, VisitorGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.http.fields import TrustedProxies, client_address
 from tunnelmux.http.head import has_member
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
@@ -74,6 +75,8 @@ class ServerSettings:
     """What a server needs to know. A reload replaces it; live sessions keep what they had."""
 
     path: str = "/socket.io/"
+    trusted: TrustedProxies = field(default_factory=TrustedProxies)
+    """Whose `X-Forwarded-For` says where a client is."""
     allow_eio3: bool = False
     """Whether clients of Socket.IO 2 are let in too."""
     settle: float = 2.0
@@ -94,6 +97,15 @@ class _BadRequest(Exception):
         super().__init__(message)
         self.status = status
         self.body = json.dumps({"code": code, "message": message}).encode("ascii")
+
+
+class _Arrival:
+    """A TCP connection that was let in: from where, the place it has, and what ends it."""
+
+    def __init__(self, remote: str, place: Place) -> None:
+        self.remote = remote
+        self.place = place
+        self.cut = place.on_give_way
 
 
 class Session:
@@ -351,10 +363,14 @@ class EngineServer:
         limits = settings.http
         # A client on polling has two connections.
         self.admission.configure(
-            limit=2 * limits.max_handshakes, per_address=2 * limits.max_arrivals_per_address
+            limit=2 * limits.max_handshakes,
+            per_address=2 * limits.max_arrivals_per_address,
+            exempt=settings.trusted,
         )
         self._strangers.configure(
-            limit=limits.max_handshakes, per_address=limits.max_arrivals_per_address
+            limit=limits.max_handshakes,
+            per_address=limits.max_arrivals_per_address,
+            exempt=settings.trusted,
         )
 
     @property
@@ -442,21 +458,43 @@ class EngineServer:
             _log.warning(f"too many {what}", limit=limit, fix="raise socketio_max_sessions")
 
     async def _serve(self, server: ServerConnection, remote: str, place: Place) -> None:
+        arrival = _Arrival(remote, place)
         try:
             while (request := await server.read_request()) is not None:
-                if has_member(request.headers, b"upgrade", b"websocket"):
-                    await self._serve_websocket(server, request, remote, place)
-                    return
+                is_websocket = has_member(request.headers, b"upgrade", b"websocket")
                 try:
-                    await self._serve_polling(server, request, remote, place)
+                    with self._asked_by(request, arrival) as (client, its_place):
+                        if is_websocket:
+                            await self._serve_websocket(server, request, client, its_place)
+                            return
+                        await self._serve_polling(server, request, client, its_place)
                 except _BadRequest as error:
                     await _answer(server, error.status, b"application/json", error.body)
-                if not server.reusable:
+                if is_websocket or not server.reusable:
                     break
         except Refused as refused:
             await server.refuse(refused.refusal)
             return
         await server.close()
+
+    @contextlib.contextmanager
+    def _asked_by(self, request: RequestHead, arrival: _Arrival) -> Iterator[tuple[str, Place]]:
+        """Whose request it is, and the place that it holds: those of the connection. Of one from a
+        trusted proxy they are those of the client behind it, for as long as the request takes."""
+        client = None
+        if self.admission.exempts(arrival.remote):
+            client = client_address(request.headers, self.settings.trusted)
+        if client is None or self.admission.exempts(client):
+            yield arrival.remote, arrival.place
+            return
+        arrival.place.leave()
+        place = self.admission.enter(client)
+        if place is None:
+            raise _full()
+        with place:
+            place.has_spoken()
+            place.on_give_way = arrival.cut
+            yield client, place
 
     # -- one request ------------------------------------------------------------------------
 
@@ -484,16 +522,11 @@ class EngineServer:
     async def _serve_websocket(
         self, server: ServerConnection, request: RequestHead, remote: str, place: Place
     ) -> None:
-        try:
-            query = self._checked_query(request, "websocket", remote)
-            known = self._find_polling(query["sid"]) if "sid" in query else None
-            if known is None:
-                self._check_room()
-            socket = await self._accept(server, request)
-        except _BadRequest as error:
-            await _answer(server, error.status, b"application/json", error.body)
-            await server.close()
-            return
+        query = self._checked_query(request, "websocket", remote)
+        known = self._find_polling(query["sid"]) if "sid" in query else None
+        if known is None:
+            self._check_room()
+        socket = await self._accept(server, request)
         try:
             if known is not None:
                 with known.carried_by(place):

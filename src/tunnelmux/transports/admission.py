@@ -36,10 +36,16 @@ class Addresses(Protocol):
 
 
 def source_of(remote: str) -> str:
-    """The address of `host:port` as one that is held to a limit: of IPv6, its /64, which is what
-    one subscriber has."""
-    host = remote.rpartition(":")[0]
-    return network_of(host.strip("[]")) if host.startswith("[") else host
+    """The address of `host:port`, or an address alone, as one that is held to a limit: of IPv6, its
+    /64, which is what one subscriber has."""
+    host = _host_of(remote)
+    return network_of(host) if ":" in host else host
+
+
+def _host_of(remote: str) -> str:
+    if remote.startswith("["):
+        return remote[1:].partition("]")[0]
+    return remote if remote.count(":") > 1 else remote.partition(":")[0]
 
 
 class Place:
@@ -163,16 +169,21 @@ class Admission:
         self.per_address = per_address
         self.exempt: Addresses = exempt
 
+    def exempts(self, remote: str) -> bool:
+        """Whether what comes from there speaks for many."""
+        return _host_of(remote) in self.exempt
+
     def enter(self, remote: str) -> Place | None:
-        """A place for the connection from `remote` (`host:port`); None when there is none."""
-        return self._enter(remote, self._is_exempt(remote))
+        """A place for the connection from `remote` (`host:port`, or an address alone); None when
+        there is none."""
+        return self._enter(remote, self.exempts(remote))
 
     async def wait_for_place(self, remote: str) -> Place | None:
         """As `enter`; but whoever is exempt waits for a place.
 
         No deadline: places are given back within the times that handshakes have.
         """
-        exempt = self._is_exempt(remote)
+        exempt = self.exempts(remote)
         while (place := self._enter(remote, exempt)) is None and exempt:
             await self._room.park()
         return place
@@ -183,9 +194,6 @@ class Admission:
             return False
         self._evict(next(iter(self._silent)), "silent")
         return True
-
-    def _is_exempt(self, remote: str) -> bool:
-        return remote.rpartition(":")[0].strip("[]") in self.exempt
 
     def _enter(self, remote: str, exempt: bool) -> Place | None:
         # Each connection of an exempt address stands for an address of its own.

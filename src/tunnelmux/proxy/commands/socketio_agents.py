@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from functools import partial
 
 from tunnelmux.config import ProxyConfig, SocketIOAgent, hash_token
+from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.agent_target import AgentTarget, Connection
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
@@ -172,6 +173,7 @@ def agent_settings(config: ProxyConfig) -> ServerSettings:
     )
     return ServerSettings(
         path=listener.path,
+        trusted=TrustedProxies.parse(listener.trusted_proxies),
         allow_eio3=listener.allow_eio3,
         tls=tls,
         engine=engine,
