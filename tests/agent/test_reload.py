@@ -100,7 +100,7 @@ async def test_what_concerns_the_session_makes_it_anew_at_once(
     session = await proxy.next_session()
     with structlog.testing.capture_logs() as logs:
         await agent.reload(changed)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await session.wait_closed()
         again = await proxy.next_session()
     assert await again.ping() >= 0
@@ -139,7 +139,7 @@ async def test_another_url_is_dialled_at_once_also_while_nobody_answers_at_the_f
         )
     agent = await start_agent(nowhere)
     with structlog.testing.capture_logs() as logs:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not logs:  # noqa: ASYNC110  until it waits for the back-off
                 await trio.sleep(0.01)
         await agent.reload(make_config(backoff=NEVER))
@@ -196,7 +196,7 @@ async def test_an_executor_that_is_replaced_ends_when_its_commands_have(
     assert len(agent._executors.child_tasks) == 2
     before.running = 0
     before.retire()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while len(agent._executors.child_tasks) > 1:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
@@ -225,6 +225,6 @@ async def test_a_reloaded_agent_still_drains(
     agent = await start_agent(make_config())
     session = await proxy.next_session()
     await agent.reload(make_config(drain=DrainConfig(grace=1.0)))
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await agent.drain(1.0)
         await session.wait_closed()

@@ -55,7 +55,7 @@ async def test_two_agents_with_one_token_say_so_and_do_not_thrash(
             config = agent_config(proxy, 0.2, ca_file)
             for _ in range(2):
                 agent = await nursery.start(run_agent, config)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await agent.wait_connected()
             await trio.sleep(2)
             nursery.cancel_scope.cancel()
@@ -80,14 +80,14 @@ async def test_an_agent_that_merely_comes_back_is_not_taken_for_another(
         async with running(proxy_config()) as proxy:
             agent = await nursery.start(run_agent, agent_config(proxy, 30.0))
             for _ in range(3):
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await agent.wait_connected()
                     session = agent.session
                     assert session is not None
                     session.abort()
                     while agent.session is session:  # noqa: ASYNC110  no event says so
                         await trio.sleep(0.01)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await agent.wait_connected()
             nursery.cancel_scope.cancel()
     events = {line["event"] for line in logs}

@@ -35,7 +35,7 @@ FAST = BackoffConfig(minimum=0.01, maximum=0.02)
 
 
 async def run_to_its_end(config: AgentConfig) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await run_agent(config)
 
 
@@ -43,7 +43,7 @@ async def test_it_shows_its_name_and_token_and_no_secret_in_the_url(
     proxy: FakeProxy, make_config: MakeConfig, start_agent: StartAgent
 ) -> None:
     agent = await start_agent(make_config())
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await agent.wait_connected()
     session = await proxy.next_session()
     (request,) = proxy.requests
@@ -113,7 +113,7 @@ async def test_other_refusals_are_tried_again_after_the_hint(
         slow = BackoffConfig(minimum=0.02, maximum=600.0)
         config = make_config(proxy=ProxyEndpoint(url=proxy.url, token=Secret("t")), backoff=slow)
         await start_agent(config)
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             for _ in range(6):
                 await seen.receive()
 
@@ -176,14 +176,14 @@ async def test_a_drain_lets_streams_finish_and_takes_no_new_ones(
     while not received.endswith(b"before"):
         received += await stream.receive_some()
     async with trio.open_nursery() as draining:
-        draining.start_soon(agent.drain, 5.0)
-        with trio.fail_after(2), pytest.raises(SessionError):
+        draining.start_soon(agent.drain, 300.0)
+        with trio.fail_after(20), pytest.raises(SessionError):
             await open_streams_until_refused(session)
         await stream.send_all(b"during")
         assert await stream.receive_some() == b"during"
         await stream.send_eof()
         assert await stream.receive_some() == b""
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         await session.wait_closed()
     assert len(proxy.requests) == 1
 
@@ -202,7 +202,7 @@ async def test_a_drain_cuts_what_outlasts_its_grace(
     stream = await session.open_stream()
     await stream.send_all(b"CONNECT slow HTTP/1.1\r\nHost: slow\r\n\r\nx")
     assert (await stream.receive_some()).startswith(b"HTTP/1.1 200 ")
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         await agent.drain(0.05)
         with pytest.raises(trio.BrokenResourceError):
             await stream.receive_some()
@@ -214,8 +214,8 @@ async def test_a_drain_while_not_connected_ends_at_once(
     async with fake_proxy() as gone:
         config = make_config(proxy=ProxyEndpoint(url=gone.url, token=Secret("t")))
     agent = await nursery.start(run_agent, config)
-    with trio.fail_after(1):
-        await agent.drain(10.0)
+    with trio.fail_after(20):
+        await agent.drain(300.0)
 
 
 # --------------------------------------------------------------------------------- joining
@@ -249,7 +249,7 @@ def joining(url: str, token: str, folder: Path) -> AgentConfig:
 
 
 async def run_until_connected(config: AgentConfig) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             agent = await nursery.start(run_agent, config)
             await agent.wait_connected()

@@ -32,7 +32,7 @@ async def ask(session: Session, request: bytes = GET) -> bytes:
     """Everything that comes back on a new stream for `request`."""
     stream = await session.open_stream()
     await stream.send_all(request)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         return b"".join([data async for data in stream])
 
 
@@ -169,7 +169,7 @@ async def test_a_websocket_under_tls(
     stream = await session.open_stream()
     upgrade = b"Connection: Upgrade\r\nUpgrade: websocket\r\nHost: "
     await stream.send_all(GET.replace(b"Connection: close\r\n", b"").replace(b"Host: ", upgrade))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         assert (await read_head(stream)).startswith(b"HTTP/1.1 101 ")
         await stream.send_all(b"hello")
         assert await stream.receive_some() == b"HELLO"
@@ -190,7 +190,7 @@ async def test_a_tcp_visitor_speaks_tls_with_the_target_itself(
     session = await proxy.next_session()
     stream = await session.open_stream()
     await stream.send_all(b"CONNECT web HTTP/1.1\r\nHost: web\r\n\r\n")
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         assert await read_head(stream) == b"HTTP/1.1 200 OK\r\n\r\n"
         context = ssl.create_default_context(cafile=str(site.ca_file))
         tls = trio.SSLStream(stream, context, server_hostname="router.lan", https_compatible=True)

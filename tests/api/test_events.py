@@ -128,7 +128,7 @@ async def test_it_ends_with_the_token(tmp_path: Path) -> None:
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read_on)
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await ended.wait()
 
 

@@ -107,7 +107,7 @@ async def test_sign_ins_count_by_outcome(tmp_path: Path) -> None:
 
         @asynccontextmanager
         async def provider(_base: str) -> AsyncIterator[OIDCConfig]:
-            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=2)
+            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=20)
 
         async with scraped_api(tmp_path, provider) as api:
             for nonce in (None, "another"):

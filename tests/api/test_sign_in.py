@@ -48,7 +48,7 @@ async def api_with_fake(
 
         @asynccontextmanager
         async def provider(_base: str) -> AsyncIterator[OIDCConfig]:
-            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=2, **settings)
+            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=20, **settings)
 
         async with live_api(folder, provider) as api:
             yield api, fake

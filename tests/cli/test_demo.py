@@ -254,7 +254,7 @@ async def test_chat_reaches_every_window(stage):
         await one.send_message("first")  # so that the second window is known to be there
         assert await one.get_message() == "first"
         await other.send_message("<b>hello</b>")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert await one.get_message() == "<b>hello</b>"
             while await other.get_message() != "<b>hello</b>":
                 pass

@@ -145,7 +145,7 @@ async def test_a_refused_tcp_target_is_a_reset_and_one_line(tunnel: Tunnel, web:
     await tunnel.start_agent(services)
     for index, reason in enumerate(("target-refused", "unknown-service")):
         visitor = await tunnel.visit(await tunnel.at_tcp(index))
-        with trio.fail_after(10), pytest.raises(trio.BrokenResourceError):
+        with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
             assert await visitor.receive_some()
         await visitor.aclose()
         line = await tunnel.proxy.logged("relay", reason=reason)
@@ -215,7 +215,7 @@ async def test_bad_requests_are_answered_and_reach_nobody(
     answers = {}
     for number, (name, (request, _, _)) in enumerate(BAD_REQUESTS.items()):
         visitor = Peer(await tunnel.visit())
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await visitor.send(request)
             head = await visitor.read_head()
             line = await tunnel.proxy.logged("request", visitor=name_of(visitor))
@@ -244,7 +244,7 @@ async def test_what_is_no_agent_is_one_line_and_nothing_more(tunnel: Tunnel, web
     }
     for name, said in strangers.items():
         stranger = Peer(await tunnel.visit(tunnel.at_tunnel))
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await stranger.send(said)
             answer = await stranger.read_head()
             line = await tunnel.proxy.logged("tunnel handshake failed", remote=name_of(stranger))
@@ -260,7 +260,7 @@ async def test_a_tls_hello_to_a_plain_tunnel_port_is_one_line(tunnel: Tunnel, we
     await tunnel.start_proxy()
     await tunnel.start_agent({"web": f"http://{web}"})
     context = ssl.create_default_context()
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         stranger = trio.SSLStream(
             await tunnel.visit(tunnel.at_tunnel), context, server_hostname="proxy.example.com"
         )
@@ -284,7 +284,7 @@ async def test_an_agent_that_speaks_no_yamux_loses_its_own_session(
 ) -> None:
     await tunnel.start_proxy()
     await tunnel.start_agent({"web": f"http://{web}"})
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with tunnel.dial("dev2") as websocket:
             await tunnel.proxy.logged("session started", device="dev2")
             await websocket.send_message(message)

@@ -45,6 +45,6 @@ async def test_an_agent_reads_its_file_again_and_keeps_its_session(
 
     wrong = tunnel.agent_file({"web": "http://127.0.0.1:1"})
     await change(wrong, "session started")
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         assert (await tunnel.fetch(device="dev1")).status == 502
     assert agent.status is None

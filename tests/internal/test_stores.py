@@ -104,7 +104,7 @@ async def test_closing_a_handle_ends_the_session_and_twice_is_no_error(contract:
         for again in (handle, handle, twin):
             await again.close()
         assert handle.is_closed
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await agent.session.wait_closed()
         with pytest.raises(SessionClosed):
             await handle.open_stream()
@@ -126,7 +126,7 @@ async def test_a_handle_whose_session_ended_opens_no_stream(contract: Contract) 
 
 async def test_a_replaced_session_is_closed_and_the_new_one_found(contract: Contract) -> None:
     async with contract.agent() as old, contract.agent() as new:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await old.session.wait_closed()
         handle = await contract.store.lookup("token-of-dev1")
         stream = await handle.open_stream()

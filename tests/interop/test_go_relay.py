@@ -48,7 +48,7 @@ class Program:
     async def says(self, word: str) -> str:
         """The rest of its next line, which begins with *word*."""
         assert self.process.stdout is not None
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while b"\n" not in self._unread:
                 data = await self.process.stdout.receive_some()
                 assert data, f"the program ended before it said {word}"
@@ -268,7 +268,7 @@ async def test_a_kept_connection_uses_a_stream_for_each_request(proxy: RunningPr
             await stream.send_all(visitor.send(request) or b"")
             await stream.send_all(visitor.send(h11.EndOfMessage()) or b"")
             body = b""
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while not isinstance(event := visitor.next_event(), h11.EndOfMessage):
                     if event is h11.NEED_DATA:
                         visitor.receive_data(await stream.receive_some())
@@ -282,7 +282,7 @@ async def test_a_kept_connection_uses_a_stream_for_each_request(proxy: RunningPr
 async def test_an_upgrade_passes_through_a_go_agent(proxy: RunningProxy) -> None:
     address = proxy.http_address
     assert address is not None
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with await trio.open_tcp_stream(address.host, address.port) as stream:
             visitor = Peer(stream)
             await visitor.send(

@@ -79,7 +79,7 @@ async def read_slowly(link: Link) -> str:
         nursery.start_soon(wait_for_the_peer, link)
         with trio.move_on_after(30):
             while True:  # nobody else is held up meanwhile
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await link.session.ping()
                 await trio.sleep(1)
     return "; ".join(deviations)

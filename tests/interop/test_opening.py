@@ -19,7 +19,7 @@ Deviation = Callable[[str], None]
 async def test_open_and_close_at_once(link: Link, deviation: Deviation) -> None:
     await link.call("serve echo")
     for _ in range(20):
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             async with await link.session.open_stream() as stream:
                 await stream.send_eof()
                 assert await stream.receive_some() == b""
@@ -32,7 +32,7 @@ async def test_open_and_close_at_once(link: Link, deviation: Deviation) -> None:
             raise AssertionError("rust-yamux announces a stream nobody wrote to")
         deviation("a stream closed before its first write is never announced")
         return
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         async with await link.session.accept_stream() as stream:
             assert await stream.receive_some() == b""
             await stream.send_eof()
@@ -98,7 +98,7 @@ async def test_opens_the_peer_does_not_accept(link: Link, deviation: Deviation) 
 async def see_js_give_up(link: Link) -> None:
     for _ in range(11):
         await link.session.open_stream()
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         await link.session.wait_closed()
     assert type(link.session.error) is SessionClosed  # it says GoAway(0), as in a normal end
 
@@ -144,7 +144,7 @@ async def test_opens_we_do_not_accept(link: Link, deviation: Deviation) -> None:
     async with trio.open_nursery() as nursery:
         for i in range(300):
             nursery.start_soon(use_one, i)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             await full.wait()
         await link.session.ping()  # what the peer sent before its answer has come
         await trio.sleep(0.1)

@@ -60,7 +60,7 @@ async def test_what_ends_the_websocket(
         except PeerError as exc:
             assert str(exc) == "unsupported"
             leave_out("only the Go and JavaScript programs can break these rules")
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await link.session.wait_closed()
         if error is None:
             assert not isinstance(link.session.error, SessionLost)  # nothing was open: in order

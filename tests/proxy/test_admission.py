@@ -94,7 +94,7 @@ async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None
             b"Upgrade: websocket\r\nSec-WebSocket-Version: 13\r\n"
             b"Sec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
         )
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             assert (await slow.receive_some()).startswith(b"HTTP/1.1 101")
         for stream in (slow, *silent):
             await trio.aclose_forcefully(stream)
@@ -104,7 +104,7 @@ async def test_silence_is_cut_before_the_handshake_timeout() -> None:
     limits = LimitsConfig(ingress=IngressLimits(first_byte_timeout=0.1))
     config = msgspec.structs.replace(proxy_config(), limits=limits)
     async with running(config) as proxy:
-        with capture_logs() as logs, trio.fail_after(5):
+        with capture_logs() as logs, trio.fail_after(20):
             silent = await dial_from("127.0.0.2", proxy.tunnel_address)
             assert await silent.receive_some() == b""
         assert [line["cause"] for line in logs if line["event"] == "tunnel handshake failed"] == [
@@ -126,7 +126,7 @@ async def test_one_address_that_speaks_slowly_is_refused_at_its_limit_only() -> 
             async with await dial_from("127.0.0.2", proxy.tunnel_address) as third:
                 await third.receive_some()
         assert [line["reason"] for line in logs] == ["too-many-connections"]
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             async with agent_from("127.0.0.3", proxy, "dev1"):
                 pass
         for stream in slow:

@@ -107,7 +107,7 @@ async def test_a_visitor_of_a_port_that_a_reload_closed_stays_connected() -> Non
         assert proxy.tcp_addresses == []
         await visitor.send_all(b"marker-after-the-reload")
         received = b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while b"marker-after-the-reload" not in received:
                 received += await theirs.receive_some()
         await visitor.aclose()
@@ -194,7 +194,7 @@ async def test_a_reload_closes_the_sessions_of_devices_that_may_not_go_on(
         agent_of(proxy, "dev1") as kicked,
         agent_of(proxy, "dev2") as other,
     ):
-        with capture_logs() as logs, trio.fail_after(5):
+        with capture_logs() as logs, trio.fail_after(20):
             report = await proxy.reload(proxy_config(devices=(*devices, stays)))
             await kicked.wait_closed()
             while not [line for line in logs if line["event"] == "session ended"]:  # noqa: ASYNC110  no event says so
@@ -250,21 +250,21 @@ async def drained(config: ProxyConfig, *, grace: float, hold: float) -> tuple[Dr
                 nursery.start_soon(finish)
             report = await proxy.drain(grace)
             assert not await is_open(proxy.config.tunnel.address)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await agent.wait_closed()
             return report, trio.current_time() - started
 
 
 async def test_a_drain_lets_a_stream_finish_and_ends_as_soon_as_it_has() -> None:
-    report, seconds = await drained(proxy_config(), grace=10, hold=0.2)
+    report, seconds = await drained(proxy_config(), grace=300, hold=0.2)
     assert (report.sessions, report.streams, report.cut) == (1, 1, 0)
-    assert 0.2 <= seconds < 3
+    assert 0.2 <= seconds < 60
 
 
 async def test_a_drain_cuts_what_does_not_finish_in_time() -> None:
-    report, seconds = await drained(proxy_config(), grace=0.2, hold=60)
+    report, seconds = await drained(proxy_config(), grace=0.2, hold=300)
     assert (report.sessions, report.streams, report.cut) == (1, 1, 1)
-    assert 0.2 <= seconds < 4
+    assert 0.2 <= seconds < 60
 
 
 async def test_a_drain_tells_agents_at_once_and_takes_nothing_new() -> None:
@@ -275,8 +275,8 @@ async def test_a_drain_tells_agents_at_once_and_takes_nothing_new() -> None:
         await stream.send_all(b"x")
         address = proxy.tunnel_address
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(proxy.drain, 30)
-            with trio.fail_after(5):
+            nursery.start_soon(proxy.drain, 300)
+            with trio.fail_after(20):
                 while not agent.is_draining:  # noqa: ASYNC110  no event says so
                     await trio.sleep(0.01)
             assert not await is_open(address)
@@ -289,8 +289,8 @@ async def test_a_drain_tells_agents_at_once_and_takes_nothing_new() -> None:
 
 async def test_an_idle_agent_hears_a_clean_end() -> None:
     async with running(proxy_config()) as proxy, agent_of(proxy) as agent:
-        with trio.fail_after(2):
-            report = await proxy.drain(30)
+        with trio.fail_after(20):
+            report = await proxy.drain(300)
             await agent.wait_closed()
         assert (report.sessions, report.streams, report.cut) == (1, 0, 0)
         assert type(agent.error) is SessionClosed, "the agent saw a broken connection"
@@ -298,8 +298,8 @@ async def test_an_idle_agent_hears_a_clean_end() -> None:
 
 async def test_an_idle_proxy_drains_at_once() -> None:
     async with running(proxy_config()) as proxy:
-        with trio.fail_after(2):
-            report = await proxy.drain(30)
+        with trio.fail_after(20):
+            report = await proxy.drain(300)
         assert (report.sessions, report.streams, report.cut) == (0, 0, 0)
 
 

@@ -33,7 +33,7 @@ class Visit:
         self.agent = agent
 
     async def stream(self) -> Peer:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             return Peer(await self.agent.accept_stream())
 
 
@@ -164,7 +164,7 @@ async def test_one_visitor_too_many_is_a_reset() -> None:
         await one.visitor.end()
         await stream.end()
         assert await one.visitor.read_all() == b""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while True:  # until the place is given back
                 async with await trio.open_tcp_stream(*address) as third:
                     with trio.move_on_after(0.1):

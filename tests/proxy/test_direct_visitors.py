@@ -34,7 +34,7 @@ def gauge(proxy: RunningProxy) -> float:
 
 
 async def until_served(proxy: RunningProxy, count: int) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while gauge(proxy) != count:  # noqa: ASYNC110
             await trio.sleep(0.005)
 

@@ -33,7 +33,7 @@ class Site:
 
     async def stream(self) -> tuple[Peer, bytes]:
         """The next stream that the proxy opens, and the head it begins with."""
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             stream = Peer(await self.agent.accept_stream())
             return stream, await stream.read_head()
 

@@ -118,7 +118,7 @@ async def test_a_first_request_may_come_with_much_of_its_body(size: int) -> None
     head = b"POST /up HTTP/1.1\r\nHost: dev1.localhost\r\nContent-Length: %d\r\n\r\n" % size
     async with rig() as target, trio.open_nursery() as nursery:
         await target.first_exchange()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             nursery.start_soon(target.visitor.send, head + body + get("/next"))
             peer = await target.connection()
             assert (await peer.read_head()).startswith(b"POST /up ")

@@ -127,7 +127,7 @@ async def test_a_stranger_without_tls_is_one_log_line(tmp_path: Path) -> None:
         quickstarted(tmp_path, printed.append) as proxy,
         joined(join_in(printed[0])) as (session, _),
     ):
-        with capture_logs() as logs, trio.fail_after(5):
+        with capture_logs() as logs, trio.fail_after(20):
             async with await trio.open_tcp_stream(*proxy.tunnel_address) as stranger:
                 await stranger.send_all(b"GET /tunnel/connect HTTP/1.1\r\n\r\n")
                 while await receive_or_end(stranger):
@@ -167,7 +167,7 @@ async def test_a_reload_takes_the_file_and_the_devices_anew_and_keeps_the_certif
                 ANY_PORT, devices=[DeviceConfig(name="dev3", token=Secret("its-own-token"))]
             )
             await reload_quickstart(proxy, tmp_path, "127.0.0.1", config=config)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 await session.wait_closed()
             assert await kept[0].ping() >= 0
             assert proxy.devices.names == ["dev2", "dev3"]

@@ -1,9 +1,8 @@
-"""A device that may not go on loses its session and all its visits within a second."""
+"""A device that may not go on loses its session and all its visits at once."""
 
 from __future__ import annotations
 
 import json
-import time
 
 import msgspec
 import pytest
@@ -11,12 +10,23 @@ import trio
 from structlog.testing import capture_logs
 
 from support.http_rig import Peer
-from support.proxies import agent_of, free_port, proxy_config, running
-from tunnelmux.config import Address, DeviceConfig, InternalListener, ProxyConfig, Secret
+from support.proxies import agent_of, proxy_config, running
+from tunnelmux.config import (
+    Address,
+    DeviceConfig,
+    InternalListener,
+    LimitsConfig,
+    ProxyConfig,
+    Secret,
+)
+from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session
 from tunnelmux.proxy import RunningProxy
 
-WITHIN = 1.0
+WITHIN = 20.0
+"""Seconds, on the busiest machine. No time runs out by itself in as many."""
+
+PORT = "127.0.0.1:0"
 
 DEV1 = DeviceConfig(name="dev1", token=Secret("token-of-dev1"))
 DEV2 = DeviceConfig(name="dev2", token=Secret("token-of-dev2"))
@@ -28,10 +38,13 @@ CHANGES = {
 }
 
 
-def configuration(port: str, devices: tuple[DeviceConfig, ...] = (DEV1, DEV2)) -> ProxyConfig:
-    config = proxy_config(tcp=(port,) if DEV1.name in {d.name for d in devices} else ())
+def configuration(devices: tuple[DeviceConfig, ...] = (DEV1, DEV2)) -> ProxyConfig:
+    config = proxy_config(tcp=(PORT,) if DEV1.name in {d.name for d in devices} else ())
     return msgspec.structs.replace(
-        config, devices=list(devices), internal=InternalListener(listen="127.0.0.1:0")
+        config,
+        devices=list(devices),
+        internal=InternalListener(listen="127.0.0.1:0"),
+        limits=LimitsConfig(ingress=IngressLimits(reconnect_wait=300.0)),
     )
 
 
@@ -125,9 +138,8 @@ async def end_of(peer: Peer) -> bytes:
 
 @pytest.mark.parametrize("change", CHANGES)
 async def test_a_device_that_may_not_go_on_takes_its_visits_with_it(change: str) -> None:
-    port = f"127.0.0.1:{free_port()}"
     async with (
-        running(configuration(port)) as proxy,
+        running(configuration()) as proxy,
         agent_of(proxy) as agent,
         agent_of(proxy, "dev2") as other,
     ):
@@ -136,15 +148,13 @@ async def test_a_device_that_may_not_go_on_takes_its_visits_with_it(change: str)
         live = proxy.visits.of_device("dev1")
         assert sorted(visit.way for visit in live) == ["exec", "http", "http", "tcp"]
         with capture_logs() as logs:
-            started = time.monotonic()
-            report = await proxy.reload(configuration(port, CHANGES[change]))
+            report = await proxy.reload(configuration(CHANGES[change]))
             assert report.kicked == ["dev1"]
             ends: dict[str, bytes] = {}
             with trio.fail_after(WITHIN):
                 for name, visitor in visits.ends.items():
                     ends[name] = await end_of(visitor)
                 await agent.wait_closed()
-            assert time.monotonic() - started < WITHIN
         assert b'"reason":"lost"' in ends["command"]
         assert proxy.visits.of_device("dev1") == []
         assert not other.is_closed
@@ -155,18 +165,17 @@ async def test_a_device_that_may_not_go_on_takes_its_visits_with_it(change: str)
 
 
 async def test_a_visitor_that_waits_for_a_device_is_sent_away_when_that_is_removed() -> None:
-    port = f"127.0.0.1:{free_port()}"
-    async with running(configuration(port)) as proxy:
+    async with running(configuration()) as proxy:
         async with agent_of(proxy):
             pass
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while await proxy.store.find_device("dev1"):  # noqa: ASYNC110  no event says so
                 await trio.sleep(0.01)
         visitor = await dial(proxy.tcp_addresses[0])
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while not len(proxy.visits):  # noqa: ASYNC110  no event says so
                 await trio.sleep(0.01)
-        await proxy.reload(configuration(port, (DEV2,)))
+        await proxy.reload(configuration((DEV2,)))
         with trio.fail_after(WITHIN), pytest.raises(trio.BrokenResourceError):
             await visitor.read_all()
         await visitor.stream.aclose()

@@ -19,7 +19,7 @@ RELAYABLE = b"HTTP/1.1 200 OK\r\nTunnelmux-Relay: web\r\nContent-Length: 2\r\n\r
 
 
 async def next_stream(agent: Session) -> tuple[Peer, bytes]:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         stream = Peer(await agent.accept_stream())
         return stream, await stream.read_head()
 

@@ -272,7 +272,7 @@ async def test_a_renewed_certificate_is_shown_without_a_signal(
         renewed.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
         renewed.private_key_pem.write_to_path(tmp_path / "key.pem")
         target.trust = trust
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while True:
                 visitor = await target.new_visitor()
                 assert isinstance(visitor.stream, trio.SSLStream)

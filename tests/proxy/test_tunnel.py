@@ -102,7 +102,7 @@ async def test_a_second_connection_of_a_device_replaces_the_first_at_once(
         async with bench.dial() as first:
             old = await bench.arrived()
             async with bench.dial(remote="192.0.2.8:50001"):
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     await first.session.wait_closed()
                 new = await bench.arrived()
                 assert new is not old
@@ -156,7 +156,7 @@ async def test_a_peer_that_speaks_no_yamux_ends_only_its_own_session(
             with contextlib.suppress(trio.BrokenResourceError):
                 async for _ in stranger:
                     pass
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while len(bench.server.sessions) > 1:  # noqa: ASYNC110  no event says so
                     await trio.sleep(0.01)
         [ended] = [line for line in logs if line["event"] == "session ended"]
@@ -269,7 +269,7 @@ async def test_a_device_removed_during_its_handshake_does_not_get_in(
     nursery: trio.Nursery,
 ) -> None:
     bench = TunnelBench(nursery, register=ReloadedMeanwhile)
-    with capture_logs() as logs, trio.fail_after(5):
+    with capture_logs() as logs, trio.fail_after(20):
         async with bench.dial() as agent:
             await agent.session.wait_closed()
         await gone(bench)

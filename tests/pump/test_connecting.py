@@ -69,7 +69,7 @@ async def test_a_target_that_reset_before_it_was_looked_at(
         connector = Connector(server, local)
         stream = await client.open_stream()
         await stream.send_all(HEAD)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             if spoken:
                 got = bytearray()
                 with pytest.raises(trio.BrokenResourceError):

@@ -128,7 +128,7 @@ async def pumped_listener(
         assert await listeners.apply({"test": plan}) == []
         address = listeners.address("test")
         assert address is not None
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             yield address
         listeners.close()
         with pytest.raises(OSError, match="connect"):

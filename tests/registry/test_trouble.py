@@ -181,13 +181,13 @@ async def test_a_server_that_stops_freezes_and_comes_back(own_server: PostgreSQL
 
         own_server.freeze()
         for _ in range(2):
-            with pytest.raises(RegistryAway), trio.fail_after(6):
+            with pytest.raises(RegistryAway), trio.fail_after(20):
                 await registry.fleet.identify(hash_token(token))
         own_server.thaw()
         assert await registry.fleet.identify(hash_token(token)) is not None
 
         await trio.to_thread.run_sync(own_server.stop)
-        with pytest.raises(RegistryAway, match="does not answer"), trio.fail_after(5):
+        with pytest.raises(RegistryAway, match="does not answer"), trio.fail_after(20):
             await devices.add("cam2")
         await trio.to_thread.run_sync(own_server.start)
         assert await registry.fleet.identify(hash_token(token)) is not None
@@ -212,7 +212,7 @@ async def test_a_slow_server_is_given_up_and_changes_nothing(postgresql: Postgre
     async with open_registry(Secret(url), timeout=0.5) as registry:
         with psycopg.connect(url) as blocker:
             blocker.execute("LOCK TABLE tenants")
-            with pytest.raises(RegistryAway), trio.fail_after(3):
+            with pytest.raises(RegistryAway), trio.fail_after(20):
                 await registry.installation(ANN).tenants.add("acme")
         await registry.installation(ANN).tenants.add("acme")
 
@@ -232,7 +232,7 @@ async def test_opening_a_frozen_database_ends_in_time(own_server: PostgreSQL) ->
     upgrade_database(Secret(url))
     own_server.freeze()
     try:
-        with pytest.raises(RegistryAway), trio.fail_after(8):
+        with pytest.raises(RegistryAway), trio.fail_after(20):
             async with open_registry(Secret(url), timeout=1):
                 pass
     finally:

@@ -9,7 +9,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from support.crowds import crowd, dial_from, many_files
+from support.crowds import crowd, many_files
 from support.socketio_peers import PROXY_ID
 from support.socketio_proxy import AgentSide, agent_side, limits_with
 from support.socketio_wire import AUTH, exchange, websocket

@@ -22,7 +22,7 @@ CONFIRMS = {"confirmsStart": True, "instance": "one"}
 
 
 async def next_command(socket):
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while (event := await socket.receive()).name != "execute_command":
             pass
         return event.args[0]
@@ -46,7 +46,7 @@ class Run:
         self._done.set()
 
     async def ended(self) -> Exited:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await self._done.wait()
         assert self.end is not None
         return self.end
@@ -189,7 +189,7 @@ async def test_an_agent_that_connects_again_takes_the_place_of_its_old_connectio
     async with agent_side() as side, side.agent() as old:
         await side.connected(PROXY_ID)
         async with side.agent() as new:
-            with trio.fail_after(5), pytest.raises(SocketOver):
+            with trio.fail_after(20), pytest.raises(SocketOver):
                 await old.receive()
             async with running(side, PROXY_ID) as run:
                 await next_command(new)
@@ -201,7 +201,7 @@ async def test_a_new_configuration_throws_out_whom_it_does_not_know():
     async with agent_side(*OFFICE) as side, side.agent("proxy-1") as one, side.agent("proxy-2"):
         await side.connected("proxy-1", "proxy-2")
         assert side.server.configure(side.server.settings, OFFICE[1:]) == ["proxy-1"]
-        with trio.fail_after(5), pytest.raises(SocketOver):
+        with trio.fail_after(20), pytest.raises(SocketOver):
             await one.receive()
         await side.connected("proxy-2")
 
@@ -329,7 +329,7 @@ async def test_a_caller_that_leaves_ends_the_command_at_an_agent_of_ours():
         await side.connected(PROXY_ID)
         async with running(side, PROXY_ID):
             await next_command(agent)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             event = await agent.receive()
         assert (event.name, event.args) == ("cancel_command", [{"commandId": "c1"}])
 
@@ -354,7 +354,7 @@ async def test_a_result_is_waited_for_as_long_as_the_limit_says():
         assert "did not send its result" in end.message
         # What comes after that is received, and changes nothing.
         await answer(agent)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while (event := await agent.receive()).name == "execute_command":
                 pass
         assert event.args == [{"success": True, "commandId": "c1"}]

@@ -22,7 +22,7 @@ def url_of(port):
 async def exchange(socket):
     """Something goes there and something comes back."""
     await socket.emit("command_result", {"commandId": "c", "result": {}})
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         assert (await socket.receive()).args == [{"success": True, "commandId": "c"}]
 
 

@@ -73,7 +73,7 @@ async def test_what_a_stranger_posts_ends_its_session_alone(body):
     async with agent_side(allow_eio3=True, limits=limits) as side, side.agent():
         status, _ = await exchange(side.port, "POST", await session(side.port), body)
         assert status in (200, 400)
-        with trio.fail_after(3):
+        with trio.fail_after(20):
             while side.server.session_count > 1:  # noqa: ASYNC110
                 await trio.sleep(0.01)
         assert side.server.connected == [PROXY_ID]
@@ -146,7 +146,7 @@ async def test_who_is_in_the_root_and_proves_nothing_is_refused():
         assert await exchange(side.port, "GET", query) == (200, "2:40")
         _, answer = await exchange(side.port, "GET", query)
         assert "do not belong together" in answer
-        with trio.fail_after(3):
+        with trio.fail_after(20):
             while side.server.session_count:  # noqa: ASYNC110
                 await trio.sleep(0.01)
 
@@ -193,5 +193,5 @@ async def test_a_server_that_never_answers_our_pings_is_given_up():
         fake_server(hello() + payload("40", "40/proxy").encode()) as port,
         connect_socketio(url_of(port), version=3) as socket,
     ):
-        with trio.fail_after(3), pytest.raises(SocketOver, match="nothing came for"):
+        with trio.fail_after(20), pytest.raises(SocketOver, match="nothing came for"):
             await socket.receive()

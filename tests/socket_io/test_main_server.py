@@ -72,7 +72,7 @@ def command(command_id="cmd_1", text="echo hello", **more):
 
 async def finished(client):
     """Return when every result has been acknowledged."""
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while client.unacknowledged:  # noqa: ASYNC110
             await trio.sleep(0.01)
 
@@ -346,7 +346,7 @@ async def test_draining_has_an_end(executor):
         await executor.wait_begun(1)
         await own.drain(0.1)
         await server.expect("disconnected")
-        with trio.fail_after(2):
+        with trio.fail_after(20):
             while executor.running:  # noqa: ASYNC110
                 await trio.sleep(0.01)
 

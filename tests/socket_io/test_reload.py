@@ -45,7 +45,7 @@ async def main_server() -> AsyncIterator[tuple[AgentServer, int]]:
 
 
 async def until_connected(server: AgentServer, names: list[str]) -> None:
-    with trio.fail_after(5):
+    with trio.fail_after(20):
         while server.connected != names:  # noqa: ASYNC110  no event says so
             await trio.sleep(0.01)
 
@@ -65,12 +65,14 @@ async def test_a_reload_changes_the_main_server_and_leaves_an_unchanged_one_alon
         agent = await nursery.start(run_agent, config(port))
         await until_connected(first, [PROXY_ID])
         client = agent.main_server
+        with trio.fail_after(20):
+            await client.wait_connected()
         await agent.reload(config(port, exec=ExecConfig(hosts=["10.0.0.1"])))
         assert agent.main_server is client
         assert client.is_connected
         await agent.reload(config(other))
         await until_connected(second, [PROXY_ID])
         await until_connected(first, [])
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await agent.drain(1.0)
         await until_connected(second, [])

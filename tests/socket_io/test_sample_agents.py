@@ -91,14 +91,14 @@ async def test_an_agent_that_dies_with_a_command_is_reported_as_lost_and_nothing
                 ends.append((await side.run("office", command))[1])
 
             nursery.start_soon(run)
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while not ran.exists():  # noqa: ASYNC110
                     await trio.sleep(0.01)
             async with side.agent("proxy-2"):
                 await side.connected("proxy-1", "proxy-2")
                 first.process.kill()
                 await side.connected("proxy-2")
-                with trio.fail_after(5):
+                with trio.fail_after(20):
                     while not ends:  # noqa: ASYNC110
                         await trio.sleep(0.01)
         (end,) = ends
@@ -125,7 +125,7 @@ async def test_an_agent_connects_again_after_the_server_went(language):
             await agent.expect("connected")
             server.cancel()
             await agent.expect("disconnected")
-            with trio.fail_after(10):
+            with trio.fail_after(30):
                 await over.wait()
             side, _ = await nursery.start(serve, side.port, trio.Event())
             await agent.expect("connected")

@@ -60,7 +60,7 @@ async def test_a_main_server_is_reached_through_an_http_proxy(tmp_path, transpor
         )
         config = AgentConfig(socketio=main, device=Device(name="dev1"))
         agent = await nursery.start(run_agent, config)
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await agent.main_server.wait_connected()
         assert server.connected == [PROXY_ID]
         assert set(http.asked) == {f"{NAME}:{port}"}

@@ -61,7 +61,7 @@ async def test_output_comes_while_the_command_runs_and_leaving_ends_it(
     pool: SshPool, ask: Asker, word: str
 ) -> None:
     async with pool.execute(ask(f"echo first; sleep {word}")) as events:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while not isinstance(event := await anext(events), Output):
                 pass
         assert event.data == b"first\n"
@@ -165,7 +165,7 @@ async def test_a_process_left_in_the_background_does_not_hold_the_end_up(
     pool: SshPool, ask: Asker, word: str
 ) -> None:
     try:
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             result = await pool.run(ask(f"sleep {word} & echo started"))
         assert (result.stdout, result.exit_code, result.reason) == ("started\n", 0, None)
         assert processes_with(word)  # it was wanted

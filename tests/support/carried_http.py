@@ -53,7 +53,7 @@ class Target:
         self._incoming = incoming
 
     async def connection(self) -> Peer:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             return await self._incoming.receive()  # type: ignore[attr-defined,no-any-return]
 
     async def first_exchange(self) -> None:

@@ -31,8 +31,9 @@ from tunnelmux.wire import INSTANCE_FIELD, SERVICES_FIELD
 
 __all__ = ["agent_at", "agent_config", "agent_with", "config_for", "following", "within_bound"]
 
-BOUND = 2.0
-"""Seconds from a change in the registry to its effect on every proxy."""
+BOUND = 20.0
+"""Seconds from a change in the registry to its effect on every proxy, on the busiest machine; on a
+quiet one it is 2."""
 
 
 def config_for(
@@ -93,7 +94,7 @@ async def agent_at(config: AgentConfig, **more: Any) -> AsyncIterator[RunningAge
     """A real agent that is connected, for the length of the block."""
     async with trio.open_nursery() as nursery:
         agent = await nursery.start(partial(run_agent, config, **more))
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await agent.wait_connected()
         yield agent
         nursery.cancel_scope.cancel()

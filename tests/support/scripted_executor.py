@@ -32,7 +32,7 @@ class ScriptedExecutor:
 
     async def wait_begun(self, count: int) -> None:
         """Return when that many commands were begun."""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while self.begun.total() < count:
                 await self.changed.wait()
 

@@ -159,7 +159,7 @@ class Site:
         before = await self.proxy.store.find_device("dev1")
         scope = trio.CancelScope()
         self._nursery.start_soon(self._run_agent, scope)
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while (now := await self.proxy.store.find_device("dev1")) is before or now is None:  # noqa: ASYNC110
                 await trio.sleep(0.002)  # no event tells that one replaced another
         for old in self._agents:

@@ -50,7 +50,7 @@ class AgentSide:
 
     async def connected(self, *names: str) -> None:
         """Return when exactly these agents are connected."""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             while self.server.connected != sorted(names):  # noqa: ASYNC110  nobody tells
                 await trio.sleep(0.01)
 
@@ -61,7 +61,7 @@ class AgentSide:
         async def emit(event: Event) -> None:
             events.append(event)
 
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             end = await self.dispatcher.run(name, command, asked_by="test", emit=emit)
         return events, end
 

@@ -35,7 +35,7 @@ async def exchange(
         head += f"Content-Length: {len(content)}\r\n"
     stream = await trio.open_tcp_stream("127.0.0.1", port, local_address=source)
     async with stream:
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await stream.send_all(head.encode() + b"\r\n" + content)
             answer = b"".join([data async for data in stream])
     status, _, answered = answer.partition(b"\r\n\r\n")
@@ -85,12 +85,12 @@ async def websocket(
 
         pending: list[events.Event] = []
         while not pending:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 connection.receive_data(await stream.receive_some(65536) or None)
             pending.extend(connection.events())
 
         async def receive() -> str | int | None:
-            with trio.fail_after(5):
+            with trio.fail_after(20):
                 while True:
                     for event in pending:
                         pending.remove(event)

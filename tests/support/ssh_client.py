@@ -44,7 +44,7 @@ def output_of(events: list[Event], stream: str = "stdout") -> bytes:
     return b"".join(pieces)
 
 
-async def until(condition: Callable[[], bool], what: str, timeout: float = 10.0) -> None:
+async def until(condition: Callable[[], bool], what: str, timeout: float = 30.0) -> None:
     """Return once *condition* holds: for what happens in another process and tells nobody."""
     with trio.move_on_after(timeout):
         while not condition():  # noqa: ASYNC110

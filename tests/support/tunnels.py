@@ -136,7 +136,7 @@ class Tunnel:
 
     async def still_works(self, device: str = "dev1") -> None:
         """See that the device's sessions is up and its page comes through."""
-        with trio.fail_after(10):
+        with trio.fail_after(30):
             answer = await self.fetch(device=device)
         assert (answer.status, answer.body) == (200, b"hello\n")
 

@@ -117,7 +117,7 @@ async def test_a_session_over_tcp_is_there_before_its_client_says_anything(
 
     ((host, port, *_),) = await nursery.start(tunnelmux.serve, greet, "tcp://127.0.0.1:0")
     async with await trio.open_tcp_stream(host, port):
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             await get.receive()
 
 
@@ -159,7 +159,7 @@ async def first_to_end(*streams: trio.SocketStream) -> tuple[trio.SocketStream, 
         ended.append((stream, data))
         nursery.cancel_scope.cancel()
 
-    with trio.fail_after(2):
+    with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             for stream in streams:
                 nursery.start_soon(read, stream)
