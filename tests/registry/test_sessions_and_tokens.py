@@ -1,9 +1,8 @@
-"""Access tokens, browser sessions and leases, on both databases."""
+"""Access tokens and browser sessions, on both databases."""
 
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import timedelta
 
 import pytest
 import trio
@@ -13,7 +12,6 @@ from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import (
     BrowserSessions,
-    LeaseTerms,
     NewBrowserSession,
     Registry,
     SignedIn,
@@ -192,73 +190,3 @@ async def test_the_provider_ends_what_it_names_and_nothing_else(
     assert await sessions.find(anonymous.secret) is not None
     assert await sessions.use_once("jti", anonymous.session.ends)
     assert not await sessions.use_once("jti", anonymous.session.ends)
-
-
-async def test_a_lease_runs_is_extended_and_ends_for_good(
-    registry: Registry, acme: TenantRegistry, other: TenantRegistry, clock: WallClock
-) -> None:
-    device, _ = await acme.devices.add("cam1")
-    terms = LeaseTerms(
-        device_id=device.id,
-        services=("ssh",),
-        holder="bob",
-        reason="ticket 7",
-        recorded=True,
-        consent="asked",
-        starts=clock.now,
-        ends=clock.now + timedelta(hours=1),
-        max_uses=2,
-    )
-    lease = await acme.leases.add(terms)
-    assert lease.state(clock.now) == "waiting"
-    with pytest.raises(RegistryRefused):
-        await acme.leases.use(lease.id)
-    lease = await acme.leases.consent(lease.id, given=True)
-    assert lease.state(clock.now) == "running"
-    assert (await acme.leases.use(lease.id)).uses == 1
-    lease = await acme.leases.extend(lease.id, lease.ends + timedelta(hours=1))
-    clock.pass_time(3601)
-    assert lease.state(clock.now) == "running"
-    with pytest.raises(NoSuchRecord):
-        await other.leases.end(lease.id, "not mine")
-    ended, change = await acme.leases.end(lease.id, "done")
-    assert (ended.state(clock.now), ended.end_reason, ended.ended_by) == ("ended", "done", "ann")
-    assert change == await registry.changes.latest()
-    for attempt in (
-        acme.leases.extend(lease.id, lease.ends + timedelta(hours=2)),
-        acme.leases.use(lease.id),
-        acme.leases.consent(lease.id, given=True),
-    ):
-        with pytest.raises(RegistryRefused) as refused:
-            await attempt
-        assert refused.value.code == "lease_over"
-    assert (await acme.leases.page(living=True)).items == []
-    assert [found.id for found in (await acme.leases.page(holder="bob")).items] == [lease.id]
-
-
-async def test_a_lease_is_used_up_expires_and_is_refused(
-    acme: TenantRegistry, clock: WallClock
-) -> None:
-    device, _ = await acme.devices.add("cam1")
-    terms = LeaseTerms(
-        device_id=device.id,
-        services=("ssh",),
-        holder="bob",
-        reason="",
-        recorded=False,
-        consent="not_needed",
-        starts=clock.now,
-        ends=clock.now + timedelta(hours=1),
-        max_uses=1,
-    )
-    lease = await acme.leases.add(terms)
-    assert (await acme.leases.use(lease.id)).state(clock.now) == "used_up"
-    refused = await acme.leases.add(replace(terms, consent="asked"))
-    assert (await acme.leases.consent(refused.id, given=False)).state(clock.now) == "ended"
-    unused = await acme.leases.add(terms)
-    clock.pass_time(3601)
-    assert unused.state(clock.now) == "expired"
-    with pytest.raises(RegistryRefused):
-        await acme.leases.add(terms)
-    with pytest.raises(NoSuchRecord):
-        await acme.leases.add(replace(terms, device_id="no", ends=clock.now + timedelta(hours=1)))

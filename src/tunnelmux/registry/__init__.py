@@ -8,6 +8,7 @@ PostgreSQL, and is the only part of tunnelmux that knows SQL.
 from __future__ import annotations
 
 from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.audit import AuditEntry, AuditFilter, AuditTrail, ChainCheck
 from tunnelmux.registry.browser_sessions import (
     BrowserSession,
@@ -29,13 +30,14 @@ from tunnelmux.registry.devices import (
 from tunnelmux.registry.fleet import (
     Fleet,
     FleetDevice,
+    FleetLease,
     Proxy,
     SessionBegan,
     SessionEnded,
     Sighting,
 )
 from tunnelmux.registry.ids import Page, format_time, is_id, new_id
-from tunnelmux.registry.leases import Lease, Leases, LeaseTerms
+from tunnelmux.registry.leases import MAX_LEASE, RIGHTS, Lease, Leases, LeaseTerms, Right
 from tunnelmux.registry.names import DEFAULT_TENANT
 from tunnelmux.registry.pairing import (
     Arrival,
@@ -58,16 +60,20 @@ from tunnelmux.registry.people import (
     Users,
 )
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
+from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
 from tunnelmux.registry.tenants import Tenant, Tenants
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
 
 __all__ = [
     "DEFAULT_TENANT",
+    "MAX_LEASE",
+    "RIGHTS",
     "ROLES",
     "AccessToken",
     "AccessTokens",
     "Actor",
     "Arrival",
+    "AssistState",
     "AuditEntry",
     "AuditFilter",
     "AuditTrail",
@@ -88,6 +94,7 @@ __all__ = [
     "Effects",
     "Fleet",
     "FleetDevice",
+    "FleetLease",
     "InstallKey",
     "InstallKeys",
     "Installation",
@@ -109,18 +116,24 @@ __all__ = [
     "Proxy",
     "Registry",
     "Revocation",
+    "Right",
     "Role",
     "SessionBegan",
     "SessionEnded",
     "Sighting",
     "SignedIn",
+    "SshKey",
+    "SshKeys",
     "Tenant",
     "TenantRegistry",
     "Tenants",
+    "Ticket",
+    "Tickets",
     "User",
     "Users",
     "format_time",
     "is_id",
     "new_id",
     "open_registry",
+    "parse_public_key",
 ]

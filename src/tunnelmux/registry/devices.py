@@ -8,6 +8,7 @@ from datetime import datetime
 from typing import Literal
 
 from tunnelmux.config import Secret
+from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.ids import Page
 
 __all__ = [
@@ -42,6 +43,8 @@ class DeviceState:
     """The address of another machine that has this device's credential, as after cloning a disk:
     the two replaced each other in turn. Empty when none was seen."""
     rival_seen: datetime | None = None
+    assist: AssistState | None = None
+    """What it said last of its switch for remote assistance; None when it never did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,6 +146,11 @@ class Devices(abc.ABC):
     @abc.abstractmethod
     async def find_named(self, name: str) -> Device:
         """Raises NoSuchRecord."""
+
+    @abc.abstractmethod
+    async def find_called(self, text: str) -> Device:
+        """The device of this name, else of this serial number, in whatever case; raises
+        NoSuchRecord."""
 
     @abc.abstractmethod
     async def page(

@@ -7,9 +7,19 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tunnelmux.config import Secret
+from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.changes import Effect
+from tunnelmux.registry.leases import Lease
 
-__all__ = ["Fleet", "FleetDevice", "Proxy", "SessionBegan", "SessionEnded", "Sighting"]
+__all__ = [
+    "Fleet",
+    "FleetDevice",
+    "FleetLease",
+    "Proxy",
+    "SessionBegan",
+    "SessionEnded",
+    "Sighting",
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +36,14 @@ class FleetDevice:
     """Why it may not connect (disabled, in quarantine, its tenant disabled); else empty."""
     paired_by: str
     rotation_wanted: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FleetLease:
+    """A lease, and whose it is."""
+
+    tenant_id: str
+    lease: Lease
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -141,3 +159,52 @@ class Fleet(abc.ABC):
         """The agent has shown the new token: it is the device's only one from now on.
 
         False when it is not a new one (it ended, or was proved already)."""
+
+    # -- leases -----------------------------------------------------------------------------------
+
+    @abc.abstractmethod
+    async def leases(self, *, after: str = "", limit: int = 1000) -> list[FleetLease]:
+        """Leases that are not over, by id, from behind this one; fewer than `limit` at the end."""
+
+    @abc.abstractmethod
+    async def leases_with_ids(self, lease_ids: list[str]) -> list[FleetLease]:
+        """Those of these leases that exist, the ones that are over too."""
+
+    @abc.abstractmethod
+    async def answer_lease(
+        self, lease_id: str, device_id: str, *, given: bool, reason: str = ""
+    ) -> None:
+        """The device's answer to a lease that was asked for; a refusal ends it. One that is over
+        stays as it is."""
+
+    @abc.abstractmethod
+    async def end_lease(self, lease_id: str, device_id: str, reason: str) -> None:
+        """The device has ended a lease of its own accord."""
+
+    @abc.abstractmethod
+    async def open_code_lease(
+        self,
+        lease_id: str,
+        device_id: str,
+        *,
+        services: tuple[str, ...],
+        starts: datetime,
+        ends: datetime,
+    ) -> None:
+        """The device has made a lease for whoever has its code; one that is known gets this end.
+        Raises RegistryRefused `invalid`."""
+
+    @abc.abstractmethod
+    async def note_lease(
+        self, lease_id: str, device_id: str, what: str, details: dict[str, object]
+    ) -> None:
+        """Write down what happened under a lease, as `lease.` and `what`."""
+
+    @abc.abstractmethod
+    async def report_assist(self, device_id: str, state: AssistState) -> None:
+        """What a device says of its switch for assistance."""
+
+    @abc.abstractmethod
+    async def report_serial(self, device_id: str, serial: str) -> str:
+        """The serial number that a device says it has. It is taken over where the registry has
+        none; else the answer is why not, or empty."""

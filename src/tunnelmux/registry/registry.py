@@ -17,6 +17,7 @@ from tunnelmux.registry.fleet import Fleet
 from tunnelmux.registry.leases import Leases
 from tunnelmux.registry.pairing import InstallKeys, Joining, PairingRules, Pairings
 from tunnelmux.registry.people import Invitations, Members, Users
+from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.tenants import Tenants
 from tunnelmux.registry.tokens import AccessTokens, ProvenToken
 
@@ -39,6 +40,7 @@ class TenantRegistry(abc.ABC):
     invitations: Invitations
     access_tokens: AccessTokens
     leases: Leases
+    tickets: Tickets
     audit: AuditTrail
 
 
@@ -49,6 +51,7 @@ class Installation(abc.ABC):
     tenants: Tenants
     users: Users
     browser_sessions: BrowserSessions
+    ssh_keys: SshKeys
     audit: AuditTrail
 
 
@@ -85,6 +88,11 @@ class Registry(abc.ABC):
 
         Being asked counts as use, written at most once a minute.
         """
+
+    @abc.abstractmethod
+    async def redeem_ticket(self, ticket: Secret, *, address: str) -> Ticket | None:
+        """What a ticket is for, the first time it is shown; None when it is used, over, or none,
+        or its user may nothing in the tenant any more."""
 
     @abc.abstractmethod
     async def check(self) -> None:

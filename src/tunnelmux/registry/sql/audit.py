@@ -21,7 +21,7 @@ from tunnelmux.registry.ids import Page
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
-__all__ = ["SqlAuditTrail"]
+__all__ = ["SqlAuditTrail", "read_entry"]
 
 _A = schema.audit
 _BATCH = 500
@@ -40,7 +40,7 @@ class SqlAuditTrail(Repository, AuditTrail):
         after: str | None = None,
     ) -> Page[AuditEntry]:
         query = self._entries().where(*_conditions(where or AuditFilter()))
-        return paging.descending(tx, query, _A.c.number, _entry, limit=limit, after=after)
+        return paging.descending(tx, query, _A.c.number, read_entry, limit=limit, after=after)
 
     @reads
     def export(
@@ -120,7 +120,7 @@ class SqlAuditTrail(Repository, AuditTrail):
 
     def _from(self, tx: Transaction, number: int, limit: int) -> list[AuditEntry]:
         query = self._entries().where(_A.c.number >= number).order_by(_A.c.number)
-        return [_entry(row) for row in tx.execute(query.limit(max(1, min(limit, _BATCH))))]
+        return [read_entry(row) for row in tx.execute(query.limit(max(1, min(limit, _BATCH))))]
 
 
 def _conditions(where: AuditFilter) -> list[sa.ColumnElement[bool]]:
@@ -142,7 +142,8 @@ def _conditions(where: AuditFilter) -> list[sa.ColumnElement[bool]]:
     return found
 
 
-def _entry(row: Row[Any]) -> AuditEntry:
+def read_entry(row: Row[Any]) -> AuditEntry:
+    """An entry from its row."""
     return AuditEntry(
         number=row.number,
         at=row.at,

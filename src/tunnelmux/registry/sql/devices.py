@@ -10,6 +10,7 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import names
+from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.devices import (
     Credential,
     Credentials,
@@ -35,6 +36,7 @@ __all__ = [
     "check_serial_free",
     "end_credentials",
     "find_device",
+    "serial_key",
     "tenant_name",
 ]
 
@@ -85,6 +87,16 @@ class SqlDevices(Repository, Devices):
         return _device(row)
 
     @reads
+    def find_called(self, tx: Transaction, text: str) -> Device:
+        # Without case: OpenSSH turns the names of hosts into lower case.
+        text = text.strip()
+        for condition in (_D.c.name == text.lower(), _D.c.serial_key == serial_key(text)):
+            row = tx.execute(_devices(tx).where(condition)).first() if text else None
+            if row is not None:
+                return _device(row)
+        raise NoSuchRecord("device", text)
+
+    @reads
     def page(
         self,
         tx: Transaction,
@@ -124,6 +136,7 @@ class SqlDevices(Repository, Devices):
         if serial is not None:
             values["serial"] = _clean_serial(serial)
             check_serial_free(tx, values["serial"], device_id)
+            tx.update(_D, _D.c.id == device_id, serial_key=serial_key(values["serial"]))
         if labels is not None:
             values["labels"] = names.check_labels(labels)
         _change(tx, before, "device.change", values)
@@ -263,6 +276,7 @@ def add_device(
         name=name,
         label=label,
         serial=serial,
+        serial_key=serial_key(serial),
         labels=labels,
         paired_by=paired_by,
         paired_by_name=paired_by_name,
@@ -321,9 +335,9 @@ def check_serial_free(tx: Transaction, serial: str, device_id: str) -> None:
     """Refuse a serial number that another device of this tenant has."""
     if not serial:
         return
-    other = tx.execute(
-        tx.select(_D, _D.c.name).where(_D.c.serial == serial, _D.c.id != device_id)
-    ).scalar()
+    # Whatever the case, as it is looked for.
+    same = _D.c.serial_key == serial_key(serial)
+    other = tx.execute(tx.select(_D, _D.c.name).where(same, _D.c.id != device_id)).scalar()
     if other is not None:
         raise RegistryRefused(
             f'the device "{other}" has this serial number: if it was installed anew, let the new '
@@ -371,6 +385,11 @@ def _change(tx: Transaction, before: Device, action: str, values: dict[str, Any]
     was = {key: getattr(before, key) for key in changed}
     tx.record(action, "device", before.id, before=was, after=changed)
     return tx.announce("device", before.id)
+
+
+def serial_key(serial: str) -> str:
+    """What is compared of a serial number: case does not count, nor space around it."""
+    return serial.strip().casefold()[:255]
 
 
 def _clean_serial(serial: str) -> str:
@@ -438,6 +457,7 @@ def _device(row: Row[Any]) -> Device:
             reason=row.reason,
             rival=row.rival,
             rival_seen=row.rival_seen,
+            assist=AssistState.from_json(row.assist),
         ),
     )
 

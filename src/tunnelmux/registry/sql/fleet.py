@@ -12,7 +12,6 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret
 from tunnelmux.registry.changes import Effect
 from tunnelmux.registry.fleet import (
-    Fleet,
     FleetDevice,
     Proxy,
     SessionBegan,
@@ -22,8 +21,9 @@ from tunnelmux.registry.fleet import (
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.changes import is_living
 from tunnelmux.registry.sql.devices import add_credential, end_credentials
+from tunnelmux.registry.sql.fleet_leases import SqlFleetLeases
 from tunnelmux.registry.sql.secrets import digest_of
-from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.transaction import Transaction, reads, writes
 
 __all__ = ["SqlFleet"]
 
@@ -43,7 +43,7 @@ _KEPT_SESSIONS = 200
 # fill the disk.
 
 
-class SqlFleet(Repository, Fleet):
+class SqlFleet(SqlFleetLeases):
     """See `Fleet`."""
 
     @reads

@@ -30,6 +30,7 @@ from tunnelmux.registry.sql.devices import (
     check_serial_free,
     end_credentials,
     find_device,
+    serial_key,
 )
 from tunnelmux.registry.sql.guessing import Guesser, find_code
 from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
@@ -135,6 +136,7 @@ class SqlPairings(Repository, Pairings):
             values: dict[str, Any] = {"quarantine": "", "rotation_wanted": False}
             if row.serial:
                 values["serial"] = row.serial
+                values["serial_key"] = serial_key(row.serial)
             tx.update(_D, _D.c.id == device_id, **values)
         _decide(
             tx,

@@ -24,10 +24,12 @@ from tunnelmux.registry.sql.joining import SqlJoining
 from tunnelmux.registry.sql.leases import SqlLeases
 from tunnelmux.registry.sql.pairing import SqlInstallKeys, SqlPairings
 from tunnelmux.registry.sql.people import SqlInvitations, SqlMembers, SqlUsers
+from tunnelmux.registry.sql.ssh_keys import SqlSshKeys, SqlTickets, TicketDesk
 from tunnelmux.registry.sql.tenants import SqlTenants
 from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.sql.upgrade import prepare
+from tunnelmux.registry.ssh_keys import Ticket
 from tunnelmux.registry.tokens import ProvenToken
 
 __all__ = ["SqlRegistry", "open_sql_registry"]
@@ -80,6 +82,7 @@ class SqlRegistry(Registry):
         self.fleet = SqlFleet(database, clock, tenant_id=None, actor=proxy)
         self.joining = SqlJoining(database, clock, rules=rules)
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
+        self._tickets = TicketDesk(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
 
     @property
@@ -94,6 +97,9 @@ class SqlRegistry(Registry):
 
     async def prove_token(self, token: Secret, *, address: str) -> ProvenToken | None:
         return await self._proofs.prove(token, address)
+
+    async def redeem_ticket(self, ticket: Secret, *, address: str) -> Ticket | None:
+        return await self._tickets.redeem(ticket, address)
 
     async def check(self) -> None:
         await self._keeper.check()
@@ -117,6 +123,7 @@ class SqlTenantRegistry(TenantRegistry):
         self.invitations = SqlInvitations(database, clock, tenant_id=tenant_id, actor=actor)
         self.access_tokens = SqlAccessTokens(database, clock, tenant_id=tenant_id, actor=actor)
         self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
+        self.tickets = SqlTickets(database, clock, tenant_id=tenant_id, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)
 
 
@@ -127,6 +134,7 @@ class SqlInstallation(Installation):
         self.tenants = SqlTenants(database, clock, tenant_id=None, actor=actor)
         self.users = SqlUsers(database, clock, tenant_id=None, actor=actor)
         self.browser_sessions = SqlBrowserSessions(database, clock, tenant_id=None, actor=actor)
+        self.ssh_keys = SqlSshKeys(database, clock, tenant_id=None, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=None, actor=actor)
 
 
@@ -149,6 +157,7 @@ class _Keeper(Repository):
                 schema.browser_sessions.c.ends < tx.now,
             ),
             schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
+            schema.tickets: schema.tickets.c.expires < tx.now,
         }
         for table, condition in old.items():
             tx.execute(table.delete().where(condition))

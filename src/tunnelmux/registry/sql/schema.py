@@ -168,6 +168,8 @@ devices = Table(
     Column("name", sa.String(63), nullable=False),
     Column("label", sa.String(63), nullable=False, unique=True),
     Column("serial", Short, nullable=False, server_default=""),
+    # What it is found by: the same in one case.
+    Column("serial_key", Short, nullable=False, server_default=""),
     Column("labels", Json, nullable=False),
     _flag("enabled", default=True),
     _text("quarantine"),
@@ -179,6 +181,7 @@ devices = Table(
     UniqueConstraint("tenant_id", "id"),
     UniqueConstraint("tenant_id", "name"),
     Index(None, "tenant_id", "serial"),
+    Index(None, "tenant_id", "serial_key"),
     Index(None, "tenant_id", "install_key_id"),
 )
 
@@ -197,6 +200,8 @@ device_states = Table(
     _text("reason"),
     _text("rival"),
     _time("rival_seen", nullable=True),
+    # What the device says of its switch for assistance; nothing where it has not said.
+    Column("assist", Json, nullable=True),
     Index(None, "proxy_id", "online"),
 )
 
@@ -371,9 +376,47 @@ leases = Table(
     Column("ended_by", Id, nullable=False, server_default=""),
     _text("end_reason"),
     _number("extended"),
+    Column("kind", sa.String(16), nullable=False, server_default="person"),
+    Column("rights", Json, nullable=False, server_default="[]"),
+    _flag("sealed", default=False),
+    Column("addresses", Json, nullable=False, server_default="[]"),
+    Column("approval", sa.String(16), nullable=False, server_default="not_needed"),
+    Column("decided_by", Id, nullable=False, server_default=""),
+    _time("decided", nullable=True),
+    _text("created_by_name"),
+    _text("ended_by_name"),
     Index(None, "tenant_id", "id"),
     Index(None, "tenant_id", "device_id"),
     Index(None, "tenant_id", "holder"),
+    Index(None, "ended", "ends"),
+)
+
+ssh_keys = Table(
+    "ssh_keys",
+    metadata,
+    _id(),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
+    _text("name"),
+    Column("fingerprint", sa.String(64), nullable=False, unique=True),
+    Column("line", sa.Text, nullable=False),
+    _time("created"),
+    _time("last_used", nullable=True),
+    _text("last_address"),
+    Index(None, "user_id"),
+)
+
+tickets = Table(
+    "tickets",
+    metadata,
+    _id(),
+    *_device(),
+    Column("digest", Digest, nullable=False, unique=True),
+    Column("user_id", Id, nullable=False),
+    Column("lease_id", Id, nullable=True),
+    _time("created"),
+    _time("expires"),
+    _time("used", nullable=True),
+    Index(None, "expires"),
 )
 
 audit = Table(

@@ -1,0 +1,172 @@
+"""What proxies read and write of leases, in SQL; `SqlFleet` is made of it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from typing import Any
+
+import sqlalchemy as sa
+
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.assist import AssistState
+from tunnelmux.registry.fleet import Fleet, FleetLease
+from tunnelmux.registry.ids import is_id
+from tunnelmux.registry.leases import MAX_LEASE, RIGHTS, Lease
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.devices import check_serial_free, find_device, serial_key
+from tunnelmux.registry.sql.leases import (
+    change_lease,
+    end_lease,
+    find_lease,
+    is_living,
+    read_lease,
+)
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+
+__all__ = ["SqlFleetLeases"]
+
+_D = schema.devices
+_L = schema.leases
+_S = schema.device_states
+
+_CLOCKS = timedelta(days=1, hours=1)
+# By how much a device's clock may be wrong where it says when it made a lease.
+
+
+class SqlFleetLeases(Repository, Fleet):
+    """The part of `Fleet` that is about leases and what devices say of themselves."""
+
+    @reads
+    def leases(self, tx: Transaction, *, after: str = "", limit: int = 1000) -> list[FleetLease]:
+        query = sa.select(_L).where(is_living(tx.now), _L.c.id > after)
+        rows = tx.execute(query.order_by(_L.c.id).limit(limit)).all()
+        return [FleetLease(tenant_id=row.tenant_id, lease=read_lease(row)) for row in rows]
+
+    @reads
+    def leases_with_ids(self, tx: Transaction, lease_ids: list[str]) -> list[FleetLease]:
+        rows = tx.execute(sa.select(_L).where(_L.c.id.in_(lease_ids))).all()
+        return [FleetLease(tenant_id=row.tenant_id, lease=read_lease(row)) for row in rows]
+
+    @writes
+    def answer_lease(
+        self, tx: Transaction, lease_id: str, device_id: str, *, given: bool, reason: str = ""
+    ) -> None:
+        inner, lease = self._of_device(tx, lease_id, device_id)
+        if lease.consent != "asked" or lease.state(tx.now) not in ("waiting", "used_up"):
+            return
+        values: dict[str, Any] = {"consent": "given" if given else "refused"}
+        if given:
+            change_lease(inner, lease, "lease.consent", values)
+        else:
+            end_lease(inner, lease, reason or "the device refused", "lease.refuse", values)
+
+    @writes
+    def end_lease(self, tx: Transaction, lease_id: str, device_id: str, reason: str) -> None:
+        inner, lease = self._of_device(tx, lease_id, device_id)
+        if lease.state(tx.now) not in ("ended", "expired"):
+            end_lease(inner, lease, reason)
+
+    @writes
+    def open_code_lease(
+        self,
+        tx: Transaction,
+        lease_id: str,
+        device_id: str,
+        *,
+        services: tuple[str, ...],
+        starts: datetime,
+        ends: datetime,
+    ) -> None:
+        inner = self._in_tenant_of(tx, device_id)
+        if not is_id(lease_id) or not services or ends <= starts or ends - starts > MAX_LEASE:
+            raise RegistryRefused("this is no lease that a device may make", code="invalid")
+        # Its length is the device's word; the moment is not, where the clock there is wrong.
+        if abs(starts - tx.now) > _CLOCKS:
+            starts, ends = tx.now, tx.now + (ends - starts)
+        row = tx.execute(sa.select(_L.c.tenant_id).where(_L.c.id == lease_id)).first()
+        if row is not None:
+            _, lease = self._of_device(tx, lease_id, device_id)
+            if lease.kind == "code" and lease.ended is None and ends > lease.ends:
+                values = {"ends": ends, "extended": lease.extended + 1}
+                change_lease(inner, lease, "lease.extend", values)
+            return
+        values = {
+            "device_id": device_id,
+            "kind": "code",
+            "services": list(services),
+            "rights": list(RIGHTS),
+            "holder": "",
+            "holder_name": "whoever has the code",
+            "reason": "assistance by code, opened on the device",
+            "recorded": False,
+            "sealed": True,
+            "addresses": [],
+            "approval": "not_needed",
+            "consent": "given",
+            "starts": starts,
+            "ends": ends,
+            "max_uses": None,
+        }
+        by = {"created_by": device_id, "created_by_name": inner.actor.name}
+        inner.insert(_L, id=lease_id, created=tx.now, **by, **values)
+        inner.record("lease.open", "lease", lease_id, after=values)
+        inner.announce("lease", lease_id)
+
+    @writes
+    def note_lease(
+        self,
+        tx: Transaction,
+        lease_id: str,
+        device_id: str,
+        what: str,
+        details: dict[str, object],
+    ) -> None:
+        inner, lease = self._of_device(tx, lease_id, device_id)
+        inner.record(f"lease.{what}", "lease", lease.id, after=details)
+
+    @writes
+    def report_assist(self, tx: Transaction, device_id: str, state: AssistState) -> None:
+        # No entry of the audit: the device says how it is, as with its services.
+        inner = self._in_tenant_of(tx, device_id)
+        inner.update(_S, _S.c.device_id == device_id, assist=state.as_json())
+
+    @writes
+    def report_serial(self, tx: Transaction, device_id: str, serial: str) -> str:
+        inner = self._in_tenant_of(tx, device_id)
+        before = find_device(inner, device_id)
+        if before.serial:
+            if serial_key(before.serial) == serial_key(serial):
+                return ""
+            return f"the registry has another serial number for it: {before.serial}"
+        serial = serial.strip()
+        if not serial or len(serial) > 128 or not serial.isprintable():
+            return "a serial number has 1 to 128 printable characters"
+        try:
+            check_serial_free(inner, serial, device_id)
+        except RegistryRefused as error:
+            return str(error)
+        key = serial_key(serial)
+        inner.update(_D, _D.c.id == device_id, serial=serial, serial_key=key)
+        inner.record(
+            "device.change", "device", device_id, before={"serial": ""}, after={"serial": serial}
+        )
+        inner.announce("device", device_id)
+        return ""
+
+    def _in_tenant_of(self, tx: Transaction, device_id: str) -> Transaction:
+        """The transaction, bound to a device's tenant, with the device as the one who acts."""
+        row = tx.execute(sa.select(_D.c.tenant_id, _D.c.name).where(_D.c.id == device_id)).first()
+        if row is None:
+            raise NoSuchRecord("device", device_id)
+        device = Actor(kind="device", id=device_id, name=row.name)
+        return tx.within(row.tenant_id).acting(device)
+
+    def _of_device(
+        self, tx: Transaction, lease_id: str, device_id: str
+    ) -> tuple[Transaction, Lease]:
+        inner = self._in_tenant_of(tx, device_id)
+        lease = find_lease(inner, lease_id)
+        if lease.device_id != device_id:
+            raise NoSuchRecord("lease", lease_id)
+        return inner, lease
