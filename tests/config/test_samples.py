@@ -37,7 +37,7 @@ HIDDEN = {
 }
 COMMENTED_KEY = re.compile(r"^# (?=[a-z0-9_]+ = )", re.MULTILINE)
 HEADER = re.compile(r"(?:# )?(\[.*\])")
-COMMENTED_LINE = re.compile(r"^# (?=[a-z0-9_]+ = |\[\[)", re.MULTILINE)
+COMMENTED_LINE = re.compile(r"^# (?=[a-z0-9_]+ = |\[)", re.MULTILINE)
 
 
 @pytest.fixture(params=PROGRAMS)

@@ -13,11 +13,12 @@ import trio
 from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.direct import DirectConnector
+from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.streams import StreamServer
-from tunnelmux.config import AgentConfig, Secret
+from tunnelmux.config import Address, AgentConfig, Secret
 from tunnelmux.endpoints import dial, response_headers
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, ProtocolError, SessionError
 from tunnelmux.mux import Session, open_session
@@ -38,6 +39,7 @@ from tunnelmux.wire import (
 
 if TYPE_CHECKING:
     from tunnelmux.agent.main_server import MainServerClient
+    from tunnelmux.agent.monitoring import MonitoringListener
 
 __all__ = ["RunningAgent", "run_agent"]
 
@@ -61,7 +63,9 @@ class RunningAgent:
         self._instance = secrets.token_hex(8).encode("ascii")
         self.commands = CommandExecutor(config)
         """What runs commands, for whichever way they come."""
-        self._streams = StreamServer(config, self.commands)
+        self.figures = AgentFigures()
+        """What happened so far, in numbers."""
+        self._streams = StreamServer(config, self.commands, self.figures)
         self._link = _proxy_link(config)
         self._streams.rotation = Rotation(lambda: self._link, self._prove)
         self.main_server = _main_server_client(config, self.commands, uniform)
@@ -71,8 +75,11 @@ class RunningAgent:
         self._session: Session | None = None
         self._connected = trio.Event()
         self._was_connected = False
-        self._draining = False
+        self.is_draining = False
+        """Whether it takes nothing new, and is about to end."""
         self._renewing = False
+        self._monitoring: MonitoringListener | None = None
+        self._monitored = trio.CancelScope()
         self._reloading = trio.Lock()
         self._running = trio.Event()
         self._stopped = trio.Event()
@@ -89,6 +96,30 @@ class RunningAgent:
         """The session with the proxy, or None while there is none."""
         return self._session
 
+    @property
+    def has_proxy(self) -> bool:
+        """Whether it is to have a session with a proxy."""
+        return self._link is not None
+
+    @property
+    def main_server_is_connected(self) -> bool | None:
+        """Whether the main server can ask for commands now; None without one."""
+        return self.main_server.is_connected if self.main_server is not None else None
+
+    @property
+    def streams_now(self) -> int:
+        """Streams being served now."""
+        return self._streams.active
+
+    @property
+    def monitoring_address(self) -> Address | None:
+        """Where monitoring asks, or None without [metrics]."""
+        return self._monitoring.address if self._monitoring is not None else None
+
+    def command_figures(self) -> dict[str, object]:
+        """Commands in numbers, as /v1/info has them."""
+        return self.commands.figures()
+
     async def wait_connected(self) -> None:
         """Return once there is a session; at once when there is one now."""
         while self._session is None:
@@ -96,7 +127,7 @@ class RunningAgent:
 
     async def drain(self, grace: float) -> None:
         """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
-        self._draining = True
+        self.is_draining = True
         async with trio.open_nursery() as nursery:
             if self.main_server is not None:
                 nursery.start_soon(self.main_server.drain, grace)
@@ -135,7 +166,14 @@ class RunningAgent:
                 renew = renew or self._link.has_another_token()
             commands = self._commands_for(config)
             main_server = self._main_server_for(config, commands)
-            self._streams.configure(config, commands)
+            monitoring = await self._monitoring_for(config)
+            try:
+                self._streams.configure(config, commands)
+            except ConfigError:
+                if monitoring is not None and monitoring is not self._monitoring:
+                    await monitoring.aclose()
+                raise
+            self._change_monitoring(monitoring)
             self._config = config
             if config.backoff != before.backoff:
                 self._set_backoff(config)
@@ -147,6 +185,33 @@ class RunningAgent:
             if renew:
                 self._link = link
                 self._renew_session()
+
+    async def _monitoring_for(self, config: AgentConfig) -> MonitoringListener | None:
+        """The listener that is there if nothing changed for it, else a new one, if any. Raises
+        ConfigError."""
+        if config.metrics is None:
+            return None
+        if self._monitoring is not None and config.metrics == self._config.metrics:
+            return self._monitoring
+        # Not at the top: few devices are monitored, and its library takes 30 ms to import.
+        from tunnelmux.agent.monitoring import MonitoringListener
+
+        address = config.metrics.address
+        return await MonitoringListener.open(self, address, config.limits.ingress)
+
+    def _change_monitoring(self, listener: MonitoringListener | None) -> None:
+        if listener is self._monitoring:
+            return
+        self._monitored.cancel(reason="monitoring asks somewhere else")
+        self._monitoring, self._monitored = listener, trio.CancelScope()
+        if listener is not None:
+            self._executors.start_soon(self._serve_monitoring, listener, self._monitored)
+
+    async def _serve_monitoring(
+        self, listener: MonitoringListener, scope: trio.CancelScope
+    ) -> None:
+        with scope:
+            await listener.run()
 
     def _set_backoff(self, config: AgentConfig) -> None:
         self._backoff = new_backoff(config.backoff, self._uniform)
@@ -216,9 +281,11 @@ class RunningAgent:
             async with trio.open_nursery() as self._executors:
                 await self._executors.start(self.commands.serve)
                 try:
+                    self._change_monitoring(await self._monitoring_for(self._config))
                     await self._serve_both_ways()
                 except (ConnectError, ConfigError) as error:
                     problem = error  # kept from the nursery, which would wrap it in a group
+                self._monitored.cancel(reason="the agent is stopping")
                 self.commands.retire()
                 # What ran was asked for by those who are gone now; so this is soon over.
                 self._executors.cancel_scope.deadline = trio.current_time() + _GOODBYE
@@ -248,11 +315,11 @@ class RunningAgent:
             raise problem
 
     async def _hold_sessions(self) -> None:
-        while not self._draining:
+        while not self.is_draining:
             # Cancelled by a drain or a reload, and only while no session is there.
             with trio.CancelScope() as self._without_session:
                 delay = await self._attempt()
-                if not self._draining:
+                if not self.is_draining:
                     await trio.sleep(delay)
 
     async def _attempt(self) -> float:
@@ -261,6 +328,7 @@ class RunningAgent:
         try:
             replaced_by = await self._hold_session()
         except ConnectError as error:
+            self.figures.attempt_failed(error)
             if not error.retryable:
                 assert self._link is not None  # it is what was dialled
                 source = self._link.credentials.source
@@ -272,6 +340,7 @@ class RunningAgent:
             # A token file that is being replaced must not end an agent that has been at work.
             if not self._was_connected:
                 raise
+            self.figures.attempt_failed(error)
             delay = self._backoff.next_delay()
             _log.error("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
@@ -280,7 +349,7 @@ class RunningAgent:
             _log.info("connecting again", retry_in=0.0)
             return 0.0
         held = trio.current_time() - started
-        if replaced_by is not None and not self._draining:
+        if replaced_by is not None and not self.is_draining:
             delay = self._replaced.next_delay(held)
             _log.warning(
                 "replaced by another agent",
@@ -293,7 +362,7 @@ class RunningAgent:
             return delay
         self._backoff.held(held)
         delay = self._backoff.next_delay()
-        if not self._draining:
+        if not self.is_draining:
             _log.info("connecting again", retry_in=round(delay, 3))
         return delay
 
@@ -371,17 +440,19 @@ class RunningAgent:
     async def _serve(self, link: ProxyLink, session: Session) -> None:
         started = trio.current_time()
         self._session = session
+        self.figures.session_began(session)
         self._was_connected = True
         self._connected.set()
         _log.info("session started", device=link.device, proxy=str(link.url))
         try:
-            if self._draining or self._link is not link:  # asked for between dialling and now
-                self._renewing = not self._draining
+            if self.is_draining or self._link is not link:  # asked for between dialling and now
+                self._renewing = not self.is_draining
                 return
             await self._serve_streams(session)
         finally:
             self._session = None
             self._connected = trio.Event()
+            self.figures.session_ended(_end_of(session))
             _log_end(link, session, trio.current_time() - started)
 
     async def _serve_streams(self, session: Session) -> None:
@@ -408,7 +479,6 @@ class RunningAgent:
 
 def _log_end(link: ProxyLink, session: Session, duration: float) -> None:
     error = session.error
-    reason = str(error) if error is not None else "closed by this agent"
     write = _log.error if isinstance(error, ProtocolError) else _log.info
     write(
         "session ended",
@@ -417,8 +487,12 @@ def _log_end(link: ProxyLink, session: Session, duration: float) -> None:
         duration=round(duration, 3),
         bytes_to_proxy=session.bytes_sent,
         bytes_from_proxy=session.bytes_received,
-        reason=reason,
+        reason=_end_of(session),
     )
+
+
+def _end_of(session: Session) -> str:
+    return str(session.error) if session.error is not None else "closed by this agent"
 
 
 def _lower(field: bytes) -> str:

@@ -71,6 +71,7 @@ class DirectConnector:
             offered, local, connection, head_size=head_size, answer=CONNECT_ANSWER
         )
         self._streams.active += 1
+        self._streams.figures.streams += 1
         self._connecting.set(connection, trio.current_time() + self._timeout)
         return True
 
@@ -82,7 +83,12 @@ class DirectConnector:
         """The connection is over, or never came about."""
         self._connecting.clear(connection)
         self._streams.active -= 1
-        if connection.relay.outcome == "handed back":
+        figures = self._streams.figures
+        if connection.relay.outcome != "handed back":
+            whole = connection.relay.outcome == "finished"
+            figures.relays["finished" if whole else "broken"] += 1
+        else:
+            figures.streams -= 1  # it is counted where it is served
             stream = self._session.adopt(connection.relay.stream)
             self._nursery.start_soon(self._streams.serve, stream)
 

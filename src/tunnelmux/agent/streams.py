@@ -11,6 +11,7 @@ import trio
 import tunnelmux
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import serve_exec
+from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable
@@ -60,8 +61,15 @@ _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
 class StreamServer:
     """Serves the streams of this agent's sessions, one task each."""
 
-    def __init__(self, config: AgentConfig, commands: CommandExecutor) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        commands: CommandExecutor,
+        figures: AgentFigures | None = None,
+    ) -> None:
         self._started = trio.current_time()
+        self.figures = figures or AgentFigures()
+        """Where streams, requests and failures of targets are counted."""
         self.rotation: Rotation | None = None
         """What takes another token for this device, if it has one."""
         self.active = 0
@@ -80,6 +88,7 @@ class StreamServer:
         self._name = config.device.name
         self._limits = config.limits.ingress
         self._max_streams = config.limits.session.max_streams
+        self.figures.keep_services(self._targets)
 
     @property
     def services(self) -> ServiceTable:
@@ -99,6 +108,7 @@ class StreamServer:
             _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
             return
         self.active += 1
+        self.figures.streams += 1
         try:
             await self._serve_requests(stream)
         except VisitorGone as exc:
@@ -151,6 +161,7 @@ class StreamServer:
         stream: Stream,
         kept: KeptUpstream,
     ) -> None:
+        service: ServiceConfig | None = None
         try:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
                 await self._answer_itself(server, request)
@@ -163,7 +174,7 @@ class StreamServer:
             if target is None:
                 target = await connector.open_http(self._limits.connect_timeout)
         except Refused as exc:
-            _log_refusal(exc.refusal, stream)
+            self._note_refusal(exc.refusal, stream, service)
             await server.send_refusal(exc.refusal)
             return
         exchange = Exchange(request=request)
@@ -181,6 +192,9 @@ class StreamServer:
             await forward(server, request, upstream, self._limits, exchange)
             kept.put_back(service.name, upstream)
         finally:
+            self.figures.request_served(exchange.status)
+            if exchange.reason is not None:
+                self.figures.target_failed(service.name, exchange.reason)
             _log_exchange(stream, service, request, exchange)
 
     async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
@@ -229,12 +243,13 @@ class StreamServer:
     async def _connect(
         self, server: ServerConnection, request: RequestHead, stream: Stream
     ) -> None:
+        service: ServiceConfig | None = None
         try:
             service = self._services.for_connect(requested_service(request))
             connector = self._targets[service.name]
             target = await connector.open(self._limits.connect_timeout)
         except Refused as exc:
-            _log_refusal(exc.refusal, stream)
+            self._note_refusal(exc.refusal, stream, service)
             await server.refuse(exc.refusal)
             return
         started = trio.current_time()
@@ -246,6 +261,7 @@ class StreamServer:
             await abort(target)  # relay() has done so already; without it nobody would
             raise
         finally:
+            self.figures.relays["finished" if result.ended == "finished" else "broken"] += 1
             log_relay(
                 stream.id,
                 service.name,
@@ -256,6 +272,13 @@ class StreamServer:
                 _SIDES[result.broken_side],
                 result.error,
             )
+
+    def _note_refusal(
+        self, refusal: Refusal, stream: Stream, service: ServiceConfig | None
+    ) -> None:
+        _log_refusal(refusal, stream)
+        if service is not None:
+            self.figures.target_failed(service.name, refusal.reason)
 
 
 def _log_refusal(refusal: Refusal, stream: Stream) -> None:

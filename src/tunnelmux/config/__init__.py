@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from tunnelmux.config.agent import (
     AgentConfig,
+    AgentMetrics,
     BackoffConfig,
     Device,
     MainServer,
@@ -43,6 +44,7 @@ __all__ = [
     "Address",
     "AgentConfig",
     "AgentLimitsConfig",
+    "AgentMetrics",
     "AuditConfig",
     "BackoffConfig",
     "Device",

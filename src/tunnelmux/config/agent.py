@@ -21,6 +21,8 @@ from tunnelmux.config.rules import (
     check_label,
     check_token,
     check_unique,
+    is_loopback,
+    parse_address,
     parse_pin,
     parse_target,
     split_url,
@@ -31,6 +33,7 @@ from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
     "AgentConfig",
+    "AgentMetrics",
     "BackoffConfig",
     "Device",
     "MainServer",
@@ -362,6 +365,28 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidSetting("replaced", "must be above 0 and at most 3600 seconds")
 
 
+class AgentMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where monitoring asks this agent how it is: `GET /metrics` for Prometheus, `GET /healthz` for
+    everything else. Without this table there is no such listener."""
+
+    listen: str = "127.0.0.1:3803"
+    """`host:port` on this machine. It asks nobody who they are; a monitor elsewhere comes through
+    the tunnel, to a service with this target."""
+
+    def __post_init__(self) -> None:
+        if not is_loopback(parse_address("listen", self.listen).host):
+            raise InvalidSetting(
+                "listen",
+                f'"{self.listen}" can be reached from other machines, and nobody is asked who they '
+                "are: listen on 127.0.0.1, and declare a service for a monitor elsewhere",
+            )
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
 class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of agent.toml."""
 
@@ -373,6 +398,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits: AgentLimitsConfig = AgentLimitsConfig()
     exec: ExecConfig = ExecConfig()
     audit: AuditConfig = AuditConfig()
+    metrics: AgentMetrics | None = None
     drain: DrainConfig = DrainConfig()
     log: LogConfig = LogConfig()
 

@@ -1,0 +1,299 @@
+"""The agent's listener for monitoring, on this machine only: `GET /metrics` and `GET /healthz`.
+
+Imported where [metrics] asks for it: nothing else in an agent needs prometheus_client.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from http import HTTPStatus
+from typing import NoReturn, Protocol
+
+import msgspec
+import trio
+from prometheus_client import CollectorRegistry, ProcessCollector
+from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+import tunnelmux
+from tunnelmux.agent.figures import AgentFigures
+from tunnelmux.config import Address
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import abort
+from tunnelmux.transports.tcp import bound_addresses, open_listeners, serve_connections
+
+__all__ = ["Monitored", "MonitoringListener"]
+
+_MOST_CALLERS = 16
+# Connections at once. A scraper has one or two; no visitor ever comes here.
+
+_JSON = b"application/json"
+
+
+class Monitored(Protocol):
+    """What is told about: a running agent."""
+
+    figures: AgentFigures
+
+    @property
+    def name(self) -> str:
+        """The device's name."""
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether it is about to end."""
+
+    @property
+    def has_proxy(self) -> bool:
+        """Whether it is to have a session with a proxy."""
+
+    @property
+    def main_server_is_connected(self) -> bool | None:
+        """Whether the main server is there; None without one."""
+
+    @property
+    def streams_now(self) -> int:
+        """Live streams."""
+
+    def command_figures(self) -> dict[str, object]:
+        """What /v1/info says about commands."""
+
+
+class MonitoringListener:
+    """Answers whoever asks on one address, while `run` runs."""
+
+    def __init__(
+        self, agent: Monitored, listeners: list[trio.SocketListener], limits: IngressLimits
+    ) -> None:
+        self._agent = agent
+        self._listeners = listeners
+        self._limits = limits
+        self._callers = 0
+        self._registry = CollectorRegistry()
+        self._registry.register(_Now(agent))
+        ProcessCollector(registry=self._registry)
+        self._routes: dict[str, Callable[[], tuple[int, bytes, bytes]]] = {
+            "/metrics": self._metrics,
+            "/healthz": self._health,
+        }
+
+    @classmethod
+    async def open(
+        cls, agent: Monitored, address: Address, limits: IngressLimits
+    ) -> MonitoringListener:
+        """Listen there. Raises ConfigError when that cannot be done."""
+        return cls(agent, await open_listeners(address.host, address.port), limits)
+
+    @property
+    def address(self) -> Address:
+        """Where it listens, with the port that the system chose for 0."""
+        return Address(*bound_addresses(self._listeners)[0])
+
+    async def run(self) -> NoReturn:
+        """Serve until cancelled; then nobody listens there any more."""
+        await serve_connections(self._serve, self._listeners)
+
+    async def aclose(self) -> None:
+        """Stop listening, where `run` was not begun."""
+        for listener in self._listeners:
+            await listener.aclose()
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
+        if self._callers >= _MOST_CALLERS:
+            await abort(stream)
+            return
+        self._callers += 1
+        try:
+            await self._answer_one(ServerConnection(stream, self._limits))
+        except VisitorGone:
+            await abort(stream)
+        finally:
+            self._callers -= 1
+
+    async def _answer_one(self, server: ServerConnection) -> None:
+        """One request for each connection: two in a minute are no reason to keep any."""
+        try:
+            request = await server.read_request()
+            if request is None:
+                await server.close()
+                return
+            await self._answer(server, request)
+        except Refused as exc:
+            await server.refuse(exc.refusal)
+            return
+        await server.close()
+
+    async def _answer(self, server: ServerConnection, request: RequestHead) -> None:
+        route = self._routes.get(request.path.partition("?")[0])
+        if route is None:
+            raise Refused(Refusal(404, "bad-request", "There are /metrics and /healthz."))
+        if request.method not in {b"GET", b"HEAD"}:
+            allow = [(b"Allow", b"GET, HEAD")]
+            raise Refused(Refusal(405, "bad-request", "It is only to be read.", headers=allow))
+        status, content_type, body = route()
+        await server.send_response(
+            status,
+            HTTPStatus(status).phrase.encode("ascii"),
+            [
+                (b"Content-Type", content_type),
+                (b"Cache-Control", b"no-store"),
+                (b"Connection", b"close"),
+            ],
+            length=len(body),
+            first=b"" if request.method == b"HEAD" else body,
+            end=True,
+        )
+
+    def _metrics(self) -> tuple[int, bytes, bytes]:
+        return 200, CONTENT_TYPE_LATEST.encode("ascii"), generate_latest(self._registry)
+
+    def _health(self) -> tuple[int, bytes, bytes]:
+        content = describe_health(self._agent)
+        status = 200 if content["status"] == "up" else 503
+        return status, _JSON, msgspec.json.format(msgspec.json.encode(content)) + b"\n"
+
+
+def describe_health(agent: Monitored) -> dict[str, object]:
+    """What /healthz answers: `status` is up, down or draining."""
+    figures = agent.figures
+    is_up = figures.is_up or not agent.has_proxy
+    if agent.main_server_is_connected is not None:
+        is_up = is_up and agent.main_server_is_connected
+    status = "draining" if agent.is_draining else "up" if is_up else "down"
+    content: dict[str, object] = {"status": status, "device": agent.name}
+    if agent.has_proxy:
+        session: dict[str, object] = {"up": figures.is_up, "since": _time(figures.changed_at)}
+        if not figures.is_up:
+            session["why"] = figures.why
+        content["session"] = session
+    if agent.main_server_is_connected is not None:
+        content["main_server"] = {"up": agent.main_server_is_connected}
+    return content | {
+        "reconnects": max(0, figures.sessions - 1),
+        "streams": agent.streams_now,
+        "bytes": {"to_proxy": figures.bytes_to_proxy, "from_proxy": figures.bytes_from_proxy},
+        "target_failures": [
+            {
+                "service": failure.service,
+                "reason": failure.reason,
+                "count": count,
+                "last": _time(figures.last_failures[failure]),
+            }
+            for failure, count in sorted(figures.target_failures.items())
+        ],
+        "commands": agent.command_figures(),
+    }
+
+
+def _time(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class _Now(Collector):
+    """The figures as they are when somebody asks: until then they cost nothing."""
+
+    def __init__(self, agent: Monitored) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._session()
+        yield from self._traffic()
+        yield from self._commands()
+        info = GaugeMetricFamily("tunnelmux_build_info", "Always 1.", labels=["version"])
+        info.add_metric([tunnelmux.__version__], 1)
+        yield info
+
+    def _session(self) -> Iterator[Metric]:
+        agent, figures = self._agent, self._agent.figures
+        if agent.has_proxy:
+            text = "1 while there is a session with the proxy."
+            yield GaugeMetricFamily("tunnelmux_agent_session_up", text, value=figures.is_up)
+            text = "When the session began, or since when there is none."
+            moment = figures.changed_at.timestamp()
+            yield GaugeMetricFamily(
+                "tunnelmux_agent_session_changed_timestamp_seconds", text, value=moment
+            )
+        if agent.main_server_is_connected is not None:
+            text = "1 while the main server can ask for commands."
+            value = agent.main_server_is_connected
+            yield GaugeMetricFamily("tunnelmux_agent_main_server_up", text, value=value)
+        text = "Sessions with the proxy that were made; all after the first are reconnects."
+        yield CounterMetricFamily("tunnelmux_agent_sessions", text, value=figures.sessions)
+        failures = CounterMetricFamily(
+            "tunnelmux_agent_connect_failures",
+            "Attempts to make a session that failed: the proxy's reason, unreachable, or "
+            "configuration (a token file that cannot be read).",
+            labels=["reason"],
+        )
+        for reason, count in sorted(figures.connect_failures.items()):
+            failures.add_metric([reason], count)
+        yield failures
+
+    def _traffic(self) -> Iterator[Metric]:
+        figures = self._agent.figures
+        text = "Live streams."
+        yield GaugeMetricFamily("tunnelmux_agent_streams", text, value=self._agent.streams_now)
+        text = "Streams that were served, those of now included."
+        yield CounterMetricFamily("tunnelmux_agent_streams_served", text, value=figures.streams)
+        moved = CounterMetricFamily(
+            "tunnelmux_agent_bytes", "Bytes of sessions with the proxy.", labels=["direction"]
+        )
+        moved.add_metric(["to_proxy"], figures.bytes_to_proxy)
+        moved.add_metric(["from_proxy"], figures.bytes_from_proxy)
+        yield moved
+        relays = CounterMetricFamily(
+            "tunnelmux_agent_relays",
+            "Raw connections to targets that are over; requests that the proxy reads come in them.",
+            labels=["outcome"],
+        )
+        for outcome in ("finished", "broken"):
+            relays.add_metric([outcome], figures.relays[outcome])
+        yield relays
+        requests = CounterMetricFamily(
+            "tunnelmux_agent_requests",
+            "Requests that the agent carried itself, by class of status.",
+            labels=["status"],
+        )
+        for status, count in sorted(figures.requests.items()):
+            requests.add_metric([status], count)
+        yield requests
+        failures = CounterMetricFamily(
+            "tunnelmux_agent_target_failures",
+            "Requests and connections that a service's target refused, broke or did not answer.",
+            labels=["service", "reason"],
+        )
+        for failure, count in sorted(figures.target_failures.items()):
+            failures.add_metric([failure.service, failure.reason], count)
+        yield failures
+
+    def _commands(self) -> Iterator[Metric]:
+        figures = self._agent.command_figures()
+        gauges = {
+            "running": ("tunnelmux_agent_commands_running", "Commands that run now."),
+            "connections": ("tunnelmux_agent_ssh_connections", "SSH connections that are kept."),
+        }
+        counters = {
+            "commands": ("tunnelmux_agent_commands", "Commands that were begun."),
+            "refused": ("tunnelmux_agent_commands_refused", "Commands that were not run."),
+            "connects": ("tunnelmux_agent_ssh_connects", "SSH connections that were made."),
+            "connect_failures": ("tunnelmux_agent_ssh_connect_failures", "SSH logins that failed."),
+            "reused": ("tunnelmux_agent_commands_reused", "Commands on a kept connection."),
+            "not_killed": (
+                "tunnelmux_agent_commands_not_killed",
+                "Commands that may still run after their time.",
+            ),
+        }
+        for key, (name, text) in gauges.items():
+            if key in figures:
+                yield GaugeMetricFamily(name, text, value=_number(figures[key]))
+        for key, (name, text) in counters.items():
+            if key in figures:
+                yield CounterMetricFamily(name, text, value=_number(figures[key]))
+
+
+def _number(value: object) -> float:
+    assert isinstance(value, int | float)
+    return float(value)
