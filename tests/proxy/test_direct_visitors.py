@@ -114,6 +114,34 @@ async def test_a_first_request_with_any_doubt_is_h11s(data: bytes, status: bytes
             pytest.fail("the device got something")
 
 
+async def test_who_must_give_way_just_before_its_task_begins_takes_no_other_with_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It once ended the whole proxy: the task found a socket that was closed meanwhile."""
+    given_way = []
+    hand_over = direct_visitor.DirectVisitor._go_on
+
+    def give_way_meanwhile(visitor: direct_visitor.DirectVisitor, data: bytes) -> None:
+        hand_over(visitor, data)
+        visitor.visit.place.give_way()
+        given_way.append(visitor)
+
+    async with rig() as target:
+        await target.first_exchange()
+        monkeypatch.setattr(direct_visitor.DirectVisitor, "_go_on", give_way_meanwhile)
+        await target.visitor.send(get("/", host="nobody.localhost"))
+        assert await target.visitor.read_all() == b""
+        assert len(given_way) == 1
+        monkeypatch.undo()
+        monkeypatch.setattr(Target, "way", "direct")
+        visitor = await target.new_visitor()
+        await visitor.send(get("/", host="nobody.localhost"))
+        assert (await visitor.read_head()).startswith(b"HTTP/1.1 404 ")
+        await visitor.stream.aclose()
+        await target.visitor.stream.aclose()
+        await until_served(target.proxy, 0)
+
+
 @pytest.mark.parametrize("first", ["nothing", "a request"])
 async def test_who_says_nothing_more_is_let_go(first: str) -> None:
     async with rig(IngressLimits(head_timeout=0.2, idle_timeout=0.3)) as target:

@@ -193,6 +193,11 @@ class DirectVisitor:
         """Whether no request is in progress."""
         return self._state != "carried" or self.relay is None or self.relay.phase == "idle"
 
+    @property
+    def is_gone(self) -> bool:
+        """Whether nothing is left of it, not even the socket."""
+        return self.local.fileno() < 0
+
     def finish_soon(self) -> None:
         """End after the current request; now, when there is none."""
         if self._state == "carried" and self.relay is not None:

@@ -212,6 +212,8 @@ class HttpIngressServer:
 
     async def _go_on(self, arrived: DirectVisitor, data: bytes) -> None:
         """Serve a visitor that needs a task now, from where the pump stopped. *data* was read."""
+        if arrived.is_gone:  # it was cut while it waited for this task
+            return
         below = trio.SocketStream(trio.socket.from_stdlib_socket(arrived.local))
         try:
             with arrived.visit as visit:

@@ -119,6 +119,9 @@ class TcpIngressServer:
         try:
             target = ConnectStream(stream, limits, PATIENCE["connect"](limits))
             await self._relay(visitor, target, visit)
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("unhandled error in connection", visitor=visit.visitor)
+            await abort(visitor)
         except BaseException:
             await abort(visitor)
             raise
