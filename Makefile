@@ -1,5 +1,6 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
 # make test    the tests                                    (ARGS="-k name" goes to pytest)
+# make long    the tests that show for long what others show for a moment: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
 # make conformance  the same, and docs/conformance.md made from it
 # make fuzz    every fuzz target for a share of SECONDS=60  (TARGETS=engine_pair: that one; needs clang)
@@ -22,13 +23,16 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
+.PHONY: demo test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
 
 demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
 
 test: .venv/.test build
 	@$(BIN)/python -m pytest $(ARGS)
+
+long: .venv/.test build
+	@$(BIN)/python -m pytest -m long --long $(ARGS)
 
 interop: .venv/.test build
 	@$(BIN)/python -m pytest tests/interop --interop $(ARGS)

@@ -15,6 +15,20 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run every case with every other yamux implementation (some minutes)",
     )
+    parser.addoption(
+        "--long",
+        action="store_true",
+        help="run the tests that show the same as others, for longer (a few minutes)",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only `--long` asks for."""
+    if config.getoption("--long"):
+        return
+    long = {item for item in items if item.get_closest_marker("long")}
+    config.hook.pytest_deselected(items=list(long))
+    items[:] = [item for item in items if item not in long]
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -50,9 +50,17 @@ async def test_it_is_open_to_all_and_says_who_may_call_what(tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [
+        pytest.param(["--phases=examples,fuzzing,stateful", "--max-examples=2"], id="short"),
+        # Also each value at and beyond its bounds, which test_bad_input.py sends in its own way.
+        pytest.param(["--max-examples=20"], marks=pytest.mark.long, id="long"),
+    ],
+)
 @pytest.mark.skipif(sys.version_info >= (3, 15), reason="schemathesis has no wheels for it yet")
 @pytest.mark.timeout(300)
-async def test_it_does_what_its_description_says(tmp_path: Path) -> None:
+async def test_it_does_what_its_description_says(tmp_path: Path, how: list[str]) -> None:
     settings = tmp_path / "schemathesis.toml"
     settings.write_text(SETTINGS)
     async with live_api(tmp_path) as api:
@@ -65,7 +73,7 @@ async def test_it_does_what_its_description_says(tmp_path: Path) -> None:
                     "run",
                     f"{api.base}/api/openapi.json",
                     f"--header=Authorization: Bearer {owner.token}",
-                    "--max-examples=5",
+                    *how,
                     "--generation-deterministic",
                     "--request-timeout=20",
                     "--no-color",

@@ -18,7 +18,7 @@ from tunnelmux.sessions import RemoteStore
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.5, 5.0])
+@pytest.mark.parametrize("seconds", [0.5, pytest.param(5.0, marks=pytest.mark.long)])
 async def test_a_back_end_lists_forwards_streams_echoes_and_kicks(seconds: float) -> None:
     async with running_site() as site, ProxyClient(site.url, secret=SECRET) as client:
         [session] = await client.list_sessions()
@@ -134,7 +134,11 @@ async def test_the_library_says_what_is_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "seconds", [pytest.param(0.5, id="0.5s"), pytest.param(30.0, marks=pytest.mark.slow, id="30s")]
+    "seconds",
+    [
+        pytest.param(0.5, id="0.5s"),
+        pytest.param(30.0, marks=[pytest.mark.slow, pytest.mark.long], id="30s"),
+    ],
 )
 async def test_no_request_is_lost_while_sessions_are_replaced(seconds: float) -> None:
     callers, answered, replaced = 64, 0, 0
