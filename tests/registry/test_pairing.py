@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from support.registries import OpenRegistry, WallClock
+from support.registries import ANN, OpenRegistry, WallClock
 from tunnelmux.config import Secret, hash_token
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import Arrival, Pairing, PairingRules, Registry, TenantRegistry
@@ -113,6 +113,31 @@ async def test_an_address_has_a_budget_of_wrong_codes(
         assert await refused_code(later) == "code_unknown"
 
 
+async def test_who_asks_from_many_networks_keeps_no_other_device_out(
+    open_registry: OpenRegistry,
+) -> None:
+    async with open_registry(rules=PairingRules(max_waiting=4)) as registry:
+        joining = registry.joining
+
+        async def ask(address: str) -> Secret:
+            return (await joining.request(address=address))[2]
+
+        # Four networks (/64) of one customer's block (/48) take all places.
+        first, *others = [await ask(f"2001:db8:0:{number}::1") for number in range(4)]
+        assert await refused_code(ask("2001:db8:0:9::1")) == "too_many_requests"
+        device = await ask("203.0.113.9")
+        assert await refused_code(joining.poll(first)) == "pairing_expired"
+        again = await ask("2001:db8:1::1")  # another block
+        for poll in (*others[1:], device, again):
+            waiting = await joining.poll(poll)
+            assert isinstance(waiting, Pairing)
+            assert waiting.state == "open"
+        # Two of one block and one each of two others: the next of a new block still gets in.
+        await ask("198.51.100.1")
+        # Four blocks with one each: none gives way any more.
+        assert await refused_code(ask("192.0.2.1")) == "too_many_requests"
+
+
 async def test_a_device_that_asks_is_found_by_its_code_and_let_in(
     registry: Registry, acme: TenantRegistry, other: TenantRegistry
 ) -> None:
@@ -197,17 +222,17 @@ async def test_requests_that_wait_are_bounded_by_address(open_registry: OpenRegi
         await registry.joining.request(address="203.0.113.10")
 
 
-async def test_requests_that_wait_are_bounded_in_all(
-    registry: Registry, acme: TenantRegistry, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tunnelmux.registry.sql.joining._MAX_WAITING", 2)
-    _, code, _ = await registry.joining.request(address="203.0.113.1")
-    await registry.joining.request(address="203.0.113.2")
-    one_more = registry.joining.request(address="203.0.113.3")
-    assert await refused_code(one_more) == "too_many_requests"
-    found = await acme.pairings.find_request(letters_of(code))
-    await acme.pairings.deny(found.id)
-    await registry.joining.request(address="203.0.113.3")
+async def test_requests_that_wait_are_bounded_in_all(open_registry: OpenRegistry) -> None:
+    async with open_registry(rules=PairingRules(max_waiting=2)) as registry:
+        tenant = await registry.installation(ANN).tenants.find_named("default")
+        pairings = registry.tenant(tenant.id, by=ANN).pairings
+        _, code, _ = await registry.joining.request(address="203.0.113.1")
+        await registry.joining.request(address="203.0.113.2")
+        one_more = registry.joining.request(address="203.0.113.3")
+        assert await refused_code(one_more) == "too_many_requests"
+        found = await pairings.find_request(letters_of(code))
+        await pairings.deny(found.id)
+        await registry.joining.request(address="203.0.113.3")
 
 
 async def test_an_install_key_lets_in_so_many_of_its_serials(

@@ -304,6 +304,10 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     budget_period: float = 600.0
     """Seconds after which wrong codes are forgotten."""
 
+    max_waiting: int = 1000
+    """Devices that show a code and wait, at once in all tenants. Anybody may ask: where all places
+    are taken, the oldest of the block of addresses (/24, of IPv6 /48) that has most gives way."""
+
     def __post_init__(self) -> None:
         for name in ("lifetime", "budget_period"):
             if not 10 <= getattr(self, name) <= 86_400:
@@ -312,6 +316,7 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ("max_guesses", 20),
             ("address_budget", 10_000),
             ("tenant_budget", 10_000),
+            ("max_waiting", 10_000),
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to {most}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["network_of"]
+__all__ = ["block_of", "network_of"]
 
 
 def network_of(address: str) -> str:
@@ -19,3 +19,14 @@ def network_of(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+
+
+def block_of(address: str) -> str:
+    """Whose share of a common pool an address counts against: the block that one customer of a
+    provider may have, of IPv6 the /48 and of IPv4 the /24. What is no address stays as it is."""
+    try:
+        parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
+    except ValueError:
+        return address
+    length = 24 if parsed.version == 4 else 48
+    return str(ipaddress.ip_network((parsed, length), strict=False))

@@ -40,6 +40,9 @@ class PairingRules:
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0
+    max_waiting: int = 1000
+    """Devices that wait at once and are no tenant's yet. Anybody may ask, so the places are shared
+    out: where all are taken, the block of addresses (/24, of IPv6 /48) that has most gives way."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -9,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret
-from tunnelmux.config.networks import network_of
+from tunnelmux.config.networks import block_of, network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.actor import Actor
@@ -27,9 +28,6 @@ __all__ = ["SqlJoining"]
 
 _P = schema.pairings
 _K = schema.install_keys
-
-_MAX_WAITING = 1000
-# Requests of devices that no tenant has taken in, at once. They come from anybody.
 
 
 class SqlJoining(Repository, Joining):
@@ -106,7 +104,7 @@ class SqlJoining(Repository, Joining):
     ) -> tuple[Pairing, Secret, Secret]:
         about = _clean({"name": name, "serial": serial, "agent_version": agent_version})
         fingerprint = names.check_text("fingerprint", fingerprint, 255)
-        self._check_room(tx, address)
+        self._make_room(tx, address)
         poll, poll_digest = new_secret("tmp")
         pairing_id, code = insert_pairing(
             tx,
@@ -121,23 +119,25 @@ class SqlJoining(Repository, Joining):
         row = tx.execute(sa.select(_P).where(_P.c.id == pairing_id)).one()
         return as_pairing(tx, row), code, poll
 
-    def _check_room(self, tx: Transaction, address: str) -> None:
+    def _make_room(self, tx: Transaction, address: str) -> None:
+        """See to it that one more request may wait; raises RegistryRefused where none may."""
         since = tx.now - timedelta(seconds=self._rules.budget_period)
-        waiting = tx.execute(  # no more rows than _MAX_WAITING
-            sa.select(_P.c.address, _P.c.created).where(
+        waiting = tx.execute(  # no more rows than `max_waiting`
+            sa.select(_P.c.id, _P.c.address, _P.c.created)
+            .where(
                 _P.c.kind == "device",
                 _P.c.state == "open",
                 _P.c.tenant_id.is_(None),
                 _P.c.expires > tx.now,
             )
+            .order_by(_P.c.id)
         ).all()
         mine = network_of(address)
         here = sum(row.created > since and network_of(row.address) == mine for row in waiting)
-        if len(waiting) >= _MAX_WAITING or here >= self._rules.address_budget:
-            raise RegistryRefused(
-                "too many devices wait to be let in: try again in some minutes",
-                code="too_many_requests",
-            )
+        if here >= self._rules.address_budget:
+            raise _too_many_wait()
+        if len(waiting) >= self._rules.max_waiting:
+            _give_way(tx, waiting, address)
 
     @writes
     def poll(self, tx: Transaction, secret: Secret) -> Arrival | Pairing:
@@ -256,6 +256,24 @@ _OVER: dict[str, tuple[str, str]] = {
     "burnt": ("the code was guessed at too often: ask anew", "pairing_burnt"),
     "expired": ("this request has expired: ask anew", "pairing_expired"),
 }
+
+
+def _give_way(tx: Transaction, waiting: Sequence[Row[Any]], address: str) -> None:
+    """End the oldest request of the block that has most, for one of a block that has at least two
+    less; raises RegistryRefused where there is none."""
+    blocks: dict[str, list[str]] = {}
+    for row in waiting:
+        blocks.setdefault(block_of(row.address), []).append(row.id)
+    largest = max(blocks.values(), key=len)
+    if len(largest) < len(blocks.get(block_of(address), ())) + 2:
+        raise _too_many_wait()
+    tx.execute(_P.update().where(_P.c.id == largest[0]).values(expires=tx.now))
+
+
+def _too_many_wait() -> RegistryRefused:
+    return RegistryRefused(
+        "too many devices wait to be let in: try again in some minutes", code="too_many_requests"
+    )
 
 
 def _clean(about: dict[str, str]) -> dict[str, str]:
