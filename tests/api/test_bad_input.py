@@ -32,7 +32,13 @@ SAMPLES: dict[str, Any] = {
 MOST_BODY = 1_048_576
 """Longer text is refused with its body."""
 
-VALUES = {"email": "ada@example.com", "role": "viewer", "code": "ABCD-EFGH", "name": "fine"}
+VALUES = {
+    "email": "ada@example.com",
+    "owner_email": "ada@example.com",
+    "role": "viewer",
+    "code": "ABCD-EFGH",
+    "name": "fine",
+}
 
 
 @dataclass

@@ -91,6 +91,7 @@ async def test_no_route_works_without_its_scope(tmp_path: Path) -> None:
 
 
 _BODIES: dict[str, Any] = {
+    "/api/tenants/{tenant_id}": {"display_name": "taken over", "enabled": False},
     "/api/pairings/{pairing_id}/approve": {"name": "taken-over"},
     "/api/members/{user_id}": {"role": "viewer"},
     "/api/devices/{device_id}": {"name": "taken-over"},

@@ -14,6 +14,7 @@ from tunnelmux.api.access import SCOPES
 from tunnelmux.api.app import application
 from tunnelmux.api.context import Api
 from tunnelmux.api.description import description_of
+from tunnelmux.api.problem_codes import CODES
 
 PAGE = Path(__file__).parents[2] / "docs" / "api.md"
 
@@ -44,8 +45,9 @@ curl https://tunnels.example.com/api/devices -H "Authorization: Bearer $TOKEN"
 Every error is a problem document (RFC 9457) with a `code` that stays the same and a `detail` that
 people can act on: 401 who are you, 403 you may not, 404 also for what belongs to another tenant,
 409 a rule forbids it, 422 with the JSON Pointer of each field that is not valid, 429 with
-`Retry-After`, 503 `registry_away` or `device_offline`. Lists come in parts of at most 200 items:
-send `next` as `after` for more. Times are RFC 3339 in UTC, ids are UUIDs.
+`Retry-After`, 503 `registry_away` or `device_offline`. [All codes](#problems) are below. Lists come
+in parts of at most 200 items: send `next` as `after` for more. Times are RFC 3339 in UTC, ids are
+UUIDs.
 
 ## Scopes
 """
@@ -79,7 +81,14 @@ def api_page() -> str:
             if operation["tags"][0] == tag
         ]
     parts.append(_WEBSOCKETS)
+    parts += _problems()
     return "".join(parts)
+
+
+def _problems() -> Iterator[str]:
+    yield "\n## Problems\n\n| status | `code` | |\n|---|---|---|\n"
+    for name, (status, meaning) in sorted(CODES.items(), key=lambda item: (item[1][0], item[0])):
+        yield f"| {status} | `{name}` | {meaning} |\n"
 
 
 def _operations(document: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:

@@ -52,6 +52,7 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
     invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
     token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
     return {
+        "tenant_id": owner.tenant_id,
         "device_id": device.id,
         "pairing_id": pairing.id,
         "key_id": key.id,

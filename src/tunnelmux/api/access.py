@@ -56,6 +56,7 @@ PUBLIC_PATHS = frozenset(
 SCOPES = {
     "self": "who the token is, and where it may work",
     "tenant": "read and change the tenant's own settings",
+    "tenants": "list, make and disable tenants, for an owner of the tenant `default`",
     "members": "list, invite and remove people, and change their roles",
     "devices:read": "list devices and look at them",
     "devices:write": "add, change, disable, revoke and remove devices",

@@ -42,6 +42,7 @@ from tunnelmux.api.routes import (
     own,
     pairing,
     people,
+    tenants,
 )
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.errors import RegistryError
@@ -63,6 +64,7 @@ ROUTERS = (
     auth.router,
     health.router,
     people.tenant_routes,
+    tenants.router,
     people.members,
     people.invitations,
     forward.router,

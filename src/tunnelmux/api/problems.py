@@ -15,6 +15,7 @@ from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
+from tunnelmux.api.problem_codes import CODES
 from tunnelmux.api.route_tree import leaves
 from tunnelmux.errors import NoSuchRecord, RegistryAway, RegistryError, RegistryRefused
 from tunnelmux.observability import get_logger
@@ -64,6 +65,7 @@ class Refused(Exception):
         self, status: int, code: str, detail: str, *, headers: Mapping[str, str] | None = None
     ) -> None:
         super().__init__(detail)
+        assert code in CODES, f"{code}: describe it in api/problem_codes.py"
         self.status = status
         self.code = code
         self.detail = detail
@@ -79,6 +81,7 @@ def problem_response(
     headers: Mapping[str, str] | None = None,
 ) -> Response:
     """The answer that carries one problem document; it is never cached."""
+    assert code in CODES, f"{code}: describe it in api/problem_codes.py"
     document = Problem(
         type=f"urn:tunnelmux:problem:{code}",
         title=code.replace("_", " ").capitalize(),
@@ -118,7 +121,7 @@ def add_problem_handlers(app: FastAPI) -> None:
         if exc.status_code == 400:  # FastAPI's word for a body that its parsers gave up on
             code = "invalid_json" if _media_type(request) == "application/json" else "invalid_body"
             return problem_response(400, code, "The body cannot be read as what it says it is.")
-        code, detail = _BY_STATUS.get(exc.status_code, (f"http_{exc.status_code}", str(exc.detail)))
+        code, detail = _BY_STATUS.get(exc.status_code, ("request_refused", str(exc.detail)))
         headers = {name.lower(): value for name, value in (exc.headers or {}).items()}
         if exc.status_code == 405:
             headers["allow"] = ", ".join(sorted(_methods_of(app, request.scope["path"])))

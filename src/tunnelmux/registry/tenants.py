@@ -27,9 +27,10 @@ class Tenants(abc.ABC):
     """All tenants, for those who run the installation: not bound to one."""
 
     @abc.abstractmethod
-    async def add(self, name: str, *, display_name: str = "") -> Tenant:
-        """A new tenant. Raises RegistryRefused, `taken` when there is one of that name, or a device
-        of the default tenant that host names could take it for."""
+    async def add(self, name: str, *, display_name: str = "", owner: str | None = None) -> Tenant:
+        """A new tenant, and the user with the id `owner` its first member, where one is given.
+        Raises RegistryRefused, `taken` when there is a tenant of that name, or a device of the
+        default tenant that host names could take it for."""
 
     @abc.abstractmethod
     async def find(self, tenant_id: str) -> Tenant:
@@ -47,4 +48,5 @@ class Tenants(abc.ABC):
     async def change(
         self, tenant_id: str, *, display_name: str | None = None, enabled: bool | None = None
     ) -> Tenant:
-        """Change what is given, and leave the rest. Disabling ends its devices' sessions."""
+        """Change what is given, and leave the rest. Disabling ends its devices' sessions. Raises
+        RegistryRefused `default_tenant` for disabling that one: its owners run the installation."""

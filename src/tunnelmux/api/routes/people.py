@@ -13,6 +13,7 @@ from tunnelmux.api.context import Api, ApiDependency, SignedIn, installation_for
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import After, Input, Limit, Listing, Record, listing
 from tunnelmux.config import Secret
+from tunnelmux.registry import Invitation as InvitationRecord
 from tunnelmux.registry import Member as MemberRecord
 
 tenant_routes = APIRouter(prefix="/api/tenant", route_class=AccessRoute, tags=["people"])
@@ -26,6 +27,7 @@ TenantOwner = Annotated[Principal, need(Role.OWNER, "tenant")]
 Viewer = Annotated[Principal, need(Role.VIEWER, "members")]
 Admin = Annotated[Principal, need(Role.ADMIN, "members")]
 
+Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
 RecordPath = Annotated[str, Path(max_length=64)]
 
 
@@ -65,7 +67,7 @@ class RoleChange(Input):
 class NewInvitation(Input):
     """Whom to invite as what."""
 
-    email: Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
+    email: Email
     role: RoleName
     lifetime: Annotated[float, Field(ge=300, le=30 * 86_400)] = 7 * 86_400.0
 
@@ -150,13 +152,8 @@ async def remove_member(api: ApiDependency, principal: Admin, user_id: RecordPat
 async def invite(api: ApiDependency, principal: Admin, new: NewInvitation) -> MadeInvitation:
     """A link that gives one person a role."""
     _check_role(principal, Role.parse(new.role))
-    invitation, secret = await tenant_for(api, principal).invitations.add(
-        new.email, new.role, lifetime=new.lifetime
-    )
-    base = api.config.api.public_url.rstrip("/")
-    # Behind "#", so that it reaches no log and no Referer.
-    url = f"{base}/invitation#{secret.reveal()}"
-    return MadeInvitation(invitation=Invitation.model_validate(invitation), url=url)
+    invitations = tenant_for(api, principal).invitations
+    return made_invitation(api, await invitations.add(new.email, new.role, lifetime=new.lifetime))
 
 
 @invitations.get("")
@@ -189,6 +186,15 @@ async def accept_invitation(
     return Accepted(
         tenant_id=membership.tenant_id, tenant=membership.tenant_name, role=membership.role
     )
+
+
+def made_invitation(api: Api, made: tuple[InvitationRecord, Secret]) -> MadeInvitation:
+    """An invitation as it is told once, with its link."""
+    invitation, secret = made
+    base = api.config.api.public_url.rstrip("/")
+    # Behind "#", so that it reaches no log and no Referer.
+    url = f"{base}/invitation#{secret.reveal()}"
+    return MadeInvitation(invitation=Invitation.model_validate(invitation), url=url)
 
 
 def _member(record: MemberRecord) -> Member:

@@ -24,6 +24,7 @@ from tunnelmux.registry.people import (
     Users,
 )
 from tunnelmux.registry.sql import paging, schema
+from tunnelmux.registry.sql.membership import set_member
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.tenants import find_tenant
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -119,7 +120,7 @@ class SqlUsers(Repository, Users):
             if role is None:
                 _remove_member(tx.within(tenant_id), user_id, mine)
             elif mine is None or mine.role != role:
-                _set_member(tx.within(tenant_id), user_id, role, "claim", mine)
+                set_member(tx.within(tenant_id), user_id, role, "claim", mine)
 
     def _redeem_by_email(self, tx: Transaction, user_id: str, issuer: str, email: str) -> None:
         waiting = tx.execute(
@@ -201,7 +202,7 @@ class SqlUsers(Repository, Users):
             sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
         ).first()
         user_id = row.id if row is not None else self._add(tx, issuer, subject, email or "", "")
-        _set_member(inner, user_id, role, "grant", _member_row(inner, user_id))
+        set_member(inner, user_id, role, "grant", _member_row(inner, user_id))
         return _find_user(tx, user_id)
 
     @writes
@@ -252,7 +253,7 @@ class SqlMembers(Repository, Members):
             raise NoSuchRecord("member", user_id)
         if mine.role == "owner" and role != "owner":
             _keep_an_owner(tx, user_id)
-        _set_member(tx, user_id, role, "grant", mine)
+        set_member(tx, user_id, role, "grant", mine)
         return _member(tx.execute(_members(tx).where(_M.c.user_id == user_id)).one())
 
     @writes
@@ -351,23 +352,6 @@ def _keep_an_owner(tx: Transaction, user_id: str) -> None:
         )
 
 
-def _set_member(
-    tx: Transaction, user_id: str, role: Role, source: str, before: Row[Any] | None
-) -> None:
-    if before is None:
-        tx.insert(_M, user_id=user_id, role=role, source=source, since=tx.now)
-    else:
-        tx.update(_M, _M.c.user_id == user_id, role=role, source=source)
-    tx.record(
-        "member.add" if before is None else "member.change",
-        "user",
-        user_id,
-        before=None if before is None else {"role": before.role, "source": before.source},
-        after={"role": role, "source": source},
-    )
-    tx.announce("user", user_id)
-
-
 def _remove_member(tx: Transaction, user_id: str, before: Row[Any] | None) -> None:
     assert before is not None
     tx.delete(_M, _M.c.user_id == user_id)
@@ -407,7 +391,7 @@ def _redeem(tx: Transaction, user_id: str, invitation: Row[Any]) -> None:
         raise RegistryRefused("this invitation was used already", code="invitation_used")
     mine = _member_row(tx, user_id)
     if mine is None or ROLES.index(mine.role) < ROLES.index(invitation.role):
-        _set_member(tx, user_id, invitation.role, "grant", mine)
+        set_member(tx, user_id, invitation.role, "grant", mine)
 
 
 def _user(row: Row[Any]) -> User:

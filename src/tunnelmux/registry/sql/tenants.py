@@ -12,6 +12,7 @@ from tunnelmux.registry import names
 from tunnelmux.registry.audit import FIRST_HASH
 from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.sql import paging, schema
+from tunnelmux.registry.sql.membership import set_member
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.tenants import Tenant, Tenants
 
@@ -24,7 +25,9 @@ class SqlTenants(Repository, Tenants):
     """See `Tenants`."""
 
     @writes
-    def add(self, tx: Transaction, name: str, *, display_name: str = "") -> Tenant:
+    def add(
+        self, tx: Transaction, name: str, *, display_name: str = "", owner: str | None = None
+    ) -> Tenant:
         names.check_tenant_name(name)
         display_name = names.check_text("display_name", display_name, 255)
         labels = schema.host_labels
@@ -49,7 +52,10 @@ class SqlTenants(Repository, Tenants):
         tx.execute(labels.insert().values(label=name, tenant_id=tenant_id))
         content = {"name": name, "display_name": display_name}
         tx.record("tenant.add", "tenant", tenant_id, after=content)
-        tx.within(tenant_id).record("tenant.add", "tenant", tenant_id, after=content)
+        inner = tx.within(tenant_id)
+        inner.record("tenant.add", "tenant", tenant_id, after=content)
+        if owner is not None:
+            set_member(inner, owner, "owner", "grant", None)
         tx.announce("tenant", tenant_id)
         return find_tenant(tx, tenant_id)
 
@@ -81,6 +87,13 @@ class SqlTenants(Repository, Tenants):
         enabled: bool | None = None,
     ) -> Tenant:
         before = find_tenant(tx, tenant_id)
+        if enabled is False and before.name == names.DEFAULT_TENANT:
+            raise RegistryRefused(
+                f'the tenant "{names.DEFAULT_TENANT}" stays enabled: its owners run the '
+                "installation",
+                code="default_tenant",
+                field="enabled",
+            )
         inner = tx.within(tenant_id)
         values: dict[str, Any] = {}
         if display_name is not None:

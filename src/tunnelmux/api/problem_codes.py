@@ -1,0 +1,93 @@
+"""Every `code` that a problem document may have: with which status, and what it asks of a caller.
+
+docs/api.md lists them from here. A code keeps its meaning for good: programs act on it.
+"""
+
+from __future__ import annotations
+
+__all__ = ["CODES"]
+
+CODES: dict[str, tuple[int, str]] = {
+    # The request itself
+    "ambiguous_length": (400, "two fields say how long the body is: send one"),
+    "invalid_body": (400, "the form cannot be read"),
+    "invalid_json": (400, "the body is no JSON"),
+    "path_refused": (400, 'the path to a service has a step "." or ".."'),
+    "not_found": (404, "no such path, or no such object in your tenant"),
+    "method_not_allowed": (405, "`Allow` lists the methods of this path"),
+    "slow_body": (408, "no byte of the body came for `limits.body_stall`"),
+    "body_too_large": (413, "the body is over `limits.max_body`"),
+    "unsupported_media_type": (415, "send `application/json`"),
+    "invalid_request": (422, "`errors` names each field that is not valid"),
+    "request_refused": (400, "the request cannot be served; `detail` says why"),
+    # Who asks
+    "not_signed_in": (401, "sign in, or send an access token that has not ended"),
+    "cross_origin": (403, "another site's page made the browser send this"),
+    "insufficient_role": (403, "your role in the tenant may not do this"),
+    "insufficient_scope": (403, "make an access token with the scope"),
+    "no_browser_session": (403, "this is for people in a browser, not for programs"),
+    "no_tenant": (403, "you are a member of no tenant: ask for an invitation"),
+    "token_needed": (403, "browsers may not forward: send an access token"),
+    "user_disabled": (403, "this person may not sign in any more"),
+    # Signing in
+    "logout_token_refused": (400, "the provider's logout token is not valid"),
+    "sign_in_failed": (400, "the provider's answer must not be believed"),
+    "stale_sign_in": (400, "this browser began no such sign-in: begin anew"),
+    "too_many_sign_ins": (429, "too many sign-ins were begun from your network"),
+    "provider_away": (502, "the sign-in provider does not answer"),
+    "busy": (503, "too many sign-ins in this browser at once"),
+    # Records, and rules about them
+    "bad_cursor": (409, "`after` is not from this list: begin without"),
+    "changed_meanwhile": (409, "another request changed it first: try again"),
+    "conflict": (409, "made at the same moment as something else: try again"),
+    "default_tenant": (409, "the tenant `default` cannot be disabled"),
+    "has_owner": (409, "the tenant has an owner, who can give roles"),
+    "invalid": (409, "a value is out of its bounds; `detail` names field and bound"),
+    "invitation_expired": (409, "ask for another invitation"),
+    "invitation_unknown": (409, "no such invitation, or it was taken back"),
+    "invitation_used": (409, "an invitation works once: ask for another"),
+    "last_owner": (409, "make somebody else owner first"),
+    "device_refuses": (409, "the device's own rules of assistance do not take this"),
+    "not_asked": (409, "this lease waits for no approval"),
+    "own_request": (409, "another person has to approve what you asked for"),
+    "too_many": (409, "as many of these are there as may be: remove one"),
+    "lease_over": (409, "a lease that has ended never comes back: make another"),
+    "not_enabled": (409, "let the device in first: it is disabled or in quarantine"),
+    "serial_taken": (409, "a device has this serial number: let the new one replace"),
+    "taken": (409, "a device or a tenant has this name"),
+    "too_much": (409, "a token cannot have more rights than the one who makes it"),
+    # Pairing
+    "code_burnt": (409, "the code was guessed at too often: make another"),
+    "code_expired": (409, "make another code"),
+    "code_unknown": (409, "no such code: compare it letter by letter"),
+    "code_used": (409, "a code works once: make another"),
+    "key_expired": (409, "ask for another install key"),
+    "key_revoked": (409, "ask for another install key"),
+    "key_unknown": (409, "no such install key"),
+    "key_used_up": (409, "the install key was used as often as it may be"),
+    "name_needed": (409, "neither code nor device says how the device is called"),
+    "pairing_burnt": (409, "the code that the device shows was guessed at: ask anew"),
+    "pairing_denied": (409, "an operator turned the device away"),
+    "pairing_expired": (409, "nobody decided in time: ask anew"),
+    "pairing_over": (409, "it was decided, used or has expired"),
+    "pairing_unknown": (409, "no such request"),
+    "pairing_used": (409, "the credential was fetched already: ask anew"),
+    "wrong_serial": (409, "the code or key is for another serial number"),
+    "too_many_guesses": (429, "too many wrong codes came from your network or tenant"),
+    "too_many_requests": (429, "too many devices wait to be let in"),
+    # Devices and commands
+    "no_such_device": (404, "no device has this name, id or pattern"),
+    "invalid_command": (422, "`detail` says which part of the command is not valid"),
+    "too_many_devices": (422, "one command runs on 1,024 devices at most"),
+    "device_answer_lost": (502, "the service broke off, or spoke no HTTP"),
+    "proxy_away": (502, "the device may be there, but a proxy does not answer"),
+    "unexpected_upgrade": (502, "for WebSockets use the path with `/ws/`"),
+    "device_offline": (503, "the device is not connected"),
+    "device_timeout": (504, "no answer within `proxies.forward_timeout`"),
+    # The server
+    "internal_error": (500, "a bug: the server's log has the traceback"),
+    "registry_away": (503, "the database does not answer: try again"),
+    "registry_failed": (503, "the database is full, read-only, damaged or too new"),
+    "too_many_followers": (503, "`limits.max_events` callers follow events already"),
+}
+"""By code: the status, and what happened or what to do; the document's `detail` says more."""
