@@ -16,6 +16,7 @@
     │   ├── StreamIdsExhausted      2**31 streams were opened: make a new session
     │   ├── SessionNotFound         the register knows no live session with that token
     │   ├── SessionExpired          it is registered, but was not heard from for too long
+    │   ├── DeviceUnreachable       no stream to a device can be had now; `code` says why
     │   ├── NotSupported            this kind of store cannot do that
     │   └── ProtocolError           never raised itself
     │       ├── LocalProtocolError  we were asked for something the protocol forbids
@@ -36,10 +37,13 @@ does, with one of these as the `__cause__`. No message here ever holds a token, 
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
     "ConfigError",
     "ConnectError",
     "ConnectRefused",
+    "DeviceUnreachable",
     "LocalProtocolError",
     "NoSuchRecord",
     "NotSupported",
@@ -155,6 +159,17 @@ class SessionExpired(SessionError):
 
     Rare: mostly `cleanup_expired` has removed it by then, and SessionNotFound is raised.
     """
+
+
+class DeviceUnreachable(SessionError):
+    """No stream to a device can be had now.
+
+    `code` is `device_offline` where it is not connected, `proxy_away` where this is not known.
+    """
+
+    def __init__(self, message: str, *, code: Literal["device_offline", "proxy_away"]) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class NotSupported(SessionError):

@@ -29,7 +29,6 @@ from tunnelmux.api.identity import Identification
 from tunnelmux.api.metrics import Measured, Metrics, serve_metrics
 from tunnelmux.api.oidc.provider import Provider
 from tunnelmux.api.problems import add_problem_handlers
-from tunnelmux.api.proxies import Proxies
 from tunnelmux.api.routes import (
     audit,
     auth,
@@ -44,6 +43,7 @@ from tunnelmux.api.routes import (
     people,
     tenants,
 )
+from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies

@@ -15,8 +15,8 @@ from typing import Any
 
 import trio
 
-from tunnelmux.api.proxies import LiveSession, Proxies
 from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.backend.proxies import LiveSession, Proxies
 from tunnelmux.commands import CommandRequest, Event, Exited, Output, Started, Truncated
 from tunnelmux.commands.events import failure
 from tunnelmux.commands.result import ResultBuilder

@@ -14,7 +14,7 @@ from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.identity import Identification, actor_of
 from tunnelmux.api.metrics import Metrics
-from tunnelmux.api.proxies import Proxies
+from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
 

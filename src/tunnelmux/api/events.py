@@ -15,8 +15,8 @@ from typing import NoReturn
 
 import trio
 
-from tunnelmux.api.proxies import Proxies
 from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.backend.proxies import Proxies
 from tunnelmux.errors import ConnectError, RegistryError
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Change, ChangeWatch, FleetDevice, Registry

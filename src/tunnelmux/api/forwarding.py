@@ -16,8 +16,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 from starlette.websockets import WebSocket, WebSocketDisconnect
 
-from tunnelmux.api.problems import Refused, problem_response
-from tunnelmux.api.proxies import Proxies
+from tunnelmux.api.problems import Refused, problem_response, unreachable_refusal
+from tunnelmux.backend.proxies import Proxies
+from tunnelmux.errors import DeviceUnreachable
 from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, ResponseHead, open_connect
 from tunnelmux.http.fields import end_to_end, without_own_fields
 from tunnelmux.http.head import Field
@@ -77,8 +78,11 @@ class ForwardedResponse(Response):
             async with self._proxies.stream_to(self._label) as stream:
                 client = ClientConnection(stream, _LIMITS)
                 await self._exchange(client, scope, receive, send)
-        except Refused as exc:
-            refusal = problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+        except (Refused, DeviceUnreachable) as exc:
+            cause = unreachable_refusal(exc) if isinstance(exc, DeviceUnreachable) else exc
+            refusal = problem_response(
+                cause.status, cause.code, cause.detail, headers=cause.headers
+            )
             await refusal(scope, receive, send)
 
     async def _exchange(
@@ -176,8 +180,9 @@ async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSo
                 stream, service, _LIMITS, answer_timeout=_CONNECT_TIMEOUT
             )
             await _carry(websocket, connection)
-    except Refused as exc:
-        await websocket.close(4000 + exc.status % 1000, exc.detail[:120])
+    except DeviceUnreachable as exc:
+        refusal = unreachable_refusal(exc)
+        await websocket.close(4000 + refusal.status % 1000, refusal.detail[:120])
     except ConnectFailed as exc:
         await websocket.close(4502, str(exc)[:120])
     except PeerGone:

@@ -17,7 +17,13 @@ from starlette.responses import JSONResponse, Response
 
 from tunnelmux.api.problem_codes import CODES
 from tunnelmux.api.route_tree import leaves
-from tunnelmux.errors import NoSuchRecord, RegistryAway, RegistryError, RegistryRefused
+from tunnelmux.errors import (
+    DeviceUnreachable,
+    NoSuchRecord,
+    RegistryAway,
+    RegistryError,
+    RegistryRefused,
+)
 from tunnelmux.observability import get_logger
 
 __all__ = [
@@ -27,6 +33,7 @@ __all__ = [
     "add_problem_handlers",
     "problem_response",
     "registry_refusal",
+    "unreachable_refusal",
 ]
 
 _log = get_logger("api")
@@ -112,6 +119,13 @@ def add_problem_handlers(app: FastAPI) -> None:
             refusal.status, refusal.code, refusal.detail, headers=refusal.headers
         )
 
+    async def by_device(_request: Request, exc: Exception) -> Response:
+        assert isinstance(exc, DeviceUnreachable)
+        refusal = unreachable_refusal(exc)
+        return problem_response(
+            refusal.status, refusal.code, refusal.detail, headers=refusal.headers
+        )
+
     async def invalid(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, RequestValidationError)
         return await _invalid_request(request, exc)
@@ -135,6 +149,7 @@ def add_problem_handlers(app: FastAPI) -> None:
     app.add_exception_handler(Exception, unhandled)
     app.add_exception_handler(Refused, refused)
     app.add_exception_handler(RegistryError, by_registry)
+    app.add_exception_handler(DeviceUnreachable, by_device)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, by_framework)
 
@@ -152,6 +167,15 @@ def registry_refusal(exc: RegistryError) -> Refused:
     message = "The registry cannot do that now; this server's log says why."
     _log.error("registry failed", problem=str(exc))
     return Refused(503, "registry_failed", message)
+
+
+def unreachable_refusal(exc: DeviceUnreachable) -> Refused:
+    """What a caller is told of a device that no stream leads to now."""
+    status, wait = (503, "5") if exc.code == "device_offline" else (502, "2")
+    detail = str(exc)
+    return Refused(
+        status, exc.code, f"{detail[0].upper()}{detail[1:]}.", headers={"retry-after": wait}
+    )
 
 
 async def _invalid_request(request: Request, exc: RequestValidationError) -> Response:

@@ -8,12 +8,12 @@ from typing import Literal
 import msgspec
 
 from tunnelmux.config.process import DrainConfig, LogConfig
+from tunnelmux.config.proxies import ProxyCalls
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
     check_network,
-    check_token,
     is_loopback,
     parse_address,
     split_url,
@@ -241,26 +241,14 @@ class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
             raise InvalidSetting("lifetime", f"{self.lifetime:g} is more than 90 days")
 
 
-class ProxyEndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+class ProxyEndpointConfig(ProxyCalls, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How the proxies' internal APIs are called. Where they are, the registry knows: a proxy with
     `[registry]` and `[internal]` writes its address there."""
-
-    secret: Secret | None = None
-    """The secret of their `[internal]` tables."""
-
-    secret_file: Path | None = None
-    """A file whose only content is that secret."""
-
-    ca_file: Path | None = None
-    """PEM file with the authorities that sign the proxies' internal certificates."""
-
-    timeout: float = 10.0
-    """Seconds a proxy has to answer."""
 
     forward_timeout: float = 60.0
     """Seconds a service of a device has to begin its answer to a forwarded request."""
 
-    tunnel_urls: list[str] = []
+    tunnel_urls: list[str] = msgspec.field(default_factory=list)
     """Where agents dial, best first: what pairing tells them (`wss://proxy.example.com:3800/tunnel/connect`)."""
 
     tunnel_pin: str | None = None
@@ -268,20 +256,11 @@ class ProxyEndpointConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unkn
     pairing tells agents to hold them to."""
 
     def __post_init__(self) -> None:
-        if self.secret is not None and self.secret_file is not None:
-            raise InvalidSetting("secret", "and secret_file are both there: keep one of them")
-        if self.secret is not None:
-            check_token("secret", self.secret.reveal())
+        super().__post_init__()
         for url in self.tunnel_urls:
             split_url(
                 "tunnel_urls", url, ("ws", "wss"), f"wss://proxy.example.com:3800{TUNNEL_PATH}"
             )
-
-    def read_secret(self) -> Secret | None:
-        """The secret, from its file when that is the source; raises InvalidSetting."""
-        if self.secret_file is None:
-            return self.secret
-        return read_token_file("secret_file", self.secret_file)
 
 
 class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

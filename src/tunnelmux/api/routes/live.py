@@ -11,8 +11,8 @@ from pydantic import BaseModel
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
 from tunnelmux.api.problems import Refused
-from tunnelmux.api.proxies import LiveSession
 from tunnelmux.backend import ApiCallFailed
+from tunnelmux.backend.proxies import LiveSession
 from tunnelmux.errors import ConnectError, SessionNotFound
 from tunnelmux.registry import Device
 

@@ -1,4 +1,4 @@
-"""The proxies, as the API calls them: found in the registry, called by their internal API."""
+"""All proxies of an installation: found in the registry, called by their internal API."""
 
 from __future__ import annotations
 
@@ -9,11 +9,16 @@ from dataclasses import dataclass
 
 import trio
 
-from tunnelmux.api.problems import Refused
-from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.backend.client import ApiCallFailed, ProxyClient
 from tunnelmux.config import Secret
-from tunnelmux.config.api import ProxyEndpointConfig
-from tunnelmux.errors import ConnectError, SessionClosed, SessionError, SessionNotFound
+from tunnelmux.config.proxies import ProxyCalls
+from tunnelmux.errors import (
+    ConnectError,
+    DeviceUnreachable,
+    SessionClosed,
+    SessionError,
+    SessionNotFound,
+)
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Registry
 from tunnelmux.sessions import SessionSummary
@@ -21,7 +26,7 @@ from tunnelmux.transports import client_context
 
 __all__ = ["LiveSession", "Proxies", "Survey"]
 
-_log = get_logger("api.proxies")
+_log = get_logger("proxies")
 
 _LIST_AGE = 1.0
 # Seconds for which the list of proxies is good: they come and go in minutes.
@@ -47,7 +52,7 @@ class Survey:
 class Proxies:
     """All proxies that the registry knows as living."""
 
-    def __init__(self, registry: Registry, config: ProxyEndpointConfig) -> None:
+    def __init__(self, registry: Registry, config: ProxyCalls) -> None:
         self._registry = registry
         self._config = config
         self._secret: Secret | None = config.read_secret()
@@ -91,29 +96,34 @@ class Proxies:
         return Survey(sessions, sorted(silent))
 
     async def session_of(self, label: str) -> LiveSession:
-        """The newest session of a device. Raises Refused `device_offline` or `proxy_away`."""
+        """The newest session of a device. Raises DeviceUnreachable."""
         survey = await self.survey(label)
         if survey.sessions:
             return max(survey.sessions, key=lambda session: session.summary.connected_at)
         if survey.silent:
             names = ", ".join(survey.silent)
-            message = f"The device may be connected, but a proxy does not answer: {names}."
-            raise Refused(502, "proxy_away", message, headers={"retry-after": "2"})
-        message = "The device is not connected now."
-        raise Refused(503, "device_offline", message, headers={"retry-after": "5"})
+            raise DeviceUnreachable(
+                f"the device may be connected, but a proxy does not answer: {names}",
+                code="proxy_away",
+            )
+        raise DeviceUnreachable("the device is not connected now", code="device_offline")
 
     @asynccontextmanager
     async def stream_to(self, label: str) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        """A stream to a device's agent, for the length of the block; raises Refused."""
+        """A stream to a device's agent, for the length of the block; raises
+        DeviceUnreachable."""
         session = await self.session_of(label)
         try:
             stream = await session.client.open_stream(session.summary.token)
         except (SessionClosed, SessionNotFound) as exc:
-            message = "The device's connection ended just now."
-            raise Refused(503, "device_offline", message, headers={"retry-after": "2"}) from exc
+            raise DeviceUnreachable(
+                "the device's connection ended just now", code="device_offline"
+            ) from exc
         except (ConnectError, ApiCallFailed, SessionError) as exc:
             _log.warning("no stream to device", device=label, problem=str(exc))
-            raise Refused(502, "proxy_away", "The proxy gave no stream to the device.") from exc
+            raise DeviceUnreachable(
+                "the proxy gave no stream to the device", code="proxy_away"
+            ) from exc
         try:
             yield stream
         finally:
