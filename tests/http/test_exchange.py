@@ -370,7 +370,7 @@ async def test_target_that_breaks_before_answering_is_a_502(answer: bytes, said:
         head = await rig.visitor.read_head()
         assert head.startswith(b"HTTP/1.1 502 Bad Gateway\r\n")
         assert b"Tunnelmux-Reason: target-broke\r\n" in head
-        assert said in await rig.visitor.read_until(b"(target-broke)\n")
+        assert said in await rig.visitor.read_until(b'"reason":"target-broke"}\n')
         # The visitor's connection is fine and goes on.
         await rig.visitor.send(GET)
         await (await rig.target()).send(b"HTTP/1.1 204 No Content\r\n\r\n")

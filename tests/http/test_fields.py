@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tunnelmux.http.fields import (
@@ -14,6 +16,7 @@ from tunnelmux.http.fields import (
     without_own_fields,
 )
 from tunnelmux.http.refusal import REASONS, Refusal
+from tunnelmux.http.refusal_page import HEADLINES
 from tunnelmux.pump.field_names import field_kind
 
 SPOOFED = [
@@ -168,15 +171,34 @@ def test_trailers_cannot_carry_what_belongs_into_a_head() -> None:
     assert safe_trailers([(name, b"x") for name in bad] + [(b"X-Sum", b"1")]) == [(b"X-Sum", b"1")]
 
 
-def test_refusal_in_html_and_in_text() -> None:
+def test_refusal_as_a_page_and_as_a_problem_document() -> None:
     refusal = Refusal(503, "device-offline", "Device <dev1> is offline.", retry_after=10)
     fields, body = refusal.render(b"text/html,*/*")
     assert (b"Content-Type", b"text/html; charset=utf-8") in fields
     assert b"Device &lt;dev1&gt; is offline." in body
+    assert b"<h1>This device is offline</h1>" in body
+    assert b'<a href="">Try again</a> in 10 seconds' in body
+    assert b"503 Service Unavailable" in body
+    assert b"script" not in body and b"http:" not in body and b"src=" not in body
+    assert dict(fields)[b"Content-Security-Policy"].startswith(b"default-src 'none'")
     fields, body = refusal.render(b"application/json")
-    assert body == b"Device <dev1> is offline. (device-offline)\n"
+    assert (b"Content-Type", b"application/problem+json") in fields
+    assert json.loads(body) == {
+        "type": "about:blank",
+        "title": "Service Unavailable",
+        "status": 503,
+        "detail": "Device <dev1> is offline.",
+        "reason": "device-offline",
+    }
     assert (b"Retry-After", b"10") in fields
     assert (b"Tunnelmux-Reason", b"device-offline") in fields
+
+
+def test_headlines_are_for_reasons_that_exist_and_others_have_their_status() -> None:
+    assert HEADLINES.keys() <= REASONS.keys()
+    _, body = Refusal(401, "token-expired", "It is old.").render(b"text/html")
+    assert b"<h1>Unauthorized</h1>" in body
+    assert b"Try again" not in body
 
 
 def test_every_reason_has_a_refusal_status() -> None:

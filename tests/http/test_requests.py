@@ -116,7 +116,7 @@ async def test_ambiguous_request_is_refused_and_the_connection_closed(raw: bytes
         assert b"Connection: close\r\n" in head
         body = await rig.visitor.read_all()
         assert b"smuggled" not in body
-        assert body.count(b"(bad-request)") == 1
+        assert body.count(b'"reason":"bad-request"') == 1
     assert rig.requests == []
     assert [exchange.status for exchange in rig.exchanges] == [status]
 
@@ -225,7 +225,7 @@ async def test_an_answer_with_too_many_fields_is_a_502_that_says_so() -> None:
         await target.read_head()
         await target.send(b"HTTP/1.1 200 OK\r\n" + b"a:\r\n" * 4 + b"\r\n")
         assert (await rig.visitor.read_head()).startswith(b"HTTP/1.1 502 ")
-        assert b"limits.max_head_fields" in await rig.visitor.read_until(b")\n")
+        assert b"limits.max_head_fields" in await rig.visitor.read_until(b"}\n")
 
 
 async def test_a_head_in_single_bytes_is_looked_at_once() -> None:

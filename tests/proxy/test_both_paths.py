@@ -138,7 +138,9 @@ async def test_an_answer_to_source_without_a_length_names_the_way_round(way: str
         peer, _ = await target.ask(head)
         await peer.send(b"HTTP/1.0 200 OK\r\n\r\n")
         assert b" 502 " in await target.visitor.read_head()
-        assert b"through a TCP service" in await target.visitor.read_until(b"(target-broke)\n")
+        assert b"through a TCP service" in await target.visitor.read_until(
+            b'"reason":"target-broke"}\n'
+        )
 
 
 @pytest.mark.parametrize("pace", ["in one packet", "body later"])

@@ -275,7 +275,7 @@ async def test_offline_device_is_503_with_the_time_last_seen(
         visitor = site.visit()
         await visitor.send(get(b"dev1.localhost"))
         assert b" 503 " in await visitor.read_head()
-        text = await visitor.read_until(b"(device-offline)\n")
+        text = await visitor.read_until(b'"reason":"device-offline"}\n')
         seen = text.decode().partition("last seen on ")[2].partition(" GMT")[0] + " GMT"
         assert parsedate_to_datetime(seen) == site.store.last_seen("dev1").replace(microsecond=0)
         # The connection goes on; the next request finds the device if it is back.
@@ -283,6 +283,23 @@ async def test_offline_device_is_503_with_the_time_last_seen(
             await visitor.send(get(b"dev1.localhost"))
             await agent.serve(OK)
             assert b" 200 " in await visitor.read_head()
+
+
+async def test_a_browser_gets_a_page_and_a_program_a_problem_document() -> None:
+    async with running_site() as site:
+        for accept, kind, begins in (
+            (b"text/html,application/xhtml+xml,*/*;q=0.8", b"text/html", b"<!doctype html>"),
+            (b"*/*", b"application/problem+json", b'{"type":"about:blank"'),
+        ):
+            visitor = site.visit()
+            await visitor.send(
+                b"GET / HTTP/1.1\r\nHost: none.localhost\r\nAccept: %s\r\n\r\n" % accept
+            )
+            head = await visitor.read_head()
+            assert head.startswith(b"HTTP/1.1 404 ")
+            assert b"Tunnelmux-Reason: unknown-device\r\n" in head
+            assert b"Content-Type: %s" % kind in head
+            assert (await visitor.read_until(begins)).endswith(begins)
 
 
 async def test_visitor_waits_for_a_device_just_lost(

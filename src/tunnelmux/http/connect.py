@@ -10,19 +10,22 @@ import contextlib
 import re
 from typing import NoReturn
 
+import msgspec
 import trio
 
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.connection import ClientConnection, ServerConnection, UpstreamGone
 from tunnelmux.http.head import Field, RequestHead, ResponseHead, first_value
+from tunnelmux.http.refusal import PROBLEM_TYPE
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.wire import REASON_FIELD
 
 __all__ = ["ConnectFailed", "ConnectStream", "accept_connect", "open_connect", "requested_service"]
 
-_MESSAGE_BYTES = 1024
+_MESSAGE_BYTES = 4096
+# Of a refusal that are read: no sentence is as long, and JSON may escape it.
 
 CONNECT_ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
 """What `accept_connect` sends, byte for byte: who relays without reading heads looks for it."""
@@ -75,11 +78,11 @@ class ConnectStream(trio.abc.HalfCloseableStream):
         if head is None or head.is_interim:
             await self._fail(f"no answer within {self._answer_timeout:g} s", None)
         if not 200 <= head.status < 300:
-            await self._fail(await self._read_message(), head)
+            await self._fail(_told(head, await self._read_message()), head)
         self._answered = True
         self._early = self._client.take_buffer()
 
-    async def _read_message(self) -> str:
+    async def _read_message(self) -> bytes:
         text = b""
         with (
             trio.move_on_after(self._answer_timeout),
@@ -89,7 +92,7 @@ class ConnectStream(trio.abc.HalfCloseableStream):
             while not end and len(text) < _MESSAGE_BYTES:
                 data, end = await self._client.read_body()
                 text += data
-        return text[:_MESSAGE_BYTES].decode("utf-8", "replace").strip()
+        return text[:_MESSAGE_BYTES]
 
     async def _fail(self, message: str, head: ResponseHead | None) -> NoReturn:
         await abort(self.stream)
@@ -130,6 +133,21 @@ class ConnectStream(trio.abc.HalfCloseableStream):
         reset = getattr(self.stream, "reset", None)
         if reset is not None:
             reset()
+
+
+def _told(head: ResponseHead, body: bytes) -> str:
+    """The sentence of a refusal: the `detail` of a problem document, or the text that there is."""
+    kind = first_value(head.headers, b"content-type") or b""
+    if kind.partition(b";")[0].strip().lower() == PROBLEM_TYPE:
+        with contextlib.suppress(msgspec.DecodeError):
+            return msgspec.json.decode(body, type=_Problem).detail.strip()
+    return body.decode("utf-8", "replace").strip()
+
+
+class _Problem(msgspec.Struct):
+    """What is wanted of a problem document (RFC 9457)."""
+
+    detail: str = ""
 
 
 async def open_connect(

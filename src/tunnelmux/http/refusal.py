@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import html
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from tunnelmux.errors import TunnelmuxError
+from tunnelmux.http.refusal_page import PAGE_POLICY, refusal_page
 from tunnelmux.wire import REASON_FIELD
 
 if TYPE_CHECKING:
     from tunnelmux.http.head import Field
 
-__all__ = ["REASONS", "Refusal", "Refused"]
+__all__ = ["PROBLEM_TYPE", "REASONS", "Refusal", "Refused"]
+
+PROBLEM_TYPE = b"application/problem+json"
+"""The media type of a refusal for a program."""
 
 REASONS: dict[str, int] = {
     "credential-proved": 200,
@@ -75,19 +80,29 @@ class Refusal:
             return b""
 
     def render(self, accept: bytes = b"") -> tuple[list[Field], bytes]:
-        """The end-to-end fields and the body; HTML where the `Accept` value asks for it."""
+        """The end-to-end fields and the body: a page where the `Accept` value names text/html, as
+        browsers' do, else a problem document (RFC 9457) with `reason` on top of its members."""
+        phrase = self.phrase.decode("ascii")
+        more: list[Field] = []
         if b"text/html" in accept.lower():
             kind = b"text/html; charset=utf-8"
-            title = f"{self.status} {self.phrase.decode('ascii')}"
-            body = (
-                f"<!doctype html><title>{title}</title><h1>{title}</h1>"
-                f"<p>{html.escape(self.message)}</p><p><code>{self.reason}</code></p>\n"
+            body = refusal_page(
+                self.status, phrase, self.reason, self.message, self.retry_after
             ).encode()
+            more = [(b"Content-Security-Policy", PAGE_POLICY)]
         else:
-            kind = b"text/plain; charset=utf-8"
-            body = f"{self.message} ({self.reason})\n".encode()
+            kind = PROBLEM_TYPE
+            problem: dict[str, object] = {
+                "type": "about:blank",  # the title is that of the status, section 4.2.1
+                "title": phrase,
+                "status": self.status,
+                "detail": self.message,
+                "reason": self.reason,
+            }
+            body = msgspec.json.encode(problem) + b"\n"
         fields = [
             (b"Content-Type", kind),
+            *more,
             (b"Content-Length", b"%d" % len(body)),
             (b"Cache-Control", b"no-store"),  # it speaks of this moment only
             (REASON_FIELD, self.reason.encode("ascii")),
