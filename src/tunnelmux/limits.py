@@ -146,8 +146,14 @@ class IngressLimits:
     connection, so that a request seldom meets a target that is just closing."""
 
     max_visitors: int = 10_000
-    """Connections at once per ingress listener; one more gets 503. About the memory of a small
-    server at 100 KiB each, and under the file descriptors a service usually gets."""
+    """Connections at once per ingress listener; one more takes the place of an idle one, of the
+    address that has most of those, or gets 503. About the memory of a small server at 100 KiB each,
+    and under the file descriptors a service usually gets."""
+
+    max_visitors_per_address: int = 5000
+    """Of those, how many one address (of IPv6, one /64) may have; one more takes the place of an
+    idle one, or gets 503. Half of them: no one address keeps the others out, and a large office
+    behind one is let in. trusted_proxies are exempt."""
 
     handshake_timeout: float = 10.0
     """From accepting an agent's connection to the end of its WebSocket handshake, TLS included.
@@ -205,8 +211,9 @@ class InternalLimits:
     An eighth of max_streams: a back end that forgets to close leaves visitors their streams."""
 
     max_callers: int = 1024
-    """Connections at once to the internal API; one more gets 503. A back end needs one for each
-    call in flight, and the proxy needs descriptors for its agents and visitors as well."""
+    """Connections at once to the internal API; one more takes the place of one that has not proved
+    yet that it may call, or gets 503. A back end needs one for each call in flight, and the proxy
+    needs descriptors for its agents and visitors as well."""
 
     event_history: int = 1024
     """Session events kept for replay, about 400 bytes each. Covers a back end that restarts while

@@ -138,6 +138,33 @@ async def test_one_connection_too_many_is_told_so() -> None:
         assert (await bench.ask("GET", "/healthz")).status == 200
 
 
+@pytest.mark.parametrize(
+    "says",
+    [
+        b"",
+        b"GET /healthz HTTP/1.1\r\n",
+        b"GET /internal/sessions HTTP/1.1\r\nHost: h\r\nAuthorization: Bearer guessed\r\n\r\n",
+    ],
+    ids=["nothing", "half a head", "another secret"],
+)
+async def test_who_has_not_proved_that_it_may_call_gives_way(says: bytes) -> None:
+    """Strangers with as many connections as there may be once kept the back end out."""
+    async with running_bench(limits=InternalLimits(max_callers=4)) as bench:
+        back_end = await bench.caller()
+        assert (await back_end.ask("GET", "/healthz")).status == 200
+        strangers = [await bench.caller() for _ in range(3)]
+        for stranger in strangers:
+            await stranger.send(says)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            assert (await (await bench.caller()).ask("GET", "/healthz")).status == 200
+        assert (await back_end.ask("GET", "/healthz")).status == 200
+        await trio.testing.wait_all_tasks_blocked()
+        # Who has called stays, so that the next but one is refused.
+        assert (await (await bench.caller()).ask("GET", "/healthz")).status == 200
+        assert (await (await bench.caller()).read_reply()).code == "TOO_MANY_CALLERS"
+
+
 async def test_a_caller_that_takes_no_answer_is_cut(autojump_clock: object) -> None:
     async with running_bench() as bench:
         caller = await bench.caller(capacity=1000)

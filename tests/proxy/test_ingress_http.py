@@ -479,6 +479,37 @@ async def test_a_silent_visitor_gives_way_to_one_that_comes() -> None:
         assert b" 200 " in await asking.read_head()
 
 
+async def test_one_address_has_so_many_connections() -> None:
+    limits = IngressLimits(max_visitors=100, max_visitors_per_address=2)
+    async with running_site(limits=limits) as site, site.agent() as agent:
+        busy = [site.visit(f"192.0.2.1:{port}") for port in (1, 2)]
+        for visitor in busy:
+            await visitor.send(get(b"dev1.localhost"))
+            await agent.stream()
+        assert (await site.visit("192.0.2.1:3").read_head()).startswith(b"HTTP/1.1 503 ")
+        other = site.visit("192.0.2.2:1")
+        await other.send(get(b"nobody.localhost"))
+        assert (await other.read_head()).startswith(b"HTTP/1.1 404 ")
+
+
+async def test_idle_connections_give_way_where_there_is_no_room(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """Those of the address that has most of them, the oldest first."""
+    async with running_site(limits=IngressLimits(max_visitors=5)) as site:
+        idle: list[Peer] = []
+        for remote in ("192.0.2.1:1", "192.0.2.1:2", "192.0.2.1:3", "192.0.2.2:1", "192.0.2.3:1"):
+            idle.append(site.visit(remote))  # one after the other: tasks begin in any order
+            await idle[-1].send(get(b"nobody.localhost"))
+            assert (await idle[-1].read_head()).startswith(b"HTTP/1.1 404 ")
+        for port in (1, 2):
+            late = site.visit(f"192.0.2.9:{port}")
+            await late.send(get(b"nobody.localhost"))
+            assert (await late.read_head()).startswith(b"HTTP/1.1 404 ")
+        await trio.sleep(1)
+        assert [visitor.stream.was_reset for visitor in idle] == [True, True, False, False, False]
+
+
 async def test_turning_visitors_away_is_bounded_too() -> None:
     async with running_site(limits=IngressLimits(max_visitors=1)) as site, site.agent() as agent:
         first = site.visit()

@@ -63,6 +63,9 @@ REACHED_BY = {
         "agent/test_streams.py::test_a_target_that_takes_the_request_and_never_answers_is_a_504"
     ),
     "max_visitors": "proxy/test_ingress_http.py::test_one_visitor_too_many_is_503",
+    "max_visitors_per_address": (
+        "proxy/test_ingress_http.py::test_one_address_has_so_many_connections"
+    ),
     "handshake_timeout": "proxy/test_tunnel.py::test_a_slow_handshake_is_cut",
     "max_handshakes": (
         "proxy/test_tunnel.py::test_handshakes_in_flight_are_bounded_and_sessions_do_not_count"

@@ -33,6 +33,7 @@ from tunnelmux.proxy.internal.visits import VisitCalls
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, EventLog, SessionHandle, shorten_token
 from tunnelmux.transports import start_server_tls
+from tunnelmux.transports.admission import Admission, Place
 
 __all__ = ["InternalServer", "InternalSettings"]
 
@@ -40,6 +41,10 @@ _log = get_logger("proxy.internal")
 
 _JSON_SLACK = 1_048_576
 # Bytes of a forward/http call that are not its body: method, path, fields and the keys of JSON.
+
+_GRACE = 1.0
+# Seconds for which a caller may prove nothing before its address' share matters: a back end that
+# calls a thousand times at once is no attack.
 
 _REFUSING_AT_ONCE = 64
 # Callers over the limit that are being told so; the ones over this are reset.
@@ -84,6 +89,8 @@ class InternalServer:
         self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
         self._open = 0  # those still shaking hands included
+        self._strangers = Admission("internal", grace=_GRACE)
+        """The places of callers that have not proved yet that they may call."""
         self._refusing = 0
         self._gate = ForwardGate()
         self._http = HttpForwarder(store, self._gate)
@@ -94,6 +101,7 @@ class InternalServer:
         self.metrics = Metrics(self._gauges_now, events, dispatcher.figures.collectors)
         self.table = RouteTable(self._routes())
         self._description = msgspec.json.encode(describe(self.table.routes))
+        self.configure(self._settings)
 
     def _routes(self) -> list[Route]:
         visits = VisitCalls(self._visits)
@@ -127,6 +135,10 @@ class InternalServer:
             for server in self._callers:
                 server.finish_soon()
         self._settings = settings
+        self._strangers.configure(
+            limit=settings.limits.max_callers,
+            per_address=settings.http_limits.max_arrivals_per_address,
+        )
 
     def drain(self) -> None:
         """End event streams, and every connection after its current call."""
@@ -138,29 +150,45 @@ class InternalServer:
     async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
         """Serve one caller until its connection is over, and close it. `remote` is `host:port`."""
         settings = self._settings
-        if self._open >= settings.limits.max_callers:
+        has_room = self._open < settings.limits.max_callers or self._strangers.make_room()
+        place = self._strangers.enter(remote) if has_room else None
+        if place is None:
             await self._turn_away(stream, remote, settings)
             return
         self._open += 1
+        scope = trio.CancelScope()
+        place.on_give_way = scope.cancel
         try:
-            if settings.access.tls is not None and isinstance(stream, trio.SocketStream):
-                stream = await start_server_tls(
-                    stream, settings.access.tls, timeout=settings.http_limits.handshake_timeout
-                )
-            await self._serve(ApiConnection(stream, settings.http_limits), remote, settings)
+            with scope, place:
+                await self._shake_hands_and_serve(stream, remote, settings, place)
+            if scope.cancelled_caught:
+                await abort(stream)
         except ConnectError as error:
             _log.info("internal call refused", caller=remote, cause=str(error))
             await abort(stream)
         finally:
             self._open -= 1
 
-    async def _serve(self, server: ApiConnection, remote: str, settings: InternalSettings) -> None:
+    async def _shake_hands_and_serve(
+        self, stream: trio.abc.Stream, remote: str, settings: InternalSettings, place: Place
+    ) -> None:
+        if settings.access.tls is not None and isinstance(stream, trio.SocketStream):
+            stream = await start_server_tls(
+                stream, settings.access.tls, timeout=settings.http_limits.handshake_timeout
+            )
+            if settings.access.asks_for_certificate:
+                place.leave()
+        await self._serve(ApiConnection(stream, settings.http_limits), remote, settings, place)
+
+    async def _serve(
+        self, server: ApiConnection, remote: str, settings: InternalSettings, place: Place
+    ) -> None:
         if settings.access != self._settings.access:
             await server.abort()  # changed during the handshake
             return
         self._callers.add(server)
         try:
-            while await self._serve_one(server, remote, settings):
+            while await self._serve_one(server, remote, settings, place):
                 pass
         except VisitorGone:
             await server.abort()
@@ -190,7 +218,7 @@ class InternalServer:
     # -- one request --------------------------------------------------------------------------
 
     async def _serve_one(
-        self, server: ApiConnection, remote: str, settings: InternalSettings
+        self, server: ApiConnection, remote: str, settings: InternalSettings, place: Place
     ) -> bool:
         """Whether the connection can go on."""
         try:
@@ -203,18 +231,24 @@ class InternalServer:
             return False
         self.in_progress += 1
         try:
-            return await self._respond(server, request, remote, settings)
+            return await self._respond(server, request, remote, settings, place)
         finally:
             self.in_progress -= 1
 
     async def _respond(
-        self, server: ApiConnection, request: RequestHead, remote: str, settings: InternalSettings
+        self,
+        server: ApiConnection,
+        request: RequestHead,
+        remote: str,
+        settings: InternalSettings,
+        place: Place,
     ) -> bool:
         route: Route | None = None
         code = "ok"
         started = trio.current_time()
         try:
             settings.access.check(request)
+            place.leave()
             route, parameters, query = self.table.find(request)
             call = Call(
                 request, server, settings.limits, settings.http_limits, parameters, query, remote

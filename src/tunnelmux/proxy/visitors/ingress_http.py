@@ -48,7 +48,7 @@ from tunnelmux.pump.data_pump import DataPump, Lent, lend_socket, tls_stream
 from tunnelmux.pump.head import read_request
 from tunnelmux.relay import abort, reset_socket
 from tunnelmux.sessions import DeviceStore
-from tunnelmux.transports.admission import Admission
+from tunnelmux.transports.admission import Admission, source_of
 from tunnelmux.wire import DEVICE_FIELD, RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
@@ -62,6 +62,10 @@ _log = get_logger("proxy.http")
 _GRACE = 1.0
 # Seconds for which a connection may be silent before its address' share matters: hundreds that
 # come at once from one address, with their requests, are no attack.
+
+_IDLE_INTERVAL = 1.0
+# Seconds between two looks at all visitors for those that are idle, so that looking costs little
+# however many come.
 
 _REFUSING_AT_ONCE = 64
 # Visitors over the limit that are being told so; the ones over this are reset, so that telling
@@ -85,6 +89,7 @@ class HttpIngressServer:
         self._routes = PumpRoutes(self._router)
         self._direct = DirectVisitors(self._routes, self._go_on)
         self._refusing = 0
+        self._looked_for_idle = float("-inf")
         self._is_draining = False
 
     def configure(
@@ -127,7 +132,7 @@ class HttpIngressServer:
         `nursery` is for visitors who turn out to need one.
         """
         settings = self._settings
-        if self._is_draining or self._direct.pump is None or not self._has_room():
+        if self._is_draining or self._direct.pump is None or not self._has_room(remote):
             return False
         visit = self._admit(remote)
         if visit is None:
@@ -137,9 +142,32 @@ class HttpIngressServer:
         self._direct.take(nursery, local, visit, visitor, settings)
         return True
 
-    def _has_room(self) -> bool:
-        """Whether one more visitor can be let in, a silent one giving way where that is needed."""
-        return self.visitor_count < self._settings.limits.max_visitors or self.admission.make_room()
+    def _has_room(self, remote: str) -> bool:
+        """Whether one more visitor can be let in, a silent or an idle one giving way where that is
+        needed."""
+        limits = self._settings.limits
+        if host_of(remote) not in self._settings.trusted:
+            most = limits.max_visitors_per_address
+            if self.visits.of_address("http", remote) >= most:
+                return self._end_idle(source_of(remote))
+        if self.visitor_count < limits.max_visitors or self.admission.make_room():
+            return True
+        return self._end_idle()
+
+    def _end_idle(self, address: str | None = None) -> bool:
+        """End half of the idle connections of this address, by default of that which has most of
+        them; whether there were any."""
+        now = trio.current_time()
+        if now < self._looked_for_idle + _IDLE_INTERVAL:
+            return False
+        self._looked_for_idle = now
+        idle = self.visits.idle_of("http", address)
+        if not idle:
+            return False
+        for visit in idle[: (len(idle) + 1) // 2]:
+            visit.stop()
+        _log.warning("idle visitors gave way", address=idle[0].source, count=(len(idle) + 1) // 2)
+        return True
 
     def _admit(self, remote: str) -> HttpVisit | None:
         """A visit for the connection; None when its address has no place for one more."""
@@ -156,7 +184,7 @@ class HttpIngressServer:
         `remote` is the visitor's address as `host:port`.
         """
         settings = self._settings
-        if not self._has_room():
+        if not self._has_room(remote):
             await self._turn_away(stream, remote, settings)
             return
         visit = self._admit(remote)

@@ -239,6 +239,7 @@ class VisitRegister:
         self._by_device: dict[str, dict[int, Visit]] = {}
         self._crowds: dict[tuple[str, str], dict[int, Visit]] = {}
         self._of_way: Counter[Way] = Counter()
+        self._of_address: Counter[tuple[Way, str]] = Counter()
         self._due: list[
             tuple[float, int]
         ] = []  # a heap; a visit stands in it once, or seldom twice
@@ -272,6 +273,7 @@ class VisitRegister:
         visit.number = self._last
         self._visits[visit.number] = visit
         self._of_way[visit.way] += 1
+        self._of_address[visit.way, visit.source] += 1
         self._index(visit)
 
     def move(self, visit: Visit, device: str) -> None:
@@ -298,6 +300,10 @@ class VisitRegister:
             return
         self._watched.pop(visit.number, None)
         self._of_way[visit.way] -= 1
+        address = visit.way, visit.source
+        self._of_address[address] -= 1
+        if not self._of_address[address]:
+            del self._of_address[address]
         self._drop(visit)
 
     def find(self, visit_id: str) -> Visit | None:
@@ -314,6 +320,21 @@ class VisitRegister:
     def of_way(self, way: Way) -> int:
         """How many there are that came in this way."""
         return self._of_way[way]
+
+    def of_address(self, way: Way, remote: str) -> int:
+        """How many of these come from the address of `remote` (`host:port`)."""
+        return self._of_address[way, source_of(remote)]
+
+    def idle_of(self, way: Way, address: str | None = None) -> list[Visit]:
+        """Those that are idle of this address, the oldest first; by default, of the address that
+        has most of them. Looks at all visits."""
+        idle: dict[str, list[Visit]] = {}
+        for visit in self._visits.values():
+            if visit.way == way and visit.is_idle:
+                idle.setdefault(visit.source, []).append(visit)
+        if address is not None:
+            return idle.get(address, [])
+        return max(idle.values(), key=len, default=[])
 
     def crowd(self, device: str, remote: str, enough: int) -> int:
         """How many visits of a device come from the address of `remote` (`host:port`) now. From
