@@ -43,6 +43,8 @@ examples:
   make bench ARGS="ssh --columns ssh-10"      commands over SSH, ten at once
   make bench ARGS="tunnels --peers tunnelmux-ws,openssh --columns keepalive --rounds 1 --seconds 2"
   make bench ARGS="tunnels --columns agents --agents 1000"
+  make bench ARGS=--prepare                   build the peers, some eight minutes, and no more
+  make bench ARGS="--rounds 1 --seconds 2"    every column once: do they all work?
   make bench ARGS=--list                      the tunnels, SSH clients and columns
   python bench/compare.py OLD.json NEW.json   fails on a regression beyond the noise
 
@@ -67,6 +69,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3, help="rounds over all of them (3)")
     parser.add_argument("--seconds", type=float, default=4.0, help="base time of a column (4)")
     parser.add_argument("--agents", default="1000,10000", help="numbers of idle agents, by commas")
+    parser.add_argument(
+        "--prepare", action="store_true", help="only build the peers into build/peers-bench"
+    )
     parser.add_argument("--list", action="store_true", help="name tunnels, clients, columns")
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(parts):
@@ -114,12 +119,12 @@ def chosen(
 
 def show_list() -> None:
     for peer in PEERS:
-        print(f"{peer.name:16} {peer.what}")
+        print(f"{peer.name:18} {peer.what}")
     print()
     for column in COLUMNS:
-        print(f"{column.name:16} {column.what}")
-    print(f"{AGENTS:16} proxy memory per idle agent (once, not in every round)")
-    print(f"{FLEET:16} agents that connect at once, and the start of one (once)")
+        print(f"{column.name:18} {column.what}")
+    print(f"{AGENTS:18} proxy memory per idle agent (once, not in every round)")
+    print(f"{FLEET:18} agents that connect at once, and the start of one (once)")
     print("\nof the part ssh:\n")
     for client in CLIENTS:
         print(f"{client.name:18} {client.what}")
@@ -173,6 +178,13 @@ def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Pee
     return peers
 
 
+def prepare_peers(arguments: argparse.Namespace) -> None:
+    """Build what has to be built, so that a later run measures at once; name what cannot be had."""
+    outcome = Outcome()
+    for peer in prepare([peer for peer in PEERS if peer.name in arguments.peers], outcome):
+        print(f"{peer.name:18} {peer.version}")
+
+
 def is_whole(arguments: argparse.Namespace) -> bool:
     return (
         not arguments.parts
@@ -187,7 +199,8 @@ def traits_of(peer: Peer) -> dict[str, object]:
         "what": peer.what,
         "version": peer.version,
         "ours": peer.ours,
-        "http": peer.http,
+        "tunnel": peer.tunnel,
+        "visitors": peer.visitors,
         "encrypted": peer.encrypted,
         "multiplexes": peer.multiplexes,
     }
@@ -216,6 +229,9 @@ def main() -> int:
         show_list()
         return 0
     signal.signal(signal.SIGTERM, stop)
+    if arguments.prepare:
+        prepare_peers(arguments)
+        return 0
     described = machine.describe()
     parts = parts_of(arguments)
     outcome = Outcome()

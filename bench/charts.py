@@ -110,14 +110,20 @@ def make_charts(result: dict[str, Any]) -> list[Chart]:
 def groups(
     result: dict[str, Any], metric: str, *, relative: bool, form: str
 ) -> list[tuple[str, list[Bar]]]:
-    """The byte tunnels and the HTTP tunnels, each group with its best at the top."""
+    """By what visitors speak, each group with its best at the top."""
     direct = figure_of(result, "direct", metric) if relative else 1.0
     made: list[tuple[str, list[Bar]]] = []
-    for title, http in (("tunnels of bytes", False), ("tunnels that read HTTP (own scale)", True)):
+    titles = {
+        "bytes": "tunnels of bytes",
+        "http": "tunnels that read HTTP (own scale)",
+        "https": "visitors over HTTPS (own scale)",
+        "nginx": "behind nginx with TLS (own scale)",
+    }
+    for visitors, title in titles.items():
         bars = []
         for name, traits in result["peers"].items():
             value = figure_of(result, name, metric)
-            if name != "direct" and traits["http"] == http and value and direct:
+            if traits["tunnel"] and traits["visitors"] == visitors and value and direct:
                 label = format(value / direct, form)
                 bars.append(Bar(name, value / direct, label, traits["ours"]))
         bars.sort(key=lambda bar: bar.value, reverse=relative)

@@ -12,10 +12,14 @@ from bench.medians import quantile
 from bench.origin import LARGE, SMALL
 from bench.peers.tunnel import Peer, Running
 from bench.processes import HOST, cpu_seconds, resident_kib
+from bench.websocket import echoes
 
 Sample = dict[str, float]
 
 OPEN_CONNECTIONS = 1000
+WEBSOCKETS = 100
+DECLINED = ("TE: trailers", "Connection: keep-alive, TE")
+"""What a client says that could take trailers; h11 sees to fields of one hop, not the pump."""
 SETTLE = 0.5
 """Seconds for a tunnel to finish what a load left behind."""
 
@@ -55,7 +59,7 @@ def measure_requests(path: str, *extra: str) -> Callable[[Running, float], Sampl
 
     def measure(tunnel: Running, seconds: float) -> Sample:
         before = cpu_seconds(tunnel.processes)
-        load = run_wrk(tunnel.http, path, seconds, [*tunnel.headers, *extra])
+        load = run_wrk(tunnel.url, path, seconds, [*tunnel.headers, *extra])
         used = cpu_seconds(tunnel.processes) - before
         sample = {"rps": load.rate, "p50_ms": load.p50, "p99_ms": load.p99}
         sample["errors"] = load.errors
@@ -85,6 +89,16 @@ def measure_echo(tunnel: Running, seconds: float) -> Sample:
     return {"p50_ms": quantile(times, 0.5), "p99_ms": quantile(times, 0.99), "trips": len(times)}
 
 
+def measure_websocket(tunnel: Running, seconds: float) -> Sample:
+    before = cpu_seconds(tunnel.processes)
+    count = echoes(tunnel.http, tunnel.headers, WEBSOCKETS, seconds)
+    used = cpu_seconds(tunnel.processes) - before
+    sample = {"echoes_per_s": count / seconds}
+    if tunnel.processes:
+        sample["cpu_s_per_10k"] = used / count * 10_000
+    return sample
+
+
 def is_tunnel(_peer: Peer, tunnel: Running) -> bool:
     return bool(tunnel.processes)
 
@@ -97,6 +111,16 @@ def has_echo(_peer: Peer, tunnel: Running) -> bool:
     return tunnel.echo is not None
 
 
+def reads_http(peer: Peer, _tunnel: Running) -> bool:
+    return peer.visitors == "http"
+
+
+def is_ours_for_http(peer: Peer, _tunnel: Running) -> bool:
+    return peer.ours and peer.visitors == "http"
+
+
+# The first is measured from a cold start: its slowest requests are those of a tunnel that has just
+# come up.
 COLUMNS: tuple[Column, ...] = (
     Column("keepalive", "requests on kept connections", measure_requests(SMALL), always),
     Column(
@@ -109,6 +133,14 @@ COLUMNS: tuple[Column, ...] = (
     Column("large", "bodies of 100 KiB", measure_requests(LARGE), always, share=0.5),
     Column("bulk", "one download", measure_bulk, always, share=0.75),
     Column("echo", "round trips beside a download", measure_echo, has_echo, share=0.75),
+    Column("websocket", "echoes on 100 WebSockets", measure_websocket, reads_http, share=0.5),
+    Column(
+        "h11",
+        "requests that the pump declines",
+        measure_requests(SMALL, *DECLINED),
+        is_ours_for_http,
+        share=0.5,
+    ),
     Column(
         "memory", "resident, idle and per open connection", measure_memory, is_tunnel, fresh=True
     ),

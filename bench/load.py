@@ -67,14 +67,14 @@ def parse_wrk(text: str) -> Load:
     return Load(float(rate[1]), int(requests[1]), quantiles[50], quantiles[99], errors)
 
 
-def run_wrk(port: int, path: str, seconds: float, headers: Sequence[str]) -> Load:
+def run_wrk(url: str, path: str, seconds: float, headers: Sequence[str]) -> Load:
     wrk = shutil.which("wrk")
     assert wrk is not None  # looked for before anything was started
     command = [wrk, f"-t{THREADS}", f"-c{CONNECTIONS}", f"-d{max(1, round(seconds))}s"]
     command += ["--latency", "--timeout", "10s"]
     command += [word for header in headers for word in ("-H", header)]
     done = subprocess.run(
-        [*command, f"http://{HOST}:{port}{path}"],
+        [*command, url + path],
         capture_output=True,
         text=True,
         timeout=seconds + 30,

@@ -1,4 +1,4 @@
-"""What the tunnels lead to: nginx with three bodies, and an echo."""
+"""What the tunnels lead to: nginx with three bodies and WebSocket echoes, and a plain echo."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from bench.processes import HOST, Started, free_ports
 from bench.tree import ROOT
+from bench.websocket import PATH
 
 SMALL, LARGE, BULK = "/small", "/large", "/bulk"
 SIZES = {SMALL: 100, LARGE: 100 * 1024, BULK: 256 * 1024 * 1024}
@@ -38,6 +39,12 @@ http {{
         listen {host}:{port} backlog=4096;
         root {folder}/bodies;
         default_type application/octet-stream;
+        location {websocket_path} {{
+            proxy_pass http://{host}:{websocket};
+            proxy_http_version 1.1;
+            proxy_set_header Upgrade $http_upgrade;
+            proxy_set_header Connection upgrade;
+        }}
     }}
 }}
 """
@@ -57,7 +64,7 @@ def find_nginx() -> str | None:
 
 
 class OriginProcesses(AbstractContextManager[Origin]):
-    """nginx and the echo, for the length of a block."""
+    """nginx and the echoes, for the length of a block."""
 
     def __init__(self, started: Started, nginx: str) -> None:
         self._started = started
@@ -66,21 +73,29 @@ class OriginProcesses(AbstractContextManager[Origin]):
     def __enter__(self) -> Origin:
         started = self._started.__enter__()
         origin = Origin(*free_ports(2))
+        (websocket,) = free_ports(1)
         bodies = started.folder / "bodies"
         bodies.mkdir(exist_ok=True)
         for path, size in SIZES.items():
             (bodies / path.strip("/")).write_bytes(b"x" * size)
         configuration = started.folder / "nginx.conf"
         configuration.write_text(
-            CONFIGURATION.format(folder=started.folder, host=HOST, port=origin.http)
+            CONFIGURATION.format(
+                folder=started.folder,
+                host=HOST,
+                port=origin.http,
+                websocket=websocket,
+                websocket_path=PATH,
+            )
         )
         # Before it reads its configuration it opens a log of its own choice: give it ours.
         error_log = str(started.folder / "nginx-error.log")
         started.start("nginx", [self._nginx, "-e", error_log, "-c", str(configuration)])
         environment = {"PYTHONPATH": str(ROOT)}
-        started.start("echo", [sys.executable, "-m", "bench.echo", str(origin.echo)], environment)
-        started.wait_for_port(origin.http)
-        started.wait_for_port(origin.echo)
+        for name, port in (("echo", origin.echo), ("websocket", websocket)):
+            started.start(name, [sys.executable, "-m", f"bench.{name}", str(port)], environment)
+        for port in (origin.http, origin.echo, websocket):
+            started.wait_for_port(port)
         return origin
 
     def __exit__(self, *error: object) -> None:

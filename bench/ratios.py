@@ -13,12 +13,20 @@ from typing import Any
 from bench.medians import median
 
 WS, WSS, HTTP = "tunnelmux-ws", "tunnelmux-wss", "tunnelmux-http"
+HTTPS, BEHIND, ALONE = "tunnelmux-https", "tunnelmux-nginx", "nginx"
+TRUSTED, DEVICE = "tunnelmux-trusted", "tunnelmux-device"
+
+RPS, CPU, P99 = "rps", "cpu_s_per_10k", "p99_ms"
+GB_RATE, GB_CPU = "gb_per_s", "cpu_s_per_gb"
 
 Samples = Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]
 """By peer and column, one for each round: `samples["chisel"]["keepalive"][0]["rps"]`."""
 
 Traits = Mapping[str, Mapping[str, Any]]
-"""By peer: `ours`, `http`, `encrypted`, `multiplexes`."""
+"""By peer: `ours`, `tunnel`, `visitors`, `encrypted`, `multiplexes`."""
+
+Rivals = Callable[[str, Mapping[str, Any]], bool]
+"""Which peers a ratio is taken against, by name and traits."""
 
 
 @dataclass(frozen=True)
@@ -26,29 +34,30 @@ class Target:
     """A ratio by its name, and what it shall be."""
 
     name: str
-    limit: float
+    limit: float | None
+    """None where the ratio is only watched."""
     ours: str
     column: str
     metric: str
-    rivals: Callable[[str, Mapping[str, Any]], bool] | None = None
-    """Which peers it is taken against, by name and traits; None for a figure of our own."""
+    rivals: Rivals | str | None = None
+    """The best of these peers, or the one of that name; None for a figure that stands alone."""
     at_least: bool = True
     """Else the limit is the most it may be, and the best peer is the one with the least."""
 
     @property
     def text(self) -> str:
+        if self.limit is None:
+            return "-"
         return f"{'≥' if self.at_least else '≤'} {self.limit:g}"
 
-    def is_met(self, value: float) -> bool:
+    def is_met(self, value: float) -> bool | None:
+        if self.limit is None:
+            return None
         return value >= self.limit if self.at_least else value <= self.limit
 
 
 def byte_tunnels(_name: str, traits: Mapping[str, Any]) -> bool:
-    return not traits["http"]
-
-
-def openssh(name: str, _traits: Mapping[str, Any]) -> bool:
-    return name == "openssh"
+    return bool(traits["visitors"] == "bytes")
 
 
 def plain_multiplexers(_name: str, traits: Mapping[str, Any]) -> bool:
@@ -60,29 +69,70 @@ def encrypted(_name: str, traits: Mapping[str, Any]) -> bool:
 
 
 def http_tunnels(_name: str, traits: Mapping[str, Any]) -> bool:
-    return bool(traits["http"])
+    return bool(traits["visitors"] == "http")
+
+
+def https_tunnels(_name: str, traits: Mapping[str, Any]) -> bool:
+    return bool(traits["visitors"] == "https")
+
+
+def tunnels_behind_nginx(_name: str, traits: Mapping[str, Any]) -> bool:
+    return bool(traits["visitors"] == "nginx")
+
+
+def at_least(
+    name: str, limit: float | None, ours: str, column: str, metric: str, rivals: Rivals | str
+) -> Target:
+    return Target(name, limit, ours, column, metric, rivals)
+
+
+def at_most(
+    name: str,
+    limit: float,
+    ours: str,
+    column: str,
+    metric: str,
+    rivals: Rivals | str | None = None,
+) -> Target:
+    return Target(name, limit, ours, column, metric, rivals, at_least=False)
 
 
 TARGETS: tuple[Target, ...] = (
-    Target("tcp_keepalive_rps_vs_best_peer", 2.0, WS, "keepalive", "rps", byte_tunnels),
-    Target("tcp_keepalive_cpu_vs_openssh", 0.65, WS, "keepalive", "cpu_s_per_10k", openssh, False),
-    Target("tcp_connect_rps_vs_openssh", 1.5, WS, "connect", "rps", openssh),
-    Target("tcp_connect_cpu_vs_openssh", 0.8, WS, "connect", "cpu_s_per_10k", openssh, False),
-    Target("bulk_ws_rate_vs_best_mux_peer", 1.2, WS, "bulk", "gb_per_s", plain_multiplexers),
-    Target(
-        "bulk_ws_cpu_vs_best_mux_peer", 0.6, WS, "bulk", "cpu_s_per_gb", plain_multiplexers, False
-    ),
-    Target("bulk_wss_rate_vs_best_encrypted_peer", 1.3, WSS, "bulk", "gb_per_s", encrypted),
-    Target("http_keepalive_rps_vs_best_http_peer", 5.0, HTTP, "keepalive", "rps", http_tunnels),
-    Target("p99_vs_best_peer", 1.0, WS, "keepalive", "p99_ms", byte_tunnels, False),
-    Target("echo_p99_ms_under_bulk", 5.0, WS, "echo", "p99_ms", None, False),
-    Target("idle_agent_kib", 32.0, WS, "agents", "kib_per_agent_at_10000", None, False),
+    # Visitors' bytes through TCP services.
+    at_least("tcp_keepalive_rps_vs_best_peer", None, WS, "keepalive", RPS, byte_tunnels),
+    at_most("tcp_keepalive_cpu_vs_best_peer", 0.6, WS, "keepalive", CPU, byte_tunnels),
+    at_most("tcp_keepalive_cpu_vs_openssh", 0.65, WS, "keepalive", CPU, "openssh"),
+    at_least("tcp_connect_rps_vs_best_peer", 1.3, WS, "connect", RPS, byte_tunnels),
+    at_least("tcp_connect_rps_vs_openssh", 1.5, WS, "connect", RPS, "openssh"),
+    at_most("tcp_connect_cpu_vs_openssh", 0.8, WS, "connect", CPU, "openssh"),
+    at_least("bulk_ws_rate_vs_best_mux_peer", 1.2, WS, "bulk", GB_RATE, plain_multiplexers),
+    at_most("bulk_ws_cpu_vs_best_mux_peer", 0.6, WS, "bulk", GB_CPU, plain_multiplexers),
+    at_least("bulk_wss_rate_vs_best_encrypted_peer", 1.2, WSS, "bulk", GB_RATE, encrypted),
+    at_most("bulk_wss_cpu_vs_openssh", 0.9, WSS, "bulk", GB_CPU, "openssh"),
+    at_most("bulk_wss_cpu_vs_ws", 1.7, WSS, "bulk", GB_CPU, WS),
+    at_most("p99_vs_best_peer", 1.0, WS, "keepalive", P99, byte_tunnels),
+    at_most("echo_p99_ms_under_bulk", 5.0, WS, "echo", P99),
+    at_most("idle_relay_kib", 4.0, WS, "memory", "most_kib_per_connection"),
+    # Visitors' HTTP, in each way in.
+    at_least("http_keepalive_rps_vs_best_http_peer", 5.0, HTTP, "keepalive", RPS, http_tunnels),
+    at_least("http_connect_rps_vs_best_http_peer", 1.5, HTTP, "connect", RPS, http_tunnels),
+    at_most("http_p99_vs_tcp_p99", 1.3, HTTP, "keepalive", P99, WS),
+    at_most("https_cpu_vs_plain_http", 2.0, HTTPS, "keepalive", CPU, HTTP),
+    at_most("trusted_proxy_cpu_vs_plain_http", 1.3, TRUSTED, "keepalive", CPU, HTTP),
+    at_most("device_field_cpu_vs_plain_http", 1.3, DEVICE, "keepalive", CPU, HTTP),
+    at_least("https_rps_vs_best_peer", 2.5, HTTPS, "keepalive", RPS, https_tunnels),
+    at_most("https_connect_cpu_vs_nginx", 2.5, HTTPS, "connect", CPU, ALONE),
+    at_least("behind_nginx_rps_vs_best_peer", 2.5, BEHIND, "keepalive", RPS, tunnels_behind_nginx),
+    at_least("behind_nginx_rps_vs_nginx_alone", 0.5, BEHIND, "keepalive", RPS, ALONE),
+    at_most("websocket_echo_cpu_vs_best_peer", 0.6, HTTP, "websocket", CPU, http_tunnels),
+    at_most("h11_path_cpu_per_10k", 8.0, HTTP, "h11", CPU),
+    # Agents.
+    at_most("idle_agent_kib", 32.0, WS, "agents", "kib_per_agent_at_10000"),
     Target("agents_per_second_ws", 1000.0, WS, "fleet", "agents_per_second_ws"),
     Target("agents_per_second_wss", 400.0, WS, "fleet", "agents_per_second_wss"),
     Target("agents_10000_known_vs_100", 0.9, WS, "fleet", "rate_10000_known_vs_100"),
-    Target("agent_idle_mib", 30.0, WS, "fleet", "agent_idle_mib", None, False),
-    Target("agent_connect_s", 0.35, WS, "fleet", "agent_connect_s", None, False),
-    Target("idle_relay_kib", 4.0, WS, "memory", "most_kib_per_connection", None, False),
+    at_most("agent_idle_mib", 30.0, WS, "fleet", "agent_idle_mib"),
+    at_most("agent_connect_s", 0.35, WS, "fleet", "agent_connect_s"),
 )
 
 
@@ -106,8 +156,13 @@ def take_ratio(target: Target, samples: Samples, traits: Traits) -> dict[str, An
     values = list(ours)
     value = median(values)
     if target.rivals is not None:
-        rival = best_rival(target, samples, traits)
+        if isinstance(target.rivals, str):
+            rival = target.rivals
+        else:
+            rival = best_rival(target, samples, traits)
         theirs = values_of(samples, rival, target)
+        if not theirs:
+            raise LookupError(f"{rival} has no {target.metric} in column {target.column}")
         value = value / median(theirs)
         values = [one / other for one, other in zip(ours, theirs, strict=False)]
     return {
@@ -121,11 +176,11 @@ def take_ratio(target: Target, samples: Samples, traits: Traits) -> dict[str, An
 
 
 def best_rival(target: Target, samples: Samples, traits: Traits) -> str:
-    assert target.rivals is not None
+    assert callable(target.rivals)
     figures = {
         name: median(values)
         for name, trait in traits.items()
-        if not trait["ours"] and name != "direct" and target.rivals(name, trait)
+        if not trait["ours"] and trait["tunnel"] and target.rivals(name, trait)
         if (values := values_of(samples, name, target))
     }
     if not figures:

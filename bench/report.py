@@ -114,6 +114,20 @@ TABLES: tuple[tuple[str, str, tuple[tuple[str, str, str], ...]], ...] = (
         (("p50 ms", "p50_ms", ".2f"), ("p99 ms", "p99_ms", ".2f"), ("trips", "trips", ",.0f")),
     ),
     (
+        "Echoes of 64 bytes on 100 WebSockets",
+        "websocket",
+        (("echoes/s", "echoes_per_s", ",.0f"), ("CPU-s per 10k", "cpu_s_per_10k", ".2f")),
+    ),
+    (
+        "Requests that the pump declines, so that h11 reads them (`TE: trailers`)",
+        "h11",
+        (
+            ("req/s", "rps", ",.0f"),
+            ("CPU-s per 10k", "cpu_s_per_10k", ".2f"),
+            ("p99 ms", "p99_ms", ".2f"),
+        ),
+    ),
+    (
         "Resident memory",
         "memory",
         (
@@ -173,7 +187,7 @@ def ratio_rows(result: Result) -> Iterable[tuple[str, ...]]:
                 f"{ratio['value']:.3g} ({low:.3g} to {high:.3g})",
                 target.text,
                 ratio["peer"] or "-",
-                "met" if ratio["met"] else "missed",
+                {True: "met", False: "missed", None: "watched"}[ratio["met"]],
             )
 
 
@@ -266,4 +280,4 @@ def table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 def print_ratios(result: Result) -> None:
     print("\nratios (value, its range over the rounds, target, against whom)")
     for name, value, target, peer, met in ratio_rows(result):
-        print(f"  {name:38} {value:26} {target:8} {peer:14} {met}")
+        print(f"  {name:38} {value:28} {target:8} {peer:16} {met}")

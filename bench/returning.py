@@ -46,7 +46,7 @@ def agents_per_second(count: int, *, secure: bool, known: int = 0) -> float:
         lines = [f'[tunnel]\nlisten = "{HOST}:{port}"']
         certificate = "-"
         if secure:
-            pem, key, _pin = make_certificate(folder)
+            pem, key, _pin = make_certificate(folder, "tunnel")
             certificate = str(pem)
             lines.append(f'tls_certificate = "{pem}"\ntls_key = "{key}"')
         for number in range(count + known):

@@ -72,7 +72,7 @@ def run_rounds(
     for number in range(rounds):
         for place, peer in enumerate(peers):
             done = number * len(peers) + place
-            print(f"round {number + 1}/{rounds}  {peer.name:15}", end="", flush=True)
+            print(f"round {number + 1}/{rounds}  {peer.name:18}", end="", flush=True)
             measure_peer(peer, columns, origin, seconds, outcome)
             left = (time.monotonic() - began) / (done + 1) * (total - done - 1)
             print(f"  {left / 60:4.1f} min left", flush=True)
@@ -81,8 +81,9 @@ def run_rounds(
 def measure_peer(
     peer: Peer, columns: Sequence[Column], origin: Origin, seconds: float, outcome: Outcome
 ) -> None:
-    together = [column for column in columns if not column.fresh]
-    alone = [[column] for column in columns if column.fresh]
+    wanted = [column for column in columns if not peer.columns or column.name in peer.columns]
+    together = [column for column in wanted if not column.fresh]
+    alone = [[column] for column in wanted if column.fresh]
     for group in filter(None, [together, *alone]):
         measure_group(peer, group, origin, seconds, outcome)
 

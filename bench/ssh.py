@@ -27,7 +27,8 @@ from bench.peers.tunnel import Unavailable
 from bench.rounds import Outcome, scratch_folder
 
 if TYPE_CHECKING:  # asyncssh takes long to import, and most runs do not need it
-    from bench.ssh_clients import Commands, SshServer
+    from bench.ssh_clients import Commands
+    from support.sshd import SshServer
 
 SSH = "ssh"
 
@@ -69,7 +70,8 @@ class Client:
             "what": self.what,
             "version": self.version(),
             "ours": self.ours,
-            "http": False,
+            "tunnel": False,
+            "visitors": "bytes",
             "encrypted": True,
             "multiplexes": False,
         }

@@ -190,7 +190,7 @@ async def paramiko_threads(server: SshServer) -> AsyncIterator[Load]:
         stdout.channel.close()
 
     try:
-        yield partial(trio.to_thread.run_sync, in_threads, one)
+        yield lambda at, seconds: trio.to_thread.run_sync(in_threads, one, at, seconds)
     finally:
         client.close()
 

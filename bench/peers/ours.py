@@ -16,6 +16,7 @@ from bench.processes import HOST, Started, free_ports
 from bench.tree import ROOT
 
 DEVICE = "bench"
+HTTP_INGRESS = '[ingress.http]\nlisten = "{host}:{port}"\n'
 
 TCP_INGRESS = """\
 [[ingress.tcp]]
@@ -55,10 +56,11 @@ class Tunnelmux(Peer):
         url = f"{'wss' if self.encrypted else 'ws'}://{HOST}:{tunnel}/tunnel/connect"
         agent = f'[proxy]\nurl = "{url}"\ntoken = "{token}"\n'
         if self.encrypted:
-            certificate, key, pin = make_certificate(started.folder)
+            certificate, key, pin = make_certificate(started.folder, "tunnel")
             proxy += f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
             agent += f'pin = "{pin}"\n'
-        proxy += f'[ingress.http]\nlisten = "{HOST}:{http}"\n' if self.http else ""
+        if self.http:
+            proxy += HTTP_INGRESS.format(host=HOST, port=http) + self.ingress_lines(started.folder)
         for service, port in ingress.items():
             proxy += TCP_INGRESS.format(host=HOST, port=port, device=DEVICE, service=service)
         proxy += f'[[devices]]\nname = "{DEVICE}"\ntoken = "{token}"\n' + ONE_ADDRESS
@@ -71,8 +73,37 @@ class Tunnelmux(Peer):
         client = start_daemon(started, "agent", agent)
         started.wait_for_log("agent", "session started")
         if self.http:
-            return Running(http, server, client, None, (f"Host: {DEVICE}.localhost",))
+            secure = self.visitors == "https"
+            return Running(http, server, client, None, self.visitor_headers, secure)
         return Running(web, server, client, echo)
+
+    visitor_headers: tuple[str, ...] = (f"Host: {DEVICE}.localhost",)
+
+    def ingress_lines(self, folder: Path) -> str:
+        """What stands in its [ingress.http] besides the address."""
+        if self.visitors != "https":
+            return ""
+        certificate, key, _pin = make_certificate(folder, "ingress")
+        return f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
+
+
+class Trusting(Tunnelmux):
+    """It believes what a trusted proxy says of its visitors, and is told of other addresses."""
+
+    visitor_headers = (
+        f"Host: {DEVICE}.localhost",
+        "X-Forwarded-For: 203.0.113.7",
+        "X-Forwarded-Proto: https",
+    )
+
+    def ingress_lines(self, folder: Path) -> str:
+        return 'trusted_proxies = ["127.0.0.0/8"]\n' + super().ingress_lines(folder)
+
+
+class ByField(Tunnelmux):
+    """Its visitors name no device in the host, but in a field."""
+
+    visitor_headers = (f"Tunnelmux-Device: {DEVICE}",)
 
 
 class OverPlainTcp(Tunnelmux):
@@ -104,10 +135,10 @@ def start_daemon(started: Started, name: str, configuration: str) -> int:
     return started.start(name, command, {"PYTHONPATH": str(source)})
 
 
-def make_certificate(folder: Path) -> tuple[Path, Path, str]:
+def make_certificate(folder: Path, name: str) -> tuple[Path, Path, str]:
     """A certificate, its key and its pin, as `tunnelmux-proxy --quickstart` makes them."""
     from tunnelmux.proxy.tunnels import certificate as certificates
 
-    certificate, key = folder / "tunnel.pem", folder / "tunnel.key"
+    certificate, key = folder / f"{name}.pem", folder / f"{name}.key"
     certificates.make_certificate(certificate, key, HOST, datetime.datetime.now(datetime.UTC))
     return certificate, key, certificates.pin_of(certificate)

@@ -58,7 +58,7 @@ async def run_proxy(port: int, services: Mapping[str, int]) -> None:
             handler=partial(hold, store, pump),
             nursery=nursery,
         )
-        nursery.start_soon(ingress.run_direct)
+        nursery.start_soon(ingress.visits.run)
         problems = await ListenerSet(nursery, pump).apply(plans)
         if problems:
             raise SystemExit("\n".join(map(str, problems)))
@@ -87,10 +87,10 @@ async def run_device(port: int, services: Mapping[str, int]) -> None:
         AgentConfig(
             proxy=ProxyEndpoint(url=f"ws://{HOST}:{port}/", token=Secret(TOKEN)),
             device=Device(name=DEVICE),
-            services=tuple(
+            services=[
                 ServiceConfig(name=service, target=f"tcp://{HOST}:{target}")
                 for service, target in services.items()
-            ),
+            ],
         ),
         dial=dial_plain,
     )

@@ -11,7 +11,13 @@ from bench.charts import make_charts, write_charts
 from bench.machine import cpu_model
 from bench.report import make_result, markdown, write
 
-TRAITS = {"what": "a tunnel", "version": "1.0", "encrypted": False, "multiplexes": True}
+TRAITS = {
+    "what": "a tunnel",
+    "version": "1.0",
+    "encrypted": False,
+    "multiplexes": True,
+    "tunnel": True,
+}
 
 
 @pytest.fixture
@@ -33,10 +39,10 @@ def result():
         },
         settings={"command": "python -m bench", "rounds": 3, "seconds": 4.0},
         peers={
-            "direct": {**TRAITS, "ours": False, "http": False},
-            "tunnelmux-ws": {**TRAITS, "ours": True, "http": False},
-            "frp <1>": {**TRAITS, "ours": False, "http": False},
-            "frp-http": {**TRAITS, "ours": False, "http": True},
+            "direct": {**TRAITS, "ours": False, "visitors": "bytes", "tunnel": False},
+            "tunnelmux-ws": {**TRAITS, "ours": True, "visitors": "bytes"},
+            "frp <1>": {**TRAITS, "ours": False, "visitors": "bytes"},
+            "frp-http": {**TRAITS, "ours": False, "visitors": "http"},
         },
         samples={
             "direct": requests(1000.0),
@@ -72,7 +78,7 @@ def test_the_page_says_where_when_and_what_is_missing(result):
         "A processor, 2 CPUs",
         "load average at the start 0.1, 0.2, 0.3",
         "| tunnelmux-ws | 1,000 (±50%) | 0.500 | 0.25 (±0%) | - | 2.00 (±0%) |",
-        "| tcp_keepalive_rps_vs_best_peer | 2.5 (2.5 to 2.5) | ≥ 2 | frp <1> | met |",
+        "| tcp_keepalive_rps_vs_best_peer | 2.5 (2.5 to 2.5) | - | frp <1> | watched |",
         "not taken: tunnelmux-ws has no rps in column connect",
         "- without piko: no Go",
         "- failed: chisel, bulk: cut",

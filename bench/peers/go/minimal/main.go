@@ -6,7 +6,8 @@
 // The client dials CONTROL and yamux runs on that one connection. A visitor of the server's n-th
 // address becomes a stream whose first byte is n; the client connects it to its n-th target.
 // TRANSPORT is tcp (plain TCP), ws (binary messages of a gorilla WebSocket with its default buffers)
-// or http: plain TCP, and an httputil.ReverseProxy at the first visitors' address.
+// or http: plain TCP, and an httputil.ReverseProxy at the first visitors' address; https: the same
+// with TLS for visitors, and two more arguments of the server, the files of certificate and key.
 package main
 
 import (
@@ -23,13 +24,13 @@ import (
 )
 
 func main() {
-	if len(os.Args) != 5 {
-		log.Fatal("usage: minimal server|client tcp|ws|http CONTROL ADDRESS,ADDRESS")
+	if len(os.Args) < 5 {
+		log.Fatal("usage: minimal server|client tcp|ws|http|https CONTROL ADDRESS,ADDRESS [CERTIFICATE KEY]")
 	}
 	role, transport, control := os.Args[1], os.Args[2], os.Args[3]
 	addresses := strings.Split(os.Args[4], ",")
 	if role == "server" {
-		log.Fatal(serve(transport, control, addresses))
+		log.Fatal(serve(transport, control, addresses, os.Args[5:]))
 	}
 	log.Fatal(dial(transport, control, addresses))
 }
@@ -42,7 +43,7 @@ func settings() *yamux.Config {
 
 // -- the server, which visitors come to ----------------------------------------------------------
 
-func serve(transport, control string, visitors []string) error {
+func serve(transport, control string, visitors, certificate []string) error {
 	connection, err := acceptOne(transport, control)
 	if err != nil {
 		return err
@@ -58,6 +59,9 @@ func serve(transport, control string, visitors []string) error {
 		}
 		if number == 0 && transport == "http" {
 			go func() { log.Fatal(http.Serve(listener, reverseProxy(session))) }()
+		} else if number == 0 && transport == "https" {
+			handler := reverseProxy(session)
+			go func() { log.Fatal(http.ServeTLS(listener, handler, certificate[0], certificate[1])) }()
 		} else {
 			go forward(listener, session, byte(number))
 		}
