@@ -60,7 +60,8 @@ def test_sighup_reloads_and_sigterm_ends_it_with_status_0(tmp_path):
     with start_proxy(file) as process:
         wait_until_listening(port)
         process.send_signal(signal.SIGHUP)
-        wait_for_event(process, "configuration reloaded")
+        told = wait_for_event(process, "configuration reloaded")
+        assert told["changed"] == "nothing"
         file.write_text("[tunel]\n")
         process.send_signal(signal.SIGHUP)
         kept = wait_for_event(process, "configuration not reloaded; the one before stays")
@@ -86,7 +87,8 @@ def test_sighup_reloads_a_quickstart_proxy_and_ends_it_no_more(tmp_path):
         wait_for_event(process, "configuration not reloaded; the one before stays")
         file.write_text(f'{quiet}[[devices]]\nname = "dev9"\ntoken = "t"\n')
         process.send_signal(signal.SIGHUP)
-        wait_for_event(process, "configuration reloaded")
+        told = wait_for_event(process, "configuration reloaded")
+        assert told["changed"] == "+devices.dev9"
         process.send_signal(signal.SIGTERM)
         process.communicate(timeout=20)
     assert process.returncode == 0

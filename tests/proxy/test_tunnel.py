@@ -68,6 +68,17 @@ async def test_a_refusal_names_cause_and_fix_at_both_ends(
     assert await bench.store.list() == []
 
 
+async def test_a_refusal_names_the_device_that_was_claimed(nursery: trio.Nursery) -> None:
+    bench = TunnelBench(nursery)
+    with capture_logs() as logs:
+        for name in ("dev7", "x" * 200, None):
+            with pytest.raises(ConnectRefused):
+                async with bench.dial("wrong-token", name=name):
+                    pass
+    refused = [line for line in logs if line["event"] == "tunnel refused"]
+    assert [line.get("claimed") for line in refused] == ["dev7", "x" * 63, None]
+
+
 @pytest.mark.parametrize(
     ("request_head", "status"),
     [

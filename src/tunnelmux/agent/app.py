@@ -56,7 +56,8 @@ class RunningAgent:
     """The agent from outside: whether it is connected, and how to end it."""
 
     def __init__(self, config: AgentConfig, uniform: Uniform, dial: Dial) -> None:
-        self._config = config
+        self.config = config
+        """What it was told last."""
         self._uniform = uniform
         self._dial = dial
         self._set_backoff(config)
@@ -89,7 +90,7 @@ class RunningAgent:
     @property
     def name(self) -> str:
         """The device's name."""
-        return self._config.device.name
+        return self.config.device.name
 
     @property
     def session(self) -> Session | None:
@@ -156,7 +157,7 @@ class RunningAgent:
         """
         async with self._reloading:
             await self._running.wait()  # it is about to begin
-            before = self._config
+            before = self.config
             if (config.proxy is None) != (before.proxy is None):
                 raise ConfigError("[proxy] came or went: restart the agent for that")
             # What reads files comes first: if it fails, nothing has changed.
@@ -174,7 +175,7 @@ class RunningAgent:
                     await monitoring.aclose()
                 raise
             self._change_monitoring(monitoring)
-            self._config = config
+            self.config = config
             if config.backoff != before.backoff:
                 self._set_backoff(config)
             await self._change_commands(commands)
@@ -191,7 +192,7 @@ class RunningAgent:
         ConfigError."""
         if config.metrics is None:
             return None
-        if self._monitoring is not None and config.metrics == self._config.metrics:
+        if self._monitoring is not None and config.metrics == self.config.metrics:
             return self._monitoring
         # Not at the top: few devices are monitored, and its library takes 30 ms to import.
         from tunnelmux.agent.monitoring import MonitoringListener
@@ -219,7 +220,7 @@ class RunningAgent:
 
     def _commands_for(self, config: AgentConfig) -> CommandExecutor:
         """The executor that is there if it does as this configuration says, else a new one."""
-        before = self._config
+        before = self.config
         if (config.exec, config.audit, config.device) == (
             before.exec,
             before.audit,
@@ -244,7 +245,7 @@ class RunningAgent:
         def concern(config: AgentConfig) -> tuple[object, ...]:
             return config.socketio, config.limits, config.backoff, config.exec.limits.max_concurrent
 
-        if concern(config) == concern(self._config):
+        if concern(config) == concern(self.config):
             return self.main_server
         return _main_server_client(config, commands, self._uniform)
 
@@ -261,7 +262,7 @@ class RunningAgent:
     ) -> None:
         """Let one client finish its commands, and begin with the next."""
         if before is not None:
-            await before.drain(self._config.drain.grace)
+            await before.drain(self.config.drain.grace)
         if client is not None:
             await client.run()
 
@@ -281,7 +282,7 @@ class RunningAgent:
             async with trio.open_nursery() as self._executors:
                 await self._executors.start(self.commands.serve)
                 try:
-                    self._change_monitoring(await self._monitoring_for(self._config))
+                    self._change_monitoring(await self._monitoring_for(self.config))
                     await self._serve_both_ways()
                 except (ConnectError, ConfigError) as error:
                     problem = error  # kept from the nursery, which would wrap it in a group
@@ -379,14 +380,14 @@ class RunningAgent:
                 (SERVICES_FIELD, self._streams.services.listing),
             ],
             ssl_context=link.ssl_context,
-            timeout=self._config.limits.ingress.handshake_timeout,
+            timeout=self.config.limits.ingress.handshake_timeout,
             way=link.way,
         ) as transport:
             await self._read_news(link, response_headers(transport))
             async with open_session(
                 transport,
                 is_client=True,
-                limits=self._config.limits.session,
+                limits=self.config.limits.session,
                 pump=self._pump,
             ) as session:
                 await self._serve(link, session)
@@ -401,7 +402,7 @@ class RunningAgent:
                 token=token.reveal(),
                 headers=headers,
                 ssl_context=link.ssl_context,
-                timeout=self._config.limits.ingress.handshake_timeout,
+                timeout=self.config.limits.ingress.handshake_timeout,
                 way=link.way,
             ):
                 pass
@@ -463,7 +464,7 @@ class RunningAgent:
                     self._streams,
                     self._streams.services,
                     handlers,
-                    self._config.limits.ingress.connect_timeout,
+                    self.config.limits.ingress.connect_timeout,
                 )
                 self._direct = direct
                 session.on_offer = direct.take

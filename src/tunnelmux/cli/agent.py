@@ -25,6 +25,7 @@ from tunnelmux.cli.options import (
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.pair import pair
 from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
+from tunnelmux.config.changes import changes_between
 from tunnelmux.config.join import find_join
 from tunnelmux.observability import configure_logs
 
@@ -196,10 +197,12 @@ def _run(context: click.Context, config_file: Path | None, config: AgentConfig) 
     from tunnelmux.agent import run_agent
     from tunnelmux.cli.signals import run_until_signalled
 
-    async def reload(running: RunningAgent) -> None:
+    async def reload(running: RunningAgent) -> dict[str, object]:
         new = _load(context, config_file, log_warning)
         configure_logs(new.log.level, new.log.format)
+        changed = changes_between(running.config, new)
         await running.reload(new)
+        return {"changed": changed}
 
     start = partial(run_agent, config)
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))

@@ -23,12 +23,13 @@ from tunnelmux.cli.options import (
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.config import ProxyConfig, load_proxy_config
+from tunnelmux.config.changes import changes_between
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
-    from tunnelmux.proxy import RunningProxy
+    from tunnelmux.proxy import ReloadReport, RunningProxy
 
 __all__ = ["main"]
 
@@ -162,13 +163,20 @@ def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> i
     from tunnelmux.cli.signals import run_until_signalled
     from tunnelmux.proxy import run_proxy
 
-    async def reload(running: RunningProxy) -> None:
+    async def reload(running: RunningProxy) -> dict[str, object]:
         new = _load(context, config_file, log_warning)
         configure_logs(new.log.level, new.log.format)
-        await running.reload(new)
+        changed = changes_between(running.config, new)
+        return _told(changed, await running.reload(new))
 
     start = partial(run_proxy, config, state_dir=state_dir or _state_dir_if_any())
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
+
+
+def _told(changed: str, report: ReloadReport) -> dict[str, object]:
+    """What the log says of a reload; listeners that could not be opened have lines of their own."""
+    ended = {"ended": ", ".join(report.kicked)} if report.kicked else {}
+    return {"changed": changed, **ended}
 
 
 def _state_dir_if_any() -> Path | None:
@@ -192,12 +200,15 @@ def _run_quickstart(
     from tunnelmux.cli.signals import run_until_signalled
     from tunnelmux.proxy.quickstart import reload_quickstart, run_quickstart
 
-    async def reload(running: RunningProxy) -> None:
+    async def reload(running: RunningProxy) -> dict[str, object]:
+        nonlocal config
         new = load_proxy_config(
             config_file, environ=os.environ, flags=flags_of(context), warn=log_warning
         )
         configure_logs(new.log.level, new.log.format)
-        await reload_quickstart(running, state_dir, public_host, config=new)
+        report = await reload_quickstart(running, state_dir, public_host, config=new)
+        changed, config = changes_between(config, new), new
+        return _told(changed, report)
 
     start = partial(run_quickstart, state_dir, public_host, config=config, announce=click.echo)
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))

@@ -36,15 +36,15 @@ async def run_until_signalled(
     start: Callable[..., Awaitable[object]],
     *,
     grace: float,
-    reload: Callable[[D], Awaitable[None]] | None = None,
+    reload: Callable[[D], Awaitable[dict[str, object] | None]] | None = None,
     manager: ServiceManager | None = None,
 ) -> int:
     """Run a daemon until it ends by itself or by a signal; answers the exit status.
 
     `start` is a function for `nursery.start` that answers the running daemon. SIGTERM and SIGINT
     drain it within `grace` seconds; a second one ends it at once, with status 1. SIGHUP calls
-    `reload`, whose ConfigError is logged and changes nothing; without `reload` SIGHUP keeps its
-    usual meaning. What the daemon raises comes out of here, in the groups its nurseries make.
+    `reload`, whose ConfigError is logged and changes nothing, and whose fields go into the log's
+    line; without `reload` SIGHUP keeps its usual meaning. What the daemon raises comes out of here, in the groups its nurseries make.
     `manager`, by default the one that the environment names, is told what becomes of the daemon.
     """
     wanted = [signal.SIGTERM, signal.SIGINT]
@@ -63,7 +63,7 @@ class _Supervisor(Generic[D]):
         self,
         start: Callable[..., Awaitable[object]],
         grace: float,
-        reload: Callable[[D], Awaitable[None]] | None,
+        reload: Callable[[D], Awaitable[dict[str, object] | None]] | None,
         manager: ServiceManager,
     ) -> None:
         self._start = start
@@ -125,10 +125,10 @@ class _Supervisor(Generic[D]):
         self._manager.reloading()
         try:
             # No deadline: it reads files and opens local sockets, and waits for no peer.
-            await self._reload(self._daemon)
+            fields = await self._reload(self._daemon) or {}
         except ConfigError as error:
             self._manager.reload_failed(str(error))
             _log.error("configuration not reloaded; the one before stays", error=error)
         else:
             self._manager.ready()
-            _log.info("configuration reloaded")
+            _log.info("configuration reloaded", **fields)

@@ -17,7 +17,7 @@ from tunnelmux.config import HttpIngress, JoinInvitation, ProxyConfig, encode_jo
 from tunnelmux.config.private_file import write_private
 from tunnelmux.config.rules import Address
 from tunnelmux.errors import ConfigError
-from tunnelmux.proxy.app import DrainReport, RunningProxy, run_proxy
+from tunnelmux.proxy.app import DrainReport, ReloadReport, RunningProxy, run_proxy
 from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, Invitations
@@ -109,14 +109,15 @@ async def reload_quickstart(
     *,
     config: ProxyConfig,
     clock: Callable[[], float] = time.time,
-) -> None:
+) -> ReloadReport:
     """Give a proxy that `run_quickstart` started a new configuration, and the devices that
     devices.json has now. Its certificate stays. Raises ConfigError, with nothing changed.
     """
     public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
-    await proxy.reload(_complete(config, state_dir, host, clock))
+    report = await proxy.reload(_complete(config, state_dir, host, clock))
     _write_state(proxy, state_dir, host, public_host)
+    return report
 
 
 def _reached_at(config: ProxyConfig, public_host: str | None) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import ssl
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
@@ -58,12 +59,18 @@ _SESSION_TOKEN_BYTES = 32
 _LONGEST_ADDRESS = 120
 # Of the bytes that a Close has for its reason (RFC 6455 section 5.5: 123).
 
+_NO_HANDSHAKE = "no-handshake"
+# What is counted beside the reasons of refusals.
+
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
 # Seconds an agent is told to wait that the registry is asked about in vain.
+
+_LONGEST_CLAIM = 63
+# Of the name that a refused agent gives itself, in the log: a device's name is no longer.
 
 _MAX_AGENT = 64
 _MAX_SERVICES = 64
@@ -128,6 +135,11 @@ class TunnelServer:
         self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
+        self.refused: Counter[str] = Counter()
+        """Agents that were turned away, by reason; and `no-handshake`, who made none that can be
+        understood."""
+        self.tls_failures = 0
+        """Connections whose TLS handshake failed."""
 
     @property
     def sessions(self) -> list[LocalHandle]:
@@ -139,6 +151,7 @@ class TunnelServer:
         try:
             await self._serve(stream, remote, place)
         except ConnectError as error:
+            self.refused[_NO_HANDSHAKE] += 1
             _log.info("tunnel handshake failed", remote=remote, cause=str(error))
         finally:
             place.leave()
@@ -189,11 +202,17 @@ class TunnelServer:
             return max(deadline - trio.current_time(), 0.0)
 
         if settings.tls is not None and isinstance(stream, trio.SocketStream):
-            stream = await start_server_tls(stream, settings.tls, timeout=time_left())
+            try:
+                stream = await start_server_tls(stream, settings.tls, timeout=time_left())
+            except ConnectError:
+                self.tls_failures += 1
+                raise
         request = await read_upgrade(stream, path=settings.path, timeout=time_left())
         try:
             admitted = await self._admit(request, remote)
         except Refused as refused:
+            if refused.refusal.reason != PROVED:
+                self.refused[refused.refusal.reason] += 1
             await _refuse(request, refused.refusal, remote)
             return None
         answer: Headers = ()
@@ -447,9 +466,12 @@ def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
 
 async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> None:
     if refusal.reason != PROVED:
+        # What it calls itself proves nothing, and says which machine to look at.
+        claimed = (request.header(_DEVICE) or "")[:_LONGEST_CLAIM]
         _log.warning(
             "tunnel refused",
             remote=remote,
+            **({"claimed": claimed} if claimed.isprintable() and claimed else {}),
             status=refusal.status,
             reason=refusal.reason,
             cause=refusal.message,
