@@ -25,6 +25,9 @@ max_streams = 7
 """
 
 
+TCP = '[[ingress.tcp]]\nlisten = "127.0.0.1:4"\ndevice = "dev1"\nservice = "ssh"\n'
+
+
 def loaded(folder: Path, text: str):
     file = folder / "proxy.toml"
     file.write_text(text)
@@ -41,11 +44,10 @@ def loaded(folder: Path, text: str):
         ("first-token-of-dev2", "second-token", "devices.dev2.token"),
         ('"dev2"', '"dev3"', "+devices.dev3, -devices.dev2"),
         ("[limits]", "[log]\nlevel = 'debug'\n[limits]", "log.level"),
-        ("[limits]", '[[ingress.tcp]]\nlisten = "127.0.0.1:4"\ndevice = "dev1"\nservice = "ssh"\n'
-         "[limits]", "+ingress.tcp.127.0.0.1:4"),
+        ("[limits]", TCP + "[limits]", "+ingress.tcp.127.0.0.1:4"),
         ("", "", "nothing"),
     ],
-)  # fmt: skip
+)
 def test_each_difference_has_its_key_and_no_value(tmp_path, old, new, told):
     assert old in PROXY
     before, after = loaded(tmp_path, PROXY), loaded(tmp_path, PROXY.replace(old, new, 1))

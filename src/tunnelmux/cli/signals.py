@@ -44,8 +44,9 @@ async def run_until_signalled(
     `start` is a function for `nursery.start` that answers the running daemon. SIGTERM and SIGINT
     drain it within `grace` seconds; a second one ends it at once, with status 1. SIGHUP calls
     `reload`, whose ConfigError is logged and changes nothing, and whose fields go into the log's
-    line; without `reload` SIGHUP keeps its usual meaning. What the daemon raises comes out of here, in the groups its nurseries make.
-    `manager`, by default the one that the environment names, is told what becomes of the daemon.
+    line; without `reload` SIGHUP keeps its usual meaning. What the daemon raises comes out of here,
+    in the groups its nurseries make. `manager`, by default the one that the environment names, is
+    told what becomes of the daemon.
     """
     wanted = [signal.SIGTERM, signal.SIGINT]
     if reload is not None:
