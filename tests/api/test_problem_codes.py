@@ -53,7 +53,7 @@ def test_every_code_is_described_with_its_status() -> None:
 def test_every_code_that_is_described_exists() -> None:
     described = SOURCE / "api" / "problem_codes.py"
     written: set[str] = set()
-    for file in [*API, *REGISTRY]:
+    for file in [*API, *REGISTRY, SOURCE / "backend" / "proxies.py"]:
         if file != described:
             written |= strings(ast.parse(file.read_text("utf-8")))
     assert sorted(CODES.keys() - written) == []

@@ -31,8 +31,9 @@ the tenant, and of that only what its scopes say. Without `role` it is a viewer'
 look: for pairing codes, forwarding and commands ask for `operator`. A browser has one cookie,
 `__Host-tunnelmux`, and its changes must come from this server's own pages.
 
-The first token is made with the cookie of a browser that is signed in (its developer tools show
-it), all else with tokens:
+A person at a terminal needs none of this: `tunnelmux login URL` gets a token by a code that is
+confirmed in a browser ([cli.md](cli.md)). Of tokens for programs, the first is made with the cookie
+of a browser that is signed in (its developer tools show it), all else with tokens:
 
 ```sh
 curl https://tunnels.example.com/api/access-tokens -b "__Host-tunnelmux=$COOKIE" \\
@@ -58,7 +59,9 @@ _WEBSOCKETS = """\
 
 `/api/devices/{device_id}/ws/{service}/{path}` is a WebSocket to a service of the device, message by
 message. `/api/devices/{device_id}/connect/{service}` is a raw connection: the bytes of binary
-messages, of which an empty one is the end of one direction.
+messages, of which an empty one is the end of one direction. The handshake is answered when the
+service has taken the connection; a refusal comes in its place, as a problem document. A connection
+that breaks later ends with the close code 4502 and a reason.
 
 Both need the role operator and the scope `forward`, as forwarding of HTTP does, and an access
 token: what a device sends must not act as a page of this server, so browsers may not forward. For

@@ -42,6 +42,7 @@ from tunnelmux.api.routes import (
     pairing,
     people,
     tenants,
+    terminal,
 )
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
@@ -62,6 +63,7 @@ _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
 
 ROUTERS = (
     auth.router,
+    terminal.router,
     health.router,
     people.tenant_routes,
     tenants.router,

@@ -19,13 +19,26 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from tunnelmux.api.problems import Refused, problem_response, unreachable_refusal
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.errors import DeviceUnreachable
-from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, ResponseHead, open_connect
+from tunnelmux.http import (
+    ClientConnection,
+    ConnectFailed,
+    ConnectStream,
+    PeerGone,
+    ResponseHead,
+    open_connect,
+)
 from tunnelmux.http.fields import end_to_end, without_own_fields
 from tunnelmux.http.head import Field
 from tunnelmux.limits import IngressLimits
 from tunnelmux.wire import SERVICE_FIELD
 
-__all__ = ["ForwardedResponse", "relay_raw", "relay_websocket", "service_head"]
+__all__ = [
+    "ForwardedResponse",
+    "refuse_websocket",
+    "relay_raw",
+    "relay_websocket",
+    "service_head",
+]
 
 _CONNECT_TIMEOUT = 15.0
 # Seconds an agent has to reach its target: its own limit is shorter, and its reason better.
@@ -41,6 +54,12 @@ _SANDBOX = (
     (b"content-security-policy", b"sandbox; default-src 'none'"),
     (b"x-content-type-options", b"nosniff"),
 )
+
+_CONNECT_CODES = {
+    "unknown-service": (404, "no_such_service"),
+    "target-timeout": (504, "device_timeout"),
+}
+# What the agent's reasons (`Tunnelmux-Reason`) are called here; all others are `service_away`.
 
 _LIMITS = IngressLimits()
 
@@ -171,22 +190,45 @@ async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSo
     """Join a WebSocket of binary messages to a raw connection to a service of a device.
 
     An empty message is the end of one direction (FIN); the close of the WebSocket is the end of
-    both. A refusal is the close code 4000 plus a part of the HTTP status, with the reason.
+    both, with the code 4502 and a reason when the connection broke. The handshake is answered when
+    the service has taken the connection; a refusal is a problem document in its place.
     """
-    await websocket.accept()
     try:
         async with proxies.stream_to(label) as stream:
             connection = await open_connect(
                 stream, service, _LIMITS, answer_timeout=_CONNECT_TIMEOUT
             )
+            await _agreed(connection)
+            await websocket.accept()
             await _carry(websocket, connection)
     except DeviceUnreachable as exc:
-        refusal = unreachable_refusal(exc)
-        await websocket.close(4000 + refusal.status % 1000, refusal.detail[:120])
-    except ConnectFailed as exc:
+        await refuse_websocket(websocket, unreachable_refusal(exc))
+    except Refused as exc:
+        await refuse_websocket(websocket, exc)
+    except (ConnectFailed, PeerGone) as exc:
         await websocket.close(4502, str(exc)[:120])
-    except PeerGone:
-        await websocket.close(4502, "the device's connection ended")
+
+
+async def _agreed(connection: ConnectStream) -> None:
+    """Return when the service has taken the connection; raises Refused."""
+    try:
+        await connection.wait_answer()
+    except ConnectFailed as exc:
+        status, code = _CONNECT_CODES.get(exc.reason or "", (502, "service_away"))
+        said = str(exc).removesuffix(f" ({exc.reason})")
+        raise Refused(status, code, said) from exc
+
+
+async def refuse_websocket(websocket: WebSocket, refusal: Refused) -> None:
+    """Answer a handshake that was not accepted with a problem document."""
+    response = problem_response(
+        refusal.status,
+        refusal.code,
+        refusal.detail,
+        # anycorn closes after it, and does not say so by itself.
+        headers={**(refusal.headers or {}), "connection": "close"},
+    )
+    await websocket.send_denial_response(response)
 
 
 async def _carry(websocket: WebSocket, connection: trio.abc.HalfCloseableStream) -> None:
@@ -223,10 +265,19 @@ async def _carry(websocket: WebSocket, connection: trio.abc.HalfCloseableStream)
         await websocket.close()
 
 
+_NO_WEBSOCKET = (
+    trio_websocket.HandshakeError,
+    trio.TooSlowError,
+    OSError,
+    trio.BrokenResourceError,
+)
+
+
 async def relay_websocket(
     proxies: Proxies, label: str, service: str, websocket: WebSocket, target: bytes
 ) -> None:
     """Join a WebSocket to one of a service of a device, message by message."""
+    accepted = False
     wanted: list[str] = list(websocket.scope.get("subprotocols", []))
     headers = [(SERVICE_FIELD, service.encode("ascii"))]
     try:
@@ -241,19 +292,19 @@ async def relay_websocket(
                     extra_headers=headers,
                 )
             await websocket.accept(upstream.subprotocol or None)
+            accepted = True
             await _carry_messages(websocket, upstream)
             nursery.cancel_scope.cancel()
-    except* Refused as group:
-        await _refuse_websocket(websocket, group.exceptions[0])
-    except* (trio_websocket.HandshakeError, trio.TooSlowError, OSError, trio.BrokenResourceError):
-        await _refuse_websocket(websocket, None)
-
-
-async def _refuse_websocket(websocket: WebSocket, exc: BaseException | None) -> None:
-    """Before `accept` a close is a 403 of the handshake; after it, a close with a code."""
-    reason = exc.detail if isinstance(exc, Refused) else "the service took no WebSocket"
-    with contextlib.suppress(RuntimeError):
-        await websocket.close(4502, reason[:120])
+    except* (DeviceUnreachable, *_NO_WEBSOCKET) as group:
+        found = group.exceptions[0]
+        if accepted:
+            with contextlib.suppress(RuntimeError):
+                await websocket.close(4502, "the device's connection ended")
+        elif isinstance(found, DeviceUnreachable):
+            await refuse_websocket(websocket, unreachable_refusal(found))
+        else:
+            refusal = Refused(502, "no_websocket", "The service took no WebSocket.")
+            await refuse_websocket(websocket, refusal)
 
 
 async def _carry_messages(

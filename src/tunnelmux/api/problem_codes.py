@@ -36,6 +36,10 @@ CODES: dict[str, tuple[int, str]] = {
     "too_many_sign_ins": (429, "too many sign-ins were begun from your network"),
     "provider_away": (502, "the sign-in provider does not answer"),
     "busy": (503, "too many sign-ins in this browser at once"),
+    # Terminals
+    "access_denied": (409, "the person denied the sign-in"),
+    "expired_token": (409, "nobody confirmed the code in time: ask anew"),
+    "request_unknown": (409, "no such sign-in of a terminal"),
     # Records, and rules about them
     "bad_cursor": (409, "`after` is not from this list: begin without"),
     "changed_meanwhile": (409, "another request changed it first: try again"),
@@ -77,10 +81,13 @@ CODES: dict[str, tuple[int, str]] = {
     "too_many_requests": (429, "too many devices wait to be let in"),
     # Devices and commands
     "no_such_device": (404, "no device has this name, id or pattern"),
+    "no_such_service": (404, "the device offers no service of this name"),
     "invalid_command": (422, "`detail` says which part of the command is not valid"),
     "too_many_devices": (422, "one command runs on 1,024 devices at most"),
     "device_answer_lost": (502, "the service broke off, or spoke no HTTP"),
     "proxy_away": (502, "the device may be there, but a proxy does not answer"),
+    "service_away": (502, "the device could not connect to its service"),
+    "no_websocket": (502, "the service answered the handshake with something else"),
     "unexpected_upgrade": (502, "for WebSockets use the path with `/ws/`"),
     "device_offline": (503, "the device is not connected"),
     "device_timeout": (504, "no answer within `proxies.forward_timeout`"),

@@ -5,23 +5,50 @@ from __future__ import annotations
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.curl import curl
 from tunnelmux.cli.demo.command import demo
 from tunnelmux.cli.exec import exec_command
+from tunnelmux.cli.forward import forward
+from tunnelmux.cli.listing import ls, show
 from tunnelmux.cli.outcome import run_command
+from tunnelmux.cli.secure_shell import connect, ssh, ssh_config
+from tunnelmux.cli.sign_in import login, logout, whoami
 
-__all__ = ["main"]
+__all__ = ["COMMANDS", "main", "tunnelmux"]
 
 _PROGRAM = "tunnelmux"
 
+COMMANDS: dict[str, tuple[click.Command, ...]] = {
+    "Signing in": (login, logout, whoami),
+    "Looking": (ls, show),
+    "Reaching devices": (ssh, connect, ssh_config, forward, curl, exec_command),
+    "Trying it out": (demo,),
+}
+"""All commands, under the headings of the help: the one table from which help, completion and man
+pages are made."""
 
-@click.group(_PROGRAM)
+
+class _Commands(click.Group):
+    """Shows the commands under headings, in the order of the table."""
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        del ctx
+        for heading, commands in COMMANDS.items():
+            with formatter.section(heading):
+                formatter.write_dl(
+                    [(command.name or "", command.get_short_help_str(60)) for command in commands]
+                )
+
+
+@click.group(_PROGRAM, cls=_Commands)
 @click.version_option(__version__, prog_name=_PROGRAM)
 def tunnelmux() -> None:
     """Reach devices behind NAT through a proxy they dial out to."""
 
 
-tunnelmux.add_command(demo)
-tunnelmux.add_command(exec_command)
+for _commands in COMMANDS.values():
+    for _command in _commands:
+        tunnelmux.add_command(_command)
 
 
 def main() -> None:

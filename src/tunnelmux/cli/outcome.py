@@ -3,7 +3,10 @@
 0  all went well, a drain included
 1  it failed, or a second signal cut the drain short
 2  a wrong option or setting, or an address that cannot be listened on: a person must change it
-3  the proxy refused this agent for good: trying again cannot help
+3  the proxy refused this agent for good, or the person is not signed in or may not do this:
+   trying again cannot help
+4  no such device or service
+5  the device is offline or does not answer
 """
 
 from __future__ import annotations
@@ -59,6 +62,9 @@ def _known_error(error: Exception) -> TunnelmuxError | None:
 def _exit_status(error: TunnelmuxError) -> int:
     if isinstance(error, ConfigError):
         return _EXIT_CONFIG
+    status: int | None = getattr(error, "exit_status", None)
+    if status is not None:
+        return status
     if isinstance(error, ConnectError) and not error.retryable:
         return _EXIT_REFUSED
     return _EXIT_FAILED

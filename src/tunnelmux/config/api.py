@@ -234,11 +234,19 @@ class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
     lifetime: float = 7 * 86_400.0
     """Seconds after which a person has to sign in again in any case."""
 
+    terminal_lifetime: float = 30 * 86_400.0
+    """Seconds after which a terminal that was signed in with `tunnelmux login` has to be signed in
+    again: a laptop that is lost is worth something for as long, unless its token is revoked."""
+
     def __post_init__(self) -> None:
         if not 60 <= self.idle <= self.lifetime:
             raise InvalidSetting("idle", f"{self.idle:g} is not from 60 s to lifetime")
         if not self.lifetime <= 90 * 86_400:
             raise InvalidSetting("lifetime", f"{self.lifetime:g} is more than 90 days")
+        if not 60 <= self.terminal_lifetime <= 366 * 86_400:
+            raise InvalidSetting(
+                "terminal_lifetime", f"{self.terminal_lifetime:g} is not from 60 s to 366 days"
+            )
 
 
 class ProxyEndpointConfig(ProxyCalls, frozen=True, kw_only=True, forbid_unknown_fields=True):

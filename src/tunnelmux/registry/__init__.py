@@ -62,6 +62,7 @@ from tunnelmux.registry.people import (
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
 from tunnelmux.registry.tenants import Tenant, Tenants
+from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
 
 __all__ = [
@@ -127,6 +128,9 @@ __all__ = [
     "Tenant",
     "TenantRegistry",
     "Tenants",
+    "TerminalApprovals",
+    "TerminalRequest",
+    "TerminalRequests",
     "Ticket",
     "Tickets",
     "User",

@@ -19,6 +19,7 @@ from tunnelmux.registry.pairing import InstallKeys, Joining, PairingRules, Pairi
 from tunnelmux.registry.people import Invitations, Members, Users
 from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.tenants import Tenants
+from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequests
 from tunnelmux.registry.tokens import AccessTokens, ProvenToken
 
 __all__ = ["Installation", "Registry", "TenantRegistry", "open_registry"]
@@ -39,6 +40,7 @@ class TenantRegistry(abc.ABC):
     members: Members
     invitations: Invitations
     access_tokens: AccessTokens
+    terminals: TerminalApprovals
     leases: Leases
     tickets: Tickets
     audit: AuditTrail
@@ -66,6 +68,7 @@ class Registry(abc.ABC):
     changes: Changes
     fleet: Fleet
     joining: Joining
+    terminals: TerminalRequests
 
     @property
     @abc.abstractmethod

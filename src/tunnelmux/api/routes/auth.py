@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tunnelmux.api.access import AccessRoute
 from tunnelmux.api.browser_sessions.sign_in import COOKIE, Landing
-from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn
+from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.records import Input, RecordId
 
@@ -108,8 +108,11 @@ async def choose_tenant(
 
 
 @router.post("/logout")
-async def logout(request: Request, api: ApiDependency, _principal: SignedIn) -> SignedOut:
-    """Sign out here."""
+async def logout(request: Request, api: ApiDependency, principal: SignedIn) -> SignedOut:
+    """End what the caller signed in with: this browser's session, or its own access token."""
+    if principal.token_id is not None and principal.tenant_id is not None:
+        await tenant_for(api, principal).access_tokens.revoke(principal.token_id)
+        return SignedOut(redirect=None)
     return SignedOut(redirect=await api.sign_in.end(session_of(request)))
 
 

@@ -15,8 +15,14 @@ from starlette.types import Scope
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
-from tunnelmux.api.forwarding import ForwardedResponse, relay_raw, relay_websocket
-from tunnelmux.api.problems import Refused
+from tunnelmux.api.forwarding import (
+    ForwardedResponse,
+    refuse_websocket,
+    relay_raw,
+    relay_websocket,
+)
+from tunnelmux.api.problems import Refused, registry_refusal
+from tunnelmux.errors import RegistryError
 from tunnelmux.registry import Device
 
 router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["forwarding"])
@@ -70,8 +76,12 @@ async def forward_websocket(
     service: Service,
 ) -> None:
     """A WebSocket to a service of the device, message by message."""
-    device = await _device(api, principal, device_id)
-    target = _target(websocket.scope, b"/ws/" + service.encode("ascii"))
+    try:
+        device = await _device(api, principal, device_id)
+        target = _target(websocket.scope, b"/ws/" + service.encode("ascii"))
+    except (Refused, RegistryError) as exc:
+        await refuse_websocket(websocket, _as_refusal(exc))
+        return
     await relay_websocket(api.proxies, device.label, service, websocket, target)
 
 
@@ -85,8 +95,16 @@ async def connect(
 ) -> None:
     """A raw connection to a service: the bytes of binary messages; an empty message is the end of
     one direction."""
-    device = await _device(api, principal, device_id)
+    try:
+        device = await _device(api, principal, device_id)
+    except (Refused, RegistryError) as exc:
+        await refuse_websocket(websocket, _as_refusal(exc))
+        return
     await relay_raw(api.proxies, device.label, service, websocket)
+
+
+def _as_refusal(exc: Refused | RegistryError) -> Refused:
+    return exc if isinstance(exc, Refused) else registry_refusal(exc)
 
 
 async def _device(api: Api, principal: Principal, device_id: str) -> Device:

@@ -26,6 +26,7 @@ from tunnelmux.registry.sql.pairing import SqlInstallKeys, SqlPairings
 from tunnelmux.registry.sql.people import SqlInvitations, SqlMembers, SqlUsers
 from tunnelmux.registry.sql.ssh_keys import SqlSshKeys, SqlTickets, TicketDesk
 from tunnelmux.registry.sql.tenants import SqlTenants
+from tunnelmux.registry.sql.terminals import SqlTerminalApprovals, SqlTerminalRequests
 from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.sql.upgrade import prepare
@@ -81,6 +82,7 @@ class SqlRegistry(Registry):
         self.changes = SqlChanges(database, clock, tenant_id=None, actor=proxy)
         self.fleet = SqlFleet(database, clock, tenant_id=None, actor=proxy)
         self.joining = SqlJoining(database, clock, rules=rules)
+        self.terminals = SqlTerminalRequests(database, clock, rules=rules)
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
         self._tickets = TicketDesk(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
@@ -122,6 +124,9 @@ class SqlTenantRegistry(TenantRegistry):
         self.members = SqlMembers(database, clock, tenant_id=tenant_id, actor=actor)
         self.invitations = SqlInvitations(database, clock, tenant_id=tenant_id, actor=actor)
         self.access_tokens = SqlAccessTokens(database, clock, tenant_id=tenant_id, actor=actor)
+        self.terminals = SqlTerminalApprovals(
+            database, clock, tenant_id=tenant_id, actor=actor, rules=rules
+        )
         self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
         self.tickets = SqlTickets(database, clock, tenant_id=tenant_id, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)
@@ -158,6 +163,7 @@ class _Keeper(Repository):
             ),
             schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
             schema.tickets: schema.tickets.c.expires < tx.now,
+            schema.terminal_requests: schema.terminal_requests.c.expires < tx.now - _PAIRINGS_KEPT,
         }
         for table, condition in old.items():
             tx.execute(table.delete().where(condition))

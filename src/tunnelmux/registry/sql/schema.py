@@ -309,6 +309,22 @@ access_tokens = Table(
     Index(None, "user_id"),
 )
 
+terminal_requests = Table(
+    "terminal_requests",
+    metadata,
+    _id(),
+    Column("state", sa.String(16), nullable=False),
+    Column("code_digest", Digest, nullable=False),
+    # What the terminal polls with, and what is an access token once it is approved.
+    Column("digest", Digest, nullable=False, unique=True),
+    _text("client"),
+    _text("address"),
+    _time("created"),
+    _time("expires"),
+    Index(None, "code_digest"),
+    Index(None, "expires"),
+)
+
 browser_sessions = Table(
     "browser_sessions",
     metadata,

@@ -20,7 +20,7 @@ from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
 
-__all__ = ["SqlAccessTokens", "TokenProofs"]
+__all__ = ["SqlAccessTokens", "TokenProofs", "add_token"]
 
 _A = schema.access_tokens
 _M = schema.memberships
@@ -47,33 +47,11 @@ class SqlAccessTokens(Repository, AccessTokens):
         scopes: tuple[str, ...] = (),
         lifetime: float | None = None,
     ) -> tuple[AccessToken, Secret]:
-        name = names.check_text("name", name, 255, least=1)
-        held = role_in(tx, user_id)
-        if held is None:
-            raise NoSuchRecord("member", user_id)
-        if ROLES.index(role) > ROLES.index(held):
-            raise RegistryRefused(
-                f"a token cannot be {role}: the one who makes it is {held}",
-                code="too_much",
-                field="role",
-            )
         secret, digest = new_secret("tma")
-        token_id = new_id()
-        expires = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
-        tx.insert(
-            _A,
-            id=token_id,
-            user_id=user_id,
-            digest=digest,
-            name=name,
-            scopes=list(scopes),
-            role=role,
-            created=tx.now,
-            expires=expires,
+        token = add_token(
+            tx, digest, name, user_id=user_id, role=role, scopes=scopes, lifetime=lifetime
         )
-        after = {"name": name, "user": user_id, "role": role, "scopes": list(scopes)}
-        tx.record("token.add", "token", token_id, after=after)
-        return _token(tx.one(_A, token_id, "access token")), secret
+        return token, secret
 
     @reads
     def page(
@@ -146,6 +124,45 @@ class TokenProofs(Repository):
         tx.execute(
             _A.update().where(_A.c.id == token_id).values(last_used=tx.now, last_address=address)
         )
+
+
+def add_token(
+    tx: Transaction,
+    digest: str,
+    name: str,
+    *,
+    user_id: str,
+    role: Role,
+    scopes: tuple[str, ...],
+    lifetime: float | None,
+) -> AccessToken:
+    """The secret of this digest as an access token from now on; raises as `AccessTokens.add`."""
+    name = names.check_text("name", name, 255, least=1)
+    held = role_in(tx, user_id)
+    if held is None:
+        raise NoSuchRecord("member", user_id)
+    if ROLES.index(role) > ROLES.index(held):
+        raise RegistryRefused(
+            f"a token cannot be {role}: the one who makes it is {held}",
+            code="too_much",
+            field="role",
+        )
+    token_id = new_id()
+    expires = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
+    tx.insert(
+        _A,
+        id=token_id,
+        user_id=user_id,
+        digest=digest,
+        name=name,
+        scopes=list(scopes),
+        role=role,
+        created=tx.now,
+        expires=expires,
+    )
+    after = {"name": name, "user": user_id, "role": role, "scopes": list(scopes)}
+    tx.record("token.add", "token", token_id, after=after)
+    return _token(tx.one(_A, token_id, "access token"))
 
 
 def _token(row: Row[Any]) -> AccessToken:

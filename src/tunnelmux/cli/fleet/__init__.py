@@ -1,0 +1,1 @@
+"""What the commands of `tunnelmux` work on: devices behind tunnelmux-api, or behind one proxy."""

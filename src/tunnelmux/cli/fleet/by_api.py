@@ -1,0 +1,266 @@
+"""A fleet that is reached through tunnelmux-api, as a person who signed in."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any, TypeVar
+from urllib.parse import quote
+
+import msgspec
+import trio
+
+from tunnelmux.cli.fleet.api_client import ApiClient
+from tunnelmux.cli.fleet.errors import FleetError, NotThere
+from tunnelmux.cli.fleet.fleet import Fleet, HttpAccess, no_such_device, services_of
+from tunnelmux.cli.fleet.message_stream import MessageStream
+from tunnelmux.cli.fleet.model import Account, Device, DeviceDetails, FleetEvent, State, Visit
+from tunnelmux.commands import LineSplitter
+from tunnelmux.errors import ConnectError
+
+__all__ = ["ApiFleet"]
+
+T = TypeVar("T")
+
+_PAGE = 200
+
+_SILENCE = 45.0
+# Seconds without a byte after which an event stream is lost: three of the server's heartbeats.
+
+_RETRY = 2.0
+# Seconds before an event stream that was lost is asked for again.
+
+
+class _State(msgspec.Struct):
+    online: bool
+    since: datetime | None = None
+    last_seen: datetime | None = None
+    address: str = ""
+    agent_version: str = ""
+    services: list[str] = []
+    reason: str = ""
+
+
+class _Device(msgspec.Struct):
+    id: str
+    name: str
+    enabled: bool
+    quarantine: str
+    state: _State
+    serial: str = ""
+    labels: dict[str, str] = {}
+    paired_by_name: str = ""
+    created: datetime | None = None
+    rotation_wanted: bool = False
+
+
+class _Devices(msgspec.Struct):
+    items: list[_Device]
+    next: str | None = None
+
+
+class _Membership(msgspec.Struct):
+    tenant_id: str
+    tenant: str
+
+
+class _Me(msgspec.Struct):
+    name: str
+    email: str
+    tenant_id: str | None = None
+    role: str | None = None
+    tenants: list[_Membership] = []
+
+
+class _Event(msgspec.Struct):
+    object_id: str = ""
+    at: datetime | None = None
+    name: str = ""
+    reason: str = ""
+
+
+class ApiFleet(Fleet):
+    """See `Fleet`."""
+
+    def __init__(self, client: ApiClient) -> None:
+        self.client = client
+        self.server = client.server
+
+    async def account(self) -> Account:
+        me = await self.client.get("/api/auth/me", _Me)
+        tenant = next((item.tenant for item in me.tenants if item.tenant_id == me.tenant_id), "")
+        return Account(
+            server=self.server,
+            way="api",
+            name=me.name,
+            email=me.email,
+            tenant=tenant,
+            role=me.role or "",
+        )
+
+    async def devices(self, part: str = "") -> list[Device]:
+        return [_device(item) for item in await self._devices(part)]
+
+    async def device(self, name: str) -> Device:
+        return _device(await self._find(name))
+
+    async def details(self, name: str) -> DeviceDetails:
+        found = await self._find(name)
+        visits: list[Visit] = []
+        with contextlib.suppress(FleetError):  # a viewer whose token may not see them
+            visits = await self.client.get(f"/api/devices/{found.id}/visits", list[Visit])
+        return DeviceDetails(
+            device=_device(found),
+            services=services_of(found.state.services),
+            visits=visits,
+            paired_by=found.paired_by_name,
+            created=found.created,
+            rotation_wanted=found.rotation_wanted,
+        )
+
+    @asynccontextmanager
+    async def connect(
+        self, device: str, service: str
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        found = await self._find(device)
+        path = f"/api/devices/{found.id}/connect/{quote(service, safe='')}"
+        try:
+            async with self.client.websocket(path) as connection:
+                yield MessageStream(connection)
+        except FleetError as exc:
+            raise type(exc)(f"{device}: {exc}", code=exc.code) from exc
+
+    @asynccontextmanager
+    async def http(self, device: str, service: str) -> AsyncIterator[HttpAccess]:
+        found = await self._find(device)
+        yield HttpAccess(
+            url=f"{self.server}/api/devices/{found.id}/http/{quote(service, safe='')}",
+            token=self.client.token,
+            ca_file=str(self.client.ca_file) if self.client.ca_file else None,
+        )
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[FleetEvent]]:
+        send, receive = trio.open_memory_channel[FleetEvent](0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow, send)
+            yield receive
+            nursery.cancel_scope.cancel()
+
+    # -- below ----------------------------------------------------------------------------------
+
+    async def find_id(self, name: str) -> str:
+        """The id of the device of this name. Raises NoSuchThing."""
+        return (await self._find(name)).id
+
+    async def pages(
+        self, path: str, kind: type[T], items: Callable[[T], tuple[list[Any], str | None]]
+    ) -> list[Any]:
+        """All parts of a list, one after the other."""
+        found: list[Any] = []
+        after: str | None = None
+        while True:
+            page = await self.client.get(path, kind, limit=_PAGE, after=after)
+            content, after = items(page)
+            found += content
+            if after is None:
+                return found
+
+    async def _devices(self, part: str = "") -> list[_Device]:
+        found: list[_Device] = []
+        after: str | None = None
+        while True:
+            page = await self.client.get(
+                "/api/devices", _Devices, name=part or None, limit=_PAGE, after=after
+            )
+            found += page.items
+            if (after := page.next) is None:
+                return found
+
+    async def _find(self, name: str) -> _Device:
+        for device in await self._devices(name):
+            if device.name == name:
+                return device
+        names = [device.name for device in await self._devices()]
+        raise no_such_device(name, names, self.server)
+
+    async def _follow(self, send: trio.MemorySendChannel[FleetEvent]) -> None:
+        """Pass the events on; a connection that is lost is made again where it was."""
+        names: dict[str, str] = {}
+        last: str | None = None
+        is_first = True
+        while True:
+            try:
+                async with self._event_lines(last) as lines:
+                    names = {device.id: device.name for device in await self._devices()}
+                    async for number, event in lines:
+                        last = number
+                        if event.object_id not in names and event.kind.startswith("device."):
+                            names |= {item.id: item.name for item in await self._devices()}
+                        event.device = event.device or names.get(event.object_id, "")
+                        await send.send(event)
+            except (ConnectError, NotThere):
+                if is_first:
+                    raise
+            is_first = False
+            await trio.sleep(_RETRY)
+
+    @asynccontextmanager
+    async def _event_lines(
+        self, last: str | None
+    ) -> AsyncIterator[AsyncIterator[tuple[str, FleetEvent]]]:
+        fields = [(b"Last-Event-ID", last.encode())] if last is not None else []
+        async with self.client.open("GET", "/api/events", fields=fields) as connection:
+
+            async def read() -> AsyncIterator[tuple[str, FleetEvent]]:
+                splitter, said = LineSplitter(), dict[str, str]()
+                end = False
+                while not end:
+                    with trio.fail_after(_SILENCE):
+                        data, end = await connection.read_body()
+                    for line in splitter.feed(data):
+                        name, _, value = line.decode("utf-8", "replace").partition(": ")
+                        if name:
+                            said[name] = value
+                        elif "event" in said:
+                            yield said.get("id", ""), _event(said)
+                            said.clear()
+
+            yield read()
+
+
+def _event(said: dict[str, str]) -> FleetEvent:
+    try:
+        content = msgspec.json.decode(said.get("data", "{}"), type=_Event)
+    except msgspec.MsgspecError:
+        content = _Event()
+    return FleetEvent(
+        kind=said["event"],
+        at=content.at,
+        reason=content.reason,
+        object_id=content.object_id,
+    )
+
+
+def _device(found: _Device) -> Device:
+    state: State = "online" if found.state.online else "offline"
+    reason = found.state.reason
+    if not found.enabled:
+        state = "disabled"
+    elif found.quarantine:
+        state, reason = "quarantined", found.quarantine
+    return Device(
+        name=found.name,
+        state=state,
+        since=found.state.since,
+        last_seen=found.state.last_seen,
+        address=found.state.address,
+        version=found.state.agent_version,
+        services=found.state.services,
+        serial=found.serial,
+        labels=found.labels,
+        reason="" if state == "online" else reason,
+        id=found.id,
+    )

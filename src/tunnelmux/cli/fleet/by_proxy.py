@@ -1,0 +1,246 @@
+"""A fleet that is reached through the internal API of one proxy, for installations without
+tunnelmux-api. Only devices that are connected are known there."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import NoReturn, TypeVar
+
+import msgspec
+import trio
+
+from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.cli.fleet.errors import FleetError, NoSuchThing, NotAllowed, NotThere
+from tunnelmux.cli.fleet.fleet import Fleet, HttpAccess, no_such_device
+from tunnelmux.cli.fleet.model import (
+    Account,
+    Device,
+    DeviceDetails,
+    FleetEvent,
+    Service,
+    Visit,
+)
+from tunnelmux.errors import ConnectError, SessionClosed, SessionError, SessionNotFound
+from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, open_connect
+from tunnelmux.http.body import BadBody
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import relay
+from tunnelmux.sessions import SessionSummary
+from tunnelmux.wire import AGENT_AUTHORITY
+
+__all__ = ["ProxyFleet"]
+
+T = TypeVar("T")
+
+_ANSWER = 15.0
+# Seconds an agent has to reach its target: its own limit is shorter, and its reason better.
+
+_RETRY = 2.0
+# Seconds before an event stream that was lost is asked for again.
+
+_MAX_INFO = 1024 * 1024
+
+
+class _Info(msgspec.Struct):
+    name: str = ""
+    version: str = ""
+    uptime: float = 0.0
+    services: list[Service] = []
+
+
+class ProxyFleet(Fleet):
+    """See `Fleet`."""
+
+    def __init__(self, client: ProxyClient, url: str) -> None:
+        self.client = client
+        self.server = url
+
+    async def account(self) -> Account:
+        await self._sessions()
+        return Account(server=self.server, way="proxy")
+
+    async def devices(self, part: str = "") -> list[Device]:
+        sessions = await self._sessions()
+        return [_device(item) for item in sessions if part in item.device_id]
+
+    async def device(self, name: str) -> Device:
+        return _device(await self._session(name))
+
+    async def details(self, name: str) -> DeviceDetails:
+        session = await self._session(name)
+        device = _device(session)
+        info = await self._info(session)
+        device.version = info.version
+        device.services = [service.name for service in info.services]
+        visits = await self._call(partial(self.client.list_visits, name))
+        return DeviceDetails(
+            device=device,
+            services=info.services,
+            visits=[Visit.of(item) for item in visits],
+        )
+
+    @asynccontextmanager
+    async def connect(
+        self, device: str, service: str
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+        stream = await self._stream(await self._session(device))
+        try:
+            connection = await open_connect(
+                stream, service, IngressLimits(), answer_timeout=_ANSWER
+            )
+            try:
+                await connection.wait_answer()
+            except ConnectFailed as exc:
+                kind = NoSuchThing if exc.status == 404 else NotThere
+                said = str(exc).removesuffix(f" ({exc.reason})").rstrip(".")
+                raise kind(f"{device}: {said}", code=exc.reason or "") from exc
+            yield connection
+        except PeerGone as exc:
+            raise NotThere(f"{device}: the connection was lost ({exc})") from exc
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    @asynccontextmanager
+    async def http(self, device: str, service: str) -> AsyncIterator[HttpAccess]:
+        session = await self._session(device)
+        # A socket in a folder of the user's own: a TCP port would let everybody on this machine in.
+        with tempfile.TemporaryDirectory(prefix="tunnelmux-") as folder:
+            path = str(Path(folder) / "http")
+            listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
+            await listener.bind(path)
+            listener.listen(16)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(
+                    partial(
+                        trio.serve_listeners,
+                        partial(self._carry, session),
+                        [trio.SocketListener(listener)],
+                    )
+                )
+                yield HttpAccess(url=f"http://{device}", socket=path, service=service)
+                nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def events(self) -> AsyncIterator[AsyncIterator[FleetEvent]]:
+        send, receive = trio.open_memory_channel[FleetEvent](0)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._follow, send)
+            yield receive
+            nursery.cancel_scope.cancel()
+
+    # -- below ----------------------------------------------------------------------------------
+
+    async def _carry(self, session: SessionSummary, local: trio.SocketStream) -> None:
+        try:
+            stream = await self._stream(session)
+        except (ConnectError, FleetError) as exc:
+            body = f"{exc}\n".encode()
+            head = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\n"
+            async with local:
+                await local.send_all(head + b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+            return
+        await relay(local, stream)
+
+    async def _sessions(self) -> list[SessionSummary]:
+        """One for each device, the newest."""
+        found: dict[str, SessionSummary] = {}
+        for session in await self._call(self.client.list_sessions):
+            known = found.get(session.device_id)
+            if known is None or known.connected_at < session.connected_at:
+                found[session.device_id] = session
+        return [found[name] for name in sorted(found)]
+
+    async def _session(self, name: str) -> SessionSummary:
+        sessions = await self._sessions()
+        for session in sessions:
+            if session.device_id == name:
+                return session
+        missing = no_such_device(name, (item.device_id for item in sessions), self.server)
+        raise NoSuchThing(
+            f"{missing}; a proxy knows those that are connected now", code=missing.code
+        )
+
+    async def _stream(self, session: SessionSummary) -> trio.abc.HalfCloseableStream:
+        try:
+            return await self.client.open_stream(session.token)
+        except (SessionClosed, SessionNotFound) as exc:
+            message = f"{session.device_id}: the device's connection ended just now"
+            raise NotThere(message, code="device_offline") from exc
+        except (ApiCallFailed, SessionError) as exc:
+            raise NotThere(f"{session.device_id}: {exc}") from exc
+
+    async def _info(self, session: SessionSummary) -> _Info:
+        stream = await self._stream(session)
+        try:
+            client = ClientConnection(stream, IngressLimits())
+            with trio.fail_after(_ANSWER):
+                # In the absolute form: by Host alone, it would be for a service.
+                target = b"http://" + AGENT_AUTHORITY + b"/v1/info"
+                await client.send_request(b"GET", target, [(b"Host", AGENT_AUTHORITY)], end=True)
+                await client.read_head()
+                body, end = b"", False
+                while not end and len(body) <= _MAX_INFO:
+                    piece, end = await client.read_body()
+                    body += piece
+            return msgspec.json.decode(body, type=_Info)
+        except (PeerGone, BadBody, trio.TooSlowError, msgspec.MsgspecError):
+            return _Info()  # an agent of another make: all else is known without it
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _follow(self, send: trio.MemorySendChannel[FleetEvent]) -> None:
+        last: str | None = None
+        is_first = True
+        while True:
+            try:
+                async with self.client.events(last) as events:
+                    async for number, event in events:
+                        last = number
+                        if event is None:
+                            await send.send(FleetEvent(kind="gap"))
+                            continue
+                        await send.send(
+                            FleetEvent(
+                                kind=f"device.{event.type}",
+                                at=event.time,
+                                device=event.device_id,
+                                reason=event.reason,
+                            )
+                        )
+            except ConnectError:
+                if is_first:
+                    raise
+            except ApiCallFailed as exc:
+                _refuse(exc)
+            is_first = False
+            await trio.sleep(_RETRY)
+
+    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
+        try:
+            return await call()
+        except ApiCallFailed as exc:
+            _refuse(exc)
+
+
+def _refuse(exc: ApiCallFailed) -> NoReturn:
+    if exc.code == "UNAUTHORIZED":
+        raise NotAllowed(
+            "the proxy wants another secret: give --secret-file FILE with [internal] secret of "
+            "its proxy.toml",
+            code=exc.code,
+        ) from exc
+    raise FleetError(str(exc), code=exc.code) from exc
+
+
+def _device(session: SessionSummary) -> Device:
+    return Device(
+        name=session.device_id,
+        state="online",
+        since=session.connected_at,
+        last_seen=session.last_heartbeat,
+        address=session.remote_addr,
+    )

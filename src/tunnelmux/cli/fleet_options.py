@@ -1,0 +1,129 @@
+"""What the commands for people have in common: where the fleet is, `--json`, how they run."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from tunnelmux.cli.options import print_warning
+from tunnelmux.errors import ConnectError
+
+if TYPE_CHECKING:
+    from tunnelmux.cli.fleet.fleet import Fleet
+    from tunnelmux.cli.fleet.opening import Place
+
+__all__ = [
+    "EXIT_STATUSES",
+    "examples",
+    "json_option",
+    "place_arguments",
+    "place_of",
+    "place_options",
+    "run_on_fleet",
+]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, what a shell expects
+
+EXIT_STATUSES = """\
+Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed in or not
+allowed, 4 no such device or service, 5 the device is offline or does not answer,
+130 interrupted."""
+
+
+def place_options(function: F) -> F:
+    """Where the fleet is: without any of these, where the person is signed in."""
+    for decorate in (
+        click.option(
+            "--ca-file",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            envvar="TUNNELMUX_API_CA_FILE",
+            help="PEM file of the authority that signed the server's certificate (also "
+            "TUNNELMUX_API_CA_FILE).",
+        ),
+        click.option(
+            "--secret-file",
+            metavar="FILE",
+            type=click.Path(path_type=Path),
+            envvar="TUNNELMUX_API_SECRET_FILE",
+            help="A file that holds [internal] secret of proxy.toml (also "
+            "TUNNELMUX_API_SECRET_FILE).",
+        ),
+        click.option(
+            "--url",
+            metavar="URL",
+            envvar="TUNNELMUX_API_URL",
+            help="A proxy's internal API, where there is no tunnelmux-api to sign in at (also "
+            "TUNNELMUX_API_URL).  [default: where you are signed in; else http://127.0.0.1:3801]",
+        ),
+    ):
+        function = decorate(function)
+    return function
+
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
+
+
+def examples(*pairs: tuple[str, str], more: str = "") -> str:
+    """The end of a command's help: what to type and what it does, then the exit statuses."""
+    lines = ["\b", "Example:" if len(pairs) == 1 else "Examples:"]
+    for command, meaning in pairs:
+        lines += [f"  {command}", *(f"      {line}" for line in meaning.splitlines())]
+    text = "\n".join(lines)
+    return "\n\n".join([text, *([f"\b\n{more}"] if more else []), f"\b\n{EXIT_STATUSES}"])
+
+
+def place_of(options: dict[str, Any]) -> Place:
+    """The place that the options of `place_options` name. Warns on standard error."""
+    from tunnelmux.cli.fleet.opening import find_place
+
+    place = find_place(options["url"], options["secret_file"], options["ca_file"])
+    for warning in place.warnings:
+        print_warning("tunnelmux", warning)
+    return place
+
+
+def place_arguments(options: dict[str, Any]) -> list[str]:
+    """The same options again, for a command line of ours that another program runs."""
+    words: list[str] = []
+    if options["url"] is not None:
+        words += ["--url", options["url"]]
+    for name in ("secret_file", "ca_file"):
+        if options[name] is not None:
+            words += [f"--{name.replace('_', '-')}", str(Path(options[name]).absolute())]
+    return words
+
+
+def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int | None]]) -> int:
+    """Run `work` with the fleet that the options name: the exit status."""
+    place = place_of(options)
+    # Trio and HTTP take a moment to import, which --help does not need.
+    import trio
+
+    from tunnelmux.cli.fleet.errors import NotAllowed, one_error
+    from tunnelmux.cli.fleet.opening import open_fleet
+
+    async def run() -> int:
+        async with one_error(), open_fleet(place) as fleet:
+            return await work(fleet) or 0
+
+    try:
+        return trio.run(run)
+    except ConnectError as exc:
+        if not place.is_guess:
+            raise
+        raise NotAllowed(
+            f"you are not signed in, and no proxy answers at {place.url} ({exc}): run "
+            "tunnelmux login URL, or name a proxy's internal API with --url"
+        ) from exc
+    except BrokenPipeError:
+        # Python would complain once more when it closes standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _EXIT_NOBODY_READS

@@ -1,0 +1,188 @@
+"""tunnelmux login, logout, whoami: who the other commands act as."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import platform
+import sys
+import webbrowser
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+import msgspec
+
+from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
+from tunnelmux.cli.output import print_fields, styled
+from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
+
+if TYPE_CHECKING:
+    from tunnelmux.cli.fleet.api_client import ApiClient
+    from tunnelmux.cli.fleet.fleet import Fleet
+    from tunnelmux.cli.fleet.model import Account
+
+__all__ = ["login", "logout", "whoami"]
+
+
+class _Waiting(msgspec.Struct):
+    device_code: str
+    user_code: str
+    verification_uri: str
+    verification_uri_complete: str
+    expires_in: float
+    interval: float = 5.0
+
+
+class _Answer(msgspec.Struct):
+    access_token: str = ""
+
+
+@click.command(
+    epilog=examples(
+        ("tunnelmux login https://tunnels.example.com", "Shows a code to confirm in a browser."),
+        (
+            "TUNNELMUX_SERVER=https://tunnels.example.com TUNNELMUX_TOKEN=tma_… tunnelmux ls",
+            "A program needs no login: an access token in its environment will do.",
+        ),
+    )
+)
+@click.argument("server", metavar="URL", required=False, envvar="TUNNELMUX_SERVER")
+@click.option(
+    "--ca-file",
+    metavar="FILE",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    help="PEM file of the authority that signed the server's certificate.",
+)
+@click.option("--no-browser", is_flag=True, help="Only print where to go.")
+def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
+    """Sign in at tunnelmux-api at URL; without one, at that of the last time.
+
+    A browser, on this machine or any other, confirms the code that is shown (RFC 8628). The token
+    goes into ~/.config/tunnelmux/login.json, which only you can read.
+    """
+    import trio
+
+    from tunnelmux.cli.fleet.api_client import ApiClient
+    from tunnelmux.cli.fleet.sign_in_file import read_sign_in, sign_in_file
+
+    file = sign_in_file(os.environ)
+    if server is None:
+        before = read_sign_in(file)
+        if before is None:
+            raise click.UsageError("say where: tunnelmux login https://tunnels.example.com")
+        server, ca_file = before.server, ca_file or before.ca_file
+    if "://" not in server:
+        server = f"https://{server}"
+    client = ApiClient(server, None, ca_file=ca_file, environ=os.environ)
+    account = trio.run(_login, client, file, no_browser)
+    name = account.email or account.name
+    click.echo(f"You are {name}, {account.role} of {account.tenant}, at {account.server}.")
+    click.echo("Next: tunnelmux ls")
+
+
+async def _login(client: ApiClient, file: Path, no_browser: bool) -> Account:
+    from tunnelmux.cli.fleet.by_api import ApiFleet
+    from tunnelmux.cli.fleet.sign_in_file import SignIn, write_sign_in
+    from tunnelmux.config import Secret
+
+    said = {"client": f"{getpass.getuser()}@{platform.node() or 'somewhere'}"[:100]}
+    waiting = await client.post("/api/auth/terminal", _Waiting, said)
+    click.echo(f"Open {waiting.verification_uri_complete}")
+    click.echo(f"and confirm the code {styled(waiting.user_code, 'bold')} there.")
+    if not no_browser and _has_browser():
+        webbrowser.open(waiting.verification_uri_complete)
+    click.echo(f"Waiting for {waiting.expires_in / 60:.0f} minutes …", err=True)
+    client.token = Secret(await _wait(client, waiting))
+    account = await ApiFleet(client).account()
+    write_sign_in(file, SignIn(server=client.server, token=client.token, ca_file=client.ca_file))
+    return account
+
+
+async def _wait(client: ApiClient, waiting: _Waiting) -> str:
+    import trio
+
+    from tunnelmux.cli.fleet.errors import NotAllowed
+
+    asked = {"device_code": waiting.device_code}
+    with trio.move_on_after(waiting.expires_in + waiting.interval):
+        while True:
+            await trio.sleep(waiting.interval)
+            try:
+                answer = await client.post("/api/auth/terminal/poll", _Answer, asked)
+            except ConnectError:
+                continue  # a network that is away for a moment
+            except TunnelmuxError as exc:
+                raise NotAllowed(str(exc)) from exc
+            if answer.access_token:
+                return answer.access_token
+    raise NotAllowed("the code was not confirmed in time: run tunnelmux login again")
+
+
+def _has_browser() -> bool:
+    """Whether there is one that shows itself: a text browser would take the terminal over."""
+    if not sys.stdin.isatty() or os.environ.get("SSH_CONNECTION"):
+        return False
+    return sys.platform == "darwin" or bool(
+        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
+    )
+
+
+@click.command(epilog=examples(("tunnelmux logout", "End the token, here and at the server.")))
+def logout() -> None:
+    """Sign out: the token ends at the server, and its file is taken away."""
+    import trio
+
+    from tunnelmux.cli.fleet.api_client import ApiClient
+    from tunnelmux.cli.fleet.errors import NotAllowed
+    from tunnelmux.cli.fleet.sign_in_file import forget_sign_in, read_sign_in, sign_in_file
+
+    file = sign_in_file(os.environ)
+    found = read_sign_in(file)
+    if found is None:
+        click.echo("You are not signed in.")
+        return
+    client = ApiClient(found.server, found.token, ca_file=found.ca_file, environ=os.environ)
+
+    async def end() -> None:
+        await client.call("POST", "/api/auth/logout", {})
+
+    try:
+        trio.run(end)
+    except NotAllowed:
+        pass  # the token had ended already
+    except ConnectError as exc:
+        forget_sign_in(file)
+        raise ConfigError(
+            f"{file} is gone, but the token was not ended at the server: {exc}. It ends by itself, "
+            "or when somebody revokes it there"
+        ) from exc
+    forget_sign_in(file)
+    click.echo(f"Signed out at {found.server}.")
+
+
+@click.command(epilog=examples(("tunnelmux whoami", "Who the commands act as, and where.")))
+@json_option
+@place_options
+def whoami(as_json: bool, **options: Any) -> int:
+    """Show who you are signed in as."""
+
+    async def work(fleet: Fleet) -> None:
+        account = await fleet.account()
+        if as_json:
+            from tunnelmux.cli.fleet.model import to_json
+
+            click.echo(to_json(account))
+            return
+        print_fields(
+            [
+                ("Server", account.server),
+                ("Name", account.name),
+                ("E-mail", account.email),
+                ("Tenant", account.tenant),
+                ("Role", account.role),
+                ("By", "a proxy's internal API" if account.way == "proxy" else ""),
+            ]
+        )
+
+    return run_on_fleet(options, work)

@@ -1,0 +1,200 @@
+"""Terminals that people sign in, in SQL."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Row
+
+from tunnelmux.config import Secret, hash_token
+from tunnelmux.config.networks import network_of
+from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry import names
+from tunnelmux.registry.actor import Actor
+from tunnelmux.registry.ids import Clock, new_id
+from tunnelmux.registry.pairing import PairingRules
+from tunnelmux.registry.people import Role
+from tunnelmux.registry.sql import schema
+from tunnelmux.registry.sql.database import Database
+from tunnelmux.registry.sql.guessing import Guesser, spend
+from tunnelmux.registry.sql.secrets import digest_of, new_code, new_secret, normal_code
+from tunnelmux.registry.sql.tokens import add_token
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
+from tunnelmux.registry.tokens import AccessToken
+
+__all__ = ["SqlTerminalApprovals", "SqlTerminalRequests"]
+
+_R = schema.terminal_requests
+
+_AGAIN = "run `tunnelmux login` again"
+
+
+class SqlTerminalRequests(Repository, TerminalRequests):
+    """See `TerminalRequests`."""
+
+    def __init__(self, database: Database, clock: Clock, *, rules: PairingRules) -> None:
+        super().__init__(database, clock, tenant_id=None, actor=Actor.program("terminal"))
+        self._rules = rules
+
+    @writes
+    def ask(
+        self, tx: Transaction, *, client: str, address: str
+    ) -> tuple[TerminalRequest, Secret, Secret]:
+        client = names.check_text("client", client, 100, least=1)
+        subject = f"terminal {network_of(address)}"
+        if not spend(tx, subject, self._rules.address_budget, self._rules.budget_period):
+            raise RegistryRefused(
+                "too many sign-ins were begun from here: try again in some minutes",
+                code="too_many_requests",
+            )
+        code = new_code()
+        while tx.execute(  # one in 2^34
+            sa.select(_R.c.id).where(_R.c.code_digest == hash_token(code), _R.c.state == "open")
+        ).first():
+            code = new_code()
+        secret, digest = new_secret("tma")
+        request_id = new_id()
+        tx.execute(
+            _R.insert().values(
+                id=request_id,
+                state="open",
+                code_digest=hash_token(code),
+                digest=digest,
+                client=client,
+                address=address[:64],
+                created=tx.now,
+                expires=tx.now + timedelta(seconds=self._rules.lifetime),
+            )
+        )
+        row = tx.execute(sa.select(_R).where(_R.c.id == request_id)).one()
+        return _request(row), code, secret
+
+    @reads
+    def poll(self, tx: Transaction, secret: Secret) -> TerminalRequest:
+        row = tx.execute(sa.select(_R).where(_R.c.digest == digest_of(secret))).first()
+        if row is None:
+            raise RegistryRefused(f"there is no such request: {_AGAIN}", code="request_unknown")
+        if row.state == "denied":
+            raise RegistryRefused("the sign-in was denied in the browser", code="access_denied")
+        if row.state == "open" and row.expires <= tx.now:
+            raise RegistryRefused(f"the code has expired: {_AGAIN}", code="expired_token")
+        return _request(row)
+
+
+class SqlTerminalApprovals(Repository, TerminalApprovals):
+    """See `TerminalApprovals`."""
+
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        tenant_id: str,
+        actor: Actor,
+        rules: PairingRules,
+    ) -> None:
+        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
+        self._rules = rules
+
+    async def find(self, code: str) -> TerminalRequest:
+        found = await self._find(code)
+        if isinstance(found, RegistryRefused):
+            raise found
+        return found
+
+    @writes
+    def _find(self, tx: Transaction, code: str) -> TerminalRequest | RegistryRefused:
+        found = self._waiting(tx, code)
+        return found if isinstance(found, RegistryRefused) else _request(found)
+
+    async def approve(
+        self, code: str, *, user_id: str, role: Role, scopes: tuple[str, ...], lifetime: float
+    ) -> AccessToken:
+        made = await self._approve(code, user_id, role, scopes, lifetime)
+        if isinstance(made, RegistryRefused):
+            raise made
+        return made
+
+    @writes
+    def _approve(
+        self,
+        tx: Transaction,
+        code: str,
+        user_id: str,
+        role: Role,
+        scopes: tuple[str, ...],
+        lifetime: float,
+    ) -> AccessToken | RegistryRefused:
+        row = self._waiting(tx, code)
+        if isinstance(row, RegistryRefused):
+            return row
+        _decide(tx, row, "approved")
+        return add_token(
+            tx,
+            row.digest,
+            f"tunnelmux of {row.client}",
+            user_id=user_id,
+            role=role,
+            scopes=scopes,
+            lifetime=lifetime,
+        )
+
+    async def deny(self, code: str) -> None:
+        refusal = await self._deny(code)
+        if refusal is not None:
+            raise refusal
+
+    @writes
+    def _deny(self, tx: Transaction, code: str) -> RegistryRefused | None:
+        row = self._waiting(tx, code)
+        if isinstance(row, RegistryRefused):
+            return row
+        _decide(tx, row, "denied")
+        about = {"client": row.client, "address": row.address}
+        tx.record("terminal.deny", "terminal", row.id, before=about)
+        return None
+
+    def _waiting(self, tx: Transaction, code: str) -> Row[Any] | RegistryRefused:
+        """The row, or why there is none, which is returned so that a guess stays counted."""
+        above = tx.above()
+        guesser = Guesser(self._rules, address=tx.actor.address, tenant_id=tx.tenant)
+        refusal = guesser.refusal(above)
+        if refusal is not None:
+            return refusal
+        normal = normal_code(code)
+        row = None
+        if normal is not None:
+            row = above.execute(
+                sa.select(_R)
+                .where(_R.c.code_digest == hash_token(normal))
+                .order_by(_R.c.id.desc())
+                .limit(1)
+                .with_for_update()
+            ).first()
+        if row is None:
+            guesser.was_wrong(above)
+            message = "no terminal shows this code: compare it letter by letter"
+            return RegistryRefused(message, code="code_unknown", field="code")
+        if row.state != "open":
+            return RegistryRefused(f"this code was used already: {_AGAIN}", code="code_used")
+        if row.expires <= tx.now:
+            return RegistryRefused(f"this code has expired: {_AGAIN}", code="code_expired")
+        return row
+
+
+def _decide(tx: Transaction, row: Row[Any], state: str) -> None:
+    tx.above().execute(_R.update().where(_R.c.id == row.id).values(state=state))
+
+
+def _request(row: Row[Any]) -> TerminalRequest:
+    return TerminalRequest(
+        id=row.id,
+        state=row.state,
+        client=row.client,
+        address=row.address,
+        created=row.created,
+        expires=row.expires,
+    )

@@ -1,0 +1,72 @@
+"""How a person signs a terminal in: it shows a code, and the person confirms it in a browser.
+
+The flow is RFC 8628's, with tunnelmux-api as the authorization server. The secret that the terminal
+polls with becomes its access token at the moment of the approval, so no token is ever sent.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from tunnelmux.config import Secret
+from tunnelmux.registry.people import Role
+from tunnelmux.registry.tokens import AccessToken
+
+__all__ = ["TerminalApprovals", "TerminalRequest", "TerminalRequests"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TerminalRequest:
+    """A terminal that wants to be signed in."""
+
+    id: str
+    state: Literal["open", "approved", "denied"]
+    client: str
+    """What it says of itself: `ada@laptop`. People read it; nothing proves it."""
+    address: str
+    """Where it asked from."""
+    created: datetime
+    expires: datetime
+
+
+class TerminalRequests(abc.ABC):
+    """Signing in as the terminal sees it: nothing here names a person."""
+
+    @abc.abstractmethod
+    async def ask(self, *, client: str, address: str) -> tuple[TerminalRequest, Secret, Secret]:
+        """A new request, the code to show, and the secret to poll with.
+
+        Raises RegistryRefused `too_many_requests`.
+        """
+
+    @abc.abstractmethod
+    async def poll(self, secret: Secret) -> TerminalRequest:
+        """What became of it; `approved`: the secret is an access token now.
+
+        Raises RegistryRefused: `access_denied`, `expired_token`, `request_unknown`.
+        """
+
+
+class TerminalApprovals(abc.ABC):
+    """The same as a person sees it who works in this tenant."""
+
+    @abc.abstractmethod
+    async def find(self, code: str) -> TerminalRequest:
+        """The terminal that shows this code and waits.
+
+        Raises RegistryRefused: `code_unknown`, `code_expired`, `code_used`, `too_many_guesses`.
+        """
+
+    @abc.abstractmethod
+    async def approve(
+        self, code: str, *, user_id: str, role: Role, scopes: tuple[str, ...], lifetime: float
+    ) -> AccessToken:
+        """Make its secret an access token of this member, for `lifetime` seconds; raises as `find`
+        does."""
+
+    @abc.abstractmethod
+    async def deny(self, code: str) -> None:
+        """Turn it away; raises as `find` does."""

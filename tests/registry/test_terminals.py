@@ -1,0 +1,81 @@
+"""Terminals that people sign in, on both databases."""
+
+from __future__ import annotations
+
+import pytest
+
+from support.registries import ANN, OpenRegistry, WallClock
+from tunnelmux.config import Secret
+from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry import PairingRules, Registry, TenantRegistry
+
+ISSUER = "https://id.example.com"
+
+
+async def member(registry: Registry, tenant: TenantRegistry) -> str:
+    users = registry.installation(by=ANN).users
+    user = await users.grant(tenant.tenant_id, "operator", issuer=ISSUER, subject="1", force=True)
+    return user.id
+
+
+async def refusal(call: object) -> str:
+    with pytest.raises(RegistryRefused) as caught:
+        await call  # type: ignore[misc]
+    return caught.value.code
+
+
+async def test_the_secret_becomes_a_token_when_a_person_says_so(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    user = await member(registry, acme)
+    waiting, code, secret = await registry.terminals.ask(client="ada@laptop", address="192.0.2.7")
+    assert (await registry.terminals.poll(secret)).state == "open"
+    assert await registry.prove_token(secret, address="") is None
+    found = await acme.terminals.find(code.reveal().lower().replace("-", " "))
+    assert (found.id, found.client, found.address) == (waiting.id, "ada@laptop", "192.0.2.7")
+    token = await acme.terminals.approve(
+        code.reveal(), user_id=user, role="viewer", scopes=("self",), lifetime=3600
+    )
+    assert (await registry.terminals.poll(secret)).state == "approved"
+    proven = await registry.prove_token(secret, address="")
+    assert proven is not None
+    assert (proven.token.id, proven.token.name) == (token.id, "tunnelmux of ada@laptop")
+    assert (proven.tenant_id, proven.token.scopes) == (acme.tenant_id, ("self",))
+    again = acme.terminals.approve(
+        code.reveal(), user_id=user, role="viewer", scopes=(), lifetime=60
+    )
+    assert await refusal(again) == "code_used"
+
+
+async def test_what_was_denied_or_left_alone_is_worth_nothing(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    _, code, secret = await registry.terminals.ask(client="x", address="192.0.2.7")
+    await acme.terminals.deny(code.reveal())
+    assert await refusal(registry.terminals.poll(secret)) == "access_denied"
+    _, code, secret = await registry.terminals.ask(client="x", address="192.0.2.7")
+    clock.pass_time(601)
+    assert await refusal(registry.terminals.poll(secret)) == "expired_token"
+    assert await refusal(acme.terminals.find(code.reveal())) == "code_expired"
+    assert await refusal(registry.terminals.poll(Secret("tma_no"))) == "request_unknown"
+    clock.pass_time(40 * 86_400)
+    await registry.tidy()
+    assert await refusal(registry.terminals.poll(secret)) == "request_unknown"
+
+
+async def test_guesses_and_requests_have_their_budgets(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=3)) as registry:
+        home = await registry.installation(ANN).tenants.add("acme")
+        acme = registry.tenant(home.id, by=ANN)
+        for _ in range(3):
+            assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
+            await registry.terminals.ask(client="x", address="192.0.2.7")
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "too_many_guesses"
+        asking = registry.terminals.ask(client="x", address="192.0.2.7")
+        assert await refusal(asking) == "too_many_requests"
+        await registry.terminals.ask(client="x", address="192.0.2.8")
+        clock.pass_time(601)
+        await registry.terminals.ask(client="x", address="192.0.2.7")
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
