@@ -23,6 +23,7 @@ from tunnelmux.config.api import (
     OIDCConfig,
     RegistryConfig,
 )
+from tunnelmux.transports.certificates import CertificatePair
 
 __all__ = ["LiveApi", "live_api"]
 
@@ -55,15 +56,18 @@ async def live_api(
     registry_url: str | None = None,
     limits: ApiLimits | None = None,
     trusted_proxies: list[str] | None = None,
+    tls: CertificatePair | None = None,
     **more: Any,
 ) -> AsyncIterator[LiveApi]:
     """An API on a free port while the block runs.
 
     `oidc` is called with the API's own URL and gives the settings of the provider, as an
-    asynchronous context manager; without it, no provider answers.
+    asynchronous context manager; without it, no provider answers. With `tls` it speaks TLS, and a
+    client has to trust the certificate: `client` does not.
     """
     listener = server.listen("api.listen", Address("127.0.0.1", 0))
-    base = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    address = f"127.0.0.1:{listener.getsockname()[1]}"
+    base = f"{'https' if tls else 'http'}://{address}"
     keys = folder / "session-keys"
     if not keys.exists():
         keys.write_text(new_key_line())
@@ -75,7 +79,9 @@ async def live_api(
     async with (oidc or no_provider)(base) as provider:
         config = ApiConfig(
             api=ApiListener(
-                listen=base.removeprefix("http://"),
+                listen=address,
+                tls_certificate=tls[0] if tls else None,
+                tls_key=tls[1] if tls else None,
                 public_url=base,
                 trusted_proxies=trusted_proxies or [],
             ),

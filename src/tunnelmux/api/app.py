@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import resource
 import socket
 import sys
 from collections.abc import AsyncIterator
@@ -51,6 +50,10 @@ from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import PairingRules, Registry, open_registry
 from tunnelmux.transports.admission import Admission
+from tunnelmux.transports.certificates import ServerCertificates
+
+if sys.platform != "win32":  # Unix has it, and it counts what a process may have open
+    import resource
 
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
 
@@ -162,6 +165,7 @@ async def run_api(
     with contextlib.ExitStack() as listeners:
         listener = listener or server.listen("api.listen", config.api.address)
         listeners.enter_context(contextlib.closing(listener))
+        certificates = _certificates(config)
         scraped: socket.socket | None = None
         if config.metrics is not None:
             scraped = server.listen("metrics.listen", config.metrics.address)
@@ -182,8 +186,7 @@ async def run_api(
                     listener,
                     _admission(config),
                     grace=config.drain.grace,
-                    tls_certificate=_text(config.api.tls_certificate),
-                    tls_key=_text(config.api.tls_key),
+                    certificates=certificates,
                 ),
                 _metrics_listener(api, scraped) as metrics_port,
                 trio.open_nursery() as nursery,  # ends first, and with it all streams of events
@@ -243,9 +246,12 @@ def _admission(config: ApiConfig) -> Admission:
 
 def _descriptors() -> int:
     """How many files and sockets this process may have open."""
+    if sys.platform == "win32":
+        return sys.maxsize
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     return soft if soft != resource.RLIM_INFINITY else sys.maxsize
 
 
-def _text(path: object) -> str | None:
-    return str(path) if path is not None else None
+def _certificates(config: ApiConfig) -> ServerCertificates | None:
+    certificate, key = config.api.tls_certificate, config.api.tls_key
+    return ServerCertificates([(certificate, key)]) if certificate and key else None

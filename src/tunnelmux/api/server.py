@@ -14,9 +14,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import socket
-import ssl
 from collections.abc import AsyncIterator
-from typing import cast
+from typing import NoReturn, cast
 
 import anycorn
 import anyio.abc
@@ -33,6 +32,7 @@ from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import reset_socket
 from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
 
 __all__ = ["listen", "serve"]
 
@@ -96,16 +96,18 @@ async def serve(
     admission: Admission,
     *,
     grace: float,
-    tls_certificate: str | None = None,
-    tls_key: str | None = None,
+    certificates: ServerCertificates | None = None,
 ) -> AsyncIterator[None]:
-    """Serve *app* while the block runs; then requests in flight get `grace` seconds.
+    """Serve *app* while the block runs, over TLS where there are certificates; then requests in
+    flight get `grace` seconds.
 
     A connection holds its place of `admission` to its end; one that gets none is reset.
     """
-    server = _Server(app, admission, tls_certificate, tls_key)
+    server = _Server(app, admission, certificates)
     async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
         accepting.start_soon(server.accept_from, listener, connections)
+        if certificates is not None:
+            accepting.start_soon(_keep_renewed, certificates)
         try:
             yield
         finally:
@@ -121,8 +123,7 @@ class _Server:
         self,
         app: ASGIFramework,
         admission: Admission,
-        tls_certificate: str | None,
-        tls_key: str | None,
+        certificates: ServerCertificates | None,
     ) -> None:
         self._config = config = anycorn.Config()
         config.errorlog = None
@@ -131,10 +132,7 @@ class _Server:
         config.include_server_header = False
         config.h11_max_incomplete_size = _HEAD_BYTES
         config.keep_alive_timeout = 30
-        config.alpn_protocols = ["http/1.1"]
-        config.certfile = tls_certificate
-        config.keyfile = tls_key
-        self._tls: ssl.SSLContext | None = config.create_ssl_context()
+        self._certificates = certificates
         self._app = wrap_app(app, config.wsgi_max_body_size, "asgi")
         self._admission = admission
         self.context = WorkerContext(None)
@@ -191,8 +189,18 @@ class _Server:
         place.has_spoken()
         connection.getpeername()  # or OSError: it has left
         plain = await anyio.abc.SocketStream.from_socket(connection)
-        if self._tls is None:
+        if self._certificates is None:
             return plain
+        context = self._certificates.context
         with trio.fail_after(_HANDSHAKE):
-            secure = await TLSStream.wrap(plain, server_side=True, ssl_context=self._tls)
+            secure = await TLSStream.wrap(plain, server_side=True, ssl_context=context)
         return cast("anyio.abc.SocketStream", secure)  # anycorn takes any stream with these extras
+
+
+async def _keep_renewed(certificates: ServerCertificates) -> NoReturn:
+    while True:
+        await trio.sleep(RELOAD_INTERVAL)
+        for problem in certificates.reload_changed():
+            _log.warning(
+                "certificate not reloaded", problem=str(problem), effect="the old one stays"
+            )

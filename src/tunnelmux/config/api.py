@@ -54,7 +54,8 @@ class ApiListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     sends browsers back to it."""
 
     tls_certificate: Path | None = None
-    """PEM file with the certificate chain; without it, a proxy in front speaks TLS."""
+    """PEM file with the certificate chain; without it, a proxy in front speaks TLS. A renewed one
+    is taken within 5 s."""
 
     tls_key: Path | None = None
     """PEM file with the private key of `tls_certificate`."""
