@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import re
+import socket
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 
+import httpx2
 import msgspec
 import pytest
 import trio
@@ -13,7 +18,7 @@ from structlog.testing import capture_logs
 
 from support.crowds import crowd, dial_from, many_files
 from support.proxies import proxy_config, running
-from tunnelmux.config import LimitsConfig
+from tunnelmux.config import InternalListener, LimitsConfig, Secret
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import open_session
 from tunnelmux.proxy import RunningProxy
@@ -98,6 +103,45 @@ async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None
             assert (await slow.receive_some()).startswith(b"HTTP/1.1 101")
         for stream in (slow, *silent):
             await trio.aclose_forcefully(stream)
+
+
+async def test_metrics_count_who_gave_way_and_who_was_refused() -> None:
+    limits = LimitsConfig(
+        ingress=dataclasses.replace(PATIENT, max_handshakes=8, max_arrivals_per_address=2)
+    )
+    config = msgspec.structs.replace(
+        proxy_config(),
+        limits=limits,
+        internal=InternalListener(listen="127.0.0.1:0", secret=Secret("the-secret-of-tests")),
+    )
+    async with running(config) as proxy:
+        counts = partial(arrivals_of, f"http://{proxy.internal_address}")
+        assert await counts() == (0, 0, 0)
+        # Of one address two may be silent: the third takes the place of the first.
+        streams = [await dial_from("127.0.0.2", proxy.tunnel_address) for _ in range(3)]
+        with trio.fail_after(20):
+            while await counts() != (2, 1, 0):
+                pass
+            # Those that have begun to speak keep their places: another gets none.
+            for stream in streams[1:]:
+                await stream.send_all(b"GET /tunnel/connect HTTP/1.1\r\n")
+            while (await counts())[2] == 0:
+                with socket.socket() as another, contextlib.suppress(ConnectionResetError):
+                    another.bind(("127.0.0.2", 0))
+                    another.connect(tuple(proxy.tunnel_address))
+        for stream in streams:
+            await trio.aclose_forcefully(stream)
+
+
+async def arrivals_of(url: str) -> tuple[float, float, float]:
+    """What the metrics say of the tunnel's listener: places held, gave way, refused."""
+    async with httpx2.AsyncClient(trust_env=False, timeout=20) as client:
+        fields = {"authorization": "Bearer the-secret-of-tests"}
+        text = (await client.get(f"{url}/metrics", headers=fields)).text
+    found = re.findall(r'^tunnelmux_arrivals(\w*)\{listener="tunnel"\} (\S+)$', text, re.MULTILINE)
+    counts = dict(found)
+    assert 'tunnelmux_arrivals{listener="ingress.http"} 0.0' in text
+    return float(counts[""]), float(counts["_gave_way_total"]), float(counts["_refused_total"])
 
 
 async def test_silence_is_cut_before_the_handshake_timeout() -> None:

@@ -19,6 +19,8 @@ DAEMONS = [
     for path in sorted((SOURCE / folder).rglob("*.py"))
 ]
 
+LOGGING = [*DAEMONS, *sorted((SOURCE / "registry").rglob("*.py"))]
+
 LEVELS = {"info", "warning", "error", "exception"}
 
 TOLD_TOGETHER = re.compile(r"unhandled error|stream failed")
@@ -26,7 +28,7 @@ TOLD_TOGETHER = re.compile(r"unhandled error|stream failed")
 
 
 def calls() -> Iterator[ast.Call]:
-    for path in DAEMONS:
+    for path in LOGGING:
         for node in ast.walk(ast.parse(path.read_text("utf-8"))):
             if isinstance(node, ast.Call):
                 yield node

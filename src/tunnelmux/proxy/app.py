@@ -6,7 +6,7 @@ import dataclasses
 import socket
 import ssl
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -21,6 +21,7 @@ from tunnelmux.observability import AuditLog, get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
+from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
@@ -140,6 +141,7 @@ class RunningProxy:
             self.events,
             self._gauges,
             dispatcher=self.dispatcher,
+            more=[Arrivals(self._admissions)],
         )
         self._presence: PresenceFile | None = None
         folder = config.tunnel.state_dir or state_dir
@@ -497,6 +499,13 @@ class RunningProxy:
             "tunnelmux_http_visitors": ("Connections of visitors.", self._http.visitor_count),
             "tunnelmux_draining": ("1 while the proxy shuts down.", self._internal.is_draining),
         }
+
+    def _admissions(self) -> Iterator[Admission]:
+        """Of all listeners that take strangers."""
+        yield self._tunnel.admission
+        yield self._http.admission
+        if self._agent_server is not None:
+            yield self._agent_server.admission
 
     # -- what listens where -----------------------------------------------------------------
 

@@ -148,7 +148,8 @@ class Admission:
         self.refused = 0
         """Connections that got no place."""
         self.configure(limit=limit, per_address=per_address, exempt=exempt)
-        self._listener = listener
+        self.listener = listener
+        """Which one: the name in logs and metrics."""
         self._places = 0
         self._silent: dict[Place, None] = {}
         self._sources: dict[str, _Source] = {}
@@ -276,7 +277,7 @@ class Admission:
         address, most = tally.sources.most_common(1)[0]
         _log.warning(
             event,
-            listener=self._listener,
+            listener=self.listener,
             reason=reason,
             count=tally.total,
             address=address,

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import msgspec
 import trio
+from prometheus_client.registry import Collector
 
 from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
 from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
@@ -69,7 +71,8 @@ class InternalSettings:
 class InternalServer:
     """Serves the connections of callers.
 
-    `gauges` answers what the metrics show of the rest of the proxy, `dispatcher` runs commands.
+    `gauges` and the collectors `more` answer what the metrics show of the rest of the proxy,
+    `dispatcher` runs commands.
     """
 
     def __init__(
@@ -80,6 +83,7 @@ class InternalServer:
         *,
         dispatcher: Dispatcher,
         settings: InternalSettings | None = None,
+        more: Iterable[Collector] = (),
     ) -> None:
         self._settings = settings or InternalSettings()
         self.is_draining = False
@@ -98,7 +102,8 @@ class InternalServer:
         self._gauges = gauges
         self._dispatcher = dispatcher
         self._commands = CommandCalls(dispatcher)
-        self.metrics = Metrics(self._gauges_now, events, dispatcher.figures.collectors)
+        collectors = (*dispatcher.figures.collectors, *more)
+        self.metrics = Metrics(self._gauges_now, events, collectors)
         self.table = RouteTable(self._routes())
         self._description = msgspec.json.encode(describe(self.table.routes))
         self.configure(self._settings)

@@ -1,0 +1,40 @@
+"""What the listeners' places for new connections came to, as metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tunnelmux.transports.admission import Admission
+
+__all__ = ["Arrivals"]
+
+
+class Arrivals(Collector):
+    """Of each listener: who holds a place now, who lost one to others, and who got none."""
+
+    def __init__(self, admissions: Callable[[], Iterable[Admission]]) -> None:
+        self._admissions = admissions
+
+    def collect(self) -> Iterator[Metric]:
+        places = GaugeMetricFamily(
+            "tunnelmux_arrivals",
+            "Connections that have not said yet what they want.",
+            labels=["listener"],
+        )
+        gave_way = CounterMetricFamily(
+            "tunnelmux_arrivals_gave_way",
+            "Connections that were ended because others needed their places.",
+            labels=["listener"],
+        )
+        refused = CounterMetricFamily(
+            "tunnelmux_arrivals_refused", "Connections that got no place.", labels=["listener"]
+        )
+        for admission in self._admissions():
+            labels = [admission.listener]
+            places.add_metric(labels, len(admission))
+            gave_way.add_metric(labels, admission.gave_way)
+            refused.add_metric(labels, admission.refused)
+        yield from (places, gave_way, refused)
