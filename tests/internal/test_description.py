@@ -10,6 +10,9 @@ import pytest
 import trio
 
 from support.site import SECRET, running_site
+from tunnelmux.commands import CommandRequest
+from tunnelmux.config import Secret
+from tunnelmux.proxy.internal.openapi import describe
 
 SETTINGS = """
 [checks]
@@ -23,10 +26,22 @@ enabled = false
 """
 
 
+def test_a_command_is_described_with_the_fields_that_are_read() -> None:
+    secret = Secret("x")
+    whole = CommandRequest(
+        command_id="1", server_id=1, host="h", username="u", command="c", password=secret,
+        private_key=secret, passphrase=secret, certificate="x", stdin=b"x",
+    )  # fmt: skip
+    described = describe([])["components"]["schemas"]["ExecRequest"]["properties"]
+    of_call = {"devices", "concurrency", "abortOnError", "askedBy"}
+    assert set(described) == whole.to_json().keys() | of_call
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize("most", [5, pytest.param(50, marks=pytest.mark.long)])
 @pytest.mark.skipif(sys.version_info >= (3, 15), reason="schemathesis has no wheels for it yet")
 @pytest.mark.timeout(300)
-async def test_it_does_what_its_description_says(tmp_path: Path) -> None:
+async def test_it_does_what_its_description_says(tmp_path: Path, most: int) -> None:
     settings = tmp_path / "schemathesis.toml"
     settings.write_text(SETTINGS)
     async with running_site() as site:
@@ -39,7 +54,7 @@ async def test_it_does_what_its_description_says(tmp_path: Path) -> None:
                     f"{site.url}/openapi.json",
                     f"--header=Authorization: Bearer {SECRET}",
                     "--checks=all",
-                    "--max-examples=15",
+                    f"--max-examples={most}",
                     "--generation-deterministic",
                     "--request-timeout=20",
                     "--no-color",

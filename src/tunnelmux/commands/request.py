@@ -27,6 +27,8 @@ MAX_HOST = 255
 """Characters of a host: a DNS name has at most 253 (RFC 1035 2.3.4), an IPv6 address with its
 zone fewer."""
 
+MAX_PORT = 65_535
+
 MAX_USERNAME = 256
 """Characters of a user name; no system that speaks SSH allows more."""
 
@@ -222,8 +224,8 @@ def _port(content: Mapping[Any, Any]) -> int:
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InvalidCommand("port", f"must be a whole number, not {_kind(value)}")
-    if not 1 <= value <= 65_535:
-        raise InvalidCommand("port", f"must be from 1 to 65535, not {_number(value)}")
+    if not 1 <= value <= MAX_PORT:
+        raise InvalidCommand("port", f"must be from 1 to {MAX_PORT}, not {_number(value)}")
     return value
 
 

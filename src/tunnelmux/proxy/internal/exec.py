@@ -31,15 +31,16 @@ from tunnelmux.proxy.internal.bodies import ExecAnswer, ExecResult
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.routes import Call
 
-__all__ = ["CommandCalls"]
+__all__ = ["LONGEST_ID", "LONGEST_NAME", "CommandCalls"]
 
 _log = get_logger("proxy.internal")
 
-_LONGEST_ID = 64
-# Characters of a commandId that stands for many commands: each gets the device's name behind it.
+LONGEST_ID = 64
+"""Characters of a commandId that stands for many commands: each gets the device's name behind
+it."""
 
-_LONGEST_NAME = 128
-# Characters of askedBy: a name and an address, for one line of the audit.
+LONGEST_NAME = 128
+"""Characters of askedBy: a name and an address, for one line of the audit."""
 
 _GATHERED = 65_536
 # Bytes of events that go out in one write, when so many wait.
@@ -153,9 +154,9 @@ class CommandCalls:
                 f"come to {len(names)}, which is over {limits.max_exec_devices} "
                 "(limits.max_exec_devices): call for a part of them at a time",
             )
-        if len(names) > 1 and len(command.command_id) > _LONGEST_ID:
+        if len(names) > 1 and len(command.command_id) > LONGEST_ID:
             raise InvalidCommand(
-                "commandId", f"must be at most {_LONGEST_ID} characters long for several devices"
+                "commandId", f"must be at most {LONGEST_ID} characters long for several devices"
             )
         return names
 
@@ -451,8 +452,8 @@ def _asked_by(content: Mapping[str, Any], remote: str) -> str:
     value = content.get("askedBy")
     if value is None or value == "":
         return remote
-    if not isinstance(value, str) or len(value) > _LONGEST_NAME or not value.isprintable():
+    if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
         raise InvalidCommand(
-            "askedBy", f"must be one line of at most {_LONGEST_NAME} characters, such as a name"
+            "askedBy", f"must be one line of at most {LONGEST_NAME} characters, such as a name"
         )
     return f"{value} ({remote})" if remote else value

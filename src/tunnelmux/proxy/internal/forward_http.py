@@ -6,6 +6,7 @@ import base64
 import binascii
 import contextlib
 import re
+from typing import Annotated, Any
 
 import h11
 import msgspec
@@ -43,16 +44,20 @@ _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _NOT_IN_TARGET = re.compile(r"[^\x21-\x7e]+")
 
 
+def _told(description: str | None = None, **more: Any) -> msgspec.Meta:
+    """For the description only: what is wrong with a value has an error of its own."""
+    return msgspec.Meta(description=description, extra_json_schema=more)
+
+
 class ForwardHTTPRequest(msgspec.Struct, kw_only=True):
     """What the caller sends. A key that is null counts as absent; unknown keys are ignored."""
 
     session_token: str | None = None
-    method: str | None = None
-    path: str | None = None
+    method: Annotated[str | None, _told("GET when absent.")] = None
+    path: Annotated[str | None, _told("With its query; / when absent.")] = None
     headers: dict[str, str] | None = None
-    body: str | None = None
-    """Base64; empty is no body."""
-    timeout_ms: int | None = None
+    body: Annotated[str | None, _told("Empty is no body.", contentEncoding="base64")] = None
+    timeout_ms: Annotated[float | None, _told(minimum=1)] = None
 
 
 class ForwardHTTPResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
@@ -294,7 +299,7 @@ def too_large(max_body: int) -> ApiError:
     )
 
 
-def _timeout(milliseconds: int | None, most: float) -> float:
+def _timeout(milliseconds: float | None, most: float) -> float:
     if not milliseconds:
         return most
     if not 0 < milliseconds <= most * 1000:

@@ -8,6 +8,8 @@ from typing import Any
 import msgspec
 
 import tunnelmux
+from tunnelmux.commands.request import DEFAULT_PORT, MAX_HOST, MAX_PORT, MAX_USERNAME
+from tunnelmux.limits import InternalLimits
 from tunnelmux.proxy.internal.answers import CODES
 from tunnelmux.proxy.internal.bodies import (
     Closed,
@@ -17,7 +19,8 @@ from tunnelmux.proxy.internal.bodies import (
     Status,
     VisitList,
 )
-from tunnelmux.proxy.internal.forward_http import ForwardHTTPResponse
+from tunnelmux.proxy.internal.exec import LONGEST_ID, LONGEST_NAME
+from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 
 __all__ = ["describe"]
@@ -38,7 +41,7 @@ def _object(required: list[str], **properties: object) -> dict[str, object]:
     return {"type": "object", "required": required, "properties": properties}
 
 
-_SCHEMAS = {
+_SCHEMAS: dict[str, Any] = {
     "Error": _object(
         ["error"],
         status={"type": "integer", "const": 0, "description": "forward/http only: no response."},
@@ -49,15 +52,6 @@ _SCHEMAS = {
             field={"type": "string", "description": "The part of the request that is wrong."},
         ),
     ),
-    "ForwardHTTPRequest": _object(
-        ["session_token"],
-        session_token={"type": "string", "minLength": 1},
-        method={"type": "string", "description": "GET when absent."},
-        path={"type": "string", "description": "With its query; / when absent."},
-        headers={"type": "object", "additionalProperties": _TEXT},
-        body=_BASE64,
-        timeout_ms={"type": "integer", "minimum": 1},
-    ),
     "ExecRequest": {
         **_object(
             ["devices", "host", "username", "command"],
@@ -67,12 +61,12 @@ _SCHEMAS = {
             },
             host={
                 "type": "string",
-                "maxLength": 255,
+                "maxLength": MAX_HOST,
                 "description": "The SSH server, as the device sees it: a name, or an address.",
                 "anyOf": [{"pattern": _HOST_NAME}, {"format": "ipv4"}, {"format": "ipv6"}],
             },
-            port={"type": "integer", "minimum": 1, "maximum": 65_535, "default": 22},
-            username={**_LINE, "maxLength": 256},
+            port={"type": "integer", "minimum": 1, "maximum": MAX_PORT, "default": DEFAULT_PORT},
+            username={**_LINE, "maxLength": MAX_USERNAME},
             password=_TEXT,
             privateKey={"type": "string", "minLength": 1},
             passphrase=_TEXT,
@@ -81,24 +75,48 @@ _SCHEMAS = {
             timeout={
                 "type": "number",
                 "minimum": 1,
-                "maximum": 3_600_000,
-                "description": "Milliseconds.",
+                "maximum": InternalLimits().max_exec_timeout * 1000,
+                "description": "Milliseconds; the most is `limits.max_exec_timeout`.",
             },
+            serverId={"type": ["integer", "string"], "description": "Carried along."},
             stdin={**_BASE64, "pattern": "^([A-Za-z0-9+/]{4})*$"},
-            commandId={**_LINE, "maxLength": 64},
-            concurrency={"type": "integer", "minimum": 1, "maximum": 32},
+            commandId={**_LINE, "maxLength": LONGEST_ID},
+            concurrency={
+                "type": "integer",
+                "minimum": 1,
+                "maximum": InternalLimits().exec_concurrency,
+                "description": "The most is `limits.exec_concurrency`.",
+            },
             abortOnError={"type": "boolean"},
-            askedBy={**_LINE, "maxLength": 128, "description": "On whose behalf, for the audit."},
+            askedBy={
+                **_LINE,
+                "maxLength": LONGEST_NAME,
+                "description": "On whose behalf, for the audit.",
+            },
         ),
         "dependentRequired": {"certificate": ["privateKey"]},
     },
     **msgspec.json.schema_components(
-        [ForwardHTTPResponse, ExecAnswer, Session, SessionList, VisitList, Closed, Status],
+        [
+            ForwardHTTPRequest,
+            ForwardHTTPResponse,
+            ExecAnswer,
+            Session,
+            SessionList,
+            VisitList,
+            Closed,
+            Status,
+        ],
         ref_template="#/components/schemas/{name}",
     )[1],
 }
-"""What is answered is made from the structs that the handlers answer with. What is asked for is
-written out: it has bounds that the handlers check one by one, with an error for each."""
+"""Made from the structs that the handlers decode and answer with. A command is the exception: its
+fields are checked one by one, with an error for each, and their bounds stand here by the names of
+those that are checked."""
+
+# In the struct the token may be absent: that is an error of its own, MISSING_SESSION_TOKEN.
+_SCHEMAS["ForwardHTTPRequest"]["required"] = ["session_token"]
+_SCHEMAS["ForwardHTTPRequest"]["properties"]["session_token"] = {"type": "string", "minLength": 1}
 
 
 def _content(kind: str, schema: object) -> dict[str, object]:

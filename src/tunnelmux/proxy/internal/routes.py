@@ -85,7 +85,7 @@ class RouteTable:
         matching = [(r, found) for r in self.routes if (found := r.match(path)) is not None]
         for route, parameters in matching:
             if method in route.methods:
-                return route, parameters, dict(parse_qsl(query))
+                return route, parameters, dict(parse_qsl(query, keep_blank_values=True))
         if matching:
             allowed = [name for route, _ in matching for name in route.methods]
             raise ApiError(

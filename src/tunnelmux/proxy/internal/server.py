@@ -370,7 +370,7 @@ class InternalServer:
             raise ApiError("NOT_FOUND", "session not found") from None
 
     async def _list_sessions(self, call: Call) -> Answer:
-        device = call.query.get("device")
+        device = call.query.get("device") or None
         sessions = [
             summary
             for summary in await self._store.list()

@@ -25,7 +25,7 @@ class VisitCalls:
 
     async def list(self, call: Call) -> Answer:
         """The live visits, the oldest first; `?device=` chooses those of one device."""
-        device, most = call.query.get("device"), _limit(call.query.get("limit"))
+        device, most = call.query.get("device") or None, _limit(call.query.get("limit"))
         chosen = list(self._visits) if device is None else self._visits.of_device(device)
         shown = [self._summary(visit) for visit in chosen[:most]]
         return Answer.of(VisitList(shown, len(chosen)))
