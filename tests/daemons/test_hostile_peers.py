@@ -4,6 +4,7 @@ session of another device does not notice.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -29,7 +30,10 @@ from support.wire import (
     reset,
     update,
 )
+from tunnelmux import Stream
 from tunnelmux.config import Address
+from tunnelmux.mux import open_session
+from tunnelmux.transports import connect_websocket
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -230,3 +234,63 @@ async def test_bytes_may_come_in_any_pieces(tunnel: Tunnel, web: Address) -> Non
             await tunnel.still_works()
     assert len([frame for frame in attacker.told if frame.flags == RST]) == len(wanted) // 2
     assert tunnel.proxy.peak_memory - before < MOST_MEMORY
+
+
+# -- commands ---------------------------------------------------------------------------------
+
+ENDLESS: dict[str, bytes] = {
+    "a line": b"x" * 1_000_000,
+    "started": b'{"event":"started","commandId":"c1","at":1.0,"x":"%s"}\n' % (b"y" * 1_000_000),
+    "truncated": b'{"event":"truncated","stream":"stdout","limit":1}\n' * 20_000,
+    "no event": b'{"event":"odd"}\n' * 60_000,
+    "output": b'{"event":"stdout","data":"%s"}\n' % (b"AAAA" * 5_000) * 50,
+}
+ALL_OF_IT = 150 << 20
+"""Bytes that the device has to say; it once had the proxy keep them all."""
+
+
+@pytest.mark.parametrize("what", ENDLESS)
+async def test_a_device_whose_answer_to_a_command_never_ends_costs_little_memory(
+    tunnel: Tunnel, web: Address, what: str
+) -> None:
+    limit = 2 << 20
+    more = f'[internal]\nlisten = "127.0.0.1:0"\n[limits]\nmax_exec_answer = {limit}'
+    await start(tunnel, web, more=more)
+    internal = await tunnel.proxy.listening("internal.listen")
+    content = b'{"devices":"dev2","commandId":"c1","host":"h","username":"u","password":"p",'
+    content += b'"command":"yes","timeout":60000}'
+    call = b"POST /internal/exec HTTP/1.1\r\nHost: 127.0.0.1\r\nAccept: application/json\r\n"
+    call += b"Connection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+    url = f"ws://{tunnel.at_tunnel}/tunnel/connect"
+    headers = [(b"Authorization", b"Bearer " + tunnel.token("dev2").encode("ascii"))]
+    async with (
+        connect_websocket(url, headers=headers) as websocket,
+        open_session(websocket, is_client=True) as session,
+    ):
+        await tunnel.proxy.logged("session started", device="dev2")
+        before = memory_from_here(tunnel)
+        with trio.fail_after(90):
+            async with await tunnel.visit(internal) as caller, trio.open_nursery() as nursery:
+                await caller.send_all(call)
+                nursery.start_soon(answer_for_ever, await session.accept_stream(), ENDLESS[what])
+                answer = b"".join([data async for data in caller])
+                nursery.cancel_scope.cancel()
+        assert answer.startswith(b"HTTP/1.1 200 ")
+        assert len(answer) < limit + 10_000
+        grown = tunnel.proxy.peak_memory - before
+    await tunnel.still_works()
+    assert grown < 6 * limit + MOST_MEMORY
+
+
+async def answer_for_ever(stream: Stream, piece: bytes) -> None:
+    """Take a command and answer with *piece*, again and again, until there is enough or no more is
+    taken."""
+    await stream.receive_some()
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: application/x-ndjson\r\n\r\n"
+    end = b'\n{"event":"exited","exitCode":0}\n'
+    with suppress(trio.BrokenResourceError):
+        await stream.send_all(head + ENDLESS["started"].replace(b"y", b""))
+        for _ in range(ALL_OF_IT // len(piece)):
+            await stream.send_all(piece)
+        await stream.send_all(end)
+        await stream.send_eof()
