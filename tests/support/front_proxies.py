@@ -55,6 +55,7 @@ class FrontProxy:
 
     def __init__(self, address: Address, authority: trustme.CA) -> None:
         self._address = address
+        self.port = address.port
         self._context = ssl.create_default_context()
         authority.configure_trust(self._context)
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
+import random
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -66,8 +69,16 @@ async def agent_of(proxy: RunningProxy, device: str = "dev1") -> AsyncIterator[S
         yield session
 
 
+_LOWEST, _PORTS = 10_000, 20_000
+# Below those that Linux gives to connections (32768 and up): none of them can take one meanwhile.
+
+_numbers = itertools.count(random.randrange(_PORTS))
+
+
 def free_port() -> int:
-    """A loopback port nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port nobody listens on now, and which this process is not given again."""
+    while True:
+        port = _LOWEST + next(_numbers) % _PORTS
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
