@@ -12,8 +12,10 @@ from support.http_rig import Peer
 from tunnelmux.config import DeviceConfig, Secret
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy import RunningProxy
-from tunnelmux.proxy.visitors import direct_visitor
+from tunnelmux.proxy.visitors import visit
+from tunnelmux.proxy.visitors.http_visit import HttpVisit
 from tunnelmux.proxy.visitors.names import Destination, KnownNames
+from tunnelmux.pump.http_relay import HttpRelay
 from tunnelmux.relay import abort
 
 CLOSE = "Connection: close\r\n"
@@ -119,18 +121,19 @@ async def test_who_must_give_way_just_before_its_task_begins_takes_no_other_with
 ) -> None:
     """It once ended the whole proxy: the task found a socket that was closed meanwhile."""
     given_way = []
-    hand_over = direct_visitor.DirectVisitor._go_on
+    hand_over = HttpVisit._judge_soon
 
-    def give_way_meanwhile(visitor: direct_visitor.DirectVisitor, data: bytes) -> None:
-        hand_over(visitor, data)
-        visitor.visit.place.give_way()
-        given_way.append(visitor)
+    def give_way_meanwhile(live: HttpVisit, relay: HttpRelay) -> None:
+        hand_over(live, relay)
+        live.place.give_way()
+        given_way.append(live)
 
     async with rig() as target:
         await target.first_exchange()
-        monkeypatch.setattr(direct_visitor.DirectVisitor, "_go_on", give_way_meanwhile)
+        monkeypatch.setattr(HttpVisit, "_judge_soon", give_way_meanwhile)
         await target.visitor.send(get("/", host="nobody.localhost"))
-        assert await target.visitor.read_all() == b""
+        with pytest.raises(trio.BrokenResourceError):
+            await target.visitor.read_all()
         assert len(given_way) == 1
         monkeypatch.undo()
         monkeypatch.setattr(Target, "way", "direct")
@@ -185,10 +188,7 @@ async def test_a_visitor_that_leaves_without_a_word_leaves_nothing(how: str) -> 
     assert not [line for line in logs if line["log_level"] in ("warning", "error")]
 
 
-async def test_a_visitor_that_stays_needs_no_task_either(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(direct_visitor, "_LOOK", 0.05)
+async def test_a_visitor_that_stays_needs_no_task_either() -> None:
     body = bytes(i % 251 for i in range(1000)) * 3000
     async with rig() as target, trio.open_nursery() as nursery:
         await target.first_exchange()
@@ -207,14 +207,13 @@ async def test_a_visitor_that_stays_needs_no_task_either(
             assert await target.visitor.read_exactly(len(OK) + 2) == OK + path
         await trio.sleep(0.1)
         assert tasks() <= before
-        [visit] = target.proxy.visits.of_device("dev1")
-        assert (visit.way, visit.state, visit.is_idle) == ("http", "idle", True)
-        assert visit.bytes[1] > len(body)
+        [live] = target.proxy.visits.of_device("dev1")
+        assert (live.way, live.state, live.is_idle) == ("http", "idle", True)
+        assert live.bytes[1] > len(body)
 
 
 async def test_who_does_not_hang_up_is_hung_up_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(direct_visitor, "_LOOK", 0.05)
-    monkeypatch.setattr(direct_visitor, "DRAIN_TIMEOUT", 0.1)
+    monkeypatch.setattr(visit, "DRAIN_TIMEOUT", 0.1)
     async with rig() as target:
         await target.first_exchange()
         peer, _ = await target.ask(get("/1", CLOSE))
@@ -341,23 +340,6 @@ async def test_each_of_many_connections_gets_its_own_answer() -> None:
                 nursery.start_soon(answer, await target.connection())
         await target.visitor.stream.aclose()
         await until_served(target.proxy, 0)
-
-
-async def test_a_visitor_that_was_looked_at_is_cut_by_the_end_of_the_proxy_too(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(direct_visitor, "_LOOK", 0.02)
-    with capture_logs() as logs:
-        async with rig() as target:
-            await target.first_exchange()
-            peer, _ = await target.ask(get("/half"))
-            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf")
-            await target.visitor.read_until(b"half")
-            await trio.sleep(0.1)
-            await target.proxy.drain(0.0)
-            with pytest.raises(trio.BrokenResourceError):
-                await target.visitor.read_all()
-    assert not [line for line in logs if line["log_level"] == "error"]
 
 
 async def test_an_overlong_host_is_served_and_not_remembered() -> None:

@@ -94,6 +94,16 @@ async def test_the_request_is_served_in_another_way(said: bytes, end: str, way: 
             await stream.end()
         elif end == "reset":
             stream.stream.reset()  # type: ignore[attr-defined]
+        elif AGREED.startswith(said):
+            # What may still become a yes is waited for, and nothing else is tried after that.
+            head = await one.visitor.read_head()
+            assert head.startswith(b"HTTP/1.1 504 ")
+            assert b"Tunnelmux-Reason: target-timeout\r\n" in head
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.read_all()
+            await one.visitor.end()
+            await one.visitor.read_all()
+            return
         again, head = await one.stream()
         if head.startswith(b"CONNECT "):  # it asks once more, and believes the second time
             await again.send(REFUSAL)

@@ -120,9 +120,12 @@ def test_all_waits_have_a_time_or_a_reason() -> None:
         "device": pytest.approx(15),
         "connect": pytest.approx(15),
         "answer": pytest.approx(75),
+        "handshake": pytest.approx(10),
+        "silent": pytest.approx(10),
         "agreeing": pytest.approx(10),
         "idle": pytest.approx(75),
         "reading": pytest.approx(10),
         "sending": pytest.approx(60),
-        "waiting": pytest.approx(70),
+        "waiting": pytest.approx(60),
+        "leaving": pytest.approx(5),
     }

@@ -9,7 +9,7 @@ ever holds more than one head or one read of a body. Failures are told apart by 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NoReturn
 
 import trio
@@ -184,12 +184,11 @@ class ServerConnection(_Connection):
     def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
         super().__init__(stream, limits)
         self._request: RequestHead | None = None
+        self._head_began: float | None = None  # of the head to come, whose beginning was put back
         self._between_requests: trio.CancelScope | None = None
         self._closing = False
         self.raw_head = b""
         """The current request's head as it came."""
-        self.on_finish: Callable[[], None] | None = None
-        """Called by `finish_soon`, while somebody else serves the requests of the connection."""
         self.is_new = True
         """Whether no request has come yet: then `head_timeout` is the time for its first byte, and
         `idle_timeout` later."""
@@ -201,10 +200,20 @@ class ServerConnection(_Connection):
     def finish_soon(self) -> None:
         """End the connection after the current request; now, when there is none."""
         self._closing = True
-        if self.on_finish is not None:
-            self.on_finish()
         if self._between_requests is not None:
             self._between_requests.cancel(reason="the server is draining")
+
+    def put_back_request(self, data: bytes, began: float) -> None:
+        """Have these bytes read next, the first of which came at that time, as `head_timeout`
+        counts."""
+        self.put_back(data)
+        self._head_began = began if data else None
+
+    def take_request(self) -> tuple[bytes, bytes]:
+        """The current request's head as it came, and what was read behind it: for others to serve.
+        The next request can be read after that."""
+        self.forget_request()
+        return self.raw_head, self.take_buffer()
 
     async def read_request(self) -> RequestHead | None:
         """The next request's head, or None when the connection is over: ended, broken or idle.
@@ -219,7 +228,10 @@ class ServerConnection(_Connection):
         with trio.move_on_after(patience) as scope:
             if not self._buffer and not await self._wait_for_request(scope):
                 return None
-            scope.deadline = trio.current_time() + self._limits.head_timeout
+            began, self._head_began = self._head_began, None
+            if began is None:
+                began = trio.current_time()
+            scope.deadline = began + self._limits.head_timeout
             self.raw_head = await self._read_head()
             head = parse_request(self.raw_head, self._limits.max_head_fields)
         if head is None:

@@ -33,6 +33,11 @@ class KeptUpstream:
         made = self._stream is not None and self._name == name
         return made or binds_connection(request.headers, b"authorization")
 
+    @property
+    def holds_any(self) -> bool:
+        """Whether there is one."""
+        return self._stream is not None
+
     def is_kept(self, name: object) -> bool:
         """Whether there is one to the target of this name."""
         return self._stream is not None and self._name == name

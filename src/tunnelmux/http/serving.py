@@ -18,9 +18,8 @@ Route = Callable[[RequestHead], Awaitable[Upstream]]
 Connect = Callable[[ServerConnection, RequestHead], Awaitable[None]]
 """Takes over a connection that began with CONNECT, and closes it."""
 
-Carry = Callable[[ServerConnection, RequestHead], Awaitable[bool | None]]
-"""May serve this request, and those after it, in its own way: whether there can be more requests
-then (if not, it closed the connection), or None when this one is to be served like any other."""
+Leave = Callable[[RequestHead], bool]
+"""Whether this request, and those after it, are served elsewhere."""
 
 _METHODS = b"GET, HEAD, POST, PUT, DELETE, PATCH, OPTIONS"
 
@@ -32,28 +31,27 @@ async def serve_requests(
     record: Callable[[Exchange], None],
     *,
     connect: Connect | None = None,
-    carry: Carry | None = None,
-    begun: Callable[[], Awaitable[bool]] | None = None,
-) -> None:
-    """Serve requests until the connection is over, and close it.
+    leave: Leave | None = None,
+) -> bool:
+    """Serve requests until the connection is over, and close it; or until `leave` says of one that
+    it is served elsewhere: whether that is so. The request can be had from the server then.
 
-    `begun` waits for what is being served already: whether there can be requests after it (if not,
-    it closed the connection). `record` is called once per request, after it, also when it was
-    refused or cancelled. A CONNECT goes to `connect`; without that it is refused. `carry` is asked
-    about all others first.
+    `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
+    goes to `connect`; without that it is refused. `leave` is asked about all others first.
     The sender's failures end the connection quietly; raises only what `route` and `connect` raise
     on top of Refused.
     """
     try:
-        if begun is not None and not await begun():
-            return
-        while await _serve_one(server, route, limits, record, connect, carry):
+        while (goes_on := await _serve_one(server, route, limits, record, connect, leave)) is True:
             pass
     except VisitorGone:
         await server.abort()
     except BaseException:
         await server.abort()
         raise
+    else:
+        return goes_on is None
+    return False
 
 
 async def _serve_one(
@@ -62,9 +60,9 @@ async def _serve_one(
     limits: IngressLimits,
     record: Callable[[Exchange], None],
     connect: Connect | None,
-    carry: Carry | None,
-) -> bool:
-    """Whether the connection can go on."""
+    leave: Leave | None,
+) -> bool | None:
+    """Whether the connection can go on; None when it does so elsewhere, with this request."""
     try:
         request = await server.read_request()
     except Refused as exc:
@@ -78,8 +76,8 @@ async def _serve_one(
     if request.method == b"CONNECT" and connect is not None:
         await connect(server, request)
         return False
-    if carry is not None and (goes_on := await carry(server, request)) is not None:
-        return goes_on
+    if leave is not None and leave(request):
+        return None
     exchange = Exchange(request=request)
     try:
         upstream = await _route(route, request)

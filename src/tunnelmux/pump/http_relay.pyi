@@ -73,7 +73,8 @@ class HttpRelay(LegUser):
         body, the first byte of an answer, or the rest of one."""
     @property
     def phase_since(self) -> float:
-        """When that began, on Trio's clock."""
+        """When that began, on Trio's clock; of "sending", when a byte came last, and of "waiting", when
+        the request or an interim answer (1xx) was complete."""
     @property
     def problem(self) -> str | None:
         """What is wrong with the request in progress, for its answer; None when nothing is."""

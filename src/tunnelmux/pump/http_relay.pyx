@@ -215,8 +215,8 @@ cdef class HttpRelay(LegUser):
                 self.ending = max(self.ending, PARTS)
         if self.ended_as != RUNNING or self.over:
             return 0
-        if in_head and answer.state_ >= ANSWER_LENGTH:
-            self.phase_since = self.pump.now
+        if in_head and (answer.state_ >= ANSWER_LENGTH or answer.kept.size == 0):
+            self.phase_since = self.pump.now  # an interim answer starts the wait for the final one anew
         return self.after_answer()
 
     cdef int on_leg_end(self, bint in_order) except -1:
@@ -327,6 +327,7 @@ cdef class HttpRelay(LegUser):
             self.ending = max(self.ending, CLOSES)
         self.answer.asked_(self.method, request.shape.closes)
         request.sent(keep)
+        self.phase_since = self.pump.now
         if request.in_body():
             used += self.take_body(gap + HEADER_BYTES + used, limit - used)
         if self.ended_as != RUNNING:
@@ -360,6 +361,7 @@ cdef class HttpRelay(LegUser):
             if used:
                 request.skip_run(used)
                 self.bytes_in += used
+                self.phase_since = self.pump.now
         else:
             used = self.take_body(gap + HEADER_BYTES, limit)
             if self.ended_as != RUNNING:
@@ -392,6 +394,8 @@ cdef class HttpRelay(LegUser):
             used += part
         self.put_rest(used, size)
         self.bytes_in += written
+        if used:
+            self.phase_since = self.pump.now
         return written
 
     cdef int after_reading(self) except -1:

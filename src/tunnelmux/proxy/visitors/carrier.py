@@ -22,12 +22,12 @@ from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
 from tunnelmux.observability.logs import wants_info
-from tunnelmux.proxy.visitors.http_visit import HttpVisit
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.pump.data_pump import DataPump, Owner
 
 if TYPE_CHECKING:
+    from tunnelmux.proxy.visitors.http_visit import HttpVisit
     from tunnelmux.pump.http_relay import HttpRelay
     from tunnelmux.pump.legs import Route
     from tunnelmux.pump.tunnel import Tunnel
@@ -123,33 +123,35 @@ class Carrier:
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether what a request says of who sent it is listened to."""
+        self.visitor = visitor
+        """Who sends the requests, as far as the connection tells."""
+        self.has_tried = False
+        """Whether the last request that the pump asked about was one for it."""
         self._settings = settings
         self._routes = routes
-        self._visitor = visitor
         self._client: str | None = None  # that the last request came from, by its trusted proxies
         self._visit = visit
 
     def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
         """Where a request goes that says this, which may be empty; None when h11 has to look."""
+        self.has_tried = False
         destination = self._settings.names.find((host, device, service))
         route = self._routes.now(destination) if destination is not None else None
-        if destination is None or route is None:
+        if destination is None or route is None or self._visit.admit(destination) is not None:
             return None
-        visit, most = self._visit, self._settings.limits.max_streams_per_visitor
-        visit.ask(destination.device, destination.service)
-        # One too many is told so by h11.
-        return route if not visit.is_counted or visit.crowd(most) <= most else None
+        self.has_tried = True
+        return route
 
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
-        key = (self._visitor.address, host, said)
+        key = (self.visitor.address, host, said)
         lines, self._client = self._settings.names.made_for(key, lambda: self._make(host, said))
         return lines
 
     def _make(self, host: bytes, said: bytes) -> tuple[bytes, str | None]:
         # The lines, and the address of the client that trusted proxies name.
         fields = _split(said)
-        made = forwarding_fields(fields, self._visitor, host)
+        made = forwarding_fields(fields, self.visitor, host)
         lines = b"".join([b"%s: %s\r\n" % pair for pair in made])
         return lines, client_address(fields, self._settings.trusted) if self.heeds else None
 

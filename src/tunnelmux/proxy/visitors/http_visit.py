@@ -1,112 +1,535 @@
-"""A visitor's HTTP connection as a visit: of the device that its last request named."""
+"""A visitor's HTTP connection as a visit: the one owner of the connection, from accept to close.
+
+The pump carries requests whose heads leave no doubt; h11, in a task, serves the others, one after
+the other, and gives the connection back with the first request that the pump can carry. Nothing is
+lost on the way: whoever goes on finds every byte that came and was not passed on.
+
+| stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
+|---------|---------------------------------------------|-----------------------------------------|
+| carried | a relay in the pump                         | handshake, silent, the relay's phases   |
+| judged  | a task, in which h11 reads and writes       | the times of `tunnelmux.http`           |
+| leaving | a watch in the pump; what comes is dropped  | leaving: until the visitor has closed   |
+| over    | nothing: it is closed                       |                                         |
+
+| from    | to      | when                                                                      |
+|---------|---------|---------------------------------------------------------------------------|
+| carried | judged  | the relay hands back a request, whole or in part, or a problem to be told |
+| carried | leaving | the last answer was written, or the proxy ends an idle connection         |
+| judged  | carried | the next request is one that the pump can carry                           |
+| any     | over    | the visitor left or broke it, it was cut, its time is over                |
+
+Without a pump (memory, other platforms), and while the proxy drains, a connection is judged from
+its begin to its end.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Protocol
+import socket
+import ssl
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from tunnelmux.proxy.visitors.visit import Visit, VisitRegister, Wait
+from tunnelmux.http.connection import DRAIN_BYTES, ServerConnection
+from tunnelmux.http.refusal import Refusal
+from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.by_h11 import RequestsByH11
+from tunnelmux.proxy.visitors.carrier import (
+    REASONS_OF_STATUS,
+    Carrier,
+    PumpRoutes,
+    carry,
+)
+from tunnelmux.proxy.visitors.names import Destination
+from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
+from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Wait
+from tunnelmux.pump.data_pump import DataPump, lend_socket, tls_stream
+from tunnelmux.relay import abort, reset_socket
 from tunnelmux.transports.admission import Place
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.pump_socket import PumpSocket
+    from tunnelmux.pump.sockets import SocketWatch
 
-__all__ = ["HttpVisit", "ServedInTask"]
+__all__ = ["HttpVisit", "IngressParts", "host_of"]
 
+_log = get_logger("proxy.http")
 
-class Connection(Protocol):
-    """What serves the visitor at the moment: the pump, or a task."""
+_Bytes = bytes  # a visit has a property of this name
 
-    def finish_soon(self) -> None:
-        """End after the current request; now, when there is none."""
+_READ = 16_384
+# Bytes asked for at once of what is thrown away at the end.
 
-    def cut(self) -> None:
-        """End now: an answer that is being sent must not look like a whole one."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is in progress."""
-
-    @property
-    def relay(self) -> HttpRelay | None:
-        """What carries its requests at the moment, if a pump does."""
+_IN_THE_PUMP: tuple[Wait, ...] = (
+    "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
+)  # fmt: skip
 
 
-class ServedInTask:
-    """A connection that a task serves, within `scope`."""
+@dataclass
+class IngressParts:
+    """What the visits of one ingress share."""
 
-    def __init__(self, finish_soon: Callable[[], object]) -> None:
-        self.scope = trio.CancelScope()
-        self.relay: HttpRelay | None = None
-        """What carries its requests at the moment, if a pump does."""
-        self._waits = True
-        self._finish_soon = finish_soon
-
-    @property
-    def is_idle(self) -> bool:
-        """Whether no request is in progress. The task says so, where no relay does."""
-        return self._waits if self.relay is None else self.relay.phase == "idle"
-
-    @is_idle.setter
-    def is_idle(self, waits: bool) -> None:
-        self._waits = waits
-
-    def finish_soon(self) -> None:
-        """End after the current request; now, when there is none."""
-        self._finish_soon()
-
-    def cut(self) -> None:
-        """Cancel the task, which resets the connection then."""
-        self.scope.cancel()
+    router: Router
+    routes: PumpRoutes
+    pump: DataPump | None = None
+    """What carries requests, while it runs."""
+    is_draining: bool = False
 
 
 class HttpVisit(Visit):
-    """One connection, from its accepting on. Until its first request it has no device, and a place
-    among those that have not said what they want."""
+    """One connection. Until its first request it has no device, and a place among those that have
+    not said what they want. Begin it with `arrive`, or with `serve` where it stays with h11."""
 
-    __slots__ = ("connection", "place")
+    __slots__ = (
+        "_bytes_before",
+        "_dropped",
+        "_has_asked",
+        "_is_finishing",
+        "_nursery",
+        "_offered",
+        "_overdue",
+        "_parts",
+        "_patience",
+        "_scope",
+        "_since",
+        "_stage",
+        "_watch",
+        "_wire",
+        "by_h11",
+        "carrier",
+        "local",
+        "place",
+        "relay",
+        "settings",
+    )
 
     def __init__(
         self,
         visits: VisitRegister,
         remote: str,
         place: Place,
-        *,
-        scheme: str = "http",
-        is_exempt: bool = False,
+        parts: IngressParts,
+        settings: IngressSettings,
     ) -> None:
-        super().__init__(visits, "http", device="", service=None, visitor=remote, scheme=scheme)
-        self.is_exempt = is_exempt
+        super().__init__(
+            visits, "http", device="", service=None, visitor=remote, scheme=settings.scheme
+        )
+        address = host_of(remote)
+        visitor = settings.trusted.visitor(address, settings.scheme)
+        self.is_exempt = address in settings.trusted
         self.place = place
-        self.connection: Connection | None = None
-        """Set by whatever serves it now."""
+        self.settings = settings
+        self.carrier = Carrier(settings, parts.routes, visitor, self)
+        self.relay: HttpRelay | None = None
+        """What carries its requests at the moment, if the pump does."""
+        self.by_h11: RequestsByH11 | None = None
+        """What serves its requests in a task, once one had to be."""
+        self.local: socket.socket | None = None
+        self._wire: PumpSocket | None = None  # the same socket, as the pump uses it
+        self._parts = parts
+        self._stage: Literal["carried", "judged", "leaving", "over"] = "judged"
+        self._patience = min(PATIENCE[what](settings.limits) for what in _IN_THE_PUMP)
+        self._since = self.began  # of the stage "leaving"
+        self._has_asked = self._is_finishing = False
+        self._offered = b""  # the head that h11 gave to the pump last
+        self._overdue: Refusal | None = None  # what the request to come is refused with
+        self._bytes_before = (0, 0)  # that earlier relays and requests by h11 carried
+        self._dropped = 0
+        self._watch: SocketWatch | None = None
+        self._nursery: trio.Nursery | None = None
+        self._scope = trio.CancelScope()
+        place.on_give_way = self.stop
         visits.add(self)
+        if parts.is_draining:
+            self._is_finishing = True
+
+    # -- what others ask, and have done -----------------------------------------------------------
+
+    def admit(self, destination: Destination) -> Refusal | None:
+        """Judge one request of the visitor: None when it may go to this destination now.
+
+        The one place for this: the pump asks before it carries a request, and h11 before it
+        serves one. What is refused here the pump leaves to h11, which asks again and answers.
+        """
+        self._has_asked = True
+        self.place.leave()
+        self.go_to(destination.device, destination.service)
+        return crowd_refusal(self, self.settings.limits)
 
     @property
     def is_idle(self) -> bool:
-        return self.connection is not None and self.connection.is_idle
+        """Whether no request is in progress."""
+        if self._stage == "carried":
+            return self.relay is None or self.relay.phase == "idle"
+        return self._stage == "leaving" or (self.by_h11 is not None and self.by_h11.is_idle)
 
     @property
     def state(self) -> Wait:
-        relay = self.connection.relay if self.connection is not None else None
-        return self.waits_for if relay is None else relay.phase
+        if self._stage == "carried" and self.relay is not None and self._wire is not None:
+            if not self._wire.is_shaken:
+                return "handshake"
+            phase = self.relay.phase
+            return "silent" if phase == "idle" and not self._has_asked else phase
+        return "leaving" if self._stage == "leaving" else self.waits_for
 
-    def ask(self, device: str, service: str | None) -> None:
-        """A request has come that goes there: the visitor has said what it wants."""
-        self.place.leave()
-        self.go_to(device, service)
+    @property
+    def bytes(self) -> tuple[int, int]:
+        bytes_in, bytes_out = self._bytes_before
+        if self.relay is not None:
+            bytes_in, bytes_out = bytes_in + self.relay.bytes_in, bytes_out + self.relay.bytes_out
+        return bytes_in, bytes_out
+
+    def count_more(self, bytes_in: int, bytes_out: int) -> None:
+        """These were carried by something that is over."""
+        self._bytes_before = self._bytes_before[0] + bytes_in, self._bytes_before[1] + bytes_out
 
     def finish_soon(self) -> None:
-        if self.connection is not None:
-            self.connection.finish_soon()
+        """End after the current request; now, when there is none."""
+        self._is_finishing = True
+        if self._stage == "carried" and self.relay is not None:
+            self.relay.finish_soon()
+        elif self._stage == "judged" and self.by_h11 is not None:
+            self.by_h11.server.finish_soon()
 
     def stop(self) -> None:
-        if self.connection is not None:
-            self.connection.cut()
+        """End now: an answer that is being sent must not look like a whole one."""
+        if self._stage == "judged":
+            self._scope.cancel()  # which resets the connection
+            return
+        if self._stage == "over":
+            return
+        if self._stage == "carried" and self.relay is not None:
+            is_silent = self.state == "silent"
+            self.relay.abort()
+            self.carrier.log_end(self.relay)
+            if not is_silent:
+                self._reset()
+        self._close()
+
+    def leave_pump(self) -> None:
+        """The pump ends: what it has of the connection is cut."""
+        if self._stage != "judged":
+            self.stop()
+
+    # -- in the pump ------------------------------------------------------------------------------
+
+    def arrive(self, nursery: trio.Nursery, local: socket.socket) -> None:
+        """Serve the connection from its accepting on, TLS handshake included. `nursery` owns the
+        tasks for requests that need one."""
+        self._nursery, self.local = nursery, local
+        self._carry(_accepted(local, self.settings.tls), b"")
+
+    def _carry(self, wire: PumpSocket, early: _Bytes) -> None:
+        """Have the pump carry requests from now on, of which these bytes were read."""
+        assert self._parts.pump is not None
+        self._stage = "carried"
+        self._wire = wire
+        self.relay = carry(self._parts.pump, wire, self, self.carrier, self.settings, early)
+        self._watch_time()
+
+    def on_news(self) -> None:
+        """Called by the pump when the relay is over, or something comes from who is leaving."""
+        if self._watch is not None and self._watch.error is not None:
+            self.stop()  # the pump was stopped
+        elif self._stage == "leaving":
+            self._drop_some()
+        elif self._stage == "carried" and self.relay is not None and self.relay.outcome:
+            self._after_relay(self.relay)
+
+    def _after_relay(self, relay: HttpRelay) -> None:
+        assert self._wire is not None
+        if not self._wire.is_shaken:
+            self._lose(f"the TLS handshake failed: {relay.error or 'the visitor left'}")
+        elif relay.outcome != "handed back":
+            self.carrier.log_end(relay)
+            if relay.outcome == "finished":
+                self._leave()
+            elif relay.outcome == "local broke" and relay.phase == "idle":
+                self._close()
+            else:
+                self._reset()
+                self._close()
+        elif self._is_finishing and relay.phase == "idle":
+            self._leave()
+        elif relay.problem is None and relay.is_spent:
+            self._close()
+        else:
+            self._judge_soon(relay)
+
+    def _leave(self) -> None:
+        """Close so that the visitor can read all that was sent to it (RFC 9112 9.6)."""
+        assert self._wire is not None
+        self._drop_relay()
+        self._stage = "leaving"
+        self._since = trio.current_time()
+        self._wire.half_close()
+        self._wait_for_more()
+        if self._stage == "leaving":
+            self._watch_time()
+
+    def _drop_some(self) -> None:
+        """Throw away what still comes: no more in one go than leaves the others their turn."""
+        assert self.local is not None
+        try:
+            data = self.local.recv(_READ, socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            self._wait_for_more()
+            return
+        except OSError:
+            data = b""
+        self._dropped += len(data)
+        if data and self._dropped < DRAIN_BYTES:
+            self._wait_for_more()
+        else:
+            self._close()
+
+    def _wait_for_more(self) -> None:
+        from tunnelmux.pump.sockets import SocketWatch
+
+        assert self._wire is not None
+        if self._parts.pump is None:
+            self._close()
+        else:
+            self._watch = SocketWatch(self._parts.pump.core, self._wire, self)
+
+    # -- times ------------------------------------------------------------------------------------
+
+    def _watch_time(self) -> None:
+        # What the relay waits for changes without a word. What it waits for next begins after this
+        # look and may last `_patience` at least: a look by then, or when the present wait is over,
+        # is never late.
+        self.until = min(self._due(), trio.current_time() + self._patience)
+        self._register.watch(self)
+
+    def _due(self) -> float:
+        """When what it waits for now has taken too long."""
+        state = self.state
+        if state == "leaving":
+            since = self._since
+        elif state in ("handshake", "silent") or self.relay is None:
+            since = self.began
+        else:
+            since = self.relay.phase_since
+        return since + PATIENCE[state](self.settings.limits)
+
+    def late(self) -> None:
+        if self._stage not in ("carried", "leaving"):
+            return
+        if trio.current_time() < self._due():
+            self._watch_time()
+        else:
+            self._time_out()
+
+    def _time_out(self) -> None:
+        state, relay, limits = self.state, self.relay, self.settings.limits
+        if state == "leaving" or relay is None:
+            self._close()
+        elif state == "handshake":
+            relay.abort()
+            self._lose(f"no TLS handshake within {limits.handshake_timeout:g} s")
+        elif state in ("silent", "idle"):
+            self.finish_soon()
+        elif state == "waiting":
+            seconds = limits.response_timeout
+            relay.give_up(f"the target did not answer within {seconds:g} s", 504)
+        elif state == "sending":
+            seconds = limits.body_stall
+            relay.give_up(f"no byte of the request's body came within {seconds:g} s", 408)
+        else:
+            if state == "agreeing":
+                message = f"The target took no connection within {limits.connect_timeout:g} s."
+                self._overdue = Refusal(504, "target-timeout", message)
+            relay.give_up(None, 0)  # what is here of the request says what to answer
+
+    # -- in a task --------------------------------------------------------------------------------
+
+    def _judge_soon(self, relay: HttpRelay) -> None:
+        assert self._nursery is not None
+        self.carrier.log_end(relay)
+        began = relay.phase_since if relay.phase == "reading" else trio.current_time()
+        pending = relay.take_pending()
+        if relay.problem is not None:
+            message = f"The request could not be served: {relay.problem}."
+            begun = Refusal(relay.status, REASONS_OF_STATUS[relay.status], message)
+        else:
+            begun = None
+        # What the pump has tried to carry it is not given a second time.
+        insists = self.carrier.has_tried or bool(
+            self._offered and pending.startswith(self._offered)
+        )
+        bound = self._drop_relay()
+        self._stage = "judged"
+        self._scope = trio.CancelScope()
+        self._nursery.start_soon(self._judge, (pending, began), insists, begun, bound)
+
+    async def _judge(
+        self,
+        came: tuple[_Bytes, float],
+        insists: bool,
+        begun: Refusal | None,
+        bound: tuple[object, Stream] | None,
+    ) -> None:
+        """Serve requests by h11, from where the pump stopped to where it can go on.
+
+        Of the next request these bytes came since that moment. With `insists`, h11 serves it in any
+        case. `begun` is what the one in progress is refused with.
+        """
+        goes_on = False
+        overdue, self._overdue = self._overdue, None
+        try:
+            with self._scope as scope:
+                requests = await self._come_to_h11()
+                if bound is not None:
+                    requests.raw.hold(*bound)
+                requests.server.put_back_request(*came)
+                if begun is not None:
+                    await requests.server.refuse(begun)
+                else:
+                    goes_on = await requests.serve(insists=insists, overdue=overdue)
+            if scope.cancelled_caught:
+                self._reset()
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("unhandled error in connection", visitor=self.visitor)
+        finally:
+            if not goes_on:
+                try:
+                    if self.by_h11 is not None:
+                        await self.by_h11.drop_kept()
+                finally:
+                    self._close()
+        if goes_on and self.by_h11 is not None:
+            server = self.by_h11.server
+            self._offered, early = server.take_request()
+            self._carry(self._wire_of(server), self._offered + early)
+
+    async def _come_to_h11(self) -> RequestsByH11:
+        """What serves requests by h11, on the connection that the pump had."""
+        assert self.local is not None
+        assert self._wire is not None
+        tls = self._wire.release()
+        if self.by_h11 is not None:
+            return self.by_h11
+        below = trio.SocketStream(trio.socket.from_stdlib_socket(self.local))
+        requests = self._begin_by_h11(below if tls is None else await tls_stream(below, tls))
+        requests.server.is_new = not self._has_asked
+        return requests
+
+    def _begin_by_h11(self, stream: trio.abc.Stream) -> RequestsByH11:
+        server = ServerConnection(stream, self.settings.limits)
+        self.by_h11 = RequestsByH11(self, server, self._parts.router, self._parts.routes)
+        if self._is_finishing:
+            server.finish_soon()
+        return self.by_h11
+
+    def _wire_of(self, server: ServerConnection) -> PumpSocket:
+        from tunnelmux.pump.pump_socket import PumpSocket
+
+        lent = lend_socket(server.stream)
+        assert lent is not None  # it came from the pump
+        return PumpSocket(self.local, lent.tls)
+
+    @property
+    def may_be_carried(self) -> bool:
+        """Whether the pump could go on with the connection, as far as that does not depend on the
+        next request."""
+        return self._nursery is not None and self._parts.pump is not None and not self._is_finishing
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """Serve the connection by h11 until it is over, and close it."""
+        below, limits = stream, self.settings.limits
+        with self:
+            with self._scope as scope:
+                if self.settings.tls is not None:
+                    stream = trio.SSLStream(
+                        below, self.settings.tls, server_side=True, https_compatible=True
+                    )
+                    problem = await _shake_hands(stream, self.place, limits)
+                    if problem is not None:
+                        _log.info("visitor lost", visitor=self.visitor, problem=problem)
+                        await abort(stream)
+                        return
+                requests = self._begin_by_h11(stream)
+                try:
+                    await requests.serve()
+                finally:
+                    await requests.drop_kept()
+            if scope.cancelled_caught:
+                await abort(stream)
+
+    # -- the end ----------------------------------------------------------------------------------
+
+    def _drop_relay(self) -> tuple[object, Stream] | None:
+        """Have a relay no more that is over; the stream that a login belongs to, if it left one."""
+        relay, self.relay = self.relay, None  # which knows its owner
+        if relay is None:
+            return None
+        self.count_more(relay.bytes_in, relay.bytes_out)
+        stream = self.carrier.take_bound(relay)
+        return None if stream is None else (relay.destination, stream)
+
+    def _lose(self, problem: str) -> None:
+        _log.info("visitor lost", visitor=self.visitor, problem=problem)
+        self._reset()
+        self._close()
+
+    def _reset(self) -> None:
+        assert self.local is not None
+        reset_socket(self.local)
+
+    def _close(self) -> None:
+        """Close the connection, which is over."""
+        assert self.local is not None
+        if (bound := self._drop_relay()) is not None:
+            bound[1].reset()
+        if self._watch is not None:
+            self._watch.cancel()
+            self._watch = None
+        self.end()
+        self.local.close()
 
     def end(self) -> None:
-        self.place.leave()
-        super().end()
-        self.connection = None  # which knows its visit
+        if self._stage != "over":
+            self._stage = "over"
+            self.place.leave()
+            super().end()
+            self.by_h11 = None
+            del self.carrier  # these know the visit
+
+
+async def _shake_hands(
+    stream: trio.SSLStream[trio.abc.Stream], place: Place, limits: IngressLimits
+) -> str | None:
+    """Make the TLS handshake; why that did not succeed, in words, or None."""
+    below = stream.transport_stream
+    with trio.move_on_after(limits.handshake_timeout):
+        if isinstance(below, trio.SocketStream) and not await place.hear(
+            below, limits.first_byte_timeout
+        ):
+            return f"it said nothing within {limits.first_byte_timeout:g} s"
+        place.has_spoken()
+        try:
+            await stream.do_handshake()
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            return f"the TLS handshake failed: {exc.__cause__ or exc}"
+        return None
+    return f"no TLS handshake within {limits.handshake_timeout:g} s"
+
+
+def _accepted(local: socket.socket, tls: ssl.SSLContext | None) -> PumpSocket:
+    from tunnelmux.pump.pump_socket import PumpSocket
+
+    if tls is None:
+        return PumpSocket(local)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    return PumpSocket(
+        local, (tls.wrap_bio(incoming, outgoing, server_side=True), incoming, outgoing)
+    )
+
+
+def host_of(remote: str) -> str:
+    """The address in `host:port`, without the brackets of IPv6."""
+    return remote.rpartition(":")[0].strip("[]")

@@ -28,6 +28,7 @@ __all__ = [
     "Destination",
     "IngressSettings",
     "Router",
+    "crowd_refusal",
     "find_destination",
     "is_name",
     "stream_id",
@@ -146,6 +147,18 @@ def is_name(text: str) -> bool:
     return len(text) <= _LONGEST_LABEL and _LABEL.fullmatch(text) is not None
 
 
+def crowd_refusal(visit: Visit, limits: IngressLimits) -> Refusal | None:
+    """What the visit is told when too many from its address use the device; None when not."""
+    most = limits.max_streams_per_visitor
+    if not visit.is_counted or visit.crowd(most) <= most:
+        return None
+    message = (
+        f"More than {most} streams to device {visit.device} are open for {visit.source} "
+        "(limits.max_streams_per_visitor). Try again in a moment."
+    )
+    return Refusal(503, "too-many-visitors", message, retry_after=BUSY_RETRY_AFTER)
+
+
 def stream_id(stream: trio.abc.AsyncResource | None) -> int | None:
     """The number of a stream on its session, for logs; None for what has none in this process."""
     return stream.id if isinstance(stream, Stream) else None
@@ -215,13 +228,10 @@ class Router:
                 "device-busy",
                 "has no stream left for visitors (limits.max_streams and reserved_streams)",
             )
-        most = limits.max_streams_per_visitor
-        if visit is not None and visit.is_counted and visit.crowd(most) > most:
-            message = (
-                f"More than {most} streams to device {handle.device} are open for {visit.source} "
-                "(limits.max_streams_per_visitor). Try again in a moment."
-            )
-            raise Refused(Refusal(503, "too-many-visitors", message, retry_after=BUSY_RETRY_AFTER))
+        if visit is None or visit.way == "http":
+            return  # each of its requests was judged before (`HttpVisit.admit`)
+        if (refusal := crowd_refusal(visit, limits)) is not None:
+            raise Refused(refusal)
 
     def _has_room(self, session: Session) -> bool:
         """Whether the session has more streams left than those in reserve."""

@@ -12,6 +12,7 @@ from typing import Literal, NoReturn, Self, TypeVar
 
 import trio
 
+from tunnelmux.http.connection import DRAIN_TIMEOUT
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
@@ -32,11 +33,13 @@ Way = Literal["http", "tcp", "raw", "ws", "exec"]
 
 Wait = Literal[
     "device", "connect", "answer", "nothing",
-    "agreeing", "idle", "reading", "sending", "waiting", "answering",
+    "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
+    "leaving",
 ]  # fmt: skip
 """What a visit waits for: the device's return, or its taking of a stream; the agent's yes to a
-CONNECT; the head of an answer that comes through the agent; nothing that has a time. Then the
-phases of an HTTP connection in the pump, as `HttpRelay.phase` calls them."""
+CONNECT; the head of an answer that comes through the agent; nothing that has a time. Then those of
+an HTTP connection in the pump: the TLS handshake, the first request, the phases of
+`HttpRelay.phase`, and the visitor's close."""
 
 AGENT_SLACK = 5.0
 """Seconds on top of the agent's own limits: its answer, which knows the target, goes first."""
@@ -50,12 +53,15 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "answer": lambda limits: limits.response_timeout + limits.connect_timeout + AGENT_SLACK,
     "nothing": lambda _: float("inf"),  # bytes both ways: both legs have their own liveness
     # In the pump no agent stands between that would answer first, so that there is no slack.
+    "handshake": lambda limits: limits.handshake_timeout,
+    "silent": lambda limits: limits.head_timeout,
     "agreeing": lambda limits: limits.connect_timeout,
     "idle": lambda limits: limits.idle_timeout,
     "reading": lambda limits: limits.head_timeout,
     "sending": lambda limits: limits.body_stall,
-    "waiting": lambda limits: limits.response_timeout + limits.connect_timeout,
+    "waiting": lambda limits: limits.response_timeout,
     "answering": lambda _: float("inf"),  # an answer may rest: events, long polls
+    "leaving": lambda _: DRAIN_TIMEOUT,
 }
 """How long, in seconds, a visit may wait for each of these. Whoever waits takes the time from
 here, also where it watches the time itself."""

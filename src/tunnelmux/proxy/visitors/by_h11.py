@@ -1,0 +1,217 @@
+"""The requests of a visitor's connection that h11 reads and writes: routed, answered, logged."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from tunnelmux.http import (
+    Exchange,
+    KeptUpstream,
+    RequestHead,
+    ServerConnection,
+    Upstream,
+    serve_requests,
+)
+from tunnelmux.http.fields import (
+    end_to_end,
+    forwarding_fields,
+    own_cookies,
+    without_own_fields,
+)
+from tunnelmux.http.head import Field, field_values, first_value
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.mux import Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.carrier import PumpRoutes
+from tunnelmux.proxy.visitors.names import Destination
+from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
+from tunnelmux.proxy.visitors.visit import PATIENCE
+from tunnelmux.pump.head import read_request
+from tunnelmux.wire import DEVICE_FIELD, RELAY_FIELD, SERVICE_FIELD
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.visitors.http_visit import HttpVisit
+
+__all__ = ["RequestsByH11"]
+
+_log = get_logger("proxy.http")
+
+
+class RequestsByH11:
+    """Serves requests of one visit, in the task that calls `serve`; keeps what belongs to the
+    connection from one call to the next."""
+
+    def __init__(
+        self, visit: HttpVisit, server: ServerConnection, router: Router, routes: PumpRoutes
+    ) -> None:
+        self.server = server
+        self.is_idle = True
+        """Whether no request is in progress."""
+        self.kept = KeptUpstream()
+        """The stream that a login of the visitor belongs to."""
+        self.raw = KeptUpstream()
+        """The same for one that was made in the pump: it leads straight to the target."""
+        self._visit = visit
+        self._settings = visit.settings
+        self._visitor = visit.carrier.visitor
+        self._router = router
+        self._routes = routes
+        self._insists = False
+        self._overdue: Refusal | None = None
+        self._raw_name: object = None
+        self._destination: Destination | None = None
+        self._stream: trio.abc.Stream | None = None
+        self._upstream: Upstream | None = None
+
+    async def serve(self, *, insists: bool = False, overdue: Refusal | None = None) -> bool:
+        """Serve requests until the connection is over, and close it; or until one comes that the
+        pump can carry: whether that is so. It is with the server then, for others to go on with.
+
+        With `insists`, the first one is served here in any case; with `overdue`, it is answered
+        with that.
+        """
+        self._insists, self._overdue = insists, overdue
+        return await serve_requests(
+            self.server,
+            self.route,
+            self._settings.limits,
+            self.record,
+            leave=self._can_be_carried,
+        )
+
+    async def drop_kept(self) -> None:
+        """Close the streams that logins belong to."""
+        try:
+            await self.kept.drop()
+        finally:
+            await self.raw.drop()
+
+    def _can_be_carried(self, request: RequestHead) -> bool:
+        """Whether the pump can serve this request, and perhaps those after it."""
+        self._visit.place.leave()
+        insists, self._insists = self._insists, False
+        if insists or self._overdue is not None or not self._visit.may_be_carried:
+            return False
+        if self.kept.holds_any or self.raw.holds_any:
+            return False
+        if isinstance(read_request(self.server.raw_head), str):
+            return False  # "declined": the pump would leave it to us
+        try:
+            destination = self._find(request)
+        except Refused:
+            return False
+        # One that is refused is answered here.
+        found = self._routes.now(destination) is not None
+        return found and self._visit.admit(destination) is None
+
+    async def route(self, request: RequestHead) -> Upstream:
+        """A stream to the device that this request names; raises Refused."""
+        limits = self._settings.limits
+        self.is_idle = False
+        self._destination = destination = self._find(request)
+        refusal = self._visit.admit(destination) or self._overdue
+        self._overdue = None
+        if refusal is not None:
+            raise Refused(refusal)
+        headers = without_own_fields(end_to_end(request.headers))
+        headers = forwarding_fields(headers, self._visitor, request.host)
+        found = self._routes.now(destination)
+        self._raw_name = found.destination if found is not None else None
+        raw = await self.raw.take(self._raw_name) if self.raw.is_kept(self._raw_name) else None
+        if raw is not None:
+            self._stream = raw
+            self._upstream = Upstream(
+                stream=raw,
+                headers=headers,
+                describe=f"the target of {destination}",
+                response_timeout=limits.response_timeout + limits.connect_timeout,
+                response_headers=lambda fields: self._answer_fields(
+                    request, without_own_fields(fields)
+                ),
+                keeps=True,
+            )
+            return self._upstream
+        self._raw_name = None
+        keeps = self.kept.wanted(request, destination)
+        self._stream = await self.kept.take(destination)
+        if self._stream is None:
+            self._stream = await self._router.open_stream(destination.device, limits, self._visit)
+            self._visit.on_cut = None  # it is cut with the whole connection
+        if destination.service is not None:
+            headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
+        if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
+            headers.append((RELAY_FIELD, b"?"))
+        self._upstream = Upstream(
+            stream=self._stream,
+            headers=headers,
+            describe=f"device {destination.device}",
+            response_timeout=PATIENCE["answer"](limits),
+            broken_reason="tunnel-lost",
+            response_headers=partial(self._answer_fields, request),
+            keeps=keeps,
+        )
+        return self._upstream
+
+    def _find(self, request: RequestHead) -> Destination:
+        """Where the request's own head sends it; raises Refused. The pump knows it from now on."""
+        destination = find_destination(request, self._settings.domain, self._router.is_tenant)
+        device = first_value(request.headers, DEVICE_FIELD.lower()) or b""
+        service = first_value(request.headers, SERVICE_FIELD.lower()) or b""
+        self._settings.names.learn((request.host, device, service), destination)
+        return destination
+
+    def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
+        headers = self._take_relay_field(headers)
+        if self._settings.parent_cookies:
+            return headers
+        hosts = [request.host]
+        if self._visitor.trusted:  # it may know the host by another name than the browser does
+            hosts += field_values(request.headers, b"x-forwarded-host")
+        for host in hosts:
+            headers = own_cookies(headers, host)
+        return headers
+
+    def _take_relay_field(self, headers: list[Field]) -> list[Field]:
+        service = first_value(headers, RELAY_FIELD.lower())
+        if service is None:
+            return headers
+        name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
+        if isinstance(self._stream, Stream) and self._destination is not None and is_name(name):
+            self._routes.learn_service(
+                self._stream.session, self._destination.device, self._destination.service, name
+            )
+        return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
+
+    def record(self, exchange: Exchange) -> None:
+        """One line for one request."""
+        destination, stream, request = self._destination, self._stream, exchange.request
+        if self._upstream is not None and self._raw_name is not None:
+            self.raw.put_back(self._raw_name, self._upstream)
+        elif self._upstream is not None:
+            self.kept.put_back(destination, self._upstream)
+        self._destination = self._stream = self._upstream = None
+        self.is_idle = True
+        self._visit.count_more(exchange.bytes_in, exchange.bytes_out)
+        cut, problem = self._visit.cut_reason, exchange.problem
+        what: dict[str, object] = {
+            "visitor": self._visit.visitor,
+            "device": destination.device if destination else None,
+            "service": destination.service if destination else None,
+            "stream": stream_id(stream),
+            "method": request.method.decode("ascii") if request is not None else None,
+            "path": request.path if request is not None else None,
+            "status": exchange.status or None,
+            "reason": exchange.reason,
+            "upgraded": exchange.upgraded or None,
+            "problem": problem if cut is None else f"cut: {cut}",
+        }
+        _log.info(
+            "request",
+            **{key: value for key, value in what.items() if value is not None},
+            bytes_in=exchange.bytes_in,
+            bytes_out=exchange.bytes_out,
+            seconds=round(trio.current_time() - exchange.started, 4),
+        )
