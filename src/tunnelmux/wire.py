@@ -5,17 +5,23 @@ from __future__ import annotations
 __all__ = [
     "AGENT_AUTHORITY",
     "ASKED_BY_FIELD",
+    "ASSIST_FIELD",
+    "ASSIST_PATH",
     "CLOSE_REPLACED",
     "CREDENTIAL_PATH",
     "DEVICE_FIELD",
     "EXEC_PATH",
     "INSTANCE_FIELD",
+    "LEASES_PATH",
+    "LEASE_END_PATH",
+    "LEASE_FIELD",
     "PROVED",
     "PROVE_FIELD",
     "REASON_FIELD",
     "RELAY_FIELD",
     "REPLACED_FIELD",
     "RIVAL_FIELD",
+    "SERIAL_FIELD",
     "SERVICES_FIELD",
     "SERVICE_FIELD",
     "TOKEN_FIELD",
@@ -34,6 +40,25 @@ EXEC_PATH = "/v1/exec"
 
 CREDENTIAL_PATH = b"/v1/credential"
 """Where the agent's own API takes another token for its device."""
+
+ASSIST_PATH = b"/v1/assist"
+"""Where the agent's own API tells of the switch for assistance, line by line, as long as it is
+read."""
+
+LEASES_PATH = b"/v1/leases"
+"""Where it takes a lease, and says whether the device agrees."""
+
+LEASE_END_PATH = b"/v1/leases/end"
+"""Where it is told that one has ended."""
+
+ASSIST_FIELD = b"Tunnelmux-Assist"
+"""From an agent: it takes leases, or may."""
+
+SERIAL_FIELD = b"Tunnelmux-Serial"
+"""From an agent: the device's serial number, percent-encoded UTF-8."""
+
+LEASE_FIELD = b"Tunnelmux-Lease"
+"""In a request to a device, and in a call for a raw forward: the id of the lease it is under."""
 
 PROVE_FIELD = b"Tunnelmux-Prove"
 """From an agent: it only shows that its token is good, and wants no session."""

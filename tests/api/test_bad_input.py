@@ -112,6 +112,8 @@ class Described:
                 return False
             case _ if "[0-9a-f]" in first.get("pattern", ""):
                 return "00000000-0000-7000-8000-000000000000"
+            case _ if first.get("format") == "date-time":
+                return "2026-11-27T20:15:00Z"
             case _:
                 text = VALUES.get(name, "x")
                 return text.ljust(first.get("minLength", 0), "x")

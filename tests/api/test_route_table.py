@@ -97,6 +97,7 @@ _BODIES: dict[str, Any] = {
     "/api/devices/{device_id}": {"name": "taken-over"},
     "/api/devices/{device_id}/quarantine": {"reason": "taken over"},
     "/api/install-keys/{key_id}/revoke": {"devices": "disable"},
+    "/api/leases/{lease_id}/extend": {"seconds": 600},
 }
 
 
@@ -118,7 +119,15 @@ async def test_the_objects_of_another_tenant_do_not_exist(tmp_path: Path) -> Non
             tried += 1
         assert tried > 20
         assert await everything(api, victim) == before
-        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit"):
+        for path in (
+            "devices",
+            "pairings",
+            "install-keys",
+            "invitations",
+            "members",
+            "leases",
+            "audit",
+        ):
             assert "secret" not in (await api.call("GET", f"/api/{path}", attacker.token)).text
 
 

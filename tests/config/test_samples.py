@@ -83,7 +83,8 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     )
     # Of the ways to give a token, one at a time.
     text = re.sub(
-        r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret|url_file) = .*\n",
+        r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret|url_file"
+        r"|serial_command) = .*\n",
         "",
         text,
         flags=re.MULTILINE,
@@ -119,7 +120,10 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         "algorithms",
         "certificate",
         "key",
+        "hook",
         "name",
+        "page_origins",
+        "serial_command",
         "target",
         "trusted_fields",
         "trusted_proxies",

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from support.apis import LiveApi
 from tunnelmux.api.access import SCOPES
-from tunnelmux.registry import Actor, Role
+from tunnelmux.registry import Actor, LeaseTerms, Role
 
 __all__ = ["TEST", "Person", "everything", "objects_of", "person"]
 
 TEST = Actor.program("tests")
+
+SSH_KEY = (
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHV8UtMQ1eUuXHUDYhAvEMNpVIFzRHnbCxR4lEGFIzNq ada@work"
+)
 
 
 @dataclass
@@ -51,6 +56,18 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
     key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
     invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
     token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
+    now = datetime.now(UTC)
+    terms = LeaseTerms(
+        device_id=device.id,
+        services=("ssh",),
+        holder=owner.user_id,
+        reason="secret-reason",
+        starts=now,
+        ends=now + timedelta(hours=1),
+    )
+    lease, _ = await tenant.leases.add(terms, approved=False)
+    installation = api.running.api.registry.installation(TEST)
+    ssh_key = await installation.ssh_keys.add(owner.user_id, SSH_KEY, "secret-ssh-key")
     return {
         "tenant_id": owner.tenant_id,
         "device_id": device.id,
@@ -58,6 +75,8 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
         "key_id": key.id,
         "invitation_id": invitation.id,
         "token_id": token.id,
+        "lease_id": lease.id,
+        "ssh_key_id": ssh_key.id,
         "user_id": owner.user_id,
         "service": "web",
     }
@@ -67,5 +86,14 @@ async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
     """All that a tenant's owner can see, apart from the use of the token it is seen with."""
     return {
         path: (await api.call("GET", f"/api/{path}", owner.token)).json()
-        for path in ("devices", "pairings", "install-keys", "invitations", "members", "audit")
+        for path in (
+            "devices",
+            "pairings",
+            "install-keys",
+            "invitations",
+            "members",
+            "leases",
+            "ssh-keys",
+            "audit",
+        )
     }

@@ -7,9 +7,11 @@ import secrets
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
+from urllib.parse import quote
 
 import trio
 
+from tunnelmux.agent.assist.service import AssistService
 from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.direct import DirectConnector
@@ -26,6 +28,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.transports import WebSocketStream
 from tunnelmux.wire import (
+    ASSIST_FIELD,
     CLOSE_REPLACED,
     DEVICE_FIELD,
     INSTANCE_FIELD,
@@ -33,6 +36,7 @@ from tunnelmux.wire import (
     PROVED,
     REPLACED_FIELD,
     RIVAL_FIELD,
+    SERIAL_FIELD,
     SERVICES_FIELD,
     TOKEN_FIELD,
 )
@@ -67,6 +71,9 @@ class RunningAgent:
         self.figures = AgentFigures()
         """What happened so far, in numbers."""
         self._streams = StreamServer(config, self.commands, self.figures)
+        self.assist = AssistService(config)
+        """The switch for remote assistance, and the leases that this device takes."""
+        self._streams.desk = self.assist.desk
         self._link = _proxy_link(config)
         self._streams.rotation = Rotation(lambda: self._link, self._prove)
         self.main_server = _main_server_client(config, self.commands, uniform)
@@ -175,6 +182,7 @@ class RunningAgent:
                     await monitoring.aclose()
                 raise
             self._change_monitoring(monitoring)
+            self.assist.configure(config)
             self.config = config
             if config.backoff != before.backoff:
                 self._set_backoff(config)
@@ -283,7 +291,7 @@ class RunningAgent:
                 await self._executors.start(self.commands.serve)
                 try:
                     self._change_monitoring(await self._monitoring_for(self.config))
-                    await self._serve_both_ways()
+                    await self._serve_with_assistance()
                 except (ConnectError, ConfigError) as error:
                     problem = error  # kept from the nursery, which would wrap it in a group
                 self._monitored.cancel(reason="the agent is stopping")
@@ -292,6 +300,21 @@ class RunningAgent:
                 self._executors.cancel_scope.deadline = trio.current_time() + _GOODBYE
         finally:
             self._stopped.set()
+        if problem is not None:
+            raise problem
+
+    async def _serve_with_assistance(self) -> None:
+        """The same, with the switch for assistance for as long; offline too."""
+        problem: ConnectError | ConfigError | None = None
+        await self.assist.learn_serial()
+        with self.assist.opened():
+            async with trio.open_nursery() as assisting:
+                assisting.start_soon(self.assist.run)
+                try:
+                    await self._serve_both_ways()
+                except (ConnectError, ConfigError) as error:
+                    problem = error
+                assisting.cancel_scope.cancel(reason="the agent ends")
         if problem is not None:
             raise problem
 
@@ -378,6 +401,7 @@ class RunningAgent:
                 (DEVICE_FIELD, link.device.encode("ascii")),
                 (INSTANCE_FIELD, self._instance),
                 (SERVICES_FIELD, self._streams.services.listing),
+                *self._said_of_assist(),
             ],
             ssl_context=link.ssl_context,
             timeout=self.config.limits.ingress.handshake_timeout,
@@ -392,6 +416,14 @@ class RunningAgent:
             ) as session:
                 await self._serve(link, session)
             return _replaced_by(transport)
+
+    def _said_of_assist(self) -> list[tuple[bytes, bytes]]:
+        fields = []
+        if self.assist.desk.serial:
+            fields.append((SERIAL_FIELD, quote(self.assist.desk.serial).encode("ascii")))
+        if self.assist.is_on:
+            fields.append((ASSIST_FIELD, b"yes"))
+        return fields
 
     async def _prove(self, link: ProxyLink, token: Secret) -> None:
         """Show the proxy a token without a session; raises ConnectError, ConnectRefused."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
+from tunnelmux.agent.assist.desk import LeaseVisit
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.services import ServiceTable
 from tunnelmux.agent.streams import StreamServer
@@ -63,6 +64,9 @@ class DirectConnector:
         service, dialler = self._targets.get(name, (None, None))
         if service is None or dialler is None or not self._streams.has_room:
             return False
+        desk = self._streams.desk
+        if desk is not None and service.lease_only and desk.objection(name, None) is not None:
+            return False
         local = _begin_connect(dialler)
         if local is None:
             return False
@@ -72,6 +76,8 @@ class DirectConnector:
         )
         self._streams.active += 1
         self._streams.figures.streams += 1
+        if desk is not None:
+            connection.lease_visit = desk.enter(name, None, connection.relay.abort)
         self._connecting.set(connection, trio.current_time() + self._timeout)
         return True
 
@@ -83,6 +89,8 @@ class DirectConnector:
         """The connection is over, or never came about."""
         self._connecting.clear(connection)
         self._streams.active -= 1
+        if self._streams.desk is not None:
+            self._streams.desk.leave(connection.lease_visit)
         figures = self._streams.figures
         if connection.relay.outcome != "handed back":
             whole = connection.relay.outcome == "finished"
@@ -96,7 +104,7 @@ class DirectConnector:
 class _Connection:
     """One stream joined to one target."""
 
-    __slots__ = ("_connector", "_local", "_service", "_started", "relay")
+    __slots__ = ("_connector", "_local", "_service", "_started", "lease_visit", "relay")
 
     relay: Relay
 
@@ -106,6 +114,7 @@ class _Connection:
         self._connector = connector
         self._service = service
         self._local = local
+        self.lease_visit: LeaseVisit | None = None
         self._started = trio.current_time()
 
     def give_up(self) -> None:

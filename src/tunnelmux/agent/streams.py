@@ -9,6 +9,8 @@ from typing import Literal
 import trio
 
 import tunnelmux
+from tunnelmux.agent.assist.desk import AssistDesk, LeaseVisit
+from tunnelmux.agent.assist.requests import ASSIST_PATHS, serve_assist
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.figures import AgentFigures
@@ -40,6 +42,7 @@ from tunnelmux.wire import (
     AGENT_AUTHORITY,
     CREDENTIAL_PATH,
     EXEC_PATH,
+    LEASE_FIELD,
     RELAY_FIELD,
     SERVICE_FIELD,
 )
@@ -72,6 +75,8 @@ class StreamServer:
         """Where streams, requests and failures of targets are counted."""
         self.rotation: Rotation | None = None
         """What takes another token for this device, if it has one."""
+        self.desk: AssistDesk | None = None
+        """What decides about leases."""
         self.active = 0
         """Streams being served now."""
         self.configure(config, commands)
@@ -162,18 +167,21 @@ class StreamServer:
         kept: KeptUpstream,
     ) -> None:
         service: ServiceConfig | None = None
+        visit: LeaseVisit | None = None
         try:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
                 await self._answer_itself(server, request)
                 return
             wanted = first_value(request.headers, SERVICE_FIELD.lower())
             service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
+            visit = self._enter(service, request, stream)
             connector = self._targets[service.name]
             keeps = kept.wanted(request, service.name)
             target = await kept.take(service.name)
             if target is None:
                 target = await connector.open_http(self._limits.connect_timeout)
         except Refused as exc:
+            self._leave(visit)
             self._note_refusal(exc.refusal, stream, service)
             await server.send_refusal(exc.refusal)
             return
@@ -192,6 +200,7 @@ class StreamServer:
             await forward(server, request, upstream, self._limits, exchange)
             kept.put_back(service.name, upstream)
         finally:
+            self._leave(visit, exchange.bytes_in, exchange.bytes_out)
             self.figures.request_served(exchange.status)
             if exchange.reason is not None:
                 self.figures.target_failed(service.name, exchange.reason)
@@ -203,6 +212,9 @@ class StreamServer:
             return
         if request.path == _CREDENTIAL and self.rotation is not None:
             await self.rotation.serve(server, request, self._limits.response_timeout)
+            return
+        if request.path in ASSIST_PATHS and self.desk is not None:
+            await serve_assist(self.desk, server, request, self._limits.response_timeout)
             return
         if request.path != "/v1/info":
             known = f"there are /v1/info and {EXEC_PATH}"
@@ -244,16 +256,22 @@ class StreamServer:
         self, server: ServerConnection, request: RequestHead, stream: Stream
     ) -> None:
         service: ServiceConfig | None = None
+        visit: LeaseVisit | None = None
+        result = RelayResult()
         try:
             service = self._services.for_connect(requested_service(request))
+            visit = self._enter(service, request, stream)
             connector = self._targets[service.name]
             target = await connector.open(self._limits.connect_timeout)
         except Refused as exc:
+            self._leave(visit)
             self._note_refusal(exc.refusal, stream, service)
             await server.refuse(exc.refusal)
             return
+        except BaseException:
+            self._leave(visit)
+            raise
         started = trio.current_time()
-        result = RelayResult()
         try:
             early = await accept_connect(server)
             await relay(stream, target, from_a=early, result=result)
@@ -261,6 +279,7 @@ class StreamServer:
             await abort(target)  # relay() has done so already; without it nobody would
             raise
         finally:
+            self._leave(visit, result.bytes_a_to_b, result.bytes_b_to_a)
             self.figures.relays["finished" if result.ended == "finished" else "broken"] += 1
             log_relay(
                 stream.id,
@@ -279,6 +298,25 @@ class StreamServer:
         _log_refusal(refusal, stream)
         if service is not None:
             self.figures.target_failed(service.name, refusal.reason)
+
+    # -- leases -----------------------------------------------------------------------------
+
+    def _enter(
+        self, service: ServiceConfig, request: RequestHead, stream: Stream
+    ) -> LeaseVisit | None:
+        """Note a stream that ends with its lease; raises Refused where there is none for it."""
+        named = first_value(request.headers, LEASE_FIELD.lower())
+        lease_id = named.decode("latin-1") if named else None
+        if self.desk is None or (lease_id is None and not service.lease_only):
+            return None
+        objection = self.desk.objection(service.name, lease_id)
+        if objection is not None:
+            raise Refused(Refusal(403, "lease-over", f"{objection[:1].upper()}{objection[1:]}."))
+        return self.desk.enter(service.name, lease_id, stream.reset)
+
+    def _leave(self, visit: LeaseVisit | None, bytes_in: int = 0, bytes_out: int = 0) -> None:
+        if self.desk is not None:
+            self.desk.leave(visit, bytes_in, bytes_out)
 
 
 def _log_refusal(refusal: Refusal, stream: Stream) -> None:

@@ -64,6 +64,7 @@ SCOPES = {
     "devices:read": "list devices and look at them",
     "devices:write": "add, change, disable, revoke and remove devices",
     "pairing": "let devices in: codes, requests, install keys",
+    "leases": "ask for, approve, end and read leases",
     "sessions": "list and close the tunnels of devices",
     "forward": "reach the services of devices",
     "exec": "run commands on devices",

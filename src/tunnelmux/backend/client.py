@@ -38,6 +38,7 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.sessions import SessionEvent, SessionSummary, VisitSummary
 from tunnelmux.transports.dialling import open_tcp
+from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
 
@@ -259,14 +260,17 @@ class ProxyClient:
         )
         return ForwardedResponse(answer.status, answer.headers, base64.b64decode(answer.body))
 
-    async def open_stream(self, token: str) -> trio.abc.HalfCloseableStream:
+    async def open_stream(self, token: str, *, lease: str = "") -> trio.abc.HalfCloseableStream:
         """A new stream to the agent, which expects an HTTP/1.1 request head on it first.
 
-        Raises SessionClosed when no live session has this token.
+        Under a lease (its id), it ends with that. Raises SessionClosed when no live session has
+        this token, SessionError `LEASE_OVER` when the lease does not run.
         """
         stream = await self._connect()
         client = ClientConnection(stream, self._limits)
         headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b"tunnelmux-raw")]
+        if lease:
+            headers.append((LEASE_FIELD, lease.encode("ascii")))
         target = f"/internal/forward/raw?{urlencode({'token': token})}"
         try:
             with trio.fail_after(self._timeout):

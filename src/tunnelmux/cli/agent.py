@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.assist import assist
 from tunnelmux.cli.options import (
     all_option,
     common_settings,
@@ -182,6 +183,7 @@ def check(
 
 
 agent.add_command(pair)
+agent.add_command(assist)
 
 
 def _load(

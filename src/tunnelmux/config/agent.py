@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from tunnelmux.config.assist import AssistConfig
 from tunnelmux.config.execution import ExecConfig
 from tunnelmux.config.http_proxy import HttpProxy, parse_http_proxy
 from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join, find_join
@@ -258,11 +259,28 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     name: str
     """The device's name, as the proxy's `[[devices]]` has it."""
 
+    serial: str = ""
+    """Its serial number, by which people find it too. Give at most one of `serial`, `serial_file`
+    and `serial_command`."""
+
+    serial_file: Path | None = None
+    """A file whose content is the serial number, like `"/sys/class/dmi/id/product_serial"`."""
+
+    serial_command: list[str] = []
+    """A program with its arguments that prints it, and has 5 s for that."""
+
     state_dir: Path | None = None
     """Where what was learned by joining is kept; default: the user's state directory."""
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
+        given = [bool(self.serial), self.serial_file is not None, bool(self.serial_command)]
+        if sum(given) > 1:
+            raise InvalidSetting(
+                "serial", "must be the only one of serial, serial_file and serial_command"
+            )
+        if self.serial and (len(self.serial) > 128 or not self.serial.isprintable()):
+            raise InvalidSetting("serial", "must be 1 to 128 printable characters")
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -299,6 +317,10 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     default: bool = False
     """True for the service that `dev1.localhost` leads to; else the first http service is it."""
+
+    lease_only: bool = False
+    """Whether it is reached during leases only, see `[assist]`: this agent refuses it at all other
+    times, whatever the proxy says."""
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
@@ -397,6 +419,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     backoff: BackoffConfig = BackoffConfig()
     limits: AgentLimitsConfig = AgentLimitsConfig()
     exec: ExecConfig = ExecConfig()
+    assist: AssistConfig = AssistConfig()
     audit: AuditConfig = AuditConfig()
     metrics: AgentMetrics | None = None
     drain: DrainConfig = DrainConfig()
@@ -431,6 +454,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f'"{label}" is {len(label)} long and a host name\'s label holds 63: shorten '
                     "the service's or the device's name",
                 )
+
+        unknown = set(self.assist.services) - {service.name for service in self.services}
+        if unknown:
+            raise InvalidSetting(
+                "assist.services", f'there is no service "{min(unknown)}" under [[services]]'
+            )
 
     @property
     def default_service(self) -> ServiceConfig | None:

@@ -28,6 +28,7 @@ REASONS: dict[str, int] = {
     "device-replaced": 401,
     "device-disabled": 403,
     "forbidden": 403,
+    "lease-over": 403,
     "name-taken": 403,
     "unknown-device": 404,
     "unknown-service": 404,

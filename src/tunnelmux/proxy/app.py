@@ -120,6 +120,7 @@ class RunningProxy:
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
+        self.visits = VisitRegister()
         self.registered = self._follow_registry(config)
         self._tunnel = TunnelServer(
             devices=self.devices,
@@ -130,7 +131,6 @@ class RunningProxy:
             registered=self.registered,
         )
         self._certificates: ServerCertificates | None = None
-        self.visits = VisitRegister()
         self._http = HttpIngressServer(self.store, self.devices, self.visits)
         self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
         self.dispatcher = Dispatcher(
@@ -142,6 +142,7 @@ class RunningProxy:
             self._gauges,
             dispatcher=self.dispatcher,
             more=[Arrivals(self._admissions)],
+            lease_runs=self._lease_runs,
         )
         self._presence: PresenceFile | None = None
         folder = config.tunnel.state_dir or state_dir
@@ -383,6 +384,10 @@ class RunningProxy:
             reason = "the device was given another token in proxy.toml"
         return (await self._end_device(name, reason)).sessions > 0
 
+    def _lease_runs(self, lease_id: str, device: str) -> bool:
+        registered = self.registered
+        return registered is not None and registered.leases.running(lease_id, device) is not None
+
     async def _end_device(self, name: str, reason: str) -> Ended:
         """End the session and the visits of a device; how many there were."""
         handle = await self.store.find_device(name)
@@ -402,15 +407,15 @@ class RunningProxy:
         if url is None:
             return None
         # Not at the top: without [registry] there is no need for SQL.
+        from tunnelmux.proxy.tunnels.leases import LeaseBook
         from tunnelmux.registry import open_registry
 
         migrate = None if config.registry.migrate else False
         source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
         source()  # so that a URL that cannot be used is said now
-        identity = _registry_identity(config)
-        return RegisteredDevices(
-            source, self.devices, self._end_device, identity, config.limits.ingress
-        )
+        identity, limits = _registry_identity(config), config.limits.ingress
+        leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
+        return RegisteredDevices(source, self.devices, self._end_device, identity, limits, leases)
 
     def _set_admission(self, config: ProxyConfig) -> None:
         limits = config.limits.ingress

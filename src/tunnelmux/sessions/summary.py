@@ -58,6 +58,8 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     device: str
     service: str = ""
     """The service asked for; empty for the device's default one, and for commands."""
+    lease: str = ""
+    """The id of the lease it is under."""
     visitor: str
     """The address of whoever it is, as `host:port`; of a command, who asked for it."""
     scheme: str = ""

@@ -23,6 +23,7 @@ CODES: dict[str, tuple[int, str]] = {
     "INVALID_COMMAND": (400, "A field of the command is missing or wrong; `field` names it."),
     "INVALID_JSON": (400, "The request is not the JSON that is wanted."),
     "INVALID_REQUEST": (400, "No sound HTTP request can be made of what was asked for."),
+    "LEASE_OVER": (403, "The lease that was named does not run, or is about another device."),
     "METHOD_NOT_ALLOWED": (405, "The path is right and the method is not; see Allow."),
     "MISSING_SESSION_TOKEN": (400, "No session_token or ?token= was given."),
     "MISSING_TOKEN": (400, "The path ends where the session's token should be."),

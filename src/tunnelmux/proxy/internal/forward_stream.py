@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import trio
@@ -20,9 +20,18 @@ from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_st
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
-from tunnelmux.wire import SERVICE_FIELD
+from tunnelmux.wire import LEASE_FIELD, SERVICE_FIELD
 
-__all__ = ["StreamForwarder"]
+__all__ = ["LeaseRuns", "StreamForwarder", "no_leases"]
+
+LeaseRuns = Callable[[str, str], bool]
+"""Whether the lease of this id runs now and is about the device of this name."""
+
+
+def no_leases(_lease_id: str, _device: str) -> bool:
+    """Of a proxy that knows none."""
+    return False
+
 
 _log = get_logger("proxy.internal")
 
@@ -45,7 +54,14 @@ class _Way:
 class StreamForwarder:
     """Serves the two routes that take the connection over."""
 
-    def __init__(self, store: DeviceStore, gate: ForwardGate, visits: VisitRegister) -> None:
+    def __init__(
+        self,
+        store: DeviceStore,
+        gate: ForwardGate,
+        visits: VisitRegister,
+        lease_runs: LeaseRuns = no_leases,
+    ) -> None:
+        self._lease_runs = lease_runs
         self._store = store
         self._visits = visits
         self._gate = gate
@@ -54,6 +70,9 @@ class StreamForwarder:
     async def _open(self, call: Call, way: Way) -> AsyncIterator[_Way]:
         """A place among the session's forwards and a stream, which is cut if the block fails."""
         handle = await find_session(self._store, call.query_token)
+        lease = (first_value(call.request.headers, LEASE_FIELD.lower()) or b"").decode("latin-1")
+        if lease and not self._lease_runs(lease, handle.device):
+            raise ApiError("LEASE_OVER", "this lease does not run, or is about another device")
         with self._gate.hold(handle.token, call.limits.max_forwards_per_session):
             stream = await open_stream(handle, call.http_limits.connect_timeout)
             service = first_value(call.request.headers, SERVICE_FIELD.lower())
@@ -64,8 +83,13 @@ class StreamForwarder:
                 visitor=call.remote,
                 scheme=way,
             )
+            visit.lease = lease
             with visit:
                 visit.hold(stream)
+                # It may have ended while the stream was opened.
+                if lease and not self._lease_runs(lease, handle.device):
+                    await abort(stream)
+                    raise ApiError("LEASE_OVER", "this lease has just ended")
                 try:
                     yield _Way(handle, stream, visit)
                 except BaseException:

@@ -22,6 +22,7 @@ from tunnelmux.proxy.internal.bodies import (
 from tunnelmux.proxy.internal.exec import LONGEST_ID, LONGEST_NAME
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
+from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["describe"]
 
@@ -167,6 +168,13 @@ _QUERY_TOKEN = {
     "description": f"The session's token. The field {TOKEN_FIELD} may stand for it.",
 }
 
+_LEASE = {
+    "name": LEASE_FIELD.decode("ascii"),
+    "in": "header",
+    "schema": _TEXT,
+    "description": "The id of the lease that it is under, with which it ends.",
+}
+
 _DETAILS: dict[str, dict[str, Any]] = {
     "/internal/forward/http": {
         "summary": "Forward one request whose bodies fit into memory",
@@ -189,20 +197,21 @@ _DETAILS: dict[str, dict[str, Any]] = {
     },
     "/internal/forward/raw": {
         "summary": "Turn the connection into a stream to the agent",
-        "parameters": [_QUERY_TOKEN],
+        "parameters": [_QUERY_TOKEN, _LEASE],
         "responses": {
             "101": {"description": "When an Upgrade was offered: raw bytes both ways from here."},
             "200": {
                 "description": "Raw bytes both ways from here, until the connection's end.",
                 **_content("application/octet-stream", _BYTES),
             },
-            **_errors(*_TUNNEL),
+            **_errors(*_TUNNEL, "LEASE_OVER"),
         },
     },
     "/internal/forward/ws": {
         "summary": "A WebSocket to the device",
         "parameters": [
             _QUERY_TOKEN,
+            _LEASE,
             {
                 "name": "path",
                 "in": "query",
@@ -213,7 +222,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "responses": {
             "101": {"description": "The WebSocket is open, end to end."},
             "default": {"description": "What the device answered instead."},
-            **_errors(*_TUNNEL, "UPGRADE_REQUIRED", "TUNNEL_READ_ERROR"),
+            **_errors(*_TUNNEL, "LEASE_OVER", "UPGRADE_REQUIRED", "TUNNEL_READ_ERROR"),
         },
     },
     "/internal/exec": {

@@ -26,7 +26,7 @@ from tunnelmux.proxy.internal.forward_http import (
     decode_forward_request,
     too_large,
 )
-from tunnelmux.proxy.internal.forward_stream import StreamForwarder
+from tunnelmux.proxy.internal.forward_stream import LeaseRuns, StreamForwarder, no_leases
 from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
 from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
@@ -84,7 +84,9 @@ class InternalServer:
         dispatcher: Dispatcher,
         settings: InternalSettings | None = None,
         more: Iterable[Collector] = (),
+        lease_runs: LeaseRuns = no_leases,
     ) -> None:
+        self._lease_runs = lease_runs
         self._settings = settings or InternalSettings()
         self.is_draining = False
         self.in_progress = 0
@@ -110,7 +112,7 @@ class InternalServer:
 
     def _routes(self) -> list[Route]:
         visits = VisitCalls(self._visits)
-        streams = StreamForwarder(self._store, self._gate, self._visits)
+        streams = StreamForwarder(self._store, self._gate, self._visits, self._lease_runs)
         return [
             Route("POST", "/internal/forward/http", answer=self._forward_http),
             Route("POST", "/internal/forward/raw", stream=streams.raw),

@@ -45,6 +45,7 @@ class VisitCalls:
             way=visit.way,
             device=visit.device,
             service=visit.service or "",
+            lease=visit.lease,
             visitor=visit.visitor,
             scheme=visit.scheme,
             stream=visit.stream,

@@ -17,16 +17,18 @@ from dataclasses import dataclass
 import trio
 
 import tunnelmux
-from tunnelmux.errors import RegistryAway, RegistryError, RegistryFailed
+from tunnelmux.errors import NoSuchRecord, RegistryAway, RegistryError, RegistryFailed
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice, Registration
+from tunnelmux.proxy.tunnels.leases import LeaseBook
 from tunnelmux.proxy.tunnels.rotation import deliver
 from tunnelmux.registry import (
     Change,
     ChangeWatch,
     Effect,
     FleetDevice,
+    FleetLease,
     Registry,
     SessionBegan,
     SessionEnded,
@@ -117,6 +119,7 @@ class RegisteredDevices:
         end_device: Callable[[str, str], Awaitable[Ended]],
         identity: ProxyIdentity,
         limits: IngressLimits,
+        leases: LeaseBook,
     ) -> None:
         self._open = open_source
         self._devices = devices
@@ -137,9 +140,12 @@ class RegisteredDevices:
         self._ended: deque[SessionEnded] = deque(maxlen=_MAX_EVENTS)
         self._services: dict[str, Sighting] = {}
         self._live: dict[LocalHandle, tuple[str, str]] = {}
+        self._serials: dict[str, tuple[LocalHandle, str]] = {}
         self._rotations = trio.CapacityLimiter(_MAX_ROTATIONS)
         self._rotation_due = trio.Event()
         self._next_try: dict[LocalHandle, float] = {}
+        self.leases = leases
+        """The leases of the registry, as this proxy knows them."""
 
     # -- for the tunnels ------------------------------------------------------------------------
 
@@ -208,8 +214,10 @@ class RegisteredDevices:
         agent: str,
         services: tuple[str, ...],
         rival: str,
+        serial: str = "",
+        assists: bool = False,
     ) -> None:
-        """Note that a device is there, for the next report."""
+        """Note that a device is there, for the next report. `assists`: it takes leases."""
         if device.registration is None:
             return
         device_id, session_id = device.registration.device_id, new_id()
@@ -225,6 +233,9 @@ class RegisteredDevices:
             )
         )
         self._services[device_id] = Sighting(device_id=device_id, at=utc_now(), services=services)
+        if serial:
+            self._serials[device_id] = handle, serial
+        self.leases.session_began(handle, device_id, assists=assists)
         self._rotation_due.set()
 
     def session_ended(self, handle: LocalHandle) -> None:
@@ -234,6 +245,8 @@ class RegisteredDevices:
             return
         device_id, session_id = found
         self._services.pop(device_id, None)
+        self._serials.pop(device_id, None)
+        self.leases.session_ended(handle, device_id)
         self._next_try.pop(handle, None)
         self._ended.append(
             SessionEnded(
@@ -259,6 +272,7 @@ class RegisteredDevices:
                     nursery.start_soon(self._follow, registry)
                     nursery.start_soon(self._report, registry)
                     nursery.start_soon(self._rotate, registry)
+                    nursery.start_soon(self.leases.run, registry)
             finally:
                 await self._say_goodbye(registry)
 
@@ -337,7 +351,18 @@ class RegisteredDevices:
         )
         for name, reason in stale.values():
             await self._end_device(name, reason)
+        await self._load_leases(registry)
         self._applied = number
+
+    async def _load_leases(self, registry: Registry) -> None:
+        found: list[FleetLease] = []
+        while True:
+            last = found[-1].lease.id if found else ""
+            part = await registry.fleet.leases(after=last, limit=_PART)
+            found += part
+            if len(part) < _PART:
+                break
+        self.leases.take(found, everything=True)
 
     async def _apply(self, registry: Registry, changes: list[Change]) -> None:
         ids = {change.object_id for change in changes if change.kind == "device"}
@@ -360,7 +385,16 @@ class RegisteredDevices:
             # Of several changes at once each is answered for: who made one learns what it ended.
             for number in numbers[device_id]:
                 self._add_effect(number, ended)
+        await self._apply_leases(registry, changes)
         self._applied = changes[-1].number
+
+    async def _apply_leases(self, registry: Registry, changes: list[Change]) -> None:
+        numbers = {change.object_id: change.number for change in changes if change.kind == "lease"}
+        if not numbers:
+            return
+        found = await registry.fleet.leases_with_ids(sorted(numbers))
+        for lease_id, visits in self.leases.take(found).items():
+            self._add_effect(numbers[lease_id], Ended(sessions=0, visits=visits))
 
     def _add_effect(self, number: int, ended: Ended) -> None:
         if not ended.sessions and not ended.visits:
@@ -449,6 +483,7 @@ class RegisteredDevices:
                 _log.debug("registry not written", cause=str(self._as_away(error)))
 
     async def _report_events(self, registry: Registry) -> None:
+        await self._report_serials(registry)
         while self._began or self._ended or self._services:
             began = [self._began[index] for index in range(min(_PART, len(self._began)))]
             # An end is told behind its begin.
@@ -464,6 +499,18 @@ class RegisteredDevices:
             for sight in seen:
                 if self._services.get(sight.device_id) is sight:
                     del self._services[sight.device_id]
+
+    async def _report_serials(self, registry: Registry) -> None:
+        for device_id, (handle, serial) in list(self._serials.items()):
+            try:
+                problem = await registry.fleet.report_serial(device_id, serial)
+            except NoSuchRecord:
+                problem = ""  # the device is gone
+            if problem:
+                _log.warning(
+                    "serial number not taken", device=handle.device, serial=serial, cause=problem
+                )
+            self._serials.pop(device_id, None)
 
     async def _report_sightings(self, registry: Registry) -> None:
         seen = [

@@ -19,6 +19,7 @@ from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
@@ -38,6 +39,7 @@ from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.handshake import Headers
 from tunnelmux.transports.tcp import configure_socket
 from tunnelmux.wire import (
+    ASSIST_FIELD,
     CLOSE_REPLACED,
     DEVICE_FIELD,
     INSTANCE_FIELD,
@@ -45,6 +47,7 @@ from tunnelmux.wire import (
     PROVED,
     REPLACED_FIELD,
     RIVAL_FIELD,
+    SERIAL_FIELD,
     SERVICES_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
@@ -65,6 +68,8 @@ _NO_HANDSHAKE = "no-handshake"
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
+_SERIAL = SERIAL_FIELD.decode("ascii")
+_ASSIST = ASSIST_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
 # Seconds an agent is told to wait that the registry is asked about in vain.
@@ -103,6 +108,10 @@ class _Admitted:
     """The agent's version, as it says."""
     services: tuple[str, ...] = ()
     """The services it offers, as it says."""
+    serial: str = ""
+    """The serial number that it says it has."""
+    assists: bool = False
+    """Whether it takes leases, or may."""
     rival: str = ""
     """The address of another agent with this credential, if the two replace each other."""
 
@@ -280,6 +289,8 @@ class TunnelServer:
             token=Secret(token),
             agent=(request.header("User-Agent") or "").removeprefix("tunnelmux/")[:_MAX_AGENT],
             services=_services_in(request.header(_SERVICES) or ""),
+            serial=said_serial(request.header(_SERIAL)),
+            assists=request.header(_ASSIST) is not None,
         )
 
     async def _look_up(self, registered: RegisteredDevices, token: str) -> KnownDevice | None:
@@ -422,6 +433,8 @@ class TunnelServer:
                         agent=admitted.agent,
                         services=admitted.services,
                         rival=admitted.rival,
+                        serial=admitted.serial,
+                        assists=admitted.assists,
                     )
             await session.run()
         finally:

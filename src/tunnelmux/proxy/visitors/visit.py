@@ -78,6 +78,7 @@ class Visit:
         "cut_reason",
         "device",
         "is_exempt",
+        "lease",
         "number",
         "on_cut",
         "on_late",
@@ -108,6 +109,8 @@ class Visit:
         """The service asked for; None is the device's default one."""
         self.is_exempt = False
         """Whether its address stands for many: a trusted proxy's does."""
+        self.lease = ""
+        """The id of the lease it is under, with which it ends; empty for none."""
         self.visitor = visitor
         """The address of whoever it is, as `host:port`."""
         self.scheme = scheme
@@ -353,6 +356,13 @@ class VisitRegister:
     def cut_device(self, device: str, reason: str) -> int:
         """Cut all visits of a device that are not idle; answers how many there were."""
         visits = [visit for visit in self.of_device(device) if not visit.is_idle]
+        for visit in visits:
+            visit.cut(reason)
+        return len(visits)
+
+    def cut_lease(self, device: str, lease_id: str, reason: str) -> int:
+        """Cut the visits of a device that are under this lease; answers how many there were."""
+        visits = [visit for visit in self.of_device(device) if visit.lease == lease_id]
         for visit in visits:
             visit.cut(reason)
         return len(visits)

@@ -1,0 +1,65 @@
+"""What happened, in a file on the device that no server can reach."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from tunnelmux.errors import ConfigError
+from tunnelmux.limits import AuditLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.observability.audit_file import LineFile
+
+__all__ = ["Diary", "read_diary"]
+
+_log = get_logger("agent.assist")
+
+_LIMITS = AuditLimits(max_bytes=1_000_000, keep=3, keep_for=0.0)
+# 4 MB of a small device's disk at the most: some 10,000 sessions.
+
+
+class Diary:
+    """One JSON object for each thing that happened; without a path, nothing is written."""
+
+    def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
+        self._clock = clock
+        self._file: LineFile | None = None
+        self._told = False
+        if path is not None:
+            try:
+                path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+                self._file = LineFile(path, _LIMITS)
+            except (ConfigError, OSError) as error:
+                raise ConfigError(f"assist.log: {path} cannot be written: {error}") from error
+
+    def write(self, what: str, details: dict[str, Any]) -> None:
+        """Write it down. A disk that is full ends no assistance, and is told once."""
+        if self._file is None:
+            return
+        at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"at": at, "what": what} | details, ensure_ascii=False)
+        try:
+            self._file.write(line.encode("utf-8", "backslashreplace") + b"\n")
+        except OSError as error:
+            if not self._told:
+                _log.error("assistance not written down", cause=error.strerror or str(error))
+            self._told = True
+        else:
+            self._told = False
+
+
+def read_diary(path: Path, lease_id: str) -> list[dict[str, Any]]:
+    """What the file says of one lease, the oldest first; raises OSError."""
+    found = []
+    with path.open(encoding="utf-8") as lines:
+        for line in lines:
+            with contextlib.suppress(ValueError):  # a line that was cut by a power failure
+                entry = json.loads(line)
+                if isinstance(entry, dict) and entry.get("lease") == lease_id:
+                    found.append(entry)
+    return found

@@ -1,0 +1,75 @@
+"""What the switch and the leases were, over a restart of the agent or the machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tunnelmux.agent.assist.clock import Moment
+from tunnelmux.agent.assist.offers import LeaseOffer
+from tunnelmux.config.private_file import write_private
+from tunnelmux.observability import get_logger
+
+__all__ = ["AssistMemory", "KeptLease", "KeptState"]
+
+_log = get_logger("agent.assist")
+
+
+class KeptLease(msgspec.Struct, kw_only=True):
+    """A lease that the device has agreed to."""
+
+    offer: LeaseOffer
+    age: float
+    until: Moment
+    said: str
+
+
+class KeptState(msgspec.Struct, kw_only=True):
+    """All of it."""
+
+    switch: Literal["unset", "on", "off"] = "unset"
+    until: Moment | None = None
+    services: list[str] = []
+    leases: list[KeptLease] = []
+    ended: dict[str, str] = {}
+
+
+class AssistMemory:
+    """The file, readable by its owner only."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._told = False
+
+    def read(self) -> KeptState | None:
+        """What was kept; None where nothing was. What cannot be read is taken for switched off: a
+        damaged file must not open a device."""
+        try:
+            content = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            _log.error("switch not read", file=str(self.path), cause=error.strerror)
+            return KeptState(switch="off")
+        try:
+            return msgspec.json.decode(content, type=KeptState)
+        except msgspec.MsgspecError:
+            _log.error("switch not read", file=str(self.path), cause="the file is damaged")
+            return KeptState(switch="off")
+
+    def write(self, state: KeptState) -> None:
+        """Keep it; where that fails it is logged once, and the agent goes on."""
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            write_private(self.path, msgspec.json.encode(state))
+        except OSError as error:
+            if not self._told:
+                effect = "the switch is forgotten with a restart"
+                _log.error(
+                    "switch not kept", file=str(self.path), cause=error.strerror, effect=effect
+                )
+            self._told = True
+        else:
+            self._told = False

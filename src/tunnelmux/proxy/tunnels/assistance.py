@@ -1,0 +1,178 @@
+"""The proxy's conversation with one agent about leases, over the tunnel."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+import msgspec
+import trio
+
+from tunnelmux.errors import SessionError, TunnelmuxError
+from tunnelmux.http import ClientConnection, UpstreamGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.limits import IngressLimits
+from tunnelmux.registry.leases import Lease
+from tunnelmux.relay import abort
+from tunnelmux.sessions import LocalHandle
+from tunnelmux.wire import AGENT_AUTHORITY, ASSIST_PATH, LEASE_END_PATH, LEASES_PATH
+
+__all__ = [
+    "AgentEvent",
+    "AssistFailed",
+    "LeaseReply",
+    "follow_agent",
+    "offer_lease",
+    "said_serial",
+    "tell_end",
+]
+
+_TIMEOUT = 15.0
+_MAX_ANSWER = 65_536
+_MAX_LINE = 65_536
+
+T = TypeVar("T")
+
+
+class AssistFailed(TunnelmuxError):
+    """The agent could not be asked, or its answer is none."""
+
+
+class LeaseReply(msgspec.Struct):
+    """What a device says to a lease."""
+
+    state: str
+    reason: str = ""
+
+
+class AgentEvent(msgspec.Struct):
+    """One line of what an agent tells."""
+
+    type: str
+    lease: str = ""
+    given: bool = False
+    reason: str = ""
+    by: str = ""
+    mode: str = "off"
+    services: list[str] = []
+    longest: float = 0.0
+    hours: str = ""
+    serial: str = ""
+    began: float = 0.0
+    seconds: float = 0.0
+
+
+class _Cut(msgspec.Struct):
+    cut: int = 0
+
+
+async def offer_lease(
+    handle: LocalHandle, lease: Lease, now: datetime, limits: IngressLimits
+) -> LeaseReply:
+    """Tell the agent of a lease; what the device says. Raises AssistFailed."""
+    body: dict[str, Any] = {
+        "id": lease.id,
+        "who": lease.holder_name or lease.holder,
+        "reason": lease.reason,
+        "services": list(lease.services),
+        "rights": list(lease.rights),
+        # Not the moment: the clock there may be wrong.
+        "seconds": max(0.001, (lease.ends - now) / timedelta(seconds=1)),
+        "recorded": lease.recorded,
+        "sealed": lease.sealed,
+        "kind": lease.kind,
+    }
+    return await _post(handle, LEASES_PATH, body, LeaseReply, limits)
+
+
+async def tell_end(handle: LocalHandle, lease_id: str, reason: str, limits: IngressLimits) -> int:
+    """Tell the agent that a lease has ended; the connections that this cut there. Raises
+    AssistFailed."""
+    body = {"id": lease_id, "reason": reason}
+    return (await _post(handle, LEASE_END_PATH, body, _Cut, limits)).cut
+
+
+async def follow_agent(
+    handle: LocalHandle, limits: IngressLimits, take: Callable[[AgentEvent], object]
+) -> None:
+    """Give `take` all that the agent tells of its switch, until the session or the agent's telling
+    ends. Raises AssistFailed when it tells nothing at all."""
+    async with _asked(handle, b"GET", ASSIST_PATH, None, limits) as client:
+        line = bytearray()
+        with suppress(UpstreamGone, BadBody):
+            end = False
+            while not end:
+                data, end = await client.read_body()
+                line += data
+                while (at := line.find(b"\n")) >= 0:
+                    with suppress(msgspec.MsgspecError):
+                        take(msgspec.json.decode(line[:at], type=AgentEvent))
+                    del line[: at + 1]
+                if len(line) > _MAX_LINE:
+                    raise AssistFailed("a line of the agent's is too long")
+
+
+def said_serial(field: str | None) -> str:
+    """The serial number in an agent's field."""
+    return unquote(field or "", errors="replace")[:128].strip()
+
+
+async def _post(
+    handle: LocalHandle, path: bytes, body: dict[str, Any], kind: type[T], limits: IngressLimits
+) -> T:
+    with trio.move_on_after(_TIMEOUT):
+        async with _asked(handle, b"POST", path, body, limits) as client:
+            answer = bytearray()
+            end = False
+            try:
+                while not end and len(answer) < _MAX_ANSWER:
+                    data, end = await client.read_body()
+                    answer += data
+                return msgspec.json.decode(answer, type=kind)
+            except msgspec.MsgspecError:
+                raise AssistFailed("the agent's answer cannot be understood") from None
+            except (UpstreamGone, BadBody) as error:
+                raise AssistFailed(f"the tunnel broke: {error}") from None
+    raise AssistFailed(f"the agent did not answer within {_TIMEOUT:g} s")
+
+
+@asynccontextmanager
+async def _asked(
+    handle: LocalHandle,
+    method: bytes,
+    path: bytes,
+    content: dict[str, Any] | None,
+    limits: IngressLimits,
+) -> AsyncIterator[ClientConnection]:
+    """A request to the agent itself whose answer is a 200, to be read on; raises AssistFailed."""
+    try:
+        stream = await handle.open_stream()
+    except SessionError as error:
+        raise AssistFailed(str(error)) from None
+    try:
+        client = ClientConnection(stream, limits)
+        headers = [(b"Host", AGENT_AUTHORITY), (b"Connection", b"close")]
+        body = b""
+        if content is not None:
+            body = msgspec.json.encode(content)
+            headers += [
+                (b"Content-Type", b"application/json"),
+                (b"Content-Length", b"%d" % len(body)),
+            ]
+        target = b"http://" + AGENT_AUTHORITY + path
+        try:
+            with trio.fail_after(_TIMEOUT):
+                await client.send_request(method, target, headers, first=body, end=True)
+                while (head := await client.read_head()).is_interim:
+                    pass
+        except (UpstreamGone, trio.TooSlowError) as error:
+            raise AssistFailed(f"the agent did not answer: {error}") from None
+        if head.status != 200:
+            raise AssistFailed(f"the agent answered {head.status}")
+        yield client
+    finally:
+        with trio.CancelScope(shield=True):
+            await abort(stream)

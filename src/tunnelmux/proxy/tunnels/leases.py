@@ -1,0 +1,352 @@
+"""The leases that are not over, as this proxy knows them; each ends here at its second.
+
+The registry says what there is, the device what it agrees to, and this proxy ends the visits. Each
+of the three ends a lease by its own clock, whatever the others do.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from datetime import datetime, timedelta
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
+from tunnelmux.limits import IngressLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.tunnels.assistance import (
+    AgentEvent,
+    AssistFailed,
+    follow_agent,
+    offer_lease,
+    tell_end,
+)
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.registry import AssistState, FleetLease, Lease, Registry
+from tunnelmux.sessions import LocalHandle
+from tunnelmux.sessions.handle import utc_now
+
+__all__ = ["LeaseBook"]
+
+_log = get_logger("proxy.leases")
+
+_RETRY = 5.0
+# Seconds until an agent is asked again that could not be asked, or the registry is written again.
+
+CutVisits = Callable[[str, str, str], int]
+"""Given a device's label, a lease and a reason: ends the visits under it, answers how many."""
+
+
+class _Known:
+    """A lease, and when it ends on Trio's clock."""
+
+    __slots__ = ("lease", "tenant_id", "until")
+
+    def __init__(self, found: FleetLease, now: datetime) -> None:
+        self.lease = found.lease
+        self.tenant_id = found.tenant_id
+        self.until = trio.current_time() + (found.lease.ends - now) / timedelta(seconds=1)
+
+
+class LeaseBook:
+    """All leases that are not over. `run` ends them in time and speaks with the agents.
+
+    `cut` ends visits.
+    """
+
+    def __init__(
+        self,
+        devices: DeviceRegister,
+        cut: CutVisits,
+        limits: IngressLimits,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+    ) -> None:
+        self._devices = devices
+        self._cut = cut
+        self._limits = limits
+        self._clock = clock
+        self._leases: dict[str, _Known] = {}
+        self._by_device: dict[str, dict[str, _Known]] = {}
+        self._due: list[tuple[float, str]] = []
+        self._timer = trio.CancelScope()
+        self._sessions: dict[str, tuple[LocalHandle, trio.MemorySendChannel[str | AgentEvent]]] = {}
+        self._registry: Registry | None = None
+        self._nursery: trio.Nursery | None = None
+
+    # -- looking ----------------------------------------------------------------------------------
+
+    def __len__(self) -> int:
+        return len(self._leases)
+
+    def running(self, lease_id: str, device: str) -> Lease | None:
+        """The lease of this id, where it is about the device of this label and runs now."""
+        known = self._leases.get(lease_id)
+        if known is None or self._label_of(known.lease.device_id) != device:
+            return None
+        return known.lease if self._is_running(known) else None
+
+    def running_for(self, holder: str, device: str) -> list[Lease]:
+        """The leases by which this user may use the device of this label now."""
+        found = self._devices.find(device)
+        registration = found.registration if found is not None else None
+        if registration is None:
+            return []
+        return [
+            known.lease
+            for known in self._by_device.get(registration.device_id, {}).values()
+            if known.lease.holder == holder
+            and known.lease.kind == "person"
+            and self._is_running(known)
+        ]
+
+    def _is_running(self, known: _Known) -> bool:
+        lease = known.lease
+        if known.until <= trio.current_time():
+            return False
+        # Its end was reckoned once: a clock that is set meanwhile must not move it.
+        return lease.state(min(self._clock(), lease.ends - timedelta(microseconds=1))) == "running"
+
+    def _label_of(self, device_id: str) -> str | None:
+        device = self._devices.registered.get(device_id)
+        return device.name if device is not None else None
+
+    # -- what the registry says -------------------------------------------------------------------
+
+    def take(self, found: Iterable[FleetLease], *, everything: bool = False) -> dict[str, int]:
+        """Take over what the registry says of these leases; `everything`: there are no others.
+
+        Answers, for each that is over now, how many visits were cut.
+        """
+        fresh = {one.lease.id: one for one in found}
+        gone = set(self._leases) - set(fresh) if everything else set()
+        cut = {
+            lease_id: self._forget(lease_id, "the registry does not know it any more")
+            for lease_id in gone
+        }
+        now = self._clock()
+        for lease_id, one in fresh.items():
+            state = one.lease.state(now)
+            if state in ("ended", "expired"):
+                # One that is used up stays: what goes on under it may, until its end.
+                reason = one.lease.end_reason or "its time is over"
+                cut[lease_id] = self._forget(lease_id, f"the lease has ended: {reason}", one.lease)
+            else:
+                self._keep(_Known(one, now))
+        return cut
+
+    def _keep(self, known: _Known) -> None:
+        lease = known.lease
+        before = self._leases.get(lease.id)
+        self._leases[lease.id] = known
+        self._by_device.setdefault(lease.device_id, {})[lease.id] = known
+        heapq.heappush(self._due, (known.until, lease.id))
+        self._timer.deadline = min(self._timer.deadline, known.until)
+        if before is None or before.lease != lease:
+            self._notify(lease.device_id, lease.id)
+
+    def _forget(self, lease_id: str, reason: str, lease: Lease | None = None) -> int:
+        known = self._leases.pop(lease_id, None)
+        if known is not None:
+            lease = lease or known.lease
+            group = self._by_device[known.lease.device_id]
+            del group[lease_id]
+            if not group:
+                del self._by_device[known.lease.device_id]
+        if lease is None:
+            return 0
+        label = self._label_of(lease.device_id)
+        count = self._cut(label, lease_id, reason) if label is not None else 0
+        if known is not None or count:
+            _log.info("lease ended", device=label, lease=lease_id, visits=count, reason=reason)
+        self._notify(lease.device_id, lease_id)
+        return count
+
+    def _notify(self, device_id: str, what: str | AgentEvent) -> None:
+        session = self._sessions.get(device_id)
+        if session is not None:
+            try:
+                session[1].send_nowait(what)
+            except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
+                # It is told all again when it next connects.
+                _log.warning("agent not told of a lease", device=session[0].device, lease=str(what))
+
+    # -- sessions ---------------------------------------------------------------------------------
+
+    def session_began(self, handle: LocalHandle, device_id: str, *, assists: bool) -> None:
+        """A device is there; `assists`: its agent takes leases, or may."""
+        if self._nursery is not None:
+            self._nursery.start_soon(self._speak, handle, device_id, assists)
+
+    def session_ended(self, handle: LocalHandle, device_id: str) -> None:
+        """It is gone."""
+        session = self._sessions.get(device_id)
+        if session is not None and session[0] is handle:
+            del self._sessions[device_id]
+            session[1].close()
+
+    async def _speak(self, handle: LocalHandle, device_id: str, assists: bool) -> None:
+        """Keep an agent and the registry of one mind about the leases of a device."""
+        news, work = trio.open_memory_channel[str | AgentEvent](1000)
+        self.session_ended_if_other(device_id)
+        self._sessions[device_id] = handle, news
+        try:
+            async with trio.open_nursery() as nursery:
+                if assists:
+                    nursery.start_soon(self._follow, handle, device_id, news.clone())
+                else:
+                    self._offer_all(device_id, news)
+                async for what in work:
+                    await self._patiently(handle, device_id, what, assists)
+                nursery.cancel_scope.cancel(reason="the session is over")
+        except Exception:  # noqa: BLE001 - a bug met with one device must not end the others
+            _log.exception("unhandled error about leases", device=handle.device)
+        finally:
+            self.session_ended(handle, device_id)
+
+    def session_ended_if_other(self, device_id: str) -> None:
+        """Leave the session before this one alone: it was replaced."""
+        session = self._sessions.pop(device_id, None)
+        if session is not None:
+            session[1].close()
+
+    def _offer_all(self, device_id: str, news: trio.MemorySendChannel[str | AgentEvent]) -> None:
+        for lease_id in list(self._by_device.get(device_id, {})):
+            news.send_nowait(lease_id)
+
+    async def _follow(
+        self,
+        handle: LocalHandle,
+        device_id: str,
+        news: trio.MemorySendChannel[str | AgentEvent],
+    ) -> None:
+        def take(event: AgentEvent) -> None:
+            try:
+                news.send_nowait(event)
+            except trio.WouldBlock:
+                _log.warning("agent tells too much of leases", device=handle.device)
+
+        with news:
+            # All leases first, so that what the agent tells of them finds them known.
+            self._offer_all(device_id, news)
+            try:
+                await follow_agent(handle, self._limits, take)
+            except AssistFailed as error:
+                _log.info("agent tells nothing of leases", device=handle.device, cause=str(error))
+            except trio.BrokenResourceError:
+                pass  # the session is over
+
+    async def _patiently(
+        self, handle: LocalHandle, device_id: str, what: str | AgentEvent, assists: bool
+    ) -> None:
+        """Do one thing; again while the registry is away, as long as the session lives."""
+        while handle.session.error is None:
+            try:
+                if isinstance(what, AgentEvent):
+                    await self._heard(device_id, handle, what)
+                else:
+                    await self._tell(handle, device_id, what, assists)
+            except (NoSuchRecord, RegistryRefused) as error:
+                _log.warning("registry takes no word", device=handle.device, cause=str(error))
+                return
+            except RegistryError as error:
+                _log.debug("registry not written", cause=str(error))
+            except AssistFailed as error:
+                _log.info("agent not asked about a lease", device=handle.device, cause=str(error))
+                return
+            else:
+                return
+            await trio.sleep(_RETRY)
+
+    async def _tell(
+        self, handle: LocalHandle, device_id: str, lease_id: str, assists: bool
+    ) -> None:
+        known = self._leases.get(lease_id)
+        registry = self._registry
+        if known is None:
+            if assists:
+                await tell_end(handle, lease_id, "it was ended", self._limits)
+            return
+        lease = known.lease
+        if lease.approval == "asked" or registry is None:
+            return
+        if not assists:
+            reason = "its agent takes no leases: set assist.mode there, or update it"
+            await self._refuse(registry, lease, device_id, reason)
+            return
+        if lease.kind == "code":
+            return  # it is the device's own
+        reply = await offer_lease(handle, lease, self._clock(), self._limits)
+        if reply.state == "refused":
+            await self._refuse(registry, lease, device_id, reply.reason)
+        elif reply.state == "given" and lease.consent == "asked":
+            await registry.fleet.answer_lease(lease.id, device_id, given=True)
+
+    async def _refuse(self, registry: Registry, lease: Lease, device_id: str, reason: str) -> None:
+        if lease.consent == "asked":
+            await registry.fleet.answer_lease(lease.id, device_id, given=False, reason=reason)
+        else:
+            await registry.fleet.end_lease(lease.id, device_id, reason)
+
+    async def _heard(self, device_id: str, handle: LocalHandle, event: AgentEvent) -> None:
+        registry = self._registry
+        if registry is None:
+            return
+        fleet = registry.fleet
+        match event.type:
+            case "state" if event.mode in ("off", "ask", "allow"):
+                await fleet.report_assist(
+                    device_id,
+                    AssistState(
+                        mode=event.mode,  # type: ignore[arg-type]  # it is one of them
+                        services=tuple(event.services[:64]),
+                        longest=event.longest,
+                        hours=event.hours[:64],
+                    ),
+                )
+            case "answer":
+                reason = event.reason[:255]
+                await fleet.answer_lease(event.lease, device_id, given=event.given, reason=reason)
+            case "end":
+                # Here at once: the registry may be away.
+                known = self._leases.get(event.lease)
+                if known is not None and known.lease.device_id == device_id:
+                    self._forget(event.lease, f"the device ended it: {event.reason[:255]}")
+                await fleet.end_lease(event.lease, device_id, event.reason[:255])
+            case "open":
+                now = self._clock()
+                await fleet.open_code_lease(
+                    event.lease,
+                    device_id,
+                    services=tuple(event.services[:64]),
+                    starts=now + timedelta(seconds=max(-43_200.0, min(0.0, event.began))),
+                    ends=now + timedelta(seconds=min(43_200.0, event.seconds)),
+                )
+            case _:
+                _log.debug("agent told of a lease", device=handle.device, what=event.type)
+
+    # -- times ------------------------------------------------------------------------------------
+
+    async def run(self, registry: Registry) -> NoReturn:
+        """End leases in time, and speak with the agents of sessions that begin; until cancelled."""
+        self._registry = registry
+        try:
+            async with trio.open_nursery() as self._nursery:
+                while True:
+                    due = self._due[0][0] if self._due else float("inf")
+                    # Endless while there is none: `_keep` moves the deadline.
+                    with trio.CancelScope(deadline=due) as self._timer:
+                        await trio.sleep_forever()
+                    for lease_id in self._over(trio.current_time()):
+                        self._forget(lease_id, "the lease has ended: its time is over")
+        finally:
+            self._nursery = None
+
+    def _over(self, now: float) -> Iterator[str]:
+        while self._due and self._due[0][0] <= now:
+            _, lease_id = heapq.heappop(self._due)
+            known = self._leases.get(lease_id)
+            if known is not None and known.until <= now:
+                yield lease_id
