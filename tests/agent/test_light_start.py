@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import signal
 import subprocess
 import sys
@@ -9,17 +10,30 @@ from pathlib import Path
 
 import pytest
 import trio
+from msgspec.structs import replace
 
 from support.proxies import proxy_config, running
+from tunnelmux.config import ProxyConfig
+from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
 
 UNNEEDED = (
+    "_hashlib",
+    "_ssl",
     "aiohttp",
     "asyncio",
     "asyncssh",
+    "bz2",
     "concurrent.futures",
     "cryptography",
+    "ctypes",
+    "difflib",
+    "email",
     "engineio",
     "greenlet",
+    "html",
+    "importlib.metadata",
+    "lzma",
+    "pickle",
     "prometheus_client",
     "pygments",
     "rich",
@@ -29,6 +43,7 @@ UNNEEDED = (
     "tunnelmux.proxy",
     "tunnelmux.socketio",
     "tunnelmux.ssh",
+    "typing_extensions",
 )
 
 # attrs is there because Trio needs it. What was imported is said at the end of a real run.
@@ -54,32 +69,46 @@ target = "http://127.0.0.1:8000"
 async def test_an_agent_that_is_connected_has_imported_what_it_needs_and_no_more(
     tmp_path: Path,
 ) -> None:
-    async with running(proxy_config()) as proxy:
-        file = tmp_path / "agent.toml"
-        file.write_text(CONFIGURATION.format(address=proxy.tunnel_address))
-        file.chmod(0o600)
-        process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", RUN, "--config", str(file)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-        )
-        handle = await proxy.store.wait_for_device("dev1", trio.current_time() + 30)
-        assert handle is not None, "the agent did not connect"
-        process.send_signal(signal.SIGTERM)
-        assert process.stdout is not None
-        imported = b"".join([part async for part in process.stdout]).decode().split()
-        assert await process.wait() == 0
-    assert "trio" in imported and "tunnelmux.agent" in imported
+    imported = await imported_by_an_agent(proxy_config(), CONFIGURATION, tmp_path)
+    assert {"trio", "tunnelmux.agent", "tunnelmux.pump.tunnel"} <= imported
     found = {n for n in imported for name in UNNEEDED if n == name or n.startswith(f"{name}.")}
     assert sorted(found) == []
 
 
-def test_what_structlog_hides_is_there_for_those_who_need_it() -> None:
-    code = (
-        "import tunnelmux.observability, structlog, asyncio, rich.console; "
-        "assert asyncio.run(asyncio.sleep(0, 7)) == 7; "
-        "assert structlog.stdlib.asyncio.get_running_loop is asyncio.get_running_loop; "
-        "print('fine')"
+@pytest.mark.slow
+async def test_an_agent_with_a_pinned_proxy_has_what_tls_needs_besides(tmp_path: Path) -> None:
+    certificate, key = tmp_path / "tunnel.pem", tmp_path / "tunnel.key"
+    make_certificate(certificate, key, "127.0.0.1", datetime.datetime.now(datetime.UTC))
+    config = proxy_config()
+    tunnel = replace(config.tunnel, tls_certificate=certificate, tls_key=key)
+    agent = CONFIGURATION.replace("ws:", "wss:").replace(
+        "[device]", f'pin = "{pin_of(certificate)}"\n[device]'
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert done.stdout == b"fine\n"
+    imported = await imported_by_an_agent(replace(config, tunnel=tunnel), agent, tmp_path)
+    assert {"ssl", "_ssl", "tunnelmux.pump.tunnel"} <= imported
+
+
+async def imported_by_an_agent(config: ProxyConfig, agent: str, folder: Path) -> set[str]:
+    """The modules that an agent process had at its end, after it had connected to such a proxy."""
+    async with running(config) as proxy:
+        file = folder / "agent.toml"
+        file.write_text(agent.format(address=proxy.tunnel_address))
+        file.chmod(0o600)
+        process = await trio.lowlevel.open_process(
+            [sys.executable, "-c", RUN, "--config", str(file)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        assert process.stderr is not None
+        log = b""
+        async for part in process.stderr:
+            log += part
+            if b"session started" in log:
+                break
+        else:
+            pytest.fail(f"the agent did not connect: {log.decode()}")
+        process.send_signal(signal.SIGTERM)
+        assert process.stdout is not None
+        imported = b"".join([part async for part in process.stdout]).decode().split()
+        assert await process.wait() == 0
+    return set(imported)

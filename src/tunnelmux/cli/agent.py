@@ -9,26 +9,29 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-import click
+from tunnelmux.light_imports import light_imports
 
-from tunnelmux import __version__
-from tunnelmux.cli.assist import assist
-from tunnelmux.cli.options import (
-    all_option,
-    common_settings,
-    config_option,
-    flags_of,
-    log_warning,
-    print_checked,
-    refuse_options_before_command,
-    setting,
-)
-from tunnelmux.cli.outcome import run_command
-from tunnelmux.cli.pair import pair
-from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
-from tunnelmux.config.changes import changes_between
-from tunnelmux.config.join import find_join
-from tunnelmux.observability import configure_logs
+with light_imports():
+    import click
+
+    from tunnelmux import __version__
+    from tunnelmux.cli.assist import assist
+    from tunnelmux.cli.options import (
+        all_option,
+        common_settings,
+        config_option,
+        flags_of,
+        log_warning,
+        print_checked,
+        refuse_options_before_command,
+        setting,
+    )
+    from tunnelmux.cli.outcome import run_command
+    from tunnelmux.cli.pair import pair
+    from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
+    from tunnelmux.config.changes import changes_between
+    from tunnelmux.config.join import find_join
+    from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
     from tunnelmux.agent import RunningAgent
@@ -194,10 +197,11 @@ def _load(
 
 def _run(context: click.Context, config_file: Path | None, config: AgentConfig) -> int:
     # Trio and the agent take a fifth of a second to import, which --help and check do not need.
-    import trio
+    with light_imports():
+        import trio
 
-    from tunnelmux.agent import run_agent
-    from tunnelmux.cli.signals import run_until_signalled
+        from tunnelmux.agent import run_agent
+        from tunnelmux.cli.signals import run_until_signalled
 
     async def reload(running: RunningAgent) -> dict[str, object]:
         new = _load(context, config_file, log_warning)

@@ -6,7 +6,6 @@ what was there and what is wanted, in words of TOML and not of Python.
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -141,6 +140,8 @@ def expand_home(key: str, value: str) -> Path:
 
 def nearest(name: str, known: list[str]) -> str | None:
     """The known name most like `name`, or None when none is."""
+    import difflib  # only for those who mistyped one
+
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
 

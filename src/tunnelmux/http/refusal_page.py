@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import html
-
 __all__ = ["HEADLINES", "PAGE_POLICY", "refusal_page"]
 
 HEADLINES: dict[str, str] = {
@@ -56,6 +54,8 @@ def refusal_page(
 ) -> str:
     """The page for a refusal. `message` is text; `retry_after` is in seconds, or None where trying
     again is of no use."""
+    import html  # half a megabyte of entities, for those who are refused
+
     headline = html.escape(HEADLINES.get(reason, phrase) or f"Status {status}")
     again = ""
     if retry_after is not None:

@@ -8,7 +8,6 @@ short HTTP response when it is no good; only a sound one is replayed into trio-w
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import re
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
@@ -500,6 +499,8 @@ def _retry_after(fields: dict[bytes, str]) -> float | None:
     value = fields.get(b"retry-after", "").strip()
     if value.isdigit():
         return min(float(value[:9]), _MAX_RETRY_AFTER)
+    import email.utils  # a megabyte, for a proxy that is turned off for a while
+
     try:
         until = email.utils.parsedate_to_datetime(value)
         now = email.utils.parsedate_to_datetime(fields.get(b"date", ""))

@@ -14,7 +14,6 @@ from tunnelmux.config.rules import parse_pin
 from tunnelmux.errors import ConfigError, ConnectError
 
 __all__ = [
-    "PinnedContext",
     "certificate_pin",
     "client_context",
     "explain_tls_error",
@@ -25,12 +24,6 @@ __all__ = [
     "start_server_tls",
     "target_context",
 ]
-
-
-class PinnedContext(ssl.SSLContext):
-    """A client context that trusts exactly one certificate: the one `pin` is the SHA-256 of."""
-
-    pin: str = ""
 
 
 def certificate_pin(der: bytes) -> str:
@@ -74,6 +67,8 @@ def client_context(ca_file: str | Path | None = None, pin: str | None = None) ->
     file; with `pin` alone, exactly the certificate with that fingerprint, whoever signed it and
     whatever name it carries. With both, both must hold.
     """
+    from tunnelmux.transports.pinned import PinnedContext
+
     context = PinnedContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_3
     if pin is not None:
@@ -160,6 +155,8 @@ async def start_client_tls(
 
 
 def _check_pin(tls: trio.SSLStream[trio.abc.Stream], context: ssl.SSLContext, where: str) -> None:
+    from tunnelmux.transports.pinned import PinnedContext
+
     if not isinstance(context, PinnedContext) or not context.pin:
         return
     der = tls.getpeercert(binary_form=True)
