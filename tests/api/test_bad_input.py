@@ -14,7 +14,10 @@ import httpx2
 import pytest
 
 from support.apis import LiveApi, live_api
+from support.postgresql import PostgreSQL, run_postgresql
+from support.registries import Templates
 from support.tenants import Person, everything, objects_of, person
+from tunnelmux.api.records import TEXT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -118,6 +121,17 @@ class Described:
                 text = VALUES.get(name, "x")
                 return text.ljust(first.get("minLength", 0), "x")
 
+    def greatest(self, schema: Schema, otherwise: Any) -> Any:
+        """The longest text or the greatest number that the schema allows, if it has a bound."""
+        for item in self.alternatives(schema):
+            if "enum" in item or "const" in item or item.get("pattern", TEXT) != TEXT:
+                continue
+            if item.get("maxLength", MOST_BODY) < 100_000:
+                return "\U00010348" * item["maxLength"]
+            if "maximum" in item:
+                return item["maximum"]
+        return otherwise
+
     def body(self, schema: Schema) -> dict[str, Any]:
         """A body with all its fields."""
         return {
@@ -141,14 +155,31 @@ class Described:
         )
 
 
+@pytest.fixture(scope="module")
+def databases(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Templates, PostgreSQL]]:
+    """PostgreSQL, which is stricter about text than SQLite, and a database there."""
+    with run_postgresql() as server:
+        yield Templates(tmp_path_factory.mktemp("templates")), server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest) -> str | None:
+    """The URL of an empty registry; None for the file that an API makes by itself."""
+    if request.param == "sqlite":
+        return None
+    templates, server = request.getfixturevalue("databases")
+    url: str = templates.postgresql(server)
+    return url
+
+
 @asynccontextmanager
-async def described(folder: Path) -> AsyncIterator[Described]:
+async def described(folder: Path, database_url: str | None = None) -> AsyncIterator[Described]:
     """Such an API, of whose tenant nothing may have changed at the end of the block.
 
     What fails in the block is raised when the API has ended: within, its tasks would wrap it.
     """
     problem: AssertionError | None = None
-    async with live_api(folder) as api:
+    async with live_api(folder, registry_url=database_url) as api:
         owner = await person(api, "owner")
         document = (await api.call("GET", "/api/openapi.json")).json()
         objects = await objects_of(api, owner)
@@ -238,6 +269,29 @@ async def test_every_text_has_a_greatest_length(tmp_path: Path) -> None:
         assert unbounded == []
 
 
+async def test_the_longest_text_fits_into_the_database(
+    tmp_path: Path, database_url: str | None
+) -> None:
+    """Of letters that take four bytes each, and of the greatest numbers: no failure of ours."""
+    async with live_api(tmp_path, registry_url=database_url) as api:
+        owner = await person(api, "owner")
+        document = (await api.call("GET", "/api/openapi.json")).json()
+        of = Described(api, owner, document, await objects_of(api, owner))
+        stored = 0
+        for operation in of.operations():
+            for name, schema in operation.schema["properties"].items():
+                body = of.body(operation.schema)
+                if "name" in body:
+                    body["name"] = f"fine-{stored}"
+                body[name] = of.greatest(schema, body[name])
+                answer = await of.send(operation, body)
+                stored += answer.status_code == 201
+                if answer.is_error:  # names, codes and addresses are of few letters
+                    what = (operation, name)
+                    assert problem_of(answer, what)["status"] < 500, (what, answer.text)
+        assert stored > 10
+
+
 async def test_text_that_is_none_is_refused(tmp_path: Path) -> None:
     async with described(tmp_path) as of:
         for operation in of.operations():
@@ -296,8 +350,8 @@ async def test_ten_megabytes(tmp_path: Path) -> None:
     "bad",
     ["x", "%00", "a" * 3000, "..%2F..", "%C3%A9", "' OR 1=1 --", "-1", "{device_id}", "%0A"],
 )
-async def test_an_id_of_the_wrong_form(tmp_path: Path, bad: str) -> None:
-    async with described(tmp_path) as of:
+async def test_an_id_of_the_wrong_form(tmp_path: Path, database_url: str | None, bad: str) -> None:
+    async with described(tmp_path, database_url) as of:
         tried = 0
         for path, methods in of.document["paths"].items():
             ids = [name for name in re.findall(r"\{(\w+)\}", path) if name.endswith("_id")]
@@ -370,8 +424,10 @@ async def test_a_logout_token_that_is_none(
         "devices?limit=x",
     ],
 )
-async def test_a_query_that_cannot_be_asked(tmp_path: Path, query: str) -> None:
-    async with described(tmp_path) as of:
+async def test_a_query_that_cannot_be_asked(
+    tmp_path: Path, database_url: str | None, query: str
+) -> None:
+    async with described(tmp_path, database_url) as of:
         answer = await of.api.call("GET", f"/api/{query}", of.owner.token)
         document = problem_of(answer, query)
         assert (document["status"], document["code"]) == (422, "invalid_request"), document

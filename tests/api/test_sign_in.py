@@ -94,6 +94,26 @@ async def test_a_person_signs_in_and_the_id_changes(tmp_path: Path, real_provide
         assert await who(browser_with(api, before), api) is None
 
 
+async def test_a_provider_that_starts_anew_has_other_keys(tmp_path: Path) -> None:
+    providers: list[OidcProvider] = []
+
+    @asynccontextmanager
+    async def provider(base: str) -> AsyncIterator[OIDCConfig]:
+        async with oidc_provider(base) as running:
+            providers.append(running)
+            yield OIDCConfig(issuer=running.issuer, client_id="public", prompt="consent")
+
+    async with live_api(tmp_path, provider) as api:
+        first = api.browser()
+        await first.sign_in(api.base, "alice")
+        await providers[0].restart()
+        api.running.api.sign_in._provider._keys_read -= 61  # a minute later
+        second = api.browser()
+        await second.sign_in(api.base, "bob")
+        assert await who(second, api) == "bob@example.com"
+        assert await who(first, api) == "alice@example.com"  # her session here goes on
+
+
 @pytest.mark.slow
 async def test_fifty_at_once_are_fifty_people(tmp_path: Path, real_provider: Any) -> None:
     async with live_api(tmp_path, real_provider) as api:

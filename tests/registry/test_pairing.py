@@ -7,7 +7,7 @@ import trio
 
 from support.registries import ANN, OpenRegistry, WallClock
 from tunnelmux.config import Secret, hash_token
-from tunnelmux.errors import RegistryRefused
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import Arrival, Pairing, PairingRules, Registry, TenantRegistry
 
 ADDRESS = "203.0.113.9"
@@ -212,6 +212,21 @@ async def test_all_addresses_of_one_ipv6_subscriber_count_as_one(
                     assert error.code == "code_unknown"
             assert (await refused_code(call("2001:db8::3"))).startswith("too_many_")
         await registry.joining.request(address="2001:db8:0:1::1")
+
+
+async def test_the_device_of_another_tenant_is_not_replaced(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry
+) -> None:
+    theirs, token = await other.devices.add("cam1", serial="S1")
+    _, code, poll = await registry.joining.request(address=ADDRESS, name="cam1", serial="S1")
+    found = await acme.pairings.find_request(letters_of(code))
+    with pytest.raises(NoSuchRecord):
+        await acme.pairings.approve(found.id, name="", replace=theirs.id)
+    known = await registry.fleet.identify(hash_token(token))
+    assert known is not None and known.device_id == theirs.id
+    waiting = await registry.joining.poll(poll)
+    assert isinstance(waiting, Pairing)
+    assert waiting.state == "open"  # it can still be approved, as a device of its own
 
 
 async def test_requests_that_wait_are_bounded_by_address(open_registry: OpenRegistry) -> None:

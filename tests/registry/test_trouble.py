@@ -205,6 +205,29 @@ async def test_a_standby_says_that_it_is_no_primary(postgresql: PostgreSQL) -> N
         assert await registry.installation(ANN).tenants.find_named("default")
 
 
+async def test_a_server_without_space_is_said_and_nothing_is_lost(postgresql: PostgreSQL) -> None:
+    """The error of PostgreSQL's own when a table cannot grow: `disk_full`, class 53."""
+    url = postgresql.new_database()
+    upgrade_database(Secret(url))
+    async with open_registry(Secret(url)) as registry:
+        tenant = await registry.installation(ANN).tenants.find_named("default")
+        acme = registry.tenant(tenant.id, by=ANN)
+        await acme.devices.add("cam1")
+        postgresql.execute(
+            url,
+            "CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION "
+            "'could not extend file \"base/1/2\": No space left on device' "
+            "USING ERRCODE = 'disk_full'; END $$; "
+            "CREATE TRIGGER full_disk BEFORE INSERT ON credentials EXECUTE FUNCTION fail()",
+        )
+        with pytest.raises(RegistryFailed, match="disk is full: make room"):
+            await acme.devices.add("cam2")
+        postgresql.execute(url, "DROP TRIGGER full_disk ON credentials")
+        assert [device.name for device in (await acme.devices.page()).items] == ["cam1"]
+        assert (await acme.audit.verify()).broken_at is None
+        await acme.devices.add("cam2")
+
+
 @pytest.mark.slow
 async def test_a_slow_server_is_given_up_and_changes_nothing(postgresql: PostgreSQL) -> None:
     url = postgresql.new_database()

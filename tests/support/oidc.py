@@ -33,9 +33,15 @@ class OidcProvider:
 
     async def set_groups(self, **groups: list[str]) -> None:
         """What the claim `groups` says of these people from now on."""
+        await self._tell({"groups": groups})
+
+    async def restart(self) -> None:
+        """Start anew: with other signing keys, and without any session, code or token."""
+        await self._tell({"restart": True})
+
+    async def _tell(self, wanted: dict[str, object]) -> None:
         assert self.program.process.stdin is not None
-        line = json.dumps({"groups": groups}).encode() + b"\n"
-        await self.program.process.stdin.send_all(line)
+        await self.program.process.stdin.send_all(json.dumps(wanted).encode() + b"\n")
         await self.program.expect("done")
 
 

@@ -1,6 +1,7 @@
 // An OpenID provider for the tests of tunnelmux-api: PKCE enforced, a public and a confidential
 // client, refresh tokens that rotate, back-channel logout. Everybody who names themself is let in.
 // argv: JSON {base, accessTokenSeconds}. Tells what happens in lines of JSON.
+import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import { Provider } from 'oidc-provider';
@@ -20,10 +21,18 @@ const client = {
 
 const groups = new Map();
 
+const newKeys = () => {
+  const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
+  return { keys: [{ ...privateKey.export({ format: 'jwk' }), use: 'sig', kid: randomUUID() }] };
+};
+
 const server = createServer();
-server.listen(0, '127.0.0.1', () => {
+
+// A provider that has just started: with keys of its own, and remembering nobody.
+const start = () => {
   const issuer = `http://127.0.0.1:${server.address().port}`;
   const provider = new Provider(issuer, {
+    jwks: newKeys(),
     clients: [
       { client_id: 'confidential', client_secret: 'the-secret-of-the-confidential-client', ...client },
       { client_id: 'public', token_endpoint_auth_method: 'none', ...client },
@@ -68,12 +77,18 @@ server.listen(0, '127.0.0.1', () => {
   provider.on('grant.error', (_ctx, error) => tell('grant refused', { error: error.error }));
   provider.on('backchannel.success', () => tell('logout told'));
   provider.on('backchannel.error', (_ctx, error) => tell('logout not told', { error: error.message }));
+  server.removeAllListeners('request');
   server.on('request', provider.callback());
-  tell('listening', { issuer });
-});
+  return issuer;
+};
 
-// {"groups": {"alice": ["staff"]}} sets what the claim `groups` of a person says.
+server.listen(0, '127.0.0.1', () => tell('listening', { issuer: start() }));
+
+// {"groups": {"alice": ["staff"]}} sets what the claim `groups` of a person says; {"restart": true}
+// has the provider start anew.
 createInterface({ input: process.stdin }).on('line', (line) => {
-  for (const [id, names] of Object.entries(JSON.parse(line).groups ?? {})) groups.set(id, names);
+  const wanted = JSON.parse(line);
+  for (const [id, names] of Object.entries(wanted.groups ?? {})) groups.set(id, names);
+  if (wanted.restart) start();
   tell('done');
 });

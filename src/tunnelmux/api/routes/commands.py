@@ -124,11 +124,13 @@ async def execute(
 async def get_command(
     api: ApiDependency, principal: Operator, command_id: Annotated[str, Path(max_length=64)]
 ) -> CommandResults:
-    """A command that ran lately by this server: what has come of it so far."""
+    """What has come of a command so far. Kept in memory, by the process that runs it: the last
+    1,000 commands, and 64 MiB of output; of several servers, ask the one that was called."""
     assert principal.tenant_id is not None
     record = api.commands.find(principal.tenant_id, command_id)
     if record is None:
-        raise Refused(404, "not_found", "No such command ran here lately.")
+        message = "No such command ran here lately: its results stay in the process that ran it."
+        raise Refused(404, "not_found", message)
     return CommandResults.model_validate(record.to_json())
 
 
