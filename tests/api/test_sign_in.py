@@ -17,6 +17,7 @@ import trio
 from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider, fake_provider
 from support.oidc import Browser, OidcProvider, oidc_provider
+from support.tenants import person
 from tunnelmux.api.browser_sessions.keys import new_key_line
 from tunnelmux.api.browser_sessions.sign_in import COOKIE
 from tunnelmux.config.api import OIDCConfig, RoleMapping
@@ -264,6 +265,80 @@ async def test_signing_in_leads_back_to_a_page_of_this_server(tmp_path: Path) ->
         browser = api.browser()
         page = await begin(browser, api, fake, "/devices?online=true#x")
         assert await come_back(browser, api, fake, page) == f"{api.base}/devices?online=true#x"
+
+
+async def test_who_opens_a_page_is_sent_to_sign_in_and_comes_back(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        url = f"{api.base}/api/devices?online=true&name=a%2Fb"
+        program = await api.call("GET", "/api/devices?online=true")
+        assert (program.status_code, program.json()["code"]) == (401, "not_signed_in")
+        browser = api.browser()
+        navigation = {"sec-fetch-mode": "navigate"}
+        page = await browser.request("GET", url, stop_at=fake.issuer, headers=navigation)
+        assert isinstance(page, str)
+        assert await come_back(browser, api, fake, page) == url
+        changing = await browser.request("POST", url, headers=navigation)
+        assert not isinstance(changing, str)
+        fetched = await api.browser().request("GET", url, headers={"sec-fetch-mode": "cors"})
+        assert not isinstance(fetched, str)
+        assert fetched.status_code == 401
+
+
+# More rights than before
+
+
+async def test_an_invitation_that_is_accepted_changes_the_cookie(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        owner = await person(api, "owner")
+        invited = await api.call(
+            "POST",
+            "/api/invitations",
+            owner.token,
+            json={"email": "alice@example.com", "role": "operator"},
+        )
+        secret = invited.json()["url"].partition("#")[2]
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        before = cookie_of(browser, api)
+        refused = await browser.get(f"{api.base}/api/devices")
+        assert (refused.status_code, refused.json()["code"]) == (403, "no_tenant")
+        accepted = await browser.post(f"{api.base}/api/invitations/accept", json={"secret": secret})
+        assert accepted.json() == {
+            "tenant_id": owner.tenant_id,
+            "tenant": "default",
+            "role": "operator",
+        }
+        assert (await browser.get(f"{api.base}/api/devices")).status_code == 200
+        assert await who(browser_with(api, before), api) is None
+        again = await browser.post(f"{api.base}/api/invitations/accept", json={"secret": secret})
+        assert (again.status_code, again.json()["code"]) == (409, "invitation_used")
+
+
+async def test_a_tenant_with_more_rights_changes_the_cookie(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        users = api.running.api.installation.users
+        tenants = {}
+        for name, role in (("low", "viewer"), ("high", "admin")):
+            tenants[name] = (await person(api, f"owner of {name}", tenant=name)).tenant_id
+            await users.grant(tenants[name], role, issuer=fake.issuer, subject="alice", force=True)
+        cookies = []
+        for name in ("low", "high", "low"):
+            chosen = await browser.request(
+                "PUT",
+                f"{api.base}/api/auth/tenant",
+                json={"tenant_id": tenants[name]},
+                headers={"sec-fetch-site": "same-origin"},
+            )
+            assert not isinstance(chosen, str)
+            assert chosen.status_code == 204
+            me = (await browser.get(f"{api.base}/api/auth/me")).json()
+            assert me["tenant_id"] == tenants[name]
+            cookies.append(cookie_of(browser, api))
+        nothing_to_viewer, viewer_to_admin, admin_to_viewer = cookies
+        assert nothing_to_viewer != viewer_to_admin == admin_to_viewer
+        assert await who(browser_with(api, nothing_to_viewer), api) is None
 
 
 # Tabs

@@ -29,7 +29,8 @@ A program sends an access token: `Authorization: Bearer TOKEN`. A person makes o
 /api/access-tokens`, in a browser that is signed in; the token has at most that person's role in
 the tenant, and of that only what its scopes say. Without `role` it is a viewer's, who may only
 look: for pairing codes, forwarding and commands ask for `operator`. A browser has one cookie,
-`__Host-tunnelmux`, and its changes must come from this server's own pages.
+`__Host-tunnelmux`, and its changes must come from this server's own pages. Where a program gets
+401, a person who opens a page is sent to sign in, and back to it.
 
 A person at a terminal needs none of this: `tunnelmux login URL` gets a token by a code that is
 confirmed in a browser ([cli.md](cli.md)). Of tokens for programs, the first is made with the cookie

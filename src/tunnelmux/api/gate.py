@@ -13,11 +13,11 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import trio
 from starlette.requests import HTTPConnection
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunnelmux.api.access import Principal, is_public
@@ -36,6 +36,9 @@ _DRAIN_BYTES = 8 * 1024 * 1024
 # bytes would reset the connection, and take the answer with it.
 
 _DRAIN_SECONDS = 2.0
+
+_LONGEST_PAGE = 2048
+# Characters of a page's path and query that a person is sent back to.
 
 _GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
 # What comes behind is for a service of a device to judge.
@@ -106,7 +109,7 @@ class Gate:
             return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
         scope["state"]["principal"] = principal
         if principal is None and not is_public(scope["path"]):
-            return _not_signed_in()
+            return _not_signed_in(scope)
         if scope.get("method") in _SAFE_METHODS or principal is None or not principal.is_browser:
             return None
         # A WebSocket has no method here and is checked too: browsers open them to any site.
@@ -221,7 +224,14 @@ def _not_text(scope: Scope) -> Response | None:
     return problem_response(404, "not_found", "Nothing has the character NUL (%00) in its name.")
 
 
-def _not_signed_in() -> Response:
+def _not_signed_in(scope: Scope) -> Response:
+    """401 with a problem document; a person who opens a page is sent to sign in, and comes back."""
+    if scope.get("method") == "GET" and _field(scope["headers"], b"sec-fetch-mode") == "navigate":
+        query = scope["query_string"].decode("latin-1")
+        page = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
+        back = page if len(page) <= _LONGEST_PAGE else "/"
+        there = f"/api/auth/login?return_to={quote(back, safe='')}"
+        return RedirectResponse(there, 303, {"cache-control": "no-store"})
     detail = "Sign in at /api/auth/login, or send an access token as Authorization: Bearer."
     return problem_response(
         401, "not_signed_in", detail, headers={"www-authenticate": 'Bearer realm="tunnelmux"'}

@@ -101,6 +101,13 @@ class BrowserSessions(abc.ABC):
         """
 
     @abc.abstractmethod
+    async def change_secret(self, session: BrowserSession, *, tenant_id: str) -> Secret | None:
+        """Give a session whose person may more from now on, in this tenant, another secret.
+
+        The old one is worth nothing from then on. None when the session has ended meanwhile.
+        """
+
+    @abc.abstractmethod
     async def claim_refresh(self, session_id: str, seconds: float) -> bool:
         """Whether the caller is the one to refresh this session's tokens for the next `seconds`."""
 

@@ -24,7 +24,14 @@ from tunnelmux.config import Secret
 from tunnelmux.config.api import BrowserSessionConfig, OIDCConfig
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Actor, BrowserSession, Membership, NewBrowserSession, Registry
+from tunnelmux.registry import (
+    ROLES,
+    Actor,
+    BrowserSession,
+    Membership,
+    NewBrowserSession,
+    Registry,
+)
 from tunnelmux.registry.browser_sessions import SignedIn
 
 __all__ = ["COOKIE", "Landing", "SignIn"]
@@ -246,14 +253,28 @@ class SignIn:
             claims=memberships_of(claims, self._oidc),
         )
 
-    async def choose_tenant(self, session: BrowserSession, tenant_id: str) -> None:
-        """Go on in another tenant of which the person is a member. Raises Refused 404."""
+    async def choose_tenant(self, session: BrowserSession, tenant_id: str) -> str | None:
+        """Go on in another tenant of which the person is a member: the cookie to set, where they
+        may more there. Raises Refused 404."""
         assert session.user_id is not None
         memberships = await self._installation.users.memberships(session.user_id)
-        if tenant_id not in {item.tenant_id for item in memberships if item.tenant_enabled}:
+        roles = {item.tenant_id: item.role for item in memberships if item.tenant_enabled}
+        if tenant_id not in roles:
             raise Refused(404, "not_found", "There is no such tenant, or you are no member of it.")
+        before = roles.get(session.tenant_id or "")
+        if before is None or ROLES.index(before) < ROLES.index(roles[tenant_id]):
+            return await self.rise(session, tenant_id)
         if await self._sessions.save(session, tenant_id=tenant_id) is None:
             raise Refused(409, "changed_meanwhile", "The session changed meanwhile: try again.")
+        return None
+
+    async def rise(self, session: BrowserSession, tenant_id: str) -> str:
+        """Go on in this tenant with more rights than before, under another id (ASVS V3.2.1): the
+        cookie to set. Raises Refused when the session has ended."""
+        secret = await self._sessions.change_secret(session, tenant_id=tenant_id)
+        if secret is None:
+            raise Refused(409, "changed_meanwhile", "The session ended meanwhile: sign in again.")
+        return self._keys.sign(secret.reveal())
 
     async def end(self, session: BrowserSession) -> str | None:
         """Sign out here; the page at which the browser signs out at the provider, if it has one."""

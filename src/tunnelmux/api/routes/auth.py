@@ -101,10 +101,16 @@ async def me(api: ApiDependency, principal: SignedIn) -> Me:
 
 @router.put("/tenant", status_code=204)
 async def choose_tenant(
-    request: Request, api: ApiDependency, _principal: SignedIn, choice: TenantChoice
+    request: Request,
+    response: Response,
+    api: ApiDependency,
+    _principal: SignedIn,
+    choice: TenantChoice,
 ) -> None:
     """Go on in another of the person's tenants."""
-    await api.sign_in.choose_tenant(session_of(request), choice.tenant_id)
+    cookie = await api.sign_in.choose_tenant(session_of(request), choice.tenant_id)
+    if cookie is not None:
+        set_session_cookie(response, cookie)
 
 
 @router.post("/logout")
@@ -127,10 +133,13 @@ async def backchannel_logout(
     return JSONResponse({"ended": ended}, headers=_NEVER_CACHED)
 
 
+def set_session_cookie(response: Response, value: str) -> None:
+    """Have the browser send this from now on, and scripts and other hosts never see it."""
+    response.set_cookie(COOKIE, value, path="/", secure=True, httponly=True, samesite="lax")
+
+
 def _land(landing: Landing) -> Response:
     response = RedirectResponse(landing.url, 303, _NEVER_CACHED)
     if landing.cookie is not None:
-        response.set_cookie(
-            COOKIE, landing.cookie, path="/", secure=True, httponly=True, samesite="lax"
-        )
+        set_session_cookie(response, landing.cookie)
     return response

@@ -5,13 +5,16 @@ from __future__ import annotations
 from datetime import datetime
 from typing import Annotated, Literal
 
-from fastapi import APIRouter, Path
+from fastapi import APIRouter, Path, Request
 from pydantic import BaseModel, Field
+from starlette.responses import Response
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, SignedIn, installation_for, tenant_for
+from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import After, Input, Limit, Listing, Record, listing
+from tunnelmux.api.routes.auth import set_session_cookie
 from tunnelmux.config import Secret
 from tunnelmux.registry import Invitation as InvitationRecord
 from tunnelmux.registry import Member as MemberRecord
@@ -175,14 +178,20 @@ async def revoke_invitation(
 
 @invitations.post("/accept")
 async def accept_invitation(
-    api: ApiDependency, principal: SignedIn, known: InvitationSecret
+    request: Request,
+    response: Response,
+    api: ApiDependency,
+    principal: SignedIn,
+    known: InvitationSecret,
 ) -> Accepted:
-    """Become a member with the secret of a link."""
+    """Become a member with the secret of a link, and go on in that tenant."""
     if not principal.is_browser:
         message = "An access token cannot accept an invitation: open the link in a browser."
         raise Refused(403, "no_browser_session", message)
     users = installation_for(api, principal).users
     membership = await users.accept_invitation(principal.user_id, Secret(known.secret))
+    cookie = await api.sign_in.rise(session_of(request), membership.tenant_id)
+    set_session_cookie(response, cookie)
     return Accepted(
         tenant_id=membership.tenant_id, tenant=membership.tenant_name, role=membership.role
     )

@@ -164,6 +164,18 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         return new
 
     @writes
+    def change_secret(
+        self, tx: Transaction, session: BrowserSession, *, tenant_id: str
+    ) -> Secret | None:
+        secret, digest = new_secret("tms")
+        changed = tx.execute(
+            _B.update()
+            .where(_B.c.id == session.id)
+            .values(digest=digest, works_in=tenant_id, version=_B.c.version + 1)
+        ).rowcount
+        return secret if changed else None
+
+    @writes
     def claim_refresh(self, tx: Transaction, session_id: str, seconds: float) -> bool:
         claimed = tx.execute(
             _B.update()
