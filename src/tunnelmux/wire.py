@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 __all__ = [
     "AGENT_AUTHORITY",
     "ASKED_BY_FIELD",
@@ -15,6 +17,7 @@ __all__ = [
     "LEASES_PATH",
     "LEASE_END_PATH",
     "LEASE_FIELD",
+    "MOST_SERVICES",
     "PROVED",
     "PROVE_FIELD",
     "REASON_FIELD",
@@ -26,6 +29,8 @@ __all__ = [
     "SERVICE_FIELD",
     "TOKEN_FIELD",
     "TUNNEL_PATH",
+    "list_relayed",
+    "read_relayed",
 ]
 
 TUNNEL_PATH = "/tunnel/connect"
@@ -83,7 +88,28 @@ SERVICES_FIELD = b"Tunnelmux-Services"
 
 RELAY_FIELD = b"Tunnelmux-Relay"
 """In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the
-answer: the name of the service that may be asked for with a CONNECT for that."""
+answer: the name of the service that may be asked for with a CONNECT for that. From an agent that
+connects: the names of all such services, as `list_relayed` writes them."""
+
+MOST_SERVICES = 64
+"""Services that an agent names in a field of its handshake, and a proxy reads of one: 4 KiB of a
+head at the most. The others are asked about by their first requests."""
+
+_DEFAULT = ";default"
+# Behind the service that a request without a name is for.
+
+
+def list_relayed(names: Iterable[str], default: str | None) -> bytes:
+    """The services that may be asked for with a CONNECT, for RELAY_FIELD: `web;default, camera`."""
+    listed = [name + (_DEFAULT if name == default else "") for name in names]
+    return ", ".join(listed[:MOST_SERVICES]).encode("ascii")
+
+
+def read_relayed(value: str) -> list[tuple[str, bool]]:
+    """The names in that, and whether each is the default; they still have to be checked."""
+    listed = [name.strip() for name in value.split(",", MOST_SERVICES)[:MOST_SERVICES]]
+    return [(name.removesuffix(_DEFAULT), name.endswith(_DEFAULT)) for name in listed]
+
 
 TOKEN_FIELD = b"Tunnelmux-Token"
 """In the 101 to a device that has just joined: its token from now on."""

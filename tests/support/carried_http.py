@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import trio
@@ -25,10 +27,13 @@ from tunnelmux.config import (
     Secret,
     ServiceConfig,
 )
+from tunnelmux.endpoints import dial
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy import RunningProxy
+from tunnelmux.transports.handshake import Headers
+from tunnelmux.wire import RELAY_FIELD
 
-__all__ = ["OK", "WAYS", "Target", "get", "rig"]
+__all__ = ["OK", "WAYS", "Target", "dial_like_older_agents", "get", "rig"]
 
 WAYS = ["kept", "direct"]
 """How a visitor can come to be carried: after a first request that h11 read, or at once, without a
@@ -96,6 +101,14 @@ class Target:
         return peer, await peer.read_head()
 
 
+def dial_like_older_agents(
+    url: str, *, headers: Headers = (), **more: Any
+) -> AbstractAsyncContextManager[trio.abc.Stream]:
+    """`dial` for an agent that does not announce which services take raw connections."""
+    headers = [(name, value) for name, value in headers if name != RELAY_FIELD]
+    return dial(url, headers=headers, **more)
+
+
 def get(path: str, extra: str = "", host: str = "dev1.localhost") -> bytes:
     return f"GET {path} HTTP/1.1\r\nHost: {host}\r\n{extra}\r\n".encode()
 
@@ -109,10 +122,13 @@ async def rig(
     tls: tuple[Path, ssl.SSLContext] | None = None,
     trusted_fields: list[str] | None = None,
     keeps_idle: bool = False,
+    announces: bool = False,
 ) -> AsyncIterator[Target]:
     """A proxy, an agent with one web service, and one visitor's connection.
 
     With *tls*, a folder with cert.pem and key.pem and what trusts it, visitors come in over TLS.
+    Without *announces*, the agent is one that does not say at its connect which services take raw
+    connections: so the first request of its session is h11's at both ends.
     With *keeps_idle*, connections to the target are kept between visitors.
     With *trusted_fields*, they are a trusted proxy, which may say these as well."""
     limits = limits or IngressLimits()
@@ -150,7 +166,8 @@ async def rig(
         await nursery.start(trio.serve_listeners, serve, listeners)
         url = f"ws://{proxy.tunnel_address}/tunnel/connect"
         endpoint = ProxyEndpoint(url=url, token=Secret("token-of-dev1"))
-        await nursery.start(run_agent, msgspec.structs.replace(agent, proxy=endpoint))
+        ours = partial(run_agent, dial=dial if announces else dial_like_older_agents)
+        await nursery.start(ours, msgspec.structs.replace(agent, proxy=endpoint))
         assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
         target = Target(proxy, incoming)
         target.trust = tls[1] if tls is not None else None

@@ -24,6 +24,7 @@ from tunnelmux.config import (
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
+from tunnelmux.wire import RELAY_FIELD
 
 
 def proxy_config(
@@ -56,12 +57,18 @@ async def running(config: ProxyConfig) -> AsyncIterator[RunningProxy]:
 
 
 @asynccontextmanager
-async def agent_of(proxy: RunningProxy, device: str = "dev1") -> AsyncIterator[Session]:
-    """An agent's session with the proxy, registered there."""
+async def agent_of(
+    proxy: RunningProxy, device: str = "dev1", *, relayed: bytes | None = None
+) -> AsyncIterator[Session]:
+    """An agent's session with the proxy, registered there. *relayed* is what it says of services
+    that take raw connections."""
+    headers = [(b"Authorization", f"Bearer token-of-{device}".encode())]
+    if relayed is not None:
+        headers.append((RELAY_FIELD, relayed))
     async with (
         connect_websocket(
             f"ws://{proxy.tunnel_address}/tunnel/connect",
-            headers=[(b"Authorization", f"Bearer token-of-{device}".encode())],
+            headers=headers,
         ) as websocket,
         open_session(websocket, is_client=True) as session,
     ):

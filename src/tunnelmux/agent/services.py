@@ -6,12 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import Refusal, Refused
+from tunnelmux.wire import MOST_SERVICES, list_relayed
 
-__all__ = ["ServiceTable"]
-
-
-_LISTED = 64
-# As many as a proxy notes: 4 KiB of a head at the most.
+__all__ = ["ServiceTable", "may_be_relayed"]
 
 
 class ServiceTable:
@@ -28,7 +25,14 @@ class ServiceTable:
     @property
     def listing(self) -> bytes:
         """The names of the first services, for whoever shows what a device offers."""
-        return ", ".join(list(self._by_name)[:_LISTED]).encode("ascii")
+        return ", ".join(list(self._by_name)[:MOST_SERVICES]).encode("ascii")
+
+    @property
+    def relayed(self) -> bytes:
+        """The names of those that a proxy may reach by a CONNECT with a visitor's requests as they
+        are, as RELAY_FIELD has them."""
+        names = [service.name for service in self if may_be_relayed(service)]
+        return list_relayed(names, self.default.name if self.default is not None else None)
 
     def for_http(self, name: str | None) -> ServiceConfig:
         """The HTTP service of that name, or the default one. Raises Refused (404)."""
@@ -73,3 +77,9 @@ class ServiceTable:
                 Refusal(404, "unknown-service", f'This device has no service "{name[:64]}".')
             )
         return service
+
+
+def may_be_relayed(service: ServiceConfig) -> bool:
+    """Whether requests to the service may come to its target as a proxy writes them: unless this
+    agent changes something in them, or TLS begins here."""
+    return service.scheme == "http" and service.host is None and not service.where.is_encrypted

@@ -16,7 +16,7 @@ from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
-from tunnelmux.agent.services import ServiceTable
+from tunnelmux.agent.services import ServiceTable, may_be_relayed
 from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
@@ -351,8 +351,7 @@ def _answer_fields(
     """
     if sites is not None:
         return lambda headers: sites.of_answer(without_own_fields(headers))
-    is_plain = service.host is None and not service.where.is_encrypted
-    if not is_plain or first_value(request.headers, RELAY_FIELD.lower()) is None:
+    if not may_be_relayed(service) or first_value(request.headers, RELAY_FIELD.lower()) is None:
         return without_own_fields
     offer = (RELAY_FIELD, service.name.encode("ascii"))
     return lambda headers: [*without_own_fields(headers), offer]

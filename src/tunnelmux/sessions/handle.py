@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -104,6 +104,9 @@ class LocalHandle(SessionHandle):
     ) -> None:
         self.session = session
         self.remote_address = remote_address
+        self.relayed: Mapping[str | None, str] = {}
+        """By what is asked for, None for the default service: the services that the agent said to
+        take raw connections. Not all of them, perhaps."""
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
         self.replaced_by = ""

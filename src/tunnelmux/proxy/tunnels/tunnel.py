@@ -43,14 +43,17 @@ from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEVICE_FIELD,
     INSTANCE_FIELD,
+    MOST_SERVICES,
     PROVE_FIELD,
     PROVED,
+    RELAY_FIELD,
     REPLACED_FIELD,
     RIVAL_FIELD,
     SERIAL_FIELD,
     SERVICES_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
+    read_relayed,
 )
 
 __all__ = ["TunnelServer", "TunnelSettings"]
@@ -67,6 +70,7 @@ _NO_HANDSHAKE = "no-handshake"
 
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
+_RELAY = RELAY_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
 _SERIAL = SERIAL_FIELD.decode("ascii")
 _ASSIST = ASSIST_FIELD.decode("ascii")
@@ -78,8 +82,7 @@ _LONGEST_CLAIM = 63
 # Of the name that a refused agent gives itself, in the log: a device's name is no longer.
 
 _MAX_AGENT = 64
-_MAX_SERVICES = 64
-# Bytes of an agent's version, and names of services, that are noted of what it says of itself.
+# Bytes of an agent's version that are noted.
 
 _DRAIN_RETRY_AFTER = 1
 # Seconds an agent is told to wait when this process is about to end: a restart takes about that.
@@ -108,6 +111,8 @@ class _Admitted:
     """The agent's version, as it says."""
     services: tuple[str, ...] = ()
     """The services it offers, as it says."""
+    relayed: dict[str | None, str] = field(default_factory=dict)
+    """Those that take raw connections, as it says, by what is asked for: None is the default."""
     serial: str = ""
     """The serial number that it says it has."""
     assists: bool = False
@@ -289,6 +294,7 @@ class TunnelServer:
             token=Secret(token),
             agent=(request.header("User-Agent") or "").removeprefix("tunnelmux/")[:_MAX_AGENT],
             services=_services_in(request.header(_SERVICES) or ""),
+            relayed=_relayed_in(request.header(_RELAY) or ""),
             serial=said_serial(request.header(_SERIAL)),
             assists=request.header(_ASSIST) is not None,
         )
@@ -416,6 +422,7 @@ class TunnelServer:
             remote_address=remote,
             farewell=farewell,
         )
+        handle.relayed = admitted.relayed
         self._live.add(handle)
         try:
             if self.is_draining:
@@ -468,8 +475,19 @@ def _why_disabled(device: KnownDevice) -> str:
 
 def _services_in(field: str) -> tuple[str, ...]:
     """The names in a list of services; what is no name, and what is too much, is left out."""
-    names = (name.strip() for name in field.split(",")[:_MAX_SERVICES])
+    names = (name.strip() for name in field.split(",")[:MOST_SERVICES])
     return tuple(name for name in names if DOMAIN_LABEL.fullmatch(name))
+
+
+def _relayed_in(field: str) -> dict[str | None, str]:
+    """The services in a list of those that take raw connections, by what is asked for."""
+    relayed: dict[str | None, str] = {}
+    for name, is_default in read_relayed(field):
+        if DOMAIN_LABEL.fullmatch(name):
+            relayed[name] = name
+            if is_default:
+                relayed[None] = name
+    return relayed
 
 
 def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:

@@ -30,7 +30,7 @@ from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
 from tunnelmux.proxy.visitors.visit import PATIENCE
 from tunnelmux.pump.head import read_request
-from tunnelmux.wire import DEVICE_FIELD, RELAY_FIELD, SERVICE_FIELD
+from tunnelmux.wire import RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
@@ -156,12 +156,8 @@ class RequestsByH11:
         return self._upstream
 
     def _find(self, request: RequestHead) -> Destination:
-        """Where the request's own head sends it; raises Refused. The pump knows it from now on."""
-        destination = find_destination(request, self._settings.domain, self._router.is_tenant)
-        device = first_value(request.headers, DEVICE_FIELD.lower()) or b""
-        service = first_value(request.headers, SERVICE_FIELD.lower()) or b""
-        self._settings.names.learn((request.host, device, service), destination)
-        return destination
+        """Where the request's own head sends it; raises Refused."""
+        return find_destination(request, self._settings.domain, self._router.is_tenant)
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
         headers = self._take_relay_field(headers)

@@ -1,8 +1,7 @@
 """What the pump asks about the requests it carries: where they go, what they get, what is logged.
 
 Which requests are carried the followers of `pump.followers` decide, for each; whether a service can
-be reached raw its agent has said. All else comes back to h11, which also judges every Host and
-every `Tunnelmux-*` field the first time.
+be reached raw its agent has said, when it connected or in an answer. All else comes back to h11.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
 from tunnelmux.observability.logs import wants_info
 from tunnelmux.proxy.visitors.names import Destination
-from tunnelmux.proxy.visitors.routing import IngressSettings, Router
+from tunnelmux.proxy.visitors.routing import IngressSettings, Router, destination_of
 from tunnelmux.pump.data_pump import DataPump, Owner
 
 if TYPE_CHECKING:
@@ -76,9 +75,28 @@ class PumpRoutes:
 
     def now(self, destination: Destination) -> Route | None:
         """The way to the service, when it is known and can be gone at this moment."""
-        session = self._router.session_now(destination.device)
-        services = self._services.get(session) if session is not None else None
-        return services.get(destination.service) if services is not None else None
+        handle = self._router.handle_now(destination.device)
+        if handle is None:
+            return None
+        route = self._services.get(handle.session, {}).get(destination.service)
+        if route is None and destination.service in handle.relayed:
+            name = handle.relayed[destination.service]
+            self.learn_service(handle.session, destination.device, destination.service, name)
+            route = self._services[handle.session][destination.service]
+        return route
+
+    def find(
+        self, said: tuple[bytes, bytes, bytes], settings: IngressSettings
+    ) -> Destination | None:
+        """Where a request goes that says this, and which the scanner has accepted: what one says in
+        Host, `Tunnelmux-Device` and `Tunnelmux-Service`, empty where there is none. None when it
+        is refused."""
+        destination = settings.names.find(said)
+        if destination is None:
+            destination = destination_of(said, settings.domain, self._router.is_tenant)
+            if destination is not None:
+                settings.names.learn(said, destination)
+        return destination
 
     async def tidy(self) -> NoReturn:
         """End connections to targets that nobody has used for their time, until cancelled."""
@@ -135,7 +153,7 @@ class Carrier:
     def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
         """Where a request goes that says this, which may be empty; None when h11 has to look."""
         self.has_tried = False
-        destination = self._settings.names.find((host, device, service))
+        destination = self._routes.find((host, device, service), self._settings)
         route = self._routes.now(destination) if destination is not None else None
         if destination is None or route is None or self._visit.admit(destination) is not None:
             return None

@@ -1,4 +1,4 @@
-"""What a request says of where it goes, and where that led: judged once, and then remembered."""
+"""What a request says of where it goes, and where that led: judged once, then remembered."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from dataclasses import dataclass
 __all__ = ["Destination", "KnownNames"]
 
 _KNOWN_NAMES = 4096
-# Names remembered with their destination; one more, and all are forgotten. Each costs its visitor
-# one request that h11 reads, and us under a kilobyte.
+# Names remembered with their destination, each under a kilobyte; one more, and all are forgotten.
 
 _LONGEST_NAME = 400
 # Bytes of one: a host (RFC 1035 2.3.4) with a root dot and a port, and two labels.
@@ -32,8 +31,8 @@ class Destination:
 
 
 class KnownNames:
-    """Where requests go that say the same of it as one which h11 has accepted before: the same
-    Host, `Tunnelmux-Device` and `Tunnelmux-Service`, byte for byte, empty where there is none."""
+    """Where requests go that say the same of it as one that was judged before: the same Host,
+    `Tunnelmux-Device` and `Tunnelmux-Service`, byte for byte, empty where there is none."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes, bytes], Destination] = {}

@@ -29,6 +29,7 @@ __all__ = [
     "IngressSettings",
     "Router",
     "crowd_refusal",
+    "destination_of",
     "find_destination",
     "is_name",
     "stream_id",
@@ -86,6 +87,22 @@ def find_destination(
         )
         raise Refused(Refusal(403, "forbidden", message))
     return Destination(device, service)
+
+
+def destination_of(
+    said: tuple[bytes, bytes, bytes],
+    domain: str,
+    is_tenant: Callable[[str], bool],
+) -> Destination | None:
+    """As `find_destination`, for a request whose head the scanner has accepted: what it says in
+    Host, `Tunnelmux-Device` and `Tunnelmux-Service`, empty where there is none. None when it is
+    refused."""
+    names = (b"host", DEVICE_FIELD.lower(), SERVICE_FIELD.lower())
+    fields = [pair for pair in zip(names, said, strict=True) if pair[1]]
+    try:
+        return find_destination(RequestHead(b"GET", b"/", b"1.1", fields), domain, is_tenant)
+    except Refused:
+        return None
 
 
 def _name_of(host: bytes) -> str:
@@ -245,13 +262,18 @@ class Router:
     def session_now(self, device: str) -> Session | None:
         """The session of the device, if it may be reached, is here, and has a stream left for a
         visitor; without waiting."""
+        handle = self.handle_now(device)
+        return handle.session if handle is not None else None
+
+    def handle_now(self, device: str) -> LocalHandle | None:
+        """The same as the store has it."""
         known = self._devices.find(device)
         if known is None or not known.enabled:
             return None
         handle = self._store.live_device(device)
         if not isinstance(handle, LocalHandle) or not self._has_room(handle.session):
             return None
-        return handle.session
+        return handle
 
     async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
         known = self._devices.find(device)
@@ -291,7 +313,7 @@ class IngressSettings:
     tls: ssl.SSLContext | None = None
     parent_cookies: bool = False
     names: KnownNames = field(default_factory=KnownNames)
-    """What was learnt of this domain."""
+    """Where hosts of this domain were found to lead."""
 
     @property
     def scheme(self) -> str:
