@@ -38,6 +38,24 @@ def told_token(folder: Path) -> str:
 
 
 @pytest.mark.slow  # it starts programs
+async def test_a_code_without_a_name_takes_the_hosts_and_says_what_to_do_where_it_is_taken(
+    tmp_path: Path,
+) -> None:
+    async with api_with_proxies(tmp_path) as api:
+        ada = await person(api, "ada", "operator")
+        for folder, status in (("one", 0), ("two", 3)):
+            (tmp_path / folder).mkdir()
+            made = (await api.call("POST", "/api/pairings", ada.token, json={})).json()
+            done = await pair(tmp_path / folder, api, made["code"])
+            assert done.returncode == status, done.stderr
+        assert b"is taken" in done.stderr and b"with --name." in done.stderr
+        named = await pair(tmp_path / "two", api, made["code"], "--name", "another")
+        assert named.returncode == 0, named.stderr
+        devices = (await api.call("GET", "/api/devices", ada.token)).json()["items"]
+        assert len(devices) == 2 and "another" in {item["name"] for item in devices}
+
+
+@pytest.mark.slow  # it starts programs
 async def test_a_code_from_the_console_becomes_a_configuration(tmp_path: Path) -> None:
     async with api_with_proxies(tmp_path) as api:
         ada = await person(api, "ada", "operator")

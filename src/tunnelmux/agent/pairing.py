@@ -209,6 +209,8 @@ def _refuse(where: str, answer: _Answer) -> NoReturn:
             f"{where} answered {answer.status} and is no tunnelmux-api: check the URL"
         )
     said = "".join(char for char in problem.detail if char.isprintable())
+    if problem.code == "taken":
+        said += " Give this device another name with --name."
     raise PairingRefused(f"{where} said no: {said or problem.code}", retryable=False)
 
 

@@ -113,9 +113,9 @@ class _Pairing:
     async def _join(self, server: PairingServer, key: str | None) -> Joined:
         from tunnelmux.agent.pairing import Joined, host_key_fingerprint
 
-        if self.code is not None:
-            return await server.exchange(self.code, name=self.name or "", serial=self.serial)
         name = self.name or _host_label()
+        if self.code is not None:
+            return await server.exchange(self.code, name=name, serial=self.serial)
         if key is not None:
             answer = await server.install(key, name=name, serial=self.serial)
             if isinstance(answer, Joined):
@@ -156,4 +156,4 @@ def _service(text: str) -> tuple[str, str]:
 def _host_label() -> str:
     """The host's name as a device name: one label of letters, digits and single hyphens."""
     label = re.sub(r"[^a-z0-9]+", "-", platform.node().partition(".")[0].lower()).strip("-")
-    return label[:63] or "device"
+    return label[:40].strip("-") or "device"  # as long as the registry takes names
