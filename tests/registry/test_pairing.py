@@ -304,3 +304,22 @@ async def test_an_install_key_may_ask_for_approval(
     arrival = await registry.joining.poll(poll)
     assert isinstance(arrival, Arrival)
     assert arrival.device.labels == {"van": "7"}
+
+
+async def test_a_code_may_give_a_new_machine_the_place_of_an_old_one(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    old, _ = await acme.devices.add("cam1", serial="SN-1")
+    before = (await acme.credentials.of(old.id))[0]
+    pairing, code = await acme.pairings.make_code(replace=old.id, lifetime=3600)
+    assert (pairing.name, pairing.replaces) == ("cam1", old.id)
+    clock.pass_time(3000)
+    arrival = await registry.joining.exchange(
+        code.reveal(), address="192.0.2.5", name="other", serial="SN-2"
+    )
+    assert (arrival.device.id, arrival.device.name) == (old.id, "cam1")
+    assert arrival.device.serial == "SN-2"
+    ended = {item.id: item.ended for item in await acme.credentials.of(old.id)}
+    assert ended[before.id] is not None
+    with pytest.raises(NoSuchRecord):
+        await acme.pairings.make_code(replace="nobody")

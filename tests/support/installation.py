@@ -4,6 +4,7 @@ run of its own beside the tests, which start `tunnelmux` as people do."""
 from __future__ import annotations
 
 import contextlib
+import gc
 import getpass
 import json
 import os
@@ -151,14 +152,14 @@ class Installation:
         return json.loads(done.stdout)
 
     async def add_device(self, name: str, services: Mapping[str, str]) -> None:
-        """Add a device in the registry, and start its agent."""
+        """Add a device in the registry, and start its agent; without services, it has echo."""
         tenant = self.api.running.api.registry.tenant(self.owner.tenant_id, _actor())
         device, token = await tenant.devices.add(name, serial=f"SN-{name}")
         self.ids[name] = device.id
         self.daemons.secrets.add(token.reveal())
         tables = "".join(
             f'[[services]]\nname = "{key}"\ntarget = "{target}"\n'
-            for key, target in services.items()
+            for key, target in (services or {"echo": self.echo}).items()
         )
         text = AGENT.format(proxy=self.tunnel, token=token.reveal(), name=name) + tables
         self.configurations[name] = text
@@ -175,6 +176,11 @@ class Installation:
         self.agents[name].send_signal(signal.SIGTERM)
         await self.agents[name].wait()
         await self.proxy.logged("session ended", since=seen, device=name)
+
+    async def restart_agent(self, name: str) -> None:
+        """Both, one after the other."""
+        await self.stop_agent(name)
+        await self.start_agent(name)
 
 
 COMMAND = [sys.executable, str(ROOT / "cmd" / "tunnelmux")]
@@ -199,6 +205,7 @@ def running_installation(
             trio.run(serve)
         except BaseException as exc:
             answers.put(exc)
+        gc.collect()  # what is left of it is nothing that later tests should meet
 
     thread = threading.Thread(target=run, name="installation")
     thread.start()

@@ -38,17 +38,17 @@ Examples:
       On one device: its output as it comes, and its exit status.
   tunnelmux exec 'cam-*' dev7 -- df -h /
       On many: each line says where it comes from; a table at the end.
-  tunnelmux exec all --concurrency 5 --abort-on-error -- 'apt-get update && reboot'
+  tunnelmux exec all --concurrency 5 --abort-on-error -- 'apt update'
       Five at a time, and no further once it failed on one.
   tunnelmux exec dev1 --host 192.168.1.20 --user pi --password-file pw -- ls
       Another machine, which dev1 reaches.
   tunnelmux exec dev1 --stdin -- 'cat > notes' < notes
 \b
-One word after -- is a line for the device's shell. Several are quoted, so that
-each arrives there as the one word it is here.
+One word after -- is a line for the device's shell. Several are quoted, so
+that each arrives there as the one word it is here.
 \b
-Exit status: that of the command; of many, the highest. 255 when it was not run
-or its end is not known, 124 timed out, 126 the device does not allow it,
+Exit status: that of the command; of many, the highest. 255 when it was not
+run or its end is not known, 124 timed out, 126 the device does not allow it,
 130 interrupted, 2 wrong option."""
 
 

@@ -32,9 +32,9 @@ F = TypeVar("F", bound=Callable[..., Any])
 _EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, what a shell expects
 
 EXIT_STATUSES = """\
-Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed in or not
-allowed, 4 no such device or service, 5 the device is offline or does not answer,
-130 interrupted."""
+Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed
+in or not allowed, 4 no such device or service, 5 the device is offline
+or does not answer, 130 interrupted."""
 
 
 def place_options(function: F) -> F:

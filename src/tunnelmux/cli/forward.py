@@ -70,9 +70,10 @@ class _Wish:
 )
 @place_options
 def forward(wishes: tuple[str, ...], listen: str, wait: float, **options: Any) -> int:
-    """Forward ports of this machine to services of devices, until Ctrl-C.
+    """Forward ports of this machine to services of devices.
 
-    Nothing listens on the proxy for it. A device that goes away and comes back is found again.
+    Until Ctrl-C. Nothing listens on the proxy for it. A device that goes away and comes back is
+    found again.
     """
     wanted = _read(wishes)
 

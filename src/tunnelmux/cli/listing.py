@@ -41,7 +41,10 @@ _STATES = {"online": "good", "offline": "dim", "disabled": "warn", "quarantined"
 @json_option
 @place_options
 def ls(part: str, online: bool, as_json: bool, **options: Any) -> int:
-    """List devices; with PART, those that have it in their name or serial number."""
+    """List devices.
+
+    With PART, those that have it in their name or serial number.
+    """
 
     async def work(fleet: Fleet) -> None:
         found = await fleet.devices(part)

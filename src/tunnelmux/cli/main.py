@@ -5,11 +5,15 @@ from __future__ import annotations
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.completion import completion
 from tunnelmux.cli.curl import curl
 from tunnelmux.cli.demo.command import demo
+from tunnelmux.cli.device_admin import device, invite
 from tunnelmux.cli.exec import exec_command
+from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
 from tunnelmux.cli.listing import ls, show
+from tunnelmux.cli.manual import manual
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.secure_shell import connect, ssh, ssh_config
 from tunnelmux.cli.sign_in import login, logout, whoami
@@ -20,9 +24,10 @@ _PROGRAM = "tunnelmux"
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
-    "Looking": (ls, show),
+    "Looking": (ls, show, watch, events),
     "Reaching devices": (ssh, connect, ssh_config, forward, curl, exec_command),
-    "Trying it out": (demo,),
+    "Letting devices in": (invite, device),
+    "This program": (demo, completion, manual),
 }
 """All commands, under the headings of the help: the one table from which help, completion and man
 pages are made."""
@@ -36,7 +41,7 @@ class _Commands(click.Group):
         for heading, commands in COMMANDS.items():
             with formatter.section(heading):
                 formatter.write_dl(
-                    [(command.name or "", command.get_short_help_str(60)) for command in commands]
+                    [(command.name or "", command.get_short_help_str(66)) for command in commands]
                 )
 
 

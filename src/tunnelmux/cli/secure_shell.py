@@ -69,9 +69,9 @@ class _SshCommand(click.Command):
             "tunnelmux ssh dev1 -L 8080:localhost:80",
             "What stands behind the device's name is for ssh itself.",
         ),
-        more="The device offers its SSH server as a service, by default one that is called ssh:\n"
-        'tunnelmux-agent with [[services]] name = "ssh" and target = "tcp://127.0.0.1:22".\n'
-        "Exit status: that of ssh, which is the command's, or 255 when there is no connection.",
+        more="The device offers its SSH server as a service, by default one called ssh: in\n"
+        'its agent.toml, [[services]] name = "ssh" and target = "tcp://127.0.0.1:22".\n'
+        "Exit status: that of ssh, which is the command's; 255 without a connection.",
     ),
 )
 @click.option(
@@ -140,7 +140,10 @@ def ssh(
 )
 @place_options
 def ssh_config(devices: tuple[str, ...], user: str | None, service: str, **options: Any) -> None:
-    """Print the Host block for ~/.ssh/config, for all devices or for those that are named."""
+    """Print the Host block for ~/.ssh/config.
+
+    For all devices, or for those that are named.
+    """
     names = " ".join(devices) if devices else f"*{_ENDING}"
     click.echo(f"Host {names}")
     click.echo(f"    ProxyCommand {_proxy_command(service, options)}")

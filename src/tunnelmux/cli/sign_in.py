@@ -42,8 +42,8 @@ class _Answer(msgspec.Struct):
     epilog=examples(
         ("tunnelmux login https://tunnels.example.com", "Shows a code to confirm in a browser."),
         (
-            "TUNNELMUX_SERVER=https://tunnels.example.com TUNNELMUX_TOKEN=tma_… tunnelmux ls",
-            "A program needs no login: an access token in its environment will do.",
+            "TUNNELMUX_TOKEN=tma_… tunnelmux ls",
+            "A program needs no login: an access token, and the URL in\nTUNNELMUX_SERVER.",
         ),
     )
 )
@@ -56,10 +56,11 @@ class _Answer(msgspec.Struct):
 )
 @click.option("--no-browser", is_flag=True, help="Only print where to go.")
 def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
-    """Sign in at tunnelmux-api at URL; without one, at that of the last time.
+    """Sign in at tunnelmux-api.
 
-    A browser, on this machine or any other, confirms the code that is shown (RFC 8628). The token
-    goes into ~/.config/tunnelmux/login.json, which only you can read.
+    Without URL, at that of the last time. A browser, on this machine or any other, confirms the
+    code that is shown (RFC 8628). The token goes into ~/.config/tunnelmux/login.json, which only
+    you can read.
     """
     import trio
 
@@ -130,7 +131,10 @@ def _has_browser() -> bool:
 
 @click.command(epilog=examples(("tunnelmux logout", "End the token, here and at the server.")))
 def logout() -> None:
-    """Sign out: the token ends at the server, and its file is taken away."""
+    """Sign out.
+
+    The token ends at the server, and its file is taken away.
+    """
     import trio
 
     from tunnelmux.cli.fleet.api_client import ApiClient

@@ -104,11 +104,19 @@ class Pairings(abc.ABC):
 
     @abc.abstractmethod
     async def make_code(
-        self, *, name: str = "", serial: str = "", labels: dict[str, str] | None = None
+        self,
+        *,
+        name: str = "",
+        serial: str = "",
+        labels: dict[str, str] | None = None,
+        replace: str | None = None,
+        lifetime: float | None = None,
     ) -> tuple[Pairing, Secret]:
         """A code that a device exchanges for its credential, `BCDF-GHJK`; told this once.
 
-        Raises RegistryRefused `taken`, `serial_taken`, `invalid`.
+        `replace` is the id of a device whose place the new one takes, as in `approve`; `lifetime`
+        is in seconds, by default that of the rules. Raises NoSuchRecord, RegistryRefused `taken`,
+        `serial_taken`, `invalid`.
         """
 
     @abc.abstractmethod

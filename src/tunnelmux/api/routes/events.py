@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import AsyncIterator
-from typing import Annotated
+from collections.abc import AsyncGenerator
+from typing import Annotated, Any
 
 import trio
 from fastapi import APIRouter, Header, Request
 from starlette.responses import StreamingResponse
+from starlette.types import Send
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency
@@ -38,16 +40,30 @@ async def follow_events(
     if not api.followers.take():
         message = "As many callers follow events as this server lets (limits.max_events)."
         raise Refused(503, "too_many_followers", message, headers={"retry-after": "10"})
-    return StreamingResponse(
+    return _EventStream(
         _stream(request, api, principal, last_event_id),
         media_type="text/event-stream",
         headers={"cache-control": "no-store", "x-accel-buffering": "no"},
     )
 
 
+class _EventStream(StreamingResponse):
+    """Ends its generator together with itself: the framework leaves that to the collection of
+    garbage, which comes at any time and from any thread."""
+
+    def __init__(self, content: AsyncGenerator[str, None], **more: Any) -> None:
+        super().__init__(content, **more)
+        self._content = content
+
+    async def stream_response(self, send: Send) -> None:
+        """Serve it; called by the framework."""
+        async with contextlib.aclosing(self._content):
+            await super().stream_response(send)
+
+
 async def _stream(
     request: Request, api: Api, principal: Principal, last_event_id: str | None
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     assert principal.tenant_id is not None
     try:
         number, has_gap = _place(api, last_event_id)

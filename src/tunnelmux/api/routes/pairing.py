@@ -49,11 +49,13 @@ _POLL_SECONDS = 3
 
 
 class NewCode(Input):
-    """What a device that uses the code will be; all of it may be left to the device."""
+    """What a device that uses the code will be, most of which may be left to the device."""
 
     name: Name = ""
     serial: Serial = ""
     labels: Labels = Field(default_factory=dict)
+    replace: RecordId | None = None
+    lifetime: Annotated[float, Field(ge=60, le=86_400)] | None = None
 
 
 class MadeCode(BaseModel):
@@ -170,9 +172,14 @@ class Waiting(BaseModel):
 
 @pairings.post("", status_code=201)
 async def make_code(api: ApiDependency, principal: Operator, new: NewCode) -> MadeCode:
-    """A code that a device exchanges for its credential: 10 minutes, one use."""
+    """A code that a device exchanges for its credential: one use, and 10 minutes if nothing else
+    is said. `replace`: the id of a device whose place the new one takes."""
     pairing, code = await tenant_for(api, principal).pairings.make_code(
-        name=new.name, serial=new.serial, labels=new.labels
+        name=new.name,
+        serial=new.serial,
+        labels=new.labels,
+        replace=new.replace,
+        lifetime=new.lifetime,
     )
     command = f"tunnelmux-agent pair {code.reveal()} --url {_url(api)}"
     return MadeCode(pairing=Pairing.model_validate(pairing), code=code.reveal(), command=command)

@@ -28,7 +28,9 @@ Exit status: 0 every check passed, 1 one failed or it could not start."""
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--verbose", "-v", is_flag=True, help="Show what the proxy and the agent log.")
 def demo(once: bool, as_json: bool, verbose: bool) -> int:
-    """Run a proxy, an agent and a small live web page, and look at it through the tunnel.
+    """Look at a small live page through a tunnel.
+
+    Runs a proxy, an agent and the page.
 
     Everything runs in this one process, on ports of this machine that nobody else can reach.
     """

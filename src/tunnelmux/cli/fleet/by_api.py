@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
 from typing import Any, TypeVar
@@ -23,6 +23,7 @@ from tunnelmux.errors import ConnectError
 __all__ = ["ApiFleet"]
 
 T = TypeVar("T")
+R = TypeVar("R")
 
 _PAGE = 200
 
@@ -59,6 +60,18 @@ class _Device(msgspec.Struct):
 class _Devices(msgspec.Struct):
     items: list[_Device]
     next: str | None = None
+
+
+class _Tunnel(msgspec.Struct):
+    device_id: str
+    connected_at: datetime
+    last_heartbeat: datetime
+    address: str = ""
+
+
+class _Live(msgspec.Struct):
+    items: list[_Tunnel]
+    silent: list[str] = []
 
 
 class _Membership(msgspec.Struct):
@@ -101,18 +114,21 @@ class ApiFleet(Fleet):
         )
 
     async def devices(self, part: str = "") -> list[Device]:
-        return [_device(item) for item in await self._devices(part)]
+        found = await self._devices(part)
+        live = await self._live()
+        return [_device(item, live) for item in found]
 
     async def device(self, name: str) -> Device:
-        return _device(await self._find(name))
+        return _device(await self._find(name), await self._live())
 
     async def details(self, name: str) -> DeviceDetails:
         found = await self._find(name)
+        live = await self._live()
         visits: list[Visit] = []
         with contextlib.suppress(FleetError):  # a viewer whose token may not see them
             visits = await self.client.get(f"/api/devices/{found.id}/visits", list[Visit])
         return DeviceDetails(
-            device=_device(found),
+            device=_device(found, live),
             services=services_of(found.state.services),
             visits=visits,
             paired_by=found.paired_by_name,
@@ -145,7 +161,7 @@ class ApiFleet(Fleet):
     async def events(self) -> AsyncIterator[AsyncIterator[FleetEvent]]:
         send, receive = trio.open_memory_channel[FleetEvent](0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow, send)
+            await nursery.start(self._follow, send)
             yield receive
             nursery.cancel_scope.cancel()
 
@@ -156,28 +172,34 @@ class ApiFleet(Fleet):
         return (await self._find(name)).id
 
     async def pages(
-        self, path: str, kind: type[T], items: Callable[[T], tuple[list[Any], str | None]]
-    ) -> list[Any]:
+        self,
+        path: str,
+        kind: type[T],
+        taken_apart: Callable[[T], tuple[list[R], str | None]],
+        **query: Any,
+    ) -> list[R]:
         """All parts of a list, one after the other."""
-        found: list[Any] = []
+        found: list[R] = []
         after: str | None = None
         while True:
-            page = await self.client.get(path, kind, limit=_PAGE, after=after)
-            content, after = items(page)
-            found += content
+            page = await self.client.get(path, kind, limit=_PAGE, after=after, **query)
+            items, after = taken_apart(page)
+            found += items
             if after is None:
                 return found
 
     async def _devices(self, part: str = "") -> list[_Device]:
-        found: list[_Device] = []
-        after: str | None = None
-        while True:
-            page = await self.client.get(
-                "/api/devices", _Devices, name=part or None, limit=_PAGE, after=after
-            )
-            found += page.items
-            if (after := page.next) is None:
-                return found
+        return await self.pages(
+            "/api/devices", _Devices, lambda page: (page.items, page.next), name=part or None
+        )
+
+    async def _live(self) -> _Live | None:
+        """The tunnels that there are now; None where a token may not see them. What the registry
+        knows of a device is some seconds old."""
+        try:
+            return await self.client.get("/api/sessions", _Live)
+        except FleetError:
+            return None
 
     async def _find(self, name: str) -> _Device:
         for device in await self._devices(name):
@@ -186,7 +208,12 @@ class ApiFleet(Fleet):
         names = [device.name for device in await self._devices()]
         raise no_such_device(name, names, self.server)
 
-    async def _follow(self, send: trio.MemorySendChannel[FleetEvent]) -> None:
+    async def _follow(
+        self,
+        send: trio.MemorySendChannel[FleetEvent],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         """Pass the events on; a connection that is lost is made again where it was."""
         names: dict[str, str] = {}
         last: str | None = None
@@ -194,6 +221,9 @@ class ApiFleet(Fleet):
         while True:
             try:
                 async with self._event_lines(last) as lines:
+                    if is_first:
+                        task_status.started()
+                        is_first = False
                     names = {device.id: device.name for device in await self._devices()}
                     async for number, event in lines:
                         last = number
@@ -204,7 +234,6 @@ class ApiFleet(Fleet):
             except (ConnectError, NotThere):
                 if is_first:
                     raise
-            is_first = False
             await trio.sleep(_RETRY)
 
     @asynccontextmanager
@@ -214,7 +243,7 @@ class ApiFleet(Fleet):
         fields = [(b"Last-Event-ID", last.encode())] if last is not None else []
         async with self.client.open("GET", "/api/events", fields=fields) as connection:
 
-            async def read() -> AsyncIterator[tuple[str, FleetEvent]]:
+            async def read() -> AsyncGenerator[tuple[str, FleetEvent], None]:
                 splitter, said = LineSplitter(), dict[str, str]()
                 end = False
                 while not end:
@@ -228,7 +257,8 @@ class ApiFleet(Fleet):
                             yield said.get("id", ""), _event(said)
                             said.clear()
 
-            yield read()
+            async with contextlib.aclosing(read()) as events:
+                yield events
 
 
 def _event(said: dict[str, str]) -> FleetEvent:
@@ -244,9 +274,23 @@ def _event(said: dict[str, str]) -> FleetEvent:
     )
 
 
-def _device(found: _Device) -> Device:
-    state: State = "online" if found.state.online else "offline"
-    reason = found.state.reason
+def _device(found: _Device, live: _Live | None) -> Device:
+    seen = found.state
+    tunnels = live.items if live is not None else []
+    tunnel = next((item for item in tunnels if item.device_id == found.id), None)
+    since: datetime | None
+    last_seen: datetime | None
+    if tunnel is not None:
+        is_online = True
+        since, last_seen, address = tunnel.connected_at, tunnel.last_heartbeat, tunnel.address
+    else:
+        # Where a proxy did not answer, what the registry knows is the best there is.
+        is_online = seen.online and (live is None or bool(live.silent))
+        since, last_seen, address = seen.since, seen.last_seen, seen.address
+        if seen.online and not is_online:
+            since = None  # it went away just now, and when is not written down yet
+    state: State = "online" if is_online else "offline"
+    reason = seen.reason
     if not found.enabled:
         state = "disabled"
     elif found.quarantine:
@@ -254,11 +298,11 @@ def _device(found: _Device) -> Device:
     return Device(
         name=found.name,
         state=state,
-        since=found.state.since,
-        last_seen=found.state.last_seen,
-        address=found.state.address,
-        version=found.state.agent_version,
-        services=found.state.services,
+        since=since,
+        last_seen=last_seen,
+        address=address,
+        version=seen.agent_version,
+        services=seen.services,
         serial=found.serial,
         labels=found.labels,
         reason="" if state == "online" else reason,

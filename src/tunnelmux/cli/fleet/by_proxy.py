@@ -128,7 +128,7 @@ class ProxyFleet(Fleet):
     async def events(self) -> AsyncIterator[AsyncIterator[FleetEvent]]:
         send, receive = trio.open_memory_channel[FleetEvent](0)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._follow, send)
+            await nursery.start(self._follow, send)
             yield receive
             nursery.cancel_scope.cancel()
 
@@ -192,12 +192,20 @@ class ProxyFleet(Fleet):
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _follow(self, send: trio.MemorySendChannel[FleetEvent]) -> None:
+    async def _follow(
+        self,
+        send: trio.MemorySendChannel[FleetEvent],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
         last: str | None = None
         is_first = True
         while True:
             try:
                 async with self.client.events(last) as events:
+                    if is_first:
+                        task_status.started()
+                        is_first = False
                     async for number, event in events:
                         last = number
                         if event is None:
@@ -216,7 +224,6 @@ class ProxyFleet(Fleet):
                     raise
             except ApiCallFailed as exc:
                 _refuse(exc)
-            is_first = False
             await trio.sleep(_RETRY)
 
     async def _call(self, call: Callable[[], Awaitable[T]]) -> T:

@@ -20,7 +20,7 @@ from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.devices import add_credential, add_device, find_device
 from tunnelmux.registry.sql.guessing import Guesser, find_code
-from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing
+from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing, take_place
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, writes
 
@@ -80,14 +80,18 @@ class SqlJoining(Repository, Joining):
         )
         if not used:
             raise RegistryRefused("this code was used already", code="code_used")
-        device_id = add_device(
-            inner,
-            name=name,
-            serial=found.serial or about["serial"],
-            labels=found.labels,
-            paired_by=found.created_by,
-            paired_by_name=found.created_by_name,
-        )
+        serial = found.serial or about["serial"]
+        if found.replaces is not None:
+            device_id = take_place(inner, found.replaces, serial)
+        else:
+            device_id = add_device(
+                inner,
+                name=name,
+                serial=serial,
+                labels=found.labels,
+                paired_by=found.created_by,
+                paired_by_name=found.created_by_name,
+            )
         inner.update(_P, _P.c.id == found.id, device_id=device_id, name=name)
         return self._let_in(inner, found, device_id)
 
@@ -109,6 +113,7 @@ class SqlJoining(Repository, Joining):
         pairing_id, code = insert_pairing(
             tx,
             self._rules,
+            lifetime=None,
             kind="device",
             poll_digest=poll_digest,
             labels={},
@@ -223,6 +228,7 @@ class SqlJoining(Repository, Joining):
         pairing_id, _code = insert_pairing(
             tx,
             self._rules,
+            lifetime=None,
             kind="device",
             tenant_id=key.tenant_id,
             poll_digest=poll_digest,

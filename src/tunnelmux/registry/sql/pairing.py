@@ -36,7 +36,7 @@ from tunnelmux.registry.sql.guessing import Guesser, find_code
 from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
-__all__ = ["SqlInstallKeys", "SqlPairings", "as_pairing", "insert_pairing"]
+__all__ = ["SqlInstallKeys", "SqlPairings", "as_pairing", "insert_pairing", "take_place"]
 
 _P = schema.pairings
 _K = schema.install_keys
@@ -68,12 +68,16 @@ class SqlPairings(Repository, Pairings):
         name: str = "",
         serial: str = "",
         labels: dict[str, str] | None = None,
+        replace: str | None = None,
+        lifetime: float | None = None,
     ) -> tuple[Pairing, Secret]:
         labels = names.check_labels(labels or {})
         serial = names.check_text("serial", serial, 128)
-        if name:
+        if replace is not None:
+            name = find_device(tx, replace).name
+        elif name:
             check_name_free(tx, name)
-        check_serial_free(tx, serial, "")
+        check_serial_free(tx, serial, replace or "")
         pairing_id, code = insert_pairing(
             tx.above(),
             self._rules,
@@ -82,10 +86,12 @@ class SqlPairings(Repository, Pairings):
             name=name,
             serial=serial,
             labels=labels,
+            lifetime=lifetime,
+            replaces=replace,
             created_by=tx.actor.user_id,
             created_by_name=tx.actor.name,
         )
-        after = {"name": name, "serial": serial, "labels": labels}
+        after = {"name": name, "serial": serial, "labels": labels, "replaces": replace}
         tx.record("pairing.add", "pairing", pairing_id, after=after)
         tx.announce("pairing", pairing_id)
         return as_pairing(tx, tx.one(_P, pairing_id, "pairing")), code
@@ -130,14 +136,7 @@ class SqlPairings(Repository, Pairings):
                 install_key_id=row.install_key_id,
             )
         else:
-            device_id = find_device(tx, replace).id
-            check_serial_free(tx, row.serial, device_id)
-            end_credentials(tx, device_id, "replaced by a new installation")
-            values: dict[str, Any] = {"quarantine": "", "rotation_wanted": False}
-            if row.serial:
-                values["serial"] = row.serial
-                values["serial_key"] = serial_key(row.serial)
-            tx.update(_D, _D.c.id == device_id, **values)
+            device_id = take_place(tx, replace, row.serial)
         _decide(
             tx,
             row,
@@ -262,8 +261,27 @@ class SqlInstallKeys(Repository, InstallKeys):
         return _install_key(tx.one(_K, key_id, "install key")), disabled, number
 
 
+def take_place(tx: Transaction, device: str, serial: str) -> str:
+    """Make room for a new installation of this device: its id. Its old credentials end."""
+    device_id = find_device(tx, device).id
+    check_serial_free(tx, serial, device_id)
+    end_credentials(tx, device_id, "replaced by a new installation")
+    values: dict[str, Any] = {"quarantine": "", "rotation_wanted": False}
+    if serial:
+        values["serial"] = serial
+        values["serial_key"] = serial_key(serial)
+    tx.update(_D, _D.c.id == device_id, **values)
+    return device_id
+
+
 def insert_pairing(
-    tx: Transaction, rules: PairingRules, *, kind: str, labels: dict[str, str], **values: object
+    tx: Transaction,
+    rules: PairingRules,
+    *,
+    kind: str,
+    labels: dict[str, str],
+    lifetime: float | None = None,
+    **values: object,
 ) -> tuple[str, Secret]:
     """A new open pairing, in a transaction bound to no tenant; its id and its code."""
     pairing_id = new_id()
@@ -281,7 +299,7 @@ def insert_pairing(
             code_half=half_of(code.reveal()),
             labels=labels,
             created=tx.now,
-            expires=tx.now + timedelta(seconds=rules.lifetime),
+            expires=tx.now + timedelta(seconds=lifetime or rules.lifetime),
             **values,
         )
     )

@@ -1,0 +1,112 @@
+"""events and watch: what happens, as it happens."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import queue
+import re
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from signal import SIGINT
+
+import msgspec
+import pytest
+
+from support.installation import COMMAND, Installation
+from tunnelmux.cli.fleet.model import Device, FleetEvent
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
+
+
+@contextmanager
+def following(installation: Installation, way: str, *words: str) -> Iterator[subprocess.Popen[str]]:
+    with subprocess.Popen(
+        [*COMMAND, *words],
+        env=installation.way(way),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.send_signal(SIGINT)
+            assert process.wait(30) == 130
+
+
+def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
+    assert process.stdout is not None
+    yield from process.stdout
+
+
+def collect(process: subprocess.Popen[str]) -> queue.SimpleQueue[str]:
+    """The lines that it writes, as they come."""
+    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in lines_of(process):
+            lines.put(line)
+
+    threading.Thread(target=read, daemon=True).start()
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("Following http://")
+    return lines
+
+
+def come_and_go(
+    installation: Installation,
+    name: str,
+    lines: queue.SimpleQueue[str],
+    enough: Callable[[str], bool],
+) -> None:
+    """Have a device go and come until what was written is enough."""
+    text = ""
+    for _ in range(10):
+        installation.here(partial(installation.restart_agent, name))
+        with contextlib.suppress(queue.Empty):
+            while not enough(text):
+                text += lines.get(timeout=3)
+        if enough(text):
+            return
+    raise AssertionError(text)
+
+
+def test_events_come_as_lines_of_json(installation: Installation, way: str) -> None:
+    name = f"comes-{way}"
+    installation.here(partial(installation.add_device, name, {}))
+
+    def enough(text: str) -> bool:
+        events = [msgspec.json.decode(line, type=FleetEvent) for line in text.splitlines()]
+        kinds = {event.kind for event in events if event.device == name}
+        return {"device.lost", "device.connected"} <= kinds
+
+    with following(installation, way, "events", "--json") as process:
+        come_and_go(installation, name, collect(process), enough)
+
+
+def test_events_come_as_lines_for_people(installation: Installation) -> None:
+    name = "comes-and-goes"
+    installation.here(partial(installation.add_device, name, {}))
+    wanted = re.compile(rf"^\d\d:\d\d:\d\d  device\.lost +{name}", re.MULTILINE)
+    with following(installation, "api", "events") as process:
+        lines = collect(process)
+        come_and_go(installation, name, lines, lambda text: wanted.search(text) is not None)
+
+
+def test_watch_writes_the_list_anew(installation: Installation, way: str) -> None:
+    name = f"watched-{way}"
+    installation.here(partial(installation.add_device, name, {}))
+    with following(installation, way, "watch", name, "--json") as process:
+        lines = lines_of(process)
+        first = msgspec.json.decode(next(lines), type=list[Device])
+        assert [item.state for item in first] == ["online"]
+        installation.here(partial(installation.stop_agent, name))
+        for line in lines:
+            states = [item["state"] for item in json.loads(line)]
+            if states in ([], ["offline"]):
+                break
