@@ -36,6 +36,7 @@ http {{
         listen {host}:{port} ssl backlog=4096;
         ssl_certificate {certificate};
         ssl_certificate_key {key};
+        ssl_protocols TLSv1.2 TLSv1.3;
         ssl_session_cache shared:visitors:10m;
         location / {{
             proxy_pass http://behind;

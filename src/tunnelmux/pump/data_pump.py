@@ -295,8 +295,9 @@ async def open_pump() -> AsyncIterator[DataPump | None]:
     if sys.platform != "linux":
         yield None
         return
-    from tunnelmux.pump.epoll import Pump
+    from tunnelmux.pump.epoll import Pump, trim_heap
 
+    trim_heap()  # imports leave half a megabyte behind, and a daemon imports little from now on
     pump = DataPump(Pump())
     failure: Exception | None = None
     async with trio.open_nursery() as nursery:

@@ -6,6 +6,9 @@ from typing_extensions import disjoint_base
 
 from tunnelmux.pump.lines import LineBuffer
 
+def trim_heap() -> None:
+    """Give back to the system what the heap holds and nothing uses; with the GNU C library only."""
+
 @final
 class Pump:
     """Handles what is ready, and says when there is more. One Trio task drives it."""

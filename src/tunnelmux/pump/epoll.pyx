@@ -31,6 +31,18 @@ cdef extern from "sys/epoll.h" nogil:
     int epoll_wait(int epoll_fd, epoll_event *events, int maximum, int timeout)
     int EPOLL_CLOEXEC, EPOLL_CTL_ADD, EPOLL_CTL_DEL
 
+cdef extern from *:
+    """
+    #include <stdlib.h>
+    #ifdef __GLIBC__
+    #include <malloc.h>
+    static void trim_heap_(void) { malloc_trim(0); }
+    #else
+    static void trim_heap_(void) { }
+    #endif
+    """
+    void trim_heap_() nogil
+
 cdef extern from "sys/eventfd.h" nogil:
     int eventfd(unsigned int value, int flags)
     int EFD_NONBLOCK, EFD_CLOEXEC
@@ -85,6 +97,10 @@ cdef int bytes_unsent(int fd) noexcept nogil:
 
 cdef object os_error(int code):
     return OSError(code, os.strerror(code))
+
+
+def trim_heap():
+    trim_heap_()
 
 
 @cython.final
