@@ -505,4 +505,4 @@ async def test_the_line_of_a_request_whose_visitor_left_says_so() -> None:
                 await peer.read_all()
     [line] = [line for line in logs if line.get("path") == "/1"]
     assert (line["event"], line["status"], line["bytes_out"]) == ("request", 200, 2)
-    assert line["problem"].startswith("the visitor broke the connection: ")
+    assert line["ended"] == "the visitor left"

@@ -171,6 +171,11 @@ class Session:
         return self._received + (self._tunnel.bytes_received if self._tunnel is not None else 0)
 
     @property
+    def window_stalls(self) -> int:
+        """How often a stream had to wait for the peer to read: it had used up its window."""
+        return self._engine.window_stalls
+
+    @property
     def tunnel(self) -> Tunnel | None:
         """What carries this session in the pump, while the pump does."""
         return self._tunnel

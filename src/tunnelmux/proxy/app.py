@@ -22,6 +22,7 @@ from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.arrivals import Arrivals
+from tunnelmux.proxy.internal.traffic import Traffic
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
@@ -30,6 +31,7 @@ from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.proxy.visitors.long_visits import tell_long_visits
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
@@ -39,6 +41,7 @@ from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificate
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.commands.socketio_agents import AgentServer
+    from tunnelmux.pump.counts import Histogram
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
@@ -141,7 +144,10 @@ class RunningProxy:
             self.events,
             self._gauges,
             dispatcher=self.dispatcher,
-            more=[Arrivals(self._admissions)],
+            more=[
+                Arrivals(self._admissions),
+                Traffic(self.visits, self._tunnel.figures_now, self._pump_batches),
+            ],
             lease_runs=self._lease_runs,
         )
         self._presence: PresenceFile | None = None
@@ -255,6 +261,8 @@ class RunningProxy:
         try:
             # The pump outlives all that it carries.
             async with open_pump() as self._tunnel.pump:
+                if self._tunnel.pump is not None:
+                    self._tunnel.pump.core.requests = self.visits.figures.by_pump
                 problems = await self._run_until_drained(announce, task_status)
         finally:
             self._finished.set()
@@ -297,6 +305,7 @@ class RunningProxy:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as direct:
                     direct.start_soon(self.visits.run)
+                    direct.start_soon(tell_long_visits, self.visits)
                     direct.start_soon(self._reload_certificates)
                     if (pump := self._tunnel.pump) is not None:
                         direct.start_soon(self._http.run_direct, pump)
@@ -493,6 +502,10 @@ class RunningProxy:
     async def _serve_agents(self) -> None:
         if self._agent_server is not None and not self._agent_server.is_running:
             await self._agents.start(self._agent_server.run)
+
+    def _pump_batches(self) -> Histogram | None:
+        pump = self._tunnel.pump
+        return pump.core.batches if pump is not None else None
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """What the metrics show of the proxy now."""

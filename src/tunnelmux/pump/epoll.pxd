@@ -3,6 +3,7 @@
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t
 
+from tunnelmux.pump.counts cimport Histogram, RequestCounts
 from tunnelmux.pump.lines cimport LineBuffer
 from tunnelmux.yamux.links cimport Link
 
@@ -35,6 +36,9 @@ cdef class Pump:
     cdef list news
     cdef list leaving
     cdef public LineBuffer lines
+    cdef public RequestCounts requests
+    cdef readonly Histogram batches
+    cdef double lingered
     cdef readonly double now
     cdef double began
     cdef readonly Py_ssize_t count

@@ -4,6 +4,7 @@ from typing import Any, final
 
 from typing_extensions import disjoint_base
 
+from tunnelmux.pump.counts import Histogram, RequestCounts
 from tunnelmux.pump.lines import LineBuffer
 
 def trim_heap() -> None:
@@ -36,6 +37,11 @@ class Pump:
         """The time of the last batch."""
     lines: LineBuffer | None
     """Where relays of HTTP requests put the log's lines about them; to be emptied after a batch."""
+    requests: RequestCounts | None
+    """Where relays of HTTP requests count them."""
+    @property
+    def batches(self) -> Histogram:
+        """How long batches took (seconds), without the time in which they waited for more."""
     def wake(self) -> None:
         """Make the descriptor readable, so that a batch follows soon."""
     @property

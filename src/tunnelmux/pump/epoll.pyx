@@ -15,6 +15,7 @@ from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.errno cimport EBADF, EINTR, errno
 from libc.stdint cimport uint8_t, uint32_t, uint64_t
 
+from tunnelmux.pump.counts cimport Histogram
 from tunnelmux.yamux.links cimport Link, append_link, init_link, is_linked, unlink
 from tunnelmux.pump.websocket cimport MAX_FRAME_HEAD
 
@@ -116,6 +117,7 @@ cdef class Pump:
         self.news = []
         self.leaving = []
         self.dice = b""
+        self.batches = Histogram(0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.002, 0.005, 0.02, 0.1)
 
     def __init__(self):
         cdef epoll_event event
@@ -166,6 +168,7 @@ cdef class Pump:
         cdef list news
         self.began = monotonic()
         self.now = now
+        self.lingered = 0
         while True:
             if self.handle_events() == 0 and not self.is_busy_():
                 if not (linger and self.wait_a_moment() and self.handle_events()):
@@ -174,6 +177,7 @@ cdef class Pump:
             self.flush_dirty()
             if self.news or monotonic() - self.began > PORTION:
                 break
+        self.batches.note(monotonic() - self.began - self.lingered)
         news = self.news
         self.news = []
         for member in news:
@@ -194,6 +198,7 @@ cdef class Pump:
         handling it does."""
         cdef pollfd watched
         cdef timespec moment
+        cdef double since = monotonic()
         cdef int n
         watched.fd = self.epoll_fd
         watched.events = POLLIN
@@ -201,6 +206,7 @@ cdef class Pump:
         moment.tv_nsec = LINGER
         with nogil:
             n = ppoll(&watched, 1, &moment, NULL)
+        self.lingered += monotonic() - since
         return n > 0
 
     cdef int handle_events(self) except -1:

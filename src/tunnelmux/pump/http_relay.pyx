@@ -561,19 +561,19 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int note_answer(self) except -1:
-        """Have the log's line written."""
-        self.content_out += self.answer.content
-        if self.about is not None and self.method is not None and self.pump.lines is not None:
-            self.pump.lines.add(
-                self.about,
-                self.method,
-                self.path,
-                self.answer.status,
-                self.bytes_in - self.bytes_in_before,
-                self.answer.content,
-                self.began,
-                self.pump.moment(),
-            )
+        """Count the request, and have the log's line written."""
+        cdef int64_t came = self.bytes_in - self.bytes_in_before, went = self.answer.content
+        cdef int status = self.answer.status
+        cdef double now
+        self.content_out += went
+        if self.method is not None:
+            now = self.pump.moment()
+            if self.pump.requests is not None:
+                self.pump.requests.note(status, came, went, max(now - self.began, 0.0))
+            if self.about is not None and self.pump.lines is not None:
+                self.pump.lines.add(
+                    self.about, self.method, self.path, status, came, went, self.began, now
+                )
         self.method = self.path = None
         return 0
 

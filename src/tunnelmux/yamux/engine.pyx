@@ -339,7 +339,7 @@ cdef class Engine(StreamTable):
     cdef int place_frame(self, EngineStream stream, uint8_t *gap, Py_ssize_t size) except -1:
         """Write the header of a data frame whose *size* payload bytes the caller has put, or will
         put, right behind the 12 bytes at *gap*. At most `frame_room(stream)` bytes, at least 1."""
-        stream.send_window.spend_(size)
+        self.spend(stream, size)
         write_header(gap, DATA, stream.take_opening_flags(), stream.id, <uint32_t>size)
         return 0
 
@@ -436,7 +436,7 @@ cdef class Engine(StreamTable):
             size = room - HEADER_BYTES
         write_header(out, DATA, stream.take_opening_flags(), stream.id, <uint32_t>size)
         stream.outbox.pull(out + HEADER_BYTES, size)
-        stream.send_window.spend_(size)
+        self.spend(stream, size)
         self.note_sent(stream, size)
         if stream.send_state == SEND_FIN_QUEUED and stream.outbox.size == 0:
             # A frame of its own: hashicorp/yamux and go-yamux take a FIN that rides on data for the

@@ -96,6 +96,7 @@ cdef class StreamTable:
     cdef readonly Py_ssize_t unacked_opens
     cdef readonly Py_ssize_t queued_bytes
     cdef readonly Py_ssize_t unread_bytes
+    cdef readonly int64_t window_stalls
     cdef bint send_was_full
     # limits, as C numbers
     cdef Py_ssize_t stream_send_buffer
@@ -120,6 +121,7 @@ cdef class StreamTable:
     cdef int note(self, EngineStream stream) except -1
     cdef int note_sent(self, EngineStream stream, Py_ssize_t size) except -1
     cdef int note_room(self, Py_ssize_t size) except -1
+    cdef void spend(self, EngineStream stream, Py_ssize_t size) noexcept
     cdef void want_control(self, EngineStream stream) noexcept
     cdef void make_ready(self, EngineStream stream) noexcept
     cdef void stop_timer(self, EngineStream stream) noexcept

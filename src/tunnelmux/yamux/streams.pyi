@@ -94,6 +94,10 @@ class StreamTable:
     def accept_pending(self) -> int:
         """Streams waiting for `accept_stream`."""
     @property
+    def window_stalls(self) -> int:
+        """How often a stream has used up all the credit it had: what follows has to wait for the
+        peer to read."""
+    @property
     def queued_bytes(self) -> int:
         """Payload bytes accepted by `EngineStream.send` and not yet given out."""
     @property

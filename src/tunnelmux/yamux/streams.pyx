@@ -443,6 +443,12 @@ cdef class StreamTable:
                 self.note(stream)
         return 0
 
+    cdef void spend(self, EngineStream stream, Py_ssize_t size) noexcept:
+        """*size* bytes of the stream's credit are used."""
+        stream.send_window.spend_(size)
+        if stream.send_window.credit_ == 0:
+            self.window_stalls += 1
+
     cdef void want_control(self, EngineStream stream) noexcept:
         if not stream.forgotten and not is_linked(&stream.control_link):
             append_link(&self.control_list, &stream.control_link)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 import ssl
-from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
@@ -22,6 +21,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
+from tunnelmux.proxy.tunnels.figures import TunnelFigures
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
 from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.rivals import Rivals
@@ -149,11 +149,12 @@ class TunnelServer:
         self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
-        self.refused: Counter[str] = Counter()
-        """Agents that were turned away, by reason; and `no-handshake`, who made none that can be
-        understood."""
-        self.tls_failures = 0
-        """Connections whose TLS handshake failed."""
+        self.figures = TunnelFigures()
+        """What connections came to that are over."""
+
+    def figures_now(self) -> TunnelFigures:
+        """The same with what the live sessions moved."""
+        return self.figures.with_live(self.sessions)
 
     @property
     def sessions(self) -> list[LocalHandle]:
@@ -165,7 +166,7 @@ class TunnelServer:
         try:
             await self._serve(stream, remote, place)
         except ConnectError as error:
-            self.refused[_NO_HANDSHAKE] += 1
+            self.figures.refused[_NO_HANDSHAKE] += 1
             _log.info("tunnel handshake failed", remote=remote, cause=str(error))
         finally:
             place.leave()
@@ -219,14 +220,14 @@ class TunnelServer:
             try:
                 stream = await start_server_tls(stream, settings.tls, timeout=time_left())
             except ConnectError:
-                self.tls_failures += 1
+                self.figures.tls_failures += 1
                 raise
         request = await read_upgrade(stream, path=settings.path, timeout=time_left())
         try:
             admitted = await self._admit(request, remote)
         except Refused as refused:
             if refused.refusal.reason != PROVED:
-                self.refused[refused.refusal.reason] += 1
+                self.figures.refused[refused.refusal.reason] += 1
             await _refuse(request, refused.refusal, remote)
             return None
         answer: Headers = ()
@@ -446,6 +447,7 @@ class TunnelServer:
             await session.run()
         finally:
             self._live.discard(handle)
+            self.figures.add(handle)
             if self._registered is not None:
                 self._registered.session_ended(handle)
             await self._store.unregister(handle.token, handle)

@@ -16,6 +16,7 @@ from tunnelmux.http import (
     serve_requests,
 )
 from tunnelmux.http.fields import (
+    client_address,
     end_to_end,
     forwarding_fields,
     own_cookies,
@@ -50,6 +51,8 @@ class RequestsByH11:
         self.server = server
         self.is_idle = True
         """Whether no request is in progress."""
+        self.busy_since = 0.0
+        """When the one that is in progress came to us, on Trio's clock."""
         self.kept = KeptUpstream()
         """The stream that a login of the visitor belongs to."""
         self.raw = KeptUpstream()
@@ -89,6 +92,11 @@ class RequestsByH11:
         finally:
             await self.raw.drop()
 
+    @property
+    def stream_now(self) -> int | None:
+        """The id of the stream that the request in progress uses."""
+        return stream_id(self._stream)
+
     def _can_be_carried(self, request: RequestHead) -> bool:
         """Whether the pump can serve this request, and perhaps those after it."""
         self._visit.place.leave()
@@ -111,6 +119,7 @@ class RequestsByH11:
         """A stream to the device that this request names; raises Refused."""
         limits = self._settings.limits
         self.is_idle = False
+        self.busy_since = trio.current_time()
         self._destination = destination = self._find(request)
         refusal = self._visit.admit(destination) or self._overdue
         self._overdue = None
@@ -191,9 +200,14 @@ class RequestsByH11:
         self._destination = self._stream = self._upstream = None
         self.is_idle = True
         self._visit.count_more(exchange.bytes_in, exchange.bytes_out)
+        seconds = trio.current_time() - exchange.started
+        figures = self._visit.figures
+        figures.by_h11.add(exchange.status, exchange.bytes_in, exchange.bytes_out, seconds)
+        figures.refused(exchange.reason)
         cut, problem = self._visit.cut_reason, exchange.problem
+        left = exchange.visitor_left and cut is None
         what: dict[str, object] = {
-            "visitor": self._visit.visitor,
+            "visitor": self._visitor_of(request),
             "device": destination.device if destination else None,
             "service": destination.service if destination else None,
             "stream": stream_id(stream),
@@ -202,12 +216,21 @@ class RequestsByH11:
             "status": exchange.status or None,
             "reason": exchange.reason,
             "upgraded": exchange.upgraded or None,
-            "problem": problem if cut is None else f"cut: {cut}",
+            # Who closes a tab has done nothing wrong, and neither has the device.
+            "ended": "the visitor left" if left else None,
+            "problem": (None if left else problem) if cut is None else f"cut: {cut}",
         }
         _log.info(
             "request",
             **{key: value for key, value in what.items() if value is not None},
             bytes_in=exchange.bytes_in,
             bytes_out=exchange.bytes_out,
-            seconds=round(trio.current_time() - exchange.started, 4),
+            seconds=round(seconds, 4),
         )
+
+    def _visitor_of(self, request: RequestHead | None) -> str:
+        """The address of who asked: what trusted proxies say, or where the connection is from."""
+        client = None
+        if self._visitor.trusted and request is not None:
+            client = client_address(request.headers, self._settings.trusted)
+        return client or self._visit.visitor

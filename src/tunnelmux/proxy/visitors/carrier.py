@@ -210,17 +210,20 @@ class Carrier:
         if unfinished is None or (problem is None and relay.outcome in {"handed back", None}):
             return  # there is none, or it goes on
         method, path, status, bytes_in, bytes_out, seconds = unfinished
-        reason = None
+        reason = ended = None
         if problem is not None:
             status = relay.status
             reason = REASONS_OF_STATUS[status]
         elif relay.outcome == "local broke":
-            problem = f"the visitor broke the connection: {relay.error}"
+            ended = "the visitor left"  # closed a tab: nobody's fault
         elif relay.outcome == "aborted":
             reason_of_cut = self._visit.cut_reason
             problem = f"cut: {reason_of_cut}" if reason_of_cut else "cut by the proxy's end"
         else:
             problem = str(relay.error)
+        figures = self._visit.figures
+        figures.by_pump.add(status, bytes_in, bytes_out, seconds)
+        figures.refused(reason)
         assert isinstance(relay.destination, Destination)
         _log.info(
             "request",
@@ -229,7 +232,7 @@ class Carrier:
             path=path,
             **({"status": status} if status else {}),
             **({"reason": reason} if reason else {}),
-            problem=problem,
+            **({"ended": ended} if ended else {"problem": problem}),
             bytes_in=bytes_in,
             bytes_out=bytes_out,
             seconds=round(seconds, 4),

@@ -168,6 +168,21 @@ class HttpVisit(Visit):
         return self._stage == "leaving" or (self.by_h11 is not None and self.by_h11.is_idle)
 
     @property
+    def busy_for(self) -> float:
+        if self._stage == "carried" and self.relay is not None:
+            unfinished = self.relay.unfinished
+            return unfinished[-1] if unfinished is not None else 0.0
+        if self._stage == "judged" and self.by_h11 is not None and not self.by_h11.is_idle:
+            return trio.current_time() - self.by_h11.busy_since
+        return 0.0
+
+    @property
+    def stream_now(self) -> int | None:
+        if self._stage == "carried" and self.relay is not None:
+            return self.relay.stream_id
+        return self.by_h11.stream_now if self.by_h11 is not None else None
+
+    @property
     def state(self) -> Wait:
         if self._stage == "carried" and self.relay is not None and self._wire is not None:
             if not self._wire.is_shaken:
@@ -243,6 +258,7 @@ class HttpVisit(Visit):
     def _after_relay(self, relay: HttpRelay) -> None:
         assert self._wire is not None
         if not self._wire.is_shaken:
+            self.figures.tls_failures += 1
             self._lose(f"the TLS handshake failed: {relay.error or 'the visitor left'}")
         elif relay.outcome != "handed back":
             self.carrier.log_end(relay)
@@ -449,6 +465,7 @@ class HttpVisit(Visit):
                     )
                     problem = await _shake_hands(stream, self.place, limits)
                     if problem is not None:
+                        self.figures.tls_failures += 1
                         _log.info("visitor lost", visitor=self.visitor, problem=problem)
                         await abort(stream)
                         return

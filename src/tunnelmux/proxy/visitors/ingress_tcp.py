@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 __all__ = ["TcpIngressServer"]
 
 _log = get_logger("proxy.tcp")
+_LEFT = "the visitor"
+# How a problem begins that is the visitor's own doing.
+
 _log_relay = frequent_line(
     "proxy.tcp",
     "relay",
@@ -82,6 +85,7 @@ class TcpIngressServer:
         """
         limits, log = self._limits, _log.bind(device=device, service=service, visitor=remote)
         if self._visitors[device, service] >= limits.max_visitors:
+            self.visits.figures.relays["refused"] += 1
             log.warning("relay refused", reason="too-many-visitors", limit=limits.max_visitors)
             await abort(stream)
             return
@@ -104,6 +108,7 @@ class TcpIngressServer:
                 visit.waits_for = "connect"
                 await self._relay(stream, target, visit)
         except Refused as exc:
+            self.visits.figures.relays["refused"] += 1
             log.warning("relay refused", reason=exc.refusal.reason, problem=exc.refusal.message)
             await abort(stream)
         except BaseException:
@@ -228,7 +233,7 @@ class _RelayedVisit(Visit):
             _write(self, None)
             return
         reset_socket(self.local)
-        who = "the visitor" if relay.outcome == "local broke" else "the device"
+        who = _LEFT if relay.outcome == "local broke" else "the device"
         _write(self, f"{who} broke the connection: {relay.error}")
 
 
@@ -240,10 +245,13 @@ def _write(visit: Visit, problem: str | None, reason: str | None = None) -> None
     who = (visit.device, visit.service, visit.visitor, visit.stream)
     if visit.cut_reason is not None:
         problem, reason = f"cut: {visit.cut_reason}", None
+    visit.figures.relayed(bytes_in, bytes_out, is_whole=problem is None)
     if problem is None:
         _log_relay(*who, bytes_in, bytes_out, seconds)
         return
-    _log.warning(
+    # A visitor who breaks a connection off is told of, and is no reason to look at anything.
+    write = _log.info if problem.startswith(_LEFT) else _log.warning
+    write(
         "relay",
         **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
         bytes_in=bytes_in,
@@ -261,5 +269,5 @@ def _explain(result: RelayResult) -> tuple[str | None, str | None]:
     cause = result.error.__cause__
     if isinstance(cause, ConnectFailed):
         return f"the device refused: {cause}", cause.reason or "tunnel-lost"
-    side = "the visitor" if result.broken_side == "a" else "the device"
+    side = _LEFT if result.broken_side == "a" else "the device"
     return f"{side} broke the connection: {cause or result.error}", None

@@ -16,6 +16,7 @@ from tunnelmux.http.connection import DRAIN_TIMEOUT
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
 
@@ -168,6 +169,21 @@ class Visit:
         """Whether it asks for nothing at the moment: then it is none of a crowd."""
         return False
 
+    @property
+    def busy_for(self) -> float:
+        """Seconds for which it has been doing what it does: of HTTP, its present request."""
+        return trio.current_time() - self.began
+
+    @property
+    def stream_now(self) -> int | None:
+        """The id of the stream that it uses at this moment, if it is known."""
+        return self.stream
+
+    @property
+    def figures(self) -> VisitorFigures:
+        """Where all visits are counted."""
+        return self._register.figures
+
     def crowd(self, enough: int) -> int:
         """How many visits of this device come from this address, itself included, as
         `VisitRegister.crowd` counts them."""
@@ -248,6 +264,8 @@ class VisitRegister:
         self._by_device: dict[str, dict[int, Visit]] = {}
         self._crowds: dict[tuple[str, str], dict[int, Visit]] = {}
         self._of_way: Counter[Way] = Counter()
+        self.figures = VisitorFigures()
+        """What visitors did so far, in numbers."""
         self._of_address: Counter[tuple[Way, str]] = Counter()
         self._due: list[
             tuple[float, int]
@@ -284,6 +302,10 @@ class VisitRegister:
         self._of_way[visit.way] += 1
         self._of_address[visit.way, visit.source] += 1
         self._index(visit)
+
+    def by_way(self) -> dict[str, int]:
+        """How many live visits there are, by way; once there was one of a way, it stays."""
+        return {str(way): count for way, count in self._of_way.items()}
 
     def move(self, visit: Visit, device: str) -> None:
         """The visit leads to another device from now on."""

@@ -1,0 +1,44 @@
+"""The tunnels in numbers."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+from tunnelmux.sessions import LocalHandle
+
+__all__ = ["TunnelFigures"]
+
+
+@dataclass(slots=True)
+class TunnelFigures:
+    """What agents' connections came to so far; `add` a session when it is over."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    """Agents that were turned away, by reason; `no-handshake` could not be understood."""
+    tls_failures: int = 0
+    """Connections whose TLS handshake failed."""
+    window_stalls: int = 0
+    """How often a stream had to wait for its agent to read."""
+    bytes_to_agents: int = 0
+    bytes_from_agents: int = 0
+
+    def add(self, handle: LocalHandle) -> None:
+        """Count what this session moved."""
+        session = handle.session
+        self.window_stalls += session.window_stalls
+        self.bytes_to_agents += session.bytes_sent
+        self.bytes_from_agents += session.bytes_received
+
+    def with_live(self, sessions: list[LocalHandle]) -> TunnelFigures:
+        """The same with what these sessions moved, which are not over."""
+        now = TunnelFigures(
+            self.refused,
+            self.tls_failures,
+            self.window_stalls,
+            self.bytes_to_agents,
+            self.bytes_from_agents,
+        )
+        for handle in sessions:
+            now.add(handle)
+        return now
