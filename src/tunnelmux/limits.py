@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 __all__ = [
     "INITIAL_WINDOW",
+    "INTERIM_COST",
     "AuditLimits",
     "ExecLimits",
     "IngressLimits",
@@ -20,6 +21,11 @@ __all__ = [
 INITIAL_WINDOW = 262_144
 """Bytes each side may send on a new stream before any window update (yamux spec.md, "Window
 Update"). Fixed by the protocol: a receiver cannot start lower, so it is no setting."""
+
+INTERIM_COST = 256
+"""Bytes that each interim head (1xx) of an answer counts as at least, whatever its size: reading an
+odd one costs as much as 256 bytes of a large head, or more. With max_head_bytes as it is, an answer
+may have 256 of them: one every 10 s for most of an hour."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,9 +117,9 @@ class IngressLimits:
     """What visitors, handshakes and targets are held to. Sizes in bytes, times in seconds."""
 
     max_head_bytes: int = 65_536
-    """One HTTP head, request or response; and the interim heads (1xx) of one answer together. Room
-    for the largest cookies that browsers send (about 4 KiB each, a dozen of them), and little
-    enough that 10,000 visitors cannot pin gigabytes."""
+    """One HTTP head, request or response; and the interim heads (1xx) of one answer together, each
+    counting as 256 bytes at least. Room for the largest cookies that browsers send (about 4 KiB
+    each, a dozen of them), and little enough that 10,000 visitors cannot pin gigabytes."""
 
     max_head_fields: int = 256
     """Fields of one HTTP head, and of one trailer section; a request with more gets 431, an answer

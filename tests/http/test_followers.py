@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from support.follower_checks import JUDGE, check_answer, check_request_body
 from support.mutations import MUTATIONS, mutated
+from tunnelmux.http.judge import HeadJudge, Verdict
+from tunnelmux.limits import IngressLimits
 from tunnelmux.pump import followers
 from tunnelmux.pump.followers import AnswerFollower, RequestFollower
 
@@ -199,6 +201,25 @@ def test_an_answer_in_single_bytes_costs_as_much_as_in_one_piece(raw: bytes) -> 
             follower.feed(raw[at : at + size])
         steps.append(follower.steps)
     assert max(steps) <= 3 * len(raw) + 8
+
+
+def test_a_target_has_no_more_than_256_interim_heads_judged() -> None:
+    """2,000 of them cost 20 ms, in which no other device's visitors were served."""
+    judged = []
+
+    class CountingJudge(HeadJudge):
+        def answer(self, raw: bytes, method: bytes) -> Verdict | str:
+            judged.append(raw)
+            return super().answer(raw, method)
+
+    follower = AnswerFollower(CountingJudge(IngressLimits()), max_head_bytes=65_536)
+    follower.asked(b"GET")
+    for _ in range(2000):
+        follower.feed(b"HTTP/1.1 103 Early Hints\r\nX-A : b\r\n\r\n")
+        if follower.problem is not None:
+            break
+    assert follower.problem == "its interim answers are larger than 65536 bytes together"
+    assert len(judged) == 257
 
 
 def test_trailers_of_a_request_in_single_bytes_cost_as_much_as_in_one_piece() -> None:

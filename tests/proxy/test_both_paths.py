@@ -37,6 +37,7 @@ ANSWERS = {
     "blanks behind sizes": CHUNKED + b"2  \r\nok\r\n0 \r\n\r\n",
     "204, chunked": b"HTTP/1.1 204 No Content\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
     "interim, odd": b"HTTP/1.1 103 Hints\nLink: </a>\n\nHTTP/1.1 200 OK\nContent-Length: 2\n\nok",
+    "interim, odd, and rubbish": b"HTTP/1.1 103 Hints\n\nrubbish\n\n",
     "interim without end": b"HTTP/1.1 102 Processing\r\n\r\n" * 3000 + OK + b"ok",
     "interim without end, odd": b"HTTP/1.1 102 \n\n" * 5000 + OK + b"ok",
     "old": b"HTTP/1.0 200 OK\r\nContent-Length: 2" + END,

@@ -15,7 +15,7 @@ from tunnelmux.http.body import BadBody, BodyDecoder, ChunkedBody, LengthBody, U
 from tunnelmux.http.fields import end_to_end, safe_trailers, without_own_fields
 from tunnelmux.http.head import BadHead, Field, head_end, parse_request, parse_response
 from tunnelmux.http.judge import HeadJudge
-from tunnelmux.limits import IngressLimits
+from tunnelmux.limits import INTERIM_COST, IngressLimits
 from tunnelmux.pump.followers import AnswerFollower, RequestFollower
 
 __all__ = ["Seen", "answer_by_h11", "check_answer", "check_request_body"]
@@ -57,7 +57,7 @@ def answer_by_h11(raw: bytes, method: bytes) -> Seen:
             return Seen(end="refused")
         if not head.is_interim:
             break
-        interim += end
+        interim += max(end, INTERIM_COST)
         if interim > LIMITS.max_head_bytes:
             return Seen(end="refused")
     seen = Seen(head.status, fields_of(head.headers))

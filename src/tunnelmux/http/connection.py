@@ -35,7 +35,7 @@ from tunnelmux.http.head import (
     write_response,
 )
 from tunnelmux.http.refusal import Refusal, Refused
-from tunnelmux.limits import IngressLimits
+from tunnelmux.limits import INTERIM_COST, IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.relay.splice import CLOSE_TIMEOUT, READ_SIZE, RECHECK_INTERVAL
 from tunnelmux.transports.tls import send_close_notify
@@ -485,7 +485,7 @@ class ClientConnection(_Connection):
         except BadHead as exc:
             raise UpstreamGone(f"it did not answer in HTTP: {exc}") from None
         if head.is_interim:
-            self._interim += end
+            self._interim += max(end, INTERIM_COST)
             if self._interim > limit:
                 raise UpstreamGone(f"its interim answers are larger than {limit} bytes together")
         self._body = self._body_of(head)

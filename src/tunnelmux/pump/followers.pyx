@@ -19,11 +19,13 @@ from tunnelmux.pump.head cimport (
 )
 from tunnelmux.yamux.ring cimport ByteRing
 
+from tunnelmux.limits import INTERIM_COST
 from tunnelmux.pump.cookies import head_without_parent_domains
 
 cdef enum:
     PIECE = 4096  # bytes of a head looked at in one go: most heads are shorter, bodies behind them not
 
+cdef int64_t LEAST_INTERIM = INTERIM_COST
 cdef bytes CLOSE = b"Connection: close\r\n"
 
 # -- The tables ---------------------------------------------------------------------------------
@@ -409,7 +411,7 @@ cdef class AnswerFollower:
         if end >= 0:
             self.kept.reset()
             if self.state_ == ANSWER_HEAD:
-                self.interim += end
+                self.interim += max(<int64_t>end, LEAST_INTERIM)
                 if self.interim > self.max_head:
                     # A target could go on with them for ever, and each may have to be judged.
                     self.gives = GIVES_NOTHING

@@ -672,7 +672,7 @@ cdef class HttpRelay(LegUser):
         self.status = status
         self.ending = max(self.ending, HANDS_OVER) if problem is None else HANDS_OVER
         self.over = True
-        return self.wrap_up()
+        return self.write_unsent()  # which no event of the socket may announce any more
 
     cdef int wrap_up(self) except -1:
         """Carry the ending out, once all was written."""
