@@ -19,13 +19,13 @@ from tunnelmux.pump.head cimport (
 )
 from tunnelmux.yamux.ring cimport ByteRing
 
-from tunnelmux.limits import INTERIM_COST
+from tunnelmux.limits import INTERIM_COST as _INTERIM_COST
 from tunnelmux.pump.cookies import head_without_parent_domains
 
 cdef enum:
     PIECE = 4096  # bytes of a head looked at in one go: most heads are shorter, bodies behind them not
 
-cdef int64_t LEAST_INTERIM = INTERIM_COST
+cdef int64_t LEAST_INTERIM = _INTERIM_COST
 cdef bytes CLOSE = b"Connection: close\r\n"
 
 # -- The tables ---------------------------------------------------------------------------------
