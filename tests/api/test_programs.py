@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import httpx2
@@ -117,6 +119,7 @@ trio.run(main)
             while b"running" not in said:
                 said += await process.stdout.receive_some()
         assert b"DEVELOPMENT PROVIDER" in said
+        check_tables(said.decode(), tmp_path / "state")
         async with httpx2.AsyncClient(trust_env=False, timeout=30) as client:
             browser = Browser(client)
             page = await browser.get(
@@ -129,6 +132,17 @@ trio.run(main)
     finally:
         process.kill()
         await process.wait()
+
+
+def check_tables(said: str, state: Path) -> None:
+    """What quickstart says of a proxy can be pasted into proxy.toml."""
+    found = re.search(r'\[registry\].*?secret_file = "[^"]+"', said, re.DOTALL)
+    assert found is not None, said
+    tables = tomllib.loads(found[0])
+    assert tables["registry"]["url"] == f"sqlite:///{state}/registry.db"
+    secret = Path(tables["internal"]["secret_file"])
+    assert secret.stat().st_mode & 0o077 == 0
+    assert len(secret.read_text()) == 64
 
 
 def test_without_its_libraries_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:

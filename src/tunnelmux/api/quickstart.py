@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import secrets
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,8 @@ PROVIDER_PORT = 3720
 """Where the development provider listens, on 127.0.0.1: always the same, so that the users of one
 run are those of the next."""
 
+_SECRET = "internal.secret"  # noqa: S105  the name of its file
+
 Announce = Callable[[str], object]
 
 
@@ -66,12 +69,18 @@ async def run_quickstart(
     with _development_provider(provider_port) as issuer:
         config = _configuration(folder, listen, issuer, log or LogConfig())
         await _name_owner(config)
-        announce(
-            f"DEVELOPMENT PROVIDER: everybody on this machine can sign in as anybody.\n"
-            f"Open {config.api.public_url}/api/auth/login?return_to=/api/auth/me "
-            f'and sign in as "{OWNER}".'
-        )
+        announce(_greeting(folder, config.api.public_url))
         await serve_api(config, task_status=task_status)
+
+
+def _greeting(folder: Path, url: str) -> str:
+    return (
+        "DEVELOPMENT PROVIDER: everybody on this machine can sign in as anybody.\n"
+        f'Open {url}/api/auth/login?return_to=/api/auth/me and sign in as "{OWNER}".\n'
+        "A proxy lets its devices in with this in proxy.toml:\n\n"
+        f'[registry]\nurl = "{_registry_url(folder)}"\n\n'
+        f'[internal]\nlisten = "127.0.0.1:3801"\nsecret_file = "{folder.resolve() / _SECRET}"\n'
+    )
 
 
 def _make(folder: Path) -> None:
@@ -80,6 +89,8 @@ def _make(folder: Path) -> None:
         keys = folder / "session-keys"
         if not keys.exists():
             write_private(keys, new_key_line().encode("ascii"))
+        if not (folder / _SECRET).exists():
+            write_private(folder / _SECRET, secrets.token_hex(32).encode("ascii"))
     except OSError as exc:
         raise ConfigError(
             f"{folder} cannot be used ({exc.strerror}): name another with --state-dir"
@@ -89,14 +100,20 @@ def _make(folder: Path) -> None:
 def _configuration(folder: Path, listen: Address, issuer: str, log: LogConfig) -> ApiConfig:
     return ApiConfig(
         api=ApiListener(listen=str(listen), public_url=f"http://{listen}"),
-        registry=RegistryConfig(url=Secret(f"sqlite:///{folder.resolve()}/registry.db")),
+        registry=RegistryConfig(url=Secret(_registry_url(folder))),
         # That provider takes any secret, and no client without one.
         oidc=OIDCConfig(issuer=issuer, client_id="quickstart", client_secret=Secret("any")),
         browser_sessions=BrowserSessionConfig(key_file=folder / "session-keys"),
-        proxies=ProxyEndpointConfig(tunnel_urls=["ws://127.0.0.1:3800/tunnel/connect"]),
+        proxies=ProxyEndpointConfig(
+            secret_file=folder / _SECRET, tunnel_urls=["ws://127.0.0.1:3800/tunnel/connect"]
+        ),
         drain=DrainConfig(),
         log=log,
     )
+
+
+def _registry_url(folder: Path) -> str:
+    return f"sqlite:///{folder.resolve()}/registry.db"
 
 
 async def _name_owner(config: ApiConfig) -> None:

@@ -43,7 +43,8 @@ class LiveSession:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What all proxies said; `silent` are the names of those that did not answer."""
+    """What all proxies said; `silent` are the names of those that did not answer, or that have no
+    internal API to ask."""
 
     sessions: list[LiveSession]
     silent: list[str]
@@ -61,6 +62,7 @@ class Proxies:
         self._keeping: AsyncExitStack | None = None
         self._known: list[tuple[str, str, ProxyClient]] = []
         self._read = float("-inf")
+        self._deaf: list[str] = []  # names of those that tell no address to call
 
     @asynccontextmanager
     async def keeping_connections(self) -> AsyncIterator[None]:
@@ -93,7 +95,7 @@ class Proxies:
         async with trio.open_nursery() as nursery:
             for proxy_id, name, client in await self._living():
                 nursery.start_soon(ask, proxy_id, name, client)
-        return Survey(sessions, sorted(silent))
+        return Survey(sessions, sorted({*silent, *self._deaf}))
 
     async def session_of(self, label: str) -> LiveSession:
         """The newest session of a device. Raises DeviceUnreachable."""
@@ -101,7 +103,10 @@ class Proxies:
         if survey.sessions:
             return max(survey.sessions, key=lambda session: session.summary.connected_at)
         if survey.silent:
-            names = ", ".join(survey.silent)
+            names = ", ".join(
+                f"{name} (its proxy.toml has no [internal])" if name in self._deaf else name
+                for name in survey.silent
+            )
             raise DeviceUnreachable(
                 f"the device may be connected, but a proxy does not answer: {names}",
                 code="proxy_away",
@@ -141,6 +146,7 @@ class Proxies:
                 for item in proxies
                 if item.internal_url
             ]
+            self._deaf = [item.name for item in proxies if not item.internal_url]
             self._read = trio.current_time()
         return self._known
 
