@@ -21,7 +21,9 @@ from bench.tree import ROOT
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Secret
 from tunnelmux.limits import ExecLimits
-from tunnelmux.ssh import HostKeys, Login, open_pool
+from tunnelmux.ssh import HostKeys
+from tunnelmux.ssh.connection import Login
+from tunnelmux.ssh.pool import open_pool
 
 sys.path.append(str(ROOT / "tests"))  # the sshd is that of the tests
 

@@ -164,10 +164,13 @@ class SessionExpired(SessionError):
 class DeviceUnreachable(SessionError):
     """No stream to a device can be had now.
 
-    `code` is `device_offline` where it is not connected, `proxy_away` where this is not known.
+    `code` is `device_offline` where it is not connected, `proxy_away` where this is not known,
+    `lease_over` where the proxy does not know the lease that was named as running.
     """
 
-    def __init__(self, message: str, *, code: Literal["device_offline", "proxy_away"]) -> None:
+    def __init__(
+        self, message: str, *, code: Literal["device_offline", "proxy_away", "lease_over"]
+    ) -> None:
         super().__init__(message)
         self.code = code
 

@@ -145,9 +145,11 @@ def test_compiled_modules_have_no_clock_no_dice_and_no_log() -> None:
     assert importers_of(IMPURE, COMPILED_SOURCES) == {}
 
 
-def test_asyncio_appears_only_under_ssh() -> None:
-    elsewhere = [path for path in PYTHON_SOURCES if part_of(path) != "ssh"]
+def test_asyncio_appears_only_under_ssh_and_in_the_gateway_that_it_hosts() -> None:
+    elsewhere = [path for path in PYTHON_SOURCES if part_of(path) not in {"ssh", "gateway"}]
     assert importers_of(ASYNCIO_FAMILY, elsewhere) == {}
+    gateway = [path for path in PYTHON_SOURCES if part_of(path) == "gateway"]
+    assert importers_of({"trio_asyncio"}, gateway) == {}
 
 
 def test_sql_appears_only_in_the_registry() -> None:

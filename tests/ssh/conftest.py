@@ -12,7 +12,9 @@ from support.proxies import free_port
 from support.ssh_client import Asker
 from support.sshd import SshServer, running_sshd
 from tunnelmux.limits import ExecLimits
-from tunnelmux.ssh import HostKeys, Login, SshPool, open_pool
+from tunnelmux.ssh import HostKeys
+from tunnelmux.ssh.connection import Login
+from tunnelmux.ssh.pool import SshPool, open_pool
 
 Program = Callable[[str, str], str]
 

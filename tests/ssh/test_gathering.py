@@ -9,9 +9,9 @@ import pytest
 
 import tunnelmux.ssh.gathering
 from support.ssh_client import Asker
-from tunnelmux.ssh import SshPool
 from tunnelmux.ssh.bridge import open_bridge
 from tunnelmux.ssh.gathering import GatheringTransport, Way
+from tunnelmux.ssh.pool import SshPool
 
 
 class Recorder(asyncio.Transport):

@@ -13,7 +13,9 @@ from support.ssh_client import Asker
 from support.sshd import SshServer, running_sshd
 from tunnelmux.commands import CommandResult
 from tunnelmux.limits import ExecLimits
-from tunnelmux.ssh import HostKeys, Login, SshFailure, open_pool
+from tunnelmux.ssh import HostKeys, SshFailure
+from tunnelmux.ssh.connection import Login
+from tunnelmux.ssh.pool import open_pool
 
 pytestmark = pytest.mark.slow  # each starts an sshd
 

@@ -18,7 +18,9 @@ from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Secret
 from tunnelmux.limits import ExecLimits
 from tunnelmux.observability import configure_logs, get_logger
-from tunnelmux.ssh import HostKeys, Login, SshPool, open_pool
+from tunnelmux.ssh import HostKeys
+from tunnelmux.ssh.connection import Login
+from tunnelmux.ssh.pool import SshPool, open_pool
 
 pytestmark = pytest.mark.slow  # each starts a server
 

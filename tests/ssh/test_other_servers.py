@@ -14,7 +14,9 @@ from support.sshd import DEBIANS, SshServer, running_sshd
 from tunnelmux.commands import CommandResult, Started
 from tunnelmux.config.execution import OLD_ALGORITHMS
 from tunnelmux.limits import ExecLimits
-from tunnelmux.ssh import HostKeys, Login, SshPool, open_pool
+from tunnelmux.ssh import HostKeys
+from tunnelmux.ssh.connection import Login
+from tunnelmux.ssh.pool import SshPool, open_pool
 
 pytestmark = pytest.mark.slow  # each starts a server
 

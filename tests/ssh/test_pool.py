@@ -14,7 +14,7 @@ from support.ssh_client import Asker, descriptors, nothing_open, processes_with,
 from support.sshd import running_sshd
 from tunnelmux.commands import CommandRequest, CommandResult, Exited, SshUse, Started
 from tunnelmux.config import Address
-from tunnelmux.ssh import SshPool, open_pool
+from tunnelmux.ssh.pool import SshPool, open_pool
 
 pytestmark = pytest.mark.slow  # each starts an sshd
 

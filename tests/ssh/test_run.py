@@ -20,7 +20,7 @@ from support.ssh_client import (
 )
 from support.sshd import running_sshd
 from tunnelmux.commands import Exited, Output, Started, Truncated
-from tunnelmux.ssh import SshPool, open_pool
+from tunnelmux.ssh.pool import SshPool, open_pool
 
 pytestmark = pytest.mark.slow  # each starts an sshd
 

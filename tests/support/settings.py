@@ -15,27 +15,33 @@ from pathlib import Path
 
 from tunnelmux.config import AgentConfig, AgentLimitsConfig, ProxyConfig
 from tunnelmux.config.api import ApiConfig
+from tunnelmux.config.gateway import GatewayConfig
 from tunnelmux.config.load import environment_names
 from tunnelmux.config.schema import Setting, Table, table_of
 
 _ROOT = Path(__file__).parents[2]
 PAGE = _ROOT / "docs" / "configuration.md"
-PROGRAMS: dict[str, type] = {"proxy": ProxyConfig, "agent": AgentConfig, "api": ApiConfig}
+PROGRAMS: dict[str, type] = {
+    "proxy": ProxyConfig,
+    "agent": AgentConfig,
+    "api": ApiConfig,
+    "gateway": GatewayConfig,
+}
 
 _INTRODUCTION = """\
 # Configuration
 
-`tunnelmux-proxy`, `tunnelmux-agent` and `tunnelmux-api` each read one TOML file (`--config FILE`,
-or the variable `TUNNELMUX_CONFIG`), then `TUNNELMUX_*` environment variables, then flags; each
-later source wins, key by key. A variable is the key's path with underscores: `[tunnel] listen` is
-`TUNNELMUX_TUNNEL_LISTEN`. Lists of text are separated by commas there; keys in `[[lists of
-tables]]` have no variable. Names of files that are not absolute start from the folder of the
-configuration file. An unknown key or variable is refused; one that was renamed works for a release,
-with a warning.
+`tunnelmux-proxy`, `tunnelmux-agent`, `tunnelmux-api` and `tunnelmux-gateway` each read one TOML
+file (`--config FILE`, or the variable `TUNNELMUX_CONFIG`), then `TUNNELMUX_*` environment
+variables, then flags; each later source wins, key by key. A variable is the key's path with
+underscores: `[tunnel] listen` is `TUNNELMUX_TUNNEL_LISTEN`. Lists of text are separated by commas
+there; keys in `[[lists of tables]]` have no variable. Names of files that are not absolute start
+from the folder of the configuration file. An unknown key or variable is refused; one that was
+renamed works for a release, with a warning.
 
 The command `check` of each validates a configuration and prints what comes out of it, secrets
 hidden. Samples with comments: `cmd/tunnelmux-proxy/proxy.toml`, `cmd/tunnelmux-agent/agent.toml`,
-`cmd/tunnelmux-api/api.toml`.
+`cmd/tunnelmux-api/api.toml`, `cmd/tunnelmux-gateway/gateway.toml`.
 
 This page is made from the program by `python -m support.settings` in `tests/`.
 """

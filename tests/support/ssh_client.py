@@ -12,7 +12,7 @@ import trio
 from support.sshd import SshServer
 from tunnelmux.commands import CommandRequest, Event, Output
 from tunnelmux.config import Secret
-from tunnelmux.ssh import SshPool
+from tunnelmux.ssh.pool import SshPool
 
 __all__ = ["Asker", "descriptors", "nothing_open", "output_of", "processes_with", "until"]
 

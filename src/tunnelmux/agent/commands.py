@@ -18,7 +18,8 @@ from tunnelmux.observability import get_logger
 from tunnelmux.observability.audit import AuditLog, AuditRecord
 
 if TYPE_CHECKING:  # asyncssh takes longer to import than all the rest of the agent
-    from tunnelmux.ssh import Login, SshPool
+    from tunnelmux.ssh.connection import Login
+    from tunnelmux.ssh.pool import SshPool
 
 __all__ = ["CommandExecutor"]
 
@@ -60,7 +61,7 @@ class CommandExecutor:
             yield
             return
         try:
-            from tunnelmux.ssh import open_pool
+            from tunnelmux.ssh.pool import open_pool
 
             login = self._login()
         except Exception as exc:  # noqa: BLE001  whatever its libraries fail with, the rest works
@@ -174,7 +175,8 @@ class CommandExecutor:
         }
 
     def _login(self) -> Login:
-        from tunnelmux.ssh import HostKeys, Login
+        from tunnelmux.ssh import HostKeys
+        from tunnelmux.ssh.connection import Login
 
         config = self._config
         folder = config.device.state_dir or default_state_dir("tunnelmux-agent", os.environ)

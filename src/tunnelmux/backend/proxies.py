@@ -115,24 +115,30 @@ class Proxies:
 
     @asynccontextmanager
     async def stream_to(self, label: str) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        """A stream to a device's agent, for the length of the block; raises
-        DeviceUnreachable."""
+        """As `open_stream`, for the length of the block."""
+        stream = await self.open_stream(label)
+        try:
+            yield stream
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def open_stream(self, label: str, *, lease: str = "") -> trio.abc.HalfCloseableStream:
+        """A stream to a device's agent, for the caller to close, under a lease where its id is
+        given; raises DeviceUnreachable."""
         session = await self.session_of(label)
         try:
-            stream = await session.client.open_stream(session.summary.token)
+            return await session.client.open_stream(session.summary.token, lease=lease)
         except (SessionClosed, SessionNotFound) as exc:
             raise DeviceUnreachable(
                 "the device's connection ended just now", code="device_offline"
             ) from exc
         except (ConnectError, ApiCallFailed, SessionError) as exc:
+            if isinstance(exc.__cause__, ApiCallFailed) and exc.__cause__.code == "LEASE_OVER":
+                raise DeviceUnreachable("the lease does not run", code="lease_over") from exc
             _log.warning("no stream to device", device=label, problem=str(exc))
             raise DeviceUnreachable(
                 "the proxy gave no stream to the device", code="proxy_away"
             ) from exc
-        try:
-            yield stream
-        finally:
-            await trio.aclose_forcefully(stream)
 
     async def clients(self) -> list[ProxyClient]:
         """A client for each living proxy."""

@@ -18,6 +18,7 @@ from tunnelmux.config.advice import Warn, advise_agent, advise_proxy, warn_of_ex
 from tunnelmux.config.agent import AgentConfig
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
+from tunnelmux.config.gateway import GatewayConfig
 from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.proxy import ProxyConfig
 from tunnelmux.config.renamed import old_paths, with_new_names
@@ -32,6 +33,7 @@ __all__ = [
     "environment_names",
     "load_agent_config",
     "load_api_config",
+    "load_gateway_config",
     "load_proxy_config",
 ]
 
@@ -132,6 +134,33 @@ def load_api_config(
         config.proxies.secret_file,
     ]
     if any(sources.is_from_file(key) for key in _API_SECRETS) or (
+        config.registry.has_password and sources.is_from_file("registry.url")
+    ):
+        secret_files.append(file)
+    if warn is not None:
+        warn_of_exposed(secret_files, warn)
+    return config
+
+
+def load_gateway_config(
+    file: Path | None,
+    *,
+    environ: Mapping[str, str],
+    flags: Iterable[Flag] = (),
+    warn: Warn | None = None,
+) -> GatewayConfig:
+    """The gateway's configuration; its secret files have been read once and are sound.
+
+    `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
+    """
+    sources = _Sources(table_of(GatewayConfig), file, environ, flags, warn)
+    config: GatewayConfig = sources.decode(check=_check_gateway_files)
+    secret_files = [
+        config.registry.url_file,
+        config.proxies.secret_file,
+        config.access.authority_file,
+    ]
+    if sources.is_from_file("proxies.secret") or (
         config.registry.has_password and sources.is_from_file("registry.url")
     ):
         secret_files.append(file)
@@ -381,6 +410,19 @@ def _check_api_files(config: ApiConfig) -> None:
             f"{config.browser_sessions.key_file} does not exist: make it with "
             f"`tunnelmux-api keys new > {config.browser_sessions.key_file}`",
         )
+
+
+def _check_gateway_files(config: GatewayConfig) -> None:
+    with _within("registry"):
+        config.registry.read_url()
+    with _within("proxies"):
+        config.proxies.read_secret()
+    for key, path in (
+        ("proxies.ca_file", config.proxies.ca_file),
+        ("gateway.host_certificate", config.gateway.host_certificate),
+        ("access.authority_file", config.access.authority_file),
+    ):
+        _check_readable(key, path)
 
 
 @contextlib.contextmanager

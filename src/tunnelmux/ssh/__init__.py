@@ -1,22 +1,12 @@
-"""Commands over SSH: asyncssh behind one bridge, Trio outside.
+"""SSH as a client: commands on other machines, by asyncssh behind one bridge, Trio outside.
 
-Importing this package imports asyncio and asyncssh, which takes a third of a second: import it
-where commands are really run.
+The pool of connections is in `ssh.pool`. It imports trio-asyncio, which makes asyncio one that runs
+inside Trio, for the whole process: a program that has asyncio as its host uses only what is here.
 """
 
 from __future__ import annotations
 
-from tunnelmux.ssh.connection import Login
 from tunnelmux.ssh.failure import SshFailure
-from tunnelmux.ssh.host_keys import HostKeyMode, HostKeys
-from tunnelmux.ssh.pool import PoolFigures, SshPool, open_pool
+from tunnelmux.ssh.host_keys import HostKeyCheck, HostKeyMode, HostKeys
 
-__all__ = [
-    "HostKeyMode",
-    "HostKeys",
-    "Login",
-    "PoolFigures",
-    "SshFailure",
-    "SshPool",
-    "open_pool",
-]
+__all__ = ["HostKeyCheck", "HostKeyMode", "HostKeys", "SshFailure"]

@@ -1,0 +1,187 @@
+"""What gateway.toml says: where people's SSH arrives, who may what, and what is kept of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from tunnelmux.config.api import RegistryConfig
+from tunnelmux.config.process import DrainConfig, LogConfig
+from tunnelmux.config.proxies import ProxyCalls
+from tunnelmux.config.rules import (
+    Address,
+    InvalidSetting,
+    check_network,
+    parse_address,
+    split_url,
+)
+
+__all__ = [
+    "AccessConfig",
+    "GatewayConfig",
+    "GatewayLimits",
+    "GatewayListener",
+    "RecordingConfig",
+]
+
+_RIGHTS = ("shell", "exec", "sftp", "forward", "agent")
+
+
+class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where SSH clients connect."""
+
+    listen: str = "127.0.0.1:2222"
+    """`host:port` to listen on."""
+
+    state_dir: Path
+    """A folder of this program's own: its host key, made at the first start, the pinned keys of
+    devices, and recordings. Two gateways behind one name need the same host key."""
+
+    host_certificate: Path | None = None
+    """A certificate for the host key, by an authority that people's known_hosts trust."""
+
+    allow: list[str] = []
+    """Addresses and networks from which connections are taken; empty for all."""
+
+    console_url: str | None = None
+    """Where people register their SSH keys: told to those whose key is not known."""
+
+    def __post_init__(self) -> None:
+        parse_address("listen", self.listen)
+        for network in self.allow:
+            check_network("allow", network)
+        if self.console_url is not None:
+            split_url(
+                "console_url", self.console_url, ("https", "http"), "https://tunnels.example.com"
+            )
+
+    @property
+    def address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+
+class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Who may what without a lease, and how the gateway logs in to devices."""
+
+    standing_rights: list[str] = []
+    """What operators, admins and owners of a tenant may on its devices without a lease: `shell`,
+    `exec`, `sftp`, `forward`, `agent`. Empty: everyone needs a lease."""
+
+    authority_file: Path | None = None
+    """The key behind the tenants' authorities, made by `tunnelmux-gateway keys new-authority`. With
+    it the gateway logs in to devices by certificates of minutes; what a device has to trust is
+    printed by `tunnelmux-gateway authority`. Without it, people's own SSH agents log in."""
+
+    ssh_service: str = "ssh"
+    """The name of the service of a device that is its sshd."""
+
+    accounts: list[str] = []
+    """Accounts on devices that people may name; empty for all. The device's sshd decides too."""
+
+    def __post_init__(self) -> None:
+        for right in self.standing_rights:
+            if right not in _RIGHTS:
+                raise InvalidSetting(
+                    "standing_rights", f'"{right}" is not one of {", ".join(_RIGHTS)}'
+                )
+
+
+class RecordingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What is kept of recorded sessions: asciicast version 2, output and sizes, no input."""
+
+    folder: Path | None = None
+    """Where recordings go; by default `recordings` in gateway.state_dir."""
+
+    max_bytes: int = 64 * 1024 * 1024
+    """Bytes of one recording: a day of busy typing. What comes after is treated as `on_failure`
+    says."""
+
+    keep: float = 90 * 86_400.0
+    """Seconds for which a recording is kept."""
+
+    on_failure: Literal["stop", "continue"] = "stop"
+    """When a recording cannot go on (a full disk, its limit): `stop` ends the session, so that
+    nothing happens unseen; `continue` lets it go on, and the record says so."""
+
+    def __post_init__(self) -> None:
+        if not 65_536 <= self.max_bytes <= 2**40:
+            raise InvalidSetting("max_bytes", f"{self.max_bytes} is not from 65536 to {2**40}")
+        if not 3600 <= self.keep <= 3650 * 86_400:
+            raise InvalidSetting("keep", f"{self.keep:g} is not from an hour to ten years")
+
+
+class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What one caller may cost."""
+
+    max_connections: int = 1024
+    """Connections at once; one with a session costs some 100 kB."""
+
+    max_connections_per_address: int = 64
+    """Connections at once from one address, of IPv6 from one /64."""
+
+    login_timeout: float = 120.0
+    """Seconds from the connection to a log-in, as OpenSSH's LoginGraceTime."""
+
+    max_sessions: int = 10
+    """Sessions and forwards at once on one connection, as OpenSSH's MaxSessions."""
+
+    max_tries: int = 20
+    """Keys and other proofs that one connection may show: an agent full of keys has as many."""
+
+    max_failures: int = 30
+    """Failed log-ins of one address within `failure_period`; then it is not listened to."""
+
+    failure_period: float = 600.0
+    """Seconds after which failed log-ins are forgotten."""
+
+    connect_timeout: float = 20.0
+    """Seconds that the way to a device and its sshd's log-in may take."""
+
+    def __post_init__(self) -> None:
+        for name, most in (
+            ("max_connections", 100_000),
+            ("max_connections_per_address", 100_000),
+            ("max_sessions", 1000),
+            ("max_tries", 1000),
+            ("max_failures", 100_000),
+        ):
+            if not 1 <= getattr(self, name) <= most:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to {most}")
+        for name, longest in (
+            ("login_timeout", 3600),
+            ("failure_period", 86_400),
+            ("connect_timeout", 600),
+        ):
+            if not 1 <= getattr(self, name) <= longest:
+                raise InvalidSetting(name, f"{getattr(self, name):g} is not from 1 to {longest} s")
+
+
+class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of gateway.toml."""
+
+    gateway: GatewayListener
+    """Where SSH clients connect."""
+
+    registry: RegistryConfig
+    """The database."""
+
+    access: AccessConfig = msgspec.field(default_factory=AccessConfig)
+    """Who may what without a lease, and how devices are logged in to."""
+
+    recording: RecordingConfig = msgspec.field(default_factory=RecordingConfig)
+    """What is kept of recorded sessions."""
+
+    proxies: ProxyCalls = msgspec.field(default_factory=ProxyCalls)
+    """How the proxies are called."""
+
+    drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
+    """What SIGTERM waits for."""
+
+    log: LogConfig = msgspec.field(default_factory=LogConfig)
+    """What is logged."""
+
+    limits: GatewayLimits = msgspec.field(default_factory=GatewayLimits)
+    """What one caller may cost."""

@@ -1,0 +1,436 @@
+"""The gateway as one running thing: its listener, its connections, what goes on in them."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NoReturn, cast
+
+import asyncssh
+import msgspec
+import trio
+
+from tunnelmux.backend.proxies import Proxies
+from tunnelmux.config import InvalidSetting
+from tunnelmux.config.gateway import GatewayConfig
+from tunnelmux.config.private_file import write_private
+from tunnelmux.errors import ConfigError, RegistryError
+from tunnelmux.gateway.authority import Access, Authority
+from tunnelmux.gateway.certificates import Authorities
+from tunnelmux.gateway.connection import PersonConnection
+from tunnelmux.gateway.devices import Devices
+from tunnelmux.gateway.failures import Failures
+from tunnelmux.gateway.forwarding import Forward
+from tunnelmux.gateway.guest import Bridge
+from tunnelmux.gateway.recording import Recording, remove_old
+from tunnelmux.gateway.relay import WINDOW, PersonSession
+from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
+from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Change, Registry, Right, open_registry
+from tunnelmux.registry.ids import format_time, new_id
+from tunnelmux.ssh import HostKeys
+from tunnelmux.transports.admission import Admission
+
+__all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
+
+_log = get_logger("gateway")
+
+_BACKLOG = 512
+_TIDY = 3600.0
+# Seconds between two looks for recordings that are old enough to go.
+
+_HOST_KEY = "ssh_host_ed25519_key"
+
+
+class Gateway:
+    """What all connections share, and those that there are."""
+
+    def __init__(self, config: GatewayConfig, registry: Registry, bridge: Bridge) -> None:
+        """Raises ConfigError for an unusable file."""
+        self.config = config
+        self.bridge = bridge
+        self.registry = registry
+        self.authority = Authority(registry, cast("list[Right]", config.access.standing_rights))
+        self.authorities: Authorities | None = None
+        if config.access.authority_file is not None:
+            self.authorities = Authorities(config.access.authority_file)
+        self.proxies = Proxies(registry, config.proxies)
+        self.devices = Devices(self.proxies, config.limits.connect_timeout)
+        state_dir = config.gateway.state_dir
+        self.host_keys = HostKeys("tofu", store=state_dir / "device_host_keys")
+        self.recordings: Path = config.recording.folder or state_dir / "recordings"
+        self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
+        self.connections: set[PersonConnection] = set()
+        self.no_connections = trio.Event()
+        self._nothing_left()
+
+    # -- called by connections, in asyncio ------------------------------------------------------
+
+    def logged_in(self, connection: PersonConnection) -> None:
+        """A person has proved who they are."""
+        self.connections.add(connection)
+        self.failures.forgive(connection.address)
+        self.bridge.spawn(self._note_login, connection)
+
+    def left(self, connection: PersonConnection, *, failed: bool) -> None:
+        """A connection is over."""
+        if failed:
+            _log.info("ssh login failed", address=connection.address)
+            self.bridge.soon(self.failures.count, connection.address)
+        self.connections.discard(connection)
+        if not self.connections:
+            self.bridge.soon(self._nothing_left)
+
+    def new_recording(
+        self, connection: PersonConnection, access: Access, account: str, session: PersonSession
+    ) -> Recording:
+        """A recording that has begun. Raises RecordingStopped."""
+        now = datetime.now(UTC)
+        request = session.request
+        path = self.recordings / access.tenant_id / f"{now:%Y-%m-%d}" / f"{new_id()}.cast"
+        about = {
+            "person": connection.person.name,
+            "user": connection.person.user_id,
+            "address": connection.address,
+            "tenant": access.tenant_id,
+            "device": access.device.label,
+            "device_id": access.device.id,
+            "account": account,
+            "lease": access.lease_id,
+            "kind": request.kind,
+            "command": request.text,
+            "began": format_time(now),
+        }
+        rules = self.config.recording
+
+        def stopped(problem: str) -> None:
+            if rules.on_failure == "stop":
+                session.cut(f"this session cannot be recorded any more: {problem}")
+            else:
+                session.tell(f"this session is not recorded any more: {problem}")
+
+        recording = Recording(path, about, rules.max_bytes, session.room, stopped)
+        columns, rows, *_ = request.size
+        recording.begin(columns, rows, request.term)
+        return recording
+
+    def session_over(
+        self, connection: PersonConnection, session: PersonSession, access: Access
+    ) -> None:
+        """A session has ended: finish its recording, and write it down."""
+        recording = session.opened.recording if session.opened is not None else None
+        details: dict[str, object] = {
+            "kind": session.request.kind,
+            "text": session.request.text,
+            "to_device": session.sent,
+            "from_device": session.received,
+        }
+        if session.end_reason:
+            details["reason"] = session.end_reason
+        if recording is not None:
+            details["recording"] = recording.path.stem
+            self.bridge.start(recording.close({"ended": format_time(datetime.now(UTC))}))
+        else:
+            details["recording"] = "none: this is not recorded"
+        self._over("ssh session over", "session", connection, access, details)
+
+    def forward_over(
+        self,
+        connection: PersonConnection,
+        forward: Forward,
+        access: Access,
+        service: str,
+        seconds: float,
+    ) -> None:
+        """A forward has ended: write it down."""
+        details: dict[str, object] = {
+            "service": service,
+            "to_device": forward.sent,
+            "from_device": forward.received,
+            "seconds": round(seconds, 3),
+            "recording": "none: this is sealed",
+        }
+        self._over("ssh forward over", "forward", connection, access, details)
+
+    def _over(
+        self,
+        event: str,
+        what: str,
+        connection: PersonConnection,
+        access: Access,
+        details: dict[str, object],
+    ) -> None:
+        _log.info(event, person=access.person.name, device=access.device.label, **details)
+        self.bridge.spawn(self.authority.note, access, connection.address, what, details)
+
+    # -- in Trio --------------------------------------------------------------------------------
+
+    def _nothing_left(self) -> None:
+        if not self.connections:
+            self.no_connections.set()
+            self.no_connections = trio.Event()
+
+    async def _note_login(self, connection: PersonConnection) -> None:
+        try:
+            await self.authority.logged_in(connection.person, connection.address)
+        except RegistryError as exc:
+            _log.warning("not written down", what="login", problem=str(exc))
+
+    async def follow(self) -> NoReturn:
+        """Judge anew what goes on whenever the registry says that something changed."""
+        number: int | None = None
+        async with self.registry.changes.watch() as watch:
+            while True:
+                try:
+                    if number is None:
+                        number = await self.registry.changes.latest()
+                        await self._judge_again(None)
+                    else:
+                        changes = await self.registry.changes.after(number)
+                        if changes is None:
+                            number = None
+                            continue
+                        if changes:
+                            await self._judge_again(changes)
+                            number = changes[-1].number
+                            continue
+                except RegistryError as exc:
+                    # What was allowed goes on until its end; each lease has its own timer.
+                    _log.warning("changes not read", problem=str(exc))
+                    await trio.sleep(1)
+                await watch.wait()
+
+    async def _judge_again(self, changes: list[Change] | None) -> None:
+        touched = None if changes is None else {change.object_id for change in changes}
+        for connection in list(self.connections):
+            for use, (access, _) in list(connection.uses.items()):
+                if touched is None or touched & _objects_of(access):
+                    again = await self.authority.again(access, connection.address)
+                    connection.rejudged(use, again)
+
+    async def tidy(self) -> NoReturn:
+        """Remove recordings that are old enough, at the start and once an hour."""
+        while True:
+            try:
+                removed = await trio.to_thread.run_sync(
+                    remove_old, self.recordings, self.config.recording.keep
+                )
+            except OSError as exc:
+                _log.warning("old recordings not removed", problem=str(exc.strerror))
+            else:
+                if removed:
+                    _log.info("old recordings removed", files=removed)
+            await trio.sleep(_TIDY)
+
+
+def _objects_of(access: Access) -> set[str]:
+    lease = {access.lease.id} if access.lease is not None else set()
+    return lease | {access.device.id, access.person.user_id, access.tenant_id}
+
+
+class Listener:
+    """Accepts connections and hands them to asyncssh."""
+
+    def __init__(self, gateway: Gateway, options: Any) -> None:
+        limits = gateway.config.limits
+        self._gateway = gateway
+        self._options = options
+        self._allowed = gateway.config.gateway.allow
+        self._networks = TrustedProxies.parse(self._allowed)
+        self._admission = Admission(
+            "gateway.listen",
+            limit=limits.max_connections,
+            per_address=limits.max_connections_per_address,
+        )
+
+    async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
+        """For as long as the gateway takes connections."""
+        while True:
+            try:
+                sock, address = await listener.accept()
+            except OSError as exc:
+                _log.error("connection not accepted", problem=str(exc.strerror))
+                await trio.sleep(0.1)
+                continue
+            host = address[0].removeprefix("::ffff:")
+            if self._allowed and host not in self._networks:
+                _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
+                sock.close()
+            elif self._gateway.failures.is_barred(host):
+                sock.close()  # no line for each: it is counted where it failed
+            elif (place := self._admission.enter(host)) is None:
+                sock.close()
+            else:
+                raw = socket.socket(fileno=sock.detach())
+                raw.setblocking(False)
+                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                place.on_give_way = raw.close
+                self._gateway.bridge.start(self._serve(raw, host, place))
+
+    async def _serve(self, sock: socket.socket, host: str, place: Any) -> None:
+        """One connection, in asyncio."""
+        connection = PersonConnection(self._gateway, host)
+        try:
+            with place:
+                running = await asyncssh.run_server(
+                    sock, options=self._options, server_factory=lambda: connection
+                )
+                place.has_spoken()
+                await running.wait_closed()
+        except (OSError, asyncssh.Error, TimeoutError, ValueError) as exc:
+            _log.debug("ssh connection failed", address=host, problem=str(exc))
+        except Exception as exc:  # noqa: BLE001  one connection's failure is its own
+            _log.error("unhandled error in connection", address=host, exc_info=exc)
+        finally:
+            sock.close()
+
+
+class RunningGateway:
+    """A gateway that takes connections."""
+
+    def __init__(self, gateway: Gateway, port: int) -> None:
+        self.gateway = gateway
+        self.port = port
+        """The port it listens on: the configured one, or what the system chose for 0."""
+        self.is_leaving = trio.Event()
+        self.has_left = trio.Event()
+
+    async def drain(self, grace: float) -> None:
+        """Take no new connection; return when all are over, or cut after `grace` seconds."""
+        self.is_leaving.set()
+        with trio.move_on_after(grace):
+            while self.gateway.connections:
+                await self.gateway.no_connections.wait()
+        for connection in list(self.gateway.connections):
+            connection.end("the gateway is stopped for a moment")
+        await self.has_left.wait()
+
+
+async def serve_gateway(
+    config: GatewayConfig,
+    loop: asyncio.AbstractEventLoop,
+    *,
+    task_status: trio.TaskStatus[RunningGateway] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Serve until it is drained. Raises ConfigError, RegistryAway or RegistryFailed."""
+    async with _running(config, loop) as running:
+        task_status.started(running)
+        await running.is_leaving.wait()
+        # What goes on has its grace from `drain`, which ends it then.
+        while running.gateway.connections:
+            await running.gateway.no_connections.wait()
+    running.has_left.set()
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    config: GatewayConfig, loop: asyncio.AbstractEventLoop
+) -> AsyncIterator[RunningGateway]:
+    key = await trio.to_thread.run_sync(read_host_key, config.gateway.state_dir)
+    listener = _listen(config)
+    async with (
+        open_registry(
+            config.registry.require_url(),
+            migrate=config.registry.migrate,
+            **_pool(config),
+        ) as registry,
+        trio.open_nursery() as nursery,
+    ):
+        bridge = Bridge(loop, nursery)
+        gateway = Gateway(config, registry, bridge)
+        options = await bridge.in_asyncio(_options(config, key))
+        accepting = trio.CancelScope()
+        async with gateway.proxies.keeping_connections():
+            nursery.start_soon(gateway.follow)
+            nursery.start_soon(gateway.tidy)
+            nursery.start_soon(_accept, Listener(gateway, options), listener, accepting)
+            port: int = listener.getsockname()[1]
+            _log.info("gateway listening", address=f"{config.gateway.address.host}:{port}")
+            try:
+                yield RunningGateway(gateway, port)
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def _accept(
+    listener: Listener, sock: trio.socket.SocketType, scope: trio.CancelScope
+) -> None:
+    with scope, sock:
+        await listener.accept(sock)
+
+
+def _pool(config: GatewayConfig) -> dict[str, Any]:
+    settings = msgspec.structs.asdict(config.registry)
+    return {name: settings[name] for name in ("connections", "timeout")}
+
+
+def _listen(config: GatewayConfig) -> trio.socket.SocketType:
+    address = config.gateway.address
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        sock.bind((address.host, address.port))
+    except OSError as exc:
+        sock.close()
+        raise ConfigError(
+            f"gateway.listen: cannot listen on {address} ({exc.strerror}): choose another "
+            "address, or stop what listens there"
+        ) from exc
+    sock.listen(_BACKLOG)
+    return trio.socket.from_stdlib_socket(sock)
+
+
+def read_host_key(state_dir: Path) -> Any:
+    """The gateway's host key, made where there is none. Raises ConfigError."""
+    path = state_dir / _HOST_KEY
+    try:
+        if not path.exists():
+            state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            key = asyncssh.generate_private_key("ssh-ed25519", comment="tunnelmux-gateway")
+            write_private(path, key.export_private_key("openssh"))
+            path.with_suffix(".pub").write_bytes(key.export_public_key("openssh"))
+        return asyncssh.read_private_key(path)
+    except (OSError, ValueError, asyncssh.Error) as exc:
+        cause = exc.strerror if isinstance(exc, OSError) else "it holds no SSH key"
+        raise ConfigError(
+            f"gateway.state_dir: the host key {path} cannot be used ({cause}): make the folder "
+            "writable for this program, or remove a damaged key"
+        ) from exc
+
+
+async def _options(config: GatewayConfig, key: Any) -> Any:
+    host_keys: Any = [key]
+    if config.gateway.host_certificate is not None:
+        try:
+            certificate = asyncssh.read_certificate(config.gateway.host_certificate)
+        except (OSError, asyncssh.Error, ValueError) as exc:
+            raise InvalidSetting(
+                "host_certificate", f"{config.gateway.host_certificate} cannot be used ({exc})"
+            ) from exc
+        host_keys = [(key, certificate)]
+    return await asyncssh.SSHServerConnectionOptions.construct(
+        server_factory=asyncssh.SSHServer,
+        server_host_keys=host_keys,
+        encoding=None,
+        line_editor=False,
+        agent_forwarding=True,
+        x11_forwarding=False,
+        allow_scp=False,
+        encryption_algs=[*CIPHERS, "aes128-ctr"],
+        kex_algs=list(KEY_EXCHANGES),
+        compression_algs=None,
+        login_timeout=config.limits.login_timeout,
+        keepalive_interval=15,
+        keepalive_count_max=3,
+        gss_host=None,
+        window=WINDOW,
+        config=None,
+        server_version="tunnelmux",
+        x509_trusted_certs=None,
+    )

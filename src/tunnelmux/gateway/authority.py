@@ -1,0 +1,295 @@
+"""Who may what: the registry, asked for one person and one device at a time.
+
+Nothing is remembered between two questions but who a connection's person is: what was allowed a
+minute ago may not be allowed now.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from tunnelmux.config import Secret
+from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
+from tunnelmux.gateway.names import forward_names
+from tunnelmux.observability import get_logger
+from tunnelmux.registry import Actor, Device, Lease, Registry, Right
+from tunnelmux.registry.names import DEFAULT_TENANT
+from tunnelmux.registry.people import ROLES, Membership
+
+__all__ = ["Access", "AccessDenied", "Authority", "Person"]
+
+_log = get_logger("gateway")
+
+_LISTED = 200
+# Devices of one tenant in the list to choose from: more do not fit on a screen.
+
+
+class AccessDenied(Exception):
+    """Told to the person: what they may not, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """Who has proved to be whom."""
+
+    user_id: str
+    name: str
+    key_id: str = ""
+    """The SSH key that proved it; empty for a ticket."""
+    tenant_id: str = ""
+    """The only tenant of this proof, and `device_id` its only device; empty for all."""
+    device_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Access:
+    """What a person may do with a device at this moment."""
+
+    person: Person
+    tenant_id: str
+    device: Device
+    lease: Lease | None
+    """What it rests on; None where the person's role is enough."""
+    rights: frozenset[Right]
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """The services that it is about."""
+        offered = self.device.state.services
+        if self.lease is None:
+            return offered
+        return tuple(name for name in offered if name in self.lease.services)
+
+    @property
+    def lease_id(self) -> str:
+        """The lease's id, or empty."""
+        return self.lease.id if self.lease is not None else ""
+
+    @property
+    def ends(self) -> datetime | None:
+        """When it ends by itself."""
+        return self.lease.ends if self.lease is not None else None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether sessions may go by the gateway, which keeps what is seen."""
+        return self.lease is None or self.lease.recorded
+
+    @property
+    def sealed(self) -> bool:
+        """Whether sessions may go past it (`ssh -J`)."""
+        return self.lease is None or self.lease.sealed
+
+    def need(self, right: Right) -> None:
+        """Raise AccessDenied where this right is missing."""
+        if right not in self.rights:
+            had = ", ".join(sorted(self.rights)) or "nothing"
+            raise AccessDenied(
+                f'you may {had} on "{self.device.name}", and this needs the right {right}: ask '
+                "for it in a lease"
+            )
+
+
+class Authority:
+    """Asks the registry."""
+
+    def __init__(self, registry: Registry, standing_rights: Iterable[Right]) -> None:
+        self._registry = registry
+        self._standing = frozenset(standing_rights)
+        program = Actor.program("tunnelmux-gateway")
+        self._installation = registry.installation(program)
+
+    async def person_of_key(self, fingerprint: str) -> Person | None:
+        """Whose key that is; None where it is not known. Raises RegistryError."""
+        key = await self._installation.ssh_keys.find(fingerprint)
+        if key is None:
+            return None
+        user = await self._installation.users.find(key.user_id)
+        return Person(user.id, user.email or user.name or user.id, key.id)
+
+    async def person_of_ticket(self, ticket: Secret, address: str) -> Person | None:
+        """Who has this ticket, the first time it is shown. Raises RegistryError."""
+        found = await self._registry.redeem_ticket(ticket, address=address)
+        if found is None:
+            return None
+        user = await self._installation.users.find(found.user_id)
+        name = user.email or user.name or user.id
+        return Person(user.id, name, "", found.tenant_id, found.device_id)
+
+    async def logged_in(self, person: Person, address: str) -> None:
+        """Write down that the person's key was used."""
+        if person.key_id:
+            await self._installation.ssh_keys.used(person.key_id, address)
+
+    async def access(self, person: Person, device: str, address: str) -> Access:
+        """What the person may with the device of this name, label or serial number; with an empty
+        one, with the device of their ticket.
+
+        Raises AccessDenied, in the same words whether there is no such device or it is one that the
+        person may not know of; RegistryError.
+        """
+        found: list[Access] = []
+        seen = False
+        for membership in await self._memberships(person):
+            record = await self._find(membership, device, person)
+            if record is not None:
+                seen = True
+                access = await self._judge(person, membership, record, address)
+                if access is not None:
+                    found.append(access)
+        if len(found) == 1:
+            return found[0]
+        if found:
+            labels = ", ".join(access.device.label for access in found)
+            raise AccessDenied(f'"{device}" is in several of your organisations: write {labels}')
+        if seen:
+            raise AccessDenied(
+                f'nothing lets you into "{device}" now: ask for a lease, or wait until it begins'
+            )
+        raise AccessDenied(f'you reach no device called "{device}"')
+
+    async def forward(
+        self, person: Person, host: str, port: int, address: str
+    ) -> tuple[Access, str]:
+        """The access and the service that `host:port` means to this person; raises as `access`."""
+        meanings = forward_names(host, port)
+        denied: AccessDenied | None = None
+        for device, services in meanings:
+            try:
+                access = await self.access(person, device, address)
+            except AccessDenied as exc:
+                denied = denied or exc
+                continue
+            service = next((name for name in services if name in access.services), None)
+            if service is not None:
+                return access, service
+            offered = ", ".join(access.services) or "none"
+            denied = AccessDenied(
+                f'"{device}" has no service {services[0]} for you (it has {offered})'
+            )
+        if denied is None:
+            denied = AccessDenied(
+                f"port {port} of {host} is no service: write SERVICE--{host}, as in web--{host}:80"
+            )
+        raise denied
+
+    async def reachable(self, person: Person, address: str) -> list[Access]:
+        """The devices that are connected and that the person may into, by name."""
+        found = []
+        for membership in await self._memberships(person):
+            tenant = self._registry.tenant(membership.tenant_id, self._actor(person, address))
+            page = await tenant.devices.page(limit=_LISTED)
+            for device in page.items:
+                if device.state.online and not (person.device_id and device.id != person.device_id):
+                    access = await self._judge(person, membership, device, address)
+                    if access is not None:
+                        found.append(access)
+        return sorted(found, key=lambda access: access.device.label)
+
+    async def again(self, access: Access, address: str) -> Access | None:
+        """What became of an access: None where nothing is left of it. Raises RegistryError."""
+        for membership in await self._memberships(access.person):
+            if membership.tenant_id == access.tenant_id:
+                tenant = self._registry.tenant(membership.tenant_id, self._actor(access.person, ""))
+                try:
+                    device = await tenant.devices.find(access.device.id)
+                    if access.lease is None:
+                        return await self._judge(access.person, membership, device, address)
+                    lease = await tenant.leases.find(access.lease.id)
+                except NoSuchRecord:
+                    return None
+                if not device.enabled or device.quarantine:
+                    return None
+                if lease.state(datetime.now(UTC)) not in ("running", "used_up"):
+                    return None
+                rights = frozenset(lease.rights)
+                return Access(access.person, access.tenant_id, device, lease, rights)
+        return None
+
+    async def use(self, access: Access, address: str, details: dict[str, object]) -> None:
+        """Count a use of the access's lease and write it down. Raises AccessDenied where it is
+        over, RegistryError."""
+        if access.lease is None:
+            return
+        tenant = self._registry.tenant(access.tenant_id, self._actor(access.person, address))
+        try:
+            await tenant.leases.use(access.lease.id, details)
+        except (RegistryRefused, NoSuchRecord) as exc:
+            raise AccessDenied("your lease is over") from exc
+
+    async def note(
+        self, access: Access, address: str, what: str, details: dict[str, object]
+    ) -> None:
+        """Write down what happened under a lease, where there is one; a registry that is away is
+        told in the log, with what it missed."""
+        if access.lease is None:
+            return
+        tenant = self._registry.tenant(access.tenant_id, self._actor(access.person, address))
+        try:
+            await tenant.leases.note(access.lease.id, what, details)
+        except RegistryError as exc:
+            _log.error(
+                "not written down",
+                what=what,
+                lease=access.lease.id,
+                details=details,
+                problem=str(exc),
+            )
+
+    def _actor(self, person: Person, address: str) -> Actor:
+        return Actor(kind="user", id=person.user_id, name=person.name, address=address)
+
+    async def _memberships(self, person: Person) -> list[Membership]:
+        users = self._installation.users
+        if not (await users.find(person.user_id)).enabled:
+            return []
+        return [
+            membership
+            for membership in await users.memberships(person.user_id)
+            if membership.tenant_enabled
+            and (not person.tenant_id or membership.tenant_id == person.tenant_id)
+        ]
+
+    async def _find(self, membership: Membership, text: str, person: Person) -> Device | None:
+        """The device of a tenant that is called so, by name, serial number or label."""
+        tenant = self._registry.tenant(membership.tenant_id, self._actor(person, ""))
+        if not text and person.device_id:
+            try:
+                return await tenant.devices.find(person.device_id)
+            except NoSuchRecord:
+                return None
+        names = [text.lower()]
+        suffix = f"--{membership.tenant_name}"
+        if membership.tenant_name != DEFAULT_TENANT and text.lower().endswith(suffix):
+            names.append(text.lower().removesuffix(suffix))
+        for name in names:
+            try:
+                device = await tenant.devices.find_called(name)
+            except NoSuchRecord:
+                continue
+            return device if person.device_id in ("", device.id) else None
+        return None
+
+    async def _judge(
+        self, person: Person, membership: Membership, device: Device, address: str
+    ) -> Access | None:
+        if not device.enabled or device.quarantine:
+            return None
+        tenant_id = membership.tenant_id
+        if self._standing and ROLES.index(membership.role) >= ROLES.index("operator"):
+            return Access(person, tenant_id, device, None, self._standing)
+        tenant = self._registry.tenant(tenant_id, self._actor(person, address))
+        for lease in await tenant.leases.running(holder=person.user_id, device_id=device.id):
+            if _lies_in(address, lease.addresses):
+                return Access(person, tenant_id, device, lease, frozenset(lease.rights))
+        return None
+
+
+def _lies_in(address: str, networks: tuple[str, ...]) -> bool:
+    if not networks:
+        return True
+    parsed = ipaddress.ip_address(address)
+    return any(parsed in ipaddress.ip_network(network, strict=False) for network in networks)

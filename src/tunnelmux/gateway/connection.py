@@ -1,0 +1,403 @@
+"""One SSH connection of a person: who it is, and the sessions and forwards they open on it."""
+
+from __future__ import annotations
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import asyncssh
+from asyncssh import OPEN_ADMINISTRATIVELY_PROHIBITED as PROHIBITED
+from asyncssh import OPEN_CONNECT_FAILED as FAILED
+from asyncssh import OPEN_RESOURCE_SHORTAGE as SHORTAGE
+from asyncssh import ChannelOpenError
+
+from tunnelmux.errors import RegistryError
+from tunnelmux.gateway.authority import Access, AccessDenied, Person
+from tunnelmux.gateway.certificates import Identity
+from tunnelmux.gateway.deadline import LEASE_OVER, Deadline
+from tunnelmux.gateway.devices import DeviceAway
+from tunnelmux.gateway.forwarding import Forward
+from tunnelmux.gateway.identity import Proof
+from tunnelmux.gateway.names import parse_login
+from tunnelmux.gateway.relay import WINDOW, Opened, PersonSession
+from tunnelmux.gateway.upstream import SshdRefused, log_in
+from tunnelmux.observability import get_logger
+
+if TYPE_CHECKING:
+    from tunnelmux.gateway.app import Gateway
+
+__all__ = ["TAKEN_BACK", "PersonConnection"]
+
+_log = get_logger("gateway")
+
+_OF_TICKET = "."
+# In place of a device's name where a ticket says which; no name is this.
+
+_PACKET = 32_768
+# Bytes of one message of a channel: RFC 4253 section 6.1, and what OpenSSH sends.
+
+TAKEN_BACK = "your access was taken back"
+
+_SLACK = 2.0
+# Seconds by which another clock may end a lease before this one does.
+
+_AGENT_TIMEOUT = 5.0
+# Seconds that a person's own SSH agent has to list its keys.
+
+
+class PersonConnection(asyncssh.SSHServer):
+    """What asyncssh calls about one connection; in asyncio."""
+
+    def __init__(self, gateway: Gateway, address: str) -> None:
+        self.address = address
+        self.uses: dict[PersonSession | Forward, tuple[Access, Deadline]] = {}
+        """What goes on, and what it rests on."""
+        self._gateway = gateway
+        self._bridge = gateway.bridge
+        self._connection: Any = None
+        self._proof: Proof | None = None
+        self._opening = 0
+        self._leases: set[str] = {""}
+        self._devices: dict[tuple[str, str, str], asyncio.Task[Any]] = {}
+        self._has_logged_in = False
+
+    @property
+    def person(self) -> Person:
+        """Who it is; only for what comes after the log-in."""
+        assert self._proof is not None
+        assert self._proof.person is not None
+        return self._proof.person
+
+    # -- who ------------------------------------------------------------------------------------
+
+    def connection_made(self, conn: Any) -> None:
+        self._connection = conn
+        limits = self._gateway.config.limits
+        self._proof = Proof(
+            self._bridge,
+            self._gateway.authority,
+            conn.validate_public_key,
+            self.address,
+            limits.max_tries,
+        )
+        conn.validate_public_key = self._proof.check
+
+    def begin_auth(self, username: str) -> bool:
+        assert self._proof is not None
+        self._proof.begin(parse_login(username))
+        return True
+
+    def public_key_auth_supported(self) -> bool:
+        self._end_if_spent()
+        return True
+
+    def validate_public_key(self, _user: str, _key: Any) -> bool:
+        return True  # asyncssh is left with the signature: `Proof.check` has judged the key
+
+    def kbdint_auth_supported(self) -> bool:
+        # It comes last: for tickets, and to say what to do to people whose key is not known.
+        assert self._proof is not None
+        proof = self._proof
+        has_ticket = proof.login is not None and proof.login.ticket is not None
+        return has_ticket or bool(proof.unknown) or proof.is_away or proof.login is None
+
+    async def get_kbdint_challenge(self, _user: str, _lang: str, _submethods: str) -> Any:
+        assert self._proof is not None
+        if await self._proof.redeem():
+            return True
+        self._end_if_spent()
+        return ("", self._advice(), "", [])
+
+    def validate_kbdint_response(self, _user: str, _responses: Any) -> bool:
+        return False  # there was no question, only what to do
+
+    def _advice(self) -> str:
+        assert self._proof is not None
+        proof = self._proof
+        if proof.is_away:
+            return "tunnelmux: who you are cannot be looked up now: try again in a moment"
+        if proof.login is None:
+            return "tunnelmux: write ssh ACCOUNT@DEVICE@GATEWAY, or ssh -J GATEWAY ACCOUNT@DEVICE"
+        if proof.login.ticket is not None:
+            return "tunnelmux: this ticket is used, over, or none: ask for a new one"
+        where = self._gateway.config.gateway.console_url or "the console"
+        return f"tunnelmux: the key {proof.unknown} is not known: register it at {where}"
+
+    def _end_if_spent(self) -> None:
+        if self._proof is not None and self._proof.is_spent:
+            self._bridge.loop.call_soon(
+                self._connection.disconnect,
+                asyncssh.DISC_NO_MORE_AUTH_METHODS_AVAILABLE,
+                "too many attempts",
+            )
+
+    def auth_completed(self) -> None:
+        self._has_logged_in = True
+        self._gateway.logged_in(self)
+        _log.info("ssh login", person=self.person.name, address=self.address)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        for task in self._devices.values():
+            task.cancel()
+            task.add_done_callback(_close_connection)
+        tries = self._proof.tries if self._proof is not None else 0
+        self._gateway.left(self, failed=tries > 0 and not self._has_logged_in)
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def session_requested(self) -> Any:
+        self._make_room()
+        login = self._proof.login if self._proof is not None else None
+        assert login is not None
+        device = login.device
+        if not device and self.person.device_id:
+            device = _OF_TICKET
+        session = PersonSession(self, device, self._bridge.start)
+        channel = self._connection.create_server_channel(None, "strict", WINDOW, _PACKET)
+        return channel, session
+
+    async def list_devices(self) -> list[str]:
+        """Labels of the devices that the person may into now."""
+        try:
+            found = await self._bridge.in_trio(
+                self._gateway.authority.reachable, self.person, self.address
+            )
+        except RegistryError:
+            return []
+        return [access.device.label for access in found]
+
+    async def open_device(self, session: PersonSession, device: str) -> Opened:
+        """See SessionOwner."""
+        gateway = self._gateway
+        assert self._proof is not None
+        assert self._proof.login is not None
+        account = self._proof.login.account
+        access = await self._judge(device)
+        access.need(session.request.kind)  # type: ignore[arg-type]
+        if not access.recorded:
+            raise AccessDenied(
+                f"this lease is for sealed sessions: ssh -J GATEWAY {account}@{access.device.name}"
+            )
+        if gateway.config.access.ssh_service not in access.services:
+            raise AccessDenied(f'"{access.device.name}" offers you no SSH')
+        if not account:
+            raise AccessDenied("say which account: ssh TICKET@ACCOUNT@GATEWAY")
+        allowed = gateway.config.access.accounts
+        if allowed and account not in allowed:
+            raise AccessDenied(f'the account "{account}" is not one of {", ".join(allowed)}')
+        details: dict[str, object] = {
+            "what": session.request.kind,
+            "account": account,
+            "text": session.request.text,
+        }
+        await self._use(access, details)
+        connection = await self._device_connection(account, access)
+        recording = None
+        if session.request.subsystem is None:
+            recording = gateway.new_recording(self, access, account, session)
+        self._watch(session, access)
+        _log.info(
+            "ssh session begins",
+            person=self.person.name,
+            device=access.device.label,
+            account=account,
+            kind=session.request.kind,
+            lease=access.lease_id,
+        )
+        return Opened(
+            access,
+            connection,
+            recording,
+            {
+                b"TUNNELMUX_ACTOR": self.person.name.encode("utf-8"),
+                b"TUNNELMUX_LEASE": access.lease_id.encode("ascii"),
+            },
+        )
+
+    def session_over(self, session: PersonSession) -> None:
+        """See SessionOwner."""
+        self._opening -= 1
+        use = self.uses.pop(session, None)
+        if use is not None:
+            access, deadline = use
+            deadline.cancel()
+            self._gateway.session_over(self, session, access)
+
+    async def why_lost(self, session: PersonSession) -> str:
+        """See SessionOwner."""
+        use = self.uses.get(session)
+        if use is None:
+            return "the device's connection ended"
+        access = use[0]
+        if access.ends is not None and (access.ends - datetime.now(UTC)).total_seconds() < _SLACK:
+            return LEASE_OVER
+        try:
+            again = await self._bridge.in_trio(self._gateway.authority.again, access, self.address)
+        except RegistryError:
+            again = access
+        return TAKEN_BACK if again is None else "the device's connection ended"
+
+    async def _judge(self, device: str) -> Access:
+        try:
+            return await self._bridge.in_trio(
+                self._gateway.authority.access,
+                self.person,
+                "" if device == _OF_TICKET else device,
+                self.address,
+            )
+        except RegistryError as exc:
+            raise AccessDenied("what you may cannot be looked up now: try again") from exc
+
+    async def _use(self, access: Access, details: dict[str, object]) -> None:
+        """Count one use of a lease by this connection."""
+        if access.lease_id in self._leases:
+            return
+        try:
+            await self._bridge.in_trio(self._gateway.authority.use, access, self.address, details)
+        except RegistryError as exc:
+            raise AccessDenied("your use of the lease cannot be written down now") from exc
+        self._leases.add(access.lease_id)
+
+    async def _device_connection(self, account: str, access: Access) -> Any:
+        """The connection to the device's sshd: one for all sessions of this connection."""
+        key = (account, access.device.id, access.lease_id)
+        task = self._devices.get(key)
+        if task is None or (task.done() and _is_gone(task)):
+            task = self._bridge.loop.create_task(self._connect(account, access))
+            self._devices[key] = task
+        return await asyncio.shield(task)
+
+    async def _connect(self, account: str, access: Access) -> Any:
+        gateway = self._gateway
+        agent: Any = None
+        if gateway.authorities is not None:
+            identity = Identity(self.person.name, access.lease_id)
+            pair = gateway.authorities.certify(
+                access.tenant_id, account, identity, datetime.now(UTC)
+            )
+            keys: list[Any] = [pair]
+        else:
+            access.need("agent")
+            agent, keys = await self._agent_keys()
+        try:
+            stream = await self._bridge.in_trio(
+                gateway.devices.connect,
+                access.device.label,
+                gateway.config.access.ssh_service,
+                access.lease_id,
+            )
+            return await log_in(
+                self._bridge,
+                stream,
+                account,
+                keys,
+                gateway.host_keys,
+                access.device.id,
+                timeout=gateway.config.limits.connect_timeout,
+            )
+        except DeviceAway as exc:
+            raise SshdRefused(f'"{access.device.name}": {exc}') from exc
+        finally:
+            if agent is not None:
+                agent.close()  # else the person's ssh would never end
+
+    async def _agent_keys(self) -> tuple[Any, list[Any]]:
+        agent: Any = None
+        keys: list[Any] = []
+        try:
+            agent = await asyncio.wait_for(asyncssh.connect_agent(self._connection), _AGENT_TIMEOUT)
+            keys = list(await asyncio.wait_for(agent.get_keys(), _AGENT_TIMEOUT))
+        except (OSError, asyncssh.Error, TimeoutError):
+            pass  # the same as none
+        if not keys:
+            raise SshdRefused("the device is logged in to by your own SSH agent: use ssh -A")
+        return agent, keys
+
+    # -- forwards -------------------------------------------------------------------------------
+
+    def connection_requested(
+        self, dest_host: str, dest_port: int, _orig_host: str, _orig_port: int
+    ) -> Any:
+        self._make_room()
+        channel = self._connection.create_tcp_channel(None, "strict", WINDOW)
+        return channel, self._open_forward(dest_host, dest_port)
+
+    async def _open_forward(self, host: str, port: int) -> Forward:
+        gateway = self._gateway
+        try:
+            try:
+                access, service = await self._bridge.in_trio(
+                    gateway.authority.forward, self.person, host, port, self.address
+                )
+                access.need("forward")
+                if service == gateway.config.access.ssh_service and not access.sealed:
+                    raise AccessDenied(
+                        f"this lease is for recorded sessions: ssh ACCOUNT@{host}@GATEWAY"
+                    )
+                await self._use(access, {"what": "forward", "service": service})
+            except RegistryError as exc:
+                raise AccessDenied("what you may cannot be looked up now: try again") from exc
+            stream = await self._bridge.in_trio(
+                gateway.devices.connect, access.device.label, service, access.lease_id
+            )
+        except AccessDenied as exc:
+            self._opening -= 1
+            raise ChannelOpenError(PROHIBITED, str(exc)) from exc
+        except DeviceAway as exc:
+            self._opening -= 1
+            raise ChannelOpenError(FAILED, str(exc)) from exc
+        began = self._bridge.loop.time()
+        forward = Forward(
+            self._bridge, stream, lambda it: self._forward_over(it, access, service, began)
+        )
+        self._watch(forward, access)
+        return forward
+
+    def _forward_over(self, forward: Forward, access: Access, service: str, began: float) -> None:
+        self._opening -= 1
+        use = self.uses.pop(forward, None)
+        if use is not None:
+            use[1].cancel()
+        self._gateway.forward_over(self, forward, access, service, self._bridge.loop.time() - began)
+
+    # -- ends -----------------------------------------------------------------------------------
+
+    def _make_room(self) -> None:
+        most = self._gateway.config.limits.max_sessions
+        if self._opening >= most:
+            raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
+        self._opening += 1
+
+    def _watch(self, use: PersonSession | Forward, access: Access) -> None:
+        deadline = Deadline(self._bridge.loop, use)
+        deadline.set(access.ends)
+        self.uses[use] = (access, deadline)
+
+    def rejudged(self, use: PersonSession | Forward, access: Access | None) -> None:
+        """What goes on rests on this now, or on nothing."""
+        if use not in self.uses:
+            return
+        if access is None:
+            use.cut(TAKEN_BACK)
+            return
+        deadline = self.uses[use][1]
+        deadline.set(access.ends)
+        self.uses[use] = (access, deadline)
+
+    def end(self, reason: str) -> None:
+        """End all, and say why."""
+        for use in list(self.uses):
+            use.cut(reason)
+        self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
+
+
+def _is_gone(task: asyncio.Task[Any]) -> bool:
+    if task.cancelled() or task.exception() is not None:
+        return True
+    return bool(task.result().is_closed())
+
+
+def _close_connection(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and task.exception() is None:
+        task.result().close()

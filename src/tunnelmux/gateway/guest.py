@@ -1,0 +1,125 @@
+"""asyncio as host and Trio as its guest, in one thread, by public interfaces of both.
+
+asyncssh's callbacks run in asyncio. They may wait for Trio with `in_trio`, and start tasks there
+with `spawn`. Trio tasks call asyncssh's plain functions directly: a guest's turn is a callback of
+the host, so the host's loop is the running one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from typing import Any, TypeVar, TypeVarTuple
+
+import trio
+
+from tunnelmux.observability import get_logger
+
+__all__ = ["Bridge", "run_as_guest"]
+
+_log = get_logger("gateway")
+
+T = TypeVar("T")
+Ts = TypeVarTuple("Ts")
+
+# Each packet for a peer that is gone would be a line of its own.
+logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+# It writes each command at "info".
+logging.getLogger("asyncssh").setLevel(logging.WARNING)
+
+
+class Bridge:
+    """The way between the two loops. Its tasks belong to the nursery that it was made with."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, nursery: trio.Nursery) -> None:
+        self.loop = loop
+        self._nursery = nursery
+        self._token = trio.lowlevel.current_trio_token()
+        self._kept: set[asyncio.Task[Any]] = set()
+
+    def soon(self, call: Callable[[*Ts], object], *args: *Ts) -> None:
+        """From asyncio: call this in Trio, soon. It must not raise."""
+        self._token.run_sync_soon(call, *args)
+
+    def spawn(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
+        """From asyncio: run this as a task of the gateway's nursery. It must not raise."""
+        self.soon(functools.partial(self._nursery.start_soon, function, *args))
+
+    def start(self, coroutine: Coroutine[Any, Any, object]) -> asyncio.Task[Any]:
+        """From asyncio: run this as a task of asyncio, which is kept until it is over."""
+        task = self.loop.create_task(coroutine)
+        self._kept.add(task)
+        task.add_done_callback(self._kept.discard)
+        return task
+
+    async def in_trio(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
+        """Awaited in asyncio: run this in Trio and return what it returns or raise what it raises.
+        Cancelling the wait cancels it."""
+        future: asyncio.Future[T] = self.loop.create_future()
+        scope = trio.CancelScope()
+
+        async def run() -> None:
+            with scope:
+                try:
+                    result = await function(*args)
+                except Exception as exc:  # noqa: BLE001  raised where it is awaited
+                    if not future.done():
+                        future.set_exception(exc)
+                else:
+                    if not future.done():
+                        future.set_result(result)
+            future.cancel()  # without effect on one that is done
+
+        self.spawn(run)
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self.soon(scope.cancel)
+            raise
+
+    async def in_asyncio(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """Awaited in Trio: run this in asyncio. Cancelling the wait waits until it is unwound."""
+        task = self.loop.create_task(coroutine)
+        done = trio.Event()
+        task.add_done_callback(lambda _: self.soon(done.set))
+        try:
+            await done.wait()
+        except trio.Cancelled:
+            task.cancel()
+            with trio.CancelScope(shield=True):  # it ends by the cancel, which it cannot refuse
+                await done.wait()
+            raise
+        if task.cancelled():
+            raise ConnectionError("the operation was cancelled")
+        return task.result()
+
+
+def run_as_guest(main: Callable[[asyncio.AbstractEventLoop], Awaitable[T]]) -> T:
+    """Run `main` in Trio, as the guest of an asyncio loop, and return what it returns."""
+
+    async def host() -> T:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(_tell)
+        over: asyncio.Future[Any] = loop.create_future()
+        trio.lowlevel.start_guest_run(
+            main,
+            loop,
+            run_sync_soon_threadsafe=loop.call_soon_threadsafe,
+            done_callback=over.set_result,
+            host_uses_signal_set_wakeup_fd=True,
+        )
+        result: T = (await over).unwrap()
+        return result
+
+    return asyncio.run(host())
+
+
+def _tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """One unhandled error in a callback ends nothing but what it was about."""
+    _log.error(
+        "unhandled error in callback",
+        problem=context.get("message", ""),
+        exc_info=context.get("exception"),
+    )

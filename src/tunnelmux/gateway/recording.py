@@ -1,0 +1,183 @@
+"""Recordings: what a person saw, as asciicast version 2, and beside it who, where and when.
+
+A line a piece of output, with the seconds since the beginning: any player of asciicast shows it.
+The file with the same name and `.json` says what it is a recording of, and how it ended.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import codecs
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tunnelmux.observability import get_logger
+
+__all__ = ["Recording", "RecordingStopped", "remove_old"]
+
+_log = get_logger("gateway")
+
+_UNWRITTEN = 1024 * 1024
+# Characters that may wait for the disk; then the device is not read.
+
+
+class RecordingStopped(Exception):
+    """A recording cannot go on; the message says why."""
+
+
+@dataclass(slots=True)
+class Recording:
+    """One session's recording. Called in asyncio; it writes in a thread.
+
+    `about` is what its `.json` file holds. `on_room` is called when the disk has caught up after
+    `output` answered False, `on_stop` once when it cannot go on.
+    """
+
+    path: Path
+    about: dict[str, Any]
+    max_bytes: int
+    on_room: Callable[[], object]
+    on_stop: Callable[[str], object]
+    _file: Any = None
+    _began: float = 0.0
+    _lines: list[str] = field(default_factory=list)
+    _unwritten: int = 0
+    _size: int = 0
+    _digest: Any = None
+    _decoder: Any = None
+    _writer: asyncio.Task[None] | None = None
+    _is_full: bool = False
+    _problem: str = ""
+    _is_closed: bool = False
+
+    def begin(self, columns: int, rows: int, term: str) -> None:
+        """Make the file. Raises RecordingStopped."""
+        header = {
+            "version": 2,
+            "width": columns or 80,
+            "height": rows or 24,
+            "timestamp": int(time.time()),
+            "env": {"TERM": term or "dumb"},
+        }
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._digest = hashlib.sha256()
+        self._began = time.monotonic()
+        try:
+            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+            self._file = os.fdopen(os.open(self.path, flags, 0o600), "wb", buffering=0)
+            self._write(json.dumps(header).encode("utf-8") + b"\n")
+            self._write_about({})
+        except OSError as exc:
+            raise RecordingStopped(f"no recording can be made ({exc.strerror})") from exc
+
+    def output(self, data: bytes) -> bool:
+        """Take what the person is about to see; whether more may come at once."""
+        return self._event("o", self._decoder.decode(data))
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the disk is behind."""
+        return self._is_full
+
+    def resized(self, columns: int, rows: int) -> None:
+        """The person's window has this size now."""
+        self._event("r", f"{columns}x{rows}")
+
+    def mark(self, text: str) -> None:
+        """A marker, which players show on their time line."""
+        self._event("m", text)
+
+    async def close(self, end: dict[str, Any]) -> None:
+        """Write what waits, and how it ended."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._writer is not None:
+            await self._writer
+        if self._file is not None:
+            file, self._file = self._file, None
+            await asyncio.to_thread(self._finish, file, end)
+
+    def _event(self, kind: str, text: str) -> bool:
+        if not text or self._is_closed or self._problem:
+            return True
+        seconds = time.monotonic() - self._began
+        line = f'[{seconds:.6f}, "{kind}", {json.dumps(text, ensure_ascii=False)}]\n'
+        self._lines.append(line)
+        self._unwritten += len(line)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.get_running_loop().create_task(self._write_waiting())
+        self._is_full = self._unwritten >= _UNWRITTEN
+        return not self._is_full
+
+    async def _write_waiting(self) -> None:
+        while self._lines and not self._problem:
+            lines, self._lines, self._unwritten = self._lines, [], 0
+            data = "".join(lines).encode("utf-8", "surrogatepass")
+            if self._size + len(data) > self.max_bytes:
+                self._stop("it has reached recording.max_bytes")
+                break
+            try:
+                await asyncio.to_thread(self._write, data)
+            except OSError as exc:
+                self._stop(f"its disk cannot take it ({exc.strerror})")
+            if self._is_full:
+                self._is_full = False
+                self.on_room()
+
+    def _write(self, data: bytes) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[self._file.write(view) :]
+        self._digest.update(data)
+        self._size += len(data)
+
+    def _stop(self, problem: str) -> None:
+        self._problem = problem
+        self._lines.clear()
+        self._unwritten = 0
+        _log.error("recording stopped", file=str(self.path), problem=problem)
+        if self._is_full:
+            self._is_full = False
+            self.on_room()
+        self.on_stop(problem)
+
+    def _finish(self, file: Any, end: dict[str, Any]) -> None:
+        file.close()
+        try:
+            self._write_about(end)
+        except OSError as exc:
+            _log.error("recording stopped", file=str(self.path), problem=str(exc.strerror))
+
+    def _write_about(self, end: dict[str, Any]) -> None:
+        about = self.about | end
+        if end:
+            seconds = round(time.monotonic() - self._began, 3)
+            about |= {"seconds": seconds, "bytes": self._size, "sha256": self._digest.hexdigest()}
+        if self._problem:
+            about["incomplete"] = self._problem
+        path = self.path.with_suffix(".json")
+        draft = path.with_suffix(".json.new")
+        draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
+        draft.chmod(0o600)
+        draft.replace(path)
+
+
+def remove_old(folder: Path, keep: float) -> int:
+    """Remove recordings that are older than `keep` seconds; answers how many files."""
+    removed = 0
+    if not folder.is_dir():
+        return removed
+    oldest = time.time() - keep
+    for file in folder.rglob("*"):
+        if file.suffix in (".cast", ".json") and file.stat().st_mtime < oldest:
+            file.unlink(missing_ok=True)
+            removed += 1
+    return removed

@@ -1,0 +1,419 @@
+"""One SSH session of a person, joined to one on the device: bytes, sizes, signals, the exit status.
+
+`PersonSession` is what asyncssh calls about the person's channel, `DeviceSession` about the
+device's. Everything passes as it comes, so a terminal, scp, sftp, rsync and git are all the same
+here; what the device says goes through the recording first.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import asyncssh
+
+from tunnelmux.gateway.authority import Access, AccessDenied
+from tunnelmux.gateway.menu import Menu
+from tunnelmux.gateway.recording import Recording, RecordingStopped
+from tunnelmux.gateway.upstream import SshdRefused
+from tunnelmux.observability import get_logger
+
+__all__ = ["WINDOW", "Opened", "PersonSession", "Request", "SessionOwner"]
+
+_log = get_logger("gateway")
+
+WINDOW = 512 * 1024
+"""Bytes that a channel may have under way."""
+
+_ENVIRONMENT = re.compile(rb"LANG|LC_[A-Z]{1,32}|TERM|COLORTERM|NO_COLOR")
+# What Debian's sshd takes; others say things about the person's machine.
+
+_MOST_EARLY = 64
+# Window changes and signals that wait for the device; a person makes none, a program might.
+
+_EXIT_USAGE = 64
+_EXIT_FAILED = 255
+_EXIT_INTERRUPTED = 130
+
+
+@dataclass(slots=True)
+class Request:
+    """What a person's channel asks for."""
+
+    command: str | None = None
+    subsystem: str | None = None
+    term: str = ""
+    size: tuple[int, int, int, int] = (0, 0, 0, 0)
+    modes: dict[int, int] = field(default_factory=dict)
+    environment: dict[bytes, bytes] = field(default_factory=dict)
+
+    @property
+    def has_terminal(self) -> bool:
+        return bool(self.term)
+
+    @property
+    def kind(self) -> str:
+        """The right that it needs."""
+        if self.subsystem is not None:
+            return "sftp"
+        return "shell" if self.command is None else "exec"
+
+    @property
+    def text(self) -> str:
+        """For a record."""
+        return self.subsystem or self.command or ""
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """What the owner has made ready for a session: the device's connection, and its recording."""
+
+    access: Access
+    connection: Any
+    recording: Recording | None
+    environment: dict[bytes, bytes]
+
+
+class SessionOwner(Protocol):
+    """The connection that a session belongs to."""
+
+    async def open_device(self, session: PersonSession, device: str) -> Opened:
+        """Judge, connect and begin the record. Raises AccessDenied, SshdRefused,
+        RecordingStopped."""
+
+    async def list_devices(self) -> list[str]:
+        """Labels of devices to choose from."""
+
+    async def why_lost(self, session: PersonSession) -> str:
+        """Why the device's connection ended under a session, for the person."""
+
+    def session_over(self, session: PersonSession) -> None:
+        """Called once."""
+
+
+class PersonSession(asyncssh.SSHServerSession[bytes]):
+    """The person's channel."""
+
+    def __init__(
+        self,
+        owner: SessionOwner,
+        device: str,
+        start: Callable[[Coroutine[Any, Any, None]], object],
+    ) -> None:
+        """`start` runs a coroutine as a task of asyncio."""
+        self.request = Request()
+        self.opened: Opened | None = None
+        self.sent = 0
+        """Bytes to the device."""
+        self.received = 0
+        """Bytes from it."""
+        self.end_reason = ""
+        """Why it ended, where it was not the device's or the person's doing."""
+        self._owner = owner
+        self._device = device
+        self._start = start
+        self._channel: Any = None
+        self._other: DeviceSession | None = None
+        self._menu: Menu | None = None
+        self._early: list[bytes] = []
+        self._orders: list[Callable[[], None]] = []
+        self._is_eof = False
+        self._is_over = False
+        self._is_full = False
+
+    # -- what the person asks for --------------------------------------------------------------
+
+    def connection_made(self, chan: Any) -> None:
+        self._channel = chan
+
+    def pty_requested(
+        self, term_type: str, term_size: tuple[int, int, int, int], term_modes: Any
+    ) -> bool:
+        self.request.term = term_type[:64] or "dumb"
+        self.request.size = term_size
+        self.request.modes = dict(term_modes)
+        return True
+
+    def shell_requested(self) -> bool:
+        return True
+
+    def exec_requested(self, command: str) -> bool:
+        self.request.command = command
+        return True
+
+    def subsystem_requested(self, subsystem: str) -> bool:
+        self.request.subsystem = subsystem
+        return subsystem == "sftp"
+
+    def session_started(self) -> None:
+        environment = self._channel.get_environment_bytes()
+        self.request.environment = {
+            name: value for name, value in environment.items() if _ENVIRONMENT.fullmatch(name)
+        }
+        self._start(self._begin() if self._device else self._offer())
+
+    async def _offer(self) -> None:
+        if not self.request.has_terminal:
+            self.tell("no device is named: write ssh ACCOUNT@DEVICE@GATEWAY")
+            self._exit(_EXIT_USAGE)
+            return
+        labels = await self._owner.list_devices()
+        if self._is_over:
+            return
+        self._menu = Menu(labels)
+        self._channel.write(self._menu.screen())
+
+    async def _begin(self) -> None:
+        try:
+            opened = await self._owner.open_device(self, self._device)
+        except (AccessDenied, SshdRefused, RecordingStopped) as exc:
+            self.tell(str(exc))
+            self._exit(_EXIT_FAILED)
+            return
+        except Exception as exc:  # noqa: BLE001  the person must not wait for nothing
+            _log.error("unhandled error in session", device=self._device, exc_info=exc)
+            self.tell("the gateway failed on this session; its log says how")
+            self._exit(_EXIT_FAILED)
+            return
+        self.opened = opened
+        if self._is_over:
+            self._owner.session_over(self)
+            return
+        request = self.request
+        try:
+            await opened.connection.create_session(
+                lambda: DeviceSession(self),
+                request.command,
+                subsystem=request.subsystem,
+                env=request.environment | opened.environment,
+                request_pty="force" if request.has_terminal else False,
+                term_type=request.term or None,
+                term_size=request.size,
+                term_modes=request.modes,
+                encoding=None,
+                window=WINDOW,
+                x11_forwarding=False,
+            )
+        except (OSError, asyncssh.Error) as exc:
+            self.tell(f"the device's sshd gave no session: {exc}")
+            self._exit(_EXIT_FAILED)
+            return
+        self._go()
+
+    def _go(self) -> None:
+        """The device is ready: give it what has come meanwhile."""
+        assert self._other is not None
+        if self._is_over:
+            self._other.channel.close()
+            return
+        for order in self._orders:
+            order()
+        for data in self._early:
+            self._other.channel.write(data)
+            self.sent += len(data)
+        self._early.clear()
+        if self._is_eof:
+            self._other.channel.write_eof()
+        self._channel.resume_reading()
+
+    # -- what the person does ------------------------------------------------------------------
+
+    def data_received(self, data: bytes, _datatype: object) -> None:
+        if self._menu is not None:
+            self._choose(data)
+        elif self._other is not None and not self._early:
+            if not self._other.channel.is_closing():
+                self.sent += len(data)
+                self._other.channel.write(data)
+        else:
+            self._early.append(data)
+            self._channel.pause_reading()  # not before: asyncssh itself begins to read later
+
+    def _choose(self, data: bytes) -> None:
+        assert self._menu is not None
+        answer = self._menu.typed(data)
+        if answer.echo:
+            self._channel.write(answer.echo)
+        if answer.leaves:
+            self._exit(_EXIT_INTERRUPTED)
+        elif answer.device:
+            self._menu = None
+            self._device = answer.device
+            self._start(self._begin())
+
+    def eof_received(self) -> bool:
+        self._is_eof = True
+        if self._other is not None:
+            self._other.channel.write_eof()
+        return True
+
+    def terminal_size_changed(self, width: int, height: int, pixwidth: int, pixheight: int) -> None:
+        self.request.size = (width, height, pixwidth, pixheight)
+        if self.opened is not None and self.opened.recording is not None:
+            self.opened.recording.resized(width, height)
+        self._order(
+            lambda: self._device_channel.change_terminal_size(width, height, pixwidth, pixheight)
+        )
+
+    def signal_received(self, signal: str) -> None:
+        self._order(lambda: self._device_channel.send_signal(signal))
+
+    def break_received(self, msec: int) -> bool:
+        self._order(lambda: self._device_channel.send_break(msec))
+        return True
+
+    def pause_writing(self) -> None:
+        self._is_full = True
+        if self._other is not None:
+            self._other.channel.pause_reading()
+
+    def resume_writing(self) -> None:
+        self._is_full = False
+        if self._other is not None:
+            self._other.room()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if self._is_over:
+            return
+        self._is_over = True
+        if self._other is not None:
+            self._other.channel.close()
+        self._owner.session_over(self)
+
+    @property
+    def _device_channel(self) -> Any:
+        assert self._other is not None
+        return self._other.channel
+
+    def _order(self, order: Callable[[], None]) -> None:
+        if self._other is not None:
+            order()
+        elif len(self._orders) < _MOST_EARLY:
+            self._orders.append(order)
+
+    # -- what others do to it ------------------------------------------------------------------
+
+    def tell(self, sentence: str) -> None:
+        """Write a line of ours to the person: on the screen, or to standard error."""
+        if not self._is_over and self._channel is not None:
+            end = "\r\n" if self.request.has_terminal else "\n"
+            line = f"tunnelmux: {sentence}{end}".encode()
+            if self.request.has_terminal:
+                self._channel.write(b"\r\n" + line)
+            else:
+                self._channel.write_stderr(line)
+
+    def cut(self, reason: str) -> None:
+        """End it now, and say why."""
+        if self._is_over:
+            return
+        self.end_reason = self.end_reason or reason
+        self.tell(reason)
+        self._channel.exit_with_signal("HUP", False, reason)
+        if self._other is not None:
+            self._other.channel.abort()
+
+    def attach(self, other: DeviceSession) -> None:
+        """The device's session has a channel."""
+        self._other = other
+        if self._is_full:
+            other.channel.pause_reading()
+
+    def room(self) -> None:
+        """The recording has caught up."""
+        if self._other is not None:
+            self._other.room()
+
+    def from_device(self, data: bytes, datatype: Any) -> bool:
+        """Record what the device says and pass it on; whether more may come at once."""
+        self.received += len(data)
+        may_go_on = True
+        recording = self.opened.recording if self.opened is not None else None
+        if recording is not None:
+            may_go_on = recording.output(data)
+        if not self._is_over:
+            self._channel.write(data, datatype)
+        return may_go_on
+
+    def device_eof(self) -> None:
+        """The device says no more."""
+        if not self._is_over:
+            self._channel.write_eof()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the person does not read."""
+        return self._is_full
+
+    def hold(self, held: bool) -> None:
+        """Read the person no more, or again: the device takes nothing."""
+        if not self._is_over:
+            if held:
+                self._channel.pause_reading()
+            else:
+                self._channel.resume_reading()
+
+    def device_over(self, status: int | None, signal: tuple[str, bool, str, str] | None) -> None:
+        """The device's session is over, with its exit status, a signal, or neither."""
+        if self._is_over:
+            return
+        if signal is not None:
+            self._channel.exit_with_signal(*signal)
+        elif status is not None:
+            self._channel.exit(status)
+        else:
+            self._start(self._tell_loss())
+
+    async def _tell_loss(self) -> None:
+        reason = await self._owner.why_lost(self)
+        if not self._is_over:
+            self.cut(reason)
+
+    def _exit(self, status: int) -> None:
+        if not self._is_over:
+            self._channel.exit(status)
+
+
+class DeviceSession(asyncssh.SSHClientSession[bytes]):
+    """The device's channel of one person's session."""
+
+    def __init__(self, person: PersonSession) -> None:
+        self.channel: Any = None
+        self._person = person
+        self._status: int | None = None
+        self._signal: tuple[str, bool, str, str] | None = None
+
+    def connection_made(self, chan: Any) -> None:
+        self.channel = chan
+        self._person.attach(self)
+
+    def data_received(self, data: bytes, datatype: Any) -> None:
+        if not self._person.from_device(data, datatype):
+            self.channel.pause_reading()
+
+    def room(self) -> None:
+        """One of the two that may have been full has room again; both must."""
+        recording = self._person.opened.recording if self._person.opened is not None else None
+        if not self._person.is_full and not (recording is not None and recording.is_full):
+            self.channel.resume_reading()
+
+    def eof_received(self) -> bool:
+        self._person.device_eof()
+        return True
+
+    def exit_status_received(self, status: int) -> None:
+        self._status = status
+
+    def exit_signal_received(self, signal: str, core_dumped: bool, msg: str, lang: str) -> None:
+        self._signal = (signal, core_dumped, msg, lang)
+
+    def pause_writing(self) -> None:
+        self._person.hold(True)
+
+    def resume_writing(self) -> None:
+        self._person.hold(False)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._person.device_over(self._status, self._signal)  # after the last data

@@ -1,0 +1,188 @@
+"""The gateway as a client of a device's sshd, over a stream through the device's tunnel."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any
+
+import asyncssh
+import trio
+
+from tunnelmux.gateway.guest import Bridge
+from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
+
+__all__ = ["CIPHERS", "KEY_EXCHANGES", "SshdRefused", "log_in"]
+
+CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
+"""What people's clients are offered: their order decides, and ChaCha20 costs half as much again."""
+
+_TO_DEVICES = (*CIPHERS, "aes128-ctr", "aes256-ctr")
+# Dropbear has no GCM.
+
+KEY_EXCHANGES = (
+    "mlkem768x25519-sha256",
+    "curve25519-sha256",
+    "curve25519-sha256@libssh.org",
+    "ecdh-sha2-nistp256",
+)
+
+_SSH_PORT = 22
+
+
+class SshdRefused(Exception):
+    """The device's sshd let nobody in; the message says why."""
+
+
+async def log_in(
+    bridge: Bridge,
+    stream: trio.abc.HalfCloseableStream,
+    account: str,
+    client_keys: list[Any],
+    host_keys: HostKeys,
+    device_id: str,
+    *,
+    timeout: float,
+) -> Any:
+    """A connection to the sshd at the other end of `stream`, which it closes at its end.
+
+    Awaited in asyncio. The device's host key is pinned when it is met first. Raises SshdRefused.
+    """
+    try:
+        check = host_keys.check(device_id, _SSH_PORT)
+    except SshFailure as exc:
+        raise SshdRefused(str(exc)) from exc
+    try:
+        connection = await asyncio.wait_for(
+            asyncssh.connect(
+                device_id,
+                _SSH_PORT,
+                tunnel=_StreamTunnel(bridge, stream),
+                client_factory=lambda: _Client(check),
+                username=account,
+                client_keys=client_keys,
+                agent_path=None,
+                config=None,
+                encryption_algs=list(_TO_DEVICES),
+                compression_algs=None,
+                x509_trusted_certs=None,
+                preferred_auth="publickey",
+                keepalive_interval=15,
+                **check.options(""),
+            ),
+            timeout,
+        )
+    except asyncssh.PermissionDenied as exc:
+        raise SshdRefused(
+            f'the device\'s sshd does not let the account "{account}" in with what was shown: '
+            "does it trust the gateway's authority (TrustedUserCAKeys), or your key?"
+        ) from exc
+    except asyncssh.HostKeyNotVerifiable as exc:
+        problem = check.problem
+        raise SshdRefused(str(problem) if problem is not None else str(exc)) from exc
+    except TimeoutError as exc:
+        raise SshdRefused(f"the device's sshd did not answer within {timeout:g} s") from exc
+    except (OSError, asyncssh.Error) as exc:
+        raise SshdRefused(f"the device's sshd closed the connection: {exc}") from exc
+    if check.must_pin:
+        try:
+            check.pin()
+        except SshFailure as exc:
+            connection.abort()
+            raise SshdRefused(str(exc)) from exc
+        await asyncio.to_thread(host_keys.save)
+    return connection
+
+
+class _Client(asyncssh.SSHClient):
+    """Judges the device's host key."""
+
+    def __init__(self, check: HostKeyCheck) -> None:
+        self._check = check
+
+    def validate_host_public_key(self, _host: str, _addr: str, _port: int, key: Any) -> bool:
+        return self._check.accept(key)
+
+
+class _StreamTunnel:
+    """What asyncssh takes for `tunnel=`: a transport of one connection over a Trio stream.
+
+    asyncssh does not heed its transport's back-pressure; what waits here is bounded by the windows
+    of the channels.
+    """
+
+    def __init__(self, bridge: Bridge, stream: trio.abc.HalfCloseableStream) -> None:
+        self._bridge = bridge
+        self._stream = stream
+        self._waiting = bytearray()
+        self._something = trio.Event()
+        self._is_closed = False
+        self._connection: Any = None
+
+    async def create_connection(self, factory: Any, _host: str, _port: int) -> Any:
+        """Called by asyncssh."""
+        self._connection = factory()
+        self._connection.connection_made(self)
+        self._bridge.spawn(self._run)
+        return self, self._connection
+
+    def get_extra_info(self, _name: str, default: Any = None) -> Any:
+        """Called by asyncssh; there is no socket."""
+        return default
+
+    def is_closing(self) -> bool:
+        """Called by asyncssh."""
+        return self._is_closed
+
+    def write(self, data: bytes) -> None:
+        """Called by asyncssh."""
+        if not self._waiting:
+            self._bridge.soon(self._wake)
+        self._waiting += data
+
+    def close(self) -> None:
+        """Called by asyncssh."""
+        self._is_closed = True
+        self._bridge.soon(self._wake)
+
+    abort = close
+
+    def _wake(self) -> None:
+        self._something.set()
+
+    async def _run(self) -> None:
+        problem: Exception | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._send, nursery.cancel_scope)
+                async for data in self._stream:
+                    self._connection.data_received(bytes(data))
+                nursery.cancel_scope.cancel()
+        except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
+            problem = ConnectionError(str(_first(group)))
+        finally:
+            self._is_closed = True
+            self._connection.connection_lost(problem)
+            with trio.CancelScope(shield=True):
+                await trio.aclose_forcefully(self._stream)
+
+    async def _send(self, scope: trio.CancelScope) -> None:
+        while True:
+            # No deadline: whoever has the connection sends when there is something.
+            await self._something.wait()
+            self._something = trio.Event()
+            while self._waiting:
+                data, self._waiting = self._waiting, bytearray()
+                await self._stream.send_all(data)
+            if self._is_closed:
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await self._stream.send_eof()
+                scope.cancel()
+                return
+
+
+def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error.__cause__ or error

@@ -1,0 +1,80 @@
+"""A whole installation with a gateway, for one test each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from support.daemons import DaemonSet
+from support.gateways import Site, running_site
+from support.origin import Origin, serving
+from support.registries import Templates
+from tunnelmux.config import Secret
+from tunnelmux.registry import open_registry
+
+OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
+
+
+@pytest.fixture(scope="session")
+def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
+    return Templates(tmp_path_factory.mktemp("templates"))
+
+
+@pytest.fixture
+async def daemons(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DaemonSet]:
+    """Starts processes; at the end none of them has shown a secret or a traceback."""
+    async with trio.open_nursery() as nursery:
+        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
+        try:
+            yield started
+        finally:
+            await started.finish()
+    started.check()
+
+
+@pytest.fixture
+async def origin() -> Origin:
+    return Origin()
+
+
+@pytest.fixture
+async def open_site(
+    tmp_path: Path,
+    templates: Templates,
+    debian_program: Callable[[str, str], str],
+    daemons: DaemonSet,
+    origin: Origin,
+) -> AsyncIterator[OpenSite]:
+    """`async with open_site(GATEWAY_CONFIGURATION) as site`."""
+    url = templates.sqlite(tmp_path)
+    async with (
+        open_registry(Secret(url), migrate=False) as registry,
+        serving(origin.handle) as web,
+    ):
+
+        def make(more: str = "", **options: Any) -> AbstractAsyncContextManager[Site]:
+            return running_site(
+                tmp_path,
+                registry,
+                url,
+                debian_program,
+                daemons,
+                f"http://{web}",
+                more,
+                **options,
+            )
+
+        yield make
+
+
+@pytest.fixture
+async def site(open_site: OpenSite) -> AsyncIterator[Site]:
+    async with open_site() as running:
+        yield running

@@ -1,0 +1,81 @@
+"""A lease's end is the end of what rests on it, whoever brings it about."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+
+import pytest
+import trio
+
+from support.gateways import TEST, Site, User
+from support.terminal import Terminal
+from tunnelmux.registry import Lease
+
+pytestmark = pytest.mark.slow
+
+End = Callable[[Site, User, Lease], Awaitable[object]]
+
+ENDS: dict[str, End] = {
+    "the lease was ended": lambda site, _user, lease: site.tenant.leases.end(lease.id, "enough"),
+    "the user was disabled": lambda site, user, _lease: site.registry.installation(
+        TEST
+    ).users.set_enabled(user.id, False),
+    "the user is no member": lambda site, user, _lease: site.tenant.members.remove(user.id),
+}
+
+
+async def in_session(site: Site, user: User) -> Terminal:
+    """A terminal on the device that has answered."""
+    terminal = await site.terminal(user, f"{site.sshd.user}@cam1")
+    await terminal.type("echo re''ady\n")
+    await terminal.expect("ready")
+    return terminal
+
+
+async def test_what_is_taken_back_ends_at_once(site: Site) -> None:
+    for number, (how, end) in enumerate(ENDS.items()):
+        user = await site.user(f"user{number}")
+        lease = await site.lease(user)
+        async with await in_session(site, user) as terminal:
+            await end(site, user, lease)
+            await terminal.expect("your access was taken back")
+            assert await terminal.wait() != 0
+        refused = await site.ssh(user, f"{site.sshd.user}@cam1", "true")
+        assert refused.returncode == 255, how
+
+
+async def test_a_lease_ends_at_its_second_and_is_told_before(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob, seconds=63)
+    async with await in_session(site, bob) as terminal:
+        await terminal.expect("your lease ends in 1 minute")
+    ann = await site.user("ann")
+    await site.lease(ann, seconds=8)
+    async with await in_session(site, ann) as terminal:
+        await terminal.expect("your lease has ended")
+        assert await terminal.wait() != 0
+
+
+async def test_a_lease_that_is_extended_goes_on(site: Site) -> None:
+    bob = await site.user("bob")
+    lease = await site.lease(bob, seconds=8)
+    assert lease.ends is not None
+    async with await in_session(site, bob) as terminal:
+        await site.tenant.leases.extend(lease.id, lease.ends + timedelta(hours=1))
+        with trio.move_on_after(9) as waited:
+            await terminal.expect("your lease")
+        assert waited.cancelled_caught
+        await terminal.type("exit 4\n")
+        assert await terminal.wait() == 4
+
+
+async def test_a_gateway_that_stops_says_so(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    async with await in_session(site, bob) as terminal:
+        site.gateway.send_signal(signal.SIGTERM)
+        await terminal.expect("the gateway is stopped for a moment")
+        assert await terminal.wait() != 0
+    assert await site.gateway.wait() == 0

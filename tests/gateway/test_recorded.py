@@ -1,0 +1,127 @@
+"""`ssh root@cam1@GATEWAY`: by way of the gateway, which keeps what is seen."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.gateways import Site
+from tunnelmux.gateway.recording import remove_old
+
+pytestmark = pytest.mark.slow
+
+
+async def test_a_command_goes_through_with_its_streams_and_its_status(site: Site) -> None:
+    bob = await site.user("bob")
+    lease = await site.lease(bob)
+    account = site.sshd.user
+    command = "cat; echo warn >&2; echo $TUNNELMUX_ACTOR $TUNNELMUX_LEASE; exit 7"
+    result = await site.ssh(bob, f"{account}@cam1", command, send=b"over\n")
+    assert result.stderr == b"warn\n"
+    assert result.stdout == f"over\nbob@example.com {lease.id}\n".encode()
+    assert result.returncode == 7
+    by_serial = await site.ssh(bob, f"{account}#SN123", "echo hello")
+    assert by_serial.stdout == b"hello\n"
+    (first, second) = site.recordings()
+    header, *events = [json.loads(line) for line in first.read_text().splitlines()]
+    assert header["version"] == 2
+    shown = "".join(text for _, kind, text in events if kind == "o")
+    assert "over\n" in shown
+    assert "warn\n" in shown
+    about = json.loads(second.with_suffix(".json").read_text())
+    assert (about["person"], about["command"]) == ("bob@example.com", "echo hello")
+    assert (about["lease"], about["device"]) == (lease.id, "cam1")
+    await site.gateway.logged("ssh session over", text="echo hello", from_device=6)
+    records = await site.records_of(lease, 2, "lease.session")
+    assert [record["text"] for record in records] == [command, "echo hello"]
+    assert records[1]["recording"] == second.stem
+
+
+async def test_a_terminal_has_its_size_and_is_recorded_with_every_change(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    terminal = await site.terminal(bob, f"{site.sshd.user}@cam1")
+    async with terminal:
+        await terminal.type("stty size; echo re''ady\n")
+        await terminal.expect("24 80")
+        await terminal.expect("ready")
+        terminal.resize(100, 40)
+        await terminal.type("sleep 0.2; stty size\n")
+        await terminal.expect("40 100")
+        await terminal.type("exit 3\n")
+        assert await terminal.wait() == 3
+    (recording,) = site.recordings()
+    events = [json.loads(line) for line in recording.read_text().splitlines()[1:]]
+    assert [text for _, kind, text in events if kind == "r"] == ["100x40"]
+    assert "40 100" in "".join(text for _, kind, text in events if kind == "o")
+
+
+async def test_files_go_both_ways_by_sftp_scp_rsync_and_git(site: Site, tmp_path: Path) -> None:
+    bob = await site.user("bob")
+    lease = await site.lease(bob)
+    there = tmp_path / "there"
+    there.mkdir()
+    data = bytes(range(256)) * 4000
+    (tmp_path / "file").write_bytes(data)
+    user = f"{site.sshd.user}@cam1"
+    options = [*site.client(bob), "-o", f"User={user}"]
+    ssh = " ".join(["ssh", *(f"'{word}'" for word in options), "-p", str(site.port)])
+    port = ["-P", str(site.port)]
+    for number, words in enumerate(
+        (
+            ["scp", *options, *port, "file", "127.0.0.1:there/0"],
+            ["scp", "-O", *options, *port, "file", "127.0.0.1:there/1"],
+            ["rsync", "-e", ssh, "file", "127.0.0.1:there/2"],
+        )
+    ):
+        words[0] = site.program(words[0], "openssh-client" if number < 2 else "rsync")
+        words = [str(tmp_path / word) if word == "file" else word for word in words]
+        words = [word.replace(":there", f":{there}") for word in words]
+        result = await site.run(words)
+        assert (result.returncode, result.stderr) == (0, b"")
+        assert (there / str(number)).read_bytes() == data
+    git = site.program("git", "git")
+    await site.run([git, "init", "-q", "--bare", str(there / "repository.git")])
+    environment = f"GIT_SSH_COMMAND={ssh}"
+    url = f"ssh://127.0.0.1:{site.port}{there}/repository.git"
+    clone = ["env", environment, git, "clone", "-q", url, str(tmp_path / "clone")]
+    result = await site.run(clone)
+    assert result.returncode == 0, result.stderr
+    records = await site.records_of(lease, 4, "lease.session")
+    assert [record["kind"] for record in records] == ["sftp", "exec", "exec", "exec"]
+
+
+async def test_a_reader_that_stops_holds_the_device_back(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    words = [site.program("ssh", "openssh-client"), *site.client(bob), "-p", str(site.port)]
+    command = "head -c 200000000 /dev/zero | tr '\\0' x"
+    words += ["-l", f"{site.sshd.user}@cam1", "127.0.0.1", command]
+    process = await trio.lowlevel.open_process(
+        words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    await site.gateway.logged("ssh session begins")
+    before = site.gateway.peak_memory
+    with trio.move_on_after(3):
+        await process.wait()
+    assert process.returncode is None
+    assert site.gateway.peak_memory - before < 40_000_000
+    process.kill()
+    await process.wait()
+    await site.gateway.logged("ssh session over")
+
+
+async def test_what_is_old_is_removed(tmp_path: Path) -> None:
+    folder = tmp_path / "tenant" / "2020-01-01"
+    folder.mkdir(parents=True)
+    for name in ("old.cast", "old.json", "new.cast"):
+        (folder / name).write_text("x")
+    for name in ("old.cast", "old.json"):
+        os.utime(folder / name, (1, 1))
+    assert remove_old(tmp_path, 3600) == 2
+    assert [file.name for file in folder.iterdir()] == ["new.cast"]

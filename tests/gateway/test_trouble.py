@@ -1,0 +1,87 @@
+"""Bad luck and bad counterparts: what the person is told, and that others never notice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+
+from support.gateways import Site
+
+pytestmark = pytest.mark.slow
+
+OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
+
+
+async def test_a_device_that_refuses_is_away_or_has_another_key(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    account = site.sshd.user
+    refused = await site.ssh(bob, "nobody-at-all@cam1", "true")
+    assert b'does not let the account "nobody-at-all" in' in refused.stderr
+    assert b"TrustedUserCAKeys" in refused.stderr
+    assert (await site.ssh(bob, f"{account}@cam1", "true")).returncode == 0
+    store = site.folder / "gateway-state" / "device_host_keys"
+    device, kind, _ = store.read_text().split()
+    other = (site.folder / "bob.key.pub").read_text().split()[1]
+    store.write_text(f"{device} {kind} {other}\n")
+    refused = await site.ssh(bob, f"{account}@cam1", "true")
+    assert b"the host key of" in refused.stderr
+    assert b"has changed" in refused.stderr
+    store.unlink()
+    await site.stop_agent()
+    refused = await site.ssh(bob, f"{account}@cam1", "true")
+    assert b'"cam1": the device is not connected now' in refused.stderr
+    assert refused.returncode == 255
+
+
+@pytest.mark.parametrize("rule", ["stop", "continue"])
+async def test_a_recording_that_cannot_go_on(open_site: OpenSite, rule: str) -> None:
+    more = f'[recording]\nmax_bytes = 65536\non_failure = "{rule}"\n'
+    async with open_site(more) as site:
+        bob = await site.user("bob")
+        await site.lease(bob)
+        command = "head -c 300000 /dev/zero | tr '\\0' x; cat; echo the end"
+        result = await site.ssh(bob, f"{site.sshd.user}@cam1", command)
+        assert b"it has reached recording.max_bytes" in result.stderr
+        assert result.stdout.endswith(b"the end\n") == (rule == "continue")
+        assert (result.returncode == 0) == (rule == "continue")
+        await site.gateway.logged("ssh session over")
+        (recording,) = site.recordings()
+        assert recording.stat().st_size <= 65_536
+        about = await site.about(recording)
+        assert about["incomplete"] == "it has reached recording.max_bytes"
+        # A folder that cannot be written is the same for `stop`, and never a silent session.
+        recording.parent.rename(recording.parent.with_name("moved"))
+        recording.parent.write_text("no folder")
+        result = await site.ssh(bob, f"{site.sshd.user}@cam1", "echo unseen")
+        assert b"no recording can be made" in result.stderr
+        assert result.stdout == b""
+
+
+async def test_log_in_by_the_persons_own_agent(open_site: OpenSite) -> None:
+    more = '[access]\nstanding_rights = ["exec", "agent"]\n'
+    async with open_site(more, authority=False) as site:
+        ann = await site.user("ann", "admin")
+        refused = await site.ssh(ann, f"{site.sshd.user}@cam1", "true")
+        assert b"use ssh -A" in refused.stderr
+        async with site.ssh_agent(site.sshd.folder / "user_key") as socket:
+            options = ["-A", "-o", f"IdentityAgent={socket}"]
+            result = await site.ssh(ann, f"{site.sshd.user}@cam1", "echo in", options=options)
+        assert (result.stdout, result.returncode) == (b"in\n", 0), result.stderr
+
+
+async def test_the_record_of_a_session_that_was_killed_is_whole(site: Site) -> None:
+    bob = await site.user("bob")
+    lease = await site.lease(bob)
+    terminal = await site.terminal(bob, f"{site.sshd.user}@cam1")
+    async with terminal:
+        await terminal.type("echo re''ady\n")
+        await terminal.expect("ready")
+    await site.records_of(lease, 1, "lease.session")
+    (recording,) = site.recordings()
+    for line in recording.read_text().splitlines()[1:]:
+        assert len(json.loads(line)) == 3
+    assert "sha256" in await site.about(recording)

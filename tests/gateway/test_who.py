@@ -1,0 +1,111 @@
+"""Who gets in, who does not, and what they are told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+
+import pytest
+import trio
+
+from support.gateways import Site
+
+pytestmark = pytest.mark.slow
+
+OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
+
+
+async def test_nobody_is_let_in_by_default(site: Site) -> None:
+    account = site.sshd.user
+    stranger = await site.user("stranger", None, registered=False)
+    refused = await site.ssh(stranger, f"{account}@cam1", "true")
+    assert refused.returncode == 255
+    assert b"is not known: register it at https://console.example.com" in refused.stderr
+    for name, role in (("of-no-tenant", None), ("viewer", "viewer"), ("owner", "owner")):
+        person = await site.user(name, role)
+        refused = await site.ssh(person, f"{account}@cam1", "true")
+        assert refused.returncode == 255
+        words = b'no device called "cam1"' if role is None else b"ask for a lease"
+        assert words in refused.stderr
+        # What is not there is not told apart from what may not be known.
+        refused = await site.ssh(person, f"{account}@cam2", "true")
+        assert b'you reach no device called "cam2"' in refused.stderr
+    viewer = await site.user("viewer2")
+    await site.lease(viewer, rights=("exec",), addresses=("192.0.2.0/24",))
+    refused = await site.ssh(viewer, f"{account}@cam1", "true")
+    assert b"nothing lets you into" in refused.stderr
+    await site.lease(viewer, rights=("exec",), addresses=("127.0.0.0/8",))
+    assert (await site.ssh(viewer, f"{account}@cam1", "true")).returncode == 0
+    shell = await site.ssh(viewer, f"{account}@cam1", options=["-T"])
+    assert b"you may exec" in shell.stderr
+
+
+async def test_a_ticket_lets_one_session_in_once(site: Site) -> None:
+    bob = await site.user("bob", registered=False)
+    await site.lease(bob)
+    _, ticket = await site.tenant.tickets.add(user_id=bob.id, device_id=site.device_id)
+    site.daemons.secrets.add(ticket.reveal())
+    target = f"ticket-{ticket.reveal()}@{site.sshd.user}"
+    first = await site.ssh(bob, target, "echo in")
+    assert (first.stdout, first.returncode) == (b"in\n", 0), first.stderr
+    again = await site.ssh(bob, target, "echo in")
+    assert again.returncode == 255
+    assert b"this ticket is used, over, or none" in again.stderr
+
+
+async def test_an_operator_may_what_the_configuration_says_without_a_lease(
+    open_site: OpenSite,
+) -> None:
+    more = '[access]\nstanding_rights = ["exec"]\naccounts = ["nobody", "root"]\n'
+    async with open_site(more) as site:
+        ann = await site.user("ann", "operator")
+        result = await site.ssh(ann, f"{site.sshd.user}@cam1", "echo $TUNNELMUX_LEASE.")
+        assert result.stdout == b".\n"
+        terminal = await site.terminal(ann, site.sshd.user)
+        async with terminal:
+            await terminal.expect("1  cam1")
+            await terminal.type("1\r")
+            await terminal.expect("you may exec")
+        other = await site.ssh(ann, "daemon@cam1", "true")
+        assert b'the account "daemon" is not one of nobody, root' in other.stderr
+        assert (await site.ssh(await site.user("eve"), "root@cam1", "true")).returncode == 255
+
+
+async def test_addresses_are_held_to_a_list_and_to_a_number_of_failures(
+    open_site: OpenSite,
+) -> None:
+    more = "[limits]\nmax_failures = 3\nfailure_period = 600.0\n"
+    async with open_site(more) as site:
+        stranger = await site.user("stranger", registered=False)
+        for _ in range(3):
+            await site.ssh(stranger, "root@cam1", "true")
+        bob = await site.user("bob")
+        await site.lease(bob)
+        refused = await site.ssh(bob, f"{site.sshd.user}@cam1", "true")
+        assert refused.returncode == 255
+        assert b"not known" not in refused.stderr
+        elsewhere = await site.ssh(
+            bob, f"{site.sshd.user}@cam1", "true", options=["-o", "BindAddress=127.0.0.2"]
+        )
+        assert elsewhere.returncode == 0, elsewhere.stderr
+
+
+async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None:
+    bob = await site.user("bob")
+    for name in ("a b@cam1", "@cam1", "x@y@z", "u" * 300):
+        refused = await site.ssh(bob, name, "true")
+        assert refused.returncode == 255
+        assert b"write ssh ACCOUNT@DEVICE@GATEWAY" in refused.stderr
+    # Longer ones end in the library, before there is anybody to talk to.
+    assert (await site.ssh(bob, "u" * 10_240, "true")).returncode == 255
+    await site.lease(bob)
+    assert (await site.ssh(bob, f"{site.sshd.user}@cam1", "true")).returncode == 0
+
+
+async def test_connections_from_elsewhere_are_closed_at_once(open_site: OpenSite) -> None:
+    async with open_site('[gateway]\nallow = ["192.0.2.0/24"]\n') as site:
+        stream = await trio.open_tcp_stream("127.0.0.1", site.port)
+        async with stream:
+            with trio.fail_after(20):
+                assert await stream.receive_some() == b""
+        await site.gateway.logged("ssh connection refused", reason="not in gateway.allow")
