@@ -203,9 +203,8 @@ async def test_a_session_is_resumed_with_a_ticket(
             nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("says", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["silence", "plain HTTP"])
-async def test_a_failed_handshake_is_a_reset_and_one_line(
-    tls: tuple[Path, ssl.SSLContext], says: bytes
+async def test_a_visitor_who_says_nothing_is_reset_and_one_line(
+    tls: tuple[Path, ssl.SSLContext],
 ) -> None:
     limits = IngressLimits(handshake_timeout=0.2)
     with capture_logs() as lines:
@@ -213,8 +212,6 @@ async def test_a_failed_handshake_is_a_reset_and_one_line(
             address = target.proxy.http_address
             assert address is not None
             stream = await trio.open_tcp_stream(*address)
-            if says:
-                await stream.send_all(says)
             with pytest.raises(trio.BrokenResourceError):
                 while await stream.receive_some():
                     pass
@@ -222,6 +219,62 @@ async def test_a_failed_handshake_is_a_reset_and_one_line(
             await stream.aclose()
     (line,) = [one for one in lines if (one["event"], one.get("visitor")) == ("visitor lost", us)]
     assert "TLS handshake" in line["problem"]
+
+
+OLD_HELLO = bytes.fromhex(
+    # A ClientHello of TLS 1.0 (RFC 2246 section 7.4.1.2), with one cipher and no extension.
+    "160301002d 01000029 0301" + "00" * 32 + "00 0002 002f 0100"
+)
+
+
+@pytest.mark.parametrize(
+    ("says", "answer", "told"),
+    [
+        (b"GET / HTTP/1.1\r\nHost: x\r\n\r\n", b"HTTP/1.1 400 Bad Request\r\n", "plain HTTP"),
+        (OLD_HELLO, b"\x15\x03", "an older TLS than tls_min_version"),  # an alert
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"", "does not speak TLS"),
+        (b"\x00" * 64, b"", "does not speak TLS"),
+    ],
+    ids=["plain HTTP", "TLS 1.0", "HTTP/2", "rubbish"],
+)
+async def test_who_speaks_something_else_is_answered_and_is_one_line(
+    tls: tuple[Path, ssl.SSLContext], says: bytes, answer: bytes, told: str
+) -> None:
+    with capture_logs() as lines:
+        async with rig(tls=tls) as target:
+            address = target.proxy.http_address
+            assert address is not None
+            stream = await trio.open_tcp_stream(*address)
+            us = "{}:{}".format(*stream.socket.getsockname())
+            await stream.send_all(says)
+            got = b"".join([bytes(part) async for part in stream])
+            await stream.aclose()
+            assert got.startswith(answer)
+            if answer.startswith(b"HTTP"):
+                assert b"This port speaks TLS: write https://" in got
+                assert b"\r\nConnection: close\r\n" in got
+            assert target.proxy.visits.figures.tls_failures == 1
+    (line,) = [one for one in lines if (one["event"], one.get("visitor")) == ("visitor lost", us)]
+    assert told in line["problem"]
+
+
+@pytest.mark.parametrize(
+    ("says", "status", "told"),
+    [
+        (OLD_HELLO, b" 400 ", "this looks like TLS: this port speaks plain HTTP"),
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b" 505 ", "Only HTTP/1.1 and HTTP/1.0"),
+    ],
+    ids=["TLS", "HTTP/2"],
+)
+async def test_a_plain_port_says_so_to_who_speaks_something_else(
+    says: bytes, status: bytes, told: str
+) -> None:
+    with capture_logs() as lines:
+        async with rig() as target:
+            await target.visitor.send(says)
+            assert status in (await target.visitor.read_all())[:16]
+    (line,) = [one for one in lines if one["event"] == "request"]
+    assert told in line["problem"]
 
 
 async def test_a_drain_says_goodbye_to_idle_visitors(target: Target) -> None:

@@ -24,6 +24,7 @@ its begin to its end.
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ from tunnelmux.proxy.visitors.carrier import (
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Wait
+from tunnelmux.proxy.visitors.wrong_protocol import (
+    PLAIN_HTTP_ANSWER,
+    explain_handshake,
+    speaks_plain_http,
+)
 from tunnelmux.pump.data_pump import DataPump, lend_socket, tls_stream
 from tunnelmux.relay import abort, reset_socket
 from tunnelmux.transports.admission import Place
@@ -258,8 +264,7 @@ class HttpVisit(Visit):
     def _after_relay(self, relay: HttpRelay) -> None:
         assert self._wire is not None
         if not self._wire.is_shaken:
-            self.figures.tls_failures += 1
-            self._lose(f"the TLS handshake failed: {relay.error or 'the visitor left'}")
+            self._end_handshake(relay.error)
         elif relay.outcome != "handed back":
             self.carrier.log_end(relay)
             if relay.outcome == "finished":
@@ -275,6 +280,29 @@ class HttpVisit(Visit):
             self._close()
         else:
             self._judge_soon(relay)
+
+    def _end_handshake(self, error: BaseException | None) -> None:
+        """Say why there is no TLS, as far as the visitor can understand it."""
+        assert self._wire is not None
+        assert self.local is not None
+        problem = explain_handshake(error)
+        if not isinstance(error, ssl.SSLError):
+            self.figures.tls_failures += 1
+            self._lose(problem)
+            return
+        self._note_failed_handshake(problem)
+        tls = self._wire.release()
+        alert = tls[2].read() if tls is not None else b""
+        told = PLAIN_HTTP_ANSWER if speaks_plain_http(error) else alert
+        with contextlib.suppress(
+            OSError
+        ):  # the first bytes of a connection: they fit, or it is over
+            self.local.send(told, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        self._leave()
+
+    def _note_failed_handshake(self, problem: str) -> None:
+        self.figures.tls_failures += 1
+        _log.info("visitor lost", visitor=self.visitor, problem=problem)
 
     def _leave(self) -> None:
         """Close so that the visitor can read all that was sent to it (RFC 9112 9.6)."""
@@ -465,8 +493,7 @@ class HttpVisit(Visit):
                     )
                     problem = await _shake_hands(stream, self.place, limits)
                     if problem is not None:
-                        self.figures.tls_failures += 1
-                        _log.info("visitor lost", visitor=self.visitor, problem=problem)
+                        self._note_failed_handshake(problem)
                         await abort(stream)
                         return
                 requests = self._begin_by_h11(stream)
@@ -531,7 +558,10 @@ async def _shake_hands(
         try:
             await stream.do_handshake()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            return f"the TLS handshake failed: {exc.__cause__ or exc}"
+            if speaks_plain_http(exc.__cause__):
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    await below.send_all(PLAIN_HTTP_ANSWER)
+            return explain_handshake(exc.__cause__ or exc)
         return None
     return f"no TLS handshake within {limits.handshake_timeout:g} s"
 
