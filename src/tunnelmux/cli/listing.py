@@ -134,7 +134,7 @@ def _print_details(details: DeviceDetails) -> None:
             ("Device", Cell(device.name, "bold")),
             ("State", Cell(state, _STATES[device.state])),
             ("Reason", device.reason),
-            ("Last seen", ago(device.last_seen)),
+            ("Last seen", "" if device.state == "online" else ago(device.last_seen)),
             ("Address", device.address),
             ("Agent", device.version),
             ("Services", services),

@@ -9,7 +9,9 @@ from tunnelmux.cli.completion import completion
 from tunnelmux.cli.curl import curl
 from tunnelmux.cli.demo.command import demo
 from tunnelmux.cli.device_admin import device, invite
+from tunnelmux.cli.doctor.command import doctor
 from tunnelmux.cli.exec import exec_command
+from tunnelmux.cli.explain import explain
 from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
 from tunnelmux.cli.listing import ls, show
@@ -26,6 +28,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
     "Looking": (ls, show, watch, events),
     "Reaching devices": (ssh, connect, ssh_config, forward, curl, exec_command),
+    "Finding out what is wrong": (explain, doctor),
     "Letting devices in": (invite, device),
     "This program": (demo, completion, manual),
 }

@@ -73,10 +73,10 @@ class ProxyFleet(Fleet):
     async def details(self, name: str) -> DeviceDetails:
         session = await self._session(name)
         device = _device(session)
-        info = await self._info(session)
+        visits = await self._call(partial(self.client.list_visits, name))
+        info = await self._info(session)  # after the visits: it would be one itself
         device.version = info.version
         device.services = [service.name for service in info.services]
-        visits = await self._call(partial(self.client.list_visits, name))
         return DeviceDetails(
             device=device,
             services=info.services,

@@ -1,0 +1,1 @@
+"""tunnelmux doctor: what stands between this machine and a server, one check after the other."""
