@@ -58,7 +58,7 @@ async def test_a_visitor_who_asks_at_once_waits_for_the_device(
     began = trio.current_time()
     answer = await tunnel.fetch(device="dev2")
     assert answer.status == 503
-    assert trio.current_time() - began < 2
+    assert trio.current_time() - began < 4.5, "nobody waited reconnect_wait"
     assert b"it was last seen on " in answer.body
 
 

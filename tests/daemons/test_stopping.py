@@ -100,7 +100,7 @@ async def test_proxy_cuts_what_outlasts_its_grace_and_never_as_if_it_were_whole(
         with pytest.raises(trio.BrokenResourceError):
             await visitor.read_all()
         assert await tunnel.proxy.wait() == 0
-        assert 0.5 < trio.current_time() - since < 5
+        assert 0.5 < trio.current_time() - since < 15
         drained = await tunnel.proxy.logged("drained")
         assert (drained["streams"], drained["cut"]) == (1, 1)
     await visitor.stream.aclose()
