@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 
 __all__ = [
     "AGENT_AUTHORITY",
@@ -17,6 +18,7 @@ __all__ = [
     "LEASES_PATH",
     "LEASE_END_PATH",
     "LEASE_FIELD",
+    "LONGEST_TIMEOUT",
     "MOST_SERVICES",
     "PROVED",
     "PROVE_FIELD",
@@ -27,10 +29,13 @@ __all__ = [
     "SERIAL_FIELD",
     "SERVICES_FIELD",
     "SERVICE_FIELD",
+    "TIMEOUTS_FIELD",
     "TOKEN_FIELD",
     "TUNNEL_PATH",
     "list_relayed",
+    "list_timeouts",
     "read_relayed",
+    "read_timeouts",
 ]
 
 TUNNEL_PATH = "/tunnel/connect"
@@ -98,6 +103,8 @@ head at the most. The others are asked about by their first requests."""
 _DEFAULT = ";default"
 # Behind the service that a request without a name is for.
 
+_SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
+
 
 def list_relayed(names: Iterable[str], default: str | None) -> bytes:
     """The services that may be asked for with a CONNECT, for RELAY_FIELD: `web;default, camera`."""
@@ -109,6 +116,36 @@ def read_relayed(value: str) -> list[tuple[str, bool]]:
     """The names in that, and whether each is the default; they still have to be checked."""
     listed = [name.strip() for name in value.split(",", MOST_SERVICES)[:MOST_SERVICES]]
     return [(name.removesuffix(_DEFAULT), name.endswith(_DEFAULT)) for name in listed]
+
+
+TIMEOUTS_FIELD = b"Tunnelmux-Response-Timeouts"
+"""From an agent: the services that may take longer, or shorter, than others to begin an answer, as
+`list_timeouts` writes them."""
+
+LONGEST_TIMEOUT = 3600
+"""Seconds that a service may be given, and that a proxy believes of one."""
+
+
+def list_timeouts(timeouts: Mapping[str, float], default: str | None) -> bytes:
+    """Seconds by service, for TIMEOUTS_FIELD: `web=300;default, camera=90.5`."""
+    listed = [
+        f"{name}={seconds:g}" + (_DEFAULT if name == default else "")
+        for name, seconds in timeouts.items()
+    ]
+    return ", ".join(listed[:MOST_SERVICES]).encode("ascii")
+
+
+def read_timeouts(value: str) -> dict[str | None, float]:
+    """What that says, by the service that is asked for: None is the default one. What cannot be
+    read is left out, and no time is longer than LONGEST_TIMEOUT."""
+    timeouts: dict[str | None, float] = {}
+    for item in value.split(",", MOST_SERVICES)[:MOST_SERVICES]:
+        name, _, seconds = item.strip().removesuffix(_DEFAULT).partition("=")
+        if _SECONDS.fullmatch(seconds):
+            timeouts[name] = min(float(seconds), LONGEST_TIMEOUT)
+            if item.strip().endswith(_DEFAULT):
+                timeouts[None] = timeouts[name]
+    return timeouts
 
 
 TOKEN_FIELD = b"Tunnelmux-Token"

@@ -15,6 +15,7 @@ from support.ingress import Site, running_site
 from support.streams import socket_pair
 from tunnelmux.config import HttpIngress
 from tunnelmux.limits import IngressLimits, Limits
+from tunnelmux.sessions import LocalHandle
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 
@@ -381,6 +382,23 @@ async def test_device_that_never_answers_is_504_after_the_agents_own_time(
         await agent.stream()
         assert b"Tunnelmux-Reason: target-timeout\r\n" in await visitor.read_head()
         assert trio.current_time() - start == pytest.approx(75)
+
+
+async def test_a_service_with_a_longer_time_of_its_own_gets_it(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    limits = IngressLimits(connect_timeout=10, response_timeout=60)
+    async with running_site(limits=limits) as site, site.agent() as agent:
+        handle = site.store.live_device("dev1")
+        assert isinstance(handle, LocalHandle)
+        handle.timeouts = {None: 300.0, "quick": 1.0}
+        for host, seconds in ((b"dev1.localhost", 315), (b"quick--dev1.localhost", 75)):
+            visitor = site.visit()
+            start = trio.current_time()
+            await visitor.send(get(host))
+            await agent.stream()
+            assert b"Tunnelmux-Reason: target-timeout\r\n" in await visitor.read_head()
+            assert trio.current_time() - start == pytest.approx(seconds)
 
 
 async def test_no_wait_for_a_lost_device_when_it_is_turned_off() -> None:

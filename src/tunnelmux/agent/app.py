@@ -39,6 +39,7 @@ from tunnelmux.wire import (
     RIVAL_FIELD,
     SERIAL_FIELD,
     SERVICES_FIELD,
+    TIMEOUTS_FIELD,
     TOKEN_FIELD,
 )
 
@@ -403,6 +404,7 @@ class RunningAgent:
                 (INSTANCE_FIELD, self._instance),
                 (SERVICES_FIELD, self._streams.services.listing),
                 (RELAY_FIELD, self._streams.services.relayed),
+                (TIMEOUTS_FIELD, self._streams.services.timeouts),
                 *self._said_of_assist(),
             ],
             ssl_context=link.ssl_context,

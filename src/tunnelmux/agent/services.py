@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import Refusal, Refused
-from tunnelmux.wire import MOST_SERVICES, list_relayed
+from tunnelmux.wire import MOST_SERVICES, list_relayed, list_timeouts
 
 __all__ = ["ServiceTable", "may_be_relayed"]
 
@@ -33,6 +33,16 @@ class ServiceTable:
         are, as RELAY_FIELD has them."""
         names = [service.name for service in self if may_be_relayed(service)]
         return list_relayed(names, self.default.name if self.default is not None else None)
+
+    @property
+    def timeouts(self) -> bytes:
+        """The services with a time of their own to begin an answer, as TIMEOUTS_FIELD has them."""
+        timeouts = {
+            service.name: service.response_timeout
+            for service in self
+            if service.response_timeout is not None
+        }
+        return list_timeouts(timeouts, self.default.name if self.default is not None else None)
 
     def for_http(self, name: str | None) -> ServiceConfig:
         """The HTTP service of that name, or the default one. Raises Refused (404)."""
@@ -81,5 +91,6 @@ class ServiceTable:
 
 def may_be_relayed(service: ServiceConfig) -> bool:
     """Whether requests to the service may come to its target as a proxy writes them: unless this
-    agent changes something in them, or TLS begins here."""
-    return service.scheme == "http" and service.host is None and not service.where.is_encrypted
+    agent changes something in them or watches the time, or TLS begins here."""
+    is_plain = service.host is None and service.response_timeout is None
+    return service.scheme == "http" and is_plain and not service.where.is_encrypted

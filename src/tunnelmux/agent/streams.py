@@ -191,7 +191,7 @@ class StreamServer:
             stream=target,
             headers=_fields_for(service, request, sites),
             describe=f'the target of service "{service.name}"',
-            response_timeout=self._limits.response_timeout,
+            response_timeout=service.response_timeout or self._limits.response_timeout,
             response_headers=_answer_fields(service, request, sites),
             explain_silence=connector.explain_silence,
             keeps=keeps,

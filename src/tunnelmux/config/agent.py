@@ -30,7 +30,7 @@ from tunnelmux.config.rules import (
 )
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.token_file import read_small_file, read_token_file
-from tunnelmux.wire import TUNNEL_PATH
+from tunnelmux.wire import LONGEST_TIMEOUT, TUNNEL_PATH
 
 __all__ = [
     "AgentConfig",
@@ -315,6 +315,11 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The name that an `https://` target's certificate has, and that it is asked for (SNI);
     default: the host in `target`."""
 
+    response_timeout: float | None = None
+    """Seconds that the target may take to begin an answer, at most 3600; without it
+    `response_timeout` of `[limits]`. The agent reads each request to such a service, which costs
+    more processor time."""
+
     default: bool = False
     """True for the service that `dev1.localhost` leads to; else the first http service is it."""
 
@@ -334,6 +339,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
                 raise InvalidSetting("host", 'is not a host: write it like "localhost:8000"')
         elif not self.rewrite and not where.is_encrypted:
             raise InvalidSetting("rewrite", "is of no use without host: leave it out")
+        self._check_response_timeout(where)
         if not where.is_encrypted:
             for key, unset in (("verify", True), ("ca_file", None), ("server_name", None)):
                 if getattr(self, key) != unset:
@@ -342,6 +348,19 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidSetting("ca_file", "is of no use with verify = false: leave out one")
         if self.server_name is not None and not _HOST_NAME.fullmatch(self.server_name):
             raise InvalidSetting("server_name", 'is not a name: write it like "router.lan"')
+
+    def _check_response_timeout(self, where: Target) -> None:
+        seconds = self.response_timeout
+        if seconds is None:
+            return
+        if where.protocol != "http":
+            raise InvalidSetting(
+                "response_timeout", "is for targets that speak HTTP: leave it out for tcp://"
+            )
+        if not 0 < seconds <= LONGEST_TIMEOUT:
+            raise InvalidSetting(
+                "response_timeout", f"{seconds:g} is not above 0 and at most {LONGEST_TIMEOUT}"
+            )
 
     @property
     def where(self) -> Target:

@@ -107,6 +107,9 @@ class LocalHandle(SessionHandle):
         self.relayed: Mapping[str | None, str] = {}
         """By what is asked for, None for the default service: the services that the agent said to
         take raw connections. Not all of them, perhaps."""
+        self.timeouts: Mapping[str | None, float] = {}
+        """By what is asked for, None for the default service: the seconds that the agent gives a
+        target to begin an answer, where they are other than usual."""
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
         self.replaced_by = ""

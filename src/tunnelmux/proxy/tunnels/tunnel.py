@@ -51,9 +51,11 @@ from tunnelmux.wire import (
     RIVAL_FIELD,
     SERIAL_FIELD,
     SERVICES_FIELD,
+    TIMEOUTS_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
     read_relayed,
+    read_timeouts,
 )
 
 __all__ = ["TunnelServer", "TunnelSettings"]
@@ -71,6 +73,7 @@ _NO_HANDSHAKE = "no-handshake"
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
 _RELAY = RELAY_FIELD.decode("ascii")
+_TIMEOUTS = TIMEOUTS_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
 _SERIAL = SERIAL_FIELD.decode("ascii")
 _ASSIST = ASSIST_FIELD.decode("ascii")
@@ -113,6 +116,8 @@ class _Admitted:
     """The services it offers, as it says."""
     relayed: dict[str | None, str] = field(default_factory=dict)
     """Those that take raw connections, as it says, by what is asked for: None is the default."""
+    timeouts: dict[str | None, float] = field(default_factory=dict)
+    """Seconds that it gives targets to begin an answer, where they are other than usual."""
     serial: str = ""
     """The serial number that it says it has."""
     assists: bool = False
@@ -296,6 +301,7 @@ class TunnelServer:
             agent=(request.header("User-Agent") or "").removeprefix("tunnelmux/")[:_MAX_AGENT],
             services=_services_in(request.header(_SERVICES) or ""),
             relayed=_relayed_in(request.header(_RELAY) or ""),
+            timeouts=read_timeouts(request.header(_TIMEOUTS) or ""),
             serial=said_serial(request.header(_SERIAL)),
             assists=request.header(_ASSIST) is not None,
         )
@@ -424,6 +430,7 @@ class TunnelServer:
             farewell=farewell,
         )
         handle.relayed = admitted.relayed
+        handle.timeouts = admitted.timeouts
         self._live.add(handle)
         try:
             if self.is_draining:

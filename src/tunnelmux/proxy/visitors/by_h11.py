@@ -157,12 +157,20 @@ class RequestsByH11:
             stream=self._stream,
             headers=headers,
             describe=f"device {destination.device}",
-            response_timeout=PATIENCE["answer"](limits),
+            response_timeout=self._patience(destination),
             broken_reason="tunnel-lost",
             response_headers=partial(self._answer_fields, request),
             keeps=keeps,
         )
         return self._upstream
+
+    def _patience(self, destination: Destination) -> float:
+        """Seconds for the device to begin an answer: it gives up before us, and says why."""
+        usual = PATIENCE["answer"](self._settings.limits)
+        own = self._router.response_timeout(destination.device, destination.service)
+        if own is None:
+            return usual
+        return usual + max(0.0, own - self._settings.limits.response_timeout)
 
     def _find(self, request: RequestHead) -> Destination:
         """Where the request's own head sends it; raises Refused."""

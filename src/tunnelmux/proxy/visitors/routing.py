@@ -265,6 +265,12 @@ class Router:
         handle = self.handle_now(device)
         return handle.session if handle is not None else None
 
+    def response_timeout(self, device: str, service: str | None) -> float | None:
+        """Seconds that the device gives the service's target to begin an answer, where they are
+        other than those of all."""
+        handle = self._store.live_device(device)
+        return handle.timeouts.get(service) if isinstance(handle, LocalHandle) else None
+
     def handle_now(self, device: str) -> LocalHandle | None:
         """The same as the store has it."""
         known = self._devices.find(device)
