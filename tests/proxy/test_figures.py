@@ -162,3 +162,20 @@ def test_statuses_that_are_none_have_a_class_of_their_own() -> None:
         counts.add(status, 1, 2, 0.5)
     assert counts.by_class == {"none": 4, "1xx": 1, "2xx": 1, "3xx": 1, "4xx": 1, "5xx": 1}
     assert (counts.bytes_in, counts.bytes_out, counts.seconds.count) == (9, 18, 9)
+
+
+TRACE = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+
+
+async def test_a_trace_context_passes_through_in_the_pump_and_by_h11() -> None:
+    """W3C Trace Context section 2.1: who takes no part in a trace passes both fields on."""
+    fields = f"traceparent: {TRACE}\r\ntracestate: vendor=1\r\n"
+    async with rig() as target:
+        for path in ("/by-h11", "/in-the-pump"):
+            peer, head = await target.ask(get(path, fields))
+            assert f"\r\ntraceparent: {TRACE}\r\n".encode() in head
+            assert b"\r\ntracestate: vendor=1\r\n" in head
+            await peer.send(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n") + b"ok")
+            await peer.end()
+            await target.visitor.read_until(b"ok")
+        await until(target.proxy, 'tunnelmux_http_requests_total{status="2xx",way="pump"}', 1)
