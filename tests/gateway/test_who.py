@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
 
-from support.gateways import Site
+from support.gateways import TEST, Site
+from tunnelmux.registry import Actor
 
 pytestmark = pytest.mark.slow
 
@@ -18,9 +20,10 @@ OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 async def test_nobody_is_let_in_by_default(site: Site) -> None:
     account = site.sshd.user
     stranger = await site.user("stranger", None, registered=False)
-    refused = await site.ssh(stranger, f"{account}@cam1", "true")
+    batch = ["-o", "BatchMode=yes"]
+    refused = await site.ssh(stranger, f"{account}@cam1", "true", options=batch)
     assert refused.returncode == 255
-    assert b"is not known: register it at https://console.example.com" in refused.stderr
+    assert b"Permission denied" in refused.stderr
     for name, role in (("of-no-tenant", None), ("viewer", "viewer"), ("owner", "owner")):
         person = await site.user(name, role)
         refused = await site.ssh(person, f"{account}@cam1", "true")
@@ -38,6 +41,44 @@ async def test_nobody_is_let_in_by_default(site: Site) -> None:
     assert (await site.ssh(viewer, f"{account}@cam1", "true")).returncode == 0
     shell = await site.ssh(viewer, f"{account}@cam1", options=["-T"])
     assert b"you may exec" in shell.stderr
+
+
+async def test_an_unknown_key_is_confirmed_in_a_browser_and_registered_when_it_signs(
+    site: Site,
+) -> None:
+    ada = await site.user("ada", registered=False)
+    await site.lease(ada)
+    keys = site.registry.installation(TEST).ssh_keys
+    target = f"{site.sshd.user}@cam1"
+    async with await site.terminal(ada, target) as terminal:
+        await terminal.expect("Open https://console.example.com/terminal?code=")
+        await terminal.expect("Then press Enter")
+        code = re.findall(r"code=([A-Z0-9-]+)", terminal.shown)[0]
+        me = Actor(kind="user", id=ada.id, name=ada.name)
+        mine = site.registry.tenant(site.tenant.tenant_id, me)
+        assert "ssh with the key SHA256:" in (await mine.terminals.find(code)).client
+        token = await mine.terminals.approve(
+            code, user_id=ada.id, role="viewer", scopes=(), lifetime=600.0
+        )
+        await terminal.type("\n")
+        await terminal.type("echo in as $TUNNELMUX_ACTOR\n")
+        await terminal.expect("in as ada@example.com")
+    assert (await mine.access_tokens.find(token.id)).revoked is not None
+    assert await keys.of_user(ada.id) == []  # nothing was signed with it yet
+    assert (await site.ssh(ada, target, "true")).returncode == 0
+    await site.gateway.logged("key registered", person=ada.name)
+    (key,) = await keys.of_user(ada.id)
+    assert key.line.split()[1] in ada.key.with_suffix(".key.pub").read_text()
+    assert (await site.ssh(ada, target, "true")).returncode == 0
+    # Whoever does not confirm is not let in.
+    eve = await site.user("eve", registered=False)
+    async with await site.terminal(eve, target) as terminal:
+        await terminal.expect("Then press Enter")
+        code = re.findall(r"code=([A-Z0-9-]+)", terminal.shown)[0]
+        await mine.terminals.deny(code)
+        await terminal.type("\n")
+        assert await terminal.wait() == 255
+        assert "Permission denied" in terminal.shown
 
 
 async def test_a_ticket_lets_one_session_in_once(site: Site) -> None:
@@ -78,7 +119,7 @@ async def test_addresses_are_held_to_a_list_and_to_a_number_of_failures(
     async with open_site(more) as site:
         stranger = await site.user("stranger", registered=False)
         for _ in range(3):
-            await site.ssh(stranger, "root@cam1", "true")
+            await site.ssh(stranger, "root@cam1", "true", options=["-o", "BatchMode=yes"])
         bob = await site.user("bob")
         await site.lease(bob)
         refused = await site.ssh(bob, f"{site.sshd.user}@cam1", "true")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import signal
 import struct
 import subprocess
 import termios
@@ -48,7 +47,6 @@ class Terminal:
     def resize(self, columns: int, rows: int) -> None:
         """Give the window this size."""
         fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
-        self._process.send_signal(signal.SIGWINCH)  # as a controlling terminal would
 
     async def expect(self, text: str) -> None:
         """Read until this has come, after what was expected before."""
@@ -80,7 +78,11 @@ async def open_terminal(words: list[str]) -> Terminal:
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     try:
         process = await trio.lowlevel.open_process(
-            words, stdin=slave, stdout=slave, stderr=subprocess.STDOUT, start_new_session=True
+            # With it as the controlling terminal, where programs ask for passwords.
+            ["setsid", "--ctty", *words],
+            stdin=slave,
+            stdout=slave,
+            stderr=subprocess.STDOUT,
         )
     finally:
         os.close(slave)

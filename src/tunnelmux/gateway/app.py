@@ -21,6 +21,7 @@ from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError, RegistryError
 from tunnelmux.gateway.authority import Access, Authority
 from tunnelmux.gateway.certificates import Authorities
+from tunnelmux.gateway.confirmation import Confirmations
 from tunnelmux.gateway.connection import PersonConnection
 from tunnelmux.gateway.devices import Devices
 from tunnelmux.gateway.failures import Failures
@@ -56,6 +57,7 @@ class Gateway:
         self.bridge = bridge
         self.registry = registry
         self.authority = Authority(registry, cast("list[Right]", config.access.standing_rights))
+        self.confirmations = Confirmations(registry)
         self.authorities: Authorities | None = None
         if config.access.authority_file is not None:
             self.authorities = Authorities(config.access.authority_file)

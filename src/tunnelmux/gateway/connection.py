@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
 
 import asyncssh
 from asyncssh import OPEN_ADMINISTRATIVELY_PROHIBITED as PROHIBITED
@@ -77,6 +78,7 @@ class PersonConnection(asyncssh.SSHServer):
         self._proof = Proof(
             self._bridge,
             self._gateway.authority,
+            self._gateway.confirmations,
             conn.validate_public_key,
             self.address,
             limits.max_tries,
@@ -107,10 +109,22 @@ class PersonConnection(asyncssh.SSHServer):
         if await self._proof.redeem():
             return True
         self._end_if_spent()
-        return ("", self._advice(), "", [])
+        console = self._gateway.config.gateway.console_url
+        code = await self._proof.ask() if console is not None else None
+        if code is None:
+            return ("", self._advice(), "", [])
+        assert console is not None
+        page = f"{console.rstrip('/')}/terminal?{urlencode({'code': code})}"
+        advice = (
+            f"tunnelmux: the key {self._proof.unknown} is not known yet.\n"
+            f"Open {page}\n"
+            "and confirm there that it is you. It is registered when you log in again."
+        )
+        return ("", advice, "", [("Then press Enter: ", True)])
 
-    def validate_kbdint_response(self, _user: str, _responses: Any) -> bool:
-        return False  # there was no question, only what to do
+    async def validate_kbdint_response(self, _user: str, _responses: Any) -> bool:
+        assert self._proof is not None
+        return await self._proof.wait_confirmed()
 
     def _advice(self) -> str:
         assert self._proof is not None

@@ -1,4 +1,4 @@
-"""How a person proves who they are: by a registered SSH key, or by a ticket.
+"""How a person proves who they are: by a registered SSH key, a ticket, or in a browser.
 
 asyncssh asks `validate_public_key` before a signature was checked as well as after, in the same
 words. Who it is counts only once the signature is good, so the one place that sees key and
@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Authority, Person
+from tunnelmux.gateway.confirmation import Asked, Confirmations
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.gateway.names import Login
 from tunnelmux.observability import get_logger
@@ -30,6 +31,12 @@ def fingerprint_of(blob: bytes) -> str:
     return "SHA256:" + digest.rstrip("=")
 
 
+def _kind_of(blob: bytes) -> str:
+    """The type that a key's blob begins with (RFC 4253 section 6.6)."""
+    size = int.from_bytes(blob[:4], "big")
+    return blob[4 : 4 + size].decode("latin-1")
+
+
 class Proof:
     """What one connection has shown of who is behind it."""
 
@@ -37,6 +44,7 @@ class Proof:
         self,
         bridge: Bridge,
         authority: Authority,
+        confirmations: Confirmations,
         check: Check,
         address: str,
         max_tries: int,
@@ -53,10 +61,12 @@ class Proof:
         """Whether the registry could not be asked."""
         self._bridge = bridge
         self._authority = authority
+        self._confirmations = confirmations
         self._check = check
         self._address = address
         self._max_tries = max_tries
         self._known: dict[str, Person | None] = {}
+        self._asked: Asked | None = None
 
     @property
     def is_spent(self) -> bool:
@@ -78,6 +88,10 @@ class Proof:
             return False
         if message:
             self.person = person
+            if not person.key_id:
+                line = f"{_kind_of(key)} {base64.b64encode(key).decode('ascii')}"
+                fingerprint = fingerprint_of(key)
+                self._bridge.spawn(self._register, fingerprint, line)
         return True
 
     async def redeem(self) -> bool:
@@ -93,10 +107,44 @@ class Proof:
             self._tell_away(exc)
         return self.person is not None
 
+    async def ask(self) -> str | None:
+        """A code for the person to confirm in a browser whose the unknown key is; None where there
+        is none, because too many were asked for."""
+        self.tries += 1
+        if self.is_spent or not self.unknown:
+            return None
+        try:
+            self._asked = await self._bridge.in_trio(
+                self._confirmations.ask, self.unknown, self._address
+            )
+        except RegistryError as exc:
+            _log.info("no code for a key", address=self._address, problem=str(exc))
+            return None
+        return self._asked.code
+
+    async def wait_confirmed(self) -> bool:
+        """Whether the person confirms, while the code is good."""
+        if self._asked is None:
+            return False
+        asked, self._asked = self._asked, None
+        try:
+            self.person = await self._bridge.in_trio(
+                self._confirmations.wait, asked, self.unknown, self._address
+            )
+        except (RegistryError, NoSuchRecord) as exc:
+            self._tell_away(exc)
+        return self.person is not None
+
+    async def _register(self, fingerprint: str, line: str) -> None:
+        try:
+            await self._confirmations.register(fingerprint, line)
+        except RegistryError as exc:
+            self._tell_away(exc)
+
     async def _person_of(self, fingerprint: str) -> Person | None:
         if fingerprint not in self._known:
             try:
-                person = await self._bridge.in_trio(self._authority.person_of_key, fingerprint)
+                person = await self._bridge.in_trio(self._find, fingerprint)
             except NoSuchRecord:
                 person = None
             except RegistryError as exc:
@@ -106,6 +154,10 @@ class Proof:
         if self._known[fingerprint] is None:
             self.unknown = fingerprint
         return self._known[fingerprint]
+
+    async def _find(self, fingerprint: str) -> Person | None:
+        known = await self._authority.person_of_key(fingerprint)
+        return known or self._confirmations.owner(fingerprint)
 
     def _tell_away(self, exc: Exception) -> None:
         self.is_away = True
