@@ -135,15 +135,21 @@ async def ends(stream: trio.abc.Stream) -> None:
 
 @asynccontextmanager
 async def scene(
-    acme: TenantRegistry, url: str, folder: Path, *, clock: SteadyClock | None = None, **assist: Any
+    acme: TenantRegistry,
+    url: str,
+    folder: Path,
+    *,
+    clock: SteadyClock | None = None,
+    name: str = "cam1",
+    **assist: Any,
 ) -> AsyncIterator[Scene]:
-    device, token = await acme.devices.add("cam1")
+    device, token = await acme.devices.add(name)
     config = msgspec.structs.replace(
         config_for(url), internal=InternalListener(listen="127.0.0.1:0")
     )
     async with echo() as port, following(config) as proxy:
         agent_config = AgentConfig(
-            device=Device(name="cam1", state_dir=folder, serial="SN-7"),
+            device=Device(name=name, state_dir=folder, serial="SN-7"),
             proxy=ProxyEndpoint(url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=token),
             services=[ServiceConfig(name="ssh", target=f"tcp://127.0.0.1:{port}", lease_only=True)],
             assist=AssistConfig(**({"mode": "allow"} | assist)),
@@ -313,3 +319,21 @@ async def test_a_stranger_to_the_lease_comes_nowhere_by_its_name(
             with pytest.raises(ConnectFailed, match="over"):
                 await on.connect(named=name)
         assert Secret("x")  # nothing of it is one
+
+
+async def test_neither_end_waits_for_the_other_to_fall_silent_when_it_drains(
+    acme: TenantRegistry, database_url: str, tmp_path: Path
+) -> None:
+    async with scene(acme, database_url, tmp_path) as on:
+        session = on.agent.session
+        assert session is not None
+        # All that is said is said on one stream, which stays.
+        await until(lambda: session.stream_count == 1)
+        on.proxy.registered.leases.fall_silent()
+        await until(lambda: session.stream_count == 0)
+    async with scene(acme, database_url, tmp_path / "2", name="cam2") as on:
+        other = on.agent.session
+        assert other is not None
+        await until(lambda: other.stream_count == 1)
+        on.agent.assist.desk.fall_silent()
+        await until(lambda: other.stream_count == 0)

@@ -138,6 +138,7 @@ class RunningAgent:
     async def drain(self, grace: float) -> None:
         """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
         self.is_draining = True
+        self.assist.desk.fall_silent()
         async with trio.open_nursery() as nursery:
             if self.main_server is not None:
                 nursery.start_soon(self.main_server.drain, grace)

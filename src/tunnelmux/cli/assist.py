@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import socket
 from collections.abc import Iterator
 from functools import partial
@@ -20,7 +21,7 @@ __all__ = ["assist"]
 
 _PROGRAM = "tunnelmux-agent"
 
-_PATIENCE = 20.0
+_PATIENCE = 60.0
 # Seconds for an answer of the agent, which makes a key in some cases.
 
 _EXAMPLES = """\b
@@ -29,6 +30,8 @@ Examples:
       Let people of the tenant in whose lease is about these, for two hours.
   tunnelmux-agent assist status --watch
       Show requests as they come, and ask about each in this terminal.
+  tunnelmux-agent assist on --code --services ssh
+      Show a code for a person without an account, whom it lets log in.
   tunnelmux-agent assist off
       End all that goes on, at once, and refuse everything until the next on.
 \b
@@ -87,6 +90,12 @@ def assist() -> None:
     callback=_names,
     help="Only with these, like ssh,web.  [default: assist.services]",
 )
+@click.option(
+    "--code",
+    "by_code",
+    is_flag=True,
+    help="Let in whoever is told the code that this shows, and nobody else.",
+)
 @click.pass_context
 def turn_on(
     context: click.Context,
@@ -94,13 +103,31 @@ def turn_on(
     config_file: Path | None,
     seconds: float | None,
     services: list[str],
+    by_code: bool,
     **_settings: object,
 ) -> int:
     """Let requests in for a time without asking."""
-    order: dict[str, Any] = {"do": "on", "services": services}
+    order: dict[str, Any] = {"do": "code" if by_code else "on", "services": services}
     if seconds is not None:
         order["seconds"] = seconds
-    return _told(_order(_load(context, config_file), order))
+    answer = _order(_load(context, config_file), order)
+    if by_code and not answer["problem"]:
+        _tell_code(answer)
+        return 0
+    return _told(answer)
+
+
+def _tell_code(answer: dict[str, Any]) -> None:
+    lease = next(one for one in answer["status"]["leases"] if one["id"] == answer["lease"])
+    click.echo(f"Serial:  {answer['serial']}")
+    click.echo(f"Code:    {answer['code']}")
+    click.echo(f"Lease:   {answer['lease']}")
+    click.echo(f"Good for {_time(lease['seconds_left'])}. It is shown this once. Support types:")
+    click.echo(
+        f"\n    tunnelmux assist ssh {shlex.quote(answer['serial'])} --code {answer['code']} "
+        f"--lease {answer['lease']}\n"
+    )
+    click.echo(f"End it with: {_PROGRAM} assist stop {answer['lease']}")
 
 
 @assist.command("off")
@@ -222,14 +249,15 @@ def _lines(connection: socket.socket) -> Iterator[dict[str, Any]]:
 
 def _order_without_agent(config: AgentConfig, order: dict[str, Any]) -> dict[str, Any]:
     from tunnelmux.agent.assist.orders import Order, obey
-    from tunnelmux.agent.assist.service import desk_of
+    from tunnelmux.agent.assist.service import AssistService
     from tunnelmux.observability import configure_logs
 
     configure_logs("error", "text")
     if order["do"] not in ("on", "off", "status"):
         return {"problem": "the agent does not run: there are no requests", "status": None}
     click.echo(f"{_PROGRAM}: the agent does not run; this holds for its next start", err=True)
-    return obey(desk_of(config), Order(**order), by="at its terminal")
+    # With its account: what ends now is taken out of it now.
+    return obey(AssistService(config).desk, Order(**order), by="at its terminal")
 
 
 # -- words ----------------------------------------------------------------------------------------

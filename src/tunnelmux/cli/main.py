@@ -14,6 +14,7 @@ from tunnelmux.cli.exec import exec_command
 from tunnelmux.cli.explain import explain
 from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
+from tunnelmux.cli.leases import assist, lease
 from tunnelmux.cli.listing import ls, show
 from tunnelmux.cli.manual import manual
 from tunnelmux.cli.outcome import run_command
@@ -30,6 +31,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Reaching devices": (ssh, connect, ssh_config, forward, curl, exec_command),
     "Finding out what is wrong": (explain, doctor),
     "Letting devices in": (invite, device),
+    "Remote assistance": (lease, assist),
     "This program": (demo, completion, manual),
 }
 """All commands, under the headings of the help: the one table from which help, completion and man

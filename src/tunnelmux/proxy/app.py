@@ -360,6 +360,8 @@ class RunningProxy:
         if self._presence is not None:
             await self._presence.finish()  # one small local file bounds how long that takes
         self._tunnel.is_draining = True
+        if self.registered is not None:
+            self.registered.leases.fall_silent()
         self._http.drain()
         self._internal.drain()
         sessions = self._tunnel.sessions

@@ -47,16 +47,13 @@ def open_control(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             _remove_stale(path)
-        # Bound under a name that nobody looks for, so that it is never there with other rights.
-        hidden = path.with_name(f".{path.name}.{os.getpid()}")
+        # Bound under a name that nobody looks for: it is there with its rights, and listens.
+        hidden = path.with_name(".s")
         hidden.unlink(missing_ok=True)
-        listener.bind(str(hidden) if len(os.fsencode(hidden)) <= _MAX_PATH else str(path))
-        if hidden.exists():
-            hidden.chmod(0o600)
-            hidden.rename(path)
-        else:
-            path.chmod(0o600)
+        listener.bind(str(hidden))
+        hidden.chmod(0o600)
         listener.listen(_MAX_CALLERS)
+        hidden.rename(path)
     except OSError as error:
         listener.close()
         raise ConfigError(

@@ -97,6 +97,8 @@ class AssistDesk:
         self._last = 0
         self._news = trio.Event()
         self._is_loud = False
+        self.is_silent = False
+        """Whether nothing is told any more."""
         self.on_ask: Callable[[HeldLease], object] = lambda _lease: None
         """Called with each question; for the hook."""
         self.on_lease_end: Callable[[str], object] = lambda _lease_id: None
@@ -194,9 +196,14 @@ class AssistDesk:
         return [(at, event) for at, event in self._events if at > number]
 
     async def wait_after(self, number: int) -> None:
-        """Return when something happened behind this number."""
-        while self._last <= number:
+        """Return when something happened behind this number, or nothing is told any more."""
+        while self._last <= number and not self.is_silent:
             await self._news.wait()
+
+    def fall_silent(self) -> None:
+        """Tell nothing more: the agent ends, and its proxy shall not wait for a word."""
+        self.is_silent = True
+        self._news.set()
 
     @property
     def last_event(self) -> int:
@@ -205,6 +212,24 @@ class AssistDesk:
 
     # -- the switch -------------------------------------------------------------------------------
 
+    def objection_to_time(self, seconds: float) -> str | None:
+        """Why assistance may not last so long here, or None."""
+        if 60 <= seconds <= self.config.longest:
+            return None
+        return f"the time must be 60 s to {self.config.longest:g} s, which is assist.longest"
+
+    def objection_to_services(self, services: Iterable[str]) -> str | None:
+        """Why there is no assistance with these, or None."""
+        unknown = set(services) - set(self._services)
+        if not unknown:
+            return None
+        return f"there is no assistance with {min(unknown)}: see assist.services in agent.toml"
+
+    @property
+    def services(self) -> tuple[str, ...]:
+        """What assistance may be about."""
+        return self._services
+
     def turn_on(
         self, seconds: float | None = None, services: Iterable[str] = (), *, by: str
     ) -> str | None:
@@ -212,12 +237,10 @@ class AssistDesk:
         if self.config.mode == "off":
             return 'this device offers no assistance: set assist.mode to "ask" in agent.toml first'
         wanted = frozenset(services) or frozenset(self._services)
-        unknown = wanted - frozenset(self._services)
-        if unknown:
-            return f"there is no assistance with {min(unknown)}: see assist.services in agent.toml"
         seconds = self.config.longest if seconds is None else seconds
-        if not 60 <= seconds <= self.config.longest:
-            return f"the time must be 60 s to {self.config.longest:g} s, which is assist.longest"
+        problem = self.objection_to_services(wanted) or self.objection_to_time(seconds)
+        if problem is not None:
+            return problem
         self._switch, self._switch_until = "on", self.clock.now() + seconds
         self._switch_services = wanted
         self._write("switched on", by=by, seconds=seconds, services=sorted(wanted))

@@ -113,11 +113,13 @@ async def _tell_events(desk: AssistDesk, server: ServerConnection) -> None:
             await server.send_response(200, b"OK", fields)
             for event in first:
                 await server.send_body(_line(event))
-            while True:  # as long as the session: a proxy reads on
+            while not desk.is_silent:  # as long as the session: a proxy reads on
                 for at, event in desk.events_after(number):
                     await server.send_body(_line(event))
                     number = at
                 await desk.wait_after(number)
+            await server.send_body(b"", end=True)
+            nursery.cancel_scope.cancel(reason="the agent ends")
         except VisitorGone as error:
             gone = error
             nursery.cancel_scope.cancel(reason="the proxy is gone")

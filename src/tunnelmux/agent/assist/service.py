@@ -12,10 +12,13 @@ from typing import Any
 
 import trio
 
+from tunnelmux.agent.assist.account_keys import AccountKeys
+from tunnelmux.agent.assist.code import derive_key, new_code
 from tunnelmux.agent.assist.control import open_control, serve_control
 from tunnelmux.agent.assist.desk import AssistDesk, HeldLease
 from tunnelmux.agent.assist.diary import Diary
 from tunnelmux.agent.assist.memory import AssistMemory
+from tunnelmux.agent.assist.offers import LeaseOffer
 from tunnelmux.agent.assist.orders import Order
 from tunnelmux.agent.serial import read_serial
 from tunnelmux.config import AgentConfig
@@ -23,7 +26,7 @@ from tunnelmux.config.assist import AssistConfig
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.observability import get_logger
 
-__all__ = ["AssistService", "assist_file", "desk_of"]
+__all__ = ["AssistService", "assist_file"]
 
 _log = get_logger("agent.assist")
 
@@ -39,7 +42,7 @@ def assist_file(config: AgentConfig, ending: str, environ: Mapping[str, str] | N
     return folder / f"{device.name}.assist.{ending}"
 
 
-def desk_of(config: AgentConfig) -> AssistDesk:
+def _desk_of(config: AgentConfig) -> AssistDesk:
     """The desk of a device, as its files have it. Raises ConfigError."""
     memory = diary = None
     if _is_on(config):
@@ -60,8 +63,10 @@ class AssistService:
     def __init__(self, config: AgentConfig) -> None:
         self._config = config
         self._is_on = _is_on(config)
-        self.desk = desk_of(config)
+        self.desk = _desk_of(config)
         self.desk.on_ask = self._begin_hook
+        self.desk.on_lease_end = self._close_accounts
+        self._account = _account(config)
         self._nursery: trio.Nursery | None = None
         self._control: socket.socket | None = None
 
@@ -78,6 +83,7 @@ class AssistService:
     def configure(self, config: AgentConfig) -> None:
         """Take another configuration: what it would not take any more ends."""
         self._config = config
+        self._account = _account(config)
         self.desk.configure(config.assist, _names(config), _lease_only(config))
 
     @contextmanager
@@ -87,11 +93,15 @@ class AssistService:
             yield
             return
         path = assist_file(self._config, "sock")
+        self._close_accounts()  # those that an agent left which was killed
         with open_control(path) as self._control:
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
+                if self._config.assist.account_words == "dropbear":
+                    # It knows no end, and nothing would take the line out while no agent runs.
+                    self._end_codes()
 
     async def run(self) -> None:
         """Watch the times and serve those at the device, until cancelled."""
@@ -100,10 +110,73 @@ class AssistService:
             if self._control is not None:
                 self._nursery.start_soon(serve_control, self._control, self.desk, self._make_code)
 
-    async def _make_code(self, order: Order) -> dict[str, Any]:  # noqa: ARG002
-        await trio.lowlevel.checkpoint()
-        problem = "this device makes no codes: set assist.account_keys in agent.toml"
-        return {"problem": problem, "status": self.desk.status()}
+    # -- codes --------------------------------------------------------------------------------
+
+    async def _make_code(self, order: Order) -> dict[str, Any]:
+        """Open the account to whoever is told the code, which is shown this once."""
+        # Not at the top: most agents make none.
+        from tunnelmux.registry.ids import new_id
+
+        seconds = order.seconds or self.desk.config.longest
+        services = tuple(dict.fromkeys(order.services)) or self.desk.services
+        # Its id finds the lease and is half of the salt: as random as an id can be.
+        lease_id, code = new_id(), new_code()
+        problem = self._objection_to_code(seconds, services)
+        if problem is None:
+            key = await trio.to_thread.run_sync(derive_key, code, lease_id, self.desk.serial)
+            problem = self._open_account(lease_id, key.public, seconds)
+        if problem is not None:
+            return {"problem": problem, "status": self.desk.status()}
+        self.desk.hold_code(
+            LeaseOffer(
+                id=lease_id,
+                who="whoever has the code",
+                reason="opened here with a code",
+                services=services,
+                rights=("shell", "exec"),
+                seconds=seconds,
+                recorded=False,
+                sealed=True,
+                kind="code",
+            )
+        )
+        made = {"lease": lease_id, "code": code.reveal(), "serial": self.desk.serial}
+        return {"problem": None, "status": self.desk.status()} | made
+
+    def _objection_to_code(self, seconds: float, services: tuple[str, ...]) -> str | None:
+        if self.desk.config.mode == "off":
+            return 'this device offers no assistance: set assist.mode to "ask" in agent.toml first'
+        if self._account is None:
+            return "this device makes no codes: set assist.account_keys in agent.toml"
+        if not self.desk.serial:
+            return "this device has no serial number: set device.serial in agent.toml"
+        return self.desk.objection_to_services(services) or self.desk.objection_to_time(seconds)
+
+    def _open_account(self, lease_id: str, public: str, seconds: float) -> str | None:
+        assert self._account is not None  # it was looked for
+        try:
+            self._account.add(lease_id, public, self.desk.clock.wall() + seconds)
+        except OSError as error:
+            return f"the key cannot be put into {self._account.path}: {error.strerror or error}"
+        return None
+
+    def _close_accounts(self, _lease_id: str = "") -> None:
+        """Take the lines of all leases out that do not run."""
+        if self._account is None:
+            return
+        try:
+            count = self._account.keep_only([lease.offer.id for lease in self.desk.leases])
+        except OSError as error:
+            file, cause = str(self._account.path), error.strerror or str(error)
+            _log.error("keys of leases not taken out", file=file, cause=cause)
+        else:
+            if count:
+                _log.info("keys of leases taken out", file=str(self._account.path), count=count)
+
+    def _end_codes(self) -> None:
+        for lease in self.desk.leases:
+            if lease.offer.kind == "code":
+                self.desk.stop(lease.offer.id, by="the agent stopped")
 
     # -- the hook -----------------------------------------------------------------------------
 
@@ -135,6 +208,13 @@ class AssistService:
         if status != _NO_OPINION:
             # It may be answered meanwhile: the first answer counts.
             self.desk.answer(offer.id, status == 0, by=f"its hook {config.hook[0]}")
+
+
+def _account(config: AgentConfig) -> AccountKeys | None:
+    assist = config.assist
+    if assist.mode == "off" or assist.account_keys is None:
+        return None
+    return AccountKeys(assist.account_keys, assist.account_words, assist.account_from)
 
 
 def _is_on(config: AgentConfig) -> bool:

@@ -202,8 +202,12 @@ class ApiFleet(Fleet):
             return None
 
     async def _find(self, name: str) -> _Device:
-        for device in await self._devices(name):
+        found = await self._devices(name)
+        for device in found:
             if device.name == name:
+                return device
+        for device in found:  # else by its serial number, whatever the case
+            if device.serial.casefold() == name.casefold():
                 return device
         names = [device.name for device in await self._devices()]
         raise no_such_device(name, names, self.server)

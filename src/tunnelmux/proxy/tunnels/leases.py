@@ -74,7 +74,7 @@ class LeaseBook:
         self._timer = trio.CancelScope()
         self._sessions: dict[str, tuple[LocalHandle, trio.MemorySendChannel[str | AgentEvent]]] = {}
         self._registry: Registry | None = None
-        self._nursery: trio.Nursery | None = None
+        self._speaking: trio.Nursery | None = None
 
     # -- looking ----------------------------------------------------------------------------------
 
@@ -177,8 +177,8 @@ class LeaseBook:
 
     def session_began(self, handle: LocalHandle, device_id: str, *, assists: bool) -> None:
         """A device is there; `assists`: its agent takes leases, or may."""
-        if self._nursery is not None:
-            self._nursery.start_soon(self._speak, handle, device_id, assists)
+        if self._speaking is not None:
+            self._speaking.start_soon(self._speak, handle, device_id, assists)
 
     def session_ended(self, handle: LocalHandle, device_id: str) -> None:
         """It is gone."""
@@ -329,20 +329,32 @@ class LeaseBook:
 
     # -- times ------------------------------------------------------------------------------------
 
-    async def run(self, registry: Registry) -> NoReturn:
+    async def run(self, registry: Registry) -> None:
         """End leases in time, and speak with the agents of sessions that begin; until cancelled."""
         self._registry = registry
         try:
-            async with trio.open_nursery() as self._nursery:
-                while True:
-                    due = self._due[0][0] if self._due else float("inf")
-                    # Endless while there is none: `_keep` moves the deadline.
-                    with trio.CancelScope(deadline=due) as self._timer:
-                        await trio.sleep_forever()
-                    for lease_id in self._over(trio.current_time()):
-                        self._forget(lease_id, "the lease has ended: its time is over")
+            async with trio.open_nursery() as watching:
+                watching.start_soon(self._watch)
+                async with trio.open_nursery() as self._speaking:
+                    await trio.sleep_forever()  # until `fall_silent`
         finally:
-            self._nursery = None
+            self._speaking = None
+
+    def fall_silent(self) -> None:
+        """Speak with no agent any more: the proxy ends, and these streams are not its visitors'.
+        Leases end in time all the same."""
+        if self._speaking is not None:
+            self._speaking.cancel_scope.cancel(reason="the proxy is draining")
+            self._speaking = None
+
+    async def _watch(self) -> NoReturn:
+        while True:
+            due = self._due[0][0] if self._due else float("inf")
+            # Endless while there is none: `_keep` moves the deadline.
+            with trio.CancelScope(deadline=due) as self._timer:
+                await trio.sleep_forever()
+            for lease_id in self._over(trio.current_time()):
+                self._forget(lease_id, "the lease has ended: its time is over")
 
     def _over(self, now: float) -> Iterator[str]:
         while self._due and self._due[0][0] <= now:
