@@ -17,6 +17,7 @@ from tunnelmux.proxy.internal.bodies import (
     Session,
     SessionList,
     Status,
+    TrafficList,
     VisitList,
 )
 from tunnelmux.proxy.internal.exec import LONGEST_ID, LONGEST_NAME
@@ -104,6 +105,7 @@ _SCHEMAS: dict[str, Any] = {
             ExecAnswer,
             Session,
             SessionList,
+            TrafficList,
             VisitList,
             Closed,
             Status,
@@ -275,6 +277,21 @@ _DETAILS: dict[str, dict[str, Any]] = {
             },
         ],
         "responses": {"200": _json("VisitList", "The live visits."), **_errors("INVALID_REQUEST")},
+    },
+    "/internal/traffic": {
+        "summary": "The devices that moved the most since they connected, and the rest",
+        "parameters": [
+            {
+                "name": "top",
+                "in": "query",
+                "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
+                "description": "So many devices.",
+            },
+        ],
+        "responses": {
+            "200": _json("TrafficList", "By bytes, most first."),
+            **_errors("INVALID_REQUEST"),
+        },
     },
     "/internal/visits/{id}/close": {
         "summary": "End a visit",

@@ -18,6 +18,7 @@ from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.bodies import Closed, Session, SessionList, Status
 from tunnelmux.proxy.internal.body import read_whole_body
+from tunnelmux.proxy.internal.device_traffic import TrafficCalls
 from tunnelmux.proxy.internal.events import EventStreamer
 from tunnelmux.proxy.internal.exec import CommandCalls
 from tunnelmux.proxy.internal.forward_http import (
@@ -112,6 +113,7 @@ class InternalServer:
 
     def _routes(self) -> list[Route]:
         visits = VisitCalls(self._visits)
+        traffic = TrafficCalls(self._store, self._visits)
         streams = StreamForwarder(self._store, self._gate, self._visits, self._lease_runs)
         return [
             Route("POST", "/internal/forward/http", answer=self._forward_http),
@@ -121,6 +123,7 @@ class InternalServer:
             Route("GET", "/internal/session/{token}", answer=self._get_session),
             Route("POST", "/internal/session/{token}/close", answer=self._close_session),
             Route("GET", "/internal/sessions", answer=self._list_sessions),
+            Route("GET", "/internal/traffic", answer=traffic.list),
             Route("GET", "/internal/visits", answer=visits.list),
             Route("POST", "/internal/visits/{id}/close", answer=visits.close),
             Route("GET", "/internal/events", stream=self._events.serve),

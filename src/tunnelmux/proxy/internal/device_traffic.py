@@ -1,0 +1,68 @@
+"""GET /internal/traffic: which devices move the most, and what the others move together."""
+
+from __future__ import annotations
+
+import heapq
+
+from tunnelmux.proxy.internal.answers import Answer, ApiError
+from tunnelmux.proxy.internal.bodies import DeviceTraffic, OtherTraffic, TrafficList
+from tunnelmux.proxy.internal.routes import Call
+from tunnelmux.proxy.visitors.visit import VisitRegister
+from tunnelmux.sessions import DeviceStore, LocalHandle
+
+__all__ = ["TrafficCalls"]
+
+_SHOWN = 20
+# Devices in one answer where the caller does not say how many.
+
+_MOST_SHOWN = 1000
+# The most it may ask for.
+
+
+class TrafficCalls:
+    """Answers the call about devices' traffic: what metrics, which know no device, cannot say."""
+
+    def __init__(self, store: DeviceStore, visits: VisitRegister) -> None:
+        self._store = store
+        self._visits = visits
+
+    async def list(self, call: Call) -> Answer:
+        """The devices that moved the most since they connected; `?top=` says how many."""
+        top = _top(call.query.get("top"))
+        all_of_them = [
+            self._of(handle)
+            for summary in await self._store.list()
+            if isinstance(handle := self._store.live_device(summary.device_id), LocalHandle)
+        ]
+        shown = heapq.nlargest(top, all_of_them, key=_moved)
+        rest = OtherTraffic(
+            devices=len(all_of_them) - len(shown),
+            bytes_to_device=sum(one.bytes_to_device for one in all_of_them)
+            - sum(one.bytes_to_device for one in shown),
+            bytes_from_device=sum(one.bytes_from_device for one in all_of_them)
+            - sum(one.bytes_from_device for one in shown),
+        )
+        return Answer.of(TrafficList(shown, rest))
+
+    def _of(self, handle: LocalHandle) -> DeviceTraffic:
+        summary, session = handle.summary(), handle.session
+        return DeviceTraffic(
+            device=summary.device_id,
+            connected_at=summary.connected_at,
+            bytes_to_device=session.bytes_sent,
+            bytes_from_device=session.bytes_received,
+            streams=session.stream_count,
+            visits=len(self._visits.of_device(summary.device_id)),
+        )
+
+
+def _moved(one: DeviceTraffic) -> tuple[int, str]:
+    return one.bytes_to_device + one.bytes_from_device, one.device
+
+
+def _top(text: str | None) -> int:
+    if text is None:
+        return _SHOWN
+    if not (text.isascii() and text.isdigit() and len(text) < 5 and 0 < int(text) <= _MOST_SHOWN):
+        raise ApiError("INVALID_REQUEST", f"top must be a number from 1 to {_MOST_SHOWN}")
+    return int(text)
