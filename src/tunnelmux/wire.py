@@ -6,14 +6,21 @@ import re
 from collections.abc import Iterable, Mapping
 
 __all__ = [
+    "ACCESS_COOKIE",
+    "ACCESS_COOKIE_PLAIN",
+    "ACCESS_FIELD",
     "AGENT_AUTHORITY",
     "ASKED_BY_FIELD",
+    "ASSERTION_FIELD",
     "ASSIST_FIELD",
     "ASSIST_PATH",
     "CLOSE_REPLACED",
     "CREDENTIAL_PATH",
+    "DEFAULT_SERVICE_FIELD",
     "DEVICE_FIELD",
+    "EMAIL_FIELD",
     "EXEC_PATH",
+    "IDENTITY_FIELDS",
     "INSTANCE_FIELD",
     "LEASES_PATH",
     "LEASE_END_PATH",
@@ -26,12 +33,17 @@ __all__ = [
     "RELAY_FIELD",
     "REPLACED_FIELD",
     "RIVAL_FIELD",
+    "ROLES_FIELD",
     "SERIAL_FIELD",
     "SERVICES_FIELD",
     "SERVICE_FIELD",
+    "SIGN_IN_COOKIE",
+    "SIGN_IN_COOKIE_PLAIN",
     "TIMEOUTS_FIELD",
     "TOKEN_FIELD",
     "TUNNEL_PATH",
+    "USER_FIELD",
+    "VISITOR_PATH",
     "list_relayed",
     "list_timeouts",
     "read_relayed",
@@ -90,6 +102,39 @@ SERVICE_FIELD = b"Tunnelmux-Service"
 
 SERVICES_FIELD = b"Tunnelmux-Services"
 """From an agent: the names of its services, with commas between them."""
+
+DEFAULT_SERVICE_FIELD = b"Tunnelmux-Default-Service"
+"""From an agent: the name of the service that a request without one gets. A service with a rule of
+its own must not be reached by leaving its name out."""
+
+ACCESS_FIELD = b"Tunnelmux-Access"
+"""From a program that visits a service: the token by which it is let in."""
+
+USER_FIELD = b"Tunnelmux-User"
+EMAIL_FIELD = b"Tunnelmux-Email"
+ROLES_FIELD = b"Tunnelmux-Roles"
+ASSERTION_FIELD = b"Tunnelmux-Assertion"
+
+IDENTITY_FIELDS = frozenset(
+    name.lower() for name in (USER_FIELD, EMAIL_FIELD, ROLES_FIELD, ASSERTION_FIELD)
+)
+"""What a service is told of the visitor; in small letters. They go through agents to targets."""
+
+VISITOR_PATH = b"/.well-known/tunnelmux/"
+"""Under this path of a service that asks visitors who they are, the proxy itself answers."""
+
+ACCESS_COOKIE = b"__Host-tunnelmux-access"
+"""The cookie of a visitor who was let in. Its prefix makes browsers refuse it from another host and
+without TLS (RFC 6265bis 4.1.3.2)."""
+
+ACCESS_COOKIE_PLAIN = b"tunnelmux-dev-access"
+"""The same for development: over plain HTTP, from this machine only."""
+
+SIGN_IN_COOKIE = b"__Host-tunnelmux-sign-in"
+"""The cookie by which a browser proves that it was the one that was sent to sign in."""
+
+SIGN_IN_COOKIE_PLAIN = b"tunnelmux-dev-sign-in"
+"""The same for development."""
 
 RELAY_FIELD = b"Tunnelmux-Relay"
 """In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the

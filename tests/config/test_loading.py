@@ -20,6 +20,7 @@ AGENT = (
 def test_the_example_of_the_design(proxy):
     config = proxy.load(
         DEVICE + '[tunnel]\nlisten = "0.0.0.0:3800"\n'
+        '[access]\nlet_in = ["public"]\n'
         '[ingress.http]\nlisten = "0.0.0.0:8080"\ndomain = "localhost"\n'
         '[[ingress.tcp]]\nlisten = "127.0.0.1:2222"\ndevice = "dev1"\nservice = "ssh"\n'
     )

@@ -22,6 +22,7 @@ from tunnelmux.config import (
     TcpIngress,
     TunnelListener,
 )
+from tunnelmux.config.access import AccessConfig
 from tunnelmux.config.api import RegistryConfig
 from tunnelmux.config.rules import Address, parse_address
 from tunnelmux.limits import IngressLimits, Limits
@@ -177,10 +178,13 @@ def test_a_tcp_port_leads_to_a_device_that_exists():
 
 def test_two_listeners_cannot_share_an_address():
     http = HttpIngress(listen="0.0.0.0:3800")
+    public = AccessConfig(let_in=["public"])
     with pytest.raises(InvalidSetting, match=r"is also tunnel.listen: give each listener"):
-        ProxyConfig(ingress=Ingress(http=http))
+        ProxyConfig(ingress=Ingress(http=http), access=public)
     anywhere = HttpIngress(listen="0.0.0.0:0")
-    ProxyConfig(tunnel=TunnelListener(listen="0.0.0.0:0"), ingress=Ingress(http=anywhere))
+    ProxyConfig(
+        tunnel=TunnelListener(listen="0.0.0.0:0"), ingress=Ingress(http=anywhere), access=public
+    )
 
 
 @pytest.mark.parametrize("network", ["10.0.0.0/8", "::1", "192.0.2.7"])

@@ -118,6 +118,13 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
     # An empty list would not show how it is written, and a service has a name and a target.
     examples = {
         "algorithms",
+        "allow_from",
+        "deny_from",
+        "let_in",
+        "people",
+        "roles",
+        "tokens",
+        "users",
         "certificate",
         "key",
         "hook",

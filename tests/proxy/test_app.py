@@ -45,7 +45,7 @@ async def test_every_port_that_cannot_be_had_is_named_at_once() -> None:
     async with taken:
         address = f"127.0.0.1:{taken.socket.getsockname()[1]}"
         with pytest.raises(ConfigError) as caught:
-            await run_proxy(proxy_config(http="203.0.113.1:8080", tcp=(address,)))
+            await run_proxy(proxy_config(http="203.0.113.1:8080", tcp=(address,), public=True))
     assert [line.partition(":")[0] for line in str(caught.value).splitlines()] == [
         "ingress.http.listen",
         "ingress.tcp[0].listen",

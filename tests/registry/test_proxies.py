@@ -235,7 +235,8 @@ async def test_revoking_ends_a_running_download_and_its_neighbours_goes_on(
 ) -> None:
     device, token = await acme.devices.add("cam1")
     _, neighbour = await other.devices.add("cam1")
-    async with trio.open_nursery() as nursery, following(config_for(database_url)) as proxy:
+    config = config_for(database_url, public=("cam1--acme", "cam1--other"))
+    async with trio.open_nursery() as nursery, following(config) as proxy:
         (listener,) = await nursery.start(partial(trio.serve_tcp, endless, 0, host="127.0.0.1"))
         target = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         async with (

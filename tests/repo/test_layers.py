@@ -20,7 +20,15 @@ COMPILED_LAYERS = [
     ["pump.epoll"],
     ["yamux.engine", "pump.websocket"],
     ["yamux.streams", "yamux.liveness", "pump.lines", "pump.head", "pump.chunks"],
-    ["_frame", "pump.cookies", "pump.counts", "pump.field_names", "yamux.links", "yamux.ring"],
+    [
+        "_frame",
+        "pump.cookies",
+        "pump.counts",
+        "pump.field_names",
+        "pump.spans",
+        "yamux.links",
+        "yamux.ring",
+    ],
 ]
 """The compiled modules, each line above the next: above errors and limits, below all else."""
 

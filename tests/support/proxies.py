@@ -21,6 +21,7 @@ from tunnelmux.config import (
     TcpIngress,
     TunnelListener,
 )
+from tunnelmux.config.access import AccessConfig
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
@@ -32,6 +33,7 @@ def proxy_config(
     tunnel: str = "127.0.0.1:0",
     http: str | None = "127.0.0.1:0",
     tcp: tuple[str, ...] = (),
+    public: bool = False,
     devices: tuple[DeviceConfig, ...] = (
         DeviceConfig(name="dev1", token=Secret("token-of-dev1")),
         DeviceConfig(name="dev2", token=Secret("token-of-dev2")),
@@ -44,6 +46,7 @@ def proxy_config(
             http=HttpIngress(listen=http) if http else None,
             tcp=[TcpIngress(listen=listen, device="dev1", service="ssh") for listen in tcp],
         ),
+        access=AccessConfig(let_in=["public"] if public else []),
         devices=list(devices),
     )
 

@@ -24,6 +24,7 @@ from tunnelmux.config import (
     ServiceConfig,
     TunnelListener,
 )
+from tunnelmux.config.access import AccessConfig, ServiceAccess
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
@@ -37,11 +38,19 @@ quiet one it is 2."""
 
 
 def config_for(
-    url: str, *, name: str = "p1", devices: tuple[DeviceConfig, ...] = ()
+    url: str,
+    *,
+    name: str = "p1",
+    devices: tuple[DeviceConfig, ...] = (),
+    public: tuple[str, ...] = (),
 ) -> ProxyConfig:
+    """Devices in *public* may be visited by everybody."""
     return ProxyConfig(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
         ingress=Ingress(http=HttpIngress(listen="127.0.0.1:0")),
+        access=AccessConfig(
+            rules=[ServiceAccess(device=device, let_in=["public"]) for device in public]
+        ),
         devices=list(devices),
         registry=RegistrySource(url=Secret(url), name=name, migrate=False),
     )

@@ -55,6 +55,7 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
     pairing, _ = await tenant.pairings.make_code(name="secret-pairing")
     key, _ = await tenant.install_keys.add("secret-key", lifetime=3600, max_uses=1)
     invitation, _ = await tenant.invitations.add("secret@example.com", "viewer", lifetime=3600)
+    link = await tenant.service_links.add(device.id, "web", lifetime=3600, once=False)
     token, _ = await tenant.access_tokens.add("secret-token", user_id=owner.user_id, role="viewer")
     now = datetime.now(UTC)
     terms = LeaseTerms(
@@ -75,6 +76,7 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
         "key_id": key.id,
         "invitation_id": invitation.id,
         "token_id": token.id,
+        "link_id": link.id,
         "lease_id": lease.id,
         "ssh_key_id": ssh_key.id,
         "user_id": owner.user_id,

@@ -30,6 +30,7 @@ from tunnelmux.transports import WebSocketStream
 from tunnelmux.wire import (
     ASSIST_FIELD,
     CLOSE_REPLACED,
+    DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
     INSTANCE_FIELD,
     PROVE_FIELD,
@@ -407,6 +408,7 @@ class RunningAgent:
                 (RELAY_FIELD, self._streams.services.relayed),
                 (TIMEOUTS_FIELD, self._streams.services.timeouts),
                 *self._said_of_assist(),
+                (DEFAULT_SERVICE_FIELD, self._streams.services.default_name),
             ],
             ssl_context=link.ssl_context,
             timeout=self.config.limits.ingress.handshake_timeout,

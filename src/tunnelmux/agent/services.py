@@ -44,6 +44,11 @@ class ServiceTable:
         }
         return list_timeouts(timeouts, self.default.name if self.default is not None else None)
 
+    @property
+    def default_name(self) -> bytes:
+        """The name of the default service; empty when there is none."""
+        return self.default.name.encode("ascii") if self.default is not None else b""
+
     def for_http(self, name: str | None) -> ServiceConfig:
         """The HTTP service of that name, or the default one. Raises Refused (404)."""
         service = self.default if name is None else self._find(name)

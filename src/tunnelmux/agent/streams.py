@@ -42,6 +42,7 @@ from tunnelmux.wire import (
     AGENT_AUTHORITY,
     CREDENTIAL_PATH,
     EXEC_PATH,
+    IDENTITY_FIELDS,
     LEASE_FIELD,
     RELAY_FIELD,
     SERVICE_FIELD,
@@ -333,7 +334,10 @@ def _log_refusal(refusal: Refusal, stream: Stream) -> None:
 def _fields_for(
     service: ServiceConfig, request: RequestHead, sites: SiteTranslation | None
 ) -> list[Field]:
-    fields = without_own_fields(end_to_end(request.headers))
+    passing = end_to_end(request.headers)
+    fields = without_own_fields(passing)
+    # Who the visitor is: the proxy says so, and lets nobody else.
+    fields += [pair for pair in passing if pair[0].lower() in IDENTITY_FIELDS]
     if sites is not None:
         return sites.of_request(fields)
     if service.host is not None:

@@ -45,6 +45,8 @@ PUBLIC_PATHS = frozenset(
         "/api/auth/terminal",
         "/api/auth/terminal/poll",
         "/terminal",
+        "/api/access/keys",
+        "/api/access/sign-in",
         "/api/pairing/exchange",
         "/api/pairing/install",
         "/api/pairing/requests",
@@ -54,7 +56,7 @@ PUBLIC_PATHS = frozenset(
         "/api/openapi.json",
     }
 )
-"""Paths that need no identity: signing in, pairing (which proves a code), health."""
+"""Paths that need no identity: signing in, pairing (which proves a code), health, public keys."""
 
 SCOPES = {
     "self": "who the token is, and where it may work",
@@ -62,6 +64,7 @@ SCOPES = {
     "tenants": "list, make and disable tenants, for an owner of the tenant `default`",
     "members": "list, invite and remove people, and change their roles",
     "devices:read": "list devices and look at them",
+    "access": "say who may visit the services of devices, and make links to them",
     "devices:write": "add, change, disable, revoke and remove devices",
     "pairing": "let devices in: codes, requests, install keys",
     "leases": "ask for, approve, end and read leases",

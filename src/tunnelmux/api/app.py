@@ -43,7 +43,9 @@ from tunnelmux.api.routes import (
     people,
     tenants,
     terminal,
+    visitors,
 )
+from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.errors import RegistryError
@@ -78,6 +80,8 @@ ROUTERS = (
     commands.router,
     events.router,
     devices.router,
+    visitors.rules,
+    visitors.visitors,
     pairing.pairings,
     pairing.install_keys,
     pairing.joining,
@@ -151,6 +155,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         commands=CommandBook(),
         hub=EventHub(registry, proxies),
         identification=Identification(registry, sign_in),
+        visitors=VisitorProofs(registry, keys.signers, config.api.public_url),
         followers=followers,
         metrics=Metrics(lambda: followers.taken, lambda: registry.failures),
     )
@@ -198,6 +203,7 @@ async def run_api(
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
                 nursery.start_soon(api.hub.run)
                 nursery.start_soon(keep_tidy, registry)
+                nursery.start_soon(api.visitors.keep_published)
                 try:
                     yield RunningApi(api, port, metrics_port)
                 finally:

@@ -14,6 +14,7 @@ from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.identity import Identification, actor_of
 from tunnelmux.api.metrics import Metrics
+from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
@@ -59,6 +60,7 @@ class Api:
     commands: CommandBook
     hub: EventHub
     identification: Identification
+    visitors: VisitorProofs
     followers: Places
     metrics: Metrics
 

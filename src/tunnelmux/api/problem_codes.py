@@ -26,6 +26,7 @@ CODES: dict[str, tuple[int, str]] = {
     "insufficient_role": (403, "your role in the tenant may not do this"),
     "insufficient_scope": (403, "make an access token with the scope"),
     "no_browser_session": (403, "this is for people in a browser, not for programs"),
+    "not_a_member": (403, "you are no member of the device's tenant: ask for an invitation"),
     "no_tenant": (403, "you are a member of no tenant: ask for an invitation"),
     "token_needed": (403, "browsers may not forward: send an access token"),
     "user_disabled": (403, "this person may not sign in any more"),
@@ -79,6 +80,9 @@ CODES: dict[str, tuple[int, str]] = {
     "wrong_serial": (409, "the code or key is for another serial number"),
     "too_many_guesses": (429, "too many wrong codes came from your network or tenant"),
     "too_many_requests": (429, "too many devices wait to be let in"),
+    # Visitors
+    "invalid_rule": (422, "`detail` says which part of the rule is not valid"),
+    "no_ingress": (409, "no proxy has said where visitors come in"),
     # Devices and commands
     "no_such_device": (404, "no device has this name, id or pattern"),
     "no_such_service": (404, "the device offers no service of this name"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -67,6 +68,12 @@ def _proxy_settings(function: F) -> F:
             "ingress.http.domain",
             metavar="DOMAIN",
             help="The domain under which each device is one label.",
+        ),
+        setting(
+            "--let-in",
+            "access.let_in",
+            metavar="WAY",
+            help="Who may visit where no rule says so: public, basic, login, ...",
         ),
         setting(
             "--http",
@@ -212,6 +219,26 @@ def _run_quickstart(
 
     start = partial(run_quickstart, state_dir, public_host, config=config, announce=click.echo)
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
+
+
+@proxy.command()
+@click.argument("name")
+def password(name: str) -> None:
+    """Ask for a password, and print the line for users under [access].
+
+    Where stdin is no terminal, its first line is the password.
+    """
+    from tunnelmux.access.passwords import MAX_PASSWORD, hash_password
+
+    if not name or ":" in name or not name.isprintable():
+        raise click.UsageError("a name has printable characters and no colon")
+    if sys.stdin.isatty():
+        text = click.prompt("Password", hide_input=True, confirmation_prompt=True)
+    else:
+        text = sys.stdin.readline().rstrip("\r\n")
+    if not text or len(text.encode()) > MAX_PASSWORD:
+        raise click.UsageError(f"a password has 1 to {MAX_PASSWORD} bytes")
+    click.echo(f"{name}:{hash_password(text)}")
 
 
 @proxy.command(epilog=_INVITE_EXAMPLES)

@@ -8,6 +8,7 @@ from typing import Literal
 
 import msgspec
 
+from tunnelmux.config.access import AccessConfig, check_address_lists
 from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
@@ -66,6 +67,12 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """Addresses and networks of load balancers in front of this listener, through which many agents
     come from one address: `max_arrivals_per_address` does not hold for them."""
 
+    allow_from: list[str] = []
+    """Addresses and networks from which agents may dial; with it, no others may."""
+
+    deny_from: list[str] = []
+    """Addresses and networks from which they may not, also where `allow_from` names them."""
+
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `wss://`."""
 
@@ -84,6 +91,7 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
             )
         for network in self.trusted_proxies:
             check_network("trusted_proxies", network)
+        check_address_lists(self.allow_from, self.deny_from)
         _check_tls_pair(self.tls_certificate, self.tls_key)
 
     @property
@@ -175,6 +183,10 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     domain: str = "localhost"
     """The domain under which every device is one label: `dev1.localhost`."""
 
+    public_url: str | None = None
+    """How visitors write `domain`: `https://tunnel.example.com`. Links to services begin so.
+    Default: by `listen` and TLS; behind trusted proxies, `https://` and the domain."""
+
     trusted_proxies: list[str] = []
     """Addresses and networks whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed."""
 
@@ -208,6 +220,14 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f'"{self.domain}" is not a domain name: write it like "tunnel.example.com", '
                     "in lower case, with no port, no dot at either end and no wildcard",
                 )
+        if self.public_url is not None:
+            parts = split_url(
+                "public_url", self.public_url, ("https", "http"), f"https://{self.domain}"
+            )
+            if parts.path not in ("", "/") or parts.query or parts.fragment:
+                raise InvalidSetting(
+                    "public_url", f'"{self.public_url}" has a path: end it after host and port'
+                )
         for network in self.trusted_proxies:
             check_network("trusted_proxies", network)
         for name in self.trusted_fields:
@@ -227,6 +247,15 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         """`listen`, parsed."""
         return parse_address("listen", self.listen)
 
+    def url_of(self, port: int) -> str:
+        """The URL of `domain` for visitors, when this listens on that port."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        if self.tls_certificate is None and self.trusted_proxies:
+            return f"https://{self.domain}"
+        scheme, usual = ("http", 80) if self.tls_certificate is None else ("https", 443)
+        return f"{scheme}://{self.domain}" + (f":{port}" if port != usual else "")
+
 
 class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One public TCP port that leads to one service of one device."""
@@ -240,8 +269,26 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     service: str
     """The service on that device, as its agent.toml names it."""
 
+    public: bool = False
+    """Whether everybody may connect who can reach the port. Beyond loopback it needs this, or
+    `allow_from`: a TCP port asks nobody who they are."""
+
+    allow_from: list[str] = []
+    """Addresses and networks of visitors; with it, no others may connect."""
+
+    deny_from: list[str] = []
+    """Addresses and networks that may not connect, also where `allow_from` names them."""
+
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
+        check_address_lists(self.allow_from, self.deny_from)
+        if not (self.public or self.allow_from or is_loopback(self.address.host)):
+            raise InvalidSetting(
+                "listen",
+                f'"{self.listen}" can be reached from other machines, and nothing says who may '
+                'connect: add allow_from = ["192.0.2.0/24"] with their networks, or public = true, '
+                "or listen on 127.0.0.1",
+            )
         # `dev1--acme` is the device of a tenant, which only a registry knows.
         for part in self.device.split("--", 1):
             check_label("device", part)
@@ -384,6 +431,12 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """Let agents in that speak Engine.IO 3, as clients of Socket.IO 2 and the Go library
     googollee/go-socket.io do. Off by default, as in socket.io itself."""
 
+    allow_from: list[str] = []
+    """Addresses and networks from which agents may connect; with it, no others may."""
+
+    deny_from: list[str] = []
+    """Addresses and networks from which they may not, also where `allow_from` names them."""
+
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `https://`."""
 
@@ -401,6 +454,7 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
             )
         for network in self.trusted_proxies:
             check_network("trusted_proxies", network)
+        check_address_lists(self.allow_from, self.deny_from)
         _check_tls_pair(self.tls_certificate, self.tls_key)
         check_unique("agents.proxy_id", [agent.proxy_id for agent in self.agents])
 
@@ -416,6 +470,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     tunnel: TunnelListener = TunnelListener()
     internal: InternalListener | None = None
     ingress: Ingress = Ingress()
+    access: AccessConfig = AccessConfig()
     devices: list[DeviceConfig] = []
     registry: RegistrySource = RegistrySource()
     socketio: SocketIOListener | None = None
@@ -436,6 +491,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"one of {', '.join(names) or 'them (there are none yet)'}",
                 )
         self._check_listeners()
+        self._check_access(names)
         self._check_agent_names(names)
 
     def read_token_hashes(self) -> dict[str, DeviceConfig]:
@@ -458,6 +514,32 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
             devices[token_hash] = device
         return devices
+
+    def _check_access(self, devices: list[str]) -> None:
+        """An ingress that others can reach says who may visit, and asks for nothing unknown."""
+        rules = {f"access.rules[{index}]": rule for index, rule in enumerate(self.access.rules)}
+        for path, rule in {"access": self.access, **rules}.items():
+            if rule.needs_registry and not self.registry.is_there:
+                key = "assertion" if rule.assertion else "let_in"
+                raise InvalidSetting(
+                    f"{path}.{key}",
+                    "needs people and keys that only a registry knows: set [registry] url, which "
+                    'tunnelmux-api shares, or let visitors in by "basic" or "token"',
+                )
+        http = self.ingress.http
+        if http is None or is_loopback(http.address.host) or self.access.let_in:
+            return
+        ruled = {rule.device for rule in self.access.rules if rule.service is None}
+        left = [name for name in devices if name not in ruled]
+        if left or not self.registry.is_there:
+            who = f"device {left[0]}" if left else "its devices"
+            raise InvalidSetting(
+                "access.let_in",
+                f'ingress.http.listen = "{http.listen}" can be reached from other machines, and '
+                f"nothing says who may visit {who}: write under [access] let_in = "
+                '["basic"] with users (tunnelmux-proxy password NAME makes them), ["login"] with '
+                'a registry, or ["public"] for everybody; or listen on 127.0.0.1',
+            )
 
     def _check_agent_names(self, devices: list[str]) -> None:
         """Commands find devices, Socket.IO agents and groups by name alone."""

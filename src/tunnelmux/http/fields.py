@@ -18,7 +18,11 @@ from dataclasses import dataclass, field, replace
 
 from tunnelmux.http.forwarded import Hop, Route, plain_address, write_forwarded
 from tunnelmux.http.head import Field, field_values
-from tunnelmux.pump.cookies import without_parent_domains
+from tunnelmux.pump.cookies import (
+    is_own_set_cookie,
+    split_own_cookies,
+    without_parent_domains,
+)
 from tunnelmux.pump.field_names import field_kind
 
 __all__ = [
@@ -31,7 +35,9 @@ __all__ = [
     "own_cookies",
     "replace_host",
     "safe_trailers",
+    "without_own_cookies",
     "without_own_fields",
+    "without_own_set_cookies",
 ]
 
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -79,6 +85,28 @@ def own_cookies(headers: Iterable[Field], host: bytes) -> list[Field]:
     return [
         (name, without_parent_domains(value, host) if name.lower() == b"set-cookie" else value)
         for name, value in headers
+    ]
+
+
+def without_own_cookies(headers: Iterable[Field]) -> list[Field]:
+    """A request's fields without the cookies of the proxy itself, which prove who a visitor is."""
+    kept = []
+    for name, value in headers:
+        if name.lower() == b"cookie":
+            others, own = split_own_cookies(value)
+            if not others and own:
+                continue
+            value = others  # noqa: PLW2901
+        kept.append((name, value))
+    return kept
+
+
+def without_own_set_cookies(headers: Iterable[Field]) -> list[Field]:
+    """An answer's fields without those that would set such a cookie."""
+    return [
+        pair
+        for pair in headers
+        if pair[0].lower() != b"set-cookie" or not is_own_set_cookie(pair[1])
     ]
 
 

@@ -22,10 +22,13 @@ PROBLEM_TYPE = b"application/problem+json"
 
 REASONS: dict[str, int] = {
     "credential-proved": 200,
+    "access-proven": 303,
     "bad-request": 400,
+    "access-unproven": 401,
     "unauthorized": 401,
     "token-expired": 401,
     "device-replaced": 401,
+    "access-denied": 403,
     "device-disabled": 403,
     "forbidden": 403,
     "lease-over": 403,
@@ -34,6 +37,7 @@ REASONS: dict[str, int] = {
     "unknown-service": 404,
     "body-stalled": 408,
     "head-timeout": 408,
+    "too-many-guesses": 429,
     "head-too-large": 431,
     "target-broke": 502,
     "target-refused": 502,

@@ -14,10 +14,22 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from tunnelmux.config import Address, HttpIngress, ProxyConfig
+from tunnelmux.access.addresses import AddressLists
+from tunnelmux.config import (
+    Address,
+    HttpIngress,
+    ProxyConfig,
+    SocketIOListener,
+    TcpIngress,
+    TunnelListener,
+)
+from tunnelmux.config.rules import is_loopback
 from tunnelmux.errors import ConfigError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import AuditLog, get_logger
+from tunnelmux.proxy.access.follower import AccessFollower
+from tunnelmux.proxy.access.gate import Gate
+from tunnelmux.proxy.access.rules import check_identity_fields
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
@@ -123,7 +135,9 @@ class RunningProxy:
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
+        self._gate = Gate(self.devices, self.store)
         self.visits = VisitRegister()
+        self._access: AccessFollower | None = None
         self.registered = self._follow_registry(config)
         self._tunnel = TunnelServer(
             devices=self.devices,
@@ -134,7 +148,7 @@ class RunningProxy:
             registered=self.registered,
         )
         self._certificates: ServerCertificates | None = None
-        self._http = HttpIngressServer(self.store, self.devices, self.visits)
+        self._http = HttpIngressServer(self.store, self.devices, self.visits, self._gate)
         self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
         self.dispatcher = Dispatcher(
             self.store, self.devices, audit=_audit_log(config), visits=self.visits
@@ -226,6 +240,9 @@ class RunningProxy:
             self._tunnel.settings = tunnel
             self._set_admission(config)
             self.config = config
+            cut = self._gate.cut_unadmitted(self.visits)
+            if cut:
+                _log.info("visits cut", count=cut, reason="their visitors may not come any more")
             stale = sorted(self.devices.replace_configured(devices, enrolled))
             kicked = [name for name in stale if await self._kick(name)]
             kicked += self._set_agents(config)
@@ -234,6 +251,7 @@ class RunningProxy:
                 await self._serve_agents()
                 problems = await self._listeners.apply(self._plans())
                 problems += await self._private_listeners.apply(self._private_plans())
+                self._say_where()
             for problem in problems:
                 _log.error("a listener could not be opened", cause=str(problem))
             return ReloadReport(kicked=kicked, problems=problems)
@@ -334,6 +352,7 @@ class RunningProxy:
                 problems = await self._listeners.apply(self._plans())
                 problems += await self._private_listeners.apply(self._private_plans())
                 if not problems:
+                    self._say_where()
                     self._callers.start_soon(self._clean_up)
                     if self._presence is not None:
                         self._callers.start_soon(self._presence.run)
@@ -426,7 +445,16 @@ class RunningProxy:
         source()  # so that a URL that cannot be used is said now
         identity, limits = _registry_identity(config), config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
-        return RegisteredDevices(source, self.devices, self._end_device, identity, limits, leases)
+        self._access = AccessFollower(self._gate, self.visits)
+        return RegisteredDevices(
+            source, self.devices, self._end_device, identity, limits, leases, self._access
+        )
+
+    def _say_where(self) -> None:
+        """Tell where visitors come in, for those who make links to services."""
+        http, bound = self.config.ingress.http, self.http_address
+        if self._access is not None and http is not None and bound is not None:
+            self._access.grants.say_where(http.url_of(bound.port))
 
     def _set_admission(self, config: ProxyConfig) -> None:
         limits = config.limits.ingress
@@ -439,10 +467,14 @@ class RunningProxy:
     def _set_ingress(self, config: ProxyConfig) -> None:
         http, limits, internal = config.ingress.http, config.limits.ingress, config.internal
         # What reads files comes first: if it fails, nothing has changed.
+        check_identity_fields(config.access, "access.")
+        for index, rule in enumerate(config.access.rules):
+            check_identity_fields(rule, f"access.rules[{index}].")
         certificates = self._visitor_certificates(http)
         access = Access.from_config(internal) if internal is not None else Access()
         if http is not None:
             self._http.configure(http, limits, certificates.context if certificates else None)
+            self._gate.configure(config.access, is_local=is_loopback(http.address.host))
         self._certificates = certificates
         self._tcp.configure(limits)
         self._internal.configure(
@@ -538,6 +570,7 @@ class RunningProxy:
                 handler=self._tunnel.handle,
                 nursery=self._agents,
                 admission=self._tunnel.admission,
+                addresses=_lists_of(self.config.tunnel),
             )
         }
         socketio = self.config.socketio
@@ -548,6 +581,7 @@ class RunningProxy:
                 handler=self._agent_server.handle,
                 admission=self._agent_server.admission,
                 nursery=self._agents,
+                addresses=_lists_of(socketio),
             )
         if ingress.http is not None:
             plans["http"] = ListenerPlan(
@@ -564,6 +598,7 @@ class RunningProxy:
                 handler=partial(self._tcp.handle, tcp.device, tcp.service),
                 nursery=self._visitors,
                 take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),
+                addresses=_lists_of(tcp),
             )
         return plans
 
@@ -579,6 +614,10 @@ class RunningProxy:
                 nursery=self._callers,
             )
         }
+
+
+def _lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:
+    return AddressLists(listener.allow_from, listener.deny_from)
 
 
 def _tcp_slots(config: ProxyConfig) -> list[str]:

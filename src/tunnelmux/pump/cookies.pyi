@@ -1,4 +1,16 @@
-"""Cookies that a device would set for others: its `Set-Cookie` fields, held to its own host."""
+"""Cookies that a device would set for others, its `Set-Cookie` fields held to its own host; and the
+proxy's own cookies, which are nothing for a device to see or to set."""
+
+def split_own_cookies(value: bytes) -> tuple[bytes, list[bytes]]:
+    """A Cookie field's *value* without the proxy's own cookies, and those, as `name=value`.
+
+    Own are all whose names begin with `__Host-tunnelmux` or `tunnelmux-dev`, in any case."""
+
+def is_own_set_cookie(value: bytes) -> bool:
+    """Whether a Set-Cookie *value* would make a cookie of such a name, in whatever browser."""
+
+def head_without_own_cookies(head: bytes) -> bytes:
+    """The *head* of an answer, with CRLF at its lines' ends, without such `Set-Cookie` fields."""
 
 def without_parent_domains(value: bytes, host: bytes) -> bytes:
     """A Set-Cookie *value* without each Domain attribute that is above *host*, a Host field's value.

@@ -1,11 +1,17 @@
-"""Set-Cookie fields that reach beyond their host. The docstrings are in `cookies.pyi`.
+"""Cookies that are not a device's to set or to see. The docstrings are in `cookies.pyi`.
 
 A browser cuts the value at every semicolon, quotes or not (RFC 6265 5.2), and so does this.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport uint8_t
-from libc.string cimport memchr
+from libc.string cimport memchr, memcmp
+
+cdef enum:
+    ACCESS_SIZE = 23  # bytes of b"__Host-tunnelmux-access"
+    PLAIN_SIZE = 20  # bytes of b"tunnelmux-dev-access"
+    OWN_SIZE = 16  # bytes of b"__host-tunnelmux"
+    OWN_PLAIN_SIZE = 13  # bytes of b"tunnelmux-dev"
 
 
 cdef inline uint8_t small(uint8_t byte) noexcept nogil:
@@ -113,6 +119,76 @@ cdef bint next_parent_domain(
     return False
 
 
+cdef bint next_pair(
+    const uint8_t *p, Py_ssize_t *at, Py_ssize_t end, Py_ssize_t *start, Py_ssize_t *stop
+) noexcept nogil:
+    cdef const uint8_t *found
+    cdef Py_ssize_t first = at[0], last
+    if first >= end:
+        return False
+    found = <const uint8_t *>memchr(p + first, c";", end - first)
+    last = found - p if found != NULL else end
+    at[0] = last + 1
+    while first < last and is_blank(p[first]):
+        first += 1
+    while last > first and is_blank(p[last - 1]):
+        last -= 1
+    start[0], stop[0] = first, last
+    return True
+
+
+cdef bint begins_small(
+    const uint8_t *p, Py_ssize_t size, const char *name, Py_ssize_t name_size
+) noexcept nogil:
+    """Whether these bytes begin with *name*, which is in small letters, in any case."""
+    cdef Py_ssize_t i
+    if size < name_size:
+        return False
+    for i in range(name_size):
+        if small(p[i]) != <uint8_t>name[i]:
+            return False
+    return True
+
+
+cdef bint is_own_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    return begins_small(p, size, b"__host-tunnelmux", OWN_SIZE) or begins_small(
+        p, size, b"tunnelmux-dev", OWN_PLAIN_SIZE
+    )
+
+
+cdef bint is_called(
+    const uint8_t *p, Py_ssize_t size, const char *name, Py_ssize_t name_size
+) noexcept nogil:
+    return size > name_size and p[name_size] == c"=" and memcmp(p, name, name_size) == 0
+
+
+cdef bint is_access_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    return is_called(p, size, b"__Host-tunnelmux-access", ACCESS_SIZE) or is_called(
+        p, size, b"tunnelmux-dev-access", PLAIN_SIZE
+    )
+
+
+cdef bint sets_own_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    # "=name=value" has no name, and some browsers send it as "name=value".
+    cdef Py_ssize_t at = 0
+    while at < size and (is_blank(p[at]) or p[at] == c"="):
+        at += 1
+    return is_own_cookie(p + at, size - at)
+
+
+def split_own_cookies(bytes value not None):
+    cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(value)
+    cdef Py_ssize_t at = 0, start = 0, stop = 0
+    cdef list own = [], others = []
+    while next_pair(p, &at, len(value), &start, &stop):
+        (own if is_own_cookie(p + start, stop - start) else others).append(value[start:stop])
+    return (b"; ".join(others) if own else value), own
+
+
+def is_own_set_cookie(bytes value not None):
+    return sets_own_cookie(<const uint8_t *>PyBytes_AS_STRING(value), len(value))
+
+
 def without_parent_domains(bytes value not None, bytes host not None):
     cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(value)
     cdef Py_ssize_t at = 0, kept = 0, start = 0
@@ -137,3 +213,11 @@ def head_without_parent_domains(bytes head not None, bytes host not None):
         if line[:11].lower() == b"set-cookie:":
             lines[i] = line[:11] + without_parent_domains(line[11:], host)
     return b"\r\n".join(lines)
+
+
+def head_without_own_cookies(bytes head not None):
+    return b"\r\n".join([
+        line
+        for line in head.split(b"\r\n")
+        if line[:11].lower() != b"set-cookie:" or not is_own_set_cookie(line[11:])
+    ])

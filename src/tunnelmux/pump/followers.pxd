@@ -96,6 +96,10 @@ cdef class RequestFollower:
     cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t take_trailers(self, const uint8_t *data, Py_ssize_t size) except -1
+    cdef bytes said(self)
+    cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept
+    cdef bint only_looks(self) noexcept
+    cdef bint is_safe(self) noexcept
     cdef bint in_body(self) noexcept
     cdef Py_ssize_t run_left(self) noexcept
     cdef int skip_run(self, Py_ssize_t size) except -1

@@ -20,7 +20,7 @@ from tunnelmux.pump.head cimport (
 from tunnelmux.yamux.ring cimport ByteRing
 
 from tunnelmux.limits import INTERIM_COST as _INTERIM_COST
-from tunnelmux.pump.cookies import head_without_parent_domains
+from tunnelmux.pump.cookies import head_without_own_cookies, head_without_parent_domains
 
 cdef enum:
     PIECE = 4096  # bytes of a head looked at in one go: most heads are shorter, bodies behind them not
@@ -177,6 +177,28 @@ cdef class RequestFollower:
     cdef bytes text(self, Py_ssize_t at, Py_ssize_t end):
         """These of the kept bytes."""
         return (<char *>self.kept.base)[at:end] if end > at else b""
+
+    cdef bytes said(self):
+        """The lines of the kept head that say who sent it."""
+        cdef bytes said = b""
+        cdef int i
+        for i in range(self.shape.said.count):
+            said += self.text(self.shape.said.spans[i].at, self.shape.said.spans[i].end)
+        return said
+
+    cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept:
+        """Whether the kept head has this method."""
+        return self.shape.method_size == size and memcmp(self.kept.base, method, size) == 0
+
+    cdef bint only_looks(self) noexcept:
+        """Whether the method changes nothing (RFC 9110 9.2.1)."""
+        return self.shape.is_head or self.is_called(b"GET", 3) or self.is_called(b"OPTIONS", 7)
+
+    cdef bint is_safe(self) noexcept:
+        """Whether the request, whose head is kept, changes nothing and has no body."""
+        if self.shape.chunked or self.shape.content_length:
+            return False
+        return self.shape.is_head or self.is_called(b"GET", 3)
 
     cdef bint in_body(self) noexcept:
         return REQUEST_LENGTH <= self.state_ <= REQUEST_TRAILERS
@@ -427,7 +449,9 @@ cdef class AnswerFollower:
         """The head at *p* is whole, and leaves no doubt."""
         cdef ResponseShape *shape = &self.shape
         cdef bint parts = shape.closes or shape.is_old
-        cdef bint changed = shape.has_hop or (shape.sets_domain and len(self.cookie_hosts) > 0)
+        cdef bint changed = shape.has_hop or shape.sets_own or (
+            shape.sets_domain and len(self.cookie_hosts) > 0
+        )
         cdef bytes fields = b"", head
         cdef Py_ssize_t size
         if shape.status >= 200:
@@ -487,7 +511,8 @@ cdef class AnswerFollower:
         return self.move(FINAL_WITH_LENGTH if length > 0 else FINAL_WITHOUT_BODY)
 
     cdef bytes hold_cookies(self, bytes head):
-        """The head with no cookie for more than the hosts that were asked."""
+        """The head with no cookie for more than the hosts that were asked, and none of ours."""
+        head = head_without_own_cookies(head)
         for host in self.cookie_hosts:
             head = head_without_parent_domains(head, host)
         return head

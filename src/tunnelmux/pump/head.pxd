@@ -2,26 +2,13 @@
 
 from libc.stdint cimport int64_t, uint8_t
 
-
-cdef enum:
-    MAX_DROPPED = 24  # places in one head where fields are left out; a head with more is declined
+from tunnelmux.pump.spans cimport Span, Spans
 
 
 cdef enum Verdict:
     INCOMPLETE  # the blank line has not come, and nothing is wrong so far
     ACCEPTED
     DECLINED  # not unambiguous: for h11 to judge; the shape means nothing
-
-
-cdef struct Span:
-    Py_ssize_t at
-    Py_ssize_t end
-
-
-cdef struct Spans:
-    # Whole lines, in order and not touching each other.
-    int count
-    Span spans[MAX_DROPPED]
 
 
 cdef struct Progress:
@@ -48,13 +35,18 @@ cdef struct RequestShape:
     Span host  # the values of these fields; 0 to 0 when there is none
     Span device
     Span service
+    Span access  # of a program: the value of Tunnelmux-Access
+    Span login  # the value of Authorization
+    Span login_line  # its whole line, for `drop_login`
+    Span cookie  # the pair that is the cookie of a visitor who was let in
+    bint from_here  # a browser says that no other site's page made it send this
     int64_t content_length  # bytes of body; 0 also when there is none, or `chunked`
     bint chunked
     bint is_head
     bint closes  # the sender has no request after this one
     bint binds  # it logs in, and the login will belong to the connection
-    Spans dropped  # what the rewritten head is without
-    Spans said  # those of them that say who asked for what
+    Spans dropped  # what the rewritten head is without: whole lines, and cookies of the proxy's own
+    Spans said  # those lines of them that say who asked for what
 
 
 cdef struct ResponseShape:
@@ -69,6 +61,7 @@ cdef struct ResponseShape:
     bint is_old  # written as HTTP/1.0
     bint has_hop  # says something that must not be passed on as it is
     bint sets_domain  # a cookie of it names a domain
+    bint sets_own  # it would set a cookie of the proxy's own
     bint binds  # it is part of a login that will belong to the connection
     Spans dropped
 
@@ -94,6 +87,10 @@ cdef Py_ssize_t rewrite_request(
     const uint8_t *p, const RequestShape *shape, const uint8_t *fields, Py_ssize_t fields_size,
     uint8_t *out,
 ) noexcept nogil
+
+# Leave Authorization out as well: it was for the proxy. False when that is one place too many; harmless
+# twice.
+cdef bint drop_login(RequestShape *shape) noexcept nogil
 
 # The same for a response, written as HTTP/1.1 and without Connection: a caller that closes says so
 # in `fields`.

@@ -9,8 +9,8 @@ and one Host that is a plain name or address; with no body, or one Content-Lengt
 form, or `Transfer-Encoding: chunked` spelt so. Lines end in CRLF. A field is a token, a colon, at
 most one space and a value without control characters. Declined with any of the fields for one
 hop, with more than one `Connection` or one other than `keep-alive` or `close`, with
-`Tunnelmux-Device` or `Tunnelmux-Service` twice, and with a name that is disguised
-(`pump.field_names`).
+`Tunnelmux-Device`, `Tunnelmux-Service`, `Tunnelmux-Access`, `Authorization` or the cookie of a visitor
+who was let in twice, and with a name that is disguised (`pump.field_names`).
 
 A response is held to the same but for blanks around the values of fields that mean nothing here.
 Its `Connection` may also be a list of `close`, `keep-alive` and `upgrade`, and of the names above only
@@ -34,6 +34,10 @@ class _Request(TypedDict):
     host: bytes
     device: bytes
     service: bytes
+    access: bytes
+    login: bytes
+    cookie: bytes
+    from_here: bool
     said: bytes
     content_length: int
     chunked: bool
@@ -53,6 +57,7 @@ class _Response(TypedDict):
     is_old: bool
     has_hop: bool
     sets_domain: bool
+    sets_own: bool
     binds: bool
 
 @final
@@ -71,7 +76,8 @@ class HeadScanner:
         """The head as it goes on, or None when it was not accepted.
 
         *fields*, whole lines, come behind the rest. Of a request are left out
-        `Connection`, `Keep-Alive`, `Tunnelmux-*` and what only a proxy may say of a visitor; of a
+        `Connection`, `Keep-Alive`, `Tunnelmux-*`, the proxy's own cookies and what only a proxy may
+        say of a visitor; of a
         response, which is HTTP/1.1 then, `Connection`, `Keep-Alive`, `Tunnelmux-*`, what else is
         for one hop (RFC 9110 section 7.6.1) and a framing field where there can be no body.
         """

@@ -10,11 +10,14 @@ from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
-from tunnelmux.pump.cookies cimport names_domain
+from tunnelmux.pump.cookies cimport (
+    is_access_cookie, is_own_cookie, names_domain, next_pair, sets_own_cookie,
+)
 from tunnelmux.pump.field_names cimport (
     CONNECTION, CONTENT_LENGTH, DISGUISED, EXPECT, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
     ORDINARY, OWN, SET_COOKIE, TRAILER, TRANSFER_ENCODING, FieldKind, kind_of,
 )
+from tunnelmux.pump.spans cimport MAX_DROPPED, Span, add_line, note_line, rewrite
 
 cdef enum:
     HTAB = 0x09
@@ -261,6 +264,8 @@ cdef bint read_request_line(
     while SP < p[at] < DEL:
         at += 1
     shape.target_size = at - shape.target_at
+    if shape.target_size >= 23 and memcmp(p + shape.target_at, b"/.well-known/tunnelmux/", 23) == 0:
+        return False  # what the proxy itself may answer
     if size - at != 11 or memcmp(p + at, b" HTTP/1.1\r\n", 11) != 0:
         return False
     query = <const uint8_t *>memchr(p + shape.target_at, c"?", shape.target_size)
@@ -293,17 +298,50 @@ cdef bint read_status_line(
 # -- Heads ------------------------------------------------------------------------------------
 
 
-cdef bint note_line(Spans *lines, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
-    """Add a line; False when there are too many."""
-    if lines.count and lines.spans[lines.count - 1].end == at:
-        lines.spans[lines.count - 1].end = end
-        return True
-    if lines.count == MAX_DROPPED:
-        return False
-    lines.spans[lines.count].at = at
-    lines.spans[lines.count].end = end
-    lines.count += 1
+cdef bint note_cookies(
+    const uint8_t *p, const FieldLine *line, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
+) noexcept nogil:
+    """Leave the proxy's own cookies out of this field; False when that takes too many places, or
+    the visitor shows two that let it in."""
+    cdef Py_ssize_t look = line.value_at, start = 0, stop = 0
+    cdef Py_ssize_t kept = -1, drop = line.value_at  # where the last pair that stays ends
+    cdef bint dropping = False
+    while next_pair(p, &look, line.value_end, &start, &stop):
+        if is_own_cookie(p + start, stop - start):
+            if is_access_cookie(p + start, stop - start):
+                if shape.cookie.end:
+                    return False
+                shape.cookie.at, shape.cookie.end = start, stop
+            if kept >= 0 and not note_line(&shape.dropped, drop, stop):
+                return False
+            drop = stop
+            dropping = True
+            continue
+        if kept < 0 and dropping and not note_line(&shape.dropped, line.value_at, start):
+            return False
+        kept = drop = stop
+    if dropping and kept < 0:
+        return note_line(&shape.dropped, at, end)
     return True
+
+
+cdef bint note_proof(
+    const uint8_t *p, const FieldLine *line, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
+) noexcept nogil:
+    """Note who the visitor says it is, if the field says so; False when it says it twice."""
+    if is_named(p, line, b"cookie", 6):
+        return note_cookies(p, line, at, end, shape)
+    if is_named(p, line, b"authorization", 13):
+        shape.binds = shape.binds or names_login(p, line)
+        if shape.login_line.end:
+            return False
+        shape.login.at, shape.login.end = line.value_at, line.value_end
+        shape.login_line.at, shape.login_line.end = at, end
+    return True
+
+
+cdef bint drop_login(RequestShape *shape) noexcept nogil:
+    return not shape.login_line.end or add_line(&shape.dropped, &shape.login_line)
 
 
 cdef bint take_request_field(
@@ -315,14 +353,19 @@ cdef bint take_request_field(
     cdef Span *place
     if not read_field(p, at, end, &line) or line.odd:
         return False
-    if line.kind == ORDINARY or line.kind == TRAILER or line.kind == EXPECT:
+    if line.kind == ORDINARY:
+        if is_named(p, &line, b"sec-fetch-site", 14):
+            shape.from_here = is_value(p, &line, b"same-origin", 11) or is_value(
+                p, &line, b"none", 4
+            )
+        return True
+    if line.kind == TRAILER or line.kind == EXPECT:
         return True
     if line.kind == SET_COOKIE:  # means nothing in a request
         return True
     if line.kind == HEAD_ONLY:
-        if is_named(p, &line, b"authorization", 13):
-            shape.binds = shape.binds or names_login(p, &line)
-    elif line.kind == HOST:
+        return note_proof(p, &line, at, end, shape)
+    if line.kind == HOST:
         if progress.has_host or not is_host(p + line.value_at, line.value_end - line.value_at):
             return False
         shape.host.at, shape.host.end = line.value_at, line.value_end
@@ -353,6 +396,8 @@ cdef bint take_request_field(
             place = &shape.device
         elif line.kind == OWN and is_named(p, &line, b"tunnelmux-service", 17):
             place = &shape.service
+        elif line.kind == OWN and is_named(p, &line, b"tunnelmux-access", 16):
+            place = &shape.access
         if place != NULL:
             if place.end or line.value_end == line.value_at:
                 return False
@@ -430,6 +475,7 @@ cdef bint take_response_field(
             shape.binds = shape.binds or names_login(p, &line)
         elif line.kind == SET_COOKIE:
             shape.sets_domain |= names_domain(p + line.value_at, line.value_end - line.value_at)
+            shape.sets_own |= sets_own_cookie(p + line.value_at, line.value_end - line.value_at)
         return True
     if line.odd:
         return False
@@ -503,26 +549,6 @@ cdef void settle(ResponseShape *shape) noexcept nogil:
         shape.content_length = -1
     if shape.until_end:
         shape.closes = True
-
-
-cdef Py_ssize_t rewrite(
-    const uint8_t *p, Py_ssize_t size, const Spans *dropped,
-    const uint8_t *fields, Py_ssize_t fields_size, uint8_t *out,
-) noexcept nogil:
-    cdef Py_ssize_t at = 0, used = 0
-    cdef int i
-    for i in range(dropped.count):
-        memcpy(out + used, p + at, dropped.spans[i].at - at)
-        used += dropped.spans[i].at - at
-        at = dropped.spans[i].end
-    memcpy(out + used, p + at, size - 2 - at)
-    used += size - 2 - at
-    if fields_size > 0:
-        memcpy(out + used, fields, fields_size)
-        used += fields_size
-    out[used] = CR
-    out[used + 1] = LF
-    return used + 2
 
 
 cdef Py_ssize_t rewrite_request(
@@ -620,6 +646,10 @@ cdef class HeadScanner:
             "host": self.text_of(&shape.host),
             "device": self.text_of(&shape.device),
             "service": self.text_of(&shape.service),
+            "access": self.text_of(&shape.access),
+            "login": self.text_of(&shape.login),
+            "cookie": self.text_of(&shape.cookie),
+            "from_here": shape.from_here,
             "said": b"".join([self.text_of(&shape.said.spans[i]) for i in range(shape.said.count)]),
             "content_length": shape.content_length,
             "chunked": shape.chunked,
@@ -641,6 +671,7 @@ cdef class HeadScanner:
             "is_old": shape.is_old,
             "has_hop": shape.has_hop,
             "sets_domain": shape.sets_domain,
+            "sets_own": shape.sets_own,
             "binds": shape.binds,
         }
 

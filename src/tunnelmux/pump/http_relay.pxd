@@ -54,6 +54,7 @@ cdef class HttpRelay(LegUser):
     cdef Outcome ended_as
     cdef bytes host_seen
     cdef bytes said_seen
+    cdef object by_seen
     cdef bytes fields
     cdef readonly object error
     cdef readonly str problem
@@ -82,7 +83,6 @@ cdef class HttpRelay(LegUser):
     cdef int after_reading(self) except -1
     cdef Py_ssize_t frame_limit(self) except -1
     cdef bint may_send_again(self) noexcept
-    cdef bint is_safe(self) noexcept
     cdef int note_request(self) except -1
     cdef int note_answer(self) except -1
     cdef int give_visitor(self, const uint8_t *data, Py_ssize_t size, bint owed) except -1

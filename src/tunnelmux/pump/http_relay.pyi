@@ -18,8 +18,24 @@ class _Carrier(Protocol):
     @property
     def heeds(self) -> bool:
         """Whether what a request says of who sent it is listened to."""
-    def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
-        """Where a request goes that says this; None when Python has to look at it."""
+    @property
+    def by(self) -> object:
+        """What let the last request in; another object is a reason to ask for `fields` again."""
+    @property
+    def takes_login(self) -> bool:
+        """Whether the `Authorization` of that request stops here."""
+    def route(
+        self,
+        host: bytes,
+        device: bytes,
+        service: bytes,
+        said: bytes,
+        cookie: bytes,
+        login: bytes,
+        token: bytes,
+        crosses: bool,
+    ) -> Route | None:
+        """Where a request goes that says and shows this; None when Python has to look at it."""
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request gets which says this, with the lines *said* of who sent it."""
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:

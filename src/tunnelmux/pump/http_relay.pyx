@@ -21,7 +21,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING
 from libc.stdint cimport int64_t, uint8_t, uint32_t
-from libc.string cimport memcmp, memcpy
+from libc.string cimport memcpy
 
 from tunnelmux._frame cimport HEADER_BYTES
 from tunnelmux.pump.epoll cimport Pump
@@ -31,7 +31,7 @@ from tunnelmux.pump.followers cimport (
     REQUEST_DECLINED, REQUEST_DONE, REQUEST_HEAD, REQUEST_IDLE, REQUEST_READY, SEND_AGAIN, TAKEN,
     AnswerFollower, RequestFollower,
 )
-from tunnelmux.pump.head cimport RequestShape
+from tunnelmux.pump.head cimport RequestShape, drop_login
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport BROKEN, PumpSocket
 from tunnelmux.pump.tunnel cimport Tunnel
@@ -311,6 +311,9 @@ cdef class HttpRelay(LegUser):
         if not self.find_leg() or not self.leg.agreed:
             return 0
         self.find_fields()
+        if self.carrier.takes_login and not drop_login(&request.shape):
+            request.move(HEAD_DECLINED)
+            return self.hand_over(None, 0)
         limit = self.frame_limit()
         if limit < request.kept.size + len(self.fields) + TRAILERS_ROOM:
             return 0  # a turn comes with a flush, or with credit
@@ -320,7 +323,7 @@ cdef class HttpRelay(LegUser):
         used = request.write_head(
             <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields), gap + HEADER_BYTES
         )
-        keep = self.is_safe()
+        keep = self.request.is_safe()
         if request.shape.binds:
             self.leg.bound = True
         if request.shape.closes:
@@ -443,11 +446,16 @@ cdef class HttpRelay(LegUser):
     cdef bint find_route(self) except -1:
         """Find where the request goes; a leg to somewhere else is left."""
         cdef RequestFollower request = self.request
-        cdef bytes host = request.text(request.shape.host.at, request.shape.host.end)
+        cdef RequestShape *shape = &request.shape
         cdef Route route = self.carrier.route(
-            host,
-            request.text(request.shape.device.at, request.shape.device.end),
-            request.text(request.shape.service.at, request.shape.service.end),
+            request.text(shape.host.at, shape.host.end),
+            request.text(shape.device.at, shape.device.end),
+            request.text(shape.service.at, shape.service.end),
+            request.said() if self.heeds else b"",
+            request.text(shape.cookie.at, shape.cookie.end),
+            request.text(shape.login.at, shape.login.end),
+            request.text(shape.access.at, shape.access.end),
+            shape.cookie.end > 0 and not shape.from_here and not request.only_looks(),
         )
         if route is not self.route:
             self.drop_leg(LEG_KEPT)
@@ -459,29 +467,21 @@ cdef class HttpRelay(LegUser):
         """The lines that the request gets, which depend on what it says of itself."""
         cdef RequestFollower request = self.request
         cdef bytes host = request.text(request.shape.host.at, request.shape.host.end)
-        cdef bytes said = b""
-        cdef int i
-        for i in range(request.shape.said.count if self.heeds else 0):
-            said += request.text(request.shape.said.spans[i].at, request.shape.said.spans[i].end)
-        if self.fields is None or host != self.host_seen or said != self.said_seen:
+        cdef bytes said = request.said() if self.heeds else b""
+        by = self.carrier.by
+        if (
+            self.fields is None or by is not self.by_seen
+            or host != self.host_seen or said != self.said_seen
+        ):
             self.fields = self.carrier.fields(host, said)
             self.answer.cookie_hosts = self.carrier.cookie_hosts(host, said)
-            self.host_seen, self.said_seen = host, said
+            self.host_seen, self.said_seen, self.by_seen = host, said, by
             self.about = None
         return 0
 
     cdef bint may_send_again(self) noexcept:
         """Whether the request, which is READY or DONE, can be sent a second time (RFC 9110 9.2.2)."""
-        return not self.sent_again and self.request.kept.size > 0 and self.is_safe()
-
-    cdef bint is_safe(self) noexcept:
-        """Whether the request, whose head is kept, changes nothing and has no body."""
-        cdef RequestShape *shape = &self.request.shape
-        if shape.chunked or shape.content_length:
-            return False
-        return shape.is_head or (
-            shape.method_size == 3 and memcmp(self.request.kept.base, b"GET", 3) == 0
-        )
+        return not self.sent_again and self.request.kept.size > 0 and self.request.is_safe()
 
     cdef int send_again(self) except -1:
         """A target may end an idle connection at the moment a request is sent on it. This one is

@@ -64,6 +64,16 @@ from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_
 from tunnelmux.registry.tenants import Tenant, Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
+from tunnelmux.registry.visitors import (
+    DeviceRule,
+    GrantState,
+    RuleChange,
+    ServiceLink,
+    ServiceLinks,
+    SigningKey,
+    VisitorRules,
+    Visitors,
+)
 
 __all__ = [
     "DEFAULT_TENANT",
@@ -88,6 +98,7 @@ __all__ = [
     "Credentials",
     "Device",
     "DeviceFilter",
+    "DeviceRule",
     "DeviceSession",
     "DeviceState",
     "Devices",
@@ -96,6 +107,7 @@ __all__ = [
     "Fleet",
     "FleetDevice",
     "FleetLease",
+    "GrantState",
     "InstallKey",
     "InstallKeys",
     "Installation",
@@ -119,10 +131,14 @@ __all__ = [
     "Revocation",
     "Right",
     "Role",
+    "RuleChange",
+    "ServiceLink",
+    "ServiceLinks",
     "SessionBegan",
     "SessionEnded",
     "Sighting",
     "SignedIn",
+    "SigningKey",
     "SshKey",
     "SshKeys",
     "Tenant",
@@ -135,6 +151,8 @@ __all__ = [
     "Tickets",
     "User",
     "Users",
+    "VisitorRules",
+    "Visitors",
     "format_time",
     "is_id",
     "new_id",

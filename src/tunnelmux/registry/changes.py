@@ -10,7 +10,9 @@ from typing import Literal
 
 __all__ = ["Change", "ChangeKind", "ChangeWatch", "Changes", "Effect", "Effects"]
 
-ChangeKind = Literal["tenant", "device", "lease", "token", "user", "pairing"]
+ChangeKind = Literal[
+    "tenant", "device", "lease", "token", "user", "pairing", "browser_session", "link", "key"
+]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

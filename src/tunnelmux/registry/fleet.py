@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from tunnelmux.config import Secret
+from tunnelmux.config.access import AccessRule
 from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.changes import Effect
 from tunnelmux.registry.leases import Lease
@@ -36,6 +37,8 @@ class FleetDevice:
     """Why it may not connect (disabled, in quarantine, its tenant disabled); else empty."""
     paired_by: str
     rotation_wanted: bool
+    rules: dict[str, AccessRule]
+    """Who may visit, by service; empty is the device's own rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

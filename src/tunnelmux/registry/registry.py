@@ -21,6 +21,7 @@ from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.tenants import Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequests
 from tunnelmux.registry.tokens import AccessTokens, ProvenToken
+from tunnelmux.registry.visitors import ServiceLinks, VisitorRules, Visitors
 
 __all__ = ["Installation", "Registry", "TenantRegistry", "open_registry"]
 
@@ -43,6 +44,8 @@ class TenantRegistry(abc.ABC):
     terminals: TerminalApprovals
     leases: Leases
     tickets: Tickets
+    visitor_rules: VisitorRules
+    service_links: ServiceLinks
     audit: AuditTrail
 
 
@@ -69,6 +72,7 @@ class Registry(abc.ABC):
     fleet: Fleet
     joining: Joining
     terminals: TerminalRequests
+    visitors: Visitors
 
     @property
     @abc.abstractmethod

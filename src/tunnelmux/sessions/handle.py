@@ -112,6 +112,8 @@ class LocalHandle(SessionHandle):
         target to begin an answer, where they are other than usual."""
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
+        self.default_service = ""
+        """The service that a request without a name gets, as the agent says, if it does."""
         self.replaced_by = ""
         """Where the connection came from that took this one's place, if one did."""
         self._farewell = farewell

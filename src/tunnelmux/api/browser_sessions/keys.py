@@ -1,8 +1,8 @@
 """The keys behind browser sessions: one signs and encrypts, the older ones are still believed.
 
-From each key of the file two are derived (HKDF, RFC 5869): one for the cookie's HMAC, one for the
-AES-GCM of what is kept. What was made names the key by its id, so keys can be changed while people
-are signed in.
+From each key of the file three are derived (HKDF, RFC 5869): one for the cookie's HMAC, one for the
+AES-GCM of what is kept, one for the signatures that proxies believe. What was made names the key by
+its id, so keys can be changed while people are signed in.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
+from tunnelmux.access.signatures import Signer
 from tunnelmux.config import InvalidSetting
 
 __all__ = ["KeyRing", "SealedValueRefused", "new_key_line", "read_key_file"]
@@ -41,6 +42,7 @@ class SealedValueRefused(Exception):
 class _Key:
     mac: bytes
     box: AESGCM
+    seed: bytes
 
 
 class KeyRing:
@@ -54,6 +56,13 @@ class KeyRing:
 
     def __repr__(self) -> str:
         return f"<KeyRing of {', '.join(self._keys)}>"
+
+    @property
+    def signers(self) -> list[Signer]:
+        """Who signs for visitors of devices, one for each key; the first is to be used."""
+        return [
+            Signer.from_seed(key.seed, f"api-{key_id}", "api") for key_id, key in self._keys.items()
+        ]
 
     def sign(self, text: str) -> str:
         """`text.key-id.mac`; `text` has no dot."""
@@ -128,4 +137,8 @@ def _derive(key: bytes) -> _Key:
     def derived(purpose: bytes) -> bytes:
         return HKDF(algorithm=hashes.SHA256(), length=32, salt=None, info=purpose).derive(key)
 
-    return _Key(derived(b"tunnelmux cookie"), AESGCM(derived(b"tunnelmux tokens")))
+    return _Key(
+        derived(b"tunnelmux cookie"),
+        AESGCM(derived(b"tunnelmux tokens")),
+        derived(b"tunnelmux visitors"),
+    )

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from tunnelmux.config import ProxyConfig
+from tunnelmux.config.access import AccessRule
 
 __all__ = ["DeviceRegister", "KnownDevice", "Registration", "devices_from_config"]
 
@@ -25,6 +26,8 @@ class Registration:
     rotation_wanted: bool
     credentials: Mapping[bytes, str] = field(repr=False)
     """The id of each credential, by the SHA-256 of its token."""
+    rules: Mapping[str, AccessRule] = field(default_factory=dict)
+    """Who may visit, by service; empty is the device's own rule."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

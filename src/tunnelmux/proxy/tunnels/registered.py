@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -37,6 +38,9 @@ from tunnelmux.registry import (
 )
 from tunnelmux.sessions import LocalHandle
 from tunnelmux.sessions.handle import utc_now
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.access.follower import AccessFollower
 
 __all__ = ["Ended", "ProxyIdentity", "RegisteredDevices"]
 
@@ -120,12 +124,14 @@ class RegisteredDevices:
         identity: ProxyIdentity,
         limits: IngressLimits,
         leases: LeaseBook,
+        access: AccessFollower | None = None,
     ) -> None:
         self._open = open_source
         self._devices = devices
         self._end_device = end_device
         self._identity = identity
         self._limits = limits
+        self._access = access
         self._registry: Registry | None = None
         self._applied: int | None = None
         self._effects: dict[int, Effect] = {}
@@ -273,6 +279,8 @@ class RegisteredDevices:
                     nursery.start_soon(self._report, registry)
                     nursery.start_soon(self._rotate, registry)
                     nursery.start_soon(self.leases.run, registry)
+                    if self._access is not None:
+                        nursery.start_soon(self._access.run, registry)
             finally:
                 await self._say_goodbye(registry)
 
@@ -322,6 +330,8 @@ class RegisteredDevices:
                 version=tunnelmux.__version__,
             )
             self._is_greeted = True
+        if self._access is not None and self._away is not None:
+            await self._access.greet(registry)
         changes = None
         if self._applied is not None:
             changes = await registry.changes.after(self._applied, limit=_PART)
@@ -352,6 +362,8 @@ class RegisteredDevices:
         for name, reason in stale.values():
             await self._end_device(name, reason)
         await self._load_leases(registry)
+        if self._access is not None:
+            await self._access.reload(registry)
         self._applied = number
 
     async def _load_leases(self, registry: Registry) -> None:
@@ -386,6 +398,8 @@ class RegisteredDevices:
             for number in numbers[device_id]:
                 self._add_effect(number, ended)
         await self._apply_leases(registry, changes)
+        if self._access is not None:
+            await self._judge_again(registry, self._access, changes, numbers)
         self._applied = changes[-1].number
 
     async def _apply_leases(self, registry: Registry, changes: list[Change]) -> None:
@@ -395,6 +409,22 @@ class RegisteredDevices:
         found = await registry.fleet.leases_with_ids(sorted(numbers))
         for lease_id, visits in self.leases.take(found).items():
             self._add_effect(numbers[lease_id], Ended(sessions=0, visits=visits))
+
+    async def _judge_again(
+        self,
+        registry: Registry,
+        access: AccessFollower,
+        changes: list[Change],
+        numbers: dict[str, list[int]],
+    ) -> None:
+        """Have visitors judged anew by what has changed."""
+        if numbers:
+            cut = access.devices_changed()
+            for number in {number for some in numbers.values() for number in some}:
+                self._add_effect(number, Ended(sessions=0, visits=cut))
+        for change in changes:
+            cut = await access.apply(registry, change)
+            self._add_effect(change.number, Ended(sessions=0, visits=cut))
 
     def _add_effect(self, number: int, ended: Ended) -> None:
         if not ended.sessions and not ended.visits:
@@ -546,6 +576,8 @@ class RegisteredDevices:
             _log.error("registry away", cause=str(error), effect=effect)
         self._is_told = True
         self._away = error
+        if self._access is not None:
+            self._access.note_away()
 
     def _note_back(self) -> None:
         if self._away is not None:
@@ -569,5 +601,6 @@ def _known(device: FleetDevice) -> KnownDevice:
             paired_by=device.paired_by,
             rotation_wanted=device.rotation_wanted,
             credentials=digests,
+            rules=device.rules,
         ),
     )

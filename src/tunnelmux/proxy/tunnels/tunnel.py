@@ -41,6 +41,7 @@ from tunnelmux.transports.tcp import configure_socket
 from tunnelmux.wire import (
     ASSIST_FIELD,
     CLOSE_REPLACED,
+    DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
     INSTANCE_FIELD,
     MOST_SERVICES,
@@ -74,6 +75,7 @@ _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
 _RELAY = RELAY_FIELD.decode("ascii")
 _TIMEOUTS = TIMEOUTS_FIELD.decode("ascii")
+_DEFAULT_SERVICE = DEFAULT_SERVICE_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
 _SERIAL = SERIAL_FIELD.decode("ascii")
 _ASSIST = ASSIST_FIELD.decode("ascii")
@@ -122,6 +124,8 @@ class _Admitted:
     """The serial number that it says it has."""
     assists: bool = False
     """Whether it takes leases, or may."""
+    default_service: str = ""
+    """Which of them a request without a name gets."""
     rival: str = ""
     """The address of another agent with this credential, if the two replace each other."""
 
@@ -304,6 +308,7 @@ class TunnelServer:
             timeouts=read_timeouts(request.header(_TIMEOUTS) or ""),
             serial=said_serial(request.header(_SERIAL)),
             assists=request.header(_ASSIST) is not None,
+            default_service=_name_in(request.header(_DEFAULT_SERVICE) or ""),
         )
 
     async def _look_up(self, registered: RegisteredDevices, token: str) -> KnownDevice | None:
@@ -431,6 +436,7 @@ class TunnelServer:
         )
         handle.relayed = admitted.relayed
         handle.timeouts = admitted.timeouts
+        handle.default_service = admitted.default_service
         self._live.add(handle)
         try:
             if self.is_draining:
@@ -497,6 +503,11 @@ def _relayed_in(field: str) -> dict[str | None, str]:
             if is_default:
                 relayed[None] = name
     return relayed
+
+
+def _name_in(field: str) -> str:
+    name = field.strip()
+    return name if DOMAIN_LABEL.fullmatch(name) else ""
 
 
 def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:

@@ -20,13 +20,17 @@ from tunnelmux.http.fields import (
     end_to_end,
     forwarding_fields,
     own_cookies,
+    without_own_cookies,
     without_own_fields,
+    without_own_set_cookies,
 )
 from tunnelmux.http.head import Field, field_values, first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.visitors.carrier import PumpRoutes
+from tunnelmux.proxy.access.gate import Gate
+from tunnelmux.proxy.access.proofs import Asked, Sender
+from tunnelmux.proxy.visitors.carrier import PumpRoutes, sender_of, without_fields
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
 from tunnelmux.proxy.visitors.visit import PATIENCE
@@ -46,8 +50,15 @@ class RequestsByH11:
     connection from one call to the next."""
 
     def __init__(
-        self, visit: HttpVisit, server: ServerConnection, router: Router, routes: PumpRoutes
+        self,
+        visit: HttpVisit,
+        server: ServerConnection,
+        router: Router,
+        routes: PumpRoutes,
+        gate: Gate,
     ) -> None:
+        self._gate = gate
+        self._set_cookies: list[Field] = []
         self.server = server
         self.is_idle = True
         """Whether no request is in progress."""
@@ -111,6 +122,11 @@ class RequestsByH11:
             destination = self._find(request)
         except Refused:
             return False
+        asked = Asked.of(request, self._sender_of(request))
+        shown = asked.cookie, asked.login, asked.token
+        by = self._gate.find(destination.device, destination.service, asked.sender, *shown)
+        if by is None or not self._gate.may_pass(by, crosses=asked.crosses):
+            return False
         # One that is refused is answered here.
         found = self._routes.now(destination) is not None
         return found and self._visit.admit(destination) is None
@@ -125,8 +141,7 @@ class RequestsByH11:
         self._overdue = None
         if refusal is not None:
             raise Refused(refusal)
-        headers = without_own_fields(end_to_end(request.headers))
-        headers = forwarding_fields(headers, self._visitor, request.host)
+        headers = await self._let_in(request, destination)
         found = self._routes.now(destination)
         self._raw_name = found.destination if found is not None else None
         raw = await self.raw.take(self._raw_name) if self.raw.is_kept(self._raw_name) else None
@@ -172,12 +187,34 @@ class RequestsByH11:
             return usual
         return usual + max(0.0, own - self._settings.limits.response_timeout)
 
+    async def _let_in(self, request: RequestHead, destination: Destination) -> list[Field]:
+        """The fields that the service gets; raises Refused where the visitor may not use it."""
+        self._visit.by = None
+        asked = Asked.of(request, self._sender_of(request))
+        admitted = await self._gate.admit(destination.device, destination.service, asked)
+        self._visit.by = by = admitted.by
+        self._set_cookies = admitted.set_cookies
+        headers = without_own_cookies(without_own_fields(end_to_end(request.headers)))
+        if by.takes_login:
+            headers = [pair for pair in headers if pair[0].lower() != b"authorization"]
+        headers = forwarding_fields(headers, self._visitor, request.host)
+        identity = self._gate.identity_fields(by, request.host)
+        return [*without_fields(headers, identity), *identity]
+
+    def _sender_of(self, request: RequestHead) -> Sender:
+        visitor = self._visitor
+        if not visitor.trusted:
+            return Sender(visitor.address, visitor.scheme)
+        client = client_address(request.headers, self._settings.trusted)
+        return sender_of(request.headers, visitor, client)
+
     def _find(self, request: RequestHead) -> Destination:
         """Where the request's own head sends it; raises Refused."""
-        return find_destination(request, self._settings.domain, self._router.is_tenant)
+        destination = find_destination(request, self._settings.domain, self._router.is_tenant)
+        return self._gate.settled(destination)
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
-        headers = self._take_relay_field(headers)
+        headers = without_own_set_cookies(self._take_relay_field(headers)) + self._set_cookies
         if self._settings.parent_cookies:
             return headers
         hosts = [request.host]

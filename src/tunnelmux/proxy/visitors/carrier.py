@@ -16,12 +16,15 @@ from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.http.judge import HeadJudge
+from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about
 from tunnelmux.observability.logs import wants_info
-from tunnelmux.proxy.visitors.names import Destination
+from tunnelmux.proxy.access.gate import Gate
+from tunnelmux.proxy.access.proofs import Pass, Sender
+from tunnelmux.proxy.visitors.names import Destination, SenderLines
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, destination_of
 from tunnelmux.pump.data_pump import DataPump, Owner
 
@@ -32,7 +35,14 @@ if TYPE_CHECKING:
     from tunnelmux.pump.tunnel import Tunnel
     from tunnelmux.yamux.streams import EngineStream
 
-__all__ = ["REASONS_OF_STATUS", "Carrier", "PumpRoutes", "carry"]
+__all__ = [
+    "REASONS_OF_STATUS",
+    "Carrier",
+    "PumpRoutes",
+    "carry",
+    "sender_of",
+    "without_fields",
+]
 
 _log = get_logger("proxy.http")
 
@@ -136,8 +146,19 @@ class Carrier:
     """The pump's questions about the requests of one visitor's connection, and their answers."""
 
     def __init__(
-        self, settings: IngressSettings, routes: PumpRoutes, visitor: Visitor, visit: HttpVisit
+        self,
+        settings: IngressSettings,
+        routes: PumpRoutes,
+        visitor: Visitor,
+        visit: HttpVisit,
+        gate: Gate,
     ) -> None:
+        self.by: Pass | None = None
+        """What let the last request in."""
+        self.takes_login = False
+        """Whether its `Authorization` was for the proxy, and stops here."""
+        self._gate = gate
+        self._sender = Sender(visitor.address, visitor.scheme)
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether what a request says of who sent it is listened to."""
@@ -150,28 +171,60 @@ class Carrier:
         self._client: str | None = None  # that the last request came from, by its trusted proxies
         self._visit = visit
 
-    def route(self, host: bytes, device: bytes, service: bytes) -> Route | None:
-        """Where a request goes that says this, which may be empty; None when h11 has to look."""
+    def route(
+        self,
+        host: bytes,
+        device: bytes,
+        service: bytes,
+        said: bytes,
+        cookie: bytes,
+        login: bytes,
+        token: bytes,
+        crosses: bool,
+    ) -> Route | None:
+        """Where a request goes that says and shows this, which may be empty; None when h11 has to
+        look. `crosses` says that it may change something, and be another site's doing."""
         self.has_tried = False
         destination = self._routes.find((host, device, service), self._settings)
-        route = self._routes.now(destination) if destination is not None else None
-        if destination is None or route is None or self._visit.admit(destination) is not None:
+        if destination is None:
             return None
+        if destination.service is None:
+            try:
+                destination = self._gate.settled(destination)
+            except Refused:
+                return None
+        sender = self._made_for(host, said).sender if self.heeds else self._sender
+        by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)
+        if by is None or not self._gate.may_pass(by, crosses=crosses):
+            return None
+        route = self._routes.now(destination)
+        if route is None or self._visit.admit(destination) is not None:
+            return None
+        self.by = self._visit.by = by
+        self.takes_login = by.takes_login
         self.has_tried = True
         return route
 
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
-        key = (self.visitor.address, host, said)
-        lines, self._client = self._settings.names.made_for(key, lambda: self._make(host, said))
-        return lines
+        made = self._made_for(host, said)
+        self._client = made.client
+        if self.by is None or self.by.identity.kind == "nobody":
+            return made.lines
+        identity = self._gate.identity_fields(self.by, host)
+        return _joined([*without_fields(_split(made.lines), identity), *identity])
 
-    def _make(self, host: bytes, said: bytes) -> tuple[bytes, str | None]:
-        # The lines, and the address of the client that trusted proxies name.
+    def _made_for(self, host: bytes, said: bytes) -> SenderLines:
+        key = (self.visitor.address, self.visitor.scheme, host, said)
+        return self._settings.names.made_for(key, lambda: self._make(host, said))
+
+    def _make(self, host: bytes, said: bytes) -> SenderLines:
         fields = _split(said)
-        made = forwarding_fields(fields, self.visitor, host)
-        lines = b"".join([b"%s: %s\r\n" % pair for pair in made])
-        return lines, client_address(fields, self._settings.trusted) if self.heeds else None
+        lines = _joined(forwarding_fields(fields, self.visitor, host))
+        if not self.heeds:
+            return SenderLines(lines, None, self._sender)
+        client = client_address(fields, self._settings.trusted)
+        return SenderLines(lines, client, sender_of(fields, self.visitor, client))
 
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
         """The hosts to which the cookies of the answer to such a request are held."""
@@ -261,6 +314,23 @@ def carry(
     )
     relay.start()
     return relay
+
+
+def sender_of(fields: list[Field], visitor: Visitor, client: str | None) -> Sender:
+    """Who sent a request that a trusted proxy has passed on, and over what it came to that."""
+    protos = field_values(fields, b"x-forwarded-proto")
+    scheme = protos[0].decode("latin-1").lower() if protos else visitor.scheme
+    return Sender(client or visitor.address, "https" if scheme in {"https", "wss"} else "http")
+
+
+def without_fields(fields: list[Field], others: list[Field]) -> list[Field]:
+    """The fields that are called like none of the others."""
+    names = {name.lower() for name, _ in others}
+    return [pair for pair in fields if pair[0].lower() not in names]
+
+
+def _joined(fields: list[Field]) -> bytes:
+    return b"".join([b"%s: %s\r\n" % pair for pair in fields])
 
 
 def _split(said: bytes) -> list[Field]:

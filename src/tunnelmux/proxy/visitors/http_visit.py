@@ -37,6 +37,7 @@ from tunnelmux.http.refusal import Refusal
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.visitors.by_h11 import RequestsByH11
 from tunnelmux.proxy.visitors.carrier import (
     REASONS_OF_STATUS,
@@ -81,6 +82,7 @@ class IngressParts:
 
     router: Router
     routes: PumpRoutes
+    gate: Gate
     pump: DataPump | None = None
     """What carries requests, while it runs."""
     is_draining: bool = False
@@ -129,7 +131,7 @@ class HttpVisit(Visit):
         self.is_exempt = address in settings.trusted
         self.place = place
         self.settings = settings
-        self.carrier = Carrier(settings, parts.routes, visitor, self)
+        self.carrier = Carrier(settings, parts.routes, visitor, self, parts.gate)
         self.relay: HttpRelay | None = None
         """What carries its requests at the moment, if the pump does."""
         self.by_h11: RequestsByH11 | None = None
@@ -464,7 +466,8 @@ class HttpVisit(Visit):
 
     def _begin_by_h11(self, stream: trio.abc.Stream) -> RequestsByH11:
         server = ServerConnection(stream, self.settings.limits)
-        self.by_h11 = RequestsByH11(self, server, self._parts.router, self._parts.routes)
+        parts = self._parts
+        self.by_h11 = RequestsByH11(self, server, parts.router, parts.routes, parts.gate)
         if self._is_finishing:
             server.finish_soon()
         return self.by_h11

@@ -14,6 +14,7 @@ from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.http.refusal import Refusal
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import PumpRoutes
 from tunnelmux.proxy.visitors.http_visit import HttpVisit, IngressParts, host_of
@@ -48,13 +49,19 @@ class HttpIngressServer:
     """Serves the connections of visitors. `configure` it before the first."""
 
     def __init__(
-        self, store: DeviceStore, devices: DeviceRegister, visits: VisitRegister | None = None
+        self,
+        store: DeviceStore,
+        devices: DeviceRegister,
+        visits: VisitRegister | None = None,
+        gate: Gate | None = None,
     ) -> None:
         self.visits = visits if visits is not None else VisitRegister()
+        self.gate = gate if gate is not None else Gate(devices, store)
+        """Who may visit what."""
         self.admission = Admission("ingress.http", grace=_GRACE)
         """The places of connections that have not sent the head of a request yet."""
         router = Router(store, devices)
-        self._parts = IngressParts(router, PumpRoutes(router))
+        self._parts = IngressParts(router, PumpRoutes(router), self.gate)
         self._settings = IngressSettings()
         self._refusing = 0
         self._looked_for_idle = float("-inf")

@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 
+from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
@@ -56,6 +57,8 @@ class ListenerPlan:
     take: Callable[[socket.socket, str], bool] | None = None
     """Asked first, where there is a pump: answers whether it took the connection, which then is
     its to close. It saves a task where connections come by the thousand."""
+    addresses: AddressLists = field(default_factory=AddressLists)
+    """Who may connect at all; others are reset."""
     admission: Admission | None = None
     """Asked for a place for each connection; one that gets none is reset."""
 
@@ -175,6 +178,9 @@ class ListenerSet:
     ) -> None:
         plan = entry.plan
         remote = str(Address(*address[:2]))
+        if not plan.addresses.admit(address[0]):
+            _turn_away(plan, connection, remote)
+            return
         place = None
         if plan.admission is not None:
             try:
@@ -258,11 +264,19 @@ class _PumpedListener:
 
     def _serve(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
         try:
+            if plan.addresses and not plan.addresses.admit(remote.rpartition(":")[0].strip("[]")):
+                _turn_away(plan, connection, remote)
+                return
             if plan.take is None or not plan.take(connection, remote):
                 self._listeners.handle_soon(plan, connection, remote)
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
             _log.exception("unhandled error in connection", listener=plan.key)
             connection.close()
+
+
+def _turn_away(plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+    _log.info("connection refused", setting=plan.key, remote=remote, reason="access-denied")
+    reset_socket(connection)
 
 
 def _log_failed_accept(entry: _Open, error: OSError) -> None:

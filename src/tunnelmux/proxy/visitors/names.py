@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
-__all__ = ["Destination", "KnownNames"]
+from tunnelmux.proxy.access.proofs import Sender
+
+__all__ = ["Destination", "KnownNames", "SenderLines"]
 
 _KNOWN_NAMES = 4096
 # Names remembered with their destination, each under a kilobyte; one more, and all are forgotten.
@@ -30,13 +33,24 @@ class Destination:
         return f"{what} of device {self.device}"
 
 
+class SenderLines(NamedTuple):
+    """What is made of where a request comes from."""
+
+    lines: bytes
+    """What it gets, which says so."""
+    client: str | None
+    """The address that trusted proxies name."""
+    sender: Sender
+    """The same for the rules of visitors."""
+
+
 class KnownNames:
     """Where requests go that say the same of it as one that was judged before: the same Host,
     `Tunnelmux-Device` and `Tunnelmux-Service`, byte for byte, empty where there is none."""
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes, bytes], Destination] = {}
-        self._made: dict[tuple[str, bytes, bytes], tuple[bytes, str | None]] = {}
+        self._made: dict[tuple[str, str, bytes, bytes], SenderLines] = {}
 
     def learn(self, name: tuple[bytes, bytes, bytes], destination: Destination) -> None:
         """A request that said this was accepted, and went there."""
@@ -48,17 +62,17 @@ class KnownNames:
 
     def made_for(
         self,
-        key: tuple[str, bytes, bytes],
-        make: Callable[[], tuple[bytes, str | None]],
-    ) -> tuple[bytes, str | None]:
-        """What `make` makes of a sender's address, a Host and what a request says of who sent it:
-        remembered for the next request of the same client, which may come on any connection."""
+        key: tuple[str, str, bytes, bytes],
+        make: Callable[[], SenderLines],
+    ) -> SenderLines:
+        """What `make` makes of a peer's address and scheme, a Host, and what a request says of
+        who sent it: remembered for the next one of the same client, on any connection."""
         made = self._made.get(key)
         if made is None:
             if len(self._made) >= _KNOWN_NAMES:
                 self._made.clear()
             made = make()
-            if len(key[1]) + len(key[2]) <= _LONGEST_SAID:
+            if len(key[2]) + len(key[3]) <= _LONGEST_SAID:
                 self._made[key] = made
         return made
 

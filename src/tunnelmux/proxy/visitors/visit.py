@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import Literal, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeVar
 
 import trio
 
@@ -19,6 +19,9 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.access.proofs import Pass
 
 __all__ = ["AGENT_SLACK", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
 
@@ -75,6 +78,7 @@ class Visit:
     __slots__ = (
         "_register",
         "began",
+        "by",
         "count",
         "cut_reason",
         "device",
@@ -127,6 +131,8 @@ class Visit:
         """When it has waited too long, on Trio's clock."""
         self.cut_reason: str | None = None
         """Why it was cut, in words; None when it was not."""
+        self.by: Pass | None = None
+        """What let its last request in, where that was judged."""
         self.count: Callable[[], tuple[int, int]] | None = None
         """Answers the bytes from and to the visitor so far."""
         self.on_cut: Callable[[], object] | None = None

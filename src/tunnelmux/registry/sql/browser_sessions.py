@@ -161,6 +161,8 @@ class SqlBrowserSessions(Repository, BrowserSessions):
             "user_agent": session.user_agent,
         }
         tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
+        if session.user_id is not None:
+            tx.announce("browser_session", session.id)
         return new
 
     @writes
@@ -261,6 +263,9 @@ def _end(tx: Transaction, which: sa.ColumnElement[bool], reason: str) -> int:
         if row.user_id is not None:
             after = {"user": row.user_id, "reason": reason}
             tx.record("browser_session.end", "browser_session", row.id, after=after)
+    for row in rows:
+        if row.user_id is not None:
+            tx.announce("browser_session", row.id)
     return ended
 
 

@@ -24,6 +24,7 @@ from tunnelmux.registry.sql.devices import add_credential, end_credentials
 from tunnelmux.registry.sql.fleet_leases import SqlFleetLeases
 from tunnelmux.registry.sql.secrets import digest_of
 from tunnelmux.registry.sql.transaction import Transaction, reads, writes
+from tunnelmux.registry.sql.visitors import rules_of
 
 __all__ = ["SqlFleet"]
 
@@ -338,6 +339,7 @@ def _with_digests(tx: Transaction, rows: Iterable[Row[Any]]) -> list[FleetDevice
     )
     for credential in living:
         digests[credential.device_id][credential.digest] = credential.id
+    rules = rules_of(tx, [row.id for row in rows])
     return [
         FleetDevice(
             device_id=row.id,
@@ -347,6 +349,7 @@ def _with_digests(tx: Transaction, rows: Iterable[Row[Any]]) -> list[FleetDevice
             refused=_refused(row),
             paired_by=row.paired_by,
             rotation_wanted=row.rotation_wanted,
+            rules=rules.get(row.id, {}),
         )
         for row in rows
     ]

@@ -30,11 +30,13 @@ from tunnelmux.registry.sql.terminals import SqlTerminalApprovals, SqlTerminalRe
 from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.sql.upgrade import prepare
+from tunnelmux.registry.sql.visitors import SqlServiceLinks, SqlVisitorRules, SqlVisitors
 from tunnelmux.registry.ssh_keys import Ticket
 from tunnelmux.registry.tokens import ProvenToken
 
 __all__ = ["SqlRegistry", "open_sql_registry"]
 
+_LINKS_KEPT = timedelta(days=90)
 _PAIRINGS_KEPT = timedelta(days=30)
 _GUESSES_KEPT = timedelta(days=1)
 
@@ -83,6 +85,7 @@ class SqlRegistry(Registry):
         self.fleet = SqlFleet(database, clock, tenant_id=None, actor=proxy)
         self.joining = SqlJoining(database, clock, rules=rules)
         self.terminals = SqlTerminalRequests(database, clock, rules=rules)
+        self.visitors = SqlVisitors(database, clock, tenant_id=None, actor=proxy)
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
         self._tickets = TicketDesk(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
@@ -129,6 +132,8 @@ class SqlTenantRegistry(TenantRegistry):
         )
         self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
         self.tickets = SqlTickets(database, clock, tenant_id=tenant_id, actor=actor)
+        self.visitor_rules = SqlVisitorRules(database, clock, tenant_id=tenant_id, actor=actor)
+        self.service_links = SqlServiceLinks(database, clock, tenant_id=tenant_id, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)
 
 
@@ -156,6 +161,8 @@ class _Keeper(Repository):
             schema.changes: schema.changes.c.at < tx.now - KEPT,
             schema.change_effects: schema.change_effects.c.at < tx.now - KEPT,
             schema.used_once: schema.used_once.c.until < tx.now,
+            schema.service_links: schema.service_links.c.ends < tx.now - _LINKS_KEPT,
+            schema.signing_keys: schema.signing_keys.c.ends < tx.now,
             schema.guesses: schema.guesses.c.since < tx.now - _GUESSES_KEPT,
             schema.browser_sessions: sa.or_(
                 schema.browser_sessions.c.idle_ends < tx.now,

@@ -369,6 +369,47 @@ guesses = Table(
     Index(None, "since"),
 )
 
+access_rules = Table(
+    "access_rules",
+    metadata,
+    *_device(primary_key=True),
+    # Empty: the device's own rule, for services that have none.
+    Column("service", sa.String(63), primary_key=True),
+    Column("rule", Json, nullable=False),
+    _time("changed"),
+    Column("changed_by", Id, nullable=False, server_default=""),
+)
+
+service_links = Table(
+    "service_links",
+    metadata,
+    _id(),
+    *_device(),
+    Column("service", sa.String(63), nullable=False),
+    _text("note"),
+    _flag("once", default=False),
+    _number("uses"),
+    _time("last_used", nullable=True),
+    _time("created"),
+    Column("created_by", Id, nullable=False, server_default=""),
+    _time("ends"),
+    _time("revoked", nullable=True),
+    Index(None, "tenant_id", "device_id", "id"),
+    Index(None, "ends"),
+)
+
+signing_keys = Table(
+    "signing_keys",
+    metadata,
+    # The public halves of the keys by which our programs sign what others of them believe.
+    Column("id", sa.String(64), primary_key=True),
+    Column("maker", sa.String(16), nullable=False),
+    Column("public", sa.LargeBinary, nullable=False),
+    _text("url"),
+    _time("created"),
+    _time("ends"),
+)
+
 leases = Table(
     "leases",
     metadata,

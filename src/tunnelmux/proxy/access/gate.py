@@ -1,0 +1,326 @@
+"""The gate of visitors: whether a request may go to a service, by the service's rule.
+
+What was judged once costs one look-up. `find` never waits and knows no refusal: the pump asks it,
+and hands what it does not let in to `admit`, which may ask the registry, check a password, and
+says what a visitor has to do. Nothing comes in by `find` that `admit` would refuse: both judge by
+`_judge`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+from urllib.parse import quote
+
+from tunnelmux.config.access import AccessConfig
+from tunnelmux.http.head import Field
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.passwords import PasswordCheck, TooManyGuesses
+from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, basic_login
+from tunnelmux.proxy.access.rules import Rule, RuleBook
+from tunnelmux.proxy.access.sign_in import ASSERTION_LIFETIME, SignIn
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.sessions import DeviceStore, LocalHandle
+from tunnelmux.wire import ASSERTION_FIELD, EMAIL_FIELD, ROLES_FIELD, USER_FIELD, VISITOR_PATH
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.visitors.names import Destination
+    from tunnelmux.proxy.visitors.visit import Visit
+
+__all__ = ["Admitted", "Gate"]
+
+_log = get_logger("proxy.access")
+
+_MOST_PASSES = 16_384
+# Proofs remembered with what they let in, a kilobyte each; one more, and all are judged again.
+
+_PASSWORD_FOR = 600.0
+_TOKEN_FOR = 600.0
+# Seconds for which a password and a token are remembered as right.
+
+_LONGEST_PROOF = 4096
+# Bytes of what a visitor shows, up to which it is remembered.
+
+
+@dataclass(slots=True)
+class Admitted:
+    """That a request may go on."""
+
+    by: Pass
+    set_cookies: list[Field] = field(default_factory=list)
+    """What its answer sets: a cookie that lasts longer, where one is due."""
+
+
+class Gate:
+    """Judges the requests of all visitors. `now` answers seconds since the epoch."""
+
+    def __init__(
+        self,
+        devices: DeviceRegister,
+        store: DeviceStore,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.rules = RuleBook(devices)
+        self.sign_in: SignIn | None = None
+        """What knows people and links; None without a registry."""
+        self._devices = devices
+        self._store = store
+        self._now = now
+        self._passes: dict[tuple[object, ...], Pass] = {}
+        self._passwords = PasswordCheck()
+
+    def configure(self, config: AccessConfig, *, is_local: bool) -> None:
+        """Judge by these rules from now on."""
+        self.rules.configure(config, is_local=is_local)
+        self.forget()
+
+    def forget(self) -> None:
+        """The rules have changed: judge everybody again."""
+        self.rules.forget()
+        self._passes.clear()
+
+    def settled(self, destination: Destination) -> Destination:
+        """Where a request goes that leads there: where services of a device have rules of their
+        own, its default one is called by its name, so that none is reached by a rule that is not
+        its own. Raises Refused where that name is not known."""
+        device = destination.device
+        if destination.service is not None or not self.rules.has_service_rules(device):
+            return destination
+        handle = self._store.live_device(device)
+        name = handle.default_service if isinstance(handle, LocalHandle) else ""
+        if not name:
+            message = (
+                f"Services of {device} have rules of their own, and its default service is not "
+                "known: name the service, by the host SERVICE--DEVICE.DOMAIN."
+            )
+            raise Refused(Refusal(403, "access-denied", message))
+        return replace(destination, service=name)
+
+    def find(
+        self,
+        device: str,
+        service: str | None,
+        sender: Sender,
+        cookie: bytes = b"",
+        login: bytes = b"",
+        token: bytes = b"",
+    ) -> Pass | None:
+        """What lets this request in without a question; None where `admit` has to look."""
+        rule = self.rules.find(device, service)
+        key = self._key(rule, device, service, sender, cookie, login, token)
+        found = self._passes.get(key)
+        if found is not None and found.rule is rule and found.is_good(now := self._now()):
+            if found.fresh_until > now:
+                return found
+            found = replace(found)
+            self._remember(key, found)
+            return found
+        found = self._judge(rule, device, service, sender, cookie, token)
+        if found is not None:
+            self._remember(key, found)
+        return found
+
+    def may_pass(self, found: Pass, *, crosses: bool) -> bool:
+        """Whether such a request needs no closer look: its cookie is not to be renewed, and it is
+        not another site's doing (`crosses`)."""
+        if not found.by_cookie:
+            return True
+        return found.renew_at > self._now() and (not crosses or found.rule.said.preflights)
+
+    def identity_fields(self, found: Pass, host: bytes) -> list[Field]:
+        """What the service is told of the visitor."""
+        identity, said = found.identity, found.rule.said
+        values = [
+            (USER_FIELD, said.user_field, identity.name),
+            (EMAIL_FIELD, said.email_field, identity.email),
+            (ROLES_FIELD, said.roles_field, ",".join(identity.roles)),
+        ]
+        fields = []
+        for name, other, text in values:
+            if text:
+                value = _field_value(text)
+                fields.append((name, value))
+                if other is not None:
+                    fields.append((other.encode("ascii"), value))
+        if said.assertion and self.sign_in is not None:
+            jwt = self.sign_in.assertion(found, host)
+            fields.append((ASSERTION_FIELD, jwt.encode("ascii")))
+        return fields
+
+    async def admit(self, device: str, service: str | None, asked: Asked) -> Admitted:
+        """Let the request in, or raise Refused with what its visitor has to do."""
+        rule = self.rules.find(device, service)
+        if not rule.ways:
+            message = (
+                f"No rule says who may visit {device}: its operator writes one, under [access] in "
+                "proxy.toml."
+            )
+            raise Refused(Refusal(403, "access-denied", message))
+        if not rule.addresses.admit(asked.sender.address):
+            message = f"This service is not for visitors from {asked.sender.address}."
+            raise Refused(Refusal(403, "access-denied", message))
+        if self.sign_in is not None and asked.request.target.startswith(VISITOR_PATH):
+            await self.sign_in.answer(rule, device, service, asked)
+        found = self.find(device, service, asked.sender, asked.cookie, asked.login, asked.token)
+        if found is None and asked.cookie and self.sign_in is not None:
+            await self.sign_in.look_up(asked)
+            found = self.find(device, service, asked.sender, asked.cookie, asked.login, asked.token)
+        if found is None and "basic" in rule.ways and asked.login:
+            found = await self._check_password(rule, device, service, asked)
+        if found is None and rule.said.preflights and asked.is_preflight:
+            return Admitted(Pass(rule, by="preflight"))
+        if found is None:
+            raise Refused(self._refusal(rule, device, service, asked))
+        if found.by_cookie and asked.crosses and not rule.said.preflights:
+            message = "The request was made by another site's page: this service is for its own."
+            raise Refused(Refusal(403, "access-denied", message))
+        admitted = Admitted(found)
+        if self.sign_in is not None and found.by_cookie and found.renew_at <= self._now():
+            admitted.set_cookies = self.sign_in.renewed(found, device, service, asked)
+        return admitted
+
+    def still_admits(self, found: Pass, device: str, service: str | None) -> bool:
+        """Whether what was let in may go on, now that rules or grants have changed."""
+        rule = self.rules.find(device, service)
+        if found.rule is not rule and found.rule.said != rule.said:
+            return False
+        grant = found.grant
+        if grant is None:
+            return True
+        if not grant.is_living or grant.ends <= self._now():
+            return False
+        return grant.kind == "link" or rule.admits_member(
+            grant.user_id, grant.roles.get(rule.tenant)
+        )
+
+    def cut_unadmitted(self, visits: Iterable[Visit], grant: Grant | None = None) -> int:
+        """End what is under way and may not go on, of those who came by this grant or of all; how
+        many there were."""
+        cut = 0
+        for visit in visits:
+            by = visit.by
+            if by is None or visit.is_idle or (grant is not None and by.grant is not grant):
+                continue
+            if not self.still_admits(by, visit.device, visit.service):
+                visit.cut("its visitor may not use the service any more")
+                cut += 1
+        return cut
+
+    # -- judging ----------------------------------------------------------------------------------
+
+    def _judge(
+        self,
+        rule: Rule,
+        device: str,
+        service: str | None,
+        sender: Sender,
+        cookie: bytes,
+        token: bytes,
+    ) -> Pass | None:
+        """What lets it in, by what can be known at once."""
+        if not rule.addresses.admit(sender.address):
+            return None
+        if "public" in rule.ways:
+            return Pass(rule)
+        if token and "token" in rule.ways:
+            name = rule.tokens.get(hashlib.sha256(token).hexdigest())
+            if name is not None:
+                identity = Identity("program", name)
+                return Pass(rule, identity, until=self._now() + _TOKEN_FOR, by="token")
+        if cookie and self.sign_in is not None:
+            return self.sign_in.judge(rule, device, service, sender, cookie)
+        return None
+
+    async def _check_password(
+        self, rule: Rule, device: str, service: str | None, asked: Asked
+    ) -> Pass | None:
+        login = basic_login(asked.login)
+        if login is None:
+            return None
+        name, password = login
+        address = asked.sender.address
+        try:
+            right = await self._passwords.check(rule.users, name, password, address)
+        except TooManyGuesses as exc:
+            message = "Too many wrong passwords came from here: wait a moment."
+            refusal = Refusal(429, "too-many-guesses", message, retry_after=exc.retry_after)
+            raise Refused(refusal) from None
+        if not right:
+            _log.warning("wrong password", device=device, service=service or "", visitor=address)
+            return None
+        found = Pass(rule, Identity("user", name), until=self._now() + _PASSWORD_FOR, by="basic")
+        shown = asked.sender, asked.cookie, asked.login, asked.token
+        self._remember(self._key(rule, device, service, *shown), found)
+        return found
+
+    @staticmethod
+    def _key(
+        rule: Rule,
+        device: str,
+        service: str | None,
+        sender: Sender,
+        cookie: bytes,
+        login: bytes,
+        token: bytes,
+    ) -> tuple[object, ...]:
+        """By what a pass is found again: all that its judgement depended on."""
+        if rule.is_open:
+            return (device, service)
+        asks = rule.asks_for
+        return (
+            device,
+            service,
+            sender,
+            cookie if "cookie" in asks else b"",
+            login if "login" in asks else b"",
+            token if "token" in asks else b"",
+        )
+
+    def _remember(self, key: tuple[object, ...], found: Pass) -> None:
+        if found.rule.said.assertion:
+            found.fresh_until = self._now() + ASSERTION_LIFETIME / 2
+        if sum(len(part) for part in key if isinstance(part, bytes)) > _LONGEST_PROOF:
+            return
+        if len(self._passes) >= _MOST_PASSES:
+            self._passes.clear()
+        self._passes[key] = found
+
+    def _refusal(self, rule: Rule, device: str, service: str | None, asked: Asked) -> Refusal:
+        """What the visitor has to do, in its own terms."""
+        ways = rule.ways
+        if "login" in ways and self.sign_in is not None:
+            known = self.sign_in.known_person(device, service, asked)
+            if known is not None:
+                message = f"You are signed in as {known}, who may not use this service."
+                return Refusal(403, "access-denied", message)
+            if asked.is_navigation:
+                return self.sign_in.begin(rule, device, service, asked)
+        headers: list[Field] = []
+        hints = []
+        if "basic" in ways:
+            headers.append((b"WWW-Authenticate", b'Basic realm="tunnelmux", charset="UTF-8"'))
+            hints.append("a name and a password")
+        if "token" in ways:
+            headers.append((b"WWW-Authenticate", b'Tunnelmux-Access realm="tunnelmux"'))
+            hints.append("a token in the field Tunnelmux-Access")
+        if "login" in ways:
+            hints.append("a browser that signs in")
+        if "link" in ways:
+            hints.append("a link that is still good")
+        if not headers:
+            headers.append((b"WWW-Authenticate", b'Tunnelmux-Access realm="tunnelmux"'))
+        message = f"This service asks who you are: come with {', or '.join(hints)}."
+        return Refusal(401, "access-unproven", message, headers=headers)
+
+
+def _field_value(text: str) -> bytes:
+    """Text as a field's value: what is not printable ASCII is percent-encoded (RFC 3986 2.1)."""
+    return quote(text, safe=_PLAIN).encode("ascii")
+
+
+_PLAIN = "".join(chr(byte) for byte in range(0x20, 0x7F) if chr(byte) != "%")

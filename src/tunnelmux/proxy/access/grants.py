@@ -1,0 +1,241 @@
+"""What people and links may at this moment: a copy of what the registry says of those in use.
+
+A grant is looked up when it is first shown, then told again with each change that may concern it,
+and once a minute while it is used. While the registry is away, what is known goes on to its end,
+and nothing comes in that was not known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+
+import trio
+
+from tunnelmux.access.signatures import Maker, PublicKeys, Signer
+from tunnelmux.errors import RegistryAway, RegistryError
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.proofs import Grant
+from tunnelmux.registry import GrantState, Registry
+
+__all__ = ["Grants"]
+
+_log = get_logger("proxy.access")
+
+_MOST = 65_536
+# Grants known at once, under a kilobyte each; one more, and those that nobody uses are forgotten.
+
+_REFRESH = 60.0
+# Seconds between two looks at all grants in use, which also tell the registry of their use.
+
+_RETRY = 2.0
+# Seconds until they are looked at again after a failure.
+
+_PART = 500
+# Grants of one transaction.
+
+_LOOK_UP = 3.0
+# Seconds a visitor waits for the registry.
+
+_KEYS_FOR = 2.0
+# Seconds after which an unknown key is looked for again: a new program may have published it.
+
+
+class Grants:
+    """The grants in use. `on_change` is called with each that is over, or whose rights changed;
+    `in_use` tells those by which somebody is here at the moment."""
+
+    def __init__(
+        self,
+        on_change: Callable[[Grant], None],
+        in_use: Callable[[], Iterable[Grant]] = tuple,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        self.signer = Signer.new("proxy")
+        self.keys = PublicKeys(self._find_key)
+        self.sign_in_url = ""
+        """Where people sign in; empty while no tunnelmux-api has said it."""
+        self._on_change = on_change
+        self._in_use = in_use
+        self._now = now
+        self._registry: Registry | None = None
+        self._known: dict[tuple[str, str], Grant] = {}
+        self._keys: dict[str, tuple[bytes, Maker]] = {}
+        self._keys_read = -_KEYS_FOR
+        self._timer = trio.CancelScope()
+        self._visitors_url = ""
+        self._url_changed = trio.Event()
+
+    # -- for the gate -----------------------------------------------------------------------------
+
+    def find(self, kind: str, grant_id: str) -> Grant | None:
+        """What is known of a grant, while it lives."""
+        found = self._known.get((kind, grant_id))
+        if found is None or not found.is_living or found.ends <= self._now():
+            return None
+        found.used = True
+        return found
+
+    async def look_up(self, kind: str, grant_id: str) -> None:
+        """Ask the registry for a grant that is not known. Raises RegistryError."""
+        if self.find(kind, grant_id) is not None:
+            return
+        registry = self._require()
+        with trio.move_on_after(_LOOK_UP) as limit:
+            states = await registry.visitors.look_up([(kind, grant_id)])
+        if limit.cancelled_caught:
+            raise RegistryAway("the registry did not answer in time")
+        self._take(states)
+
+    @property
+    def is_up_to_date(self) -> bool:
+        """Whether the registry answered when it was last asked."""
+        return self._registry is not None
+
+    def knows_key(self, key_id: str) -> bool:
+        """Whether there is a key of this id, as far as is known."""
+        return self._find_key(key_id) is not None
+
+    async def redeem_ticket(self, ticket_id: str, until: float) -> bool:
+        """Whether this ticket was not used yet; it is now. Raises RegistryError."""
+        return await self._require().visitors.use_ticket(ticket_id, until)
+
+    async def redeem_link(self, link_id: str, device: str, service: str) -> bool:
+        """Whether this link to this service may be used; it was now. Raises RegistryError."""
+        return await self._require().visitors.use_link(link_id, device, service)
+
+    async def read_keys(self) -> None:
+        """Look for new keys, if that was not just done. Raises RegistryError."""
+        if trio.current_time() - self._keys_read < _KEYS_FOR:
+            return
+        self._keys_read = trio.current_time()
+        await self._read_keys(self._require())
+
+    # -- for the reader of changes ----------------------------------------------------------------
+
+    def say_where(self, url: str) -> None:
+        """Where visitors come in, for those who make links: `https://tunnel.example.com`."""
+        if url != self._visitors_url:
+            self._visitors_url = url
+            self._url_changed.set()
+
+    async def greet(self, registry: Registry) -> None:
+        """The registry is there: publish our own key, and read those of others."""
+        self._registry = registry
+        await self._publish(registry)
+        await self._read_keys(registry)
+
+    async def _publish(self, registry: Registry) -> None:
+        await registry.visitors.publish_key(
+            self.signer.key_id, self.signer.public, maker="proxy", url=self._visitors_url
+        )
+
+    def note_away(self) -> None:
+        """The registry cannot be asked at the moment."""
+        self._registry = None
+
+    async def apply(self, registry: Registry, kind: str, object_id: str) -> None:
+        """Something has changed: read those grants again that it may concern."""
+        if kind == "key":
+            await self._read_keys(registry)
+            return
+        concerned = [
+            key
+            for key, grant in self._known.items()
+            if kind == "tenant"
+            or (kind == "user" and grant.user_id == object_id)
+            or (kind == "browser_session" and key == ("session", object_id))
+            or (kind == "link" and key == ("link", object_id))
+        ]
+        await self._refresh(registry, concerned, used=())
+
+    async def refresh_all(self, registry: Registry) -> None:
+        """Read all that is known again. Raises RegistryError."""
+        await self._refresh(registry, list(self._known), used=())
+
+    async def run(self, registry: Registry) -> None:
+        """Look at all grants once a minute, and end those whose time is over, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._end_in_time)
+            while True:
+                with trio.move_on_after(_REFRESH):
+                    await self._url_changed.wait()
+                self._url_changed = trio.Event()
+                for grant in self._in_use():
+                    grant.used = True
+                used = [key for key, grant in self._known.items() if grant.used]
+                try:
+                    await self._publish(registry)
+                    await self._refresh(registry, list(self._known), used=used)
+                except RegistryError as error:
+                    _log.debug("grants not read", cause=str(error))
+                    await trio.sleep(_RETRY)
+
+    # -- the copy ---------------------------------------------------------------------------------
+
+    async def _refresh(
+        self, registry: Registry, keys: list[tuple[str, str]], used: Iterable[tuple[str, str]]
+    ) -> None:
+        for key in used:
+            self._known[key].used = False
+        was_used = set(used)
+        for first in range(0, len(keys), _PART):
+            part = keys[first : first + _PART]
+            states = await registry.visitors.look_up(part, used=[k for k in part if k in was_used])
+            self._take(states)
+
+    def _take(self, states: list[GrantState]) -> None:
+        for state in states:
+            key = (state.kind, state.id)
+            grant = self._known.get(key)
+            if grant is None:
+                if not state.is_living:
+                    continue
+                self._make_room()
+                grant = self._known[key] = Grant(state.kind, state.id)
+            before = (grant.is_living, dict(grant.roles))
+            grant.is_living = state.is_living
+            grant.ends = state.ends
+            grant.user_id, grant.name, grant.email = state.user_id, state.name, state.email
+            grant.roles = dict(state.roles)
+            if not grant.is_living:
+                del self._known[key]
+            if before != (grant.is_living, dict(grant.roles)):
+                grant.version += 1
+                self._on_change(grant)
+        self._timer.cancel()
+
+    def _make_room(self) -> None:
+        if len(self._known) >= _MOST:
+            now = self._now()
+            self._known = {k: g for k, g in self._known.items() if g.used and g.ends > now}
+
+    async def _end_in_time(self) -> None:
+        while True:
+            now = self._now()
+            soonest = min((grant.ends for grant in self._known.values()), default=now + _REFRESH)
+            with trio.CancelScope() as self._timer:
+                await trio.sleep(min(max(soonest - now, 0.0), _REFRESH))
+            now = self._now()
+            for key, grant in list(self._known.items()):
+                if grant.ends <= now:
+                    grant.is_living = False
+                    del self._known[key]
+                    self._on_change(grant)
+
+    def _find_key(self, key_id: str) -> tuple[bytes, Maker] | None:
+        if key_id == self.signer.key_id:
+            return self.signer.public, "proxy"
+        return self._keys.get(key_id)
+
+    async def _read_keys(self, registry: Registry) -> None:
+        keys = await registry.visitors.keys()
+        self._keys = {key.id: (key.public, key.maker) for key in keys}
+        urls = [key.url for key in keys if key.maker == "api" and key.url]
+        self.sign_in_url = urls[-1] if urls else ""
+
+    def _require(self) -> Registry:
+        if self._registry is None:
+            raise RegistryAway("the registry is away")
+        return self._registry

@@ -1,0 +1,74 @@
+"""Passwords of visitors, checked in threads, and how often somebody may be wrong."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+
+import trio
+
+from tunnelmux.access.passwords import DECOY, is_password
+from tunnelmux.config.networks import network_of
+
+__all__ = ["PasswordCheck", "TooManyGuesses"]
+
+_AT_ONCE = 2
+# Passwords checked at once: each takes 16 MiB and 40 ms of a processor.
+
+_MOST_WAITING = 64
+# Requests that wait for their turn; one more is told to come back: 1.3 s of work.
+
+_GUESSES = 20
+_PERIOD = 60.0
+# Wrong passwords of one address, of IPv6 one /64, within so many seconds.
+
+_MOST_SOURCES = 4096
+# Addresses whose wrong passwords are counted, the latest.
+
+
+class TooManyGuesses(Exception):
+    """No password is looked at for this address at the moment; `retry_after` is in seconds."""
+
+    def __init__(self, retry_after: int) -> None:
+        super().__init__(f"too many wrong passwords; {retry_after} s to wait")
+        self.retry_after = retry_after
+
+
+class PasswordCheck:
+    """Checks passwords of all rules."""
+
+    def __init__(self) -> None:
+        self._turns = trio.CapacityLimiter(_AT_ONCE)
+        self._waiting = 0
+        self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    async def check(self, users: dict[str, str], name: str, password: bytes, source: str) -> bool:
+        """Whether this is the user's password; as slow for a name that nobody has.
+
+        Raises TooManyGuesses.
+        """
+        network = network_of(source)
+        since, count = self._wrong.get(network, (trio.current_time(), 0))
+        if trio.current_time() - since >= _PERIOD:
+            since, count = trio.current_time(), 0
+        if count >= _GUESSES:
+            raise TooManyGuesses(max(1, round(since + _PERIOD - trio.current_time())))
+        if self._waiting >= _MOST_WAITING:
+            raise TooManyGuesses(2)
+        # Counted before it is known: many at once from one address must not all be looked at.
+        self._note(network, since, count + 1)
+        self._waiting += 1
+        try:
+            kept = users.get(name, DECOY)
+            right = await trio.to_thread.run_sync(is_password, password, kept, limiter=self._turns)
+        finally:
+            self._waiting -= 1
+        right = right and name in users
+        if right:
+            self._wrong.pop(network, None)
+        return right
+
+    def _note(self, network: str, since: float, count: int) -> None:
+        self._wrong[network] = since, count
+        self._wrong.move_to_end(network)
+        if len(self._wrong) > _MOST_SOURCES:
+            self._wrong.popitem(last=False)

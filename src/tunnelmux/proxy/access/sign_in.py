@@ -1,0 +1,368 @@
+"""Visitors who sign in at tunnelmux-api, or come by a link: from the first redirect to the cookie.
+
+A browser that has nothing to show is sent to tunnelmux-api with what it asked for, signed by this
+proxy, and gets a cookie with a random value whose digest is part of that. It comes back with a
+ticket that is good for a minute, once, and in that browser only. Then it gets a cookie for this one
+host, which is good for this one service, for 15 minutes, and is renewed while the person's session
+and rights last. So a ticket that is read on the way, or pushed on somebody else, is worth nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import secrets
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import parse_qs, quote
+
+from tunnelmux.errors import RegistryError
+from tunnelmux.http.head import Field
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.grants import Grants
+from tunnelmux.proxy.access.proofs import (
+    Asked,
+    Grant,
+    Identity,
+    Pass,
+    Sender,
+    cookie_of,
+    is_here,
+)
+from tunnelmux.proxy.access.rules import Rule
+from tunnelmux.wire import (
+    ACCESS_COOKIE,
+    ACCESS_COOKIE_PLAIN,
+    SIGN_IN_COOKIE,
+    SIGN_IN_COOKIE_PLAIN,
+    VISITOR_PATH,
+)
+
+__all__ = ["ASSERTION_LIFETIME", "SignIn"]
+
+_log = get_logger("proxy.access")
+
+COOKIE_LIFETIME = 900.0
+"""Seconds a cookie is good for."""
+
+_RENEW_AFTER = 300.0
+# Seconds of age from which on a cookie is renewed.
+
+_NOT_AGAIN = 30.0
+# Seconds until a pass whose cookie could not be renewed, or was, is looked at again.
+
+TICKET_LIFETIME = 60.0
+"""Seconds a ticket is good for."""
+
+ASSERTION_LIFETIME = 60.0
+"""Seconds an assertion is good for."""
+
+_SIGN_IN_TIME = 600
+# Seconds a person has for signing in; the life of the cookie that the browser proves itself by.
+
+_SKEW = 30.0
+# Seconds by which the clocks of our programs may differ.
+
+_LONGEST_RETURN = 700
+# Bytes of the path to which a browser comes back; a longer one leads to "/".
+
+_BEGUN = re.compile(r"[A-Za-z0-9_-]{43}")
+_PATH = re.compile(rb"/[\x21-\x7e]*")
+
+
+class SignIn:
+    """The part of the gate that knows people and links. `grants` are those in use."""
+
+    def __init__(self, grants: Grants, *, now: Callable[[], float] = time.time) -> None:
+        self.grants = grants
+        self._now = now
+
+    # -- the cookie -------------------------------------------------------------------------------
+
+    def judge(
+        self, rule: Rule, device: str, service: str | None, sender: Sender, cookie: bytes
+    ) -> Pass | None:
+        """What this cookie lets in, by what is known here."""
+        payload = self._read_cookie(cookie, sender)
+        if payload is None or (payload["d"], payload["s"]) != (device, service or ""):
+            return None
+        grant = self.grants.find(payload["k"], payload["g"])
+        if grant is None:
+            return None
+        identity = _identity(rule, grant)
+        if identity is None:
+            return None
+        made = payload["t"]
+        return Pass(
+            rule,
+            identity,
+            grant,
+            until=min(made + COOKIE_LIFETIME, grant.ends),
+            version=grant.version,
+            renew_at=made + _RENEW_AFTER,
+            by="cookie",
+        )
+
+    async def look_up(self, asked: Asked) -> None:
+        """Ask for the grant of this cookie, if it is one of ours that is still good.
+
+        Raises Refused where the registry is away: who is not known cannot come in.
+        """
+        payload = self._read_cookie(asked.cookie, asked.sender)
+        if payload is None:
+            await self._with_new_keys(asked.cookie)
+            payload = self._read_cookie(asked.cookie, asked.sender)
+        if payload is None:
+            return
+        try:
+            await self.grants.look_up(payload["k"], payload["g"])
+        except RegistryError as exc:
+            raise _away(exc) from exc
+
+    def known_person(self, device: str, service: str | None, asked: Asked) -> str | None:
+        """Who is signed in for this service by the request's cookie, whatever they may."""
+        payload = self._read_cookie(asked.cookie, asked.sender)
+        if payload is None or payload["k"] != "session":
+            return None
+        if (payload["d"], payload["s"]) != (device, service or ""):
+            return None
+        grant = self.grants.find("session", payload["g"])
+        return (grant.email or grant.name or grant.user_id) if grant is not None else None
+
+    def renewed(self, found: Pass, device: str, service: str | None, asked: Asked) -> list[Field]:
+        """The field that sets a cookie that lasts longer; none while the registry is away."""
+        found.renew_at = self._now() + _NOT_AGAIN
+        if found.grant is None or not self.grants.is_up_to_date:
+            return []
+        return [self._cookie(found.grant, device, service, asked.sender)]
+
+    def assertion(self, found: Pass, host: bytes) -> str:
+        """A JWT that says who the visitor is, for a service that wants it signed."""
+        now, identity = self._now(), found.identity
+        claims = {
+            "iss": "tunnelmux-proxy",
+            "aud": host.decode("latin-1").lower(),
+            "sub": identity.name,
+            "kind": identity.kind,
+            "email": identity.email,
+            "name": identity.display_name,
+            "roles": list(identity.roles),
+            "iat": int(now),
+            "exp": int(now + ASSERTION_LIFETIME),
+        }
+        return self.grants.signer.jwt(claims)
+
+    # -- signing in -------------------------------------------------------------------------------
+
+    def begin(self, rule: Rule, device: str, service: str | None, asked: Asked) -> Refusal:
+        """Send a browser to sign in."""
+        if not self.grants.sign_in_url:
+            message = (
+                "This service is for people who sign in, and no tunnelmux-api has said where: "
+                "start it with the registry of this proxy, and try again."
+            )
+            return Refusal(503, "registry-away", message, retry_after=5)
+        if not (asked.sender.is_secure or is_here(asked.sender.address)):
+            message = "People sign in over https:// only; this came over http://."
+            return Refusal(403, "access-denied", message)
+        # Several tabs may be on their way at once, with one value.
+        begun = asked.sign_in if _BEGUN.fullmatch(asked.sign_in) else secrets.token_urlsafe(32)
+        target = asked.request.target
+        if len(target) > _LONGEST_RETURN or not _PATH.fullmatch(target):
+            target = b"/"
+        origin = f"{asked.sender.scheme}://{asked.request.host.decode('ascii')}"
+        text = self.grants.signer.sign(
+            "asked",
+            {
+                "d": device,
+                "s": service or "",
+                "n": rule.tenant,
+                "o": origin,
+                "p": target.decode("ascii"),
+                "b": _digest(begun),
+                "t": self._now(),
+            },
+        )
+        location = f"{self.grants.sign_in_url}/api/access/sign-in?asked={text}"
+        name, flags = _named(SIGN_IN_COOKIE, SIGN_IN_COOKIE_PLAIN, asked.sender)
+        cookie = name + f"={begun}; Max-Age={_SIGN_IN_TIME}{flags}".encode("ascii")
+        return Refusal(
+            302,
+            "access-unproven",
+            "This service is for people who sign in.",
+            headers=[(b"Location", location.encode("ascii")), (b"Set-Cookie", cookie)],
+        )
+
+    async def answer(self, rule: Rule, device: str, service: str | None, asked: Asked) -> None:
+        """Answer what is for the proxy itself, by raising Refused; return where nothing is."""
+        if not {"login", "link"} & rule.ways:
+            return
+        path, _, query = asked.request.target.partition(b"?")
+        kind = path[len(VISITOR_PATH) :].decode("latin-1")
+        if kind not in {"ticket", "link"}:
+            raise Refused(Refusal(404, "unknown-service", "The proxy has no such page here."))
+        if asked.request.method != b"GET":
+            # Programs that look at links in mail ask with HEAD, and must not use them up.
+            raise Refused(
+                Refusal(405, "bad-request", "Open it in a browser.", headers=[(b"Allow", b"GET")])
+            )
+        values = parse_qs(query.decode("ascii", "replace")).get(kind, [])
+        text = values[0] if len(values) == 1 else ""
+        await self._with_new_keys(text.encode("ascii", "replace"))
+        if not (asked.sender.is_secure or is_here(asked.sender.address)):
+            message = "Links and sign-ins work over https:// only; this came over http://."
+            raise Refused(Refusal(403, "access-denied", message))
+        if kind == "ticket":
+            await self._take_ticket(rule, device, service, asked, text)
+        await self._take_link(rule, device, service, asked, text)
+
+    async def _take_ticket(
+        self, rule: Rule, device: str, service: str | None, asked: Asked, text: str
+    ) -> None:
+        ticket = _fields(self.grants.keys.read("ticket", text), "jdsgbop", "t")
+        here = f"{asked.sender.scheme}://{asked.request.host.decode('ascii')}"
+        if ticket is None or (ticket["d"], ticket["s"], ticket["o"]) != (
+            device,
+            service or "",
+            here,
+        ):
+            raise _refused("This is no proof of a sign-in for this service")
+        if not -_SKEW <= self._now() - ticket["t"] < TICKET_LIFETIME:
+            raise _refused("This proof of a sign-in is too old")
+        if not asked.sign_in or not secrets.compare_digest(_digest(asked.sign_in), ticket["b"]):
+            raise _refused("This browser began no such sign-in, or keeps no cookies")
+        try:
+            is_new = await self.grants.redeem_ticket(
+                ticket["j"], ticket["t"] + TICKET_LIFETIME + _SKEW
+            )
+            if not is_new:
+                raise _refused("This proof of a sign-in was used already")
+            await self.grants.look_up("session", ticket["g"])
+        except RegistryError as exc:
+            raise _away(exc) from exc
+        grant = self.grants.find("session", ticket["g"])
+        if grant is None:
+            raise _refused("The session that it is about is over")
+        if _identity(rule, grant) is None:
+            who = grant.email or grant.name or grant.user_id
+            message = f"You are signed in as {who}, who may not use this service."
+            raise Refused(Refusal(403, "access-denied", message))
+        _log.info("visitor signed in", device=device, service=service or "", user=grant.user_id)
+        self._let_in(grant, device, service, asked, ticket["p"])
+
+    async def _take_link(
+        self, rule: Rule, device: str, service: str | None, asked: Asked, text: str
+    ) -> None:
+        link = _fields(self.grants.keys.read("link", text), "jds", "e")
+        if link is None or (link["d"], link["s"]) != (device, service or ""):
+            raise _refused("This is no link to this service")
+        if "link" not in rule.ways and "login" not in rule.ways:
+            raise _refused("This service takes no links")
+        if link["e"] <= self._now():
+            raise _refused("This link is over: ask for another one")
+        try:
+            if not await self.grants.redeem_link(link["j"], device, service or ""):
+                raise _refused("This link was used already, or taken back: ask for another one")
+            await self.grants.look_up("link", link["j"])
+        except RegistryError as exc:
+            raise _away(exc) from exc
+        grant = self.grants.find("link", link["j"])
+        if grant is None:
+            raise _refused("This link is over: ask for another one")
+        _log.info("visitor came by a link", device=device, service=service or "", link=link["j"])
+        self._let_in(grant, device, service, asked, "/")
+
+    def _let_in(
+        self, grant: Grant, device: str, service: str | None, asked: Asked, path: str
+    ) -> None:
+        name, flags = _named(SIGN_IN_COOKIE, SIGN_IN_COOKIE_PLAIN, asked.sender)
+        # In full: a path that begins with two slashes would be another host.
+        host = asked.request.host.decode("ascii")
+        location = f"{asked.sender.scheme}://{host}{quote(path, safe=_SAFE)}"
+        raise Refused(
+            Refusal(
+                303,
+                "access-proven",
+                "Come in.",
+                headers=[
+                    (b"Location", location.encode("ascii")),
+                    self._cookie(grant, device, service, asked.sender),
+                    (b"Set-Cookie", name + f"=; Max-Age=0{flags}".encode("ascii")),
+                    (b"Referrer-Policy", b"no-referrer"),
+                ],
+            )
+        )
+
+    # -- pieces -----------------------------------------------------------------------------------
+
+    def _cookie(self, grant: Grant, device: str, service: str | None, sender: Sender) -> Field:
+        now = self._now()
+        payload = {"k": grant.kind, "g": grant.id, "d": device, "s": service or "", "t": now}
+        text = self.grants.signer.sign("cookie", payload)
+        name, flags = _named(ACCESS_COOKIE, ACCESS_COOKIE_PLAIN, sender)
+        age = max(0, int(min(COOKIE_LIFETIME, grant.ends - now)))
+        return b"Set-Cookie", name + f"={text}; Max-Age={age}{flags}".encode("ascii")
+
+    def _read_cookie(self, cookie: bytes, sender: Sender) -> dict[str, Any] | None:
+        text = cookie_of(cookie, sender)
+        payload = _fields(self.grants.keys.read("cookie", text), "kgds", "t") if text else None
+        if payload is None or not -_SKEW <= self._now() - payload["t"] < COOKIE_LIFETIME:
+            return None
+        return payload
+
+    async def _with_new_keys(self, text: bytes) -> None:
+        """Look for the key of this text where it is not known: a program may just have started."""
+        parts = text.rpartition(b"=")[2].split(b".")
+        if len(parts) != 4 or self.grants.knows_key(parts[1].decode("latin-1")):
+            return
+        try:
+            await self.grants.read_keys()
+        except RegistryError as exc:
+            raise _away(exc) from exc
+
+
+_SAFE = "/?#[]@!$&'()*+,;=:%-._~"
+
+
+def _identity(rule: Rule, grant: Grant) -> Identity | None:
+    """Who comes by this grant; None when the rule does not let them in."""
+    if grant.kind == "link":
+        if not {"login", "link"} & rule.ways:
+            return None
+        return Identity("link", grant.name)
+    role = grant.roles.get(rule.tenant)
+    if "login" not in rule.ways or role is None or not rule.admits_member(grant.user_id, role):
+        return None
+    return Identity("person", grant.user_id, grant.email, (role,), grant.name)
+
+
+def _named(secure: bytes, plain: bytes, sender: Sender) -> tuple[bytes, str]:
+    """A cookie's name for this sender, and what comes behind its value."""
+    if sender.is_secure:
+        return secure, "; Path=/; Secure; HttpOnly; SameSite=Lax"
+    return plain, "; Path=/; HttpOnly; SameSite=Lax"
+
+
+def _fields(payload: dict[str, Any] | None, texts: str, number: str) -> dict[str, Any] | None:
+    """The payload, if it has these texts and this number."""
+    if payload is None or not all(isinstance(payload.get(key), str) for key in texts):
+        return None
+    value = payload.get(number)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return payload if is_number else None
+
+
+def _digest(begun: str) -> str:
+    return hashlib.sha256(begun.encode("utf-8", "replace")).hexdigest()
+
+
+def _refused(problem: str) -> Refused:
+    message = f"{problem}. Open the service again to get a new one."
+    return Refused(Refusal(403, "access-denied", message))
+
+
+def _away(error: RegistryError) -> Refused:
+    message = f"It cannot be known at the moment whether you may come in: {error}. Try again soon."
+    return Refused(Refusal(503, "registry-away", message, retry_after=5))

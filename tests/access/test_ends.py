@@ -1,0 +1,144 @@
+"""What is under way ends with what it came by; and what holds while the registry is away."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.guarded import BROWSER, PROGRAM
+from support.tenants import TEST
+from support.visiting import World, access_cookie, visiting
+
+WEBSOCKET = {
+    "Connection": "Upgrade",
+    "Upgrade": "websocket",
+    "Sec-WebSocket-Version": "13",
+    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
+}
+
+
+def head(path: str, fields: dict[str, str]) -> bytes:
+    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
+    return f"GET {path} HTTP/1.1\r\nHost: dev1.localhost\r\n{lines}\r\n".encode()
+
+
+async def begun(world: World, path: str, fields: dict[str, str], mark: bytes) -> trio.abc.Stream:
+    """A connection on which an answer has begun that does not end."""
+    stream = await trio.open_tcp_stream("127.0.0.1", world.this.port)
+    await stream.send_all(head(path, fields))
+    received = b""
+    while mark not in received:
+        data = await stream.receive_some()
+        assert data, received
+        received += data
+    return stream
+
+
+@asynccontextmanager
+async def within_bound() -> AsyncIterator[None]:
+    """Two seconds are promised; a busy machine gets more, and no test hangs."""
+    with trio.fail_after(10):
+        yield
+
+
+async def is_cut(stream: trio.abc.Stream) -> bool:
+    """Wait for the end of what does not end by itself."""
+    async with stream:
+        with contextlib.suppress(trio.BrokenResourceError):
+            while await stream.receive_some():
+                pass
+    return True
+
+
+@pytest.mark.parametrize("end", ["session", "member", "user", "rule", "link"])
+async def test_what_is_under_way_ends_with_its_grant(tmp_path: Path, end: str) -> None:
+    """A download in the pump, one by h11 and a WebSocket; another visitor's go on."""
+    async with visiting(tmp_path) as world:
+        anna, berta = await world.person("anna"), await world.person("berta", "admin")
+        link_id, path = await world.link()
+        if end == "link":
+            shown = {"Cookie": access_cookie(await world.this.ask(path, BROWSER))}
+        else:
+            shown = await world.come_in(anna)
+        others = await world.come_in(berta)
+        by_h11 = await begun(world, "/endless", shown, b"begun")
+        await world.this.warm_up(shown)
+        in_pump = await begun(world, "/endless", shown, b"begun")
+        websocket = await begun(world, "/ws", shown | WEBSOCKET, b"\r\n\r\n")
+        neighbour = await begun(world, "/ws", others | WEBSOCKET, b"\r\n\r\n")
+        installation = world.registry.installation(TEST)
+        match end:
+            case "session":
+                assert await installation.browser_sessions.end(anna.session_id)
+            case "member":
+                await world.tenant.members.remove(anna.user.id)
+            case "user":
+                await installation.users.set_enabled(anna.user.id, False)
+            case "rule":
+                await world.set_rule(let_in=["login"], roles=["admin"])
+            case _:
+                await world.tenant.service_links.revoke(world.device_id, link_id)
+        async with within_bound():
+            for stream in (by_h11, in_pump, websocket):
+                assert await is_cut(stream)
+        assert (await world.this.ask("/x", PROGRAM | shown)).status in {401, 403}
+        if end in {"session", "member", "user"}:
+            await neighbour.send_all(b"still here")
+            assert await neighbour.receive_some() == b"still here"
+            assert (await world.this.ask("/x", PROGRAM | others)).status == 200
+        await trio.aclose_forcefully(neighbour)
+
+
+async def test_a_link_that_ends_takes_its_visits_along(tmp_path: Path) -> None:
+    async with visiting(tmp_path) as world:
+        _, path = await world.link(lifetime=3)
+        shown = {"Cookie": access_cookie(await world.this.ask(path, BROWSER))}
+        websocket = await begun(world, "/ws", shown | WEBSOCKET, b"\r\n\r\n")
+        with trio.fail_after(15):
+            assert await is_cut(websocket)
+        assert (await world.this.ask("/x", PROGRAM | shown)).status == 401
+
+
+async def test_a_cookie_is_renewed_while_the_session_lasts(tmp_path: Path) -> None:
+    async with visiting(tmp_path) as world:
+        shown = await world.come_in(await world.person())
+        await world.this.warm_up(shown)
+        assert (await world.this.ask("/x", PROGRAM | shown)).all("set-cookie") == []
+        gate = world.this.proxy._gate
+        begin, ahead = gate._now, 400.0
+
+        def later() -> float:
+            return begin() + ahead
+
+        gate._now = gate.sign_in._now = later
+        answer = await world.this.ask("/x", PROGRAM | shown)
+        assert answer.status == 200
+        renewed = {"Cookie": access_cookie(answer)}
+        assert renewed != shown
+        # Once in a while, and not with each request.
+        assert (await world.this.ask("/x", PROGRAM | shown)).all("set-cookie") == []
+        ahead = 1000.0
+        assert (await world.this.ask("/x", PROGRAM | shown)).status == 401
+        assert (await world.this.ask("/x", PROGRAM | renewed)).status == 200
+
+
+async def test_while_the_registry_is_away_who_is_known_goes_on(tmp_path: Path) -> None:
+    async with visiting(tmp_path) as world:
+        anna, berta = await world.person("anna"), await world.person("berta")
+        known = await world.come_in(anna)
+        asked, cookie = await world.begin()
+        ticket = await world.ticket(berta, asked)
+        grants = world.this.proxy._access.grants
+        grants.note_away()
+        await world.this.warm_up(known)
+        assert (await world.this.ask("/x", PROGRAM | known)).status == 200
+        answer = await world.this.ask(ticket, BROWSER | {"Cookie": cookie})
+        assert answer.status == 503
+        assert (await world.this.ask("/x", BROWSER)).status == 302
+        await grants.greet(world.registry)
+        assert (await world.this.ask(ticket, BROWSER | {"Cookie": cookie})).status == 303
