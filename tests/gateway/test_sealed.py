@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 import pytest
 import trio
@@ -11,6 +13,8 @@ from support.gateways import Site
 from support.proxies import free_port
 
 pytestmark = pytest.mark.slow
+
+OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 
 
 async def test_a_jump_reaches_the_devices_own_sshd(site: Site) -> None:
@@ -60,6 +64,56 @@ async def test_only_declared_services_of_the_lease_are_reached(site: Site) -> No
         refused = await site.run([ssh, "-F", str(file), "-W", target, "x@gw"])
         assert refused.returncode != 0
         assert why in refused.stderr, refused.stderr
+
+
+async def test_a_connection_has_so_many_forwards_and_gets_them_back(open_site: OpenSite) -> None:
+    async with open_site("[limits]\nmax_sessions = 2\n") as site:
+        bob = await site.user("bob")
+        await site.lease(bob, rights=("forward",))
+        file = site.jump_configuration(bob)
+        port = free_port()
+        words = [site.program("ssh", "openssh-client"), "-F", str(file), "-N"]
+        words += ["-L", f"127.0.0.1:{port}:web--cam1:80", "x@gw"]
+        process = await trio.lowlevel.open_process(words, stdin=subprocess.DEVNULL)
+        try:
+            await site.gateway.logged("ssh login")
+            await wait_listening(port)
+            async with (
+                await trio.open_tcp_stream("127.0.0.1", port) as first,
+                await trio.open_tcp_stream("127.0.0.1", port) as second,
+            ):
+                await first.send_all(b"GET / HTTP/1.1\r\n")
+                await second.send_all(b"GET / HTTP/1.1\r\n")
+                with trio.fail_after(30):
+                    while not await is_closed_at_once(port):
+                        pass
+            url = f"http://127.0.0.1:{port}/"
+            for _ in range(5):
+                again = ["--retry", "20", "--retry-all-errors", "--retry-delay", "1"]
+                answer = await site.run([site.program("curl", "curl"), "-s", *again, url])
+                assert answer.stdout == b"hello\n"
+        finally:
+            process.terminate()
+            await process.wait()
+
+
+async def is_closed_at_once(port: int) -> bool:
+    async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+        with trio.move_on_after(1):
+            return await stream.receive_some() == b""
+    return False
+
+
+async def wait_listening(port: int) -> None:
+    with trio.fail_after(20):
+        while True:
+            try:
+                stream = await trio.open_tcp_stream("127.0.0.1", port)
+            except OSError:
+                await trio.sleep(0.05)
+            else:
+                await stream.aclose()
+                return
 
 
 async def test_a_recorded_lease_is_not_gone_past_and_no_remote_forward_is_made(site: Site) -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import asyncssh
+import trio
 from asyncssh import OPEN_ADMINISTRATIVELY_PROHIBITED as PROHIBITED
 from asyncssh import OPEN_CONNECT_FAILED as FAILED
 from asyncssh import OPEN_RESOURCE_SHORTAGE as SHORTAGE
@@ -58,7 +59,8 @@ class PersonConnection(asyncssh.SSHServer):
         self._bridge = gateway.bridge
         self._connection: Any = None
         self._proof: Proof | None = None
-        self._opening = 0
+        self._open: set[object] = set()
+        self._is_lost = False
         self._leases: set[str] = {""}
         self._devices: dict[tuple[str, str, str], asyncio.Task[Any]] = {}
         self._has_logged_in = False
@@ -152,6 +154,7 @@ class PersonConnection(asyncssh.SSHServer):
         _log.info("ssh login", person=self.person.name, address=self.address)
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        self._is_lost = True
         for task in self._devices.values():
             task.cancel()
             task.add_done_callback(_close_connection)
@@ -161,13 +164,14 @@ class PersonConnection(asyncssh.SSHServer):
     # -- sessions -------------------------------------------------------------------------------
 
     def session_requested(self) -> Any:
-        self._make_room()
+        self._need_room()
         login = self._proof.login if self._proof is not None else None
         assert login is not None
         device = login.device
         if not device and self.person.device_id:
             device = _OF_TICKET
         session = PersonSession(self, device, self._bridge.start)
+        self._open.add(session)
         channel = self._connection.create_server_channel(None, "strict", WINDOW, _PACKET)
         return channel, session
 
@@ -231,7 +235,7 @@ class PersonConnection(asyncssh.SSHServer):
 
     def session_over(self, session: PersonSession) -> None:
         """See SessionOwner."""
-        self._opening -= 1
+        self._open.discard(session)
         use = self.uses.pop(session, None)
         if use is not None:
             access, deadline = use
@@ -333,55 +337,59 @@ class PersonConnection(asyncssh.SSHServer):
     def connection_requested(
         self, dest_host: str, dest_port: int, _orig_host: str, _orig_port: int
     ) -> Any:
-        self._make_room()
+        self._need_room()
         channel = self._connection.create_tcp_channel(None, "strict", WINDOW)
-        return channel, self._open_forward(dest_host, dest_port)
+        self._open.add(channel)
+        return channel, self._open_forward(channel, dest_host, dest_port)
 
-    async def _open_forward(self, host: str, port: int) -> Forward:
-        gateway = self._gateway
+    async def _open_forward(self, channel: object, host: str, port: int) -> Forward:
         try:
-            try:
-                access, service = await self._bridge.in_trio(
-                    gateway.authority.forward, self.person, host, port, self.address
-                )
-                access.need("forward")
-                if service == gateway.config.access.ssh_service and not access.sealed:
-                    raise AccessDenied(
-                        f"this lease is for recorded sessions: ssh ACCOUNT@{host}@GATEWAY"
-                    )
-                await self._use(access, {"what": "forward", "service": service})
-            except RegistryError as exc:
-                raise AccessDenied("what you may cannot be looked up now: try again") from exc
-            stream = await self._bridge.in_trio(
-                gateway.devices.connect, access.device.label, service, access.lease_id
-            )
+            return await self._forward(channel, host, port)
         except AccessDenied as exc:
-            self._opening -= 1
+            self._open.discard(channel)
             raise ChannelOpenError(PROHIBITED, str(exc)) from exc
         except DeviceAway as exc:
-            self._opening -= 1
+            self._open.discard(channel)
             raise ChannelOpenError(FAILED, str(exc)) from exc
-        began = self._bridge.loop.time()
-        forward = Forward(
-            self._bridge, stream, lambda it: self._forward_over(it, access, service, began)
+
+    async def _forward(self, channel: object, host: str, port: int) -> Forward:
+        gateway = self._gateway
+        try:
+            access, service = await self._bridge.in_trio(
+                gateway.authority.forward, self.person, host, port, self.address
+            )
+        except RegistryError as exc:
+            raise AccessDenied("what you may cannot be looked up now: try again") from exc
+        access.need("forward")
+        if service == gateway.config.access.ssh_service and not access.sealed:
+            raise AccessDenied(f"this lease is for recorded sessions: ssh ACCOUNT@{host}@GATEWAY")
+        await self._use(access, {"what": "forward", "service": service})
+        stream = await self._bridge.in_trio(
+            gateway.devices.connect, access.device.label, service, access.lease_id
         )
+        if self._is_lost:
+            self._bridge.spawn(trio.aclose_forcefully, stream)
+            raise DeviceAway("the connection is over")
+        began = self._bridge.loop.time()
+
+        def over(forward: Forward) -> None:
+            self._open.discard(channel)
+            use = self.uses.pop(forward, None)
+            if use is not None:
+                use[1].cancel()
+            seconds = self._bridge.loop.time() - began
+            gateway.forward_over(self, forward, access, service, seconds)
+
+        forward = Forward(self._bridge, stream, over)
         self._watch(forward, access)
         return forward
 
-    def _forward_over(self, forward: Forward, access: Access, service: str, began: float) -> None:
-        self._opening -= 1
-        use = self.uses.pop(forward, None)
-        if use is not None:
-            use[1].cancel()
-        self._gateway.forward_over(self, forward, access, service, self._bridge.loop.time() - began)
-
     # -- ends -----------------------------------------------------------------------------------
 
-    def _make_room(self) -> None:
+    def _need_room(self) -> None:
         most = self._gateway.config.limits.max_sessions
-        if self._opening >= most:
+        if len(self._open) >= most:
             raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
-        self._opening += 1
 
     def _watch(self, use: PersonSession | Forward, access: Access) -> None:
         deadline = Deadline(self._bridge.loop, use)
