@@ -38,7 +38,7 @@ FAST = BackoffConfig(minimum=0.01, maximum=0.02)
 async def ask(agent: RunningAgent, request: str) -> tuple[int, bytes]:
     """The status and the body of the answer to `GET /path` or the like."""
     assert agent.monitoring_address is not None
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with await trio.open_tcp_stream(*agent.monitoring_address) as stream:
             await stream.send_all(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
             answer = b"".join([bytes(part) async for part in stream])
@@ -49,7 +49,7 @@ async def ask(agent: RunningAgent, request: str) -> tuple[int, bytes]:
 async def listening(start_agent: StartAgent, config: AgentConfig) -> RunningAgent:
     """An agent that can be asked: it listens a moment after it has started."""
     agent = await start_agent(config)
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while agent.monitoring_address is None:
             await trio.testing.wait_all_tasks_blocked()
     return agent
@@ -74,7 +74,7 @@ async def samples(agent: RunningAgent) -> dict[str, float]:
 
 async def ask_target(session: Session, request: bytes) -> bytes:
     """What a visitor's stream gets for this head."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         async with await session.open_stream() as stream:
             await stream.send_all(request)
             return b"".join([bytes(part) async for part in stream])
@@ -91,7 +91,7 @@ async def test_health_says_since_when_there_is_a_session_and_why_there_is_none(
     proxy.answer = lambda _: No(503, "device-draining", "the proxy is restarting")
     slow = BackoffConfig(minimum=3600, early=3600, maximum=3600)
     agent = await listening(start_agent, make_config(metrics=ANY_PORT, backoff=slow))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while "restarting" not in (told := await health(agent))[1]["session"].get("why", ""):
             pass
     status, content = told
@@ -108,7 +108,7 @@ async def test_health_says_since_when_there_is_a_session_and_why_there_is_none(
     # Another configuration makes it try at once.
     proxy.answer = lambda _: []
     await agent.reload(make_config(metrics=ANY_PORT, backoff=FAST, device=Device(name="dev2")))
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         await agent.wait_connected()
     status, content = await health(agent)
     assert (status, content["status"]) == (200, "up")
@@ -116,7 +116,7 @@ async def test_health_says_since_when_there_is_a_session_and_why_there_is_none(
     assert content["session"]["since"] >= since
 
     (await proxy.next_session()).abort()
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while agent.figures.sessions < 2 or not agent.figures.is_up:
             await health(agent)
     status, content = await health(agent)
@@ -156,7 +156,7 @@ async def test_traffic_and_targets_that_fail_are_counted(
     raw = await ask_target(session, b"CONNECT raw HTTP/1.1\r\nHost: raw\r\n\r\nhello")
     assert raw.endswith(b"gone")
 
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         while agent.streams_now:
             await health(agent)
     found = await samples(agent)
@@ -217,7 +217,7 @@ async def test_an_address_that_cannot_be_listened_on_ends_the_agent(make_config:
     listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
     port = listeners[0].socket.getsockname()[1]
     with (
-        trio.fail_after(10),
+        trio.fail_after(30),
         pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"),
     ):
         await run_agent(make_config(metrics=AgentMetrics(listen=f"127.0.0.1:{port}")))
@@ -226,7 +226,7 @@ async def test_an_address_that_cannot_be_listened_on_ends_the_agent(make_config:
 
 async def test_a_refusal_for_good_ends_the_listener_too(proxy: FakeProxy, make_config: MakeConfig):
     proxy.answer = lambda _: No(401, "unauthorized", "the token is not that of any device")
-    with trio.fail_after(10), pytest.raises(AgentRefused):
+    with trio.fail_after(30), pytest.raises(AgentRefused):
         await run_agent(make_config(metrics=ANY_PORT))
 
 
