@@ -7,6 +7,7 @@ import sys
 import tomllib
 
 import pytest
+import trio
 from click.testing import CliRunner
 
 from tunnelmux import __version__
@@ -203,6 +204,7 @@ def test_an_agent_that_joins(run):
         (proxy, [], "give --config FILE, or try tunnelmux-proxy --quickstart"),
         (proxy, ["--config", "x", "check"], "write tunnelmux-proxy check --config"),
         (proxy, ["--lisen", "x"], "No such option"),
+        (proxy, ["--config", "x", "--public"], "--public goes with --quickstart"),
         (agent, ["check", "--service", "web"], '"web" is not NAME=TARGET: write it like web=8000'),
     ],
 )
@@ -210,6 +212,16 @@ def test_wrong_usage_is_status_2(run, command, arguments, message):
     result = run(command, *arguments)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
+
+
+def test_a_quickstart_lets_everybody_visit_when_that_is_asked_for(run, monkeypatch, tmp_path):
+    started = []
+    monkeypatch.setattr(trio, "run", lambda main: started.append(main.args[0].keywords) or 0)
+    for flags in ([], ["--public", "--http", "0.0.0.0:8080"]):
+        result = run(proxy, "--quickstart", "--state-dir", "state", *flags)
+        assert result.exit_code == 0, result.output
+    assert [keywords["public"] for keywords in started] == [False, True]
+    assert [keywords["config"].access.let_in for keywords in started] == [[], ["public"]]
 
 
 def test_a_service_may_be_written_as_a_port(run, tmp_path):

@@ -28,9 +28,10 @@ from tunnelmux.config import (
     decode_join,
     encode_join,
 )
+from tunnelmux.config.access import AccessConfig
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.mux import Session, open_session
-from tunnelmux.proxy import RunningProxy
+from tunnelmux.proxy import RunningProxy, quickstart
 from tunnelmux.proxy.quickstart import (
     invite,
     own_address,
@@ -332,3 +333,26 @@ async def test_a_state_directory_that_cannot_be_written_is_explained(tmp_path: P
 
 def test_the_default_host_is_an_address_of_this_machine() -> None:
     assert own_address() not in ("", "0.0.0.0")
+
+
+@pytest.mark.parametrize(
+    ("host", "domain"),
+    [("vps.example.com", "vps.example.com"), ("192.0.2.7", "localhost"), ("fd00::1", "localhost")],
+)
+async def test_visitors_of_all_machines_come_in_when_that_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str, domain: str
+) -> None:
+    monkeypatch.setattr(quickstart, "_PUBLIC_LISTEN", "0.0.0.0:0")
+    config = ProxyConfig(
+        tunnel=TunnelListener(listen="127.0.0.1:0"), access=AccessConfig(let_in=["public"])
+    )
+    printed: list[str] = []
+    async with trio.open_nursery() as nursery:
+        start = partial(run_quickstart, tmp_path, host, config=config, announce=printed.append)
+        proxy = await nursery.start(partial(start, public=True))
+        address, http = proxy.http_address, proxy.config.ingress.http
+        assert (address.host, http.domain) == ("0.0.0.0", domain)
+        shown = f"DEVICE.{host}" if domain == host else f"[{host}]" if ":" in host else host
+        assert f"Visitors come in at http://{shown}:{address.port}" in printed[0]
+        assert f"curl http://127.0.0.1:{address.port}/ " in printed[0]
+        nursery.cancel_scope.cancel()

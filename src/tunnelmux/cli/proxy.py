@@ -23,7 +23,7 @@ from tunnelmux.cli.options import (
     setting,
 )
 from tunnelmux.cli.outcome import run_command
-from tunnelmux.config import ProxyConfig, load_proxy_config
+from tunnelmux.config import Flag, ProxyConfig, load_proxy_config
 from tunnelmux.config.changes import changes_between
 from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.errors import ConfigError
@@ -111,6 +111,11 @@ def _state_dir_option(function: F) -> F:
     metavar="HOST",
     help="With --quickstart: the name or address devices reach this machine by.",
 )
+@click.option(
+    "--public",
+    is_flag=True,
+    help="With --quickstart: whoever can reach port 8080 of this machine may visit.",
+)
 @click.version_option(__version__, prog_name=_PROGRAM)
 @click.pass_context
 def proxy(
@@ -120,6 +125,7 @@ def proxy(
     quickstart: bool,
     state_dir: Path | None,
     public_host: str | None,
+    public: bool,
     **_settings: object,
 ) -> int:
     """Let agents connect, and lead visitors to their devices."""
@@ -128,7 +134,9 @@ def proxy(
         return 0
     if quickstart:
         folder = state_dir or default_state_dir(_PROGRAM, os.environ)
-        return _run_quickstart(context, config_file, folder, public_host)
+        return _run_quickstart(context, config_file, folder, public_host, public=public)
+    if public:
+        raise click.UsageError("--public goes with --quickstart: a file says who may visit itself")
     if config_file is None:
         raise click.UsageError(
             f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
@@ -198,8 +206,13 @@ def _run_quickstart(
     config_file: Path | None,
     state_dir: Path,
     public_host: str | None,
+    *,
+    public: bool,
 ) -> int:
-    config = load_proxy_config(config_file, environ=os.environ, flags=flags_of(context))
+    flags = flags_of(context)
+    if public:
+        flags.append(Flag("--public", "access.let_in", ["public"]))
+    config = load_proxy_config(config_file, environ=os.environ, flags=flags)
     configure_logs(config.log.level, config.log.format)
 
     import trio
@@ -209,15 +222,15 @@ def _run_quickstart(
 
     async def reload(running: RunningProxy) -> dict[str, object]:
         nonlocal config
-        new = load_proxy_config(
-            config_file, environ=os.environ, flags=flags_of(context), warn=log_warning
-        )
+        new = load_proxy_config(config_file, environ=os.environ, flags=flags, warn=log_warning)
         configure_logs(new.log.level, new.log.format)
-        report = await reload_quickstart(running, state_dir, public_host, config=new)
+        report = await reload_quickstart(running, state_dir, public_host, config=new, public=public)
         changed, config = changes_between(config, new), new
         return _told(changed, report)
 
-    start = partial(run_quickstart, state_dir, public_host, config=config, announce=click.echo)
+    start = partial(
+        run_quickstart, state_dir, public_host, config=config, public=public, announce=click.echo
+    )
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 

@@ -15,7 +15,7 @@ import trio
 
 from tunnelmux.config import HttpIngress, JoinInvitation, ProxyConfig, encode_join
 from tunnelmux.config.private_file import write_private
-from tunnelmux.config.rules import Address
+from tunnelmux.config.rules import Address, InvalidSetting
 from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.app import DrainReport, ReloadReport, RunningProxy, run_proxy
 from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
@@ -25,6 +25,7 @@ from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, Invitations
 __all__ = ["Invitation", "invite", "own_address", "reload_quickstart", "run_quickstart"]
 
 _HTTP_LISTEN = "127.0.0.1:8080"
+_PUBLIC_LISTEN = "0.0.0.0:8080"
 # Visitors of this machine only: whoever opens a device's web page to the network says so.
 
 _PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sent there
@@ -65,6 +66,7 @@ async def run_quickstart(
     public_host: str | None = None,
     *,
     config: ProxyConfig | None = None,
+    public: bool = False,
     announce: Callable[[str], None] = print,
     clock: Callable[[], float] = time.time,
     task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
@@ -76,22 +78,23 @@ async def run_quickstart(
     every one). Once the proxy listens, `announce` gets the text for the operator; as long as no
     device is known, with a new invitation, the line to paste on a device. `config` may set other
     things, a certificate of its own included; without an HTTP ingress in it, visitors of this
-    machine come in at 127.0.0.1:8080. `clock` answers seconds since the epoch.
+    machine come in at 127.0.0.1:8080, with `public` those of all machines at port 8080; `config`
+    then says who may. `clock` answers seconds since the epoch.
 
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
     config = config or ProxyConfig()
     public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
-    config = _complete(config, state_dir, host, clock)
+    config = _complete(config, state_dir, host, clock, public=public)
     enrolment = Enrolment(state_dir, clock=clock)
 
     def welcome(proxy: RunningProxy) -> None:
         url = _write_state(proxy, state_dir, host, public_host)
         if proxy.devices.names:
-            announce(_welcome_back(proxy, url))
+            announce(_welcome_back(proxy, url, host))
         else:
-            announce(_welcome(proxy, url, invite(state_dir, clock=clock)))
+            announce(_welcome(proxy, url, host, invite(state_dir, clock=clock)))
 
     return await run_proxy(
         config,
@@ -108,6 +111,7 @@ async def reload_quickstart(
     public_host: str | None = None,
     *,
     config: ProxyConfig,
+    public: bool = False,
     clock: Callable[[], float] = time.time,
 ) -> ReloadReport:
     """Give a proxy that `run_quickstart` started a new configuration, and the devices that
@@ -115,7 +119,7 @@ async def reload_quickstart(
     """
     public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
-    report = await proxy.reload(_complete(config, state_dir, host, clock))
+    report = await proxy.reload(_complete(config, state_dir, host, clock, public=public))
     _write_state(proxy, state_dir, host, public_host)
     return report
 
@@ -212,7 +216,12 @@ def own_address() -> str:
 
 
 def _complete(
-    config: ProxyConfig, state_dir: Path, host: str, clock: Callable[[], float]
+    config: ProxyConfig,
+    state_dir: Path,
+    host: str,
+    clock: Callable[[], float],
+    *,
+    public: bool,
 ) -> ProxyConfig:
     """The configuration with a certificate and an HTTP ingress where it names none."""
     tunnel = config.tunnel
@@ -234,32 +243,66 @@ def _complete(
         tunnel = msgspec.structs.replace(tunnel, tls_certificate=certificate, tls_key=key)
     ingress = config.ingress
     if ingress.http is None:
-        ingress = msgspec.structs.replace(ingress, http=HttpIngress(listen=_HTTP_LISTEN))
+        http = HttpIngress(listen=_PUBLIC_LISTEN if public else _HTTP_LISTEN)
+        if public and _is_domain(host):
+            http = msgspec.structs.replace(http, domain=host)
+        ingress = msgspec.structs.replace(ingress, http=http)
     return msgspec.structs.replace(config, tunnel=tunnel, ingress=ingress)
 
 
-def _welcome(proxy: RunningProxy, url: str, invitation: Invitation) -> str:
+def _is_domain(host: str) -> bool:
+    """Whether devices can have names below this one."""
+    try:
+        HttpIngress(listen=_HTTP_LISTEN, domain=host)
+    except InvalidSetting:
+        return False
+    return not host.rpartition(".")[2].isdigit()  # an address is none
+
+
+def _visited_at(proxy: RunningProxy, host: str) -> str:
+    """Where visitors come in, as they write it."""
+    http, address = proxy.config.ingress.http, proxy.http_address
+    assert http is not None  # _complete set it
+    assert address is not None
+    scheme = "https" if http.tls_certificate is not None else "http"
+    if address.host not in _EVERYWHERE:
+        return f"{scheme}://{address}"
+    if http.domain != "localhost":
+        return f"{scheme}://DEVICE.{http.domain}:{address.port} (*.{http.domain} must lead here)"
+    return f"{scheme}://{Address(host, address.port)}"
+
+
+def _own_url(proxy: RunningProxy) -> str:
+    """The same from this machine."""
+    address = proxy.http_address
+    assert address is not None
+    return (
+        f"http://127.0.0.1:{address.port}" if address.host in _EVERYWHERE else f"http://{address}"
+    )
+
+
+def _welcome(proxy: RunningProxy, url: str, host: str, invitation: Invitation) -> str:
     minutes = round(INVITATION_LIFETIME / 60)
     return f"""\
 Devices connect to {url}
-Visitors come in at http://{proxy.http_address}
+Visitors come in at {_visited_at(proxy, host)}
 
 Paste this line on a device, with the service it is to offer. It works once, within
 {minutes} minutes; "tunnelmux-proxy invite" makes another.
 
 {invitation.command}
 
-Then, on this machine: curl http://{proxy.http_address}/ -H "Tunnelmux-Device: {invitation.device}"
+Then, on this machine: curl {_own_url(proxy)}/ -H "Tunnelmux-Device: {invitation.device}"
 """
 
 
-def _welcome_back(proxy: RunningProxy, url: str) -> str:
+def _welcome_back(proxy: RunningProxy, url: str, host: str) -> str:
     names = proxy.devices.names
     some = ", ".join(names[:_NAMES_SHOWN])
     others = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return f"""\
 Devices connect to {url}
-Visitors come in at http://{proxy.http_address}
+Visitors come in at {_visited_at(proxy, host)}
 
 These may connect: {some}{others}.
 "tunnelmux-proxy invite" prints the line for another.
