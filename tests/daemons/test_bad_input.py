@@ -118,7 +118,7 @@ async def test_targets_that_do_not_answer(tunnel: Tunnel, web: Address) -> None:
         serving(say_rubbish) as rubbish,
         serving(hang_up) as hanging_up,
     ):
-        await tunnel.start_proxy(more="[limits]\nresponse_timeout = 0.3")
+        await tunnel.start_proxy(more="[limits]\nresponse_timeout = 2.0")
         services = {
             "web": f"http://{web}",
             "refusing": f"http://127.0.0.1:{free_port()}",
