@@ -52,7 +52,7 @@ SANITIZED_TESTS := tests/mux tests/fuzz tests/transports tests/pump \
 	tests/http/test_cookies.py tests/http/test_fields.py \
 	tests/proxy/test_kept_visitor.py tests/proxy/test_carried_closes.py \
 	tests/proxy/test_direct_visitors.py tests/proxy/test_disagreeing_agents.py \
-	tests/proxy/test_secure_visitors.py
+	tests/proxy/test_secure_visitors.py tests/access/test_rules.py tests/access/test_both_ways_agree.py
 sanitize: .venv/.test build/sanitize/.built
 	@LD_PRELOAD="$$($${CC:-cc} -print-file-name=libasan.so) $$($${CC:-cc} -print-file-name=libubsan.so)" \
 		ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 \

@@ -14,7 +14,7 @@ from bench.medians import median
 
 WS, WSS, HTTP = "tunnelmux-ws", "tunnelmux-wss", "tunnelmux-http"
 HTTPS, BEHIND, ALONE = "tunnelmux-https", "tunnelmux-nginx", "nginx"
-TRUSTED, DEVICE = "tunnelmux-trusted", "tunnelmux-device"
+TRUSTED, DEVICE, LOGIN = "tunnelmux-trusted", "tunnelmux-device", "tunnelmux-login"
 
 RPS, CPU, P99 = "rps", "cpu_s_per_10k", "p99_ms"
 GB_RATE, GB_CPU = "gb_per_s", "cpu_s_per_gb"
@@ -119,6 +119,7 @@ TARGETS: tuple[Target, ...] = (
     at_most("http_p99_vs_tcp_p99", 1.3, HTTP, "keepalive", P99, WS),
     at_most("https_cpu_vs_plain_http", 2.0, HTTPS, "keepalive", CPU, HTTP),
     at_most("trusted_proxy_cpu_vs_plain_http", 1.3, TRUSTED, "keepalive", CPU, HTTP),
+    at_most("access_login_cpu_vs_public", 1.3, LOGIN, "keepalive", CPU, HTTP),
     at_most("device_field_cpu_vs_plain_http", 1.3, DEVICE, "keepalive", CPU, HTTP),
     at_least("https_rps_vs_best_peer", 2.5, HTTPS, "keepalive", RPS, https_tunnels),
     at_most("https_connect_cpu_vs_nginx", 2.5, HTTPS, "connect", CPU, ALONE),

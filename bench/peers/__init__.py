@@ -7,7 +7,7 @@ from bench.peers.minimal import Minimal
 from bench.peers.nginx import BehindNginx, NginxAlone
 from bench.peers.openssh import OpenSsh
 from bench.peers.others import Bore, Chisel, Piko, Rathole
-from bench.peers.ours import ByField, OverPlainTcp, Trusting, Tunnelmux
+from bench.peers.ours import ByField, ByLogin, OverPlainTcp, Trusting, Tunnelmux
 from bench.peers.tunnel import Direct, Peer
 
 KEPT = ("keepalive",)
@@ -32,6 +32,7 @@ PEERS: tuple[Peer, ...] = (
     Piko("piko", "Go, yamux in a WebSocket", visitors="http"),
     # The other ways in for visitors, each beside those of the peers that have it.
     Trusting("tunnelmux-trusted", "a trusted proxy in front", visitors="http", columns=KEPT),
+    ByLogin("tunnelmux-login", "visitors who have signed in", visitors="http", columns=KEPT),
     ByField("tunnelmux-device", "routed by Tunnelmux-Device", visitors="http", columns=KEPT),
     Tunnelmux("tunnelmux-https", "HTTPS", visitors="https", columns=(*KEPT, "connect")),
     Minimal("go-https", "go-http with TLS", visitors="https", columns=KEPT),

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.util
 import os
 import secrets
 import sys
+from dataclasses import replace
+from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
+from urllib.parse import urlsplit
+
+import trio
 
 import tunnelmux
 from bench.origin import Origin
@@ -63,6 +69,7 @@ class Tunnelmux(Peer):
             proxy += HTTP_INGRESS.format(host=HOST, port=http) + self.ingress_lines(started.folder)
         for service, port in ingress.items():
             proxy += TCP_INGRESS.format(host=HOST, port=port, device=DEVICE, service=service)
+        proxy += self.more_lines(started.folder)
         proxy += f'[[devices]]\nname = "{DEVICE}"\ntoken = "{token}"\n' + ONE_ADDRESS
         agent += f'[device]\nname = "{DEVICE}"\n'
         for service, port in (("web", origin.http), ("echo", origin.echo)):
@@ -86,6 +93,10 @@ class Tunnelmux(Peer):
         certificate, key, _pin = make_certificate(folder, "ingress")
         return f'tls_certificate = "{certificate}"\ntls_key = "{key}"\n'
 
+    def more_lines(self, folder: Path) -> str:  # noqa: ARG002
+        """Further tables of its proxy.toml."""
+        return ""
+
 
 class Trusting(Tunnelmux):
     """It believes what a trusted proxy says of its visitors, and is told of other addresses."""
@@ -104,6 +115,67 @@ class ByField(Tunnelmux):
     """Its visitors name no device in the host, but in a field."""
 
     visitor_headers = (f"Tunnelmux-Device: {DEVICE}",)
+
+
+class ByLogin(Tunnelmux):
+    """Its service is for people who have signed in: each request shows their cookie."""
+
+    def more_lines(self, folder: Path) -> str:
+        return f'[registry]\nurl = "{_registry_url(folder)}"\n[access]\nlet_in = ["login"]\n'
+
+    def start(self, started: Started, origin: Origin) -> Running:
+        running = super().start(started, origin)
+        cookie = trio.run(_come_in, _registry_url(started.folder), running.http)
+        return replace(running, headers=(*running.headers, f"Cookie: {cookie}"))
+
+
+def _registry_url(folder: Path) -> str:
+    return f"sqlite:///{folder.absolute()}/registry.db"
+
+
+async def _come_in(url: str, port: int) -> str:
+    """The cookie of a person who has signed in, in tunnelmux-api's place."""
+    from tunnelmux.access.signatures import Signer
+    from tunnelmux.api.visitors import VisitorProofs
+    from tunnelmux.config import Secret
+    from tunnelmux.registry import Actor, SignedIn, open_registry
+
+    async with open_registry(Secret(url)) as registry:
+        proofs = VisitorProofs(registry, [Signer.new("api")], "https://tunnels.example.com")
+        await proofs.publish()
+        installation = registry.installation(Actor.program("bench"))
+        [tenant] = (await installation.tenants.page()).items
+        user = await installation.users.sign_in(issuer="https://id.example.com", subject="ann")
+        await installation.users.grant(
+            tenant.id, "viewer", issuer=user.issuer, subject=user.subject, force=True
+        )
+        begun = await installation.browser_sessions.begin(
+            idle=3600, lifetime=3600, pending=b"", address=HOST, user_agent=""
+        )
+        signed_in = SignedIn(
+            user_id=user.id, tenant_id=None, issuer="", provider_session="", tokens=b""
+        )
+        session = await installation.browser_sessions.renew(
+            begun.session, signed_in, pending=b"", idle=3600, lifetime=3600
+        )
+        assert session is not None
+        # Until the proxy has read where people sign in, it answers 503.
+        while "Location" not in (answer := _get(port, "/")):  # noqa: ASYNC110
+            await trio.sleep(0.1)
+        begun_by = answer["Set-Cookie"].partition(";")[0]
+        asked = await proofs.read_asked(answer["Location"].partition("asked=")[2])
+        who = await installation.users.memberships(user.id)
+        there = urlsplit(proofs.ticket_url(asked, session.session.id, who))
+        answer = _get(port, f"{there.path}?{there.query}", Cookie=begun_by)
+        return str(answer["Set-Cookie"].partition(";")[0])
+
+
+def _get(port: int, path: str, **fields: str) -> HTTPMessage:
+    """The fields of an answer to a browser."""
+    with contextlib.closing(HTTPConnection(HOST, port, timeout=10)) as connection:
+        host = f"{DEVICE}.localhost"
+        connection.request("GET", path, headers={"Host": host, "Accept": "text/html", **fields})
+        return connection.getresponse().headers
 
 
 class OverPlainTcp(Tunnelmux):

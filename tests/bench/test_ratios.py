@@ -17,6 +17,7 @@ NAMES = {
     "http_p99_vs_tcp_p99",
     "https_cpu_vs_plain_http",
     "trusted_proxy_cpu_vs_plain_http",
+    "access_login_cpu_vs_public",
     "device_field_cpu_vs_plain_http",
     "https_rps_vs_best_peer",
     "https_connect_cpu_vs_nginx",
