@@ -40,6 +40,8 @@ class BrowserPage:
         self._connection = connection
         self._numbers = itertools.count(1)
         self._session: str | None = None
+        self.events: list[dict[str, Any]] = []
+        """What the browser told by itself, of the domains that were enabled: `Network.enable`."""
 
     async def call(self, method: str, **params: Any) -> dict[str, Any]:
         """The answer to one command of the protocol."""
@@ -50,6 +52,8 @@ class BrowserPage:
         await self._connection.send_message(json.dumps(command))
         while True:
             answer = json.loads(await self._connection.get_message())
+            if "method" in answer:
+                self.events.append(answer)
             if answer.get("id") == number:
                 assert "error" not in answer, f"{method}: {answer['error']['message']}"
                 result: dict[str, Any] = answer["result"]

@@ -32,6 +32,7 @@ from tunnelmux.api.routes import (
     audit,
     auth,
     commands,
+    console,
     devices,
     events,
     forward,
@@ -90,6 +91,8 @@ ROUTERS = (
     own.browser_sessions,
     own.access_tokens,
     audit.router,
+    console.assets,
+    console.router,
 )
 
 

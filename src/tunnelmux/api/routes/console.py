@@ -1,0 +1,316 @@
+"""The console's pages: what the REST API answers, as HTML for a person in a browser.
+
+Each page asks the functions behind the REST API, as the person who looks, so that it shows nothing
+which the API would not. Changes are made by the API itself, called from the page.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Coroutine
+from typing import Annotated, Any, Literal
+from urllib.parse import urlencode
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.responses import HTMLResponse
+
+from tunnelmux.api.access import AccessRoute, Principal, Role, need
+from tunnelmux.api.context import Api, ApiDependency, SignedIn, tenant_for
+from tunnelmux.api.identity import session_of
+from tunnelmux.api.problems import Refused, registry_refusal
+from tunnelmux.api.records import TEXT, After, Device, DeviceSession
+from tunnelmux.api.routes import auth, devices, leases, live
+from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_of
+from tunnelmux.errors import RegistryError
+from tunnelmux.registry import DeviceFilter
+
+__all__ = ["assets", "router"]
+
+Viewer = Annotated[Principal, need(Role.VIEWER, "devices:read")]
+State = Literal["", "online", "offline", "disabled"]
+
+_ROWS = 100
+# Devices on one page of the list: a screen or two of a desk, and 40 kB of HTML.
+
+_LOOKED_AT, _SHOWN = 50, 6
+# Devices in trouble that are looked at for the overview, and those of them that it names.
+
+_STATES: dict[str, tuple[bool | None, bool | None]] = {
+    "": (None, None),
+    "online": (True, None),
+    "offline": (False, True),
+    "disabled": (None, False),
+}
+# For each choice: what `online` and `enabled` have to be.
+
+_NAVIGATION = (("o", "/", "Overview", "home"), ("d", "/devices", "Devices", "device"))
+
+
+@functools.cache
+def console_assets() -> Assets:
+    """Read and packed when the first page is asked for."""
+    return Assets("/static")
+
+
+@functools.cache
+def _pages() -> Pages:
+    return Pages(console_assets())
+
+
+class PageRoute(AccessRoute):
+    """An AccessRoute for people: a refusal is a page too, with the same status."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        handle = super().get_route_handler()
+
+        async def answer(request: Request) -> Response:
+            try:
+                return await handle(request)
+            except Refused as exc:
+                refusal = exc
+            except RegistryError as exc:
+                refusal = registry_refusal(exc)
+            except RequestValidationError:
+                message = "The address asks for what this page does not have."
+                refusal = Refused(422, "invalid", message)
+            return await _refused(request, refusal)
+
+        return answer
+
+
+router = APIRouter(route_class=PageRoute, include_in_schema=False)
+assets = APIRouter(route_class=AccessRoute, include_in_schema=False)
+
+
+@assets.get("/static/{version}/{name}")
+async def asset(request: Request, _principal: SignedIn, version: str, name: str) -> Response:
+    """A file that never changes under this path."""
+    known = console_assets()
+    if version != known.version or name not in known.files:
+        raise Refused(404, "not_found", "There is no such file: load the page again.")
+    file = known.files[name]
+    headers = {
+        **PAGE_HEADERS,
+        "cache-control": "private, max-age=31536000, immutable",
+        "vary": "accept-encoding",
+    }
+    packs = {item.partition(";")[0].strip() for item in _accepted(request).split(",")}
+    if "gzip" not in packs:
+        return Response(file.plain, media_type=file.media_type, headers=headers)
+    headers["content-encoding"] = "gzip"
+    return Response(file.packed, media_type=file.media_type, headers=headers)
+
+
+@router.get("/")
+async def overview(request: Request, api: ApiDependency, principal: Viewer) -> Response:
+    """How many devices are how, and what needs a person."""
+    me = await _me(request, api, principal)
+    counts = await _counts(api, principal, DeviceFilter())
+    running = await leases.list_leases(api, principal, living=True, limit=20)
+    return _page(
+        "overview",
+        "/",
+        me,
+        counts=counts,
+        leases=running.items,
+        attention=await _attention(api, principal),
+    )
+
+
+@router.get("/devices")
+async def device_list(
+    request: Request,
+    api: ApiDependency,
+    principal: Viewer,
+    q: Annotated[str, Query(max_length=128, pattern=TEXT)] = "",
+    state: State = "",
+    after: After = None,
+) -> Response:
+    """The devices by name, filtered."""
+    me = await _me(request, api, principal)
+    words = q.split()
+    labels = [word for word in words if "=" in word[1:]]
+    name = " ".join(word for word in words if word not in labels)
+    online, enabled = _STATES[state]
+    found = await devices.list_devices(
+        api, principal, name, labels, online, enabled, limit=_ROWS, after=after
+    )
+    pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in labels))
+    asked: list[tuple[str, str]] = [("label", item) for item in labels]
+    wanted = {"online": online, "enabled": enabled}
+    asked += [(key, str(value).lower()) for key, value in wanted.items() if value is not None]
+    if name:
+        asked.append(("name", name))
+    more = urlencode({"q": q, "state": state, "after": found.next}) if found.next else ""
+    return _page(
+        "devices",
+        "/devices",
+        me,
+        devices=[(device, _condition(device)) for device in found.items],
+        counts=await _counts(api, principal, DeviceFilter(name=name, labels=pairs)),
+        q=q,
+        state=state,
+        query=urlencode(asked),
+        more=more,
+    )
+
+
+@router.get("/devices/{device_id}")
+async def device_page(
+    request: Request, api: ApiDependency, principal: Viewer, device_id: devices.DeviceId
+) -> Response:
+    """One device: how to reach it, who does, and what has become of it."""
+    device = await devices.get_device(api, principal, device_id)
+    me = await _me(request, api, principal)
+    condition = _condition(device)
+    visits = await live.list_visits(api, principal, device.id) if condition.mark == "online" else []
+    sessions = (await devices.list_device_sessions(api, principal, device.id, limit=10)).items
+    held = (await leases.list_leases(api, principal, device=device.id, limit=10)).items
+    operates = _has(principal, Role.OPERATOR)
+    base = api.config.api.public_url.rstrip("/")
+    return _page(
+        "device",
+        "/devices",
+        me,
+        device=device,
+        condition=condition,
+        commands={name: _commands(base, device, name) for name in device.state.services},
+        visits=visits,
+        sessions=sessions,
+        leases=held,
+        timeline=_timeline(device, sessions),
+        may={
+            "operate": operates,
+            "end": {
+                lease.id
+                for lease in held
+                if lease.state not in {"ended", "expired", "used_up"}
+                and (operates or principal.user_id in {lease.holder, lease.created_by})
+            },
+        },
+    )
+
+
+def _page(page: str, here: str, me: dict[str, Any], status: int = 200, **values: Any) -> Response:
+    html = _pages().render(page, here=here, me=me, navigation=_NAVIGATION, **values)
+    return HTMLResponse(html, status, PAGE_HEADERS)
+
+
+async def _me(request: Request, api: Api, principal: Principal) -> dict[str, Any]:
+    """Who looks, for the frame around each page. Raises Refused for a program."""
+    if not principal.is_browser:
+        message = "This is a page for a person in a browser; programs call /api."
+        raise Refused(403, "no_browser_session", message)
+    session_of(request)
+    me = await auth.me(api, principal)
+    scheme = request.cookies.get("tunnelmux-scheme", "")
+    name = me.name or me.email or "you"
+    tenant = next((item.tenant for item in me.tenants if item.tenant_id == me.tenant_id), "")
+    return {
+        "name": name,
+        "email": me.email,
+        "initials": "".join(word[0] for word in name.replace("@", " ").split()[:2]).upper(),
+        "role": me.role,
+        "tenant": tenant,
+        "tenant_id": me.tenant_id,
+        "tenants": me.tenants,
+        "scheme": scheme if scheme in {"light", "dark"} else "",
+        "waiting": 0,
+    }
+
+
+async def _refused(request: Request, refusal: Refused) -> Response:
+    principal: Principal | None = request.scope["state"].get("principal")
+    if principal is None or not principal.is_browser:
+        raise refusal
+    try:
+        me = await _me(request, request.app.state.api, principal)
+    except RegistryError:
+        raise refusal from None  # the registry is away: there is not even a frame to show
+    title = {403: "You may not see this", 404: "There is no such thing"}.get(
+        refusal.status, "That did not work"
+    )
+    response = _page("refused", "", me, refusal.status, title=title, detail=refusal.detail)
+    response.headers.update(refusal.headers or {})
+    return response
+
+
+async def _counts(api: Api, principal: Principal, where: DeviceFilter) -> dict[str, int]:
+    known = tenant_for(api, principal).devices
+    counts: dict[str, int] = {}
+    for state, (online, enabled) in _STATES.items():
+        wanted = DeviceFilter(name=where.name, labels=where.labels, online=online, enabled=enabled)
+        counts[state or "all"] = await known.count(wanted)
+    return counts
+
+
+async def _attention(api: Api, principal: Principal) -> list[tuple[Device, Condition]]:
+    """A few devices that are turned away or not connected: what went last is first."""
+    seen: dict[str, tuple[Device, Condition]] = {}
+    for state in ("disabled", "offline"):
+        online, enabled = _STATES[state]
+        listed = await devices.list_devices(
+            api, principal, online=online, enabled=enabled, limit=_LOOKED_AT
+        )
+        seen |= {device.id: (device, _condition(device)) for device in listed.items}
+
+    def urgency(item: tuple[Device, Condition]) -> tuple[bool, float]:
+        _, condition = item
+        since = condition.since.timestamp() if condition.since is not None else 0.0
+        return condition.mark != "refused", -since
+
+    return sorted(seen.values(), key=urgency)[:_SHOWN]
+
+
+def _condition(device: Device) -> Condition:
+    state = device.state
+    return condition_of(
+        enabled=device.enabled,
+        quarantine=device.quarantine,
+        online=state.online,
+        since=state.since,
+        reason=state.reason,
+    )
+
+
+def _commands(base: str, device: Device, service: str) -> list[tuple[str, str]]:
+    """What a person types to use a service, to be copied as it stands."""
+    name = device.name
+    if service == "ssh":
+        return [
+            ("A shell", f"tunnelmux ssh {name}"),
+            ("At a port of this machine", f"tunnelmux forward {name}:{service} 2222"),
+        ]
+    url = f"{base}/api/devices/{device.id}/http/{service}/"
+    return [
+        ("At a port of this machine", f"tunnelmux forward {name}:{service} 8080"),
+        ("If it speaks HTTP, by curl", f"tunnelmux curl {name}/{service}/"),
+        (
+            "The same with an access token, without tunnelmux",
+            f'curl -H "Authorization: Bearer $TOKEN" {url}',
+        ),
+    ]
+
+
+def _timeline(device: Device, sessions: list[DeviceSession]) -> list[dict[str, Any]]:
+    """The last things that happened, the newest first."""
+    by = f"by {device.paired_by_name}" if device.paired_by_name else ""
+    entries: list[dict[str, Any]] = [
+        {"kind": "accent", "title": "let in", "text": by, "at": device.created}
+    ]
+    for session in sessions:
+        where = f"from {session.address}" if session.address else ""
+        entries.append({"kind": "good", "title": "connected", "text": where, "at": session.started})
+        if session.ended is not None:
+            text = session.reason
+            entries.append({"kind": "warn", "title": "lost", "text": text, "at": session.ended})
+    return sorted(entries, key=lambda entry: entry["at"], reverse=True)[:12]
+
+
+def _has(principal: Principal, least: Role) -> bool:
+    return principal.role is not None and principal.role >= least
+
+
+def _accepted(request: Request) -> str:
+    return ",".join(request.headers.getlist("accept-encoding"))

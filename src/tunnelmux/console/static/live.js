@@ -1,0 +1,56 @@
+/* <tm-live kinds="device.changed …">: follows /api/events and keeps the page's [data-part] elements
+   true, by fetching the page again. Presentation lives on the server alone, and a burst of events
+   costs one fetch. A tab out of sight holds no stream: browsers have few connections to one host. */
+import { fetchInto } from "./swap.js";
+
+const PAUSE = 1000;      // ms between two fetches at the least
+const LATE = 4000;       // ms until what proxies write down late is there: their reports come in batches
+
+class Live extends HTMLElement {
+  connectedCallback() {
+    document.addEventListener("visibilitychange", this);
+    addEventListener("pagehide", this);
+    addEventListener("pageshow", this);
+    if (!document.hidden) this.open();
+  }
+  disconnectedCallback() {
+    document.removeEventListener("visibilitychange", this);
+    removeEventListener("pagehide", this);
+    removeEventListener("pageshow", this);
+    this.close();
+  }
+  handleEvent(event) {
+    if (event.type === "pagehide" || document.hidden) this.close();
+    else if (!this.stream) { this.open(); this.refresh(); }
+  }
+  open() {
+    this.stream = new EventSource("/api/events");
+    this.stream.onopen = () => this.tell("on", "live");
+    this.stream.onerror = () => this.tell("lost", "not live, trying again");
+    for (const kind of [...this.getAttribute("kinds").split(" "), "gap"])
+      this.stream.addEventListener(kind, () => this.refresh());
+  }
+  close() {
+    this.stream?.close();
+    this.stream = null;
+    clearTimeout(this.soon);
+    clearTimeout(this.later);
+    this.soon = null;
+  }
+  refresh() {
+    this.soon ??= setTimeout(async () => {
+      await fetchInto(location.href, "[data-part]");
+      this.soon = null;
+    }, Math.max(100, PAUSE - (performance.now() - (this.last ?? -PAUSE))));
+    this.last = performance.now();
+    clearTimeout(this.later);
+    this.later = setTimeout(() => fetchInto(location.href, "[data-part]"), LATE);
+  }
+  tell(state, words) {
+    for (const mark of document.querySelectorAll("[data-live]")) {
+      mark.dataset.live = state;
+      mark.textContent = words;
+    }
+  }
+}
+customElements.define("tm-live", Live);

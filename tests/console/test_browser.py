@@ -1,0 +1,145 @@
+"""The console in Chromium: signing in by a real provider, each page in both widths, live."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+import trio
+
+from support.apis import LiveApi, live_api
+from support.browser import BrowserPage, browser_page
+from support.oidc import oidc_provider
+from support.tenants import TEST
+from tunnelmux.config.api import OIDCConfig
+from tunnelmux.registry import TenantRegistry
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+
+PATIENCE = 60  # seconds for a step: a net under a browser that hangs
+
+WIDTHS = (1280, 360)
+
+PICTURES = os.environ.get("CONSOLE_PICTURES")
+"""A folder for screenshots of every page, for a person to look at."""
+
+
+async def fill(page: BrowserPage, **values: str) -> None:
+    """Type into the fields of the page's form and send it, as a person does."""
+    for name, value in values.items():
+        await page.evaluate(f"document.querySelector('[name={name}]').value = {value!r}")
+    await page.evaluate("document.querySelector('form button[type=submit], form button').click()")
+
+
+async def sign_in(page: BrowserPage, base: str) -> None:
+    """Open the console and go through the provider's two pages: the name, the consent."""
+    await page.goto(base + "/")
+    await page.wait_until("document.querySelector('[name=login]')")
+    await fill(page, login="ada", password="any")
+    loaded = "document.readyState === 'complete'"
+    await page.wait_until(f"!document.querySelector('[name=login]') && {loaded}")
+    if urlsplit(await page.evaluate("location.href")).netloc != urlsplit(base).netloc:
+        await fill(page)
+    await page.wait_until(f"location.href.startsWith({base!r}) && document.querySelector('main')")
+
+
+async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: str) -> None:
+    """Open a page: it fits, its script runs, nothing is refused, no other host is asked."""
+    await set_size(page, width, 900)
+    scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
+    await page.call("Emulation.setEmulatedMedia", features=[scheme_feature])
+    page.events.clear()
+    await page.goto(base + path)
+    here = f"location.href === {base + path!r} && document.readyState === 'complete'"
+    await page.wait_until(f"{here} && document.documentElement.classList.contains('js')")
+    wide = await page.evaluate("document.documentElement.scrollWidth")
+    assert wide <= width, f"{path} is {wide} px wide at {width}"
+    assert problems(page) == [], path
+    for event in page.events:
+        if event["method"] == "Network.requestWillBeSent":
+            url = event["params"]["request"]["url"]
+            assert url.startswith(base + "/"), f"{path} asks {url}"
+    if PICTURES is not None:
+        name = path.partition("?")[0].strip("/").replace("/", "-")[:20] or "overview"
+        file = Path(PICTURES) / f"{name}-{width}-{scheme}.png"
+        long = await page.evaluate("document.documentElement.scrollHeight")
+        await set_size(page, width, long)
+        file.write_bytes(await page.screenshot())
+
+
+async def set_size(page: BrowserPage, width: int, height: int) -> None:
+    size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
+    await page.call("Emulation.setDeviceMetricsOverride", **size)
+
+
+def problems(page: BrowserPage) -> list[Any]:
+    """What the browser's console has of errors: exceptions, refusals by policy, failed loads."""
+    found = []
+    for event in page.events:
+        told = event["params"]
+        if event["method"] == "Runtime.exceptionThrown":
+            found.append(told["exceptionDetails"])
+        if event["method"] == "Log.entryAdded" and told["entry"]["level"] == "error":
+            found.append(told["entry"])
+    return found
+
+
+@asynccontextmanager
+async def fleet(folder: Path) -> AsyncIterator[tuple[LiveApi, TenantRegistry]]:
+    @asynccontextmanager
+    async def provider(base: str) -> AsyncIterator[OIDCConfig]:
+        async with oidc_provider(base) as running:
+            yield OIDCConfig(issuer=running.issuer, client_id="public", prompt="consent")
+
+    async with live_api(folder, provider) as api:
+        installation = api.running.api.registry.installation(TEST)
+        issuer = api.running.api.config.oidc.issuer
+        home = await installation.tenants.find_named("default")
+        await installation.users.grant(home.id, "owner", issuer=issuer, subject="ada", force=True)
+        yield api, api.running.api.registry.tenant(home.id, TEST)
+
+
+async def test_every_page_in_a_browser(
+    tmp_path: Path, debian_program: Callable[[str, str], str]
+) -> None:
+    chromium = debian_program("chromium", "chromium")
+    async with (
+        fleet(tmp_path) as (api, tenant),
+        browser_page(chromium, tmp_path / "profile") as page,
+    ):
+        device, _ = await tenant.devices.add("cam-1", serial="SN1", labels={"site": "berlin"})
+        for number in range(2, 12):
+            await tenant.devices.add(f"cam-{number}", labels={"site": "oslo", "line": str(number)})
+        held, _ = await tenant.devices.add("cam-with-a-rather-long-name-to-break")
+        await tenant.devices.set_quarantine(held.id, "the lens is broken, and wants to be changed")
+        for domain in ("Page", "Runtime", "Log", "Network"):
+            await page.call(f"{domain}.enable")
+        with trio.fail_after(PATIENCE):
+            await sign_in(page, api.base)
+        for path in ("/", "/devices", f"/devices/{device.id}", f"/devices/{held.id}"):
+            for width in WIDTHS:
+                for scheme in ("light", "dark") if PICTURES else ("light",):
+                    with trio.fail_after(PATIENCE):
+                        await look_at(page, api.base, path, width, scheme)
+        with trio.fail_after(PATIENCE):
+            await check_live(page, api, tenant, device.id)
+
+
+async def check_live(
+    page: BrowserPage, api: LiveApi, tenant: TenantRegistry, device_id: str
+) -> None:
+    """A change made elsewhere arrives without a reload; one made here goes through."""
+    await page.goto(f"{api.base}/devices/{device_id}")
+    await page.wait_until("document.querySelector('[data-live=on]')")
+    await page.evaluate("window.wasHere = true")
+    await tenant.devices.set_enabled(device_id, False)
+    await page.wait_until("document.body.innerText.includes('an operator turned it away')")
+    await page.evaluate("document.querySelector('form[action$=\"/enable\"] button').click()")
+    await page.wait_until("document.body.innerText.includes('it has not connected yet')")
+    assert (await tenant.devices.find(device_id)).enabled
+    assert await page.evaluate("window.wasHere")

@@ -1,0 +1,176 @@
+"""The console's pages over real sockets: what they show to whom, and that they escape it."""
+
+from __future__ import annotations
+
+import gzip
+import re
+from pathlib import Path
+
+import pytest
+
+from support.consoles import Console, check_headers, console
+from support.tenants import TEST, objects_of, person
+from tunnelmux.registry import TenantRegistry
+
+EVIL = "<script>alert(1)</script>"
+
+ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
+
+
+async def default_tenant(here: Console) -> TenantRegistry:
+    registry = here.api.running.api.registry
+    found = await registry.installation(TEST).tenants.find_named("default")
+    return registry.tenant(found.id, TEST)
+
+
+async def test_text_of_others_is_escaped(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in(f'"{EVIL}', "owner")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add(
+            "cam-1", serial=EVIL, labels={"site": EVIL}, paired_by_name=EVIL
+        )
+        await tenant.devices.set_quarantine(device.id, EVIL)
+        for path in ("/", f"/devices?q={EVIL}", "/devices", f"/devices/{device.id}"):
+            html = await here.page(browser, path)
+            assert EVIL not in html, path
+            assert "&lt;script&gt;alert(1)" in html, path
+            assert len(re.findall("<script", html)) == 1  # the console's own
+
+
+async def test_files_never_change_under_their_path(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        html = await here.page(browser, "/")
+        paths = set(ASSET.findall(html))
+        assert {path.rpartition("/")[2] for path in paths} == {
+            "console.css",
+            "console.js",
+            "icons.svg",
+            "live.js",
+            "mark.svg",
+            "swap.js",
+        }
+        for path in paths:
+            packed = await browser.get(here.api.base + path, **{"accept-encoding": "gzip"})
+            plain = await browser.get(here.api.base + path, **{"accept-encoding": "identity"})
+            assert packed.status_code == plain.status_code == 200
+            assert packed.headers["content-encoding"] == "gzip"
+            assert "content-encoding" not in plain.headers
+            assert packed.content == plain.content  # the client has unpacked it
+            assert len(gzip.compress(plain.content)) < 20_000
+            assert "immutable" in plain.headers["cache-control"]
+            check_headers(plain)
+        old = re.sub(r"/static/\w+/", "/static/0123456789ab/", next(iter(paths)))
+        assert (await browser.get(here.api.base + old)).status_code == 404
+
+
+async def test_pages_are_looked_at_anew(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        assert (await browser.get(here.api.base + "/")).headers["cache-control"] == "no-cache"
+
+
+async def test_a_viewer_sees_no_button_that_would_be_refused(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        viewer = await here.sign_in("vera", "viewer")
+        operator = await here.sign_in("otto", "operator")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add("cam-1")
+        path = f"/devices/{device.id}"
+        action = f"/api/devices/{device.id}/disable"
+        assert action in await here.page(operator, path)
+        assert "/api/devices/" not in _actions(await here.page(viewer, path))
+        await tenant.devices.set_enabled(device.id, False)
+        assert f"/api/devices/{device.id}/enable" in _actions(await here.page(operator, path))
+        assert "/api/devices/" not in _actions(await here.page(viewer, path))
+
+
+def _actions(html: str) -> str:
+    return " ".join(re.findall(r'action="([^"]+)"', html))
+
+
+async def test_another_tenant_shows_nowhere(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        victim = await person(here.api, "victim", tenant="victims")
+        theirs = await objects_of(here.api, victim)
+        browser = await here.sign_in("eve", "owner", tenant="attackers")
+        for path in ("/", "/devices", "/devices?q=secret"):
+            html = await here.page(browser, path)
+            assert "secret-" not in html
+            assert "victim" not in html
+        refused = await here.page(browser, f"/devices/{theirs['device_id']}", 404)
+        assert "secret-" not in refused
+
+
+async def test_devices_are_found_by_name_serial_label_and_state(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        tenant = await default_tenant(here)
+        await tenant.devices.add("cam-1", serial="SN1", labels={"site": "berlin"})
+        other, _ = await tenant.devices.add("cam-2", labels={"site": "oslo"})
+        await tenant.devices.set_enabled(other.id, False)
+
+        async def names(query: str) -> list[str]:
+            html = await here.page(browser, f"/devices?{query}")
+            return re.findall(r'<a href="/devices/[-0-9a-f]{36}">([^<]+)</a>', html)
+
+        assert await names("") == ["cam-1", "cam-2"]
+        assert await names("q=cam-2") == ["cam-2"]
+        assert await names("q=SN1") == ["cam-1"]
+        assert await names("q=site%3Dberlin") == ["cam-1"]
+        assert await names("q=cam+site%3Doslo") == ["cam-2"]
+        assert await names("state=disabled") == ["cam-2"]
+        assert await names("state=offline") == ["cam-1"]
+        assert await names("state=online") == []
+        assert "No device fits" in await here.page(browser, "/devices?q=nothing")
+
+
+@pytest.mark.slow
+async def test_a_list_goes_on_behind_its_hundredth_device(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        tenant = await default_tenant(here)
+        for number in range(101):
+            await tenant.devices.add(f"cam-{number:03}")
+        first = await here.page(browser, "/devices?q=cam")
+        more = re.search(r'href="(/devices\?[^"]+)">Next page', first)
+        assert more is not None
+        assert "cam-099" in first
+        assert "cam-100" not in first
+        assert "cam-100" in await here.page(browser, more[1].replace("&amp;", "&"))
+
+
+async def test_a_page_tells_why_a_device_cannot_be_reached(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add("cam-1")
+        page = f"/devices/{device.id}"
+        assert "It cannot be reached: it has not connected yet" in await here.page(browser, page)
+        await tenant.devices.set_quarantine(device.id, "the lens is broken")
+        for path in (page, "/devices", "/"):
+            assert "the lens is broken" in await here.page(browser, path)
+
+
+async def test_a_person_without_a_tenant_is_told_so(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("newcomer", None)
+        html = await here.page(browser, "/", 403)
+        assert "member of no tenant" in html
+        assert 'aria-label="Console"' not in html  # no navigation that leads to refusals
+
+
+async def test_a_program_is_told_where_the_json_is(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        program = await person(here.api, "program")
+        answer = await here.api.call("GET", "/", program.token)
+        assert answer.status_code == 403
+        assert answer.json()["code"] == "no_browser_session"
+
+
+async def test_a_wrong_address_is_answered_with_a_page(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        await here.page(browser, "/devices?state=sideways", 422)
+        await here.page(browser, "/devices/no-such-id", 404)

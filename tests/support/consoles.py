@@ -1,0 +1,83 @@
+"""Browsers that are signed in at a running API, for tests of its pages."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx2
+
+from support.apis import LiveApi, live_api
+from support.fake_oidc import FakeProvider, fake_provider
+from support.oidc import Browser
+from support.tenants import TEST
+from tunnelmux.config.api import OIDCConfig
+from tunnelmux.registry import Role
+
+__all__ = ["Console", "console"]
+
+
+@dataclass
+class Console:
+    """An API, and people in front of its pages."""
+
+    api: LiveApi
+    provider: FakeProvider
+    user_ids: dict[str, str] = field(default_factory=dict)
+
+    async def sign_in(self, name: str, role: Role | None, *, tenant: str = "default") -> Browser:
+        """The browser of a person with this role in a tenant; without a role, in none."""
+        installation = self.api.running.api.registry.installation(TEST)
+        if role is not None:
+            known = {item.name: item for item in (await installation.tenants.page()).items}
+            home = known.get(tenant) or await installation.tenants.add(tenant)
+            await installation.users.grant(
+                home.id, role, issuer=self.provider.issuer, subject=name, force=True
+            )
+        self.provider.claims.update(
+            sub=name, name=name, email=f"{urlsplit('//' + name).hostname or 'x'}@example.com"
+        )
+        browser = self.api.browser()
+        login = f"{self.api.base}/api/auth/login"
+        page = await browser.request("GET", login, stop_at=self.provider.issuer)
+        assert isinstance(page, str)
+        query = self.provider.callback_for(page, code=f"code-of-{len(self.user_ids)}")
+        there = f"{self.api.base}/api/auth/callback?{query}"
+        await browser.request("GET", there, stop_at=f"{self.api.base}/")
+        me = await browser.get(f"{self.api.base}/api/auth/me")
+        self.user_ids[name] = me.json()["user_id"]
+        return browser
+
+    async def page(self, browser: Browser, path: str, status: int = 200) -> str:
+        """The HTML of a page, which has the status it is to have and the headers of all pages."""
+        answer = await browser.get(self.api.base + path)
+        assert answer.status_code == status, (path, answer.status_code, answer.text)
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        check_headers(answer)
+        return str(answer.text)
+
+
+def check_headers(answer: httpx2.Response) -> None:
+    """Nothing inline, nothing from elsewhere, in no frame."""
+    policy = answer.headers["content-security-policy"]
+    assert policy.startswith("default-src 'none';")
+    assert "unsafe" not in policy
+    assert "require-trusted-types-for 'script'" in policy
+    assert "frame-ancestors 'none'" in policy
+    assert answer.headers["x-content-type-options"] == "nosniff"
+
+
+@asynccontextmanager
+async def console(folder: Path) -> AsyncIterator[Console]:
+    """An API whose provider signs in whoever a test names."""
+    async with fake_provider() as fake:
+
+        @asynccontextmanager
+        async def provider(_base: str) -> AsyncIterator[OIDCConfig]:
+            yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=20)
+
+        async with live_api(folder, provider) as api:
+            yield Console(api, fake)
