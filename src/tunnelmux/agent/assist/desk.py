@@ -161,6 +161,7 @@ class AssistDesk:
             "configured": self.config.mode,
             "mode": self.mode,
             "switch": self._switch,
+            "makes_codes": self.config.mode != "off" and self.config.account_keys is not None,
             "seconds_left": None if until is None else round(max(0.0, until - now), 1),
             "services": sorted(self._switch_services or self._services),
             "leases": [self._shown(lease, now) for lease in self._leases.values()],

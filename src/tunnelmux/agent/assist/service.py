@@ -21,9 +21,10 @@ from tunnelmux.agent.assist.memory import AssistMemory
 from tunnelmux.agent.assist.offers import LeaseOffer
 from tunnelmux.agent.assist.orders import Order
 from tunnelmux.agent.serial import read_serial
-from tunnelmux.config import AgentConfig
+from tunnelmux.config import Address, AgentConfig
 from tunnelmux.config.assist import AssistConfig
 from tunnelmux.config.state_dir import default_state_dir
+from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
 __all__ = ["AssistService", "assist_file"]
@@ -67,6 +68,8 @@ class AssistService:
         self.desk.on_ask = self._begin_hook
         self.desk.on_lease_end = self._close_accounts
         self._account = _account(config)
+        self.page_address: Address | None = None
+        """Where the page is, once it is there."""
         self._nursery: trio.Nursery | None = None
         self._control: socket.socket | None = None
 
@@ -107,8 +110,29 @@ class AssistService:
         """Watch the times and serve those at the device, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self.desk.run)
+            address = self._config.assist.page_address
+            if self._is_on and address is not None:
+                await self._open_page(address)
             if self._control is not None:
                 self._nursery.start_soon(serve_control, self._control, self.desk, self._make_code)
+
+    async def _open_page(self, address: Address) -> None:
+        # Not at the top: most agents show none.
+        from tunnelmux.agent.assist.page import AssistPage
+        from tunnelmux.transports.tcp import bound_addresses, open_listeners
+
+        assert self._nursery is not None  # it is what calls this
+        try:
+            listeners = await open_listeners(*address)
+        except ConfigError as error:
+            # The device goes on without: it is reached by its terminal.
+            _log.error("no page for assistance", cause=str(error))
+            return
+        bound = Address(address.host, bound_addresses(listeners)[0][1])
+        self.page_address = bound
+        page = AssistPage(self.desk, self._make_code, bound, self._config.assist.page_origins)
+        self._nursery.start_soon(page.serve, listeners)
+        _log.info("page for assistance", address=str(bound))
 
     # -- codes --------------------------------------------------------------------------------
 

@@ -1,0 +1,178 @@
+"""The switch as a page for a browser on the device, and as JSON for a page of the device's own.
+
+It listens on loopback, where every program of the machine may call, and so may every page that a
+browser there shows. A name that an attacker lets lead to loopback (DNS rebinding) is refused by the
+Host field; what another site makes a browser send, by Origin and by the content type, which no
+form can have.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from http import HTTPStatus
+from pathlib import Path
+
+import trio
+
+from tunnelmux.agent.assist.control import MakeCode
+from tunnelmux.agent.assist.desk import AssistDesk
+from tunnelmux.agent.assist.orders import MAX_ORDER, obey, read_order
+from tunnelmux.config import Address
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.head import field_values, first_value
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import abort
+from tunnelmux.transports.tcp import serve_connections
+
+__all__ = ["AssistPage"]
+
+_MOST_CALLERS = 32
+# Connections at once: a browser has six.
+
+_STATE = "/api/assist"
+_FOLDER = Path(__file__).parent
+_FILES = {
+    "/": ("page.html", b"text/html; charset=utf-8"),
+    "/page.css": ("page.css", b"text/css; charset=utf-8"),
+    "/page.js": ("page.js", b"text/javascript; charset=utf-8"),
+}
+
+
+class AssistPage:
+    """Serves the page at `address`; `origins` are the sites that may show it in a frame."""
+
+    def __init__(
+        self, desk: AssistDesk, make_code: MakeCode, address: Address, origins: Sequence[str]
+    ) -> None:
+        self._desk = desk
+        self._make_code = make_code
+        self._limits = IngressLimits()
+        self._open = 0
+        hosts = {"localhost", "127.0.0.1", "[::1]", str(address).rpartition(":")[0]}
+        self._hosts = {f"{host}:{address.port}" for host in hosts}
+        frames = " ".join(origins) or "'none'"
+        policy = (
+            "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+            f"base-uri 'none'; form-action 'none'; frame-ancestors {frames}"
+        )
+        self._fields = [
+            (b"Content-Security-Policy", policy.encode("ascii")),
+            (b"X-Content-Type-Options", b"nosniff"),
+            (b"Referrer-Policy", b"no-referrer"),
+            (b"Cache-Control", b"no-store"),
+        ]
+
+    async def serve(self, listeners: list[trio.SocketListener]) -> None:
+        """Serve those who connect, until cancelled."""
+        await serve_connections(self._handle, listeners)
+
+    async def _handle(self, stream: trio.SocketStream) -> None:
+        if self._open >= _MOST_CALLERS:
+            await abort(stream)
+            return
+        self._open += 1
+        try:
+            await self._serve(ServerConnection(stream, self._limits))
+        except VisitorGone:
+            await abort(stream)
+        finally:
+            self._open -= 1
+
+    async def _serve(self, server: ServerConnection) -> None:
+        while True:
+            try:
+                request = await server.read_request()
+                if request is None:
+                    await server.close()
+                    return
+                await self._answer(server, request)
+            except Refused as refused:
+                await server.refuse(refused.refusal)
+                return
+            if not server.reusable:
+                await server.close()
+                return
+
+    async def _answer(self, server: ServerConnection, request: RequestHead) -> None:
+        self._check_host(request)
+        if request.path == _STATE and request.method == b"POST":
+            self._check_origin(request)
+            await self._obey(server)
+        elif request.method not in {b"GET", b"HEAD"}:
+            allow = [(b"Allow", b"GET, HEAD, POST" if request.path == _STATE else b"GET, HEAD")]
+            raise Refused(Refusal(405, "bad-request", "Not this method here.", headers=allow))
+        elif request.path == _STATE:
+            await self._send(server, request, 200, _json(self._desk.status()))
+        elif request.path in _FILES:
+            name, kind = _FILES[request.path]
+            content = await trio.Path(_FOLDER / name).read_bytes()
+            await self._send(server, request, 200, content, kind)
+        else:
+            raise Refused(Refusal(404, "bad-request", "There are / and /api/assist."))
+
+    def _check_host(self, request: RequestHead) -> None:
+        hosts = field_values(request.headers, b"host")
+        if len(hosts) != 1 or hosts[0].decode("latin-1").lower() not in self._hosts:
+            message = "This page is known by the address that it listens on, and by localhost."
+            raise Refused(Refusal(403, "forbidden", message))
+
+    def _check_origin(self, request: RequestHead) -> None:
+        origin = first_value(request.headers, b"origin")
+        foreign = (
+            origin is not None
+            and origin.decode("latin-1").lower().removeprefix("http://") not in self._hosts
+        )
+        fetched = first_value(request.headers, b"sec-fetch-site") or b"same-origin"
+        kind = first_value(request.headers, b"content-type") or b""
+        if foreign or fetched not in {b"same-origin", b"none"}:
+            raise Refused(Refusal(403, "forbidden", "Another site's page asked for this."))
+        if kind.partition(b";")[0].strip().lower() != b"application/json":
+            raise Refused(Refusal(415, "bad-request", "Send application/json."))
+
+    async def _obey(self, server: ServerConnection) -> None:
+        order = read_order(await self._body(server))
+        if isinstance(order, str):
+            raise Refused(Refusal(400, "bad-request", f"The order is bad: {order}."))
+        if order.do == "code":
+            answer = await self._make_code(order)
+        else:
+            answer = obey(self._desk, order, by="on its page")
+        await self._send(server, None, 409 if answer["problem"] else 200, _json(answer))
+
+    async def _body(self, server: ServerConnection) -> bytes:
+        body = bytearray()
+        try:
+            with trio.fail_after(self._limits.head_timeout):
+                end = False
+                while not end and len(body) <= MAX_ORDER:
+                    data, end = await server.read_body()
+                    body += data
+        except trio.TooSlowError:
+            raise Refused(Refusal(408, "body-stalled", "The body took too long.")) from None
+        except BadBody as error:
+            raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
+        return bytes(body)
+
+    async def _send(
+        self,
+        server: ServerConnection,
+        request: RequestHead | None,
+        status: int,
+        content: bytes,
+        kind: bytes = b"application/json",
+    ) -> None:
+        first = b"" if request is not None and request.method == b"HEAD" else content
+        await server.send_response(
+            status,
+            HTTPStatus(status).phrase.encode("ascii"),
+            [(b"Content-Type", kind), *self._fields],
+            length=len(content),
+            first=first,
+            end=True,
+        )
+
+
+def _json(content: object) -> bytes:
+    return json.dumps(content).encode("ascii") + b"\n"
