@@ -73,6 +73,8 @@ def _stand_ins() -> dict[str, ModuleType | None]:
         # Trio names threads with it for debuggers, and starts ldconfig to find where.
         "ctypes": StandIn("ctypes", util=library, CDLL=_load_nothing),
         "ctypes.util": library,
+        # click would speak other languages, of which it has none.
+        "gettext": StandIn("gettext", gettext=_as_it_is, ngettext=_one_or_more),
         # trio-websocket asks how old Trio is.
         "importlib.metadata": StandIn("importlib.metadata", version=_version),
         # structlog raises one of its errors, if somebody pickles a logger.
@@ -89,6 +91,14 @@ def _stand_ins() -> dict[str, ModuleType | None]:
 
 class _PicklingError(Exception):
     pass
+
+
+def _as_it_is(message: str) -> str:
+    return message
+
+
+def _one_or_more(one: str, more: str, number: int) -> str:
+    return one if number == 1 else more
 
 
 def _find_nothing(_name: str) -> None:

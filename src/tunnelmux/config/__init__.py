@@ -6,6 +6,9 @@ is a `ConfigError` of one sentence that names the source, the key and the fix.
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from tunnelmux.config.agent import (
     AgentConfig,
     AgentMetrics,
@@ -25,20 +28,22 @@ from tunnelmux.config.process import (
     LimitsConfig,
     LogConfig,
 )
-from tunnelmux.config.proxy import (
-    DeviceConfig,
-    HttpIngress,
-    Ingress,
-    InternalListener,
-    ProxyConfig,
-    RegistrySource,
-    SocketIOAgent,
-    SocketIOListener,
-    TcpIngress,
-    TunnelListener,
-)
 from tunnelmux.config.rules import Address, InvalidSetting
 from tunnelmux.config.secret import Secret, hash_token
+
+if TYPE_CHECKING:
+    from tunnelmux.config.proxy import (
+        DeviceConfig,
+        HttpIngress,
+        Ingress,
+        InternalListener,
+        ProxyConfig,
+        RegistrySource,
+        SocketIOAgent,
+        SocketIOListener,
+        TcpIngress,
+        TunnelListener,
+    )
 
 __all__ = [
     "Address",
@@ -75,3 +80,12 @@ __all__ = [
     "load_agent_config",
     "load_proxy_config",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """What only a proxy has: an agent does without those tables."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value: object = getattr(import_module("tunnelmux.config.proxy"), name)
+    globals()[name] = value
+    return value

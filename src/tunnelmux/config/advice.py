@@ -6,14 +6,17 @@ import contextlib
 import ipaddress
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from tunnelmux.config.agent import AgentConfig
-from tunnelmux.config.proxy import ProxyConfig
 from tunnelmux.config.rules import is_loopback
 from tunnelmux.config.secret import Secret, hash_token
 from tunnelmux.config.token_file import exposed_to_others, read_small_file
 from tunnelmux.errors import ConfigError
+
+if TYPE_CHECKING:
+    from tunnelmux.config.proxy import ProxyConfig
 
 __all__ = ["Warn", "advise_agent", "advise_proxy", "warn_of_exposed"]
 

@@ -10,21 +10,23 @@ import contextlib
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
 from tunnelmux.config.advice import Warn, advise_agent, advise_proxy, warn_of_exposed
 from tunnelmux.config.agent import AgentConfig
-from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.decode import Decoder, expand_home, nearest, parse_text
-from tunnelmux.config.gateway import GatewayConfig
 from tunnelmux.config.http_proxy import http_proxy_from_environment
-from tunnelmux.config.proxy import ProxyConfig
 from tunnelmux.config.renamed import old_paths, with_new_names
 from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Table, settings_of, table_of
 from tunnelmux.errors import ConfigError
+
+if TYPE_CHECKING:  # each program imports its own
+    from tunnelmux.config.api import ApiConfig
+    from tunnelmux.config.gateway import GatewayConfig
+    from tunnelmux.config.proxy import ProxyConfig
 
 __all__ = [
     "API_VARIABLES",
@@ -88,6 +90,8 @@ def load_proxy_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
+    from tunnelmux.config.proxy import ProxyConfig
+
     sources = _Sources(table_of(ProxyConfig), file, environ, flags, warn)
     config: ProxyConfig = sources.decode(check=_check_proxy_files)
     secret_files = [device.token_file for device in config.devices]
@@ -124,6 +128,8 @@ def load_api_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
+    from tunnelmux.config.api import ApiConfig
+
     sources = _Sources(table_of(ApiConfig), file, environ, flags, warn)
     config: ApiConfig = sources.decode(check=_check_api_files)
     secret_files = [
@@ -153,6 +159,8 @@ def load_gateway_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
+    from tunnelmux.config.gateway import GatewayConfig
+
     sources = _Sources(table_of(GatewayConfig), file, environ, flags, warn)
     config: GatewayConfig = sources.decode(check=_check_gateway_files)
     secret_files = [
