@@ -15,7 +15,7 @@ from bench.columns import SETTLE, Column, Sample
 from bench.load import LoadFailure
 from bench.origin import Origin
 from bench.peers.tunnel import Peer, Running, Unavailable
-from bench.processes import Started, StartFailure
+from bench.processes import Started
 
 Samples = dict[str, dict[str, list[Sample]]]
 
@@ -95,8 +95,8 @@ def measure_group(
     with scratch_folder() as folder, Started(folder) as started:
         try:
             tunnel = peer.start(started, origin)
-        except (StartFailure, OSError, subprocess.SubprocessError) as exc:
-            outcome.failures.append(f"{peer.name}: {exc}")
+        except Exception as exc:  # noqa: BLE001  whatever it is, the others are measured
+            outcome.failures.append(f"{peer.name}: {str(exc) or type(exc).__name__}")
             print(f"  did not start: {exc}", end="")
             return
         for column in columns:
