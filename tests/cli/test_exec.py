@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import pty
 import re
@@ -79,6 +80,17 @@ async def test_one_device_gives_its_bytes_and_its_status(tmp_path: Path) -> None
         done = await run_exec(proxy, "dev1", "--", "fail", "forbidden")
         assert done.returncode == 126
         assert done.stderr == b"tunnelmux exec: dev1: it was forbidden\n"
+
+
+@pytest.mark.slow
+async def test_a_program_gets_lines_of_json() -> None:
+    async with exec_proxy("dev1") as (proxy, _):
+        done = await run_exec(proxy, "dev1", "--json", "--", "bytes 00ff0a41")
+        lines = [json.loads(line) for line in done.stdout.splitlines()]
+        assert {line["device"] for line in lines} == {"dev1"}
+        assert [line["event"] for line in lines] == ["started", "stdout", "exit"]
+        assert base64.b64decode(lines[1]["data"]) == b"\x00\xff\nA"
+        assert (lines[2]["exitCode"], done.stderr, done.returncode) == (0, b"", 0)
 
 
 @pytest.mark.slow

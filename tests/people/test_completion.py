@@ -11,6 +11,7 @@ import click
 import pytest
 
 from support.installation import COMMAND, Installation
+from support.tree import ROOT
 from tunnelmux.cli.main import COMMANDS, tunnelmux
 from tunnelmux.cli.manual import manual_pages
 
@@ -96,6 +97,13 @@ def test_every_command_has_a_page_that_roff_takes(
     )
     assert done.stderr == b""
     assert r"tunnelmux\-forward \- Forward ports of this machine" in pages["tunnelmux-forward"]
+
+
+def test_the_page_names_every_command() -> None:
+    page = (ROOT / "docs" / "cli.md").read_text("utf-8")
+    for commands in COMMANDS.values():
+        for command in commands:
+            assert f"`{command.name}" in page, command.name
 
 
 def all_commands(group: click.Group, *path: str) -> list[tuple[tuple[str, ...], click.Command]]:

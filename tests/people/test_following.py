@@ -53,9 +53,12 @@ def collect(process: subprocess.Popen[str]) -> queue.SimpleQueue[str]:
             lines.put(line)
 
     threading.Thread(target=read, daemon=True).start()
+    return lines
+
+
+def wait_until_it_follows(process: subprocess.Popen[str]) -> None:
     assert process.stderr is not None
     assert process.stderr.readline().startswith("Following http://")
-    return lines
 
 
 def come_and_go(
@@ -86,6 +89,7 @@ def test_events_come_as_lines_of_json(installation: Installation, way: str) -> N
         return {"device.lost", "device.connected"} <= kinds
 
     with following(installation, way, "events", "--json") as process:
+        wait_until_it_follows(process)
         come_and_go(installation, name, collect(process), enough)
 
 
@@ -94,6 +98,7 @@ def test_events_come_as_lines_for_people(installation: Installation) -> None:
     installation.here(partial(installation.add_device, name, {}))
     wanted = re.compile(rf"^\d\d:\d\d:\d\d  device\.lost +{name}", re.MULTILINE)
     with following(installation, "api", "events") as process:
+        wait_until_it_follows(process)
         lines = collect(process)
         come_and_go(installation, name, lines, lambda text: wanted.search(text) is not None)
 
@@ -102,11 +107,16 @@ def test_watch_writes_the_list_anew(installation: Installation, way: str) -> Non
     name = f"watched-{way}"
     installation.here(partial(installation.add_device, name, {}))
     with following(installation, way, "watch", name, "--json") as process:
-        lines = lines_of(process)
-        first = msgspec.json.decode(next(lines), type=list[Device])
+        lines = collect(process)
+        first = msgspec.json.decode(lines.get(timeout=60), type=list[Device])
         assert [item.state for item in first] == ["online"]
-        installation.here(partial(installation.stop_agent, name))
-        for line in lines:
-            states = [item["state"] for item in json.loads(line)]
-            if states in ([], ["offline"]):
-                break
+        states: list[list[str]] = []
+        for _ in range(10):
+            installation.here(partial(installation.stop_agent, name))
+            with contextlib.suppress(queue.Empty):
+                while states[-1:] not in ([[]], [["offline"]]):
+                    states.append([item["state"] for item in json.loads(lines.get(timeout=5))])
+            if states[-1:] in ([[]], [["offline"]]):
+                return
+            installation.here(partial(installation.start_agent, name))
+    raise AssertionError(states)

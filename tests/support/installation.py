@@ -75,6 +75,8 @@ class Installation:
     tunnel: str
     """Where agents dial."""
     token: trio.lowlevel.TrioToken
+    bytecode: Path
+    """Where programs keep what they compile: the daemons' folder, so that it is there already."""
     echo: str
     """The target of services that send back what they get."""
     agents: dict[str, Daemon] = field(default_factory=dict)
@@ -96,13 +98,13 @@ class Installation:
         kept = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("TUNNELMUX_", "XDG_", "SSH_"))
+            if not name.startswith(("TUNNELMUX_", "XDG_", "SSH_", "PYTHONDONTWRITE"))
             and not name.lower().endswith("_proxy")
         }
         return {
             **kept,
             "HOME": str(home),
-            "PYTHONPYCACHEPREFIX": str(self.folder.parent / "bytecode"),
+            "PYTHONPYCACHEPREFIX": str(self.bytecode),
             "TERM": "xterm",
             **more,
         }
@@ -260,6 +262,7 @@ async def _installation(
                 ids={},
                 tunnel=str(await proxy.listening("tunnel.listen")),
                 token=trio.lowlevel.current_trio_token(),
+                bytecode=bytecode,
                 echo=f"tcp://{echo}",
             )
             services = {
@@ -273,6 +276,12 @@ async def _installation(
             tenant = api.running.api.registry.tenant(here.owner.tenant_id, _actor())
             away, _ = await tenant.devices.add("dev3")
             here.ids["dev3"] = away.id
+            # The proxy writes down what it saw of devices some seconds late.
+            for name in ("dev1", "dev2"):
+                while not (  # noqa: ASYNC110  nobody tells
+                    await tenant.devices.find(here.ids[name])
+                ).state.services:
+                    await trio.sleep(0.1)
             yield here
         daemons.check()
 

@@ -127,6 +127,9 @@ def _file_option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
 @click.option(
     "--abort-on-error", is_flag=True, help="Once it failed on one device, end it everywhere."
 )
+@click.option(
+    "--json", "as_json", is_flag=True, help="Write each event as a line of JSON, for programs."
+)
 @click.option("--stdin", "takes_stdin", is_flag=True, help="Send standard input to the command.")
 @click.pass_context
 def exec_command(context: click.Context, /, **options: Any) -> int:
@@ -252,5 +255,6 @@ def _run(api: _Api, request: CommandRequest, options: dict[str, Any]) -> int:
         request,
         concurrency=options["concurrency"],
         abort_on_error=options["abort_on_error"],
+        as_json=options["as_json"],
     )
     return trio.run(execution.run)

@@ -5,6 +5,7 @@ Standard output is only what the commands wrote; everything else goes to standar
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -15,12 +16,20 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from tunnelmux.commands import Event, Exited, LineSplitter, Output, Started, Truncated
+from tunnelmux.commands import (
+    Event,
+    Exited,
+    LineSplitter,
+    Output,
+    Started,
+    Truncated,
+    encode_event,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["ManyDevices", "OneDevice", "OutputClosed", "Report", "print_table"]
+__all__ = ["JsonLines", "ManyDevices", "OneDevice", "OutputClosed", "Report", "print_table"]
 
 _FILES = {"stdout": 1, "stderr": 2}
 
@@ -78,6 +87,20 @@ class OneDevice:
     def finish(self, ends: Mapping[str, Exited], *, interrupted: bool) -> None:
         if interrupted and not ends:
             _tell("interrupted; the command is being ended")
+
+
+class JsonLines:
+    """One JSON object a line: the events of POST /internal/exec (docs/internal-api.md)."""
+
+    async def see(self, device: str, event: Event) -> None:
+        content = {"device": device, **json.loads(encode_event(event))}
+        await _write(1, json.dumps(content, separators=(",", ":")).encode() + b"\n")
+
+    async def show_progress(self) -> None:
+        await trio.sleep_forever()
+
+    def finish(self, ends: Mapping[str, Exited], *, interrupted: bool) -> None:
+        """What there is to say was said by the events."""
 
 
 class ManyDevices:

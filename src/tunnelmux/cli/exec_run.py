@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import trio
 
 from tunnelmux.backend import CommandEvents, ProxyClient
-from tunnelmux.cli.exec_output import ManyDevices, OneDevice, OutputClosed, Report
+from tunnelmux.cli.exec_output import JsonLines, ManyDevices, OneDevice, OutputClosed, Report
 from tunnelmux.commands import CommandRequest, Exited
 
 __all__ = ["Execution"]
@@ -32,12 +32,14 @@ class Execution:
         *,
         concurrency: int | None,
         abort_on_error: bool,
+        as_json: bool = False,
     ) -> None:
         self._client = client
         self._devices = devices
         self._request = request
         self._concurrency = concurrency
         self._abort_on_error = abort_on_error
+        self._as_json = as_json
         self._ends: dict[str, Exited] = {}
         self._interrupted = False
         self._is_unread = False
@@ -71,7 +73,7 @@ class Execution:
                 abort_on_error=self._abort_on_error,
                 asked_by=getpass.getuser(),
             ) as events:
-                report = _report_for(events.devices)
+                report = JsonLines() if self._as_json else _report_for(events.devices)
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(report.show_progress)
                     await self._read(events, report)

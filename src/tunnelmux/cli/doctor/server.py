@@ -282,16 +282,11 @@ class Probe:
         return Finding(check="round trip", outcome="good", said=said)
 
     async def _throughput(self, path: str) -> Finding:
-        count, began = 0, trio.current_time()
-        with trio.move_on_after(self.download_time):
-            try:
-                while True:
-                    _, body = await self._ask("GET", path)
-                    count += len(body)
-                    if not body:
-                        break
-            except (ConnectError, PeerGone, BadBody):
-                pass
+        began = trio.current_time()
+        count = await self._size(path)
+        with trio.move_on_at(began + self.download_time):
+            while count and (more := await self._size(path)):
+                count += more
         took = trio.current_time() - began
         if not count:
             return Finding(check="throughput", outcome="unknown", said="nothing to download")
@@ -300,6 +295,13 @@ class Probe:
             outcome="good",
             said=f"at least {size(count / took)}/s from there ({size(count)} in {took:.1f} s)",
         )
+
+    async def _size(self, path: str) -> int:
+        """Bytes of this answer; 0 where there is none."""
+        try:
+            return len((await self._ask("GET", path))[1])
+        except (ConnectError, PeerGone, BadBody, trio.TooSlowError):
+            return 0
 
     # -- below ----------------------------------------------------------------------------------
 
