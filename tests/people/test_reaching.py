@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -83,3 +84,26 @@ def test_curl_calls_a_service(installation: Installation, way: str) -> None:
     assert done.returncode == 22  # curl's own
     done = installation.run("curl", "dev9/web/", env=env)
     assert done.returncode == 4
+
+
+def test_open_makes_a_link_that_lets_a_browser_in(installation: Installation) -> None:
+    made = installation.run("open", "dev1", "web", "--for", "10", "--no-browser")
+    assert made.returncode == 0, made.stderr
+    assert made.stderr == b"Good for 10 min: whoever has it gets in.\n"
+    link = urlsplit(made.stdout.decode().strip())
+    assert link.hostname == "web--dev1.localhost"
+
+    async def visit() -> None:
+        client, base = installation.api.client, f"http://{installation.visitors}"
+        fields = {"host": link.netloc, "accept": "text/html"}
+        stranger = await client.get(f"{base}/", headers=fields)
+        assert stranger.status_code == 302  # to sign in
+        let_in = await client.get(f"{base}{link.path}?{link.query}", headers=fields)
+        assert let_in.status_code == 303
+        cookie = let_in.headers["set-cookie"].partition(";")[0]
+        page = await client.get(f"{base}/", headers={**fields, "cookie": cookie})
+        assert (page.status_code, page.text) == (200, "hello\n")
+
+    installation.here(visit)
+    refused = installation.run("open", "dev1", env=installation.by_proxy)
+    assert refused.returncode == 3

@@ -44,6 +44,9 @@ listen = "127.0.0.1:0"
 [internal]
 listen = "{internal}"
 secret = "{secret}"
+[ingress.http]
+listen = "127.0.0.1:0"
+domain = "localhost"
 [registry]
 url = "{registry}"
 name = "proxy-1"
@@ -74,6 +77,8 @@ class Installation:
     """The devices' ids by their names."""
     tunnel: str
     """Where agents dial."""
+    visitors: str
+    """Where visitors come in."""
     token: trio.lowlevel.TrioToken
     bytecode: Path
     """Where programs keep what they compile: the daemons' folder, so that it is there already."""
@@ -261,6 +266,7 @@ async def _installation(
                 daemons=daemons,
                 ids={},
                 tunnel=str(await proxy.listening("tunnel.listen")),
+                visitors=str(await proxy.listening("ingress.http.listen")),
                 token=trio.lowlevel.current_trio_token(),
                 bytecode=bytecode,
                 echo=f"tcp://{echo}",

@@ -17,6 +17,7 @@ from tunnelmux.cli.forward import forward
 from tunnelmux.cli.leases import assist, lease
 from tunnelmux.cli.listing import ls, show
 from tunnelmux.cli.manual import manual
+from tunnelmux.cli.opening import open_device
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.secure_shell import connect, ssh, ssh_config
 from tunnelmux.cli.sign_in import login, logout, whoami
@@ -28,7 +29,7 @@ _PROGRAM = "tunnelmux"
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
     "Looking": (ls, show, watch, events),
-    "Reaching devices": (ssh, connect, ssh_config, forward, curl, exec_command),
+    "Reaching devices": (ssh, connect, ssh_config, forward, open_device, curl, exec_command),
     "Finding out what is wrong": (explain, doctor),
     "Letting devices in": (invite, device),
     "Remote assistance": (lease, assist),

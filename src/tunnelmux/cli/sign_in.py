@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import os
 import platform
-import sys
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 import msgspec
 
+from tunnelmux.cli.browser import has_browser
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
 from tunnelmux.cli.output import print_fields, styled
 from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
@@ -91,7 +91,7 @@ async def _login(client: ApiClient, file: Path, no_browser: bool) -> Account:
     waiting = await client.post("/api/auth/terminal", _Waiting, said)
     click.echo(f"Open {waiting.verification_uri_complete}")
     click.echo(f"and confirm the code {styled(waiting.user_code, 'bold')} there.")
-    if not no_browser and _has_browser():
+    if not no_browser and has_browser():
         webbrowser.open(waiting.verification_uri_complete)
     click.echo(f"Waiting for {waiting.expires_in / 60:.0f} minutes …", err=True)
     client.token = Secret(await _wait(client, waiting))
@@ -118,15 +118,6 @@ async def _wait(client: ApiClient, waiting: _Waiting) -> str:
             if answer.access_token:
                 return answer.access_token
     raise NotAllowed("the code was not confirmed in time: run tunnelmux login again")
-
-
-def _has_browser() -> bool:
-    """Whether there is one that shows itself: a text browser would take the terminal over."""
-    if not sys.stdin.isatty() or os.environ.get("SSH_CONNECTION"):
-        return False
-    return sys.platform == "darwin" or bool(
-        os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")
-    )
 
 
 @click.command(epilog=examples(("tunnelmux logout", "End the token, here and at the server.")))
