@@ -384,18 +384,17 @@ class _SshCommand(click.Command):
     cls=_SshCommand,
     epilog=examples(
         (
-            "tunnelmux assist ssh SN-0001 --lease LEASE --gateway gw.example.com",
-            "A shell on the device, by the gateway; the code is asked for.",
+            "tunnelmux assist ssh SN-0001 --lease LEASE",
+            "A shell on the device; the code is asked for.",
         ),
         ("tunnelmux assist ssh … --key-file key", "Write the key for plain ssh -i, and no more."),
-        more="The device shows code and lease: tunnelmux-agent assist on --code. Without\n"
-        "--gateway the way is the one of tunnelmux ssh, for those who are signed in.",
+        more="The device shows code and lease: tunnelmux-agent assist on --code. The way\n"
+        "there is the one of tunnelmux ssh.",
     ),
 )
 @click.argument("device", metavar="[USER@]SERIAL")
 @click.option("--code", metavar="CODE", prompt=True, help="The 16 letters.  [default: asked for]")
 @click.option("--lease", "lease_id", required=True, metavar="LEASE", help="What the code is for.")
-@click.option("--gateway", metavar="HOST[:PORT]", help="tunnelmux-gateway, as ssh -J reaches it.")
 @click.option("--service", default="ssh", show_default=True, metavar="NAME", help="Its SSH server.")
 @click.option(
     "--key-file",
@@ -414,7 +413,6 @@ def assist_ssh(
     device: str,
     code: str,
     lease_id: str,
-    gateway: str | None,
     service: str,
     key_file: Path | None,
     settings: tuple[str, ...],
@@ -430,19 +428,13 @@ def assist_ssh(
     key = derive_key(normal, _checked(lease_id), serial)
     if key_file is not None:
         _write_key(key_file, key.private.reveal())
-        jump = f" -J lease-{lease_id}@{gateway}" if gateway else ""
-        click.echo(f"Wrote {key_file}. ssh -i {shlex.quote(str(key_file))}{jump} {device}")
+        click.echo(f"Wrote {key_file}. ssh -i {shlex.quote(str(key_file))} {device}")
         return 0
     program = shutil.which("ssh")
     if program is None:
         raise ConfigError("ssh is not installed: apt-get install openssh-client")
-    if gateway:
-        # A name of its own for each lease, by which the gateway lets it reach this device only.
-        host, _, port = gateway.partition(":")
-        way = ["-J", f"lease-{lease_id}@{host}" + (f":{port}" if port else "")]
-    else:
-        words = [*own_command(), "connect", *place_arguments(options), "%n", service]
-        way = ["-o", f"ProxyCommand={proxy_command(words)}"]
+    words = [*own_command(), "connect", *place_arguments(options), "%n", service]
+    way = ["-o", f"ProxyCommand={proxy_command(words)}"]
     way += [word for setting in settings for word in ("-o", setting)]
     return _run_ssh(
         [program, *way], key.private.reveal(), [f"{user}{at}{serial}", *context.meta["command"]]
