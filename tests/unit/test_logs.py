@@ -217,9 +217,9 @@ def test_configuring_again_takes_effect_for_loggers_in_use(output):
 def requests_carried(*paths):
     """The lines about requests for these paths, as the pump hands them over."""
     lines = LineBuffer(time_of_day)
-    about = line_about("test", "request", device="dév1", stream=3).encode("ascii")
+    about = line_about("test", "request", device="dév1").encode("ascii")
     for path in paths:
-        lines.add_request(about, b"GET", path.encode("latin-1"), 200, 1, 2**40, 7.0, 7.25)
+        lines.add_request(about, 3, b"GET", path.encode("latin-1"), 200, 1, 2**40, 7.0, 7.25)
     doubtful = lines.doubtful
     write_lines(lines.take(), doubtful=doubtful)
     assert len(lines) == 0
@@ -263,7 +263,7 @@ def test_the_lines_are_in_order_and_have_the_time_to_the_millisecond(output):
     lines = LineBuffer(lambda: next(times))
     about = line_about("test", "request").encode("ascii")
     for number, now in enumerate([7.0, 7.0009, 7.0011, 7.002, 19.3456]):
-        lines.add_request(about, b"GET", b"/%d?token=x" % number, 200, 0, 0, 7.0, now)
+        lines.add_request(about, 3, b"GET", b"/%d?token=x" % number, 200, 0, 0, 7.0, now)
     write_lines(lines.take(), doubtful=True)
     assert [(line["timestamp"], line["path"]) for line in json_lines(output)] == [
         ("A", "/0?token=***"),

@@ -40,7 +40,7 @@ class _Carrier(Protocol):
         """The lines that a request gets which says this, with the lines *said* of who sent it."""
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
         """The hosts to which the cookies of its answer are held (`pump.cookies`)."""
-    def about(self, destination: Any, stream: int) -> bytes | None:
+    def about(self, destination: Any) -> bytes | None:
         """What the log's line says first (`pump.lines`) about the request for which `fields` were made
         last; None when there is to be none."""
 

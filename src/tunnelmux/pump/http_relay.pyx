@@ -497,7 +497,7 @@ cdef class HttpRelay(LegUser):
         cdef RequestFollower request = self.request
         self.stream_seen = self.leg.stream.id
         if self.about is None:
-            self.about = self.carrier.about(self.route.destination, self.stream_seen)
+            self.about = self.carrier.about(self.route.destination)
         self.method = request.text(0, request.shape.method_size)
         self.path = request.text(
             request.shape.target_at, request.shape.target_at + request.shape.path_size
@@ -572,7 +572,8 @@ cdef class HttpRelay(LegUser):
                 self.pump.requests.note(status, came, went, max(now - self.began, 0.0))
             if self.about is not None and self.pump.lines is not None:
                 self.pump.lines.add(
-                    self.about, self.method, self.path, status, came, went, self.began, now
+                    self.about, self.stream_seen, self.method, self.path, status, came, went,
+                    self.began, now,
                 )
         self.method = self.path = None
         return 0
@@ -646,7 +647,6 @@ cdef class HttpRelay(LegUser):
         leg.stream.give_back(self.owed)
         self.owed = 0
         self.leg = None
-        self.about = None
         unlink(&self.wait_link)
         if how == LEG_KEPT and leg.agreed and leg.exchanges:
             if not leg.bound:

@@ -1,4 +1,4 @@
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 
 
 cdef class LineBuffer:
@@ -11,7 +11,7 @@ cdef class LineBuffer:
     cdef readonly bint doubtful
 
     cdef int add(
-        self, bytes about, bytes method, bytes path, int status, int64_t bytes_in,
+        self, bytes about, uint32_t stream, bytes method, bytes path, int status, int64_t bytes_in,
         int64_t bytes_out, double began, double now
     ) except -1
     cdef int reserve(self, Py_ssize_t size) except -1

@@ -25,6 +25,7 @@ class LineBuffer:
     def add_request(
         self,
         about: bytes,
+        stream: int,
         method: bytes,
         path: bytes,
         status: int,
@@ -33,7 +34,7 @@ class LineBuffer:
         began: float,
         now: float,
     ) -> None:
-        """One line. *about* is what comes before the method: fields of JSON without braces; *began*
+        """One line. *about* is what comes before the stream: fields of JSON without braces; *began*
         and *now* are on one clock (seconds)."""
 
     def take(self) -> bytes:

@@ -7,7 +7,7 @@ cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
 from cpython.mem cimport PyMem_RawFree, PyMem_RawRealloc
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 cdef enum:
@@ -33,9 +33,9 @@ cdef class LineBuffer:
     def __len__(self):
         return self.size
 
-    def add_request(self, bytes about not None, bytes method not None, bytes path not None,
+    def add_request(self, bytes about not None, uint32_t stream, bytes method not None, bytes path not None,
                     int status, int64_t bytes_in, int64_t bytes_out, double began, double now):
-        self.add(about, method, path, status, bytes_in, bytes_out, began, now)
+        self.add(about, stream, method, path, status, bytes_in, bytes_out, began, now)
 
     def take(self):
         cdef bytes lines = PyBytes_FromStringAndSize(<char *>self.base, self.size)
@@ -44,7 +44,7 @@ cdef class LineBuffer:
         return lines
 
     cdef int add(
-        self, bytes about, bytes method, bytes path, int status, int64_t bytes_in,
+        self, bytes about, uint32_t stream, bytes method, bytes path, int status, int64_t bytes_in,
         int64_t bytes_out, double began, double now
     ) except -1:
         cdef int64_t steps = <int64_t>(max(now - began, 0.0) * 10_000 + 0.5)
@@ -59,6 +59,8 @@ cdef class LineBuffer:
         self.put_bytes(self.stamp)
         self.put(b'", ', 3)
         self.put_bytes(about)
+        self.put(b', "stream": ', 12)
+        self.put_number(stream)
         self.put(b', "method": "', 13)
         self.put_quoted(method)
         self.put(b'", "path": "', 12)

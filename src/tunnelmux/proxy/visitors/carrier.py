@@ -7,6 +7,7 @@ be reached raw its agent has said, when it connected or in an answer. All else c
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakKeyDictionary, ref
 
@@ -45,6 +46,9 @@ __all__ = [
 ]
 
 _log = get_logger("proxy.http")
+
+_LINES_KEPT = 4096
+# Clients of which is kept what the log's lines say first: some hundred bytes each.
 
 REASONS_OF_STATUS = {
     400: "bad-request",
@@ -221,25 +225,25 @@ class Carrier:
     def _make(self, host: bytes, said: bytes) -> SenderLines:
         fields = _split(said)
         lines = _joined(forwarding_fields(fields, self.visitor, host))
+        hosts: tuple[bytes, ...] = ()
+        if not self._settings.parent_cookies:
+            hosts = host, *field_values(fields, b"x-forwarded-host")
         if not self.heeds:
-            return SenderLines(lines, None, self._sender)
+            return SenderLines(lines, hosts, None, self._sender)
         client = client_address(fields, self._settings.trusted)
-        return SenderLines(lines, client, sender_of(fields, self.visitor, client))
+        return SenderLines(lines, hosts, client, sender_of(fields, self.visitor, client))
 
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
         """The hosts to which the cookies of the answer to such a request are held."""
-        if self._settings.parent_cookies:
-            return ()
-        if b"-host" not in said.lower():
-            return (host,)
-        return (host, *field_values(_split(said), b"x-forwarded-host"))
+        return self._made_for(host, said).cookie_hosts
 
-    def about(self, destination: Destination, stream: int) -> bytes | None:
+    def about(self, destination: Destination) -> bytes | None:
         """What the log's line about a request says first; None when there is to be none."""
         if not wants_info():
             return None
-        fields = self.describe(destination, stream)
-        return line_about("proxy.http", "request", **fields).encode("ascii")
+        return _line_about(
+            self._client or self._visit.visitor, destination.device, destination.service or ""
+        )
 
     def describe(self, destination: Destination, stream: int) -> dict[str, str | int]:
         """Who asked whom, for the log."""
@@ -327,6 +331,13 @@ def without_fields(fields: list[Field], others: list[Field]) -> list[Field]:
     """The fields that are called like none of the others."""
     names = {name.lower() for name, _ in others}
     return [pair for pair in fields if pair[0].lower() not in names]
+
+
+@lru_cache(maxsize=_LINES_KEPT)
+def _line_about(visitor: str, device: str, service: str) -> bytes:
+    # Behind a trusted proxy each request may be another client's.
+    fields = {"visitor": visitor, "device": device, "service": service}
+    return line_about("proxy.http", "request", **fields).encode("ascii")
 
 
 def _joined(fields: list[Field]) -> bytes:

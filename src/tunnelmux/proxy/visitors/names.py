@@ -38,6 +38,8 @@ class SenderLines(NamedTuple):
 
     lines: bytes
     """What it gets, which says so."""
+    cookie_hosts: tuple[bytes, ...]
+    """The hosts to which the cookies of the answer are held."""
     client: str | None
     """The address that trusted proxies name."""
     sender: Sender
