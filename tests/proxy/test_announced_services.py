@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import trio
 
@@ -9,9 +10,19 @@ from support.carried_http import OK, get, rig
 from support.http_rig import Peer
 from support.proxies import agent_of, proxy_config, running
 from tunnelmux.agent.services import ServiceTable
-from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
+from tunnelmux.config import (
+    AgentConfig,
+    Device,
+    LimitsConfig,
+    ProxyEndpoint,
+    Secret,
+    ServiceConfig,
+)
+from tunnelmux.limits import IngressLimits
 from tunnelmux.wire import MOST_SERVICES, list_relayed, read_relayed
 
+AGREED = b"HTTP/1.1 200 OK\r\n\r\n"
+ODD = get("/odd", "TE: trailers\r\nConnection: TE\r\n")  # the pump leaves it to h11
 CONNECT = b"CONNECT web HTTP/1.1\r\nHost: web\r\n\r\n"
 
 
@@ -111,3 +122,67 @@ async def test_one_that_is_not_so_is_asked_about() -> None:
                 await stream.send(OK + b"ok")
                 await stream.end()
                 assert await Peer(visitor).read_exactly(len(OK) + 2) == OK + b"ok"
+
+
+async def test_a_request_that_h11_reads_goes_straight_to_the_target_too() -> None:
+    with trio.fail_after(20):
+        async with running(proxy_config()) as proxy, agent_of(proxy, relayed=b"web;default") as it:
+            assert proxy.http_address is not None
+            visitor = Peer(await trio.open_tcp_stream(*proxy.http_address))
+            for number in (b"1", b"2"):
+                await visitor.send(ODD.replace(b"/odd", b"/" + number))
+                stream = Peer(await it.accept_stream())
+                assert await stream.read_head() == CONNECT
+                await stream.send(AGREED)
+                head = await stream.read_head()
+                assert head.startswith(b"GET /" + number + b" HTTP/1.1\r\n")
+                assert b"X-Forwarded-For: 127.0.0.1\r\n" in head
+                assert b"Tunnelmux" not in head, "a target reads this"
+                own = b"OK\r\nTunnelmux-Reason: x\r\nTunnelmux-Relay: y\r\n"
+                await stream.send(OK.replace(b"OK\r\n", own) + b"ok")
+                assert b"Tunnelmux" not in await visitor.read_head()
+                assert await visitor.read_exactly(2) == b"ok"
+                await stream.stream.aclose()
+            await visitor.stream.aclose()
+
+
+@pytest.mark.parametrize("end", [True, False])
+@pytest.mark.parametrize("said", [b"HTTP/1.1 502 Bad Gateway\r\n\r\n", b"HTTP/1.1 200 OK\r\nX"])
+async def test_an_agent_that_does_not_agree_is_asked_why(said: bytes, end: bool) -> None:
+    with trio.fail_after(20):
+        async with running(proxy_config()) as proxy, agent_of(proxy, relayed=b"web;default") as it:
+            assert proxy.http_address is not None
+            visitor = Peer(await trio.open_tcp_stream(*proxy.http_address))
+            await visitor.send(ODD)
+            stream = Peer(await it.accept_stream())
+            assert await stream.read_head() == CONNECT
+            await stream.send(said)
+            if end:
+                await stream.end()
+            stream = Peer(await it.accept_stream())
+            assert (await stream.read_head()).startswith(b"GET /odd ")
+            await stream.send(
+                b"HTTP/1.1 502 Bad Gateway\r\nTunnelmux-Reason: target-refused\r\n"
+                b"Content-Length: 0\r\n\r\n"
+            )
+            await stream.end()
+            assert b"Tunnelmux-Reason: target-refused\r\n" in await visitor.read_head()
+            await visitor.stream.aclose()
+
+
+async def test_an_agent_that_says_nothing_is_not_waited_for_twice() -> None:
+    limits = LimitsConfig(ingress=IngressLimits(connect_timeout=0.1))
+    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    with trio.fail_after(20):
+        async with running(config) as proxy, agent_of(proxy, relayed=b"web;default") as it:
+            assert proxy.http_address is not None
+            visitor = Peer(await trio.open_tcp_stream(*proxy.http_address))
+            await visitor.send(ODD)
+            stream = Peer(await it.accept_stream())
+            assert await stream.read_head() == CONNECT
+            head = await visitor.read_head()
+            assert head.startswith(b"HTTP/1.1 504 ")
+            assert b"Tunnelmux-Reason: target-timeout\r\n" in head
+            with pytest.raises(trio.BrokenResourceError):
+                await stream.read_all()
+            await visitor.stream.aclose()

@@ -15,6 +15,7 @@ from tunnelmux.http import (
     Upstream,
     serve_requests,
 )
+from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import (
     client_address,
     end_to_end,
@@ -35,6 +36,7 @@ from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
 from tunnelmux.proxy.visitors.visit import PATIENCE
 from tunnelmux.pump.head import read_request
+from tunnelmux.relay import abort
 from tunnelmux.wire import RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
@@ -73,7 +75,7 @@ class RequestsByH11:
         self._visitor = visit.carrier.visitor
         self._router = router
         self._routes = routes
-        self._insists = False
+        self._insists = self._asks_agent = False
         self._overdue: Refusal | None = None
         self._raw_name: object = None
         self._destination: Destination | None = None
@@ -84,8 +86,8 @@ class RequestsByH11:
         """Serve requests until the connection is over, and close it; or until one comes that the
         pump can carry: whether that is so. It is with the server then, for others to go on with.
 
-        With `insists`, the first one is served here in any case; with `overdue`, it is answered
-        with that.
+        With `insists`, the first one is served here in any case, and the agent is asked about it;
+        with `overdue`, it is answered with that.
         """
         self._insists, self._overdue = insists, overdue
         return await serve_requests(
@@ -111,8 +113,8 @@ class RequestsByH11:
     def _can_be_carried(self, request: RequestHead) -> bool:
         """Whether the pump can serve this request, and perhaps those after it."""
         self._visit.place.leave()
-        insists, self._insists = self._insists, False
-        if insists or self._overdue is not None or not self._visit.may_be_carried:
+        self._asks_agent, self._insists = self._insists, False
+        if self._asks_agent or self._overdue is not None or not self._visit.may_be_carried:
             return False
         if self.kept.holds_any or self.raw.holds_any:
             return False
@@ -133,7 +135,6 @@ class RequestsByH11:
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
-        limits = self._settings.limits
         self.is_idle = False
         self.busy_since = trio.current_time()
         self._destination = destination = self._find(request)
@@ -143,33 +144,56 @@ class RequestsByH11:
             raise Refused(refusal)
         headers = await self._let_in(request, destination)
         found = self._routes.now(destination)
-        self._raw_name = found.destination if found is not None else None
-        raw = await self.raw.take(self._raw_name) if self.raw.is_kept(self._raw_name) else None
-        if raw is not None:
-            self._stream = raw
-            self._upstream = Upstream(
-                stream=raw,
-                headers=headers,
-                describe=f"the target of {destination}",
-                response_timeout=limits.response_timeout + limits.connect_timeout,
-                response_headers=lambda fields: self._answer_fields(
-                    request, without_own_fields(fields)
-                ),
-                keeps=True,
-            )
-            return self._upstream
+        raw_name = found.destination if found is not None else None
         self._raw_name = None
+        raw = await self.raw.take(raw_name) if self.raw.is_kept(raw_name) else None
+        if raw is not None:
+            self._raw_name = raw_name
+        elif (
+            isinstance(raw_name, Destination)
+            and raw_name.service is not None
+            and not self._asks_agent
+            and not self.kept.wanted(request, destination)
+        ):
+            raw = await self._open_raw(raw_name.device, raw_name.service)
+        if raw is not None:
+            self._upstream = self._to_target(
+                request, headers, raw, keeps=self._raw_name is not None
+            )
+        else:
+            self._upstream = await self._to_agent(request, headers, destination)
+        self._stream = self._upstream.stream
+        return self._upstream
+
+    def _to_target(
+        self, request: RequestHead, headers: list[Field], raw: trio.abc.Stream, *, keeps: bool
+    ) -> Upstream:
+        """A stream that leads straight to the target: nothing is read at the agent."""
+        return Upstream(
+            stream=raw,
+            headers=headers,
+            describe=f"the target of {self._destination}",
+            response_timeout=self._settings.limits.response_timeout,
+            response_headers=lambda fields: self._answer_fields(
+                request, without_own_fields(fields)
+            ),
+            keeps=keeps,
+        )
+
+    async def _to_agent(
+        self, request: RequestHead, headers: list[Field], destination: Destination
+    ) -> Upstream:
+        """A stream on which the agent reads the request, and says why where it cannot be served."""
         keeps = self.kept.wanted(request, destination)
-        self._stream = await self.kept.take(destination)
-        if self._stream is None:
-            self._stream = await self._router.open_stream(destination.device, limits, self._visit)
-            self._visit.on_cut = None  # it is cut with the whole connection
+        stream = await self.kept.take(destination)
+        if stream is None:
+            stream = await self._open_stream(destination.device)
         if destination.service is not None:
             headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
-        if isinstance(self._stream, Stream) and self._stream.session.tunnel is not None:
+        if isinstance(stream, Stream) and stream.session.tunnel is not None:
             headers.append((RELAY_FIELD, b"?"))
-        self._upstream = Upstream(
-            stream=self._stream,
+        return Upstream(
+            stream=stream,
             headers=headers,
             describe=f"device {destination.device}",
             response_timeout=self._patience(destination),
@@ -177,7 +201,28 @@ class RequestsByH11:
             response_headers=partial(self._answer_fields, request),
             keeps=keeps,
         )
-        return self._upstream
+
+    async def _open_stream(self, device: str) -> trio.abc.HalfCloseableStream:
+        stream = await self._router.open_stream(device, self._settings.limits, self._visit)
+        self._visit.on_cut = None  # it is cut with the whole connection
+        return stream
+
+    async def _open_raw(self, device: str, service: str) -> trio.abc.Stream | None:
+        """A stream to the target of a service that takes raw connections; None when the agent does
+        not agree, and is to be asked why. Raises Refused."""
+        stream = await self._open_stream(device)
+        seconds = PATIENCE["agreeing"](self._settings.limits)
+        agreed = None
+        try:
+            with trio.move_on_after(seconds):
+                agreed = await _agrees(stream, service)
+        finally:
+            if not agreed:
+                await abort(stream)
+        if agreed is None:
+            message = f"The target took no connection within {seconds:g} s."
+            raise Refused(Refusal(504, "target-timeout", message))
+        return stream if agreed else None
 
     def _patience(self, destination: Destination) -> float:
         """Seconds for the device to begin an answer: it gives up before us, and says why."""
@@ -279,3 +324,19 @@ class RequestsByH11:
         if self._visitor.trusted and request is not None:
             client = client_address(request.headers, self._settings.trusted)
         return client or self._visit.visitor
+
+
+async def _agrees(stream: trio.abc.Stream, service: str) -> bool:
+    """Whether the agent connects the stream to the target of this service; else it ended, broke, or
+    said something else."""
+    answer = b""
+    try:
+        await stream.send_all(connect_head(service))
+        while len(answer) < len(CONNECT_ANSWER) and CONNECT_ANSWER.startswith(answer):
+            data = await stream.receive_some(len(CONNECT_ANSWER) - len(answer))
+            if not data:
+                return False
+            answer += data
+    except (trio.BrokenResourceError, trio.ClosedResourceError):
+        return False
+    return answer == CONNECT_ANSWER

@@ -168,8 +168,7 @@ class Carrier:
         """Whether what a request says of who sent it is listened to."""
         self.visitor = visitor
         """Who sends the requests, as far as the connection tells."""
-        self.has_tried = False
-        """Whether the last request that the pump asked about was one for it."""
+        self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that went on
         self._settings = settings
         self._routes = routes
         self._client: str | None = None  # that the last request came from, by its trusted proxies
@@ -188,7 +187,7 @@ class Carrier:
     ) -> Route | None:
         """Where a request goes that says and shows this, which may be empty; None when h11 has to
         look. `crosses` says that it may change something, and be another site's doing."""
-        self.has_tried = False
+        self._tried = None
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
             return None
@@ -206,8 +205,14 @@ class Carrier:
             return None
         self.by = self._visit.by = by
         self.takes_login = by.takes_login
-        self.has_tried = True
+        relay = self._visit.relay
+        self._tried = relay, relay.requests if relay is not None else 0
         return route
+
+    def has_tried(self, relay: HttpRelay) -> bool:
+        """Whether the request that the relay was at last had a route: it was sent on, or its leg
+        was refused."""
+        return self._tried == (relay, relay.requests)
 
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""

@@ -404,7 +404,7 @@ class HttpVisit(Visit):
         else:
             begun = None
         # What the pump has tried to carry it is not given a second time.
-        insists = self.carrier.has_tried or bool(
+        insists = self.carrier.has_tried(relay) or bool(
             self._offered and pending.startswith(self._offered)
         )
         bound = self._drop_relay()
