@@ -39,6 +39,12 @@ domain = "localhost"
 [registry]
 url = "{registry}"
 name = "proxy-1"
+[[access.rules]]
+device = "dev1"
+let_in = ["public"]
+[[access.rules]]
+device = "dev2"
+let_in = ["public"]
 """
 
 

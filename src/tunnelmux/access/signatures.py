@@ -12,10 +12,11 @@ import binascii
 import json
 import secrets
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+if TYPE_CHECKING:
+    # Imported where it is used: it takes 10 MiB, which proxies without a registry need not have.
+    from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 __all__ = ["MAKERS", "MAX_SIGNED", "Maker", "PublicKeys", "Purpose", "Signer"]
 
@@ -51,11 +52,15 @@ class Signer:
     @classmethod
     def new(cls, maker: Maker) -> Signer:
         """One with a key of its own."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return cls(Ed25519PrivateKey.generate(), secrets.token_hex(8), maker)
 
     @classmethod
     def from_seed(cls, seed: bytes, key_id: str, maker: Maker) -> Signer:
         """The one that 32 bytes always give."""
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
         return cls(Ed25519PrivateKey.from_private_bytes(seed), key_id, maker)
 
     @property
@@ -87,6 +92,9 @@ class PublicKeys:
 
     def read(self, purpose: Purpose, text: str) -> dict[str, Any] | None:
         """The payload that was signed for this purpose; None when this is no such text."""
+        from cryptography.exceptions import InvalidSignature
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+
         if len(text) > MAX_SIGNED or not text.isascii():
             return None
         signed, _, signature = text.rpartition(".")
