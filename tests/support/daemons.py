@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -77,6 +78,13 @@ class Daemon:
                     f"{self.name} ended ({self.status}) without logging {event!r} {fields}"
                 )
                 await news.wait()
+
+    async def has_started(self) -> None:
+        """Return when it has logged more than what is odd about its configuration."""
+        while not any(line.get("event") != "odd configuration" for line in self.events):
+            news = self._news
+            assert self._process.stdout is not None, f"{self.name} ended before it began"
+            await news.wait()
 
     async def listening(self, setting: str, *, since: int = 0) -> Address:
         """Where the listener of that setting is bound, once it is."""
@@ -207,5 +215,8 @@ def _environment(inherited: Mapping[str, str], bytecode: Path) -> dict[str, str]
 
 
 async def _terminate(daemon: Daemon) -> None:
+    # Not before it can have said that it listens to signals: a test may have ended at once.
+    with trio.move_on_after(START_TIMEOUT), contextlib.suppress(AssertionError):
+        await daemon.has_started()
     daemon.send_signal(signal.SIGTERM)
     await daemon.wait()
