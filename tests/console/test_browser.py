@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,9 +16,9 @@ import trio
 from support.apis import LiveApi, live_api
 from support.browser import BrowserPage, browser_page
 from support.oidc import oidc_provider
-from support.tenants import TEST
+from support.tenants import TEST, person
 from tunnelmux.config.api import OIDCConfig
-from tunnelmux.registry import TenantRegistry
+from tunnelmux.registry import LeaseTerms, TenantRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -54,9 +55,7 @@ async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: s
     scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
     await page.call("Emulation.setEmulatedMedia", features=[scheme_feature])
     page.events.clear()
-    await page.goto(base + path)
-    here = f"location.href === {base + path!r} && document.readyState === 'complete'"
-    await page.wait_until(f"{here} && document.documentElement.classList.contains('js')")
+    await open_page(page, base + path)
     wide = await page.evaluate("document.documentElement.scrollWidth")
     assert wide <= width, f"{path} is {wide} px wide at {width}"
     assert problems(page) == [], path
@@ -70,6 +69,13 @@ async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: s
         long = await page.evaluate("document.documentElement.scrollHeight")
         await set_size(page, width, long)
         file.write_bytes(await page.screenshot())
+
+
+async def open_page(page: BrowserPage, url: str) -> None:
+    """Return when the page is there and its script has run."""
+    await page.goto(url)
+    here = f"location.href === {url!r} && document.readyState === 'complete'"
+    await page.wait_until(f"{here} && document.documentElement?.classList.contains('js')")
 
 
 async def set_size(page: BrowserPage, width: int, height: int) -> None:
@@ -121,7 +127,21 @@ async def test_every_page_in_a_browser(
             await page.call(f"{domain}.enable")
         with trio.fail_after(PATIENCE):
             await sign_in(page, api.base)
-        for path in ("/", "/devices", f"/devices/{device.id}", f"/devices/{held.id}"):
+        await api.call("POST", "/api/pairing/requests", json={"name": "cam-99"})
+        vera = await person(api, "vera", "viewer")
+        now = datetime.now(UTC)
+        terms = LeaseTerms(
+            device_id=device.id,
+            services=("ssh",),
+            holder=vera.user_id,
+            holder_name="Vera",
+            reason="The picture is dark; look at the lens heater.",
+            starts=now,
+            ends=now + timedelta(hours=1),
+        )
+        await tenant.leases.add(terms, approved=False)
+        pages = ["/", "/devices", f"/devices/{device.id}", f"/devices/{held.id}"]
+        for path in [*pages, "/inbox", "/pair", "/people", "/tokens", "/audit"]:
             for width in WIDTHS:
                 for scheme in ("light", "dark") if PICTURES else ("light",):
                     with trio.fail_after(PATIENCE):
@@ -143,3 +163,11 @@ async def check_live(
     await page.wait_until("document.body.innerText.includes('it has not connected yet')")
     assert (await tenant.devices.find(device_id)).enabled
     assert await page.evaluate("window.wasHere")
+    await open_page(page, f"{api.base}/tokens")
+    await page.evaluate("document.querySelector('[name=name]').value = 'deploy'")
+    await page.evaluate("document.querySelector('[value=\"devices:read\"]').checked = true")
+    await page.evaluate("document.querySelector('[data-tell] button').click()")
+    await page.wait_until("document.querySelector('#made code')?.textContent.length > 20")
+    token = await page.evaluate("document.querySelector('#made code').textContent")
+    assert (await api.call("GET", "/api/devices", token)).status_code == 200
+    await page.wait_until("document.querySelector('#tokens').innerText.includes('deploy')")

@@ -4,17 +4,32 @@ from __future__ import annotations
 
 import gzip
 import re
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
 
 from support.consoles import Console, check_headers, console
 from support.tenants import TEST, objects_of, person
-from tunnelmux.registry import TenantRegistry
+from tunnelmux.registry import LeaseTerms, TenantRegistry
 
 EVIL = "<script>alert(1)</script>"
 
 ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
+
+
+def wish(device_id: str, holder: str) -> LeaseTerms:
+    """A lease that is asked for, with a reason that would be a script."""
+    now = datetime.now(UTC)
+    return LeaseTerms(
+        device_id=device_id,
+        services=("ssh",),
+        holder=holder,
+        holder_name=EVIL,
+        reason=EVIL,
+        starts=now,
+        ends=now + timedelta(hours=1),
+    )
 
 
 async def default_tenant(here: Console) -> TenantRegistry:
@@ -31,10 +46,19 @@ async def test_text_of_others_is_escaped(tmp_path: Path) -> None:
             "cam-1", serial=EVIL, labels={"site": EVIL}, paired_by_name=EVIL
         )
         await tenant.devices.set_quarantine(device.id, EVIL)
-        for path in ("/", f"/devices?q={EVIL}", "/devices", f"/devices/{device.id}"):
+        await tenant.leases.add(wish(device.id, here.user_ids[f'"{EVIL}']), approved=False)
+        for path in (
+            "/",
+            f"/devices?q={EVIL}",
+            f"/devices/{device.id}",
+            "/inbox",
+            f"/pair?code={EVIL}",
+            "/people",
+            "/audit",
+        ):
             html = await here.page(browser, path)
             assert EVIL not in html, path
-            assert "&lt;script&gt;alert(1)" in html, path
+            assert "&lt;script&gt;" in html, path
             assert len(re.findall("<script", html)) == 1  # the console's own
 
 
@@ -95,7 +119,7 @@ async def test_another_tenant_shows_nowhere(tmp_path: Path) -> None:
         victim = await person(here.api, "victim", tenant="victims")
         theirs = await objects_of(here.api, victim)
         browser = await here.sign_in("eve", "owner", tenant="attackers")
-        for path in ("/", "/devices", "/devices?q=secret"):
+        for path in ("/", "/devices?q=secret", "/inbox", "/people", "/tokens", "/audit", "/pair"):
             html = await here.page(browser, path)
             assert "secret-" not in html
             assert "victim" not in html
@@ -174,3 +198,76 @@ async def test_a_wrong_address_is_answered_with_a_page(tmp_path: Path) -> None:
         browser = await here.sign_in("ada", "viewer")
         await here.page(browser, "/devices?state=sideways", 422)
         await here.page(browser, "/devices/no-such-id", 404)
+
+
+async def test_the_inbox_has_what_waits_and_only_for_who_may_decide(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        viewer = await here.sign_in("vera", "viewer")
+        tenant = await default_tenant(here)
+        assert "Nothing waits for you" in await here.page(operator, "/inbox")
+        device, _ = await tenant.devices.add("cam-1")
+        lease, _ = await tenant.leases.add(wish(device.id, here.user_ids["vera"]), approved=False)
+        assert f"/api/leases/{lease.id}/approve" in _actions(await here.page(operator, "/inbox"))
+        assert 'id="waiting-count" data-part>1<' in await here.page(operator, "/")
+        await here.page(viewer, "/inbox", 403)
+        html = await here.page(viewer, "/")
+        assert "/inbox" not in html
+        assert "waiting-count" not in html
+        done = await operator.post(f"{here.api.base}/api/leases/{lease.id}/approve")
+        assert done.status_code == 200
+        assert "Nothing waits for you" in await here.page(operator, "/inbox")
+
+
+async def test_a_device_is_found_by_the_code_that_it_shows(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        asked = {"name": "cam-1", "serial": "SN1", "fingerprint": "", "agent_version": "1"}
+        answer = await here.api.call("POST", "/api/pairing/requests", json=asked)
+        code = answer.json()["code"]
+        html = await here.page(operator, f"/pair?code={code}")
+        assert "Let this device in?" in html
+        assert "SN1" in html
+        approve = re.search(r'action="(/api/pairings/[^"]+/approve)"', html)
+        assert approve is not None
+        done = await operator.post(here.api.base + approve[1], json={"name": "cam-1"})
+        assert done.status_code == 200
+        assert "finds no device" in await here.page(operator, f"/pair?code={code}")
+
+
+async def test_a_code_for_a_device_comes_with_its_picture(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        made = await operator.post(here.api.base + "/pair", data={"name": "cam-1"})
+        check_headers(made)
+        assert made.headers["cache-control"] == "no-store"
+        command = re.search(r"<code>tunnelmux-agent pair (\S+) --url", made.text)
+        assert command is not None
+        assert "<svg" in made.text.partition("for a camera")[2]
+        joined = await here.api.call("POST", "/api/pairing/exchange", json={"code": command[1]})
+        assert joined.json()["device"] == "cam-1"
+        crossed = await operator.request(
+            "POST", here.api.base + "/pair", headers={"sec-fetch-site": "cross-site"}
+        )
+        assert not isinstance(crossed, str)
+        assert crossed.status_code == 403
+
+
+async def test_people_and_tokens_offer_what_the_role_may(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        admin = await here.sign_in("anna", "admin")
+        viewer = await here.sign_in("vera", "viewer")
+        owner = await here.sign_in("olga", "owner")
+        html = await here.page(admin, "/people")
+        assert f"/api/members/{here.user_ids['vera']}" in _actions(html)
+        assert f"/api/members/{here.user_ids['olga']}" not in _actions(html)  # above an admin
+        assert f"/api/members/{here.user_ids['anna']}" not in _actions(html)
+        assert "<option>owner" not in html
+        assert "/api/invitations" in _actions(html)
+        assert "/api/" not in _actions(await here.page(viewer, "/people")).replace("/api/auth", "")
+        assert "<option>operator" not in await here.page(viewer, "/tokens")
+        assert "<option>owner" in await here.page(owner, "/tokens")
+        await here.page(viewer, "/audit", 403)
+        assert "/audit" not in await here.page(viewer, "/")
+        await (await default_tenant(here)).devices.add("cam-1")
+        assert "device.add" in await here.page(admin, "/audit?action=device.")

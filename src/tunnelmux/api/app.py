@@ -33,6 +33,7 @@ from tunnelmux.api.routes import (
     auth,
     commands,
     console,
+    console_access,
     devices,
     events,
     forward,
@@ -93,6 +94,7 @@ ROUTERS = (
     audit.router,
     console.assets,
     console.router,
+    console_access.router,
 )
 
 

@@ -20,7 +20,7 @@ PAGE_HEADERS: Mapping[str, str] = {
     "cross-origin-opener-policy": "same-origin",
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), geolocation=(), microphone=()",
-    "referrer-policy": "no-referrer",
+    "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
 """What every answer of the console says to the browser: nothing inline, nothing from elsewhere."""
@@ -48,14 +48,11 @@ class Pages:
         def for_long(moment: datetime) -> str:
             return _duration((now() - moment).total_seconds())
 
-        def remaining(moment: datetime) -> str:
-            return _duration((moment - now()).total_seconds())
-
         environment.filters |= {
             "for_long": for_long,
             "ago": lambda moment: f"{for_long(moment)} ago",
-            "remaining": remaining,
             "iso": lambda moment: moment.astimezone(UTC).isoformat(timespec="seconds"),
+            "moment": lambda moment: f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
             "size": _size,
         }
         self._environment = environment

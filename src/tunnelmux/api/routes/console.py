@@ -19,13 +19,14 @@ from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, SignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused, registry_refusal
-from tunnelmux.api.records import TEXT, After, Device, DeviceSession
-from tunnelmux.api.routes import auth, devices, leases, live
+from tunnelmux.api.records import TEXT, After, Device, DeviceSession, Pairing
+from tunnelmux.api.routes import auth, devices, leases, live, pairing
+from tunnelmux.api.routes.leases import Lease
 from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_of
 from tunnelmux.errors import RegistryError
 from tunnelmux.registry import DeviceFilter
 
-__all__ = ["assets", "router"]
+__all__ = ["PageRoute", "assets", "frame_of", "has_role", "router", "show", "waiting_for"]
 
 Viewer = Annotated[Principal, need(Role.VIEWER, "devices:read")]
 State = Literal["", "online", "offline", "disabled"]
@@ -44,7 +45,15 @@ _STATES: dict[str, tuple[bool | None, bool | None]] = {
 }
 # For each choice: what `online` and `enabled` have to be.
 
-_NAVIGATION = (("o", "/", "Overview", "home"), ("d", "/devices", "Devices", "device"))
+_NAVIGATION = (
+    ("o", "/", "Overview", "home", Role.VIEWER),
+    ("d", "/devices", "Devices", "device", Role.VIEWER),
+    ("i", "/inbox", "Inbox", "inbox", Role.OPERATOR),
+    ("n", "/pair", "Pair a device", "plus", Role.OPERATOR),
+    ("p", "/people", "People", "people", Role.VIEWER),
+    ("t", "/tokens", "Access tokens", "key", Role.VIEWER),
+    ("a", "/audit", "Audit", "audit", Role.ADMIN),
+)
 
 
 @functools.cache
@@ -105,10 +114,10 @@ async def asset(request: Request, _principal: SignedIn, version: str, name: str)
 @router.get("/")
 async def overview(request: Request, api: ApiDependency, principal: Viewer) -> Response:
     """How many devices are how, and what needs a person."""
-    me = await _me(request, api, principal)
+    me = await frame_of(request, api, principal)
     counts = await _counts(api, principal, DeviceFilter())
     running = await leases.list_leases(api, principal, living=True, limit=20)
-    return _page(
+    return show(
         "overview",
         "/",
         me,
@@ -128,7 +137,7 @@ async def device_list(
     after: After = None,
 ) -> Response:
     """The devices by name, filtered."""
-    me = await _me(request, api, principal)
+    me = await frame_of(request, api, principal)
     words = q.split()
     labels = [word for word in words if "=" in word[1:]]
     name = " ".join(word for word in words if word not in labels)
@@ -143,7 +152,7 @@ async def device_list(
     if name:
         asked.append(("name", name))
     more = urlencode({"q": q, "state": state, "after": found.next}) if found.next else ""
-    return _page(
+    return show(
         "devices",
         "/devices",
         me,
@@ -153,6 +162,7 @@ async def device_list(
         state=state,
         query=urlencode(asked),
         more=more,
+        may_pair=has_role(principal, Role.OPERATOR),
     )
 
 
@@ -162,14 +172,14 @@ async def device_page(
 ) -> Response:
     """One device: how to reach it, who does, and what has become of it."""
     device = await devices.get_device(api, principal, device_id)
-    me = await _me(request, api, principal)
+    me = await frame_of(request, api, principal)
     condition = _condition(device)
     visits = await live.list_visits(api, principal, device.id) if condition.mark == "online" else []
     sessions = (await devices.list_device_sessions(api, principal, device.id, limit=10)).items
     held = (await leases.list_leases(api, principal, device=device.id, limit=10)).items
-    operates = _has(principal, Role.OPERATOR)
+    operates = has_role(principal, Role.OPERATOR)
     base = api.config.api.public_url.rstrip("/")
-    return _page(
+    return show(
         "device",
         "/devices",
         me,
@@ -192,12 +202,15 @@ async def device_page(
     )
 
 
-def _page(page: str, here: str, me: dict[str, Any], status: int = 200, **values: Any) -> Response:
-    html = _pages().render(page, here=here, me=me, navigation=_NAVIGATION, **values)
+def show(page: str, here: str, me: dict[str, Any], status: int = 200, **values: Any) -> Response:
+    """The answer that is this page; `here` is its entry of the navigation."""
+    role = Role.parse(me["role"]) if me["role"] else 0
+    navigation = [item for item in _NAVIGATION if role >= item[-1]]
+    html = _pages().render(page, here=here, me=me, navigation=navigation, **values)
     return HTMLResponse(html, status, PAGE_HEADERS)
 
 
-async def _me(request: Request, api: Api, principal: Principal) -> dict[str, Any]:
+async def frame_of(request: Request, api: Api, principal: Principal) -> dict[str, Any]:
     """Who looks, for the frame around each page. Raises Refused for a program."""
     if not principal.is_browser:
         message = "This is a page for a person in a browser; programs call /api."
@@ -216,8 +229,18 @@ async def _me(request: Request, api: Api, principal: Principal) -> dict[str, Any
         "tenant_id": me.tenant_id,
         "tenants": me.tenants,
         "scheme": scheme if scheme in {"light", "dark"} else "",
-        "waiting": 0,
+        "waiting": len(await waiting_for(api, principal)),
     }
+
+
+async def waiting_for(api: Api, principal: Principal) -> list[Pairing | Lease]:
+    """What waits for this person's word: devices to let in, and leases that are others' wishes."""
+    if not has_role(principal, Role.OPERATOR) or principal.tenant_id is None:
+        return []
+    asked = await pairing.list_pairings(api, principal, waiting=True, limit=_LOOKED_AT)
+    wished = await leases.list_leases(api, principal, living=True, limit=_LOOKED_AT)
+    requests = [item for item in asked.items if item.kind == "device"]
+    return [*requests, *(item for item in wished.items if item.state == "requested")]
 
 
 async def _refused(request: Request, refusal: Refused) -> Response:
@@ -225,13 +248,13 @@ async def _refused(request: Request, refusal: Refused) -> Response:
     if principal is None or not principal.is_browser:
         raise refusal
     try:
-        me = await _me(request, request.app.state.api, principal)
+        me = await frame_of(request, request.app.state.api, principal)
     except RegistryError:
         raise refusal from None  # the registry is away: there is not even a frame to show
     title = {403: "You may not see this", 404: "There is no such thing"}.get(
         refusal.status, "That did not work"
     )
-    response = _page("refused", "", me, refusal.status, title=title, detail=refusal.detail)
+    response = show("refused", "", me, refusal.status, title=title, detail=refusal.detail)
     response.headers.update(refusal.headers or {})
     return response
 
@@ -308,7 +331,8 @@ def _timeline(device: Device, sessions: list[DeviceSession]) -> list[dict[str, A
     return sorted(entries, key=lambda entry: entry["at"], reverse=True)[:12]
 
 
-def _has(principal: Principal, least: Role) -> bool:
+def has_role(principal: Principal, least: Role) -> bool:
+    """Whether this person may what needs the role."""
     return principal.role is not None and principal.role >= least
 
 

@@ -73,13 +73,19 @@ addEventListener("keydown", (event) => {
 });
 
 /* <form data-call="METHOD" action="/api/…">: sends its fields as JSON to the REST API and says what
-   became of it. Afterwards the page's parts are fetched anew, or data-then is opened. */
+   became of it. Afterwards the page's parts are fetched anew, or data-then is opened. What is told
+   once, a token or a link, is shown in the element that data-tell names. */
 addEventListener("submit", async (event) => {
   const form = event.target;
   if (!form.matches("[data-call]")) return;
   event.preventDefault();
-  const fields = [...new FormData(form, event.submitter)].filter(([, value]) => value !== "");
-  const body = fields.length || form.dataset.call === "POST" ? JSON.stringify(Object.fromEntries(fields)) : undefined;
+  const data = new FormData(form, event.submitter);
+  const fields = {};
+  for (const name of new Set(data.keys())) {               // "scopes[]" is a list
+    if (name.endsWith("[]")) fields[name.slice(0, -2)] = data.getAll(name);
+    else if (data.get(name) !== "") fields[name] = data.get(name);
+  }
+  const body = form.dataset.call === "DELETE" ? undefined : JSON.stringify(fields);
   let answer;
   try {
     answer = await fetch(form.action, { method: form.dataset.call, body, headers: { Accept: "application/json", "Content-Type": "application/json" } });
@@ -93,6 +99,12 @@ addEventListener("submit", async (event) => {
   if (told.redirect) return location.assign(told.redirect);
   if (form.dataset.then) return location.assign(form.dataset.then);
   toast(form.dataset.done ?? "Done");
+  if (form.dataset.tell) {                                 // told once: it is nowhere else
+    const place = document.getElementById(form.dataset.tell);
+    place.querySelector("code").textContent = told.token ?? told.url;
+    place.hidden = false;
+    form.reset();
+  }
   document.activeElement?.blur();
   await fetchInto(location.href, "[data-part]");
 });
