@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 
 import hypothesis
 import pytest
+import structlog
 
 from support.programs import require_program
 
@@ -55,6 +57,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("over a second, without the slow mark", "-")
     for report in sorted(long, key=lambda report: -report.duration):
         terminalreporter.write_line(f"{report.duration:6.2f} s  {report.nodeid}")
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What sets up the log of its process, as commands do, does so for one test only."""
+    yield
+    structlog.reset_defaults()
+    root = logging.getLogger()
+    root.handlers = [
+        handler for handler in root.handlers if not type(handler).__module__.startswith("tunnelmux")
+    ]
 
 
 @pytest.fixture

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, Self
 
 import pytest
-import structlog
 import trio
 from click.testing import CliRunner, Result
 
@@ -91,13 +90,6 @@ class Running:
     def offer(self, offer: LeaseOffer) -> Any:
         """What the device says to a lease."""
         return trio.from_thread.run_sync(self.service.desk.offer, offer, trio_token=self._token)
-
-
-@pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
-    """The command sets up the log of its process, which here is that of all tests."""
-    yield
-    structlog.reset_defaults()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import logging
 import re
 
 import pytest
-import structlog
 
 from tunnelmux.observability import configure_logs, frequent_line, get_logger
 from tunnelmux.observability.lines import line_about, time_of_day, write_lines
@@ -21,17 +20,6 @@ log_visit = frequent_line("test", "visit", "device", "stream", "seconds", "reaso
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
-
-
-@pytest.fixture(autouse=True)
-def restore_logging():
-    yield
-    structlog.reset_defaults()
-    logging.getLogger().handlers = [
-        handler
-        for handler in logging.getLogger().handlers
-        if not type(handler).__module__.startswith("tunnelmux")
-    ]
 
 
 @pytest.fixture

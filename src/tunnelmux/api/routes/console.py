@@ -82,7 +82,7 @@ class PageRoute(AccessRoute):
                 refusal = registry_refusal(exc)
             except RequestValidationError:
                 message = "The address asks for what this page does not have."
-                refusal = Refused(422, "invalid", message)
+                refusal = Refused(422, "invalid_request", message)
             return await _refused(request, refusal)
 
         return answer
