@@ -39,6 +39,7 @@ __all__ = [
     "SERVICE_FIELD",
     "SIGN_IN_COOKIE",
     "SIGN_IN_COOKIE_PLAIN",
+    "SILENCE_PATH",
     "TIMEOUTS_FIELD",
     "TOKEN_FIELD",
     "TUNNEL_PATH",
@@ -59,6 +60,10 @@ the visitor's to write, and visitors are for services."""
 
 EXEC_PATH = "/v1/exec"
 """Where the agent's own API takes commands."""
+
+SILENCE_PATH = b"/v1/silence"
+"""Where it says why the target of a service (`SERVICE_FIELD`) gave no answer: 200 with a sentence,
+204 where it knows of no cause."""
 
 CREDENTIAL_PATH = b"/v1/credential"
 """Where the agent's own API takes another token for its device."""

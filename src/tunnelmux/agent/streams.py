@@ -46,6 +46,7 @@ from tunnelmux.wire import (
     LEASE_FIELD,
     RELAY_FIELD,
     SERVICE_FIELD,
+    SILENCE_PATH,
 )
 
 __all__ = ["StreamServer"]
@@ -53,6 +54,7 @@ __all__ = ["StreamServer"]
 _log = get_logger("agent")
 
 _CREDENTIAL = CREDENTIAL_PATH.decode("ascii")
+_SILENCE = SILENCE_PATH.decode("ascii")
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
     None: None,
@@ -214,6 +216,9 @@ class StreamServer:
         if request.path == _CREDENTIAL and self.rotation is not None:
             await self.rotation.serve(server, request, self._limits.response_timeout)
             return
+        if request.path == _SILENCE:
+            await self._explain_silence(server, request)
+            return
         if request.path in ASSIST_PATHS and self.desk is not None:
             await serve_assist(self.desk, server, request, self._limits.response_timeout)
             return
@@ -234,6 +239,17 @@ class StreamServer:
             first=b"" if request.method == b"HEAD" else body,
             end=True,
         )
+
+    async def _explain_silence(self, server: ServerConnection, request: RequestHead) -> None:
+        wanted = first_value(request.headers, SERVICE_FIELD.lower())
+        service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
+        cause = await self._targets[service.name].explain_silence()
+        if cause is None:
+            await server.send_response(204, b"No Content", [], end=True)
+            return
+        body = cause.encode("utf-8")
+        headers = [(b"Content-Type", b"text/plain; charset=utf-8")]
+        await server.send_response(200, b"OK", headers, length=len(body), first=body, end=True)
 
     def _info(self) -> dict[str, object]:
         return {

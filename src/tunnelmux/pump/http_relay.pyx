@@ -529,6 +529,8 @@ cdef class HttpRelay(LegUser):
         """The answer is complete."""
         cdef AnswerFollower answer = self.answer
         self.note_answer()
+        if self.leg is not None:
+            self.leg.route.has_answered = True
         answer.move(TAKEN)
         answer.status = 0
         self.requests += 1

@@ -22,6 +22,7 @@ cdef class Route:
     cdef readonly object opener
     cdef readonly bytes answer
     cdef readonly object destination
+    cdef public bint has_answered
     cdef list idle
     cdef public Py_ssize_t max_idle
     cdef public double idle_time

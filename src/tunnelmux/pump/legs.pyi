@@ -35,6 +35,8 @@ class Route:
     @property
     def destination(self) -> object:
         """As given."""
+    has_answered: bool
+    """Whether the service has ever answered, in this session."""
     max_idle: int
     idle_time: float
     @property

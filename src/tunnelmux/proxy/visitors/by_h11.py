@@ -34,6 +34,7 @@ from tunnelmux.proxy.access.proofs import Asked, Sender
 from tunnelmux.proxy.visitors.carrier import PumpRoutes, sender_of, without_fields
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
+from tunnelmux.proxy.visitors.silence import ask_why
 from tunnelmux.proxy.visitors.visit import PATIENCE
 from tunnelmux.pump.head import read_request
 from tunnelmux.relay import abort
@@ -41,6 +42,7 @@ from tunnelmux.wire import RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
+    from tunnelmux.pump.legs import Route
 
 __all__ = ["RequestsByH11"]
 
@@ -156,29 +158,55 @@ class RequestsByH11:
             and not self.kept.wanted(request, destination)
         ):
             raw = await self._open_raw(raw_name.device, raw_name.service)
-        if raw is not None:
-            self._upstream = self._to_target(
-                request, headers, raw, keeps=self._raw_name is not None
-            )
+        if raw is not None and found is not None:
+            self._upstream = self._to_target(request, headers, raw, found)
         else:
             self._upstream = await self._to_agent(request, headers, destination)
         self._stream = self._upstream.stream
         return self._upstream
 
     def _to_target(
-        self, request: RequestHead, headers: list[Field], raw: trio.abc.Stream, *, keeps: bool
+        self, request: RequestHead, headers: list[Field], raw: trio.abc.Stream, route: Route
     ) -> Upstream:
         """A stream that leads straight to the target: nothing is read at the agent."""
+        destination = self._destination
+        assert destination is not None
+
+        def answer_fields(fields: list[Field]) -> list[Field]:
+            route.has_answered = True
+            return self._answer_fields(request, without_own_fields(fields))
+
         return Upstream(
             stream=raw,
             headers=headers,
-            describe=f"the target of {self._destination}",
+            describe=f"the target of {destination}",
             response_timeout=self._settings.limits.response_timeout,
-            response_headers=lambda fields: self._answer_fields(
-                request, without_own_fields(fields)
-            ),
-            keeps=keeps,
+            response_headers=answer_fields,
+            explain_silence=partial(self._why_silent, destination),
+            keeps=self._raw_name is not None,
         )
+
+    async def explained(self, refusal: Refusal) -> Refusal:
+        """A refusal of a request that the pump carried, with the cause that its agent knows."""
+        if refusal.reason != "target-broke":
+            return refusal
+        cause = await self._why_silent(Destination(self._visit.device, self._visit.service))
+        if cause is None:
+            return refusal
+        message = f"The request could not be served: {cause}."
+        return Refusal(refusal.status, refusal.reason, message)
+
+    async def _why_silent(self, destination: Destination) -> str | None:
+        """What the agent finds wrong with a target that has never answered; None for others."""
+        found = self._routes.now(destination)
+        if found is None or found.has_answered:
+            return None
+        limits = self._settings.limits
+        try:
+            stream = await self._router.open_stream(destination.device, limits)
+        except Refused:
+            return None
+        return await ask_why(stream, destination.service, limits)
 
     async def _to_agent(
         self, request: RequestHead, headers: list[Field], destination: Destination
@@ -275,9 +303,10 @@ class RequestsByH11:
             return headers
         name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
         if isinstance(self._stream, Stream) and self._destination is not None and is_name(name):
-            self._routes.learn_service(
+            route = self._routes.learn_service(
                 self._stream.session, self._destination.device, self._destination.service, name
             )
+            route.has_answered = True
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
     def record(self, exchange: Exchange) -> None:

@@ -68,13 +68,13 @@ class PumpRoutes:
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
 
-    def learn_service(self, session: Session, device: str, asked: str | None, name: str) -> None:
+    def learn_service(self, session: Session, device: str, asked: str | None, name: str) -> Route:
         """The agent of the device has said that this service takes raw connections."""
         from tunnelmux.pump.legs import Route
 
         known = self._services.setdefault(session, {})
         if asked in known:
-            return
+            return known[asked]
         named = known.get(name)
         if named is None:
             named = Route(
@@ -86,6 +86,7 @@ class PumpRoutes:
             )
             known[name] = named
         known[asked] = named
+        return named
 
     def now(self, destination: Destination) -> Route | None:
         """The way to the service, when it is known and can be gone at this moment."""
@@ -95,8 +96,9 @@ class PumpRoutes:
         route = self._services.get(handle.session, {}).get(destination.service)
         if route is None and destination.service in handle.relayed:
             name = handle.relayed[destination.service]
-            self.learn_service(handle.session, destination.device, destination.service, name)
-            route = self._services[handle.session][destination.service]
+            route = self.learn_service(
+                handle.session, destination.device, destination.service, name
+            )
         return route
 
     def find(

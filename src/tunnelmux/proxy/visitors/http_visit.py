@@ -433,7 +433,7 @@ class HttpVisit(Visit):
                     requests.raw.hold(*bound)
                 requests.server.put_back_request(*came)
                 if begun is not None:
-                    await requests.server.refuse(begun)
+                    await requests.server.refuse(await requests.explained(begun))
                 else:
                     goes_on = await requests.serve(insists=insists, overdue=overdue)
             if scope.cancelled_caught:

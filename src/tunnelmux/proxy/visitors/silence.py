@@ -1,0 +1,50 @@
+"""Why a target that took a raw connection did not answer: only its agent can try and see."""
+
+from __future__ import annotations
+
+import trio
+
+from tunnelmux.http import ClientConnection
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.connection import UpstreamGone
+from tunnelmux.http.head import Field
+from tunnelmux.limits import IngressLimits
+from tunnelmux.relay import abort
+from tunnelmux.wire import AGENT_AUTHORITY, SERVICE_FIELD, SILENCE_PATH
+
+__all__ = ["ask_why"]
+
+_TIMEOUT = 4.0
+# Seconds: the agent tries its target for two of them at most, and a visitor waits.
+
+_MOST = 512
+# Bytes of the sentence that are shown.
+
+
+async def ask_why(
+    stream: trio.abc.HalfCloseableStream, service: str | None, limits: IngressLimits
+) -> str | None:
+    """What the agent at the other end of this new stream says of the silence of a service; None
+    when it knows nothing of it. The stream is used up."""
+    client = ClientConnection(stream, limits)
+    headers: list[Field] = [(b"Host", AGENT_AUTHORITY), (b"Connection", b"close")]
+    if service is not None:
+        headers.append((SERVICE_FIELD, service.encode("ascii")))
+    target = b"http://" + AGENT_AUTHORITY + SILENCE_PATH
+    said = b""
+    try:
+        with trio.move_on_after(_TIMEOUT):
+            await client.send_request(b"GET", target, headers, end=True)
+            while (head := await client.read_head()).is_interim:
+                pass
+            end = head.status != 200
+            while not end and len(said) < _MOST:
+                data, end = await client.read_body()
+                said += data
+    except (UpstreamGone, BadBody):
+        return None  # an agent that does not know the question, or is gone
+    finally:
+        with trio.CancelScope(shield=True):
+            await abort(stream)
+    sentence = said[:_MOST].decode("utf-8", "replace").strip()
+    return sentence if sentence.isprintable() and sentence else None
