@@ -185,7 +185,8 @@ async def test_output_comes_at_once_and_a_reset_kills_the_command(
     with trio.fail_after(30):
         while b'"stdout"' not in received:
             received += await stream.receive_some()
-    assert processes_with(word)
+    # Its command line is empty for a moment while the shell makes way for it.
+    await until(lambda: bool(processes_with(word)), "it runs")
     stream.reset()
     await until(lambda: not processes_with(word), "the remote process is gone")
     await until(lambda: (tmp_path / "audit.jsonl").stat().st_size > 0, "it is in the audit")

@@ -65,7 +65,8 @@ async def test_output_comes_while_the_command_runs_and_leaving_ends_it(
             while not isinstance(event := await anext(events), Output):
                 pass
         assert event.data == b"first\n"
-        assert processes_with(word)
+        # Its command line is empty for a moment while the shell makes way for it.
+        await until(lambda: bool(processes_with(word)), "it runs")
     await until(lambda: not processes_with(word), "the remote process is gone")
     await nothing_open(pool)
     assert (await pool.run(ask("echo again"))).stdout == "again\n"
@@ -155,7 +156,8 @@ async def test_without_the_mark_commands_are_killed_when_no_other_is_wanted(
             assert isinstance(await anext(other), Started)
             late = await pool.run(ask(f"sleep {word}", timeout=0.2))
             assert late.stderr.endswith("could not be killed and may still run\n")
-            assert processes_with(word)
+            # Its command line is empty for a moment while the shell makes way for it.
+            await until(lambda: bool(processes_with(word)), "it runs")
             assert output_of([event async for event in other]) == b"whole\n"
         await until(lambda: not processes_with(word), "the late one is gone")
         await until(lambda: pool.connection_count == 0, "and so is its connection")
