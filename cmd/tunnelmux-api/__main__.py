@@ -1,4 +1,4 @@
-"""`python cmd/tunnelmux-api …` runs the installed tunnelmux-proxy."""
+"""`python cmd/tunnelmux-api …` runs the installed tunnelmux-api."""
 
 from __future__ import annotations
 

@@ -161,4 +161,4 @@ class Proof:
 
     def _tell_away(self, exc: Exception) -> None:
         self.is_away = True
-        _log.warning("nobody can log in", address=self._address, problem=str(exc))
+        _log.warning("identity not looked up", address=self._address, problem=str(exc))

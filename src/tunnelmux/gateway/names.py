@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})")
 # A name, a label of a host name, or a serial number.
 
 _WELL_KNOWN = {22: ("ssh",), 80: ("web", "http"), 443: ("https",)}
-# Which service is meant where only a port is said: OpenSSH puts 22 in front of nothing else.
+# Which service is meant where only a port is said, as behind `ssh -J`, which asks for port 22.
 
 
 @dataclass(frozen=True, slots=True)
