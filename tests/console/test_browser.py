@@ -38,8 +38,7 @@ async def fill(page: BrowserPage, **values: str) -> None:
 
 
 async def sign_in(page: BrowserPage, base: str) -> None:
-    """Open the console and go through the provider's two pages: the name, the consent."""
-    await page.goto(base + "/")
+    """Go through the provider's two pages, which the browser is on the way to: name and consent."""
     await page.wait_until("document.querySelector('[name=login]')")
     await fill(page, login="ada", password="any")
     loaded = "document.readyState === 'complete'"
@@ -47,6 +46,16 @@ async def sign_in(page: BrowserPage, base: str) -> None:
     if urlsplit(await page.evaluate("location.href")).netloc != urlsplit(base).netloc:
         await fill(page)
     await page.wait_until(f"location.href.startsWith({base!r}) && document.querySelector('main')")
+
+
+async def accept_invitation(page: BrowserPage, base: str, secret: str) -> None:
+    """Open an invitation's link as a stranger, sign in, accept, and be in the console."""
+    await open_page(page, f"{base}/invitation#{secret}", there=f"{base}/invitation")
+    await page.evaluate("document.querySelector('[data-invitation] a.button').click()")
+    await sign_in(page, base)
+    await page.wait_until("document.querySelector('[data-invitation]:not([hidden]) form')")
+    await page.evaluate("document.querySelector('[data-invitation] form button').click()")
+    await page.wait_until("location.pathname === '/' && document.querySelector('nav.rail')")
 
 
 async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: str) -> None:
@@ -71,10 +80,10 @@ async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: s
         file.write_bytes(await page.screenshot())
 
 
-async def open_page(page: BrowserPage, url: str) -> None:
-    """Return when the page is there and its script has run."""
+async def open_page(page: BrowserPage, url: str, *, there: str | None = None) -> None:
+    """Return when the page is there and its script has run; `there` is where it says it is."""
     await page.goto(url)
-    here = f"location.href === {url!r} && document.readyState === 'complete'"
+    here = f"location.href === {(there or url)!r} && document.readyState === 'complete'"
     await page.wait_until(f"{here} && document.documentElement?.classList.contains('js')")
 
 
@@ -104,9 +113,7 @@ async def fleet(folder: Path) -> AsyncIterator[tuple[LiveApi, TenantRegistry]]:
 
     async with live_api(folder, provider) as api:
         installation = api.running.api.registry.installation(TEST)
-        issuer = api.running.api.config.oidc.issuer
         home = await installation.tenants.find_named("default")
-        await installation.users.grant(home.id, "owner", issuer=issuer, subject="ada", force=True)
         yield api, api.running.api.registry.tenant(home.id, TEST)
 
 
@@ -125,8 +132,11 @@ async def test_every_page_in_a_browser(
         await tenant.devices.set_quarantine(held.id, "the lens is broken, and wants to be changed")
         for domain in ("Page", "Runtime", "Log", "Network"):
             await page.call(f"{domain}.enable")
+        invitation, secret = await tenant.invitations.add("ada@example.com", "owner", lifetime=3600)
         with trio.fail_after(PATIENCE):
-            await sign_in(page, api.base)
+            await accept_invitation(page, api.base, secret.reveal())
+        assert (await tenant.invitations.page()).items[0].id == invitation.id
+        assert (await tenant.invitations.page()).items[0].used_by is not None
         await api.call("POST", "/api/pairing/requests", json={"name": "cam-99"})
         vera = await person(api, "vera", "viewer")
         now = datetime.now(UTC)

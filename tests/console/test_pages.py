@@ -11,6 +11,7 @@ import pytest
 
 from support.consoles import Console, check_headers, console
 from support.tenants import TEST, objects_of, person
+from tunnelmux.config.api import GatewayEndpoint
 from tunnelmux.registry import LeaseTerms, TenantRegistry
 
 EVIL = "<script>alert(1)</script>"
@@ -146,6 +147,11 @@ async def test_devices_are_found_by_name_serial_label_and_state(tmp_path: Path) 
         assert await names("q=cam+site%3Doslo") == ["cam-2"]
         assert await names("state=disabled") == ["cam-2"]
         assert await names("state=offline") == ["cam-1"]
+        held, _ = await tenant.devices.add("cam-3")
+        await tenant.devices.set_quarantine(held.id, "the lens is broken")
+        assert await names("state=quarantine") == ["cam-3"]
+        assert await names("state=offline") == ["cam-1"]
+        assert 'id="count-quarantine" data-part>1<' in await here.page(browser, "/devices")
         assert await names("state=online") == []
         assert "No device fits" in await here.page(browser, "/devices?q=nothing")
 
@@ -217,6 +223,46 @@ async def test_the_inbox_has_what_waits_and_only_for_who_may_decide(tmp_path: Pa
         done = await operator.post(f"{here.api.base}/api/leases/{lease.id}/approve")
         assert done.status_code == 200
         assert "Nothing waits for you" in await here.page(operator, "/inbox")
+
+
+async def test_a_lease_is_decided_on_the_page_of_its_device(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        viewer = await here.sign_in("vera", "viewer")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add("cam-1")
+        lease, _ = await tenant.leases.add(wish(device.id, here.user_ids["vera"]), approved=False)
+        page = f"/devices/{device.id}"
+        assert f"/api/leases/{lease.id}/deny" not in _actions(await here.page(viewer, page))
+        offered = _actions(await here.page(operator, page))
+        assert f"/api/leases/{lease.id}/approve" in offered
+        assert f"/api/leases/{lease.id}/deny" in offered
+        await operator.post(f"{here.api.base}/api/leases/{lease.id}/approve")
+        offered = _actions(await here.page(operator, page))
+        assert f"/api/leases/{lease.id}/approve" not in offered
+        assert f"/api/leases/{lease.id}/end" in offered
+
+
+async def test_the_plain_ssh_command_names_the_gateway(tmp_path: Path) -> None:
+    there = GatewayEndpoint(address="gateway.example.com:2222")
+    async with console(tmp_path, gateway=there) as here:
+        browser = await here.sign_in("ada", "viewer")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add("cam-1")
+        await here.connected(device.id, "ssh")
+        html = await here.page(browser, f"/devices/{device.id}")
+        assert "<code>ssh -p 2222 root@cam-1@gateway.example.com</code>" in html
+
+
+async def test_an_invitation_leads_to_a_page_for_strangers_too(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        html = await here.page(here.api.browser(), "/invitation")
+        assert "/api/auth/login?return_to=/invitation" in html
+        assert 'aria-label="Console"' not in html
+        for path in set(ASSET.findall(html)):
+            assert (await here.api.call("GET", path)).status_code == 200
+        newcomer = await here.sign_in("newcomer", None)
+        assert "/api/invitations/accept" in _actions(await here.page(newcomer, "/invitation"))
 
 
 async def test_a_device_is_found_by_the_code_that_it_shows(tmp_path: Path) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
@@ -15,7 +17,7 @@ from support.fake_oidc import FakeProvider, fake_provider
 from support.oidc import Browser
 from support.tenants import TEST
 from tunnelmux.config.api import OIDCConfig
-from tunnelmux.registry import Role
+from tunnelmux.registry import Role, SessionBegan, Sighting, new_id
 
 __all__ = ["Console", "console"]
 
@@ -51,6 +53,21 @@ class Console:
         self.user_ids[name] = me.json()["user_id"]
         return browser
 
+    async def connected(self, device_id: str, *services: str) -> None:
+        """Have the registry believe that a proxy has a tunnel of this device."""
+        fleet = self.api.running.api.registry.fleet
+        proxy_id, now = new_id(), datetime.now(UTC)
+        await fleet.hello(proxy_id, name="edge", internal_url="", version="1")
+        began = SessionBegan(
+            session_id=new_id(),
+            device_id=device_id,
+            at=now,
+            address="192.0.2.7",
+            agent_version="1.2.3",
+        )
+        seen = Sighting(device_id=device_id, at=now, services=services)
+        await fleet.report(proxy_id, began=[began], ended=[], seen=[seen])
+
     async def page(self, browser: Browser, path: str, status: int = 200) -> str:
         """The HTML of a page, which has the status it is to have and the headers of all pages."""
         answer = await browser.get(self.api.base + path)
@@ -71,13 +88,13 @@ def check_headers(answer: httpx2.Response) -> None:
 
 
 @asynccontextmanager
-async def console(folder: Path) -> AsyncIterator[Console]:
-    """An API whose provider signs in whoever a test names."""
+async def console(folder: Path, **more: Any) -> AsyncIterator[Console]:
+    """An API whose provider signs in whoever a test names. `more` are tables of its settings."""
     async with fake_provider() as fake:
 
         @asynccontextmanager
         async def provider(_base: str) -> AsyncIterator[OIDCConfig]:
             yield OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=20)
 
-        async with live_api(folder, provider) as api:
+        async with live_api(folder, provider, **more) as api:
             yield Console(api, fake)

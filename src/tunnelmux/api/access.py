@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,6 +46,8 @@ PUBLIC_PATHS = frozenset(
         "/api/auth/terminal",
         "/api/auth/terminal/poll",
         "/terminal",
+        "/invitation",
+        "/static/{version}/{name}",
         "/api/access/keys",
         "/api/access/sign-in",
         "/api/pairing/exchange",
@@ -56,7 +59,10 @@ PUBLIC_PATHS = frozenset(
         "/api/openapi.json",
     }
 )
-"""Paths that need no identity: signing in, pairing (which proves a code), health, public keys."""
+"""Paths that need no identity: signing in, pairing (which proves a code), health, public keys, the
+page that an invitation leads to, and the console's files."""
+
+_ASSET = re.compile(r"/static/[0-9a-f]{12}/[a-z0-9.-]+")
 
 SCOPES = {
     "self": "who the token is, and where it may work",
@@ -174,7 +180,7 @@ def public() -> Any:
 
 def is_public(path: str) -> bool:
     """Whether this path of a request needs no identity."""
-    return path in PUBLIC_PATHS
+    return path in PUBLIC_PATHS or _ASSET.fullmatch(path) is not None
 
 
 class AccessRoute(APIRoute):

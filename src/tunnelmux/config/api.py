@@ -27,6 +27,7 @@ __all__ = [
     "ApiLimits",
     "ApiListener",
     "BrowserSessionConfig",
+    "GatewayEndpoint",
     "MetricsListener",
     "OIDCConfig",
     "PairingConfig",
@@ -359,6 +360,23 @@ class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         return parse_address("listen", self.listen)
 
 
+class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where tunnelmux-gateway takes SSH, for what the console shows and does by it."""
+
+    address: str | None = None
+    """`host:port` that people's `ssh` connects to, as seen from outside. With it, the page of a
+    device has the plain `ssh` command."""
+
+    def __post_init__(self) -> None:
+        if self.address is not None:
+            parse_address("address", self.address)
+
+    @property
+    def public_address(self) -> Address | None:
+        """`address`, parsed."""
+        return parse_address("address", self.address) if self.address is not None else None
+
+
 class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of api.toml."""
 
@@ -376,6 +394,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     proxies: ProxyEndpointConfig = msgspec.field(default_factory=ProxyEndpointConfig)
     """How the proxies are called."""
+
+    gateway: GatewayEndpoint = msgspec.field(default_factory=GatewayEndpoint)
+    """Where people's SSH goes."""
 
     metrics: MetricsListener | None = None
     """Where Prometheus reads metrics."""

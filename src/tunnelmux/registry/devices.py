@@ -94,6 +94,7 @@ class DeviceFilter:
     """All of these labels with these values."""
     online: bool | None = None
     enabled: bool | None = None
+    quarantined: bool | None = None
     install_key_id: str | None = None
 
 

@@ -16,7 +16,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.responses import HTMLResponse
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
-from tunnelmux.api.context import Api, ApiDependency, SignedIn, tenant_for
+from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.api.records import TEXT, After, Device, DeviceSession, Pairing
@@ -26,10 +26,19 @@ from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_
 from tunnelmux.errors import RegistryError
 from tunnelmux.registry import DeviceFilter
 
-__all__ = ["PageRoute", "assets", "frame_of", "has_role", "router", "show", "waiting_for"]
+__all__ = [
+    "PageRoute",
+    "assets",
+    "frame_of",
+    "has_role",
+    "router",
+    "show",
+    "stranger",
+    "waiting_for",
+]
 
 Viewer = Annotated[Principal, need(Role.VIEWER, "devices:read")]
-State = Literal["", "online", "offline", "disabled"]
+State = Literal["", "online", "offline", "quarantine", "disabled"]
 
 _ROWS = 100
 # Devices on one page of the list: a screen or two of a desk, and 40 kB of HTML.
@@ -37,13 +46,14 @@ _ROWS = 100
 _LOOKED_AT, _SHOWN = 50, 6
 # Devices in trouble that are looked at for the overview, and those of them that it names.
 
-_STATES: dict[str, tuple[bool | None, bool | None]] = {
-    "": (None, None),
-    "online": (True, None),
-    "offline": (False, True),
-    "disabled": (None, False),
+_STATES: dict[str, dict[str, Any]] = {
+    "": {},
+    "online": {"online": True, "enabled": True, "quarantined": False},
+    "offline": {"online": False, "enabled": True, "quarantined": False},
+    "quarantine": {"quarantined": True},
+    "disabled": {"enabled": False, "quarantined": False},
 }
-# For each choice: what `online` and `enabled` have to be.
+# For each choice what a device has to be: each is in one of them, as `condition_of` says it.
 
 _NAVIGATION = (
     ("o", "/", "Overview", "home", Role.VIEWER),
@@ -93,15 +103,15 @@ assets = APIRouter(route_class=AccessRoute, include_in_schema=False)
 
 
 @assets.get("/static/{version}/{name}")
-async def asset(request: Request, _principal: SignedIn, version: str, name: str) -> Response:
-    """A file that never changes under this path."""
+async def asset(request: Request, _principal: MaybeSignedIn, version: str, name: str) -> Response:
+    """A file that never changes under this path. It is public: all have the same."""
     known = console_assets()
     if version != known.version or name not in known.files:
         raise Refused(404, "not_found", "There is no such file: load the page again.")
     file = known.files[name]
     headers = {
         **PAGE_HEADERS,
-        "cache-control": "private, max-age=31536000, immutable",
+        "cache-control": "public, max-age=31536000, immutable",
         "vary": "accept-encoding",
     }
     packs = {item.partition(";")[0].strip() for item in _accepted(request).split(",")}
@@ -141,14 +151,12 @@ async def device_list(
     words = q.split()
     labels = [word for word in words if "=" in word[1:]]
     name = " ".join(word for word in words if word not in labels)
-    online, enabled = _STATES[state]
     found = await devices.list_devices(
-        api, principal, name, labels, online, enabled, limit=_ROWS, after=after
+        api, principal, name, labels, **_STATES[state], limit=_ROWS, after=after
     )
     pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in labels))
     asked: list[tuple[str, str]] = [("label", item) for item in labels]
-    wanted = {"online": online, "enabled": enabled}
-    asked += [(key, str(value).lower()) for key, value in wanted.items() if value is not None]
+    asked += [(key, str(value).lower()) for key, value in _STATES[state].items()]
     if name:
         asked.append(("name", name))
     more = urlencode({"q": q, "state": state, "after": found.next}) if found.next else ""
@@ -178,20 +186,28 @@ async def device_page(
     sessions = (await devices.list_device_sessions(api, principal, device.id, limit=10)).items
     held = (await leases.list_leases(api, principal, device=device.id, limit=10)).items
     operates = has_role(principal, Role.OPERATOR)
-    base = api.config.api.public_url.rstrip("/")
     return show(
         "device",
         "/devices",
         me,
         device=device,
         condition=condition,
-        commands={name: _commands(base, device, name) for name in device.state.services},
+        commands={name: _commands(api, device, name) for name in device.state.services},
         visits=visits,
         sessions=sessions,
         leases=held,
         timeline=_timeline(device, sessions),
         may={
             "operate": operates,
+            "approve": {
+                lease.id
+                for lease in held
+                if operates
+                and lease.state == "requested"
+                # Nobody approves their own.
+                and principal.user_id != lease.created_by
+            },
+            "deny": {lease.id for lease in held if operates and lease.state == "requested"},
             "end": {
                 lease.id
                 for lease in held
@@ -217,10 +233,9 @@ async def frame_of(request: Request, api: Api, principal: Principal) -> dict[str
         raise Refused(403, "no_browser_session", message)
     session_of(request)
     me = await auth.me(api, principal)
-    scheme = request.cookies.get("tunnelmux-scheme", "")
     name = me.name or me.email or "you"
     tenant = next((item.tenant for item in me.tenants if item.tenant_id == me.tenant_id), "")
-    return {
+    return stranger(request) | {
         "name": name,
         "email": me.email,
         "initials": "".join(word[0] for word in name.replace("@", " ").split()[:2]).upper(),
@@ -228,8 +243,23 @@ async def frame_of(request: Request, api: Api, principal: Principal) -> dict[str
         "tenant": tenant,
         "tenant_id": me.tenant_id,
         "tenants": me.tenants,
-        "scheme": scheme if scheme in {"light", "dark"} else "",
         "waiting": len(await waiting_for(api, principal)),
+    }
+
+
+def stranger(request: Request) -> dict[str, Any]:
+    """The same for somebody who has not signed in."""
+    scheme = request.cookies.get("tunnelmux-scheme", "")
+    return {
+        "name": "",
+        "email": "",
+        "initials": "",
+        "role": None,
+        "tenant": "",
+        "tenant_id": None,
+        "tenants": [],
+        "scheme": scheme if scheme in {"light", "dark"} else "",
+        "waiting": 0,
     }
 
 
@@ -262,8 +292,8 @@ async def _refused(request: Request, refusal: Refused) -> Response:
 async def _counts(api: Api, principal: Principal, where: DeviceFilter) -> dict[str, int]:
     known = tenant_for(api, principal).devices
     counts: dict[str, int] = {}
-    for state, (online, enabled) in _STATES.items():
-        wanted = DeviceFilter(name=where.name, labels=where.labels, online=online, enabled=enabled)
+    for state, wish in _STATES.items():
+        wanted = DeviceFilter(name=where.name, labels=where.labels, **wish)
         counts[state or "all"] = await known.count(wanted)
     return counts
 
@@ -271,11 +301,8 @@ async def _counts(api: Api, principal: Principal, where: DeviceFilter) -> dict[s
 async def _attention(api: Api, principal: Principal) -> list[tuple[Device, Condition]]:
     """A few devices that are turned away or not connected: what went last is first."""
     seen: dict[str, tuple[Device, Condition]] = {}
-    for state in ("disabled", "offline"):
-        online, enabled = _STATES[state]
-        listed = await devices.list_devices(
-            api, principal, online=online, enabled=enabled, limit=_LOOKED_AT
-        )
+    for state in ("disabled", "quarantine", "offline"):
+        listed = await devices.list_devices(api, principal, **_STATES[state], limit=_LOOKED_AT)
         seen |= {device.id: (device, _condition(device)) for device in listed.items}
 
     def urgency(item: tuple[Device, Condition]) -> tuple[bool, float]:
@@ -297,14 +324,21 @@ def _condition(device: Device) -> Condition:
     )
 
 
-def _commands(base: str, device: Device, service: str) -> list[tuple[str, str]]:
+def _commands(api: Api, device: Device, service: str) -> list[tuple[str, str]]:
     """What a person types to use a service, to be copied as it stands."""
     name = device.name
     if service == "ssh":
-        return [
+        commands = [
             ("A shell", f"tunnelmux ssh {name}"),
             ("At a port of this machine", f"tunnelmux forward {name}:{service} 2222"),
         ]
+        gateway = api.config.gateway.public_address
+        if gateway is not None:
+            port = "" if gateway.port == 22 else f"-p {gateway.port} "
+            plain = f"ssh {port}root@{device.label}@{gateway.host}"
+            commands.insert(0, ("A shell by the ssh that you have, recorded", plain))
+        return commands
+    base = api.config.api.public_url.rstrip("/")
     url = f"{base}/api/devices/{device.id}/http/{service}/"
     return [
         ("At a port of this machine", f"tunnelmux forward {name}:{service} 8080"),

@@ -10,10 +10,10 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from markupsafe import Markup
 
 from tunnelmux.api.access import SCOPES, Principal, Role, need
-from tunnelmux.api.context import ApiDependency
+from tunnelmux.api.context import ApiDependency, MaybeSignedIn
 from tunnelmux.api.records import TEXT, After
 from tunnelmux.api.routes import audit, own, pairing, people
-from tunnelmux.api.routes.console import PageRoute, frame_of, has_role, show, waiting_for
+from tunnelmux.api.routes.console import PageRoute, frame_of, has_role, show, stranger, waiting_for
 from tunnelmux.errors import RegistryRefused
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -78,6 +78,17 @@ async def make_code(
     )
     response.headers["cache-control"] = "no-store"
     return response
+
+
+@router.get("/invitation")
+async def invitation(request: Request, api: ApiDependency, principal: MaybeSignedIn) -> Response:
+    """Where the link of an invitation leads. Its secret stands behind "#", which only the page's
+    script sees, and keeps for the way over the sign-in: so a stranger gets the page too."""
+    if principal is None:
+        me = stranger(request)
+    else:
+        me = await frame_of(request, api, principal)
+    return show("invitation", "", me)
 
 
 @router.get("/people")

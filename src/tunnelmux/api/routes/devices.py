@@ -84,12 +84,15 @@ async def list_devices(
     ] = None,
     online: bool | None = None,
     enabled: bool | None = None,
+    quarantined: bool | None = None,
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[Device]:
     """The tenant's devices by name."""
     pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in label or ()))
-    where = DeviceFilter(name=name, labels=pairs, online=online, enabled=enabled)
+    where = DeviceFilter(
+        name=name, labels=pairs, online=online, enabled=enabled, quarantined=quarantined
+    )
     page = await tenant_for(api, principal).devices.page(where=where, limit=limit, after=after)
     return listing(page, Device.model_validate)
 

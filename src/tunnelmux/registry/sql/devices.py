@@ -427,6 +427,8 @@ def _conditions(where: DeviceFilter) -> list[sa.ColumnElement[bool]]:
         found.append(_IS_ONLINE if where.online else sa.not_(_IS_ONLINE))
     if where.enabled is not None:
         found.append(_D.c.enabled.is_(where.enabled))
+    if where.quarantined is not None:
+        found.append(_D.c.quarantine != "" if where.quarantined else _D.c.quarantine == "")
     if where.install_key_id is not None:
         found.append(_D.c.install_key_id == where.install_key_id)
     return found
