@@ -66,9 +66,6 @@ def test_several_services_at_once(installation: Installation, way: str) -> None:
             assert answer.endswith(b"\r\n\r\nhello\n")
 
 
-# With `make long` only, until the cause is found: on a busy machine `forward` went on after SIGINT
-# three times, and the test timed out.
-@pytest.mark.long
 def test_a_device_that_comes_back_is_found_again(installation: Installation, way: str) -> None:
     name = f"roaming-{way}"
     services = {"echo": installation.echo}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import (
     all_option,
     common_settings,
@@ -284,8 +285,6 @@ def with_registry(
         raise click.UsageError("say which registry: give --config FILE")
     config = load_api_config(config_file, environ=os.environ)
 
-    import trio
-
     from tunnelmux.registry import open_registry
 
     async def run() -> None:
@@ -293,7 +292,7 @@ def with_registry(
         async with open_registry(config.registry.require_url(), migrate=chosen) as registry:
             await work(registry)
 
-    trio.run(run)
+    run_interruptible(run)
 
 
 def _installation(registry: Registry) -> Any:

@@ -359,19 +359,25 @@ def cancel(id: str, **options: Any) -> int:
 @place_options
 def approve(code: str, name: str, replace: str | None, yes: bool, **options: Any) -> int:
     """Let the device in that shows CODE."""
+    shown: list[Invitation] = []
 
-    async def work(fleet: ApiFleet) -> None:
-        found = await fleet.client.post("/api/pairings/find", Invitation, {"code": code})
-        called = name or found.name or replace or ""
-        if not called:
-            raise click.UsageError("the device says no name: give one with --name")
-        about = f"{printable(found.name) or 'A device'} at {found.address}"
-        marks = f", key {printable(found.fingerprint)}" if found.fingerprint else ""
-        _confirm(f"{about}{marks} gets in as {called}.", yes)
+    async def find(fleet: ApiFleet) -> None:
+        shown.append(await fleet.client.post("/api/pairings/find", Invitation, {"code": code}))
+
+    _run(options, find)
+    found = shown[0]
+    called = name or found.name or replace or ""
+    if not called:
+        raise click.UsageError("the device says no name: give one with --name")
+    about = f"{printable(found.name) or 'A device'} at {found.address}"
+    marks = f", key {printable(found.fingerprint)}" if found.fingerprint else ""
+    _confirm(f"{about}{marks} gets in as {called}.", yes)
+
+    async def let_in(fleet: ApiFleet) -> None:
         content: dict[str, Any] = {"name": called}
         if replace is not None:
             content["replace"] = await fleet.find_id(replace)
         await fleet.client.call("POST", f"/api/pairings/{found.id}/approve", content)
         click.echo(f"{called} is let in; it connects by itself.")
 
-    return _run(options, work)
+    return _run(options, let_in)

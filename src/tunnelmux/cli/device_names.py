@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.shell_completion import CompletionItem
 
+from tunnelmux.cli.interrupts import run_interruptible
+
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
@@ -113,6 +115,6 @@ def _ask(ctx: click.Context, names: Callable[[Fleet], Awaitable[list[str]]]) -> 
         return []
 
     try:
-        return trio.run(run)
+        return run_interruptible(run)
     except Exception:  # noqa: BLE001  whatever it is, the person is typing
         return []

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import print_warning
 from tunnelmux.config import Secret
 from tunnelmux.config.token_file import exposed_to_others, read_token_file
@@ -234,8 +235,6 @@ def _read_input() -> str:
 def _run(api: _Api, request: CommandRequest, options: dict[str, Any]) -> int:
     import ssl
 
-    import trio
-
     from tunnelmux.backend import ProxyClient
     from tunnelmux.cli.exec_run import Execution
     from tunnelmux.transports import client_context
@@ -257,4 +256,4 @@ def _run(api: _Api, request: CommandRequest, options: dict[str, Any]) -> int:
         abort_on_error=options["abort_on_error"],
         as_json=options["as_json"],
     )
-    return trio.run(execution.run)
+    return run_interruptible(execution.run)

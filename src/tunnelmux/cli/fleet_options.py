@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import print_warning
 from tunnelmux.errors import ConnectError
 
@@ -105,7 +106,6 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
     """Run `work` with the fleet that the options name: the exit status."""
     place = place_of(options)
     # Trio and HTTP take a moment to import, which --help does not need.
-    import trio
 
     from tunnelmux.cli.fleet.errors import NotAllowed, one_error
     from tunnelmux.cli.fleet.opening import open_fleet
@@ -115,7 +115,7 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
             return await work(fleet) or 0
 
     try:
-        return trio.run(run)
+        return run_interruptible(run)
     except ConnectError as exc:
         if not place.is_guess:
             raise

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import click
 
 from tunnelmux import __version__
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import (
     all_option,
     common_settings,
@@ -118,8 +119,6 @@ def authority(config_file: Path | None, tenant: str) -> None:
         raise ConfigError("access.authority_file is not set: there is no authority")
     _check_installed()
 
-    import trio
-
     from tunnelmux.gateway.certificates import Authorities
     from tunnelmux.registry import Actor, open_registry
 
@@ -131,7 +130,7 @@ def authority(config_file: Path | None, tenant: str) -> None:
             found = await installation.tenants.find_named(tenant)
             click.echo(authorities.public_line(found.id, found.name))
 
-    trio.run(find)
+    run_interruptible(find)
 
 
 @gateway.command("host-key")

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.config import InvalidSetting, ServiceConfig
 
 if TYPE_CHECKING:
@@ -94,8 +95,6 @@ class _Pairing:
             raise click.UsageError("give a CODE or --install-key-file, not both")
         services = [_service(text) for text in self.services]
 
-        import trio
-
         from tunnelmux.agent.pairing import PairingServer, check_writable, write_configuration
 
         check_writable(self.file)
@@ -103,7 +102,7 @@ class _Pairing:
         server = PairingServer(
             self.url, ca_file=self.ca_file, http_proxy=self.http_proxy, environ=os.environ
         )
-        joined = trio.run(self._join, server, key)
+        joined = run_interruptible(self._join, server, key)
         token_file = write_configuration(self.file, joined, serial=self.serial, services=services)
         click.echo(f"Paired as {joined.device}. Wrote {self.file} and {token_file}.")
         if not services:

@@ -14,6 +14,7 @@ import msgspec
 
 from tunnelmux.cli.browser import has_browser
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.output import print_fields, styled
 from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
 
@@ -62,8 +63,6 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     code that is shown (RFC 8628). The token goes into ~/.config/tunnelmux/login.json, which only
     you can read.
     """
-    import trio
-
     from tunnelmux.cli.fleet.api_client import ApiClient
     from tunnelmux.cli.fleet.sign_in_file import read_sign_in, sign_in_file
 
@@ -76,7 +75,7 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     if "://" not in server:
         server = f"https://{server}"
     client = ApiClient(server, None, ca_file=ca_file, environ=os.environ)
-    account = trio.run(_login, client, file, no_browser)
+    account = run_interruptible(_login, client, file, no_browser)
     name = account.email or account.name
     click.echo(f"You are {name}, {account.role} of {account.tenant}, at {account.server}.")
     click.echo("Next: tunnelmux ls")
@@ -126,8 +125,6 @@ def logout() -> None:
 
     The token ends at the server, and its file is taken away.
     """
-    import trio
-
     from tunnelmux.cli.fleet.api_client import ApiClient
     from tunnelmux.cli.fleet.errors import NotAllowed
     from tunnelmux.cli.fleet.sign_in_file import forget_sign_in, read_sign_in, sign_in_file
@@ -143,7 +140,7 @@ def logout() -> None:
         await client.call("POST", "/api/auth/logout", {})
 
     try:
-        trio.run(end)
+        run_interruptible(end)
     except NotAllowed:
         pass  # the token had ended already
     except ConnectError as exc:

@@ -12,6 +12,7 @@ import msgspec
 
 from tunnelmux.cli.doctor.findings import Finding, print_finding, worst_status
 from tunnelmux.cli.fleet_options import examples, json_option, place_of, place_options
+from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.errors import ConfigError
 from tunnelmux.wire import REASON_FIELD
 
@@ -45,8 +46,6 @@ _TARGET_TIMEOUT = 5.0
 @place_options
 def doctor(agent_file: Path | None, as_json: bool, **options: Any) -> int:
     """Find out what stands between this machine and the server."""
-    import trio
-
     from tunnelmux.cli.doctor.server import check_descriptors
 
     if agent_file is not None:
@@ -64,7 +63,7 @@ def doctor(agent_file: Path | None, as_json: bool, **options: Any) -> int:
             if not as_json:
                 print_finding(finding)
 
-    trio.run(run)
+    run_interruptible(run)
     findings.append(check_descriptors())
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(findings), indent=2).decode())
