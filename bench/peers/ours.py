@@ -153,7 +153,7 @@ async def _come_in(url: str, port: int) -> str:
             idle=3600, lifetime=3600, pending=b"", address=HOST, user_agent=""
         )
         signed_in = SignedIn(
-            user_id=user.id, tenant_id=None, issuer="", provider_session="", tokens=b""
+            user_id=user.id, tenant_id=None, role=None, issuer="", provider_session="", tokens=b""
         )
         session = await installation.browser_sessions.renew(
             begun.session, signed_in, pending=b"", idle=3600, lifetime=3600

@@ -18,8 +18,8 @@ from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider, fake_provider
 from support.oidc import Browser, OidcProvider, oidc_provider
 from support.tenants import person
+from tunnelmux.api.browser_sessions.cookie import COOKIE
 from tunnelmux.api.browser_sessions.keys import new_key_line
-from tunnelmux.api.browser_sessions.sign_in import COOKIE
 from tunnelmux.config.api import OIDCConfig, RoleMapping
 
 pytestmark = pytest.mark.timeout(120)
@@ -339,6 +339,89 @@ async def test_a_tenant_with_more_rights_changes_the_cookie(tmp_path: Path) -> N
         nothing_to_viewer, viewer_to_admin, admin_to_viewer = cookies
         assert nothing_to_viewer != viewer_to_admin == admin_to_viewer
         assert await who(browser_with(api, nothing_to_viewer), api) is None
+
+
+async def test_a_role_that_another_person_raises_changes_the_cookie(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        owner = await person(api, "owner")
+        users = api.running.api.installation.users
+        await users.grant(
+            owner.tenant_id, "viewer", issuer=fake.issuer, subject="alice", force=True
+        )
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        user_id = (await browser.get(f"{api.base}/api/auth/me")).json()["user_id"]
+
+        async def becomes(role: str) -> tuple[str, str]:
+            """The cookies before and after the person's next request under another role."""
+            before = cookie_of(browser, api)
+            changed = await api.call(
+                "PUT", f"/api/members/{user_id}", owner.token, json={"role": role}
+            )
+            assert changed.status_code == 200
+            assert (await browser.get(f"{api.base}/api/auth/me")).json()["role"] == role
+            return before, cookie_of(browser, api)
+
+        before, after = await becomes("admin")
+        assert before != after
+        assert await who(browser_with(api, before), api) is None
+        assert await who(browser, api) == "alice@example.com"
+        before, after = await becomes("operator")  # fewer rights need no other id
+        assert before == after
+        before, after = await becomes("admin")
+        assert before != after
+        assert await who(browser_with(api, before), api) is None
+
+
+async def test_requests_at_the_moment_of_a_raise_leave_one_cookie_and_no_extra_right(
+    tmp_path: Path,
+) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        owner = await person(api, "owner")
+        users = api.running.api.installation.users
+        tenant = owner.tenant_id
+        await users.grant(tenant, "viewer", issuer=fake.issuer, subject="alice", force=True)
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        before = cookie_of(browser, api)
+        await users.grant(tenant, "admin", issuer=fake.issuer, subject="alice", force=True)
+        answers: list[httpx2.Response] = []
+
+        async def ask() -> None:
+            answers.append(
+                await api.client.get(
+                    f"{api.base}/api/auth/me", headers={"cookie": f"{COOKIE}={before}"}
+                )
+            )
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(ask)
+        renewed = [answer for answer in answers if "set-cookie" in answer.headers]
+        assert [answer.json()["role"] for answer in renewed] == ["admin"]
+        assert renewed[0].headers["cache-control"] == "no-store"
+        others = [answer for answer in answers if answer not in renewed]
+        assert {(answer.status_code, answer.json().get("role")) for answer in others} <= {
+            (200, "viewer"),
+            (401, None),
+        }
+        assert await who(browser_with(api, before), api) is None
+
+
+async def test_a_public_page_leaves_the_raised_role_to_the_next_request(tmp_path: Path) -> None:
+    async with api_with_fake(tmp_path) as (api, fake):
+        owner = await person(api, "owner")
+        users = api.running.api.installation.users
+        tenant = owner.tenant_id
+        await users.grant(tenant, "viewer", issuer=fake.issuer, subject="alice", force=True)
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        before = cookie_of(browser, api)
+        await users.grant(tenant, "owner", issuer=fake.issuer, subject="alice", force=True)
+        await browser.get(f"{api.base}/api/health")
+        assert cookie_of(browser, api) == before
+        await browser.get(f"{api.base}/api/auth/me")
+        assert cookie_of(browser, api) != before
 
 
 # Tabs

@@ -93,6 +93,7 @@ async def test_signing_in_puts_another_secret_in_place(
     who = SignedIn(
         user_id=user,
         tenant_id=acme.tenant_id,
+        role="viewer",
         issuer=ISSUER,
         provider_session="sid1",
         tokens=b"sealed",
@@ -106,6 +107,33 @@ async def test_signing_in_puts_another_secret_in_place(
     assert await sessions.renew(anonymous.session, who, pending=b"", idle=1, lifetime=1) is None
     assert [session.id for session in await sessions.of_user(user)] == [found.id]
     assert "sealed" not in repr(found)
+
+
+async def test_of_two_requests_that_see_a_higher_role_one_gets_the_new_secret(
+    registry: Registry, acme: TenantRegistry
+) -> None:
+    sessions = registry.installation(by=ANN).browser_sessions
+    who = SignedIn(
+        user_id=await make_member(registry, acme),
+        tenant_id=acme.tenant_id,
+        role="viewer",
+        issuer=ISSUER,
+        provider_session="",
+        tokens=b"",
+    )
+    begun = await begin(sessions)
+    old = await sessions.renew(begun.session, who, pending=b"", idle=600, lifetime=3600)
+    assert old is not None
+    first = await sessions.change_secret(old.session, tenant_id=acme.tenant_id, role="admin")
+    second = await sessions.change_secret(old.session, tenant_id=acme.tenant_id, role="admin")
+    assert first is not None
+    assert second is None
+    assert await sessions.find(old.secret) is None
+    assert await sessions.find(first.secret) == first.session
+    lower = await sessions.set_place(first.session, tenant_id=acme.tenant_id, role="viewer")
+    assert lower is not None
+    assert (lower.id, lower.role) == (old.session.id, "viewer")
+    assert await sessions.set_place(first.session, tenant_id=None, role=None) is None
 
 
 async def test_a_browser_session_ends_idle_and_absolutely(
@@ -175,7 +203,14 @@ async def test_the_provider_ends_what_it_names_and_nothing_else(
 ) -> None:
     sessions = registry.installation(by=ANN).browser_sessions
     user = await make_member(registry, acme)
-    who = SignedIn(user_id=user, tenant_id=None, issuer=ISSUER, provider_session="a", tokens=b"")
+    who = SignedIn(
+        user_id=user,
+        tenant_id=None,
+        role=None,
+        issuer=ISSUER,
+        provider_session="a",
+        tokens=b"",
+    )
     living = []
     for provider_session in ("a", "b"):
         started = (await begin(sessions)).session

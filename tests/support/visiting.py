@@ -66,6 +66,7 @@ class World:
             SignedIn(
                 user_id=user.id,
                 tenant_id=self.tenant.tenant_id,
+                role=role,  # type: ignore[arg-type]
                 issuer=user.issuer,
                 provider_session="",
                 tokens=b"",

@@ -10,7 +10,7 @@ from fastapi.openapi.utils import get_openapi
 from starlette.responses import JSONResponse, Response
 
 from tunnelmux.api.access import AccessRoute, is_public, required_access
-from tunnelmux.api.browser_sessions.sign_in import COOKIE
+from tunnelmux.api.browser_sessions.cookie import COOKIE
 from tunnelmux.api.context import MaybeSignedIn
 from tunnelmux.api.problems import MEDIA_TYPE, Problem
 from tunnelmux.api.route_tree import leaves

@@ -16,11 +16,13 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 import trio
+from starlette.datastructures import MutableHeaders
 from starlette.requests import HTTPConnection
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from tunnelmux.api.access import Principal, is_public
+from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_cookie
 from tunnelmux.api.problems import Refused, problem_response
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
@@ -189,10 +191,20 @@ class _Exchange:
         self.started = True
         await self._pass_on(message)
 
+    def _with_cookie(self, message: Message) -> Message:
+        """The start of an answer with the session's new id, unless the route has set another."""
+        cookie = self._scope["state"].get("new_cookie")
+        if message["type"] == "http.response.start" and cookie is not None:
+            headers = MutableHeaders(scope=message)
+            if not any(is_session_cookie(value) for value in headers.getlist("set-cookie")):
+                headers.append("set-cookie", session_cookie(cookie))
+                headers["cache-control"] = "no-store"
+        return message
+
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             await self._drain()
-        await self._send(message)
+        await self._send(self._with_cookie(message))
 
     async def fail(self) -> None:
         """Answer for an application that raised before it answered."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from starlette.requests import HTTPConnection
 
-from tunnelmux.api.access import Principal, Role
-from tunnelmux.api.browser_sessions.sign_in import COOKIE, SignIn
+from tunnelmux.api.access import Principal, Role, is_public
+from tunnelmux.api.browser_sessions.cookie import COOKIE
+from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryError
 from tunnelmux.registry import Actor, BrowserSession, Registry
+from tunnelmux.registry.people import Role as RoleName
 
 __all__ = ["Identification", "actor_of", "session_of"]
 
@@ -59,23 +61,32 @@ class Identification:
             return None
         if not await self._sign_in.keep_fresh(session):
             return None
-        connection.scope["state"]["browser_session"] = session
-        role = await self._role_of(session)
+        followed = await self._sign_in.follow_role(
+            session,
+            await self._role_of(session),
+            # The refusal of a WebSocket may be an answer without fields, and so without the cookie;
+            # what is public may stay in a shared cache, and signing in reads the cookie itself.
+            can_set_cookie=connection.scope["type"] == "http"
+            and not is_public(connection.url.path),
+        )
+        role = followed.role
+        connection.scope["state"]["browser_session"] = followed.session
+        if followed.cookie is not None:
+            connection.scope["state"]["new_cookie"] = followed.cookie
         return Principal(
             user_id=session.user_id,
             tenant_id=session.tenant_id if role is not None else None,
-            role=role,
+            role=Role.parse(role) if role is not None else None,
             session_id=session.id,
             address=_address_of(connection),
         )
 
-    async def _role_of(self, session: BrowserSession) -> Role | None:
+    async def _role_of(self, session: BrowserSession) -> RoleName | None:
         """Asked for with each request, so that a role that was taken back is gone at once."""
         if session.tenant_id is None or session.user_id is None:
             return None
         tenant = self._registry.tenant(session.tenant_id, Actor.program("tunnelmux-api"))
-        role = await tenant.members.role_of(session.user_id)
-        return Role.parse(role) if role is not None else None
+        return await tenant.members.role_of(session.user_id)
 
 
 def actor_of(principal: Principal) -> Actor:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 
 from tunnelmux.config import Secret
+from tunnelmux.registry.people import Role
 
 __all__ = ["BrowserSession", "BrowserSessions", "NewBrowserSession", "SignedIn"]
 
@@ -19,6 +20,8 @@ class BrowserSession:
     user_id: str | None
     tenant_id: str | None
     """The tenant the person works in at the moment."""
+    role: Role | None
+    """The person's role there as far as this session's secret gives it; see `change_secret`."""
     issuer: str
     provider_session: str
     """The provider's `sid`, for back-channel logout; empty when it gives none."""
@@ -42,6 +45,8 @@ class SignedIn:
 
     user_id: str
     tenant_id: str | None
+    role: Role | None
+    """The role in that tenant, for which the new secret is made."""
     issuer: str
     provider_session: str
     tokens: bytes = field(repr=False)
@@ -81,9 +86,17 @@ class BrowserSessions(abc.ABC):
         *,
         pending: bytes | None = None,
         tokens: bytes | None = None,
-        tenant_id: str | None = None,
     ) -> BrowserSession | None:
-        """Write what is given, if nobody wrote since `session` was read; None if somebody did."""
+        """Write what is given, unless the session was written since it was read: then None."""
+
+    @abc.abstractmethod
+    async def set_place(
+        self, session: BrowserSession, *, tenant_id: str | None, role: Role | None
+    ) -> BrowserSession | None:
+        """Put the session into a tenant, with a role there that gives no more than before.
+
+        None when the session was written since it was read.
+        """
 
     @abc.abstractmethod
     async def renew(
@@ -101,10 +114,13 @@ class BrowserSessions(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def change_secret(self, session: BrowserSession, *, tenant_id: str) -> Secret | None:
-        """Give a session whose person may more from now on, in this tenant, another secret.
+    async def change_secret(
+        self, session: BrowserSession, *, tenant_id: str | None, role: Role
+    ) -> NewBrowserSession | None:
+        """Give a session whose person has a higher role from now on another secret.
 
-        The old one is worth nothing from then on. None when the session has ended meanwhile.
+        The old one is worth nothing from then on. None when the session has ended meanwhile, or
+        its tenant or role was changed since it was read: of two requests, one gets the secret.
         """
 
     @abc.abstractmethod

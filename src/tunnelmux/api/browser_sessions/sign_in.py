@@ -2,7 +2,8 @@
 
 The browser only ever holds one cookie, `__Host-tunnelmux`: an opaque id under an HMAC. It carries
 a sign-in that is under way too, so several tabs may sign in at once. The id changes when a person
-signs in (session fixation, OWASP ASVS V3.2.1), and the old one is worth nothing from then on.
+signs in or gets a higher role (session fixation, OWASP ASVS V3.2.1), and the old one is worth
+nothing from then on.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from tunnelmux.api.oidc.provider import Attempt, OIDCError, Provider, ProviderAw
 from tunnelmux.api.problems import Refused
 from tunnelmux.config import Secret
 from tunnelmux.config.api import BrowserSessionConfig, OIDCConfig
-from tunnelmux.errors import RegistryRefused
+from tunnelmux.errors import RegistryError, RegistryRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import (
     ROLES,
@@ -33,13 +34,11 @@ from tunnelmux.registry import (
     Registry,
 )
 from tunnelmux.registry.browser_sessions import SignedIn
+from tunnelmux.registry.people import Role
 
-__all__ = ["COOKIE", "Landing", "SignIn"]
+__all__ = ["Followed", "Landing", "SignIn"]
 
 _log = get_logger("api.sign_in")
-
-COOKIE = "__Host-tunnelmux"
-"""The one cookie. Its prefix makes browsers refuse it from another host or over plain HTTP."""
 
 _LOCAL_PATH = re.compile(r"/(?![/\\])[^\x00-\x20\\\x7f]*")
 # A path on this server and nothing that a browser could read as another host.
@@ -61,6 +60,15 @@ class Landing:
     """Where a browser goes next; `cookie` is a new value for `COOKIE`, if it gets one."""
 
     url: str
+    cookie: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Followed:
+    """A session, the role that it gives, and a new value for `COOKIE`, if its browser gets one."""
+
+    session: BrowserSession
+    role: Role | None
     cookie: str | None = None
 
 
@@ -181,11 +189,13 @@ class SignIn:
         except RegistryRefused as exc:
             raise Refused(403, exc.code, f"{exc}.") from exc
         memberships = await self._installation.users.memberships(user.id)
+        tenant_id = _choose(memberships, session.tenant_id)
         new = await self._sessions.renew(
             session,
             SignedIn(
                 user_id=user.id,
-                tenant_id=_choose(memberships, session.tenant_id),
+                tenant_id=tenant_id,
+                role=_open_roles(memberships).get(tenant_id or ""),
                 issuer=self._provider.issuer,
                 provider_session=_text(claims, "sid"),
                 tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
@@ -258,23 +268,53 @@ class SignIn:
         may more there. Raises Refused 404."""
         assert session.user_id is not None
         memberships = await self._installation.users.memberships(session.user_id)
-        roles = {item.tenant_id: item.role for item in memberships if item.tenant_enabled}
+        roles = _open_roles(memberships)
         if tenant_id not in roles:
             raise Refused(404, "not_found", "There is no such tenant, or you are no member of it.")
-        before = roles.get(session.tenant_id or "")
-        if before is None or ROLES.index(before) < ROLES.index(roles[tenant_id]):
-            return await self.rise(session, tenant_id)
-        if await self._sessions.save(session, tenant_id=tenant_id) is None:
+        role = roles[tenant_id]
+        if _is_higher(role, session.role):
+            return await self.rise(session, tenant_id, role)
+        if await self._sessions.set_place(session, tenant_id=tenant_id, role=role) is None:
             raise Refused(409, "changed_meanwhile", "The session changed meanwhile: try again.")
         return None
 
-    async def rise(self, session: BrowserSession, tenant_id: str) -> str:
+    async def rise(self, session: BrowserSession, tenant_id: str, role: Role) -> str:
         """Go on in this tenant with more rights than before, under another id (ASVS V3.2.1): the
         cookie to set. Raises Refused when the session has ended."""
-        secret = await self._sessions.change_secret(session, tenant_id=tenant_id)
-        if secret is None:
-            raise Refused(409, "changed_meanwhile", "The session ended meanwhile: sign in again.")
-        return self._keys.sign(secret.reveal())
+        new = await self._sessions.change_secret(session, tenant_id=tenant_id, role=role)
+        if new is None:
+            raise Refused(409, "changed_meanwhile", "The session changed meanwhile: try again.")
+        return self._cookie(new)
+
+    async def follow_role(
+        self, session: BrowserSession, role: Role | None, *, can_set_cookie: bool
+    ) -> Followed:
+        """What a session gives whose person now has `role` in its tenant.
+
+        A lower role counts at once. A higher one comes with another id, which the old one gives
+        way to: the cookie to set. Until a request can set it, the role of before goes on.
+        """
+        if role == session.role:
+            return Followed(session, role)
+        try:
+            if not _is_higher(role, session.role):
+                lowered = await self._sessions.set_place(
+                    session, tenant_id=session.tenant_id, role=role
+                )
+                return Followed(lowered or session, role)
+            if role is None or not can_set_cookie:
+                return Followed(session, session.role)
+            new = await self._sessions.change_secret(
+                session, tenant_id=session.tenant_id, role=role
+            )
+        except RegistryError as exc:
+            _log.warning("role of a browser session not written", problem=str(exc))
+            lower = session.role if _is_higher(role, session.role) else role
+            return Followed(session, lower)
+        if new is None:
+            return Followed(session, session.role)
+        _log.info("id of browser session renewed", session=session.id, role=role)
+        return Followed(new.session, role, self._cookie(new))
 
     async def end(self, session: BrowserSession) -> str | None:
         """Sign out here; the page at which the browser signs out at the provider, if it has one."""
@@ -308,6 +348,15 @@ class SignIn:
 
     def _cookie(self, new: NewBrowserSession) -> str:
         return self._keys.sign(new.secret.reveal())
+
+
+def _open_roles(memberships: list[Membership]) -> dict[str, Role]:
+    return {item.tenant_id: item.role for item in memberships if item.tenant_enabled}
+
+
+def _is_higher(role: Role | None, than: Role | None) -> bool:
+    """Whether a role gives more than another; None is no role at all."""
+    return role is not None and (than is None or ROLES.index(role) > ROLES.index(than))
 
 
 def _choose(memberships: list[Membership], wish: str | None) -> str | None:

@@ -9,7 +9,8 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tunnelmux.api.access import AccessRoute
-from tunnelmux.api.browser_sessions.sign_in import COOKIE, Landing
+from tunnelmux.api.browser_sessions.cookie import COOKIE, session_cookie
+from tunnelmux.api.browser_sessions.sign_in import Landing
 from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.records import Input, RecordId
@@ -135,7 +136,7 @@ async def backchannel_logout(
 
 def set_session_cookie(response: Response, value: str) -> None:
     """Have the browser send this from now on, and scripts and other hosts never see it."""
-    response.set_cookie(COOKIE, value, path="/", secure=True, httponly=True, samesite="lax")
+    response.headers.append("set-cookie", session_cookie(value))
 
 
 def _land(landing: Landing) -> Response:

@@ -190,7 +190,7 @@ async def accept_invitation(
         raise Refused(403, "no_browser_session", message)
     users = installation_for(api, principal).users
     membership = await users.accept_invitation(principal.user_id, Secret(known.secret))
-    cookie = await api.sign_in.rise(session_of(request), membership.tenant_id)
+    cookie = await api.sign_in.rise(session_of(request), membership.tenant_id, membership.role)
     set_session_cookie(response, cookie)
     return Accepted(
         tenant_id=membership.tenant_id, tenant=membership.tenant_name, role=membership.role

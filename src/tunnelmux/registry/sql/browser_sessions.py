@@ -19,6 +19,7 @@ from tunnelmux.registry.browser_sessions import (
     SignedIn,
 )
 from tunnelmux.registry.ids import new_id
+from tunnelmux.registry.people import Role
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.guessing import spend
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
@@ -111,22 +112,25 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         *,
         pending: bytes | None = None,
         tokens: bytes | None = None,
-        tenant_id: str | None = None,
     ) -> BrowserSession | None:
         values: dict[str, Any] = {"version": session.version + 1}
         if pending is not None:
             values["pending"] = pending
         if tokens is not None:
             values |= {"tokens": tokens, "refresh_until": None}
-        if tenant_id is not None:
-            values["works_in"] = tenant_id
-        written = tx.execute(
-            _B.update()
-            .where(_B.c.id == session.id, _B.c.version == session.version)
-            .values(**values)
-        ).rowcount
-        row = tx.execute(_living(tx).where(_B.c.id == session.id)).first()
-        return _session(row) if written and row is not None else None
+        return _save(tx, session, values)
+
+    @writes
+    def set_place(
+        self,
+        tx: Transaction,
+        session: BrowserSession,
+        *,
+        tenant_id: str | None,
+        role: Role | None,
+    ) -> BrowserSession | None:
+        values = {"works_in": tenant_id, "role": role, "version": session.version + 1}
+        return _save(tx, session, values)
 
     @writes
     def renew(
@@ -148,6 +152,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
             lifetime,
             user_id=signed_in.user_id,
             works_in=signed_in.tenant_id,
+            role=signed_in.role,
             issuer=signed_in.issuer,
             provider_session=signed_in.provider_session,
             pending=pending,
@@ -167,15 +172,22 @@ class SqlBrowserSessions(Repository, BrowserSessions):
 
     @writes
     def change_secret(
-        self, tx: Transaction, session: BrowserSession, *, tenant_id: str
-    ) -> Secret | None:
+        self, tx: Transaction, session: BrowserSession, *, tenant_id: str | None, role: Role
+    ) -> NewBrowserSession | None:
         secret, digest = new_secret("tms")
         changed = tx.execute(
             _B.update()
-            .where(_B.c.id == session.id)
-            .values(digest=digest, works_in=tenant_id, version=_B.c.version + 1)
+            .where(
+                _B.c.id == session.id,
+                _B.c.works_in.is_not_distinct_from(session.tenant_id),
+                _B.c.role.is_not_distinct_from(session.role),
+            )
+            .values(digest=digest, works_in=tenant_id, role=role, version=_B.c.version + 1)
         ).rowcount
-        return secret if changed else None
+        row = tx.execute(_living(tx).where(_B.c.id == session.id)).first()
+        if not changed or row is None:
+            return None
+        return NewBrowserSession(session=_session(row), secret=secret)
 
     @writes
     def claim_refresh(self, tx: Transaction, session_id: str, seconds: float) -> bool:
@@ -237,6 +249,16 @@ def _living(tx: Transaction) -> sa.Select[Any]:
     )
 
 
+def _save(
+    tx: Transaction, session: BrowserSession, values: dict[str, Any]
+) -> BrowserSession | None:
+    written = tx.execute(
+        _B.update().where(_B.c.id == session.id, _B.c.version == session.version).values(**values)
+    ).rowcount
+    row = tx.execute(_living(tx).where(_B.c.id == session.id)).first()
+    return _session(row) if written and row is not None else None
+
+
 def _insert(tx: Transaction, idle: float, lifetime: float, **values: object) -> NewBrowserSession:
     secret, digest = new_secret("tms")
     session_id = new_id()
@@ -274,6 +296,7 @@ def _session(row: Row[Any]) -> BrowserSession:
         id=row.id,
         user_id=row.user_id,
         tenant_id=row.works_in,
+        role=row.role,
         issuer=row.issuer,
         provider_session=row.provider_session,
         pending=row.pending,

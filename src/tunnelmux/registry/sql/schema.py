@@ -333,6 +333,8 @@ browser_sessions = Table(
     Column("user_id", Id, ForeignKey("users.id"), nullable=True),
     # Where the person works, not whose the row is: a browser belongs to its user.
     Column("works_in", Id, ForeignKey("tenants.id"), nullable=True),
+    # The role there that the secret gives: a higher one needs another secret.
+    Column("role", sa.String(16), nullable=True),
     Column("issuer", Short, nullable=False, server_default=""),
     Column("provider_session", Short, nullable=False, server_default=""),
     Column("pending", sa.LargeBinary, nullable=False),
