@@ -128,6 +128,7 @@ async def test_the_objects_of_another_tenant_do_not_exist(tmp_path: Path) -> Non
             "invitations",
             "members",
             "leases",
+            "recordings",
             "audit",
         ):
             assert "secret" not in (await api.call("GET", f"/api/{path}", attacker.token)).text

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import subprocess
@@ -11,7 +12,7 @@ import pytest
 import trio
 
 from support.gateways import Site
-from tunnelmux.gateway.recording import remove_old
+from tunnelmux.gateway.recording import Recording, remove_old
 
 pytestmark = pytest.mark.slow
 
@@ -40,6 +41,15 @@ async def test_a_command_goes_through_with_its_streams_and_its_status(site: Site
     records = await site.records_of(lease, 2, "lease.session")
     assert [record["text"] for record in records] == [command, "echo hello"]
     assert records[1]["recording"] == second.stem
+    listed = (await site.tenant.recordings.page(lease_id=lease.id)).items
+    assert [(item.id, item.command) for item in listed] == [
+        (second.stem, "echo hello"),
+        (first.stem, command),
+    ]
+    found = await site.listed(second)
+    assert (found.size, found.problem) == (second.stat().st_size, "")
+    assert found.sha256 == hashlib.sha256(second.read_bytes()).hexdigest()
+    assert second == second.parents[2] / found.file(site.tenant.tenant_id)
 
 
 async def test_a_terminal_has_its_size_and_is_recorded_with_every_change(site: Site) -> None:
@@ -125,3 +135,18 @@ async def test_what_is_old_is_removed(tmp_path: Path) -> None:
         os.utime(folder / name, (1, 1))
     assert remove_old(tmp_path, 3600) == 2
     assert [file.name for file in folder.iterdir()] == ["new.cast"]
+
+
+@pytest.mark.parametrize(("shared", "modes"), [(0o2750, (0o750, 0o640)), (0o700, (0o700, 0o600))])
+def test_recordings_are_for_the_group_where_their_folder_is(
+    tmp_path: Path, shared: int, modes: tuple[int, int]
+) -> None:
+    tmp_path.chmod(shared)
+    path = tmp_path / "tenant" / "2026-11-28" / "id.cast"
+    recording = Recording(path, {}, 65_536, lambda: None, lambda _: None)
+    recording.begin(80, 24, "xterm")
+    for folder in path.parents[:2]:
+        assert folder.stat().st_mode & 0o777 == modes[0]
+    for file in (path, path.with_suffix(".json")):
+        assert file.stat().st_mode & 0o777 == modes[1]
+    recording._file.close()

@@ -34,7 +34,7 @@ from tunnelmux.config import (
 )
 from tunnelmux.config.assist import AssistConfig
 from tunnelmux.proxy import RunningProxy
-from tunnelmux.registry import Actor, Lease, LeaseTerms, Registry, TenantRegistry
+from tunnelmux.registry import Actor, Lease, LeaseTerms, Recording, Registry, TenantRegistry
 
 __all__ = ["TEST", "Site", "User", "running_site"]
 
@@ -237,6 +237,15 @@ class Site:
             while True:
                 found: dict[str, Any] = json.loads(recording.with_suffix(".json").read_text())
                 if "ended" in found:
+                    return found
+                await trio.sleep(0.05)
+
+    async def listed(self, recording: Path) -> Recording:
+        """The registry's record of a recording, once that has ended."""
+        with trio.fail_after(30):
+            while True:
+                found = await self.tenant.recordings.find(recording.stem)
+                if found.ended is not None:
                     return found
                 await trio.sleep(0.05)
 

@@ -8,9 +8,9 @@ from typing import Any
 
 from support.apis import LiveApi
 from tunnelmux.api.access import SCOPES
-from tunnelmux.registry import Actor, LeaseTerms, Role
+from tunnelmux.registry import Actor, LeaseTerms, Recorded, Role, new_id
 
-__all__ = ["TEST", "Person", "everything", "objects_of", "person"]
+__all__ = ["TEST", "Person", "a_recording", "everything", "objects_of", "person"]
 
 TEST = Actor.program("tests")
 
@@ -69,6 +69,8 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
     lease, _ = await tenant.leases.add(terms, approved=False)
     installation = api.running.api.registry.installation(TEST)
     ssh_key = await installation.ssh_keys.add(owner.user_id, SSH_KEY, "secret-ssh-key")
+    recording = a_recording(device.id, owner.user_id)
+    await tenant.recordings.begin(recording)
     return {
         "tenant_id": owner.tenant_id,
         "device_id": device.id,
@@ -78,10 +80,32 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
         "token_id": token.id,
         "link_id": link.id,
         "lease_id": lease.id,
+        "recording_id": recording.id,
         "ssh_key_id": ssh_key.id,
         "user_id": owner.user_id,
         "service": "web",
     }
+
+
+def a_recording(device_id: str, user_id: str, **more: Any) -> Recorded:
+    """A recording that begins now, with a file of a day."""
+    now = datetime.now(UTC)
+    values: dict[str, Any] = {
+        "id": new_id(),
+        "device_id": device_id,
+        "device_label": "secret-device",
+        "user_id": user_id,
+        "user_name": "ada",
+        "account": "root",
+        "address": "192.0.2.7",
+        "lease_id": "",
+        "kind": "exec",
+        "command": "secret-command",
+        "gateway": "gw",
+        "began": now,
+        "expires": now + timedelta(days=1),
+    }
+    return Recorded(**(values | more))
 
 
 async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
@@ -95,6 +119,7 @@ async def everything(api: LiveApi, owner: Person) -> dict[str, Any]:
             "invitations",
             "members",
             "leases",
+            "recordings",
             "ssh-keys",
             "audit",
         )

@@ -74,6 +74,7 @@ SCOPES = {
     "devices:write": "add, change, disable, revoke and remove devices",
     "pairing": "let devices in: codes, requests, install keys",
     "leases": "ask for, approve, end and read leases",
+    "recordings": "list recordings of SSH sessions and look at them",
     "sessions": "list and close the tunnels of devices",
     "forward": "reach the services of devices",
     "exec": "run commands on devices",

@@ -83,6 +83,9 @@ CODES: dict[str, tuple[int, str]] = {
     # Visitors
     "invalid_rule": (422, "`detail` says which part of the rule is not valid"),
     "no_ingress": (409, "no proxy has said where visitors come in"),
+    # Recordings
+    "recording_elsewhere": (409, "this server reads no recordings: see `[recordings] folder`"),
+    "recording_gone": (404, "the recording's file is not there any more"),
     # Devices and commands
     "no_such_device": (404, "no device has this name, id or pattern"),
     "no_such_service": (404, "the device offers no service of this name"),

@@ -32,6 +32,7 @@ __all__ = [
     "OIDCConfig",
     "PairingConfig",
     "ProxyEndpointConfig",
+    "RecordingsConfig",
     "RegistryConfig",
     "RoleMapping",
 ]
@@ -344,6 +345,14 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
             raise InvalidSetting("body_stall", f"{self.body_stall:g} is not from 0.1 to 3600 s")
 
 
+class RecordingsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where recordings of people's SSH sessions are read."""
+
+    folder: Path | None = None
+    """The folder that tunnelmux-gateway writes (`recording.folder`), on this machine or mounted
+    here, readable for this program. Without it recordings are listed and not shown."""
+
+
 class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where Prometheus reads `GET /metrics`. Without this table there is no such listener. It asks
     nobody who they are: let only those reach it who may know how much goes on here."""
@@ -400,6 +409,9 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     metrics: MetricsListener | None = None
     """Where Prometheus reads metrics."""
+
+    recordings: RecordingsConfig = msgspec.field(default_factory=RecordingsConfig)
+    """Where recordings of people's SSH sessions are read."""
 
     pairing: PairingConfig = msgspec.field(default_factory=PairingConfig)
     """How devices are let in by codes."""

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -18,7 +18,7 @@ from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config import InvalidSetting
 from tunnelmux.config.gateway import GatewayConfig
 from tunnelmux.config.private_file import write_private
-from tunnelmux.errors import ConfigError, RegistryError
+from tunnelmux.errors import ConfigError, NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Access, Authority
 from tunnelmux.gateway.certificates import Authorities
 from tunnelmux.gateway.confirmation import Confirmations
@@ -27,12 +27,21 @@ from tunnelmux.gateway.devices import Devices
 from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.recording import Recording, remove_old
+from tunnelmux.gateway.recording import Recording, RecordingStopped, remove_old
 from tunnelmux.gateway.relay import WINDOW, PersonSession
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Change, Registry, Right, open_registry
+from tunnelmux.registry import (
+    Actor,
+    Change,
+    Recorded,
+    RecordedEnd,
+    Recordings,
+    Registry,
+    Right,
+    open_registry,
+)
 from tunnelmux.registry.ids import format_time, new_id
 from tunnelmux.ssh import HostKeys
 from tunnelmux.transports.admission import Admission
@@ -88,13 +97,29 @@ class Gateway:
         if not self.connections:
             self.bridge.soon(self._nothing_left)
 
-    def new_recording(
+    async def new_recording(
         self, connection: PersonConnection, access: Access, account: str, session: PersonSession
     ) -> Recording:
         """A recording that has begun. Raises RecordingStopped."""
         now = datetime.now(UTC)
         request = session.request
-        path = self.recordings / access.tenant_id / f"{now:%Y-%m-%d}" / f"{new_id()}.cast"
+        rules = self.config.recording
+        recorded = Recorded(
+            id=new_id(),
+            device_id=access.device.id,
+            device_label=access.device.label,
+            user_id=connection.person.user_id,
+            user_name=connection.person.name,
+            account=account,
+            address=connection.address,
+            lease_id=access.lease_id,
+            kind=request.kind,
+            command=request.text,
+            gateway=socket.gethostname(),
+            began=now,
+            expires=now + timedelta(seconds=rules.keep),
+        )
+        path = self.recordings / recorded.file(access.tenant_id)
         about = {
             "person": connection.person.name,
             "user": connection.person.user_id,
@@ -108,7 +133,6 @@ class Gateway:
             "command": request.text,
             "began": format_time(now),
         }
-        rules = self.config.recording
 
         def stopped(problem: str) -> None:
             if rules.on_failure == "stop":
@@ -119,6 +143,11 @@ class Gateway:
         recording = Recording(path, about, rules.max_bytes, session.room, stopped)
         columns, rows, *_ = request.size
         recording.begin(columns, rows, request.term)
+        try:
+            await self.bridge.in_trio(self._recordings_of(access).begin, recorded)
+        except (RegistryError, NoSuchRecord) as exc:
+            await recording.close({"ended": format_time(datetime.now(UTC))})
+            raise RecordingStopped("no recording can be listed now: try again") from exc
         return recording
 
     def session_over(
@@ -136,10 +165,31 @@ class Gateway:
             details["reason"] = session.end_reason
         if recording is not None:
             details["recording"] = recording.path.stem
-            self.bridge.start(recording.close({"ended": format_time(datetime.now(UTC))}))
+            self.bridge.start(self._end_recording(recording, access))
         else:
             details["recording"] = "none: this is not recorded"
         self._over("ssh session over", "session", connection, access, details)
+
+    async def _end_recording(self, recording: Recording, access: Access) -> None:
+        ended = datetime.now(UTC)
+        await recording.close({"ended": format_time(ended)})
+        end = RecordedEnd(
+            ended=ended,
+            size=recording.size,
+            sha256=recording.sha256,
+            problem=recording.problem,
+        )
+        recordings = self._recordings_of(access)
+        try:
+            await self.bridge.in_trio(recordings.end, recording.path.stem, end)
+        except (RegistryError, NoSuchRecord) as exc:
+            # It is listed as one that goes on; its own .json file says how it ended.
+            _log.error("not written down", what="recording", problem=str(exc))
+
+    def _recordings_of(self, access: Access) -> Recordings:
+        person = access.person
+        actor = Actor(kind="user", id=person.user_id, name=person.name)
+        return self.registry.tenant(access.tenant_id, actor).recordings
 
     def forward_over(
         self,

@@ -213,7 +213,7 @@ class PersonConnection(asyncssh.SSHServer):
         connection = await self._device_connection(account, access)
         recording = None
         if session.request.subsystem is None:
-            recording = gateway.new_recording(self, access, account, session)
+            recording = await gateway.new_recording(self, access, account, session)
         self._watch(session, access)
         _log.info(
             "ssh session begins",

@@ -45,6 +45,7 @@ class Recording:
     on_room: Callable[[], object]
     on_stop: Callable[[str], object]
     _file: Any = None
+    _mode: int = 0o600
     _began: float = 0.0
     _lines: list[str] = field(default_factory=list)
     _unwritten: int = 0
@@ -69,9 +70,10 @@ class Recording:
         self._digest = hashlib.sha256()
         self._began = time.monotonic()
         try:
-            self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._mode = _make_folder(self.path)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
             self._file = os.fdopen(os.open(self.path, flags, 0o600), "wb", buffering=0)
+            os.fchmod(self._file.fileno(), self._mode)
             self._write(json.dumps(header).encode("utf-8") + b"\n")
             self._write_about({})
         except OSError as exc:
@@ -80,6 +82,22 @@ class Recording:
     def output(self, data: bytes) -> bool:
         """Take what the person is about to see; whether more may come at once."""
         return self._event("o", self._decoder.decode(data))
+
+    @property
+    def size(self) -> int:
+        """Bytes that are in the file."""
+        return self._size
+
+    @property
+    def sha256(self) -> str:
+        """Of the file, in hexadecimal."""
+        digest: str = self._digest.hexdigest()
+        return digest
+
+    @property
+    def problem(self) -> str:
+        """Why it cannot go on; empty while it does."""
+        return self._problem
 
     @property
     def is_full(self) -> bool:
@@ -160,14 +178,28 @@ class Recording:
         about = self.about | end
         if end:
             seconds = round(time.monotonic() - self._began, 3)
-            about |= {"seconds": seconds, "bytes": self._size, "sha256": self._digest.hexdigest()}
+            about |= {"seconds": seconds, "bytes": self._size, "sha256": self.sha256}
         if self._problem:
             about["incomplete"] = self._problem
         path = self.path.with_suffix(".json")
         draft = path.with_suffix(".json.new")
         draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
-        draft.chmod(0o600)
+        draft.chmod(self._mode)
         draft.replace(path)
+
+
+def _make_folder(file: Path) -> int:
+    """Make the folders of a recording, and answer the mode of its files. Those of the group may
+    read where they may read the folder of all recordings: tunnelmux-api shows them from there."""
+    day, tenant, root = file.parents[:3]
+    root.mkdir(mode=0o700, parents=True, exist_ok=True)
+    is_shared = bool(root.stat().st_mode & 0o040)
+    for folder in (tenant, day):
+        if not folder.exists():
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if is_shared:
+                folder.chmod(folder.stat().st_mode | 0o050)  # the bit that hands on the group stays
+    return 0o640 if is_shared else 0o600
 
 
 def remove_old(folder: Path, keep: float) -> int:

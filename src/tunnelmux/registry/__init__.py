@@ -59,6 +59,7 @@ from tunnelmux.registry.people import (
     User,
     Users,
 )
+from tunnelmux.registry.recordings import Recorded, RecordedEnd, Recording, Recordings
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
 from tunnelmux.registry.tenants import Tenant, Tenants
@@ -127,6 +128,10 @@ __all__ = [
     "Pairings",
     "ProvenToken",
     "Proxy",
+    "Recorded",
+    "RecordedEnd",
+    "Recording",
+    "Recordings",
     "Registry",
     "Revocation",
     "Right",

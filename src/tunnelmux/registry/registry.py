@@ -17,6 +17,7 @@ from tunnelmux.registry.fleet import Fleet
 from tunnelmux.registry.leases import Leases
 from tunnelmux.registry.pairing import InstallKeys, Joining, PairingRules, Pairings
 from tunnelmux.registry.people import Invitations, Members, Users
+from tunnelmux.registry.recordings import Recordings
 from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.tenants import Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequests
@@ -44,6 +45,7 @@ class TenantRegistry(abc.ABC):
     terminals: TerminalApprovals
     leases: Leases
     tickets: Tickets
+    recordings: Recordings
     visitor_rules: VisitorRules
     service_links: ServiceLinks
     audit: AuditTrail

@@ -24,6 +24,7 @@ from tunnelmux.registry.sql.joining import SqlJoining
 from tunnelmux.registry.sql.leases import SqlLeases
 from tunnelmux.registry.sql.pairing import SqlInstallKeys, SqlPairings
 from tunnelmux.registry.sql.people import SqlInvitations, SqlMembers, SqlUsers
+from tunnelmux.registry.sql.recordings import SqlRecordings
 from tunnelmux.registry.sql.ssh_keys import SqlSshKeys, SqlTickets, TicketDesk
 from tunnelmux.registry.sql.tenants import SqlTenants
 from tunnelmux.registry.sql.terminals import SqlTerminalApprovals, SqlTerminalRequests
@@ -132,6 +133,7 @@ class SqlTenantRegistry(TenantRegistry):
         )
         self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
         self.tickets = SqlTickets(database, clock, tenant_id=tenant_id, actor=actor)
+        self.recordings = SqlRecordings(database, clock, tenant_id=tenant_id, actor=actor)
         self.visitor_rules = SqlVisitorRules(database, clock, tenant_id=tenant_id, actor=actor)
         self.service_links = SqlServiceLinks(database, clock, tenant_id=tenant_id, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)
@@ -169,6 +171,7 @@ class _Keeper(Repository):
                 schema.browser_sessions.c.ends < tx.now,
             ),
             schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
+            schema.recordings: schema.recordings.c.expires < tx.now,
             schema.tickets: schema.tickets.c.expires < tx.now,
             schema.terminal_requests: schema.terminal_requests.c.expires < tx.now - _PAIRINGS_KEPT,
         }

@@ -478,6 +478,34 @@ tickets = Table(
     Index(None, "expires"),
 )
 
+recordings = Table(
+    "recordings",
+    metadata,
+    _id(),
+    _tenant(),
+    # No foreign keys: what was recorded outlives device and person in the list of what there was.
+    Column("device_id", Id, nullable=False),
+    _text("device_label"),
+    Column("user_id", Id, nullable=False, server_default=""),
+    _text("user_name"),
+    _text("account"),
+    _text("address"),
+    Column("lease_id", Id, nullable=False, server_default=""),
+    Column("kind", sa.String(16), nullable=False),
+    _text("command"),
+    _text("gateway"),
+    _time("began"),
+    _time("expires"),
+    _time("ended", nullable=True),
+    _number("size"),
+    _text("sha256"),
+    _text("problem"),
+    Index(None, "tenant_id", "id"),
+    Index(None, "tenant_id", "device_id"),
+    Index(None, "tenant_id", "user_id"),
+    Index(None, "expires"),
+)
+
 audit = Table(
     "audit",
     metadata,

@@ -1,0 +1,64 @@
+"""Recordings over REST: who sees which, and what a look at one leaves behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from datetime import UTC, datetime
+from pathlib import Path
+
+from support.apis import live_api
+from support.tenants import TEST, a_recording, person
+from tunnelmux.config.api import RecordingsConfig
+from tunnelmux.registry import RecordedEnd
+
+CAST = b'{"version": 2, "width": 80, "height": 24}\n[0.1, "o", "hello"]\n'
+
+
+async def test_an_admin_sees_all_and_others_their_own(tmp_path: Path) -> None:
+    async with live_api(tmp_path, recordings=RecordingsConfig(folder=tmp_path / "casts")) as api:
+        people = {role: await person(api, role, role) for role in ("admin", "operator", "viewer")}
+        tenant = api.running.api.registry.tenant(people["admin"].tenant_id, TEST)
+        device, _ = await tenant.devices.add("cam1")
+        made = {}
+        for role, someone in people.items():
+            recorded = made[role] = a_recording(device.id, someone.user_id)
+            await tenant.recordings.begin(recorded)
+            file = tmp_path / "casts" / recorded.file(tenant.tenant_id)
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_bytes(CAST)
+        await tenant.recordings.end(
+            made["viewer"].id, RecordedEnd(ended=datetime.now(UTC), size=len(CAST), sha256="ab")
+        )
+        for role, someone in people.items():
+            seen = {*made} if role == "admin" else {role}
+            listed = (await api.call("GET", "/api/recordings", someone.token)).json()["items"]
+            assert {item["id"] for item in listed} == {made[other].id for other in seen}
+            for other, recorded in made.items():
+                path = f"/api/recordings/{recorded.id}"
+                status = 200 if other in seen else 404
+                assert (await api.call("GET", path, someone.token)).status_code == status
+                answer = await api.call("GET", f"{path}/cast", someone.token)
+                assert answer.status_code == status
+                assert (answer.content == CAST) == (other in seen)
+        admin = people["admin"]
+        one = (await api.call("GET", f"/api/recordings/{made['viewer'].id}", admin.token)).json()
+        assert (one["command"], one["size"], one["sha256"]) == ("secret-command", len(CAST), "ab")
+        assert one["ended"] is not None
+        mine = f"/api/recordings?user_id={people['viewer'].user_id}&device_id={device.id}"
+        assert len((await api.call("GET", mine, admin.token)).json()["items"]) == 1
+        looks = (await api.call("GET", "/api/audit?action=recording.read", admin.token)).json()
+        assert len(looks["items"]) == 5
+
+
+async def test_a_file_that_is_elsewhere_or_gone_is_said_to_be(tmp_path: Path) -> None:
+    for folder, code in ((None, "recording_elsewhere"), (tmp_path / "none", "recording_gone")):
+        here = tmp_path / code
+        here.mkdir()
+        async with live_api(here, recordings=RecordingsConfig(folder=folder)) as api:
+            admin = await person(api, "admin", "admin")
+            tenant = api.running.api.registry.tenant(admin.tenant_id, TEST)
+            device, _ = await tenant.devices.add("cam1")
+            recorded = dataclasses.replace(a_recording(device.id, admin.user_id), command="a\0b")
+            await tenant.recordings.begin(recorded)
+            answer = await api.call("GET", f"/api/recordings/{recorded.id}/cast", admin.token)
+            assert answer.json()["code"] == code
