@@ -17,7 +17,6 @@
     │   ├── SessionNotFound         the register knows no live session with that token
     │   ├── SessionExpired          it is registered, but was not heard from for too long
     │   ├── DeviceUnreachable       no stream to a device can be had now; `code` says why
-    │   ├── NotSupported            this kind of store cannot do that
     │   └── ProtocolError           never raised itself
     │       ├── LocalProtocolError  we were asked for something the protocol forbids
     │       └── RemoteProtocolError the peer broke the protocol; `wire_code` goes into the GoAway
@@ -25,11 +24,14 @@
     │   ├── StreamReset             by either side, with the code on the wire
     │   │   └── StreamRefused       the peer reset it before ever answering: safe to retry
     │   └── StreamClosed            used after we closed that half
-    └── RegistryError               the registry did not do what was asked
-        ├── RegistryAway            its database does not answer; it may later
-        ├── RegistryFailed          it answers that it cannot: full, read-only, another version
-        ├── NoSuchRecord            there is no such thing, or it is another tenant's
-        └── RegistryRefused         the rules forbid it; `code` says which of them
+    ├── RegistryError               the registry did not do what was asked
+    │   ├── RegistryAway            its database does not answer; it may later
+    │   ├── RegistryFailed          it answers that it cannot: full, read-only, another version
+    │   ├── NoSuchRecord            there is no such thing, or it is another tenant's
+    │   └── RegistryRefused         the rules forbid it; `code` says which of them
+    └── DirectoryError              the directory of a cluster did not do what was asked
+        ├── DirectoryAway           no answer came in time; it may have happened all the same
+        └── NodeNameTaken           a process that started later uses the name of this node
 
 `Stream` raises Trio's own `BrokenResourceError` and `ClosedResourceError`, as every Trio stream
 does, with one of these as the `__cause__`. No message here ever holds a token, a password or a key.
@@ -44,9 +46,11 @@ __all__ = [
     "ConnectError",
     "ConnectRefused",
     "DeviceUnreachable",
+    "DirectoryAway",
+    "DirectoryError",
     "LocalProtocolError",
     "NoSuchRecord",
-    "NotSupported",
+    "NodeNameTaken",
     "ProtocolError",
     "RegistryAway",
     "RegistryError",
@@ -175,10 +179,6 @@ class DeviceUnreachable(SessionError):
         self.code = code
 
 
-class NotSupported(SessionError):
-    """This store cannot do that, by its kind: a remote store registers no sessions."""
-
-
 class ProtocolError(SessionError):
     """The yamux rules were broken. `wire_code` is what a GoAway says about it."""
 
@@ -241,3 +241,22 @@ class RegistryRefused(RegistryError):
         super().__init__(message)
         self.code = code
         self.field = field
+
+
+class DirectoryError(TunnelmuxError):
+    """The directory of a cluster did not do what was asked."""
+
+
+class DirectoryAway(DirectoryError):
+    """No answer came in time. What was asked for may have happened all the same."""
+
+
+class NodeNameTaken(DirectoryError):
+    """A process that started later uses the name of this node."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f'another process that started later is node "{name}" of this cluster: give each node '
+            "a name of its own ([cluster] node)"
+        )
+        self.name = name

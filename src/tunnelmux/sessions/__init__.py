@@ -9,10 +9,10 @@ A session here is one agent's live connection; the yamux session inside it is
 from __future__ import annotations
 
 from tunnelmux.sessions.events import EventLog, SessionEvent
-from tunnelmux.sessions.handle import LocalHandle, SessionHandle
+from tunnelmux.sessions.handle import LocalHandle, OwnHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
-from tunnelmux.sessions.store import CLEANUP_INTERVAL, DeviceStore, SessionStore
+from tunnelmux.sessions.store import CLEANUP_INTERVAL, DeviceStore, SessionReader, SessionStore
 from tunnelmux.sessions.summary import Presence, SessionSummary, VisitSummary, shorten_token
 
 __all__ = [
@@ -21,12 +21,14 @@ __all__ = [
     "EventLog",
     "LocalHandle",
     "MemoryStore",
+    "OwnHandle",
     "Presence",
     "RemoteHandle",
     "RemoteStore",
     "SessionClient",
     "SessionEvent",
     "SessionHandle",
+    "SessionReader",
     "SessionStore",
     "SessionSummary",
     "VisitSummary",

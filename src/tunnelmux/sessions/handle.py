@@ -15,7 +15,7 @@ from tunnelmux.sessions.summary import SessionSummary, shorten_token
 if TYPE_CHECKING:
     from tunnelmux.mux import Session, Stream
 
-__all__ = ["LocalHandle", "SessionHandle", "utc_now"]
+__all__ = ["LocalHandle", "OwnHandle", "SessionHandle", "utc_now"]
 
 
 REPLACED = "replaced by a new connection of the same device"
@@ -58,10 +58,6 @@ class SessionHandle(abc.ABC):
         `reason` is what the log says about it.
         """
 
-    async def make_way(self, address: str) -> None:  # noqa: ARG002
-        """End the session because its device has connected again, from `address`."""
-        await self.close(REPLACED)
-
     @property
     @abc.abstractmethod
     def is_closed(self) -> bool:
@@ -76,12 +72,20 @@ class SessionHandle(abc.ABC):
     def summary(self) -> SessionSummary:
         """A snapshot of what there is to know about the session."""
 
+
+class OwnHandle(SessionHandle):
+    """A session that the process which uses it holds itself: what its store registers."""
+
+    async def make_way(self, address: str) -> None:  # noqa: ARG002
+        """End the session because its device has connected again, from `address`."""
+        await self.close(REPLACED)
+
     @abc.abstractmethod
     def record_heartbeat(self, at: datetime) -> None:
         """Note that the agent was heard from at this time; an earlier time changes nothing."""
 
 
-class LocalHandle(SessionHandle):
+class LocalHandle(OwnHandle):
     """A session whose connection is in this process.
 
     Its last heartbeat is the later of what `record_heartbeat` noted and the last byte the agent

@@ -12,7 +12,7 @@ import trio
 
 from tunnelmux.errors import SessionExpired, SessionNotFound
 from tunnelmux.sessions.events import EventLog
-from tunnelmux.sessions.handle import SessionHandle, utc_now
+from tunnelmux.sessions.handle import OwnHandle, SessionHandle, utc_now
 from tunnelmux.sessions.store import DeviceStore
 from tunnelmux.sessions.summary import Presence, SessionSummary
 
@@ -51,12 +51,12 @@ class MemoryStore(DeviceStore):
         self.expire_after = expire_after
         self._events = events
         self._clock = clock
-        self._by_token: dict[str, SessionHandle] = {}
-        self._by_device: dict[str, SessionHandle] = {}
+        self._by_token: dict[str, OwnHandle] = {}
+        self._by_device: dict[str, OwnHandle] = {}
         self._lost: dict[str, _Lost] = {}
         self._arrivals: dict[str, trio.Event] = {}
 
-    async def register(self, token: str, handle: SessionHandle) -> None:
+    async def register(self, token: str, handle: OwnHandle) -> None:
         old = {
             id(h): h
             for h in (self._by_token.get(token), self._by_device.get(handle.device))
@@ -85,7 +85,7 @@ class MemoryStore(DeviceStore):
         if found is not None and (handle is None or found is handle):
             self._remove(found)
 
-    async def lookup(self, token: str) -> SessionHandle:
+    async def lookup(self, token: str) -> OwnHandle:
         handle = self._alive(self._by_token.get(token))
         if handle is None:
             raise SessionNotFound("no live session has this token")
@@ -120,13 +120,13 @@ class MemoryStore(DeviceStore):
             self._remove(handle)
         return len(silent)
 
-    async def find_device(self, name: str) -> SessionHandle | None:
+    async def find_device(self, name: str) -> OwnHandle | None:
         return self.live_device(name)
 
-    def live_device(self, name: str) -> SessionHandle | None:
+    def live_device(self, name: str) -> OwnHandle | None:
         return self._alive(self._by_device.get(name))
 
-    async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:
+    async def wait_for_device(self, name: str, until: float) -> OwnHandle | None:
         while (handle := await self.find_device(name)) is None:
             arrival = self._arrivals.setdefault(name, trio.Event())
             try:
@@ -192,17 +192,17 @@ class MemoryStore(DeviceStore):
         """Drop what is kept of an offline device, because it may not connect any more."""
         self._lost.pop(name, None)
 
-    def _alive(self, handle: SessionHandle | None) -> SessionHandle | None:
+    def _alive(self, handle: OwnHandle | None) -> OwnHandle | None:
         # A session is over a moment before its task unregisters it.
         if handle is None or not handle.is_closed:
             return handle
         self._remove(handle)
         return None
 
-    def _silence(self, handle: SessionHandle) -> float:
+    def _silence(self, handle: OwnHandle) -> float:
         return (self._clock() - handle.summary().last_heartbeat).total_seconds()
 
-    def _remove(self, handle: SessionHandle, *, replaced: bool = False) -> None:
+    def _remove(self, handle: OwnHandle, *, replaced: bool = False) -> None:
         if self._by_token.get(handle.token) is handle:
             del self._by_token[handle.token]
         if self._by_device.get(handle.device) is handle:

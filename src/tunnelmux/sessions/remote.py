@@ -6,14 +6,13 @@ The store speaks to a `SessionClient`; `tunnelmux.backend.ProxyClient` is the on
 from __future__ import annotations
 
 import builtins
-from datetime import datetime
 from typing import Protocol
 
 import trio
 
-from tunnelmux.errors import NotSupported, SessionClosed, SessionNotFound
+from tunnelmux.errors import SessionClosed, SessionNotFound
 from tunnelmux.sessions.handle import SessionHandle
-from tunnelmux.sessions.store import SessionStore
+from tunnelmux.sessions.store import SessionReader
 from tunnelmux.sessions.summary import SessionSummary, shorten_token
 
 __all__ = ["RemoteHandle", "RemoteStore", "SessionClient"]
@@ -83,21 +82,12 @@ class RemoteHandle(SessionHandle):
     def summary(self) -> SessionSummary:
         return self._summary
 
-    def record_heartbeat(self, at: datetime) -> None:  # noqa: ARG002
-        raise NotSupported("the proxy keeps the heartbeats: it hears the agent itself")
 
-
-class RemoteStore(SessionStore):
-    """The sessions of one proxy. Looking, listing and closing work; registering is the proxy's."""
+class RemoteStore(SessionReader):
+    """The sessions of one proxy, to look for, list and close. Registering is the proxy's own."""
 
     def __init__(self, client: SessionClient) -> None:
         self._client = client
-
-    async def register(self, token: str, handle: SessionHandle) -> None:  # noqa: ARG002
-        raise NotSupported("only the proxy registers sessions: agents connect to it")
-
-    async def unregister(self, token: str, handle: SessionHandle | None = None) -> None:  # noqa: ARG002
-        raise NotSupported("only the proxy unregisters sessions; to end one, close its handle")
 
     async def lookup(self, token: str) -> SessionHandle:
         return RemoteHandle(self._client, await self._client.get_session(token))
@@ -111,9 +101,3 @@ class RemoteStore(SessionStore):
 
     async def list(self) -> builtins.list[SessionSummary]:
         return sorted(await self._client.list_sessions(), key=lambda s: s.device_id)
-
-    async def heartbeat(self, token: str) -> None:  # noqa: ARG002
-        raise NotSupported("the proxy keeps the heartbeats: it hears the agent itself")
-
-    async def cleanup_expired(self, expire_after: float) -> int:  # noqa: ARG002
-        raise NotSupported("only the proxy cleans up: it does so every 30 s")

@@ -5,23 +5,36 @@ from __future__ import annotations
 import abc
 from datetime import datetime
 
-from tunnelmux.sessions.handle import SessionHandle
+from tunnelmux.sessions.handle import OwnHandle, SessionHandle
 from tunnelmux.sessions.summary import SessionSummary
 
-__all__ = ["CLEANUP_INTERVAL", "DeviceStore", "SessionStore"]
+__all__ = ["CLEANUP_INTERVAL", "DeviceStore", "SessionReader", "SessionStore"]
 
 CLEANUP_INTERVAL = 30.0
 """Seconds between two runs of `cleanup_expired` in whoever owns a store."""
 
 
-class SessionStore(abc.ABC):
-    """Where sessions are registered and looked up by token.
-
-    Every store keeps these sentences. One that cannot do a thing by its kind raises NotSupported.
-    """
+class SessionReader(abc.ABC):
+    """Where sessions are looked up by token, whichever process they are registered in."""
 
     @abc.abstractmethod
-    async def register(self, token: str, handle: SessionHandle) -> None:
+    async def lookup(self, token: str) -> SessionHandle:
+        """The live session of this token; raises SessionNotFound, or SessionExpired."""
+
+    @abc.abstractmethod
+    async def exists(self, token: str) -> bool:
+        """Whether this token has a live session. Absence is an answer and never raises."""
+
+    @abc.abstractmethod
+    async def list(self) -> list[SessionSummary]:
+        """A summary of every live session, by device name."""
+
+
+class SessionStore(SessionReader):
+    """Where the process that holds sessions registers them."""
+
+    @abc.abstractmethod
+    async def register(self, token: str, handle: OwnHandle) -> None:
         """Make `handle` the session of this token.
 
         The session that was there before is closed and replaced at once: an agent that comes back
@@ -35,18 +48,6 @@ class SessionStore(abc.ABC):
         With `handle`, only that very session: one that was replaced meanwhile cannot take its
         successor away with it.
         """
-
-    @abc.abstractmethod
-    async def lookup(self, token: str) -> SessionHandle:
-        """The live session of this token; raises SessionNotFound, or SessionExpired."""
-
-    @abc.abstractmethod
-    async def exists(self, token: str) -> bool:
-        """Whether this token has a live session. Absence is an answer and never raises."""
-
-    @abc.abstractmethod
-    async def list(self) -> list[SessionSummary]:
-        """A summary of every live session, by device name."""
 
     @abc.abstractmethod
     async def heartbeat(self, token: str) -> None:

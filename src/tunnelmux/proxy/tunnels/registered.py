@@ -602,6 +602,5 @@ def _known(device: FleetDevice) -> KnownDevice:
             rotation_wanted=device.rotation_wanted,
             credentials=digests,
             rules=device.rules,
-            serial=device.serial,
         ),
     )

@@ -1,0 +1,38 @@
+"""Who is where: which node of a cluster holds the session of a device.
+
+A *node* is one process that agents connect to. Each keeps its own sessions; what all of them have
+to agree on is small, and stands behind one interface: `Directory`. `LocalDirectory` keeps it in
+this process, `RedisDirectory` in Redis. Both can be lost: who may connect stands elsewhere, and
+each node says again what it holds.
+"""
+
+from __future__ import annotations
+
+from tunnelmux.directory.directory import Directory
+from tunnelmux.directory.local import LocalDirectory, PlaceBook
+from tunnelmux.directory.places import (
+    BEAT_INTERVAL,
+    LEASE,
+    Beat,
+    Claim,
+    Heard,
+    Held,
+    Node,
+    Place,
+    new_incarnation,
+)
+
+__all__ = [
+    "BEAT_INTERVAL",
+    "LEASE",
+    "Beat",
+    "Claim",
+    "Directory",
+    "Heard",
+    "Held",
+    "LocalDirectory",
+    "Node",
+    "Place",
+    "PlaceBook",
+    "new_incarnation",
+]

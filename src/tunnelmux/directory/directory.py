@@ -1,0 +1,57 @@
+"""What every directory can do."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+
+from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place
+
+__all__ = ["Directory"]
+
+
+class Directory(abc.ABC):
+    """Who is where, as one node sees it and says it.
+
+    A device has at most one place on each node, and all its places are of one start of its agent
+    (*instance*). Generations grow with each claim, also over the loss of all that the directory
+    kept. A removal names its generation, so a late goodbye takes nothing newer away. A node whose
+    beats stay out for `LEASE` seconds is dead, and its places are not found any more.
+
+    Every call raises DirectoryAway when no answer came in time: what it asked for may have happened
+    all the same. Calls may be made at the same time, and cancelled.
+    """
+
+    @abc.abstractmethod
+    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
+        """This node has a new session of the device. Its generation is higher than all that the
+        directory knows, and than *least*. Places of other instances, and the older one on this
+        node, are superseded at once, and their nodes told with their next beat."""
+
+    @abc.abstractmethod
+    async def release(self, device: str, generation: int) -> bool:
+        """This node's session of that generation has ended; whether it still stood there."""
+
+    @abc.abstractmethod
+    async def find(self, device: str) -> list[Place]:
+        """Where the device has sessions, newest first, on nodes that are not known to be dead."""
+
+    @abc.abstractmethod
+    async def beat(self, me: Node, heard: Heard) -> Beat:
+        """Say that this node lives, and hear what happened since *heard*.
+
+        Raises NodeNameTaken while a process that started later uses the same name.
+        """
+
+    @abc.abstractmethod
+    async def republish(self, held: Sequence[Held]) -> None:
+        """All that this node holds, with the generations it has. Where a newer session is of
+        another instance, this node's counts as superseded: its next beat says so."""
+
+    @abc.abstractmethod
+    async def sweep(self) -> int:
+        """Remove the places of dead nodes; how many there were. One node does it now and then."""
+
+    @abc.abstractmethod
+    async def leave(self) -> None:
+        """This node ends in order: its places are not found from now on."""

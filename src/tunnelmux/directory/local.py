@@ -1,0 +1,200 @@
+"""A directory in this process, and the rules that every other one follows."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import trio
+
+from tunnelmux.directory.directory import Directory
+from tunnelmux.directory.places import (
+    LEASE,
+    MOST_PLACES,
+    Beat,
+    Claim,
+    Heard,
+    Held,
+    Node,
+    Place,
+)
+from tunnelmux.errors import NodeNameTaken
+
+__all__ = ["LocalDirectory", "PlaceBook"]
+
+_MOST_MESSAGES = 10_000
+# Kept for one node: it holds fewer sessions, or says again all it has when it comes back.
+
+
+@dataclass(slots=True)
+class _Live:
+    """What is known of a node that is not dead."""
+
+    record: Node
+    until: float
+    inbox: deque[tuple[int, str, int]] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
+    is_complete: bool = False
+    """Whether it has said all that it holds."""
+
+
+class PlaceBook:
+    """The places of all devices and the nodes they are on; what nodes share.
+
+    *clock* gives seconds since a fixed moment. Nothing here waits.
+    """
+
+    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+        self._clock = clock
+        self._places: dict[str, list[Place]] = {}
+        self._live: dict[str, _Live] = {}
+        self._numbers = itertools.count(1)
+        self._nodes_changed = 0
+
+    def claim(
+        self, node: str, incarnation: str, held: Held, *, least: int = 0, is_new: bool = True
+    ) -> Claim | None:
+        """Enter a session: with a new generation, or with the one that it has. None when a newer
+        one of another instance stands there."""
+        old = self._places.get(held.device, [])
+        generation = held.generation
+        if is_new:
+            newest = max((place.generation for place in old), default=0)
+            generation = max(int(self._clock() * 1000), newest + 1, least + 1)
+        elif any(p.generation > generation and p.instance != held.instance for p in old):
+            if node in self._live:
+                self._tell(node, held.device, generation)
+            return None
+        kept: list[Place] = []
+        gone: list[Place] = []
+        for place in old:
+            stays = place.node != node and place.instance == held.instance
+            (kept if stays else gone).append(place)
+        kept.append(Place(node, incarnation, generation, held.instance))
+        kept.sort(key=lambda place: -place.generation)
+        gone += kept[MOST_PLACES:]
+        self._places[held.device] = kept[:MOST_PLACES]
+        for place in gone:
+            if place.node != node and self._is_live(place):
+                self._tell(place.node, held.device, place.generation)
+        return Claim(generation, gone)
+
+    def release(self, node: str, device: str, generation: int) -> bool:
+        """Remove the node's session, if it is of that generation."""
+        old = self._places.get(device, [])
+        kept = [p for p in old if (p.node, p.generation) != (node, generation)]
+        self._put(device, kept)
+        return len(kept) < len(old)
+
+    def find(self, device: str) -> list[Place]:
+        """The places on live nodes, newest first."""
+        return [place for place in self._places.get(device, ()) if self._is_live(place)]
+
+    def beat(self, me: Node, heard: Heard) -> Beat:
+        """Note that the node lives; raises NodeNameTaken."""
+        now = self._clock()
+        known = self._live.get(me.name)
+        if known is not None and known.record.incarnation > me.incarnation:
+            raise NodeNameTaken(me.name)
+        if known is None or known.record.incarnation != me.incarnation:
+            known = self._live[me.name] = _Live(me, now)
+            self._nodes_changed += 1
+        elif known.record != me:
+            known.record = me
+            self._nodes_changed += 1
+        known.until = now + LEASE
+        for name in [name for name, node in self._live.items() if node.until <= now]:
+            self._forget(name)
+        seen = int(heard.message or 0)
+        while known.inbox and known.inbox[0][0] <= seen:
+            known.inbox.popleft()
+        version = str(self._nodes_changed)
+        nodes = {name: node.record for name, node in self._live.items()}
+        return Beat(
+            heard=Heard(str(known.inbox[-1][0]) if known.inbox else heard.message, version),
+            superseded=[(device, generation) for _, device, generation in known.inbox],
+            nodes=nodes if version != heard.nodes else None,
+            resync=not known.is_complete,
+        )
+
+    def complete(self, node: str, incarnation: str) -> None:
+        """The node has said all that it holds."""
+        known = self._live.get(node)
+        if known is not None and known.record.incarnation == incarnation:
+            known.is_complete = True
+
+    def sweep(self) -> int:
+        """Remove what stands on dead nodes; how many places that were."""
+        count = 0
+        for device, places in list(self._places.items()):
+            kept = self.find(device)
+            count += len(places) - len(kept)
+            self._put(device, kept)
+        return count
+
+    def leave(self, node: str, incarnation: str) -> None:
+        """The node has ended."""
+        known = self._live.get(node)
+        if known is not None and known.record.incarnation == incarnation:
+            self._forget(node)
+
+    def _is_live(self, place: Place) -> bool:
+        # A node is dead when a beat of another one has found it so, and not by a reader's clock.
+        node = self._live.get(place.node)
+        return node is not None and node.record.incarnation == place.incarnation
+
+    def _tell(self, node: str, device: str, generation: int) -> None:
+        self._live[node].inbox.append((next(self._numbers), device, generation))
+
+    def _put(self, device: str, places: list[Place]) -> None:
+        if places:
+            self._places[device] = places
+        else:
+            self._places.pop(device, None)
+
+    def _forget(self, name: str) -> None:
+        del self._live[name]
+        self._nodes_changed += 1
+
+
+class LocalDirectory(Directory):
+    """What one node sees of a `PlaceBook` in its own process. It is never away."""
+
+    def __init__(self, book: PlaceBook, node: str, incarnation: str) -> None:
+        self._book = book
+        self._node = node
+        self._incarnation = incarnation
+
+    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
+        await trio.lowlevel.checkpoint()
+        held = Held(device, instance, 0)
+        claim = self._book.claim(self._node, self._incarnation, held, least=least)
+        assert claim is not None  # a new one is the newest
+        return claim
+
+    async def release(self, device: str, generation: int) -> bool:
+        await trio.lowlevel.checkpoint()
+        return self._book.release(self._node, device, generation)
+
+    async def find(self, device: str) -> list[Place]:
+        await trio.lowlevel.checkpoint()
+        return self._book.find(device)
+
+    async def beat(self, me: Node, heard: Heard) -> Beat:
+        await trio.lowlevel.checkpoint()
+        return self._book.beat(me, heard)
+
+    async def republish(self, held: Sequence[Held]) -> None:
+        await trio.lowlevel.checkpoint()
+        for one in held:
+            self._book.claim(self._node, self._incarnation, one, is_new=False)
+        self._book.complete(self._node, self._incarnation)
+
+    async def sweep(self) -> int:
+        await trio.lowlevel.checkpoint()
+        return self._book.sweep()
+
+    async def leave(self) -> None:
+        await trio.lowlevel.checkpoint()
+        self._book.leave(self._node, self._incarnation)

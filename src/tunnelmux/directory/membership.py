@@ -1,0 +1,305 @@
+"""One node as a member of its cluster: what it holds stands in the directory.
+
+The directory may be slow, lose answers, and lose all that it kept. A node's own list of sessions is
+what counts: what differs from the directory is put right there, again and again until it is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, NoReturn, TypeVar
+
+import trio
+
+from tunnelmux.directory.directory import Directory
+from tunnelmux.directory.places import BEAT_INTERVAL, LEASE, Beat, Heard, Held, Node, Place
+from tunnelmux.errors import DirectoryAway, NodeNameTaken
+from tunnelmux.observability import get_logger
+
+__all__ = ["Membership"]
+
+_log = get_logger("directory")
+
+S = TypeVar("S")
+
+_AT_ONCE = 16
+# Claims and releases under way together: as many as the directory in Redis has connections.
+
+_RETRY = 0.5
+# Seconds until a directory that gave no answer is asked again.
+
+_SWEEP_INTERVAL = 60.0
+# Seconds between two looks for what dead nodes left behind.
+
+_GOODBYE = 1.0
+# Seconds for the last call of a node that ends.
+
+_MOST_KNOWN = 10_000
+# Devices on other nodes whose places are remembered for the time when the directory is away.
+
+
+@dataclass(slots=True, eq=False)
+class _Session(Generic[S]):
+    """One session of this node."""
+
+    device: str
+    instance: str
+    session: S
+    generation: int = 0
+    """0 until the directory has given it one."""
+
+
+class Membership(Generic[S]):
+    """Keeps the sessions of this node in the directory, and knows of the other nodes.
+
+    *on_superseded* is called with a session that is to be closed, because the device has a newer
+    one on the node of that name. `run` does the work; all else but `find` never waits.
+    """
+
+    def __init__(
+        self,
+        directory: Directory,
+        me: Node,
+        on_superseded: Callable[[S, str], None],
+    ) -> None:
+        self.me = me
+        self.nodes: dict[str, Node] = {}
+        """The live nodes by name, as far as this one has heard."""
+        self.is_away = True
+        """Whether the directory gave no answer when it was last asked."""
+        self.believes_until = -math.inf
+        """Until when (`trio.current_time()`) no other node can take this one for dead."""
+        self._directory = directory
+        self._on_superseded = on_superseded
+        self._heard = Heard()
+        self._mine: dict[str, _Session[S]] = {}
+        self._published: dict[str, int | None] = {}  # None: an answer about it is missing
+        self._newest: dict[str, int] = {}
+        self._claiming: dict[str, int] = {}  # the generation up to which it was superseded
+        self._unsettled: dict[str, None] = {}
+        self._work = trio.Event()
+        self._known: dict[str, list[Place]] = {}
+        self._change = trio.Event()
+        self._is_complete = False
+
+    # -- what this node tells -----------------------------------------------------------------
+
+    def arrived(self, device: str, instance: str, session: S) -> None:
+        """The device has a session here now, in place of the one before."""
+        self._mine[device] = _Session(device, instance, session)
+        self._unsettle(device)
+
+    def left(self, device: str, session: S) -> None:
+        """This session is over; if another one took its place, nothing changes."""
+        held = self._mine.get(device)
+        if held is not None and held.session is session:
+            del self._mine[device]
+            self._unsettle(device)
+
+    # -- what it can say ----------------------------------------------------------------------
+
+    def generation_of(self, device: str) -> int:
+        """The generation of the session here; 0 while there is none."""
+        held = self._mine.get(device)
+        return held.generation if held is not None else 0
+
+    def is_settled(self) -> bool:
+        """Whether the directory has all that is here, as far as this node knows."""
+        return not self._unsettled and not self.is_away
+
+    async def find(self, device: str) -> list[Place]:
+        """Where else the device has sessions, newest first; while the directory is away, where it
+        had them when it was last asked."""
+        if self.is_away:
+            await trio.lowlevel.checkpoint()
+            places = self._known.get(device, [])
+        else:
+            try:
+                places = await self._directory.find(device)
+            except DirectoryAway:
+                places = self._known.get(device, [])
+            else:
+                self._remember(device, places)
+        return [place for place in places if place.node != self.me.name]
+
+    async def wait_change(self, until: float) -> None:
+        """Return when the live nodes have changed; at *until* (`trio.current_time()`) at last."""
+        with trio.move_on_at(until):
+            await self._change.wait()
+
+    def _remember(self, device: str, places: list[Place]) -> None:
+        self._known.pop(device, None)
+        if places:
+            self._known[device] = places
+            if len(self._known) > _MOST_KNOWN:
+                del self._known[next(iter(self._known))]
+
+    # -- the work -----------------------------------------------------------------------------
+
+    async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
+        """Be a member until cancelled, and leave then. Started when the first beat is over, however
+        that went."""
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._settle_all)
+                nursery.start_soon(self._sweep)
+                await self._beat_once()
+                task_status.started()
+                while True:  # until it is cancelled
+                    is_calm = self._is_complete and not self.is_away
+                    await trio.sleep(BEAT_INTERVAL if is_calm else _RETRY)
+                    await self._beat_once()
+        finally:
+            with trio.move_on_after(_GOODBYE, shield=True):
+                try:
+                    await self._directory.leave()
+                except DirectoryAway as error:
+                    _log.info("the cluster could not be told of the end", cause=str(error))
+        raise AssertionError  # a loop without an end
+
+    async def _beat_once(self) -> None:
+        asked = trio.current_time()
+        try:
+            beat = await self._directory.beat(self.me, self._heard)
+            await self._hear(beat, asked)
+        except DirectoryAway as error:
+            if not self.is_away or self.believes_until == -math.inf:
+                _log.warning(
+                    "directory away",
+                    cause=str(error),
+                    effect="devices of this node are served, others as last known",
+                )
+                self.believes_until = max(self.believes_until, 0.0)
+            self.is_away = True
+        except NodeNameTaken as error:
+            if not self.is_away:
+                _log.error("node name taken", problem=str(error))
+            self.is_away = True
+
+    async def _hear(self, beat: Beat, asked: float) -> None:
+        if self.is_away:
+            _log.info("directory reached", node=self.me.name)
+        self.is_away = False
+        for device, generation in beat.superseded:
+            self._supersede(device, generation)
+        if beat.resync:
+            await self._say_all()
+            self._is_complete = False  # what comes of it the next beat tells
+        else:
+            self._is_complete = True
+            self.believes_until = asked + LEASE
+        self._heard = beat.heard
+        if beat.nodes is not None:
+            self._take_nodes(beat.nodes)
+        if self._unsettled:
+            self._work.set()
+
+    def _take_nodes(self, nodes: dict[str, Node]) -> None:
+        before, self.nodes = self.nodes, nodes
+        others = {name: node.incarnation for name, node in nodes.items() if name != self.me.name}
+        for name in sorted(set(before) - set(nodes) - {self.me.name}):
+            _log.warning("node gone", node=name)
+        for name, incarnation in sorted(others.items()):
+            if name not in before or before[name].incarnation != incarnation:
+                _log.info("node joined", node=name, address=nodes[name].address)
+        self._change.set()
+        self._change = trio.Event()
+
+    async def _say_all(self) -> None:
+        held = [
+            Held(one.device, one.instance, one.generation)
+            for one in self._mine.values()
+            if one.generation
+        ]
+        await self._directory.republish(held)
+
+    def _supersede(self, device: str, generation: int) -> None:
+        if device in self._claiming:
+            # It may be about the very claim whose answer is still under way.
+            self._claiming[device] = max(generation, self._claiming[device])
+        held = self._mine.get(device)
+        if held is None or not 0 < held.generation <= generation:
+            return
+        del self._mine[device]
+        self._published.pop(device, None)  # it was removed by who came after
+        places = self._known.get(device, [])
+        self._on_superseded(held.session, places[0].node if places else "")
+
+    async def _sweep(self) -> NoReturn:
+        while True:  # until the node ends
+            await trio.sleep(_SWEEP_INTERVAL)
+            if self.is_away or self.me.name != min(self.nodes, default=""):
+                continue
+            try:
+                count = await self._directory.sweep()
+            except DirectoryAway:
+                continue  # the beats tell of it
+            if count:
+                _log.info("places of dead nodes removed", count=count)
+
+    # -- putting the directory right ------------------------------------------------------------
+
+    def _unsettle(self, device: str) -> None:
+        self._unsettled[device] = None
+        self._work.set()
+
+    async def _settle_all(self) -> NoReturn:
+        while True:  # until the node ends
+            await self._work.wait()
+            self._work = trio.Event()
+            devices = list(self._unsettled)
+            for start in range(0, len(devices), _AT_ONCE):
+                async with trio.open_nursery() as nursery:
+                    for device in devices[start : start + _AT_ONCE]:
+                        nursery.start_soon(self._settle, device)
+                if self.is_away:
+                    break  # the next beat that is answered goes on
+
+    async def _settle(self, device: str) -> None:
+        """Have the directory say of the device what is true here."""
+        del self._unsettled[device]
+        try:
+            held = self._mine.get(device)
+            if held is None:
+                await self._release(device)
+            elif not held.generation:
+                await self._claim(held)
+        except DirectoryAway:
+            self._unsettle_later(device)
+
+    def _unsettle_later(self, device: str) -> None:
+        self._unsettled[device] = None  # the next beat that is answered goes on with it
+
+    async def _claim(self, held: _Session[S]) -> None:
+        device = held.device
+        self._published[device] = None
+        self._claiming[device] = 0
+        try:
+            claim = await self._directory.claim(device, held.instance, self._newest.get(device, 0))
+        finally:
+            superseded_to = self._claiming.pop(device)
+        self._newest[device] = self._published[device] = claim.generation
+        if self._mine.get(device) is not held:
+            self._unsettle(device)  # it ended meanwhile, or another one took its place
+            return
+        held.generation = claim.generation
+        if superseded_to >= claim.generation:
+            self._supersede(device, superseded_to)
+
+    async def _release(self, device: str) -> None:
+        if device not in self._published:
+            return
+        generation = self._published[device]
+        if generation is None:
+            # A claim that was not answered may have been carried out.
+            me = self.me.name, self.me.incarnation
+            places = await self._directory.find(device)
+            found = [p.generation for p in places if (p.node, p.incarnation) == me]
+            generation = found[0] if found else 0
+        if generation:
+            await self._directory.release(device, generation)
+        if device not in self._mine:
+            self._published.pop(device, None)
+            self._newest.pop(device, None)

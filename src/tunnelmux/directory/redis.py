@@ -1,0 +1,154 @@
+"""A directory in Redis (7 or newer, or Valkey), for nodes on many machines."""
+
+from __future__ import annotations
+
+import zlib
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+import trio
+
+from tunnelmux.directory.directory import Directory
+from tunnelmux.directory.places import (
+    LEASE,
+    MOST_PLACES,
+    Beat,
+    Claim,
+    Heard,
+    Held,
+    Node,
+    Place,
+)
+from tunnelmux.directory.resp import Redis, RedisFailed, Script
+from tunnelmux.directory.scripts import PREFIX, SCRIPTS, whole
+from tunnelmux.errors import DirectoryAway, NodeNameTaken
+
+__all__ = ["RedisDirectory"]
+
+ANSWER_TIMEOUT = 1.0
+"""Seconds that Redis gets for an answer: beats come every two, and visitors wait."""
+
+_SHARDS = 16
+# Hashes that the devices are spread over, so that one sweep never holds Redis up for long.
+
+_BATCH = 500
+# Sessions that are said again by one call: about 10 ms of Redis.
+
+
+class RedisDirectory(Directory):
+    """What one node sees of the directory in a Redis. Each call is one script, which is atomic."""
+
+    def __init__(
+        self,
+        redis: Redis,
+        node: str,
+        incarnation: str,
+        *,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._node = node
+        self._incarnation = incarnation
+        self._timeout = timeout
+        self._writes = 0
+        self._redis = redis
+        self._scripts = {
+            name: Script(whole(name, lease=LEASE, most_places=MOST_PLACES)) for name in SCRIPTS
+        }
+
+    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
+        arguments = (device, self._node, self._incarnation, instance, least)
+        generation, gone, writes = await self._run("claim", [_shard(device)], arguments)
+        self._writes = max(self._writes, writes)
+        return Claim(int(generation), _places_in(gone))
+
+    async def release(self, device: str, generation: int) -> bool:
+        arguments = (device, self._node, self._incarnation, generation)
+        removed, writes = await self._run("release", [_shard(device)], arguments)
+        self._writes = max(self._writes, writes)
+        return bool(removed == 1)
+
+    async def find(self, device: str) -> list[Place]:
+        return _places_in(await self._run("find", [_shard(device)], [device]))
+
+    async def beat(self, me: Node, heard: Heard) -> Beat:
+        written = self._writes  # before: an answer to a claim may come while this one is under way
+        record = msgspec.json.encode(me).decode()
+        arguments = [me.name, me.incarnation, record, heard.message, heard.nodes]
+        answer = await self._run("beat", [], arguments)
+        if answer[0] == "taken":
+            raise NodeNameTaken(me.name)
+        _, complete, writes, messages, version, records = answer
+        superseded, last = [], heard.message
+        for number, fields in messages:
+            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
+            superseded.append((pairs["device"], int(pairs["generation"])))
+            last = _after(number)
+        nodes = None
+        if version != heard.nodes:
+            decoded = [msgspec.json.decode(one, type=Node) for one in records]
+            nodes = {one.name: one for one in decoded}
+        # Fewer writes than it once answered: a replica that had not all of them took over.
+        lost = writes < written
+        if lost:
+            self._writes = writes
+        return Beat(Heard(last, version), superseded, nodes, resync=lost or not complete)
+
+    async def republish(self, held: Sequence[Held]) -> None:
+        by_shard = defaultdict(list)
+        for one in held:
+            by_shard[_shard(one.device)].append(one)
+        for key, sessions in by_shard.items():
+            for start in range(0, len(sessions), _BATCH):
+                arguments: list[str | int] = [self._node, self._incarnation]
+                for one in sessions[start : start + _BATCH]:
+                    arguments += [one.device, one.instance, one.generation]
+                writes = await self._run("republish", [key], arguments)
+                self._writes = max(self._writes, writes)
+        await self._run("complete", [], [f"{self._node}|{self._incarnation}"])
+
+    async def sweep(self) -> int:
+        count = 0
+        for number in range(_SHARDS):
+            cursor = "0"
+            while True:  # until Redis has gone through all of the hash
+                key = f"{PREFIX}places:{number}"
+                cursor, removed = await self._run("sweep", [key], [cursor])
+                count += removed
+                if cursor == "0":
+                    break
+        return count
+
+    async def leave(self) -> None:
+        await self._run("leave", [], [f"{self._node}|{self._incarnation}"])
+
+    async def _run(
+        self, name: str, keys: Sequence[str], arguments: Sequence[str | int]
+    ) -> Any:  # what each script answers is said where it is read
+        words = [str(argument) for argument in arguments]
+        try:
+            with trio.fail_after(self._timeout):
+                return await self._redis.run(self._scripts[name], keys, words)
+        except trio.TooSlowError:
+            raise DirectoryAway(f"Redis gave no answer within {self._timeout:g} s") from None
+        except RedisFailed as error:
+            raise DirectoryAway(f"Redis: {error}") from error
+
+
+def _shard(device: str) -> str:
+    return f"{PREFIX}places:{zlib.crc32(device.encode()) % _SHARDS}"
+
+
+def _places_in(text: str) -> list[Place]:
+    found = []
+    for item in filter(None, text.split(";")):
+        generation, node, incarnation, instance = item.split("|")
+        found.append(Place(node, incarnation, int(generation), instance))
+    return found
+
+
+def _after(number: str) -> str:
+    """The id of a stream's entry that comes right after that one."""
+    milliseconds, _, sequence = number.partition("-")
+    return f"{milliseconds}-{int(sequence) + 1}"

@@ -1,0 +1,318 @@
+"""A client of Redis on Trio: the protocol RESP2, a few connections, Sentinels.
+
+Of Redis' commands the directory uses scripts, nothing else: this is what it takes to run them. A
+connection serves one call at a time, and one whose call was cancelled or failed is dropped, so that
+no answer is ever taken for another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import ssl
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+import trio
+
+from tunnelmux.errors import ConfigError, TunnelmuxError
+
+__all__ = ["Redis", "RedisFailed", "RedisPlace", "Reply", "Script", "open_redis"]
+
+Reply = str | int | list["Reply"] | None
+
+_MOST_CONNECTIONS = 16
+# At once; one more call waits. Redis does one thing at a time, so more would wait there.
+
+_DIAL_TIMEOUT = 1.0
+# Seconds for one of several Sentinels to answer before the next one is asked.
+
+_READ_SIZE = 65_536
+
+_LONGEST_LINE = 65_536
+# Bytes of a line: what Redis sends is a number or an error's text.
+
+_LARGEST_REPLY = 64 * 1024 * 1024
+# Bytes of one string. A beat's answer is some hundred bytes for each node.
+
+BAD_URL = (
+    "is not the URL of a Redis: write it like redis://:password@10.0.0.5:6379, with rediss:// for "
+    "TLS, or redis+sentinel://:password@10.0.0.5:26379,10.0.0.6:26379/mymaster"
+)
+
+
+class RedisFailed(TunnelmuxError):
+    """Redis could not be reached, or answered with an error."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RedisPlace:
+    """Where a Redis is, and what it asks for."""
+
+    hosts: tuple[tuple[str, int], ...] = ()
+    """Host and port: of the one Redis, or of the Sentinels."""
+    socket: str = ""
+    """The path of a Unix socket, in place of those."""
+    primary: str = ""
+    """What the Sentinels call the Redis to use; empty without Sentinels."""
+    user: str = field(default="", repr=False)
+    password: str = field(default="", repr=False)
+    database: int = 0
+    tls: bool = False
+
+    @classmethod
+    def parse(cls, url: str) -> RedisPlace:
+        """`redis://[[user]:password@]host[:port][/database]`, `rediss://` for TLS,
+        `unix://[[user]:password@]/path/of/socket`, and for Sentinels
+        `redis+sentinel://[[user]:password@]host[:port][,host[:port]…]/name[/database]`, or
+        `rediss+sentinel://`. Raises ConfigError for what is none of them, without showing it."""
+        try:
+            parts = urlsplit(url)
+            scheme, _, sentinel = parts.scheme.partition("+")
+            path = [part for part in parts.path.split("/") if part]
+            login, _, hosts = parts.netloc.rpartition("@")
+            user, _, password = login.partition(":")
+            user, password = unquote(user), unquote(password)
+            if scheme == "unix" and not sentinel and path and not hosts:
+                return cls(socket=parts.path, user=user, password=password)
+            if scheme in {"redis", "rediss"} and sentinel in {"", "sentinel"}:
+                usual = 26379 if sentinel else 6379
+                return cls(
+                    hosts=_hosts_of(hosts, usual, several=bool(sentinel)),
+                    primary=path.pop(0) if sentinel else "",
+                    database=int(path.pop(0)) if path else 0,
+                    tls=scheme == "rediss",
+                    user=user,
+                    password=password,
+                )
+        except (ValueError, IndexError):
+            pass
+        raise ConfigError(BAD_URL)
+
+
+def _hosts_of(text: str, usual: int, *, several: bool) -> tuple[tuple[str, int], ...]:
+    hosts = []
+    for item in text.split(",") if several else [text]:
+        parts = urlsplit(f"//{item}")
+        if not parts.hostname:
+            raise ValueError(item)
+        hosts.append((parts.hostname, parts.port or usual))
+    return tuple(hosts)
+
+
+@asynccontextmanager
+async def open_redis(url: str, ca_file: Path | None = None) -> AsyncIterator[Redis]:
+    """A client of the Redis at *url* (see `RedisPlace.parse`) for the length of the block. It
+    connects when it is used. Under TLS, the system's authorities are trusted, or those in
+    *ca_file*. Raises ConfigError."""
+    place = RedisPlace.parse(url)
+    tls = None
+    if place.tls:
+        try:
+            tls = ssl.create_default_context(cafile=ca_file)
+        except (OSError, ValueError) as error:
+            raise ConfigError(
+                f"the authorities in {ca_file} cannot be loaded ({error}): it must be a readable "
+                "PEM file"
+            ) from error
+    client = Redis(place, tls)
+    try:
+        yield client
+    finally:
+        client.close()
+
+
+class Redis:
+    """Runs scripts in a Redis. Calls may be made at the same time, and cancelled; the caller bounds
+    their time."""
+
+    def __init__(self, place: RedisPlace, tls: ssl.SSLContext | None = None) -> None:
+        self._place = place
+        self._tls = tls
+        self._idle: list[_Connection] = []
+        self._room = trio.Semaphore(_MOST_CONNECTIONS)
+
+    def close(self) -> None:
+        """Close the connections that nobody uses."""
+        while self._idle:
+            self._idle.pop().close()
+
+    async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Reply:
+        """What the script answers. Raises RedisFailed."""
+        words = (script.digest, str(len(keys)), *keys, *arguments)
+        async with self._room:
+            connection = self._idle.pop() if self._idle else await self._dial()
+            is_fine = False
+            try:
+                try:
+                    reply = await connection.ask("EVALSHA", *words)
+                except _ErrorReply as error:
+                    if not str(error).startswith("NOSCRIPT"):
+                        raise
+                    reply = await connection.ask("EVAL", script.text, *words[1:])
+                is_fine = True
+            except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
+                raise RedisFailed(f"the connection broke: {error.__cause__ or error}") from error
+            finally:
+                if is_fine:
+                    self._idle.append(connection)
+                else:
+                    # The others lead to the same server, which ended, or is the primary no more.
+                    connection.close()
+                    self.close()
+            return reply
+
+    async def _dial(self) -> _Connection:
+        place = self._place
+        if place.primary:
+            return await self._connect(*await self._ask_sentinels())
+        if place.socket:
+            return await self._connect(place.socket, 0)
+        return await self._connect(*place.hosts[0])
+
+    async def _ask_sentinels(self) -> tuple[str, int]:
+        """Where the primary is now."""
+        problem = "none of them answered"
+        for host, port in self._place.hosts:
+            try:
+                with trio.fail_after(_DIAL_TIMEOUT):
+                    sentinel = await self._connect(host, port, is_sentinel=True)
+                    try:
+                        words = "SENTINEL", "get-master-addr-by-name", self._place.primary
+                        reply = await sentinel.ask(*words)
+                    finally:
+                        sentinel.close()
+            except (RedisFailed, OSError, trio.BrokenResourceError, trio.TooSlowError) as error:
+                problem = str(error) or problem
+                continue
+            match reply:
+                case [str(found), str(number)]:
+                    return found, int(number)
+            problem = f'they know no primary "{self._place.primary}"'
+        raise RedisFailed(f"the Sentinels did not tell where the primary is: {problem}")
+
+    async def _connect(self, host: str, port: int, *, is_sentinel: bool = False) -> _Connection:
+        place = self._place
+        try:
+            stream: trio.abc.Stream
+            if not port:
+                stream = await trio.open_unix_socket(host)
+            else:
+                stream = await trio.open_tcp_stream(host, port)
+        except OSError as error:
+            raise RedisFailed(f"it cannot be reached: {error.strerror or error}") from error
+        connection = _Connection(stream)
+        is_ready = False
+        try:
+            if self._tls is not None:
+                tls = trio.SSLStream(stream, self._tls, server_hostname=host)
+                await tls.do_handshake()
+                connection = _Connection(tls)
+            if not is_sentinel:
+                await self._introduce(connection, place)
+            is_ready = True
+        except (OSError, trio.BrokenResourceError) as error:
+            raise RedisFailed(f"the connection broke: {error.__cause__ or error}") from error
+        finally:
+            if not is_ready:
+                connection.close()
+        return connection
+
+    async def _introduce(self, connection: _Connection, place: RedisPlace) -> None:
+        if place.password:
+            who = [place.user, place.password] if place.user else [place.password]
+            await connection.ask("AUTH", *who)
+        if place.database:
+            await connection.ask("SELECT", str(place.database))
+        if place.primary:
+            match await connection.ask("ROLE"):
+                case ["master", *_]:
+                    pass
+                case _:
+                    raise RedisFailed("what the Sentinels named as primary is none now")
+
+
+class Script:
+    """Lua for Redis."""
+
+    def __init__(self, text: str) -> None:
+        self.text = text
+        self.digest = hashlib.sha1(text.encode(), usedforsecurity=False).hexdigest()
+
+
+class _ErrorReply(RedisFailed):
+    """What Redis answered was an error."""
+
+
+class _Connection:
+    """One connection, for one call at a time."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self._buffer = bytearray()
+
+    def close(self) -> None:
+        # At once, and without a goodbye: there is none in this protocol.
+        stream = self._stream
+        if isinstance(stream, trio.SSLStream):
+            stream = stream.transport_stream
+        assert isinstance(stream, trio.SocketStream)
+        stream.socket.close()
+
+    async def ask(self, *words: str) -> Reply:
+        """The answer to a command; raises RedisFailed, or what the stream raises."""
+        parts = [b"*%d\r\n" % len(words)]
+        for word in words:
+            data = word.encode()
+            parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
+        await self._stream.send_all(b"".join(parts))
+        reply = await self._read()
+        if isinstance(reply, _ErrorReply):
+            raise reply
+        return reply
+
+    async def _read(self) -> Reply | _ErrorReply:
+        line = await self._read_line()
+        kind, text = line[:1], line[1:]
+        match kind:
+            case "+":
+                return text
+            case "-":
+                return _ErrorReply(text)
+            case ":":
+                return int(text)
+            case "$" if -1 <= (size := int(text)) <= _LARGEST_REPLY:
+                return None if size < 0 else (await self._take(size + 2))[:-2].decode()
+            case "*" if -1 <= (count := int(text)) <= _LARGEST_REPLY:
+                if count < 0:
+                    return None
+                found: list[Reply] = []
+                for _ in range(count):
+                    item = await self._read()
+                    if isinstance(item, _ErrorReply):
+                        raise item
+                    found.append(item)
+                return found
+        raise RedisFailed("what answers there does not speak the protocol of Redis")
+
+    async def _read_line(self) -> str:
+        while (end := self._buffer.find(b"\r\n")) < 0:
+            if len(self._buffer) > _LONGEST_LINE:
+                raise RedisFailed("what answers there does not speak the protocol of Redis")
+            await self._receive()
+        return (await self._take(end + 2))[:-2].decode()
+
+    async def _take(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            await self._receive()
+        taken = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return taken
+
+    async def _receive(self) -> None:
+        data = await self._stream.receive_some(_READ_SIZE)
+        if not data:
+            raise RedisFailed("it closed the connection")
+        self._buffer += data

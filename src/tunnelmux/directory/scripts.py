@@ -1,0 +1,206 @@
+"""What Redis runs for `RedisDirectory`: the rules of `PlaceBook`, each call in one atomic script.
+
+The keys, all of them under PREFIX: `places:N` (hash, device to `generation|node|incarnation|
+instance;…`, newest first), `live` (sorted set, `node|incarnation` by the time its lease ends, in
+ms), `incarnations` and `nodes` (hashes by node: its newest start, its record as JSON), `version`
+of these, `inbox:NODE|INCARNATION` (stream of what was superseded there), `complete` and `writes`
+(hashes by `node|incarnation`: whether it has said all, and how often it wrote), `last` and `grace`.
+"""
+
+from __future__ import annotations
+
+__all__ = ["PREFIX", "SCRIPTS", "whole"]
+
+PREFIX = "tunnelmux:"
+
+_FUNCTIONS = """
+local P = 'tunnelmux:'
+local function now()
+  local t = redis.call('TIME')
+  return t[1] * 1000 + math.floor(t[2] / 1000)
+end
+local function read(text)
+  local places = {}
+  for g, n, i, x in string.gmatch(text or '', '(%d+)|([^|;]*)|([^|;]*)|([^|;]*)') do
+    places[#places + 1] = {generation = tonumber(g), node = n, incarnation = i, instance = x}
+  end
+  return places
+end
+local function write(places)
+  local parts = {}
+  for k, p in ipairs(places) do
+    parts[k] = string.format('%.0f|%s|%s|%s', p.generation, p.node, p.incarnation, p.instance)
+  end
+  return table.concat(parts, ';')
+end
+local function put(key, device, places)
+  if #places == 0 then redis.call('HDEL', key, device)
+  else redis.call('HSET', key, device, write(places)) end
+end
+local function count_write(me)
+  return redis.call('HINCRBY', P .. 'writes', me, 1)
+end
+local function tell(other, device, generation)
+  if redis.call('ZSCORE', P .. 'live', other) then
+    redis.call('XADD', P .. 'inbox:' .. other, 'MAXLEN', '~', 10000, '*',
+      'device', device, 'generation', string.format('%.0f', generation))
+  end
+end
+local function claim(key, device, node, incarnation, instance, least, given)
+  local newest, kept, gone = 0, {}, {}
+  local old = read(redis.call('HGET', key, device))
+  for _, p in ipairs(old) do
+    if p.generation > newest then newest = p.generation end
+    if given > 0 and p.generation > given and p.instance ~= instance then
+      tell(node .. '|' .. incarnation, device, given)
+      return
+    end
+  end
+  local generation = given
+  if given == 0 then generation = math.max(now(), newest + 1, least + 1) end
+  for _, p in ipairs(old) do
+    if p.node ~= node and p.instance == instance then kept[#kept + 1] = p
+    else gone[#gone + 1] = p end
+  end
+  kept[#kept + 1] = {
+    generation = generation, node = node, incarnation = incarnation, instance = instance}
+  table.sort(kept, function(a, b) return a.generation > b.generation end)
+  while #kept > MOST_PLACES do gone[#gone + 1] = table.remove(kept) end
+  put(key, device, kept)
+  for _, p in ipairs(gone) do
+    if p.node ~= node then tell(p.node .. '|' .. p.incarnation, device, p.generation) end
+  end
+  return generation, gone
+end
+local function forget(other)
+  redis.call('ZREM', P .. 'live', other)
+  redis.call('HDEL', P .. 'complete', other)
+  redis.call('HDEL', P .. 'writes', other)
+  redis.call('DEL', P .. 'inbox:' .. other)
+  local node, incarnation = string.match(other, '^(.*)|([^|]*)$')
+  if redis.call('HGET', P .. 'incarnations', node) == incarnation then
+    redis.call('HDEL', P .. 'incarnations', node)
+    redis.call('HDEL', P .. 'nodes', node)
+  end
+  local version = tonumber(redis.call('GET', P .. 'version') or '0')
+  redis.call('SET', P .. 'version', string.format('%.0f', math.max(now(), version + 1)))
+end
+"""
+
+_CLAIM = """
+local key, device, node, incarnation, instance, least = KEYS[1], unpack(ARGV)
+local generation, gone = claim(key, device, node, incarnation, instance, tonumber(least), 0)
+local writes = count_write(node .. '|' .. incarnation)
+return {string.format('%.0f', generation), write(gone), writes}
+"""
+
+_RELEASE = """
+local key, device, node, incarnation, generation = KEYS[1], unpack(ARGV)
+local kept, removed = {}, 0
+for _, p in ipairs(read(redis.call('HGET', key, device))) do
+  if p.node == node and p.generation == tonumber(generation) then removed = 1
+  else kept[#kept + 1] = p end
+end
+if removed == 1 then put(key, device, kept) end
+return {removed, count_write(node .. '|' .. incarnation)}
+"""
+
+_REPUBLISH = """
+local key, node, incarnation = KEYS[1], ARGV[1], ARGV[2]
+for i = 3, #ARGV, 3 do
+  claim(key, ARGV[i], node, incarnation, ARGV[i + 1], 0, tonumber(ARGV[i + 2]))
+end
+return count_write(node .. '|' .. incarnation)
+"""
+
+_BEAT = """
+local node, incarnation, record, seen, version = unpack(ARGV)
+local me, time = node .. '|' .. incarnation, now()
+local newest = redis.call('HGET', P .. 'incarnations', node)
+if newest and newest > incarnation and redis.call('ZSCORE', P .. 'live', node .. '|' .. newest) then
+  return {'taken'}
+end
+if newest and newest ~= incarnation then forget(node .. '|' .. newest) end
+redis.call('HSET', P .. 'incarnations', node, incarnation)
+local changed = redis.call('HGET', P .. 'nodes', node) ~= record
+redis.call('HSET', P .. 'nodes', node, record)
+redis.call('ZADD', P .. 'live', time + LEASE, me)
+-- When no node was heard for a while, or the clock jumped, it was Redis and not the nodes.
+local last = tonumber(redis.call('GET', P .. 'last') or '0')
+local grace = tonumber(redis.call('GET', P .. 'grace') or '0')
+redis.call('SET', P .. 'last', string.format('%.0f', time))
+if last > 0 and math.abs(time - last) > LEASE / 2 then
+  grace = time + LEASE
+  redis.call('SET', P .. 'grace', string.format('%.0f', grace))
+end
+if time >= grace then
+  local dead = redis.call('ZRANGEBYSCORE', P .. 'live', '-inf', time, 'LIMIT', 0, 16)
+  for _, other in ipairs(dead) do forget(other) end
+end
+local now_version = redis.call('GET', P .. 'version')
+if changed or not now_version then
+  now_version = string.format('%.0f', math.max(time, tonumber(now_version or '0') + 1))
+  redis.call('SET', P .. 'version', now_version)
+end
+if seen ~= '' then redis.call('XTRIM', P .. 'inbox:' .. me, 'MINID', seen) end
+local messages = redis.call('XRANGE', P .. 'inbox:' .. me, '-', '+', 'COUNT', 1000)
+local nodes = {}
+if now_version ~= version then nodes = redis.call('HVALS', P .. 'nodes') end
+local complete = redis.call('HEXISTS', P .. 'complete', me)
+local writes = tonumber(redis.call('HGET', P .. 'writes', me) or '0')
+return {'ok', complete, writes, messages, now_version, nodes}
+"""
+
+_COMPLETE = """
+redis.call('HSET', P .. 'complete', ARGV[1], 1)
+return 1
+"""
+
+_SWEEP = """
+local live, removed = {}, 0
+for _, other in ipairs(redis.call('ZRANGE', P .. 'live', 0, -1)) do live[other] = true end
+local found = redis.call('HSCAN', KEYS[1], ARGV[1], 'COUNT', 500)
+for i = 1, #found[2], 2 do
+  local old, kept = read(found[2][i + 1]), {}
+  for _, p in ipairs(old) do
+    if live[p.node .. '|' .. p.incarnation] then kept[#kept + 1] = p end
+  end
+  if #kept < #old then
+    removed = removed + #old - #kept
+    put(KEYS[1], found[2][i], kept)
+  end
+end
+return {found[1], removed}
+"""
+
+_LEAVE = """
+forget(ARGV[1])
+return 1
+"""
+
+_FIND = """
+local found = {}
+for _, p in ipairs(read(redis.call('HGET', KEYS[1], ARGV[1]))) do
+  local other = p.node .. '|' .. p.incarnation
+  if redis.call('ZSCORE', P .. 'live', other) then found[#found + 1] = p end
+end
+return write(found)
+"""
+
+SCRIPTS = {
+    "claim": _CLAIM,
+    "release": _RELEASE,
+    "republish": _REPUBLISH,
+    "beat": _BEAT,
+    "complete": _COMPLETE,
+    "sweep": _SWEEP,
+    "leave": _LEAVE,
+    "find": _FIND,
+}
+"""By name, without what `whole` puts before them."""
+
+
+def whole(name: str, *, lease: float, most_places: int) -> str:
+    """The script of that name as Redis gets it; *lease* in seconds."""
+    head = f"local LEASE, MOST_PLACES = {int(lease * 1000)}, {most_places}\n"
+    return head + _FUNCTIONS + SCRIPTS[name]

@@ -1,0 +1,261 @@
+"""What every directory keeps to, whichever it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+
+import pytest
+import trio
+
+from support.redis_server import RedisServer, run_redis
+from tunnelmux.directory import (
+    BEAT_INTERVAL,
+    LEASE,
+    Beat,
+    Directory,
+    Heard,
+    Held,
+    LocalDirectory,
+    Node,
+    PlaceBook,
+)
+from tunnelmux.directory.redis import RedisDirectory
+from tunnelmux.directory.resp import open_redis
+from tunnelmux.errors import NodeNameTaken
+
+KINDS = ["local", "redis"]
+
+
+class Member:
+    """One node of a cluster under test, and how it sees the directory."""
+
+    def __init__(self, directory: Directory, me: Node) -> None:
+        self.directory = directory
+        self.me = me
+        self.heard = Heard()
+        self.nodes: dict[str, Node] = {}
+
+    async def beat(self) -> Beat:
+        beat = await self.directory.beat(self.me, self.heard)
+        self.heard = beat.heard
+        if beat.nodes is not None:
+            self.nodes = beat.nodes
+        return beat
+
+    async def join(self) -> None:
+        assert (await self.beat()).resync
+        await self.directory.republish([])
+
+
+class Cluster:
+    """Makes members of one directory, and lets its time pass."""
+
+    def __init__(
+        self, make: Callable[[str, str], Directory], let_pass: Callable[[float], None]
+    ) -> None:
+        self._make = make
+        self.let_pass = let_pass
+
+    async def join(self, name: str, incarnation: str = "1") -> Member:
+        me = Node(name=name, incarnation=incarnation, address=f"{name}.example:3802")
+        member = Member(self._make(name, incarnation), me)
+        await member.join()
+        return member
+
+
+@pytest.fixture(scope="module")
+def redis_server() -> Iterator[RedisServer]:
+    with run_redis() as server:
+        yield server
+
+
+@pytest.fixture(params=KINDS)
+async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+    if request.param == "local":
+        now = time.time()
+
+        def clock() -> float:
+            return now
+
+        def pass_locally(seconds: float) -> None:
+            nonlocal now
+            now += seconds
+
+        book = PlaceBook(clock)
+        yield Cluster(lambda name, start: LocalDirectory(book, name, start), pass_locally)
+        return
+    server = request.getfixturevalue("redis_server")
+    server.command("FLUSHALL")
+    async with open_redis(server.url) as redis:
+        clock_of_redis = RedisClock(server)
+        yield Cluster(
+            lambda name, start: RedisDirectory(redis, name, start, timeout=30),
+            clock_of_redis.let_pass,
+        )
+
+
+class RedisClock:
+    """Moves what Redis has noted of its own time into the past: its clock is the machine's."""
+
+    def __init__(self, server: RedisServer) -> None:
+        self._server = server
+
+    def let_pass(self, seconds: float) -> None:
+        moved = f"""
+        local back = {int(seconds * 1000)}
+        local live = redis.call('ZRANGE', 'tunnelmux:live', 0, -1, 'WITHSCORES')
+        for i = 1, #live, 2 do redis.call('ZADD', 'tunnelmux:live', live[i + 1] - back, live[i]) end
+        for _, key in ipairs({{'tunnelmux:last', 'tunnelmux:grace'}}) do
+          local at = redis.call('GET', key)
+          if at then redis.call('SET', key, string.format('%.0f', at - back)) end
+        end
+        return 1
+        """
+        self._server.command("EVAL", moved, "0")
+
+
+async def beats(cluster: Cluster, seconds: float, *members: Member) -> None:
+    """Let time pass while only these nodes live."""
+    for _ in range(int(seconds / BEAT_INTERVAL)):
+        cluster.let_pass(BEAT_INTERVAL)
+        for member in members:
+            await member.beat()
+
+
+async def test_a_claim_is_found_by_all(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    assert await b.directory.find("dev1") == []
+    claim = await a.directory.claim("dev1", "i1")
+    assert claim.superseded == []
+    [place] = await b.directory.find("dev1")
+    assert (place.node, place.incarnation, place.instance) == ("a", "1", "i1")
+    assert place.generation == claim.generation
+
+
+async def test_two_sessions_of_one_agent_stand_beside_each_other(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    two = await b.directory.claim("dev1", "i1")
+    assert two.generation > one.generation
+    assert two.superseded == []
+    assert [place.node for place in await a.directory.find("dev1")] == ["b", "a"]
+    assert (await a.beat()).superseded == []
+
+
+async def test_a_restarted_agent_supersedes_all_its_places_at_once(cluster: Cluster) -> None:
+    a, b, c = [await cluster.join(name) for name in "abc"]
+    one = await a.directory.claim("dev1", "i1")
+    two = await b.directory.claim("dev1", "i1")
+    new = await c.directory.claim("dev1", "i2")
+    assert {place.node for place in new.superseded} == {"a", "b"}
+    assert [place.node for place in await a.directory.find("dev1")] == ["c"]
+    assert (await a.beat()).superseded == [("dev1", one.generation)]
+    assert (await b.beat()).superseded == [("dev1", two.generation)]
+    # They were heard, and are not said again.
+    assert (await a.beat()).superseded == []
+
+
+async def test_what_was_not_heard_is_said_again(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    await b.directory.claim("dev1", "i2")
+    lost = await a.directory.beat(a.me, a.heard)
+    again = await a.directory.beat(a.me, a.heard)
+    assert lost.superseded == again.superseded == [("dev1", one.generation)]
+
+
+async def test_a_late_goodbye_takes_nothing_newer_away(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    old = await a.directory.claim("dev1", "i1")
+    new = await a.directory.claim("dev1", "i1")
+    assert [place.generation for place in new.superseded] == [old.generation]
+    assert not await a.directory.release("dev1", old.generation)
+    assert not await b.directory.release("dev1", new.generation)
+    assert [p.generation for p in await b.directory.find("dev1")] == [new.generation]
+    assert await a.directory.release("dev1", new.generation)
+    assert await b.directory.find("dev1") == []
+
+
+async def test_a_generation_is_higher_than_what_the_node_knows(cluster: Cluster) -> None:
+    a = await cluster.join("a")
+    assert (await a.directory.claim("dev1", "i1", least=10**15)).generation == 10**15 + 1
+
+
+async def test_a_node_that_is_silent_for_a_lease_is_dead(cluster: Cluster) -> None:
+    a, b, c = [await cluster.join(name) for name in "abc"]
+    await a.directory.claim("dev1", "i1")
+    await b.beat()
+    assert set(b.nodes) == {"a", "b", "c"}
+    await beats(cluster, LEASE - BEAT_INTERVAL, b, c)
+    assert [place.node for place in await b.directory.find("dev1")] == ["a"]
+    await beats(cluster, BEAT_INTERVAL, b, c)
+    assert await b.directory.find("dev1") == []
+    await c.beat()
+    assert set(b.nodes) == set(c.nodes) == {"b", "c"}
+    assert await b.directory.sweep() == 1
+    assert await b.directory.sweep() == 0
+
+
+async def test_a_node_that_was_given_up_says_again_what_it_holds(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    two = await a.directory.claim("dev2", "i2")
+    await beats(cluster, LEASE, b)
+    newer = await b.directory.claim("dev2", "i3")
+    assert (await a.beat()).resync
+    assert (await a.beat()).resync  # until it has
+    held = [Held("dev1", "i1", one.generation), Held("dev2", "i2", two.generation)]
+    await a.directory.republish(held)
+    for _ in range(2):  # until it has said that it heard
+        beat = await a.directory.beat(a.me, a.heard)
+        assert (beat.resync, beat.superseded) == (False, [("dev2", two.generation)])
+    assert [p.generation for p in await b.directory.find("dev1")] == [one.generation]
+    assert [p.generation for p in await b.directory.find("dev2")] == [newer.generation]
+
+
+async def test_a_node_that_leaves_is_not_waited_for(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    await a.directory.claim("dev1", "i1")
+    await a.directory.leave()
+    assert await b.directory.find("dev1") == []
+    await b.beat()
+    assert set(b.nodes) == {"b"}
+
+
+async def test_a_restarted_node_takes_the_place_of_the_one_before(cluster: Cluster) -> None:
+    before, b = await cluster.join("a", "1"), await cluster.join("b")
+    await before.directory.claim("dev1", "i1")
+    after = await cluster.join("a", "2")
+    assert await b.directory.find("dev1") == []
+    await b.beat()
+    assert b.nodes["a"] == after.me
+    with pytest.raises(NodeNameTaken, match=r'another process .* node "a" .*: give each node'):
+        await before.beat()
+
+
+async def test_nodes_are_told_once_and_again_when_they_change(cluster: Cluster) -> None:
+    a = await cluster.join("a")
+    assert (await a.beat()).nodes is None
+    b = await cluster.join("b")
+    assert (await a.beat()).nodes == {"a": a.me, "b": b.me}
+    assert (await a.beat()).nodes is None
+
+
+async def test_a_device_keeps_four_places(cluster: Cluster) -> None:
+    members = [await cluster.join(name) for name in "abcde"]
+    claims = [await member.directory.claim("dev1", "i1") for member in members]
+    found = await members[0].directory.find("dev1")
+    assert [place.node for place in found] == ["e", "d", "c", "b"]
+    assert (await members[0].beat()).superseded == [("dev1", claims[0].generation)]
+
+
+async def test_many_sessions_are_said_again_in_one_call(cluster: Cluster) -> None:
+    a = await cluster.join("a")
+    held = [Held(f"dev{number}", f"i{number}", 1000 + number) for number in range(1200)]
+    with trio.fail_after(30):
+        await a.directory.republish(held)
+    assert (await a.beat()).superseded == []
+    for number in (0, 599, 1199):
+        [place] = await a.directory.find(f"dev{number}")
+        assert (place.generation, place.instance) == (1000 + number, f"i{number}")

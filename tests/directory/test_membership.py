@@ -1,0 +1,292 @@
+"""Nodes that tell each other through a directory which is slow, loses answers, and forgets."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+
+from tunnelmux.directory import (
+    LEASE,
+    Beat,
+    Claim,
+    Directory,
+    Heard,
+    Held,
+    LocalDirectory,
+    Node,
+    Place,
+    PlaceBook,
+)
+from tunnelmux.directory.membership import Membership
+from tunnelmux.errors import DirectoryAway
+
+ANSWER_TIMEOUT = 1.0
+
+
+class Network:
+    """What lies between the nodes and their directory."""
+
+    def __init__(self, seed: int = 1, *, loss: float = 0.0, slowest: float = 0.0) -> None:
+        self._random = random.Random(seed)
+        self.loss = loss
+        self.slowest = slowest
+        self.cut: set[str] = set()
+
+    async def pass_one(self, node: str) -> None:
+        """One message goes through, or is lost."""
+        await trio.sleep(self._random.uniform(0, self.slowest))
+        if node in self.cut or self._random.random() < self.loss:
+            await trio.sleep_forever()
+
+
+class FarDirectory(Directory):
+    """A directory behind such a network: what is asked may be done, and not be answered."""
+
+    def __init__(self, near: Directory, network: Network, node: str) -> None:
+        self._near = near
+        self._network = network
+        self._node = node
+
+    async def _ask(self, name: str, *arguments: Any) -> Any:
+        with trio.move_on_after(ANSWER_TIMEOUT):
+            await self._network.pass_one(self._node)
+            answer = await getattr(self._near, name)(*arguments)
+            await self._network.pass_one(self._node)
+            return answer
+        raise DirectoryAway("no answer came")
+
+    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
+        return await self._ask("claim", device, instance, least)  # type: ignore[no-any-return]
+
+    async def release(self, device: str, generation: int) -> bool:
+        return await self._ask("release", device, generation)  # type: ignore[no-any-return]
+
+    async def find(self, device: str) -> list[Place]:
+        return await self._ask("find", device)  # type: ignore[no-any-return]
+
+    async def beat(self, me: Node, heard: Heard) -> Beat:
+        return await self._ask("beat", me, heard)  # type: ignore[no-any-return]
+
+    async def republish(self, held: Sequence[Held]) -> None:
+        await self._ask("republish", held)
+
+    async def sweep(self) -> int:
+        return await self._ask("sweep")  # type: ignore[no-any-return]
+
+    async def leave(self) -> None:
+        await self._ask("leave")
+
+
+class Cluster:
+    """Nodes of one book, each behind the network."""
+
+    def __init__(self, nursery: trio.Nursery, network: Network | None = None) -> None:
+        self.nursery = nursery
+        self.network = network or Network()
+        self.book = PlaceBook()
+        self.closed: list[tuple[str, str]] = []
+
+    async def join(self, name: str, incarnation: str = "1") -> Membership[str]:
+        near = LocalDirectory(self.book, name, incarnation)
+        far = FarDirectory(near, self.network, name)
+        me = Node(name=name, incarnation=incarnation)
+        member = Membership[str](far, me, lambda session, _by: self.closed.append((name, session)))
+        await self.nursery.start(member.run)
+        return member
+
+    def places(self, device: str = "dev1") -> list[str]:
+        return [place.node for place in self.book.find(device)]
+
+
+async def test_a_session_is_found_by_the_other_node_and_gone_after_its_end(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "session")
+        await trio.sleep(0.1)
+        [place] = await b.find("dev1")
+        assert (place.node, place.generation) == ("a", a.generation_of("dev1"))
+        assert await a.find("dev1") == []  # it is here
+        a.left("dev1", "session")
+        await trio.sleep(0.1)
+        assert await b.find("dev1") == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_older_session_is_closed_where_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "old")
+        await trio.sleep(0.1)
+        b.arrived("dev1", "i2", "new")
+        await trio.sleep(0.1)
+        assert cluster.places() == ["b"]
+        await trio.sleep(2.5)  # a beat
+        assert cluster.closed == [("a", "old")]
+        a.left("dev1", "old")  # and its late goodbye changes nothing
+        await trio.sleep(1)
+        assert cluster.places() == ["b"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_claim_without_an_answer_leaves_nothing_behind(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a = await cluster.join("a")
+        done = trio.Event()
+        near, claim = LocalDirectory(cluster.book, "a", "1"), LocalDirectory.claim
+
+        async def unanswered(self: LocalDirectory, *arguments: Any) -> Claim:
+            await claim(near, *arguments)
+            done.set()
+            await trio.sleep_forever()
+            raise AssertionError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(LocalDirectory, "claim", unanswered)
+            a.arrived("dev1", "i1", "session")
+            await done.wait()
+        assert cluster.places() == ["a"]
+        a.left("dev1", "session")
+        await trio.sleep(5)
+        assert cluster.places() == []
+        assert a.is_settled()
+        nursery.cancel_scope.cancel()
+
+
+async def test_without_the_directory_what_was_last_known_is_answered(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "session")
+        await trio.sleep(0.1)
+        assert [place.node for place in await b.find("dev1")] == ["a"]
+        cluster.network.cut = {"a", "b"}
+        await trio.sleep(30)
+        assert b.is_away
+        began = trio.current_time()
+        assert [place.node for place in await b.find("dev1")] == ["a"]
+        assert trio.current_time() == began  # nobody waits for it
+        # What happened meanwhile is said afterwards.
+        a.left("dev1", "session")
+        b.arrived("dev1", "i1", "other")
+        await trio.sleep(1)
+        cluster.network.cut = set()
+        await trio.sleep(3)
+        assert cluster.places() == ["b"]
+        assert cluster.closed == []
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_lost_directory_is_filled_again(autojump_clock: trio.testing.MockClock) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        for number in range(50):
+            a.arrived(f"dev{number}", f"i{number}", f"session{number}")
+        await trio.sleep(1)
+        before = a.generation_of("dev7")
+        cluster.book.__init__()  # type: ignore[misc]
+        await trio.sleep(3)
+        assert all(cluster.places(f"dev{number}") == ["a"] for number in range(50))
+        assert a.generation_of("dev7") == before
+        b.arrived("dev7", "i99", "newer")
+        await trio.sleep(1)
+        assert b.generation_of("dev7") > before
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_dead_node_is_told_of_and_its_places_swept(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a, b = await cluster.join("a"), await cluster.join("b")
+        a.arrived("dev1", "i1", "session")
+        await trio.sleep(2.5)
+        assert set(b.nodes) == {"a", "b"}
+        cluster.network.cut = {"a"}
+        with trio.fail_after(LEASE + 3):
+            while "a" in b.nodes:
+                await b.wait_change(trio.current_time() + 10)
+        assert await b.find("dev1") == []
+        await trio.sleep(61)
+        assert cluster.book.sweep() == 0  # `b` did it
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", [1, 3])
+async def test_no_two_nodes_believe_in_the_newest_session_for_longer_than_a_lease(
+    seed: int, autojump_clock: trio.testing.MockClock
+) -> None:
+    """Half an hour of agents that go from node to node, over a network that loses and delays, and
+    is cut between a node and the directory now and then."""
+    dice = random.Random(seed)
+    network = Network(seed, loss=0.03, slowest=0.3)
+    devices = [f"dev{number}" for number in range(5)]
+    newest: dict[str, str] = {}
+    longest = 0.0
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery, network)
+        members = [await cluster.join(name) for name in "abcd"]
+        outdated_since: dict[tuple[str, str], float] = {}
+
+        async def agents() -> None:
+            for number in range(400):
+                await trio.sleep(dice.expovariate(1 / 4))
+                device, member = dice.choice(devices), dice.choice(members)
+                member.arrived(device, f"i{number}", f"{device}/{number}")
+                newest[device] = member.me.name
+
+        async def troubles() -> None:
+            while True:
+                await trio.sleep(dice.expovariate(1 / 30))
+                network.cut = {dice.choice(members).me.name}
+                await trio.sleep(dice.uniform(1, 15))
+                network.cut = set()
+
+        async def watch() -> None:
+            nonlocal longest
+            while True:
+                await trio.sleep(0.1)
+                now = trio.current_time()
+                for device in devices:
+                    places = cluster.book.find(device)
+                    top = places[0].generation if places else 0
+                    for member in members:
+                        held, sure = member.generation_of(device), member.believes_until > now
+                        key = member.me.name, device
+                        if held and held < top and sure:
+                            since = outdated_since.setdefault(key, now)
+                            longest = max(longest, now - since)
+                        else:
+                            outdated_since.pop(key, None)
+
+        nursery.start_soon(troubles)
+        nursery.start_soon(watch)
+        await agents()
+        await trio.sleep(60)
+        network.cut, network.loss = set(), 0.0
+        await trio.sleep(20)
+        # All is as it should be when the trouble is over: one place each, where the agent is.
+        for device in devices:
+            [place] = cluster.book.find(device)
+            [holder] = [m.me.name for m in members if m.generation_of(device)]
+            assert place.node == holder
+        nursery.cancel_scope.cancel()
+    assert 0 < longest <= LEASE

@@ -1,0 +1,211 @@
+"""The directory in Redis when Redis fails, and the ways to reach one."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+import trio
+import trustme
+
+from support.programs import require_program
+from support.redis_server import RedisServer, free_port, run_redis
+from tunnelmux.directory import Heard, Held, Node
+from tunnelmux.directory.redis import RedisDirectory
+from tunnelmux.directory.resp import open_redis
+from tunnelmux.errors import ConfigError, DirectoryAway
+
+ME = Node(name="a", incarnation="1")
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with run_redis() as server:
+        yield server
+
+
+@asynccontextmanager
+async def joined(url: str, **options: Path) -> AsyncIterator[RedisDirectory]:
+    async with open_redis(url, **options) as redis:
+        directory = RedisDirectory(redis, "a", "1", timeout=20)
+        await directory.beat(ME, Heard())
+        await directory.republish([])
+        yield directory
+
+
+@pytest.mark.slow
+async def test_a_frozen_redis_is_away_within_a_second(server: RedisServer) -> None:
+    async with open_redis(server.url) as redis:
+        directory = RedisDirectory(redis, "a", "1")
+        patient = RedisDirectory(redis, "a", "1", timeout=30)
+        await patient.beat(ME, Heard())
+        os.kill(server.pid, signal.SIGSTOP)
+        try:
+            began = trio.current_time()
+            with pytest.raises(DirectoryAway, match=r"Redis gave no answer within 1 s"):
+                await directory.claim("dev1", "i1")
+            assert trio.current_time() - began < 20
+        finally:
+            os.kill(server.pid, signal.SIGCONT)
+        # What was asked for happened all the same, later: it has to be claimed again or released.
+        new = await patient.claim("dev1", "i1")
+        assert [place.generation for place in await patient.find("dev1")] == [new.generation]
+
+
+async def test_what_a_killed_redis_kept_is_said_again(server: RedisServer) -> None:
+    async with joined(server.url) as directory:
+        claim = await directory.claim("dev1", "i1")
+        heard = (await directory.beat(ME, Heard())).heard
+        server.kill()
+        with pytest.raises(DirectoryAway, match=r"Redis: "):
+            await directory.find("dev1")
+        server.start()
+        beat = await directory.beat(ME, heard)
+        assert beat.resync
+        assert beat.nodes == {"a": ME}
+        assert await directory.find("dev1") == []
+        await directory.republish([Held("dev1", "i1", claim.generation)])
+        [place] = await directory.find("dev1")
+        assert place.generation == claim.generation
+        assert not (await directory.beat(ME, beat.heard)).resync
+        # Generations survive the loss of all that was kept.
+        newer = await directory.claim("dev1", "i2", least=claim.generation)
+        assert newer.generation > claim.generation
+
+
+async def test_a_replica_that_missed_writes_is_told_all_again(server: RedisServer) -> None:
+    async with joined(server.url) as directory:
+        await directory.claim("dev1", "i1")
+        server.command("HINCRBY", "tunnelmux:writes", "a|1", "-1")
+        server.command("DEL", *[f"tunnelmux:places:{number}" for number in range(16)])
+        assert (await directory.beat(ME, Heard())).resync
+
+
+async def test_nobody_is_dead_for_what_redis_slept_itself(server: RedisServer) -> None:
+    async with joined(server.url) as directory:
+        other = Node(name="b", incarnation="1")
+        await directory.beat(other, Heard())
+        asleep = """
+        for _, me in ipairs({'a|1', 'b|1'}) do redis.call('ZADD', 'tunnelmux:live', 1, me) end
+        redis.call('SET', 'tunnelmux:last', redis.call('TIME')[1] * 1000 - 10000)
+        return 1
+        """
+        server.command("EVAL", asleep, "0")
+        assert set((await directory.beat(ME, Heard())).nodes or ()) == {"a", "b"}
+
+
+async def test_a_wrong_password_is_said_without_showing_any() -> None:
+    with run_redis("--requirepass", "correct-horse") as server:
+        async with joined(server.url.replace("unix://", "unix://:correct-horse@")) as directory:
+            assert (await directory.claim("dev1", "i1")).generation
+        async with open_redis(server.url.replace("unix://", "unix://:wrong-horse@")) as redis:
+            directory = RedisDirectory(redis, "a", "1", timeout=20)
+            with pytest.raises(DirectoryAway) as caught:
+                await directory.find("dev1")
+            assert "horse" not in str(caught.value)
+
+
+@contextmanager
+def on_free_port(start: Callable[[int], RedisServer]) -> Iterator[tuple[RedisServer, int]]:
+    """A server on a port that it takes before others do; it is asked to try others."""
+    for _ in range(20):
+        port = free_port()
+        server = start(port)
+        try:
+            server.start()
+        except OSError:
+            continue
+        try:
+            yield server, port
+        finally:
+            server.kill()
+        return
+    pytest.fail("no free port was found")
+
+
+async def test_tls_with_an_authority_of_ones_own(tmp_path: Path) -> None:
+    program = require_program("redis-server", "redis-server")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    ca_file, chain, key = tmp_path / "ca.pem", tmp_path / "cert.pem", tmp_path / "key.pem"
+    authority.cert_pem.write_to_path(str(ca_file))
+    certificate.cert_chain_pems[0].write_to_path(str(chain))
+    certificate.private_key_pem.write_to_path(str(key))
+    files = ["--tls-cert-file", str(chain), "--tls-key-file", str(key)]
+    with TemporaryDirectory(prefix="redis-") as folder:
+
+        def make(port: int) -> RedisServer:
+            options = ["--tls-port", str(port), *files, "--tls-auth-clients", "no"]
+            return RedisServer(program, Path(folder), *options)
+
+        with on_free_port(make) as (_, port):
+            url = f"rediss://127.0.0.1:{port}"
+            async with joined(url, ca_file=ca_file) as directory:
+                assert (await directory.claim("dev1", "i1")).generation
+            async with open_redis(url) as redis:
+                with pytest.raises(DirectoryAway):
+                    await RedisDirectory(redis, "a", "1", timeout=20).find("dev1")
+
+
+async def test_the_primary_is_found_by_its_sentinels(tmp_path: Path) -> None:
+    program = require_program("redis-server", "redis-server")
+    with TemporaryDirectory(prefix="redis-") as folder:
+
+        def make(port: int) -> RedisServer:
+            return RedisServer(program, Path(folder), "--port", str(port))
+
+        with on_free_port(make) as (_, port), running_sentinel(program, tmp_path, port) as sentinel:
+            url = f"redis+sentinel://127.0.0.1:{sentinel}/main"
+            async with joined(url) as directory:
+                claim = await directory.claim("dev1", "i1")
+                [place] = await directory.find("dev1")
+                assert place.generation == claim.generation
+
+
+@contextmanager
+def running_sentinel(program: str, folder: Path, primary: int) -> Iterator[int]:
+    """One Sentinel that watches the server on that port, as `main`; gives its own port."""
+    for _ in range(20):
+        port = free_port()
+        settings = folder / f"sentinel-{port}.conf"
+        settings.write_text(
+            f"port {port}\nbind 127.0.0.1\ndir {folder}\nlogfile {folder}/sentinel-{port}.log\n"
+            f"sentinel monitor main 127.0.0.1 {primary} 1\n"
+        )
+        process = subprocess.Popen([program, str(settings), "--sentinel"])
+        try:
+            log = folder / f"sentinel-{port}.log"
+            until = time.monotonic() + 30
+            while process.poll() is None and time.monotonic() < until:
+                if log.exists() and "+monitor master main" in log.read_text():
+                    yield port
+                    return
+                time.sleep(0.02)
+        finally:
+            process.kill()
+            process.wait(30)
+    pytest.fail("no Sentinel could be started")
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://10.0.0.5",
+        "redis://",
+        "redis://:secret-word@10.0.0.5:port",
+        "redis+sentinel://10.0.0.5:26379",
+        "redis://10.0.0.5/zero",
+    ],
+)
+async def test_what_is_no_url_of_a_redis_is_said_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigError, match=r"write it like redis://") as caught:
+        async with open_redis(url):
+            pass
+    assert "secret-word" not in str(caught.value)
