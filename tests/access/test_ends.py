@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -12,47 +11,15 @@ import trio
 
 from support.guarded import BROWSER, PROGRAM
 from support.tenants import TEST
-from support.visiting import World, access_cookie, visiting
-
-WEBSOCKET = {
-    "Connection": "Upgrade",
-    "Upgrade": "websocket",
-    "Sec-WebSocket-Version": "13",
-    "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ==",
-}
-
-
-def head(path: str, fields: dict[str, str]) -> bytes:
-    lines = "".join(f"{name}: {value}\r\n" for name, value in fields.items())
-    return f"GET {path} HTTP/1.1\r\nHost: dev1.localhost\r\n{lines}\r\n".encode()
-
-
-async def begun(world: World, path: str, fields: dict[str, str], mark: bytes) -> trio.abc.Stream:
-    """A connection on which an answer has begun that does not end."""
-    stream = await trio.open_tcp_stream("127.0.0.1", world.this.port)
-    await stream.send_all(head(path, fields))
-    received = b""
-    while mark not in received:
-        data = await stream.receive_some()
-        assert data, received
-        received += data
-    return stream
+from support.visiting import access_cookie, visiting
+from support.visits_under_way import WEBSOCKET, begun, is_cut
 
 
 @asynccontextmanager
 async def within_bound() -> AsyncIterator[None]:
     """Two seconds are promised; a busy machine gets more, and no test hangs."""
-    with trio.fail_after(10):
+    with trio.fail_after(30):
         yield
-
-
-async def is_cut(stream: trio.abc.Stream) -> bool:
-    """Wait for the end of what does not end by itself."""
-    async with stream:
-        with contextlib.suppress(trio.BrokenResourceError):
-            while await stream.receive_some():
-                pass
-    return True
 
 
 @pytest.mark.parametrize("end", ["session", "member", "user", "rule", "link"])

@@ -28,6 +28,7 @@ from tunnelmux.config import (
     TunnelListener,
 )
 from tunnelmux.config.access import AccessConfig
+from tunnelmux.config.assist import AssistConfig
 from tunnelmux.proxy import RunningProxy, run_proxy
 
 __all__ = ["BROWSER", "PROGRAM", "Answer", "Guarded", "Visitor", "guarded"]
@@ -180,9 +181,11 @@ async def guarded(
     services: tuple[str, ...] = ("web",),
     tls: tuple[Path, ssl.SSLContext] | None = None,
     trusted: tuple[str, ...] = (),
+    assists: Path | None = None,
 ) -> AsyncIterator[Guarded]:
     """A proxy with these rules. The device dev1 is one of proxy.toml, or with a *registry_url* the
-    one with *token* there. All *services* lead to the same target."""
+    one with *token* there. All *services* lead to the same target. With a folder for its state
+    (*assists*), the agent takes leases, and its serial number is SN-123."""
     http = HttpIngress(
         listen="127.0.0.1:0",
         trusted_proxies=list(trusted),
@@ -211,7 +214,10 @@ async def guarded(
             proxy=ProxyEndpoint(
                 url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=token or _TOKEN
             ),
-            device=Device(name="dev1"),
+            device=Device(name="dev1", serial="SN-123", state_dir=assists)
+            if assists
+            else Device(name="dev1"),
+            assist=AssistConfig(mode="allow" if assists else "off"),
             services=[ServiceConfig(name=name, target=target) for name in services],
         )
         await nursery.start(run_agent, agent)

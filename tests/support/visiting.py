@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -17,7 +18,15 @@ from tunnelmux.api.browser_sessions.keys import KeyRing
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.config import Secret
 from tunnelmux.config.access import AccessConfig, AccessRule
-from tunnelmux.registry import DEFAULT_TENANT, Registry, TenantRegistry, User, open_registry
+from tunnelmux.registry import (
+    DEFAULT_TENANT,
+    Lease,
+    LeaseTerms,
+    Registry,
+    TenantRegistry,
+    User,
+    open_registry,
+)
 from tunnelmux.registry.browser_sessions import SignedIn
 
 __all__ = ["API", "Person", "World", "visiting"]
@@ -110,6 +119,25 @@ class World:
                 await trio.sleep(0.01)  # until the proxy has said where visitors come in
         assert url.startswith(f"http://dev1.localhost:{self.this.port}/.well-known/tunnelmux/link?")
         return link.id, path_of(url)
+
+    async def lease(self, person: Person, **more: Any) -> Lease:
+        """A lease of this person of the service web, once the device has agreed to it."""
+        now = datetime.now(UTC)
+        values: dict[str, Any] = {
+            "device_id": self.device_id,
+            "services": ("web",),
+            "holder": person.user.id,
+            "reason": "ticket 7",
+            "starts": now - timedelta(seconds=1),
+            "ends": now + timedelta(hours=1),
+        }
+        lease, _ = await self.tenant.leases.add(LeaseTerms(**(values | more)), approved=True)
+        assert self.this.proxy.registered is not None
+        book = self.this.proxy.registered.leases
+        with trio.fail_after(30):
+            while book.running(lease.id, "dev1") is None:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        return lease
 
     async def set_rule(self, service: str = "", **rule: Any) -> None:
         """Say who may visit, and wait until the proxy knows."""

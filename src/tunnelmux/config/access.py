@@ -25,9 +25,9 @@ __all__ = [
     "check_address_lists",
 ]
 
-Way = Literal["public", "login", "basic", "link", "token"]
+Way = Literal["public", "login", "basic", "link", "token", "lease"]
 """How a visitor may come in: without a word; signed in at tunnelmux-api; with a password; by a
-signed link; with a token."""
+signed link; with a token; signed in, and only while a lease of theirs runs."""
 
 WAYS: tuple[str, ...] = get_args(Way)
 
@@ -50,7 +50,8 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Who may visit. Each way in `let_in` is enough; the address lists come before all."""
 
     let_in: list[str] = []
-    """How visitors may come in: `public`, or some of `login`, `basic`, `link` and `token`."""
+    """How visitors may come in: `public`, or some of `login`, `basic`, `link`, `token`
+    and `lease`."""
 
     roles: list[str] = []
     """With `login`: members of the device's tenant with one of these roles (`viewer`, `operator`,
@@ -143,7 +144,7 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     @property
     def needs_registry(self) -> bool:
         """Whether what it asks for is known to a registry only."""
-        return bool({"login", "link"} & set(self.let_in)) or self.assertion
+        return bool({"login", "link", "lease"} & set(self.let_in)) or self.assertion
 
 
 class ServiceAccess(AccessRule, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -445,7 +445,7 @@ class RunningProxy:
         source()  # so that a URL that cannot be used is said now
         identity, limits = _registry_identity(config), config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
-        self._access = AccessFollower(self._gate, self.visits)
+        self._access = AccessFollower(self._gate, self.visits, leases)
         return RegisteredDevices(
             source, self.devices, self._end_device, identity, limits, leases, self._access
         )

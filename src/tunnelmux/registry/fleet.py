@@ -33,6 +33,8 @@ class FleetDevice:
     """The name by which visitors and callers find it: `name`, or `name--tenant`."""
     digests: dict[str, str]
     """The SHA-256 of each token it may connect with, in hexadecimal, and the credential's id."""
+    serial: str
+    """Its serial number, or empty: visitors and callers find it by that too."""
     refused: str
     """Why it may not connect (disabled, in quarantine, its tenant disabled); else empty."""
     paired_by: str
@@ -202,6 +204,13 @@ class Fleet(abc.ABC):
         self, lease_id: str, device_id: str, what: str, details: dict[str, object]
     ) -> None:
         """Write down what happened under a lease, as `lease.` and `what`."""
+
+    @abc.abstractmethod
+    async def use_lease(
+        self, lease_id: str, device_id: str, address: str, details: dict[str, object]
+    ) -> None:
+        """Its holder uses a lease from this address, as by a browser that is let in: count it and
+        write down `details`. Raises RegistryRefused `lease_over` where it does not run."""
 
     @abc.abstractmethod
     async def report_assist(self, device_id: str, state: AssistState) -> None:

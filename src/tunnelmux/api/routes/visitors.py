@@ -40,8 +40,8 @@ class RuleInput(Input):
     """Who may visit. Each way in `let_in` is enough; the address lists come before all of them."""
 
     let_in: Annotated[
-        list[Literal["public", "login", "basic", "link", "token"]],
-        Field(min_length=1, max_length=5),
+        list[Literal["public", "login", "basic", "link", "token", "lease"]],
+        Field(min_length=1, max_length=6),
     ]
     roles: list[Literal["viewer", "operator", "admin", "owner"]] = Field(
         default_factory=list, max_length=4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.grants import Grants
@@ -11,6 +12,9 @@ from tunnelmux.proxy.access.proofs import Grant
 from tunnelmux.proxy.access.sign_in import SignIn
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.registry import Change, Registry
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.tunnels.leases import LeaseBook
 
 __all__ = ["AccessFollower"]
 
@@ -21,13 +25,18 @@ class AccessFollower:
     """Keeps the gate true to the registry, and ends what may not go on."""
 
     def __init__(
-        self, gate: Gate, visits: VisitRegister, *, now: Callable[[], float] = time.time
+        self,
+        gate: Gate,
+        visits: VisitRegister,
+        leases: LeaseBook | None = None,
+        *,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self._gate = gate
         self._visits = visits
         self._cut = 0
         self.grants = Grants(self._on_change, self._in_use, now=now)
-        gate.sign_in = SignIn(self.grants, now=now)
+        gate.sign_in = SignIn(self.grants, leases, now=now)
 
     async def greet(self, registry: Registry) -> None:
         """The registry is there, or back: changes may have been missed."""

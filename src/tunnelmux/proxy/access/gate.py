@@ -85,10 +85,13 @@ class Gate:
         self._passes.clear()
 
     def settled(self, destination: Destination) -> Destination:
-        """Where a request goes that leads there: where services of a device have rules of their
-        own, its default one is called by its name, so that none is reached by a rule that is not
-        its own. Raises Refused where that name is not known."""
-        device = destination.device
+        """Where a request goes that leads there: a device that is called by its serial number has
+        its name; and where services of a device have rules of their own, its default one is called
+        by its name, so that none is reached by a rule that is not its own. Raises Refused where
+        that name is not known."""
+        device = self._devices.named(destination.device)
+        if device != destination.device:
+            destination = replace(destination, device=device)
         if destination.service is not None or not self.rules.has_service_rules(device):
             return destination
         handle = self._store.live_device(device)
@@ -114,7 +117,11 @@ class Gate:
         rule = self.rules.find(device, service)
         key = self._key(rule, device, service, sender, cookie, login, token)
         found = self._passes.get(key)
-        if found is not None and found.rule is rule and found.is_good(now := self._now()):
+        if (
+            found is not None
+            and found.rule is rule
+            and self._is_good(found, device, now := self._now())
+        ):
             if found.fresh_until > now:
                 return found
             found = replace(found)
@@ -190,13 +197,11 @@ class Gate:
         if found.rule is not rule and found.rule.said != rule.said:
             return False
         grant = found.grant
-        if grant is None:
+        if grant is None or self.sign_in is None:
             return True
         if not grant.is_living or grant.ends <= self._now():
             return False
-        return grant.kind == "link" or rule.admits_member(
-            grant.user_id, grant.roles.get(rule.tenant)
-        )
+        return self.sign_in.admits(rule, grant, device, found.lease)
 
     def cut_unadmitted(self, visits: Iterable[Visit], grant: Grant | None = None) -> int:
         """End what is under way and may not go on, of those who came by this grant or of all; how
@@ -210,6 +215,13 @@ class Gate:
                 visit.cut("its visitor may not use the service any more")
                 cut += 1
         return cut
+
+    def _is_good(self, found: Pass, device: str, now: float) -> bool:
+        if not found.is_good(now):
+            return False
+        return not found.lease or (
+            self.sign_in is not None and self.sign_in.lease_goes_on(found.lease, device)
+        )
 
     # -- judging ----------------------------------------------------------------------------------
 
@@ -293,11 +305,10 @@ class Gate:
     def _refusal(self, rule: Rule, device: str, service: str | None, asked: Asked) -> Refusal:
         """What the visitor has to do, in its own terms."""
         ways = rule.ways
-        if "login" in ways and self.sign_in is not None:
-            known = self.sign_in.known_person(device, service, asked)
-            if known is not None:
-                message = f"You are signed in as {known}, who may not use this service."
-                return Refusal(403, "access-denied", message)
+        if {"login", "lease"} & ways and self.sign_in is not None:
+            refusal = self.sign_in.known_person(rule, device, service, asked)
+            if refusal is not None:
+                return refusal
             if asked.is_navigation:
                 return self.sign_in.begin(rule, device, service, asked)
         headers: list[Field] = []
@@ -310,6 +321,8 @@ class Gate:
             hints.append("a token in the field Tunnelmux-Access")
         if "login" in ways:
             hints.append("a browser that signs in")
+        if "lease" in ways:
+            hints.append("a browser that signs in, while your lease runs")
         if "link" in ways:
             hints.append("a link that is still good")
         if not headers:

@@ -16,7 +16,7 @@ from tunnelmux.access.signatures import Maker, PublicKeys, Signer
 from tunnelmux.errors import RegistryAway, RegistryError
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.proofs import Grant
-from tunnelmux.registry import GrantState, Registry
+from tunnelmux.registry import GrantState, Lease, Registry
 
 __all__ = ["Grants"]
 
@@ -104,6 +104,11 @@ class Grants:
     async def redeem_link(self, link_id: str, device: str, service: str) -> bool:
         """Whether this link to this service may be used; it was now. Raises RegistryError."""
         return await self._require().visitors.use_link(link_id, device, service)
+
+    async def use_lease(self, lease: Lease, address: str, details: dict[str, object]) -> None:
+        """Count a use of this lease by its holder, from this address. Raises RegistryError."""
+        fleet = self._require().fleet
+        await fleet.use_lease(lease.id, lease.device_id, address, details)
 
     async def read_keys(self) -> None:
         """Look for new keys, if that was not just done. Raises RegistryError."""

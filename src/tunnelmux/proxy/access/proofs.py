@@ -104,6 +104,8 @@ class Pass:
     fresh_until: float = math.inf
     """Unix time after which what services are told of it has to be made anew."""
     by: Literal["public", "cookie", "basic", "token", "preflight"] = "public"
+    lease: str = ""
+    """The id of the lease it is under; empty for none."""
 
     @property
     def by_cookie(self) -> bool:

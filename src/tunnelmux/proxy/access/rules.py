@@ -22,7 +22,13 @@ _BY_LOGIN = AccessRule(let_in=["login"])
 # What holds for a device of the registry of which nobody has said anything.
 
 
-_PROOFS = {"login": "cookie", "link": "cookie", "basic": "login", "token": "token"}
+_PROOFS = {
+    "login": "cookie",
+    "link": "cookie",
+    "lease": "cookie",
+    "basic": "login",
+    "token": "token",
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,7 +88,11 @@ class RuleBook:
         """Go by these rules from now on. `is_local` says that only programs of this machine reach
         the ingress: then nothing has to be said."""
         self._rules = {(rule.device, rule.service): rule for rule in config.rules}
-        self._ruled = {rule.device for rule in config.rules if rule.service is not None}
+        self._ruled = {
+            rule.device
+            for rule in config.rules
+            if rule.service is not None or "lease" in rule.let_in
+        }
         self._default: AccessRule = config
         if not config.let_in and is_local:
             self._default = OPEN
@@ -104,14 +114,17 @@ class RuleBook:
         return rule
 
     def has_service_rules(self, device: str) -> bool:
-        """Whether a service of this device has a rule of its own, so that it has to be named."""
+        """Whether a service of this device has a rule of its own, or is lent by its name, so that
+        it has to be named."""
         found = self._with_services.get(device)
         if found is None:
             if len(self._with_services) >= _MOST_KNOWN:
                 self._with_services.clear()
             known = self._devices.find(device)
             rules = known.registration.rules if known is not None and known.registration else {}
-            found = self._with_services[device] = device in self._ruled or any(rules)
+            found = self._with_services[device] = device in self._ruled or any(
+                service or "lease" in rule.let_in for service, rule in rules.items()
+            )
         return found
 
     def _look(self, device: str, service: str | None) -> AccessRule:

@@ -14,10 +14,11 @@ import re
 import secrets
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
 
-from tunnelmux.errors import RegistryError
+from tunnelmux.access.addresses import AddressLists
+from tunnelmux.errors import RegistryError, RegistryRefused
 from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.observability import get_logger
@@ -39,6 +40,10 @@ from tunnelmux.wire import (
     SIGN_IN_COOKIE_PLAIN,
     VISITOR_PATH,
 )
+
+if TYPE_CHECKING:
+    from tunnelmux.proxy.tunnels.leases import LeaseBook
+    from tunnelmux.registry import Lease
 
 __all__ = ["ASSERTION_LIFETIME", "SignIn"]
 
@@ -73,10 +78,17 @@ _PATH = re.compile(rb"/[\x21-\x7e]*")
 
 
 class SignIn:
-    """The part of the gate that knows people and links. `grants` are those in use."""
+    """The part of the gate that knows people, links and leases. `grants` are those in use."""
 
-    def __init__(self, grants: Grants, *, now: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        grants: Grants,
+        leases: LeaseBook | None = None,
+        *,
+        now: Callable[[], float] = time.time,
+    ) -> None:
         self.grants = grants
+        self._leases = leases
         self._now = now
 
     # -- the cookie -------------------------------------------------------------------------------
@@ -91,18 +103,23 @@ class SignIn:
         grant = self.grants.find(payload["k"], payload["g"])
         if grant is None:
             return None
-        identity = _identity(rule, grant)
-        if identity is None:
+        lease_id = payload.get("l") or ""
+        if self.admits(rule, grant, device):
+            lease_id = ""
+        elif not self.admits(rule, grant, device, lease_id) or not self._is_from(
+            lease_id, device, sender
+        ):
             return None
         made = payload["t"]
         return Pass(
             rule,
-            identity,
+            _identity(rule, grant),
             grant,
             until=min(made + COOKIE_LIFETIME, grant.ends),
             version=grant.version,
             renew_at=made + _RENEW_AFTER,
             by="cookie",
+            lease=lease_id,
         )
 
     async def look_up(self, asked: Asked) -> None:
@@ -121,22 +138,58 @@ class SignIn:
         except RegistryError as exc:
             raise _away(exc) from exc
 
-    def known_person(self, device: str, service: str | None, asked: Asked) -> str | None:
-        """Who is signed in for this service by the request's cookie, whatever they may."""
+    def known_person(
+        self, rule: Rule, device: str, service: str | None, asked: Asked
+    ) -> Refusal | None:
+        """What a person is told who is signed in for this service and may not use it; None for
+        one who is not, or to whom signing in once more gives a lease that runs by now."""
         payload = self._read_cookie(asked.cookie, asked.sender)
         if payload is None or payload["k"] != "session":
             return None
         if (payload["d"], payload["s"]) != (device, service or ""):
             return None
         grant = self.grants.find("session", payload["g"])
-        return (grant.email or grant.name or grant.user_id) if grant is not None else None
+        if grant is None or self._lease_for(rule, grant, device, service, asked.sender):
+            return None
+        return _denied(rule, grant)
+
+    def admits(self, rule: Rule, grant: Grant, device: str, lease_id: str = "") -> bool:
+        """Whether whoever has this living grant may come by this rule, under this lease if one is
+        named."""
+        if grant.kind == "link":
+            return bool({"login", "link"} & rule.ways)
+        role = grant.roles.get(rule.tenant)
+        if not lease_id or role is None:
+            return "login" in rule.ways and rule.admits_member(grant.user_id, role)
+        return "lease" in rule.ways and self.lease_goes_on(lease_id, device)
+
+    def lease_goes_on(self, lease_id: str, device: str) -> bool:
+        """Whether this lease of this device is not over, by the clock of this proxy."""
+        return self._leases is not None and self._leases.goes_on(lease_id, device) is not None
+
+    def _is_from(self, lease_id: str, device: str, sender: Sender) -> bool:
+        lease = self._leases.goes_on(lease_id, device) if self._leases is not None else None
+        return lease is not None and AddressLists(lease.addresses).admit(sender.address)
+
+    def _lease_for(
+        self, rule: Rule, grant: Grant, device: str, service: str | None, sender: Sender
+    ) -> Lease | None:
+        """The lease by which this person may use the service now: the one that ends last."""
+        if self._leases is None or "lease" not in rule.ways or rule.tenant not in grant.roles:
+            return None
+        found = [
+            lease
+            for lease in self._leases.running_for(grant.user_id, device)
+            if service in lease.services and AddressLists(lease.addresses).admit(sender.address)
+        ]
+        return max(found, key=lambda lease: lease.ends, default=None)
 
     def renewed(self, found: Pass, device: str, service: str | None, asked: Asked) -> list[Field]:
         """The field that sets a cookie that lasts longer; none while the registry is away."""
         found.renew_at = self._now() + _NOT_AGAIN
         if found.grant is None or not self.grants.is_up_to_date:
             return []
-        return [self._cookie(found.grant, device, service, asked.sender)]
+        return [self._cookie(found.grant, device, service, asked.sender, found.lease)]
 
     def assertion(self, found: Pass, host: bytes) -> str:
         """A JWT that says who the visitor is, for a service that wants it signed."""
@@ -197,7 +250,7 @@ class SignIn:
 
     async def answer(self, rule: Rule, device: str, service: str | None, asked: Asked) -> None:
         """Answer what is for the proxy itself, by raising Refused; return where nothing is."""
-        if not {"login", "link"} & rule.ways:
+        if not {"login", "link", "lease"} & rule.ways:
             return
         path, _, query = asked.request.target.partition(b"?")
         kind = path[len(VISITOR_PATH) :].decode("latin-1")
@@ -245,12 +298,27 @@ class SignIn:
         grant = self.grants.find("session", ticket["g"])
         if grant is None:
             raise _refused("The session that it is about is over")
-        if _identity(rule, grant) is None:
-            who = grant.email or grant.name or grant.user_id
-            message = f"You are signed in as {who}, who may not use this service."
-            raise Refused(Refusal(403, "access-denied", message))
-        _log.info("visitor signed in", device=device, service=service or "", user=grant.user_id)
-        self._let_in(grant, device, service, asked, ticket["p"])
+        lease_id = ""
+        if not self.admits(rule, grant, device):
+            lease = self._lease_for(rule, grant, device, service, asked.sender)
+            if lease is None:
+                raise Refused(_denied(rule, grant))
+            await self._use_lease(lease, service, asked)
+            lease_id = lease.id
+        more = {"lease": lease_id} if lease_id else {}
+        what = {"device": device, "service": service or "", "user": grant.user_id}
+        _log.info("visitor signed in", **what, **more)
+        self._let_in(grant, device, service, asked, ticket["p"], lease_id)
+
+    async def _use_lease(self, lease: Lease, service: str | None, asked: Asked) -> None:
+        """Count a use, which the audit has: a browser that is let in once."""
+        details: dict[str, object] = {"what": "browser", "service": service}
+        try:
+            await self.grants.use_lease(lease, asked.sender.address, details)
+        except RegistryRefused as exc:
+            raise _refused(f"Your lease does not run any more ({exc})") from exc
+        except RegistryError as exc:
+            raise _away(exc) from exc
 
     async def _take_link(
         self, rule: Rule, device: str, service: str | None, asked: Asked, text: str
@@ -275,7 +343,13 @@ class SignIn:
         self._let_in(grant, device, service, asked, "/")
 
     def _let_in(
-        self, grant: Grant, device: str, service: str | None, asked: Asked, path: str
+        self,
+        grant: Grant,
+        device: str,
+        service: str | None,
+        asked: Asked,
+        path: str,
+        lease_id: str = "",
     ) -> None:
         name, flags = _named(SIGN_IN_COOKIE, SIGN_IN_COOKIE_PLAIN, asked.sender)
         # In full: a path that begins with two slashes would be another host.
@@ -288,7 +362,7 @@ class SignIn:
                 "Come in.",
                 headers=[
                     (b"Location", location.encode("ascii")),
-                    self._cookie(grant, device, service, asked.sender),
+                    self._cookie(grant, device, service, asked.sender, lease_id),
                     (b"Set-Cookie", name + f"=; Max-Age=0{flags}".encode("ascii")),
                     (b"Referrer-Policy", b"no-referrer"),
                 ],
@@ -297,9 +371,13 @@ class SignIn:
 
     # -- pieces -----------------------------------------------------------------------------------
 
-    def _cookie(self, grant: Grant, device: str, service: str | None, sender: Sender) -> Field:
+    def _cookie(
+        self, grant: Grant, device: str, service: str | None, sender: Sender, lease_id: str = ""
+    ) -> Field:
         now = self._now()
         payload = {"k": grant.kind, "g": grant.id, "d": device, "s": service or "", "t": now}
+        if lease_id:
+            payload["l"] = lease_id
         text = self.grants.signer.sign("cookie", payload)
         name, flags = _named(ACCESS_COOKIE, ACCESS_COOKIE_PLAIN, sender)
         age = max(0, int(min(COOKIE_LIFETIME, grant.ends - now)))
@@ -308,7 +386,9 @@ class SignIn:
     def _read_cookie(self, cookie: bytes, sender: Sender) -> dict[str, Any] | None:
         text = cookie_of(cookie, sender)
         payload = _fields(self.grants.keys.read("cookie", text), "kgds", "t") if text else None
-        if payload is None or not -_SKEW <= self._now() - payload["t"] < COOKIE_LIFETIME:
+        if payload is None or not isinstance(payload.get("l", ""), str):
+            return None
+        if not -_SKEW <= self._now() - payload["t"] < COOKIE_LIFETIME:
             return None
         return payload
 
@@ -326,16 +406,24 @@ class SignIn:
 _SAFE = "/?#[]@!$&'()*+,;=:%-._~"
 
 
-def _identity(rule: Rule, grant: Grant) -> Identity | None:
-    """Who comes by this grant; None when the rule does not let them in."""
+def _identity(rule: Rule, grant: Grant) -> Identity:
+    """Who comes by this grant, which the rule lets in."""
     if grant.kind == "link":
-        if not {"login", "link"} & rule.ways:
-            return None
         return Identity("link", grant.name)
-    role = grant.roles.get(rule.tenant)
-    if "login" not in rule.ways or role is None or not rule.admits_member(grant.user_id, role):
-        return None
-    return Identity("person", grant.user_id, grant.email, (role,), grant.name)
+    roles = (grant.roles[rule.tenant],)
+    return Identity("person", grant.user_id, grant.email, roles, grant.name)
+
+
+def _denied(rule: Rule, grant: Grant) -> Refusal:
+    """What a person is told who has signed in and may not use the service."""
+    who = grant.email or grant.name or grant.user_id
+    message = f"You are signed in as {who}, who may not use this service."
+    if "lease" in rule.ways:
+        message = (
+            f"You are signed in as {who}, and have no lease of this service that runs now: "
+            "ask for one (`tunnelmux lease request`), or wait until it begins."
+        )
+    return Refusal(403, "access-denied", message)
 
 
 def _named(secure: bytes, plain: bytes, sender: Sender) -> tuple[bytes, str]:

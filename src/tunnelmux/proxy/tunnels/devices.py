@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -11,6 +12,9 @@ from tunnelmux.config import ProxyConfig
 from tunnelmux.config.access import AccessRule
 
 __all__ = ["DeviceRegister", "KnownDevice", "Registration", "devices_from_config"]
+
+_SERIAL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
+# A serial number that can stand in a host's label; of others, devices are found by name there.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,6 +32,8 @@ class Registration:
     """The id of each credential, by the SHA-256 of its token."""
     rules: Mapping[str, AccessRule] = field(default_factory=dict)
     """Who may visit, by service; empty is the device's own rule."""
+    serial: str = ""
+    """Its serial number; empty where none is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -100,6 +106,14 @@ class DeviceRegister:
     def find(self, name: str) -> KnownDevice | None:
         """The device of this name as it is known now."""
         return self._by_name.get(name)
+
+    def named(self, label: str) -> str:
+        """The name of the device that a host calls so: by its name, or else by its serial number
+        in small letters, with the tenant behind it where the name has one. What is neither comes
+        back as it is."""
+        if label in self._by_name:
+            return label
+        return self._by_serial.get(label, label)
 
     def is_configured(self, name: str) -> bool:
         """Whether the device is in proxy.toml, so that nobody can enrol under its name."""
@@ -203,12 +217,15 @@ class DeviceRegister:
         self._by_name: dict[str, KnownDevice] = {}
         self._by_token: dict[bytes, KnownDevice] = {}
         self._by_replaced: dict[bytes, KnownDevice] = {}
+        self._by_serial: dict[str, str] = {}
         registered = {device.name: device for device in self._registered.values()}
         for device in (registered | self._enrolled | self._configured).values():
             self._remember(device)
 
     def _remember(self, device: KnownDevice) -> None:
         self._by_name[device.name] = device
+        if label := _serial_label(device):
+            self._by_serial[label] = device.name
         for digest in device.tokens_sha256:
             # Where a token is there twice, proxy.toml wins, and the registry never does.
             other = self._by_token.get(digest)
@@ -218,11 +235,23 @@ class DeviceRegister:
             self._by_replaced[digest] = device
 
     def _forget(self, device: KnownDevice) -> None:
+        label = _serial_label(device)
+        if self._by_serial.get(label) == device.name:
+            del self._by_serial[label]
         for digest in device.tokens_sha256:
             if self._by_token.get(digest) is device:
                 del self._by_token[digest]
         for digest in device.replaced_sha256:
             self._by_replaced.pop(digest, None)
+
+
+def _serial_label(device: KnownDevice) -> str:
+    """The device's serial number as hosts have it; empty where none can."""
+    serial = device.registration.serial.lower() if device.registration is not None else ""
+    if not _SERIAL.fullmatch(serial):
+        return ""
+    _, dashes, tenant = device.name.partition("--")
+    return serial + dashes + tenant
 
 
 def _id_of(device: KnownDevice) -> str | None:

@@ -88,6 +88,16 @@ class LeaseBook:
             return None
         return known.lease if self._is_running(known) else None
 
+    def goes_on(self, lease_id: str, device: str) -> Lease | None:
+        """The lease of this id, about the device of this label, where what was begun under it may
+        go on: it runs, or is only used up."""
+        known = self._leases.get(lease_id)
+        if known is None or self._label_of(known.lease.device_id) != device:
+            return None
+        lease = known.lease
+        # One whose time had not come let nobody in, and `take` forgets those that have ended.
+        return lease if known.until > trio.current_time() else None
+
     def running_for(self, holder: str, device: str) -> list[Lease]:
         """The leases by which this user may use the device of this label now."""
         found = self._devices.find(device)

@@ -602,5 +602,6 @@ def _known(device: FleetDevice) -> KnownDevice:
             rotation_wanted=device.rotation_wanted,
             credentials=digests,
             rules=device.rules,
+            serial=device.serial,
         ),
     )

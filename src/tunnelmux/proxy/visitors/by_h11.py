@@ -262,10 +262,11 @@ class RequestsByH11:
 
     async def _let_in(self, request: RequestHead, destination: Destination) -> list[Field]:
         """The fields that the service gets; raises Refused where the visitor may not use it."""
-        self._visit.by = None
+        self._visit.let_in(None)
         asked = Asked.of(request, self._sender_of(request))
         admitted = await self._gate.admit(destination.device, destination.service, asked)
-        self._visit.by = by = admitted.by
+        by = admitted.by
+        self._visit.let_in(by)
         self._set_cookies = admitted.set_cookies
         headers = without_own_cookies(without_own_fields(end_to_end(request.headers)))
         if by.takes_login:

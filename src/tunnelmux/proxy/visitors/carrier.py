@@ -193,11 +193,10 @@ class Carrier:
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
             return None
-        if destination.service is None:
-            try:
-                destination = self._gate.settled(destination)
-            except Refused:
-                return None
+        try:
+            destination = self._gate.settled(destination)
+        except Refused:
+            return None
         sender = self._made_for(host, said).sender if self.heeds else self._sender
         by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)
         if by is None or not self._gate.may_pass(by, crosses=crosses):
@@ -205,7 +204,8 @@ class Carrier:
         route = self._routes.now(destination)
         if route is None or self._visit.admit(destination) is not None:
             return None
-        self.by = self._visit.by = by
+        self.by = by
+        self._visit.let_in(by)
         self.takes_login = by.takes_login
         relay = self._visit.relay
         self._tried = relay, relay.requests if relay is not None else 0

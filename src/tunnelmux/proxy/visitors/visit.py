@@ -224,6 +224,11 @@ class Visit:
         if isinstance(stream, Stream):
             self.session, self.stream, self.on_cut = stream.session, stream.id, stream.reset
 
+    def let_in(self, by: Pass | None) -> None:
+        """This let its present request in; None while that is being judged."""
+        self.by = by
+        self.lease = by.lease if by is not None else ""
+
     def go_to(self, device: str, service: str | None) -> None:
         """It leads there from now on."""
         self.service = service
@@ -389,8 +394,13 @@ class VisitRegister:
         return len(visits)
 
     def cut_lease(self, device: str, lease_id: str, reason: str) -> int:
-        """Cut the visits of a device that are under this lease; answers how many there were."""
-        visits = [visit for visit in self.of_device(device) if visit.lease == lease_id]
+        """Cut the visits of a device that are under this lease and not idle; answers how many
+        there were."""
+        visits = [
+            visit
+            for visit in self.of_device(device)
+            if visit.lease == lease_id and not visit.is_idle
+        ]
         for visit in visits:
             visit.cut(reason)
         return len(visits)

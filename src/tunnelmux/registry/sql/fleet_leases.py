@@ -21,6 +21,7 @@ from tunnelmux.registry.sql.leases import (
     find_lease,
     is_living,
     read_lease,
+    use_lease,
 )
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -124,6 +125,19 @@ class SqlFleetLeases(Repository, Fleet):
     ) -> None:
         inner, lease = self._of_device(tx, lease_id, device_id)
         inner.record(f"lease.{what}", "lease", lease.id, after=details)
+
+    @writes
+    def use_lease(
+        self,
+        tx: Transaction,
+        lease_id: str,
+        device_id: str,
+        address: str,
+        details: dict[str, object],
+    ) -> None:
+        inner, lease = self._of_device(tx, lease_id, device_id)
+        holder = Actor(kind="user", id=lease.holder, name=lease.holder_name, address=address)
+        use_lease(inner.acting(holder), lease_id, details)
 
     @writes
     def report_assist(self, tx: Transaction, device_id: str, state: AssistState) -> None:

@@ -113,15 +113,7 @@ class SqlLeases(Repository, Leases):
     def use(
         self, tx: Transaction, lease_id: str, details: dict[str, object] | None = None
     ) -> Lease:
-        before = _not_over(tx, lease_id)
-        if before.state(tx.now) != "running":
-            raise RegistryRefused("this lease is not running yet", code="lease_over")
-        tx.update(_L, _L.c.id == lease_id, uses=before.uses + 1)
-        after = {"uses": before.uses + 1} | _details(details or {})
-        tx.record("lease.use", "lease", lease_id, after=after)
-        if before.max_uses is not None and before.uses + 1 >= before.max_uses:
-            tx.announce("lease", lease_id)
-        return find_lease(tx, lease_id)
+        return use_lease(tx, lease_id, details or {})
 
     @writes
     def note(
@@ -213,6 +205,19 @@ def end_lease(
 
 
 # -- inside -------------------------------------------------------------------------------------
+
+
+def use_lease(tx: Transaction, lease_id: str, details: dict[str, object]) -> Lease:
+    """Count one use and write it down; raises RegistryRefused `lease_over`."""
+    before = _not_over(tx, lease_id)
+    if before.state(tx.now) != "running":
+        raise RegistryRefused("this lease is not running yet", code="lease_over")
+    tx.update(_L, _L.c.id == lease_id, uses=before.uses + 1)
+    after = {"uses": before.uses + 1} | _details(details)
+    tx.record("lease.use", "lease", lease_id, after=after)
+    if before.max_uses is not None and before.uses + 1 >= before.max_uses:
+        tx.announce("lease", lease_id)
+    return find_lease(tx, lease_id)
 
 
 def _not_over(tx: Transaction, lease_id: str) -> Lease:
