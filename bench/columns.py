@@ -91,7 +91,7 @@ def measure_echo(tunnel: Running, seconds: float) -> Sample:
 
 def measure_websocket(tunnel: Running, seconds: float) -> Sample:
     before = cpu_seconds(tunnel.processes)
-    count = echoes(tunnel.http, tunnel.headers, WEBSOCKETS, seconds)
+    count = echoes(tunnel.http, tunnel.headers, WEBSOCKETS, seconds, secure=tunnel.secure)
     used = cpu_seconds(tunnel.processes) - before
     sample = {"echoes_per_s": count / seconds}
     if tunnel.processes:
@@ -112,7 +112,7 @@ def has_echo(_peer: Peer, tunnel: Running) -> bool:
 
 
 def reads_http(peer: Peer, _tunnel: Running) -> bool:
-    return peer.visitors == "http"
+    return peer.visitors in {"http", "https"}
 
 
 def is_ours_for_http(peer: Peer, _tunnel: Running) -> bool:

@@ -126,6 +126,11 @@ TARGETS: tuple[Target, ...] = (
     at_least("behind_nginx_rps_vs_best_peer", 2.5, BEHIND, "keepalive", RPS, tunnels_behind_nginx),
     at_least("behind_nginx_rps_vs_nginx_alone", 0.5, BEHIND, "keepalive", RPS, ALONE),
     at_most("websocket_echo_cpu_vs_best_peer", 0.6, HTTP, "websocket", CPU, http_tunnels),
+    Target(
+        "websocket_echo_tls_cpu_vs_best_peer",
+        *(None, HTTPS, "websocket", CPU, https_tunnels),
+        at_least=False,
+    ),
     at_most("h11_path_cpu_per_10k", 8.0, HTTP, "h11", CPU),
     # Agents.
     at_most("idle_agent_kib", 32.0, WS, "agents", "kib_per_agent_at_10000"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import selectors
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Sequence
@@ -73,12 +74,20 @@ def answer(connection: socket.socket, held: bytearray) -> bool:
 # -- the visitors -------------------------------------------------------------------------------
 
 
-def echoes(port: int, headers: Sequence[str], connections: int, seconds: float) -> int:
-    """How many echoes came within *seconds*, one under way on each of so many connections."""
+def echoes(
+    port: int, headers: Sequence[str], connections: int, seconds: float, *, secure: bool = False
+) -> int:
+    """How many echoes came within *seconds*, one under way on each of so many connections; with
+    *secure*, they are TLS, and any certificate will do."""
+    tls = ssl.create_default_context()
+    tls.check_hostname, tls.verify_mode = False, ssl.CERT_NONE
     with ExitStack() as stack:
         ready = stack.enter_context(selectors.EpollSelector())
         for _ in range(connections):
-            connection = stack.enter_context(socket.create_connection((HOST, port), PATIENCE))
+            connection = socket.create_connection((HOST, port), PATIENCE)
+            if secure:
+                connection = tls.wrap_socket(connection)
+            stack.enter_context(connection)
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             upgrade(connection, headers)
             ready.register(connection, selectors.EVENT_READ, bytearray())

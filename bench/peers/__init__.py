@@ -34,8 +34,10 @@ PEERS: tuple[Peer, ...] = (
     Trusting("tunnelmux-trusted", "a trusted proxy in front", visitors="http", columns=KEPT),
     ByLogin("tunnelmux-login", "visitors who have signed in", visitors="http", columns=KEPT),
     ByField("tunnelmux-device", "routed by Tunnelmux-Device", visitors="http", columns=KEPT),
-    Tunnelmux("tunnelmux-https", "HTTPS", visitors="https", columns=(*KEPT, "connect")),
-    Minimal("go-https", "go-http with TLS", visitors="https", columns=KEPT),
+    Tunnelmux(
+        "tunnelmux-https", "HTTPS", visitors="https", columns=(*KEPT, "connect", "websocket")
+    ),
+    Minimal("go-https", "go-http with TLS", visitors="https", columns=(*KEPT, "websocket")),
     Frp("frp-https", "frp's https vhost, TLS at its client", visitors="https", columns=KEPT),
     NginxAlone("nginx", "nginx with TLS, no tunnel", visitors="nginx", columns=(*KEPT, "connect")),
     BehindNginx("tunnelmux-nginx", Trusting("", "HTTP ingress", visitors="http"), columns=KEPT),

@@ -116,6 +116,35 @@ async def test_a_request_the_scanner_declines_goes_on_with_h11_on_the_same_conne
     assert await target.visitor.read_exactly(8) == b"and back"
 
 
+async def test_bytes_behind_an_upgrade_are_moved_by_the_pump(
+    tls: tuple[Path, ssl.SSLContext],
+) -> None:
+    upgrade = "Connection: Upgrade\r\nUpgrade: echo\r\n"
+    async with rig(tls=tls) as target:
+        await target.first_exchange()
+        before = tasks()
+        visitors = [await target.new_visitor() for _ in range(5)]
+        peers = []
+        for visitor in visitors:
+            await visitor.send(get("/upgrade", upgrade))
+            peers.append(await target.connection())
+            await peers[-1].read_head()
+            await peers[-1].send(
+                b"HTTP/1.1 101 Switching Protocols\r\n" + upgrade.encode() + b"\r\n"
+            )
+            assert (await visitor.read_head()).startswith(b"HTTP/1.1 101 ")
+        # One for each in the test's own target, and one that waits for the end of the connection.
+        assert tasks() - before <= 2 * len(peers) + 1
+        for visitor, peer in zip(visitors, peers, strict=True):
+            await visitor.send(b"there")
+            assert await peer.read_exactly(5) == b"there"
+            await peer.send(b"and back")
+            assert await visitor.read_exactly(8) == b"and back"
+        for visitor, peer in zip(visitors, peers, strict=True):
+            await peer.stream.aclose()
+            assert await visitor.read_all() == b""  # with a close_notify
+
+
 async def test_the_end_of_an_answer_without_a_length_is_a_close_notify(target: Target) -> None:
     """The visitor's stream takes an end without one for a cut (RFC 9112 section 9.8)."""
     peer, _ = await target.ask(get("/old"))

@@ -75,6 +75,8 @@ class Relayed:
     near_scope: trio.CancelScope
     far_scope: trio.CancelScope
     over: trio.Event
+    secure: trio.SSLStream[trio.abc.Stream] | None = None
+    """What comes out of `far` too, where the near socket is under TLS: use it in its place."""
 
     async def end(self) -> None:
         """End both directions in order, and wait for both relays."""
@@ -86,13 +88,21 @@ class Relayed:
 
 @asynccontextmanager
 async def relayed(
-    client: Session, server: Session, opening: trio.Lock | None = None
+    client: Session, server: Session, opening: trio.Lock | None = None, *, tls: bool = False
 ) -> AsyncIterator[Relayed]:
     """Two relays that join two sockets by a stream of the sessions; both are cut at the end.
 
     Who begins several at once gives them one lock, so that each gets its own stream's two ends.
+    With *tls*, the near socket is a visitor's under TLS.
     """
-    near, near_local = await socket_pair()
+    secure: trio.SSLStream[trio.abc.Stream] | None = None
+    near_local: trio.abc.Stream
+    if tls:
+        secure, near_local = await tls_pair(*tls_contexts())
+        assert isinstance(secure.transport_stream, trio.SocketStream)
+        near = secure.transport_stream
+    else:
+        near, near_local = await socket_pair()
     far, far_local = await socket_pair()
     async with opening or trio.Lock():
         ours = await client.open_stream()
@@ -105,6 +115,7 @@ async def relayed(
         trio.CancelScope(),
         trio.CancelScope(),
         trio.Event(),
+        secure,
     )
 
     async def run() -> None:

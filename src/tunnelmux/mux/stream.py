@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tunnelmux.mux.session import Session
     from tunnelmux.pump.data_pump import Owner
+    from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.relay import Relay
     from tunnelmux.yamux.streams import EngineStream
 
@@ -169,7 +170,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     # -- with a pump ------------------------------------------------------------------------
 
-    def relay_in_pump(self, local: trio.socket.SocketType, owner: Owner) -> Relay:
+    def relay_in_pump(self, local: PumpSocket, owner: Owner) -> Relay:
         """A relay, not started yet, between this stream and a connected socket, carried by the
         session's pump. From `Relay.start` to its end nothing else may use either."""
         from tunnelmux.pump.relay import Relay

@@ -43,6 +43,7 @@ cdef class Relay(Member):
     cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int write_out(self) except -1
     cdef int pass_on_end(self) except -1
+    cdef int after_goodbye(self) except -1
     cdef int on_connected(self) except -1
     cdef int on_broken(self) except -1
     cdef int look_for_answer(self) except -1

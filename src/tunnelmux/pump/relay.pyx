@@ -226,14 +226,15 @@ cdef class Relay(Member):
         """Called when all that came may have been written."""
         cdef EngineStream stream = self.stream
         if not self.writes or stream.inbox.size or self.local_told:
-            return 0
+            return self.after_goodbye()
         if stream.remote_fin:
             self.local_told = True
-            if self.local.at_end:
+            if self.local.at_end and self.local.tls is None:
                 return self.end(FINISHED)  # its owner closes the socket, which says the same
             self.local.end_writing()
             if self.local.error is not None:
                 return self.on_broken()
+            return self.after_goodbye()
         elif stream.error_ is not None:
             return self.stream_failed()
         return 0
@@ -263,6 +264,13 @@ cdef class Relay(Member):
         if self.local.can_read:
             self.want_turn()
         return self.write_out()
+
+    cdef int after_goodbye(self) except -1:
+        """TLS has no half-close that every peer knows: what ends one direction ends all, once the
+        end was sent."""
+        if self.local_told and self.local.tls is not None and not self.local.is_sending():
+            return self.end(FINISHED)
+        return 0
 
     cdef int stream_failed(self) except -1:
         self.error = self.stream.error_

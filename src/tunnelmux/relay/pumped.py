@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Literal
 import trio
 
 from tunnelmux.mux import Stream
+from tunnelmux.pump.data_pump import Lent, lend_socket
 
 if TYPE_CHECKING:
     from tunnelmux.pump.relay import Relay
@@ -15,12 +16,14 @@ __all__ = ["PumpedRelay", "pumpable"]
 
 
 class PumpedRelay:
-    """The bytes between a stream and a local socket, moved by the pump of the stream's session."""
+    """The bytes between a stream and a local socket, plain or under TLS, moved by the pump of the
+    stream's session."""
 
-    def __init__(self, stream: Stream, local: trio.SocketStream) -> None:
+    def __init__(self, stream: Stream, local: Lent) -> None:
+        from tunnelmux.pump.pump_socket import PumpSocket
+
         self.stream = stream
-        self.local = local
-        self.core: Relay = stream.relay_in_pump(local.socket, self)
+        self.core: Relay = stream.relay_in_pump(PumpSocket(local.socket, local.tls), self)
         self._over = trio.Event()
 
     async def run(self) -> None:
@@ -55,10 +58,8 @@ class PumpedRelay:
 
 def pumpable(a: trio.abc.Stream, b: trio.abc.Stream) -> PumpedRelay | None:
     """The relay of the two, in either order, if a pump can carry it."""
-    if isinstance(a, Stream) and isinstance(b, trio.SocketStream):
-        stream, local = a, b
-    elif isinstance(b, Stream) and isinstance(a, trio.SocketStream):
-        stream, local = b, a
-    else:
+    stream, local = (a, b) if isinstance(a, Stream) else (b, a)
+    if not isinstance(stream, Stream) or stream.session.tunnel is None:
         return None
-    return PumpedRelay(stream, local) if stream.session.tunnel is not None else None
+    lent = lend_socket(local)
+    return PumpedRelay(stream, lent) if lent is not None else None
