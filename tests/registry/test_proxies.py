@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
+import msgspec
 import pytest
 import sqlalchemy as sa
 import trio
@@ -22,7 +23,7 @@ from support.registered import (
     within_bound,
 )
 from support.registries import ANN
-from tunnelmux.config import DeviceConfig, Secret
+from tunnelmux.config import DeviceConfig, InternalListener, Secret
 from tunnelmux.errors import ConfigError, ConnectRefused
 from tunnelmux.mux import Session
 from tunnelmux.proxy import RunningProxy, run_proxy
@@ -59,6 +60,21 @@ async def test_a_device_of_the_registry_connects_and_says_who_paired_it(
         await online(proxy, "cam1--acme")
         (summary,) = await proxy.store.list()
         assert (summary.device_id, summary.user_id) == ("cam1--acme", "ann")
+
+
+async def test_the_registry_says_on_which_port_the_internal_api_was_bound(
+    database_url: str, registry: Registry
+) -> None:
+    """The system chooses it, and the back end reads of it here."""
+    config = msgspec.structs.replace(
+        config_for(database_url), internal=InternalListener(listen="127.0.0.1:0")
+    )
+    async with following(config) as proxy:
+        assert proxy.internal_address is not None
+        bound = f"http://127.0.0.1:{proxy.internal_address.port}"
+        with trio.fail_after(30):
+            while [known.internal_url for known in await registry.fleet.proxies()] != [bound]:  # noqa: ASYNC110
+                await trio.sleep(0.05)
 
 
 async def test_a_device_of_the_file_hides_one_of_the_registry(

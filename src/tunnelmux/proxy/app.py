@@ -451,7 +451,11 @@ class RunningProxy:
         )
 
     def _say_where(self) -> None:
-        """Tell where visitors come in, for those who make links to services."""
+        """Tell where visitors come in, for those who make links to services, and where the back
+        end calls."""
+        if self.registered is not None:
+            port = self.internal_address.port if self.internal_address is not None else 0
+            self.registered.say_where(_internal_url(self.config, port))
         http, bound = self.config.ingress.http, self.http_address
         if self._access is not None and http is not None and bound is not None:
             self._access.grants.say_where(http.url_of(bound.port))
@@ -642,12 +646,19 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
 
 def _registry_identity(config: ProxyConfig) -> ProxyIdentity:
     name = config.registry.name or socket.gethostname()
-    url = config.registry.internal_url
-    if url is None:
-        internal = config.internal
-        scheme = "https" if internal is not None and internal.tls_certificate else "http"
-        url = f"{scheme}://{internal.address}" if internal is not None else ""
+    url = _internal_url(config, config.internal.address.port if config.internal is not None else 0)
     return ProxyIdentity(id=str(uuid.uuid5(_PROXIES, name)), name=name, internal_url=url)
+
+
+def _internal_url(config: ProxyConfig, port: int) -> str:
+    """Where others call the internal API; empty without one, and while the system has to choose
+    its port."""
+    if config.registry.internal_url is not None:
+        return config.registry.internal_url
+    if config.internal is None or not port:
+        return ""
+    scheme = "https" if config.internal.tls_certificate else "http"
+    return f"{scheme}://{Address(config.internal.address.host, port)}"
 
 
 def _audit_log(config: ProxyConfig) -> AuditLog:

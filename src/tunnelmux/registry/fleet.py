@@ -136,6 +136,10 @@ class Fleet(abc.ABC):
         """A proxy starts. Sessions that it held under this id before are over."""
 
     @abc.abstractmethod
+    async def move(self, proxy_id: str, *, internal_url: str) -> None:
+        """From now on others call its internal API there."""
+
+    @abc.abstractmethod
     async def beat(self, proxy_id: str, *, applied: int, effects: dict[int, Effect]) -> None:
         """It is alive, has applied all changes up to this number, and ended so much for these."""
 

@@ -12,7 +12,7 @@ import hashlib
 from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import trio
@@ -89,6 +89,7 @@ class ProxyIdentity:
     """The same after a restart: what it held then is over."""
     name: str
     internal_url: str
+    """Where others call its internal API; empty while that is not known, or nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,7 @@ class RegisteredDevices:
         self._applied: int | None = None
         self._effects: dict[int, Effect] = {}
         self._is_greeted = False
+        self._told_url = ""
         self._away: RegistryError | None = RegistryAway("the registry was not read yet")
         self._is_told = False
         self._loaded = trio.Event()
@@ -164,6 +166,12 @@ class RegisteredDevices:
         """Return once all devices were read, or after `timeout` seconds."""
         with trio.move_on_after(timeout):
             await self._loaded.wait()
+
+    def say_where(self, internal_url: str) -> None:
+        """Others call this proxy's internal API there; the registry is told when it can be."""
+        if internal_url != self._identity.internal_url:
+            self._identity = replace(self._identity, internal_url=internal_url)
+            self._wake.set()
 
     async def look_up(self, token: str) -> KnownDevice | None:
         """The device of a token that the register does not know yet; None when it is nobody's.
@@ -322,14 +330,18 @@ class RegisteredDevices:
 
     async def _look(self, registry: Registry) -> None:
         """Apply all changes until now."""
+        url = self._identity.internal_url
         if not self._is_greeted:
             await registry.fleet.hello(
                 self._identity.id,
                 name=self._identity.name,
-                internal_url=self._identity.internal_url,
+                internal_url=url,
                 version=tunnelmux.__version__,
             )
             self._is_greeted = True
+        elif url != self._told_url:
+            await registry.fleet.move(self._identity.id, internal_url=url)
+        self._told_url = url
         if self._access is not None and self._away is not None:
             await self._access.greet(registry)
         changes = None

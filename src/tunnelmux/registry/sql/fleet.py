@@ -187,6 +187,10 @@ class SqlFleet(SqlFleetLeases):
             tx.execute(_P.insert().values(id=proxy_id, **values))
 
     @writes
+    def move(self, tx: Transaction, proxy_id: str, *, internal_url: str) -> None:
+        tx.execute(_P.update().where(_P.c.id == proxy_id).values(internal_url=internal_url))
+
+    @writes
     def beat(
         self, tx: Transaction, proxy_id: str, *, applied: int, effects: dict[int, Effect]
     ) -> None:
