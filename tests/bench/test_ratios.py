@@ -24,6 +24,7 @@ NAMES = {
     "behind_nginx_rps_vs_best_peer",
     "behind_nginx_rps_vs_nginx_alone",
     "websocket_echo_cpu_vs_best_peer",
+    "websocket_echo_tls_cpu_vs_best_peer",
     "h11_path_cpu_per_10k",
     "tcp_keepalive_cpu_vs_openssh",
     "tcp_connect_rps_vs_openssh",
