@@ -6,12 +6,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 import trio
 
 from support.site import SECRET, running_site
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Secret
+from tunnelmux.proxy.internal.bodies import ExecRequest
 from tunnelmux.proxy.internal.openapi import describe
 
 SETTINGS = """
@@ -26,15 +28,15 @@ enabled = false
 """
 
 
-def test_a_command_is_described_with_the_fields_that_are_read() -> None:
-    secret = Secret("x")
-    whole = CommandRequest(
-        command_id="1", server_id=1, host="h", username="u", command="c", password=secret,
-        private_key=secret, passphrase=secret, certificate="x", stdin=b"x",
-    )  # fmt: skip
+def test_a_command_is_described_by_the_struct_that_reads_it() -> None:
     described = describe([])["components"]["schemas"]["ExecRequest"]["properties"]
+    whole = CommandRequest(
+        command_id="1", server_id=1, host="h", username="u", command="c", password=Secret("x"),
+        private_key=Secret("x"), passphrase=Secret("x"), certificate="x", stdin=b"x",
+    )  # fmt: skip
     of_call = {"devices", "concurrency", "abortOnError", "askedBy"}
     assert set(described) == whole.to_json().keys() | of_call
+    assert set(described) == {field.encode_name for field in msgspec.structs.fields(ExecRequest)}
 
 
 @pytest.mark.slow

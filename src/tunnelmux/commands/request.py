@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import ipaddress
 import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, TypeVar
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from tunnelmux.config import Secret
 from tunnelmux.config.host_name import to_a_labels
 
-__all__ = ["DEFAULT_PORT", "DEFAULT_TIMEOUT", "CommandRequest", "InvalidCommand"]
+__all__ = [
+    "DEFAULT_PORT",
+    "DEFAULT_TIMEOUT",
+    "CommandFields",
+    "CommandRequest",
+    "InvalidCommand",
+    "Line",
+    "check_line",
+    "read_fields",
+]
 
 DEFAULT_PORT = 22
 DEFAULT_TIMEOUT = 30.0
@@ -48,6 +59,85 @@ class InvalidCommand(ValueError):
         super().__init__(f"{field} {message}" if field else message)
         self.field = field
         self.message = message
+
+
+Line = Annotated[str, Meta(min_length=1, extra_json_schema={"pattern": "^[ -~]+$"})]
+"""A text of one line. Its description is stricter than `check_line`: schemas have no name for
+every character that can be printed."""
+
+_HOST_NAME = (
+    r"^([A-Za-z0-9_][A-Za-z0-9_-]*\.)*"
+    r"([A-Za-z_][A-Za-z0-9_-]*|[0-9]+[A-WYZa-wyz_-][A-Za-z0-9_-]*)\.?$"
+)
+# What ends with a number is an address, or would be taken for one.
+
+_Host = Annotated[
+    str,
+    Meta(
+        min_length=1,
+        max_length=MAX_HOST,
+        description="The SSH server, as the device sees it: a name, or an address.",
+        extra_json_schema={
+            "anyOf": [{"pattern": _HOST_NAME}, {"format": "ipv4"}, {"format": "ipv6"}]
+        },
+    ),
+]
+_Text = Annotated[
+    str, Meta(min_length=1, extra_json_schema={"pattern": r"^[^\u0000]+$"}, description="No NUL.")
+]
+_KeyText = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
+# An empty one counts as absent, but then nothing goes with it.
+
+
+class CommandFields(msgspec.Struct, kw_only=True, rename="camel"):
+    """What a command is made of, as `read_fields` reads it and as OpenAPI describes it.
+
+    What a type cannot say is checked by `CommandRequest.of`.
+    """
+
+    host: _Host
+    username: Annotated[Line, Meta(max_length=MAX_USERNAME)]
+    command: _Text
+    server_id: Annotated[int | str, Meta(description="Carried along.")] | UnsetType = UNSET
+    port: Annotated[int, Meta(ge=1, le=MAX_PORT)] = DEFAULT_PORT
+    password: str | UnsetType = UNSET
+    private_key: _KeyText | UnsetType = UNSET
+    passphrase: str | UnsetType = UNSET
+    certificate: str | UnsetType = UNSET
+    timeout: Annotated[float, Meta(gt=0, description="Milliseconds.")] = DEFAULT_TIMEOUT * 1000
+    stdin: bytes | UnsetType = UNSET
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}>"  # most of it is for no log
+
+
+class ExecuteCommand(CommandFields, kw_only=True, rename="camel"):
+    """The fields of `execute_command`."""
+
+    command_id: Annotated[Line, Meta(extra_json_schema={"maxLength": MAX_ID})]
+
+
+_Fields = TypeVar("_Fields", bound=CommandFields)
+
+
+def read_fields(content: object, cls: type[_Fields]) -> _Fields:
+    """The fields in decoded JSON. Raises InvalidCommand.
+
+    Optional fields may be null: main servers send all fields and fill in one. Unknown fields are
+    ignored, because later versions may add some.
+    """
+    if not isinstance(content, Mapping):
+        raise InvalidCommand("", "the command must be a JSON object")
+    there = {
+        # JSON has one kind of number.
+        key: int(value) if isinstance(value, float) and value.is_integer() else value
+        for key, value in content.items()
+        if value is not None
+    }
+    try:
+        return msgspec.convert(there, cls)
+    except msgspec.ValidationError as error:
+        raise _in_words(str(error)) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,30 +185,39 @@ class CommandRequest:
 
     @classmethod
     def from_json(cls, content: object) -> CommandRequest:
-        """The request in a decoded `execute_command`. Raises InvalidCommand.
+        """The request in a decoded `execute_command`, read by `read_fields`. Raises InvalidCommand.
 
-        Optional fields may be null, and empty credentials count as absent: main servers send all
-        fields and fill in one. Unknown fields are ignored, because later versions may add some.
+        Empty credentials count as absent.
         """
-        if not isinstance(content, Mapping):
-            raise InvalidCommand("", "the command must be a JSON object")
-        private_key = _secret(content, "privateKey")
-        certificate = _optional_text(content, "certificate")
+        fields = read_fields(content, ExecuteCommand)
+        return cls.of(fields, fields.command_id)
+
+    @classmethod
+    def of(cls, fields: CommandFields, command_id: str) -> CommandRequest:
+        """The request in these fields. Raises InvalidCommand."""
+        private_key = _secret("privateKey", fields.private_key)
+        certificate = _present("certificate", fields.certificate)
         if certificate and private_key is None:
             raise InvalidCommand("certificate", "must come with the privateKey it belongs to")
+        if len(command_id) > MAX_ID:
+            raise InvalidCommand("commandId", f"must be at most {MAX_ID} characters long")
+        if "\0" in fields.command:
+            raise InvalidCommand("command", "must not hold a NUL character: no shell can take it")
+        if not fields.timeout < math.inf:
+            raise InvalidCommand("timeout", "must be a finite number of milliseconds")
         return cls(
-            command_id=_line(content, "commandId", MAX_ID),
-            server_id=_server_id(content),
-            host=_host(content),
-            port=_port(content),
-            username=_line(content, "username", MAX_USERNAME),
-            password=_secret(content, "password"),
+            command_id=check_line("commandId", command_id),
+            server_id=None if isinstance(fields.server_id, UnsetType) else fields.server_id,
+            host=_host(check_line("host", fields.host)),
+            port=fields.port,
+            username=check_line("username", fields.username),
+            password=_secret("password", fields.password),
             private_key=private_key,
-            passphrase=_secret(content, "passphrase"),
+            passphrase=_secret("passphrase", fields.passphrase),
             certificate=certificate or None,
-            command=_command(content),
-            timeout=_timeout(content),
-            stdin=_stdin(content),
+            command=_present("command", fields.command),
+            timeout=fields.timeout / 1000,
+            stdin=None if isinstance(fields.stdin, UnsetType) else fields.stdin,
         )
 
     def to_json(self) -> dict[str, object]:
@@ -147,51 +246,62 @@ def _milliseconds(seconds: float) -> int | float:
     return int(milliseconds) if milliseconds == int(milliseconds) else milliseconds
 
 
-def _text(content: Mapping[Any, Any], key: str) -> str:
-    if key not in content or content[key] is None:
-        raise InvalidCommand(key, "is missing: it must be a text")
-    text = _optional_text(content, key)
-    if not text:
-        raise InvalidCommand(key, "is empty: it must be a text")
+_PROBLEM = re.compile(r"(?P<problem>.*?)(?: - at `\$\.?(?P<field>\w*).*`)?", re.DOTALL)
+_EXPECTED = re.compile(r"Expected `(?P<kinds>[^`]*)`(?:, got `(?P<got>[^`]*)`)?(?P<bound>.*)")
+_MISSING = re.compile(r"Object missing required field `(?P<field>\w+)`")
+_KINDS = {
+    "str": "a text",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "bytes": "base64 (RFC 4648 section 4)",
+    "array": "a list",
+    "object": "an object",
+}
+_GOT = {"int": "a number", "bytes": "binary data"}
+
+
+def _in_words(message: str) -> InvalidCommand:
+    """What msgspec says of a field, in words of JSON. It never shows the value."""
+    missing = _MISSING.fullmatch(message)
+    if missing is not None:
+        return InvalidCommand(missing["field"], "is missing")
+    found = _PROBLEM.fullmatch(message)
+    field, problem = (found["field"] or "", found["problem"]) if found else ("", message)
+    expected = _EXPECTED.fullmatch(problem)
+    if expected is None:
+        if "base64" in problem:
+            return InvalidCommand(field, f"must be {_KINDS['bytes']}")
+        return InvalidCommand(field, f"cannot be used: {problem[:1].lower()}{problem[1:]}")
+    wanted = " or ".join(_KINDS.get(kind, kind) for kind in expected["kinds"].split(" | "))
+    kind = expected["got"]
+    got = f", not {_GOT.get(kind) or _KINDS.get(kind, kind)}" if kind else ""
+    return InvalidCommand(field, f"must be {wanted}{expected['bound']}{got}")
+
+
+def _present(key: str, text: str | UnsetType) -> str:
+    if isinstance(text, UnsetType):
+        return ""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise InvalidCommand(key, "must be a text without lone surrogates") from None
     return text
 
 
-def _optional_text(content: Mapping[Any, Any], key: str) -> str | None:
-    value = content.get(key)
-    if value is None:
-        return None
-    if not isinstance(value, str):
-        raise InvalidCommand(key, f"must be a text, not {_kind(value)}")
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError:
-        raise InvalidCommand(key, "must be a text without lone surrogates") from None
-    return value
-
-
-def _line(content: Mapping[Any, Any], key: str, longest: int) -> str:
-    text = _text(content, key)
-    if len(text) > longest:
-        raise InvalidCommand(key, f"must be at most {longest} characters long, not {len(text)}")
+def check_line(key: str, text: str) -> str:
+    """The text, if it can be printed in one line. Raises InvalidCommand."""
     if not text.isprintable():
         raise InvalidCommand(key, "must be one line without control characters")
     return text
 
 
-def _secret(content: Mapping[Any, Any], key: str) -> Secret | None:
-    text = _optional_text(content, key)
-    return Secret(text) if text else None
+def _secret(key: str, text: str | UnsetType) -> Secret | None:
+    present = _present(key, text)
+    return Secret(present) if present else None
 
 
-def _server_id(content: Mapping[Any, Any]) -> int | str | None:
-    value = content.get("serverId")
-    if value is None or (isinstance(value, int | str) and not isinstance(value, bool)):
-        return value
-    raise InvalidCommand("serverId", f"must be a number or a text, not {_kind(value)}")
-
-
-def _host(content: Mapping[Any, Any]) -> str:
-    host = _line(content, "host", MAX_HOST)
+def _host(host: str) -> str:
     host = _canonical(host[1:-1] if host.startswith("[") and host.endswith("]") else host)
     if not host or host.startswith("-") or any(mark in host for mark in " /@,*?[]!"):
         raise InvalidCommand("host", 'must be a host name or an address such as "192.0.2.7"')
@@ -214,75 +324,3 @@ def _is_address(host: str) -> bool:
     except ValueError:
         return False
     return True
-
-
-def _port(content: Mapping[Any, Any]) -> int:
-    value = content.get("port")
-    if value is None:
-        return DEFAULT_PORT
-    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InvalidCommand("port", f"must be a whole number, not {_kind(value)}")
-    if not 1 <= value <= MAX_PORT:
-        raise InvalidCommand("port", f"must be from 1 to {MAX_PORT}, not {_number(value)}")
-    return value
-
-
-def _command(content: Mapping[Any, Any]) -> str:
-    command = _text(content, "command")
-    if "\0" in command:
-        raise InvalidCommand("command", "must not hold a NUL character: no shell can take it")
-    return command
-
-
-def _timeout(content: Mapping[Any, Any]) -> float:
-    value = content.get("timeout")
-    if value is None:
-        return DEFAULT_TIMEOUT
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise InvalidCommand("timeout", f"must be a number of milliseconds, not {_kind(value)}")
-    try:
-        seconds = value / 1000
-    except OverflowError:
-        seconds = math.inf
-    if not 0 < seconds < math.inf:
-        raise InvalidCommand(
-            "timeout", f"must be a number of milliseconds above 0, not {_number(value)}"
-        )
-    return seconds
-
-
-def _stdin(content: Mapping[Any, Any]) -> bytes | None:
-    text = _optional_text(content, "stdin")
-    if text is None:
-        return None
-    try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError):
-        raise InvalidCommand("stdin", "must be base64 (RFC 4648 section 4)") from None
-
-
-def _number(value: float) -> str:
-    """A number as a sentence can hold it; JSON's may have thousands of digits."""
-    try:
-        return f"{value:g}"
-    except OverflowError:
-        return "a number that long"
-
-
-def _kind(value: object) -> str:
-    """What was there, in words of JSON, without showing it."""
-    match value:
-        case bool():
-            return "true or false"
-        case int() | float():
-            return "a number"
-        case str():
-            return "a text"
-        case list() | tuple():
-            return "a list"
-        case Mapping():
-            return "an object"
-        case _:
-            return "binary data" if isinstance(value, bytes | bytearray) else "something else"

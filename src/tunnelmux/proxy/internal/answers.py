@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from http import HTTPStatus
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http import Field, Refusal, ServerConnection
 
-__all__ = ["CODES", "Answer", "ApiConnection", "ApiError"]
+__all__ = ["CODES", "Answer", "ApiConnection", "ApiError", "Error"]
 
 CODES: dict[str, tuple[int, str]] = {
     "BODY_TOO_LARGE": (413, "The request's body is over max_forward_body or max_exec_request."),
@@ -55,6 +57,23 @@ _BY_REASON = {
 """The code for each Tunnelmux-Reason that our own HTTP code can refuse an exchange with."""
 
 
+class ErrorDetail(msgspec.Struct, frozen=True):
+    """What went wrong."""
+
+    code: Annotated[str, Meta(extra_json_schema={"enum": sorted(CODES)})]
+    message: str
+    field: Annotated[str, Meta(description="The part that is wrong.")] | UnsetType = UNSET
+
+
+class Error(msgspec.Struct, frozen=True):
+    """The JSON of every error."""
+
+    error: ErrorDetail
+    status: (
+        Annotated[Literal[0], Meta(description="forward/http only: no response.")] | UnsetType
+    ) = UNSET
+
+
 class ApiError(TunnelmuxError):
     """Raised to answer a call with an error. `message` names the cause and, if any, the fix.
 
@@ -82,12 +101,8 @@ class ApiError(TunnelmuxError):
 
     def body(self) -> bytes:
         """The JSON that says it."""
-        content: dict[str, object] = {"status": 0} if self.forwarded else {}
-        error = {"code": self.code, "message": self.message}
-        if self.field is not None:
-            error["field"] = self.field
-        content["error"] = error
-        return msgspec.json.encode(content)
+        detail = ErrorDetail(self.code, self.message, self.field or UNSET)
+        return msgspec.json.encode(Error(detail, 0 if self.forwarded else UNSET))
 
 
 @dataclass(frozen=True, slots=True)

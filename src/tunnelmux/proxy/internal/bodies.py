@@ -1,25 +1,38 @@
-"""The JSON that plain routes answer with. The OpenAPI description is made from these structs."""
+"""The JSON of plain routes, both ways. The OpenAPI description is made from these structs."""
 
 from __future__ import annotations
 
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import UNSET, Meta, UnsetType
 
 from tunnelmux.commands import CommandResult
+from tunnelmux.commands.request import DEFAULT_TIMEOUT, CommandFields, Line
 from tunnelmux.commands.result import ENCODING_NOTE
+from tunnelmux.limits import InternalLimits
 from tunnelmux.sessions import SessionSummary, VisitSummary
 
 __all__ = [
+    "MAX_ASKED_BY",
+    "MAX_SHARED_ID",
     "Closed",
     "ExecAnswer",
+    "ExecRequest",
     "ExecResult",
     "Session",
     "SessionList",
     "Status",
     "VisitList",
 ]
+
+MAX_SHARED_ID = 64
+"""Characters of a commandId that stands for many commands: each gets the device's name behind
+it."""
+
+MAX_ASKED_BY = 128
+"""Characters of askedBy: a name and an address, for one line of the audit."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
@@ -119,6 +132,51 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
             reason=found.reason,
         )
         return cls(device=device, command_id=command_id, duration=round(duration, 6), result=output)
+
+
+class ExecRequest(CommandFields, kw_only=True, rename="camel"):
+    """A command and the devices to run it on."""
+
+    devices: Annotated[
+        Line | Annotated[list[Line], Meta(min_length=1)],
+        Meta(description="A name, or a list of names, patterns and `all`."),
+    ]
+    command_id: (
+        Annotated[
+            Line,
+            # For one device it may be longer: `CommandRequest.of` knows that bound.
+            Meta(extra_json_schema={"maxLength": MAX_SHARED_ID}),
+        ]
+        | UnsetType
+    ) = UNSET
+    timeout: Annotated[
+        float,
+        Meta(
+            gt=0,
+            description="Milliseconds; the most is `limits.max_exec_timeout`.",
+            extra_json_schema={"minimum": 1, "maximum": InternalLimits().max_exec_timeout * 1000},
+        ),
+    ] = DEFAULT_TIMEOUT * 1000
+    concurrency: (
+        Annotated[
+            int,
+            Meta(
+                ge=1,
+                description="The most is `limits.exec_concurrency`.",
+                extra_json_schema={"maximum": InternalLimits().exec_concurrency},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    abort_on_error: bool = False
+    asked_by: Annotated[
+        str,
+        Meta(
+            max_length=MAX_ASKED_BY,
+            description="On whose behalf, for the audit.",
+            extra_json_schema={"pattern": "^[ -~]*$"},
+        ),
+    ] = ""
 
 
 class ExecAnswer(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

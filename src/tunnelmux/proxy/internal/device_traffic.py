@@ -4,19 +4,14 @@ from __future__ import annotations
 
 import heapq
 
-from tunnelmux.proxy.internal.answers import Answer, ApiError
+from tunnelmux.proxy.internal.answers import Answer
 from tunnelmux.proxy.internal.bodies import DeviceTraffic, OtherTraffic, TrafficList
+from tunnelmux.proxy.internal.queries import TrafficQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.sessions import DeviceStore, LocalHandle
 
 __all__ = ["TrafficCalls"]
-
-_SHOWN = 20
-# Devices in one answer where the caller does not say how many.
-
-_MOST_SHOWN = 1000
-# The most it may ask for.
 
 
 class TrafficCalls:
@@ -28,7 +23,7 @@ class TrafficCalls:
 
     async def list(self, call: Call) -> Answer:
         """The devices that moved the most since they connected; `?top=` says how many."""
-        top = _top(call.query.get("top"))
+        top = read_query(call.query, TrafficQuery).top
         all_of_them = [
             self._of(handle)
             for summary in await self._store.list()
@@ -58,11 +53,3 @@ class TrafficCalls:
 
 def _moved(one: DeviceTraffic) -> tuple[int, str]:
     return one.bytes_to_device + one.bytes_from_device, one.device
-
-
-def _top(text: str | None) -> int:
-    if text is None:
-        return _SHOWN
-    if not (text.isascii() and text.isdigit() and len(text) < 5 and 0 < int(text) <= _MOST_SHOWN):
-        raise ApiError("INVALID_REQUEST", f"top must be a number from 1 to {_MOST_SHOWN}")
-    return int(text)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import msgspec
 import trio
+from msgspec import UnsetType
 
 from tunnelmux.commands import (
     CommandRequest,
@@ -21,26 +21,20 @@ from tunnelmux.commands import (
     failure,
     new_command_id,
 )
+from tunnelmux.commands.request import check_line, read_fields
 from tunnelmux.http import VisitorGone
 from tunnelmux.http.head import has_member
 from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
-from tunnelmux.proxy.internal.bodies import ExecAnswer, ExecResult
+from tunnelmux.proxy.internal.bodies import MAX_SHARED_ID, ExecAnswer, ExecRequest, ExecResult
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.routes import Call
 
-__all__ = ["LONGEST_ID", "LONGEST_NAME", "CommandCalls"]
+__all__ = ["CommandCalls"]
 
 _log = get_logger("proxy.internal")
-
-LONGEST_ID = 64
-"""Characters of a commandId that stands for many commands: each gets the device's name behind
-it."""
-
-LONGEST_NAME = 128
-"""Characters of askedBy: a name and an address, for one line of the audit."""
 
 _GATHERED = 65_536
 # Bytes of events that go out in one write, when so many wait.
@@ -116,24 +110,30 @@ class CommandCalls:
             raise ApiError("INVALID_COMMAND", str(error), field=error.field or None) from None
 
     def _understand(self, content: object, limits: InternalLimits, remote: str) -> _Wanted:
-        if not isinstance(content, Mapping):
-            raise InvalidCommand("", "the command must be a JSON object")
-        selectors = _selectors(content)
-        if content.get("commandId") is None:
-            content = {**content, "commandId": new_command_id()}
-        command = CommandRequest.from_json(content)
+        fields = read_fields(content, ExecRequest)
+        selectors = [fields.devices] if isinstance(fields.devices, str) else fields.devices
+        for selector in selectors:
+            check_line("devices", selector)
+        given = fields.command_id
+        command_id = new_command_id() if isinstance(given, UnsetType) else given
+        command = CommandRequest.of(fields, command_id)
         if command.timeout > limits.max_exec_timeout:
             most = f"{limits.max_exec_timeout * 1000:.0f}"
             raise InvalidCommand("timeout", f"must be at most {most} (limits.max_exec_timeout)")
-        concurrency = _concurrency(content, limits.exec_concurrency)
-        abort_on_error = _flag(content, "abortOnError")
-        asked_by = _asked_by(content, remote)
+        at_once = limits.exec_concurrency
+        if not isinstance(fields.concurrency, UnsetType):
+            if fields.concurrency > at_once:
+                raise InvalidCommand(
+                    "concurrency", f"must be at most {at_once} (limits.exec_concurrency)"
+                )
+            at_once = fields.concurrency
+        asked_by = check_line("askedBy", fields.asked_by)
         return _Wanted(
             command=command,
             names=self._select(selectors, command, limits),
-            concurrency=concurrency,
-            abort_on_error=abort_on_error,
-            asked_by=asked_by,
+            concurrency=at_once,
+            abort_on_error=fields.abort_on_error,
+            asked_by=f"{asked_by} ({remote})" if asked_by and remote else asked_by or remote,
         )
 
     def _select(
@@ -154,9 +154,9 @@ class CommandCalls:
                 f"come to {len(names)}, which is over {limits.max_exec_devices} "
                 "(limits.max_exec_devices): call for a part of them at a time",
             )
-        if len(names) > 1 and len(command.command_id) > LONGEST_ID:
+        if len(names) > 1 and len(command.command_id) > MAX_SHARED_ID:
             raise InvalidCommand(
-                "commandId", f"must be at most {LONGEST_ID} characters long for several devices"
+                "commandId", f"must be at most {MAX_SHARED_ID} characters long for several devices"
             )
         return names
 
@@ -407,53 +407,3 @@ def _wants_document(call: Call) -> bool:
     if has_member(headers, b"accept", b"application/x-ndjson"):
         return False
     return has_member(headers, b"accept", b"application/json")
-
-
-# -- what the caller may ask for --------------------------------------------------------------
-
-
-def _selectors(content: Mapping[str, Any]) -> list[str]:
-    value = content.get("devices")
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not texts or not _all_texts(texts):
-        raise InvalidCommand(
-            "devices", 'must be a name, or a list of names, patterns like "cam-*", and "all"'
-        )
-    return texts
-
-
-def _all_texts(values: Iterable[object]) -> bool:
-    return all(isinstance(value, str) and value and value.isprintable() for value in values)
-
-
-def _concurrency(content: Mapping[str, Any], most: int) -> int:
-    value = content.get("concurrency")
-    if value is None:
-        return most
-    if isinstance(value, float) and value.is_integer():  # JSON has one kind of number
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
-        raise InvalidCommand(
-            "concurrency", f"must be a whole number from 1 to {most} (limits.exec_concurrency)"
-        )
-    return value
-
-
-def _flag(content: Mapping[str, Any], key: str) -> bool:
-    value = content.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise InvalidCommand(key, "must be true or false")
-    return value
-
-
-def _asked_by(content: Mapping[str, Any], remote: str) -> str:
-    value = content.get("askedBy")
-    if value is None or value == "":
-        return remote
-    if not isinstance(value, str) or len(value) > LONGEST_NAME or not value.isprintable():
-        raise InvalidCommand(
-            "askedBy", f"must be one line of at most {LONGEST_NAME} characters, such as a name"
-        )
-    return f"{value} ({remote})" if remote else value

@@ -52,7 +52,7 @@ def _told(description: str | None = None, **more: Any) -> msgspec.Meta:
 class ForwardHTTPRequest(msgspec.Struct, kw_only=True):
     """What the caller sends. A key that is null counts as absent; unknown keys are ignored."""
 
-    session_token: str | None = None
+    session_token: Annotated[str | None, _told(type="string", minLength=1)] = None
     method: Annotated[str | None, _told("GET when absent.")] = None
     path: Annotated[str | None, _told("With its query; / when absent.")] = None
     headers: dict[str, str] | None = None

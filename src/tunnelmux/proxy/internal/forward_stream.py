@@ -15,6 +15,7 @@ from tunnelmux.http.head import field_values, first_value, has_member
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.internal.answers import ApiConnection, ApiError
 from tunnelmux.proxy.internal.forward_http import encode_target
+from tunnelmux.proxy.internal.queries import WebSocketQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_stream
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
@@ -152,7 +153,7 @@ class StreamForwarder:
                 "forward/ws takes WebSocket upgrades only: open it with a WebSocket client",
                 headers=[(b"Upgrade", b"websocket"), (b"Connection", b"Upgrade")],
             )
-        target = encode_target(call.query.get("path") or "/")
+        target = encode_target(read_query(call.query, WebSocketQuery).path or "/")
         async with self._open(call, "ws") as way:
             limits = call.http_limits
             upstream = Upstream(

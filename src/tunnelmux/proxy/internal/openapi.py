@@ -8,118 +8,54 @@ from typing import Any
 import msgspec
 
 import tunnelmux
-from tunnelmux.commands.request import DEFAULT_PORT, MAX_HOST, MAX_PORT, MAX_USERNAME
-from tunnelmux.limits import InternalLimits
-from tunnelmux.proxy.internal.answers import CODES
+from tunnelmux.proxy.internal.answers import CODES, Error
 from tunnelmux.proxy.internal.bodies import (
     Closed,
     ExecAnswer,
+    ExecRequest,
     Session,
     SessionList,
     Status,
     TrafficList,
     VisitList,
 )
-from tunnelmux.proxy.internal.exec import LONGEST_ID, LONGEST_NAME
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
+from tunnelmux.proxy.internal.queries import (
+    SessionsQuery,
+    TrafficQuery,
+    VisitsQuery,
+    WebSocketQuery,
+    describe_query,
+)
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["describe"]
 
 _TEXT = {"type": "string"}
-_TIME = {"type": "string", "format": "date-time"}
-_LINE = {"type": "string", "pattern": "^[ -~]+$"}
-_HOST_NAME = (
-    r"^([A-Za-z0-9_][A-Za-z0-9_-]*\.)*"
-    r"([A-Za-z_][A-Za-z0-9_-]*|[0-9]+[A-WYZa-wyz_-][A-Za-z0-9_-]*)\.?$"
-)
-# What ends with a number is an address, or would be taken for one.
+_SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
+    [
+        Error,
+        ExecRequest,
+        ForwardHTTPRequest,
+        ForwardHTTPResponse,
+        ExecAnswer,
+        Session,
+        SessionList,
+        TrafficList,
+        VisitList,
+        Closed,
+        Status,
+    ],
+    ref_template="#/components/schemas/{name}",
+)[1]
+"""Made from the structs that the handlers decode and answer with."""
 
-_BASE64 = {"type": "string", "contentEncoding": "base64"}
+_SCHEMAS["ExecRequest"]["dependentRequired"] = {"certificate": ["privateKey"]}
+# Of two fields, which a struct has no words for.
 
-
-def _object(required: list[str], **properties: object) -> dict[str, object]:
-    return {"type": "object", "required": required, "properties": properties}
-
-
-_SCHEMAS: dict[str, Any] = {
-    "Error": _object(
-        ["error"],
-        status={"type": "integer", "const": 0, "description": "forward/http only: no response."},
-        error=_object(
-            ["code", "message"],
-            code={"enum": sorted(CODES)},
-            message=_TEXT,
-            field={"type": "string", "description": "The part of the request that is wrong."},
-        ),
-    ),
-    "ExecRequest": {
-        **_object(
-            ["devices", "host", "username", "command"],
-            devices={
-                "description": "A name, or a list of names, patterns and `all`.",
-                "anyOf": [_LINE, {"type": "array", "minItems": 1, "items": _LINE}],
-            },
-            host={
-                "type": "string",
-                "maxLength": MAX_HOST,
-                "description": "The SSH server, as the device sees it: a name, or an address.",
-                "anyOf": [{"pattern": _HOST_NAME}, {"format": "ipv4"}, {"format": "ipv6"}],
-            },
-            port={"type": "integer", "minimum": 1, "maximum": MAX_PORT, "default": DEFAULT_PORT},
-            username={**_LINE, "maxLength": MAX_USERNAME},
-            password=_TEXT,
-            privateKey={"type": "string", "minLength": 1},
-            passphrase=_TEXT,
-            certificate=_TEXT,
-            command={"type": "string", "pattern": r"^[^\u0000]+$"},
-            timeout={
-                "type": "number",
-                "minimum": 1,
-                "maximum": InternalLimits().max_exec_timeout * 1000,
-                "description": "Milliseconds; the most is `limits.max_exec_timeout`.",
-            },
-            serverId={"type": ["integer", "string"], "description": "Carried along."},
-            stdin={**_BASE64, "pattern": "^([A-Za-z0-9+/]{4})*$"},
-            commandId={**_LINE, "maxLength": LONGEST_ID},
-            concurrency={
-                "type": "integer",
-                "minimum": 1,
-                "maximum": InternalLimits().exec_concurrency,
-                "description": "The most is `limits.exec_concurrency`.",
-            },
-            abortOnError={"type": "boolean"},
-            askedBy={
-                **_LINE,
-                "maxLength": LONGEST_NAME,
-                "description": "On whose behalf, for the audit.",
-            },
-        ),
-        "dependentRequired": {"certificate": ["privateKey"]},
-    },
-    **msgspec.json.schema_components(
-        [
-            ForwardHTTPRequest,
-            ForwardHTTPResponse,
-            ExecAnswer,
-            Session,
-            SessionList,
-            TrafficList,
-            VisitList,
-            Closed,
-            Status,
-        ],
-        ref_template="#/components/schemas/{name}",
-    )[1],
-}
-"""Made from the structs that the handlers decode and answer with. A command is the exception: its
-fields are checked one by one, with an error for each, and their bounds stand here by the names of
-those that are checked."""
-
-# In the struct the token may be absent: that is an error of its own, MISSING_SESSION_TOKEN.
 _SCHEMAS["ForwardHTTPRequest"]["required"] = ["session_token"]
-_SCHEMAS["ForwardHTTPRequest"]["properties"]["session_token"] = {"type": "string", "minLength": 1}
+# It may also stand where the other calls have it, which a body cannot say.
 
 
 def _content(kind: str, schema: object) -> dict[str, object]:
@@ -214,12 +150,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "parameters": [
             _QUERY_TOKEN,
             _LEASE,
-            {
-                "name": "path",
-                "in": "query",
-                "schema": _TEXT,
-                "description": "Path on the device, with its query; / when absent.",
-            },
+            *describe_query(WebSocketQuery),
         ],
         "responses": {
             "101": {"description": "The WebSocket is open, end to end."},
@@ -255,39 +186,17 @@ _DETAILS: dict[str, dict[str, Any]] = {
     },
     "/internal/sessions": {
         "summary": "Every session",
-        "parameters": [
-            {
-                "name": "device",
-                "in": "query",
-                "schema": _TEXT,
-                "description": "Only the sessions of this device.",
-            }
-        ],
+        "parameters": describe_query(SessionsQuery),
         "responses": {"200": _json("SessionList", "Sorted by device."), **_errors()},
     },
     "/internal/visits": {
         "summary": "Who uses what now: every visit, the oldest first",
-        "parameters": [
-            {"name": "device", "in": "query", "schema": _TEXT, "description": "Of this one only."},
-            {
-                "name": "limit",
-                "in": "query",
-                "schema": {"type": "integer", "minimum": 1, "maximum": 10_000, "default": 1000},
-                "description": "Show so many at most; `total` says how many there are.",
-            },
-        ],
+        "parameters": describe_query(VisitsQuery),
         "responses": {"200": _json("VisitList", "The live visits."), **_errors("INVALID_REQUEST")},
     },
     "/internal/traffic": {
         "summary": "The devices that moved the most since they connected, and the rest",
-        "parameters": [
-            {
-                "name": "top",
-                "in": "query",
-                "schema": {"type": "integer", "minimum": 1, "maximum": 1000, "default": 20},
-                "description": "So many devices.",
-            },
-        ],
+        "parameters": describe_query(TrafficQuery),
         "responses": {
             "200": _json("TrafficList", "By bytes, most first."),
             **_errors("INVALID_REQUEST"),

@@ -30,6 +30,7 @@ from tunnelmux.proxy.internal.forward_http import (
 from tunnelmux.proxy.internal.forward_stream import LeaseRuns, StreamForwarder, no_leases
 from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
+from tunnelmux.proxy.internal.queries import SessionsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
 from tunnelmux.proxy.internal.sessions import ForwardGate
 from tunnelmux.proxy.internal.visits import VisitCalls
@@ -375,7 +376,7 @@ class InternalServer:
             raise ApiError("NOT_FOUND", "session not found") from None
 
     async def _list_sessions(self, call: Call) -> Answer:
-        device = call.query.get("device") or None
+        device = read_query(call.query, SessionsQuery).device or None
         sessions = [
             summary
             for summary in await self._store.list()

@@ -4,17 +4,12 @@ from __future__ import annotations
 
 from tunnelmux.proxy.internal.answers import Answer, ApiError
 from tunnelmux.proxy.internal.bodies import Closed, VisitList
+from tunnelmux.proxy.internal.queries import VisitsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.visit import Visit, VisitRegister
 from tunnelmux.sessions import VisitSummary
 
 __all__ = ["VisitCalls"]
-
-_SHOWN = 1000
-# Visits in one answer where the caller does not say how many.
-
-_MOST_SHOWN = 10_000
-# The most it may ask for: about 3 MB of JSON.
 
 
 class VisitCalls:
@@ -25,9 +20,10 @@ class VisitCalls:
 
     async def list(self, call: Call) -> Answer:
         """The live visits, the oldest first; `?device=` chooses those of one device."""
-        device, most = call.query.get("device") or None, _limit(call.query.get("limit"))
-        chosen = list(self._visits) if device is None else self._visits.of_device(device)
-        shown = [self._summary(visit) for visit in chosen[:most]]
+        query = read_query(call.query, VisitsQuery)
+        of_device = self._visits.of_device
+        chosen = of_device(query.device) if query.device else list(self._visits)
+        shown = [self._summary(visit) for visit in chosen[: query.limit]]
         return Answer.of(VisitList(shown, len(chosen)))
 
     async def close(self, call: Call) -> Answer:
@@ -54,11 +50,3 @@ class VisitCalls:
             bytes_out=bytes_out,
             waits_for="" if visit.state == "nothing" else visit.state,
         )
-
-
-def _limit(text: str | None) -> int:
-    if text is None:
-        return _SHOWN
-    if not (text.isascii() and text.isdigit() and len(text) < 6 and 0 < int(text) <= _MOST_SHOWN):
-        raise ApiError("INVALID_REQUEST", f"limit must be a number from 1 to {_MOST_SHOWN}")
-    return int(text)

@@ -1,0 +1,70 @@
+"""The queries of plain routes. The OpenAPI description is made from these structs too."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar
+
+import msgspec
+from msgspec import Meta
+
+from tunnelmux.proxy.internal.answers import ApiError
+
+__all__ = [
+    "SessionsQuery",
+    "TrafficQuery",
+    "VisitsQuery",
+    "WebSocketQuery",
+    "describe_query",
+    "read_query",
+]
+
+
+class SessionsQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/sessions."""
+
+    device: Annotated[str, Meta(description="Only the sessions of this device.")] = ""
+
+
+class VisitsQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/visits."""
+
+    device: Annotated[str, Meta(description="Only the visits of this device.")] = ""
+    limit: Annotated[
+        int,
+        # The most is about 3 MB of JSON.
+        Meta(ge=1, le=10_000, description="Show so many at most; `total` counts all."),
+    ] = 1000
+
+
+class TrafficQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/traffic."""
+
+    top: Annotated[int, Meta(ge=1, le=1000, description="So many devices.")] = 20
+
+
+class WebSocketQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/forward/ws, beside the token."""
+
+    path: Annotated[str, Meta(description="Path and query on the device; / when absent.")] = ""
+
+
+_Query = TypeVar("_Query", SessionsQuery, TrafficQuery, VisitsQuery, WebSocketQuery)
+
+
+def read_query(query: Mapping[str, str], cls: type[_Query]) -> _Query:
+    """The query of a request, whose other parameters are ignored. Raises ApiError."""
+    try:
+        return msgspec.convert(query, cls, strict=False)
+    except msgspec.ValidationError as error:
+        raise ApiError("INVALID_REQUEST", f"the query cannot be used: {error}") from None
+
+
+def describe_query(cls: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    """The parameters of such a query, for OpenAPI."""
+    (schema,) = msgspec.json.schema_components([cls])[1].values()
+    parameters = []
+    for name, described in schema["properties"].items():
+        text = described.pop("description")
+        parameters.append({"name": name, "in": "query", "schema": described, "description": text})
+    return parameters
