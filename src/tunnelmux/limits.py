@@ -10,6 +10,7 @@ from dataclasses import dataclass
 __all__ = [
     "INITIAL_WINDOW",
     "INTERIM_COST",
+    "AccessLimits",
     "AuditLimits",
     "ExecLimits",
     "IngressLimits",
@@ -198,6 +199,41 @@ class IngressLimits:
     reconnect_wait: float = 5.0
     """A visitor whose device was lost less than this ago waits until then for its return. An
     agent that was restarted is back within 2 s; longer waits look like a hang. 0 turns it off."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AccessLimits:
+    """What proving themselves may cost visitors and us. Times in seconds."""
+
+    access_max_passes: int = 16_384
+    """Proofs remembered with what they let in; one more, and all are judged again. A kilobyte each;
+    as many visitors at once as a proxy has connections for, and some more."""
+
+    access_max_grants: int = 65_536
+    """Sessions of people, and links, that are known; one more, and those that nobody uses are
+    forgotten; where all are in use, it is not taken, and gets 503. Under a kilobyte each: a person
+    has a few, and they last for days."""
+
+    access_max_guesses: int = 20
+    """Wrong passwords of one address (of IPv6, one /64) in a minute; more get 429, right ones too.
+    People who mistype need a few; at this rate a word list of a million takes a month."""
+
+    access_max_guessers: int = 4096
+    """Addresses whose wrong passwords are counted; the one heard of first makes room. 200 bytes
+    each, and as many as could be checked in two minutes."""
+
+    access_max_checks: int = 2
+    """Passwords checked at once, each with 16 MiB and 40 ms of a processor: scrypt is meant to be
+    slow, and visitors who have proved who they are must not wait for it."""
+
+    access_max_waiting_checks: int = 64
+    """Requests that wait for such a check; one more gets 429. With two at once, 1.3 s of work:
+    nobody waits longer for an answer."""
+
+    access_max_sign_ins: int = 60
+    """Tickets and links taken in a minute for one session or link; more get 429. Each is a write
+    to the registry, and is remembered there until it is stale. Somebody who opens all services of
+    some dozen devices at once stays under it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

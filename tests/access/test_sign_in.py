@@ -190,8 +190,20 @@ async def test_a_link_lets_in_whoever_has_it(tmp_path: Path) -> None:
 async def test_a_link_for_one_browser(tmp_path: Path) -> None:
     async with visiting(tmp_path) as world:
         _, path = await world.link(once=True)
-        shown = {"Cookie": access_cookie(await world.this.ask(path, BROWSER))}
-        assert (await world.this.ask(path, BROWSER)).status == 403
+        # Programs that look at links, browsers among them, do not use it up.
+        for fields in (BROWSER, PROGRAM, {"User-Agent": "Slackbot-LinkExpanding 1.0"}):
+            answer = await world.this.ask(path, fields)
+            assert answer.status == 200
+            assert answer.first("tunnelmux-reason") == "link-unopened"
+            assert answer.all("set-cookie") == []
+        assert (await world.this.ask(path, BROWSER, method="HEAD")).status == 405
+        page = await world.this.ask(path, BROWSER)
+        assert b'<form method="post"><button>' in page.body
+        assert "form-action 'self'" in page.first("content-security-policy")
+        answer = await world.this.ask(path, BROWSER, method="POST")
+        assert answer.status == 303
+        shown = {"Cookie": access_cookie(answer)}
+        assert (await world.this.ask(path, BROWSER, method="POST")).status == 403
         assert (await world.this.ask("/x", PROGRAM | shown)).status == 200
         await world.set_rule(let_in=["token"], tokens=["a:" + "0" * 64])
         assert (await world.this.ask("/x", PROGRAM | shown)).status == 401

@@ -107,7 +107,9 @@ async def test_rules_and_links_are_made_over_rest(tmp_path: Path) -> None:
             links = f"/api/devices/{device.id}/links"
             answer = await api.call("POST", links, admin.token, json={"once": True, "note": "Ann"})
             assert answer.status_code == 201, answer.text
-            assert (await this.ask(path_of(answer.json()["url"]), BROWSER)).status == 303
+            path = path_of(answer.json()["url"])
+            assert (await this.ask(path, BROWSER)).status == 200
+            assert (await this.ask(path, BROWSER, method="POST")).status == 303
             listed = (await api.call("GET", links, admin.token)).json()["items"]
             assert [(one["note"], one["uses"]) for one in listed] == [("Ann", 1)]
             keys = (await api.call("GET", "/api/access/keys")).json()["keys"]

@@ -207,5 +207,6 @@ def test_every_reason_has_a_refusal_status() -> None:
         assert 400 <= status < 600 or (reason, status) in {
             ("credential-proved", 200),
             ("access-proven", 303),
+            ("link-unopened", 200),
         }
         assert Refusal(status, reason, "x").phrase

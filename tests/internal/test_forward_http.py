@@ -13,6 +13,7 @@ from structlog.testing import capture_logs
 from support.http_rig import Peer
 from support.internal import SECRET, Bench, Reply, running_bench
 from tunnelmux.limits import IngressLimits, InternalLimits, Limits
+from tunnelmux.sessions import LocalHandle
 
 TOKEN = "token-of-dev1"
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi"
@@ -302,6 +303,32 @@ async def test_a_response_over_the_limit_is_sent_to_forward_raw() -> None:
                 assert reply.status == status
         assert reply.code == "RESPONSE_TOO_LARGE"
         assert "/internal/forward/raw" in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("wanted", [{}, {"timeout_ms": 250_000}])
+async def test_a_service_has_its_own_time_to_answer(
+    wanted: dict[str, object], autojump_clock: object
+) -> None:
+    """As long as its device gives it; other services of the same device do not."""
+    limits = InternalLimits(forward_timeout=7)
+    async with running_bench(limits=limits) as bench, bench.agent() as agent:
+        handle = await bench.store.find_device("dev1")
+        assert isinstance(handle, LocalHandle)
+        handle.timeouts = {"slow": 300.0}
+
+        async def answer_late() -> None:
+            stream = await agent.stream()
+            await stream.read_head()
+            await trio.sleep(200)
+            await stream.send(OK)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(answer_late)
+            reply = await forward(bench, headers={"tunnelmux-service": "slow"}, **wanted)
+        assert reply.json["status"] == 200
+        if wanted:
+            reply = await forward(bench, headers={"Tunnelmux-Service": "web"}, **wanted)
+            assert error_of(reply)[:2] == (400, "INVALID_REQUEST")
 
 
 @pytest.mark.parametrize(("wanted", "seconds"), [({"timeout_ms": 1500}, 1.5), ({}, 7.0)])

@@ -10,6 +10,7 @@ import pytest
 
 from support.tree import ROOT
 from tunnelmux.limits import (
+    AccessLimits,
     AuditLimits,
     ExecLimits,
     IngressLimits,
@@ -87,6 +88,16 @@ REACHED_BY = {
         "http/test_exchange.py::test_a_body_that_moves_no_byte_is_a_408_and_the_target_sees_a_reset"
     ),
     "reconnect_wait": "proxy/test_ingress_http.py::test_the_wait_for_a_lost_device_ends",
+    # who may visit
+    "access_max_passes": "access/test_limits.py::test_so_many_proofs_are_remembered",
+    "access_max_grants": (
+        "access/test_limits.py::test_so_many_people_are_known_and_the_idle_make_room"
+    ),
+    "access_max_guesses": "access/test_rules.py::test_who_guesses_passwords_is_held_up",
+    "access_max_guessers": "access/test_limits.py::test_so_many_guessers_are_remembered",
+    "access_max_checks": "access/test_limits.py::test_so_many_passwords_are_checked_at_once",
+    "access_max_waiting_checks": "access/test_limits.py::test_so_many_wait_for_a_check",
+    "access_max_sign_ins": "access/test_limits.py::test_one_session_signs_in_so_often_in_a_minute",
     # Socket.IO
     "socketio_max_payload": (
         "socket_io/test_hostile_peers.py::test_an_agent_may_send_as_much_as_the_limit_says"
@@ -197,7 +208,7 @@ def names_of(path: Path) -> set[str]:
 def test_every_limit_is_in_the_table() -> None:
     limits = [
         field.name
-        for kind in (Limits, IngressLimits, ExecLimits, SocketIOLimits, AuditLimits)
+        for kind in (Limits, IngressLimits, AccessLimits, ExecLimits, SocketIOLimits, AuditLimits)
         for field in fields(kind)
     ]
     # Of the internal API's, those of commands.

@@ -11,6 +11,7 @@ import trio
 
 from support.socketio_peers import API_KEY, PROXY_ID
 from support.socketio_proxy import agent_side, known_agent, limits_with, request
+from tunnelmux.access.addresses import AddressLists
 from tunnelmux.commands import Exited, Started, Truncated
 from tunnelmux.config import SocketIOAgent, hash_token
 from tunnelmux.errors import ConnectRefused
@@ -204,6 +205,16 @@ async def test_a_new_configuration_throws_out_whom_it_does_not_know():
         with trio.fail_after(20), pytest.raises(SocketOver):
             await one.receive()
         await side.connected("proxy-2")
+
+
+async def test_changed_address_lists_throw_out_who_may_not_connect_any_more():
+    async with agent_side(*OFFICE) as side, side.agent("proxy-1") as one:
+        await side.connected("proxy-1")
+        settings, others = side.server.settings, ["192.0.2.0/24"]
+        assert side.server.configure(settings, OFFICE, AddressLists(deny=others)) == []
+        assert side.server.configure(settings, OFFICE, AddressLists(allow=others)) == ["proxy-1"]
+        with trio.fail_after(20), pytest.raises(SocketOver):
+            await one.receive()
 
 
 # -- many agents ----------------------------------------------------------------------------

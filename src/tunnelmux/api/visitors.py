@@ -109,7 +109,13 @@ class VisitorProofs:
         """The URL of a link; None while no proxy has said where visitors come in."""
         text = self._signers[0].sign(
             "link",
-            {"j": link.id, "d": link.label, "s": link.service, "e": link.ends.timestamp()},
+            {
+                "j": link.id,
+                "d": link.label,
+                "s": link.service,
+                "e": link.ends.timestamp(),
+                **({"o": 1} if link.once else {}),
+            },
         )
         base = await self.visitors_url()
         if base is None:

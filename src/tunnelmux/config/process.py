@@ -11,6 +11,7 @@ import msgspec
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.limits import (
     INITIAL_WINDOW,
+    AccessLimits,
     AuditLimits,
     IngressLimits,
     InternalLimits,
@@ -93,6 +94,9 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     ingress: IngressLimits = IngressLimits()
     """What visitors, handshakes and targets are held to."""
 
+    access: AccessLimits = AccessLimits()
+    """What proving themselves may cost visitors and us."""
+
     internal: InternalLimits = InternalLimits()
     """What callers of the internal API are held to."""
 
@@ -100,7 +104,8 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """What the two ends of a Socket.IO connection are held to."""
 
     def __post_init__(self) -> None:
-        for part in (self.session, self.ingress, self.internal, self.socketio):
+        parts = (self.session, self.ingress, self.access, self.internal, self.socketio)
+        for part in parts:
             for field in dataclasses.fields(part):
                 _check_limit(field.name, getattr(part, field.name))
         # Data frames of any length are legal; this is what other implementations are known to take.
@@ -146,5 +151,6 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
         | {"max_streams_per_visitor", "max_visitors_per_address", "reserved_streams"}
         | {"socketio_max_sessions", "socketio_max_commands"}
         | {"socketio_start_timeout", "socketio_result_grace"}
+        | {field.name for field in dataclasses.fields(AccessLimits)}
         | {field.name for field in dataclasses.fields(InternalLimits)}
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from tunnelmux.errors import TunnelmuxError
-from tunnelmux.http.refusal_page import PAGE_POLICY, refusal_page
+from tunnelmux.http.refusal_page import BUTTON_POLICY, PAGE_POLICY, refusal_page
 from tunnelmux.wire import REASON_FIELD
 
 if TYPE_CHECKING:
@@ -22,6 +22,7 @@ PROBLEM_TYPE = b"application/problem+json"
 
 REASONS: dict[str, int] = {
     "credential-proved": 200,
+    "link-unopened": 200,
     "access-proven": 303,
     "bad-request": 400,
     "access-unproven": 401,
@@ -70,6 +71,8 @@ class Refusal:
     message: str
     retry_after: int | None = None
     headers: list[Field] = field(default_factory=list)
+    button: str = ""
+    """What a button on the page says that sends the request again as a POST; empty for none."""
     detail: str | None = None
     """What only the log of the one who refuses may say, such as an address; never sent."""
 
@@ -92,9 +95,10 @@ class Refusal:
         if b"text/html" in accept.lower():
             kind = b"text/html; charset=utf-8"
             body = refusal_page(
-                self.status, phrase, self.reason, self.message, self.retry_after
+                self.status, phrase, self.reason, self.message, self.retry_after, self.button
             ).encode()
-            more = [(b"Content-Security-Policy", PAGE_POLICY)]
+            policy = BUTTON_POLICY if self.button else PAGE_POLICY
+            more = [(b"Content-Security-Policy", policy)]
         else:
             kind = PROBLEM_TYPE
             problem: dict[str, object] = {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["HEADLINES", "PAGE_POLICY", "refusal_page"]
+__all__ = ["BUTTON_POLICY", "HEADLINES", "PAGE_POLICY", "refusal_page"]
 
 HEADLINES: dict[str, str] = {
+    "link-unopened": "You were given a link",
     "bad-request": "This request cannot be used",
     "unauthorized": "You are not signed in",
     "access-unproven": "You have to show who you are",
     "access-denied": "You may not visit this",
-    "too-many-guesses": "Too many wrong passwords",
+    "too-many-guesses": "Too many tries",
     "lease-over": "Your lease is over",
     "device-disabled": "This device is switched off",
     "forbidden": "You may not visit this",
@@ -37,6 +38,9 @@ HEADLINES: dict[str, str] = {
 PAGE_POLICY = b"default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 """Content-Security-Policy of the page: it stands on the device's own origin and runs nothing."""
 
+BUTTON_POLICY = PAGE_POLICY.replace(b"form-action 'none'", b"form-action 'self'")
+"""The same for a page with a button, which leads to where the page came from."""
+
 _STYLE = """\
 :root{color-scheme:light dark;--ink:#1c2430;--soft:#5b6675;--page:#f4f5f7;--card:#fff;
 --line:#dfe3e8;--link:#0b57d0}
@@ -50,16 +54,23 @@ border:1px solid var(--line);border-radius:.75rem;overflow-wrap:anywhere}
 h1{margin:0 0 .75rem;font-size:1.5rem;line-height:1.25}
 p{margin:0 0 1rem}
 a{color:var(--link)}
+button{padding:.6rem 1.2rem;border:0;border-radius:.5rem;background:var(--link);color:var(--card);
+font:inherit;cursor:pointer}
 footer{margin-top:1.5rem;padding-top:1rem;border-top:1px solid var(--line);color:var(--soft);
 font-size:.875rem}
 """
 
 
 def refusal_page(
-    status: int, phrase: str, reason: str, message: str, retry_after: int | None
+    status: int,
+    phrase: str,
+    reason: str,
+    message: str,
+    retry_after: int | None,
+    button: str = "",
 ) -> str:
     """The page for a refusal. `message` is text; `retry_after` is in seconds, or None where trying
-    again is of no use."""
+    again is of no use; `button` asks the same again by POST."""
     import html  # half a megabyte of entities, for those who are refused
 
     headline = html.escape(HEADLINES.get(reason, phrase) or f"Status {status}")
@@ -67,6 +78,8 @@ def refusal_page(
     if retry_after is not None:
         seconds = "a second" if retry_after == 1 else f"{retry_after} seconds"
         again = f'<p><a href="">Try again</a> in {seconds} or later.</p>\n'
+    if button:
+        again += f'<form method="post"><button>{html.escape(button)}</button></form>\n'
     return f"""\
 <!doctype html>
 <html lang="en">

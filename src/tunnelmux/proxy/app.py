@@ -27,6 +27,7 @@ from tunnelmux.config.rules import is_loopback
 from tunnelmux.errors import ConfigError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import AuditLog, get_logger
+from tunnelmux.proxy.access.by_address import LISTS_CHANGED, cut_unlisted, is_listed
 from tunnelmux.proxy.access.follower import AccessFollower
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.rules import check_identity_fields
@@ -241,10 +242,12 @@ class RunningProxy:
             self._set_admission(config)
             self.config = config
             cut = self._gate.cut_unadmitted(self.visits)
+            cut += cut_unlisted(self.visits, config.ingress.tcp)
             if cut:
                 _log.info("visits cut", count=cut, reason="their visitors may not come any more")
             stale = sorted(self.devices.replace_configured(devices, enrolled))
             kicked = [name for name in stale if await self._kick(name)]
+            kicked += await self._end_unlisted()
             kicked += self._set_agents(config)
             problems = []
             if not self._drain_wanted.is_set():
@@ -414,6 +417,15 @@ class RunningProxy:
             reason = "the device was given another token in proxy.toml"
         return (await self._end_device(name, reason)).sessions > 0
 
+    async def _end_unlisted(self) -> list[str]:
+        """End the sessions from addresses that may not connect any more; whose they were."""
+        lists = _lists_of(self.config.tunnel)
+        gone = [h for h in self._tunnel.sessions if not is_listed(lists, h.remote_address)]
+        for handle in gone:
+            await handle.close(LISTS_CHANGED)
+            await self.store.unregister(handle.token, handle)
+        return sorted({handle.device for handle in gone})
+
     def _lease_runs(self, lease_id: str, device: str) -> bool:
         registered = self.registered
         return registered is not None and registered.leases.running(lease_id, device) is not None
@@ -478,7 +490,8 @@ class RunningProxy:
         access = Access.from_config(internal) if internal is not None else Access()
         if http is not None:
             self._http.configure(http, limits, certificates.context if certificates else None)
-            self._gate.configure(config.access, is_local=is_loopback(http.address.host))
+            is_local = is_loopback(http.address.host)
+            self._gate.configure(config.access, config.limits.access, is_local=is_local)
         self._certificates = certificates
         self._tcp.configure(limits)
         self._internal.configure(
@@ -528,7 +541,8 @@ class RunningProxy:
         settings = agent_settings(config)
         if self._agent_server is None:
             self._agent_server = AgentServer(self.dispatcher, settings)
-        return self._agent_server.configure(settings, config.socketio.agents)
+        lists = _lists_of(config.socketio)
+        return self._agent_server.configure(settings, config.socketio.agents, lists)
 
     def _check_agents(self, config: ProxyConfig) -> None:
         """Raises ConfigError when a file of [socketio] cannot be used; changes nothing."""

@@ -38,11 +38,12 @@ class Addresses(Protocol):
 def source_of(remote: str) -> str:
     """The address of `host:port`, or an address alone, as one that is held to a limit: of IPv6, its
     /64, which is what one subscriber has."""
-    host = _host_of(remote)
+    host = address_of(remote)
     return network_of(host) if ":" in host else host
 
 
-def _host_of(remote: str) -> str:
+def address_of(remote: str) -> str:
+    """The address of `host:port`, or an address alone."""
     if remote.startswith("["):
         return remote[1:].partition("]")[0]
     return remote if remote.count(":") > 1 else remote.partition(":")[0]
@@ -172,7 +173,7 @@ class Admission:
 
     def exempts(self, remote: str) -> bool:
         """Whether what comes from there speaks for many."""
-        return _host_of(remote) in self.exempt
+        return address_of(remote) in self.exempt
 
     def enter(self, remote: str) -> Place | None:
         """A place for the connection from `remote` (`host:port`, or an address alone); None when

@@ -18,6 +18,7 @@ from urllib.parse import quote
 from tunnelmux.config.access import AccessConfig
 from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.passwords import PasswordCheck, TooManyGuesses
 from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, basic_login
@@ -34,9 +35,6 @@ if TYPE_CHECKING:
 __all__ = ["Admitted", "Gate"]
 
 _log = get_logger("proxy.access")
-
-_MOST_PASSES = 16_384
-# Proofs remembered with what they let in, a kilobyte each; one more, and all are judged again.
 
 _PASSWORD_FOR = 600.0
 _TOKEN_FOR = 600.0
@@ -73,10 +71,17 @@ class Gate:
         self._now = now
         self._passes: dict[tuple[object, ...], Pass] = {}
         self._passwords = PasswordCheck()
+        self._limits = AccessLimits()
 
-    def configure(self, config: AccessConfig, *, is_local: bool) -> None:
-        """Judge by these rules from now on."""
+    def configure(
+        self, config: AccessConfig, limits: AccessLimits | None = None, *, is_local: bool
+    ) -> None:
+        """Judge by these rules from now on, and hold visitors to these limits."""
         self.rules.configure(config, is_local=is_local)
+        self._limits = limits or AccessLimits()
+        self._passwords.configure(self._limits)
+        if self.sign_in is not None:
+            self.sign_in.configure(self._limits)
         self.forget()
 
     def forget(self) -> None:
@@ -298,7 +303,7 @@ class Gate:
             found.fresh_until = self._now() + ASSERTION_LIFETIME / 2
         if sum(len(part) for part in key if isinstance(part, bytes)) > _LONGEST_PROOF:
             return
-        if len(self._passes) >= _MOST_PASSES:
+        if len(self._passes) >= self._limits.access_max_passes:
             self._passes.clear()
         self._passes[key] = found
 

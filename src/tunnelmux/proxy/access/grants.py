@@ -14,6 +14,7 @@ import trio
 
 from tunnelmux.access.signatures import Maker, PublicKeys, Signer
 from tunnelmux.errors import RegistryAway, RegistryError
+from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.proofs import Grant
 from tunnelmux.registry import GrantState, Lease, Registry
@@ -21,9 +22,6 @@ from tunnelmux.registry import GrantState, Lease, Registry
 __all__ = ["Grants"]
 
 _log = get_logger("proxy.access")
-
-_MOST = 65_536
-# Grants known at once, under a kilobyte each; one more, and those that nobody uses are forgotten.
 
 _REFRESH = 60.0
 # Seconds between two looks at all grants in use, which also tell the registry of their use.
@@ -52,6 +50,7 @@ class Grants:
         *,
         now: Callable[[], float] = time.time,
     ) -> None:
+        self.limits = AccessLimits()
         self.signer = Signer.new("proxy")
         self.keys = PublicKeys(self._find_key)
         self.sign_in_url = ""
@@ -78,7 +77,8 @@ class Grants:
         return found
 
     async def look_up(self, kind: str, grant_id: str) -> None:
-        """Ask the registry for a grant that is not known. Raises RegistryError."""
+        """Ask the registry for a grant that is not known. Raises RegistryError, also where there
+        is no room for one more."""
         if self.find(kind, grant_id) is not None:
             return
         registry = self._require()
@@ -86,6 +86,7 @@ class Grants:
             states = await registry.visitors.look_up([(kind, grant_id)])
         if limit.cancelled_caught:
             raise RegistryAway("the registry did not answer in time")
+        self._make_room()
         self._take(states)
 
     @property
@@ -182,9 +183,10 @@ class Grants:
     async def _refresh(
         self, registry: Registry, keys: list[tuple[str, str]], used: Iterable[tuple[str, str]]
     ) -> None:
-        for key in used:
-            self._known[key].used = False
         was_used = set(used)
+        for key in was_used:
+            if key in self._known:  # it may have ended meanwhile
+                self._known[key].used = False
         for first in range(0, len(keys), _PART):
             part = keys[first : first + _PART]
             states = await registry.visitors.look_up(part, used=[k for k in part if k in was_used])
@@ -197,7 +199,6 @@ class Grants:
             if grant is None:
                 if not state.is_living:
                     continue
-                self._make_room()
                 grant = self._known[key] = Grant(state.kind, state.id)
             before = (grant.is_living, dict(grant.roles))
             grant.is_living = state.is_living
@@ -212,9 +213,13 @@ class Grants:
         self._timer.cancel()
 
     def _make_room(self) -> None:
-        if len(self._known) >= _MOST:
-            now = self._now()
-            self._known = {k: g for k, g in self._known.items() if g.used and g.ends > now}
+        most = self.limits.access_max_grants
+        if len(self._known) < most:
+            return
+        here = {id(grant) for grant in self._in_use()}
+        self._known = {k: g for k, g in self._known.items() if g.used or id(g) in here}
+        if len(self._known) >= most:
+            raise RegistryAway(f"{most} people and links are here (limits.access_max_grants)")
 
     async def _end_in_time(self) -> None:
         while True:

@@ -8,21 +8,12 @@ import trio
 
 from tunnelmux.access.passwords import DECOY, is_password
 from tunnelmux.config.networks import network_of
+from tunnelmux.limits import AccessLimits
 
 __all__ = ["PasswordCheck", "TooManyGuesses"]
 
-_AT_ONCE = 2
-# Passwords checked at once: each takes 16 MiB and 40 ms of a processor.
-
-_MOST_WAITING = 64
-# Requests that wait for their turn; one more is told to come back: 1.3 s of work.
-
-_GUESSES = 20
 _PERIOD = 60.0
-# Wrong passwords of one address, of IPv6 one /64, within so many seconds.
-
-_MOST_SOURCES = 4096
-# Addresses whose wrong passwords are counted, the latest.
+# Seconds for which wrong passwords of one address, of IPv6 one /64, are counted.
 
 
 class TooManyGuesses(Exception):
@@ -37,9 +28,15 @@ class PasswordCheck:
     """Checks passwords of all rules."""
 
     def __init__(self) -> None:
-        self._turns = trio.CapacityLimiter(_AT_ONCE)
+        self._limits = AccessLimits()
+        self._turns = trio.CapacityLimiter(self._limits.access_max_checks)
         self._waiting = 0
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def configure(self, limits: AccessLimits) -> None:
+        """Hold those who come from now on to these limits."""
+        self._limits = limits
+        self._turns.total_tokens = limits.access_max_checks
 
     async def check(self, users: dict[str, str], name: str, password: bytes, source: str) -> bool:
         """Whether this is the user's password; as slow for a name that nobody has.
@@ -50,9 +47,9 @@ class PasswordCheck:
         since, count = self._wrong.get(network, (trio.current_time(), 0))
         if trio.current_time() - since >= _PERIOD:
             since, count = trio.current_time(), 0
-        if count >= _GUESSES:
+        if count >= self._limits.access_max_guesses:
             raise TooManyGuesses(max(1, round(since + _PERIOD - trio.current_time())))
-        if self._waiting >= _MOST_WAITING:
+        if self._waiting >= self._limits.access_max_waiting_checks + self._limits.access_max_checks:
             raise TooManyGuesses(2)
         # Counted before it is known: many at once from one address must not all be looked at.
         self._note(network, since, count + 1)
@@ -70,5 +67,5 @@ class PasswordCheck:
     def _note(self, network: str, since: float, count: int) -> None:
         self._wrong[network] = since, count
         self._wrong.move_to_end(network)
-        if len(self._wrong) > _MOST_SOURCES:
+        while len(self._wrong) > self._limits.access_max_guessers:
             self._wrong.popitem(last=False)

@@ -13,6 +13,7 @@ import hashlib
 import re
 import secrets
 import time
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, quote
@@ -21,6 +22,7 @@ from tunnelmux.access.addresses import AddressLists
 from tunnelmux.errors import RegistryError, RegistryRefused
 from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.grants import Grants
 from tunnelmux.proxy.access.proofs import (
@@ -64,6 +66,9 @@ TICKET_LIFETIME = 60.0
 ASSERTION_LIFETIME = 60.0
 """Seconds an assertion is good for."""
 
+_PERIOD = 60.0
+# Seconds for which the tickets and links of one grant are counted.
+
 _SIGN_IN_TIME = 600
 # Seconds a person has for signing in; the life of the cookie that the browser proves itself by.
 
@@ -90,6 +95,11 @@ class SignIn:
         self.grants = grants
         self._leases = leases
         self._now = now
+        self._recent: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def configure(self, limits: AccessLimits) -> None:
+        """Hold those who come from now on to these limits."""
+        self.grants.limits = limits
 
     # -- the cookie -------------------------------------------------------------------------------
 
@@ -256,11 +266,11 @@ class SignIn:
         kind = path[len(VISITOR_PATH) :].decode("latin-1")
         if kind not in {"ticket", "link"}:
             raise Refused(Refusal(404, "unknown-service", "The proxy has no such page here."))
-        if asked.request.method != b"GET":
+        methods = [b"GET"] if kind == "ticket" else [b"GET", b"POST"]
+        if asked.request.method not in methods:
             # Programs that look at links in mail ask with HEAD, and must not use them up.
-            raise Refused(
-                Refusal(405, "bad-request", "Open it in a browser.", headers=[(b"Allow", b"GET")])
-            )
+            allowed = [(b"Allow", b", ".join(methods))]
+            raise Refused(Refusal(405, "bad-request", "Open it in a browser.", headers=allowed))
         values = parse_qs(query.decode("ascii", "replace")).get(kind, [])
         text = values[0] if len(values) == 1 else ""
         await self._with_new_keys(text.encode("ascii", "replace"))
@@ -286,6 +296,7 @@ class SignIn:
             raise _refused("This proof of a sign-in is too old")
         if not asked.sign_in or not secrets.compare_digest(_digest(asked.sign_in), ticket["b"]):
             raise _refused("This browser began no such sign-in, or keeps no cookies")
+        self._count("session", ticket["g"])
         try:
             is_new = await self.grants.redeem_ticket(
                 ticket["j"], ticket["t"] + TICKET_LIFETIME + _SKEW
@@ -330,6 +341,9 @@ class SignIn:
             raise _refused("This service takes no links")
         if link["e"] <= self._now():
             raise _refused("This link is over: ask for another one")
+        if link.get("o") and asked.request.method == b"GET":
+            raise Refused(_unopened())
+        self._count("link", link["j"])
         try:
             if not await self.grants.redeem_link(link["j"], device, service or ""):
                 raise _refused("This link was used already, or taken back: ask for another one")
@@ -368,6 +382,24 @@ class SignIn:
                 ],
             )
         )
+
+    def _count(self, kind: str, grant_id: str) -> None:
+        """One more ticket or link of this grant; raises Refused where it is one too many."""
+        key, now = f"{kind} {grant_id}", self._now()
+        since, count = self._recent.get(key, (now, 0))
+        if not 0 <= now - since < _PERIOD:
+            since, count = now, 0
+        if count >= self.grants.limits.access_max_sign_ins:
+            message = (
+                f"This was opened {count} times within a minute (limits.access_max_sign_ins): wait "
+                "a moment."
+            )
+            wait = max(1, round(since + _PERIOD - now))
+            raise Refused(Refusal(429, "too-many-guesses", message, retry_after=wait))
+        self._recent[key] = since, count + 1
+        self._recent.move_to_end(key)
+        if len(self._recent) > self.grants.limits.access_max_grants:
+            self._recent.popitem(last=False)
 
     # -- pieces -----------------------------------------------------------------------------------
 
@@ -444,6 +476,13 @@ def _fields(payload: dict[str, Any] | None, texts: str, number: str) -> dict[str
 
 def _digest(begun: str) -> str:
     return hashlib.sha256(begun.encode("utf-8", "replace")).hexdigest()
+
+
+def _unopened() -> Refusal:
+    """What is shown of a link that is good once. Chat programs and mail filters look at all links
+    by GET, some with a browser: only who presses the button (a POST) uses it up."""
+    message = "It lets in one browser, once. Open it in the one that you want to use."
+    return Refusal(200, "link-unopened", message, button="Open the service")
 
 
 def _refused(problem: str) -> Refused:

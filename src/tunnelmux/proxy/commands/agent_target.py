@@ -53,6 +53,8 @@ class Connection:
     """Tells an agent that came back from one that was started anew; None where it is not said."""
     confirms_start: bool = False
     """Whether it asks before it begins a command."""
+    remote: str = ""
+    """Where it comes from, as `host:port`."""
 
 
 @dataclass(eq=False)

@@ -13,9 +13,11 @@ import ssl
 from collections.abc import Mapping
 from functools import partial
 
+from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config import ProxyConfig, SocketIOAgent, hash_token
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.by_address import LISTS_CHANGED, is_listed
 from tunnelmux.proxy.commands.agent_target import AgentTarget, Connection
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.socketio import (
@@ -36,6 +38,8 @@ _log = get_logger("proxy.agents")
 
 NAMESPACES = frozenset({"/proxy", "/"})
 
+_ANY = AddressLists()
+
 _NOBODY = hash_token("nobody's key, so that an unknown agent takes as long as a wrong key")
 
 _MAX_ID = 128  # characters of a commandId, as for requests
@@ -50,8 +54,14 @@ class AgentServer(SocketIOServer):
         self._known: dict[str, SocketIOAgent] = {}
         self._targets: dict[str, AgentTarget] = {}
 
-    def configure(self, settings: ServerSettings, agents: list[SocketIOAgent]) -> list[str]:
-        """Take a new configuration; answers the agents that are thrown out by it."""
+    def configure(
+        self,
+        settings: ServerSettings,
+        agents: list[SocketIOAgent],
+        addresses: AddressLists = _ANY,
+    ) -> list[str]:
+        """Take a new configuration; answers the agents that are thrown out by it: those that it
+        has otherwise, or whose address may not connect any more."""
         self.settings = settings
         before, self._known = self._known, {agent.proxy_id: agent for agent in agents}
         thrown_out = []
@@ -59,9 +69,16 @@ class AgentServer(SocketIOServer):
             now = self._known.get(name)
             is_same = now is not None and (now.key_hash, now.group) == (agent.key_hash, agent.group)
             target = self._targets.get(name)
-            if not is_same and target is not None and target.connection is not None:
-                target.connection.socket.end("the configuration of this agent has changed")
-                thrown_out.append(name)
+            if target is None or target.connection is None:
+                continue
+            connection = target.connection
+            if not is_same:
+                connection.socket.end("the configuration of this agent has changed")
+            elif not is_listed(addresses, connection.remote):
+                connection.socket.end(LISTS_CHANGED)
+            else:
+                continue
+            thrown_out.append(name)
         return thrown_out
 
     @property
@@ -100,6 +117,7 @@ class AgentServer(SocketIOServer):
             socket,
             instance if isinstance(instance, str) else None,
             confirms_start=auth.get("confirmsStart") is True,
+            remote=remote,
         )
         name = agent.proxy_id
         target = self._targets.get(name) or AgentTarget(

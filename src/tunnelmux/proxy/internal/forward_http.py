@@ -17,9 +17,16 @@ from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.proxy.internal.answers import ApiError
-from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_stream
+from tunnelmux.proxy.internal.sessions import (
+    ForwardGate,
+    find_session,
+    open_stream,
+    response_timeout,
+)
+from tunnelmux.proxy.visitors.visit import AGENT_SLACK
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, SessionHandle
+from tunnelmux.wire import SERVICE_FIELD
 
 __all__ = [
     "ForwardHTTPRequest",
@@ -34,6 +41,8 @@ __all__ = [
 _SENT_WHOLE = 65_536
 # Bytes of a body that are sent before the response is looked for. They always fit into the window
 # of a new stream; with more, a device that answers early without reading would stop both sides.
+
+_SERVICE = SERVICE_FIELD.decode("ascii").lower()
 
 _SAFE_TO_REPEAT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
 # RFC 9110 section 9.2.2: idempotent, so that nothing happens twice that should happen once.
@@ -85,10 +94,16 @@ def decode_forward_request(body: bytes) -> ForwardHTTPRequest:
 class _Prepared:
     """A request that was found sound, ready for the wire. Raises ApiError if it is not."""
 
-    def __init__(self, wanted: ForwardHTTPRequest, limits: InternalLimits) -> None:
+    def __init__(
+        self, wanted: ForwardHTTPRequest, limits: InternalLimits, handle: SessionHandle
+    ) -> None:
         self.body = _decode_body(wanted.body or "", limits.max_forward_body)
-        self.timeout = _timeout(wanted.timeout_ms, limits.forward_timeout)
         headers = dict(wanted.headers or {})
+        service = next((v for k, v in headers.items() if k.lower() == _SERVICE), None)
+        # A service that may take longer to answer may so for callers as for visitors.
+        own = response_timeout(handle, service) or 0.0
+        most = max(limits.forward_timeout, own + AGENT_SLACK if own else 0.0)
+        self.timeout = _timeout(wanted.timeout_ms, most)
         host = next((v for k, v in headers.items() if k.lower() == "host"), "127.0.0.1")
         try:
             fields = [(k.encode("ascii"), v.encode()) for k, v in headers.items()]
@@ -132,7 +147,7 @@ class HttpForwarder:
         """The device's response. Raises ApiError."""
         token = wanted.session_token or ""
         handle = await find_session(self._store, token)
-        request = _Prepared(wanted, limits)
+        request = _Prepared(wanted, limits, handle)
         with self._gate.hold(token, limits.max_forwards_per_session):
             try:
                 with trio.fail_after(request.timeout):

@@ -17,7 +17,12 @@ from tunnelmux.proxy.internal.answers import ApiConnection, ApiError
 from tunnelmux.proxy.internal.forward_http import encode_target
 from tunnelmux.proxy.internal.queries import WebSocketQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
-from tunnelmux.proxy.internal.sessions import ForwardGate, find_session, open_stream
+from tunnelmux.proxy.internal.sessions import (
+    ForwardGate,
+    find_session,
+    open_stream,
+    response_timeout,
+)
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
@@ -156,11 +161,13 @@ class StreamForwarder:
         target = encode_target(read_query(call.query, WebSocketQuery).path or "/")
         async with self._open(call, "ws") as way:
             limits = call.http_limits
+            own = response_timeout(way.handle, way.visit.service)
+            more = max(0.0, own - limits.response_timeout) if own is not None else 0.0
             upstream = Upstream(
                 stream=way.stream,
                 headers=_fields_for_device(request),
                 describe=f"device {way.handle.device}",
-                response_timeout=PATIENCE["answer"](limits),
+                response_timeout=PATIENCE["answer"](limits) + more,
                 broken_reason="tunnel-lost",
             )
             exchange = Exchange(request=request)

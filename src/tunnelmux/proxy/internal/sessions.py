@@ -10,9 +10,9 @@ import trio
 
 from tunnelmux.errors import SessionDraining, SessionError, SessionExpired, SessionNotFound
 from tunnelmux.proxy.internal.answers import ApiError
-from tunnelmux.sessions import DeviceStore, SessionHandle
+from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 
-__all__ = ["ForwardGate", "find_session", "open_stream"]
+__all__ = ["ForwardGate", "find_session", "open_stream", "response_timeout"]
 
 
 class ForwardGate:
@@ -53,6 +53,12 @@ async def find_session(store: DeviceStore, token: str) -> SessionHandle:
         return await store.lookup(token)
     except (SessionNotFound, SessionExpired):
         raise _disconnected() from None
+
+
+def response_timeout(handle: SessionHandle, service: str | None) -> float | None:
+    """Seconds that the device gives the service's target to begin an answer, where they are other
+    than those of all; None is its default service."""
+    return handle.timeouts.get(service) if isinstance(handle, LocalHandle) else None
 
 
 async def open_stream(handle: SessionHandle, timeout: float) -> trio.abc.HalfCloseableStream:

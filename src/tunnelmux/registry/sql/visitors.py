@@ -198,6 +198,8 @@ class SqlVisitors(Repository, Visitors):
     @writes
     def use_ticket(self, tx: Transaction, ticket_id: str, until: float) -> bool:
         digest = hash_token(f"ticket {ticket_id}")
+        # What is stale goes with each that comes: the table holds what was used lately.
+        tx.execute(_O.delete().where(_O.c.until <= tx.now))
         if tx.execute(sa.select(_O.c.key).where(_O.c.key == digest)).first():
             return False
         tx.execute(_O.insert().values(key=digest, until=datetime.fromtimestamp(until, UTC)))
