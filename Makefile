@@ -8,7 +8,8 @@
 # make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
 # make bench   tunnelmux and its peers side by side: 25 minutes, nginx, wrk  (ARGS=--help)
-# make build   the compiled modules, in place
+# make build   the compiled modules, in place, and vendor where npm is there
+# make vendor  xterm.js for the console's terminal and player, pinned, by npm
 # make clean   remove all that these made
 #
 # Each makes .venv by itself, and makes it new or rebuilds when what it depends on changed.
@@ -23,7 +24,7 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
+.PHONY: demo vendor test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
 
 demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
@@ -86,13 +87,17 @@ bench: .venv/.bench build
 	@$(BIN)/python -m bench $(ARGS)
 
 build: .venv/.built
-	@:
+	@.ci/vendor --check 2> /dev/null || ! command -v npm > /dev/null || .ci/vendor || true
+
+vendor:
+	@.ci/vendor
 
 format: .venv/.check
 	@$(BIN)/ruff format --quiet .
 	@$(BIN)/ruff check --quiet --fix .
 
 clean:
+	@rm -rf src/tunnelmux/console/vendor
 	@rm -rf .venv build dist src/*.egg-info .mypy_cache .pytest_cache .ruff_cache \
 		.import_linter_cache .hypothesis
 	@rm -f src/tunnelmux/*.so src/tunnelmux/*/*.so

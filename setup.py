@@ -12,11 +12,13 @@ Four variables of the environment change the build (CONTRIBUTING.md shows their 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from pathlib import Path
 
 from Cython.Build import cythonize
 from setuptools import Extension, setup
+from setuptools.command.build_py import build_py
 
 
 def asked_for(variable: str) -> bool:
@@ -58,12 +60,23 @@ extensions = [
     and (sys.platform == "linux" or module_name(path) not in only_on_linux)
 ]
 
+
+class BuildPackage(build_py):
+    """A wheel has what the console serves from elsewhere, wherever npm can fetch it."""
+
+    def run(self) -> None:
+        if not asked_for("TUNNELMUX_SKIP_COMPILE"):
+            subprocess.run([sys.executable, ".ci/vendor"], check=False)  # it says what is missing
+        super().run()
+
+
 setup(
+    cmdclass={"build_py": BuildPackage},
     ext_modules=cythonize(
         extensions,
         annotate=asked_for("TUNNELMUX_ANNOTATE"),
         build_dir="build/cython",
         include_path=["src"],
         compiler_directives={"language_level": 3, "binding": True, "embedsignature": True},
-    )
+    ),
 )

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from support.consoles import Console, check_headers, console
-from support.tenants import TEST, objects_of, person
+from support.tenants import SSH_KEY, TEST, objects_of, person
+from tunnelmux.api.routes import console as console_routes
 from tunnelmux.config.api import GatewayEndpoint
 from tunnelmux.registry import LeaseTerms, TenantRegistry
 
@@ -252,6 +253,34 @@ async def test_the_plain_ssh_command_names_the_gateway(tmp_path: Path) -> None:
         await here.connected(device.id, "ssh")
         html = await here.page(browser, f"/devices/{device.id}")
         assert "<code>ssh -p 2222 root@cam-1@gateway.example.com</code>" in html
+
+
+async def test_a_terminal_says_what_it_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = tmp_path / "gateway.pub"
+    key.write_text(SSH_KEY)
+    there = GatewayEndpoint(address="gateway.example.com:22", host_key_file=key)
+    async with console(tmp_path, gateway=there) as here:
+        browser = await here.sign_in("ada", "viewer")
+        device, _ = await (await default_tenant(here)).devices.add("cam-1")
+        page = f"/devices/{device.id}/terminal"
+        assert "As which account" in await here.page(browser, page)
+        await here.page(browser, f"{page}?account=-oProxyCommand", 422)
+        monkeypatch.setattr(console_routes.console_assets(), "has_terminal", False)
+        html = await here.page(browser, f"{page}?account=root")
+        assert "make vendor" in html
+        assert "<code>ssh root@cam-1@gateway.example.com</code>" in html
+        assert "tm-terminal" not in html
+
+
+async def test_without_a_gateway_there_is_no_terminal(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        browser = await here.sign_in("ada", "viewer")
+        device, _ = await (await default_tenant(here)).devices.add("cam-1")
+        await here.connected(device.id, "ssh")
+        assert "host_key_file" in await here.page(browser, f"/devices/{device.id}/terminal")
+        assert "/terminal" not in _actions(await here.page(browser, f"/devices/{device.id}"))
 
 
 async def test_an_invitation_leads_to_a_page_for_strangers_too(tmp_path: Path) -> None:

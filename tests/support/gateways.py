@@ -69,6 +69,7 @@ class Site:
     device_id: str
     port: int
     gateway: Daemon
+    registry_url: str
 
     # -- people -----------------------------------------------------------------------------------
 
@@ -308,7 +309,18 @@ async def running_site(
         key = (folder / "gateway-state" / "ssh_host_ed25519_key.pub").read_text()
         (folder / "gateway_known_hosts").write_text(f"[127.0.0.1]:{port} {key}\n")
         site = Site(
-            folder, registry, tenant, program, daemons, sshd, proxy, agent, device.id, port, gateway
+            folder,
+            registry,
+            tenant,
+            program,
+            daemons,
+            sshd,
+            proxy,
+            agent,
+            device.id,
+            port,
+            gateway,
+            registry_url,
         )
         await site.wait_online()
         yield site

@@ -31,6 +31,7 @@ from tunnelmux.api.problems import add_problem_handlers
 from tunnelmux.api.routes import (
     audit,
     auth,
+    browser_terminals,
     commands,
     console,
     console_access,
@@ -48,6 +49,7 @@ from tunnelmux.api.routes import (
     terminal,
     visitors,
 )
+from tunnelmux.api.terminals import Terminals
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
@@ -79,6 +81,7 @@ ROUTERS = (
     people.members,
     people.invitations,
     forward.router,
+    browser_terminals.router,
     live.router,
     commands.router,
     events.router,
@@ -165,6 +168,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         visitors=VisitorProofs(registry, keys.signers, config.api.public_url),
         followers=followers,
         metrics=Metrics(lambda: followers.taken, lambda: registry.failures),
+        terminals=Terminals(config.gateway, config.limits.max_terminals),
     )
 
 
@@ -209,6 +213,7 @@ async def run_api(
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
                 nursery.start_soon(api.hub.run)
+                nursery.start_soon(api.terminals.run)
                 nursery.start_soon(keep_tidy, registry)
                 nursery.start_soon(api.visitors.keep_published)
                 try:

@@ -14,6 +14,7 @@ from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.identity import Identification, actor_of
 from tunnelmux.api.metrics import Metrics
+from tunnelmux.api.terminals import Terminals
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
@@ -63,6 +64,7 @@ class Api:
     visitors: VisitorProofs
     followers: Places
     metrics: Metrics
+    terminals: Terminals
 
     @property
     def installation(self) -> Installation:

@@ -82,6 +82,7 @@ CODES: dict[str, tuple[int, str]] = {
     "too_many_requests": (429, "too many devices wait to be let in"),
     # Visitors
     "invalid_rule": (422, "`detail` says which part of the rule is not valid"),
+    "no_gateway": (409, "`[gateway]` of api.toml names no gateway and its host key"),
     "no_ingress": (409, "no proxy has said where visitors come in"),
     # Recordings
     "recording_elsewhere": (409, "this server reads no recordings: see `[recordings] folder`"),
@@ -102,6 +103,7 @@ CODES: dict[str, tuple[int, str]] = {
     "internal_error": (500, "a bug: the server's log has the traceback"),
     "registry_away": (503, "the database does not answer: try again"),
     "registry_failed": (503, "the database is full, read-only, damaged or too new"),
+    "too_many_terminals": (503, "`limits.max_terminals` terminals are open already"),
     "too_many_followers": (503, "`limits.max_events` callers follow events already"),
 }
 """By code: the status, and what happened or what to do; the document's `detail` says more."""

@@ -333,12 +333,18 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_events: int = 256
     """How many callers may follow events at once: each is a connection that stays."""
 
+    max_terminals: int = 64
+    """Terminals in browsers at once: each is an SSH connection to the gateway, half a megabyte
+    and the processor of a typing person."""
+
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_connections_per_address"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 1000000")
         if not 1 <= self.max_events <= 100_000:
             raise InvalidSetting("max_events", f"{self.max_events} is not from 1 to 100000")
+        if not 1 <= self.max_terminals <= 10_000:
+            raise InvalidSetting("max_terminals", f"{self.max_terminals} is not from 1 to 10000")
         if not 1024 <= self.max_body <= 2**30:
             raise InvalidSetting("max_body", f"{self.max_body} is not from 1024 to {2**30}")
         if not 0.1 <= self.body_stall <= 3600:
@@ -376,9 +382,28 @@ class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """`host:port` that people's `ssh` connects to, as seen from outside. With it, the page of a
     device has the plain `ssh` command."""
 
+    host_key_file: Path | None = None
+    """The public half of the gateway's host key, `ssh_host_ed25519_key.pub` in its `state_dir`.
+    With it, the console has terminals in the browser: it believes no other gateway."""
+
+    connect: str | None = None
+    """`host:port` at which this program reaches the gateway, where that is not `address`."""
+
     def __post_init__(self) -> None:
-        if self.address is not None:
-            parse_address("address", self.address)
+        for name in ("address", "connect"):
+            value = getattr(self, name)
+            if value is not None:
+                parse_address(name, value)
+        if self.host_key_file is not None and self.address is None and self.connect is None:
+            raise InvalidSetting(
+                "connect", "is missing: say where the gateway listens that has this host key"
+            )
+
+    @property
+    def inner_address(self) -> Address | None:
+        """Where this program connects."""
+        where = self.connect or self.address
+        return parse_address("connect", where) if where is not None else None
 
     @property
     def public_address(self) -> Address | None:

@@ -1,7 +1,8 @@
 """Stylesheet, scripts and pictures: packed once, under a folder that is named by their hash.
 
 A file under such a folder never changes, so browsers may keep it for ever; a new version of
-tunnelmux has another folder. Scripts import each other by relative names, which need no import map.
+tunnelmux has another folder. `static` holds our own; `vendor` what `make vendor` fetched, as
+vendor.json pins it. Scripts import each other by relative names, which need no import map.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import base64
 import gzip
 import hashlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -18,8 +20,13 @@ __all__ = ["Asset", "Assets"]
 _TYPES = {
     "css": "text/css; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "mjs": "text/javascript; charset=utf-8",
     "svg": "image/svg+xml",
 }
+
+
+_SOURCE_MAP = re.compile(rb"\n//# sourceMappingURL=\S+\s*\Z")
+# Browsers with open tools would ask for a file that is not there.
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,12 +44,16 @@ class Assets:
     """All files of the console. `prefix` is the path under which they are served."""
 
     def __init__(self, prefix: str) -> None:
-        folder = resources.files(__package__) / "static"
+        folders = (resources.files(__package__) / name for name in ("static", "vendor"))
         found = {
             item.name: item.read_bytes()
+            for folder in folders
+            if folder.is_dir()
             for item in sorted(folder.iterdir(), key=lambda item: item.name)
             if item.name.rpartition(".")[2] in _TYPES
         }
+        self.has_terminal = "xterm.mjs" in found and "addon-fit.mjs" in found
+        """Whether xterm.js is there, which `make vendor` fetches."""
         self.files: Mapping[str, Asset] = {
             name: _packed(name, body) for name, body in found.items()
         }
@@ -63,6 +74,7 @@ class Assets:
 
 
 def _packed(name: str, body: bytes) -> Asset:
+    body = _SOURCE_MAP.sub(b"", body)
     digest = base64.b64encode(hashlib.sha384(body).digest()).decode("ascii")
     return Asset(
         media_type=_TYPES[name.rpartition(".")[2]],

@@ -21,6 +21,7 @@ from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.api.records import TEXT, After, Device, DeviceSession, Pairing
 from tunnelmux.api.routes import auth, devices, leases, live, pairing
+from tunnelmux.api.routes.browser_terminals import ACCOUNT
 from tunnelmux.api.routes.leases import Lease
 from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_of
 from tunnelmux.errors import RegistryError
@@ -199,6 +200,7 @@ async def device_page(
         timeline=_timeline(device, sessions),
         may={
             "operate": operates,
+            "terminal": condition.mark == "online" and not api.terminals.problem,
             "approve": {
                 lease.id
                 for lease in held
@@ -215,6 +217,32 @@ async def device_page(
                 and (operates or principal.user_id in {lease.holder, lease.created_by})
             },
         },
+    )
+
+
+@router.get("/devices/{device_id}/terminal")
+async def terminal_page(
+    request: Request,
+    api: ApiDependency,
+    principal: Viewer,
+    device_id: devices.DeviceId,
+    account: Annotated[str, Query(pattern=rf"{ACCOUNT}|^$")] = "",
+) -> Response:
+    """A shell on a device, by way of the gateway, which judges, records and ends it."""
+    device = await devices.get_device(api, principal, device_id)
+    me = await frame_of(request, api, principal)
+    tenant = tenant_for(api, principal)
+    held = await tenant.leases.running(holder=principal.user_id, device_id=device.id)
+    return show(
+        "terminal",
+        "/devices",
+        me,
+        device=device,
+        account=account,
+        problem=api.terminals.problem,
+        has_screen=console_assets().has_terminal,
+        lease=next((lease for lease in held if "shell" in lease.rights), None),
+        command=_commands(api, device, "ssh")[0][1],
     )
 
 

@@ -1,0 +1,235 @@
+"""Terminals in browsers: shells through tunnelmux-gateway, which outlive a lost connection.
+
+A terminal belongs to a task here, not to the WebSocket that shows it. What was sent and not yet
+said to be seen is kept, so that a browser which comes back gets all that it missed; where it takes
+nothing, the shell waits, as a slow terminal makes it.
+"""
+
+from __future__ import annotations
+
+import hmac
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import trio
+
+from tunnelmux.api.problems import Refused
+from tunnelmux.config.api import GatewayEndpoint
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+
+if TYPE_CHECKING:
+    from tunnelmux.ssh.shell import Shell, ShellLogin
+
+__all__ = ["Terminal", "Terminals", "read_gateway_key"]
+
+_log = get_logger("api.terminals")
+
+_KEPT = 262_144
+# Bytes of output that wait to be seen: a screen of a few hundred lines many times over.
+
+_RESUME_FOR = 120.0
+# Seconds for which a terminal waits for its browser: a phone that changes networks, a laptop that
+# is carried to another room.
+
+_INPUT = 64
+# Pieces of input under way, each at most what one message of the browser holds.
+
+
+class Terminal:
+    """One shell, shown by one browser at a time, or waiting for it."""
+
+    def __init__(self, owner: str, device_id: str) -> None:
+        self.owner = owner
+        """The user who opened it: nobody else sees it."""
+        self.device_id = device_id
+        self.token = secrets.token_urlsafe(24)
+        """What a browser that lost it comes back with."""
+        self.is_over = trio.Event()
+        self.story = ""
+        """How it ended; empty before."""
+        self._keys, self._typed = trio.open_memory_channel[bytes](_INPUT)
+        self.size = (80, 24)
+        self._kept = bytearray()
+        self._seen = 0
+        self._viewer: trio.CancelScope | None = None
+        self._changed = trio.Event()
+        self._shell: Shell | None = None
+
+    # -- for the browser's side -------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def shown(self) -> AsyncIterator[trio.CancelScope]:
+        """Show it for the length of the block; whoever showed it before is cancelled."""
+        if self._viewer is not None:
+            self._viewer.cancel()
+        with trio.CancelScope() as scope:
+            self._viewer = scope
+            self._notify()
+            try:
+                yield scope
+            finally:
+                if self._viewer is scope:
+                    self._viewer = None
+                    self._notify()
+
+    async def output_after(self, place: int) -> tuple[bytes, int]:
+        """What comes behind this many bytes, and the place behind it; empty at the end."""
+        while True:
+            data = bytes(self._kept[max(0, place - self._seen) :])
+            if data or self.is_over.is_set():
+                return data, self._seen + len(self._kept)
+            changed = self._changed
+            await changed.wait()
+
+    def seen(self, place: int) -> None:
+        """The browser has shown so many bytes: they are needed no more. What it cannot have seen
+        is ignored."""
+        if self._seen < place <= self._seen + len(self._kept):
+            del self._kept[: place - self._seen]
+            self._seen = place
+            self._notify()
+
+    def has(self, place: int) -> bool:
+        """Whether all that comes behind this place is kept."""
+        return self._seen <= place <= self._seen + len(self._kept)
+
+    async def type(self, data: bytes) -> None:
+        """Type this; waits while the shell takes nothing more."""
+        if not self.is_over.is_set():
+            await self._keys.send(data)
+
+    def resize(self, columns: int, rows: int) -> None:
+        """The terminal has this size from now on."""
+        self.size = (columns, rows)
+        if self._shell is not None:
+            self._shell.resize(columns, rows)
+
+    # -- for its task -----------------------------------------------------------------------------
+
+    async def run(self, shell: Shell) -> None:
+        """Until the shell ends, or no browser has come back in time."""
+        self._shell = shell
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._type, shell)
+            nursery.start_soon(self._give_up, nursery.cancel_scope)
+            while data := await shell.receive():
+                self._kept += data
+                self._notify()
+                while len(self._kept) >= _KEPT:
+                    await self._changed.wait()
+            self.story = shell.story
+            nursery.cancel_scope.cancel()
+
+    def end(self, story: str) -> None:
+        """It is over, for this reason."""
+        self.story = self.story or story
+        self._shell = None
+        self.is_over.set()
+        self._notify()
+
+    async def _type(self, shell: Shell) -> NoReturn:
+        while True:
+            await shell.send(await self._typed.receive())
+
+    async def _give_up(self, scope: trio.CancelScope) -> None:
+        while True:
+            while self._viewer is not None:
+                await self._changed.wait()
+            with trio.move_on_after(_RESUME_FOR):
+                while self._viewer is None:
+                    await self._changed.wait()
+            if self._viewer is None:
+                self.story = "its browser did not come back"
+                scope.cancel()
+                return
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+
+class Terminals:
+    """All terminals of this process. `run` owns their tasks."""
+
+    def __init__(self, gateway: GatewayEndpoint, limit: int) -> None:
+        self.gateway = gateway
+        self._key = read_gateway_key(gateway)
+        self._limit = limit
+        self._open: dict[str, Terminal] = {}
+        self._nursery: trio.Nursery | None = None
+
+    @property
+    def problem(self) -> str:
+        """Why there are no terminals; empty where there are."""
+        if self._key is None:
+            return "No gateway is known: [gateway] address and host_key_file of api.toml name it."
+        return ""
+
+    async def run(self) -> NoReturn:
+        """Own the terminals, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await trio.sleep_forever()
+        raise AssertionError("unreachable")
+
+    def open(self, owner: str, device_id: str, username: str, size: tuple[int, int]) -> Terminal:
+        """A new terminal; `username` is what the gateway is told. Raises Refused."""
+        where = self.gateway.inner_address
+        if self._key is None or where is None:
+            raise Refused(409, "no_gateway", self.problem)
+        if len(self._open) >= self._limit or self._nursery is None:
+            message = "As many terminals are open as this server lets (limits.max_terminals)."
+            raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
+        terminal = Terminal(owner, device_id)
+        terminal.size = size
+        self._open[terminal.token] = terminal
+        self._nursery.start_soon(self._run, terminal, where.host, where.port, username)
+        return terminal
+
+    def find(self, token: str, owner: str) -> Terminal | None:
+        """The terminal of this user that this token is for, while it lives."""
+        found = self._open.get(token)
+        if found is None or not hmac.compare_digest(found.owner, owner):
+            return None
+        return found
+
+    async def _run(self, terminal: Terminal, host: str, port: int, username: str) -> None:
+        # Imported where a terminal is wanted: asyncssh takes a third of a second to import.
+        from tunnelmux.ssh.failure import SshFailure
+        from tunnelmux.ssh.shell import ShellLogin, open_shell
+
+        assert self._key is not None
+        login: ShellLogin = ShellLogin(host, port, username, self._key, *terminal.size)
+        try:
+            async with open_shell(login) as shell:
+                await terminal.run(shell)
+        except SshFailure as exc:
+            terminal.end(str(exc))
+        except Exception:  # noqa: BLE001  one terminal's failure is its own
+            _log.exception("unhandled error in terminal", device=terminal.device_id)
+        finally:
+            terminal.end("the terminal failed: the server's log says how")
+            del self._open[terminal.token]
+
+
+def read_gateway_key(gateway: GatewayEndpoint) -> str | None:
+    """The line of `host_key_file`; None where there is none. Raises ConfigError."""
+    path = gateway.host_key_file
+    if path is None:
+        return None
+    try:
+        line = path.read_text().strip()
+    except (OSError, UnicodeDecodeError) as exc:
+        cause = exc.strerror if isinstance(exc, OSError) else "it is not text"
+        raise ConfigError(
+            f"gateway.host_key_file: {path} cannot be read ({cause}): copy the gateway's "
+            "ssh_host_ed25519_key.pub there"
+        ) from exc
+    if not line.startswith(("ssh-", "ecdsa-", "sk-")) or "\n" in line:
+        raise ConfigError(
+            f"gateway.host_key_file: {path} holds no public key: copy the gateway's "
+            "ssh_host_ed25519_key.pub there"
+        )
+    return line
