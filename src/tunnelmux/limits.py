@@ -265,6 +265,14 @@ class InternalLimits:
     """Silence on /internal/events after which a comment is sent. Below the 30 s after which common
     middleboxes forget a connection, and how a reader that is gone is noticed."""
 
+    max_feed_readers: int = 64
+    """Callers of /internal/requests at once; one more gets 503. Each reads every line about its
+    device's requests: some people who look, and no second log."""
+
+    feed_backlog: int = 1000
+    """Requests that wait for one of them; with more, the oldest are dropped, and the caller is told
+    how many. About 500 bytes each, so that 64 readers who do not read hold 32 MiB."""
+
     session_expiry: float = 90.0
     """Silence after which a session is closed by the clean-up that runs every 30 s: a second net
     below the keepalive, five times as wide. Must be above keepalive_interval and

@@ -21,9 +21,11 @@ SETTINGS = """
 # A tunnel that is not there is an answer and no fault of the server's.
 not_a_server_error.expected-statuses = ["2xx", "4xx", "502", "504"]
 
-# These two become something other than HTTP, and this one never ends.
+# These two become something other than HTTP, and these never end.
 [[operations]]
-include-path = ["/internal/forward/raw", "/internal/forward/ws", "/internal/events"]
+include-path = [
+    "/internal/forward/raw", "/internal/forward/ws", "/internal/events", "/internal/requests",
+]
 enabled = false
 """
 

@@ -7,53 +7,17 @@ import json
 import queue
 import re
 import subprocess
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
-from signal import SIGINT
 
 import msgspec
 import pytest
 
-from support.installation import COMMAND, Installation
+from support.following import collect, following
+from support.installation import Installation
 from tunnelmux.cli.fleet.model import Device, FleetEvent
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
-
-
-@contextmanager
-def following(installation: Installation, way: str, *words: str) -> Iterator[subprocess.Popen[str]]:
-    with subprocess.Popen(
-        [*COMMAND, *words],
-        env=installation.way(way),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        try:
-            yield process
-        finally:
-            process.send_signal(SIGINT)
-            assert process.wait(30) == 130
-
-
-def lines_of(process: subprocess.Popen[str]) -> Iterator[str]:
-    assert process.stdout is not None
-    yield from process.stdout
-
-
-def collect(process: subprocess.Popen[str]) -> queue.SimpleQueue[str]:
-    """The lines that it writes, as they come."""
-    lines: queue.SimpleQueue[str] = queue.SimpleQueue()
-
-    def read() -> None:
-        for line in lines_of(process):
-            lines.put(line)
-
-    threading.Thread(target=read, daemon=True).start()
-    return lines
 
 
 def wait_until_it_follows(process: subprocess.Popen[str]) -> None:

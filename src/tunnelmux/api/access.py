@@ -79,6 +79,7 @@ SCOPES = {
     "forward": "reach the services of devices",
     "exec": "run commands on devices",
     "events": "follow what happens",
+    "requests": "watch the requests of visitors to devices",
     "tokens": "list and revoke access tokens",
     "audit": "read the audit",
 }

@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from types import TracebackType
-from typing import NoReturn, Self, cast
+from typing import NoReturn, Self, TypeVar, cast
 from urllib.parse import quote, urlencode, urlsplit
 
 import msgspec
@@ -22,8 +22,9 @@ import trio
 import trio_websocket
 
 from tunnelmux.backend.commands import CommandEvents, DeviceResult, decode_results, encode_call
+from tunnelmux.backend.event_reader import EventReader, Fields
 from tunnelmux.backend.kept import KeptConnections
-from tunnelmux.commands import CommandRequest, LineSplitter
+from tunnelmux.commands import CommandRequest
 from tunnelmux.errors import (
     ConnectError,
     SessionClosed,
@@ -36,7 +37,13 @@ from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import has_member
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
-from tunnelmux.sessions import SessionEvent, SessionSummary, VisitSummary
+from tunnelmux.sessions import (
+    RequestFilter,
+    RequestSeen,
+    SessionEvent,
+    SessionSummary,
+    VisitSummary,
+)
 from tunnelmux.transports.dialling import open_tcp
 from tunnelmux.wire import LEASE_FIELD
 
@@ -46,14 +53,6 @@ _CONNECT_TIMEOUT = 10.0
 _SLACK = 5.0
 # Seconds on top of what the proxy was given: its answer says more than our silence.
 
-_SILENCE = 45.0
-# Seconds without a byte after which an event stream is lost: three of the proxy's heartbeats.
-
-_MAX_EVENT_LINE = 65_536
-# Bytes of one line of an event stream; they have a few hundred.
-
-_EVENT_FIELDS = frozenset({b"id", b"event", b"data"})
-
 _MAX_ANSWER = 64 * 1024 * 1024
 # Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
 
@@ -61,6 +60,8 @@ _EXEC = "/internal/exec"
 
 _EXEC_SLACK = 60.0
 # Seconds on top of a command's timeout: the proxy gives its agent half of that.
+
+T = TypeVar("T")
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
 
@@ -107,6 +108,10 @@ class _Sessions(msgspec.Struct):
 class _Visits(msgspec.Struct):
     visits: list[VisitSummary]
     total: int
+
+
+class _Dropped(msgspec.Struct):
+    count: int
 
 
 class _Problem(msgspec.Struct):
@@ -418,17 +423,38 @@ class ProxyClient:
         are missing (the proxy restarted, or kept no more): list the sessions anew. The iteration
         ends when the proxy shuts down, and raises ConnectError when the connection is lost.
         """
+        fields = [(b"Last-Event-ID", last_event_id.encode())] if last_event_id is not None else []
+        async with self._event_stream("/internal/events", fields, _session_event) as events:
+            yield events
+
+    @asynccontextmanager
+    async def requests(
+        self, wanted: RequestFilter
+    ) -> AsyncIterator[AsyncIterator[RequestSeen | int]]:
+        """The requests that end from now on, for the length of the block.
+
+        A number among them says how many are missing before the next: this reader was too slow for
+        them. The iteration ends when the proxy shuts down, and raises ConnectError when the
+        connection is lost.
+        """
+        path = f"/internal/requests?{urlencode(wanted.query())}"
+        async with self._event_stream(path, [], _request_event) as requests:
+            yield requests
+
+    @asynccontextmanager
+    async def _event_stream(
+        self, path: str, fields: list[Field], make: Callable[[Fields], T]
+    ) -> AsyncIterator[AsyncIterator[T]]:
         stream = await self._connect()
         client = ClientConnection(stream, self._limits)
-        fields = [(b"Last-Event-ID", last_event_id.encode())] if last_event_id is not None else []
         try:
             with trio.fail_after(self._timeout):
                 headers = self._headers(fields)
-                await client.send_request(b"GET", b"/internal/events", headers, end=True)
+                await client.send_request(b"GET", path.encode("ascii"), headers, end=True)
                 head = await client.read_head()
                 if head.status != 200:
                     _raise_error(head.status, await _read_all(client))
-            yield _EventReader(client)
+            yield EventReader(client, make)
         except (PeerGone, BadBody, trio.TooSlowError) as error:
             raise ConnectError(f"the event stream of {self._authority} was lost") from error
         finally:
@@ -512,43 +538,24 @@ class ProxyClient:
         return headers + fields
 
 
-class _EventReader(AsyncIterator[tuple[str, SessionEvent | None]]):
-    """Takes an event stream apart. Raises BadBody for what cannot be one."""
+def _session_event(fields: Fields) -> tuple[str, SessionEvent | None]:
+    event_id = fields.get(b"id", b"").decode("latin-1")
+    if fields.get(b"event") == b"gap":
+        return event_id, None
+    return event_id, _decoded(fields[b"data"], SessionEvent)
 
-    def __init__(self, client: ClientConnection) -> None:
-        self._client = client
-        self._splitter = LineSplitter()
-        self._lines: list[bytes] = []
-        self._fields: dict[bytes, bytes] = {}
 
-    async def __anext__(self) -> tuple[str, SessionEvent | None]:
-        while True:
-            while self._lines:
-                line = self._lines.pop()
-                if line:
-                    name, _, value = line.partition(b": ")
-                    if name in _EVENT_FIELDS:  # others, and comments, mean nothing here
-                        self._fields[name] = value
-                    continue
-                fields, self._fields = self._fields, {}
-                if fields.get(b"event") == b"gap" or b"data" in fields:
-                    return self._event_in(fields)
-            with trio.fail_after(_SILENCE):
-                data, end = await self._client.read_body()
-            if end:
-                raise StopAsyncIteration
-            self._lines = self._splitter.feed(data)[::-1]
-            if self._splitter.waiting > _MAX_EVENT_LINE:
-                raise BadBody(f"a line is longer than {_MAX_EVENT_LINE} bytes")
+def _request_event(fields: Fields) -> RequestSeen | int:
+    if fields.get(b"event") == b"dropped":
+        return _decoded(fields[b"data"], _Dropped).count
+    return _decoded(fields[b"data"], RequestSeen)
 
-    def _event_in(self, fields: dict[bytes, bytes]) -> tuple[str, SessionEvent | None]:
-        event_id = fields.get(b"id", b"").decode("latin-1")
-        if fields.get(b"event") == b"gap":
-            return event_id, None
-        try:
-            return event_id, msgspec.json.decode(fields[b"data"], type=SessionEvent)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise BadBody(f"an event cannot be understood: {error}") from None
+
+def _decoded(data: bytes, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(data, type=kind)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise BadBody(f"an event cannot be understood: {error}") from None
 
 
 class _RawStream(trio.abc.HalfCloseableStream):

@@ -21,6 +21,7 @@ from tunnelmux.cli.opening import open_device
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.cli.secure_shell import connect, ssh, ssh_config
 from tunnelmux.cli.sign_in import login, logout, whoami
+from tunnelmux.cli.tail import tail
 
 __all__ = ["COMMANDS", "main", "tunnelmux"]
 
@@ -28,7 +29,7 @@ _PROGRAM = "tunnelmux"
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
-    "Looking": (ls, show, watch, events),
+    "Looking": (ls, show, watch, events, tail),
     "Reaching devices": (ssh, connect, ssh_config, forward, open_device, curl, exec_command),
     "Finding out what is wrong": (explain, doctor),
     "Letting devices in": (invite, device),

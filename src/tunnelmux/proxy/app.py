@@ -284,6 +284,7 @@ class RunningProxy:
             async with open_pump() as self._tunnel.pump:
                 if self._tunnel.pump is not None:
                     self._tunnel.pump.core.requests = self.visits.figures.by_pump
+                    self._tunnel.pump.on_lines = self.visits.feed.take_lines
                 problems = await self._run_until_drained(announce, task_status)
         finally:
             self._finished.set()

@@ -20,6 +20,7 @@ import trio
 
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import time_of_day, write_lines
+from tunnelmux.observability.logs import wants_info
 
 if TYPE_CHECKING:
     import socket
@@ -188,6 +189,8 @@ class DataPump:
 
         self.core = core
         self._lines = core.lines = LineBuffer(time_of_day)
+        self.on_lines: Callable[[bytes], None] | None = None
+        """Gets the lines about requests as well, also where the log does not want them."""
         self._has_lines = trio.Event()
         self._has_leaving = trio.Event()
         self._news: deque[Member] = deque()
@@ -256,7 +259,10 @@ class DataPump:
     def _write_lines(self) -> None:
         doubtful = self._lines.doubtful
         if lines := self._lines.take():
-            write_lines(lines, doubtful=doubtful)
+            if self.on_lines is not None:
+                self.on_lines(lines)
+            if wants_info():
+                write_lines(lines, doubtful=doubtful)
 
     def _batch(self, *, linger: bool = False) -> None:
         news = self.core.batch(trio.current_time(), linger)

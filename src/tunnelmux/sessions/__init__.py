@@ -12,6 +12,7 @@ from tunnelmux.sessions.events import EventLog, SessionEvent
 from tunnelmux.sessions.handle import LocalHandle, OwnHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
+from tunnelmux.sessions.requests import RequestFilter, RequestSeen
 from tunnelmux.sessions.store import CLEANUP_INTERVAL, DeviceStore, SessionReader, SessionStore
 from tunnelmux.sessions.summary import Presence, SessionSummary, VisitSummary, shorten_token
 
@@ -25,6 +26,8 @@ __all__ = [
     "Presence",
     "RemoteHandle",
     "RemoteStore",
+    "RequestFilter",
+    "RequestSeen",
     "SessionClient",
     "SessionEvent",
     "SessionHandle",

@@ -16,9 +16,18 @@ from tunnelmux.cli.fleet.api_client import ApiClient
 from tunnelmux.cli.fleet.errors import FleetError, NotThere
 from tunnelmux.cli.fleet.fleet import Fleet, HttpAccess, no_such_device, services_of
 from tunnelmux.cli.fleet.message_stream import MessageStream
-from tunnelmux.cli.fleet.model import Account, Device, DeviceDetails, FleetEvent, State, Visit
+from tunnelmux.cli.fleet.model import (
+    Account,
+    Device,
+    DeviceDetails,
+    FleetEvent,
+    SeenRequest,
+    State,
+    Visit,
+)
 from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import ConnectError
+from tunnelmux.sessions import RequestFilter, RequestSeen
 
 __all__ = ["ApiFleet"]
 
@@ -85,6 +94,10 @@ class _Me(msgspec.Struct):
     tenant_id: str | None = None
     role: str | None = None
     tenants: list[_Membership] = []
+
+
+class _Dropped(msgspec.Struct):
+    count: int
 
 
 class _Event(msgspec.Struct):
@@ -165,6 +178,17 @@ class ApiFleet(Fleet):
             yield receive
             nursery.cancel_scope.cancel()
 
+    @asynccontextmanager
+    async def requests(
+        self, device: str, wanted: RequestFilter
+    ) -> AsyncIterator[AsyncIterator[SeenRequest]]:
+        path = f"/api/devices/{await self.find_id(device)}/requests"
+        send, receive = trio.open_memory_channel[SeenRequest](0)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._follow_requests, path, wanted.query(), send)
+            yield receive
+            nursery.cancel_scope.cancel()
+
     # -- below ----------------------------------------------------------------------------------
 
     async def find_id(self, name: str) -> str:
@@ -224,7 +248,8 @@ class ApiFleet(Fleet):
         is_first = True
         while True:
             try:
-                async with self._event_lines(last) as lines:
+                fields = [(b"Last-Event-ID", last.encode())] if last is not None else []
+                async with self._said(_event, "/api/events", fields=fields) as lines:
                     if is_first:
                         task_status.started()
                         is_first = False
@@ -240,14 +265,37 @@ class ApiFleet(Fleet):
                     raise
             await trio.sleep(_RETRY)
 
-    @asynccontextmanager
-    async def _event_lines(
-        self, last: str | None
-    ) -> AsyncIterator[AsyncIterator[tuple[str, FleetEvent]]]:
-        fields = [(b"Last-Event-ID", last.encode())] if last is not None else []
-        async with self.client.open("GET", "/api/events", fields=fields) as connection:
+    async def _follow_requests(
+        self,
+        path: str,
+        query: dict[str, str],
+        send: trio.MemorySendChannel[SeenRequest],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        is_first = True
+        while True:
+            try:
+                async with self._said(_request, path, query=query) as events:
+                    if is_first:
+                        task_status.started()
+                        is_first = False
+                    async for seen in events:
+                        if seen is not None:
+                            await send.send(seen)
+            except (ConnectError, NotThere):
+                if is_first:
+                    raise
+            await trio.sleep(_RETRY)
 
-            async def read() -> AsyncGenerator[tuple[str, FleetEvent], None]:
+    @asynccontextmanager
+    async def _said(
+        self, make: Callable[[dict[str, str]], T], path: str, **more: Any
+    ) -> AsyncIterator[AsyncIterator[T]]:
+        """What is made of the fields of each event of a stream."""
+        async with self.client.open("GET", path, **more) as connection:
+
+            async def read() -> AsyncGenerator[T, None]:
                 splitter, said = LineSplitter(), dict[str, str]()
                 end = False
                 while not end:
@@ -258,19 +306,30 @@ class ApiFleet(Fleet):
                         if name:
                             said[name] = value
                         elif "event" in said:
-                            yield said.get("id", ""), _event(said)
+                            yield make(said)
                             said.clear()
 
             async with contextlib.aclosing(read()) as events:
                 yield events
 
 
-def _event(said: dict[str, str]) -> FleetEvent:
+def _request(said: dict[str, str]) -> SeenRequest | None:
+    try:
+        if said["event"] == "dropped":
+            return SeenRequest(
+                kind="dropped", count=msgspec.json.decode(said["data"], type=_Dropped).count
+            )
+        return SeenRequest.of(msgspec.json.decode(said["data"], type=RequestSeen))
+    except (KeyError, msgspec.MsgspecError):
+        return None  # of a newer server
+
+
+def _event(said: dict[str, str]) -> tuple[str, FleetEvent]:
     try:
         content = msgspec.json.decode(said.get("data", "{}"), type=_Event)
     except msgspec.MsgspecError:
         content = _Event()
-    return FleetEvent(
+    return said.get("id", ""), FleetEvent(
         kind=said["event"],
         at=content.at,
         reason=content.reason,

@@ -21,6 +21,7 @@ from tunnelmux.cli.fleet.model import (
     Device,
     DeviceDetails,
     FleetEvent,
+    SeenRequest,
     Service,
     Visit,
 )
@@ -29,7 +30,7 @@ from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, open_conne
 from tunnelmux.http.body import BadBody
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import relay
-from tunnelmux.sessions import SessionSummary
+from tunnelmux.sessions import RequestFilter, SessionSummary
 from tunnelmux.wire import AGENT_AUTHORITY
 
 __all__ = ["ProxyFleet"]
@@ -132,7 +133,49 @@ class ProxyFleet(Fleet):
             yield receive
             nursery.cancel_scope.cancel()
 
+    @asynccontextmanager
+    async def requests(
+        self, device: str, wanted: RequestFilter
+    ) -> AsyncIterator[AsyncIterator[SeenRequest]]:
+        # One that is away may come yet: the proxy knows only those that are connected.
+        wanted = msgspec.structs.replace(wanted, device=device)
+        send, receive = trio.open_memory_channel[SeenRequest](0)
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._follow_requests, wanted, send)
+            yield receive
+            nursery.cancel_scope.cancel()
+
     # -- below ----------------------------------------------------------------------------------
+
+    async def _follow_requests(
+        self,
+        wanted: RequestFilter,
+        send: trio.MemorySendChannel[SeenRequest],
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        is_first = True
+        while True:
+            try:
+                async with self.client.requests(wanted) as requests:
+                    if is_first:
+                        task_status.started()
+                        is_first = False
+                    async for seen in requests:
+                        if isinstance(seen, int):
+                            await send.send(SeenRequest(kind="dropped", count=seen))
+                        else:
+                            await send.send(SeenRequest.of(seen))
+            except ConnectError:
+                if is_first:
+                    raise
+            except ApiCallFailed as exc:
+                _refuse(exc)
+            except SessionNotFound:
+                raise FleetError(
+                    f"the proxy at {self.server} is too old to show requests: update it"
+                ) from None
+            await trio.sleep(_RETRY)
 
     async def _carry(self, session: SessionSummary, local: trio.SocketStream) -> None:
         try:

@@ -11,8 +11,16 @@ from dataclasses import dataclass
 import trio
 
 from tunnelmux.cli.fleet.errors import NoSuchThing, NotAllowed
-from tunnelmux.cli.fleet.model import Account, Device, DeviceDetails, FleetEvent, Service
+from tunnelmux.cli.fleet.model import (
+    Account,
+    Device,
+    DeviceDetails,
+    FleetEvent,
+    SeenRequest,
+    Service,
+)
 from tunnelmux.config import Secret
+from tunnelmux.sessions import RequestFilter
 
 __all__ = ["Fleet", "HttpAccess", "no_such_device"]
 
@@ -75,6 +83,13 @@ class Fleet(abc.ABC):
     def events(self) -> AbstractAsyncContextManager[AsyncIterator[FleetEvent]]:
         """What happens from now on. A connection that is lost is made again; then comes a `gap`
         when events were missed."""
+
+    @abc.abstractmethod
+    def requests(
+        self, device: str, wanted: RequestFilter
+    ) -> AbstractAsyncContextManager[AsyncIterator[SeenRequest]]:
+        """Requests to a device as they end, from now on, over its reconnects. A connection that
+        is lost is made again. Raises NoSuchThing for a device that is known to be none."""
 
     def administration_missing(self) -> NotAllowed:
         """The error of commands that need tunnelmux-api."""

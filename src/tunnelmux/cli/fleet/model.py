@@ -11,9 +11,18 @@ from typing import Literal
 
 import msgspec
 
-from tunnelmux.sessions import VisitSummary
+from tunnelmux.sessions import RequestSeen, VisitSummary
 
-__all__ = ["Account", "Device", "DeviceDetails", "FleetEvent", "Service", "Visit", "to_json"]
+__all__ = [
+    "Account",
+    "Device",
+    "DeviceDetails",
+    "FleetEvent",
+    "SeenRequest",
+    "Service",
+    "Visit",
+    "to_json",
+]
 
 State = Literal["online", "offline", "disabled", "quarantined"]
 
@@ -89,6 +98,35 @@ class FleetEvent(msgspec.Struct, kw_only=True):
     device: str = ""
     reason: str = ""
     object_id: str = ""
+
+
+class SeenRequest(msgspec.Struct, kw_only=True):
+    """A request that is over. The kind `dropped` says that `count` of them are missing here."""
+
+    kind: Literal["request", "dropped"] = "request"
+    at: datetime | None = None
+    way: str = ""
+    """`http`, `tcp`: by an ingress; `raw`, `ws`, `call`: by the internal API, as the API and
+    `tunnelmux` themselves come."""
+    device: str = ""
+    service: str = ""
+    visitor: str = ""
+    method: str = ""
+    path: str = ""
+    status: int = 0
+    reason: str = ""
+    bytes_in: int = 0
+    bytes_out: int = 0
+    seconds: float = 0.0
+    upgraded: bool = False
+    ended: str = ""
+    problem: str = ""
+    count: int = 0
+
+    @classmethod
+    def of(cls, seen: RequestSeen) -> SeenRequest:
+        """The same, as a proxy tells of it."""
+        return cls(**msgspec.structs.asdict(seen))
 
 
 class Account(msgspec.Struct, kw_only=True):

@@ -23,6 +23,7 @@ from tunnelmux.proxy.internal.sessions import (
     open_stream,
     response_timeout,
 )
+from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.visit import AGENT_SLACK
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, SessionHandle
@@ -101,6 +102,7 @@ class _Prepared:
         headers = dict(wanted.headers or {})
         service = next((v for k, v in headers.items() if k.lower() == _SERVICE), None)
         # A service that may take longer to answer may so for callers as for visitors.
+        self.service = service or ""
         own = response_timeout(handle, service) or 0.0
         most = max(limits.forward_timeout, own + AGENT_SLACK if own else 0.0)
         self.timeout = _timeout(wanted.timeout_ms, most)
@@ -137,17 +139,50 @@ class _TunnelBroke(Exception):
 class HttpForwarder:
     """Carries requests to agents, again over a new session where one was replaced meanwhile."""
 
-    def __init__(self, store: DeviceStore, gate: ForwardGate) -> None:
+    def __init__(self, store: DeviceStore, gate: ForwardGate, feed: RequestFeed) -> None:
         self._store = store
         self._gate = gate
+        self._feed = feed
 
     async def forward(
-        self, wanted: ForwardHTTPRequest, limits: InternalLimits, http_limits: IngressLimits
+        self,
+        wanted: ForwardHTTPRequest,
+        limits: InternalLimits,
+        http_limits: IngressLimits,
+        caller: str = "",
     ) -> ForwardHTTPResponse:
         """The device's response. Raises ApiError."""
         token = wanted.session_token or ""
         handle = await find_session(self._store, token)
         request = _Prepared(wanted, limits, handle)
+        started = trio.current_time()
+        what: dict[str, object] = {
+            "device": handle.device,
+            "service": request.service,
+            "visitor": caller,
+            "method": request.method.decode("ascii"),
+            "path": request.target.decode("ascii").partition("?")[0],
+            "bytes_in": len(request.body),
+        }
+        try:
+            response = await self._forward_in_time(handle, request, limits, http_limits)
+            what |= {"status": response.status, "bytes_out": len(response.body) * 3 // 4}
+        except ApiError as error:
+            what["problem"] = error.message
+            raise
+        finally:
+            what["seconds"] = round(trio.current_time() - started, 4)
+            self._feed.tell("call", what)
+        return response
+
+    async def _forward_in_time(
+        self,
+        handle: SessionHandle,
+        request: _Prepared,
+        limits: InternalLimits,
+        http_limits: IngressLimits,
+    ) -> ForwardHTTPResponse:
+        token = handle.token
         with self._gate.hold(token, limits.max_forwards_per_session):
             try:
                 with trio.fail_after(request.timeout):

@@ -56,6 +56,23 @@ class _Way:
         reason = self.visit.cut_reason
         return {} if reason is None else {"cut": reason}
 
+    def tell(self, what: dict[str, object], moved: tuple[int, int], started: float) -> None:
+        """Tell those who watch requests that it is over."""
+        visit, reason = self.visit, self.visit.cut_reason
+        visit.feed.tell(
+            visit.way,
+            {
+                "device": visit.device,
+                "service": visit.service,
+                "visitor": visit.visitor,
+                **what,
+                **({"problem": f"cut: {reason}"} if reason is not None else {}),
+                "bytes_in": moved[0],
+                "bytes_out": moved[1],
+                "seconds": round(trio.current_time() - started, 4),
+            },
+        )
+
 
 class StreamForwarder:
     """Serves the two routes that take the connection over."""
@@ -138,6 +155,7 @@ class StreamForwarder:
                     outcome="not begun" if result.ended == "running" else result.ended,
                     **way.cut,
                 )
+                way.tell({}, result.bytes_now, started)
 
     async def _relay_body(
         self, server: ApiConnection, stream: trio.abc.Stream, result: RelayResult
@@ -189,6 +207,14 @@ class StreamForwarder:
                     **({"problem": exchange.problem} if exchange.problem else {}),
                     **way.cut,
                 )
+                what: dict[str, object] = {
+                    "method": "GET",
+                    "path": target.decode("ascii").partition("?")[0],
+                    "status": exchange.status,
+                    "upgraded": exchange.upgraded,
+                    "problem": exchange.problem,
+                }
+                way.tell(what, (exchange.bytes_in, exchange.bytes_out), exchange.started)
 
 
 class _DeclaredBody(trio.abc.Stream):

@@ -21,6 +21,7 @@ from tunnelmux.proxy.internal.bodies import (
 )
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
 from tunnelmux.proxy.internal.queries import (
+    RequestsQuery,
     SessionsQuery,
     TrafficQuery,
     VisitsQuery,
@@ -28,6 +29,7 @@ from tunnelmux.proxy.internal.queries import (
     describe_query,
 )
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
+from tunnelmux.sessions import RequestSeen
 from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["describe"]
@@ -44,6 +46,7 @@ _SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
         SessionList,
         TrafficList,
         VisitList,
+        RequestSeen,
         Closed,
         Status,
     ],
@@ -222,6 +225,18 @@ _DETAILS: dict[str, dict[str, Any]] = {
                 **_content("text/event-stream", _TEXT),
             },
             **_errors(),
+        },
+    },
+    "/internal/requests": {
+        "summary": "Requests of visitors, each when it is over",
+        "parameters": describe_query(RequestsQuery),
+        "responses": {
+            "200": {
+                "description": "Events request (RequestSeen); dropped, with the `count` of those "
+                "that the reader was too slow for.",
+                **_content("text/event-stream", _TEXT),
+            },
+            **_errors("INVALID_REQUEST", "TOO_MANY_READERS"),
         },
     },
     "/healthz": {

@@ -11,6 +11,7 @@ from msgspec import Meta
 from tunnelmux.proxy.internal.answers import ApiError
 
 __all__ = [
+    "RequestsQuery",
     "SessionsQuery",
     "TrafficQuery",
     "VisitsQuery",
@@ -49,7 +50,20 @@ class WebSocketQuery(msgspec.Struct, frozen=True):
     path: Annotated[str, Meta(description="Path and query on the device; / when absent.")] = ""
 
 
-_Query = TypeVar("_Query", SessionsQuery, TrafficQuery, VisitsQuery, WebSocketQuery)
+class RequestsQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/requests."""
+
+    device: Annotated[str, Meta(description="Of this device only.")] = ""
+    service: Annotated[str, Meta(description="Of this service only.")] = ""
+    status: Annotated[str, Meta(description="`404`, or a class as `5xx`; several with commas.")] = (
+        ""
+    )
+    path: Annotated[
+        str, Meta(description="How it begins; with `*`, `?` or `[…]` a pattern for all of it.")
+    ] = ""
+
+
+_Query = TypeVar("_Query", RequestsQuery, SessionsQuery, TrafficQuery, VisitsQuery, WebSocketQuery)
 
 
 def read_query(query: Mapping[str, str], cls: type[_Query]) -> _Query:

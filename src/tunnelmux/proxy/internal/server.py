@@ -31,6 +31,7 @@ from tunnelmux.proxy.internal.forward_stream import LeaseRuns, StreamForwarder, 
 from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
 from tunnelmux.proxy.internal.queries import SessionsQuery, read_query
+from tunnelmux.proxy.internal.request_feed import RequestFeedCalls
 from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
 from tunnelmux.proxy.internal.sessions import ForwardGate
 from tunnelmux.proxy.internal.visits import VisitCalls
@@ -101,7 +102,7 @@ class InternalServer:
         """The places of callers that have not proved yet that they may call."""
         self._refusing = 0
         self._gate = ForwardGate()
-        self._http = HttpForwarder(store, self._gate)
+        self._http = HttpForwarder(store, self._gate, dispatcher.visits.feed)
         self._events = EventStreamer(events)
         self._gauges = gauges
         self._dispatcher = dispatcher
@@ -115,6 +116,7 @@ class InternalServer:
     def _routes(self) -> list[Route]:
         visits = VisitCalls(self._visits)
         traffic = TrafficCalls(self._store, self._visits)
+        feed = RequestFeedCalls(self._visits.feed, self._events.draining)
         streams = StreamForwarder(self._store, self._gate, self._visits, self._lease_runs)
         return [
             Route("POST", "/internal/forward/http", answer=self._forward_http),
@@ -128,6 +130,7 @@ class InternalServer:
             Route("GET", "/internal/visits", answer=visits.list),
             Route("POST", "/internal/visits/{id}/close", answer=visits.close),
             Route("GET", "/internal/events", stream=self._events.serve),
+            Route("GET", "/internal/requests", stream=feed.serve),
             Route("GET", "/healthz", answer=self._health),
             Route("GET", "/readyz", answer=self._readiness),
             Route("GET", "/metrics", answer=self._metrics),
@@ -336,7 +339,7 @@ class InternalServer:
         wanted = decode_forward_request(body)
         wanted.session_token = wanted.session_token or call.query_token
         try:
-            response = await self._http.forward(wanted, call.limits, call.http_limits)
+            response = await self._http.forward(wanted, call.limits, call.http_limits, call.remote)
         except ApiError as error:
             error.forwarded = bool(wanted.session_token)
             _log.warning(
@@ -405,6 +408,10 @@ class InternalServer:
             "tunnelmux_internal_callers": ("Open connections.", self._open),
             "tunnelmux_internal_forwards": ("Forwards in progress.", self._gate.total),
             "tunnelmux_internal_event_readers": ("Event streams.", self._events.readers),
+            "tunnelmux_internal_request_readers": (
+                "Callers that watch requests.",
+                self._visits.feed.reader_count,
+            ),
         }
 
 

@@ -340,13 +340,11 @@ class RequestsByH11:
             "ended": "the visitor left" if left else None,
             "problem": (None if left else problem) if cut is None else f"cut: {cut}",
         }
-        _log.info(
-            "request",
-            **{key: value for key, value in what.items() if value is not None},
-            bytes_in=exchange.bytes_in,
-            bytes_out=exchange.bytes_out,
-            seconds=round(seconds, 4),
-        )
+        what = {key: value for key, value in what.items() if value is not None}
+        what |= {"bytes_in": exchange.bytes_in, "bytes_out": exchange.bytes_out}
+        what["seconds"] = round(seconds, 4)
+        _log.info("request", **what)
+        self._visit.feed.tell("http", what)
 
     def _visitor_of(self, request: RequestHead | None) -> str:
         """The address of who asked: what trusted proxies say, or where the connection is from."""

@@ -246,7 +246,7 @@ class Carrier:
 
     def about(self, destination: Destination) -> bytes | None:
         """What the log's line about a request says first; None when there is to be none."""
-        if not wants_info():
+        if not (wants_info() or self._visit.feed.is_read):
             return None
         return _line_about(
             self._client or self._visit.visitor, destination.device, destination.service or ""
@@ -289,18 +289,19 @@ class Carrier:
         figures.by_pump.add(status, bytes_in, bytes_out, seconds)
         figures.refused(reason)
         assert isinstance(relay.destination, Destination)
-        _log.info(
-            "request",
+        what = {
             **self.describe(relay.destination, relay.stream_id),
-            method=method,
-            path=path,
+            "method": method,
+            "path": path,
             **({"status": status} if status else {}),
             **({"reason": reason} if reason else {}),
             **({"ended": ended} if ended else {"problem": problem}),
-            bytes_in=bytes_in,
-            bytes_out=bytes_out,
-            seconds=round(seconds, 4),
-        )
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "seconds": round(seconds, 4),
+        }
+        _log.info("request", **what)
+        self._visit.feed.tell("http", what)
 
 
 def carry(

@@ -246,20 +246,21 @@ def _write(visit: Visit, problem: str | None, reason: str | None = None) -> None
     if visit.cut_reason is not None:
         problem, reason = f"cut: {visit.cut_reason}", None
     visit.figures.relayed(bytes_in, bytes_out, is_whole=problem is None)
-    if problem is None:
+    if problem is None and not visit.feed.is_read:
         _log_relay(*who, bytes_in, bytes_out, seconds)
         return
-    # A visitor who breaks a connection off is told of, and is no reason to look at anything.
-    write = _log.info if problem.startswith(_LEFT) else _log.warning
-    write(
-        "relay",
+    what = {
         **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
-        bytes_in=bytes_in,
-        bytes_out=bytes_out,
-        seconds=seconds,
+        "bytes_in": bytes_in,
+        "bytes_out": bytes_out,
+        "seconds": seconds,
         **({"reason": reason} if reason else {}),
-        problem=problem,
-    )
+        **({"problem": problem} if problem else {}),
+    }
+    # A visitor who breaks a connection off is told of, and is no reason to look at anything.
+    write = _log.info if problem is None or problem.startswith(_LEFT) else _log.warning
+    write("relay", **what)
+    visit.feed.tell("tcp", what)
 
 
 def _explain(result: RelayResult) -> tuple[str | None, str | None]:

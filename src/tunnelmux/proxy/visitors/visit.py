@@ -16,6 +16,7 @@ from tunnelmux.http.connection import DRAIN_TIMEOUT
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
@@ -190,6 +191,11 @@ class Visit:
         """Where all visits are counted."""
         return self._register.figures
 
+    @property
+    def feed(self) -> RequestFeed:
+        """Where those who watch are told of requests."""
+        return self._register.feed
+
     def crowd(self, enough: int) -> int:
         """How many visits of this device come from this address, itself included, as
         `VisitRegister.crowd` counts them."""
@@ -277,6 +283,8 @@ class VisitRegister:
         self._of_way: Counter[Way] = Counter()
         self.figures = VisitorFigures()
         """What visitors did so far, in numbers."""
+        self.feed = RequestFeed()
+        """What visitors do now, for those who watch."""
         self._of_address: Counter[tuple[Way, str]] = Counter()
         self._due: list[
             tuple[float, int]

@@ -1,0 +1,77 @@
+"""Server-sent events: an answer that goes on until its caller leaves or loses the right to it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+import trio
+from starlette.responses import Response
+from starlette.types import Message, Receive, Scope, Send
+
+__all__ = ["HEARTBEAT", "RECHECK", "EventStream", "Say", "sse"]
+
+HEARTBEAT = 15.0
+"""Seconds between two comments that show that the connection lives, for the proxies in between."""
+
+RECHECK = 1.0
+"""Seconds between two looks whether the reader still may: rights end within two."""
+
+Say = Callable[[str], Awaitable[None]]
+
+
+class EventStream(Response):
+    """Calls `write` with a function that sends text; the answer begins with the first text, so that
+    a caller who has its head follows, and ends when `write` returns, or when the caller has left.
+    `over` is called in any case, once."""
+
+    media_type = "text/event-stream"
+
+    def __init__(
+        self, write: Callable[[Say], Awaitable[None]], over: Callable[[], None] = lambda: None
+    ) -> None:
+        super().__init__(headers={"cache-control": "no-store", "x-accel-buffering": "no"})
+        del self.headers["content-length"]
+        self._write = write
+        self._over = over
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve it; called by the framework."""
+        del scope
+        head: list[Message] = [
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": self.raw_headers,
+            }
+        ]
+
+        async def say(text: str) -> None:
+            if head:
+                await send(head.pop())
+            await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
+
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_leave_with_caller, receive, nursery.cancel_scope)
+                await self._write(say)
+                nursery.cancel_scope.cancel()
+            if head:
+                await send(head.pop())
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+        finally:
+            self._over()
+
+
+async def _leave_with_caller(receive: Receive, scope: trio.CancelScope) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    scope.cancel()
+
+
+def sse(kind: str, content: Mapping[str, Any] | str, number: str = "") -> str:
+    """One event; `content` is what JSON is made of, or JSON."""
+    data = content if isinstance(content, str) else json.dumps(content)
+    named = f"id: {number}\n" if number else ""
+    return f"{named}event: {kind}\ndata: {data}\n\n"

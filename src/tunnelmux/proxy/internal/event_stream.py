@@ -1,0 +1,91 @@
+"""Server-sent events on a caller's connection, until it leaves or the proxy drains."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from tunnelmux.http import VisitorGone
+from tunnelmux.proxy.internal.answers import ApiConnection
+from tunnelmux.proxy.internal.routes import Call
+
+__all__ = ["HELLO", "STILL_HERE", "Send", "stream_events"]
+
+HELLO = b"retry: 1000\n\n"
+"""What every stream begins with."""
+
+STILL_HERE = b": still here\n\n"
+"""What is sent where nothing else was for `event_heartbeat` seconds."""
+
+_SEND_TIMEOUT = 30.0
+# Seconds a reader may take nothing at all before it is cut: two heartbeats missed. It comes back
+# with Last-Event-ID.
+
+Send = Callable[[bytes], Awaitable[None]]
+
+
+async def stream_events(
+    call: Call, first: bytes, write: Callable[[Send], Awaitable[None]], draining: trio.Event
+) -> None:
+    """Answer with a stream of events that begins with `first`; `write` sends what follows, until it
+    returns, the reader leaves or takes nothing, or `draining` is set. Closes the connection."""
+    server = call.server
+    try:
+        await server.send_response(
+            200,
+            b"OK",
+            [
+                (b"Content-Type", b"text/event-stream"),
+                (b"Cache-Control", b"no-store"),
+                (b"X-Accel-Buffering", b"no"),  # nginx would keep events until 4 KiB are full
+            ],
+            first=first,
+        )
+        if await _write_until_over(server, write, draining):
+            with trio.move_on_after(_SEND_TIMEOUT):
+                await server.send_body(b"", end=True)
+            await server.close()
+    finally:
+        await server.abort()  # of a connection that was closed in order, nothing is left
+
+
+async def _write_until_over(
+    server: ApiConnection, write: Callable[[Send], Awaitable[None]], draining: trio.Event
+) -> bool:
+    """Whether the stream can be ended in order."""
+    is_over = False
+
+    async def send(data: bytes) -> None:
+        try:
+            with trio.fail_after(_SEND_TIMEOUT):
+                await server.send_body(data)
+        except trio.TooSlowError:
+            raise VisitorGone(f"it took nothing for {_SEND_TIMEOUT:g} s") from None
+
+    with trio.CancelScope() as reading:
+
+        async def send_all() -> None:
+            nonlocal is_over
+            try:
+                await write(send)
+                is_over = True
+                reading.cancel(reason="there is no more to tell")
+            except VisitorGone:
+                reading.cancel(reason="the reader is gone, or takes nothing")
+
+        async def watch() -> None:
+            try:
+                await server.watch()
+            except VisitorGone:
+                reading.cancel(reason="the reader is gone")
+
+        async def end_when_draining() -> None:
+            await draining.wait()  # no deadline: a reader stays for as long as it likes
+            reading.cancel(reason="the proxy is shutting down")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all)
+            nursery.start_soon(watch)
+            nursery.start_soon(end_when_draining)
+    return is_over or draining.is_set()

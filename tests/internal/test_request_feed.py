@@ -1,0 +1,69 @@
+"""GET /internal/requests: what a caller gets, how many there may be, what it misses."""
+
+from __future__ import annotations
+
+import json
+
+import trio
+from trio.testing import MockClock
+
+from support.internal import SECRET, running_bench
+from tunnelmux.limits import InternalLimits
+from tunnelmux.sessions import RequestFilter, RequestSeen
+
+ASK = (
+    f"GET /internal/requests HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {SECRET}\r\n\r\n".encode()
+)
+
+
+async def test_a_caller_sees_calls_of_others_without_queries() -> None:
+    async with running_bench() as bench, bench.agent(token="token-1") as agent:
+        watching = bench.client.requests(RequestFilter(device="dev1"))
+        async with watching as requests, trio.open_nursery() as nursery:
+            nursery.start_soon(bench.client.forward_http, "token-1", "GET", "/x?secret=1")
+            await agent.serve(b"HTTP/1.1 204 No Content\r\n\r\n")
+            seen = await anext(requests)
+    assert isinstance(seen, RequestSeen)
+    assert (seen.way, seen.device, seen.method, seen.path) == ("call", "dev1", "GET", "/x")
+    assert (seen.status, seen.visitor) == (204, "192.0.2.9:40000")
+
+
+async def test_there_are_so_many_readers_and_no_more() -> None:
+    async with running_bench(limits=InternalLimits(max_feed_readers=1)) as bench:
+        async with bench.client.requests(RequestFilter()):
+            answer = await bench.ask("GET", "/internal/requests")
+            assert (answer.status, answer.code) == (503, "TOO_MANY_READERS")
+        answer = await bench.ask("GET", "/internal/requests?status=no")
+        assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
+
+
+async def test_a_reader_that_is_too_slow_is_told_how_many_it_missed() -> None:
+    limits = InternalLimits(feed_backlog=2)
+    async with running_bench(limits=limits) as bench:
+        caller = await bench.caller(capacity=2000)
+        await caller.send(ASK)
+        await caller.read_head()
+        feed = bench.dispatcher.visits.feed
+        for number in range(100):
+            feed.tell("http", {"device": "dev1", "path": f"/{number}", "problem": "x" * 500})
+            await trio.testing.wait_all_tasks_blocked()
+        text = b""
+        while b'"/99"' not in text:
+            text += await caller.read_chunk()
+    assert text.count(b"event: request") < 20
+    lost = sum(
+        json.loads(line.partition(b": ")[2])["count"]
+        for line in text.split(b"\n")
+        if line.startswith(b'data: {"count"')
+    )
+    assert lost + text.count(b"event: request") == 100
+
+
+async def test_silence_is_broken_by_comments(autojump_clock: MockClock) -> None:
+    async with running_bench() as bench:
+        caller = await bench.caller()
+        await caller.send(ASK)
+        await caller.read_head()
+        text = b""
+        while b": still here\n\n" not in text:
+            text += await caller.read_chunk()
