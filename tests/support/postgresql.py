@@ -1,4 +1,4 @@
-"""Debian's PostgreSQL, on a socket in a temporary folder."""
+"""PostgreSQL on a socket in a temporary folder: Debian's, or another's (`_FOLDER`)."""
 
 from __future__ import annotations
 
@@ -12,20 +12,31 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import NoReturn
 
 import psycopg
 import pytest
 
 __all__ = ["PostgreSQL", "run_postgresql"]
 
-_STARTING = 20.0
+_STARTING = 60.0
+
+_FOLDER = "TUNNELMUX_TEST_POSTGRESQL"
+# Names the folder of another installation: the one that has bin/postgres.
+
+_MOUNT = 'mount -t tmpfs -o "size=$1,uid=$2,gid=$3,mode=700" small "$4"; shift 4; exec "$@"'
 
 
 class PostgreSQL:
-    """A server that is running, or was stopped on purpose."""
+    """A server that is running, or was stopped on purpose.
 
-    def __init__(self, folder: Path, programs: Path) -> None:
+    With `small_disk`, a size like `24m`, it sees a disk of that size at `folder / "small"`, for a
+    tablespace. That needs root.
+    """
+
+    def __init__(self, folder: Path, programs: Path, small_disk: str | None = None) -> None:
         self.folder = folder
+        self._small_disk = small_disk
         self._programs = programs
         self._process: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -41,6 +52,16 @@ class PostgreSQL:
         if self._user is not None:
             drop = ["setpriv", f"--reuid={self._user}", f"--regid={self._user}", "--init-groups"]
         return [*drop, str(self._programs / program), *arguments]
+
+    def _with_small_disk(self, command: list[str]) -> list[str]:
+        """The command in a mount namespace of its own, so that nothing stays mounted after it."""
+        if self._small_disk is None:
+            return command
+        owner = pwd.getpwnam(str(self._user))
+        small = self.folder / "small"
+        small.mkdir(exist_ok=True)
+        mounted = [self._small_disk, str(owner.pw_uid), str(owner.pw_gid), str(small)]
+        return ["unshare", "--mount", "sh", "-ec", _MOUNT, "-", *mounted, *command]
 
     def _run(self, program: str, *arguments: str) -> None:
         subprocess.run(
@@ -64,7 +85,9 @@ class PostgreSQL:
         settings = [part for key, value in options.items() for part in ("-c", f"{key}={value}")]
         with (self.folder / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                self._command("postgres", "-D", str(self.folder / "data"), *settings),
+                self._with_small_disk(
+                    self._command("postgres", "-D", str(self.folder / "data"), *settings)
+                ),
                 stdout=log,
                 stderr=log,
                 cwd=self.folder,
@@ -105,13 +128,17 @@ class PostgreSQL:
             with suppress(ProcessLookupError):  # a backend may have ended since
                 os.kill(int(process), number)
 
-    def new_database(self) -> str:
-        """An empty database of its own; its URL."""
+    def new_database(self, more: str = "") -> str:
+        """An empty database of its own, created with `more` options; its URL."""
         self._databases += 1
         name = f"test{self._databases}"
-        with psycopg.connect(self.parameters, autocommit=True) as connection:
-            connection.execute(f"CREATE DATABASE {name}")
+        self.administer(f"CREATE DATABASE {name} {more}")
         return f"postgresql://postgres@/{name}?host={self.folder}"
+
+    def administer(self, statement: str) -> None:
+        """Run a statement about the server as a whole."""
+        with psycopg.connect(self.parameters, autocommit=True) as connection:
+            connection.execute(statement)
 
     def lock(self, url: str, tables: str) -> psycopg.Connection:
         """Keep everybody from these tables until the connection is closed."""
@@ -127,18 +154,14 @@ class PostgreSQL:
 
 
 @contextmanager
-def run_postgresql() -> Iterator[PostgreSQL]:
+def run_postgresql(*, small_disk: str | None = None) -> Iterator[PostgreSQL]:
     """A server of its own while the block runs, or a skip (with CI=true: a failure)."""
-    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_version)
-    if not found:
-        reason = "postgres is missing: apt-get install postgresql"
-        if os.environ.get("CI") == "true":
-            pytest.fail(reason)
-        pytest.skip(reason)
+    if small_disk is not None and os.geteuid() != 0:
+        _leave_out("a disk of a certain size can only be made by root")
     # Short: the path of a Unix socket has at most 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="pg"))
     try:
-        server = PostgreSQL(folder, found[-1].parent)
+        server = PostgreSQL(folder, _programs(), small_disk)
         server.start()
         try:
             yield server
@@ -146,6 +169,22 @@ def run_postgresql() -> Iterator[PostgreSQL]:
             server.stop()
     finally:
         shutil.rmtree(folder)
+
+
+def _programs() -> Path:
+    """The folder of `postgres` and `initdb`."""
+    if named := os.environ.get(_FOLDER):
+        return Path(named) / "bin"
+    found = sorted(Path("/usr/lib/postgresql").glob("*/bin/postgres"), key=_version)
+    if not found:
+        _leave_out("postgres is missing: apt-get install postgresql")
+    return found[-1].parent
+
+
+def _leave_out(reason: str) -> NoReturn:
+    if os.environ.get("CI") == "true":
+        pytest.fail(f"{reason} (in CI this is a failure, not a skip)", pytrace=False)
+    pytest.skip(reason)
 
 
 def _version(program: Path) -> int:
