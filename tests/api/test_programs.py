@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import re
+import socket
 import subprocess
 import sys
 import tomllib
@@ -16,8 +17,10 @@ from click.testing import CliRunner
 
 from support.oidc import Browser
 from support.proxies import free_port
-from tunnelmux.api.quickstart import OWNER
+from tunnelmux.api.quickstart import OWNER, run_quickstart
 from tunnelmux.cli.api import api
+from tunnelmux.config import Address
+from tunnelmux.errors import ConfigError
 
 pytestmark = pytest.mark.slow  # they start programs
 
@@ -172,3 +175,12 @@ def test_a_changed_entry_of_the_audit_is_found(tmp_path: Path) -> None:
     verified = run(tmp_path, "audit", "verify", "--config", "api.toml")
     assert verified.returncode == 1
     assert "broken at entry 1" in verified.stdout
+
+
+async def test_a_port_that_is_taken_is_named(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=rf"127\.0\.0\.1:{port} \(Address already in use\)"):
+            await run_quickstart(
+                tmp_path, Address("127.0.0.1", 0), announce=print, provider_port=port
+            )

@@ -17,10 +17,13 @@ import trio
 from cryptography import x509
 from structlog.testing import capture_logs
 
+from tunnelmux.cli.fleet.errors import NotAllowed
+from tunnelmux.cli.fleet.opening import DEFAULT_URL, find_place, open_fleet
 from tunnelmux.config import (
     DeviceConfig,
     HttpIngress,
     Ingress,
+    InternalListener,
     JoinInvitation,
     ProxyConfig,
     Secret,
@@ -29,6 +32,7 @@ from tunnelmux.config import (
     encode_join,
 )
 from tunnelmux.config.access import AccessConfig
+from tunnelmux.config.quickstart_state import INTERNAL_SECRET
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.mux import Session, open_session
 from tunnelmux.proxy import RunningProxy, quickstart
@@ -356,3 +360,42 @@ async def test_visitors_of_all_machines_come_in_when_that_is_asked_for(
         assert f"Visitors come in at http://{shown}:{address.port}" in printed[0]
         assert f"curl http://127.0.0.1:{address.port}/ " in printed[0]
         nursery.cancel_scope.cancel()
+
+
+async def test_commands_of_the_same_user_find_the_proxy_by_themselves(tmp_path: Path) -> None:
+    state_dir = tmp_path / "tunnelmux-proxy"
+    environ = {"XDG_STATE_HOME": str(tmp_path)}
+    printed: list[str] = []
+    async with quickstarted(state_dir, printed.append) as proxy, joined(join_in(printed[0])):
+        place = find_place(None, None, None, environ)
+        assert place.url == f"http://{proxy.internal_address}"
+        async with open_fleet(place) as fleet:
+            assert [device.name for device in await fleet.devices()] == ["dev1"]
+        without_secret = find_place(place.url, None, None, environ)
+        async with open_fleet(without_secret) as fleet:
+            with pytest.raises(NotAllowed):
+                await fleet.devices()
+        secret = (state_dir / INTERNAL_SECRET).read_text()
+        await reload_quickstart(proxy, state_dir, config=ANY_PORT)
+        assert find_place(None, None, None, environ) == place
+    assert find_place(None, None, None, environ).url == DEFAULT_URL
+    async with quickstarted(state_dir, printed.append):
+        assert (state_dir / INTERNAL_SECRET).read_text() != secret
+    assert stat.S_IMODE((state_dir / INTERNAL_SECRET).stat().st_mode) == 0o600
+
+
+async def test_an_address_that_a_killed_proxy_left_is_not_used(tmp_path: Path) -> None:
+    state_dir = tmp_path / "tunnelmux-proxy"
+    async with quickstarted(state_dir, lambda _: None):
+        left = (state_dir / "quickstart.json").read_bytes()
+    (state_dir / "quickstart.json").write_bytes(left)
+    place = find_place(None, None, None, {"XDG_STATE_HOME": str(tmp_path)})
+    assert place.url == DEFAULT_URL
+
+
+async def test_an_internal_api_of_its_own_configuration_is_kept(tmp_path: Path) -> None:
+    internal = InternalListener(listen="127.0.0.1:0", secret=Secret("s" * 32))
+    config = msgspec.structs.replace(ANY_PORT, internal=internal)
+    async with quickstarted(tmp_path, lambda _: None, config=config) as proxy:
+        assert proxy.config.internal == internal
+        assert json.loads((tmp_path / "quickstart.json").read_bytes())["internal_url"] is None

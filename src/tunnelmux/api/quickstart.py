@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import secrets
+import socket
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -76,7 +77,7 @@ async def run_quickstart(
 def _greeting(folder: Path, url: str) -> str:
     return (
         "DEVELOPMENT PROVIDER: everybody on this machine can sign in as anybody.\n"
-        f'Open {url}/api/auth/login?return_to=/api/auth/me and sign in as "{OWNER}".\n'
+        f'Open {url} and sign in as "{OWNER}".\n'
         "A proxy lets its devices in with this in proxy.toml:\n\n"
         f'[registry]\nurl = "{_registry_url(folder)}"\n\n'
         f'[internal]\nlisten = "127.0.0.1:3801"\nsecret_file = "{folder.resolve() / _SECRET}"\n'
@@ -139,10 +140,19 @@ def _development_provider(port: int) -> Iterator[str]:
             'pip install ".[quickstart]"'
         ) from None
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # a line for each request
-    try:
-        with run_server_in_thread(port=port) as server:
-            yield f"http://localhost:{server.server_port}"
-    except (OSError, SystemExit) as exc:
-        raise ConfigError(
-            f"port {port} for the development provider cannot be used: {exc}"
-        ) from exc
+    _check_free(port)
+    with run_server_in_thread(port=port) as server:
+        yield f"http://localhost:{server.server_port}"
+
+
+def _check_free(port: int) -> None:
+    """That library would print a text of its own and end the program. Raises ConfigError."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as exc:
+            raise ConfigError(
+                f"the development provider cannot listen on 127.0.0.1:{port} ({exc.strerror}): end "
+                "the program that does, another tunnelmux-api --quickstart perhaps"
+            ) from None

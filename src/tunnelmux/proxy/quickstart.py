@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import secrets
 import socket
 import time
 from collections.abc import Callable
@@ -13,8 +15,15 @@ from typing import NamedTuple
 import msgspec
 import trio
 
-from tunnelmux.config import HttpIngress, JoinInvitation, ProxyConfig, encode_join
+from tunnelmux.config import (
+    HttpIngress,
+    InternalListener,
+    JoinInvitation,
+    ProxyConfig,
+    encode_join,
+)
 from tunnelmux.config.private_file import write_private
+from tunnelmux.config.quickstart_state import INTERNAL_SECRET, QuickstartState
 from tunnelmux.config.rules import Address, InvalidSetting
 from tunnelmux.errors import ConfigError
 from tunnelmux.proxy.app import DrainReport, ReloadReport, RunningProxy, run_proxy
@@ -28,12 +37,13 @@ _HTTP_LISTEN = "127.0.0.1:8080"
 _PUBLIC_LISTEN = "0.0.0.0:8080"
 # Visitors of this machine only: whoever opens a device's web page to the network says so.
 
+_INTERNAL_LISTEN = "127.0.0.1:0"
+# Any free port: `tunnelmux` reads in the state directory which one it became.
+
 _PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sent there
 
 
 _EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
-
-_STATE_FILE = "quickstart.json"
 
 _NAMES_SHOWN = 10
 # Devices that a later start names; a fleet has its own list.
@@ -48,17 +58,6 @@ class Invitation(NamedTuple):
     """One line to paste on the device."""
     device: str
     """The name in that line."""
-
-
-class _State(msgspec.Struct, frozen=True):
-    """What `invite`, which runs in another process, must know of the running proxy."""
-
-    url: str
-    certificate: str
-    configured: list[str] = []
-    """Devices of the configuration, whose names nobody can join with."""
-    public_host: str | None = None
-    """What the operator said once; later starts need not say it again."""
 
 
 async def run_quickstart(
@@ -79,7 +78,8 @@ async def run_quickstart(
     device is known, with a new invitation, the line to paste on a device. `config` may set other
     things, a certificate of its own included; without an HTTP ingress in it, visitors of this
     machine come in at 127.0.0.1:8080, with `public` those of all machines at port 8080; `config`
-    then says who may. `clock` answers seconds since the epoch.
+    then says who may. Without an internal API in it, there is one for programs of this user, which
+    find it in the state directory. `clock` answers seconds since the epoch.
 
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
@@ -87,6 +87,8 @@ async def run_quickstart(
     public_host = public_host or _remembered_host(state_dir)
     host = _reached_at(config, public_host)
     config = _complete(config, state_dir, host, clock, public=public)
+    if _has_own_internal(config, state_dir):
+        _renew_secret(state_dir)
     enrolment = Enrolment(state_dir, clock=clock)
 
     def welcome(proxy: RunningProxy) -> None:
@@ -96,13 +98,16 @@ async def run_quickstart(
         else:
             announce(_welcome(proxy, url, host, invite(state_dir, clock=clock)))
 
-    return await run_proxy(
-        config,
-        enrolment=enrolment,
-        state_dir=state_dir,
-        announce=welcome,
-        task_status=task_status,
-    )
+    try:
+        return await run_proxy(
+            config,
+            enrolment=enrolment,
+            state_dir=state_dir,
+            announce=welcome,
+            task_status=task_status,
+        )
+    finally:
+        _forget_internal_url(state_dir)
 
 
 async def reload_quickstart(
@@ -131,24 +136,49 @@ def _reached_at(config: ProxyConfig, public_host: str | None) -> str:
 
 def _remembered_host(state_dir: Path) -> str | None:
     try:
-        return _read_state(state_dir).public_host
+        return QuickstartState.read(state_dir).public_host
     except ConfigError:
         return None  # the first start
 
 
 def _write_state(proxy: RunningProxy, state_dir: Path, host: str, public_host: str | None) -> str:
-    """Tell `invite` what it must know; answers the URL for devices."""
+    """Tell the programs that run beside the proxy what they must know; answers the URL for
+    devices."""
     tunnel = proxy.config.tunnel
     assert tunnel.tls_certificate is not None  # _complete set it
     url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
-    state = _State(
+    is_own = _has_own_internal(proxy.config, state_dir)
+    state = QuickstartState(
         url=url,
         certificate=str(tunnel.tls_certificate.absolute()),
         configured=[device.name for device in proxy.config.devices],
         public_host=public_host,
+        internal_url=f"http://{proxy.internal_address}" if is_own else None,
     )
-    write_private(state_dir / _STATE_FILE, msgspec.json.encode(state))
+    state.write(state_dir)
     return url
+
+
+def _has_own_internal(config: ProxyConfig, state_dir: Path) -> bool:
+    """Whether the internal API is the one that `_complete` added."""
+    internal = config.internal
+    return internal is not None and internal.secret_file == state_dir / INTERNAL_SECRET
+
+
+def _renew_secret(state_dir: Path) -> None:
+    """A new secret at each start: what is left of one that was killed is worth nothing."""
+    try:
+        state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        write_private(state_dir / INTERNAL_SECRET, secrets.token_hex(32).encode("ascii"))
+    except OSError as error:
+        raise _unusable(state_dir, error) from error
+
+
+def _forget_internal_url(state_dir: Path) -> None:
+    """Whoever listens at that port later must not be taken for this proxy."""
+    with contextlib.suppress(ConfigError, OSError):  # it did not get as far as that
+        state = QuickstartState.read(state_dir)
+        msgspec.structs.replace(state, internal_url=None).write(state_dir)
 
 
 def invite(
@@ -160,7 +190,7 @@ def invite(
     then loses its place. Raises ConfigError when no proxy was started there, the directory cannot
     be used, or there is nothing to replace.
     """
-    state = _read_state(state_dir)
+    state = QuickstartState.read(state_dir)
     enrolled = [device.name for device in Enrolment(state_dir).load()]
     invitations = Invitations(state_dir, clock=clock)
     if replace is not None:
@@ -172,17 +202,6 @@ def invite(
     )
     command = f"tunnelmux-agent --join {join} --name {name} --service web=8000"
     return Invitation(join, command, name)
-
-
-def _read_state(state_dir: Path) -> _State:
-    file = state_dir / _STATE_FILE
-    try:
-        return msgspec.json.decode(file.read_bytes(), type=_State)
-    except (OSError, msgspec.DecodeError) as error:
-        raise ConfigError(
-            f"{file} cannot be read, so it is not known how devices reach the proxy: start "
-            "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
-        ) from error
 
 
 def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> None:
@@ -223,7 +242,8 @@ def _complete(
     *,
     public: bool,
 ) -> ProxyConfig:
-    """The configuration with a certificate and an HTTP ingress where it names none."""
+    """The configuration with a certificate, an HTTP ingress and an internal API where it names
+    none."""
     tunnel = config.tunnel
     if tunnel.tls_certificate is None:
         certificate, key = state_dir / "tunnel.crt", state_dir / "tunnel.key"
@@ -236,10 +256,7 @@ def _complete(
                 "name or an IP address, without scheme and port"
             ) from error
         except OSError as error:
-            raise ConfigError(
-                f"no keys can be stored in {state_dir} ({error.strerror}): name a directory this "
-                "user may write to with --state-dir"
-            ) from error
+            raise _unusable(state_dir, error) from error
         tunnel = msgspec.structs.replace(tunnel, tls_certificate=certificate, tls_key=key)
     ingress = config.ingress
     if ingress.http is None:
@@ -247,7 +264,17 @@ def _complete(
         if public and _is_domain(host):
             http = msgspec.structs.replace(http, domain=host)
         ingress = msgspec.structs.replace(ingress, http=http)
-    return msgspec.structs.replace(config, tunnel=tunnel, ingress=ingress)
+    internal = config.internal or InternalListener(
+        listen=_INTERNAL_LISTEN, secret_file=state_dir / INTERNAL_SECRET
+    )
+    return msgspec.structs.replace(config, tunnel=tunnel, ingress=ingress, internal=internal)
+
+
+def _unusable(state_dir: Path, error: OSError) -> ConfigError:
+    return ConfigError(
+        f"no keys can be stored in {state_dir} ({error.strerror}): name a directory this user may "
+        "write to with --state-dir"
+    )
 
 
 def _is_domain(host: str) -> bool:
@@ -293,6 +320,7 @@ Paste this line on a device, with the service it is to offer. It works once, wit
 {invitation.command}
 
 Then, on this machine: curl {_own_url(proxy)}/ -H "Tunnelmux-Device: {invitation.device}"
+Commands that name devices, such as tunnelmux ls: tunnelmux --help
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -15,11 +16,17 @@ from tunnelmux.cli.fleet.by_proxy import ProxyFleet
 from tunnelmux.cli.fleet.fleet import Fleet
 from tunnelmux.cli.fleet.sign_in_file import SignIn, read_sign_in, sign_in_file
 from tunnelmux.config import Secret
+from tunnelmux.config.quickstart_state import INTERNAL_SECRET, QuickstartState
+from tunnelmux.config.rules import split_url
+from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.config.token_file import exposed_to_others, read_token_file
 from tunnelmux.errors import ConfigError
 from tunnelmux.transports import client_context
 
 __all__ = ["DEFAULT_URL", "Place", "find_place", "open_fleet"]
+
+_PATIENCE = 1.0
+# Seconds for a connection to this machine itself.
 
 DEFAULT_URL = "http://127.0.0.1:3801"
 """The internal API of a proxy on this machine: what is tried where nobody is signed in."""
@@ -47,12 +54,16 @@ def find_place(
     """What these options and the environment mean. Raises ConfigError.
 
     In turn: --url, that is a proxy's internal API; TUNNELMUX_SERVER with TUNNELMUX_TOKEN, for
-    programs; what `tunnelmux login` wrote; the proxy on this machine.
+    programs; what `tunnelmux login` wrote; a quickstart proxy of this user; the proxy on this
+    machine.
     """
     if url is None and secret_file is None:
         sign_in = _sign_in(environ, ca_file)
         if sign_in is not None:
             return Place(sign_in=sign_in)
+        quickstart = _quickstart(environ)
+        if quickstart is not None:
+            return quickstart
     secret = None
     warnings: tuple[str, ...] = ()
     if secret_file is not None:
@@ -85,6 +96,23 @@ def _sign_in(environ: Mapping[str, str], ca_file: Path | None) -> SignIn | None:
     if found is None or ca_file is None:
         return found
     return SignIn(server=found.server, token=found.token, ca_file=ca_file)
+
+
+def _quickstart(environ: Mapping[str, str]) -> Place | None:
+    """The internal API of a quickstart proxy that runs, with the state directory it has by
+    itself."""
+    try:
+        state_dir = default_state_dir("tunnelmux-proxy", environ)
+        url = QuickstartState.read(state_dir).internal_url
+        if url is None:
+            return None
+        # A proxy that was killed left its address here, and another may run at the usual one.
+        where = split_url("url", url, ("http",), DEFAULT_URL)
+        with socket.create_connection((where.hostname or "", where.port or 80), _PATIENCE):
+            secret = read_token_file("--secret-file", state_dir / INTERNAL_SECRET)
+    except (ConfigError, OSError):
+        return None
+    return Place(url=url, secret=secret, is_guess=True)
 
 
 @asynccontextmanager

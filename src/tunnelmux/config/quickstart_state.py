@@ -1,0 +1,52 @@
+"""What other programs of the same user must know of a quickstart proxy."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import msgspec
+
+from tunnelmux.config.private_file import write_private
+from tunnelmux.errors import ConfigError
+
+__all__ = ["INTERNAL_SECRET", "QuickstartState"]
+
+INTERNAL_SECRET = "internal.secret"  # noqa: S105  the name of its file
+"""The file beside the state with the secret of the internal API; a new one at each start."""
+
+_FILE = "quickstart.json"
+
+
+class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
+    """The content of `quickstart.json` in the proxy's state directory."""
+
+    url: str
+    """The tunnel endpoint, as devices reach it."""
+
+    certificate: str
+    """The path of its certificate."""
+
+    configured: list[str] = []
+    """Devices of the configuration, whose names nobody can join with."""
+
+    public_host: str | None = None
+    """What the operator said once; later starts need not say it again."""
+
+    internal_url: str | None = None
+    """Where the internal API is, while the proxy runs and configures none of its own."""
+
+    @classmethod
+    def read(cls, state_dir: Path) -> QuickstartState:
+        """Raises ConfigError when no proxy was started there."""
+        file = state_dir / _FILE
+        try:
+            return msgspec.json.decode(file.read_bytes(), type=cls)
+        except (OSError, msgspec.DecodeError) as error:
+            raise ConfigError(
+                f"{file} cannot be read, so it is not known how devices reach the proxy: start "
+                "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
+            ) from error
+
+    def write(self, state_dir: Path) -> None:
+        """Raises OSError."""
+        write_private(state_dir / _FILE, msgspec.json.encode(self))
