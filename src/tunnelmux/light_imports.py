@@ -77,7 +77,7 @@ def _stand_ins() -> dict[str, ModuleType | None]:
         "gettext": StandIn("gettext", gettext=_as_it_is, ngettext=_one_or_more),
         # trio-websocket asks how old Trio is.
         "importlib.metadata": StandIn("importlib.metadata", version=_version),
-        # structlog raises one of its errors, if somebody pickles a logger.
+        # structlog raises one of its errors, when a logger is pickled.
         "pickle": StandIn("pickle", PicklingError=_PicklingError),
         # msgspec takes what Python's own typing has.
         "typing_extensions": None,

@@ -39,8 +39,8 @@ class Limits:
     hold. A peer's stream over the limit is reset; our own open fails with TooManyStreams."""
 
     accept_backlog: int = 256
-    """Streams the peer opened and nobody accepted yet; one more is reset. hashicorp/yamux's
-    AcceptBacklog, and what its openers expect."""
+    """Streams that the peer opened and that were not accepted yet; one more is reset.
+    hashicorp/yamux's AcceptBacklog, and what its openers expect."""
 
     max_unacked_opens: int = 256
     """Our opens the peer has not answered; one more waits. Equal to the backlog of every known
@@ -95,8 +95,8 @@ class Limits:
     after a reset are normal; this many without one good frame between them are not."""
 
     ack_delay: float = 10.0
-    """A stream nobody accepted is acknowledged after this long all the same: hashicorp/yamux kills
-    the whole session of an open that is not acknowledged within 75 s."""
+    """A stream that was not accepted is acknowledged after this long all the same: hashicorp/yamux
+    kills the whole session of an open that is not acknowledged within 75 s."""
 
     linger: float = 300.0
     """How long a stream closed by us waits for the peer's FIN before it is reset and forgotten.
@@ -159,7 +159,7 @@ class IngressLimits:
 
     max_visitors_per_address: int = 5000
     """Of those, how many one address (of IPv6, one /64) may have; one more takes the place of an
-    idle one, or gets 503. Half of them: no one address keeps the others out, and a large office
+    idle one, or gets 503. Half of them: no single address keeps the others out, and a large office
     behind one is let in. trusted_proxies are exempt."""
 
     handshake_timeout: float = 10.0
@@ -174,7 +174,7 @@ class IngressLimits:
     max_arrivals_per_address: int = 128
     """Connections of one address (of IPv6, one /64) that have not finished their handshake or the
     head of their first request; one more takes the place of the oldest of them that is silent, of
-    visitors one that has been for a second, or is reset. Half of max_handshakes: no one address
+    visitors one that has been for a second, or is reset. Half of max_handshakes: no single address
     keeps the others out, and a site of some hundred devices behind one address is in again within
     seconds. trusted_proxies are exempt."""
 
@@ -185,7 +185,7 @@ class IngressLimits:
     max_streams_per_visitor: int = 512
     """Requests and connections in progress to one device at once for visitors of one address (of
     IPv6, one /64); one more gets 503, on a TCP port a reset. Half of max_streams: an office, or a
-    server that keeps a pool, has hundreds, and no one address has them all. trusted_proxies are
+    server that keeps a pool, has hundreds, and no single address has them all. trusted_proxies are
     exempt: they can count their own visitors."""
 
     reserved_streams: int = 64
@@ -210,7 +210,7 @@ class AccessLimits:
     as many visitors at once as a proxy has connections for, and some more."""
 
     access_max_grants: int = 65_536
-    """Sessions of people, and links, that are known; one more, and those that nobody uses are
+    """Sessions of people, and links, that are known; one more, and those that are not in use are
     forgotten; where all are in use, it is not taken, and gets 503. Under a kilobyte each: a person
     has a few, and they last for days."""
 
@@ -228,11 +228,11 @@ class AccessLimits:
 
     access_max_waiting_checks: int = 64
     """Requests that wait for such a check; one more gets 429. With two at once, 1.3 s of work:
-    nobody waits longer for an answer."""
+    no visitor waits longer for an answer."""
 
     access_max_sign_ins: int = 60
     """Tickets and links taken in a minute for one session or link; more get 429. Each is a write
-    to the registry, and is remembered there until it is stale. Somebody who opens all services of
+    to the registry, and is remembered there until it is stale. A person who opens all services of
     some dozen devices at once stays under it."""
 
 
@@ -313,7 +313,7 @@ class ExecLimits:
 
     max_concurrent: int = 64
     """Commands at once; one more is refused as busy. Each costs a channel and at most 512 KiB of
-    output that nobody has read yet: 32 MiB together."""
+    output that was not read yet: 32 MiB together."""
 
     max_output: int = 8_388_608
     """Output kept of each command, of stdout and stderr each; the rest is read, counted and thrown
@@ -323,7 +323,7 @@ class ExecLimits:
     """The JSON of one command, with its stdin in base64; more gets 413. It is held whole."""
 
     max_timeout: float = 3600.0
-    """The longest time a command may ask for; more is refused. Whoever asks is gone by then, and
+    """The longest time a command may ask for; more is refused. The caller is gone by then, and
     a command that hangs would keep its place for ever."""
 
     login_timeout: float = 15.0
@@ -373,8 +373,8 @@ class AuditLimits:
 
     keep_for: float = 604_800.0
     """An older file over `keep` is removed when its newest record is this old, and not before, so
-    that nobody washes records away by making many. A week: an incident is noticed by then. 0 turns
-    it off."""
+    that records cannot be washed away by making many. A week: an incident is noticed by then. 0
+    turns it off."""
 
     min_free: int = 268_435_456
     """Free space on the file system under which files over `keep` are removed all the same, oldest

@@ -12,7 +12,7 @@ from tunnelmux.config.access import PASSWORD_HASH
 __all__ = ["DECOY", "MAX_PASSWORD", "hash_password", "is_password"]
 
 MAX_PASSWORD = 256
-"""Bytes of a password; a longer one is nobody's."""
+"""Bytes of a password; a longer one is always refused."""
 
 _LOG_N, _R, _P = 14, 8, 1
 # 16 MiB and some 40 ms: what RFC 7914 section 2 has for people who wait.
@@ -58,4 +58,4 @@ def _bytes(text: str) -> bytes:
 
 
 DECOY = f"$scrypt$ln={_LOG_N},r={_R},p={_P}${'A' * 22}${'A' * 43}"
-"""A hash of no password: for names that nobody has, so that they take as long as others."""
+"""A hash of no password: for unknown names, so that they take as long as others."""

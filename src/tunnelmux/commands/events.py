@@ -45,7 +45,7 @@ REASONS: dict[str, str] = {
     "auth-failed": "The SSH server took none of the credentials.",
     "bad-key": "The private key or its certificate cannot be read, or the passphrase is wrong.",
     "busy": "As many commands as are allowed at once are running already.",
-    "cancelled": "Whoever asked for it left before its end, and it was killed.",
+    "cancelled": "The caller left before its end, and it was killed.",
     "failed": "The SSH server did not do what was asked; the message has its words.",
     "forbidden": "The device's configuration does not allow this host, user or command.",
     "host-key-changed": "The SSH server's key is not the one that is known for it.",
@@ -74,7 +74,7 @@ _REASON = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class InvalidEvent(ValueError):
-    """A line that is no event: whoever sent it does not speak this format."""
+    """A line that is no event: its sender does not speak this format."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +92,7 @@ class SshUse:
     """Connections in the pool at that moment."""
 
     kept_for: float = 0.0
-    """Seconds after which the pool has closed those that nobody used."""
+    """Seconds after which the pool has closed those that were not used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,7 @@ class Started:
     """Seconds since the epoch, by the clock of the machine that asked the SSH server."""
 
     ssh: SshUse | None = None
-    """None where whoever ran the command does not say."""
+    """None where the executor does not say."""
 
 
 @dataclass(frozen=True, slots=True)

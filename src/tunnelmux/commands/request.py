@@ -222,7 +222,7 @@ class CommandRequest:
 
     def to_json(self) -> dict[str, object]:
         """The fields of `execute_command`, credentials revealed: for the device that runs it, and
-        for nobody else.
+        for it alone.
         """
         content: dict[str, object] = {
             "commandId": self.command_id,
@@ -306,7 +306,7 @@ def _host(host: str) -> str:
     if not host or host.startswith("-") or any(mark in host for mark in " /@,*?[]!"):
         raise InvalidCommand("host", 'must be a host name or an address such as "192.0.2.7"')
     if _LIKE_ADDRESS.search(host) and not _is_address(host):
-        # Resolvers know more ways to write one (127.1, 0x7f000001) than whoever allows it.
+        # Resolvers know more ways to write one (127.1, 0x7f000001) than a list of hosts has.
         raise InvalidCommand("host", 'looks like an address: write it like "192.0.2.7" or "::1"')
     return host
 

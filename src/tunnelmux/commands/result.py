@@ -72,7 +72,8 @@ class ResultBuilder:
         self._kept[stream] += data
 
     def note_truncated(self, stream: StreamName, limit: int) -> None:
-        """Output was thrown away, by whoever has that limit; the first to say so counts."""
+        """Output was thrown away, by the program that has that limit; the first to say so
+        counts."""
         self._limits.setdefault(stream, limit)
 
     def add(self, event: Event) -> None:

@@ -411,15 +411,15 @@ class AgentMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     everything else. Without this table there is no such listener."""
 
     listen: str = "127.0.0.1:3803"
-    """`host:port` on this machine. It asks nobody who they are; a monitor elsewhere comes through
+    """`host:port` on this machine. It asks for no credential; a monitor elsewhere comes through
     the tunnel, to a service with this target."""
 
     def __post_init__(self) -> None:
         if not is_loopback(parse_address("listen", self.listen).host):
             raise InvalidSetting(
                 "listen",
-                f'"{self.listen}" can be reached from other machines, and nobody is asked who they '
-                "are: listen on 127.0.0.1, and declare a service for a monitor elsewhere",
+                f'"{self.listen}" can be reached from other machines, and anybody may read it '
+                "there: listen on 127.0.0.1, and declare a service for a monitor elsewhere",
             )
 
     @property

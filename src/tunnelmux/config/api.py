@@ -361,7 +361,7 @@ class RecordingsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where Prometheus reads `GET /metrics`. Without this table there is no such listener. It asks
-    nobody who they are: let only those reach it who may know how much goes on here."""
+    for no credential: let only those reach it who may know how much goes on here."""
 
     listen: str = "127.0.0.1:3722"
     """`host:port` to listen on."""

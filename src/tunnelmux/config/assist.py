@@ -31,7 +31,7 @@ class AssistConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     mode: Literal["off", "ask", "allow"] = "off"
     """What a request meets: `off` is always refused, and the switch cannot be turned on either;
-    `ask` is shown to whoever is at the device; `allow` is let in. `tunnelmux-agent assist on` lets
+    `ask` is shown to the person at the device; `allow` is let in. `tunnelmux-agent assist on` lets
     requests in for a time without asking, `assist off` refuses them all until the next `on`."""
 
     longest: float = 7200.0
@@ -91,7 +91,7 @@ class AssistConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             raise InvalidSetting("hook", 'has an empty part: write ["/path/program", "argument"]')
         if self.page is not None and not is_loopback(parse_address("page", self.page).host):
             raise InvalidSetting(
-                "page", "must be on loopback, like 127.0.0.1:3820: whoever reaches it may switch"
+                "page", "must be on loopback, like 127.0.0.1:3820: all who reach it may switch"
             )
         for origin in self.page_origins:
             if not re.fullmatch(r"https?://[A-Za-z0-9.:\[\]-]{1,255}", origin):

@@ -77,7 +77,7 @@ class Decoder:
             case ("boolean", bool()) | ("text", str()):
                 return value
             case (("integer" | "number"), bool()):
-                pass  # a bool is an int to Python, and to nobody else
+                pass  # a bool is an int to Python alone
             case "integer", int():
                 return value
             case "number", int() | float():

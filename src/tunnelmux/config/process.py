@@ -44,7 +44,7 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where every command that was run for somebody is written down, one JSON line each."""
+    """Where every command that was run is written down, one JSON line each."""
 
     file: Path | None = None
     """The file, each daemon its own; without it, the lines go to the log."""

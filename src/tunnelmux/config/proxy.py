@@ -271,7 +271,7 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     public: bool = False
     """Whether everybody may connect who can reach the port. Beyond loopback it needs this, or
-    `allow_from`: a TCP port asks nobody who they are."""
+    `allow_from`: a TCP port asks for no credential."""
 
     allow_from: list[str] = []
     """Addresses and networks of visitors; with it, no others may connect."""

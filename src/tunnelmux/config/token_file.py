@@ -12,7 +12,7 @@ from tunnelmux.config.secret import Secret
 __all__ = ["exposed_to_others", "read_small_file", "read_token_file"]
 
 _MAX_TOKEN_FILE = 16_384
-"""Bytes: no token is longer, and somebody's log file named by mistake is not read whole."""
+"""Bytes: no token is longer, and a log file named by mistake is not read whole."""
 
 
 def read_token_file(

@@ -135,7 +135,7 @@ class Redis:
         self._room = trio.Semaphore(_MOST_CONNECTIONS)
 
     def close(self) -> None:
-        """Close the connections that nobody uses."""
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 

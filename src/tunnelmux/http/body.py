@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 MAX_CHUNK_LINE = 256
-"""Bytes of a chunk's size line. Nobody uses chunk extensions, so room for a long one would only
+"""Bytes of a chunk's size line. Chunk extensions are not in use, so room for a long one would only
 let a peer spend our bandwidth on bytes that go nowhere."""
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")

@@ -1,7 +1,7 @@
 """One HTTP/1.1 connection on a Trio stream: heads, bodies and trailers, read and written.
 
-`ServerConnection` faces whoever sends requests (a visitor, or the opener of a tunnel stream);
-`ClientConnection` faces whoever answers one (a tunnel stream, or a device's local target). Neither
+`ServerConnection` faces the sender of requests (a visitor, or the opener of a tunnel stream);
+`ClientConnection` faces the one who answers (a tunnel stream, or a device's local target). Neither
 ever holds more than one head or one read of a body. Failures are told apart by whose they are:
 `VisitorGone` and `UpstreamGone`.
 """
@@ -55,7 +55,7 @@ class PeerGone(Exception):
 
 
 class VisitorGone(PeerGone):
-    """The sender of the request is gone: nobody is there to be answered."""
+    """The sender of the request is gone and cannot be answered."""
 
 
 class UpstreamGone(PeerGone):

@@ -35,8 +35,8 @@ from tunnelmux.wire import REASON_FIELD
 __all__ = ["Exchange", "Upstream", "forward"]
 
 PROMPT = 0.5
-"""Seconds in which an answer counts as coming at once. Until then nobody looks whether the visitor
-is still there; who leaves within that time is noticed when it is over."""
+"""Seconds in which an answer counts as coming at once. Until then it is not checked whether the
+visitor is still there; who leaves within that time is noticed when it is over."""
 
 
 @dataclass(slots=True)
@@ -149,7 +149,7 @@ class _Forwarding:
         self._head_sent = False
         self._request_sent = False
         self._refusal: Refusal | None = None  # what to answer instead of the upstream's response
-        self._failed = False  # the response cannot be completed, or nobody is there to read it
+        self._failed = False  # the response cannot be completed, or has no reader any more
         self._head: ResponseHead | None = None  # read from the upstream, not yet passed on
         self._begun = False  # the final head was passed on
         self._final: ResponseHead | None = None

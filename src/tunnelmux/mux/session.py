@@ -83,7 +83,7 @@ async def open_session(
 class Session:
     """One yamux session. Made by `open_session`, `tunnelmux.connect` and `tunnelmux.serve`.
 
-    Whoever makes one gives it the transport for good, and calls `run`; the arguments are those of
+    Its maker gives it the transport for good, and calls `run`; the arguments are those of
     `open_session`. A session that is not to take streams resets those that the peer opens.
 
     Iterating accepts the peer's streams until the session ends cleanly. Methods raise
@@ -354,8 +354,8 @@ class Session:
     async def run(self) -> None:
         """Move bytes until the session is over, then see the transport closed; once per session.
 
-        `open_session` has a task for this. Whoever only waits for the end calls it instead, and
-        needs no other task. Cancelled, it closes the transport at once.
+        `open_session` has a task for this. A caller that only waits for the end calls it instead,
+        and needs no other task. Cancelled, it closes the transport at once.
         """
         try:
             if self._pump is not None and (lent := await lend(self._transport)) is not None:
@@ -435,7 +435,7 @@ class Session:
             self.last_received = self._tunnel.last_received
 
     def _watch(self) -> None:
-        """Have the pump call after every batch that touches this session, while somebody waits."""
+        """Have the pump call after every batch that touches this session, while a task waits."""
         if self._tunnel is not None:
             self._tunnel.watched = True
 
@@ -538,7 +538,7 @@ class Session:
     # -- after every touch of the engine ----------------------------------------------------
 
     def _kick(self) -> None:
-        """Wake whoever the last touch of the engine concerns, each task at most once."""
+        """Wake the tasks that the last touch of the engine concerns, each task at most once."""
         engine = self._engine
         self._wake_waiters()
         if self._tunnel is not None:

@@ -152,7 +152,7 @@ class Stream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Send the end after what is queued, and stop receiving: if the peer sends more, it is told
-        by a reset that nobody reads. Does not wait for the peer; never fails."""
+        by a reset that is not read. Does not wait for the peer; never fails."""
         if not self._closed:
             self._closed = True
             self._engine_stream.close(trio.current_time())
@@ -184,7 +184,7 @@ class Stream(trio.abc.HalfCloseableStream):
     # -- waiting ----------------------------------------------------------------------------
 
     def _wake(self) -> None:
-        """Reschedule whoever can go on now; called by the session, once per batch."""
+        """Reschedule the tasks that can go on now; called by the session, once per batch."""
         if self._receiver is not None and self._engine_stream.readable:
             task, self._receiver = self._receiver, None
             trio.lowlevel.reschedule(task)

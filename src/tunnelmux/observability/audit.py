@@ -157,7 +157,7 @@ class AuditLog:
         return cls(sinks, limits)
 
     def record(self, record: AuditRecord, *, is_refusal: bool = False) -> None:
-        """Write one record everywhere. A local write of one line: it waits for nobody.
+        """Write one record everywhere. A local write of one line: it waits for no other program.
 
         `is_refusal` says that nothing was run, so that there could be any number of them.
         """
@@ -232,7 +232,7 @@ class AuditLog:
 def _encode(record: AuditRecord | RefusalSummary) -> bytes:
     try:
         return msgspec.json.encode(record)
-    except UnicodeEncodeError:  # a lone surrogate from somebody's JSON
+    except UnicodeEncodeError:  # a lone surrogate from a caller's JSON
         assert isinstance(record, AuditRecord)
         texts = {
             name: value.encode("utf-8", "replace").decode("utf-8")

@@ -30,8 +30,8 @@ class LineFile:
 
     A line that would make the file larger than `max_bytes` goes into a new one: `path` becomes
     `path.1`, that `path.2`, and so on. `keep` old ones stay, and more while they are younger than
-    `keep_for` and the disk is not nearly full. A file that somebody else moved away is begun anew,
-    so an outside logrotate works as well. Raises ConfigError when the file cannot be opened.
+    `keep_for` and the disk is not nearly full. A file that another program moved away is begun
+    anew, so an outside logrotate works as well. Raises ConfigError when the file cannot be opened.
     """
 
     def __init__(

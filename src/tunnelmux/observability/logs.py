@@ -36,7 +36,7 @@ _SECRET_KEY = re.compile(
     re.IGNORECASE,
 )
 _SECRETS_IN_TEXT = (
-    # ?token=… in a URL, and token=… / "token": "…" wherever somebody printed a mapping
+    # ?token=… in a URL, and token=… / "token": "…" wherever a mapping was printed
     (re.compile(r"(token[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(api_?key[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(\b(?:Bearer|Basic)\s+)[\w\-.~+/]+=*", re.IGNORECASE), r"\1***"),
@@ -138,8 +138,8 @@ def wants_info() -> bool:
 
 
 def json_writer() -> _LineWriter | None:
-    """Where lines go that are JSON already; None when they are to be text, or when somebody has
-    set structlog up in another way since, as its own capture does."""
+    """Where lines go that are JSON already; None when they are to be text, or when another module
+    has set structlog up in another way since, as its own capture does."""
     ours = structlog.get_config()["processors"][-1:] == [_render_json]
     return _json_writer if ours else None
 

@@ -102,7 +102,7 @@ class ControlSender(Protocol):
 
 
 class Owner(Protocol):
-    """Whoever has a tunnel or a relay in the pump."""
+    """The owner of a tunnel or a relay in the pump."""
 
     def on_news(self) -> None:
         """Called after a batch in which something happened that Python has to see."""
@@ -315,6 +315,6 @@ async def open_pump() -> AsyncIterator[DataPump | None]:
         except Exception as exc:  # noqa: BLE001  raised below, where no nursery wraps it in a group
             failure = exc
         finally:
-            nursery.cancel_scope.cancel(reason="nobody needs the pump any more")
+            nursery.cancel_scope.cancel(reason="the pump is no longer used")
     if failure is not None:
         raise failure

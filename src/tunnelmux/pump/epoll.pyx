@@ -73,7 +73,7 @@ cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *data, size_t size)
 
 cdef enum:
-    LINGER = 100_000  # nanoseconds that a look waits, if nobody else has anything to do
+    LINGER = 100_000  # nanoseconds that a look waits, if no other task has anything to do
     EVENTS = 512  # descriptors handled in one look
     SLACK = 64  # bytes by which frame headers may go over the payload's bound
     KEPT_BUFFERS = 32  # spare output buffers a pump keeps
@@ -331,7 +331,7 @@ cdef class Pump:
     cdef int let_out(self, int fd) except -1:
         """Keep the connection behind *fd* until its peer has all that was sent on it, or for a while.
 
-        A reset discards what the kernel has not sent yet. Whoever owns *fd* closes it as ever, and
+        A reset discards what the kernel has not sent yet. The owner of *fd* closes it as ever, and
         that takes effect when this second descriptor is closed as well."""
         cdef int second
         if bytes_unsent(fd) > 0 and len(self.leaving) < MOST_LEAVING:

@@ -76,7 +76,7 @@ cdef Verdict scan_response(
     const uint8_t *p, Py_ssize_t size, int max_fields, bint to_head, ResponseShape *shape
 ) noexcept nogil
 
-# Where a head ends, whoever wrote it and however, or -1; `looked` is 0 at first.
+# Where a head ends, sound or not, or -1; `looked` is 0 at first.
 cdef Py_ssize_t find_head_end(
     const uint8_t *p, Py_ssize_t size, Py_ssize_t *looked, int64_t *steps
 ) noexcept nogil

@@ -12,7 +12,7 @@ class LegUser(Member):
 
 @final
 class Route:
-    """The way to one service of one session, with the legs to it that nobody uses at the moment."""
+    """The way to one service of one session, with its idle legs."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class Route:
     idle_time: float
     @property
     def idle_count(self) -> int:
-        """Legs that nobody uses."""
+        """Idle legs."""
     def close_idle(self, before: float) -> None:
         """End those that have not been used since this moment on Trio's clock."""
 

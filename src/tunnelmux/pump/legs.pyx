@@ -30,7 +30,7 @@ cdef class LegUser(Member):
 
 @cython.final
 cdef class Route:
-    # `idle` are legs that nobody uses, the one that was used last at the end.
+    # `idle` are legs without a user, the one that was used last at the end.
 
     def __init__(self, opener not None, bytes answer not None, destination, *,
                  Py_ssize_t max_idle=0, double idle_time=0.0):
@@ -130,7 +130,7 @@ cdef class Leg(Member):
         if self.user is not None:
             return self.user.on_bytes(data, size)
         self.stream.give_back(size)
-        return self.part(False)  # nobody had asked
+        return self.part(False)  # without a request
 
     cdef int on_change(self) except -1:
         cdef Leg held = self
@@ -162,7 +162,7 @@ cdef class Leg(Member):
         return self.stream
 
     cdef int part(self, bint in_order) except -1:
-        """End the stream; it is nobody's then."""
+        """End the stream; it has no owner then."""
         cdef Leg held = self  # what is undone here may have been all that did
         if self.user is None:
             self.route.forget(self)
@@ -172,6 +172,6 @@ cdef class Leg(Member):
         if in_order and self.stream.error_ is None:
             self.stream.close(self.pump.now)
         else:
-            self.stream.reset_(0, "nobody uses it any more")
+            self.stream.reset_(0, "idle for too long")
         self.tunnel.mark_dirty()
         return 0

@@ -5,9 +5,9 @@ from typing import final
 
 @final
 class LineBuffer:
-    """Lines of JSON in ASCII, until somebody takes them to write them down.
+    """Lines of JSON in ASCII, until they are taken to be written down.
 
-    Whoever fills it bounds it: it has no limit of its own.
+    Its user bounds it: it has no limit of its own.
     """
 
     def __init__(self, clock: Callable[[], bytes]) -> None:

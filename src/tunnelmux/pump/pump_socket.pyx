@@ -163,7 +163,7 @@ cdef class PumpSocket:
                 return BROKEN
 
     cdef ssize_t receive_records(self, uint8_t *data, Py_ssize_t room) except -3:
-        """The same under TLS. Whoever had the socket before may have left records unread."""
+        """The same under TLS. The owner before may have left records unread."""
         cdef Py_ssize_t filled = 0
         cdef ssize_t n = NOTHING
         if self.outgoing.pending > ANSWERS and not self.flush():

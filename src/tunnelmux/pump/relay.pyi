@@ -14,7 +14,7 @@ class Relay(Member):
     """Bytes both ways between a stream and a socket, until both directions have ended.
 
     Under TLS, the end of the stream's direction ends both: not every peer knows a half-close there.
-    The socket stays its opener's: at the end it is to be closed by whoever made the relay. While
+    The socket stays its opener's: at the end it is to be closed by the maker of the relay. While
     the relay runs, nothing else may use the socket or the stream.
     """
 

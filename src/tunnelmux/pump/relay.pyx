@@ -341,7 +341,7 @@ cdef class Relay(Member):
         return self.pump.tell(self)
 
     cdef int leave(self) except -1:
-        """Give the stream back to its owner, and the socket to whoever has it."""
+        """Give the stream back to its owner, and the socket to its owner."""
         self.pump.remove(self)
         unlink(&self.wait_link)
         if self.stream.owner is self:

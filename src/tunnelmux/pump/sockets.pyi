@@ -9,7 +9,7 @@ from tunnelmux.pump.pump_socket import PumpSocket
 
 @final
 class Acceptor(Member):
-    """A listening socket in the pump; `owner.on_news()` is called when somebody is waiting."""
+    """A listening socket in the pump; `owner.on_news()` is called when a connection is waiting."""
 
     def __init__(self, pump: Pump, fd: int, owner: Owner) -> None:
         """Watch the non-blocking listening socket *fd*, which stays the caller's to close.
@@ -22,7 +22,7 @@ class Acceptor(Member):
         HOST:PORT. The descriptors are the caller's to close, do not block and are not inherited.
 
         When there may be more, the owner is called again in the next batch. Raises OSError when
-        the system can accept nobody; `again` then tries anew.
+        the system cannot accept; `again` then tries anew.
         """
 
     def again(self) -> None:

@@ -159,7 +159,7 @@ cdef class Tunnel(Member):
             self.mark_dirty()
         if n > 0:
             return self.take(self.pump.input, n)
-        if n == 0:  # whoever has the socket next finds the end again, and how it came about
+        if n == 0:  # the next owner of the socket finds the end again, and how it came about
             self.ended = True
             return self.pump.tell(self)
         return self.fail(self.wire.error) if n == BROKEN else 0

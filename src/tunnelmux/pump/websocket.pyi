@@ -16,7 +16,7 @@ OPCODE_PONG: Final = 10
 def encode_binary(payload: bytes | bytearray | memoryview, mask: bytes | None = None) -> bytes:
     """One unfragmented binary message (RFC 6455 section 5.2), masked with the 4 bytes *mask*.
 
-    A client must mask, with bytes no one can foresee (section 5.3); a server must not.
+    A client must mask, with unpredictable bytes (section 5.3); a server must not.
     Raises ValueError when *mask* has another length.
     """
 

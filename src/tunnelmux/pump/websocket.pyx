@@ -115,7 +115,7 @@ def encode_binary(const uint8_t[::1] payload not None, bytes mask=None):
 @cython.final
 cdef class FrameReader:
     # Between frames `head_have` is 0 and `left` is 0. A control frame gathers in `part`. A whole
-    # Ping or Pong takes the place of the one before it that nobody took: the latest is all that an
+    # Ping or Pong takes the place of the one before it that was not taken: the latest is all that an
     # answer needs (RFC 6455 section 5.5.3). A whole Close stays in `part`, because nothing is read
     # after it. So a peer can make us keep three frames, however many it sends. A frame of which
     # `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.

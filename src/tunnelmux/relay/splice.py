@@ -28,7 +28,7 @@ READ_SIZE = 65_536
 RECHECK_INTERVAL = 5.0
 """Seconds between looks at a side that has sent its FIN, while the other direction still runs. A
 FIN looks the same whether the peer finished sending or went away altogether; only a later reset
-tells, and nobody hears it who does not read."""
+tells, and only a reader learns of it."""
 
 CLOSE_TIMEOUT = 5.0
 """Seconds a graceful close may take (TLS close_notify, a WebSocket close frame), and what a side

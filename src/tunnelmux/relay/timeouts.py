@@ -45,7 +45,7 @@ class Timeouts(Generic[T]):
         while True:
             while not self._due:
                 self._came = trio.Event()
-                await self._came.wait()  # no deadline: there is nobody to be late for
+                await self._came.wait()  # no deadline: nothing waits yet
             member, due = next(iter(self._due.items()))
             await trio.sleep_until(due)
             if self._due.get(member) == due:

@@ -1,4 +1,4 @@
-"""What happened to sessions, in order: the last of it is kept for whoever was not listening."""
+"""What happened to sessions, in order: the last of it is kept for later readers."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class EventLog:
         self._arrival = trio.Event()
 
     def record(self, kind: EventType, summary: SessionSummary, reason: str = "") -> None:
-        """Add an event and wake whoever waits for one."""
+        """Add an event and wake the tasks that wait for one."""
         self.last_seq += 1
         self.counts[kind] += 1
         self._events.append(

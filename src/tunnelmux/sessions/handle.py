@@ -65,7 +65,7 @@ class SessionHandle(abc.ABC):
 
     @property
     def end_reason(self) -> str:
-        """Why a closed session is closed, in words; empty while it is not, or nobody knows."""
+        """Why a closed session is closed, in words; empty while it is not, or unknown."""
         return ""
 
     @abc.abstractmethod
@@ -150,7 +150,7 @@ class LocalHandle(OwnHandle):
         return await self.session.open_stream()
 
     async def close(self, reason: str = "closed by the proxy") -> None:
-        # No checkpoint: whoever replaces a session must not be interrupted between two of them.
+        # No checkpoint: replacing a session must not be interrupted between two of them.
         if not self.is_closed:
             self.close_reason = reason
             self.session.abort(SessionClosed(reason))
@@ -160,7 +160,7 @@ class LocalHandle(OwnHandle):
             self.close_reason = REPLACED
             self.replaced_by = address
             self._farewell(address)
-            # Not cut: whoever still is at the other end is to read why.
+            # Not cut: the other end is to read why.
             self.session.end(SessionClosed(REPLACED))
 
     @property

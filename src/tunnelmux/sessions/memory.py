@@ -34,8 +34,9 @@ class MemoryStore(DeviceStore):
     """Sessions of this process, in two dictionaries that always hold the same handles.
 
     Only `wait_for_device` and the closing of handles are checkpoints: no other task runs inside the
-    rest, so nobody ever sees two sessions of one device, or none while one replaces another. What
-    is kept of lost devices is bounded by the devices that may connect; `forget_device` drops one.
+    rest, so no reader ever sees two sessions of one device, or none while one replaces another.
+    What is kept of lost devices is bounded by the devices that may connect; `forget_device` drops
+    one.
 
     `expire_after` is how long (s) a session may be silent before `lookup` calls it expired; None is
     for ever. What happens goes into `events`, when there is such a log.

@@ -30,7 +30,7 @@ class RequestSeen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     device: str = ""
     service: str = ""
     visitor: str = ""
-    """The address of whoever it was, as `host:port`, or as trusted proxies tell it."""
+    """The visitor's address, as `host:port`, or as trusted proxies tell it."""
     method: str = ""
     path: str = ""
     """Without its query."""

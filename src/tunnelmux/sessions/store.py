@@ -11,7 +11,7 @@ from tunnelmux.sessions.summary import SessionSummary
 __all__ = ["CLEANUP_INTERVAL", "DeviceStore", "SessionReader", "SessionStore"]
 
 CLEANUP_INTERVAL = 30.0
-"""Seconds between two runs of `cleanup_expired` in whoever owns a store."""
+"""Seconds between two runs of `cleanup_expired` in the owner of a store."""
 
 
 class SessionReader(abc.ABC):

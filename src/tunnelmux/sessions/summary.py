@@ -24,8 +24,8 @@ class SessionSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", 
     """One session at one moment; it does not change when the session does.
 
     The JSON names are the field names in camelCase (`userId`, `connectedAt`, …), and empty optional
-    fields are left out. Times are in UTC. `token` is the whole token, because whoever is let into
-    the internal API finds sessions by it; `repr` shows only its first characters.
+    fields are left out. Times are in UTC. `token` is the whole token, because a caller that is let
+    into the internal API finds sessions by it; `repr` shows only its first characters.
     """
 
     token: str
@@ -61,7 +61,7 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     lease: str = ""
     """The id of the lease it is under."""
     visitor: str
-    """The address of whoever it is, as `host:port`; of a command, who asked for it."""
+    """The visitor's address, as `host:port`; of a command, who asked for it."""
     scheme: str = ""
     """What the visitor speaks: `http`, `https`, `tcp`."""
     stream: int | None = None

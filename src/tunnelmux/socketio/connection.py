@@ -169,7 +169,7 @@ class Socket:
         assert packet.id is not None
         assert isinstance(packet.data, list)
         put = self._calls.pop(packet.id, None)
-        if put is not None:  # else nobody waits for it any more
+        if put is not None:  # else no task waits for it any more
             put.send_nowait(packet.data)
             put.close()
 

@@ -194,7 +194,7 @@ class Engine:
             raise EngineOver(self.reason) from None
 
     def stop_receiving(self) -> None:
-        """Nobody will take messages any more: those that come are dropped, and hold up nothing."""
+        """Messages are no longer taken: those that come are dropped, and hold up nothing."""
         self._messages.close()
 
     # -- for the transports -----------------------------------------------------------------
@@ -213,7 +213,7 @@ class Engine:
             try:
                 await self._put.send(data)
             except trio.BrokenResourceError:
-                pass  # nobody takes messages any more
+                pass  # messages are no longer taken
             except trio.ClosedResourceError:
                 raise EngineOver(self.reason) from None
             self.heard = trio.current_time()

@@ -219,7 +219,7 @@ class Session:
             self.engine.sent(packets)
             await _answer(server, 200, b"text/plain; charset=UTF-8", body)
         except (VisitorGone, trio.Cancelled):
-            # Nobody knows whether the packets arrived: going on could lose them silently.
+            # Whether the packets arrived is not known: going on could lose them silently.
             self.engine.end("the client left within a poll")
             raise
 
@@ -338,7 +338,7 @@ OnSession = Callable[[Session], Awaitable[None]]
 class EngineServer:
     """Sessions, and the HTTP connections that carry them. `run` owns the sessions' tasks.
 
-    `handle` serves one connection, for which whoever accepts connections gets a place from
+    `handle` serves one connection, for which the listener gets a place from
     `admission` first. It holds that until it carries a client that has proved who it is.
     """
 

@@ -143,7 +143,7 @@ class WebSocket:
                         await self._send(event.response())
                     raise WebSocketOver(f"the peer closed it with code {int(event.code)}")
                 case _:
-                    pass  # a Pong nobody asked for (RFC 6455 section 5.5.3)
+                    pass  # an unsolicited Pong (RFC 6455 section 5.5.3)
 
     async def send(self, message: str | bytes) -> None:
         """Send one message. Raises WebSocketOver."""

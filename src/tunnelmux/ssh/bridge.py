@@ -48,7 +48,7 @@ class Pending(Generic[T]):
 
     def _finished(self, task: asyncio.Task[T]) -> None:
         if not task.cancelled():
-            task.exception()  # seen here, so that asyncio does not complain of what nobody awaits
+            task.exception()  # retrieved, or asyncio logs that it is not awaited
         self._done.set()
         if self._then is not None:
             self._then()

@@ -259,7 +259,7 @@ class Connection:
     @property
     def channel_count(self) -> int:
         """Channels that are open, as the library counts them."""
-        return len(self._connection._channels)  # noqa: SLF001  it tells nobody otherwise
+        return len(self._connection._channels)  # noqa: SLF001  there is no public way
 
 
 class Opening:

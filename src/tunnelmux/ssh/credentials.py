@@ -105,7 +105,7 @@ async def login_options(request: CommandRequest) -> dict[str, Any]:
         "host_based_auth": False,
     }
     if request.private_key is not None:
-        # Decrypting one takes as long as whoever made it wished: bcrypt with many rounds.
+        # Decrypting one takes as long as its maker wished: bcrypt with many rounds.
         options["client_keys"] = await trio.to_thread.run_sync(
             _load_key, request, abandon_on_cancel=True
         )

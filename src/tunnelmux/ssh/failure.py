@@ -1,4 +1,4 @@
-"""Why a command could not be run, for whoever asked for it."""
+"""Why a command could not be run, for its caller."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ class HostKeys:
             ) from exc
 
     def _read_store(self) -> dict[str, str]:
-        """What is pinned now; a line that somebody removed from the file counts no more."""
+        """What is pinned now; a line that was removed from the file counts no more."""
         stamp = _stamp_of(self._store)
         if stamp != self._stamp:
             self._file = _read_pinned(self._store)
@@ -211,7 +211,7 @@ class HostKeyCheck:
             self.problem = SshFailure(
                 "host-key-changed",
                 f"the host key of {where} has changed: it shows {shown}, and {place} has another; "
-                "either somebody is between here and there, or the server was set up anew, and "
+                "either an attacker is between here and there, or the server was set up anew, and "
                 "then its old line is to be removed there",
             )
             return False

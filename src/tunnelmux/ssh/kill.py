@@ -81,7 +81,7 @@ class Killing:
 
 
 def new_mark() -> str:
-    """A mark for one command. Nobody can guess it, so nobody's process can pass for that one."""
+    """A mark for one command. It cannot be guessed, so no other process can pass for that one."""
     return secrets.token_hex(8)
 
 

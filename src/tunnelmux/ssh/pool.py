@@ -178,7 +178,7 @@ class SshPool:
                 with trio.CancelScope(deadline=run.deadline):
                     while opening is None or opening.refused:
                         connection = await self._acquire(key, run)
-                        # Nobody else can have taken the place: no await lies in between.
+                        # No other task can have taken the place: no await lies in between.
                         run.channel = Channel(run.deliver)
                         opening = connection.open(run.request, run.channel)
                         await self._opened(connection, opening, run)
@@ -354,11 +354,11 @@ class SshPool:
             await event.wait()  # within the command's own time
         except BaseException:
             if event.is_set():
-                group.wake()  # somebody else's turn then
+                group.wake()  # another task's turn then
             else:
                 group.waiting.remove(event)
             if group.attempt is not None and not group.waiting:
-                group.attempt.scope.cancel(reason="nobody waits for the connection any more")
+                group.attempt.scope.cancel(reason="the connection is no longer wanted")
                 group.attempt.end("failed")
             self._forget(key, group)
             raise
@@ -405,7 +405,7 @@ class SshPool:
             self._starved.popleft().wake_all()
 
     def _drop(self, connection: Connection) -> None:
-        """Offer it to nobody any more, and its place to whoever waits."""
+        """Stop offering it, and offer its place to the tasks that wait."""
         group = self._groups.get(connection.key)
         if group is not None and connection in group.connections:
             group.connections.remove(connection)
@@ -458,7 +458,7 @@ class SshPool:
     # -- as long as the pool lives ----------------------------------------------------------
 
     async def reap(self) -> None:
-        """Close connections that nobody used for `idle_connection` seconds."""
+        """Close connections that were not used for `idle_connection` seconds."""
         most = self._limits.idle_connection
         while True:
             await trio.sleep(_reap_interval(most))

@@ -44,7 +44,7 @@ class Run:
         self.started = trio.current_time()
         self.deadline = self.started + request.timeout
         self.scope = trio.CancelScope()
-        """Cancelled when nobody wants the command any more."""
+        """Cancelled when the command is no longer wanted."""
         self.over = trio.Event()
         """The end is known; the last events may still wait to be read."""
         self.channel: Channel | None = None
@@ -89,9 +89,9 @@ class Run:
         return event
 
     def leave(self) -> None:
-        """Nobody reads on. A command that still runs is ended by its own task."""
+        """The reader is gone. A command that still runs is ended by its own task."""
         self._ended = True
-        self.scope.cancel(reason="nobody wants the command any more")
+        self.scope.cancel(reason="the command is no longer wanted")
 
     def _take(self) -> Event:
         event = self._events.popleft()

@@ -19,7 +19,7 @@ from tunnelmux.transports.tcp import explain_os_error
 __all__ = ["Shell", "ShellLogin", "open_shell", "read_host_key"]
 
 _WINDOW = 65_536
-# Bytes the server may send that nobody has taken: what a stopped terminal costs.
+# Bytes the server may send that were not taken yet: what a stopped terminal costs.
 
 _CLOSE_TIME = 2.0
 # Seconds for a connection to be closed in good order; then it is cut.
@@ -128,11 +128,11 @@ class _Session(asyncssh.SSHClientSession[bytes]):
 
 
 class _Client(asyncssh.SSHClient):
-    """Answers what the server asks for before it lets somebody in: nothing but a greeting."""
+    """Answers what the server asks for before it lets a person in: nothing but a greeting."""
 
     def __init__(self) -> None:
         self.said = ""
-        """What the server said in place of letting somebody in."""
+        """What the server said in place of letting a person in."""
 
     def auth_banner_received(self, msg: str, _lang: str) -> None:
         self.said = self.said or msg
@@ -255,5 +255,5 @@ def _explain(exc: Exception, client: _Client) -> SshFailure:
         return SshFailure("failed", message)
     if isinstance(exc, asyncssh.PermissionDenied):
         said = client.said.removeprefix("tunnelmux: ")
-        return SshFailure("auth-failed", said or "the SSH gateway let nobody in by this ticket")
+        return SshFailure("auth-failed", said or "the SSH gateway refused this ticket")
     return SshFailure("failed", str(exc).removeprefix("tunnelmux: ") or "the SSH gateway hung up")

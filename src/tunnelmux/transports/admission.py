@@ -1,7 +1,7 @@
 """Who may stay while it has not said yet what it wants: places for connections that arrive.
 
 A connection that arrives holds a place until its handshake, or the head of its first request, is
-whole. Until its first byte it is silent. Nobody has proved anything by then, so the places are
+whole. Until its first byte it is silent. No peer has proved anything by then, so the places are
 dealt out by address: one address gets so many, and where places run out, silence gives way to
 whoever comes.
 """
@@ -181,7 +181,7 @@ class Admission:
         return self._enter(remote, self.exempts(remote))
 
     async def wait_for_place(self, remote: str) -> Place | None:
-        """As `enter`; but whoever is exempt waits for a place.
+        """As `enter`; but an exempt peer waits for a place.
 
         No deadline: places are given back within the times that handshakes have.
         """

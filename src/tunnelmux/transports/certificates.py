@@ -17,7 +17,7 @@ _log = get_logger("transports.tls")
 
 RELOAD_INTERVAL = 5.0
 """Seconds between looks at the files. A renewal comes weeks before the old certificate ends, so
-nobody waits for it; a look is one call of the system for each file."""
+no caller waits for it; a look is one call of the system for each file."""
 
 CertificatePair = tuple[Path, Path]
 """The PEM files of a certificate chain and of its private key."""

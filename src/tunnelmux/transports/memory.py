@@ -25,7 +25,7 @@ class _Pipe:
         self._changed = trio.Event()
 
     def notify(self) -> None:
-        """Wake whoever waits for the state to change."""
+        """Wake the tasks that wait for the state to change."""
         self._changed.set()
         self._changed = trio.Event()
 

@@ -159,6 +159,6 @@ async def _run_handler(
     except Exception:  # noqa: BLE001  a bug in one connection must not end the listener
         _log.exception("handler failed", effect="this connection ends, others go on")
     finally:
-        # Whatever is left open belongs to nobody now; a handler that wanted a graceful end
+        # Whatever is left open has no owner now; a handler that wanted a graceful end
         # has had it.
         await trio.aclose_forcefully(stream)

@@ -89,8 +89,8 @@ def target_context(ca_file: str | Path | None, *, verify: bool = True) -> ssl.SS
     """A client context for a device's own targets, which may be old: TLS 1.2 or newer.
 
     With `ca_file`, the authorities in that PEM file are trusted, else the system's. Without
-    `verify` any certificate is, and every version and key that OpenSSL still knows: when nobody is
-    authenticated, a strong cipher protects from little. Raises ConfigError.
+    `verify` any certificate is, and every version and key that OpenSSL still knows: where the peer
+    is not authenticated, a strong cipher protects from little. Raises ConfigError.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.minimum_version = ssl.TLSVersion.TLSv1_2

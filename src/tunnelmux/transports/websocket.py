@@ -258,7 +258,7 @@ class _Wire(trio.abc.Stream):
         await self.transport.aclose()
 
     async def drop(self) -> None:
-        """Drop the connection without waiting for anyone; whoever waits here is woken."""
+        """Drop the connection without waiting for the peer; tasks that wait here are woken."""
         self.end()
         if self._sender is not None:
             self._sender.withdraw()  # the pump lets go of the socket before it is closed
@@ -445,7 +445,7 @@ class _Handshake:
             await reader()
         except Exception as exc:  # noqa: BLE001  the library failed on what the peer sent
             if self._opening is None:
-                # The stream breaks, as the connection is dropped; nobody else is concerned.
+                # The stream breaks, as the connection is dropped; nothing else is concerned.
                 _log.warning("websocket failed", error=repr(exc))
             else:
                 self._failure = exc
@@ -561,7 +561,7 @@ def connect_websocket(
 
     The connection, TLS and the handshake together may take `handshake_timeout` seconds, some more
     where several addresses have to be tried (`dialling.try_addresses`, which has `way`). Raises
-    ConnectError when nobody answers properly and ConnectRefused when the answer is no 101; what
+    ConnectError when no WebSocket server answers and ConnectRefused when the answer is no 101; what
     the block raises comes out unchanged.
     """
     where = parse_url(url) if isinstance(url, str) else url

@@ -594,7 +594,7 @@ cdef class Engine(StreamTable):
                 stream.updated_at = now
         self.begin_body(stream, header.length, fin)
         if stream.receive_state == RECEIVE_DISCARD:
-            stream.reset_(0, "the peer sent data that nobody reads")
+            stream.reset_(0, "the peer sent data to a closed reader")
         return 0
 
     cdef void begin_body(self, EngineStream stream, uint32_t length, bint fin) noexcept:

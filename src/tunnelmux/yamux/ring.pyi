@@ -6,7 +6,7 @@ from typing import final
 class ByteRing:
     """Bytes in, bytes out, in order. Grows by doubling, frees its memory when it falls empty.
 
-    Whoever fills it bounds it: it has no limit of its own.
+    Its user bounds it: it has no limit of its own.
     """
 
     def __len__(self) -> int:

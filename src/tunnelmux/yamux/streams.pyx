@@ -233,8 +233,8 @@ cdef class EngineStream:
     cdef void give_back(self, Py_ssize_t size) noexcept:
         """Count *size* bytes as consumed, and have an update sent when one is due.
 
-        This goes for bytes that nobody reads as well: a peer that waits for credit must go on, to
-        learn by the reset its next data earns that nobody does (hashicorp/yamux#133)."""
+        This goes for bytes that are not read as well: a peer that waits for credit must go on, to
+        learn from the reset of its next data that they are not (hashicorp/yamux#133)."""
         self.receive_window.consume_(size)
         if self.window_share:
             self.table.settle_window(self)
@@ -252,7 +252,7 @@ cdef class EngineStream:
             self.receive_state = RECEIVE_RESET
             if not self.is_cut:
                 self.drop_unread()
-        if was_unknown:  # nobody has it whom this concerns, and a flood of them would pile up
+        if was_unknown:  # it has no owner to tell, and a flood of them would pile up
             return 0
         return self.table.note(self)
 
@@ -404,7 +404,7 @@ cdef class StreamTable:
         return self.on_forgotten(stream)
 
     cdef int withdraw_offer(self, EngineStream stream) except -1:
-        """*stream* cannot be accepted any more; whether it waited for that. Nobody will ever read
+        """*stream* cannot be accepted any more; whether it waited for that. No caller will ever read
         it then."""
         if not is_linked(&stream.accept_link):
             return 0
