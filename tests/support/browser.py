@@ -6,7 +6,7 @@ import base64
 import itertools
 import json
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -102,10 +102,17 @@ class BrowserPage:
 
 @asynccontextmanager
 async def browser_page(
-    program: str, profile: Path, *, width: int = 1160, height: int = 900, scheme: str = "light"
+    program: str,
+    profile: Path,
+    *,
+    width: int = 1160,
+    height: int = 900,
+    scheme: str = "light",
+    flags: Sequence[str] = (),
 ) -> AsyncIterator[BrowserPage]:
-    """A tab of `program` (a Chromium), with its own empty profile, for the length of the block."""
-    command = [program, *_FLAGS, f"--user-data-dir={profile}"]
+    """A tab of `program` (a Chromium), with its own empty profile and more *flags*, for the length
+    of the block."""
+    command = [program, *_FLAGS, *flags, f"--user-data-dir={profile}"]
     async with trio.open_nursery() as nursery:
         process: trio.Process = await nursery.start(
             partial(

@@ -182,12 +182,14 @@ async def guarded(
     tls: tuple[Path, ssl.SSLContext] | None = None,
     trusted: tuple[str, ...] = (),
     assists: Path | None = None,
+    domain: str = "localhost",
 ) -> AsyncIterator[Guarded]:
     """A proxy with these rules. The device dev1 is one of proxy.toml, or with a *registry_url* the
     one with *token* there. All *services* lead to the same target. With a folder for its state
     (*assists*), the agent takes leases, and its serial number is SN-123."""
     http = HttpIngress(
         listen="127.0.0.1:0",
+        domain=domain,
         trusted_proxies=list(trusted),
         tls_certificate=tls[0] / "cert.pem" if tls else None,
         tls_key=tls[0] / "key.pem" if tls else None,
