@@ -262,7 +262,7 @@ async def test_the_next_start_takes_out_what_a_killed_agent_left(tmp_path: Path)
     socket.unlink()
     # The lease goes on over a restart, and its line with it.
     async with agent():
-        assert "whoever has the code has ssh" in await assist("status")
+        assert "the holder of the code has ssh" in await assist("status")
         assert "lease-of-tunnelmux-" in keys.read_text()
     socket.unlink()
     (tmp_path / "state" / "cam1.assist.state").unlink()

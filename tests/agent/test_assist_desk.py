@@ -121,7 +121,7 @@ def test_an_unanswered_request_is_refused_after_30_seconds_and_written_down(
     machine.pass_time(0.2)
     assert desk.leases == []
     (answer,) = events(desk, "answer")
-    assert (answer["given"], "nobody" in answer["reason"]) == (False, True)
+    assert (answer["given"], "no answer" in answer["reason"]) == (False, True)
     assert desk.offer(OFFER).state == "refused"
     told = read_diary(machine.folder / "cam1.assist.log", OFFER.id)
     assert [entry["what"] for entry in told] == ["asked", "refused"]

@@ -40,7 +40,7 @@ class CommandBook:
 
     @property
     def is_full(self) -> bool:
-        """Whether results that nobody acknowledged take all the room there is for results."""
+        """Whether results without an acknowledgement take all the room there is for results."""
         self._make_room()
         return self._size >= self._max_bytes or len(self._finished) > self._max_remembered
 

@@ -37,7 +37,7 @@ class CommandExecutor:
         self.enabled = config.exec.enabled
         self.limits = config.exec.limits
         self.running = 0
-        """Commands that somebody waits for now."""
+        """Commands that a caller waits for now."""
         self.refused = 0
         """Commands that were not run."""
         self._config = config
@@ -201,7 +201,7 @@ class CommandExecutor:
         if self._audit is None:
             return
         if end is None:
-            end = failure("cancelled", "nobody waited for its end", duration=duration)
+            end = failure("cancelled", "the caller left before its end", duration=duration)
         self._audit.record(
             AuditRecord(
                 time=datetime.now(UTC),

@@ -56,7 +56,7 @@ async def serve_exec(
 ) -> None:
     """Answer one request for a command, which must be here whole within `timeout` seconds.
 
-    Raises VisitorGone when whoever asked is gone; the command is ended then.
+    Raises VisitorGone when the caller is gone; the command is ended then.
     """
     try:
         command = await _read_command(server, request, executor, timeout)
@@ -80,7 +80,7 @@ async def _answer(
     command: CommandRequest,
     events: AsyncIterator[Event],
 ) -> None:
-    """Send what happens, or the result of it, while watching whether somebody still wants it."""
+    """Send what happens, or the result of it, while watching whether the caller is still there."""
     gone: VisitorGone | None = None
     async with trio.open_nursery() as nursery:
 
@@ -90,7 +90,7 @@ async def _answer(
                 await server.watch()
             except VisitorGone as exc:
                 gone = exc
-                nursery.cancel_scope.cancel(reason="whoever asked is gone")
+                nursery.cancel_scope.cancel(reason="the caller is gone")
 
         nursery.start_soon(watch)
         try:

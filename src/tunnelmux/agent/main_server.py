@@ -134,7 +134,7 @@ class MainServerClient:
         """Hold connections until drained or cancelled."""
         async with trio.open_nursery() as self._work:
             while not self._draining:
-                # Cancelled by a drain, and only while nobody is connected.
+                # Cancelled by a drain, and only while no server is connected.
                 with trio.CancelScope() as self._reconnecting:
                     delay = await self._attempt()
                     if not self._draining:
@@ -307,7 +307,7 @@ class MainServerClient:
 
     async def _may_start(self, work: _Work) -> bool:
         """Ask the main server. Without its yes nothing is executed: it may count on that, and give
-        the command to somebody else.
+        the command to another agent.
         """
         try:
             answers = await work.socket.call(

@@ -63,7 +63,7 @@ class Monitored(Protocol):
 
 
 class MonitoringListener:
-    """Answers whoever asks on one address, while `run` runs."""
+    """Answers requests on one address, while `run` runs."""
 
     def __init__(
         self, agent: Monitored, listeners: list[trio.SocketListener], limits: IngressLimits
@@ -93,7 +93,7 @@ class MonitoringListener:
         return Address(*bound_addresses(self._listeners)[0])
 
     async def run(self) -> NoReturn:
-        """Serve until cancelled; then nobody listens there any more."""
+        """Serve until cancelled; then the listener is closed."""
         await serve_connections(self._serve, self._listeners)
 
     async def aclose(self) -> None:
@@ -193,7 +193,7 @@ def _time(moment: datetime) -> str:
 
 
 class _Now(Collector):
-    """The figures as they are when somebody asks: until then they cost nothing."""
+    """The figures as they are at each request: until then they cost nothing."""
 
     def __init__(self, agent: Monitored) -> None:
         self._agent = agent

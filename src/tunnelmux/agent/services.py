@@ -24,7 +24,7 @@ class ServiceTable:
 
     @property
     def listing(self) -> bytes:
-        """The names of the first services, for whoever shows what a device offers."""
+        """The names of the first services, to show what a device offers."""
         return ", ".join(list(self._by_name)[:MOST_SERVICES]).encode("ascii")
 
     @property

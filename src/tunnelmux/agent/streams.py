@@ -293,7 +293,7 @@ class StreamServer:
             early = await accept_connect(server)
             await relay(stream, target, from_a=early, result=result)
         except BaseException:
-            await abort(target)  # relay() has done so already; without it nobody would
+            await abort(target)  # relay() has done so already; without it no task would
             raise
         finally:
             self._leave(visit, result.bytes_a_to_b, result.bytes_b_to_a)
@@ -352,7 +352,7 @@ def _fields_for(
 ) -> list[Field]:
     passing = end_to_end(request.headers)
     fields = without_own_fields(passing)
-    # Who the visitor is: the proxy says so, and lets nobody else.
+    # Who the visitor is: only the proxy may say so.
     fields += [pair for pair in passing if pair[0].lower() in IDENTITY_FIELDS]
     if sites is not None:
         return sites.of_request(fields)

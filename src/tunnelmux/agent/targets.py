@@ -24,7 +24,7 @@ _PROBE_TIMEOUT = 2.0
 # Seconds in which a target may show that it speaks TLS; a visitor waits meanwhile.
 
 _PROBE_INTERVAL = 60.0
-# Seconds until a target that failed is probed again: one connection a minute disturbs nobody.
+# Seconds until a target that failed is probed again: one connection a minute is no load.
 
 _NOT_TLS = {
     "WRONG_VERSION_NUMBER",

@@ -184,7 +184,7 @@ class ProxyClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with trio.CancelScope(shield=True):  # closing by force waits for nobody
+        with trio.CancelScope(shield=True):  # closing by force waits for nothing
             await self._kept.close()
 
     # -- sessions -----------------------------------------------------------------------------

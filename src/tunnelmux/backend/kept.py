@@ -51,7 +51,7 @@ class KeptConnections:
 
 
 def _has_something(stream: trio.abc.Stream) -> bool:
-    """Whether there is something to read: the end, or what nobody asked for."""
+    """Whether there is something to read: the end, or what was not asked for."""
     inner = stream.transport_stream if isinstance(stream, trio.SSLStream) else stream
     if not isinstance(inner, trio.SocketStream):
         return False  # of other streams that cannot be seen

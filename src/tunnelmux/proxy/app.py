@@ -64,8 +64,8 @@ _PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
 # Makes an id of a proxy's name that is the same after each start (RFC 9562 section 5.5).
 
 _DRAIN_LOOK = 0.05
-# Seconds between two looks at what still runs while draining. Nobody asks at any other time, so no
-# stream pays for announcing its end.
+# Seconds between two looks at what still runs while draining. It is not asked at any other time, so
+# no stream pays for announcing its end.
 
 _REGISTRY_TIMEOUT = 2.0
 # Seconds each look at the registry may take, and the first one before agents are let in.
@@ -119,7 +119,7 @@ async def run_proxy(
 
 
 class RunningProxy:
-    """A proxy that is running; `run_proxy` hands it to whoever started it."""
+    """A proxy that is running; `run_proxy` hands it to its caller."""
 
     def __init__(
         self,
@@ -363,7 +363,7 @@ class RunningProxy:
                     if announce is not None:
                         announce(self)
                     task_status.started(self)
-                    # No deadline: a proxy runs until somebody wants it to end.
+                    # No deadline: a proxy runs until it is told to end.
                     await self._drain_wanted.wait()
             finally:
                 self._listeners.close()

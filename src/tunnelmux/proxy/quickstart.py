@@ -35,7 +35,7 @@ __all__ = ["Invitation", "invite", "own_address", "reload_quickstart", "run_quic
 
 _HTTP_LISTEN = "127.0.0.1:8080"
 _PUBLIC_LISTEN = "0.0.0.0:8080"
-# Visitors of this machine only: whoever opens a device's web page to the network says so.
+# Visitors of this machine only: opening a device's web page to the network takes an option.
 
 _INTERNAL_LISTEN = "127.0.0.1:0"
 # Any free port: `tunnelmux` reads in the state directory which one it became.

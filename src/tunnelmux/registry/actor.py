@@ -12,7 +12,7 @@ ActorKind = Literal["user", "token", "device", "program"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Actor:
-    """A user, an access token, a device, or one of our own programs. There is no nobody."""
+    """A user, an access token, a device, or one of our own programs. Every change has one."""
 
     kind: ActorKind
     id: str

@@ -20,7 +20,7 @@ class AssistState:
     for telling people at once what it would refuse."""
 
     mode: AssistMode
-    """What a request meets now: a refusal, a question to whoever is there, a yes."""
+    """What a request meets now: a refusal, a question at the device, a yes."""
     services: tuple[str, ...]
     """The services that a lease may be about."""
     longest: float

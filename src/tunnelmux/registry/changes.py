@@ -66,7 +66,7 @@ class ChangeWatch(abc.ABC):
     async def wait(self) -> None:
         """Return when something may have changed since the last call: within a second of it, and
         often sooner. It may return without a change, and does not raise when the database is away:
-        whoever reads next finds out.
+        the next reader finds out.
         """
 
 

@@ -61,7 +61,7 @@ class Device:
     quarantine: str
     """Why it is held back; empty while it is not."""
     paired_by: str
-    """The id of the user who let it in; empty when nobody in person did."""
+    """The id of the user who let it in; empty when no person did."""
     paired_by_name: str
     install_key_id: str | None
     rotation_wanted: bool

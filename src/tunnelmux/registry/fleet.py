@@ -200,7 +200,7 @@ class Fleet(abc.ABC):
         starts: datetime,
         ends: datetime,
     ) -> None:
-        """The device has made a lease for whoever has its code; one that is known gets this end.
+        """The device has made a lease for the holder of its code; one that is known gets this end.
         Raises RegistryRefused `invalid`."""
 
     @abc.abstractmethod

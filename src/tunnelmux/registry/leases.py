@@ -47,7 +47,7 @@ class LeaseTerms:
     services: tuple[str, ...]
     rights: tuple[Right, ...] = ("shell", "exec")
     holder: str
-    """The id of the user who may; empty for whoever has the device's code (`kind`)."""
+    """The id of the user who may; empty for the holder of the device's code (`kind`)."""
     holder_name: str = ""
     reason: str
     recorded: bool = True
@@ -69,7 +69,7 @@ class Lease(LeaseTerms):
     kind: LeaseKind
     """`person`: a user holds it. `code`: the device made it, for support without accounts."""
     approval: Approval
-    """The word of somebody of the tenant, where whoever asked may not decide."""
+    """The word of another member of the tenant, where the requester may not decide."""
     consent: Consent
     """The word of the device, which is always asked."""
     decided_by: str

@@ -185,7 +185,7 @@ class InstallKeys(abc.ABC):
     async def revoke(
         self, key_id: str, *, devices: Literal["keep", "disable"]
     ) -> tuple[InstallKey, list[str], int]:
-        """Let nobody in with it any more, and say what happens to devices that used it.
+        """End it, and say what happens to devices that used it.
 
         Answers the key, the ids of the devices that were disabled, and the change's number.
         """

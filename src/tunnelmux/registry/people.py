@@ -72,7 +72,7 @@ class Invitation:
     email: str
     role: Role
     issuer: str | None
-    """With it, whoever signs in there with this verified e-mail gets the role, without a link."""
+    """With it, signing in there with this verified e-mail gives the role, without a link."""
     created: datetime
     expires: datetime
     used_by: str | None

@@ -98,4 +98,4 @@ class Recordings(abc.ABC):
 
     @abc.abstractmethod
     async def note_read(self, recording_id: str) -> Recording:
-        """Write down that somebody looks at it; raises NoSuchRecord."""
+        """Write down that the actor looks at it; raises NoSuchRecord."""

@@ -52,7 +52,7 @@ class TenantRegistry(abc.ABC):
 
 
 class Installation(abc.ABC):
-    """What is above tenants, done by somebody: its changes are in the audit of the installation,
+    """What is above tenants, done by an actor: its changes are in the audit of the installation,
     and of the tenant where they touch one."""
 
     tenants: Tenants
@@ -93,7 +93,7 @@ class Registry(abc.ABC):
 
     @abc.abstractmethod
     async def prove_token(self, token: Secret, *, address: str) -> ProvenToken | None:
-        """Whose access token this is; None when it is nobody's, has ended, or its user may nothing.
+        """Whose access token this is; None when it is unknown, has ended, or its user may nothing.
 
         Being asked counts as use, written at most once a minute.
         """
@@ -125,7 +125,7 @@ def open_registry(
 ) -> AbstractAsyncContextManager[Registry]:
     """A registry at `sqlite:////absolute/path.db` or `postgresql://user@host/name`.
 
-    With `migrate` the schema is made or upgraded first; by default for SQLite only, where nobody
+    With `migrate` the schema is made or upgraded first; by default for SQLite only, where nothing
     else would. `connections` bounds how many calls are under way at once, `timeout` is how many
     seconds each may take. Raises ConfigError when the URL cannot be used or the libraries are
     missing, RegistryFailed when the database is of another version, RegistryAway.

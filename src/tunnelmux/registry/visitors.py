@@ -62,7 +62,7 @@ class VisitorRules(abc.ABC):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServiceLink:
-    """A link that lets whoever has it visit one service of one device, for a time."""
+    """A link that lets its holder visit one service of one device, for a time."""
 
     id: str
     device_id: str

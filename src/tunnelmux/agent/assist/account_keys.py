@@ -1,6 +1,6 @@
 """Lines in an account's authorized_keys, each for one lease and gone with it.
 
-The agent may be root and the folder somebody else's, so nothing here follows a symbolic link, and a
+The agent may be root and the folder another user's, so nothing here follows a symbolic link, and a
 file is replaced in one step with the owner and rights that it had.
 """
 

@@ -1,8 +1,9 @@
 """A code that a person reads out, and the SSH key that is derived from it.
 
-The device shows the code and puts the public half of the key into an account; whoever is told the
-code derives the private half. Nothing else passes between the two, and no server learns either.
-80 bits and scrypt make a guess dear also for who has the public half; see RFC 7914 section 2.
+The device shows the code and puts the public half of the key into an account; the person who is
+told the code derives the private half. Nothing else passes between the two, and no server learns
+either. 80 bits and scrypt make a guess dear also for who has the public half; see RFC 7914 section
+2.
 """
 
 from __future__ import annotations

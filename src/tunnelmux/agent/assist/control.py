@@ -47,7 +47,7 @@ def open_control(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             _remove_stale(path)
-        # Bound under a name that nobody looks for: it is there with its rights, and listens.
+        # Bound under a temporary name: it is there with its rights, and listens.
         hidden = path.with_name(".s")
         hidden.unlink(missing_ok=True)
         listener.bind(str(hidden))

@@ -335,7 +335,7 @@ class AssistDesk:
         self.on_ask(lease)
 
     def answer(self, lease_id: str, yes: bool, *, by: str) -> str | None:
-        """What somebody at the device says to a request. Answers why that cannot be, or None."""
+        """What a person at the device says to a request. Answers why that cannot be, or None."""
         lease = self._leases.get(lease_id)
         if lease is None or lease.is_given:
             return "there is no such request now: it was answered, or is over"
@@ -364,7 +364,7 @@ class AssistDesk:
         self._wake()
 
     def hold_code(self, offer: LeaseOffer) -> None:
-        """A lease that the device itself makes, for whoever has its code."""
+        """A lease that the device itself makes, for the holder of its code."""
         now = self.clock.now()
         lease = HeldLease(offer=offer, began=now, until=now + offer.seconds, said="its code")
         self._leases[offer.id] = lease
@@ -396,7 +396,7 @@ class AssistDesk:
         return count
 
     def stop(self, lease_id: str, *, by: str) -> str | None:
-        """Somebody at the device ends one lease. Answers why that cannot be, or None."""
+        """End one lease from the device. Answers why that cannot be, or None."""
         lease = self._leases.get(lease_id)
         if lease is None:
             return "there is no such lease now"
@@ -515,7 +515,7 @@ class AssistDesk:
         for lease in list(self._leases.values()):
             if lease.asked_until is not None and lease.asked_until <= now:
                 seconds = self.config.ask_timeout
-                self._end(lease, f"nobody at the device answered within {seconds:g} s")
+                self._end(lease, f"no answer at the device within {seconds:g} s")
             elif lease.until <= now:
                 self._end(lease, "its time is over")
         if self._switch_until is not None and self._switch_until <= now:

@@ -18,7 +18,7 @@ Word = Annotated[str, msgspec.Meta(max_length=64)]
 
 class Order(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
     """One order: `on` and `off`, `yes`, `no` and `stop` for one lease, `status`, `watch`; `code`
-    makes a lease for whoever has the code."""
+    makes a lease for the holder of the code."""
 
     do: Literal["on", "off", "yes", "no", "stop", "status", "watch", "code"]
     seconds: float | None = None

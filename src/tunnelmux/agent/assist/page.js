@@ -77,7 +77,7 @@ function show(status) {
     if (made.parentNode !== list) list.append(made);
   }
   if (!ids.has(find("lease").textContent)) find("code").hidden = true;
-  find("nobody").hidden = ids.size > 0;
+  find("none").hidden = ids.size > 0;
 }
 
 function told(problem) {

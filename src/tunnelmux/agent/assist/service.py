@@ -137,7 +137,7 @@ class AssistService:
     # -- codes --------------------------------------------------------------------------------
 
     async def _make_code(self, order: Order) -> dict[str, Any]:
-        """Open the account to whoever is told the code, which is shown this once."""
+        """Open the account to the holder of the code, which is shown this once."""
         # Not at the top: most agents make none.
         from tunnelmux.registry.ids import new_id
 
@@ -154,7 +154,7 @@ class AssistService:
         self.desk.hold_code(
             LeaseOffer(
                 id=lease_id,
-                who="whoever has the code",
+                who="the holder of the code",
                 reason="opened here with a code",
                 services=services,
                 rights=("shell", "exec"),

@@ -41,7 +41,7 @@ _KEYS_FOR = 2.0
 
 class Grants:
     """The grants in use. `on_change` is called with each that is over, or whose rights changed;
-    `in_use` tells those by which somebody is here at the moment."""
+    `in_use` tells those by which a visitor is here at the moment."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Passwords of visitors, checked in threads, and how often somebody may be wrong."""
+"""Passwords of visitors, checked in threads, and how often a visitor may be wrong."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class PasswordCheck:
         self._turns.total_tokens = limits.access_max_checks
 
     async def check(self, users: dict[str, str], name: str, password: bytes, source: str) -> bool:
-        """Whether this is the user's password; as slow for a name that nobody has.
+        """Whether this is the user's password; as slow for an unknown name.
 
         Raises TooManyGuesses.
         """

@@ -31,7 +31,7 @@ class Sender(NamedTuple):
 
     @property
     def is_secure(self) -> bool:
-        """Whether nobody between could read it."""
+        """Whether it came over TLS."""
         return self.scheme == "https"
 
 
@@ -44,7 +44,7 @@ def is_here(address: str) -> bool:
 class Identity:
     """Who a visitor is, as a service is told."""
 
-    kind: Literal["nobody", "person", "user", "link", "program"]
+    kind: Literal["anonymous", "person", "user", "link", "program"]
     name: str = ""
     """What `Tunnelmux-User` says: of a person the id, of others the name in the rule."""
     email: str = ""
@@ -52,11 +52,11 @@ class Identity:
     display_name: str = ""
 
 
-NOBODY = Identity("nobody")
+ANONYMOUS = Identity("anonymous")
 
 
 class Grant:
-    """What may end while somebody uses it: a person's session, or a link."""
+    """What may end while it is in use: a person's session, or a link."""
 
     __slots__ = (
         "email",
@@ -85,7 +85,7 @@ class Grant:
         self.roles: Mapping[str, str] = {}
         """Of a session: the person's role, by the name of the tenant."""
         self.used = True
-        """Whether somebody came by it since the registry was last told."""
+        """Whether a visitor came by it since the registry was last told."""
 
 
 @dataclass(slots=True, eq=False)
@@ -93,7 +93,7 @@ class Pass:
     """That a visitor is let in: for one service, until a time."""
 
     rule: Rule
-    identity: Identity = NOBODY
+    identity: Identity = ANONYMOUS
     grant: Grant | None = None
     until: float = math.inf
     """Unix time after which it has to be judged again."""

@@ -19,7 +19,7 @@ _MOST_KNOWN = 4096
 # Services remembered with their rule; one more, and all are looked for again.
 
 _BY_LOGIN = AccessRule(let_in=["login"])
-# What holds for a device of the registry of which nobody has said anything.
+# What holds for a device of the registry without a rule of its own.
 
 
 _PROOFS = {
@@ -66,7 +66,7 @@ class Rule:
         )
 
     def admits_member(self, user_id: str, role: str | None) -> bool:
-        """Whether somebody who has this role in the tenant may come."""
+        """Whether a person who has this role in the tenant may come."""
         said = self.said
         if role is None:
             return False
@@ -133,7 +133,7 @@ class RuleBook:
             return named
         known = self._devices.find(device)
         if known is None:
-            # As for a device that is there, so that nobody learns which are.
+            # As for a device that is there, so that a stranger does not learn which are.
             return self._default if self._default.let_in else _BY_LOGIN
         if known.registration is None:
             return self._default

@@ -4,7 +4,7 @@ A browser that has nothing to show is sent to tunnelmux-api with what it asked f
 proxy, and gets a cookie with a random value whose digest is part of that. It comes back with a
 ticket that is good for a minute, once, and in that browser only. Then it gets a cookie for this one
 host, which is good for this one service, for 15 minutes, and is renewed while the person's session
-and rights last. So a ticket that is read on the way, or pushed on somebody else, is worth nothing.
+and rights last. So a ticket that is read on the way, or pushed on another person, is worth nothing.
 """
 
 from __future__ import annotations
@@ -164,7 +164,7 @@ class SignIn:
         return _denied(rule, grant)
 
     def admits(self, rule: Rule, grant: Grant, device: str, lease_id: str = "") -> bool:
-        """Whether whoever has this living grant may come by this rule, under this lease if one is
+        """Whether the holder of this living grant may come by this rule, under this lease if one is
         named."""
         if grant.kind == "link":
             return bool({"login", "link"} & rule.ways)

@@ -1,6 +1,6 @@
 """One agent that is connected with Socket.IO, as a target of commands.
 
-What decides whether a command may be given to somebody else is whether this agent may have begun
+What decides whether a command may be given to another agent is whether this agent may have begun
 it. The relay service's own agents never say so: they are taken to have begun with what was handed
 to them. Ours asks before it begins (`command_started`, answered with true or false), and begins
 nothing without a yes; so what it did not ask for was not begun, whatever became of the connection.
@@ -145,7 +145,7 @@ class AgentTarget:
         """The agent has executed a command."""
         command = self._commands.get(command_id)
         if command is None or command.is_over:
-            # It was reported as lost, or its caller has left: nobody can be told any more.
+            # It was reported as lost, or its caller has left: it cannot be told any more.
             _log.warning("a result came too late", agent=self.name, command=command_id)
             return
         command.result = result
@@ -250,7 +250,7 @@ class AgentTarget:
         return [failure("lost", problem, duration=duration)]
 
     async def _cancel(self, command: _Command) -> None:
-        """Tell an agent of ours that nobody waits for the command any more."""
+        """Tell an agent of ours that the command's caller is gone."""
         connection = self.connection
         if connection is None or not command.connection.confirms_start:
             return

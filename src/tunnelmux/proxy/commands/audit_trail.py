@@ -15,7 +15,7 @@ NOT_BEGUN = frozenset(
     {"busy", "device-busy", "device-disabled", "device-draining", "device-offline", "forbidden"}
     | {"invalid", "not-supported", "undelivered", "unknown-device"}
 )
-"""Reasons of commands that cost nobody anything, so that a caller could make any number of them."""
+"""Reasons of commands that cost nothing, so that a caller could make any number of them."""
 
 _CANCELLED = "cancelled"
 # The reason of a command whose caller left before its end.

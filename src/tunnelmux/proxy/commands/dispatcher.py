@@ -1,4 +1,5 @@
-"""Who can run a command, and running it there: devices behind the tunnel, and whoever is added.
+"""Who can run a command, and running it there: devices behind the tunnel, and targets that were
+added.
 
 What the internal API calls a device is a name here. A name leads to one target or to several: the
 machines of a group are served by any of its agents, and work goes to the least busy.
@@ -252,7 +253,7 @@ class Dispatcher:
                 end = await self._run(name, request, asked_by, pass_on)
             self._note_ssh(name, end, told)
             end = replace(end, ssh=None)
-            if not end.duration:  # whoever failed had no clock at hand
+            if not end.duration:  # the target that failed had no clock at hand
                 end = replace(end, duration=trail.duration)
             trail.see(end)
             return end
@@ -367,7 +368,7 @@ class _Attempt:
                 await self._pass_on(event, scope)
             return None
         finally:
-            if isinstance(events, AsyncGenerator):  # nobody else would see to its end
+            if isinstance(events, AsyncGenerator):  # nothing else would see to its end
                 await events.aclose()
 
     async def _pass_on(self, event: Event, scope: trio.CancelScope) -> None:

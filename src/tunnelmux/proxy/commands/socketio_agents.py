@@ -40,7 +40,7 @@ NAMESPACES = frozenset({"/proxy", "/"})
 
 _ANY = AddressLists()
 
-_NOBODY = hash_token("nobody's key, so that an unknown agent takes as long as a wrong key")
+_UNKNOWN = hash_token("no key, so that an unknown agent takes as long as a wrong key")
 
 _MAX_ID = 128  # characters of a commandId, as for requests
 
@@ -205,5 +205,5 @@ def _is_right(api_key: str, agent: SocketIOAgent | None) -> bool:
         shown = hash_token(api_key)
     except UnicodeEncodeError:  # half a character, which JSON can hold
         return False
-    is_equal = hmac.compare_digest(shown, agent.key_hash if agent is not None else _NOBODY)
+    is_equal = hmac.compare_digest(shown, agent.key_hash if agent is not None else _UNKNOWN)
     return is_equal and agent is not None

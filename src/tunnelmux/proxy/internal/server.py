@@ -142,7 +142,7 @@ class InternalServer:
     def configure(self, settings: InternalSettings) -> None:
         """Serve like this from now on.
 
-        Where other credentials are asked for, nobody goes on with the old ones: connections end
+        Where other credentials are asked for, the old ones end at once: connections end
         after their current call. Streams that were opened stay open.
         """
         if settings.access != self._settings.access:

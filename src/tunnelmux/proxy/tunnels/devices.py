@@ -45,7 +45,7 @@ class KnownDevice:
     """The 32 bytes of the token's SHA-256. Tokens themselves are never kept."""
     enabled: bool = True
     replaced_sha256: tuple[bytes, ...] = field(default=(), repr=False)
-    """The same of tokens that another invitation replaced: they let nobody in."""
+    """The same of tokens that another invitation replaced: they are refused."""
     also_sha256: tuple[bytes, ...] = field(default=(), repr=False)
     """The same of further tokens that are as good: while one is rotated there are two."""
     registration: Registration | None = None
@@ -88,10 +88,10 @@ class DeviceRegister:
         self._index()
 
     def identify(self, token: str) -> KnownDevice | None:
-        """The device this token belongs to, enabled or not; None when it is nobody's.
+        """The device this token belongs to, enabled or not; None when it is unknown.
 
         Found by the SHA-256 of the token. What the time of the look could tell is something about
-        digests, and nobody can choose a token by its digest: a token has 256 random bits.
+        digests, and a token cannot be chosen by its digest: a token has 256 random bits.
         """
         return self._by_token.get(hashlib.sha256(token.encode()).digest())
 
@@ -116,7 +116,7 @@ class DeviceRegister:
         return self._by_serial.get(label, label)
 
     def is_configured(self, name: str) -> bool:
-        """Whether the device is in proxy.toml, so that nobody can enrol under its name."""
+        """Whether the device is in proxy.toml, so that no other can enrol under its name."""
         return name in self._configured
 
     def may_go_on(self, device: KnownDevice) -> bool:

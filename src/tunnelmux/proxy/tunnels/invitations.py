@@ -26,7 +26,7 @@ INVITATION_LIFETIME = 15 * 60.0
 is soon worth nothing."""
 
 _REMEMBERED = 24 * 3600.0
-# Seconds a used or expired invitation is kept, so that whoever tries it again reads why it fails.
+# Seconds a used or expired invitation is kept, so that trying it again tells why it fails.
 
 _TOKEN_BYTES = 32
 
@@ -110,7 +110,7 @@ class Invitations:
         return file.exists() or file.with_suffix(".used").exists()
 
     def use(self, token: str, name: str, *, is_taken: bool) -> bool:
-        """Use the invitation up for a device of this name: True for whoever is first.
+        """Use the invitation up for a device of this name: True for the first caller.
 
         `is_taken` says whether a device of this name has enrolled before. False when no such
         invitation is known; raises InvitationRefused when it is expired or was used already, and

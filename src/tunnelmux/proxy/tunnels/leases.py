@@ -95,7 +95,7 @@ class LeaseBook:
         if known is None or self._label_of(known.lease.device_id) != device:
             return None
         lease = known.lease
-        # One whose time had not come let nobody in, and `take` forgets those that have ended.
+        # One whose time had not come was not used, and `take` forgets those that have ended.
         return lease if known.until > trio.current_time() else None
 
     def running_for(self, holder: str, device: str) -> list[Lease]:

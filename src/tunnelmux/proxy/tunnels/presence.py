@@ -26,8 +26,8 @@ _BATCH = 1.0
 # happened in its last second.
 
 _REFRESH = 60.0
-# Seconds after which the file is written again although nobody came or went: each online device was
-# heard from meanwhile, and after a crash this is all that says so.
+# Seconds after which the file is written again although no device came or went: each online device
+# was heard from meanwhile, and after a crash this is all that says so.
 
 _MAX_BYTES = 67_108_864
 # Of a file that is read: some 500,000 devices, and no log file that was put there by mistake.

@@ -47,13 +47,13 @@ __all__ = ["Ended", "ProxyIdentity", "RegisteredDevices"]
 _log = get_logger("proxy.registry")
 
 UNKNOWN_FOR = 5.0
-"""Seconds a token that nobody has is remembered as such."""
+"""Seconds an unknown token is remembered as such."""
 
 _MAX_UNKNOWN = 10_000
 # Tokens so remembered, under 200 bytes each; the oldest makes room.
 
 _LEAST_GAP = 0.1
-# Seconds between two looks for changes, whoever asks for them.
+# Seconds between two looks for changes, by whatever caller.
 
 _CATCH_UP = 3.0
 # Seconds a handshake with an unknown token waits for the registry.
@@ -174,9 +174,9 @@ class RegisteredDevices:
             self._wake.set()
 
     async def look_up(self, token: str) -> KnownDevice | None:
-        """The device of a token that the register does not know yet; None when it is nobody's.
+        """The device of a token that the register does not know yet; None when it is unknown.
 
-        Raises RegistryAway or RegistryFailed while nobody can say.
+        Raises RegistryAway or RegistryFailed while that cannot be known.
         """
         digest = hashlib.sha256(token.encode()).digest()
         until = self._unknown.get(digest)

@@ -133,7 +133,7 @@ class _Admitted:
 class TunnelServer:
     """Admits agents and holds their sessions.
 
-    `handle` serves one connection, for which whoever accepts connections gets a place from
+    `handle` serves one connection, for which the listener gets a place from
     `admission` first. `settings` may be replaced at any time, and so may the admission's limits.
     """
 

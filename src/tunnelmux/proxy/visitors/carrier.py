@@ -64,7 +64,7 @@ class PumpRoutes:
 
     def __init__(self, router: Router) -> None:
         self.limits = IngressLimits()
-        """Of these are held the connections that nobody uses."""
+        """Of these are held the idle connections."""
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
 
@@ -115,7 +115,7 @@ class PumpRoutes:
         return destination
 
     async def tidy(self) -> NoReturn:
-        """End connections to targets that nobody has used for their time, until cancelled."""
+        """End connections to targets that were idle for their time, until cancelled."""
         while True:
             await trio.sleep(self.limits.target_idle_time / 2)
             now = trio.current_time()
@@ -124,7 +124,7 @@ class PumpRoutes:
                     route.close_idle(math.inf if session.is_draining else now - route.idle_time)
 
     def drain(self) -> None:
-        """Keep no connection that nobody uses from now on."""
+        """Keep no idle connection from now on."""
         for services in list(self._services.values()):
             for route in services.values():
                 route.max_idle = 0
@@ -220,7 +220,7 @@ class Carrier:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
         made = self._made_for(host, said)
         self._client = made.client
-        if self.by is None or self.by.identity.kind == "nobody":
+        if self.by is None or self.by.identity.kind == "anonymous":
             return made.lines
         identity = self._gate.identity_fields(self.by, host)
         return _joined([*without_fields(_split(made.lines), identity), *identity])
@@ -279,7 +279,7 @@ class Carrier:
             status = relay.status
             reason = REASONS_OF_STATUS[status]
         elif relay.outcome == "local broke":
-            ended = "the visitor left"  # closed a tab: nobody's fault
+            ended = "the visitor left"  # closed a tab: no error
         elif relay.outcome == "aborted":
             reason_of_cut = self._visit.cut_reason
             problem = f"cut: {reason_of_cut}" if reason_of_cut else "cut by the proxy's end"

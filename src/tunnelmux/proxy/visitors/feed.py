@@ -108,7 +108,7 @@ class RequestFeed:
             self._readers.remove(reader)
 
     def tell(self, way: str, fields: Mapping[str, Any]) -> None:
-        """A request is over: `fields` are those of the log's line. Nothing, when nobody watches."""
+        """A request is over: `fields` are those of the log's line. Nothing, without a watcher."""
         if not self._readers:
             return
         known = {key: value for key, value in fields.items() if key in _FIELDS and value}

@@ -2,7 +2,7 @@
 
 The pump carries requests whose heads leave no doubt; h11, in a task, serves the others, one after
 the other, and gives the connection back with the first request that the pump can carry. Nothing is
-lost on the way: whoever goes on finds every byte that came and was not passed on.
+lost on the way: the part that goes on finds every byte that came and was not passed on.
 
 | stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
 |---------|---------------------------------------------|-----------------------------------------|

@@ -70,7 +70,7 @@ class _Open:
     plan: ListenerPlan
     sockets: list[trio.SocketListener]
     accepting: dict[trio.SocketListener, socket.socket] = field(default_factory=dict)
-    """The same sockets once more, to accept from until there is nobody left, in one turn."""
+    """The same sockets once more, to accept from until no visitor is left, in one turn."""
     pumped: list[_PumpedListener] = field(default_factory=list)
     """Those of them that the pump watches."""
 
@@ -251,7 +251,7 @@ class _PumpedListener:
         self._acceptor.again()
 
     def on_news(self) -> None:
-        """Called by the pump when somebody may be waiting."""
+        """Called by the pump when a visitor may be waiting."""
         try:
             arrived = self._acceptor.accept(_ACCEPTED_AT_ONCE)
         except OSError as error:

@@ -68,7 +68,7 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "answering": lambda _: float("inf"),  # an answer may rest: events, long polls
     "leaving": lambda _: DRAIN_TIMEOUT,
 }
-"""How long, in seconds, a visit may wait for each of these. Whoever waits takes the time from
+"""How long, in seconds, a visit may wait for each of these. The waiting side takes the time from
 here, also where it watches the time itself."""
 
 
@@ -118,7 +118,7 @@ class Visit:
         self.lease = ""
         """The id of the lease it is under, with which it ends; empty for none."""
         self.visitor = visitor
-        """The address of whoever it is, as `host:port`."""
+        """The visitor's address, as `host:port`."""
         self.scheme = scheme
         """What it came in by: http, https, tcp."""
         self.number = 0

@@ -44,7 +44,7 @@ def _plain_http_answer() -> bytes:
     refusal = Refusal(
         400, "bad-request", "This port speaks TLS: write https:// in place of http://."
     )
-    # Nobody has read what the visitor accepts, and most who make this mistake sit at a browser.
+    # What the visitor accepts was not read, and most who make this mistake sit at a browser.
     headers, body = refusal.render(b"text/html")
     headers.append((b"Connection", b"close"))
     return write_response(refusal.status, refusal.phrase, headers) + body

@@ -224,7 +224,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
             users = sa.select(_U.c.id).where(_U.c.issuer == issuer, _U.c.subject == subject)
             named.append(_B.c.user_id.in_(users))
         if len(named) == 1:
-            return 0  # a logout that names nobody ends nothing
+            return 0  # a logout that names no person ends nothing
         return _end(tx, sa.and_(*named), "ended by the provider")
 
     @writes

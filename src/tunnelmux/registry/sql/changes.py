@@ -24,7 +24,7 @@ PROXY_SILENCE = timedelta(seconds=15)
 """A proxy that has not written for so long counts as gone: three of its beats."""
 
 _LOOK = 0.05
-# Seconds between two looks at what the proxies have confirmed, while somebody waits for it.
+# Seconds between two looks at what the proxies have confirmed, while a caller waits for it.
 
 _C = schema.changes
 _E = schema.change_effects

@@ -117,7 +117,7 @@ class Database:
     def run_here(
         self, work: Callable[[Connection], T], write: bool, call: _Call | None = None
     ) -> T:
-        """As `run`, in this thread, with nobody to watch the clock."""
+        """As `run`, in this thread, without a deadline."""
         self._calls.now = call
         for attempt in range(1, _TRIES + 1):
             try:

@@ -98,7 +98,7 @@ class SqlFleetLeases(Repository, Fleet):
             "services": list(services),
             "rights": list(RIGHTS),
             "holder": "",
-            "holder_name": "whoever has the code",
+            "holder_name": "the holder of the code",
             "reason": "assistance by code, opened on the device",
             "recorded": False,
             "sealed": True,

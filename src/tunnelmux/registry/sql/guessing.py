@@ -24,7 +24,7 @@ _G = schema.guesses
 
 
 class Guesser:
-    """Somebody who tries codes, with the budgets that it draws on."""
+    """One who tries codes, with the budgets that it draws on."""
 
     def __init__(self, rules: PairingRules, *, address: str, tenant_id: str | None = None) -> None:
         self._rules = rules

@@ -97,7 +97,7 @@ class SqlLeases(Repository, Leases):
             )
         if approve and tx.actor.user_id == before.created_by:
             raise RegistryRefused(
-                "nobody approves a request of their own: ask somebody else", code="own_request"
+                "this request is your own: ask another person to approve it", code="own_request"
             )
         values: dict[str, Any] = {
             "approval": "given" if approve else "refused",

@@ -50,7 +50,8 @@ async def follow_postgresql(database: Database, signal: Signal) -> None:
 
 
 class _Opening:
-    """A connection that is being made in a thread, and closed there when nobody waits any more."""
+    """A connection that is being made in a thread, and closed there when no caller waits any
+    more."""
 
     def __init__(self, parameters: str) -> None:
         self._connect = partial(

@@ -67,7 +67,8 @@ class SqlUsers(Repository, Users):
             user_id = self._add(tx, issuer, subject, email, name)
         elif not row.enabled:
             raise RegistryRefused(
-                "this user is disabled: ask whoever runs this installation", code="user_disabled"
+                "this user is disabled: ask the administrator of this installation",
+                code="user_disabled",
             )
         else:
             user_id = row.id
@@ -307,7 +308,7 @@ def role_in(tx: Transaction, user_id: str) -> Role | None:
 
 
 def _check_identity(issuer: str, subject: str) -> None:
-    """Refuse what cannot be who somebody is. Cut short, it would be somebody else."""
+    """Refuse what is no identity. Cut short, it would be another person's."""
     for field, text in (("issuer", issuer), ("subject", subject)):
         if len(text) > _MAX_IDENTITY:
             raise RegistryRefused(
@@ -347,7 +348,7 @@ def _owners(tx: Transaction) -> set[str]:
 def _keep_an_owner(tx: Transaction, user_id: str) -> None:
     if not _owners(tx) - {user_id}:
         raise RegistryRefused(
-            "this is the last owner, and a tenant needs one: make somebody else owner first",
+            "this is the last owner, and a tenant needs one: make another member owner first",
             code="last_owner",
         )
 

@@ -43,7 +43,7 @@ class SqlSshKeys(Repository, SshKeys):
         ).first()
         if user is None:
             raise NoSuchRecord("user", user_id)
-        # One answer whoever has it: whose keys there are is not for others to learn.
+        # One answer in all cases: whose keys there are is not for others to learn.
         if tx.execute(sa.select(_K.c.id).where(_K.c.fingerprint == public.fingerprint)).first():
             raise RegistryRefused("this key is registered already", code="taken", field="key")
         count: int = tx.execute(

@@ -69,7 +69,7 @@ class Transaction:
         return Transaction(self._connection, tenant_id=None, actor=self.actor, now=self.now)
 
     def acting(self, actor: Actor) -> Transaction:
-        """The same transaction, done by somebody else: who it is was found out on the way."""
+        """The same transaction, done by another actor: who it is was found out on the way."""
         return Transaction(self._connection, tenant_id=self.tenant_id, actor=actor, now=self.now)
 
     def lock(self) -> None:

@@ -272,7 +272,7 @@ def rules_of(tx: Transaction, device_ids: Iterable[str]) -> dict[str, dict[str, 
 
 
 def read_rule(content: object) -> AccessRule:
-    """A rule as it is kept. One that a newer version wrote, or a hand, lets nobody in."""
+    """A rule as it is kept. One that a newer version wrote, or a hand, refuses all."""
     try:
         return msgspec.convert(content, AccessRule)
     except msgspec.ValidationError:
