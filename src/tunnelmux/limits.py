@@ -188,6 +188,10 @@ class IngressLimits:
     server that keeps a pool, has hundreds, and no single address has them all. trusted_proxies are
     exempt: they can count their own visitors."""
 
+    max_hop_streams: int = 16_384
+    """Streams between two nodes of a cluster at once, in one direction: visitors at one of them of
+    all devices on the other. One more is refused. Each costs some hundred bytes at rest."""
+
     reserved_streams: int = 64
     """Streams of each device that visitors leave free, but no more than an eighth of max_streams:
     with all others taken, the back end, commands and the agent's own API still get through."""

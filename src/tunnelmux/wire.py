@@ -20,6 +20,7 @@ __all__ = [
     "DEVICE_FIELD",
     "EMAIL_FIELD",
     "EXEC_PATH",
+    "GENERATION_FIELD",
     "IDENTITY_FIELDS",
     "INSTANCE_FIELD",
     "LEASES_PATH",
@@ -60,6 +61,9 @@ the visitor's to write, and visitors are for services."""
 
 EXEC_PATH = "/v1/exec"
 """Where the agent's own API takes commands."""
+
+GENERATION_FIELD = b"Tunnelmux-Generation"
+"""From a node of a cluster to another one: which session of the device is meant."""
 
 SILENCE_PATH = b"/v1/silence"
 """Where it says why the target of a service (`SERVICE_FIELD`) gave no answer: 200 with a sentence,

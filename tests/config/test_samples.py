@@ -73,10 +73,11 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     (tmp_path / "dev1.token").write_text("abc")
     (tmp_path / "dev1.join").write_text(join)
     (tmp_path / "main-server.key").write_text("abc")
+    (tmp_path / "redis.url").write_text("redis://:abc@10.0.0.5")
     for part in ("tunnel", "ingress", "internal", "socketio", "api", "shop"):
         (tmp_path / f"{part}.pem").touch()
         (tmp_path / f"{part}.key").touch()
-    for name in ("ca.pem", "known_hosts", "callers.pem"):
+    for name in ("ca.pem", "known_hosts", "callers.pem", "redis-ca.pem"):
         (tmp_path / name).touch()
     text = (
         COMMENTED_LINE.sub("", sample).replace("tunnelmux-join:…", join).replace("ws://", "wss://")
@@ -84,7 +85,7 @@ def test_everything_commented_out_in_the_sample_loads_too(program, sample, tmp_p
     # Of the ways to give a token, one at a time.
     text = re.sub(
         r"^(token|token_sha256|join|join_file|secret_file|api_key|client_secret|url_file"
-        r"|serial_command) = .*\n",
+        r"|redis|serial_command) = .*\n",
         "",
         text,
         flags=re.MULTILINE,

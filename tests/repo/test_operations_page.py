@@ -15,7 +15,10 @@ PAGE = (ROOT / "docs" / "operations.md").read_text("utf-8")
 
 DAEMONS = [
     path
-    for folder in ("agent", "api", "backend", "cli", "gateway", "observability", "proxy", "ssh")
+    for folder in (
+        *("agent", "api", "backend", "cli", "directory", "gateway", "observability", "proxy"),
+        "ssh",
+    )
     for path in sorted((SOURCE / folder).rglob("*.py"))
 ]
 

@@ -70,7 +70,7 @@ class RedisServer:
             self._process.wait(30)
             self._process = None
 
-    def command(self, *words: str) -> None:
+    def command(self, *words: str) -> bytes:
         """Have the server do this; an error is raised as AssertionError."""
         message = f"*{len(words)}\r\n" + "".join(
             f"${len(word.encode())}\r\n{word}\r\n" for word in words
@@ -81,6 +81,7 @@ class RedisServer:
             connection.sendall(message.encode())
             answer = connection.recv(1000)
             assert not answer.startswith(b"-"), answer
+            return answer
 
     def _answers(self) -> bool:
         try:

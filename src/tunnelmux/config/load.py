@@ -101,6 +101,8 @@ def load_proxy_config(
         secret_files += [more.key for more in config.ingress.http.certificates]
     if config.socketio is not None:
         secret_files.append(config.socketio.tls_key)
+    if config.cluster is not None:
+        secret_files.append(config.cluster.redis_file)
     if config.internal is not None:
         secret_files += [config.internal.tls_key, config.internal.secret_file]
     agents = config.socketio.agents if config.socketio is not None else []
@@ -109,6 +111,7 @@ def load_proxy_config(
         or any(agent.api_key is not None for agent in agents)
         or sources.is_from_file("internal.secret")
         or (config.registry.has_password and sources.is_from_file("registry.url"))
+        or (config.cluster is not None and config.cluster.has_password)
     ):
         secret_files.append(file)
     if warn is not None:
@@ -379,6 +382,10 @@ def _check_proxy_files(config: ProxyConfig) -> None:
     if config.socketio is not None:
         _check_readable("socketio.tls_certificate", config.socketio.tls_certificate)
         _check_readable("socketio.tls_key", config.socketio.tls_key)
+    if config.cluster is not None:
+        with _within("cluster"):
+            config.cluster.read_redis()
+        _check_readable("cluster.redis_ca", config.cluster.redis_ca)
     if config.internal is not None:
         with _within("internal"):
             config.internal.read_secret()

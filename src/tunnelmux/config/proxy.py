@@ -9,6 +9,7 @@ from typing import Literal
 import msgspec
 
 from tunnelmux.config.access import AccessConfig, check_address_lists
+from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
@@ -473,6 +474,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     access: AccessConfig = AccessConfig()
     devices: list[DeviceConfig] = []
     registry: RegistrySource = RegistrySource()
+    cluster: ClusterConfig | None = None
     socketio: SocketIOListener | None = None
     limits: LimitsConfig = LimitsConfig()
     audit: AuditConfig = AuditConfig()
@@ -563,6 +565,8 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
             listeners["internal.listen"] = self.internal.address
         if self.ingress.http is not None:
             listeners["ingress.http.listen"] = self.ingress.http.address
+        if self.cluster is not None:
+            listeners["cluster.listen"] = self.cluster.listen_address
         if self.socketio is not None:
             listeners["socketio.listen"] = self.socketio.address
         for index, ingress in enumerate(self.ingress.tcp):

@@ -105,6 +105,11 @@ class Membership(Generic[S]):
         held = self._mine.get(device)
         return held.generation if held is not None else 0
 
+    def session_of(self, device: str) -> S | None:
+        """The session of the device that is here."""
+        held = self._mine.get(device)
+        return held.session if held is not None else None
+
     def is_settled(self) -> bool:
         """Whether the directory has all that is here, as far as this node knows."""
         return not self._unsettled and not self.is_away

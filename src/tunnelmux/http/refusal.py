@@ -47,6 +47,7 @@ REASONS: dict[str, int] = {
     "tunnel-lost": 502,
     "device-busy": 503,
     "device-draining": 503,
+    "device-moved": 503,
     "device-offline": 503,
     "proxy-draining": 503,
     "proxy-failed": 503,

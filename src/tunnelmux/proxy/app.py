@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import socket
 import ssl
-import uuid
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
@@ -36,10 +33,12 @@ from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.internal.traffic import Traffic
+from tunnelmux.proxy.names import internal_url, node_name, proxy_identity
+from tunnelmux.proxy.reports import DrainReport, ReloadReport
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
-from tunnelmux.proxy.tunnels.registered import Ended, ProxyIdentity, RegisteredDevices
+from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
@@ -53,15 +52,14 @@ from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
 
 if TYPE_CHECKING:
+    from tunnelmux.config.cluster import ClusterConfig
+    from tunnelmux.proxy.cluster.node import ClusterNode
     from tunnelmux.proxy.commands.socketio_agents import AgentServer
     from tunnelmux.pump.counts import Histogram
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 
 _log = get_logger("proxy")
-
-_PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
-# Makes an id of a proxy's name that is the same after each start (RFC 9562 section 5.5).
 
 _DRAIN_LOOK = 0.05
 # Seconds between two looks at what still runs while draining. It is not asked at any other time, so
@@ -73,29 +71,6 @@ _REGISTRY_TIMEOUT = 2.0
 _GOODBYE = 2.0
 # Seconds the sessions get to close in order once the grace period is over; agents that do not
 # answer by then are cut.
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ReloadReport:
-    """What a reload did."""
-
-    kicked: list[str] = field(default_factory=list)
-    """Devices whose session was closed: removed, disabled, or given another token."""
-    problems: list[ConfigError] = field(default_factory=list)
-    """Listeners that could not be opened; everything else of the new configuration holds."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class DrainReport:
-    """How a drain ended."""
-
-    sessions: int = 0
-    """Sessions that were told to go away."""
-    streams: int = 0
-    """Streams that were live when the drain began."""
-    cut: int = 0
-    """Streams that were still live when the grace period was over."""
-    seconds: float = 0.0
 
 
 async def run_proxy(
@@ -133,6 +108,9 @@ class RunningProxy:
         internal = config.limits.internal
         self.events = EventLog(internal.event_history)
         self.store = MemoryStore(expire_after=internal.session_expiry, events=self.events)
+        self.cluster: ClusterNode | None = None
+        if config.cluster is not None:
+            self._join_cluster(config.cluster, config)
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
@@ -356,6 +334,8 @@ class RunningProxy:
                 problems = await self._listeners.apply(self._plans())
                 problems += await self._private_listeners.apply(self._private_plans())
                 if not problems:
+                    if self.cluster is not None:
+                        await self._start_node(self.cluster)
                     self._say_where()
                     self._callers.start_soon(self._clean_up)
                     if self._presence is not None:
@@ -370,6 +350,14 @@ class RunningProxy:
             accepting.cancel_scope.cancel()
         return problems
 
+    async def _start_node(self, cluster: ClusterNode) -> None:
+        bound = self._listeners.address("cluster")
+        assert bound is not None  # it was opened with the others
+        cluster.pump = self._tunnel.pump
+        cluster.look_only_for(self.devices.knows)
+        # After the first answer of the directory, or none of it for a second.
+        await self._agents.start(cluster.run, bound, self._internal_url())
+
     async def _clean_up(self) -> None:
         while True:  # until the proxy ends
             await trio.sleep(CLEANUP_INTERVAL)
@@ -383,6 +371,8 @@ class RunningProxy:
         if self._presence is not None:
             await self._presence.finish()  # one small local file bounds how long that takes
         self._tunnel.is_draining = True
+        if self.cluster is not None:
+            self.cluster.leave()
         if self.registered is not None:
             self.registered.leases.fall_silent()
         self._http.drain()
@@ -433,7 +423,7 @@ class RunningProxy:
 
     async def _end_device(self, name: str, reason: str) -> Ended:
         """End the session and the visits of a device; how many there were."""
-        handle = await self.store.find_device(name)
+        handle = self.store.own_device(name)
         # Also those of a session that was replaced and still unwinds, and those that wait for one.
         visits = self.visits.cut_device(name, reason)
         if handle is not None:
@@ -456,19 +446,35 @@ class RunningProxy:
         migrate = None if config.registry.migrate else False
         source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
         source()  # so that a URL that cannot be used is said now
-        identity, limits = _registry_identity(config), config.limits.ingress
+        identity, limits = proxy_identity(config), config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
         self._access = AccessFollower(self._gate, self.visits, leases)
         return RegisteredDevices(
             source, self.devices, self._end_device, identity, limits, leases, self._access
         )
 
+    def _internal_url(self) -> str:
+        """Where others call the internal API, which is open."""
+        bound = self.internal_address
+        return internal_url(self.config, bound.port if bound is not None else 0)
+
+    def _join_cluster(self, settings: ClusterConfig, config: ProxyConfig) -> None:
+        # Not at the top: who is alone needs nothing of it.
+        from tunnelmux.proxy.cluster.node import ClusterNode
+        from tunnelmux.proxy.cluster.store import ClusterStore
+
+        internal = config.limits.internal
+        self.store = store = ClusterStore(expire_after=internal.session_expiry, events=self.events)
+        self.cluster = ClusterNode(node_name(config), settings, config, store)
+
     def _say_where(self) -> None:
         """Tell where visitors come in, for those who make links to services, and where the back
         end calls."""
+        url = self._internal_url()
         if self.registered is not None:
-            port = self.internal_address.port if self.internal_address is not None else 0
-            self.registered.say_where(_internal_url(self.config, port))
+            self.registered.say_where(url)
+        if node_name(self.config):
+            self._tunnel.settings = dataclasses.replace(self._tunnel.settings, internal_url=url)
         http, bound = self.config.ingress.http, self.http_address
         if self._access is not None and http is not None and bound is not None:
             self._access.grants.say_where(http.url_of(bound.port))
@@ -592,6 +598,13 @@ class RunningProxy:
                 addresses=_lists_of(self.config.tunnel),
             )
         }
+        if self.cluster is not None and self.config.cluster is not None:
+            plans["cluster"] = ListenerPlan(
+                key="cluster.listen",
+                address=self.config.cluster.listen_address,
+                handler=self.cluster.server.handle,
+                nursery=self._agents,
+            )
         socketio = self.config.socketio
         if socketio is not None and self._agent_server is not None:
             plans["socketio"] = ListenerPlan(
@@ -656,24 +669,8 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
         limits=config.limits.session,
         handshake_timeout=config.limits.ingress.handshake_timeout,
         first_byte_timeout=config.limits.ingress.first_byte_timeout,
+        node=node_name(config),
     )
-
-
-def _registry_identity(config: ProxyConfig) -> ProxyIdentity:
-    name = config.registry.name or socket.gethostname()
-    url = _internal_url(config, config.internal.address.port if config.internal is not None else 0)
-    return ProxyIdentity(id=str(uuid.uuid5(_PROXIES, name)), name=name, internal_url=url)
-
-
-def _internal_url(config: ProxyConfig, port: int) -> str:
-    """Where others call the internal API; empty without one, and while the system has to choose
-    its port."""
-    if config.registry.internal_url is not None:
-        return config.registry.internal_url
-    if config.internal is None or not port:
-        return ""
-    scheme = "https" if config.internal.tls_certificate else "http"
-    return f"{scheme}://{Address(config.internal.address.host, port)}"
 
 
 def _audit_log(config: ProxyConfig) -> AuditLog:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,6 +30,12 @@ def utc_now() -> datetime:
 
 class SessionHandle(abc.ABC):
     """A session one can use, wherever it lives."""
+
+    default_service = ""
+    """The service that a request without a name gets, as the agent says, if it does."""
+    timeouts: Mapping[str | None, float] = MappingProxyType({})
+    """By what is asked for, None for the default service: the seconds that the agent gives a
+    target to begin an answer, where they are other than usual."""
 
     @property
     @abc.abstractmethod
@@ -111,13 +118,12 @@ class LocalHandle(OwnHandle):
         self.relayed: Mapping[str | None, str] = {}
         """By what is asked for, None for the default service: the services that the agent said to
         take raw connections. Not all of them, perhaps."""
-        self.timeouts: Mapping[str | None, float] = {}
-        """By what is asked for, None for the default service: the seconds that the agent gives a
-        target to begin an answer, where they are other than usual."""
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
-        self.default_service = ""
-        """The service that a request without a name gets, as the agent says, if it does."""
+        self.node = ""
+        """What this process is called among others, if it is."""
+        self.internal_url = ""
+        """Where its internal API is called."""
         self.replaced_by = ""
         """Where the connection came from that took this one's place, if one did."""
         self._farewell = farewell
@@ -184,6 +190,8 @@ class LocalHandle(OwnHandle):
             connected_at=self._connected_at,
             last_heartbeat=max(self._heartbeat, self._last_byte_at()),
             remote_addr=self.remote_address,
+            proxy_node_id=self.node,
+            proxy_internal_url=self.internal_url,
         )
 
     def record_heartbeat(self, at: datetime) -> None:

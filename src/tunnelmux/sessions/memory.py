@@ -121,13 +121,17 @@ class MemoryStore(DeviceStore):
             self._remove(handle)
         return len(silent)
 
-    async def find_device(self, name: str) -> OwnHandle | None:
+    async def find_device(self, name: str) -> SessionHandle | None:
         return self.live_device(name)
 
-    def live_device(self, name: str) -> OwnHandle | None:
+    def own_device(self, name: str) -> OwnHandle | None:
+        """The live session of this device in this process."""
         return self._alive(self._by_device.get(name))
 
-    async def wait_for_device(self, name: str, until: float) -> OwnHandle | None:
+    def live_device(self, name: str) -> SessionHandle | None:
+        return self._alive(self._by_device.get(name))
+
+    async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:
         while (handle := await self.find_device(name)) is None:
             arrival = self._arrivals.setdefault(name, trio.Event())
             try:

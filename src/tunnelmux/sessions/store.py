@@ -67,6 +67,10 @@ class DeviceStore(SessionStore):
     A session registered for a device replaces the one the device had, under whatever token.
     """
 
+    reaches_others = False
+    """Whether `find_device` may answer with sessions of other nodes, and has to be asked about them
+    before `live_device` knows of one."""
+
     @abc.abstractmethod
     async def find_device(self, name: str) -> SessionHandle | None:
         """The live session of this device, or None while it is offline."""

@@ -25,7 +25,7 @@ from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, 
 from tunnelmux.proxy.access.rules import Rule, RuleBook
 from tunnelmux.proxy.access.sign_in import ASSERTION_LIFETIME, SignIn
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
-from tunnelmux.sessions import DeviceStore, LocalHandle
+from tunnelmux.sessions import DeviceStore
 from tunnelmux.wire import ASSERTION_FIELD, EMAIL_FIELD, ROLES_FIELD, USER_FIELD, VISITOR_PATH
 
 if TYPE_CHECKING:
@@ -100,7 +100,7 @@ class Gate:
         if destination.service is not None or not self.rules.has_service_rules(device):
             return destination
         handle = self._store.live_device(device)
-        name = handle.default_service if isinstance(handle, LocalHandle) else ""
+        name = handle.default_service if handle is not None else ""
         if not name:
             message = (
                 f"Services of {device} have rules of their own, and its default service is not "

@@ -104,6 +104,10 @@ class TunnelSettings:
     """Seconds from accepting a connection to the end of its handshake, TLS included."""
     first_byte_timeout: float = 5.0
     """Seconds of these until its first byte."""
+    node: str = ""
+    """What this proxy is called among others, if it is."""
+    internal_url: str = ""
+    """Where its internal API is called."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -434,6 +438,7 @@ class TunnelServer:
             remote_address=remote,
             farewell=farewell,
         )
+        handle.node, handle.internal_url = self.settings.node, self.settings.internal_url
         handle.relayed = admitted.relayed
         handle.timeouts = admitted.timeouts
         handle.default_service = admitted.default_service

@@ -139,6 +139,8 @@ class RequestsByH11:
         """A stream to the device that this request names; raises Refused."""
         self.is_idle = False
         self.busy_since = trio.current_time()
+        if self._router.reaches_others:
+            await self._router.look_for(self._named(request).device)
         self._destination = destination = self._find(request)
         refusal = self._visit.admit(destination) or self._overdue
         self._overdue = None
@@ -218,7 +220,7 @@ class RequestsByH11:
             stream = await self._open_stream(destination.device)
         if destination.service is not None:
             headers.append((SERVICE_FIELD, destination.service.encode("ascii")))
-        if isinstance(stream, Stream) and stream.session.tunnel is not None:
+        if self._is_own(stream, destination.device):
             headers.append((RELAY_FIELD, b"?"))
         return Upstream(
             stream=stream,
@@ -234,6 +236,13 @@ class RequestsByH11:
         stream = await self._router.open_stream(device, self._settings.limits, self._visit)
         self._visit.on_cut = None  # it is cut with the whole connection
         return stream
+
+    def _is_own(self, stream: trio.abc.Stream, device: str) -> bool:
+        """Whether it is a stream of the device's own session, and in a pump: and not of one that
+        leads to another node."""
+        if not isinstance(stream, Stream) or stream.session.tunnel is None:
+            return False
+        return self._router.is_own(device, stream.session)
 
     async def _open_raw(self, device: str, service: str) -> trio.abc.Stream | None:
         """A stream to the target of a service that takes raw connections; None when the agent does
@@ -284,8 +293,10 @@ class RequestsByH11:
 
     def _find(self, request: RequestHead) -> Destination:
         """Where the request's own head sends it; raises Refused."""
-        destination = find_destination(request, self._settings.domain, self._router.is_tenant)
-        return self._gate.settled(destination)
+        return self._gate.settled(self._named(request))
+
+    def _named(self, request: RequestHead) -> Destination:
+        return find_destination(request, self._settings.domain, self._router.is_tenant)
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
         headers = without_own_set_cookies(self._take_relay_field(headers)) + self._set_cookies
@@ -303,9 +314,12 @@ class RequestsByH11:
         if service is None:
             return headers
         name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
-        if isinstance(self._stream, Stream) and self._destination is not None and is_name(name):
+        destination, stream = self._destination, self._stream
+        if destination is None or not is_name(name):
+            return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
+        if isinstance(stream, Stream) and self._is_own(stream, destination.device):
             route = self._routes.learn_service(
-                self._stream.session, self._destination.device, self._destination.service, name
+                stream.session, destination.device, destination.service, name
             )
             route.has_answered = True
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]

@@ -259,6 +259,22 @@ class Router:
         """Whether host names that end with `--name` are those of a tenant's devices."""
         return self._devices.is_tenant(name)
 
+    @property
+    def reaches_others(self) -> bool:
+        """Whether devices may be on other nodes."""
+        return self._store.reaches_others
+
+    async def look_for(self, device: str) -> None:
+        """Find out about a device that may be on another node, so that what is asked without
+        waiting is known."""
+        if self._devices.find(device) is not None:
+            await self._store.find_device(device)
+
+    def is_own(self, device: str, session: Session) -> bool:
+        """Whether this session is the device's, and not one with a node that has it."""
+        handle = self._store.live_device(device)
+        return isinstance(handle, LocalHandle) and handle.session is session
+
     def session_now(self, device: str) -> Session | None:
         """The session of the device, if it may be reached, is here, and has a stream left for a
         visitor; without waiting."""
@@ -269,7 +285,7 @@ class Router:
         """Seconds that the device gives the service's target to begin an answer, where they are
         other than those of all."""
         handle = self._store.live_device(device)
-        return handle.timeouts.get(service) if isinstance(handle, LocalHandle) else None
+        return handle.timeouts.get(service) if handle is not None else None
 
     def handle_now(self, device: str) -> LocalHandle | None:
         """The same as the store has it."""

@@ -1,0 +1,96 @@
+"""What proxy.toml says about the other proxies of an installation."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import msgspec
+
+from tunnelmux.config.redis_url import RedisPlace
+from tunnelmux.config.rules import (
+    Address,
+    InvalidSetting,
+    check_one_line,
+    parse_address,
+)
+from tunnelmux.config.secret import Secret
+from tunnelmux.config.token_file import read_token_file
+
+__all__ = ["ClusterConfig"]
+
+_NODE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_ANY = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - looked for, not bound
+
+
+def _check_url(key: str, url: Secret) -> None:
+    try:
+        RedisPlace.parse(url.reveal())
+    except ValueError as error:
+        raise InvalidSetting(key, str(error)) from None
+
+
+class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """This proxy is one node of several: a visitor at any of them reaches a device at any other.
+    Without this table it is alone. A reload does not change it."""
+
+    redis: Secret | None = None
+    """Where the nodes find each other: `redis://:password@host:6379`, `rediss://` for TLS,
+    `unix:///path/of/socket`, or `redis+sentinel://:password@host:26379,host:26379/name`."""
+
+    redis_file: Path | None = None
+    """A file whose only content is that URL: it may hold a password."""
+
+    redis_ca: Path | None = None
+    """PEM file with the authorities to trust with `rediss://`; default: the system's."""
+
+    listen: str
+    """`host:port` where other nodes reach this one. Only they can use it: each shows a certificate
+    that it has made at its start and that the others know from Redis."""
+
+    address: str | None = None
+    """`host:port` that the other nodes dial; by default `listen`."""
+
+    node: str | None = None
+    """How this node is called, and no other one; by default the name of the machine."""
+
+    def __post_init__(self) -> None:
+        if (self.redis is None) == (self.redis_file is None):
+            raise InvalidSetting(
+                "redis", 'is needed, or redis_file: write redis = "redis://:password@10.0.0.5:6379"'
+            )
+        if self.redis is not None:
+            _check_url("redis", self.redis)
+        listen = parse_address("listen", self.listen)
+        if self.address is not None:
+            parse_address("address", self.address)
+        elif listen.host in _ANY:
+            raise InvalidSetting(
+                "address",
+                f'is missing: other nodes cannot dial "{self.listen}"; write the address of this '
+                'machine that they reach, like "10.0.0.7:3803"',
+            )
+        if self.node is not None and not _NODE.fullmatch(self.node):
+            raise InvalidSetting(
+                "node",
+                f'"{self.node}" cannot be a name: use 1 to 128 of a-z, A-Z, 0-9, ".", "_", "-"',
+            )
+
+    @property
+    def listen_address(self) -> Address:
+        """`listen`, parsed."""
+        return parse_address("listen", self.listen)
+
+    @property
+    def has_password(self) -> bool:
+        """Whether `redis` holds a password, so that what it stands in must not be open to all."""
+        return self.redis is not None and bool(RedisPlace.parse(self.redis.reveal()).password)
+
+    def read_redis(self) -> Secret:
+        """The URL, from its file when that is the source; raises InvalidSetting."""
+        if self.redis_file is not None:
+            url = read_token_file("redis_file", self.redis_file, check_one_line)
+            _check_url("redis_file", url)
+            return url
+        assert self.redis is not None  # one of the two is set, see __post_init__
+        return self.redis

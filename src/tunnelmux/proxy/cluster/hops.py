@@ -1,0 +1,305 @@
+"""From this node to others: one long-lived session with each, and devices' sessions behind it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from datetime import datetime
+
+import msgspec
+import trio
+
+from tunnelmux.config import Address
+from tunnelmux.directory import Node, Place
+from tunnelmux.directory.membership import Membership
+from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
+from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
+from tunnelmux.http.body import BadBody
+from tunnelmux.http.connection import ClientConnection
+from tunnelmux.limits import IngressLimits, Limits
+from tunnelmux.mux import Session, Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
+from tunnelmux.proxy.cluster.words import DEVICE_PATH, DeviceThere
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.relay import abort
+from tunnelmux.sessions import OwnHandle, SessionHandle, SessionSummary
+from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.transports.tls import explain_tls_error
+from tunnelmux.wire import GENERATION_FIELD
+
+__all__ = ["Hops", "ThereHandle"]
+
+_log = get_logger("proxy.cluster")
+
+_DIAL_TIMEOUT = 2.0
+# Seconds for connecting to another node and for TLS with it: visitors wait.
+
+_ASK_TIMEOUT = 2.0
+# Seconds for another node to answer about a device.
+
+_REDIAL = 0.25
+# Seconds after a node could not be reached until it is dialled again.
+
+_MOST_BYTES = 65_536
+# Of what a node says of one device.
+
+
+class Hop:
+    """The way to one start of one other node. It is dialled when it is first used, and again when
+    it broke."""
+
+    def __init__(self, owner: Hops, node: Node) -> None:
+        self.node = node
+        self._owner = owner
+        self._session: Session | None = None
+        self._dialling = trio.Lock()
+        self._not_before = -math.inf
+
+    @property
+    def is_there(self) -> bool:
+        """Whether the node is still a member of the cluster, in this start of it."""
+        known = self._owner.membership.nodes.get(self.node.name)
+        return known is not None and known.incarnation == self.node.incarnation
+
+    @property
+    def session(self) -> Session | None:
+        """The session with the node, while there is one."""
+        if self._session is None or self._session.is_closed:
+            return None
+        return self._session
+
+    def end(self) -> None:
+        """Close it, if nothing goes through it."""
+        if self._session is not None and not self._session.stream_count:
+            self._session.end()
+
+    async def open_stream(self) -> Stream:
+        """A new stream to the node. Raises SessionError, and ConnectError where it is not reached.
+        The caller bounds the wait."""
+        return await (self.session or await self._dial()).open_stream()
+
+    async def _dial(self) -> Session:
+        async with self._dialling:
+            if self.session is not None:
+                return self.session
+            if trio.current_time() < self._not_before:
+                raise ConnectError(f"node {self.node.name} was not reached a moment ago")
+            try:
+                self._session = await self._owner.dial(self.node)
+            except ConnectError as error:
+                self._not_before = trio.current_time() + _REDIAL
+                _log.warning(
+                    "node not reached",
+                    node=self.node.name,
+                    address=self.node.address,
+                    cause=str(error),
+                )
+                raise
+            return self._session
+
+
+class ThereHandle(SessionHandle):
+    """A device's session on another node, as that node described it."""
+
+    def __init__(self, hop: Hop, device: str, there: DeviceThere, limits: IngressLimits) -> None:
+        self.generation = there.generation
+        self.default_service = there.default_service
+        self.timeouts = {name or None: seconds for name, seconds in there.timeouts.items()}
+        self._hop = hop
+        self._device = device
+        self._there = there
+        self._limits = limits
+        self._has_moved = False
+
+    def __repr__(self) -> str:
+        return f"<ThereHandle {self._device!r} on {self._hop.node.name!r}>"
+
+    @property
+    def token(self) -> str:
+        return ""  # it finds sessions in the process that has them
+
+    @property
+    def device(self) -> str:
+        return self._device
+
+    @property
+    def node(self) -> str:
+        """The name of the node that has it."""
+        return self._hop.node.name
+
+    @property
+    def credential(self) -> bytes:
+        return bytes.fromhex(self._there.credential)
+
+    async def open_stream(self) -> Stream:
+        if self.is_closed:
+            raise SessionClosed(f"device {self._device!r} is not on node {self.node!r} any more")
+        try:
+            stream = await self._hop.open_stream()
+        except (ConnectError, SessionClosed, SessionDraining) as error:
+            self._has_moved = True
+            raise SessionClosed(f"node {self.node} cannot be reached: {error}") from error
+        is_joined = False
+        try:
+            timeout = self._limits.connect_timeout
+            generation = [(GENERATION_FIELD, b"%d" % self.generation)]
+            connect = await open_connect(
+                stream, self._device, self._limits, answer_timeout=timeout, headers=generation
+            )
+            await connect.wait_answer()
+            is_joined = True
+        except UpstreamGone as error:
+            self._has_moved = True
+            raise SessionClosed(f"the way to node {self.node} broke: {error}") from error
+        except ConnectFailed as error:
+            self._refused(error)
+        finally:
+            if not is_joined:
+                await abort(stream)
+        # Nothing came behind the answer: a device says nothing before it is asked.
+        return stream
+
+    def _refused(self, error: ConnectFailed) -> None:
+        if error.reason == "device-draining":
+            raise SessionDraining(str(error)) from error
+        if error.reason == "device-busy":
+            raise SessionError(str(error)) from error
+        self._has_moved = True
+        raise SessionClosed(str(error)) from error
+
+    async def close(self, reason: str = "closed by the proxy") -> None:  # noqa: ARG002
+        """Forget it: the node that has it ends it by what it knows itself."""
+        self._has_moved = True
+
+    @property
+    def is_closed(self) -> bool:
+        return self._has_moved or not self._hop.is_there
+
+    def summary(self) -> SessionSummary:
+        there = self._there
+        return SessionSummary(
+            token="",
+            user_id=there.user_id,
+            device_id=self._device,
+            connected_at=there.connected_at,
+            last_heartbeat=there.last_heartbeat,
+            remote_addr=there.remote_addr,
+            proxy_node_id=self.node,
+            proxy_internal_url=self._hop.node.internal_url,
+        )
+
+    @property
+    def hop_streams(self) -> int:
+        """Streams that go to that node now, of all devices there."""
+        session = self._hop.session
+        return session.stream_count if session is not None else 0
+
+    @property
+    def last_seen(self) -> datetime:
+        """When the node had last heard from the device, as it said."""
+        return self._there.last_heartbeat
+
+
+class Hops:
+    """The ways to all other nodes. `nursery` owns their sessions."""
+
+    def __init__(
+        self,
+        membership: Membership[OwnHandle],
+        identity: NodeIdentity,
+        limits: Limits,
+        http_limits: IngressLimits,
+        pump: Callable[[], DataPump | None],
+        nursery: trio.Nursery,
+    ) -> None:
+        self.membership = membership
+        self._identity = identity
+        self._limits = limits
+        self._http_limits = http_limits
+        self._pump = pump
+        self._nursery = nursery
+        self._by_start: dict[tuple[str, str], Hop] = {}
+
+    async def reach(self, device: str, place: Place) -> ThereHandle | None:
+        """The device's session at that place, when the node says that it is there. Raises
+        ConnectError where the node cannot be asked."""
+        hop = self._hop_to(place)
+        if hop is None:
+            return None
+        with trio.move_on_after(_DIAL_TIMEOUT + _ASK_TIMEOUT):
+            try:
+                there = await self._ask(hop, device)
+            except (SessionError, UpstreamGone, BadBody, msgspec.DecodeError) as error:
+                raise ConnectError(f"node {place.node} did not answer: {error}") from error
+            return ThereHandle(hop, device, there, self._http_limits) if there else None
+        raise ConnectError(f"node {place.node} gave no answer in time")
+
+    def tidy(self) -> None:
+        """Close the ways to nodes that have ended."""
+        for key, hop in list(self._by_start.items()):
+            if not hop.is_there:
+                hop.end()
+                if hop.session is None:
+                    del self._by_start[key]
+
+    def _hop_to(self, place: Place) -> Hop | None:
+        node = self.membership.nodes.get(place.node)
+        if node is None or node.incarnation != place.incarnation:
+            return None
+        key = node.name, node.incarnation
+        if key not in self._by_start:
+            self._by_start[key] = Hop(self, node)
+        return self._by_start[key]
+
+    async def _ask(self, hop: Hop, device: str) -> DeviceThere | None:
+        stream = await hop.open_stream()
+        try:
+            client = ClientConnection(stream, self._http_limits)
+            path = f"{DEVICE_PATH}{device}".encode("ascii")
+            headers = [(b"Host", hop.node.name.encode("ascii")), (b"Connection", b"close")]
+            await client.send_request(b"GET", path, headers)
+            while (head := await client.read_head()).is_interim:
+                pass
+            body, is_over = b"", False
+            while not is_over and len(body) <= _MOST_BYTES:
+                data, is_over = await client.read_body()
+                body += data
+        finally:
+            await abort(stream)
+        return msgspec.json.decode(body, type=DeviceThere) if head.status == 200 else None
+
+    async def dial(self, node: Node) -> Session:
+        """A new session with the node. Raises ConnectError."""
+        host, _, port = node.address.rpartition(":")
+        address = Address(host.strip("[]"), int(port))
+        with trio.move_on_after(_DIAL_TIMEOUT):
+            try:
+                stream = await trio.open_tcp_stream(address.host, address.port)
+            except OSError as error:
+                cause = error.strerror or str(error)
+                raise ConnectError(f"{node.address} cannot be connected to: {cause}") from error
+            configure_socket(stream)
+            context = self._identity.client_context(node.certificate)
+            tls = trio.SSLStream(stream, context, server_hostname=node.name)
+            is_ready = False
+            try:
+                await tls.do_handshake()
+                # Believed is what the directory says of this very start of the node.
+                is_ready = shown_certificate(tls) == node.certificate  # type: ignore[arg-type]
+            except trio.BrokenResourceError as error:
+                cause = explain_tls_error(error.__cause__)
+                raise ConnectError(f"TLS failed: {cause}") from error
+            finally:
+                if not is_ready:
+                    await abort(tls)
+            if not is_ready:
+                raise ConnectError("it shows another certificate than the directory has")
+            session = Session(
+                tls, is_client=True, limits=self._limits, pump=self._pump(), takes_streams=False
+            )
+            # Without an exchange there is no telling whether the node took our certificate.
+            self._nursery.start_soon(session.run)
+            _log.info("hop made", node=node.name, address=node.address)
+            return session
+        raise ConnectError(f"{node.address} did not answer within {_DIAL_TIMEOUT:g} s")

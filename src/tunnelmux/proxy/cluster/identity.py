@@ -1,0 +1,86 @@
+"""The key and certificate by which the nodes of a cluster know each other."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+import os
+import ssl
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+
+__all__ = ["NodeIdentity", "shown_certificate"]
+
+_CLOCK_SKEW = datetime.timedelta(days=1)
+_NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
+
+
+class NodeIdentity:
+    """A key of this process alone, and its self-signed certificate: trusted where it is known from
+    the directory, and nowhere else. The key never leaves the process for longer than it takes to
+    load it."""
+
+    def __init__(self, node: str) -> None:
+        key = ec.generate_private_key(ec.SECP256R1())
+        # RFC 5280 appendix A.1: a common name has 64 characters at the most.
+        name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node[:64])])
+        certificate = (
+            x509.CertificateBuilder()
+            .subject_name(name)
+            .issuer_name(name)
+            .public_key(key.public_key())
+            .serial_number(x509.random_serial_number())
+            .not_valid_before(datetime.datetime.now(datetime.UTC) - _CLOCK_SKEW)
+            .not_valid_after(_NO_END)
+            .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+            .sign(key, hashes.SHA256())
+        )
+        self._pem = certificate.public_bytes(serialization.Encoding.PEM)
+        self._pem += key.private_bytes(
+            serialization.Encoding.PEM,
+            serialization.PrivateFormat.PKCS8,
+            serialization.NoEncryption(),
+        )
+        der = certificate.public_bytes(serialization.Encoding.DER)
+        self.certificate = base64.b64encode(der).decode("ascii")
+        """DER in Base64, for the directory."""
+
+    def client_context(self, peer: str) -> ssl.SSLContext:
+        """For dialling the node that shows this certificate (DER in Base64)."""
+        return self._context(ssl.PROTOCOL_TLS_CLIENT, [peer])
+
+    def server_context(self, peers: Iterable[str]) -> ssl.SSLContext:
+        """For the nodes that show one of these."""
+        context = self._context(ssl.PROTOCOL_TLS_SERVER, peers)
+        # The node that dials speaks first, and once for hours: a ticket is of no use to it.
+        context.num_tickets = 0
+        return context
+
+    def _context(self, protocol: int, peers: Iterable[str]) -> ssl.SSLContext:
+        context = ssl.SSLContext(protocol)
+        context.check_hostname = False  # the certificate itself is known
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.minimum_version = ssl.TLSVersion.TLSv1_3
+        trusted = b"".join(base64.b64decode(peer) for peer in peers if peer)
+        if trusted:
+            context.load_verify_locations(cadata=trusted)
+        # The ssl module loads keys from files only.
+        with TemporaryDirectory(prefix="tunnelmux-") as folder:
+            file = Path(folder) / "node.pem"
+            descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+            with os.fdopen(descriptor, "wb") as writer:
+                writer.write(self._pem)
+            context.load_cert_chain(file)
+        return context
+
+
+def shown_certificate(tls: ssl.SSLObject) -> str:
+    """What the peer shows, as in the directory; empty where it shows none."""
+    der = tls.getpeercert(binary_form=True)
+    return base64.b64encode(der).decode("ascii") if der else ""

@@ -1,0 +1,123 @@
+"""This proxy as a node: its membership, the hops from and to it, and its store, as one thing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.config import Address, ProxyConfig
+from tunnelmux.config.cluster import ClusterConfig
+from tunnelmux.directory import Node, new_incarnation
+from tunnelmux.directory.membership import Membership
+from tunnelmux.directory.redis import RedisDirectory
+from tunnelmux.directory.resp import open_redis
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.hops import Hops
+from tunnelmux.proxy.cluster.identity import NodeIdentity
+from tunnelmux.proxy.cluster.server import HopServer
+from tunnelmux.proxy.cluster.store import ClusterStore
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.sessions import OwnHandle
+
+__all__ = ["ClusterNode"]
+
+_log = get_logger("proxy.cluster")
+
+_TIDY = 5.0
+# Seconds between two looks for ways to nodes that have ended.
+
+
+class ClusterNode:
+    """Made with the proxy, run when its listeners are open. Raises InvalidSetting where the file
+    with the URL of Redis cannot be used."""
+
+    def __init__(
+        self,
+        name: str,
+        settings: ClusterConfig,
+        config: ProxyConfig,
+        store: ClusterStore,
+    ) -> None:
+        self._settings = settings
+        self._redis_url = settings.read_redis()
+        self._store = store
+        self.name = name
+        self._identity = NodeIdentity(self.name)
+        self._http_limits = config.limits.ingress
+        session = config.limits.session
+        self._limits = replace(
+            session,
+            max_streams=config.limits.ingress.max_hop_streams,
+            keepalive_interval=min(session.keepalive_interval, 2.0),
+            keepalive_timeout=min(session.keepalive_timeout, 2.0),
+        )
+        self.server = HopServer(self._identity, self._limits, self._http_limits)
+        self.pump: DataPump | None = None
+        self._running = trio.CancelScope()
+
+    def look_only_for(self, is_known: Callable[[str], bool]) -> None:
+        """Ask others about devices of these names alone."""
+        self._store.is_known = is_known
+
+    def leave(self) -> None:
+        """Be a member no more: what is here is not to be found from now on. What goes through hops
+        goes on."""
+        self._running.cancel(reason="the node leaves its cluster")
+
+    async def run(
+        self,
+        bound: Address,
+        internal_url: str,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        """Be a node of the cluster until cancelled; *bound* is where other nodes come in, and
+        *internal_url* where back ends call it."""
+        address = self._settings.address or str(bound)
+        incarnation = new_incarnation(int(time.time() * 1000))
+        me = Node(
+            name=self.name,
+            incarnation=incarnation,
+            address=address,
+            certificate=self._identity.certificate,
+            internal_url=internal_url,
+        )
+        url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
+        async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
+            directory = RedisDirectory(redis, self.name, incarnation)
+            membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
+            self.server.membership = self._store.membership = membership
+            self.server.pump = self.pump
+            self._store.hops = hops = Hops(
+                membership,
+                self._identity,
+                self._limits,
+                self._http_limits,
+                lambda: self.pump,
+                nursery,
+            )
+            await nursery.start(self._be_member, membership)
+            _log.info("node of a cluster", node=self.name, address=address)
+            task_status.started()
+            while True:  # until the proxy ends
+                await trio.sleep(_TIDY)
+                hops.tidy()
+        raise AssertionError  # a loop without an end
+
+    async def _be_member(
+        self,
+        membership: Membership[OwnHandle],
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        with self._running:
+            await membership.run(task_status)
+
+    @staticmethod
+    def _supersede(nursery: trio.Nursery, handle: OwnHandle, node: str) -> None:
+        where = f"node {node}" if node else "another node"
+        nursery.start_soon(handle.make_way, where)

@@ -1,0 +1,177 @@
+"""Where other nodes come in: their streams, joined to those of the devices that are here."""
+
+from __future__ import annotations
+
+import ssl
+
+import msgspec
+import trio
+
+from tunnelmux.directory.membership import Membership
+from tunnelmux.errors import ConnectError, SessionDraining, SessionError
+from tunnelmux.http import RequestHead, ServerConnection, VisitorGone, accept_connect
+from tunnelmux.http.head import first_value
+from tunnelmux.http.refusal import Refusal, Refused
+from tunnelmux.limits import IngressLimits, Limits
+from tunnelmux.mux import Session, Stream
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
+from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
+from tunnelmux.pump.data_pump import DataPump
+from tunnelmux.relay import abort, relay
+from tunnelmux.sessions import LocalHandle, OwnHandle
+from tunnelmux.transports import start_server_tls
+from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.wire import GENERATION_FIELD
+
+__all__ = ["HopServer"]
+
+_log = get_logger("proxy.cluster")
+
+
+class HopServer:
+    """Serves the nodes that dial this one. Which they are the directory says."""
+
+    def __init__(self, identity: NodeIdentity, limits: Limits, http_limits: IngressLimits) -> None:
+        self.pump: DataPump | None = None
+        """What moves the bytes of hops from now on, where there is one."""
+        self.membership: Membership[OwnHandle] | None = None
+        """Says who the others are; without it, there are none."""
+        self._identity = identity
+        self._limits = limits
+        self._http_limits = http_limits
+        self._nodes: dict[str, str] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def handle(self, stream: trio.SocketStream, remote: str) -> None:
+        """Serve one connection of another node until it ends."""
+        try:
+            await self._serve(stream, remote)
+        except ConnectError as error:
+            _log.warning("hop refused", remote=remote, cause=str(error))
+            await abort(stream)
+
+    @property
+    def _members(self) -> Membership[OwnHandle]:
+        if self.membership is None:
+            raise ConnectError("this node is no member of its cluster yet")
+        return self.membership
+
+    def _context(self) -> ssl.SSLContext:
+        """What trusts the nodes of now."""
+        nodes = {
+            node.certificate: node.name
+            for node in self._members.nodes.values()
+            if node.name != self._members.me.name
+        }
+        if self._tls is None or nodes != self._nodes:
+            self._tls = self._identity.server_context(nodes)
+            self._nodes = nodes
+        return self._tls
+
+    async def _serve(self, stream: trio.SocketStream, remote: str) -> None:
+        configure_socket(stream)
+        timeout = self._http_limits.handshake_timeout
+        tls = await start_server_tls(stream, self._context(), timeout=timeout)
+        shown = shown_certificate(tls)  # type: ignore[arg-type]  # Trio passes it on
+        name = self._nodes.get(shown)
+        if name is None:
+            raise ConnectError("its certificate is that of no node of this cluster")
+        session = Session(tls, is_client=False, limits=self._limits, pump=self.pump)
+        _log.info("hop opened", node=name, remote=remote)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._take_streams, session, nursery)
+            await session.run()
+            nursery.cancel_scope.cancel()
+        _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
+
+    async def _take_streams(self, session: Session, nursery: trio.Nursery) -> None:
+        try:
+            async for stream in session:
+                nursery.start_soon(self._serve_stream, stream)
+        except SessionError:
+            return  # `_serve` tells of it
+
+    async def _serve_stream(self, stream: Stream) -> None:
+        server = ServerConnection(stream, self._http_limits)
+        try:
+            request = await server.read_request()
+            if request is None:
+                await server.close()
+                return
+            if request.method == b"CONNECT":
+                await self._join(server, stream, request)
+            else:
+                await self._tell(server, request)
+        except Refused as refused:
+            try:
+                await server.refuse(refused.refusal)
+            except VisitorGone:
+                stream.reset()
+        except VisitorGone:
+            stream.reset()
+        except Exception:  # noqa: BLE001  a bug met by one stream must not end the others
+            stream.reset()
+            _log.exception("hop stream failed", effect="other streams go on")
+        except BaseException:
+            stream.reset()
+            raise
+
+    def _find(self, device: str) -> LocalHandle:
+        """The session of the device that is here; raises Refused."""
+        handle = self._members.session_of(device)
+        if not isinstance(handle, LocalHandle) or handle.is_closed:
+            raise Refused(Refusal(503, MOVED, f"Device {device} is not on this node."))
+        return handle
+
+    async def _join(self, server: ServerConnection, stream: Stream, request: RequestHead) -> None:
+        device = request.target.decode("latin-1")
+        handle = self._find(device)
+        wanted = first_value(request.headers, GENERATION_FIELD.lower()) or b""
+        if wanted != b"%d" % self._members.generation_of(device):
+            raise Refused(Refusal(503, MOVED, f"That session of device {device} is not here."))
+        try:
+            with trio.fail_after(self._http_limits.connect_timeout):
+                onward = await handle.open_stream()
+        except SessionDraining:
+            raise _busy("device-draining", f"Device {device} is about to restart.") from None
+        except SessionError as error:
+            raise _busy("device-busy", f"Device {device} can take no stream: {error}.") from None
+        except trio.TooSlowError:
+            raise _busy("device-busy", f"Device {device} took no stream in time.") from None
+        try:
+            early = await accept_connect(server)
+        except BaseException:
+            await abort(onward)
+            raise
+        await relay(stream, onward, from_a=early)
+
+    async def _tell(self, server: ServerConnection, request: RequestHead) -> None:
+        path = request.target.decode("latin-1")
+        if request.method != b"GET" or not path.startswith(DEVICE_PATH):
+            raise Refused(Refusal(400, "bad-request", f"There is no {path} on a hop."))
+        device = path.removeprefix(DEVICE_PATH)
+        handle = self._find(device)
+        generation = self._members.generation_of(device)
+        if not generation:
+            raise Refused(Refusal(503, MOVED, f"Device {device} has just come to this node."))
+        summary = handle.summary()
+        body = msgspec.json.encode(
+            DeviceThere(
+                generation=generation,
+                user_id=summary.user_id,
+                connected_at=summary.connected_at,
+                last_heartbeat=summary.last_heartbeat,
+                remote_addr=summary.remote_addr,
+                credential=handle.credential.hex(),
+                default_service=handle.default_service,
+                timeouts={name or "": seconds for name, seconds in handle.timeouts.items()},
+            )
+        )
+        headers = [(b"Content-Type", b"application/json")]
+        await server.send_response(200, b"OK", headers, length=len(body), first=body, end=True)
+        await server.close()
+
+
+def _busy(reason: str, message: str) -> Refused:
+    return Refused(Refusal(503, reason, message, retry_after=1))

@@ -1,0 +1,133 @@
+"""The register of agents of one node: its own sessions, and behind them those of other nodes."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable
+from datetime import datetime
+
+import trio
+
+from tunnelmux.directory.membership import Membership
+from tunnelmux.errors import ConnectError
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
+from tunnelmux.sessions import EventLog, MemoryStore, OwnHandle, SessionHandle
+
+__all__ = ["ClusterStore"]
+
+_log = get_logger("proxy.cluster")
+
+_LOOK_AGAIN = 0.25
+# Seconds between two looks for a device that somebody waits for.
+
+_FORGET = 60.0
+# Seconds after which a device that is unreachable again counts as lost only now.
+
+_MOST_KNOWN = 10_000
+# Devices on other nodes whose place is remembered.
+
+
+class ClusterStore(MemoryStore):
+    """What a device's name finds may be on another node; what has to do with tokens, lists and
+    events is about the sessions of this one."""
+
+    reaches_others = True
+
+    def __init__(self, *, expire_after: float | None, events: EventLog) -> None:
+        super().__init__(expire_after=expire_after, events=events)
+        self.membership: Membership[OwnHandle] | None = None
+        """Told of what comes and goes, from when it is there."""
+        self.hops: Hops | None = None
+        self.is_known: Callable[[str], bool] = lambda _device: True
+        """Whether there is a device of this name: others are asked about no other."""
+        self._there: dict[str, ThereHandle] = {}
+        self._unreachable: dict[str, float] = {}
+        self._looking: dict[str, trio.Event] = {}
+
+    async def register(self, token: str, handle: OwnHandle) -> None:
+        await super().register(token, handle)
+        self._there.pop(handle.device, None)
+        self._unreachable.pop(handle.device, None)
+        if self.membership is not None and not handle.is_closed:
+            # Any other session of the device is older: agents keep one.
+            self.membership.arrived(handle.device, secrets.token_hex(8), handle)
+
+    def _remove(self, handle: OwnHandle, *, replaced: bool = False) -> None:
+        super()._remove(handle, replaced=replaced)
+        if self.membership is not None:
+            self.membership.left(handle.device, handle)
+
+    def live_device(self, name: str) -> SessionHandle | None:
+        own = super().live_device(name)
+        if own is not None:
+            return own
+        there = self._there.get(name)
+        if there is not None and there.is_closed:
+            # It was there a moment ago, and its agent dials anew: it is waited for, as one that
+            # this node has lost.
+            del self._there[name]
+            self._unreachable[name] = trio.current_time()
+            there = None
+        return there
+
+    async def find_device(self, name: str) -> SessionHandle | None:
+        while (handle := self.live_device(name)) is None:
+            if self.hops is None or self.membership is None or not self.is_known(name):
+                return None
+            if (looking := self._looking.get(name)) is not None:
+                await looking.wait()  # bounded: each look at a node is
+                continue
+            looking = self._looking[name] = trio.Event()
+            try:
+                return await self._look(self.membership, self.hops, name)
+            finally:
+                del self._looking[name]
+                looking.set()
+        return handle
+
+    async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:
+        while True:
+            # An arrival here is noticed at once, one elsewhere by looking.
+            soon = min(until, trio.current_time() + _LOOK_AGAIN)
+            handle = await super().wait_for_device(name, soon)
+            if handle is not None or trio.current_time() >= until:
+                return handle
+
+    def last_seen(self, name: str) -> datetime | None:
+        there = self._there.get(name)
+        return super().last_seen(name) or (there.last_seen if there is not None else None)
+
+    def lost_at(self, name: str) -> float | None:
+        own, there = super().lost_at(name), self._unreachable.get(name)
+        if there is None or (own is not None and own > there):
+            return own
+        return there
+
+    def forget_device(self, name: str) -> None:
+        super().forget_device(name)
+        self._there.pop(name, None)
+        self._unreachable.pop(name, None)
+
+    async def _look(
+        self, membership: Membership[OwnHandle], hops: Hops, name: str
+    ) -> SessionHandle | None:
+        places = await membership.find(name)
+        for place in places:
+            try:
+                there = await hops.reach(name, place)
+            except ConnectError as error:
+                _log.info("device not reached", device=name, node=place.node, cause=str(error))
+                continue
+            if there is not None:
+                self._unreachable.pop(name, None)
+                self._there[name] = there
+                if len(self._there) > _MOST_KNOWN:
+                    del self._there[next(iter(self._there))]
+                return there
+        if places:
+            now = trio.current_time()
+            if self._unreachable.get(name, -math.inf) < now - _FORGET:
+                self._unreachable[name] = now
+        return super().live_device(name)

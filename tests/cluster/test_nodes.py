@@ -1,0 +1,235 @@
+"""A visitor at any node reaches a device at any other, and nothing reaches the wrong one."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+
+import pytest
+import structlog
+import trio
+
+from support.http_rig import Peer
+from support.nodes import Nodes, running_nodes
+from support.origin import Origin, numbered_blocks, reply, serving
+from support.redis_server import RedisServer, run_redis
+from tunnelmux.backend import ProxyClient
+from tunnelmux.commands import CommandRequest
+from tunnelmux.config import Address, LimitsConfig
+from tunnelmux.limits import IngressLimits
+from tunnelmux.proxy.cluster.hops import ThereHandle
+from tunnelmux.sessions import OwnHandle
+
+
+@pytest.fixture(scope="module")
+def redis() -> Iterator[RedisServer]:
+    with run_redis() as server:
+        yield server
+
+
+@pytest.fixture
+async def nodes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
+    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
+    async with running_nodes(redis) as nodes:
+        yield nodes
+
+
+@pytest.fixture
+async def origin() -> Origin:
+    return Origin()
+
+
+@pytest.fixture
+async def web(origin: Origin) -> AsyncIterator[Address]:
+    async with serving(origin.handle) as address:
+        yield address
+
+
+async def test_http_of_a_device_on_another_node(nodes: Nodes, web: Address) -> None:
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        for service in (None, "web", None):
+            answer = await nodes.get("a", service=service)
+            assert (answer.status, answer.body) == (200, b"hello\n")
+        assert (await nodes.get("a", service="camera")).reason == "unknown-service"
+        assert (await nodes.get("a", device="dev2")).reason == "device-offline"
+
+
+async def test_a_large_body_comes_whole_both_ways(
+    nodes: Nodes, origin: Origin, web: Address
+) -> None:
+    size = 8 << 20
+    blocks = b"".join(numbered_blocks(size))
+
+    async def echo(peer: Peer, head: bytes) -> None:
+        assert b"content-length: %d" % size in head.lower()
+        await peer.send(reply(await peer.read_exactly(size)))
+
+    origin.pages[b"/echo"] = echo
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        answer = await nodes.get("a", "/echo", method="POST", body=blocks)
+        assert hashlib.sha256(answer.body).digest() == hashlib.sha256(blocks).digest()
+
+
+async def test_tcp_and_its_half_close(nodes: Nodes) -> None:
+    async def until_its_end(stream: trio.SocketStream) -> None:
+        data = b""
+        async with stream:
+            async for part in stream:
+                data += part
+            await stream.send_all(b"heard " + data)
+
+    async with (
+        serving(until_its_end) as target,
+        nodes.agent("b", {"ssh": f"tcp://{target}"}),
+    ):
+        [address] = nodes["a"].tcp_addresses
+        with trio.fail_after(30):
+            async with await trio.open_tcp_stream(address.host, address.port) as visitor:
+                await visitor.send_all(b"all of this")
+                await visitor.send_eof()
+                assert await Peer(visitor).read_all() == b"heard all of this"
+
+
+async def test_so_many_streams_go_to_one_node_and_no_more(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
+    limits = LimitsConfig(ingress=IngressLimits(max_hop_streams=2))
+
+    async def silent(stream: trio.SocketStream) -> None:
+        async with stream:
+            await stream.receive_some()
+
+    async with (
+        running_nodes(redis, limits=limits) as nodes,
+        serving(silent) as target,
+        nodes.agent("b", {"ssh": f"tcp://{target}", "web": f"http://{target}"}),
+    ):
+        [address] = nodes["a"].tcp_addresses
+        visitors = [await trio.open_tcp_stream(address.host, address.port) for _ in range(2)]
+        there = await nodes["a"].store.find_device("dev1")
+        assert isinstance(there, ThereHandle)
+        with trio.fail_after(30):
+            while there.hop_streams < 2:  # noqa: ASYNC110  nothing is sent to these visitors
+                await trio.sleep(0.02)
+        assert (await nodes.get("a")).reason == "device-busy"
+        for visitor in visitors:
+            await visitor.aclose()
+        with trio.fail_after(30):
+            while there.hop_streams:  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert (await nodes.get("a", device="dev1", service="camera")).reason == "unknown-service"
+
+
+async def test_a_command_reaches_a_device_on_another_node(nodes: Nodes, web: Address) -> None:
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        address = nodes["a"].internal_address
+        assert address is not None
+        async with ProxyClient(f"http://{address}") as client:
+            request = CommandRequest(
+                command_id="c1", host="127.0.0.1", username="nobody", command="id"
+            )
+            [result] = await client.exec_results(["dev1"], request)
+        # Its agent's own answer: it runs no commands.
+        assert result.result.reason == "forbidden"
+
+
+async def test_a_device_that_moves_is_found_where_it_is(nodes: Nodes, web: Address) -> None:
+    target = {"web": f"http://{web}"}
+    async with nodes.agent("b", target):
+        assert (await nodes.get("a")).status == 200
+    async with nodes.agent("a", target):
+        assert (await nodes.get("a")).status == 200
+        assert (await nodes.get("b")).status == 200
+    async with nodes.agent("b", target):
+        assert (await nodes.get("a")).status == 200
+
+
+async def test_another_agent_with_the_token_supersedes_the_session_elsewhere(
+    nodes: Nodes, web: Address
+) -> None:
+    async with nodes.agent("a", {"web": f"http://{web}"}):
+        old = nodes["a"].store.own_device("dev1")
+        assert isinstance(old, OwnHandle)
+        async with nodes.agent("b", {"web": f"http://{web}"}):
+            with trio.fail_after(30):
+                while not old.is_closed:  # noqa: ASYNC110  the directory tells with a beat
+                    await trio.sleep(0.02)
+        assert "replaced by a new connection" in old.end_reason
+
+
+async def test_summaries_say_which_node_it_is(nodes: Nodes, web: Address) -> None:
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        here = await nodes["b"].store.find_device("dev1")
+        there = await nodes["a"].store.find_device("dev1")
+        assert here is not None
+        assert there is not None
+        for handle in (here, there):
+            summary = handle.summary()
+            assert summary.proxy_node_id == "b"
+            assert summary.proxy_internal_url == f"http://{nodes['b'].internal_address}"
+        assert there.summary().remote_addr == here.summary().remote_addr
+        assert there.credential == here.credential
+
+
+async def test_a_visitor_waits_for_a_device_whose_node_was_killed(
+    nodes: Nodes, web: Address
+) -> None:
+    target = {"web": f"http://{web}"}
+    async with trio.open_nursery() as nursery:
+        async with nodes.agent("b", target):
+            assert (await nodes.get("a")).status == 200
+            nodes.stop("b")
+            answers = []
+
+            async def visit() -> None:
+                answers.append((await nodes.get("a")).status)
+
+            nursery.start_soon(visit)
+            await trio.sleep(0.2)
+        async with nodes.agent("a", target):
+            while not answers:  # noqa: ASYNC110  bounded by the visit's own time
+                await trio.sleep(0.02)
+        assert answers == [200]
+
+
+async def test_without_redis_what_was_known_is_reached(
+    nodes: Nodes, web: Address, redis: RedisServer
+) -> None:
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        assert (await nodes.get("a")).status == 200
+        redis.kill()
+        try:
+            membership = nodes["a"].store.membership  # type: ignore[attr-defined]
+            with trio.fail_after(30):
+                while not membership.is_away:  # noqa: ASYNC110  no event says so
+                    await trio.sleep(0.02)
+            assert (await nodes.get("a")).status == 200
+            assert (await nodes.get("b")).status == 200
+        finally:
+            redis.start()
+        with trio.fail_after(30):
+            while redis.command("HLEN", "tunnelmux:nodes") != b":2\r\n":  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.02)
+        assert (await nodes.get("a")).status == 200
+
+
+async def test_who_is_no_node_gets_nowhere(nodes: Nodes) -> None:
+    from tunnelmux.proxy.cluster.identity import NodeIdentity
+
+    node = nodes["a"].store.membership.me  # type: ignore[attr-defined]
+    host, _, port = node.address.rpartition(":")
+    stranger = NodeIdentity("a")
+    with structlog.testing.capture_logs() as logs, trio.fail_after(30):
+        tls = trio.SSLStream(
+            await trio.open_tcp_stream(host, int(port)),
+            stranger.client_context(node.certificate),
+            server_hostname="a",
+        )
+        with pytest.raises(trio.BrokenResourceError):
+            await tls.do_handshake()
+            # In TLS 1.3 a client learns of the refusal with its first read.
+            await tls.receive_some()
+        await trio.aclose_forcefully(tls)
+        while not any(line["event"] == "hop refused" for line in logs):  # noqa: ASYNC110
+            await trio.sleep(0.02)

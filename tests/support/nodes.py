@@ -1,0 +1,130 @@
+"""Two proxies of one cluster on loopback, with a Redis, and agents that dial one or the other."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from support.proxies import proxy_config
+from support.redis_server import RedisServer
+from support.visitor import Answer, fetch
+from tunnelmux.agent import run_agent
+from tunnelmux.config import (
+    AgentConfig,
+    BackoffConfig,
+    Device,
+    InternalListener,
+    ProxyConfig,
+    ProxyEndpoint,
+    Secret,
+    ServiceConfig,
+)
+from tunnelmux.config.cluster import ClusterConfig
+from tunnelmux.proxy import RunningProxy, run_proxy
+
+__all__ = ["Nodes", "running_nodes"]
+
+PATIENCE = 30.0
+
+
+class Nodes:
+    """The proxies by name, each in a nursery of its own."""
+
+    def __init__(self, redis: RedisServer, nursery: trio.Nursery) -> None:
+        self.redis = redis
+        self.by_name: dict[str, RunningProxy] = {}
+        self._nursery = nursery
+        self._scopes: dict[str, trio.CancelScope] = {}
+
+    def __getitem__(self, name: str) -> RunningProxy:
+        return self.by_name[name]
+
+    def config(self, name: str, **more: object) -> ProxyConfig:
+        cluster = ClusterConfig(redis=Secret(self.redis.url), listen="127.0.0.1:0", node=name)
+        config = proxy_config(tcp=("127.0.0.1:0",))
+        internal = InternalListener(listen="127.0.0.1:0")
+        return msgspec.structs.replace(config, cluster=cluster, internal=internal, **more)
+
+    async def start(self, name: str, **more: object) -> RunningProxy:
+        """Start a node, and wait until all know each other."""
+        scope = self._scopes[name] = trio.CancelScope()
+
+        async def run(task_status: trio.TaskStatus[RunningProxy]) -> None:
+            with scope:
+                await run_proxy(self.config(name, **more), task_status=task_status)
+
+        self.by_name[name] = await self._nursery.start(run)
+        await self.know_each_other()
+        return self.by_name[name]
+
+    def stop(self, name: str) -> None:
+        """Cut a node off at once."""
+        self._scopes.pop(name).cancel()
+        del self.by_name[name]
+
+    async def know_each_other(self) -> None:
+        with trio.fail_after(PATIENCE):
+            while any(self.known_to(name) != set(self.by_name) for name in self.by_name):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+
+    def known_to(self, name: str) -> set[str]:
+        membership = self.by_name[name].store.membership  # type: ignore[attr-defined]
+        return set(membership.nodes) if membership is not None else set()
+
+    @asynccontextmanager
+    async def agent(
+        self, name: str, targets: dict[str, str], device: str = "dev1"
+    ) -> AsyncIterator[None]:
+        """The device's agent, connected to that node; all nodes can find it."""
+        proxy = self.by_name[name]
+        config = AgentConfig(
+            proxy=ProxyEndpoint(
+                url=f"ws://{proxy.tunnel_address}/tunnel/connect",
+                token=Secret(f"token-of-{device}"),
+            ),
+            device=Device(name=device),
+            services=[
+                ServiceConfig(name=service, target=target) for service, target in targets.items()
+            ],
+            backoff=BackoffConfig(minimum=0.01, early=0.02, maximum=0.1),
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_agent, config)
+            await self.holds(name, device)
+            yield
+            nursery.cancel_scope.cancel()
+
+    async def holds(self, name: str, device: str = "dev1") -> None:
+        """Return when that node has the device's session, and the directory says so."""
+        store = self.by_name[name].store
+        with trio.fail_after(PATIENCE):
+            while True:
+                if store.own_device(device) and store.membership.generation_of(device):  # type: ignore[attr-defined]
+                    return
+                await trio.sleep(0.02)
+
+    async def get(self, name: str, path: str = "/", **options: Any) -> Answer:
+        """What a visitor of that node is answered; options as for `fetch`."""
+        address = self.by_name[name].http_address
+        assert address is not None
+        return await fetch(address, path, **options)
+
+
+@asynccontextmanager
+async def running_nodes(
+    redis: RedisServer, names: Sequence[str] = ("a", "b"), **more: Any
+) -> AsyncIterator[Nodes]:
+    """These nodes for the length of the block, on an empty Redis."""
+    redis.command("FLUSHALL")
+    async with trio.open_nursery() as nursery:
+        nodes = Nodes(redis, nursery)
+        for name in names:
+            await nodes.start(name, **more)
+        try:
+            yield nodes
+        finally:
+            nursery.cancel_scope.cancel()
