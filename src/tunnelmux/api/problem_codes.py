@@ -91,6 +91,7 @@ CODES: dict[str, tuple[int, str]] = {
     "no_such_device": (404, "no device has this name, id or pattern"),
     "no_such_service": (404, "the device offers no service of this name"),
     "invalid_command": (422, "`detail` says which part of the command is not valid"),
+    "not_repeatable": (409, "a WebSocket, or a request whose content was not kept whole"),
     "invalid_filter": (422, "`detail` says which condition on requests is not valid"),
     "too_many_devices": (422, "one command runs on 1,024 devices at most"),
     "device_answer_lost": (502, "the service broke off, or spoke no HTTP"),

@@ -101,6 +101,13 @@ class PumpRoutes:
             )
         return route
 
+    def default_service(self, device: str) -> str:
+        """The name of the device's default service, as far as its agent has said it."""
+        handle = self._router.handle_now(device)
+        if handle is None:
+            return ""
+        return handle.default_service or handle.relayed.get(None, "")
+
     def find(
         self, said: tuple[bytes, bytes, bytes], settings: IngressSettings
     ) -> Destination | None:
@@ -196,6 +203,8 @@ class Carrier:
         try:
             destination = self._gate.settled(destination)
         except Refused:
+            return None
+        if self._visit.inspection(destination, self._routes) is not None:
             return None
         sender = self._made_for(host, said).sender if self.heeds else self._sender
         by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)

@@ -45,6 +45,7 @@ from tunnelmux.proxy.visitors.carrier import (
     PumpRoutes,
     carry,
 )
+from tunnelmux.proxy.visitors.inspector import RunningInspection
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Wait
@@ -167,6 +168,14 @@ class HttpVisit(Visit):
         self.place.leave()
         self.go_to(destination.device, destination.service)
         return crowd_refusal(self, self.settings.limits)
+
+    def inspection(self, destination: Destination, routes: PumpRoutes) -> RunningInspection | None:
+        """What inspects the service that a request goes to, if anything does."""
+        inspector = self._register.inspector
+        if not inspector.is_on:
+            return None
+        default = routes.default_service(destination.device)
+        return inspector.find(destination.device, destination.service, default)
 
     @property
     def is_idle(self) -> bool:

@@ -18,6 +18,7 @@ from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.figures import VisitorFigures
+from tunnelmux.proxy.visitors.inspector import Inspector
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
 
@@ -285,6 +286,8 @@ class VisitRegister:
         """What visitors did so far, in numbers."""
         self.feed = RequestFeed()
         """What visitors do now, for those who watch."""
+        self.inspector = Inspector()
+        """Services whose requests are kept for a while."""
         self._of_address: Counter[tuple[Way, str]] = Counter()
         self._due: list[
             tuple[float, int]
