@@ -39,7 +39,7 @@ CODES: dict[str, tuple[int, str]] = {
     "busy": (503, "too many sign-ins in this browser at once"),
     # Terminals
     "access_denied": (409, "the person denied the sign-in"),
-    "expired_token": (409, "nobody confirmed the code in time: ask anew"),
+    "expired_token": (409, "the code was not confirmed in time: ask anew"),
     "request_unknown": (409, "no such sign-in of a terminal"),
     # Records, and rules about them
     "bad_cursor": (409, "`after` is not from this list: begin without"),
@@ -51,7 +51,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invitation_expired": (409, "ask for another invitation"),
     "invitation_unknown": (409, "no such invitation, or it was taken back"),
     "invitation_used": (409, "an invitation works once: ask for another"),
-    "last_owner": (409, "make somebody else owner first"),
+    "last_owner": (409, "make another member owner first"),
     "device_refuses": (409, "the device's own rules of assistance do not take this"),
     "not_asked": (409, "this lease waits for no approval"),
     "own_request": (409, "another person has to approve what you asked for"),
@@ -73,7 +73,7 @@ CODES: dict[str, tuple[int, str]] = {
     "name_needed": (409, "neither code nor device says how the device is called"),
     "pairing_burnt": (409, "the code that the device shows was guessed at: ask anew"),
     "pairing_denied": (409, "an operator turned the device away"),
-    "pairing_expired": (409, "nobody decided in time: ask anew"),
+    "pairing_expired": (409, "the request was not decided in time: ask anew"),
     "pairing_over": (409, "it was decided, used or has expired"),
     "pairing_unknown": (409, "no such request"),
     "pairing_used": (409, "the credential was fetched already: ask anew"),
