@@ -25,7 +25,7 @@ from tunnelmux.transports.admission import source_of
 if TYPE_CHECKING:
     from tunnelmux.proxy.access.proofs import Pass
 
-__all__ = ["AGENT_SLACK", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
+__all__ = ["AGENT_SLACK", "IN_THE_PUMP", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
 
 _log = get_logger("proxy.visits")
 
@@ -71,6 +71,12 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
 }
 """How long, in seconds, a visit may wait for each of these. The waiting side takes the time from
 here, also where it watches the time itself."""
+
+IN_THE_PUMP: tuple[Wait, ...] = (
+    "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
+    "leaving",
+)  # fmt: skip
+"""What an HTTP connection in the pump may wait for."""
 
 
 class Visit:
@@ -435,7 +441,8 @@ class VisitRegister:
             if len(self._due) > 2 * len(self._watched) + _STALE:
                 self._due = [(at, number) for number, at in self._watched.items()]
                 heapq.heapify(self._due)
-            self._timer.deadline = min(self._timer.deadline, visit.until)
+            if visit.until < self._timer.deadline:  # noqa: PLR1730  to set it costs more than all this
+                self._timer.deadline = visit.until
 
     async def run(self) -> NoReturn:
         """Watch the times of visits until cancelled."""
