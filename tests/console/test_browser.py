@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -15,10 +16,12 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.browser import BrowserPage, browser_page
+from support.consoles import connected
 from support.oidc import oidc_provider
-from support.tenants import TEST, person
-from tunnelmux.config.api import OIDCConfig
-from tunnelmux.registry import LeaseTerms, TenantRegistry
+from support.peers import build_program
+from support.tenants import SSH_KEY, TEST, a_recording, person
+from tunnelmux.config.api import GatewayEndpoint, OIDCConfig, RecordingsConfig
+from tunnelmux.registry import DeviceFilter, LeaseTerms, TenantRegistry
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 
@@ -59,7 +62,8 @@ async def accept_invitation(page: BrowserPage, base: str, secret: str) -> None:
 
 
 async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: str) -> None:
-    """Open a page: it fits, its script runs, nothing is refused, no other host is asked."""
+    """Open a page: it fits, its script runs, nothing is refused, no other host is asked, and what
+    looks for obstacles to people finds none."""
     await set_size(page, width, 900)
     scheme_feature = {"name": "prefers-color-scheme", "value": scheme}
     await page.call("Emulation.setEmulatedMedia", features=[scheme_feature])
@@ -72,12 +76,27 @@ async def look_at(page: BrowserPage, base: str, path: str, width: int, scheme: s
         if event["method"] == "Network.requestWillBeSent":
             url = event["params"]["request"]["url"]
             assert url.startswith(base + "/"), f"{path} asks {url}"
+    assert await obstacles(page) == [], path
     if PICTURES is not None:
         name = path.partition("?")[0].strip("/").replace("/", "-")[:20] or "overview"
         file = Path(PICTURES) / f"{name}-{width}-{scheme}.png"
         long = await page.evaluate("document.documentElement.scrollHeight")
         await set_size(page, width, long)
         file.write_bytes(await page.screenshot())
+
+
+async def obstacles(page: BrowserPage) -> list[Any]:
+    """What axe-core finds serious or critical."""
+    source = await trio.Path(build_program("axe", "axe")[0]).read_text()
+    await page.evaluate(f"{source}; undefined")
+    await page.evaluate(
+        "axe.run({ iframes: false }).then((found) => { globalThis.axeFound = found.violations"
+        ".filter((one) => ['serious', 'critical'].includes(one.impact))"
+        ".map((one) => [one.id, ...one.nodes.map((node) => node.html.slice(0, 200))]); });"
+        "undefined"
+    )
+    await page.wait_until("globalThis.axeFound")
+    return await page.evaluate("globalThis.axeFound")
 
 
 async def open_page(page: BrowserPage, url: str, *, there: str | None = None) -> None:
@@ -111,7 +130,14 @@ async def fleet(folder: Path) -> AsyncIterator[tuple[LiveApi, TenantRegistry]]:
         async with oidc_provider(base) as running:
             yield OIDCConfig(issuer=running.issuer, client_id="public", prompt="consent")
 
-    async with live_api(folder, provider) as api:
+    key = folder / "gateway.pub"
+    key.write_text(SSH_KEY)
+    async with live_api(
+        folder,
+        provider,
+        recordings=RecordingsConfig(folder=folder / "casts"),
+        gateway=GatewayEndpoint(address="127.0.0.1:9", host_key_file=key),
+    ) as api:
         installation = api.running.api.registry.installation(TEST)
         home = await installation.tenants.find_named("default")
         yield api, api.running.api.registry.tenant(home.id, TEST)
@@ -150,14 +176,73 @@ async def test_every_page_in_a_browser(
             ends=now + timedelta(hours=1),
         )
         await tenant.leases.add(terms, approved=False)
+        await connected(api.running.api.registry, device.id, "ssh", "web")
+        recording = await keep_recording(api, tenant, device.id, tmp_path / "casts")
         pages = ["/", "/devices", f"/devices/{device.id}", f"/devices/{held.id}"]
-        for path in [*pages, "/inbox", "/pair", "/people", "/tokens", "/audit"]:
+        pages += ["/invitation", "/inbox", "/pair", "/people", "/tokens", "/audit", "/setup"]
+        pages += ["/recordings", f"/recordings/{recording}"]
+        for path in [*pages, f"/devices/{device.id}/terminal?account=root"]:
             for width in WIDTHS:
                 for scheme in ("light", "dark") if PICTURES else ("light",):
                     with trio.fail_after(PATIENCE):
                         await look_at(page, api.base, path, width, scheme)
         with trio.fail_after(PATIENCE):
-            await check_live(page, api, tenant, device.id)
+            await check_player(page, api, recording)
+        with trio.fail_after(PATIENCE):
+            await check_bulk(page, api, tenant)
+        with trio.fail_after(PATIENCE):
+            other, _ = await tenant.devices.add("lamp-1")
+            await check_live(page, api, tenant, other.id)
+
+
+async def keep_recording(api: LiveApi, tenant: TenantRegistry, device_id: str, folder: Path) -> str:
+    """A recording of two screens, of somebody else."""
+    vera = await person(api, "vera", "viewer")
+    recorded = a_recording(
+        device_id, vera.user_id, device_label="cam-1", kind="shell", command="", user_name="vera"
+    )
+    await tenant.recordings.begin(recorded)
+    file = folder / recorded.file(tenant.tenant_id)
+    file.parent.mkdir(parents=True)
+    head = {"version": 2, "width": 80, "height": 24}
+    events = [
+        [0.1, "o", "first words"],
+        [0.3, "r", "60x20"],
+        [9.0, "o", "\r\n\x1b[32mlast words\x1b[0m"],
+    ]
+    file.write_text("".join(json.dumps(line) + "\n" for line in [head, *events]))
+    return recorded.id
+
+
+async def check_player(page: BrowserPage, api: LiveApi, recording: str) -> None:
+    """A recording is shown as it was, and its pauses are short."""
+    await open_page(page, f"{api.base}/recordings/{recording}")
+    if not await page.evaluate("Boolean(document.querySelector('tm-player'))"):
+        return  # xterm.js is not there: make vendor
+    await page.wait_until("document.querySelector('tm-player').length > 0")
+    assert 2.2 < await page.evaluate("document.querySelector('tm-player').length") < 2.4
+    await page.evaluate("document.querySelector('tm-player').seek(2.3)")
+    shown = "document.querySelector('.xterm-rows').innerText"
+    await page.wait_until(f"{shown}.includes('last words') && {shown}.includes('first words')")
+
+
+async def check_bulk(page: BrowserPage, api: LiveApi, tenant: TenantRegistry) -> None:
+    """Two devices are chosen and disabled, after a question."""
+    await open_page(page, f"{api.base}/devices?q=cam-1")
+    await page.evaluate(
+        "document.querySelectorAll('[data-choose]').forEach((b, n) => n && n < 3 && b.click())"
+    )
+    await page.evaluate("document.querySelector('[commandfor=bulk-disable]').click()")
+    await page.wait_until("document.querySelector('#bulk-disable').open")
+    await page.evaluate("document.querySelector('#bulk-disable footer .main').click()")
+    await page.wait_until("!document.querySelector('#bulk-disable').open")
+    await page.wait_until("document.querySelectorAll('tr[data-s=refused]').length === 2")
+    assert await tenant.devices.count(DeviceFilter(enabled=False)) == 2
+    await open_page(page, f"{api.base}/audit")
+    await page.evaluate("document.querySelector('main input[name=action]').value = 'recording.'")
+    await page.evaluate("document.querySelector('main form').requestSubmit()")
+    await page.wait_until("location.href.endsWith('/audit?action=recording.')")
+    await page.wait_until("!document.querySelector('#entries').innerText.includes('device.')")
 
 
 async def check_live(

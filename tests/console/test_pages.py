@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from support.consoles import Console, check_headers, console
-from support.tenants import SSH_KEY, TEST, objects_of, person
+from support.tenants import SSH_KEY, TEST, a_recording, objects_of, person
 from tunnelmux.api.routes import console as console_routes
-from tunnelmux.config.api import GatewayEndpoint
+from tunnelmux.config.api import GatewayEndpoint, RecordingsConfig
 from tunnelmux.registry import LeaseTerms, TenantRegistry
 
 EVIL = "<script>alert(1)</script>"
@@ -253,6 +253,83 @@ async def test_the_plain_ssh_command_names_the_gateway(tmp_path: Path) -> None:
         await here.connected(device.id, "ssh")
         html = await here.page(browser, f"/devices/{device.id}")
         assert "<code>ssh -p 2222 root@cam-1@gateway.example.com</code>" in html
+
+
+async def test_recordings_are_found_and_shown_to_those_who_may(tmp_path: Path) -> None:
+    casts = tmp_path / "casts"
+    async with console(tmp_path, recordings=RecordingsConfig(folder=casts)) as here:
+        admin = await here.sign_in("anna", "admin")
+        viewer = await here.sign_in("vera", "viewer")
+        tenant = await default_tenant(here)
+        device, _ = await tenant.devices.add("cam-1")
+        wanted = {"device_label": "cam-1", "user_name": "vera", "command": f"uptime {EVIL}"}
+        recorded = a_recording(device.id, here.user_ids["vera"], **wanted)
+        await tenant.recordings.begin(recorded)
+        other = a_recording(device.id, here.user_ids["anna"], device_label="cam-1", command="w")
+        await tenant.recordings.begin(other)
+        listed = await here.page(admin, "/recordings")
+        assert f"/recordings/{recorded.id}" in listed
+        assert f"/recordings/{other.id}" in listed
+        assert EVIL not in listed
+        found = await here.page(admin, "/recordings?q=UPTIME")
+        assert f"/recordings/{recorded.id}" in found
+        assert f"/recordings/{other.id}" not in found
+        assert "No recording fits" in await here.page(admin, "/recordings?q=100%25")
+        assert f"/recordings/{other.id}" not in await here.page(viewer, "/recordings")
+        await here.page(viewer, f"/recordings/{other.id}", 404)
+        html = await here.page(viewer, f"/recordings/{recorded.id}")
+        assert EVIL not in html
+        assert f"/api/recordings/{recorded.id}/cast" in html
+
+
+async def test_the_set_up_is_looked_at(tmp_path: Path) -> None:
+    async with console(tmp_path, gateway=GatewayEndpoint(address="127.0.0.1:9")) as here:
+        admin = await here.sign_in("anna", "admin")
+        answer = await admin.get(here.api.base + "/api/setup")
+        states = {item["part"]: item["state"] for item in answer.json()}
+        assert states == {
+            "Registry": "good",
+            "Sign-in provider": "good",
+            "Name of this server": "good",
+            "Certificate": "unknown",  # plain HTTP on loopback
+            "Proxies": "bad",
+            "Visitors": "unknown",
+            "SSH gateway": "bad",
+            "Recordings": "unknown",
+        }
+        html = await here.page(admin, "/setup")
+        assert "none is at work" in html
+        assert "127.0.0.1:9 cannot be reached" in html
+        here.provider.metadata["issuer"] = "https://another.example.com"
+        broken = (await admin.get(here.api.base + "/api/setup")).json()[1]
+        assert broken["state"] == "bad"
+
+
+async def test_many_devices_are_changed_at_once(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        viewer = await here.sign_in("vera", "viewer")
+        tenant = await default_tenant(here)
+        ids = [(await tenant.devices.add(f"cam-{n}", labels={"line": "1"}))[0].id for n in range(3)]
+        assert "data-choose" in await here.page(operator, "/devices")
+        assert "data-choose" not in await here.page(viewer, "/devices")
+        bulk = here.api.base + "/api/devices/bulk"
+
+        async def change(**wish: object) -> object:
+            return (await operator.post(bulk, json=wish)).json()
+
+        done = await change(ids=[*ids[:2], "no-such-device"], action="disable")
+        assert isinstance(done, dict)
+        assert done["changed"] == 2
+        assert [item["code"] for item in done["failed"]] == ["not_found"]
+        assert [(await tenant.devices.find(one)).enabled for one in ids] == [False, False, True]
+        await change(ids=ids, action="enable")
+        await change(ids=ids, action="label", label="site=oslo")
+        assert (await tenant.devices.find(ids[2])).labels == {"line": "1", "site": "oslo"}
+        await change(ids=ids[:1], action="revoke")
+        assert [item.state for item in await tenant.credentials.of(ids[0])] == ["ended"]
+        assert (await operator.post(bulk, json={"ids": ids, "action": "label"})).status_code == 409
+        assert (await viewer.post(bulk, json={"ids": ids, "action": "enable"})).status_code == 403
 
 
 async def test_a_terminal_says_what_it_lacks(

@@ -17,9 +17,9 @@ from support.fake_oidc import FakeProvider, fake_provider
 from support.oidc import Browser
 from support.tenants import TEST
 from tunnelmux.config.api import OIDCConfig
-from tunnelmux.registry import Role, SessionBegan, Sighting, new_id
+from tunnelmux.registry import Registry, Role, SessionBegan, Sighting, new_id
 
-__all__ = ["Console", "console"]
+__all__ = ["Console", "connected", "console"]
 
 
 @dataclass
@@ -55,18 +55,7 @@ class Console:
 
     async def connected(self, device_id: str, *services: str) -> None:
         """Have the registry believe that a proxy has a tunnel of this device."""
-        fleet = self.api.running.api.registry.fleet
-        proxy_id, now = new_id(), datetime.now(UTC)
-        await fleet.hello(proxy_id, name="edge", internal_url="", version="1")
-        began = SessionBegan(
-            session_id=new_id(),
-            device_id=device_id,
-            at=now,
-            address="192.0.2.7",
-            agent_version="1.2.3",
-        )
-        seen = Sighting(device_id=device_id, at=now, services=services)
-        await fleet.report(proxy_id, began=[began], ended=[], seen=[seen])
+        await connected(self.api.running.api.registry, device_id, *services)
 
     async def page(self, browser: Browser, path: str, status: int = 200) -> str:
         """The HTML of a page, which has the status it is to have and the headers of all pages."""
@@ -75,6 +64,22 @@ class Console:
         assert answer.headers["content-type"] == "text/html; charset=utf-8"
         check_headers(answer)
         return str(answer.text)
+
+
+async def connected(registry: Registry, device_id: str, *services: str) -> None:
+    """Have the registry believe that a proxy has a tunnel of this device."""
+    fleet = registry.fleet
+    proxy_id, now = new_id(), datetime.now(UTC)
+    await fleet.hello(proxy_id, name="edge", internal_url="", version="1")
+    began = SessionBegan(
+        session_id=new_id(),
+        device_id=device_id,
+        at=now,
+        address="192.0.2.7",
+        agent_version="1.2.3",
+    )
+    seen = Sighting(device_id=device_id, at=now, services=services)
+    await fleet.report(proxy_id, began=[began], ended=[], seen=[seen])
 
 
 def check_headers(answer: httpx2.Response) -> None:

@@ -190,6 +190,11 @@ LANGUAGES = {
         build_socketio,
         lambda made, program: [require_program("node", "nodejs"), str(made / f"{program}.mjs")],
     ),
+    # What looks at pages as people with disabilities meet them, for tests/console.
+    "axe": Language(
+        build_socketio,
+        lambda made, program: [str(made / "node_modules" / "axe-core" / f"{program}.min.js")],
+    ),
     "socketio_go": Language(build_go, lambda made, program: [str(made / program)]),
 }
 

@@ -54,6 +54,7 @@ class Pages:
             "iso": lambda moment: moment.astimezone(UTC).isoformat(timespec="seconds"),
             "moment": lambda moment: f"{moment.astimezone(UTC):%Y-%m-%d %H:%M} UTC",
             "size": _size,
+            "lasted": lambda end, begin: _duration((end - begin).total_seconds()),
         }
         self._environment = environment
 

@@ -48,8 +48,7 @@ class _Carrier(Protocol):
 class HttpRelay(LegUser):
     """Carries requests that leave no doubt, one after the other, and their answers.
 
-    "finished": the last answer said that the connection ends, and was written; the relay leaves by
-    itself then, and its owner is called once the visitor has ended too. "handed back": the
+    "finished": the last answer said that the connection ends, and was written. "handed back": the
     next request, or the rest of what came, is for the owner; with `problem`, the request in progress
     is to be answered with `status`.
     """
@@ -63,11 +62,9 @@ class HttpRelay(LegUser):
         carrier: _Carrier,
         max_head_bytes: int,
         max_head_fields: int,
-        drain_bytes: int,
         early: bytes = b"",
     ) -> None:
-        """*early* is what was read from the socket and not used. Of a visitor who goes on sending
-        at the end, at most *drain_bytes* are thrown away."""
+        """*early* is what was read from the socket and not used."""
     def start(self) -> None:
         """Carry from now on."""
     @property
@@ -87,11 +84,9 @@ class HttpRelay(LegUser):
     @property
     def phase(
         self,
-    ) -> Literal[
-        "agreeing", "idle", "reading", "sending", "waiting", "answering", "leaving", "left"
-    ]:
+    ) -> Literal["agreeing", "idle", "reading", "sending", "waiting", "answering"]:
         """What it waits for: the device's consent, a request, the rest of a head, the rest of a
-        body, the first byte of an answer, or the rest of one; the visitor's end; nothing."""
+        body, the first byte of an answer, or the rest of one."""
     @property
     def phase_since(self) -> float:
         """When that began, on Trio's clock; of "sending", when a byte came last, and of "waiting", when
@@ -125,8 +120,6 @@ class HttpRelay(LegUser):
         """Hand back once no request is in progress."""
     def give_up(self, problem: str | None, status: int) -> None:
         """Hand back now; with a problem, cut an answer that began, or leave it to be given."""
-    def leave(self) -> None:
-        """Of a relay that is over: end the connection as after a last answer."""
     def abort(self) -> None:
         """End now: the request in progress is reset."""
     def take_pending(self) -> bytes:

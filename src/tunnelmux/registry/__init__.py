@@ -17,12 +17,6 @@ from tunnelmux.registry.browser_sessions import (
     SignedIn,
 )
 from tunnelmux.registry.changes import Change, Changes, ChangeWatch, Effect, Effects
-from tunnelmux.registry.device_keys import (
-    DeviceSshKey,
-    DeviceSshKeys,
-    SshDevice,
-    SshDevices,
-)
 from tunnelmux.registry.devices import (
     Credential,
     Credentials,
@@ -107,8 +101,6 @@ __all__ = [
     "DeviceFilter",
     "DeviceRule",
     "DeviceSession",
-    "DeviceSshKey",
-    "DeviceSshKeys",
     "DeviceState",
     "Devices",
     "Effect",
@@ -152,8 +144,6 @@ __all__ = [
     "Sighting",
     "SignedIn",
     "SigningKey",
-    "SshDevice",
-    "SshDevices",
     "SshKey",
     "SshKeys",
     "Tenant",

@@ -91,10 +91,12 @@ class Recordings(abc.ABC):
         device_id: str | None = None,
         user_id: str | None = None,
         lease_id: str | None = None,
+        text: str = "",
         limit: int = 50,
         after: str | None = None,
     ) -> Page[Recording]:
-        """The newest first."""
+        """The newest first; with `text`, those that have it in the device, the person, the account
+        or the command."""
 
     @abc.abstractmethod
     async def note_read(self, recording_id: str) -> Recording:

@@ -88,7 +88,8 @@ class SignIn:
         self._registry = registry
         self._installation = registry.installation(Actor.program("tunnelmux-api"))
         self._sessions = self._installation.browser_sessions
-        self._provider = provider
+        self.provider = provider
+        """Who signs people in."""
         self._keys = keys
         self._oidc = oidc
         self._config = config
@@ -108,7 +109,7 @@ class SignIn:
             return_to = "/"
         attempt = Attempt.new()
         try:
-            url = await self._provider.authorization_url(attempt)
+            url = await self.provider.authorization_url(attempt)
         except ProviderAway as exc:
             raise _provider_away(exc) from exc
         for _ in range(_SAVES):
@@ -171,7 +172,7 @@ class SignIn:
         rest: PendingSignIns,
     ) -> Landing:
         try:
-            tokens, claims = await self._provider.exchange(query, attempt)
+            tokens, claims = await self.provider.exchange(query, attempt)
         except ProviderAway as exc:
             raise _provider_away(exc) from exc
         except OIDCError as exc:
@@ -179,7 +180,7 @@ class SignIn:
             raise Refused(400, "sign_in_failed", f"The sign-in failed: {exc}.") from exc
         try:
             user = await self._installation.users.sign_in(
-                issuer=self._provider.issuer,
+                issuer=self.provider.issuer,
                 subject=claims["sub"],
                 email=_text(claims, "email"),
                 email_verified=claims.get("email_verified") is True,
@@ -196,7 +197,7 @@ class SignIn:
                 user_id=user.id,
                 tenant_id=tenant_id,
                 role=_open_roles(memberships).get(tenant_id or ""),
-                issuer=self._provider.issuer,
+                issuer=self.provider.issuer,
                 provider_session=_text(claims, "sid"),
                 tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
             ),
@@ -227,7 +228,7 @@ class SignIn:
     async def _refresh(self, session: BrowserSession, kept: KeptTokens, refresh_token: str) -> bool:
         with trio.CancelScope(shield=True):  # bounded by the time limits of provider and registry
             try:
-                tokens = await self._provider.refresh(refresh_token)
+                tokens = await self.provider.refresh(refresh_token)
                 await self._take_over_claims(tokens, kept.subject)
             except ProviderAway as exc:
                 _log.warning("tokens not refreshed", session=session.id, problem=str(exc))
@@ -253,9 +254,9 @@ class SignIn:
         """Roles that the provider took back are gone with the next refresh."""
         if tokens.id_token is None:
             return
-        claims = await self._provider.check_refreshed(tokens.id_token, subject)
+        claims = await self.provider.check_refreshed(tokens.id_token, subject)
         await self._installation.users.sign_in(
-            issuer=self._provider.issuer,
+            issuer=self.provider.issuer,
             subject=subject,
             email=_text(claims, "email"),
             email_verified=claims.get("email_verified") is True,
@@ -322,14 +323,14 @@ class SignIn:
         _log.info("signed out", user=session.user_id, session=session.id)
         kept = KeptTokens.opened(session.tokens, self._keys)
         try:
-            return await self._provider.logout_url(kept.id_token if kept is not None else None)
+            return await self.provider.logout_url(kept.id_token if kept is not None else None)
         except ProviderAway:
             return None
 
     async def end_for_provider(self, logout_token: str) -> int:
         """Back-channel logout; how many sessions ended. Raises Refused 400."""
         try:
-            claims = await self._provider.check_logout_token(logout_token)
+            claims = await self.provider.check_logout_token(logout_token)
         except ProviderAway as exc:
             raise _provider_away(exc) from exc
         except OIDCError as exc:
@@ -338,7 +339,7 @@ class SignIn:
         if not await self._sessions.use_once(f"logout {claims['jti']}", until):
             raise Refused(400, "logout_token_refused", "This logout token was used already.")
         return await self._sessions.end_for_provider(
-            issuer=self._provider.issuer,
+            issuer=self.provider.issuer,
             subject=claims.get("sub"),
             provider_session=claims.get("sid"),
         )

@@ -102,6 +102,14 @@ class Provider:
         """The provider's identifier; a user is (issuer, subject)."""
         return self._config.issuer
 
+    @property
+    def _metadata_url(self) -> str:
+        return self.issuer.rstrip("/") + "/.well-known/openid-configuration"
+
+    async def check(self) -> None:
+        """Ask the provider anew what it says of itself. Raises OIDCError, with the cause."""
+        self._check_metadata(await self._get(self._metadata_url))
+
     async def authorization_url(self, attempt: Attempt) -> str:
         """Where the browser goes to sign in. Raises ProviderAway."""
         metadata = await self._read_metadata()
@@ -225,9 +233,8 @@ class Provider:
         return self._metadata
 
     async def _reload_metadata(self) -> None:
-        url = self.issuer.rstrip("/") + "/.well-known/openid-configuration"
         try:
-            metadata = await self._get(url)
+            metadata = await self._get(self._metadata_url)
             self._check_metadata(metadata)
         except ProviderAway:
             if self._metadata is None:

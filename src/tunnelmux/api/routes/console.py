@@ -63,7 +63,9 @@ _NAVIGATION = (
     ("n", "/pair", "Pair a device", "plus", Role.OPERATOR),
     ("p", "/people", "People", "people", Role.VIEWER),
     ("t", "/tokens", "Access tokens", "key", Role.VIEWER),
+    ("r", "/recordings", "Recordings", "rec", Role.VIEWER),
     ("a", "/audit", "Audit", "audit", Role.ADMIN),
+    ("s", "/setup", "Set-up", "check", Role.ADMIN),
 )
 
 
@@ -206,7 +208,7 @@ async def device_page(
                 for lease in held
                 if operates
                 and lease.state == "requested"
-                # One's own is for another person to approve.
+                # Nobody approves their own.
                 and principal.user_id != lease.created_by
             },
             "deny": {lease.id for lease in held if operates and lease.state == "requested"},
@@ -276,7 +278,7 @@ async def frame_of(request: Request, api: Api, principal: Principal) -> dict[str
 
 
 def stranger(request: Request) -> dict[str, Any]:
-    """The same for a person who has not signed in."""
+    """The same for somebody who has not signed in."""
     scheme = request.cookies.get("tunnelmux-scheme", "")
     return {
         "name": "",

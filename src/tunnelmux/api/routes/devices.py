@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Query
 from pydantic import BaseModel, Field
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
+from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.api.records import (
     TEXT,
     After,
@@ -22,7 +23,9 @@ from tunnelmux.api.records import (
     Listing,
     listing,
 )
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import DeviceFilter, Revocation
+from tunnelmux.registry.ids import MAX_PAGE
 
 router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["devices"])
 
@@ -55,6 +58,32 @@ class Quarantine(Input):
     """Why a device is held back; people read it."""
 
     reason: Annotated[str, Field(min_length=1, max_length=500)]
+
+
+class BulkChange(Input):
+    """What to do with many devices, each by itself."""
+
+    ids: Annotated[
+        list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=MAX_PAGE)
+    ]
+    action: Literal["enable", "disable", "label", "revoke"]
+    label: Annotated[str, Field(max_length=320)] = ""
+    """With `label`: the one to set on each, as `key=value`."""
+
+
+class NotChanged(BaseModel):
+    """A device that stayed as it was, and why."""
+
+    device_id: str
+    code: str
+    detail: str
+
+
+class BulkChanged(BaseModel):
+    """How many devices were changed, and which were not."""
+
+    changed: int
+    failed: list[NotChanged]
 
 
 class DeviceWithToken(BaseModel):
@@ -109,6 +138,31 @@ async def add_device(api: ApiDependency, principal: Operator, new: NewDevice) ->
         paired_by_name=user.name or user.email,
     )
     return DeviceWithToken(device=Device.model_validate(device), token=token.reveal())
+
+
+@router.post("/bulk")
+async def change_devices(api: ApiDependency, principal: Operator, wish: BulkChange) -> BulkChanged:
+    """Enable, disable, label or revoke many devices, one after the other: what fails with one is
+    told, and the others are changed."""
+    if (wish.action == "label") != ("=" in wish.label[1:]):
+        raise Refused(409, "invalid", 'Send label, as key=value, with the action "label".')
+    tenant = tenant_for(api, principal)
+    failed: list[NotChanged] = []
+    for device_id in dict.fromkeys(wish.ids):
+        try:
+            match wish.action:
+                case "enable" | "disable":
+                    await tenant.devices.set_enabled(device_id, wish.action == "enable")
+                case "revoke":
+                    await tenant.credentials.revoke(device_id)
+                case "label":
+                    key, _, value = wish.label.partition("=")
+                    labels = (await tenant.devices.find(device_id)).labels
+                    await tenant.devices.change(device_id, labels={**labels, key: value})
+        except (NoSuchRecord, RegistryRefused) as exc:
+            refusal = registry_refusal(exc)
+            failed.append(NotChanged(device_id=device_id, code=refusal.code, detail=refusal.detail))
+    return BulkChanged(changed=len(set(wish.ids)) - len(failed), failed=failed)
 
 
 @router.get("/{device_id}")

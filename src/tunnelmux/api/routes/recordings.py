@@ -57,6 +57,14 @@ async def list_recordings(
     device_id: Wanted = "",
     user_id: Wanted = "",
     lease_id: Wanted = "",
+    text: Annotated[
+        str,
+        Query(
+            max_length=64,
+            pattern=TEXT,
+            description="A part of the device's or person's name, the account or the command.",
+        ),
+    ] = "",
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[RecordingRecord]:
@@ -65,6 +73,7 @@ async def list_recordings(
         device_id=device_id or None,
         user_id=(user_id or None) if _sees_all(principal) else principal.user_id,
         lease_id=lease_id or None,
+        text=text,
         limit=limit,
         after=after,
     )
@@ -112,7 +121,7 @@ async def read_recording(
 
 
 async def _find(api: Api, principal: Principal, recording_id: str) -> Recording:
-    """Raises NoSuchRecord, for another person's recording too."""
+    """Raises NoSuchRecord, for a recording of somebody else too."""
     recording = await tenant_for(api, principal).recordings.find(recording_id)
     if not _sees_all(principal) and recording.user_id != principal.user_id:
         raise NoSuchRecord("recording", recording_id)

@@ -22,7 +22,7 @@ class FleetError(TunnelmuxError):
 
 
 class NotAllowed(FleetError):
-    """No person is signed in, or the person may not do this."""
+    """Nobody is signed in, or the person may not do this."""
 
     exit_status = 3
 

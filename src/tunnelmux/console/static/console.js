@@ -72,6 +72,25 @@ addEventListener("keydown", (event) => {
   before = event.key;
 });
 
+/* Rows are chosen by [data-choose]; #bulk shows what can be done with all that are. */
+const chosen = () => [...document.querySelectorAll("[data-choose]:checked")];
+function tellChosen() {
+  const bar = document.getElementById("bulk");
+  if (!bar) return;
+  const count = chosen().length;
+  bar.hidden = count === 0;
+  for (const place of document.querySelectorAll("[data-chosen-count]")) place.textContent = count;
+}
+function choose(all) {
+  for (const box of document.querySelectorAll("[data-choose]")) box.checked = all;
+  tellChosen();
+}
+addEventListener("change", (event) => { if (event.target.matches("[data-choose]")) tellChosen(); });
+addEventListener("click", (event) => {
+  const button = event.target.closest("[data-choose-all], [data-choose-none]");
+  if (button) choose(button.hasAttribute("data-choose-all"));
+});
+
 /* <form data-call="METHOD" action="/api/…">: sends its fields as JSON to the REST API and says what
    became of it. Afterwards the page's parts are fetched anew, or data-then is opened. What is told
    once, a token or a link, is shown in the element that data-tell names. */
@@ -85,10 +104,11 @@ addEventListener("submit", async (event) => {
     if (name.endsWith("[]")) fields[name.slice(0, -2)] = data.getAll(name);
     else if (data.get(name) !== "") fields[name] = data.get(name);
   }
+  if (form.dataset.chosen) fields[form.dataset.chosen] = chosen().map((box) => box.value);
   const body = form.dataset.call === "DELETE" ? undefined : JSON.stringify(fields);
   let answer;
   try {
-    answer = await fetch(form.action, { method: form.dataset.call, body, headers: { Accept: "application/json", "Content-Type": "application/json" } });
+    answer = await fetch(form.getAttribute("action"), { method: form.dataset.call, body, headers: { Accept: "application/json", "Content-Type": "application/json" } });
   } catch {
     return toast("The server did not answer: look at your network and try again.", "bad");
   }
@@ -98,7 +118,9 @@ addEventListener("submit", async (event) => {
   form.closest("[popover]")?.hidePopover();
   if (told.redirect) return location.assign(told.redirect);
   if (form.dataset.then) return location.assign(form.dataset.then);
-  toast(form.dataset.done ?? "Done");
+  if (told.failed?.length) toast(`${told.changed} changed, ${told.failed.length} not: ${told.failed[0].detail}`, "bad");
+  else toast(form.dataset.done ?? "Done");
+  if (form.dataset.chosen) choose(false);
   if (form.dataset.tell) {                                 // told once: it is nowhere else
     const place = document.getElementById(form.dataset.tell);
     place.querySelector("code").textContent = told.token ?? told.url;

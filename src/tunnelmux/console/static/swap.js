@@ -47,7 +47,7 @@ export async function fetchInto(url, selector) {
 }
 
 function formUrl(form) {
-  const url = new URL(form.action);
+  const url = new URL(form.getAttribute("action"), location.href);
   url.search = new URLSearchParams([...new FormData(form)].filter(([, value]) => value !== ""));
   return url.href;
 }

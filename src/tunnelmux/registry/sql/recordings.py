@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.registry.ids import Page
@@ -55,6 +56,7 @@ class SqlRecordings(Repository, Recordings):
         device_id: str | None = None,
         user_id: str | None = None,
         lease_id: str | None = None,
+        text: str = "",
         limit: int = 50,
         after: str | None = None,
     ) -> Page[Recording]:
@@ -66,6 +68,11 @@ class SqlRecordings(Repository, Recordings):
         ):
             if wanted is not None:
                 query = query.where(column == wanted)
+        if text:
+            searched = (_R.c.device_label, _R.c.user_name, _R.c.account, _R.c.command)
+            query = query.where(
+                sa.or_(*(column.icontains(text, autoescape=True) for column in searched))
+            )
         return paging.descending(tx, query, _R.c.id, _recording, limit=limit, after=after)
 
     @writes
