@@ -277,6 +277,21 @@ class InternalLimits:
     """Requests that wait for one of them; with more, the oldest are dropped, and the caller is told
     how many. About 500 bytes each, so that 64 readers who do not read hold 32 MiB."""
 
+    max_inspections: int = 8
+    """Services that may be inspected at once; one more gets 409. Their requests leave the pump, and
+    a person looks at one or two."""
+
+    max_inspection_time: float = 3600.0
+    """The longest that an inspection may last; more gets 400. It is switched on to look, and what
+    nobody looks at should not stay on over night."""
+
+    inspection_requests: int = 200
+    """Requests that one inspection keeps; the oldest make room. Some screens of a list."""
+
+    inspection_memory: int = 16_777_216
+    """Bytes that all inspections keep together, heads and bodies; the oldest requests make room.
+    128 requests with two bodies of 64 KiB."""
+
     session_expiry: float = 90.0
     """Silence after which a session is closed by the clean-up that runs every 30 s: a second net
     below the keepalive, five times as wide. Must be above keepalive_interval and

@@ -24,6 +24,9 @@ FOREIGN = re.compile(
 )
 """Paths of one machine and hosts of registries: a clone must work elsewhere, through mirrors."""
 
+RIDDLES = re.compile(r"\b(?:nobody|somebody|someone|whoever)\b", re.IGNORECASE)
+"""Words that hide who is meant: a caller, a peer, an owner, a task, a person has a name."""
+
 FILES = list(project_files())
 SOURCES = [path for path in FILES if path.suffix in {".py", ".pyx", ".pxd", ".pyi"}]
 
@@ -78,6 +81,17 @@ def test_files_are_short_enough_to_read() -> None:
     counts = {relative(path): len(path.read_text("utf-8").splitlines()) for path in SOURCES}
     long = {path for path, lines in counts.items() if lines > MOST_LINES_PER_FILE}
     assert long == set(LONG_FILES), "split the file; or list it with the reason; or unlist it"
+
+
+def test_texts_say_who_is_meant() -> None:
+    found = [
+        f"{relative(path)}:{number}: {line.strip()}"
+        for path in FILES
+        if path.is_relative_to(SOURCE) and path.suffix in {".py", ".pyx", ".pxd", ".pyi", ".html"}
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1)
+        if RIDDLES.search(line)
+    ]
+    assert found == []
 
 
 def test_functions_are_short_enough_to_read() -> None:

@@ -55,6 +55,17 @@ class User:
 
 
 @dataclass
+class SshOnly:
+    """A device that has nothing but OpenSSH, and its key in a file."""
+
+    id: str
+    name: str
+    serial: str
+    key: Path
+    key_id: str
+
+
+@dataclass
 class Site:
     """What a test uses."""
 
@@ -95,6 +106,47 @@ class Site:
         if registered:
             await installation.ssh_keys.add(person.id, key.with_suffix(".key.pub").read_text())
         return User(person.id, f"{name}@example.com", key)
+
+    async def ssh_device(
+        self, name: str, serial: str, *, kind: str = "ed25519", lifetime: float = 3600
+    ) -> SshOnly:
+        """A device that has nothing but OpenSSH, and a key that is registered for it."""
+        device, _ = await self.tenant.devices.add(name, serial=serial)
+        file = self.folder / f"{name}.key"
+        keygen = self.program("ssh-keygen", "openssh-client")
+        await trio.run_process([keygen, "-q", "-t", kind, "-N", "", "-f", str(file)])
+        line = file.with_suffix(".key.pub").read_text()
+        added = await self.tenant.device_ssh_keys.add(device.id, line, lifetime)
+        return SshOnly(device.id, name, serial, file, added.id)
+
+    @asynccontextmanager
+    async def connected(self, device: SshOnly, *words: str) -> AsyncIterator[trio.Process]:
+        """`ssh WORDS SERIAL@GATEWAY` of that device, for the length of the block."""
+        user = User(device.id, device.name, device.key)
+        ssh = [self.program("ssh", "openssh-client"), *self.client(user, "BatchMode=yes")]
+        process = await trio.lowlevel.open_process(
+            [*ssh, "-p", str(self.port), "-l", device.serial, "127.0.0.1", *words],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        try:
+            yield process
+        finally:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
+
+    async def offers(self, device: SshOnly, *services: str) -> None:
+        """Until the registry has the device online with these services."""
+        with trio.fail_after(30):
+            while True:
+                state = (await self.tenant.devices.find(device.id)).state
+                if state.online == bool(services) and (
+                    not services or set(state.services) == set(services)
+                ):
+                    return
+                await trio.sleep(0.05)
 
     async def lease(self, user: User, *, seconds: float = 3600, **more: Any) -> Lease:
         """A lease, once the device has agreed to it."""
@@ -266,6 +318,7 @@ async def running_site(
     *,
     sshd_more: str = "",
     authority: bool = True,
+    public: tuple[str, ...] = (),
 ) -> AsyncIterator[Site]:
     """All of it for the length of the block. `more` is further configuration of the gateway."""
     (folder / "sshd").mkdir()
@@ -287,7 +340,7 @@ async def running_site(
     )
     device, token = await tenant.devices.add("cam1", serial="SN123")
     internal = InternalListener(listen=f"127.0.0.1:{free_port()}", secret=Secret(SECRET))
-    config = config_for(registry_url)
+    config = config_for(registry_url, public=public)
     async with (
         running_sshd(folder / "sshd", program, trust + sshd_more) as sshd,
         following(_with(config, internal=internal)) as proxy,
@@ -303,7 +356,10 @@ async def running_site(
             )
         ) as agent,
     ):
-        gateway = await daemons.start("gateway", configuration)
+        tunnel = f"ws://{proxy.tunnel_address}/tunnel/connect"
+        gateway = await daemons.start(
+            "gateway", configuration.replace("ws://proxy.example", tunnel)
+        )
         line = await gateway.logged("gateway listening")
         port = int(str(line["address"]).rpartition(":")[2])
         key = (folder / "gateway-state" / "ssh_host_ed25519_key.pub").read_text()

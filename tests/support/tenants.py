@@ -69,6 +69,7 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
     lease, _ = await tenant.leases.add(terms, approved=False)
     installation = api.running.api.registry.installation(TEST)
     ssh_key = await installation.ssh_keys.add(owner.user_id, SSH_KEY, "secret-ssh-key")
+    device_key = await tenant.device_ssh_keys.add(device.id, SSH_KEY, 3600)
     recording = a_recording(device.id, owner.user_id)
     await tenant.recordings.begin(recording)
     return {
@@ -80,6 +81,7 @@ async def objects_of(api: LiveApi, owner: Person) -> dict[str, str]:
         "token_id": token.id,
         "link_id": link.id,
         "lease_id": lease.id,
+        "device_key_id": device_key.id,
         "recording_id": recording.id,
         "ssh_key_id": ssh_key.id,
         "user_id": owner.user_id,

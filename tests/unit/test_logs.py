@@ -11,6 +11,7 @@ import pytest
 
 from tunnelmux.observability import configure_logs, frequent_line, get_logger
 from tunnelmux.observability.lines import line_about, time_of_day, write_lines
+from tunnelmux.observability.logs import holding_lines, write_held
 from tunnelmux.pump.lines import LineBuffer
 
 log = get_logger("test")
@@ -68,6 +69,32 @@ def test_a_frequent_line_has_the_time_of_day(monkeypatch, output):
     configure_logs("info", "json", stream=output)
     log_visit("dev1", 1, 0.5, "x")
     assert json_lines(output)[0]["timestamp"] == "2025-12-31T23:59:59.000042Z"
+
+
+def test_frequent_lines_wait_for_each_other_and_keep_the_order(output):
+    configure_logs("info", "json", stream=output)
+    told = []
+    with holding_lines(lambda: told.append("told")):
+        log_visit("dev1", 1, 0.1, None)
+        log_visit("dev1", 2, 0.1, None)
+        assert (output.getvalue(), told) == ("", ["told"])
+        log.info("another")
+        assert [line.get("stream") for line in json_lines(output)] == [1, 2, None]
+        log_visit("dev1", 3, 0.1, None)
+        assert told == ["told", "told"]
+        write_held()
+        log_visit("dev1", 4, 0.1, None)
+        assert [line.get("stream") for line in json_lines(output)] == [1, 2, None, 3]
+    log_visit("dev1", 5, 0.1, None)
+    assert [line.get("stream") for line in json_lines(output)] == [1, 2, None, 3, 4, 5]
+
+
+def test_so_many_frequent_lines_wait_and_no_more(output):
+    configure_logs("info", "json", stream=output)
+    with holding_lines(lambda: None):
+        for number in range(2000):
+            log_visit("dev1", number, 0.1, None)
+        assert 2000 - len(json_lines(output)) <= 512
 
 
 def test_a_frequent_line_obeys_the_level(output):

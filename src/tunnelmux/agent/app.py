@@ -20,6 +20,7 @@ from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.streams import StreamServer
+from tunnelmux.agent.targets import OpenTarget
 from tunnelmux.config import Address, AgentConfig, Secret
 from tunnelmux.endpoints import dial, response_headers
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, ProtocolError, SessionError
@@ -62,7 +63,13 @@ Dial = Callable[..., AbstractAsyncContextManager[trio.abc.Stream]]
 class RunningAgent:
     """The agent from outside: whether it is connected, and how to end it."""
 
-    def __init__(self, config: AgentConfig, uniform: Uniform, dial: Dial) -> None:
+    def __init__(
+        self,
+        config: AgentConfig,
+        uniform: Uniform,
+        dial: Dial,
+        open_target: OpenTarget | None = None,
+    ) -> None:
         self.config = config
         """What it was told last."""
         self._uniform = uniform
@@ -73,7 +80,8 @@ class RunningAgent:
         """What runs commands, for whichever way they come."""
         self.figures = AgentFigures()
         """What happened so far, in numbers."""
-        self._streams = StreamServer(config, self.commands, self.figures)
+        self._streams = StreamServer(config, self.commands, self.figures, open_target)
+        self._reaches_targets = open_target is None
         self.assist = AssistService(config)
         """The switch for remote assistance, and the leases that this device takes."""
         self._streams.desk = self.assist.desk
@@ -506,7 +514,8 @@ class RunningAgent:
                     self.config.limits.ingress.connect_timeout,
                 )
                 self._direct = direct
-                session.on_offer = direct.take
+                if self._reaches_targets:
+                    session.on_offer = direct.take
                 handlers.start_soon(direct.run)
                 try:
                     async for stream in session:
@@ -577,15 +586,17 @@ async def run_agent(
     *,
     uniform: Uniform = random.uniform,
     dial: Dial = dial,
+    open_target: OpenTarget | None = None,
     task_status: trio.TaskStatus[RunningAgent] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve a proxy, a main server or both, as configured, until drained or cancelled.
 
     Started value: the RunningAgent, before the first attempt to connect. `uniform(a, b)` is the
-    dice of the back-off; `dial` is called like `endpoints.dial`. Raises AgentRefused when the proxy
+    dice of the back-off; `dial` is called like `endpoints.dial`; `open_target` connects to services
+    that this machine does not reach itself. Raises AgentRefused when the proxy
     refuses this agent for good, and ConfigError when the token, its file or the certificates cannot
     be used.
     """
-    agent = RunningAgent(config, uniform, dial)
+    agent = RunningAgent(config, uniform, dial, open_target)
     task_status.started(agent)
     await agent.run()

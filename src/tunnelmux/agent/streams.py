@@ -18,7 +18,7 @@ from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
 from tunnelmux.agent.sites import SiteTranslation, translation_for
-from tunnelmux.agent.targets import TargetConnector
+from tunnelmux.agent.targets import OpenTarget, TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
 from tunnelmux.http import (
     Exchange,
@@ -72,7 +72,9 @@ class StreamServer:
         config: AgentConfig,
         commands: CommandExecutor,
         figures: AgentFigures | None = None,
+        open_target: OpenTarget | None = None,
     ) -> None:
+        self._open_target = open_target
         self._started = trio.current_time()
         self.figures = figures or AgentFigures()
         """Where streams, requests and failures of targets are counted."""
@@ -90,7 +92,9 @@ class StreamServer:
         Raises ConfigError, with nothing changed, when a file of a service cannot be used.
         """
         services = ServiceTable(config)
-        self._targets = {service.name: TargetConnector(service) for service in services}
+        self._targets = {
+            service.name: TargetConnector(service, self._open_target) for service in services
+        }
         self._services = services
         self._commands = commands
         self._name = config.device.name

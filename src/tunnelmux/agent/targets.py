@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import ssl
+from collections.abc import Awaitable, Callable
 
 import trio
 
@@ -18,7 +19,10 @@ from tunnelmux.relay import abort
 from tunnelmux.transports.tcp import configure_socket, explain_os_error
 from tunnelmux.transports.tls import explain_tls_error, target_context
 
-__all__ = ["TargetConnector"]
+__all__ = ["OpenTarget", "TargetConnector"]
+
+OpenTarget = Callable[[ServiceConfig], Awaitable[trio.abc.HalfCloseableStream]]
+"""Makes a raw connection to a service's target; raises OSError."""
 
 _PROBE_TIMEOUT = 2.0
 # Seconds in which a target may show that it speaks TLS; a visitor waits meanwhile.
@@ -36,10 +40,12 @@ _NOT_TLS = {
 
 
 class TargetConnector:
-    """Connects to the target of one service. Raises ConfigError where `ca_file` cannot be used."""
+    """Connects to the target of one service, by `open_target` where it is not reached from this
+    machine. Raises ConfigError where `ca_file` cannot be used."""
 
-    def __init__(self, service: ServiceConfig) -> None:
+    def __init__(self, service: ServiceConfig, open_target: OpenTarget | None = None) -> None:
         self._service = service
+        self._open_target = open_target
         self._where = service.where
         self._context: ssl.SSLContext | None = None
         if self._where.is_encrypted:
@@ -47,7 +53,7 @@ class TargetConnector:
         self._probed_at = -_PROBE_INTERVAL
         self._speaks_tls = False
 
-    async def open(self, timeout: float) -> trio.SocketStream:
+    async def open(self, timeout: float) -> trio.abc.HalfCloseableStream:
         """A raw connection within `timeout` seconds.
 
         Raises Refused: 502 target-refused or target-unreachable, 504 target-timeout.
@@ -66,7 +72,7 @@ class TargetConnector:
 
     async def open_http(
         self, timeout: float
-    ) -> trio.SocketStream | trio.SSLStream[trio.SocketStream]:
+    ) -> trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]:
         """A connection for HTTP within `timeout` seconds, under TLS if the target is `https://`.
 
         Raises Refused: as `open`, and 502 target-tls-failed.
@@ -108,7 +114,9 @@ class TargetConnector:
             return True
         return False
 
-    async def _dial(self) -> trio.SocketStream:
+    async def _dial(self) -> trio.abc.HalfCloseableStream:
+        if self._open_target is not None:
+            return await self._open_target(self._service)
         if self._where.address is None:
             assert self._where.path is not None  # it is one or the other
             return await trio.open_unix_socket(self._where.path)
@@ -117,8 +125,8 @@ class TargetConnector:
         return stream
 
     async def _begin_tls(
-        self, stream: trio.SocketStream, context: ssl.SSLContext
-    ) -> trio.SSLStream[trio.SocketStream]:
+        self, stream: trio.abc.HalfCloseableStream, context: ssl.SSLContext
+    ) -> trio.SSLStream[trio.abc.HalfCloseableStream]:
         assert self._where.address is not None  # there is no TLS at Unix sockets
         name = self._service.server_name or self._where.address.host
         try:

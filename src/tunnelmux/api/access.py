@@ -33,6 +33,7 @@ __all__ = [
     "is_public",
     "need",
     "public",
+    "require",
     "required_access",
     "seal",
     "signed_in",
@@ -64,6 +65,9 @@ page that an invitation leads to, and the console's files."""
 
 _ASSET = re.compile(r"/static/[0-9a-f]{12}/[a-z0-9.-]+")
 
+_DEVICE_KEY = re.compile(r"/api/devices/[^/]+/ssh-keys")
+# A device's SSH key comes with a proof in its body; the route judges it.
+
 SCOPES = {
     "self": "who the token is, and where it may work",
     "tenant": "read and change the tenant's own settings",
@@ -80,6 +84,7 @@ SCOPES = {
     "exec": "run commands on devices",
     "events": "follow what happens",
     "requests": "watch the requests of visitors to devices",
+    "inspect": "keep requests to a service for a while, with heads and bodies, and repeat them",
     "tokens": "list and revoke access tokens",
     "audit": "read the audit",
 }
@@ -140,13 +145,19 @@ class Need:
         principal: Principal | None = connection.scope["state"].get("principal")
         if self.role is None and self.scope is None:
             return principal
-        if principal is None:
-            raise Refused(401, "not_signed_in", "Sign in, or send an access token.")
-        if self.scope is not None and principal.scopes is not None:
-            _check_scope(self.scope, principal.scopes)
-        if self.role is not None:
-            _check_role(self.role, principal)
-        return principal
+        return require(principal, self.role, self.scope)
+
+
+def require(principal: Principal | None, role: Role | None, scope: str | None) -> Principal:
+    """Who calls, where they may; raises Refused. For a public route where an identity is one of
+    several proofs; all others say it by `need`."""
+    if principal is None:
+        raise Refused(401, "not_signed_in", "Sign in, or send an access token.")
+    if scope is not None and principal.scopes is not None:
+        _check_scope(scope, principal.scopes)
+    if role is not None:
+        _check_role(role, principal)
+    return principal
 
 
 def _check_scope(scope: str, scopes: frozenset[str]) -> None:
@@ -182,7 +193,8 @@ def public() -> Any:
 
 def is_public(path: str) -> bool:
     """Whether this path of a request needs no identity."""
-    return path in PUBLIC_PATHS or _ASSET.fullmatch(path) is not None
+    patterns = (_ASSET, _DEVICE_KEY)
+    return path in PUBLIC_PATHS or any(pattern.fullmatch(path) for pattern in patterns)
 
 
 class AccessRoute(APIRoute):

@@ -1,7 +1,7 @@
 """Commands for programs: run on devices of one tenant, wherever their tunnels are.
 
 A command that several proxies carry parts of is one command here: one id, one stream of events,
-one result for each device. The last results are kept for whoever asks later, in this process and
+one result for each device. The last results are kept for later requests, in this process and
 within a bound.
 """
 

@@ -1,4 +1,4 @@
-"""What happens in a tenant, for whoever follows it: changes in the registry, tunnels of devices.
+"""What happens in a tenant, for its followers: changes in the registry, tunnels of devices.
 
 One task for the process follows the registry, and one each proxy; readers keep their own place in
 the last events and cost nothing but their connection. Ids hold the process's epoch: a reader that

@@ -27,7 +27,8 @@ class Identification:
         self._sign_in = sign_in
 
     async def __call__(self, connection: HTTPConnection) -> Principal | None:
-        """None when the request proves nobody. Raises Refused when that cannot be known now."""
+        """None when the request proves no identity. Raises Refused when that cannot be known
+        now."""
         try:
             authorization = connection.headers.get("authorization")
             if authorization is not None:

@@ -1,6 +1,6 @@
 """What tunnelmux-api tells Prometheus, and the listener on which it does.
 
-It has a listener of its own, since whoever scrapes is no user: nothing there asks who calls, and
+It has a listener of its own, since the scraper is no user: nothing there asks who calls, and
 nothing there says anything of a tenant. No label names a device, a person or a path: a request
 counts under its route's template, and one that met no route under `none`.
 """

@@ -1,6 +1,6 @@
 """`tunnelmux-api --quickstart`: an API to look around in, with a development provider beside it.
 
-The provider lets everybody in as whoever they say they are. So both listen on loopback only, and
+The provider believes every name that is typed in. So both listen on loopback only, and
 what is kept in the state directory is worth nothing elsewhere.
 """
 

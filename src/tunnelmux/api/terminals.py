@@ -43,7 +43,7 @@ class Terminal:
 
     def __init__(self, owner: str, device_id: str) -> None:
         self.owner = owner
-        """The user who opened it: nobody else sees it."""
+        """The user who opened it: no other sees it."""
         self.device_id = device_id
         self.token = secrets.token_urlsafe(24)
         """What a browser that lost it comes back with."""
@@ -62,7 +62,7 @@ class Terminal:
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[trio.CancelScope]:
-        """Show it for the length of the block; whoever showed it before is cancelled."""
+        """Show it for the length of the block; the one that showed it before is cancelled."""
         if self._viewer is not None:
             self._viewer.cancel()
         with trio.CancelScope() as scope:

@@ -72,11 +72,11 @@ class VisitorProofs:
 
     async def read_asked(self, text: str) -> dict[str, Any]:
         """What a proxy says of a visitor who is to sign in. Raises Refused where none of ours says
-        it, or did so too long ago: nobody else can have a browser sent anywhere."""
+        it, or did so too long ago: no stranger can have a browser sent anywhere."""
         keys = {key.id: (key.public, key.maker) for key in await self._registry.visitors.keys()}
         asked = PublicKeys(keys.get).read("asked", text)
         if asked is None or not -_SKEW <= self._now() - float(asked["t"]) < _ASKED_LIFETIME:
-            message = "This sign-in was begun too long ago, or by nobody: open the service again."
+            message = "This sign-in was begun too long ago, or not here: open the service again."
             raise Refused(400, "stale_sign_in", message)
         return asked
 

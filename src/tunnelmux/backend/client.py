@@ -44,6 +44,7 @@ from tunnelmux.sessions import (
     SessionSummary,
     VisitSummary,
 )
+from tunnelmux.sessions.inspections import InspectedRequest, Inspection
 from tunnelmux.transports.dialling import open_tcp
 from tunnelmux.wire import LEASE_FIELD
 
@@ -57,6 +58,7 @@ _MAX_ANSWER = 64 * 1024 * 1024
 # Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
 
 _EXEC = "/internal/exec"
+_INSPECTIONS = "/internal/inspections"
 
 _EXEC_SLACK = 60.0
 # Seconds on top of a command's timeout: the proxy gives its agent half of that.
@@ -112,6 +114,15 @@ class _Visits(msgspec.Struct):
 
 class _Dropped(msgspec.Struct):
     count: int
+
+
+class _Inspections(msgspec.Struct):
+    inspections: list[Inspection]
+
+
+class _InspectionDetails(msgspec.Struct):
+    inspection: Inspection
+    requests: list[InspectedRequest]
 
 
 class _Problem(msgspec.Struct):
@@ -459,6 +470,45 @@ class ProxyClient:
             raise ConnectError(f"the event stream of {self._authority} was lost") from error
         finally:
             await abort(stream)
+
+    # -- inspections ----------------------------------------------------------------------------
+
+    async def begin_inspection(
+        self, inspection_id: str, device: str, service: str, seconds: float, **more: bool | str
+    ) -> Inspection:
+        """Inspect a service for a time. `more` may be `bodies` and `askedBy`."""
+        wanted = {"id": inspection_id, "device": device, "service": service, "seconds": seconds}
+        body = msgspec.json.encode(wanted | more)
+        return msgspec.json.decode(await self._call("POST", _INSPECTIONS, body), type=Inspection)
+
+    async def list_inspections(self) -> list[Inspection]:
+        """What is inspected now."""
+        return msgspec.json.decode(
+            await self._call("GET", _INSPECTIONS), type=_Inspections
+        ).inspections
+
+    async def get_inspection(self, inspection_id: str) -> tuple[Inspection, list[InspectedRequest]]:
+        """One with its requests, the newest first and without bodies; raises SessionNotFound."""
+        answer = await self._call("GET", f"{_INSPECTIONS}/{quote(inspection_id, safe='')}")
+        found = msgspec.json.decode(answer, type=_InspectionDetails)
+        return found.inspection, found.requests
+
+    async def end_inspection(self, inspection_id: str) -> None:
+        """End it and forget what it kept; raises SessionNotFound."""
+        await self._call("POST", f"{_INSPECTIONS}/{quote(inspection_id, safe='')}/close")
+
+    async def inspected_request(
+        self, inspection_id: str, request_id: str, *, replay: bool = False
+    ) -> InspectedRequest:
+        """One request with its bodies; or, with `replay`, its repetition through the tunnel. Raises
+        SessionNotFound."""
+        parts = quote(inspection_id, safe=""), quote(request_id, safe="")
+        path = f"{_INSPECTIONS}/{parts[0]}/requests/{parts[1]}"
+        if replay:
+            answer = await self._call("POST", f"{path}/replay")
+        else:
+            answer = await self._call("GET", path)
+        return msgspec.json.decode(answer, type=InspectedRequest)
 
     # -- below ----------------------------------------------------------------------------------
 

@@ -171,7 +171,7 @@ async def _say_ready(registry: Registry) -> None:
 
 @api.group()
 def admin() -> None:
-    """What is above tenants: for whoever may read the configuration."""
+    """What is above tenants, for those who may read the configuration."""
 
 
 @admin.command(epilog=_GRANT_EXAMPLES)

@@ -94,7 +94,7 @@ def assist() -> None:
     "--code",
     "by_code",
     is_flag=True,
-    help="Let in whoever is told the code that this shows, and nobody else.",
+    help="Let in the holder of the code that this shows, and no other.",
 )
 @click.pass_context
 def turn_on(

@@ -192,7 +192,7 @@ def revoke(device: str, yes: bool, **options: Any) -> int:
 
     It stays known, and has to be paired again.
     """
-    _confirm(f"{device} will not get in any more until somebody pairs it again at the device.", yes)
+    _confirm(f"{device} will not get in any more until it is paired again at the device.", yes)
 
     async def work(fleet: ApiFleet) -> None:
         path = f"/api/devices/{await fleet.find_id(device)}/revoke"

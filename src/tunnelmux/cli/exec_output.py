@@ -53,11 +53,11 @@ _UNSAFE = re.compile(rb"\x1b(?!\[[0-9;]*m)[\[\]PX^_]?|[\x00-\x08\x0b-\x1a\x1c-\x
 
 
 class OutputClosed(Exception):
-    """Nobody reads our output any more: `tunnelmux exec … | head`."""
+    """The reader of our output is gone: `tunnelmux exec … | head`."""
 
 
 class Report(Protocol):
-    """Shows a run to somebody."""
+    """Shows a run."""
 
     async def see(self, device: str, event: Event) -> None:
         """Show an event."""
@@ -206,7 +206,7 @@ class ManyDevices:
     # -- the end ------------------------------------------------------------------------------
 
     def finish(self, ends: Mapping[str, Exited], *, interrupted: bool) -> None:
-        # rich takes a twentieth of a second to import; until here nobody needed it.
+        # rich takes a twentieth of a second to import; until here it was not needed.
         from rich.console import Console
 
         self._clear()

@@ -15,7 +15,7 @@ from tunnelmux.commands import CommandRequest, Exited
 __all__ = ["Execution"]
 
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
-_EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, the same
+_EXIT_READER_GONE = 141  # 128 + SIGPIPE, the same
 
 _NOT_ITS_OWN = frozenset({"aborted", "skipped"})
 # Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
@@ -55,7 +55,7 @@ class Execution:
         except* OutputClosed:
             self._is_unread = True
         if self._is_unread:
-            return _EXIT_NOBODY_READS
+            return _EXIT_READER_GONE
         return _EXIT_INTERRUPTED if self._interrupted else self._status()
 
     async def _obey(self, signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -52,7 +52,7 @@ def explain(device: str, service: str | None, as_json: bool, **options: Any) -> 
 
 
 async def _findings(fleet: Fleet, name: str, service: str | None) -> AsyncIterator[Finding]:
-    details = await fleet.details(name)  # raises for a name that nobody has: 404
+    details = await fleet.details(name)  # raises for an unknown name: 404
     yield Finding(check="known", outcome="good", said=f"{name} is known at {fleet.server}")
     state = _state(details)
     yield state

@@ -30,7 +30,7 @@ __all__ = [
 
 F = TypeVar("F", bound=Callable[..., Any])
 
-_EXIT_NOBODY_READS = 141  # 128 + SIGPIPE, what a shell expects
+_EXIT_READER_GONE = 141  # 128 + SIGPIPE, what a shell expects
 
 EXIT_STATUSES = """\
 Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed
@@ -126,4 +126,4 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return _EXIT_NOBODY_READS
+        return _EXIT_READER_GONE

@@ -64,7 +64,7 @@ def open_device(
 ) -> int:
     """Open a web service of DEVICE in the browser.
 
-    By a signed link: whoever has it may visit that service until it ends.
+    By a signed link: its holder may visit that service until it ends.
     """
 
     async def work(fleet: Fleet) -> None:
@@ -80,7 +80,7 @@ def open_device(
             return
         left = duration((made.link.ends - datetime.now(UTC)).total_seconds() + 1)
         click.echo(made.url)
-        click.echo(f"Good for {left}: whoever has it gets in.", err=True)
+        click.echo(f"Good for {left}: its holder gets in.", err=True)
         if not no_browser and has_browser():
             webbrowser.open(made.url)
 

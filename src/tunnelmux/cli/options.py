@@ -91,7 +91,7 @@ def common_settings(function: F) -> F:
 
 
 def refuse_options_before_command(context: click.Context) -> None:
-    """Refuse `program --option command`: the option would be read by nobody."""
+    """Refuse `program --option command`: the option would not be read."""
     for option in context.command.params:
         source = context.get_parameter_source(option.name or "")
         if source is click.core.ParameterSource.COMMANDLINE:

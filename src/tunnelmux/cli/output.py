@@ -53,7 +53,7 @@ class Column:
 
 
 def may_color(out: TextIO | None = None) -> bool:
-    """Whether there is somebody to see colours."""
+    """Whether a person sees the output, in colours."""
     stream = out or sys.stdout
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 

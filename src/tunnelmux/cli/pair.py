@@ -26,7 +26,7 @@ Examples:
       --service web=8000
       With a code from the console; then: tunnelmux-agent --config agent.toml
   tunnelmux-agent pair --url https://tunnels.example.com
-      Show a code and wait until somebody confirms it in the console.
+      Show a code and wait until it is confirmed in the console.
   tunnelmux-agent pair --install-key-file KEYFILE --url https://tunnels.example.com
       With a key for many devices, from an image or a script.
 \b

@@ -114,7 +114,7 @@ def _state_dir_option(function: F) -> F:
 @click.option(
     "--public",
     is_flag=True,
-    help="With --quickstart: whoever can reach port 8080 of this machine may visit.",
+    help="With --quickstart: all who can reach port 8080 of this machine may visit.",
 )
 @click.version_option(__version__, prog_name=_PROGRAM)
 @click.pass_context

@@ -1,7 +1,7 @@
 """What a daemon tells the service manager that started it: systemd, by sd_notify(3).
 
 One datagram for each state, to the socket that NOTIFY_SOCKET names. Without that variable there is
-nobody to tell, and nothing happens.
+nothing to tell, and nothing happens.
 """
 
 from __future__ import annotations

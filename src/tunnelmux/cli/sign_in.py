@@ -147,7 +147,7 @@ def logout() -> None:
         forget_sign_in(file)
         raise ConfigError(
             f"{file} is gone, but the token was not ended at the server: {exc}. It ends by itself, "
-            "or when somebody revokes it there"
+            "or when it is revoked there"
         ) from exc
     forget_sign_in(file)
     click.echo(f"Signed out at {found.server}.")

@@ -67,7 +67,7 @@ class _Input:
 
 
 class _Output:
-    """A file descriptor to write to. Raises BrokenPipeError when nobody reads any more."""
+    """A file descriptor to write to. Raises BrokenPipeError when the reader is gone."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -15,8 +15,10 @@ from tunnelmux.config.rules import (
     InvalidSetting,
     check_network,
     parse_address,
+    parse_pin,
     split_url,
 )
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
     "AccessConfig",
@@ -24,6 +26,7 @@ __all__ = [
     "GatewayLimits",
     "GatewayListener",
     "RecordingConfig",
+    "TunnelsConfig",
 ]
 
 _RIGHTS = ("shell", "exec", "sftp", "forward", "agent")
@@ -113,6 +116,29 @@ class RecordingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
             raise InvalidSetting("keep", f"{self.keep:g} is not from an hour to ten years")
 
 
+class TunnelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Where the gateway dials as the agent of devices that have nothing but OpenSSH."""
+
+    url: str | None = None
+    """The proxy's tunnel endpoint, as in agent.toml. Without it no device connects by SSH."""
+
+    ca_file: Path | None = None
+    """PEM file of the authority that signed the proxy's certificate; default: the system's."""
+
+    pin: str | None = None
+    """The SHA-256 of the proxy's certificate: accept that one and no other."""
+
+    def __post_init__(self) -> None:
+        if self.url is None:
+            for name in ("ca_file", "pin"):
+                if getattr(self, name) is not None:
+                    raise InvalidSetting("url", f"is missing: {name} is of no use without it")
+            return
+        split_url("url", self.url, ("ws", "wss"), f"wss://proxy.example.com:3800{TUNNEL_PATH}")
+        if self.pin is not None:
+            parse_pin("pin", self.pin)
+
+
 class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What one caller may cost."""
 
@@ -176,6 +202,9 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     proxies: ProxyCalls = msgspec.field(default_factory=ProxyCalls)
     """How the proxies are called."""
+
+    tunnels: TunnelsConfig = msgspec.field(default_factory=TunnelsConfig)
+    """Devices that have nothing but OpenSSH."""
 
     drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
     """What SIGTERM waits for."""

@@ -27,7 +27,7 @@ class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
     """The path of its certificate."""
 
     configured: list[str] = []
-    """Devices of the configuration, whose names nobody can join with."""
+    """Devices of the configuration, whose names are not free to join with."""
 
     public_host: str | None = None
     """What the operator said once; later starts need not say it again."""

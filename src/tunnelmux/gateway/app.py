@@ -228,6 +228,8 @@ class Gateway:
             self.no_connections = trio.Event()
 
     async def _note_login(self, connection: PersonConnection) -> None:
+        if connection.tunnel is not None:
+            return
         try:
             await self.authority.logged_in(connection.person, connection.address)
         except RegistryError as exc:
@@ -264,6 +266,10 @@ class Gateway:
                 if touched is None or touched & _objects_of(access):
                     again = await self.authority.again(access, connection.address)
                     connection.rejudged(use, again)
+            tunnel = connection.tunnel
+            if tunnel is not None and (touched is None or touched & tunnel.rests_on):
+                found = await self.registry.ssh_devices.find(tunnel.device.key.fingerprint)
+                tunnel.rejudged(found)
 
     async def tidy(self) -> NoReturn:
         """Remove recordings that are old enough, at the start and once an hour."""

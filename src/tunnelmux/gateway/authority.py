@@ -15,7 +15,7 @@ from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
 from tunnelmux.gateway.names import forward_names
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Actor, Device, Lease, Registry, Right
+from tunnelmux.registry import Actor, Device, Lease, Registry, Right, SshDevice
 from tunnelmux.registry.names import DEFAULT_TENANT
 from tunnelmux.registry.people import ROLES, Membership
 
@@ -109,6 +109,10 @@ class Authority:
             return None
         user = await self._installation.users.find(key.user_id)
         return Person(user.id, user.email or user.name or user.id, key.id)
+
+    async def device_of_key(self, fingerprint: str) -> SshDevice | None:
+        """Which device logs in with that key; None where none does. Raises RegistryError."""
+        return await self._registry.ssh_devices.find(fingerprint)
 
     async def person_of_ticket(self, ticket: Secret, address: str) -> Person | None:
         """Who has this ticket, the first time it is shown. Raises RegistryError."""

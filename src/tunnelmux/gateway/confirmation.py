@@ -53,7 +53,8 @@ class Confirmations:
         return Asked(code.reveal(), secret)
 
     async def wait(self, asked: Asked, fingerprint: str, address: str) -> Person | None:
-        """Who has confirmed; None when nobody did while the code was good. Raises RegistryError.
+        """Who has confirmed; None when it was not confirmed while the code was good. Raises
+        RegistryError.
 
         No deadline of its own: the code has one, and the log-in that waits.
         """

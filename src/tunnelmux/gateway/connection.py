@@ -21,10 +21,11 @@ from tunnelmux.gateway.deadline import LEASE_OVER, Deadline
 from tunnelmux.gateway.devices import DeviceAway
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.identity import Proof
-from tunnelmux.gateway.names import parse_login
 from tunnelmux.gateway.relay import WINDOW, Opened, PersonSession
+from tunnelmux.gateway.reverse import DeviceTunnel
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.observability import get_logger
+from tunnelmux.registry import SshDevice
 
 if TYPE_CHECKING:
     from tunnelmux.gateway.app import Gateway
@@ -64,6 +65,7 @@ class PersonConnection(asyncssh.SSHServer):
         self._leases: set[str] = {""}
         self._devices: dict[tuple[str, str, str], asyncio.Task[Any]] = {}
         self._has_logged_in = False
+        self._tunnel: DeviceTunnel | None = None
 
     @property
     def person(self) -> Person:
@@ -84,12 +86,13 @@ class PersonConnection(asyncssh.SSHServer):
             conn.validate_public_key,
             self.address,
             limits.max_tries,
+            takes_devices=self._gateway.config.tunnels.url is not None,
         )
         conn.validate_public_key = self._proof.check
 
     def begin_auth(self, username: str) -> bool:
         assert self._proof is not None
-        self._proof.begin(parse_login(username))
+        self._proof.begin(username)
         return True
 
     def public_key_auth_supported(self) -> bool:
@@ -151,20 +154,52 @@ class PersonConnection(asyncssh.SSHServer):
     def auth_completed(self) -> None:
         self._has_logged_in = True
         self._gateway.logged_in(self)
+        if self._proof is not None and self._proof.device is not None:
+            self._begin_device(self._proof.device)
+            return
         _log.info("ssh login", person=self.person.name, address=self.address)
 
     def connection_lost(self, _exc: Exception | None) -> None:
         self._is_lost = True
+        if self._tunnel is not None:
+            self._tunnel.lost()
         for task in self._devices.values():
             task.cancel()
             task.add_done_callback(_close_connection)
         tries = self._proof.tries if self._proof is not None else 0
         self._gateway.left(self, failed=tries > 0 and not self._has_logged_in)
 
+    # -- devices --------------------------------------------------------------------------------
+
+    @property
+    def tunnel(self) -> DeviceTunnel | None:
+        """What a device has, where one has logged in; None for a person."""
+        return self._tunnel
+
+    def _begin_device(self, device: SshDevice) -> None:
+        self._tunnel = DeviceTunnel(
+            self._bridge,
+            self._gateway.registry,
+            self._gateway.config.tunnels,
+            self._connection,
+            device,
+            self.address,
+            self._gateway.config.limits.max_sessions,
+        )
+        self._tunnel.begin()
+
+    def server_requested(self, listen_host: str, listen_port: int) -> Any:
+        if self._tunnel is None:
+            return False
+        return self._tunnel.forward_requested(listen_host, listen_port)
+
     # -- sessions -------------------------------------------------------------------------------
 
     def session_requested(self) -> Any:
         self._need_room()
+        if self._tunnel is not None:
+            channel = self._connection.create_server_channel(None, "strict", WINDOW, _PACKET)
+            return channel, self._tunnel.session_requested()
         login = self._proof.login if self._proof is not None else None
         assert login is not None
         device = login.device
@@ -337,6 +372,8 @@ class PersonConnection(asyncssh.SSHServer):
     def connection_requested(
         self, dest_host: str, dest_port: int, _orig_host: str, _orig_port: int
     ) -> Any:
+        if self._tunnel is not None:
+            raise ChannelOpenError(PROHIBITED, "a device offers services, and reaches none")
         self._need_room()
         channel = self._connection.create_tcp_channel(None, "strict", WINDOW)
         self._open.add(channel)
@@ -411,6 +448,9 @@ class PersonConnection(asyncssh.SSHServer):
         """End all, and say why."""
         for use in list(self.uses):
             use.cut(reason)
+        if self._tunnel is not None:
+            self._tunnel.end(reason)
+            return
         self._connection.disconnect(asyncssh.DISC_BY_APPLICATION, reason)
 
 

@@ -33,7 +33,7 @@ class Failures:
             self._sources.popitem(last=False)
 
     def forgive(self, address: str) -> None:
-        """Somebody there has logged in."""
+        """A person there has logged in."""
         self._sources.pop(source_of(address), None)
 
     def is_barred(self, address: str) -> bool:

@@ -9,18 +9,23 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Awaitable, Callable
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Authority, Person
 from tunnelmux.gateway.confirmation import Asked, Confirmations
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.names import Login
+from tunnelmux.gateway.names import Login, parse_login
 from tunnelmux.observability import get_logger
+from tunnelmux.registry import SshDevice
 
 __all__ = ["Proof", "fingerprint_of"]
 
 _log = get_logger("gateway")
+
+_MAY_BE_DEVICE = re.compile(r"[^\s@#]{1,128}")
+# Names that have a device behind an @ are of people.
 
 Check = Callable[[str, bytes, bytes, bytes], Awaitable[bool]]
 
@@ -48,12 +53,17 @@ class Proof:
         check: Check,
         address: str,
         max_tries: int,
+        *,
+        takes_devices: bool,
     ) -> None:
         """`check` is asyncssh's own, of one connection."""
+        self._takes_devices = takes_devices
         self.login: Login | None = None
         """What the user name asks for; None where it is nothing."""
         self.person: Person | None = None
         """Who it is, once that is proved."""
+        self.device: SshDevice | None = None
+        """The device that it is, where it is one that connects by SSH."""
         self.tries = 0
         self.unknown = ""
         """The fingerprint of a key that was shown and is not known here."""
@@ -65,6 +75,7 @@ class Proof:
         self._check = check
         self._address = address
         self._max_tries = max_tries
+        self._user = ""
         self._known: dict[str, Person | None] = {}
         self._asked: Asked | None = None
 
@@ -73,15 +84,26 @@ class Proof:
         """Whether the connection has shown as much as it may."""
         return self.tries > self._max_tries
 
-    def begin(self, login: Login | None) -> None:
+    def begin(self, user: str) -> None:
         """A user name was said; nothing that was proved for another one counts."""
-        self.login = login
+        self._user = user
+        self.login = parse_login(user)
         self.person = None
+        self.device = None
 
     async def check(self, user: str, key: bytes, message: bytes, signature: bytes) -> bool:
         """In place of asyncssh's own, which it calls: remembers who has signed."""
         self.tries += 1
-        if self.is_spent or self.login is None or self.login.ticket is not None:
+        if self.is_spent:
+            return False
+        device = await self._device_of(fingerprint_of(key))
+        if device is not None:
+            if not await self._check(user, key, message, signature):
+                return False
+            if message:
+                self.device = device
+            return True
+        if self.login is None or self.login.ticket is not None:
             return False
         person = await self._person_of(fingerprint_of(key))
         if person is None or not await self._check(user, key, message, signature):
@@ -140,6 +162,17 @@ class Proof:
             await self._confirmations.register(fingerprint, line)
         except RegistryError as exc:
             self._tell_away(exc)
+
+    async def _device_of(self, fingerprint: str) -> SshDevice | None:
+        """The device of this key, where the user name is its serial number or its name."""
+        if not self._takes_devices or not _MAY_BE_DEVICE.fullmatch(self._user):
+            return None
+        try:
+            found = await self._bridge.in_trio(self._authority.device_of_key, fingerprint)
+        except RegistryError as exc:
+            self._tell_away(exc)
+            return None
+        return found if found is not None and found.is_called(self._user) else None
 
     async def _person_of(self, fingerprint: str) -> Person | None:
         if fingerprint not in self._known:

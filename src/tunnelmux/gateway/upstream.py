@@ -31,7 +31,7 @@ _SSH_PORT = 22
 
 
 class SshdRefused(Exception):
-    """The device's sshd let nobody in; the message says why."""
+    """The device's sshd refused the login; the message says why."""
 
 
 async def log_in(
@@ -168,7 +168,7 @@ class _StreamTunnel:
 
     async def _send(self, scope: trio.CancelScope) -> None:
         while True:
-            # No deadline: whoever has the connection sends when there is something.
+            # No deadline: the other end sends when there is something.
             await self._something.wait()
             self._something = trio.Event()
             while self._waiting:

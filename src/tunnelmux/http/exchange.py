@@ -28,6 +28,7 @@ from tunnelmux.http.connection import (
 from tunnelmux.http.fields import end_to_end, safe_trailers
 from tunnelmux.http.head import Field, RequestHead, ResponseHead, field_values, has_member
 from tunnelmux.http.refusal import Refusal
+from tunnelmux.http.tap import Tap, TappedStream
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.wire import REASON_FIELD
@@ -68,6 +69,9 @@ class Upstream:
     keeps: bool = False
     """Whether the connection is wanted for the visitor's next request as well, because a login was
     made on it that belongs to it. Else the other side is told that it ends."""
+
+    tap: Tap | None = None
+    """What reads the exchange along."""
 
     kept: bool = False
     """Set by `forward`: the connection can carry another request, and is the caller's to close."""
@@ -262,7 +266,7 @@ class _Forwarding:
                 with trio.fail_after(self._stall):
                     data, end = await server.read_body()
                 self._run_timer(True)
-                self._exchange.bytes_in += len(data)
+                self._took(data)
                 await client.send_body(data, end=end, trailers=safe_trailers(server.trailers))
                 self._run_timer(True)
             self._request_sent = True
@@ -273,7 +277,7 @@ class _Forwarding:
     async def _send_head(self) -> None:
         """The request's head, with what is here of its body."""
         first, end = self._server.read_body_nowait()
-        self._exchange.bytes_in += len(first)
+        self._took(first)
         self._head_sent = True
         try:
             await self._client.send_request(
@@ -344,7 +348,7 @@ class _Forwarding:
             end = False
             while not end:
                 data, end = await self._client.read_body()
-                self._exchange.bytes_out += len(data)
+                self._gave(data)
                 trailers = safe_trailers(self._client.trailers)
                 await self._server.send_body(data, end=end, trailers=trailers)
         except UpstreamGone as exc:
@@ -384,7 +388,9 @@ class _Forwarding:
         self._begun = True
         self._final = head
         self._exchange.status = head.status
-        self._exchange.bytes_out += len(first)
+        if self._upstream.tap is not None:
+            self._upstream.tap.began(head)
+        self._gave(first)
         await self._server.send_response(
             head.status,
             head.reason,
@@ -395,6 +401,18 @@ class _Forwarding:
             trailers=safe_trailers(self._client.trailers),
         )
         return end
+
+    def _took(self, data: bytes) -> None:
+        """Content came from the visitor."""
+        self._exchange.bytes_in += len(data)
+        if self._upstream.tap is not None and data:
+            self._upstream.tap.asked(data)
+
+    def _gave(self, data: bytes) -> None:
+        """Content goes to the visitor."""
+        self._exchange.bytes_out += len(data)
+        if self._upstream.tap is not None and data:
+            self._upstream.tap.answered(data)
 
     def _return_headers(self, head: ResponseHead) -> list[Field]:
         headers = [
@@ -417,6 +435,11 @@ class _Forwarding:
             (b"Upgrade", b", ".join(field_values(head.headers, b"upgrade")) or b"unknown"),
         ]
         early = self._client.take_buffer()
+        stream: trio.abc.Stream = self._upstream.stream
+        if (tap := self._upstream.tap) is not None:
+            tap.began(head)
+            tap.answered(early)
+            stream = TappedStream(stream, tap)
         try:
             await self._server.send_switch(101, head.reason, headers, early)
             exchange.bytes_out += len(early)
@@ -429,7 +452,7 @@ class _Forwarding:
         try:
             await relay(
                 self._server.stream,
-                self._upstream.stream,
+                stream,
                 from_a=self._server.take_buffer(),
                 result=result,
             )

@@ -12,9 +12,10 @@ from functools import lru_cache
 
 from tunnelmux.observability.logs import get_logger, json_writer, wants_info, without_secrets
 
-__all__ = ["frequent_line", "line_about", "time_of_day", "write_lines"]
+__all__ = ["frequent_line", "line_about", "quoted", "time_of_day", "write_lines"]
 
-_quoted = json.encoder.encode_basestring_ascii
+quoted = json.encoder.encode_basestring_ascii
+"""Text as JSON has it."""
 
 Value = str | int | float | None
 
@@ -22,7 +23,7 @@ Value = str | int | float | None
 def frequent_line(component: str, event: str, *fields: str) -> Callable[..., None]:
     """A function that logs *event* at level `info`, called with the values of *fields* in order."""
     about = line_about(component, event)
-    template = "".join([about, *(f", {_quoted(field)}: %s" for field in fields)])
+    template = "".join([about, *(f", {quoted(field)}: %s" for field in fields)])
     template = f'{{"timestamp": "%s", {template}}}'
     logger = get_logger(component)
 
@@ -31,8 +32,8 @@ def frequent_line(component: str, event: str, *fields: str) -> Callable[..., Non
         if writer is None or not wants_info():
             logger.info(event, **dict(zip(fields, values, strict=True)))
             return
-        texts = [_quoted(v) if type(v) is str else "null" if v is None else v for v in values]
-        writer.msg(template % (_timestamp(), *texts))
+        texts = [quoted(v) if type(v) is str else "null" if v is None else v for v in values]
+        writer.msg_soon(template % (_timestamp(), *texts))
 
     return write
 

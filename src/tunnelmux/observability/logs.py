@@ -6,13 +6,14 @@ Code never logs a secret; the redaction here is the second net under that rule.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import lru_cache
 from typing import Any, Literal, TextIO
 
@@ -69,6 +70,7 @@ def configure_logs(
     What libraries log through the standard library comes out in the same shape, from warnings up.
     """
     global _json_writer, _is_wanted  # noqa: PLW0603  as structlog's own configuration
+    write_held()
     stream = sys.stderr if stream is None else stream
     is_terminal = stream.isatty()
     as_text = format == "text" or (format == "auto" and is_terminal)
@@ -118,6 +120,9 @@ class _LineWriter:
         self.name = name
 
     def msg(self, message: str) -> None:
+        if _held:  # they came before
+            message = "\n".join([*_held, message])
+            _held.clear()
         try:
             # One write, so that lines of threads and of other processes do not mix.
             self._stream.write(message + "\n")
@@ -125,8 +130,41 @@ class _LineWriter:
         except (OSError, ValueError):
             pass
 
+    def msg_soon(self, message: str) -> None:
+        """Write it together with its neighbours, while there is one who will; else now."""
+        if not _on_held or len(_held) >= _MOST_HELD:
+            self.msg(message)
+            return
+        _held.append(message)
+        if len(_held) == 1:
+            for tell in _on_held:
+                tell()
+
     debug = info = warning = error = critical = exception = log = msg
 
+
+@contextlib.contextmanager
+def holding_lines(on_held: Callable[[], object]) -> Iterator[None]:
+    """Have lines that come by the thousand wait for `write_held` in this block. `on_held` is called
+    when the first of them waits. Lines of other kinds take them along, so that the order stays."""
+    _on_held.append(on_held)
+    try:
+        yield
+    finally:
+        _on_held.remove(on_held)
+        write_held()
+
+
+def write_held() -> None:
+    """Write the lines that wait, with one call."""
+    if _held and _json_writer is not None:
+        _json_writer.msg(_held.pop())  # which takes the others along
+
+
+_held: list[str] = []
+_on_held: list[Callable[[], object]] = []
+_MOST_HELD = 512
+# Lines that may wait, some 200 bytes each.
 
 _json_writer: _LineWriter | None = None
 _is_wanted = True

@@ -175,7 +175,7 @@ def _renew_secret(state_dir: Path) -> None:
 
 
 def _forget_internal_url(state_dir: Path) -> None:
-    """Whoever listens at that port later must not be taken for this proxy."""
+    """A program that listens at that port later must not be taken for this proxy."""
     with contextlib.suppress(ConfigError, OSError):  # it did not get as far as that
         state = QuickstartState.read(state_dir)
         msgspec.structs.replace(state, internal_url=None).write(state_dir)

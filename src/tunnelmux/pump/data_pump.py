@@ -20,7 +20,7 @@ import trio
 
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import time_of_day, write_lines
-from tunnelmux.observability.logs import wants_info
+from tunnelmux.observability.logs import holding_lines, wants_info, write_held
 
 if TYPE_CHECKING:
     import socket
@@ -235,12 +235,14 @@ class DataPump:
             self._write_lines()
 
     async def write_lines(self) -> None:
-        """Write down what the relays said of their requests, soon after; until cancelled."""
-        while True:
-            await self._has_lines.wait()
-            await trio.sleep(_LINES_DELAY)
-            self._has_lines = trio.Event()
-            self._write_lines()
+        """Write down what the relays said of their requests and connections, soon after; until
+        cancelled."""
+        with holding_lines(self._note_lines):
+            while True:
+                await self._has_lines.wait()
+                await trio.sleep(_LINES_DELAY)
+                self._has_lines = trio.Event()
+                self._write_lines()
 
     async def see_off(self) -> None:
         """Reset the connections that are to be, once their peers took what came before; until
@@ -256,7 +258,11 @@ class DataPump:
         finally:
             self.core.close_left(math.inf, 0)
 
+    def _note_lines(self) -> None:
+        self._has_lines.set()
+
     def _write_lines(self) -> None:
+        write_held()
         doubtful = self._lines.doubtful
         if lines := self._lines.take():
             if self.on_lines is not None:

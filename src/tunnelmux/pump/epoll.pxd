@@ -46,6 +46,7 @@ cdef class Pump:
     cdef double moment(self) noexcept
     cdef int add(self, Member member) except -1
     cdef int remove(self, Member member) except -1
+    cdef int replace(self, Member member, Member other) except -1
     cdef int tell(self, Member member) except -1
     cdef uint8_t *take_buffer(self) except NULL
     cdef void give_buffer(self, uint8_t *buffer) noexcept

@@ -290,6 +290,18 @@ cdef class Pump:
         Py_DECREF(member)
         return 0
 
+    cdef int replace(self, Member member, Member other) except -1:
+        """Have *other* in the place of *member*, for the same descriptor: no call to the kernel."""
+        if not member.registered or other.fd != member.fd:
+            raise ValueError(f"descriptor {other.fd} is not that of the member to be replaced")
+        member.registered = False
+        unlink(&member.turn_link)
+        Py_INCREF(other)
+        self.members[other.fd] = <PyObject *>other
+        other.registered = True
+        Py_DECREF(member)
+        return 0
+
     cdef int tell(self, Member member) except -1:
         """Python has to see *member* after this batch."""
         if not member.told:

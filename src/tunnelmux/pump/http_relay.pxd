@@ -5,6 +5,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tunnelmux.pump.followers cimport AnswerFollower, RequestFollower
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport PumpSocket
+from tunnelmux.pump.sockets cimport Goodbye
 from tunnelmux.yamux.links cimport Link
 from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.yamux.streams cimport EngineStream
@@ -35,6 +36,8 @@ cdef enum Outcome:
 
 cdef class HttpRelay(LegUser):
     cdef PumpSocket local
+    cdef Goodbye goodbye
+    cdef Py_ssize_t drain_bytes
     cdef object carrier
     cdef bint heeds
     cdef uint32_t stream_seen
@@ -95,5 +98,4 @@ cdef class HttpRelay(LegUser):
     cdef int fail_answer(self, str problem, int status) except -1
     cdef int hand_over(self, str problem, int status) except -1
     cdef int wrap_up(self) except -1
-    cdef int local_failed(self, object error) except -1
     cdef int end(self, Outcome outcome) except -1

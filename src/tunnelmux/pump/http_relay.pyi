@@ -48,7 +48,8 @@ class _Carrier(Protocol):
 class HttpRelay(LegUser):
     """Carries requests that leave no doubt, one after the other, and their answers.
 
-    "finished": the last answer said that the connection ends, and was written. "handed back": the
+    "finished": the last answer said that the connection ends, and was written; the relay leaves by
+    itself then, and its owner is called once the visitor has ended too. "handed back": the
     next request, or the rest of what came, is for the owner; with `problem`, the request in progress
     is to be answered with `status`.
     """
@@ -62,9 +63,11 @@ class HttpRelay(LegUser):
         carrier: _Carrier,
         max_head_bytes: int,
         max_head_fields: int,
+        drain_bytes: int,
         early: bytes = b"",
     ) -> None:
-        """*early* is what was read from the socket and not used."""
+        """*early* is what was read from the socket and not used. Of a visitor who goes on sending
+        at the end, at most *drain_bytes* are thrown away."""
     def start(self) -> None:
         """Carry from now on."""
     @property
@@ -84,9 +87,11 @@ class HttpRelay(LegUser):
     @property
     def phase(
         self,
-    ) -> Literal["agreeing", "idle", "reading", "sending", "waiting", "answering"]:
+    ) -> Literal[
+        "agreeing", "idle", "reading", "sending", "waiting", "answering", "leaving", "left"
+    ]:
         """What it waits for: the device's consent, a request, the rest of a head, the rest of a
-        body, the first byte of an answer, or the rest of one."""
+        body, the first byte of an answer, or the rest of one; the visitor's end; nothing."""
     @property
     def phase_since(self) -> float:
         """When that began, on Trio's clock; of "sending", when a byte came last, and of "waiting", when
@@ -120,6 +125,8 @@ class HttpRelay(LegUser):
         """Hand back once no request is in progress."""
     def give_up(self, problem: str | None, status: int) -> None:
         """Hand back now; with a problem, cut an answer that began, or leave it to be given."""
+    def leave(self) -> None:
+        """Of a relay that is over: end the connection as after a last answer."""
     def abort(self) -> None:
         """End now: the request in progress is reset."""
     def take_pending(self) -> bytes:

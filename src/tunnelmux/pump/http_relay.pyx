@@ -34,6 +34,7 @@ from tunnelmux.pump.followers cimport (
 from tunnelmux.pump.head cimport RequestShape, drop_login
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport BROKEN, PumpSocket
+from tunnelmux.pump.sockets cimport Goodbye
 from tunnelmux.pump.tunnel cimport Tunnel
 from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
 from tunnelmux.yamux.ring cimport ByteRing
@@ -53,10 +54,10 @@ _OUTCOMES = (None, "finished", "local broke", "stream broke", "aborted", "handed
 
 @cython.final
 cdef class HttpRelay(LegUser):
-    # `pending` are bytes of the visitor that were read and not used. `unsent` are bytes for the visitor, `owed` how many of them the leg's
-    # peer gets credit for when they are written. `over` says that only writing them is left to do
-    # before the `ending`. The request's head is kept while it may be sent again: it has no body,
-    # changes nothing, and not a byte of its answer has come.
+    # `pending` are bytes of the visitor that were read and not used. `unsent` are bytes for the
+    # visitor, `owed` how many of them the leg's peer gets credit for when they are written. `over`
+    # says that only writing them is left to do before the `ending`. A head is kept while it may be
+    # sent again: it has no body, changes nothing, and not a byte of its answer has come.
 
     def __cinit__(self, *args, **kwargs):
         self.pending = ByteRing.__new__(ByteRing)
@@ -64,13 +65,14 @@ cdef class HttpRelay(LegUser):
         init_link(&self.wait_link, <void *>self)
 
     def __init__(self, Pump pump not None, socket, owner, *, carrier, Py_ssize_t max_head_bytes,
-                 int max_head_fields, bytes early=b""):
+                 int max_head_fields, Py_ssize_t drain_bytes, bytes early=b""):
         self.pump = pump
         self.local = socket if isinstance(socket, PumpSocket) else PumpSocket(socket)
         self.fd = self.local.fd
         self.owner = owner
         self.carrier = carrier
         self.heeds = carrier.heeds
+        self.drain_bytes = drain_bytes
         self.request = RequestFollower(
             carrier.judge, max_head_bytes=min(max_head_bytes, LONGEST_HEAD),
             max_head_fields=max_head_fields,
@@ -103,7 +105,15 @@ cdef class HttpRelay(LegUser):
             self.hand_over(None, 0) if problem is None else self.fail_answer(problem, status)
             self.pump.wake()
 
+    def leave(self):
+        self.phase_since = max(self.phase_since, self.pump.now)
+        self.goodbye = Goodbye(
+            self.pump, self.local, self.owner, self.drain_bytes, self if self.registered else None
+        )
+
     def abort(self):
+        if self.goodbye is not None:
+            self.goodbye.cancel()
         if self.ended_as == RUNNING:
             self.end(ABORTED)
             self.pump.wake()
@@ -133,6 +143,8 @@ cdef class HttpRelay(LegUser):
 
     @property
     def phase(self):
+        if self.goodbye is not None:
+            return "left" if self.goodbye.is_over else "leaving"
         if self.unsent.size or self.answer.state_ >= ANSWER_LENGTH:
             return "answering"
         if self.request.in_body():
@@ -165,7 +177,7 @@ cdef class HttpRelay(LegUser):
     cdef int on_event(self, uint32_t events) except -1:
         self.local.on_event(events)
         if self.local.error is not None:
-            return self.local_failed(self.local.error)
+            return self.fail(self.local.error)
         if self.local.can_write and (self.unsent.size or self.local.is_sending()):
             self.write_unsent()
         if self.local.can_read:
@@ -176,7 +188,9 @@ cdef class HttpRelay(LegUser):
         return self.read_local()
 
     cdef int fail(self, object error) except -1:
-        return self.local_failed(error)
+        if self.error is None:
+            self.error = error
+        return self.end(LOCAL_BROKE)
 
     # -- the leg's calls ----------------------------------------------------------------------------
 
@@ -244,9 +258,8 @@ cdef class HttpRelay(LegUser):
     cdef int read_local(self) except -1:
         if self.ended_as != RUNNING or self.over:
             return 0
-        if self.request.state_ <= REQUEST_HEAD:
-            if not self.read_head():
-                return 0
+        if self.request.state_ <= REQUEST_HEAD and not self.read_head():
+            return 0
         if self.request.state_ == REQUEST_READY:
             return self.send_request()
         if self.request.in_body():
@@ -263,7 +276,7 @@ cdef class HttpRelay(LegUser):
             return have
         n = self.local.read_into(self.pump.input + have, room - have)
         if n == BROKEN:
-            self.local_failed(self.local.error)
+            self.fail(self.local.error)
             return -1
         if n == 0:
             self.local_eof = True
@@ -358,7 +371,7 @@ cdef class HttpRelay(LegUser):
             used = max(n, 0)
             if n == BROKEN:
                 tunnel.mark_dirty()
-                return self.local_failed(self.local.error)
+                return self.fail(self.local.error)
             if n == 0:
                 self.local_eof = True
             if used:
@@ -427,11 +440,7 @@ cdef class HttpRelay(LegUser):
 
     cdef bint find_leg(self) except -1:
         """Have a leg to where the head that is READY names; False when Python has to see to it."""
-        if not self.find_route():
-            self.request.move(HEAD_DECLINED)
-            self.hand_over(None, 0)
-            return False
-        if self.leg is None:
+        if self.find_route() and self.leg is None:
             if self.may_send_again():
                 self.leg = self.route.take_idle(self, self.pump.now)
             if self.leg is None:
@@ -495,13 +504,13 @@ cdef class HttpRelay(LegUser):
     cdef int note_request(self) except -1:
         """Keep what the log says of this request."""
         cdef RequestFollower request = self.request
+        cdef Py_ssize_t at
         self.stream_seen = self.leg.stream.id
         if self.about is None:
             self.about = self.carrier.about(self.route.destination)
         self.method = request.text(0, request.shape.method_size)
-        self.path = request.text(
-            request.shape.target_at, request.shape.target_at + request.shape.path_size
-        )
+        at = request.shape.target_at
+        self.path = request.text(at, at + request.shape.path_size)
         self.began = self.pump.moment()
         self.bytes_in_before = self.bytes_in
         return 0
@@ -513,9 +522,7 @@ cdef class HttpRelay(LegUser):
         cdef AnswerFollower answer = self.answer
         if answer.state_ == ANSWER_DONE:
             self.answered()
-        elif answer.state_ == ANSWER_MISSING or answer.state_ == ANSWER_REFUSED:
-            return self.fail_answer(answer.problem, 502)
-        elif answer.state_ == ANSWER_BROKEN:
+        elif answer.state_ in (ANSWER_MISSING, ANSWER_REFUSED, ANSWER_BROKEN):
             return self.fail_answer(answer.problem, 502)
         elif answer.state_ == ANSWER_NONE:
             if self.ending == PARTS and self.leg is not None:
@@ -559,7 +566,7 @@ cdef class HttpRelay(LegUser):
             return self.wrap_up()
         self.ending = GOES_ON
         if self.pending.size or self.local.can_read:
-                self.want_turn()
+            self.want_turn()
         return 0
 
     cdef int note_answer(self) except -1:
@@ -607,7 +614,7 @@ cdef class HttpRelay(LegUser):
             return 0
         n = self.local.write(data, size)
         if n == BROKEN:
-            self.local_failed(self.local.error)
+            self.fail(self.local.error)
             return -1
         self.bytes_out += n
         return n
@@ -616,8 +623,7 @@ cdef class HttpRelay(LegUser):
         """Give the socket what waits for it, and then what waits for that."""
         cdef ByteRing unsent = self.unsent
         cdef Py_ssize_t n, credit
-        if self.local.is_sending():
-            self.local.flush()
+        self.local.flush()
         while unsent.size and self.local.can_write and self.ended_as == RUNNING:
             n = self.write_some(
                 unsent.base + unsent.head, min(unsent.size, unsent.capacity_ - unsent.head)
@@ -628,9 +634,7 @@ cdef class HttpRelay(LegUser):
             credit = min(n, self.owed)
             if credit and self.leg is not None:
                 self.owed -= credit
-                self.leg.stream.give_back(credit)
-                if self.leg.tunnel.engine.wants_send_():
-                    self.leg.tunnel.mark_dirty()
+                self.leg.repay(credit)
         if self.ended_as != RUNNING or unsent.size:
             return 0
         if self.over:
@@ -682,17 +686,15 @@ cdef class HttpRelay(LegUser):
             return 0
         return self.end(FINISHED if self.ending == CLOSES else HANDED_BACK)
 
-    cdef int local_failed(self, object error) except -1:
-        if self.error is None:
-            self.error = error
-        return self.end(LOCAL_BROKE)
-
     cdef int end(self, Outcome outcome) except -1:
         if self.ended_as != RUNNING:
             return 0
         self.ended_as = outcome
         idle = self.answer.state_ == ANSWER_NONE
         self.drop_leg(LEG_KEPT if outcome == HANDED_BACK and idle else LEG_RESET)
-        self.pump.remove(self)
         unlink(&self.wait_link)
+        if outcome == FINISHED:
+            self.leave()
+            return 0
+        self.pump.remove(self)
         return self.pump.tell(self)

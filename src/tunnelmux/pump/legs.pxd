@@ -46,4 +46,5 @@ cdef class Leg(Member):
 
     cdef EngineStream release(self)
     cdef int part(self, bint in_order) except -1
+    cdef int repay(self, Py_ssize_t size) except -1
     cdef int refused(self) except -1

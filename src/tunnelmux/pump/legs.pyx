@@ -149,6 +149,13 @@ cdef class Leg(Member):
         if self.user is not None:
             self.user.on_leg_room()
 
+    cdef int repay(self, Py_ssize_t size) except -1:
+        """So many bytes are done with: the peer gets credit for them."""
+        self.stream.give_back(size)
+        if self.tunnel.engine.wants_send_():
+            self.tunnel.mark_dirty()
+        return 0
+
     cdef int refused(self) except -1:
         """The other side did not agree: Python asks anew, and hears why."""
         cdef LegUser user = self.user

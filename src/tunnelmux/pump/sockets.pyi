@@ -32,16 +32,26 @@ class Acceptor(Member):
         """Watch no more. Harmless twice."""
 
 @final
-class SocketWatch(Member):
-    """Tells its owner once, when there is something to read or an end, and leaves the pump then."""
+class Goodbye(Member):
+    """Ends a connection so that its peer can read all that was sent (RFC 9112 section 9.6): its own
+    end is sent, behind what TLS owes, and what comes is thrown away until the peer ends too.
+    `owner.on_news()` is called then; the socket is the caller's to close."""
 
-    def __init__(self, pump: Pump, wire: PumpSocket, owner: object) -> None:
-        """*wire* is connected, and not in the pump yet. What TLS owes its peer is sent meanwhile."""
+    def __init__(
+        self,
+        pump: Pump,
+        wire: PumpSocket,
+        owner: object,
+        max_bytes: int,
+        instead_of: Member | None = None,
+    ) -> None:
+        """*wire* is connected. After *max_bytes*, of a peer that goes on, it is over as well. It
+        takes the place of *instead_of*, which has the same socket in the pump, or has none."""
     @property
-    def error(self) -> Exception | None:
-        """Why it will not be told, when the pump was stopped; else None."""
+    def is_over(self) -> bool:
+        """Whether the peer has ended, or will not be waited for any more."""
     def cancel(self) -> None:
-        """Leave the pump now."""
+        """Wait no more, and tell nobody."""
 
 @final
 class Dialler:

@@ -9,8 +9,8 @@ from libc.errno cimport EAGAIN, ECONNABORTED, EINPROGRESS, EINTR, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t
 from libc.string cimport memcpy, memset
 
-from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLRDHUP, Member, Pump, os_error
-from tunnelmux.pump.pump_socket cimport PumpSocket
+from tunnelmux.pump.epoll cimport INPUT, Member, Pump, os_error
+from tunnelmux.pump.pump_socket cimport NOTHING, PumpSocket
 
 cdef extern from "sys/socket.h" nogil:
     struct sockaddr:
@@ -109,34 +109,56 @@ cdef str address_text(const sockaddr_storage *address):
 
 
 @cython.final
-cdef class SocketWatch(Member):
-    cdef PumpSocket wire
-    cdef readonly object error
+cdef class Goodbye(Member):
+    # Reads without TLS: what comes is of no interest to anybody.
 
-    def __init__(self, Pump pump not None, PumpSocket wire not None, owner):
+    def __init__(self, Pump pump not None, PumpSocket wire not None, owner, Py_ssize_t max_bytes,
+                 Member instead_of=None):
         self.pump = pump
         self.wire = wire
         self.fd = wire.fd
         self.owner = owner
-        pump.add(self)
+        self.left = max_bytes
+        if instead_of is None:
+            pump.add(self)
+        else:
+            pump.replace(instead_of, self)
+        wire.end_writing()
+        wire.can_read = True
+        self.want_turn()
 
     def cancel(self):
+        self.is_over = True
         self.pump.remove(self)
 
     cdef int on_event(self, uint32_t events) except -1:
-        cdef bint held = self.wire.held
         self.wire.on_event(events)
         if self.wire.can_write and self.wire.is_sending():
             self.wire.flush()
+        if self.wire.can_read:
+            self.want_turn()
+        return 0
+
+    cdef int take_turn(self) except -1:
+        cdef ssize_t n
         if self.wire.held and self.wire.error is None:
             return 0  # what came is not read before the peer has read something
-        if held or events & (EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR):
-            self.pump.remove(self)
-            return self.pump.tell(self)
+        n = self.wire.receive_plain(self.pump.input, min(INPUT, self.left))
+        if n == NOTHING:
+            self.wire.can_read = False
+            return 0
+        self.left -= max(n, 0)
+        if n <= 0 or self.left == 0:
+            return self.finish()
+        if self.wire.can_read:
+            self.want_turn()
         return 0
 
     cdef int fail(self, object error) except -1:
-        self.error = error
+        return self.finish()
+
+    cdef int finish(self) except -1:
+        self.is_over = True
         self.pump.remove(self)
         return self.pump.tell(self)
 

@@ -17,6 +17,12 @@ from tunnelmux.registry.browser_sessions import (
     SignedIn,
 )
 from tunnelmux.registry.changes import Change, Changes, ChangeWatch, Effect, Effects
+from tunnelmux.registry.device_keys import (
+    DeviceSshKey,
+    DeviceSshKeys,
+    SshDevice,
+    SshDevices,
+)
 from tunnelmux.registry.devices import (
     Credential,
     Credentials,
@@ -101,6 +107,8 @@ __all__ = [
     "DeviceFilter",
     "DeviceRule",
     "DeviceSession",
+    "DeviceSshKey",
+    "DeviceSshKeys",
     "DeviceState",
     "Devices",
     "Effect",
@@ -144,6 +152,8 @@ __all__ = [
     "Sighting",
     "SignedIn",
     "SigningKey",
+    "SshDevice",
+    "SshDevices",
     "SshKey",
     "SshKeys",
     "Tenant",

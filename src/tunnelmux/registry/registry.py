@@ -12,6 +12,7 @@ from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.audit import AuditTrail
 from tunnelmux.registry.browser_sessions import BrowserSessions
 from tunnelmux.registry.changes import Changes
+from tunnelmux.registry.device_keys import DeviceSshKeys, SshDevices
 from tunnelmux.registry.devices import Credentials, Devices
 from tunnelmux.registry.fleet import Fleet
 from tunnelmux.registry.leases import Leases
@@ -37,6 +38,7 @@ class TenantRegistry(abc.ABC):
     tenant_id: str
     devices: Devices
     credentials: Credentials
+    device_ssh_keys: DeviceSshKeys
     pairings: Pairings
     install_keys: InstallKeys
     members: Members
@@ -73,6 +75,7 @@ class Registry(abc.ABC):
     changes: Changes
     fleet: Fleet
     joining: Joining
+    ssh_devices: SshDevices
     terminals: TerminalRequests
     visitors: Visitors
 

@@ -3,7 +3,7 @@
 A connection that arrives holds a place until its handshake, or the head of its first request, is
 whole. Until its first byte it is silent. No peer has proved anything by then, so the places are
 dealt out by address: one address gets so many, and where places run out, silence gives way to
-whoever comes.
+every comer.
 """
 
 from __future__ import annotations

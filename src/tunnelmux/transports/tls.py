@@ -64,7 +64,7 @@ def client_context(ca_file: str | Path | None = None, pin: str | None = None) ->
     """A TLS 1.3 client context.
 
     With nothing given, the system's authorities are trusted; with `ca_file`, those in that PEM
-    file; with `pin` alone, exactly the certificate with that fingerprint, whoever signed it and
+    file; with `pin` alone, exactly the certificate with that fingerprint, by any signer and
     whatever name it carries. With both, both must hold.
     """
     from tunnelmux.transports.pinned import PinnedContext

@@ -139,7 +139,7 @@ async def _show(
     async def watch() -> None:
         nonlocal story
         try:
-            while await api.identification(websocket) == principal:  # noqa: ASYNC110  nobody tells
+            while await api.identification(websocket) == principal:  # noqa: ASYNC110  no event tells
                 await trio.sleep(_RECHECK)
             story = "you are signed out, or have another role now"
         except Refused:

@@ -208,7 +208,7 @@ async def device_page(
                 for lease in held
                 if operates
                 and lease.state == "requested"
-                # Nobody approves their own.
+                # One's own is for another person to approve.
                 and principal.user_id != lease.created_by
             },
             "deny": {lease.id for lease in held if operates and lease.state == "requested"},
@@ -278,7 +278,7 @@ async def frame_of(request: Request, api: Api, principal: Principal) -> dict[str
 
 
 def stranger(request: Request) -> dict[str, Any]:
-    """The same for somebody who has not signed in."""
+    """The same for a person who has not signed in."""
     scheme = request.cookies.get("tunnelmux-scheme", "")
     return {
         "name": "",

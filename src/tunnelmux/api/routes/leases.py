@@ -171,14 +171,14 @@ class MadeTicket(BaseModel):
 async def request_lease(api: ApiDependency, principal: Viewer, new: NewLease) -> Lease:
     """Ask for access to a device for a time.
 
-    An operator's request goes to the device at once; a viewer's waits for somebody to approve it.
+    An operator's request goes to the device at once; a viewer's waits for an approval.
     """
     tenant = tenant_for(api, principal)
     is_operator = principal.role is not None and principal.role >= Role.OPERATOR
     holder = new.holder or principal.user_id
     if holder != principal.user_id:
         if not is_operator:
-            message = "Only an operator asks for a lease for somebody else."
+            message = "Only an operator asks for a lease for another person."
             raise Refused(403, "insufficient_role", message)
         if await tenant.members.role_of(holder) is None:
             raise NoSuchRecord("member", holder)
@@ -231,7 +231,7 @@ async def get_lease(api: ApiDependency, principal: Viewer, lease_id: LeaseId) ->
 
 @leases.post("/{lease_id}/approve")
 async def approve_lease(api: ApiDependency, principal: Operator, lease_id: LeaseId) -> Lease:
-    """Let a request go to the device. Nobody approves their own."""
+    """Let a request of another person go to the device."""
     lease, _ = await tenant_for(api, principal).leases.decide(lease_id, True)
     return _shown(lease)
 
@@ -345,7 +345,7 @@ def _require_own(lease: LeaseRecord, principal: Principal, what: str) -> None:
     if principal.role is not None and principal.role >= Role.OPERATOR:
         return
     if principal.user_id not in (lease.holder, lease.created_by):
-        message = f"{what} a lease of somebody else: that needs the role operator."
+        message = f"{what} another person's lease: that needs the role operator."
         raise Refused(403, "insufficient_role", message)
 
 

@@ -202,7 +202,7 @@ async def list_pairings(
 @pairings.post("/find")
 async def find_request(api: ApiDependency, principal: Operator, shown: CodeShown) -> Pairing:
     """The device that shows this code and waits."""
-    with _codes_refused():
+    with codes_refused():
         return Pairing.model_validate(
             await tenant_for(api, principal).pairings.find_request(shown.code)
         )
@@ -285,7 +285,7 @@ async def exchange_code(
     joining_device: JoinByCode,
 ) -> Joined:
     """Use a code from the console up."""
-    with _codes_refused():
+    with codes_refused():
         arrival = await api.registry.joining.exchange(
             joining_device.code,
             address=_address(request),
@@ -306,7 +306,7 @@ async def request_joining(
     joining_device: JoinRequest,
 ) -> Waiting:
     """Begin from the device: it shows a code and waits for an operator."""
-    with _codes_refused():
+    with codes_refused():
         pairing, code, secret = await api.registry.joining.request(
             address=_address(request), **joining_device.model_dump()
         )
@@ -325,7 +325,7 @@ async def poll_request(
     response: Response, api: ApiDependency, _principal: MaybeSignedIn, known: PollSecret
 ) -> Joined | Waiting:
     """What became of a request: 202 while it waits, the credential once, then never again."""
-    with _codes_refused():
+    with codes_refused():
         result = await api.registry.joining.poll(Secret(known.secret))
     response.headers["cache-control"] = "no-store"
     if isinstance(result, Arrival):
@@ -345,7 +345,7 @@ async def install(
 ) -> Joined | Waiting:
     """Use an install key; with approval, the device waits like one that asked by itself."""
     said = joining_device.model_dump(exclude={"key"})
-    with _codes_refused():
+    with codes_refused():
         result = await api.registry.joining.install(
             Secret(joining_device.key), address=_address(request), **said
         )
@@ -373,7 +373,7 @@ def _joined(api: Api, arrival: Arrival) -> Joined:
     )
 
 
-class _codes_refused:  # noqa: N801  reads like the context managers of contextlib
+class codes_refused:  # noqa: N801  reads like the context managers of contextlib
     """Guessing gets 429 with a time to wait; everything else about a code is a conflict."""
 
     def __enter__(self) -> None:

@@ -219,7 +219,7 @@ def _member(record: MemberRecord) -> Member:
 
 
 async def _check_reach(api: Api, principal: Principal, user_id: str, role: Role) -> None:
-    """One changes only people who are no more than oneself, and makes nobody more."""
+    """One changes only people whose role is no higher than one's own, and gives no higher one."""
     current = await tenant_for(api, principal).members.role_of(user_id)
     if current is not None:
         _check_role(principal, Role.parse(current))

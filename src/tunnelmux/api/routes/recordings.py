@@ -121,7 +121,7 @@ async def read_recording(
 
 
 async def _find(api: Api, principal: Principal, recording_id: str) -> Recording:
-    """Raises NoSuchRecord, for a recording of somebody else too."""
+    """Raises NoSuchRecord, for another person's recording too."""
     recording = await tenant_for(api, principal).recordings.find(recording_id)
     if not _sees_all(principal) and recording.user_id != principal.user_id:
         raise NoSuchRecord("recording", recording_id)

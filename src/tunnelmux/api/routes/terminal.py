@@ -72,7 +72,7 @@ class TerminalSignedIn(BaseModel):
 
 
 class TerminalPending(BaseModel):
-    """Nobody has decided yet: poll again after `interval`."""
+    """Not decided yet: poll again after `interval`."""
 
     status: Literal["authorization_pending"] = "authorization_pending"
 
@@ -104,7 +104,7 @@ async def ask(
 @router.post(
     "/api/auth/terminal/poll",
     response_model=TerminalSignedIn,
-    responses={202: {"model": TerminalPending, "description": "Nobody has decided yet."}},
+    responses={202: {"model": TerminalPending, "description": "Not decided yet."}},
 )
 async def poll(api: ApiDependency, _principal: MaybeSignedIn, polling: TerminalPolls) -> Response:
     """What became of it: 202 while it waits, then the access token; or why there is none."""
@@ -217,7 +217,7 @@ def _question(waiting: TerminalRequest, code: str, who: str, role: str) -> str:
 <dt>It asked from</dt><dd>{html.escape(waiting.address)}</dd>
 <dt>It will act as</dt><dd>{html.escape(who)}, {html.escape(role)}</dd></dl>
 <p><strong>Go on only if you have just run <code>tunnelmux login</code> yourself and it shows this
-code.</strong> If somebody sent you here, deny: they would get your rights.</p>
+code.</strong> If another person sent you here, deny: they would get your rights.</p>
 <form method="post" action="/terminal"><input type="hidden" name="code" value="{shown}">
 <p><button name="decision" value="approve">Sign it in</button>
 <button name="decision" value="deny">Deny</button></p></form>"""

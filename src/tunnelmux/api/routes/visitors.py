@@ -89,7 +89,7 @@ class ChangedRules(BaseModel):
 
 
 class NewLink(Input):
-    """A link to make: whoever has it may visit that service until it ends."""
+    """A link to make: its holder may visit that service until it ends."""
 
     service: Annotated[str, Field(pattern=r"^([a-z0-9]+(-[a-z0-9]+)*)?$", max_length=63)] = ""
     lifetime: Annotated[float, Field(ge=60, le=31 * 86_400)] = 3600.0
@@ -187,7 +187,7 @@ async def remove_service_rule(
 async def add_link(
     api: ApiDependency, principal: Operator, device_id: DeviceId, new: NewLink
 ) -> MadeLink:
-    """A link that lets whoever has it visit one service, for a time; `once`: in one browser."""
+    """A link that lets its holder visit one service, for a time; `once`: in one browser."""
     tenant = tenant_for(api, principal)
     await tenant.devices.find(device_id)
     if await api.visitors.visitors_url() is None:
@@ -217,7 +217,7 @@ async def list_links(
 async def revoke_link(
     api: ApiDependency, principal: Operator, device_id: DeviceId, link_id: LinkId
 ) -> RevokedLink:
-    """Take a link back; whoever came by it is cut."""
+    """Take a link back; visitors who came by it are cut."""
     link, change = await tenant_for(api, principal).service_links.revoke(device_id, link_id)
     return RevokedLink(link=_link(link), ended=await Ended.by(api.registry, change))
 

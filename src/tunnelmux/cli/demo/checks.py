@@ -143,7 +143,7 @@ class _Visitor:
             moments: list[float] = []
             while len(moments) < 2 and (data := await answer.read()):
                 moments += [trio.current_time()] * data.count(b"\n\n")
-        # Both at once would mean that somebody on the way waits for more before passing it on.
+        # Both at once would mean that a hop on the way waits for more before passing it on.
         _expect(len(moments) >= 2, "the events ended")
         gap = moments[1] - moments[0]
         _expect(gap > 0.1, "the events were held back on the way")

@@ -32,7 +32,7 @@ def demo(once: bool, as_json: bool, verbose: bool) -> int:
 
     Runs a proxy, an agent and the page.
 
-    Everything runs in this one process, on ports of this machine that nobody else can reach.
+    Everything runs in this one process, on ports that only this machine can reach.
     """
     # A page that is closed, or a port scanned, is no news here; --verbose shows the lot.
     configure_logs("info" if verbose else "error")

@@ -36,7 +36,7 @@ class Report(AbstractContextManager["Report"], Protocol):
         """Every check was made; `stays` says whether the demo now goes on running."""
 
     def stopping(self) -> None:
-        """Somebody ends the demo."""
+        """The user ends the demo."""
 
 
 class _StandardOutput(Console):

@@ -123,7 +123,7 @@ async def _start_proxy(nursery: trio.Nursery, token: Secret, preferred: Ports) -
     try:
         proxy: RunningProxy = await nursery.start(partial(run_proxy, _proxy_config(ports, token)))
     except ConfigError:
-        # Somebody took one since we looked; the system's own choice is free when it is made.
+        # Another program took one since we looked; the system's own choice is free when it is made.
         config = _proxy_config(Ports(0, 0, 0), token)
         proxy = await nursery.start(partial(run_proxy, config))
     return proxy

@@ -165,7 +165,7 @@ class Probe:
                 check="TLS",
                 outcome="bad",
                 said=str(exc),
-                fix="a certificate that nobody here has signed is that of a private authority "
+                fix="a certificate that no authority here signed is that of a private authority "
                 "(--ca-file, ca_file) or of something that stands in between and reads along",
             )
         assert isinstance(stream, trio.SSLStream)

@@ -22,7 +22,7 @@ class FleetError(TunnelmuxError):
 
 
 class NotAllowed(FleetError):
-    """Nobody is signed in, or the person may not do this."""
+    """No person is signed in, or the person may not do this."""
 
     exit_status = 3
 

@@ -46,7 +46,7 @@ class Device(msgspec.Struct, kw_only=True):
 
 
 class Visit(msgspec.Struct, kw_only=True):
-    """Somebody's use of one service, now."""
+    """A visitor's use of one service, now."""
 
     id: str
     way: str

@@ -29,7 +29,7 @@ _PATIENCE = 1.0
 # Seconds for a connection to this machine itself.
 
 DEFAULT_URL = "http://127.0.0.1:3801"
-"""The internal API of a proxy on this machine: what is tried where nobody is signed in."""
+"""The internal API of a proxy on this machine: what is tried without a sign-in."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

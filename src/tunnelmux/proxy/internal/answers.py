@@ -34,6 +34,7 @@ CODES: dict[str, tuple[int, str]] = {
     "TIMEOUT": (504, "The device did not answer in time."),
     "TOO_MANY_CALLERS": (503, "limits.max_callers connections are open."),
     "TOO_MANY_FORWARDS": (503, "limits.max_forwards_per_session calls are in progress."),
+    "TOO_MANY_INSPECTIONS": (409, "limits.max_inspections services are inspected."),
     "TOO_MANY_READERS": (503, "limits.max_feed_readers callers watch requests."),
     "TUNNEL_DISCONNECTED": (502, "No live session has this token."),
     "TUNNEL_ERROR": (502, "No stream could be opened to the agent."),

@@ -20,6 +20,11 @@ from tunnelmux.proxy.internal.bodies import (
     VisitList,
 )
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
+from tunnelmux.proxy.internal.inspections import (
+    InspectionDetails,
+    InspectionList,
+    InspectionRequest,
+)
 from tunnelmux.proxy.internal.queries import (
     RequestsQuery,
     SessionsQuery,
@@ -30,6 +35,7 @@ from tunnelmux.proxy.internal.queries import (
 )
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 from tunnelmux.sessions import RequestSeen
+from tunnelmux.sessions.inspections import InspectedRequest, Inspection
 from tunnelmux.wire import LEASE_FIELD
 
 __all__ = ["describe"]
@@ -47,6 +53,11 @@ _SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
         TrafficList,
         VisitList,
         RequestSeen,
+        Inspection,
+        InspectionRequest,
+        InspectionList,
+        InspectionDetails,
+        InspectedRequest,
         Closed,
         Status,
     ],
@@ -239,6 +250,40 @@ _DETAILS: dict[str, dict[str, Any]] = {
             **_errors("INVALID_REQUEST", "TOO_MANY_READERS"),
         },
     },
+    "POST /internal/inspections": {
+        "summary": "Inspect the requests to a service for a time",
+        "requestBody": {
+            "required": True,
+            **_content("application/json", {"$ref": "#/components/schemas/InspectionRequest"}),
+        },
+        "responses": {
+            "200": _json("Inspection", "It has begun; one that ran for the service has ended."),
+            **_errors("BODY_TOO_LARGE", "INVALID_JSON", "TOO_MANY_INSPECTIONS"),
+        },
+    },
+    "GET /internal/inspections": {
+        "summary": "What is inspected now",
+        "responses": {"200": _json("InspectionList", "The oldest first."), **_errors()},
+    },
+    "/internal/inspections/{id}": {
+        "summary": "One inspection, and its requests without bodies",
+        "responses": {"200": _json("InspectionDetails", "The newest first."), **_errors()},
+    },
+    "/internal/inspections/{id}/close": {
+        "summary": "End an inspection, and forget what it kept",
+        "responses": {"200": _json("Closed", "It has ended."), **_errors()},
+    },
+    "/internal/inspections/{id}/requests/{request}": {
+        "summary": "One request, with the bodies that were kept",
+        "responses": {"200": _json("InspectedRequest", "As it is now."), **_errors()},
+    },
+    "/internal/inspections/{id}/requests/{request}/replay": {
+        "summary": "Send a request once more through the tunnel, without its secrets",
+        "responses": {
+            "200": _json("InspectedRequest", "The repetition, which is kept as well."),
+            **_errors(*_TUNNEL, "RESPONSE_TOO_LARGE", "TUNNEL_READ_ERROR", "TUNNEL_WRITE_ERROR"),
+        },
+    },
     "/healthz": {
         "summary": "Whether the process answers",
         "responses": {"200": _json("Status", "It does."), **_errors()},
@@ -271,7 +316,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
     """The description of these routes. Each must be described above."""
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
-        details = dict(_DETAILS[route.path])
+        details = dict(_DETAILS.get(f"{route.method} {route.path}") or _DETAILS[route.path])
         details["operationId"] = _operation_id(route)
         names = [part.strip("{}") for part in route.path.split("/") if part.startswith("{")]
         if names:

@@ -28,6 +28,7 @@ from tunnelmux.proxy.internal.forward_http import (
     too_large,
 )
 from tunnelmux.proxy.internal.forward_stream import LeaseRuns, StreamForwarder, no_leases
+from tunnelmux.proxy.internal.inspections import InspectionCalls
 from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
 from tunnelmux.proxy.internal.queries import SessionsQuery, read_query
@@ -116,6 +117,7 @@ class InternalServer:
     def _routes(self) -> list[Route]:
         visits = VisitCalls(self._visits)
         traffic = TrafficCalls(self._store, self._visits)
+        inspections = InspectionCalls(self._visits.inspector, self._http, self._store)
         feed = RequestFeedCalls(self._visits.feed, self._events.draining)
         streams = StreamForwarder(self._store, self._gate, self._visits, self._lease_runs)
         return [
@@ -131,6 +133,18 @@ class InternalServer:
             Route("POST", "/internal/visits/{id}/close", answer=visits.close),
             Route("GET", "/internal/events", stream=self._events.serve),
             Route("GET", "/internal/requests", stream=feed.serve),
+            Route("GET", "/internal/inspections", answer=inspections.list),
+            Route("POST", "/internal/inspections", answer=inspections.begin),
+            Route("GET", "/internal/inspections/{id}", answer=inspections.show),
+            Route("POST", "/internal/inspections/{id}/close", answer=inspections.end),
+            Route(
+                "GET", "/internal/inspections/{id}/requests/{request}", answer=inspections.request
+            ),
+            Route(
+                "POST",
+                "/internal/inspections/{id}/requests/{request}/replay",
+                answer=inspections.replay,
+            ),
             Route("GET", "/healthz", answer=self._health),
             Route("GET", "/readyz", answer=self._readiness),
             Route("GET", "/metrics", answer=self._metrics),

@@ -32,6 +32,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.proofs import Asked, Sender
 from tunnelmux.proxy.visitors.carrier import PumpRoutes, sender_of, without_fields
+from tunnelmux.proxy.visitors.inspector import TappedRequest
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
 from tunnelmux.proxy.visitors.silence import ask_why
@@ -83,6 +84,7 @@ class RequestsByH11:
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self._upstream: Upstream | None = None
+        self._tapped: TappedRequest | None = None  # of a service that is inspected
 
     async def serve(self, *, insists: bool = False, overdue: Refusal | None = None) -> bool:
         """Serve requests until the connection is over, and close it; or until one comes that the
@@ -126,6 +128,8 @@ class RequestsByH11:
             destination = self._find(request)
         except Refused:
             return False
+        if self._visit.inspection(destination, self._routes) is not None:
+            return False
         asked = Asked.of(request, self._sender_of(request))
         shown = asked.cookie, asked.login, asked.token
         by = self._gate.find(destination.device, destination.service, asked.sender, *shown)
@@ -144,6 +148,10 @@ class RequestsByH11:
         self._destination = destination = self._find(request)
         refusal = self._visit.admit(destination) or self._overdue
         self._overdue = None
+        inspection = self._visit.inspection(destination, self._routes)
+        if inspection is not None:
+            visitor, scheme = self._visitor_of(request), self._visitor.scheme
+            self._tapped = inspection.tap(request, visitor, scheme)
         if refusal is not None:
             raise Refused(refusal)
         headers = await self._let_in(request, destination)
@@ -165,6 +173,7 @@ class RequestsByH11:
         else:
             self._upstream = await self._to_agent(request, headers, destination)
         self._stream = self._upstream.stream
+        self._upstream.tap = self._tapped
         return self._upstream
 
     def _to_target(
@@ -359,6 +368,9 @@ class RequestsByH11:
         what["seconds"] = round(seconds, 4)
         _log.info("request", **what)
         self._visit.feed.tell("http", what)
+        if self._tapped is not None:
+            self._tapped.end(exchange, problem if cut is None else f"cut: {cut}")
+            self._tapped = None
 
     def _visitor_of(self, request: RequestHead | None) -> str:
         """The address of who asked: what trusted proxies say, or where the connection is from."""

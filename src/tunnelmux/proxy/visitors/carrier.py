@@ -14,6 +14,7 @@ from weakref import WeakKeyDictionary, ref
 import trio
 
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
+from tunnelmux.http.connection import DRAIN_BYTES
 from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.http.judge import HeadJudge
@@ -21,7 +22,7 @@ from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
-from tunnelmux.observability.lines import line_about
+from tunnelmux.observability.lines import line_about, quoted
 from tunnelmux.observability.logs import wants_info
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.proofs import Pass, Sender
@@ -48,7 +49,9 @@ __all__ = [
 _log = get_logger("proxy.http")
 
 _LINES_KEPT = 4096
-# Clients of which is kept what the log's lines say first: some hundred bytes each.
+# Services of which is kept what the log's lines say: some hundred bytes each.
+
+_LINE = line_about("proxy.http", "request")
 
 REASONS_OF_STATUS = {
     400: "bad-request",
@@ -100,6 +103,13 @@ class PumpRoutes:
                 handle.session, destination.device, destination.service, name
             )
         return route
+
+    def default_service(self, device: str) -> str:
+        """The name of the device's default service, as far as its agent has said it."""
+        handle = self._router.handle_now(device)
+        if handle is None:
+            return ""
+        return handle.default_service or handle.relayed.get(None, "")
 
     def find(
         self, said: tuple[bytes, bytes, bytes], settings: IngressSettings
@@ -196,6 +206,8 @@ class Carrier:
         try:
             destination = self._gate.settled(destination)
         except Refused:
+            return None
+        if self._visit.inspection(destination, self._routes) is not None:
             return None
         sender = self._made_for(host, said).sender if self.heeds else self._sender
         by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)
@@ -322,6 +334,7 @@ def carry(
         carrier=carrier,
         max_head_bytes=settings.limits.max_head_bytes,
         max_head_fields=settings.limits.max_head_fields,
+        drain_bytes=DRAIN_BYTES,
         early=early,
     )
     relay.start()
@@ -341,11 +354,15 @@ def without_fields(fields: list[Field], others: list[Field]) -> list[Field]:
     return [pair for pair in fields if pair[0].lower() not in names]
 
 
-@lru_cache(maxsize=_LINES_KEPT)
 def _line_about(visitor: str, device: str, service: str) -> bytes:
-    # Behind a trusted proxy each request may be another client's.
-    fields = {"visitor": visitor, "device": device, "service": service}
-    return line_about("proxy.http", "request", **fields).encode("ascii")
+    # Each connection has a visitor of its own: its port is another.
+    text = f'{_LINE}, "visitor": {quoted(visitor)}, {_line_end(device, service)}'
+    return text.encode("ascii")
+
+
+@lru_cache(maxsize=_LINES_KEPT)
+def _line_end(device: str, service: str) -> str:
+    return f'"device": {quoted(device)}, "service": {quoted(service)}'
 
 
 def _joined(fields: list[Field]) -> bytes:

@@ -6,15 +6,13 @@ lost on the way: the part that goes on finds every byte that came and was not pa
 
 | stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
 |---------|---------------------------------------------|-----------------------------------------|
-| carried | a relay in the pump                         | handshake, silent, the relay's phases   |
+| carried | a relay in the pump, to its goodbye         | handshake, silent, the relay's phases   |
 | judged  | a task, in which h11 reads and writes       | the times of `tunnelmux.http`           |
-| leaving | a watch in the pump; what comes is dropped  | leaving: until the visitor has closed   |
 | over    | nothing: it is closed                       |                                         |
 
 | from    | to      | when                                                                      |
 |---------|---------|---------------------------------------------------------------------------|
 | carried | judged  | the relay hands back a request, whole or in part, or a problem to be told |
-| carried | leaving | the last answer was written, or the proxy ends an idle connection         |
 | judged  | carried | the next request is one that the pump can carry                           |
 | any     | over    | the visitor left or broke it, it was cut, its time is over                |
 
@@ -32,7 +30,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
-from tunnelmux.http.connection import DRAIN_BYTES, ServerConnection
+from tunnelmux.http.connection import ServerConnection
 from tunnelmux.http.refusal import Refusal
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
@@ -45,6 +43,7 @@ from tunnelmux.proxy.visitors.carrier import (
     PumpRoutes,
     carry,
 )
+from tunnelmux.proxy.visitors.inspector import RunningInspection
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Wait
@@ -60,7 +59,6 @@ from tunnelmux.transports.admission import Place
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
     from tunnelmux.pump.pump_socket import PumpSocket
-    from tunnelmux.pump.sockets import SocketWatch
 
 __all__ = ["HttpVisit", "IngressParts", "host_of"]
 
@@ -68,12 +66,8 @@ _log = get_logger("proxy.http")
 
 _Bytes = bytes  # a visit has a property of this name
 
-_READ = 16_384
-# Bytes asked for at once of what is thrown away at the end.
-
-_IN_THE_PUMP: tuple[Wait, ...] = (
-    "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
-)  # fmt: skip
+_AT_REST = frozenset({"idle", "leaving", "left"})
+# Phases of a relay in which no request is in progress.
 
 
 @dataclass
@@ -94,18 +88,14 @@ class HttpVisit(Visit):
 
     __slots__ = (
         "_bytes_before",
-        "_dropped",
         "_has_asked",
         "_is_finishing",
         "_nursery",
         "_offered",
         "_overdue",
         "_parts",
-        "_patience",
         "_scope",
-        "_since",
         "_stage",
-        "_watch",
         "_wire",
         "by_h11",
         "carrier",
@@ -139,15 +129,11 @@ class HttpVisit(Visit):
         self.local: socket.socket | None = None
         self._wire: PumpSocket | None = None  # the same socket, as the pump uses it
         self._parts = parts
-        self._stage: Literal["carried", "judged", "leaving", "over"] = "judged"
-        self._patience = min(PATIENCE[what](settings.limits) for what in _IN_THE_PUMP)
-        self._since = self.began  # of the stage "leaving"
+        self._stage: Literal["carried", "judged", "over"] = "judged"
         self._has_asked = self._is_finishing = False
         self._offered = b""  # the head that h11 gave to the pump last
         self._overdue: Refusal | None = None  # what the request to come is refused with
         self._bytes_before = (0, 0)  # that earlier relays and requests by h11 carried
-        self._dropped = 0
-        self._watch: SocketWatch | None = None
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         place.on_give_way = self.stop
@@ -168,12 +154,20 @@ class HttpVisit(Visit):
         self.go_to(destination.device, destination.service)
         return crowd_refusal(self, self.settings.limits)
 
+    def inspection(self, destination: Destination, routes: PumpRoutes) -> RunningInspection | None:
+        """What inspects the service that a request goes to, if anything does."""
+        inspector = self._register.inspector
+        if not inspector.is_on:
+            return None
+        default = routes.default_service(destination.device)
+        return inspector.find(destination.device, destination.service, default)
+
     @property
     def is_idle(self) -> bool:
         """Whether no request is in progress."""
         if self._stage == "carried":
-            return self.relay is None or self.relay.phase == "idle"
-        return self._stage == "leaving" or (self.by_h11 is not None and self.by_h11.is_idle)
+            return self.relay is None or self.relay.phase in _AT_REST
+        return self.by_h11 is not None and self.by_h11.is_idle
 
     @property
     def busy_for(self) -> float:
@@ -193,11 +187,13 @@ class HttpVisit(Visit):
     @property
     def state(self) -> Wait:
         if self._stage == "carried" and self.relay is not None and self._wire is not None:
-            if not self._wire.is_shaken:
-                return "handshake"
             phase = self.relay.phase
+            if phase == "left":
+                return "leaving"
+            if phase != "leaving" and not self._wire.is_shaken:
+                return "handshake"
             return "silent" if phase == "idle" and not self._has_asked else phase
-        return "leaving" if self._stage == "leaving" else self.waits_for
+        return self.waits_for
 
     @property
     def bytes(self) -> tuple[int, int]:
@@ -225,11 +221,11 @@ class HttpVisit(Visit):
             return
         if self._stage == "over":
             return
-        if self._stage == "carried" and self.relay is not None:
-            is_silent = self.state == "silent"
+        if self.relay is not None:
+            may_read_on = self.state in ("silent", "leaving")
             self.relay.abort()
             self.carrier.log_end(self.relay)
-            if not is_silent:
+            if not may_read_on:
                 self._reset()
         self._close()
 
@@ -255,13 +251,13 @@ class HttpVisit(Visit):
         self._watch_time()
 
     def on_news(self) -> None:
-        """Called by the pump when the relay is over, or something comes from who is leaving."""
-        if self._watch is not None and self._watch.error is not None:
-            self.stop()  # the pump was stopped
-        elif self._stage == "leaving":
-            self._drop_some()
-        elif self._stage == "carried" and self.relay is not None and self.relay.outcome:
-            self._after_relay(self.relay)
+        """Called by the pump when the relay is over, and when the visitor has left."""
+        if self._stage == "carried" and self.relay is not None:
+            phase = self.relay.phase
+            if phase == "left":
+                self._close()
+            elif phase != "leaving" and self.relay.outcome:
+                self._after_relay(self.relay)
 
     def _after_relay(self, relay: HttpRelay) -> None:
         assert self._wire is not None
@@ -269,13 +265,9 @@ class HttpVisit(Visit):
             self._end_handshake(relay.error)
         elif relay.outcome != "handed back":
             self.carrier.log_end(relay)
-            if relay.outcome == "finished":
-                self._leave()
-            elif relay.outcome == "local broke" and relay.phase == "idle":
-                self._close()
-            else:
+            if relay.outcome != "local broke" or relay.phase != "idle":
                 self._reset()
-                self._close()
+            self._close()
         elif self._is_finishing and relay.phase == "idle":
             self._leave()
         elif relay.problem is None and relay.is_spent:
@@ -308,62 +300,33 @@ class HttpVisit(Visit):
 
     def _leave(self) -> None:
         """Close so that the visitor can read all that was sent to it (RFC 9112 9.6)."""
-        assert self._wire is not None
-        self._drop_relay()
-        self._stage = "leaving"
-        self._since = trio.current_time()
-        self._wire.half_close()
-        self._wait_for_more()
-        if self._stage == "leaving":
-            self._watch_time()
-
-    def _drop_some(self) -> None:
-        """Throw away what still comes: no more in one go than leaves the others their turn."""
-        assert self.local is not None
-        try:
-            data = self.local.recv(_READ, socket.MSG_DONTWAIT)
-        except BlockingIOError:
-            self._wait_for_more()
-            return
-        except OSError:
-            data = b""
-        self._dropped += len(data)
-        if data and self._dropped < DRAIN_BYTES:
-            self._wait_for_more()
-        else:
-            self._close()
-
-    def _wait_for_more(self) -> None:
-        from tunnelmux.pump.sockets import SocketWatch
-
-        assert self._wire is not None
+        assert self.relay is not None
         if self._parts.pump is None:
             self._close()
         else:
-            self._watch = SocketWatch(self._parts.pump.core, self._wire, self)
+            self.relay.leave()
+            self._watch_time()
 
     # -- times ------------------------------------------------------------------------------------
 
     def _watch_time(self) -> None:
         # What the relay waits for changes without a word. What it waits for next begins after this
-        # look and may last `_patience` at least: a look by then, or when the present wait is over,
-        # is never late.
-        self.until = min(self._due(), trio.current_time() + self._patience)
+        # look and may last `least_patience` at least: a look by then, or when the present wait is
+        # over, is never late.
+        self.until = min(self._due(), trio.current_time() + self.settings.least_patience)
         self._register.watch(self)
 
     def _due(self) -> float:
         """When what it waits for now has taken too long."""
         state = self.state
-        if state == "leaving":
-            since = self._since
-        elif state in ("handshake", "silent") or self.relay is None:
+        if state in ("handshake", "silent") or self.relay is None:
             since = self.began
         else:
             since = self.relay.phase_since
         return since + PATIENCE[state](self.settings.limits)
 
     def late(self) -> None:
-        if self._stage not in ("carried", "leaving"):
+        if self._stage != "carried":
             return
         if trio.current_time() < self._due():
             self._watch_time()
@@ -372,7 +335,10 @@ class HttpVisit(Visit):
 
     def _time_out(self) -> None:
         state, relay, limits = self.state, self.relay, self.settings.limits
-        if state == "leaving" or relay is None:
+        if relay is None:
+            self._close()
+        elif state == "leaving":
+            relay.abort()
             self._close()
         elif state == "handshake":
             relay.abort()
@@ -532,9 +498,6 @@ class HttpVisit(Visit):
         assert self.local is not None
         if (bound := self._drop_relay()) is not None:
             bound[1].reset()
-        if self._watch is not None:
-            self._watch.cancel()
-            self._watch = None
         self.end()
         self.local.close()
 

@@ -19,7 +19,7 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.names import Destination, KnownNames
-from tunnelmux.proxy.visitors.visit import Visit
+from tunnelmux.proxy.visitors.visit import IN_THE_PUMP, PATIENCE, Visit
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
 from tunnelmux.wire import DEVICE_FIELD, SERVICE_FIELD
@@ -336,6 +336,13 @@ class IngressSettings:
     parent_cookies: bool = False
     names: KnownNames = field(default_factory=KnownNames)
     """Where hosts of this domain were found to lead."""
+
+    least_patience: float = field(init=False)
+    """Seconds that a visit may wait at least, for whatever it waits for in the pump."""
+
+    def __post_init__(self) -> None:
+        least = min(PATIENCE[what](self.limits) for what in IN_THE_PUMP)
+        object.__setattr__(self, "least_patience", least)
 
     @property
     def scheme(self) -> str:

@@ -18,13 +18,14 @@ from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.figures import VisitorFigures
+from tunnelmux.proxy.visitors.inspector import Inspector
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.access.proofs import Pass
 
-__all__ = ["AGENT_SLACK", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
+__all__ = ["AGENT_SLACK", "IN_THE_PUMP", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
 
 _log = get_logger("proxy.visits")
 
@@ -70,6 +71,12 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
 }
 """How long, in seconds, a visit may wait for each of these. The waiting side takes the time from
 here, also where it watches the time itself."""
+
+IN_THE_PUMP: tuple[Wait, ...] = (
+    "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
+    "leaving",
+)  # fmt: skip
+"""What an HTTP connection in the pump may wait for."""
 
 
 class Visit:
@@ -285,6 +292,8 @@ class VisitRegister:
         """What visitors did so far, in numbers."""
         self.feed = RequestFeed()
         """What visitors do now, for those who watch."""
+        self.inspector = Inspector()
+        """Services whose requests are kept for a while."""
         self._of_address: Counter[tuple[Way, str]] = Counter()
         self._due: list[
             tuple[float, int]
@@ -432,7 +441,8 @@ class VisitRegister:
             if len(self._due) > 2 * len(self._watched) + _STALE:
                 self._due = [(at, number) for number, at in self._watched.items()]
                 heapq.heapify(self._due)
-            self._timer.deadline = min(self._timer.deadline, visit.until)
+            if visit.until < self._timer.deadline:  # noqa: PLR1730  to set it costs more than all this
+                self._timer.deadline = visit.until
 
     async def run(self) -> NoReturn:
         """Watch the times of visits until cancelled."""

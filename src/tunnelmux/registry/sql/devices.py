@@ -326,6 +326,8 @@ def end_credentials(
             after={"reason": reason},
         )
     if state is None and not but:
+        # Nor may it come back by what it logs in to the gateway with.
+        tx.delete(schema.device_ssh_keys, schema.device_ssh_keys.c.device_id == device_id)
         # Whatever other machine had it, it is worth nothing there now.
         tx.update(_S, _S.c.device_id == device_id, rival="", rival_seen=None)
     return len(rows)

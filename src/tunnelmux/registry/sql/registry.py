@@ -18,6 +18,7 @@ from tunnelmux.registry.sql.audit import SqlAuditTrail
 from tunnelmux.registry.sql.browser_sessions import SqlBrowserSessions
 from tunnelmux.registry.sql.changes import KEPT, SqlChanges
 from tunnelmux.registry.sql.database import Database, parse_url
+from tunnelmux.registry.sql.device_keys import SqlDeviceSshKeys, SqlSshDevices
 from tunnelmux.registry.sql.devices import SqlCredentials, SqlDevices
 from tunnelmux.registry.sql.fleet import SqlFleet
 from tunnelmux.registry.sql.joining import SqlJoining
@@ -87,6 +88,7 @@ class SqlRegistry(Registry):
         self.joining = SqlJoining(database, clock, rules=rules)
         self.terminals = SqlTerminalRequests(database, clock, rules=rules)
         self.visitors = SqlVisitors(database, clock, tenant_id=None, actor=proxy)
+        self.ssh_devices = SqlSshDevices(database, clock, tenant_id=None, actor=proxy)
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
         self._tickets = TicketDesk(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
@@ -123,6 +125,7 @@ class SqlTenantRegistry(TenantRegistry):
         self.tenant_id = tenant_id
         self.devices = SqlDevices(database, clock, tenant_id=tenant_id, actor=actor)
         self.credentials = SqlCredentials(database, clock, tenant_id=tenant_id, actor=actor)
+        self.device_ssh_keys = SqlDeviceSshKeys(database, clock, tenant_id=tenant_id, actor=actor)
         self.pairings = SqlPairings(database, clock, tenant_id=tenant_id, actor=actor, rules=rules)
         self.install_keys = SqlInstallKeys(database, clock, tenant_id=tenant_id, actor=actor)
         self.members = SqlMembers(database, clock, tenant_id=tenant_id, actor=actor)
@@ -171,6 +174,7 @@ class _Keeper(Repository):
                 schema.browser_sessions.c.ends < tx.now,
             ),
             schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
+            schema.device_ssh_keys: schema.device_ssh_keys.c.expires < tx.now,
             schema.recordings: schema.recordings.c.expires < tx.now,
             schema.tickets: schema.tickets.c.expires < tx.now,
             schema.terminal_requests: schema.terminal_requests.c.expires < tx.now - _PAIRINGS_KEPT,

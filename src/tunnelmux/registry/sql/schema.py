@@ -233,6 +233,8 @@ credentials = Table(
     _time("proved", nullable=True),
     _time("ended", nullable=True),
     _text("end_reason"),
+    # Of a device that logs in to the gateway by SSH: the key that it did so with.
+    Column("ssh_key_id", Id, nullable=True),
     Index(None, "tenant_id", "device_id"),
     Index(None, "device_id", "state"),
 )
@@ -475,6 +477,21 @@ tickets = Table(
     _time("created"),
     _time("expires"),
     _time("used", nullable=True),
+    Index(None, "expires"),
+)
+
+device_ssh_keys = Table(
+    "device_ssh_keys",
+    metadata,
+    _id(),
+    *_device(),
+    Column("fingerprint", sa.String(64), nullable=False, unique=True),
+    Column("line", sa.Text, nullable=False),
+    _time("created"),
+    _time("expires"),
+    _time("last_used", nullable=True),
+    _text("last_address"),
+    Index(None, "tenant_id", "device_id"),
     Index(None, "expires"),
 )
 

@@ -1,0 +1,166 @@
+"""An SSH channel as a Trio stream: a connection that the gateway asks a device's `ssh -R` for."""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from typing import Any
+
+import asyncssh
+import trio
+
+from tunnelmux.conflict import OneAtATime
+from tunnelmux.gateway.guest import Bridge
+
+__all__ = ["ChannelStream", "open_reverse_channel"]
+
+_HELD = 256 * 1024
+# Bytes from the channel that may wait for a reader; then the channel is not read.
+
+_WINDOW = 512 * 1024
+
+
+class ChannelStream(trio.abc.HalfCloseableStream, asyncssh.SSHTCPSession[bytes]):
+    """A channel's two directions. A cut is told from an end: it raises BrokenResourceError."""
+
+    def __init__(self, bridge: Bridge) -> None:
+        self._bridge = bridge
+        self._channel: Any = None
+        self._waiting: deque[bytes] = deque()
+        self._size = 0
+        self._is_held = False
+        self._is_eof = False
+        self._is_lost = False
+        self._is_closed = False
+        self._has_sent_eof = False
+        self._something = trio.Event()
+        self._may_write = trio.Event()
+        self._may_write.set()
+        self._sending = OneAtATime("another task is sending on this channel")
+        self._receiving = OneAtATime("another task is receiving from this channel")
+
+    # -- called by asyncssh, in asyncio -------------------------------------------------------
+
+    def connection_made(self, chan: Any) -> None:
+        self._channel = chan
+
+    def data_received(self, data: bytes, _datatype: object) -> None:
+        self._waiting.append(data)
+        self._size += len(data)
+        if self._size > _HELD and not self._is_held:
+            self._is_held = True
+            self._channel.pause_reading()
+        self._bridge.soon(self._wake)
+
+    def eof_received(self) -> bool:
+        self._is_eof = True
+        self._bridge.soon(self._wake)
+        return True  # the other direction goes on
+
+    def pause_writing(self) -> None:
+        self._may_write = trio.Event()
+
+    def resume_writing(self) -> None:
+        self._bridge.soon(self._may_write.set)
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        self._is_lost = True
+        self._bridge.soon(self._wake)
+        self._bridge.soon(self._may_write.set)
+
+    # -- in Trio ------------------------------------------------------------------------------
+
+    def _wake(self) -> None:
+        self._something.set()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        with self._receiving:
+            await trio.lowlevel.checkpoint()
+            while not self._waiting:
+                self._check_open()
+                if self._is_eof:
+                    return b""
+                if self._is_lost:
+                    raise trio.BrokenResourceError("the device cut the connection")
+                self._something = trio.Event()
+                # No deadline: who reads has one, or waits for as long as the other side likes.
+                await self._something.wait()
+            data = self._waiting.popleft()
+            if max_bytes is not None and len(data) > max_bytes:
+                self._waiting.appendleft(data[max_bytes:])
+                data = data[:max_bytes]
+            self._size -= len(data)
+            if self._is_held and self._size < _HELD and not self._is_lost:
+                self._is_held = False
+                self._channel.resume_reading()
+            return data
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_writable()
+            self._channel.write(bytes(data))
+            # No deadline: a device that does not read holds its visitor back.
+            await self._may_write.wait()
+            self._check_writable()
+
+    async def wait_send_all_might_not_block(self) -> None:
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_writable()
+            await self._may_write.wait()
+
+    async def send_eof(self) -> None:
+        with self._sending:
+            await trio.lowlevel.checkpoint()
+            self._check_open()
+            if not self._is_lost and not self._has_sent_eof:
+                self._has_sent_eof = True
+                self._channel.write_eof()
+
+    async def aclose(self) -> None:
+        if not self._is_closed:
+            self._is_closed = True
+            self._channel.close()
+            self._wake()
+            self._may_write.set()
+        await trio.lowlevel.checkpoint()
+
+    def reset(self) -> None:
+        """End both directions at once."""
+        if not self._is_closed:
+            self._is_closed = True
+            self._channel.abort()
+            self._wake()
+            self._may_write.set()
+
+    def _check_open(self) -> None:
+        if self._is_closed:
+            raise trio.ClosedResourceError("this channel was closed")
+
+    def _check_writable(self) -> None:
+        self._check_open()
+        if self._has_sent_eof:
+            raise trio.ClosedResourceError("the end was sent already")
+        if self._is_lost:
+            raise trio.BrokenResourceError("the device cut the connection")
+
+
+async def open_reverse_channel(
+    bridge: Bridge, connection: Any, host: str, port: int
+) -> ChannelStream:
+    """A connection to what the device's `ssh -R host:port:…` leads to; in Trio. Raises OSError."""
+
+    async def open_it() -> ChannelStream:
+        stream = ChannelStream(bridge)
+        await connection.create_connection(
+            lambda: stream, host, port, "127.0.0.1", 0, encoding=None, window=_WINDOW
+        )
+        return stream
+
+    try:
+        return await bridge.in_asyncio(open_it())
+    except asyncssh.ChannelOpenError as exc:
+        raise ConnectionRefusedError(errno.ECONNREFUSED, str(exc)) from exc
+    except asyncssh.Error as exc:
+        raise ConnectionAbortedError(errno.ECONNABORTED, str(exc)) from exc

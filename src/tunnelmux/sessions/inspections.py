@@ -1,0 +1,160 @@
+"""A service whose requests are kept for a while, for a person to look at; without their secrets."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable
+from datetime import datetime
+
+import msgspec
+
+from tunnelmux.observability.logs import without_secrets
+
+__all__ = [
+    "BODY_KEPT",
+    "HIDDEN",
+    "InspectedRequest",
+    "Inspection",
+    "curl_command",
+    "masked_fields",
+    "masked_target",
+]
+
+BODY_KEPT = 65_536
+"""Bytes kept of each body, where bodies are asked for: what a person reads, not what is moved."""
+
+HIDDEN = "***"
+"""What stands for a secret."""
+
+_SECRET = re.compile(
+    r"auth|cookie|token|secret|passw|passphrase|credential|session|signature|api[-_]?key|csrf|xsrf"
+    r"|jwt|private[-_]?key",
+    re.IGNORECASE,
+)
+_SECRET_PARAMETER = frozenset({"code", "state", "sig", "key", "ticket", "nonce"})
+_HAS_URL = frozenset({"location", "content-location", "referer", "link", "refresh"})
+_PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=([^&#;\s>\"']*)")
+_USER_INFO = re.compile(r"(?<=//)[^/@\s]+@")
+
+
+class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """What is inspected, and until when. After that nothing of it is left."""
+
+    id: str
+    device: str
+    service: str
+    began: datetime
+    until: datetime
+    bodies: bool
+    """Whether bodies are kept too, up to 64 KiB each."""
+    asked_by: str
+    seen: int
+    """Requests since it began; the oldest of them may be gone."""
+    forgotten: int = 0
+    """Those that had to make room."""
+
+
+class InspectedRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
+    """One request and its answer. Heads are as the visitor sent and got them, with `***` for what
+    may be a secret; sizes are in bytes of content, times in seconds."""
+
+    id: str
+    at: datetime
+    """When it came."""
+    visitor: str
+    scheme: str
+    host: str
+    method: str
+    target: str
+    """Path and query."""
+    headers: list[tuple[str, str]]
+    status: int = 0
+    """0 while there is no answer."""
+    reason: str = ""
+    """The `Tunnelmux-Reason` of an answer that the proxy itself gave."""
+    answer_headers: list[tuple[str, str]] = []
+    bytes_in: int = 0
+    bytes_out: int = 0
+    answered_after: float | None = None
+    """Until the answer's head."""
+    seconds: float | None = None
+    """Until its end; null while it goes on."""
+    is_websocket: bool = False
+    messages_in: int = 0
+    """Messages of a WebSocket from the visitor."""
+    messages_out: int = 0
+    problem: str = ""
+    replay_of: str = ""
+    """The id of the request of which this is a repetition."""
+    body: bytes | None = None
+    """What was kept of the request's content; null in lists, and where bodies are not kept."""
+    answer_body: bytes | None = None
+
+
+def masked_fields(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
+    """The fields of a head without what may be a secret: of cookies the names stay, of
+    credentials their scheme."""
+    return [(name.decode("latin-1"), _masked(name, value)) for name, value in fields]
+
+
+def _masked(name: bytes, value: bytes) -> str:
+    key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+    if key == "cookie":
+        return "; ".join(_named_only(pair) for pair in text.split(";"))
+    if key == "set-cookie":
+        pair, *attributes = text.split(";")
+        return ";".join([_named_only(pair), *attributes])
+    if key in ("authorization", "proxy-authorization"):
+        scheme, mark, _ = text.partition(" ")
+        return f"{scheme} {HIDDEN}" if mark else HIDDEN
+    if key == "www-authenticate":
+        return text
+    if _SECRET.search(key):
+        return HIDDEN
+    return masked_target(text) if key in _HAS_URL else without_secrets(text)
+
+
+def _named_only(pair: str) -> str:
+    name, mark, _ = pair.strip().partition("=")
+    return f"{name}={HIDDEN}" if mark else HIDDEN
+
+
+def masked_target(target: str) -> str:
+    """A path and query, or a URL, without the values of parameters that may be secrets."""
+
+    def mask(match: re.Match[str]) -> str:
+        name = match[1]
+        hides = name.lower() in _SECRET_PARAMETER or _SECRET.search(name)
+        return f"{name}={HIDDEN if hides else match[2]}"
+
+    return without_secrets(_USER_INFO.sub(f"{HIDDEN}@", _PARAMETER.sub(mask, target)))
+
+
+_NOT_FOR_CURL = frozenset({"host", "content-length", "connection", "transfer-encoding", "upgrade"})
+
+
+def curl_command(request: InspectedRequest) -> str:
+    """The same request for a shell. What was hidden is left out of the head; in the URL `***`
+    stands for it. A body that is no text, or not there, is a file's name to fill in."""
+    words = ["curl"]
+    if request.method != "GET":
+        words += ["--request", shlex.quote(request.method)]
+    for name, value in request.headers:
+        if HIDDEN not in value and name.lower() not in _NOT_FOR_CURL:
+            words += ["--header", shlex.quote(f"{name}: {value}")]
+    if request.bytes_in:
+        words += ["--data-binary", _curl_body(request)]
+    words.append(shlex.quote(f"{request.scheme}://{request.host}{request.target}"))
+    return " ".join(words)
+
+
+def _curl_body(request: InspectedRequest) -> str:
+    try:
+        text = (request.body or b"").decode()
+    except UnicodeDecodeError:
+        text = ""
+    is_whole = len(request.body or b"") == request.bytes_in
+    if not is_whole or not text or "\0" in text or text.startswith("@"):
+        return "@body"
+    return shlex.quote(text)
