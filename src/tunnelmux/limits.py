@@ -283,7 +283,7 @@ class InternalLimits:
 
     max_inspection_time: float = 3600.0
     """The longest that an inspection may last; more gets 400. It is switched on to look, and what
-    nobody looks at should not stay on over night."""
+    is not looked at should not stay on over night."""
 
     inspection_requests: int = 200
     """Requests that one inspection keeps; the oldest make room. Some screens of a list."""

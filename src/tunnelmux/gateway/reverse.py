@@ -327,7 +327,7 @@ def _service(forward: ReverseForward) -> ServiceConfig:
     if forward.service == "ssh" or forward.port == 22:
         return ServiceConfig(name=forward.service, target=f"tcp://{where}")
     if forward.service == "https" or forward.port == 443:
-        # Between ssh's end and the target nobody can sit but the device itself.
+        # Between ssh's end and the target only the device itself can sit.
         return ServiceConfig(name=forward.service, target=f"https://{where}", verify=False)
     return ServiceConfig(name=forward.service, target=f"http://{where}")
 

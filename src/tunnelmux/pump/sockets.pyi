@@ -51,7 +51,7 @@ class Goodbye(Member):
     def is_over(self) -> bool:
         """Whether the peer has ended, or will not be waited for any more."""
     def cancel(self) -> None:
-        """Wait no more, and tell nobody."""
+        """Wait no more, without a call back."""
 
 @final
 class Dialler:

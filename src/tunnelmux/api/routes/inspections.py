@@ -45,7 +45,7 @@ class NewInspection(ExactInput):
     service: Annotated[str, Field(min_length=1, max_length=63)]
     seconds: Annotated[int, Field(ge=10, le=_LONGEST)] = 600
     bodies: bool = False
-    """Whether bodies are kept too, up to 64 KiB each. They may hold secrets, which nobody hides."""
+    """Whether bodies are kept too, up to 64 KiB each. Their secrets are not hidden."""
 
 
 class Inspection(BaseModel):

@@ -20,7 +20,7 @@ __all__ = ["ClusterStore"]
 _log = get_logger("proxy.cluster")
 
 _LOOK_AGAIN = 0.25
-# Seconds between two looks for a device that somebody waits for.
+# Seconds between two looks for a device that a caller waits for.
 
 _FORGET = 60.0
 # Seconds after which a device that is unreachable again counts as lost only now.
