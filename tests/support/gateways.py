@@ -319,6 +319,7 @@ async def running_site(
     sshd_more: str = "",
     authority: bool = True,
     public: tuple[str, ...] = (),
+    codes: bool = False,
 ) -> AsyncIterator[Site]:
     """All of it for the length of the block. `more` is further configuration of the gateway."""
     (folder / "sshd").mkdir()
@@ -347,7 +348,9 @@ async def running_site(
         agent_at(
             AgentConfig(
                 device=Device(name="cam1", serial="SN123", state_dir=folder / "d"),
-                assist=AssistConfig(mode="allow"),
+                assist=AssistConfig(
+                    mode="allow", account_keys=folder / "sshd/user_key.pub" if codes else None
+                ),
                 proxy=ProxyEndpoint(url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=token),
                 services=[
                     ServiceConfig(name="ssh", target=f"tcp://{sshd.address}"),

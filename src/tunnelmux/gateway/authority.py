@@ -15,7 +15,7 @@ from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryError, RegistryRefused
 from tunnelmux.gateway.names import forward_names
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import Actor, Device, Lease, Registry, Right, SshDevice
+from tunnelmux.registry import Actor, Device, FleetLease, Lease, Registry, Right, SshDevice
 from tunnelmux.registry.names import DEFAULT_TENANT
 from tunnelmux.registry.people import ROLES, Membership
 
@@ -42,6 +42,8 @@ class Person:
     tenant_id: str = ""
     """The only tenant of this proof, and `device_id` its only device; empty for all."""
     device_id: str = ""
+    lease_id: str = ""
+    """Of the holder of a device's code, who is no user: the one lease that counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class Authority:
         """Whose key that is; None where it is not known. Raises RegistryError."""
         key = await self._installation.ssh_keys.find(fingerprint)
         if key is None:
-            return None
+            found = await self._registry.fleet.code_lease(fingerprint)
+            return _holder_of(found) if found is not None else None
         user = await self._installation.users.find(key.user_id)
         return Person(user.id, user.email or user.name or user.id, key.id)
 
@@ -125,7 +128,7 @@ class Authority:
 
     async def logged_in(self, person: Person, address: str) -> None:
         """Write down that the person's key was used."""
-        if person.key_id:
+        if person.key_id and not person.lease_id:
             await self._installation.ssh_keys.used(person.key_id, address)
 
     async def access(self, person: Person, device: str, address: str) -> Access:
@@ -135,6 +138,8 @@ class Authority:
         Raises AccessDenied, in the same words whether there is no such device or it is one that the
         person may not know of; RegistryError.
         """
+        if person.lease_id:
+            return await self._by_code(person, device, address)
         found: list[Access] = []
         seen = False
         for membership in await self._memberships(person):
@@ -182,7 +187,9 @@ class Authority:
 
     async def reachable(self, person: Person, address: str) -> list[Access]:
         """The devices that are connected and that the person may into, by name."""
-        found = []
+        found: list[Access] = []
+        if person.lease_id:
+            return found
         for membership in await self._memberships(person):
             tenant = self._registry.tenant(membership.tenant_id, self._actor(person, address))
             page = await tenant.devices.page(limit=_LISTED)
@@ -195,6 +202,11 @@ class Authority:
 
     async def again(self, access: Access, address: str) -> Access | None:
         """What became of an access: None where nothing is left of it. Raises RegistryError."""
+        if access.person.lease_id:
+            try:
+                return await self._by_code(access.person, "", address)
+            except AccessDenied:
+                return None
         for membership in await self._memberships(access.person):
             if membership.tenant_id == access.tenant_id:
                 tenant = self._registry.tenant(membership.tenant_id, self._actor(access.person, ""))
@@ -243,7 +255,27 @@ class Authority:
                 problem=str(exc),
             )
 
+    async def _by_code(self, person: Person, text: str, address: str) -> Access:
+        """What the holder of a code may: the services of that one device, past the gateway."""
+        tenant = self._registry.tenant(person.tenant_id, self._actor(person, address))
+        try:
+            device = await tenant.devices.find(person.device_id)
+            lease = await tenant.leases.find(person.lease_id)
+        except NoSuchRecord as exc:
+            raise AccessDenied("your lease is over") from exc
+        names = {name.casefold() for name in (device.name, device.label, device.serial) if name}
+        if text and text.casefold() not in names:
+            raise AccessDenied(f'you reach no device called "{text}"')
+        if lease.state(datetime.now(UTC)) != "running":
+            raise AccessDenied("your lease is over")
+        if not device.enabled or device.quarantine:
+            raise AccessDenied(f'nothing lets you into "{device.name}" now')
+        return Access(person, person.tenant_id, device, lease, frozenset[Right](("forward",)))
+
     def _actor(self, person: Person, address: str) -> Actor:
+        if person.lease_id:
+            # No user: the device itself has let the holder of its code in.
+            return Actor(kind="device", id=person.device_id, name=person.name, address=address)
         return Actor(kind="user", id=person.user_id, name=person.name, address=address)
 
     async def _memberships(self, person: Person) -> list[Membership]:
@@ -290,6 +322,12 @@ class Authority:
             if _lies_in(address, lease.addresses):
                 return Access(person, tenant_id, device, lease, frozenset(lease.rights))
         return None
+
+
+def _holder_of(found: FleetLease) -> Person:
+    lease = found.lease
+    name = "the holder of the code"
+    return Person("", name, lease.id, found.tenant_id, lease.device_id, lease.id)
 
 
 def _lies_in(address: str, networks: tuple[str, ...]) -> bool:

@@ -199,9 +199,14 @@ class Fleet(abc.ABC):
         services: tuple[str, ...],
         starts: datetime,
         ends: datetime,
+        key_fingerprint: str = "",
     ) -> None:
-        """The device has made a lease for the holder of its code; one that is known gets this end.
-        Raises RegistryRefused `invalid`."""
+        """The device has made a lease for the holder of its code, who has the key of this
+        fingerprint; one that is known gets this end. Raises RegistryRefused `invalid`."""
+
+    @abc.abstractmethod
+    async def code_lease(self, key_fingerprint: str) -> FleetLease | None:
+        """The running lease by code whose holder has this key."""
 
     @abc.abstractmethod
     async def note_lease(

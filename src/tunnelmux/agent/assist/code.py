@@ -8,6 +8,8 @@ either. 80 bits and scrypt make a guess dear also for who has the public half; s
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import secrets
 from dataclasses import dataclass, field
 
@@ -51,6 +53,12 @@ class DerivedKey:
     private: Secret = field(repr=False)
     public: str
     """`ssh-ed25519` and its base64."""
+
+    @property
+    def fingerprint(self) -> str:
+        """As `ssh-keygen -l` prints it."""
+        digest = hashlib.sha256(base64.b64decode(self.public.split()[1])).digest()
+        return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 
 
 def derive_key(code: Secret, lease_id: str, serial: str) -> DerivedKey:

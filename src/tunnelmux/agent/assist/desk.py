@@ -379,6 +379,7 @@ class AssistDesk:
             "type": "open",
             "lease": lease.offer.id,
             "services": list(lease.offer.services),
+            "key": lease.offer.key,
             "began": round(lease.began - now, 3),
             "seconds": round(lease.until - now, 3),
         }

@@ -22,6 +22,9 @@ class LeaseOffer:
     recorded: bool = True
     sealed: bool = False
     kind: Literal["person", "code"] = "person"
+    key: str = ""
+    """Of a code: the fingerprint of its key, by which a gateway knows the holder. The key itself
+    does not follow from it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -146,9 +146,10 @@ class AssistService:
         # Its id finds the lease and is half of the salt: as random as an id can be.
         lease_id, code = new_id(), new_code()
         problem = self._objection_to_code(seconds, services)
-        if problem is None:
-            key = await trio.to_thread.run_sync(derive_key, code, lease_id, self.desk.serial)
-            problem = self._open_account(lease_id, key.public, seconds)
+        if problem is not None:
+            return {"problem": problem, "status": self.desk.status()}
+        key = await trio.to_thread.run_sync(derive_key, code, lease_id, self.desk.serial)
+        problem = self._open_account(lease_id, key.public, seconds)
         if problem is not None:
             return {"problem": problem, "status": self.desk.status()}
         self.desk.hold_code(
@@ -162,6 +163,7 @@ class AssistService:
                 recorded=False,
                 sealed=True,
                 kind="code",
+                key=key.fingerprint,
             )
         )
         made = {"lease": lease_id, "code": code.reveal(), "serial": self.desk.serial}

@@ -63,6 +63,7 @@ class AgentEvent(msgspec.Struct):
     serial: str = ""
     began: float = 0.0
     seconds: float = 0.0
+    key: str = ""
 
 
 class _Cut(msgspec.Struct):

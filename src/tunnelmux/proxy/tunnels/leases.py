@@ -333,6 +333,7 @@ class LeaseBook:
                     services=tuple(event.services[:64]),
                     starts=now + timedelta(seconds=max(-43_200.0, min(0.0, event.began))),
                     ends=now + timedelta(seconds=min(43_200.0, event.seconds)),
+                    key_fingerprint=event.key,
                 )
             case _:
                 _log.debug("agent told of a lease", device=handle.device, what=event.type)

@@ -68,6 +68,17 @@ class SqlFleetLeases(Repository, Fleet):
         if lease.state(tx.now) not in ("ended", "expired"):
             end_lease(inner, lease, reason)
 
+    @reads
+    def code_lease(self, tx: Transaction, key_fingerprint: str) -> FleetLease | None:
+        if not key_fingerprint:
+            return None
+        mine = sa.and_(_L.c.key_fingerprint == key_fingerprint, _L.c.kind == "code")
+        for row in tx.execute(sa.select(_L).where(mine, is_living(tx.now))):
+            lease = read_lease(row)
+            if lease.state(tx.now) == "running":
+                return FleetLease(tenant_id=row.tenant_id, lease=lease)
+        return None
+
     @writes
     def open_code_lease(
         self,
@@ -78,6 +89,7 @@ class SqlFleetLeases(Repository, Fleet):
         services: tuple[str, ...],
         starts: datetime,
         ends: datetime,
+        key_fingerprint: str = "",
     ) -> None:
         inner = self._in_tenant_of(tx, device_id)
         if not is_id(lease_id) or not services or ends <= starts or ends - starts > MAX_LEASE:
@@ -108,6 +120,7 @@ class SqlFleetLeases(Repository, Fleet):
             "starts": starts,
             "ends": ends,
             "max_uses": None,
+            "key_fingerprint": key_fingerprint[:64],
         }
         by = {"created_by": device_id, "created_by_name": inner.actor.name}
         inner.insert(_L, id=lease_id, created=tx.now, **by, **values)

@@ -446,6 +446,9 @@ leases = Table(
     _time("decided", nullable=True),
     _text("created_by_name"),
     _text("ended_by_name"),
+    # Of a lease by code: what the holder's key is found by. The key itself is the device's.
+    Column("key_fingerprint", sa.String(64), nullable=False, server_default=""),
+    Index(None, "key_fingerprint"),
     Index(None, "tenant_id", "id"),
     Index(None, "tenant_id", "device_id"),
     Index(None, "tenant_id", "holder"),
