@@ -36,6 +36,7 @@ from tunnelmux.api.routes import (
     console,
     console_access,
     console_operations,
+    console_requests,
     device_keys,
     devices,
     events,
@@ -110,6 +111,7 @@ ROUTERS = (
     console.router,
     console_access.router,
     console_operations.router,
+    console_requests.router,
 )
 
 

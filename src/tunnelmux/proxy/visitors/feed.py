@@ -89,7 +89,7 @@ class RequestFeed:
 
     @property
     def is_read(self) -> bool:
-        """Whether anybody watches: only then is there anything to tell."""
+        """Whether there is a reader: only then is there anything to tell."""
         return bool(self._readers)
 
     @property

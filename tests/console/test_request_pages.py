@@ -1,0 +1,165 @@
+"""The console's pages about requests, against a proxy that keeps some."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from support.browser import BrowserPage, browser_page
+from support.consoles import Console, console
+from support.internal import Bench, running_bench
+from support.tenants import TEST
+from tunnelmux.backend.proxies import Proxies
+from tunnelmux.http import RequestHead, ResponseHead
+
+EVIL = "<script>alert(1)</script>"
+
+
+@asynccontextmanager
+async def with_a_proxy(here: Console, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
+    """A proxy in memory, which the API takes for the only one."""
+    async with running_bench() as bench:
+
+        async def clients(_: Proxies) -> list[object]:
+            return [bench.client]
+
+        monkeypatch.setattr(Proxies, "clients", clients)
+        yield bench
+
+
+def keep_two(bench: Bench) -> list[str]:
+    """The ids of two requests that the inspection has kept, with content that would be a script."""
+    running = bench.dispatcher.visits.inspector.get("inspection-1")
+    assert running is not None
+    ids = []
+    for number in (1, 2):
+        fields = [(b"Host", b"cam-1.example"), (b"X-Evil", EVIL.encode())]
+        fields += [(b"Cookie", b"sid=1"), (b"X-Number", b"%d" % number)]
+        head = RequestHead(b"POST", b"/x?a=" + EVIL.encode(), b"1.1", fields)
+        kept = running.tap(head, "192.0.2.1:5", "https")
+        kept.asked(EVIL.encode())
+        kept.began(ResponseHead(200, b"OK", [(b"Content-Type", b"text/plain")]))
+        kept.answered(b"\xff\xfe")
+        kept.over(200)
+        ids.append(kept.id)
+    return ids
+
+
+@pytest.mark.slow
+async def test_what_is_kept_is_shown_and_escaped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with console(tmp_path) as here, with_a_proxy(here, monkeypatch) as bench:
+        browser = await here.sign_in("ada", "operator")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        device, _ = await registry.tenant(home.id, TEST).devices.add("cam-1")
+        page = await here.page(browser, f"/devices/{device.id}/requests?status=5xx")
+        assert f'src="/api/devices/{device.id}/requests?status=5xx"' in page
+        inspection = await bench.client.begin_inspection(
+            "inspection-1", device.label, "web", 600, bodies=True, askedBy=EVIL
+        )
+        ids = keep_two(bench)
+        base = f"/devices/{device.id}/inspections/{inspection.id}"
+        pages = {
+            path: await here.page(browser, path)
+            for path in (
+                f"/devices/{device.id}/requests",
+                f"{base}?method=post",
+                f"{base}/requests/{ids[0]}",
+                f"{base}/requests/{ids[0]}?beside={ids[1]}",
+            )
+        }
+        for path, html in pages.items():
+            assert EVIL not in html, path
+            assert "&lt;script&gt;" in html, path
+        one, two = list(pages.values())[2:]
+        assert "(2 bytes that are no text)" in one
+        assert "curl --request POST" in one
+        assert "differs" not in one
+        assert two.count("differs") == 2  # X-Number, on both sides
+        assert "No requests yet" in await here.page(browser, f"{base}?status=404")
+        await here.page(browser, f"{base}/requests/none", status=404)
+        viewer = await here.sign_in("eve", "viewer")
+        for path in pages:
+            await here.page(viewer, path, status=403)
+
+
+async def open_in(page: BrowserPage, url: str) -> None:
+    await page.goto(url)
+    here = f"location.href === {url!r} && document.readyState === 'complete'"
+    await page.wait_until(f"{here} && document.documentElement?.classList.contains('js')")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+async def test_requests_arrive_in_a_browser(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debian_program: Callable[[str, str], str]
+) -> None:
+    chromium = debian_program("chromium", "chromium")
+    async with (
+        console(tmp_path) as here,
+        with_a_proxy(here, monkeypatch) as bench,
+        browser_page(chromium, tmp_path / "profile") as page,
+    ):
+        browser = await here.sign_in("ada", "operator")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        device, _ = await registry.tenant(home.id, TEST).devices.add("cam-1")
+        await bench.client.begin_inspection(
+            "inspection-1", device.label, "web", 600, bodies=True, askedBy="ada"
+        )
+        ids = keep_two(bench)
+        for domain in ("Runtime", "Log", "Network"):
+            await page.call(f"{domain}.enable")
+        for jar in browser.cookies.values():
+            for name, value in jar.items():
+                await page.call(
+                    "Network.setCookie", name=name, value=value, url=here.api.base, secure=True
+                )
+        log, base = (
+            f"/devices/{device.id}/requests",
+            f"/devices/{device.id}/inspections/inspection-1",
+        )
+        with trio.fail_after(120):
+            for number, path in enumerate(
+                (
+                    base,
+                    f"{base}/requests/{ids[0]}?beside={ids[1]}",
+                    f"{base}/requests/{ids[0]}",
+                    log,
+                )
+            ):
+                for width in (360, 1280):
+                    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False}
+                    await page.call("Emulation.setDeviceMetricsOverride", **size)
+                    await open_in(page, here.api.base + path)
+                    assert await page.evaluate("document.documentElement.scrollWidth") <= width, (
+                        path
+                    )
+                    if path == log:
+                        await page.wait_until("document.querySelector('[data-live=on]')")
+                        bench.dispatcher.visits.feed.tell(
+                            "http",
+                            {"device": device.label, "method": "GET", "path": EVIL, "status": 502},
+                        )
+                        await page.wait_until("document.querySelector('[data-rows] li')")
+                        row = "document.querySelector('[data-rows] li strong').textContent"
+                        assert await page.evaluate(row) == "502"
+                    if folder := os.environ.get("CONSOLE_PICTURES"):
+                        file = Path(folder) / f"requests-{number}-{width}.png"
+                        file.write_bytes(await page.screenshot())
+        errors = [
+            event
+            for event in page.events
+            if event["method"] == "Runtime.exceptionThrown"
+            or (
+                event["method"] == "Log.entryAdded" and event["params"]["entry"]["level"] == "error"
+            )
+        ]
+        assert errors == []
