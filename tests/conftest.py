@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
 import structlog
+import trio
 
+from support.daemons import DaemonSet
 from support.programs import require_program
 
 # No deadline: on a busy machine an example takes longer than 200 ms now and then. The same examples
@@ -57,6 +60,20 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("over a second, without the slow mark", "-")
     for report in sorted(long, key=lambda report: -report.duration):
         terminalreporter.write_line(f"{report.duration:6.2f} s  {report.nodeid}")
+
+
+@pytest.fixture
+async def daemons(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[DaemonSet]:
+    """Starts processes; at the end none of them has shown a secret or a traceback."""
+    async with trio.open_nursery() as nursery:
+        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
+        try:
+            yield started
+        finally:
+            await started.finish()
+    started.check()
 
 
 @pytest.fixture(autouse=True)

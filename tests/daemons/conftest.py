@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import trio
@@ -15,20 +14,6 @@ from support.tunnels import Tunnel
 from tunnelmux.config import Address
 
 Run = Callable[..., Awaitable[subprocess.CompletedProcess[bytes]]]
-
-
-@pytest.fixture
-async def daemons(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[DaemonSet]:
-    """Starts processes; at the end none of them has shown a secret or a traceback."""
-    async with trio.open_nursery() as nursery:
-        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
-        try:
-            yield started
-        finally:
-            await started.finish()
-    started.check()
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from support.daemons import DaemonSet
 from support.gateways import Site, running_site
@@ -23,20 +22,6 @@ OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
     return Templates(tmp_path_factory.mktemp("templates"))
-
-
-@pytest.fixture
-async def daemons(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[DaemonSet]:
-    """Starts processes; at the end none of them has shown a secret or a traceback."""
-    async with trio.open_nursery() as nursery:
-        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
-        try:
-            yield started
-        finally:
-            await started.finish()
-    started.check()
 
 
 @pytest.fixture

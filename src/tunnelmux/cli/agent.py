@@ -21,6 +21,7 @@ with light_imports():
         common_settings,
         config_option,
         flags_of,
+        load_for_running,
         log_warning,
         print_checked,
         refuse_options_before_command,
@@ -166,11 +167,7 @@ def agent(context: click.Context, /, config_file: Path | None, **_settings: obje
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
-    warnings: list[str] = []
-    config = _load(context, config_file, warnings.append)
-    configure_logs(config.log.level, config.log.format)
-    for sentence in warnings:
-        log_warning(sentence)
+    config = load_for_running(partial(_load, context, config_file))
     return _run(context, config_file, config)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -18,9 +17,10 @@ from tunnelmux.cli.options import (
     common_settings,
     config_option,
     flags_of,
-    log_warning,
+    load_for_running,
     print_checked,
     refuse_options_before_command,
+    require_libraries,
     setting,
 )
 from tunnelmux.cli.outcome import run_command
@@ -28,7 +28,6 @@ from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.load import load_api_config
 from tunnelmux.config.rules import parse_address
 from tunnelmux.config.state_dir import default_state_dir
-from tunnelmux.errors import ConfigError
 from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
@@ -118,7 +117,7 @@ def api(
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
-    _check_installed()
+    require_libraries(_LIBRARIES, 'pip install ".[api]", or ".[quickstart]" to look around')
     if quickstart:
         return _run_quickstart(context, config_file, state_dir)
     if config_file is None:
@@ -312,11 +311,7 @@ def _load(
 
 
 def _run(context: click.Context, config_file: Path) -> int:
-    warnings: list[str] = []
-    config = _load(context, config_file, warnings.append)
-    configure_logs(config.log.level, config.log.format)
-    for sentence in warnings:
-        log_warning(sentence)
+    config = load_for_running(partial(_load, context, config_file))
 
     # FastAPI and SQLAlchemy take a second to import, which --help and check do not need.
     import trio
@@ -327,17 +322,6 @@ def _run(context: click.Context, config_file: Path) -> int:
     return trio.run(
         partial(run_until_signalled, partial(serve_api, config), grace=config.drain.grace)
     )
-
-
-def _check_installed() -> None:
-    """Raise ConfigError when what serves the API is not there: devices and plain proxies do
-    without."""
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} is not installed: in a clone of tunnelmux, run "
-            'pip install ".[api]", or ".[quickstart]" to look around'
-        )
 
 
 def _run_quickstart(

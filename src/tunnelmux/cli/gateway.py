@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
@@ -18,22 +17,23 @@ from tunnelmux.cli.options import (
     common_settings,
     config_option,
     flags_of,
-    log_warning,
+    load_for_running,
     print_checked,
     refuse_options_before_command,
+    require_libraries,
     setting,
 )
 from tunnelmux.cli.outcome import run_command
 from tunnelmux.config.gateway import GatewayConfig
 from tunnelmux.config.load import load_gateway_config
 from tunnelmux.errors import ConfigError
-from tunnelmux.observability import configure_logs
 
 __all__ = ["main"]
 
 _PROGRAM = "tunnelmux-gateway"
 
 _LIBRARIES = ("sqlalchemy", "alembic")
+_INSTALL = 'pip install ".[registry]", for PostgreSQL ".[postgresql]"'
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -79,7 +79,7 @@ def gateway(context: click.Context, /, config_file: Path | None, **_settings: ob
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
-    _check_installed()
+    require_libraries(_LIBRARIES, _INSTALL)
     if config_file is None:
         raise click.UsageError("nothing says what to run: give --config FILE")
     return _run(context, config_file)
@@ -117,7 +117,7 @@ def authority(config_file: Path | None, tenant: str) -> None:
     config = load_gateway_config(_required(config_file), environ=os.environ)
     if config.access.authority_file is None:
         raise ConfigError("access.authority_file is not set: there is no authority")
-    _check_installed()
+    require_libraries(_LIBRARIES, _INSTALL)
 
     from tunnelmux.gateway.certificates import Authorities
     from tunnelmux.registry import Actor, open_registry
@@ -162,11 +162,7 @@ def _load(
 
 
 def _run(context: click.Context, config_file: Path) -> int:
-    warnings: list[str] = []
-    config = _load(context, config_file, warnings.append)
-    configure_logs(config.log.level, config.log.format)
-    for sentence in warnings:
-        log_warning(sentence)
+    config = load_for_running(partial(_load, context, config_file))
 
     # asyncssh takes half a second to import, which --help and check do not need.
     from tunnelmux.cli.signals import run_until_signalled
@@ -178,15 +174,6 @@ def _run(context: click.Context, config_file: Path) -> int:
             partial(serve_gateway, config, loop), grace=config.drain.grace
         )
     )
-
-
-def _check_installed() -> None:
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"{', '.join(missing)} is not installed: in a clone of tunnelmux, run "
-            'pip install ".[registry]", for PostgreSQL ".[postgresql]"'
-        )
 
 
 def main() -> None:

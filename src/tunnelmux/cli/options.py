@@ -2,32 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib.util
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from tunnelmux.config import Flag
+from tunnelmux.config import AgentConfig, Flag
 from tunnelmux.config.load import CONFIG_VARIABLE
 from tunnelmux.config.render import render
-from tunnelmux.observability import get_logger
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import configure_logs, get_logger
+
+if TYPE_CHECKING:  # each program imports its own
+    from tunnelmux.config.api import ApiConfig
+    from tunnelmux.config.gateway import GatewayConfig
+    from tunnelmux.config.proxy import ProxyConfig
 
 __all__ = [
     "all_option",
     "common_settings",
     "config_option",
     "flags_of",
+    "load_for_running",
     "log_warning",
     "print_checked",
     "print_warning",
     "refuse_options_before_command",
+    "require_libraries",
     "setting",
 ]
 
 _log = get_logger("cli")
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+_Config = TypeVar("_Config", AgentConfig, "ApiConfig", "GatewayConfig", "ProxyConfig")
 
 
 class SettingOption(click.Option):
@@ -115,6 +126,29 @@ def all_option(function: F) -> F:
         is_flag=True,
         help="Show all of [limits], and not only what differs from the defaults.",
     )(function)
+
+
+def load_for_running(load: Callable[[Callable[[str], None]], _Config]) -> _Config:
+    """The configuration of a daemon that starts; from here on, its log is as the file says.
+
+    `load` is given what tells a warning, which then goes to that log.
+    """
+    warnings: list[str] = []
+    config = load(warnings.append)
+    configure_logs(config.log.level, config.log.format)
+    for sentence in warnings:
+        log_warning(sentence)
+    return config
+
+
+def require_libraries(names: Iterable[str], how: str) -> None:
+    """Raise ConfigError, which says `how` to install them, when libraries of an extra are missing:
+    devices and plain proxies do without."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ConfigError(
+            f"{', '.join(missing)} is not installed: in a clone of tunnelmux, run {how}"
+        )
 
 
 def print_checked(

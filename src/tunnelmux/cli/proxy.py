@@ -17,6 +17,7 @@ from tunnelmux.cli.options import (
     common_settings,
     config_option,
     flags_of,
+    load_for_running,
     log_warning,
     print_checked,
     refuse_options_before_command,
@@ -166,11 +167,7 @@ def _load(
 
 
 def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> int:
-    warnings: list[str] = []
-    config = _load(context, config_file, warnings.append)
-    configure_logs(config.log.level, config.log.format)
-    for sentence in warnings:
-        log_warning(sentence)
+    config = load_for_running(partial(_load, context, config_file))
 
     # Trio and the proxy take a fifth of a second to import, which --help and check do not need.
     import trio

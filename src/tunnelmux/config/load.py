@@ -10,7 +10,7 @@ import contextlib
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
 import msgspec
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # each program imports its own
     from tunnelmux.config.api import ApiConfig
     from tunnelmux.config.gateway import GatewayConfig
     from tunnelmux.config.proxy import ProxyConfig
+    from tunnelmux.config.registry import RegistryAddress
 
 __all__ = [
     "API_VARIABLES",
@@ -49,9 +50,16 @@ API_VARIABLES = frozenset(
 """Where `tunnelmux exec` finds a proxy's internal API: no settings of a daemon, and no mistake in
 the environment of one either."""
 
-# Keys of which one replaces the others: a later source that sets one means that one only.
 _API_SECRETS = ("oidc.client_secret", "proxies.secret")
+_AGENT_SECRETS = (
+    "proxy.token",
+    "proxy.join",
+    "socketio.api_key",
+    "proxy.http_proxy",
+    "socketio.http_proxy",
+)
 
+# Keys of which one replaces the others: a later source that sets one means that one only.
 _ALTERNATIVES = (
     frozenset({"proxy.token", "proxy.token_file", "proxy.join", "proxy.join_file"}),
     frozenset({"proxy.url", "proxy.join"}),
@@ -64,6 +72,8 @@ _ALTERNATIVES = (
     frozenset({"proxies.secret", "proxies.secret_file"}),
     frozenset({"registry.url", "registry.url_file"}),
 )
+
+_C = TypeVar("_C")
 
 
 class Flag(NamedTuple):
@@ -92,32 +102,9 @@ def load_proxy_config(
     """
     from tunnelmux.config.proxy import ProxyConfig
 
-    sources = _Sources(table_of(ProxyConfig), file, environ, flags, warn)
-    config: ProxyConfig = sources.decode(check=_check_proxy_files)
-    secret_files = [device.token_file for device in config.devices]
-    secret_files += [config.tunnel.tls_key, config.registry.url_file]
-    if config.ingress.http is not None:
-        secret_files.append(config.ingress.http.tls_key)
-        secret_files += [more.key for more in config.ingress.http.certificates]
-    if config.socketio is not None:
-        secret_files.append(config.socketio.tls_key)
-    if config.cluster is not None:
-        secret_files.append(config.cluster.redis_file)
-    if config.internal is not None:
-        secret_files += [config.internal.tls_key, config.internal.secret_file]
-    agents = config.socketio.agents if config.socketio is not None else []
-    if (
-        any(device.token is not None for device in config.devices)
-        or any(agent.api_key is not None for agent in agents)
-        or sources.is_from_file("internal.secret")
-        or (config.registry.has_password and sources.is_from_file("registry.url"))
-        or (config.cluster is not None and config.cluster.has_password)
-    ):
-        secret_files.append(file)
-    if warn is not None:
-        warn_of_exposed(secret_files, warn)
-        advise_proxy(config, warn)
-    return config
+    return _Sources(ProxyConfig, file, environ, flags, warn).load(
+        _check_proxy_files, _proxy_secrets, advise_proxy
+    )
 
 
 def load_api_config(
@@ -133,22 +120,7 @@ def load_api_config(
     """
     from tunnelmux.config.api import ApiConfig
 
-    sources = _Sources(table_of(ApiConfig), file, environ, flags, warn)
-    config: ApiConfig = sources.decode(check=_check_api_files)
-    secret_files = [
-        config.api.tls_key,
-        config.registry.url_file,
-        config.browser_sessions.key_file,
-        config.oidc.client_secret_file,
-        config.proxies.secret_file,
-    ]
-    if any(sources.is_from_file(key) for key in _API_SECRETS) or (
-        config.registry.has_password and sources.is_from_file("registry.url")
-    ):
-        secret_files.append(file)
-    if warn is not None:
-        warn_of_exposed(secret_files, warn)
-    return config
+    return _Sources(ApiConfig, file, environ, flags, warn).load(_check_api_files, _api_secrets)
 
 
 def load_gateway_config(
@@ -164,20 +136,9 @@ def load_gateway_config(
     """
     from tunnelmux.config.gateway import GatewayConfig
 
-    sources = _Sources(table_of(GatewayConfig), file, environ, flags, warn)
-    config: GatewayConfig = sources.decode(check=_check_gateway_files)
-    secret_files = [
-        config.registry.url_file,
-        config.proxies.secret_file,
-        config.access.authority_file,
-    ]
-    if sources.is_from_file("proxies.secret") or (
-        config.registry.has_password and sources.is_from_file("registry.url")
-    ):
-        secret_files.append(file)
-    if warn is not None:
-        warn_of_exposed(secret_files, warn)
-    return config
+    return _Sources(GatewayConfig, file, environ, flags, warn).load(
+        _check_gateway_files, _gateway_secrets
+    )
 
 
 def load_agent_config(
@@ -193,20 +154,14 @@ def load_agent_config(
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
-    sources = _Sources(table_of(AgentConfig), file, environ, flags, warn)
-    config: AgentConfig = sources.decode(check=_check_agent_files)
-    _find_ways_out(config, environ, warn)
-    if warn is not None:
-        secrets = ["proxy.token", "proxy.join", "socketio.api_key"]
-        secrets += ["proxy.http_proxy", "socketio.http_proxy"]
-        in_file = any(sources.is_from_file(key) for key in secrets)
-        named = []
-        if config.proxy is not None:
-            named += [config.proxy.token_file, config.proxy.join_file]
-        named += [config.socketio.api_key_file] if config.socketio is not None else []
-        warn_of_exposed([*named, file if in_file else None], warn)
-        advise_agent(config, warn)
-    return config
+
+    def check(config: AgentConfig) -> None:
+        _check_agent_files(config)
+        _find_ways_out(config, environ, warn)
+
+    return _Sources(AgentConfig, file, environ, flags, warn).load(
+        check, _agent_secrets, advise_agent
+    )
 
 
 def _find_ways_out(config: AgentConfig, environ: Mapping[str, str], warn: Warn | None) -> None:
@@ -226,21 +181,21 @@ def _variable(path: str) -> str:
     return _ENVIRONMENT_PREFIX + path.replace(".", "_").upper()
 
 
-class _Sources:
+class _Sources(Generic[_C]):
     """The merged content of all sources, and which source each value came from."""
 
     def __init__(
         self,
-        table: Table,
+        cls: type[_C],
         file: Path | None,
         environ: Mapping[str, str],
         flags: Iterable[Flag],
         warn: Warn | None,
     ) -> None:
-        self._table = table
+        self._table = table_of(cls)
         self._file = file
         self._warn = warn
-        self._settings = dict(settings_of(table))
+        self._settings = dict(settings_of(self._table))
         self._content = self._from_file(file) if file is not None else {}
         self._origin: dict[str, str] = {}
         flags = list(flags)
@@ -248,14 +203,33 @@ class _Sources:
         self._overlay(self._from_environment(environ))
         self._overlay([flag for flag in flags if flag.value is not None])
 
-    def decode(self, check: Callable[[Any], object]) -> Any:
+    def decode(self, check: Callable[[_C], object]) -> _C:
         """The configuration object, after `check` of it. Raises ConfigError."""
         base = self._file.parent if self._file is not None else Path()
         try:
-            config = Decoder(self._table, base).decode(self._content)
+            config: _C = Decoder(self._table, base).decode(self._content)
             check(config)
         except InvalidSetting as error:
             raise self._named(error) from None
+        return config
+
+    def load(
+        self,
+        check: Callable[[_C], object],
+        find_secrets: Callable[[_C, Callable[[str], bool]], tuple[list[Path | None], bool]],
+        advise: Callable[[_C, Warn], object] | None = None,
+    ) -> _C:
+        """The configuration after `check`; what is worth telling of it is told.
+
+        `find_secrets` gives the files that hold secrets, and whether the configuration's own is
+        one: it gets the configuration and `is_from_file`. Raises ConfigError.
+        """
+        config = self.decode(check)
+        if self._warn is not None:
+            named, is_secret = find_secrets(config, self.is_from_file)
+            warn_of_exposed([*named, self._file if is_secret else None], self._warn)
+            if advise is not None:
+                advise(config, self._warn)
         return config
 
     def is_from_file(self, key: str) -> bool:
@@ -365,6 +339,71 @@ def _read_toml(file: Path) -> dict[str, Any]:
         # The message quotes single characters and the names of keys, never a value, so no secret
         # can be in it.
         raise ConfigError(f"{file}: this is not TOML: {error}") from None
+
+
+def _proxy_secrets(
+    config: ProxyConfig, is_from_file: Callable[[str], bool]
+) -> tuple[list[Path | None], bool]:
+    named = [device.token_file for device in config.devices]
+    named += [config.tunnel.tls_key, config.registry.url_file]
+    if config.ingress.http is not None:
+        named.append(config.ingress.http.tls_key)
+        named += [more.key for more in config.ingress.http.certificates]
+    if config.socketio is not None:
+        named.append(config.socketio.tls_key)
+    if config.cluster is not None:
+        named.append(config.cluster.redis_file)
+    if config.internal is not None:
+        named += [config.internal.tls_key, config.internal.secret_file]
+    agents = config.socketio.agents if config.socketio is not None else []
+    return named, (
+        any(device.token is not None for device in config.devices)
+        or any(agent.api_key is not None for agent in agents)
+        or is_from_file("internal.secret")
+        or _has_password(config.registry, is_from_file)
+        or (config.cluster is not None and config.cluster.has_password)
+    )
+
+
+def _api_secrets(
+    config: ApiConfig, is_from_file: Callable[[str], bool]
+) -> tuple[list[Path | None], bool]:
+    named = [
+        config.api.tls_key,
+        config.registry.url_file,
+        config.browser_sessions.key_file,
+        config.oidc.client_secret_file,
+        config.proxies.secret_file,
+    ]
+    in_file = any(is_from_file(key) for key in _API_SECRETS)
+    return named, in_file or _has_password(config.registry, is_from_file)
+
+
+def _gateway_secrets(
+    config: GatewayConfig, is_from_file: Callable[[str], bool]
+) -> tuple[list[Path | None], bool]:
+    named = [
+        config.registry.url_file,
+        config.proxies.secret_file,
+        config.access.authority_file,
+    ]
+    in_file = is_from_file("proxies.secret")
+    return named, in_file or _has_password(config.registry, is_from_file)
+
+
+def _agent_secrets(
+    config: AgentConfig, is_from_file: Callable[[str], bool]
+) -> tuple[list[Path | None], bool]:
+    named: list[Path | None] = []
+    if config.proxy is not None:
+        named += [config.proxy.token_file, config.proxy.join_file]
+    if config.socketio is not None:
+        named.append(config.socketio.api_key_file)
+    return named, any(is_from_file(key) for key in _AGENT_SECRETS)
+
+
+def _has_password(registry: RegistryAddress, is_from_file: Callable[[str], bool]) -> bool:
+    return registry.has_password and is_from_file("registry.url")
 
 
 def _check_proxy_files(config: ProxyConfig) -> None:
