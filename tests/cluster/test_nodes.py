@@ -18,6 +18,7 @@ from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.cluster.hops import ThereHandle
+from tunnelmux.relay import reset_socket
 from tunnelmux.sessions import OwnHandle
 
 
@@ -88,6 +89,77 @@ async def test_tcp_and_its_half_close(nodes: Nodes) -> None:
                 await visitor.send_all(b"all of this")
                 await visitor.send_eof()
                 assert await Peer(visitor).read_all() == b"heard all of this"
+
+
+async def test_requests_over_a_hop_are_carried_by_the_pump(
+    nodes: Nodes, origin: Origin, web: Address
+) -> None:
+    async def kept_open(peer: Peer, head: bytes) -> None:
+        while True:
+            await peer.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+            await peer.read_head()
+
+    origin.pages[b"/kept"] = kept_open
+    request = b"GET /kept HTTP/1.1\r\nHost: web--dev1.localhost\r\n\r\n"
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        assert (await nodes.get("a")).status == 200  # the way is known from now on
+        address = nodes["a"].http_address
+        assert address is not None
+        with trio.fail_after(30):
+            async with await trio.open_tcp_stream(address.host, address.port) as stream:
+                visitor = Peer(stream)
+                for _ in range(5):
+                    await visitor.send(request)
+                    assert (await visitor.read_head()).startswith(b"HTTP/1.1 200 ")
+                    assert await visitor.read_exactly(2) == b"hi"
+        assert nodes["a"].visits.figures.by_pump.by_class["2xx"] >= 5
+
+        # A leg whose session is over is no way: the device is looked for again.
+        before = nodes["b"].store.own_device("dev1")
+        assert before is not None
+        await before.close()
+        assert (await nodes.get("a")).status == 200
+
+
+async def test_a_cut_of_the_target_is_a_cut_for_the_visitor(nodes: Nodes) -> None:
+    async def cut(stream: trio.SocketStream) -> None:
+        await stream.send_all(b"as far as this")
+        await stream.receive_some(1)
+        reset_socket(stream.socket)
+
+    async with serving(cut) as target, nodes.agent("b", {"ssh": f"tcp://{target}"}):
+        [address] = nodes["a"].tcp_addresses
+        with trio.fail_after(30):
+            async with await trio.open_tcp_stream(address.host, address.port) as visitor:
+                assert await Peer(visitor).read_exactly(14) == b"as far as this"
+                await visitor.send_all(b"x")
+                with pytest.raises(trio.BrokenResourceError):
+                    while await visitor.receive_some():
+                        pass
+                    pytest.fail("the cut looked like an end")
+
+
+async def test_a_cut_of_the_visitor_is_a_cut_for_the_target(nodes: Nodes) -> None:
+    heard: list[bytes] = []
+    cut = trio.Event()
+
+    async def listen(stream: trio.SocketStream) -> None:
+        try:
+            while data := await stream.receive_some():
+                heard.append(data)
+                await stream.send_all(b"heard")
+        except trio.BrokenResourceError:
+            cut.set()
+
+    async with serving(listen) as target, nodes.agent("b", {"ssh": f"tcp://{target}"}):
+        [address] = nodes["a"].tcp_addresses
+        with trio.fail_after(30):
+            visitor = await trio.open_tcp_stream(address.host, address.port)
+            await visitor.send_all(b"as far as this")
+            assert await Peer(visitor).read_exactly(5) == b"heard"
+            reset_socket(visitor.socket)
+            await cut.wait()
+        assert heard == [b"as far as this"]
 
 
 async def test_so_many_streams_go_to_one_node_and_no_more(

@@ -82,6 +82,11 @@ class ConnectStream(trio.abc.HalfCloseableStream):
         self._answered = True
         self._early = self._client.take_buffer()
 
+    @property
+    def has_early(self) -> bool:
+        """Whether something of the service's came with the answer, and was not given out yet."""
+        return bool(self._early)
+
     async def _read_message(self) -> bytes:
         text = b""
         with (

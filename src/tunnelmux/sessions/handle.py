@@ -33,6 +33,9 @@ class SessionHandle(abc.ABC):
 
     default_service = ""
     """The service that a request without a name gets, as the agent says, if it does."""
+    relayed: Mapping[str | None, str] = MappingProxyType({})
+    """By what is asked for, None for the default service: the services that the agent said to take
+    raw connections. Not all of them, perhaps."""
     timeouts: Mapping[str | None, float] = MappingProxyType({})
     """By what is asked for, None for the default service: the seconds that the agent gives a
     target to begin an answer, where they are other than usual."""
@@ -57,6 +60,11 @@ class SessionHandle(abc.ABC):
     @abc.abstractmethod
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
         """A new stream to the agent; raises SessionClosed, SessionDraining or TooManyStreams."""
+
+    def way_now(self) -> tuple[Session, bytes, bytes] | None:
+        """How compiled code gets at the agent without waiting, where that is not its own session:
+        a session to open a stream on, what it begins with, and the answer to that."""
+        return None
 
     @abc.abstractmethod
     async def close(self, reason: str = "closed by the proxy") -> None:
@@ -115,9 +123,6 @@ class LocalHandle(OwnHandle):
     ) -> None:
         self.session = session
         self.remote_address = remote_address
-        self.relayed: Mapping[str | None, str] = {}
-        """By what is asked for, None for the default service: the services that the agent said to
-        take raw connections. Not all of them, perhaps."""
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
         self.node = ""

@@ -15,6 +15,7 @@ from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
 from tunnelmux.http.body import BadBody
+from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
@@ -105,12 +106,15 @@ class ThereHandle(SessionHandle):
     def __init__(self, hop: Hop, device: str, there: DeviceThere, limits: IngressLimits) -> None:
         self.generation = there.generation
         self.default_service = there.default_service
+        self.relayed = {name or None: service for name, service in there.relayed.items()}
         self.timeouts = {name or None: seconds for name, seconds in there.timeouts.items()}
         self._hop = hop
         self._device = device
         self._there = there
         self._limits = limits
         self._has_moved = False
+        generation = b"%s: %d\r\n\r\n" % (GENERATION_FIELD, there.generation)
+        self._head = connect_head(device).removesuffix(b"\r\n") + generation
 
     def __repr__(self) -> str:
         return f"<ThereHandle {self._device!r} on {self._hop.node.name!r}>"
@@ -159,6 +163,12 @@ class ThereHandle(SessionHandle):
                 await abort(stream)
         # Nothing came behind the answer: a device says nothing before it is asked.
         return stream
+
+    def way_now(self) -> tuple[Session, bytes, bytes] | None:
+        session = self._hop.session
+        if session is None or self.is_closed:
+            return None
+        return session, self._head, CONNECT_ANSWER
 
     def _refused(self, error: ConnectFailed) -> None:
         if error.reason == "device-draining":

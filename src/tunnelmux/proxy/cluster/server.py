@@ -18,7 +18,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
 from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
-from tunnelmux.relay import abort, relay
+from tunnelmux.relay import abort, join
 from tunnelmux.sessions import LocalHandle, OwnHandle
 from tunnelmux.transports import start_server_tls
 from tunnelmux.transports.tcp import configure_socket
@@ -144,7 +144,7 @@ class HopServer:
         except BaseException:
             await abort(onward)
             raise
-        await relay(stream, onward, from_a=early)
+        await join(stream, onward, early)
 
     async def _tell(self, server: ServerConnection, request: RequestHead) -> None:
         path = request.target.decode("latin-1")
@@ -165,6 +165,7 @@ class HopServer:
                 remote_addr=summary.remote_addr,
                 credential=handle.credential.hex(),
                 default_service=handle.default_service,
+                relayed={name or "": service for name, service in handle.relayed.items()},
                 timeouts={name or "": seconds for name, seconds in handle.timeouts.items()},
             )
         )

@@ -31,5 +31,8 @@ class DeviceThere(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     credential: str = ""
     """The digest of `SessionHandle.credential`, in hexadecimal."""
     default_service: str = ""
+    relayed: dict[str, str] = {}
+    """The services that take raw connections, by what is asked for; the empty name is the default
+    one."""
     timeouts: dict[str, float] = {}
     """Seconds by service; under the empty name, those of the default one."""

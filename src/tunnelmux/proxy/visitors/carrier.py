@@ -29,6 +29,7 @@ from tunnelmux.proxy.access.proofs import Pass, Sender
 from tunnelmux.proxy.visitors.names import Destination, SenderLines
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, destination_of
 from tunnelmux.pump.data_pump import DataPump, Owner
+from tunnelmux.sessions import SessionHandle
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
@@ -62,6 +63,10 @@ REASONS_OF_STATUS = {
 """The Tunnelmux-Reason of what the pump finds wrong with an exchange."""
 
 
+_RoutesOfHop = WeakKeyDictionary[Session, dict[str, "Route"]]
+# By the session with the node, and the service.
+
+
 class PumpRoutes:
     """Which sessions and services a pump can carry requests to, without asking anybody."""
 
@@ -70,23 +75,17 @@ class PumpRoutes:
         """Of these are held the idle connections."""
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
+        self._elsewhere: WeakKeyDictionary[SessionHandle, _RoutesOfHop] = WeakKeyDictionary()
 
     def learn_service(self, session: Session, device: str, asked: str | None, name: str) -> Route:
         """The agent of the device has said that this service takes raw connections."""
-        from tunnelmux.pump.legs import Route
-
         known = self._services.setdefault(session, {})
         if asked in known:
             return known[asked]
         named = known.get(name)
         if named is None:
-            named = Route(
-                _Opener(session, name),
-                CONNECT_ANSWER,
-                Destination(device, name),
-                max_idle=self.limits.max_idle_targets,
-                idle_time=self.limits.target_idle_time,
-            )
+            opener = _Opener(session, name)
+            named = self._new_route(opener, CONNECT_ANSWER, Destination(device, name))
             known[name] = named
         known[asked] = named
         return named
@@ -95,7 +94,7 @@ class PumpRoutes:
         """The way to the service, when it is known and can be gone at this moment."""
         handle = self._router.handle_now(destination.device)
         if handle is None:
-            return None
+            return self._there_now(destination) if self._router.reaches_others else None
         route = self._services.get(handle.session, {}).get(destination.service)
         if route is None and destination.service in handle.relayed:
             name = handle.relayed[destination.service]
@@ -110,6 +109,32 @@ class PumpRoutes:
         if handle is None:
             return ""
         return handle.default_service or handle.relayed.get(None, "")
+
+    def _there_now(self, destination: Destination) -> Route | None:
+        """The same for a device on another node."""
+        handle = self._router.there_now(destination.device)
+        name = handle.relayed.get(destination.service) if handle is not None else None
+        if handle is None or name is None or (way := handle.way_now()) is None:
+            return None
+        session, head, answer = way
+        known = self._elsewhere.setdefault(handle, WeakKeyDictionary()).setdefault(session, {})
+        if name not in known:
+            opener = _Opener(session, name, head)
+            known[name] = self._new_route(
+                opener, answer + CONNECT_ANSWER, Destination(destination.device, name)
+            )
+        return known[name]
+
+    def _new_route(self, opener: _Opener, answer: bytes, named: Destination) -> Route:
+        from tunnelmux.pump.legs import Route
+
+        return Route(
+            opener,
+            answer,
+            named,
+            max_idle=self.limits.max_idle_targets,
+            idle_time=self.limits.target_idle_time,
+        )
 
     def find(
         self, said: tuple[bytes, bytes, bytes], settings: IngressSettings
@@ -132,21 +157,26 @@ class PumpRoutes:
             for session, services in list(self._services.items()):
                 for route in services.values():
                     route.close_idle(math.inf if session.is_draining else now - route.idle_time)
+            for handle, hops in list(self._elsewhere.items()):
+                for route in (route for known in hops.values() for route in known.values()):
+                    route.close_idle(math.inf if handle.is_closed else now - route.idle_time)
 
     def drain(self) -> None:
         """Keep no idle connection from now on."""
-        for services in list(self._services.values()):
-            for route in services.values():
-                route.max_idle = 0
-                route.close_idle(math.inf)
+        routes = [route for known in self._services.values() for route in known.values()]
+        for hops in self._elsewhere.values():
+            routes += [route for known in hops.values() for route in known.values()]
+        for route in routes:
+            route.max_idle = 0
+            route.close_idle(math.inf)
 
 
 class _Opener:
     """Opens streams to a service of one session, which it does not keep alive."""
 
-    def __init__(self, session: Session, service: str) -> None:
+    def __init__(self, session: Session, service: str, head: bytes = b"") -> None:
         self._session = ref(session)
-        self._head = connect_head(service)
+        self._head = head + connect_head(service)
 
     def adopt(self, stream: EngineStream) -> Stream | None:
         """A stream that was opened here, for a task."""

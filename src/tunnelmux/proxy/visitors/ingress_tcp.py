@@ -10,7 +10,7 @@ import trio
 
 from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
 from tunnelmux.http.connect import CONNECT_ANSWER, ConnectStream, connect_head
-from tunnelmux.http.refusal import Refused
+from tunnelmux.http.refusal import REASONS, Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import frequent_line, get_logger
@@ -106,7 +106,7 @@ class TcpIngressServer:
                 raise
             else:
                 visit.waits_for = "connect"
-                await self._relay(stream, target, visit)
+                await self._relay(stream, await self._behind_hop(device, target), visit)
         except Refused as exc:
             self.visits.figures.relays["refused"] += 1
             log.warning("relay refused", reason=exc.refusal.reason, problem=exc.refusal.message)
@@ -116,6 +116,19 @@ class TcpIngressServer:
             raise
         finally:
             self.leave(visit)
+
+    async def _behind_hop(self, device: str, target: ConnectStream) -> trio.abc.HalfCloseableStream:
+        """The stream itself, when it goes to another node and the service has agreed: a pump can
+        carry it then, which is worth the wait. Else what it was. Raises Refused."""
+        stream = target.stream
+        if not isinstance(stream, Stream) or self._router.is_own(device, stream.session):
+            return target
+        try:
+            await target.wait_answer()
+        except ConnectFailed as error:
+            reason = error.reason if error.reason in REASONS else "tunnel-lost"
+            raise Refused(Refusal(502, reason, f"The device refused: {error}")) from error
+        return target if target.has_early else stream
 
     async def go_on(self, visit: _RelayedVisit, stream: Stream) -> None:
         """Serve a visitor whose relay was handed back, from where that stopped."""

@@ -297,6 +297,14 @@ class Router:
             return None
         return handle
 
+    def there_now(self, device: str) -> SessionHandle | None:
+        """The session of the device on another node, if it may be reached and is known."""
+        known = self._devices.find(device)
+        if known is None or not known.enabled:
+            return None
+        handle = self._store.live_device(device)
+        return None if isinstance(handle, LocalHandle) else handle
+
     async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
         known = self._devices.find(device)
         if known is None:
