@@ -39,8 +39,8 @@ class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     """`host:port` to listen on."""
 
     state_dir: Path
-    """A folder of this program's own: its host key, made at the first start, the pinned keys of
-    devices, and recordings. Two gateways behind one name need the same host key."""
+    """A folder of this program's own: its host key, made at the first start, and
+    recordings. Two gateways behind one name need the same host key."""
 
     host_certificate: Path | None = None
     """A certificate for the host key, by an authority that people's known_hosts trust."""

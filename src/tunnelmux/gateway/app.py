@@ -23,7 +23,7 @@ from tunnelmux.gateway.authority import Access, Authority
 from tunnelmux.gateway.certificates import Authorities
 from tunnelmux.gateway.confirmation import Confirmations
 from tunnelmux.gateway.connection import PersonConnection
-from tunnelmux.gateway.devices import Devices
+from tunnelmux.gateway.devices import Devices as DeviceStreams
 from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
@@ -35,6 +35,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.registry import (
     Actor,
     Change,
+    Devices,
     Recorded,
     RecordedEnd,
     Recordings,
@@ -43,7 +44,6 @@ from tunnelmux.registry import (
     open_registry,
 )
 from tunnelmux.registry.ids import format_time, new_id
-from tunnelmux.ssh import HostKeys
 from tunnelmux.transports.admission import Admission
 
 __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
@@ -71,9 +71,8 @@ class Gateway:
         if config.access.authority_file is not None:
             self.authorities = Authorities(config.access.authority_file)
         self.proxies = Proxies(registry, config.proxies)
-        self.devices = Devices(self.proxies, config.limits.connect_timeout)
+        self.devices = DeviceStreams(self.proxies, config.limits.connect_timeout)
         state_dir = config.gateway.state_dir
-        self.host_keys = HostKeys("tofu", store=state_dir / "device_host_keys")
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
         self.connections: set[PersonConnection] = set()
@@ -185,6 +184,11 @@ class Gateway:
         except (RegistryError, NoSuchRecord) as exc:
             # It is listed as one that goes on; its own .json file says how it ended.
             _log.error("not written down", what="recording", problem=str(exc))
+
+    def devices_of(self, access: Access) -> Devices:
+        """The devices of the tenant that it is about, where their host keys are kept."""
+        program = Actor.program("tunnelmux-gateway")
+        return self.registry.tenant(access.tenant_id, program).devices
 
     def _recordings_of(self, access: Access) -> Recordings:
         person = access.person

@@ -345,7 +345,7 @@ class PersonConnection(asyncssh.SSHServer):
                 stream,
                 account,
                 keys,
-                gateway.host_keys,
+                gateway.devices_of(access),
                 access.device.id,
                 timeout=gateway.config.limits.connect_timeout,
             )

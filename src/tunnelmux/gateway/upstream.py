@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from typing import Any
+from typing import Any, Protocol
 
 import asyncssh
 import trio
 
+from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
 
-__all__ = ["CIPHERS", "KEY_EXCHANGES", "SshdRefused", "log_in"]
+__all__ = ["CIPHERS", "KEY_EXCHANGES", "HostKeyPins", "SshdRefused", "log_in"]
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
 """What people's clients are offered: their order decides, and ChaCha20 costs half as much again."""
@@ -29,6 +30,21 @@ KEY_EXCHANGES = (
 
 _SSH_PORT = 22
 
+_CHANGED = (
+    "the host key of the device's sshd has changed: either an attacker is between here and there, "
+    "or it was installed anew, and then an operator has to DELETE /api/devices/{id}/ssh-host-key"
+)
+
+
+class HostKeyPins(Protocol):
+    """Where the host keys of devices are kept: `Devices` of the registry."""
+
+    async def host_key(self, device_id: str, /) -> str:
+        """The one that is kept, or empty."""
+
+    async def pin_host_key(self, device_id: str, key: str, /) -> str:
+        """Keep this one; the one that is kept."""
+
 
 class SshdRefused(Exception):
     """The device's sshd refused the login; the message says why."""
@@ -39,7 +55,7 @@ async def log_in(
     stream: trio.abc.HalfCloseableStream,
     account: str,
     client_keys: list[Any],
-    host_keys: HostKeys,
+    pins: HostKeyPins,
     device_id: str,
     *,
     timeout: float,
@@ -49,8 +65,13 @@ async def log_in(
     Awaited in asyncio. The device's host key is pinned when it is met first. Raises SshdRefused.
     """
     try:
-        check = host_keys.check(device_id, _SSH_PORT)
+        pinned = await bridge.in_trio(pins.host_key, device_id)
+        check = HostKeys("tofu").check_pinned(device_id, _SSH_PORT, pinned)
+    except (RegistryError, NoSuchRecord) as exc:
+        await bridge.in_trio(trio.aclose_forcefully, stream)
+        raise SshdRefused("the device's host key cannot be looked up now: try again") from exc
     except SshFailure as exc:
+        await bridge.in_trio(trio.aclose_forcefully, stream)
         raise SshdRefused(str(exc)) from exc
     try:
         connection = await asyncio.wait_for(
@@ -78,19 +99,20 @@ async def log_in(
             "does it trust the gateway's authority (TrustedUserCAKeys), or your key?"
         ) from exc
     except asyncssh.HostKeyNotVerifiable as exc:
-        problem = check.problem
-        raise SshdRefused(str(problem) if problem is not None else str(exc)) from exc
+        raise SshdRefused(_CHANGED.format(id=device_id)) from exc
     except TimeoutError as exc:
         raise SshdRefused(f"the device's sshd did not answer within {timeout:g} s") from exc
     except (OSError, asyncssh.Error) as exc:
         raise SshdRefused(f"the device's sshd closed the connection: {exc}") from exc
-    if check.must_pin:
+    if check.seen is not None:
         try:
-            check.pin()
-        except SshFailure as exc:
+            kept = await bridge.in_trio(pins.pin_host_key, device_id, check.seen)
+        except (RegistryError, NoSuchRecord) as exc:
             connection.abort()
-            raise SshdRefused(str(exc)) from exc
-        await asyncio.to_thread(host_keys.save)
+            raise SshdRefused("the device's host key cannot be kept now: try again") from exc
+        if kept != check.seen:
+            connection.abort()
+            raise SshdRefused(_CHANGED.format(id=device_id))
     return connection
 
 

@@ -183,6 +183,21 @@ class Devices(abc.ABC):
         """Hold a device back with a reason that people read; an empty one lets it out."""
 
     @abc.abstractmethod
+    async def host_key(self, device_id: str) -> str:
+        """The host key of the device's SSH server, as a line without a comment; empty where no
+        gateway has met it. Raises NoSuchRecord."""
+
+    @abc.abstractmethod
+    async def pin_host_key(self, device_id: str, key: str) -> str:
+        """Keep the key that the device's SSH server showed at the first meeting; answers the one
+        that is kept, which is another one where another gateway was first. Raises NoSuchRecord."""
+
+    @abc.abstractmethod
+    async def forget_host_key(self, device_id: str) -> Device:
+        """Trust the next key that the device's SSH server shows: it was installed anew. Raises
+        NoSuchRecord."""
+
+    @abc.abstractmethod
     async def remove(self, device_id: str) -> Revocation:
         """Forget a device, its credentials and its history. The audit keeps what it was."""
 

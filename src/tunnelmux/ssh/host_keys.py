@@ -65,6 +65,16 @@ class HostKeys:
         self._unsaved: dict[str, str] = {}
         self._writing = threading.Lock()
 
+    def check_pinned(self, host: str, port: int, pinned: str) -> HostKeyCheck:
+        """The same as `check`, with the pinned key kept elsewhere; empty where there is none yet,
+        and then `HostKeyCheck.seen` is to be kept. Raises SshFailure."""
+        try:
+            return HostKeyCheck(self, host, port, None, pinned or None)
+        except asyncssh.KeyImportError as exc:
+            raise SshFailure(
+                "host-key-unknown", f"the pinned host key of {host} is damaged: remove it"
+            ) from exc
+
     def check(self, host: str, port: int) -> HostKeyCheck:
         """How the key of one server is to be judged, for one connection.
 
@@ -224,6 +234,11 @@ class HostKeyCheck:
             return False
         self._seen = " ".join(key.export_public_key().decode("ascii").split()[:2])
         return True
+
+    @property
+    def seen(self) -> str | None:
+        """The key that was accepted without being known, as a line without a comment."""
+        return self._seen
 
     @property
     def must_pin(self) -> bool:

@@ -157,6 +157,29 @@ class SqlDevices(Repository, Devices):
         number = _change(tx, before, action, {"quarantine": reason})
         return Revocation(device=find_device(tx, device_id), change=number)
 
+    @reads
+    def host_key(self, tx: Transaction, device_id: str) -> str:
+        key: str = tx.one(_D, device_id, "device").host_key
+        return key
+
+    @writes
+    def pin_host_key(self, tx: Transaction, device_id: str, key: str) -> str:
+        known: str = tx.one(_D, device_id, "device").host_key
+        if known:
+            return known
+        tx.update(_D, _D.c.id == device_id, host_key=key)
+        tx.record("device.pin_host_key", "device", device_id, after={"host_key": key})
+        return key
+
+    @writes
+    def forget_host_key(self, tx: Transaction, device_id: str) -> Device:
+        known: str = tx.one(_D, device_id, "device").host_key
+        if known:
+            tx.update(_D, _D.c.id == device_id, host_key="")
+            before = {"host_key": known}
+            tx.record("device.forget_host_key", "device", device_id, before=before)
+        return find_device(tx, device_id)
+
     @writes
     def remove(self, tx: Transaction, device_id: str) -> Revocation:
         device = find_device(tx, device_id)

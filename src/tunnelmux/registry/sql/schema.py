@@ -175,6 +175,8 @@ devices = Table(
     _text("quarantine"),
     Column("paired_by", Id, nullable=False, server_default=""),
     _text("paired_by_name"),
+    # Of its SSH server, as the gateway met it first.
+    _text("host_key"),
     Column("install_key_id", Id, nullable=True),
     _flag("rotation_wanted", default=False),
     _time("created"),
