@@ -325,8 +325,8 @@ async def test_the_agent_tells_about_itself(
     assert info["version"]
     assert info["uptime"] >= 0
     assert info["services"] == [
-        {"name": "ssh", "scheme": "tcp", "default": False},
-        {"name": "web", "scheme": "http", "default": True},
+        {"name": "ssh", "scheme": "tcp", "default": False, "down": ""},
+        {"name": "web", "scheme": "http", "default": True, "down": ""},
     ]
 
 

@@ -16,6 +16,7 @@ from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.figures import AgentFigures
+from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
@@ -129,6 +130,11 @@ class RunningAgent:
     def streams_now(self) -> int:
         """Streams being served now."""
         return self._streams.active
+
+    @property
+    def health(self) -> HealthChecks:
+        """What is known of the targets of services."""
+        return self._streams.health
 
     @property
     def monitoring_address(self) -> Address | None:
@@ -322,6 +328,7 @@ class RunningAgent:
         with self.assist.opened():
             async with trio.open_nursery() as assisting:
                 assisting.start_soon(self.assist.run)
+                assisting.start_soon(self._streams.health.run)
                 try:
                     await self._serve_both_ways()
                 except (ConnectError, ConfigError) as error:

@@ -64,6 +64,8 @@ class DirectConnector:
         service, dialler = self._targets.get(name, (None, None))
         if service is None or dialler is None or not self._streams.has_room:
             return False
+        if self._streams.health.down(name):
+            return False
         desk = self._streams.desk
         if desk is not None and service.lease_only and desk.objection(name, None) is not None:
             return False

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 import tunnelmux
 from tunnelmux.agent.figures import AgentFigures
+from tunnelmux.agent.health import HealthChecks
 from tunnelmux.config import Address
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
 from tunnelmux.limits import IngressLimits
@@ -37,6 +38,10 @@ class Monitored(Protocol):
     """What is told about: a running agent."""
 
     figures: AgentFigures
+
+    @property
+    def health(self) -> HealthChecks:
+        """What is known of the targets."""
 
     @property
     def name(self) -> str:
@@ -175,6 +180,15 @@ def describe_health(agent: Monitored) -> dict[str, object]:
         "reconnects": max(0, figures.sessions - 1),
         "streams": agent.streams_now,
         "bytes": {"to_proxy": figures.bytes_to_proxy, "from_proxy": figures.bytes_from_proxy},
+        "services": [
+            {
+                "service": health.service.name,
+                "up": not health.down,
+                "since": _time(health.since) if health.since is not None else None,
+                **({"why": health.down} if health.down else {}),
+            }
+            for health in agent.health
+        ],
         "target_failures": [
             {
                 "service": failure.service,
@@ -260,6 +274,14 @@ class _Now(Collector):
         for status, count in sorted(figures.requests.items()):
             requests.add_metric([status], count)
         yield requests
+        up = GaugeMetricFamily(
+            "tunnelmux_agent_service_up",
+            "1 while the target of a service that is checked is well.",
+            labels=["service"],
+        )
+        for health in self._agent.health:
+            up.add_metric([health.service.name], not health.down)
+        yield up
         failures = CounterMetricFamily(
             "tunnelmux_agent_target_failures",
             "Requests and connections that a service's target refused, broke or did not answer.",

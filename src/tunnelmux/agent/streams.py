@@ -14,6 +14,7 @@ from tunnelmux.agent.assist.requests import ASSIST_PATHS, serve_assist
 from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.figures import AgentFigures
+from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
@@ -84,6 +85,8 @@ class StreamServer:
         """What decides about leases."""
         self.active = 0
         """Streams being served now."""
+        self.health = HealthChecks(config.limits.ingress)
+        """What is known of the targets."""
         self.configure(config, commands)
 
     def configure(self, config: AgentConfig, commands: CommandExecutor) -> None:
@@ -93,8 +96,10 @@ class StreamServer:
         """
         services = ServiceTable(config)
         self._targets = {
-            service.name: TargetConnector(service, self._open_target) for service in services
+            service.name: TargetConnector(service, self._open_target, self.health.down)
+            for service in services
         }
+        self.health.configure((service, self._targets[service.name]) for service in services)
         self._services = services
         self._commands = commands
         self._name = config.device.name
@@ -265,6 +270,7 @@ class StreamServer:
                     "name": service.name,
                     "scheme": service.scheme,
                     "default": service is self._services.default,
+                    "down": self.health.down(service.name),
                 }
                 for service in self._services
             ],

@@ -41,9 +41,16 @@ _NOT_TLS = {
 
 class TargetConnector:
     """Connects to the target of one service, by `open_target` where it is not reached from this
-    machine. Raises ConfigError where `ca_file` cannot be used."""
+    machine. `down` says why the target of a service counts as down, or nothing. Raises ConfigError
+    where `ca_file` cannot be used."""
 
-    def __init__(self, service: ServiceConfig, open_target: OpenTarget | None = None) -> None:
+    def __init__(
+        self,
+        service: ServiceConfig,
+        open_target: OpenTarget | None = None,
+        down: Callable[[str], str] = lambda _: "",
+    ) -> None:
+        self._down = down
         self._service = service
         self._open_target = open_target
         self._where = service.where
@@ -54,7 +61,28 @@ class TargetConnector:
         self._speaks_tls = False
 
     async def open(self, timeout: float) -> trio.abc.HalfCloseableStream:
-        """A raw connection within `timeout` seconds.
+        """A raw connection for a visitor within `timeout` seconds.
+
+        Raises Refused: 502 target-down, and as `dial`.
+        """
+        self._refuse_if_down()
+        return await self.dial(timeout)
+
+    async def open_http(
+        self, timeout: float
+    ) -> trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]:
+        """The same for HTTP, under TLS if the target is `https://`. Raises Refused, as `dial_http`
+        does too."""
+        self._refuse_if_down()
+        return await self.dial_http(timeout)
+
+    def _refuse_if_down(self) -> None:
+        problem = self._down(self._service.name)
+        if problem:
+            raise self._refused("target-down", f"is down: it {problem}")
+
+    async def dial(self, timeout: float) -> trio.abc.HalfCloseableStream:
+        """A raw connection within `timeout` seconds, whatever is known of the target.
 
         Raises Refused: 502 target-refused or target-unreachable, 504 target-timeout.
         """
@@ -70,15 +98,15 @@ class TargetConnector:
             why = f"cannot be reached from the device: {explain_os_error(exc)}"
             raise self._refused("target-unreachable", why) from exc
 
-    async def open_http(
+    async def dial_http(
         self, timeout: float
     ) -> trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]:
         """A connection for HTTP within `timeout` seconds, under TLS if the target is `https://`.
 
-        Raises Refused: as `open`, and 502 target-tls-failed.
+        Raises Refused: as `dial`, and 502 target-tls-failed.
         """
         started = trio.current_time()
-        stream = await self.open(timeout)
+        stream = await self.dial(timeout)
         if self._context is None:
             return stream
         try:

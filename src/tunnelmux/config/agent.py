@@ -48,6 +48,10 @@ _MAIN_URL_EXAMPLE = "https://main.example.com"
 _SOCKETIO_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+")
+_CHECK_PATH = re.compile(r"/[!-~]{0,1023}")
+_LONGEST_INTERVAL = 3600
+_MOST_FAILURES = 100
+
 _HOST_FIELD = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-9]+)?")
 
 
@@ -327,9 +331,24 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Whether it is reached during leases only, see `[assist]`: this agent refuses it at all other
     times, whatever the proxy says."""
 
+    check: str | None = None
+    """How the agent finds out whether the target is well: a path such as `/healthz`, which it GETs
+    and which is to answer with 200 to 399, or `tcp`, a connection. While it is down, visitors get
+    502 with the reason at once. Without this key a target is not asked."""
+
+    check_interval: float = 10.0
+    """Seconds between two checks."""
+
+    check_timeout: float = 3.0
+    """Seconds that one may take, no longer than the interval."""
+
+    check_failures: int = 2
+    """How many have to fail in a row until the target counts as down; one that succeeds ends it."""
+
     def __post_init__(self) -> None:
         check_label("name", self.name)
         where = parse_target("target", self.target)
+        self._check_checks(where)
         if self.host is not None:
             if where.protocol != "http":
                 raise InvalidSetting(
@@ -348,6 +367,27 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidSetting("ca_file", "is of no use with verify = false: leave out one")
         if self.server_name is not None and not _HOST_NAME.fullmatch(self.server_name):
             raise InvalidSetting("server_name", 'is not a name: write it like "router.lan"')
+
+    def _check_checks(self, where: Target) -> None:
+        if self.check is None:
+            return
+        if self.check != "tcp" and not _CHECK_PATH.fullmatch(self.check):
+            raise InvalidSetting("check", 'is neither "tcp" nor a path: write it like "/healthz"')
+        if self.check != "tcp" and where.protocol != "http":
+            raise InvalidSetting("check", 'is a path, and the target is none for HTTP: write "tcp"')
+        if not 1 <= self.check_interval <= _LONGEST_INTERVAL:
+            raise InvalidSetting(
+                "check_interval", f"{self.check_interval:g} is not from 1 to {_LONGEST_INTERVAL}"
+            )
+        if not 0 < self.check_timeout <= self.check_interval:
+            raise InvalidSetting(
+                "check_timeout",
+                f"{self.check_timeout:g} is not above 0 and at most check_interval",
+            )
+        if not 1 <= self.check_failures <= _MOST_FAILURES:
+            raise InvalidSetting(
+                "check_failures", f"{self.check_failures} is not from 1 to {_MOST_FAILURES}"
+            )
 
     def _check_response_timeout(self, where: Target) -> None:
         seconds = self.response_timeout

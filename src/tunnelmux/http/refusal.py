@@ -41,6 +41,7 @@ REASONS: dict[str, int] = {
     "too-many-guesses": 429,
     "head-too-large": 431,
     "target-broke": 502,
+    "target-down": 502,
     "target-refused": 502,
     "target-tls-failed": 502,
     "target-unreachable": 502,
