@@ -7,6 +7,7 @@
 # make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
 # make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
+# make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 25 minutes, nginx, wrk  (ARGS=--help)
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
@@ -24,7 +25,7 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo vendor test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
+.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
 
 demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
@@ -63,6 +64,9 @@ sanitize: .venv/.test build/sanitize/.built
 
 soak: .venv/.test build
 	@PYTHONPATH=tests $(BIN)/python -m soak $(or $(MINUTES),30) $(ARGS)
+
+measure-console: .venv/.test build
+	@PYTHONPATH=tests $(BIN)/python tests/console/measure.py
 
 check: format-check lint types stubs layers
 	@echo "check: format, lint, types, stubs and layers are in order"

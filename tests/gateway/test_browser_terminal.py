@@ -20,9 +20,9 @@ from support.oidc import Browser
 from tunnelmux.config import Secret
 from tunnelmux.config.api import ApiLimits, GatewayEndpoint, ProxyEndpointConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(480)]
 
-PATIENCE = 60  # seconds for a step: a net under what hangs
+PATIENCE = 120  # seconds for a step: a net under what hangs
 
 LIMITS = ApiLimits(max_terminals=2)
 
