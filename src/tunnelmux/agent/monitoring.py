@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from http import HTTPStatus
 from typing import NoReturn, Protocol
 
 import msgspec
@@ -20,11 +19,11 @@ from prometheus_client.registry import Collector
 import tunnelmux
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
+from tunnelmux.agent.local_http import LocalHttp, send_content
 from tunnelmux.config import Address
-from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
 from tunnelmux.limits import IngressLimits
-from tunnelmux.relay import abort
-from tunnelmux.transports.tcp import bound_addresses, open_listeners, serve_connections
+from tunnelmux.transports.tcp import bound_addresses, open_listeners
 
 __all__ = ["Monitored", "MonitoringListener"]
 
@@ -75,8 +74,7 @@ class MonitoringListener:
     ) -> None:
         self._agent = agent
         self._listeners = listeners
-        self._limits = limits
-        self._callers = 0
+        self._http = LocalHttp(self._answer, limits, most_callers=_MOST_CALLERS, keep=False)
         self._registry = CollectorRegistry()
         self._registry.register(_Now(agent))
         ProcessCollector(registry=self._registry)
@@ -99,37 +97,13 @@ class MonitoringListener:
 
     async def run(self) -> NoReturn:
         """Serve until cancelled; then the listener is closed."""
-        await serve_connections(self._serve, self._listeners)
+        await self._http.serve(self._listeners)
+        raise AssertionError("it serves until it is cancelled")
 
     async def aclose(self) -> None:
         """Stop listening, where `run` was not begun."""
         for listener in self._listeners:
             await listener.aclose()
-
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        if self._callers >= _MOST_CALLERS:
-            await abort(stream)
-            return
-        self._callers += 1
-        try:
-            await self._answer_one(ServerConnection(stream, self._limits))
-        except VisitorGone:
-            await abort(stream)
-        finally:
-            self._callers -= 1
-
-    async def _answer_one(self, server: ServerConnection) -> None:
-        """One request for each connection: two in a minute are no reason to keep any."""
-        try:
-            request = await server.read_request()
-            if request is None:
-                await server.close()
-                return
-            await self._answer(server, request)
-        except Refused as exc:
-            await server.refuse(exc.refusal)
-            return
-        await server.close()
 
     async def _answer(self, server: ServerConnection, request: RequestHead) -> None:
         route = self._routes.get(request.path.partition("?")[0])
@@ -139,18 +113,9 @@ class MonitoringListener:
             allow = [(b"Allow", b"GET, HEAD")]
             raise Refused(Refusal(405, "bad-request", "It is only to be read.", headers=allow))
         status, content_type, body = route()
-        await server.send_response(
-            status,
-            HTTPStatus(status).phrase.encode("ascii"),
-            [
-                (b"Content-Type", content_type),
-                (b"Cache-Control", b"no-store"),
-                (b"Connection", b"close"),
-            ],
-            length=len(body),
-            first=b"" if request.method == b"HEAD" else body,
-            end=True,
-        )
+        # One request for each connection: two in a minute are no reason to keep any.
+        fields = [(b"Cache-Control", b"no-store"), (b"Connection", b"close")]
+        await send_content(server, request, status, body, content_type, fields)
 
     def _metrics(self) -> tuple[int, bytes, bytes]:
         return 200, CONTENT_TYPE_LATEST.encode("ascii"), generate_latest(self._registry)

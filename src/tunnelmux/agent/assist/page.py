@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from http import HTTPStatus
 from pathlib import Path
 
 import trio
@@ -18,13 +17,12 @@ import trio
 from tunnelmux.agent.assist.control import MakeCode
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.orders import MAX_ORDER, obey, read_order
+from tunnelmux.agent.local_http import LocalHttp, send_content
 from tunnelmux.config import Address
-from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import field_values, first_value
 from tunnelmux.limits import IngressLimits
-from tunnelmux.relay import abort
-from tunnelmux.transports.tcp import serve_connections
 
 __all__ = ["AssistPage"]
 
@@ -49,7 +47,6 @@ class AssistPage:
         self._desk = desk
         self._make_code = make_code
         self._limits = IngressLimits()
-        self._open = 0
         hosts = {"localhost", "127.0.0.1", "[::1]", str(address).rpartition(":")[0]}
         self._hosts = {f"{host}:{address.port}" for host in hosts}
         frames = " ".join(origins) or "'none'"
@@ -66,34 +63,8 @@ class AssistPage:
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
         """Serve those who connect, until cancelled."""
-        await serve_connections(self._handle, listeners)
-
-    async def _handle(self, stream: trio.SocketStream) -> None:
-        if self._open >= _MOST_CALLERS:
-            await abort(stream)
-            return
-        self._open += 1
-        try:
-            await self._serve(ServerConnection(stream, self._limits))
-        except VisitorGone:
-            await abort(stream)
-        finally:
-            self._open -= 1
-
-    async def _serve(self, server: ServerConnection) -> None:
-        while True:
-            try:
-                request = await server.read_request()
-                if request is None:
-                    await server.close()
-                    return
-                await self._answer(server, request)
-            except Refused as refused:
-                await server.refuse(refused.refusal)
-                return
-            if not server.reusable:
-                await server.close()
-                return
+        http = LocalHttp(self._answer, self._limits, most_callers=_MOST_CALLERS, keep=True)
+        await http.serve(listeners)
 
     async def _answer(self, server: ServerConnection, request: RequestHead) -> None:
         self._check_host(request)
@@ -163,15 +134,7 @@ class AssistPage:
         content: bytes,
         kind: bytes = b"application/json",
     ) -> None:
-        first = b"" if request is not None and request.method == b"HEAD" else content
-        await server.send_response(
-            status,
-            HTTPStatus(status).phrase.encode("ascii"),
-            [(b"Content-Type", kind), *self._fields],
-            length=len(content),
-            first=first,
-            end=True,
-        )
+        await send_content(server, request, status, content, kind, self._fields)
 
 
 def _json(content: object) -> bytes:
