@@ -6,23 +6,36 @@ import contextlib
 import dataclasses
 import re
 import socket
-from collections.abc import AsyncIterator, Iterator
+import ssl
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 
 import httpx2
 import msgspec
 import pytest
 import trio
+import trio.testing
+import trustme
 from structlog.testing import capture_logs
 
-from support.crowds import crowd, dial_from, many_files
+from support.crowds import crowd, dial_from, let_pass, many_files
 from support.proxies import proxy_config, running
-from tunnelmux.config import InternalListener, LimitsConfig, Secret
+from tunnelmux.config import (
+    Address,
+    HttpIngress,
+    Ingress,
+    InternalListener,
+    LimitsConfig,
+    Secret,
+    TunnelListener,
+)
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import open_session
 from tunnelmux.proxy import RunningProxy
 from tunnelmux.transports import parse_url
+from tunnelmux.transports.tls import start_client_tls
 from tunnelmux.transports.websocket import start_websocket_client
 
 PATIENT = IngressLimits(first_byte_timeout=300.0, handshake_timeout=300.0)
@@ -35,10 +48,49 @@ def allowed_files() -> Iterator[None]:
         yield
 
 
+Tls = tuple[Path, ssl.SSLContext]
+
+
+@pytest.fixture(scope="module")
+def tls(tmp_path_factory: pytest.TempPathFactory) -> Tls:
+    """A folder with a server's certificate and its key, and a client's trust in it."""
+    folder = tmp_path_factory.mktemp("tls")
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1", "dev1.localhost")
+    certificate.cert_chain_pems[0].write_to_path(folder / "cert.pem")
+    certificate.private_key_pem.write_to_path(folder / "key.pem")
+    (folder / "key.pem").chmod(0o600)
+    trust = ssl.create_default_context()
+    authority.configure_trust(trust)
+    return folder, trust
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "tls"])
+def used_tls(request: pytest.FixtureRequest, tls: Tls) -> Tls | None:
+    return tls if request.param else None
+
+
+def files_of(tls: Tls | None) -> dict[str, Path]:
+    """The settings of a listener that speaks TLS; none without."""
+    if tls is None:
+        return {}
+    return {"tls_certificate": tls[0] / "cert.pem", "tls_key": tls[0] / "key.pem"}
+
+
+async def newcomer(source: str, address: Address, tls: Tls | None = None) -> trio.abc.Stream:
+    """A connection that comes from the loopback address *source*."""
+    stream = await dial_from(source, address)
+    if tls is None:
+        return stream
+    return await start_client_tls(stream, tls[1], "127.0.0.1", where="the proxy")
+
+
 @asynccontextmanager
-async def agent_from(source: str, proxy: RunningProxy, device: str) -> AsyncIterator[None]:
+async def agent_from(
+    source: str, proxy: RunningProxy, device: str, tls: Tls | None = None
+) -> AsyncIterator[None]:
     """An agent that comes from the loopback address *source*."""
-    stream = await dial_from(source, proxy.tunnel_address)
+    stream = await newcomer(source, proxy.tunnel_address, tls)
     url = parse_url(f"ws://{proxy.tunnel_address}/tunnel/connect")
     headers = [(b"Authorization", f"Bearer token-of-{device}".encode())]
     async with trio.open_nursery() as nursery:
@@ -48,20 +100,37 @@ async def agent_from(source: str, proxy: RunningProxy, device: str) -> AsyncIter
         nursery.cancel_scope.cancel()
 
 
+@asynccontextmanager
+async def besieged(
+    clock: trio.testing.MockClock, address: Address, logs: Sequence[Mapping[str, object]]
+) -> AsyncIterator[None]:
+    """2,000 silent connections of one address, which are dialled again and again. In the block 2 s
+    pass, and then none any more."""
+    async with crowd("127.0.0.2", address), trio.open_nursery() as nursery:
+        while not any(line["event"] == "connections gave way" for line in logs):
+            await trio.lowlevel.checkpoint()  # until they are there
+        nursery.start_soon(let_pass, clock, 2.0)
+        yield
+
+
 @pytest.mark.slow
 @pytest.mark.usefixtures("allowed_files")
-async def test_agents_get_in_beside_2000_silent_connections_of_one_address() -> None:
-    config = msgspec.structs.replace(proxy_config(), limits=LimitsConfig(ingress=PATIENT))
+async def test_agents_get_in_within_2_s_beside_2000_silent_connections_of_one_address(
+    used_tls: Tls | None, mock_clock: trio.testing.MockClock
+) -> None:
+    config = msgspec.structs.replace(
+        proxy_config(),
+        limits=LimitsConfig(ingress=PATIENT),
+        tunnel=TunnelListener(listen="127.0.0.1:0", **files_of(used_tls)),
+    )
     async with running(config) as proxy:
         with capture_logs() as logs:
-            async with crowd("127.0.0.2", proxy.tunnel_address):
-                await trio.sleep(1)
-                with trio.fail_after(30):
-                    async with (
-                        agent_from("127.0.0.3", proxy, "dev1"),
-                        agent_from("127.0.0.4", proxy, "dev2"),
-                    ):
-                        pass
+            async with besieged(mock_clock, proxy.tunnel_address, logs):
+                async with (
+                    agent_from("127.0.0.3", proxy, "dev1", used_tls),
+                    agent_from("127.0.0.4", proxy, "dev2", used_tls),
+                ):
+                    pass
         floods = [line for line in logs if line["event"] == "connections gave way"]
         assert floods and floods[0]["address"] == "127.0.0.2"
         assert len(floods) < 5
@@ -69,20 +138,23 @@ async def test_agents_get_in_beside_2000_silent_connections_of_one_address() -> 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("allowed_files")
-async def test_visitors_get_in_beside_2000_silent_connections_of_one_address() -> None:
+async def test_visitors_get_in_within_2_s_beside_2000_silent_connections_of_one_address(
+    used_tls: Tls | None, mock_clock: trio.testing.MockClock
+) -> None:
     limits = LimitsConfig(ingress=dataclasses.replace(PATIENT, max_visitors=200))
-    config = msgspec.structs.replace(proxy_config(), limits=limits)
+    http = HttpIngress(listen="127.0.0.1:0", **files_of(used_tls))
+    config = msgspec.structs.replace(
+        proxy_config(), limits=limits, ingress=Ingress(http=http, tcp=[])
+    )
     async with running(config) as proxy:
         address = proxy.http_address
         assert address is not None
         with capture_logs() as logs:
-            async with crowd("127.0.0.2", address):
-                await trio.sleep(1)
-                with trio.fail_after(30):
-                    async with await dial_from("127.0.0.3", address) as visitor:
-                        await visitor.send_all(b"GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n")
-                        assert (await visitor.receive_some()).startswith(b"HTTP/1.1 404 ")
-        assert [line for line in logs if line["event"] == "connections gave way"]
+            async with besieged(mock_clock, address, logs):
+                visitor = await newcomer("127.0.0.3", address, used_tls)
+                await visitor.send_all(b"GET / HTTP/1.1\r\nHost: nobody.localhost\r\n\r\n")
+                assert (await visitor.receive_some()).startswith(b"HTTP/1.1 404 ")
+                await trio.aclose_forcefully(visitor)
 
 
 async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None:

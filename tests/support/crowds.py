@@ -10,10 +10,11 @@ from contextlib import asynccontextmanager, contextmanager, suppress
 
 import pytest
 import trio
+import trio.testing
 
 from tunnelmux.config import Address
 
-__all__ = ["SILENT", "crowd", "dial_from", "many_files"]
+__all__ = ["SILENT", "crowd", "dial_from", "let_pass", "many_files"]
 
 SILENT = 2000
 
@@ -82,3 +83,12 @@ async def crowd(
     finally:
         for sock in silent:
             sock.close()
+
+
+async def let_pass(clock: trio.testing.MockClock, seconds: float) -> None:
+    """Let so many seconds pass while the crowd dials again, and then none any more: who waits for a
+    deadline after that waits for ever, however slow the machine is."""
+    for _ in range(round(seconds / _AGAIN)):
+        clock.jump(_AGAIN)
+        for _ in range(10):
+            await trio.lowlevel.checkpoint()
