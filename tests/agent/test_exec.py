@@ -299,6 +299,23 @@ async def test_a_request_over_the_limit_is_413(start) -> None:
     assert (answer.status, answer.error["code"]) == (413, "BODY_TOO_LARGE")
 
 
+async def test_no_more_requests_are_read_at_once_than_commands_may_run(start) -> None:
+    """1,024 streams with a body of 1 MB each that never ends were a gigabyte."""
+    session = await start({"max_concurrent": 2})
+    body = json.dumps(ANYWHERE | {"command": "x" * 1_000_000}).encode()
+    unfinished = [await session.open_stream() for _ in range(2)]
+    for stream in unfinished:  # more than buffers and window take: the agent has begun to read
+        await stream.send_all(post(body)[:900_000])
+    answer = await ask(session, post(body)[:200])
+    assert (answer.status, answer.error["code"]) == (503, "BUSY")
+    assert answer.headers["tunnelmux-reason"] == "busy"
+    unfinished[0].reset()
+    with trio.fail_after(30):
+        while (answer := await ask(session, post(b"no JSON"))).status == 503:
+            await trio.lowlevel.checkpoint()
+    assert (answer.status, answer.error["code"]) == (400, "INVALID_JSON")
+
+
 async def test_only_post_is_taken(start) -> None:
     session = await start()
     answer = await ask(session, post(b"", method="GET"))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,8 @@ class CommandExecutor:
         self.limits = config.exec.limits
         self.running = 0
         """Commands that a caller waits for now."""
+        self.reading = 0
+        """Requests for commands of which the bodies are read now."""
         self.refused = 0
         """Commands that were not run."""
         self._config = config
@@ -100,6 +102,15 @@ class CommandExecutor:
         if self._audit is not None and before._audit is not None:
             before._audit.take_over(self._audit)
             self._audit = before._audit
+
+    @contextmanager
+    def reading_request(self) -> Iterator[None]:
+        """Count a request for as long as its body is read."""
+        self.reading += 1
+        try:
+            yield
+        finally:
+            self.reading -= 1
 
     def refusal(self, request: CommandRequest) -> Exited | None:
         """The end of a command that is not going to be run now, or None."""

@@ -39,6 +39,7 @@ _STATUS = {
     "UNAVAILABLE": 503,
 }
 _CODES = {"forbidden": "FORBIDDEN", "busy": "BUSY", "failed": "UNAVAILABLE"}
+_REASONS = {"BUSY": "busy", "FORBIDDEN": "forbidden"}
 
 
 class _ExecError(Exception):
@@ -123,7 +124,11 @@ async def _read_command(
         raise _ExecError("METHOD_NOT_ALLOWED", f"{EXEC_PATH} takes POST only.")
     if not executor.enabled:  # before its body: credentials of no use are not even read
         raise _ExecError("FORBIDDEN", "This device runs no commands: exec.enabled is off there.")
-    return _parse(await _read_body(server, executor.limits.max_request, timeout))
+    most = executor.limits.max_concurrent
+    if executor.reading >= most:  # each may be a megabyte, and there may be a thousand streams
+        raise _ExecError("BUSY", f"This device reads {most} requests already: try later.")
+    with executor.reading_request():
+        return _parse(await _read_body(server, executor.limits.max_request, timeout))
 
 
 async def _read_body(server: ServerConnection, limit: int, timeout: float) -> bytes:
@@ -169,9 +174,9 @@ async def _send_error(
     if error.code == "METHOD_NOT_ALLOWED":
         extra.append((b"Allow", b"POST"))
     reason = refused.reason if refused is not None else None
-    if reason is None and error.code == "FORBIDDEN":
-        reason = "forbidden"
-    extra.append((REASON_FIELD, (reason or "bad-request").encode("ascii")))
+    if reason is None:
+        reason = _REASONS.get(error.code, "bad-request")
+    extra.append((REASON_FIELD, reason.encode("ascii")))
     await _send_json(server, _STATUS[error.code], {"error": content}, extra)
 
 
