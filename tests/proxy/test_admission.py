@@ -125,12 +125,12 @@ async def test_agents_get_in_within_2_s_beside_2000_silent_connections_of_one_ad
     )
     async with running(config) as proxy:
         with capture_logs() as logs:
-            async with besieged(mock_clock, proxy.tunnel_address, logs):
-                async with (
-                    agent_from("127.0.0.3", proxy, "dev1", used_tls),
-                    agent_from("127.0.0.4", proxy, "dev2", used_tls),
-                ):
-                    pass
+            async with (
+                besieged(mock_clock, proxy.tunnel_address, logs),
+                agent_from("127.0.0.3", proxy, "dev1", used_tls),
+                agent_from("127.0.0.4", proxy, "dev2", used_tls),
+            ):
+                pass
         floods = [line for line in logs if line["event"] == "connections gave way"]
         assert floods and floods[0]["address"] == "127.0.0.2"
         assert len(floods) < 5

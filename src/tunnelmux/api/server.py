@@ -28,11 +28,11 @@ from anycorn.worker_context import WorkerContext
 from anyio.streams.tls import TLSStream
 
 from tunnelmux.config import Address
-from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import reset_socket
 from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
+from tunnelmux.transports.tcp import listening_socket
 
 __all__ = ["listen", "serve"]
 
@@ -41,8 +41,6 @@ _log = get_logger("api.server")
 _STUCK_PEER_MS = 20_000
 # A peer that takes nothing of what was sent for so long is gone; a phone that changes networks is
 # back sooner.
-
-_BACKLOG = 256
 
 _HEAD_BYTES = 16_384
 
@@ -73,19 +71,9 @@ class _Connection(TCPServer):
 
 def listen(key: str, address: Address) -> socket.socket:
     """A listening socket; `key` is the setting that an error names. Raises ConfigError."""
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    listener = socket.socket(family)
-    try:
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        with contextlib.suppress(AttributeError, OSError):  # not on every platform
-            listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_PEER_MS)
-        listener.bind((address.host, address.port))
-        listener.listen(_BACKLOG)
-        listener.setblocking(False)
-    except OSError as exc:
-        listener.close()
-        where = f"{address.host}:{address.port}"
-        raise ConfigError(f"{key}: cannot listen on {where}: {exc.strerror or exc}") from exc
+    listener = listening_socket(key, address)
+    with contextlib.suppress(AttributeError, OSError):  # not on every platform
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _STUCK_PEER_MS)
     return listener
 
 

@@ -45,12 +45,12 @@ from tunnelmux.registry import (
 )
 from tunnelmux.registry.ids import format_time, new_id
 from tunnelmux.transports.admission import Admission
+from tunnelmux.transports.tcp import listening_socket
 
 __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
 
 _log = get_logger("gateway")
 
-_BACKLOG = 512
 _TIDY = 3600.0
 # Seconds between two looks for recordings that are old enough to go.
 
@@ -394,7 +394,9 @@ async def _running(
     config: GatewayConfig, loop: asyncio.AbstractEventLoop
 ) -> AsyncIterator[RunningGateway]:
     key = await trio.to_thread.run_sync(read_host_key, config.gateway.state_dir)
-    listener = _listen(config)
+    listener = trio.socket.from_stdlib_socket(
+        listening_socket("gateway.listen", config.gateway.address)
+    )
     async with (
         open_registry(
             config.registry.require_url(),
@@ -429,23 +431,6 @@ async def _accept(
 def _pool(config: GatewayConfig) -> dict[str, Any]:
     settings = msgspec.structs.asdict(config.registry)
     return {name: settings[name] for name in ("connections", "timeout")}
-
-
-def _listen(config: GatewayConfig) -> trio.socket.SocketType:
-    address = config.gateway.address
-    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
-    sock = socket.socket(family, socket.SOCK_STREAM)
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        sock.bind((address.host, address.port))
-    except OSError as exc:
-        sock.close()
-        raise ConfigError(
-            f"gateway.listen: cannot listen on {address} ({exc.strerror}): choose another "
-            "address, or stop what listens there"
-        ) from exc
-    sock.listen(_BACKLOG)
-    return trio.socket.from_stdlib_socket(sock)
 
 
 def read_host_key(state_dir: Path) -> Any:

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import trio
 
+from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -22,6 +23,7 @@ __all__ = [
     "bound_addresses",
     "configure_socket",
     "explain_os_error",
+    "listening_socket",
     "open_listeners",
     "serve_connections",
     "set_socket_options",
@@ -38,6 +40,11 @@ UNSENT_LIMIT = 131_072
 """Bytes that may wait unsent in the kernel (TCP_NOTSENT_LOWAT). What is in there cannot be
 overtaken: with the megabytes that are usual, a window update or a short answer would wait seconds
 behind a bulk transfer on a slow uplink. Two of our flushes keep a fast one busy."""
+
+_BACKLOG = 4096
+# Connections that may wait to be accepted, where the system allows so many (somaxconn). The kernel
+# drops a SYN over it, and who is not let in by the first comes again after 1, 3 and 7 s: a crowd
+# must not fill the queue.
 
 _KEEPALIVE_IDLE = 15  # s of silence before the kernel probes; the session's pings come first
 _KEEPALIVE_INTERVAL = 5
@@ -120,6 +127,26 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         elif isinstance(exc, socket.gaierror) or code == errno.EADDRNOTAVAIL:
             fix = "choose an address of this machine"
         raise ConfigError(f"cannot listen on {host or '*'}:{port}: {cause}; {fix}") from exc
+
+
+def listening_socket(key: str, address: Address) -> socket.socket:
+    """A listening socket that does not block; `key` is the setting that an error names.
+
+    Raises ConfigError when it cannot be listened on.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in address.host else socket.AF_INET)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((address.host, address.port))
+        listener.listen(_BACKLOG)
+        listener.setblocking(False)
+    except OSError as exc:
+        listener.close()
+        raise ConfigError(
+            f"{key}: cannot listen on {address} ({exc.strerror or exc}): choose another address, "
+            "or stop what listens there"
+        ) from exc
+    return listener
 
 
 def bound_addresses(listeners: list[trio.SocketListener]) -> list[tuple[str, int]]:
