@@ -7,6 +7,7 @@ import contextlib
 import socket
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 
@@ -44,7 +45,8 @@ from tunnelmux.registry import (
     open_registry,
 )
 from tunnelmux.registry.ids import format_time, new_id
-from tunnelmux.transports.admission import Admission
+from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.lobby import Lobby
 from tunnelmux.transports.tcp import listening_socket
 
 __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
@@ -309,9 +311,18 @@ class Listener:
             limit=limits.max_connections,
             per_address=limits.max_connections_per_address,
         )
+        self._lobby = Lobby()
 
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
         """For as long as the gateway takes connections."""
+        async with trio.open_nursery() as nursery:
+            # asyncssh costs a millisecond for each connection, and clients speak first: only those
+            # who do, or wait for its greeting, are its own.
+            nursery.start_soon(self._lobby.run)
+            await self._accept_all(listener)
+        raise AssertionError("unreachable")
+
+    async def _accept_all(self, listener: trio.socket.SocketType) -> NoReturn:
         while True:
             try:
                 sock, address = await listener.accept()
@@ -331,10 +342,13 @@ class Listener:
                 raw = socket.socket(fileno=sock.detach())
                 raw.setblocking(False)
                 raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                place.on_give_way = raw.close
-                self._gateway.bridge.start(self._serve(raw, host, place))
+                self._lobby.enter(raw, place, partial(self._begin, raw, host, place))
 
-    async def _serve(self, sock: socket.socket, host: str, place: Any) -> None:
+    def _begin(self, sock: socket.socket, host: str, place: Place) -> None:
+        place.on_give_way = sock.close
+        self._gateway.bridge.start(self._serve(sock, host, place))
+
+    async def _serve(self, sock: socket.socket, host: str, place: Place) -> None:
         """One connection, in asyncio."""
         connection = PersonConnection(self._gateway, host)
         try:

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import math
-import socket
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
@@ -19,6 +17,7 @@ from typing import Literal, Protocol, runtime_checkable
 import trio
 
 from tunnelmux.relay.pumped import PumpedRelay, pumpable
+from tunnelmux.transports.tcp import reset_socket
 
 __all__ = ["READ_SIZE", "RelayResult", "abort", "relay", "reset_socket"]
 
@@ -34,7 +33,6 @@ CLOSE_TIMEOUT = 5.0
 """Seconds a graceful close may take (TLS close_notify, a WebSocket close frame), and what a side
 that broke had said before it may take to be passed on."""
 
-_LINGER_ZERO = struct.pack("ii", 1, 0)
 
 Ending = Literal["running", "finished", "broken", "idle", "cancelled"]
 
@@ -89,13 +87,6 @@ async def abort(stream: trio.abc.AsyncResource) -> None:
     else:
         with trio.CancelScope(shield=True):  # forceful: nothing in there may wait
             await trio.aclose_forcefully(stream)
-
-
-def reset_socket(sock: socket.socket | trio.socket.SocketType) -> None:
-    """Close `sock` so that its peer sees a reset."""
-    with contextlib.suppress(OSError):  # already closed, or no TCP socket
-        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
-    sock.close()
 
 
 async def relay(

@@ -72,9 +72,9 @@ class Place:
             self._admission.note_first_byte(self)
 
     async def hear(self, stream: trio.SocketStream, timeout: float) -> bool:
-        """Wait for the first byte, or the end, of a connection that was accepted just now; whether
-        it came within `timeout` seconds. Nothing is read."""
-        with trio.move_on_after(timeout):
+        """Wait for the first byte, or the end, of a connection; whether it came within `timeout`
+        seconds of when it got this place. Nothing is read."""
+        with trio.move_on_at(self.since + timeout):
             await trio.lowlevel.wait_readable(stream.socket)
             self.has_spoken()
             return True

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import socket
+import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import NoReturn
@@ -25,6 +26,7 @@ __all__ = [
     "explain_os_error",
     "listening_socket",
     "open_listeners",
+    "reset_socket",
     "serve_connections",
     "set_socket_options",
 ]
@@ -45,6 +47,8 @@ _BACKLOG = 4096
 # Connections that may wait to be accepted, where the system allows so many (somaxconn). The kernel
 # drops a SYN over it, and who is not let in by the first comes again after 1, 3 and 7 s: a crowd
 # must not fill the queue.
+
+_LINGER_ZERO = struct.pack("ii", 1, 0)
 
 _KEEPALIVE_IDLE = 15  # s of silence before the kernel probes; the session's pings come first
 _KEEPALIVE_INTERVAL = 5
@@ -127,6 +131,13 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         elif isinstance(exc, socket.gaierror) or code == errno.EADDRNOTAVAIL:
             fix = "choose an address of this machine"
         raise ConfigError(f"cannot listen on {host or '*'}:{port}: {cause}; {fix}") from exc
+
+
+def reset_socket(sock: socket.socket | trio.socket.SocketType) -> None:
+    """Close `sock` so that its peer sees a reset."""
+    with contextlib.suppress(OSError):  # already closed, or no TCP socket
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
+    sock.close()
 
 
 def listening_socket(key: str, address: Address) -> socket.socket:

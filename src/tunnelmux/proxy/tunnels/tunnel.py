@@ -220,7 +220,7 @@ class TunnelServer:
         On its own because of what it needs and a session does not: the request, for one.
         """
         settings = self.settings
-        deadline = trio.current_time() + settings.handshake_timeout
+        deadline = place.since + settings.handshake_timeout
         if isinstance(stream, trio.SocketStream):
             configure_socket(stream)
             if not await place.hear(stream, settings.first_byte_timeout):

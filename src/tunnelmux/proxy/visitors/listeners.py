@@ -7,6 +7,7 @@ import os
 import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import trio
@@ -18,6 +19,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import reset_socket
 from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.lobby import Lobby
 from tunnelmux.transports.tcp import (
     bound_addresses,
     configure_socket,
@@ -101,6 +103,7 @@ class ListenerSet:
         self._nursery = nursery
         self._pump = pump
         self._open: dict[str, _Open] = {}
+        self._lobby: Lobby | None = None
         self._is_closed = False
 
     def address(self, slot: str) -> Address | None:
@@ -136,6 +139,8 @@ class ListenerSet:
         for entry in self._open.values():
             entry.close()
         self._open.clear()
+        if self._lobby is not None:
+            self._lobby.close()
 
     async def _listen(self, slot: str, plan: ListenerPlan) -> None:
         try:
@@ -194,8 +199,19 @@ class ListenerSet:
                 reset_socket(connection)
                 return
         connection.setblocking(False)
-        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        plan.nursery.start_soon(self._handle, plan, stream, remote, place)
+        if place is None:
+            self.handle_soon(plan, connection, remote)
+        else:
+            go_on = partial(self.handle_soon, plan, connection, remote, place)
+            self._enter_lobby(connection, place, go_on)
+
+    def _enter_lobby(
+        self, connection: socket.socket, place: Place, go_on: Callable[[], None]
+    ) -> None:
+        if self._lobby is None:
+            self._lobby = Lobby()
+            self._nursery.start_soon(self._lobby.run)
+        self._lobby.enter(connection, place, go_on)
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
@@ -211,10 +227,16 @@ class ListenerSet:
         await trio.sleep(_FAILED_ACCEPT_PAUSE)
         listening.resume()
 
-    def handle_soon(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+    def handle_soon(
+        self,
+        plan: ListenerPlan,
+        connection: socket.socket,
+        remote: str,
+        place: Place | None = None,
+    ) -> None:
         """Serve one connection in a task of its own."""
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connection))
-        plan.nursery.start_soon(self._handle, plan, stream, remote, None)
+        plan.nursery.start_soon(self._handle, plan, stream, remote, place)
 
     async def _handle(
         self, plan: ListenerPlan, stream: trio.SocketStream, remote: str, place: Place | None
