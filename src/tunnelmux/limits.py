@@ -332,8 +332,8 @@ class ExecLimits:
 
     max_concurrent: int = 64
     """Commands at once; one more is refused as busy, as are requests while so many others are still
-    on their way in. Each costs a channel and at most 512 KiB of output that was not read yet: 32 MiB
-    together."""
+    on their way in. Each costs a channel and at most 512 KiB of output that was not read yet: 32
+    MiB together."""
 
     max_output: int = 8_388_608
     """Output kept of each command, of stdout and stderr each; the rest is read, counted and thrown
