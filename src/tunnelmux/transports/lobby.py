@@ -79,7 +79,7 @@ class Lobby:
 
     def close(self) -> None:
         """End `run`, which resets who is here."""
-        self._running.cancel(reason="nobody is let in any more")
+        self._running.cancel(reason="no more connections are taken")
 
     async def _watch_bytes(self) -> None:
         while True:
@@ -90,7 +90,7 @@ class Lobby:
     async def _watch_silence(self) -> None:
         while True:
             while not self._guests:
-                await self._arrival.park()  # until somebody comes, and is still there
+                await self._arrival.park()  # until a connection comes, and is still there
             number, guest = next(iter(self._guests.items()))
             await trio.sleep_until(guest.place.since + _STAY)
             if self._guests.get(number) is guest:
