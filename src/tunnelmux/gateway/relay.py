@@ -295,9 +295,16 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
 
     # -- what others do to it ------------------------------------------------------------------
 
+    @property
+    def _may_write(self) -> bool:
+        """Whether the person still reads: one that was ended is over when its peer says so."""
+        if self._is_over or self._channel is None:
+            return False
+        return not self._channel.is_closing()
+
     def tell(self, sentence: str) -> None:
         """Write a line of ours to the person: on the screen, or to standard error."""
-        if not self._is_over and self._channel is not None:
+        if self._may_write:
             end = "\r\n" if self.request.has_terminal else "\n"
             line = f"tunnelmux: {sentence}{end}".encode()
             if self.request.has_terminal:
@@ -333,7 +340,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         recording = self.opened.recording if self.opened is not None else None
         if recording is not None:
             may_go_on = recording.output(data)
-        if not self._is_over:
+        if self._may_write:
             self._channel.write(data, datatype)
         return may_go_on
 

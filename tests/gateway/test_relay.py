@@ -1,0 +1,54 @@
+"""A person's session that is ended from both sides at once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Coroutine
+from typing import Any
+
+from tunnelmux.gateway.relay import PersonSession
+
+
+class Channel:
+    """A channel as asyncssh has it: nothing can be written once it was ended."""
+
+    def __init__(self) -> None:
+        self.written = b""
+        self.signals: list[str] = []
+
+    def is_closing(self) -> bool:
+        return bool(self.signals)
+
+    def write_stderr(self, data: bytes) -> None:
+        self.write(data)
+
+    def write(self, data: bytes, datatype: Any = None) -> None:
+        if self.is_closing():
+            raise BrokenPipeError("Channel not open for sending")
+        self.written += data
+
+    def exit_with_signal(self, signal: str, core_dumped: bool, reason: str) -> None:
+        if not self.is_closing():
+            self.signals.append(reason)
+
+
+class Owner:
+    async def why_lost(self, session: PersonSession) -> str:
+        return "the device is away"
+
+
+def test_it_is_ended_once_and_the_first_reason_counts() -> None:
+    tasks: list[Coroutine[Any, Any, None]] = []
+    session = PersonSession(Owner(), "dev1", tasks.append)  # type: ignore[arg-type]
+    channel = Channel()
+    session.connection_made(channel)
+    session.device_over(None, None)  # it was lost: why, is being asked for
+    session.cut("the lease has ended")
+    [task] = tasks
+    with contextlib.suppress(StopIteration):
+        task.send(None)
+    session.tell("too late")
+    session.from_device(b"too late", None)
+    assert channel.written == b"tunnelmux: the lease has ended\n"
+    assert channel.signals == ["the lease has ended"]
+    assert session.end_reason == "the lease has ended"
