@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 
 import pytest
 import trio
@@ -150,3 +151,26 @@ async def test_connections_from_elsewhere_are_closed_at_once(open_site: OpenSite
             with trio.fail_after(20):
                 assert await stream.receive_some() == b""
         await site.gateway.logged("ssh connection refused", reason="not in gateway.allow")
+
+
+async def test_a_host_certificate_is_served(open_site: OpenSite, tmp_path: Path) -> None:
+    state = tmp_path / "gateway-state"
+    state.mkdir(mode=0o700)
+    key, authority = state / "ssh_host_ed25519_key", tmp_path / "host_ca"
+    for file in (key, authority):
+        await trio.run_process(
+            ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(file)], check=True
+        )
+    sign = ["ssh-keygen", "-q", "-s", str(authority), "-I", "gw", "-h", "-n", "127.0.0.1"]
+    await trio.run_process([*sign, f"{key}.pub"])
+    known = tmp_path / "by_authority"
+    known.write_text(f"@cert-authority * {authority.with_suffix('.pub').read_text()}")
+    more = f'[gateway]\nhost_certificate = "{key}-cert.pub"\n'
+    async with open_site(more) as site:
+        bob = await site.user("bob")
+        await site.lease(bob)
+        options = ["-o", f"UserKnownHostsFile={known}"]
+        result = await site.ssh(bob, f"{site.sshd.user}@cam1", "echo in", options=options)
+        assert (result.stdout, result.returncode) == (b"in\n", 0), result.stderr
+        plain = await site.ssh(bob, f"{site.sshd.user}@cam1", "echo in")
+        assert plain.stdout == b"in\n"  # who has the plain key goes on with it
