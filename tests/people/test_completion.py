@@ -1,8 +1,9 @@
-"""completion and man: what a real bash completes, and what man(1) shows."""
+"""completion and man: what bash, zsh and fish complete, and what man(1) shows."""
 
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -24,16 +25,38 @@ printf '%s\\n' "${{COMPREPLY[@]}}"
 """
 
 
-def completed(installation: Installation, tmp_path: Path, *words: str) -> set[str]:
-    """What bash offers for the last of these words."""
+ZSH = """
+autoload -Uz compinit && compinit -D -u
+eval "$(tunnelmux completion zsh)"
+function _describe {{
+    for name in $argv; do [[ $name == *descriptions ]] && print -l ${{(P)name}}; done
+}}
+function compadd {{ print -l ${{(P)argv[-1]}} }}
+words=({words})
+CURRENT={count}
+_tunnelmux_completion
+true
+"""
+# What writes on the screen is replaced: completion itself runs in an interactive zsh only.
+
+FISH = "tunnelmux completion fish | source; complete -C '{line}'"
+
+
+def with_program(installation: Installation, tmp_path: Path) -> dict[str, str]:
+    """The environment of the owner, in which `tunnelmux` is a command."""
     program = tmp_path / "tunnelmux"
     program.write_text(f'#!/bin/sh\nexec {" ".join(COMMAND)} "$@"\n')
     program.chmod(0o755)
     env = installation.by_api
+    return {**env, "PATH": f"{tmp_path}{os.pathsep}{env['PATH']}"}
+
+
+def completed(installation: Installation, tmp_path: Path, *words: str) -> set[str]:
+    """What bash offers for the last of these words."""
     quoted = " ".join(f"'{word}'" for word in ("tunnelmux", *words))
     done = subprocess.run(
         ["bash", "--norc", "-c", SCRIPT.format(words=quoted, count=len(words) + 1)],
-        env={**env, "PATH": f"{tmp_path}{os.pathsep}{env['PATH']}"},
+        env=with_program(installation, tmp_path),
         capture_output=True,
         text=True,
         timeout=50,
@@ -74,10 +97,45 @@ def test_a_fleet_that_is_away_completes_nothing_and_says_nothing(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(120)
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
-def test_other_shells_have_theirs(installation: Installation, shell: str) -> None:
-    done = installation.run("completion", shell)
-    assert (done.returncode, b"_TUNNELMUX_COMPLETE=" in done.stdout) == (0, True)
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (("fo",), {"forward"}),
+        (("tail", "dev"), {"dev1", "dev2", "dev3"}),
+        (("connect", "dev1", "e"), {"echo"}),
+        (("curl", "dev1/w"), {"dev1/web"}),
+        (("forward", "dev1:e"), {"dev1:echo"}),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, tuple) else "",
+)
+def test_other_shells_complete_the_same(
+    installation: Installation,
+    tmp_path: Path,
+    debian_program: Callable[[str, str], str],
+    shell: str,
+    words: tuple[str, ...],
+    found: set[str],
+) -> None:
+    program = debian_program(shell, shell)
+    if shell == "zsh":
+        quoted = " ".join(f"'{word}'" for word in ("tunnelmux", *words))
+        command = [program, "-f", "-c", ZSH.format(words=quoted, count=len(words) + 1)]
+    else:
+        line = " ".join(("tunnelmux", *words))
+        command = [program, "--no-config", "-c", FISH.format(line=line)]
+    done = subprocess.run(
+        command,
+        env=with_program(installation, tmp_path),
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=True,
+    )
+    assert done.stderr == ""
+    # Behind a name stands what it does: for fish after a tab, for zsh after a colon.
+    assert {re.split(r"\t|:(?=[A-Z])", line)[0] for line in done.stdout.splitlines()} == found
 
 
 def test_every_command_has_a_page_that_roff_takes(
