@@ -265,6 +265,42 @@ async def test_a_visitor_waits_for_a_device_whose_node_was_killed(
         assert answers == [200]
 
 
+@pytest.mark.slow
+async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
+    nodes: Nodes, origin: Origin, web: Address
+) -> None:
+    asked, go_on = trio.Event(), trio.Event()
+
+    async def slow(peer: Peer, _head: bytes) -> None:
+        asked.set()
+        await go_on.wait()
+        await peer.send(reply(b"slow"))
+
+    origin.pages[b"/slow"] = slow
+    answers: dict[str, int] = {}
+
+    async def visit(path: str) -> None:
+        answers[path] = (await nodes.get("a", path)).status
+
+    target = {"web": f"http://{web}"}
+    with trio.fail_after(60):
+        async with trio.open_nursery() as visitors, nodes.agent("b", target):
+            visitors.start_soon(visit, "/slow")
+            await asked.wait()
+            visitors.start_soon(nodes["b"].drain, 30)
+            membership = nodes["a"].store.membership  # type: ignore[attr-defined]
+            while "b" in membership.nodes:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.02)
+            async with nodes.agent("a", target):
+                assert (await nodes.get("a")).status == 200
+                assert answers == {}
+                go_on.set()
+                while not answers:  # noqa: ASYNC110
+                    await trio.sleep(0.02)
+        assert answers == {"/slow": 200}
+
+
+@pytest.mark.slow
 async def test_without_redis_what_was_known_is_reached(
     nodes: Nodes, web: Address, redis: RedisServer
 ) -> None:
