@@ -8,7 +8,7 @@
 # make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
 # make measure-console  how fast the console is, in Chromium: a minute
-# make bench   tunnelmux and its peers side by side: 25 minutes, nginx, wrk  (ARGS=--help)
+# make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
 # make clean   remove all that these made

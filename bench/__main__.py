@@ -37,7 +37,7 @@ LEAST_ROUNDS = 3
 
 EXAMPLES = f"""\
 examples:
-  make bench                                  everything: about 25 minutes on two cores
+  make bench                                  everything: about 20 minutes on two cores
   make bench ARGS=frame                       one part; parts: {", ".join(PARTS)},
                                               and {", ".join(micro.SLOW_PARTS)} (only by name)
   make bench ARGS="ssh --columns ssh-10"      commands over SSH, ten at once
@@ -67,7 +67,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--columns", help="only these columns, by commas")
     parser.add_argument("--rounds", type=int, default=3, help="rounds over all of them (3)")
-    parser.add_argument("--seconds", type=float, default=4.0, help="base time of a column (4)")
+    parser.add_argument("--seconds", type=float, default=3.0, help="base time of a column (3)")
     parser.add_argument("--agents", default="1000,10000", help="numbers of idle agents, by commas")
     parser.add_argument(
         "--prepare", action="store_true", help="only build the peers into build/peers-bench"

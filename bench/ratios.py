@@ -122,8 +122,18 @@ TARGETS: tuple[Target, ...] = (
     at_most("access_login_cpu_vs_public", 1.3, LOGIN, "keepalive", CPU, HTTP),
     at_most("device_field_cpu_vs_plain_http", 1.3, DEVICE, "keepalive", CPU, HTTP),
     at_least("https_rps_vs_best_peer", 2.5, HTTPS, "keepalive", RPS, https_tunnels),
+    Target(
+        "https_cpu_vs_best_peer",
+        *(None, HTTPS, "keepalive", CPU, https_tunnels),
+        at_least=False,
+    ),
     at_most("https_connect_cpu_vs_nginx", 2.5, HTTPS, "connect", CPU, ALONE),
     at_least("behind_nginx_rps_vs_best_peer", 2.5, BEHIND, "keepalive", RPS, tunnels_behind_nginx),
+    Target(
+        "behind_nginx_cpu_vs_best_peer",
+        *(None, BEHIND, "keepalive", CPU, tunnels_behind_nginx),
+        at_least=False,
+    ),
     at_least("behind_nginx_rps_vs_nginx_alone", 0.5, BEHIND, "keepalive", RPS, ALONE),
     at_most("websocket_echo_cpu_vs_best_peer", 0.6, HTTP, "websocket", CPU, http_tunnels),
     Target(
