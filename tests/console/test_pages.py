@@ -116,6 +116,19 @@ def _actions(html: str) -> str:
     return " ".join(re.findall(r'action="([^"]+)"', html))
 
 
+@pytest.mark.slow
+async def test_an_empty_fleet_says_what_comes_next(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        viewer = await here.sign_in("vera", "viewer")
+        assert '<a href="/pair">Pair the first one</a>' in await here.page(operator, "/")
+        told = await here.page(viewer, "/")
+        assert "An operator pairs the first one." in told
+        assert "Pair the first one" not in told
+        await (await default_tenant(here)).devices.add("cam-1")
+        assert "no devices yet" not in await here.page(operator, "/")
+
+
 async def test_another_tenant_shows_nowhere(tmp_path: Path) -> None:
     async with console(tmp_path) as here:
         victim = await person(here.api, "victim", tenant="victims")

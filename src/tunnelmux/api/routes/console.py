@@ -135,6 +135,7 @@ async def overview(request: Request, api: ApiDependency, principal: Viewer) -> R
         "/",
         me,
         counts=counts,
+        may_pair=has_role(principal, Role.OPERATOR),
         leases=running.items,
         attention=await _attention(api, principal),
     )
