@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from support.guarded import BROWSER, PROGRAM
+from support.streams import next_bytes
 from support.tenants import TEST
 from support.visiting import access_cookie, visiting
 from support.visits_under_way import WEBSOCKET, begun, is_cut
@@ -56,7 +57,7 @@ async def test_what_is_under_way_ends_with_its_grant(tmp_path: Path, end: str) -
         assert (await world.this.ask("/x", PROGRAM | shown)).status in {401, 403}
         if end in {"session", "member", "user"}:
             await neighbour.send_all(b"still here")
-            assert await neighbour.receive_some() == b"still here"
+            assert await next_bytes(neighbour, 10) == b"still here"
             assert (await world.this.ask("/x", PROGRAM | others)).status == 200
         await trio.aclose_forcefully(neighbour)
 

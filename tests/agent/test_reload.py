@@ -11,6 +11,7 @@ import structlog
 import trio
 
 from support.fake_proxy import FakeProxy, fake_proxy
+from support.streams import next_bytes
 from tunnelmux import Session
 from tunnelmux.agent import RunningAgent
 from tunnelmux.commands import CommandRequest
@@ -68,7 +69,7 @@ async def test_services_come_and_go_without_a_new_session(
     await agent.reload(make_config(first, second))
     assert (await ask(session, "second"))[1] == b"HTTP/1.1 200 OK"
     await stream.send_all(b"still here")
-    assert await stream.receive_some() == b"still here"
+    assert await next_bytes(stream, 10) == b"still here"
 
     await agent.reload(make_config(first))
     assert (await ask(session, "second"))[1].startswith(b"HTTP/1.1 404 ")

@@ -12,6 +12,7 @@ import trio
 import trio.testing
 
 from support.carried import WAYS, Relayed, carried_sessions, relayed
+from support.streams import next_bytes
 from tunnelmux.limits import Limits
 from tunnelmux.relay import abort
 
@@ -32,9 +33,9 @@ async def over(one: Relayed) -> None:
 async def test_bytes_go_both_ways_and_are_counted(way: str) -> None:
     async with carried_sessions(way) as (client, server), relayed(client, server) as one:
         await one.near.send_all(b"question")
-        assert await one.far.receive_some() == b"question"
+        assert await next_bytes(one.far, 8) == b"question"
         await one.far.send_all(b"the answer")
-        assert await one.near.receive_some() == b"the answer"
+        assert await next_bytes(one.near, 10) == b"the answer"
         await one.end()
         for result in (one.near_result, one.far_result):
             assert result.ended == "finished"
@@ -53,7 +54,7 @@ async def test_half_close_leaves_the_other_direction_open(way: str, near_ends_fi
         await first.send_eof()
         assert await read_all(second) == b"all I have"
         await second.send_all(b"late answer")
-        assert await first.receive_some() == b"late answer"
+        assert await next_bytes(first, 11) == b"late answer"
         await second.send_eof()
         assert await first.receive_some() == b""
         await over(one)
@@ -178,9 +179,9 @@ async def test_a_reader_that_does_not_read_stops_its_sender_and_no_other(way: st
             assert engine.queued_bytes <= Limits().session_send_buffer + 65_536
         await other.near.send_all(b"still here")
         with trio.fail_after(20):
-            assert await other.far.receive_some() == b"still here"
+            assert await next_bytes(other.far, 10) == b"still here"
             await other.far.send_all(b"and back")
-            assert await other.near.receive_some() == b"and back"
+            assert await next_bytes(other.near, 8) == b"and back"
 
 
 async def test_many_relays_at_once_keep_their_bytes_apart(way: str) -> None:
@@ -239,7 +240,7 @@ async def test_a_stream_in_python_hands_over_to_a_relay_in_mid_stream(way: str) 
         ours = await client.open_stream()
         await ours.send_all(b"head;")
         theirs = await server.accept_stream()
-        assert await theirs.receive_some() == b"head;"
+        assert await next_bytes(theirs, 5) == b"head;"
         await ours.send_all(b"early;" * 5000)
         await client.ping()
         await theirs.send_all(b"answer;")

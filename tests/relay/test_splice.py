@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from support.resettable import ResettableStream, resettable_pair
-from support.streams import socket_pair
+from support.streams import next_bytes, socket_pair
 from tunnelmux.relay import RelayResult, abort, relay
 
 
@@ -41,9 +41,9 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 async def test_bytes_go_both_ways_and_are_counted() -> None:
     async with running_relay() as (left, right, result, _):
         await left.send_all(b"question")
-        assert await right.receive_some() == b"question"
+        assert await next_bytes(right, 8) == b"question"
         await right.send_all(b"the answer")
-        assert await left.receive_some() == b"the answer"
+        assert await next_bytes(left, 10) == b"the answer"
         await left.send_eof()
         await right.send_eof()
     assert (result.bytes_a_to_b, result.bytes_b_to_a) == (8, 10)
@@ -60,7 +60,7 @@ async def test_half_close_leaves_the_other_direction_open(left_ends_first: bool)
         await first.send_eof()
         assert await read_all(second) == b"all I have"
         await second.send_all(b"late answer")
-        assert await first.receive_some() == b"late answer"
+        assert await next_bytes(first, 11) == b"late answer"
         await second.send_eof()
         assert await first.receive_some() == b""
     assert result.ended == "finished"
@@ -92,7 +92,7 @@ async def test_reset_after_half_close_is_noticed(autojump_clock: trio.testing.Mo
 async def test_cancelled_relay_resets_both_sides() -> None:
     async with running_relay() as (left, right, result, scope):
         await left.send_all(b"some")
-        assert await right.receive_some() == b"some"
+        assert await next_bytes(right, 4) == b"some"
         scope.cancel()
         for side in (left, right):
             with pytest.raises(trio.BrokenResourceError):
@@ -144,7 +144,7 @@ async def test_without_idle_timeout_silence_is_fine(
     async with running_relay() as (left, right, result, _):
         await trio.sleep(3000)
         await left.send_all(b"good morning")
-        assert await right.receive_some() == b"good morning"
+        assert await next_bytes(right, 12) == b"good morning"
         await left.send_eof()
         await right.send_eof()
     assert result.ended == "finished"
@@ -224,7 +224,7 @@ async def test_half_close_over_sockets() -> None:
 async def test_reset_socket_resets_the_other() -> None:
     async with socket_relay() as (left, right, result):
         await left.send_all(b"half a mess")
-        assert await right.receive_some() == b"half a mess"
+        assert await next_bytes(right, 11) == b"half a mess"
         await abort(left)
         with pytest.raises(trio.BrokenResourceError):
             await right.receive_some()

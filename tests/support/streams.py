@@ -16,9 +16,17 @@ from tunnelmux.transports import (
 from tunnelmux.transports.tls import start_client_tls
 from tunnelmux.transports.websocket import start_websocket_client, start_websocket_server
 
-__all__ = ["TUNNEL_URL", "socket_pair", "tls_pair", "websocket_pair"]
+__all__ = ["TUNNEL_URL", "next_bytes", "socket_pair", "tls_pair", "websocket_pair"]
 
 TUNNEL_URL = parse_url("ws://proxy.example.com:3800/tunnel/connect")
+
+
+async def next_bytes(stream: trio.abc.ReceiveStream, count: int) -> bytes:
+    """The next *count* bytes, in however many pieces they come; fewer when the stream ends."""
+    data = b""
+    while len(data) < count and (piece := await stream.receive_some(count - len(data))):
+        data += piece
+    return data
 
 
 async def socket_pair() -> tuple[trio.SocketStream, trio.SocketStream]:

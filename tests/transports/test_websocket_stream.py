@@ -13,7 +13,7 @@ from wsproto.connection import Connection, ConnectionType
 from wsproto.events import BytesMessage, CloseConnection, Event, Ping, Pong, TextMessage
 
 from support.cancellation import Outcome, at_every_checkpoint, cancelled_after
-from support.streams import TUNNEL_URL, socket_pair, tls_pair, websocket_pair
+from support.streams import TUNNEL_URL, next_bytes, socket_pair, tls_pair, websocket_pair
 from tunnelmux.errors import ConnectError, RemoteProtocolError
 from tunnelmux.transports import (
     MemoryStream,
@@ -171,7 +171,7 @@ async def test_a_normal_close_is_the_end_of_the_stream(nursery: trio.Nursery, co
     stream, peer = await with_bare_peer(nursery)
     await peer.send(BytesMessage(b"bye"))
     await peer.send(CloseConnection(code))
-    assert await stream.receive_some() == b"bye"
+    assert await next_bytes(stream, 3) == b"bye"
     assert await stream.receive_some() == b""
     assert await stream.receive_some() == b""
     with pytest.raises(trio.BrokenResourceError, match=f"code {code}"):
@@ -189,7 +189,7 @@ async def test_a_connection_cut_without_a_close_is_broken_not_ended(nursery: tri
     stream, peer = await with_bare_peer(nursery)
     await peer.send(BytesMessage(b"last"))
     await peer.below.aclose()
-    assert await stream.receive_some() == b"last"
+    assert await next_bytes(stream, 4) == b"last"
     with pytest.raises(trio.BrokenResourceError, match="without a closing handshake"):
         await stream.receive_some()
 
@@ -218,7 +218,7 @@ async def test_rubbish_frames_break_this_stream_and_nothing_else(
     # The nursery the reader ran in is alive, and so is everybody else in it.
     other, other_peer = await with_bare_peer(nursery)
     await other_peer.send(BytesMessage(b"fine"))
-    assert await other.receive_some() == b"fine"
+    assert await next_bytes(other, 4) == b"fine"
 
 
 async def test_a_cancelled_receive_loses_nothing(nursery: trio.Nursery) -> None:
@@ -231,7 +231,7 @@ async def test_a_cancelled_receive_loses_nothing(nursery: trio.Nursery) -> None:
         await trio.testing.wait_all_tasks_blocked()
         waiting.cancel_scope.cancel()
     await client.send_all(b"all of it")
-    assert await server.receive_some() == b"all of it"
+    assert await next_bytes(server, 9) == b"all of it"
 
 
 async def test_a_cancelled_send_never_leaves_half_a_frame_unnoticed(
@@ -297,7 +297,7 @@ async def test_frames_sent_before_the_101_are_not_lost(nursery: trio.Nursery) ->
     await theirs.send_all(UPGRADE + early)
     request = await read_upgrade(mine, path="/tunnel/connect")
     stream = await start_websocket_server(nursery, request)
-    assert await stream.receive_some() == b"early"
+    assert await next_bytes(stream, 5) == b"early"
 
 
 async def test_no_extension_is_offered_or_accepted(nursery: trio.Nursery) -> None:
