@@ -12,6 +12,7 @@ import tunnelmux
 from tunnelmux.errors import ConfigError
 from tunnelmux.limits import Limits
 from tunnelmux.mux import Session, open_session
+from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.transports import (
     WayOut,
     WebSocketStream,
@@ -39,11 +40,12 @@ async def connect(
     `headers`, needs one of the first two. Without an `ssl_context` (see
     `transports.client_context`) the system's authorities are trusted. Raises ConnectError when no
     session can be made, ConnectRefused when the server says no, ConfigError for a bad `url`; what
-    the block raises comes out unchanged.
+    the block raises comes out unchanged. On Linux a pump of its own moves the session's bytes.
     """
     async with (
+        open_pump() as pump,
         dial(url, token=token, headers=headers, ssl_context=ssl_context) as transport,
-        open_session(transport, is_client=True, limits=limits) as session,
+        open_session(transport, is_client=True, limits=limits, pump=pump) as session,
     ):
         yield session
 
