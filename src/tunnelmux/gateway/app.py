@@ -53,6 +53,9 @@ __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
 
 _log = get_logger("gateway")
 
+_LAST_NOTES = 5.0
+# Seconds, at the end, for writing down how the last sessions and recordings ended.
+
 _TIDY = 3600.0
 # Seconds between two looks for recordings that are old enough to go.
 
@@ -400,6 +403,8 @@ async def serve_gateway(
         # What goes on has its grace from `drain`, which ends it then.
         while running.gateway.connections:
             await running.gateway.no_connections.wait()
+        with trio.move_on_after(_LAST_NOTES):
+            await running.gateway.bridge.settle()
     running.has_left.set()
 
 

@@ -54,6 +54,16 @@ class Bridge:
         task.add_done_callback(self._kept.discard)
         return task
 
+    async def settle(self) -> None:
+        """Awaited in Trio: return once all tasks that were started are over."""
+        while self._kept:
+            over = trio.Event()
+            next(iter(self._kept)).add_done_callback(functools.partial(self._tell, over))
+            await over.wait()
+
+    def _tell(self, over: trio.Event, _task: asyncio.Task[Any]) -> None:
+        self.soon(over.set)
+
     async def in_trio(self, function: Callable[[*Ts], Awaitable[T]], *args: *Ts) -> T:
         """Awaited in asyncio: run this in Trio and return what it returns or raise what it raises.
         Cancelling the wait cancels it."""
