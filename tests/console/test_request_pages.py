@@ -97,6 +97,7 @@ async def open_in(page: BrowserPage, url: str) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(180)
 async def test_requests_arrive_in_a_browser(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, debian_program: Callable[[str, str], str]
