@@ -14,7 +14,6 @@ from support.browser import BrowserPage, browser_page
 from support.consoles import Console, console
 from support.internal import Bench, running_bench
 from support.tenants import TEST
-from tunnelmux.backend.proxies import Proxies
 from tunnelmux.http import RequestHead, ResponseHead
 
 EVIL = "<script>alert(1)</script>"
@@ -22,13 +21,13 @@ EVIL = "<script>alert(1)</script>"
 
 @asynccontextmanager
 async def with_a_proxy(here: Console, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bench]:
-    """A proxy in memory, which the API takes for the only one."""
+    """A proxy in memory, which this API takes for the only one; others in the process do not."""
     async with running_bench() as bench:
 
-        async def clients(_: Proxies) -> list[object]:
+        async def clients() -> list[object]:
             return [bench.client]
 
-        monkeypatch.setattr(Proxies, "clients", clients)
+        monkeypatch.setattr(here.api.running.api.proxies, "clients", clients)
         yield bench
 
 
