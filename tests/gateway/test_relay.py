@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from tunnelmux.gateway.relay import PersonSession
+from tunnelmux.gateway.relay import Opened, PersonSession
 
 
 class Channel:
@@ -15,9 +15,16 @@ class Channel:
     def __init__(self) -> None:
         self.written = b""
         self.signals: list[str] = []
+        self.ends: list[object] = []
 
     def is_closing(self) -> bool:
-        return bool(self.signals)
+        return bool(self.signals or self.ends)
+
+    def write_eof(self) -> None:
+        self.ends.append("eof")
+
+    def exit(self, status: int) -> None:
+        self.ends.append(status)
 
     def write_stderr(self, data: bytes) -> None:
         self.write(data)
@@ -35,6 +42,34 @@ class Channel:
 class Owner:
     async def why_lost(self, session: PersonSession) -> str:
         return "the device is away"
+
+
+class BusyDisk:
+    """A recording that is written when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: list[Callable[[], object]] = []
+
+    def output(self, data: bytes) -> bool:
+        return True
+
+    def when_written(self, done: Callable[[], object]) -> None:
+        self.waiting.append(done)
+
+
+def test_the_end_waits_for_the_recording_which_may_fail() -> None:
+    session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
+    channel, disk = Channel(), BusyDisk()
+    session.connection_made(channel)
+    session.opened = Opened(None, None, disk, {})  # type: ignore[arg-type]
+    session.from_device(b"output", None)
+    session.device_eof()
+    session.device_over(0, None)
+    session.tell("this session is not recorded any more")
+    for done in disk.waiting:
+        done()
+    assert channel.written == b"outputtunnelmux: this session is not recorded any more\n"
+    assert channel.ends == ["eof", 0]
 
 
 def test_it_is_ended_once_and_the_first_reason_counts() -> None:

@@ -47,9 +47,10 @@ class Recording:
     _file: Any = None
     _mode: int = 0o600
     _began: float = 0.0
-    _lines: list[str] = field(default_factory=list)
+    _lines: list[bytes] = field(default_factory=list)
     _unwritten: int = 0
     _size: int = 0
+    _taken: int = 0
     _digest: Any = None
     _decoder: Any = None
     _writer: asyncio.Task[None] | None = None
@@ -75,6 +76,7 @@ class Recording:
             self._file = os.fdopen(os.open(self.path, flags, 0o600), "wb", buffering=0)
             os.fchmod(self._file.fileno(), self._mode)
             self._write(json.dumps(header).encode("utf-8") + b"\n")
+            self._taken = self._size
             self._write_about({})
         except OSError as exc:
             raise RecordingStopped(f"no recording can be made ({exc.strerror})") from exc
@@ -112,6 +114,13 @@ class Recording:
         """A marker, which players show on their time line."""
         self._event("m", text)
 
+    def when_written(self, done: Callable[[], object]) -> None:
+        """Call `done` once all that came so far is in the file, or will not be."""
+        if self._writer is None or self._writer.done():
+            done()
+        else:
+            self._writer.add_done_callback(lambda _: done())
+
     async def close(self, end: dict[str, Any]) -> None:
         """Write what waits, and how it ended."""
         if self._is_closed:
@@ -127,7 +136,13 @@ class Recording:
         if not text or self._is_closed or self._problem:
             return True
         seconds = time.monotonic() - self._began
-        line = f'[{seconds:.6f}, "{kind}", {json.dumps(text, ensure_ascii=False)}]\n'
+        event = f'[{seconds:.6f}, "{kind}", {json.dumps(text, ensure_ascii=False)}]\n'
+        line = event.encode("utf-8", "surrogatepass")
+        if self._taken + len(line) > self.max_bytes:
+            # At once, and not when the disk comes to it: by then the person would have seen more.
+            self._stop("it has reached recording.max_bytes")
+            return True
+        self._taken += len(line)
         self._lines.append(line)
         self._unwritten += len(line)
         if self._writer is None or self._writer.done():
@@ -136,16 +151,15 @@ class Recording:
         return not self._is_full
 
     async def _write_waiting(self) -> None:
-        while self._lines and not self._problem:
+        while self._lines:
             lines, self._lines, self._unwritten = self._lines, [], 0
-            data = "".join(lines).encode("utf-8", "surrogatepass")
-            if self._size + len(data) > self.max_bytes:
-                self._stop("it has reached recording.max_bytes")
-                break
             try:
-                await asyncio.to_thread(self._write, data)
+                await asyncio.to_thread(self._write, b"".join(lines))
             except OSError as exc:
-                self._stop(f"its disk cannot take it ({exc.strerror})")
+                self._lines.clear()
+                self._unwritten = 0
+                if not self._problem:
+                    self._stop(f"its disk cannot take it ({exc.strerror})")
             if self._is_full:
                 self._is_full = False
                 self.on_room()
@@ -158,9 +172,8 @@ class Recording:
         self._size += len(data)
 
     def _stop(self, problem: str) -> None:
+        """Take nothing more; what was taken before is still written."""
         self._problem = problem
-        self._lines.clear()
-        self._unwritten = 0
         _log.error("recording stopped", file=str(self.path), problem=problem)
         if self._is_full:
             self._is_full = False

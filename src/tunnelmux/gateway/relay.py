@@ -346,8 +346,20 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
 
     def device_eof(self) -> None:
         """The device says no more."""
+        self._when_recorded(self._pass_on_eof)
+
+    def _pass_on_eof(self) -> None:
         if not self._is_over:
             self._channel.write_eof()
+
+    def _when_recorded(self, done: Callable[[], object]) -> None:
+        """Do it once all is recorded: behind the end, no word can be said of a recording that
+        failed."""
+        recording = self.opened.recording if self.opened is not None else None
+        if recording is None:
+            done()
+        else:
+            recording.when_written(done)
 
     @property
     def is_full(self) -> bool:
@@ -364,6 +376,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
 
     def device_over(self, status: int | None, signal: tuple[str, bool, str, str] | None) -> None:
         """The device's session is over, with its exit status, a signal, or neither."""
+        self._when_recorded(lambda: self._pass_on_end(status, signal))
+
+    def _pass_on_end(self, status: int | None, signal: tuple[str, bool, str, str] | None) -> None:
         if self._is_over:
             return
         if signal is not None:
