@@ -127,6 +127,35 @@ async def test_health_says_since_when_there_is_a_session_and_why_there_is_none(
     assert found["tunnelmux_build_info{0.1.0}"] == 1
 
 
+async def test_a_visitor_who_does_not_read_is_a_window_that_stalls(
+    proxy: FakeProxy,
+    make_config: MakeConfig,
+    start_agent: StartAgent,
+    start_target: StartTarget,
+):
+    """Also after the session in which it was."""
+
+    async def pour(stream: trio.SocketStream) -> None:
+        await stream.receive_some()
+        await stream.send_all(b"x" * 1_000_000)
+
+    port = await start_target(pour)
+    service = ServiceConfig(name="raw", target=f"tcp://127.0.0.1:{port}")
+    agent = await listening(start_agent, make_config(service, metrics=ANY_PORT))
+    session = await proxy.next_session()
+    assert (await samples(agent))["tunnelmux_agent_window_stalls_total"] == 0
+    stream = await session.open_stream()
+    await stream.send_all(b"CONNECT raw HTTP/1.1\r\nHost: raw\r\n\r\nhello")
+    with trio.fail_after(30):
+        while not (await samples(agent))["tunnelmux_agent_window_stalls_total"]:
+            pass
+    session.abort()
+    with trio.fail_after(30):
+        while agent.figures.is_up and agent.figures.sessions < 2:
+            await health(agent)
+    assert (await samples(agent))["tunnelmux_agent_window_stalls_total"] >= 1
+
+
 async def test_traffic_and_targets_that_fail_are_counted(
     proxy: FakeProxy,
     make_config: MakeConfig,

@@ -20,6 +20,7 @@ from tunnelmux.config import (
     DeviceConfig,
     HttpIngress,
     Ingress,
+    OtelConfig,
     ProxyConfig,
     ProxyEndpoint,
     RegistrySource,
@@ -183,6 +184,7 @@ async def guarded(
     trusted: tuple[str, ...] = (),
     assists: Path | None = None,
     domain: str = "localhost",
+    otel: OtelConfig | None = None,
 ) -> AsyncIterator[Guarded]:
     """A proxy with these rules. The device dev1 is one of proxy.toml, or with a *registry_url* the
     one with *token* there. All *services* lead to the same target. With a folder for its state
@@ -198,6 +200,7 @@ async def guarded(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
         ingress=Ingress(http=http),
         access=access or AccessConfig(),
+        otel=otel or OtelConfig(),
         devices=[] if token else [DeviceConfig(name="dev1", token=_TOKEN)],
         registry=RegistrySource(url=Secret(registry_url), name="p1", migrate=False)
         if registry_url

@@ -45,6 +45,7 @@ class AgentFigures:
         self._session: Session | None = None
         self._bytes_to_proxy = 0
         self._bytes_from_proxy = 0
+        self._window_stalls = 0
 
     # -- the session ------------------------------------------------------------------------
 
@@ -65,6 +66,12 @@ class AgentFigures:
         now = self._session.bytes_received if self._session is not None else 0
         return self._bytes_from_proxy + now
 
+    @property
+    def window_stalls(self) -> int:
+        """How often a stream had to wait for the proxy to read, in the sessions of all times."""
+        now = self._session.window_stalls if self._session is not None else 0
+        return self._window_stalls + now
+
     def session_began(self, session: Session) -> None:
         """There is one now."""
         self.sessions += 1
@@ -77,6 +84,7 @@ class AgentFigures:
         if self._session is not None:
             self._bytes_to_proxy += self._session.bytes_sent
             self._bytes_from_proxy += self._session.bytes_received
+            self._window_stalls += self._session.window_stalls
             self._session = None
             self.changed_at = datetime.now(UTC)
         self.why = why

@@ -223,6 +223,9 @@ class _Now(Collector):
         moved.add_metric(["to_proxy"], figures.bytes_to_proxy)
         moved.add_metric(["from_proxy"], figures.bytes_from_proxy)
         yield moved
+        text = "Times that a stream had to wait for the proxy to read."
+        stalls = figures.window_stalls
+        yield CounterMetricFamily("tunnelmux_agent_window_stalls", text, value=stalls)
         relays = CounterMetricFamily(
             "tunnelmux_agent_relays",
             "Raw connections to targets that are over; requests that the proxy reads come in them.",

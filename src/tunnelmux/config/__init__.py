@@ -27,6 +27,7 @@ from tunnelmux.config.process import (
     DrainConfig,
     LimitsConfig,
     LogConfig,
+    OtelConfig,
 )
 from tunnelmux.config.rules import Address, InvalidSetting
 from tunnelmux.config.secret import Secret, hash_token
@@ -65,6 +66,7 @@ __all__ = [
     "LimitsConfig",
     "LogConfig",
     "MainServer",
+    "OtelConfig",
     "ProxyConfig",
     "ProxyEndpoint",
     "RegistrySource",

@@ -19,7 +19,14 @@ from tunnelmux.limits import (
     SocketIOLimits,
 )
 
-__all__ = ["AgentLimitsConfig", "AuditConfig", "DrainConfig", "LimitsConfig", "LogConfig"]
+__all__ = [
+    "AgentLimitsConfig",
+    "AuditConfig",
+    "DrainConfig",
+    "LimitsConfig",
+    "LogConfig",
+    "OtelConfig",
+]
 
 _MAY_BE_ZERO = frozenset(
     {
@@ -61,6 +68,31 @@ class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         _check_range("min_free", limits.min_free, 0, _LARGEST_COUNT)
         _check_range("max_command", limits.max_command, 16, 1_048_576)
         _check_range("refusals_per_minute", limits.refusals_per_minute, 1, 1_000_000)
+
+
+class OtelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Spans of visitors' requests, by OpenTelemetry; needs the extra `otel`. A change needs a
+    restart."""
+
+    endpoint: str | None = None
+    """Where spans are sent, by OTLP over HTTP: `http://127.0.0.1:4318/v1/traces`. Without it there
+    are none. With it, requests are read by the path that sees their steps, which costs several
+    times as much as the fast one."""
+
+    ratio: float = 0.05
+    """How many of the requests that come without `traceparent` are seen, from 0 to 1; of others
+    its flag decides."""
+
+    queue: int = 2048
+    """Spans that wait for the receiver, a kilobyte each; one more is dropped, and counted. Five
+    belong to a request: 400 requests of a burst, or of a second without a receiver."""
+
+    def __post_init__(self) -> None:
+        if self.endpoint is not None and not self.endpoint.startswith(("http://", "https://")):
+            raise InvalidSetting("endpoint", 'is no URL: write "http://127.0.0.1:4318/v1/traces"')
+        if not 0 <= self.ratio <= 1:
+            raise InvalidSetting("ratio", f"{self.ratio} is not from 0 to 1")
+        _check_range("queue", self.queue, 1, 1_000_000)
 
 
 class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

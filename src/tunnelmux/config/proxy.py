@@ -10,7 +10,7 @@ import msgspec
 
 from tunnelmux.config.access import AccessConfig, check_address_lists
 from tunnelmux.config.cluster import ClusterConfig
-from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig
+from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig, OtelConfig
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
     DOMAIN_LABEL,
@@ -480,6 +480,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     audit: AuditConfig = AuditConfig()
     drain: DrainConfig = DrainConfig()
     log: LogConfig = LogConfig()
+    otel: OtelConfig = OtelConfig()
 
     def __post_init__(self) -> None:
         names = [device.name for device in self.devices]

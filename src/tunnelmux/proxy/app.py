@@ -35,6 +35,7 @@ from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.internal.traffic import Traffic
 from tunnelmux.proxy.names import internal_url, node_name, proxy_identity
 from tunnelmux.proxy.reports import DrainReport, ReloadReport
+from tunnelmux.proxy.traces import close_tracing, trace_gauges, tracing_from
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
@@ -143,11 +144,10 @@ class RunningProxy:
             ],
             lease_runs=self._lease_runs,
         )
-        self._presence: PresenceFile | None = None
-        folder = config.tunnel.state_dir or state_dir
-        path = presence_path(folder, config.tunnel.address) if folder is not None else None
-        if path is not None:
-            self._presence = PresenceFile(path, self.store, self.events)
+        self._tracing = tracing_from(config.otel)
+        if self._tracing is not None:
+            self._http.trace(self._tracing)
+        self._presence = self._presence_in(config.tunnel.state_dir or state_dir)
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
         self._set_ingress(config)
@@ -155,6 +155,10 @@ class RunningProxy:
         self._drain_wanted = trio.Event()
         self._grace = trio.CancelScope()
         self._finished = trio.Event()
+
+    def _presence_in(self, folder: Path | None) -> PresenceFile | None:
+        path = presence_path(folder, self.config.tunnel.address) if folder is not None else None
+        return PresenceFile(path, self.store, self.events) if path is not None else None
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -267,6 +271,7 @@ class RunningProxy:
         finally:
             self._finished.set()
             self.dispatcher.audit.close()
+            await close_tracing(self._tracing)
         if problems:
             raise ConfigError("\n".join(str(problem) for problem in problems))
 
@@ -569,7 +574,7 @@ class RunningProxy:
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """What the metrics show of the proxy now."""
         sessions = self._tunnel.sessions
-        return {
+        return trace_gauges(self._tracing) | {
             "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
             "tunnelmux_streams": ("Live streams of all sessions.", _live_streams(sessions)),
             "tunnelmux_visits": ("Visits: HTTP, TCP, forwards and commands.", len(self.visits)),

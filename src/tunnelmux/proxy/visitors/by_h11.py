@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -42,6 +43,7 @@ from tunnelmux.relay import abort
 from tunnelmux.wire import RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import RequestTrace
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
     from tunnelmux.pump.legs import Route
 
@@ -78,7 +80,8 @@ class RequestsByH11:
         self._visitor = visit.carrier.visitor
         self._router = router
         self._routes = routes
-        self._insists = self._asks_agent = False
+        self._insists = self._asks_agent = self._is_traced = False
+        self._trace: RequestTrace | None = None
         self._overdue: Refusal | None = None
         self._raw_name: object = None
         self._destination: Destination | None = None
@@ -118,6 +121,8 @@ class RequestsByH11:
         """Whether the pump can serve this request, and perhaps those after it."""
         self._visit.place.leave()
         self._asks_agent, self._insists = self._insists, False
+        if self._routes.tracing is not None:
+            return False
         if self._asks_agent or self._overdue is not None or not self._visit.may_be_carried:
             return False
         if self.kept.holds_any or self.raw.holds_any:
@@ -143,8 +148,16 @@ class RequestsByH11:
         """A stream to the device that this request names; raises Refused."""
         self.is_idle = False
         self.busy_since = trio.current_time()
+        self._begin_trace(request)
+        with self._step("route"):
+            headers = await self._admitted(request)
+        with self._step("stream open"):
+            return await self._open(request, headers)
+
+    async def _admitted(self, request: RequestHead) -> list[Field]:
+        """The fields that the service gets; raises Refused."""
         if self._router.reaches_others:
-            await self._router.look_for(self._named(request).device)
+            await self._router.look_for(self._router.named(self._named(request).device))
         self._destination = destination = self._find(request)
         refusal = self._visit.admit(destination) or self._overdue
         self._overdue = None
@@ -155,6 +168,11 @@ class RequestsByH11:
         if refusal is not None:
             raise Refused(refusal)
         headers = await self._let_in(request, destination)
+        return self._trace.goes_on(headers) if self._trace is not None else headers
+
+    async def _open(self, request: RequestHead, headers: list[Field]) -> Upstream:
+        destination = self._destination
+        assert destination is not None
         found = self._routes.now(destination)
         raw_name = found.destination if found is not None else None
         self._raw_name = None
@@ -175,6 +193,36 @@ class RequestsByH11:
         self._stream = self._upstream.stream
         self._upstream.tap = self._tapped
         return self._upstream
+
+    def _begin_trace(self, request: RequestHead) -> None:
+        tracing = self._routes.tracing
+        if tracing is None:
+            return
+        ago = None if self._is_traced else trio.current_time() - self._visit.began
+        self._is_traced = True
+        self._trace = tracing.begin(request.method, request.headers, arrived_ago=ago)
+
+    def _step(self, name: str) -> AbstractContextManager[None]:
+        return self._trace.step(name) if self._trace is not None else nullcontext()
+
+    def _end_trace(self, exchange: Exchange, destination: Destination | None) -> None:
+        trace, self._trace = self._trace, None
+        request = exchange.request
+        if trace is None or request is None:
+            return
+        trace.end(
+            {
+                "http.request.method": request.method.decode("ascii"),
+                "url.path": request.path,
+                "url.scheme": self._visitor.scheme,
+                "client.address": self._visitor_of(request),
+                "http.response.status_code": exchange.status or None,
+                "tunnelmux.device": destination.device if destination else None,
+                "tunnelmux.service": destination.service if destination else None,
+                "error.type": exchange.reason,
+            },
+            exchange.problem if exchange.status >= 500 or not exchange.status else None,
+        )
 
     def _to_target(
         self, request: RequestHead, headers: list[Field], raw: trio.abc.Stream, route: Route
@@ -308,6 +356,8 @@ class RequestsByH11:
         return find_destination(request, self._settings.domain, self._router.is_tenant)
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
+        if self._trace is not None:
+            self._trace.answered()
         headers = without_own_set_cookies(self._take_relay_field(headers)) + self._set_cookies
         if self._settings.parent_cookies:
             return headers
@@ -341,6 +391,7 @@ class RequestsByH11:
         elif self._upstream is not None:
             self.kept.put_back(destination, self._upstream)
         self._destination = self._stream = self._upstream = None
+        self._end_trace(exchange, destination)
         self.is_idle = True
         self._visit.count_more(exchange.bytes_in, exchange.bytes_out)
         seconds = trio.current_time() - exchange.started

@@ -32,6 +32,7 @@ from tunnelmux.pump.data_pump import DataPump, Owner
 from tunnelmux.sessions import SessionHandle
 
 if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import Tracing
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
     from tunnelmux.pump.http_relay import HttpRelay
     from tunnelmux.pump.legs import Route
@@ -73,6 +74,9 @@ class PumpRoutes:
     def __init__(self, router: Router) -> None:
         self.limits = IngressLimits()
         """Of these are held the idle connections."""
+        self.tracing: Tracing | None = None
+        """What makes spans of requests, if anything does: all of them go by h11 then, which sees
+        the steps."""
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
         self._elsewhere: WeakKeyDictionary[SessionHandle, _RoutesOfHop] = WeakKeyDictionary()
@@ -230,6 +234,8 @@ class Carrier:
         """Where a request goes that says and shows this, which may be empty; None when h11 has to
         look. `crosses` says that it may change something, and be another site's doing."""
         self._tried = None
+        if self._routes.tracing is not None:
+            return None
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import ssl
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
@@ -24,6 +24,9 @@ from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, reset_socket
 from tunnelmux.sessions import DeviceStore
 from tunnelmux.transports.admission import Admission, source_of
+
+if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import Tracing
 
 __all__ = ["HttpIngressServer"]
 
@@ -97,6 +100,10 @@ class HttpIngressServer:
             for visit in self.visits:
                 if isinstance(visit, HttpVisit):
                     visit.leave_pump()
+
+    def trace(self, tracing: Tracing) -> None:
+        """Make spans of the requests from now on."""
+        self._parts.routes.tracing = tracing
 
     def drain(self) -> None:
         """Close idle connections now and the others after their current request."""

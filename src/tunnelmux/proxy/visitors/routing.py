@@ -259,6 +259,10 @@ class Router:
         """Whether host names that end with `--name` are those of a tenant's devices."""
         return self._devices.is_tenant(name)
 
+    def named(self, label: str) -> str:
+        """The name of the device that a host calls so, perhaps by its serial number."""
+        return self._devices.named(label)
+
     @property
     def reaches_others(self) -> bool:
         """Whether devices may be on other nodes."""
