@@ -1,5 +1,5 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
-# make test    the tests                                    (ARGS="-k name" goes to pytest)
+# make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
 # make long    the tests that show for long what others show for a moment: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
 # make conformance  the same, and docs/conformance.md made from it
@@ -31,7 +31,7 @@ demo: build
 	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
 
 test: .venv/.test build
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 long: .venv/.test build
 	@$(BIN)/python -m pytest -m long --long $(ARGS)

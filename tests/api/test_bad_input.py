@@ -288,7 +288,9 @@ async def test_the_longest_text_fits_into_the_database(
                 stored += answer.status_code == 201
                 if answer.is_error:  # names, codes and addresses are of few letters
                     what = (operation, name)
-                    assert problem_of(answer, what)["status"] < 500, (what, answer.text)
+                    problem = problem_of(answer, what)
+                    # There is no proxy here to inspect anything.
+                    assert problem["status"] < 500 or problem["code"] == "proxy_away", what
         assert stored > 10
 
 

@@ -108,7 +108,7 @@ async def test_a_provider_that_starts_anew_has_other_keys(tmp_path: Path) -> Non
         first = api.browser()
         await first.sign_in(api.base, "alice")
         await providers[0].restart()
-        api.running.api.sign_in._provider._keys_read -= 61  # a minute later
+        api.running.api.sign_in.provider._keys_read -= 61  # a minute later
         second = api.browser()
         await second.sign_in(api.base, "bob")
         assert await who(second, api) == "bob@example.com"

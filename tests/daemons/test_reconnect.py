@@ -59,7 +59,6 @@ async def test_a_second_agent_of_a_device_takes_over_from_one_that_hangs(
         await tunnel.still_works()
         ended = await tunnel.proxy.logged("session ended", since=since, device="dev1")
         assert ended["reason"] == "replaced by a new connection of the same device"
-        await second.logged("relay ended")
     finally:
         first.send_signal(signal.SIGCONT)
     # The one that was replaced is told so by the end of its connection, and is no error.

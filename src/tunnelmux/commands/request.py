@@ -189,6 +189,8 @@ class CommandRequest:
 
         Empty credentials count as absent.
         """
+        if isinstance(content, Mapping) and content.get("commandId") is None:
+            raise InvalidCommand("commandId", "is missing")  # it comes first on the wire
         fields = read_fields(content, ExecuteCommand)
         return cls.of(fields, fields.command_id)
 

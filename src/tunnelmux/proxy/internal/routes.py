@@ -90,7 +90,7 @@ class RouteTable:
             allowed = [name for route, _ in matching for name in route.methods]
             raise ApiError(
                 "METHOD_NOT_ALLOWED",
-                f"{allowed[0]} required",
+                f"{' or '.join(route.method for route, _ in matching)} required",
                 headers=[(b"Allow", ", ".join(allowed).encode("ascii"))],
             )
         raise _nothing_here(path)
