@@ -82,7 +82,7 @@ class TargetConnector:
             raise self._refused("target-down", f"is down: it {problem}")
 
     async def dial(self, timeout: float) -> trio.abc.HalfCloseableStream:
-        """A raw connection within `timeout` seconds, whatever is known of the target.
+        """A raw connection within `timeout` seconds, also where the target counts as down.
 
         Raises Refused: 502 target-refused or target-unreachable, 504 target-timeout.
         """

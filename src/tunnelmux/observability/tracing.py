@@ -74,7 +74,7 @@ class _Queue(SpanProcessor):
                 batch = [self._spans.popleft() for _ in range(min(_BATCH, len(self._spans)))]
             try:
                 is_sent = self._exporter.export(batch) is SpanExportResult.SUCCESS
-            except Exception:  # noqa: BLE001  whatever the exporter meets costs these spans only
+            except Exception:  # noqa: BLE001  an error of the exporter costs these spans only
                 is_sent = False
             if is_sent:
                 self.sent += len(batch)

@@ -55,7 +55,7 @@ class SshDevice:
     serial: str
 
     def is_called(self, text: str) -> bool:
-        """Whether this is its serial number or one of its names, in whatever case."""
+        """Whether this is its serial number or one of its names; case does not count."""
         return text.casefold() in {
             name.casefold() for name in (self.name, self.label, self.serial) if name
         }

@@ -53,7 +53,7 @@ _MAX_UNKNOWN = 10_000
 # Tokens so remembered, under 200 bytes each; the oldest makes room.
 
 _LEAST_GAP = 0.1
-# Seconds between two looks for changes, by whatever caller.
+# Seconds between two looks for changes, for all callers together.
 
 _CATCH_UP = 3.0
 # Seconds a handshake with an unknown token waits for the registry.
