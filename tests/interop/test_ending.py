@@ -101,12 +101,16 @@ async def test_we_close_with_data_in_flight(link: Link, deviation: Callable[[str
         with trio.fail_after(30):
             await link.session.aclose()
             await link.call("closed")
-        if link.name in {"hashicorp", "rust"}:
+        try:
             reply = await link.call("read ours 200000")
-            assert reply["sha256"] == pattern_digest(200_000)
+        except PeerError:
+            assert link.name not in {"hashicorp", "rust"}
         else:
-            with pytest.raises(PeerError):
-                await link.call("read ours 200000")
+            assert reply["sha256"] == pattern_digest(200_000)
+            assert link.name in {"hashicorp", "rust", "js-libp2p"}
+        if link.name == "js-libp2p":  # whether its reader was told before the GoAway is its own race
+            deviation("a GoAway(0) may discard what was received and not read yet")
+        elif link.name not in {"hashicorp", "rust"}:
             deviation("a GoAway(0) discards what was received and not read yet")
         nursery.cancel_scope.cancel()
 
