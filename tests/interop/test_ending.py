@@ -108,7 +108,8 @@ async def test_we_close_with_data_in_flight(link: Link, deviation: Callable[[str
         else:
             assert reply["sha256"] == pattern_digest(200_000)
             assert link.name in {"hashicorp", "rust", "js-libp2p"}
-        if link.name == "js-libp2p":  # whether its reader was told before the GoAway is its own race
+        # Whether js-libp2p's reader was told before the GoAway is its own race.
+        if link.name == "js-libp2p":
             deviation("a GoAway(0) may discard what was received and not read yet")
         elif link.name not in {"hashicorp", "rust"}:
             deviation("a GoAway(0) discards what was received and not read yet")
