@@ -73,6 +73,11 @@ def _stand_ins() -> dict[str, ModuleType | None]:
         # Trio names threads with it for debuggers, and starts ldconfig to find where.
         "ctypes": StandIn("ctypes", util=library, CDLL=_load_nothing),
         "ctypes.util": library,
+        # msgspec has these classes in a table of types that it can make, and no setting is of them.
+        "decimal": StandIn("decimal", Decimal=_Decimal),
+        "uuid": StandIn("uuid", UUID=_UUID, SafeUUID=_SafeUUID),
+        # Trio writes host names in other letters with it; its tables are large.
+        "idna": StandIn("idna"),
         # click would speak other languages, of which it has none.
         "gettext": StandIn("gettext", gettext=_as_it_is, ngettext=_one_or_more),
         # trio-websocket asks how old Trio is.
@@ -91,6 +96,18 @@ def _stand_ins() -> dict[str, ModuleType | None]:
 
 class _PicklingError(Exception):
     pass
+
+
+class _Decimal:
+    pass
+
+
+class _UUID:
+    pass
+
+
+class _SafeUUID:
+    unknown = None
 
 
 def _as_it_is(message: str) -> str:

@@ -17,8 +17,10 @@ from tunnelmux.config import ProxyConfig
 from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
 
 UNNEEDED = (
+    "_decimal",
     "_hashlib",
     "_ssl",
+    "_uuid",
     "aiohttp",
     "asyncio",
     "asyncssh",
@@ -32,6 +34,7 @@ UNNEEDED = (
     "gettext",
     "greenlet",
     "html",
+    "idna",
     "importlib.metadata",
     "lzma",
     "pickle",
@@ -41,6 +44,8 @@ UNNEEDED = (
     "socketio",
     "sqlalchemy",
     "trio_asyncio",
+    "tunnelmux.cli.assist",
+    "tunnelmux.cli.pair",
     "tunnelmux.config.api",
     "tunnelmux.config.gateway",
     "tunnelmux.config.proxy",

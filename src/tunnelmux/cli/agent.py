@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -15,7 +16,6 @@ with light_imports():
     import click
 
     from tunnelmux import __version__
-    from tunnelmux.cli.assist import assist
     from tunnelmux.cli.options import (
         all_option,
         common_settings,
@@ -28,7 +28,6 @@ with light_imports():
         setting,
     )
     from tunnelmux.cli.outcome import run_command
-    from tunnelmux.cli.pair import pair
     from tunnelmux.config import AgentConfig, InvalidSetting, load_agent_config
     from tunnelmux.config.changes import changes_between
     from tunnelmux.config.join import find_join
@@ -40,6 +39,9 @@ if TYPE_CHECKING:
 __all__ = ["main"]
 
 _PROGRAM = "tunnelmux-agent"
+
+_OTHERS = {"assist": "tunnelmux.cli.assist", "pair": "tunnelmux.cli.pair"}
+# Commands of the same name, by the modules they are in.
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -158,7 +160,20 @@ def _agent_settings(function: F) -> F:
     return function
 
 
-@click.group(_PROGRAM, invoke_without_command=True, epilog=_EXAMPLES)
+class _Commands(click.Group):
+    """Imports the commands that are not for running the agent when they are asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted([*super().list_commands(ctx), *_OTHERS])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name in _OTHERS:
+            command: click.Command = getattr(importlib.import_module(_OTHERS[cmd_name]), cmd_name)
+            return command
+        return super().get_command(ctx, cmd_name)
+
+
+@click.group(_PROGRAM, cls=_Commands, invoke_without_command=True, epilog=_EXAMPLES)
 @_agent_settings
 @click.version_option(__version__, prog_name=_PROGRAM)
 @click.pass_context
@@ -180,10 +195,6 @@ def check(
 ) -> None:
     """Validate the configuration and print the result, secrets hidden."""
     print_checked(_PROGRAM, partial(_load, context, config_file), show_all=show_all)
-
-
-agent.add_command(pair)
-agent.add_command(assist)
 
 
 def _load(
