@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from support.proxies import free_port
+
 pytestmark = pytest.mark.slow  # each starts a Python
 
 
@@ -53,8 +55,7 @@ def test_a_port_in_use_is_one_line_and_status_2(tmp_path, port):
 
 
 def test_sighup_reloads_and_sigterm_ends_it_with_status_0(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "proxy.toml"
     file.write_text(f'[tunnel]\nlisten = "127.0.0.1:{port}"\n')
     with start_proxy(file) as process:
@@ -73,8 +74,7 @@ def test_sighup_reloads_and_sigterm_ends_it_with_status_0(tmp_path):
 
 
 def test_sighup_reloads_a_quickstart_proxy_and_ends_it_no_more(tmp_path):
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     file = tmp_path / "proxy.toml"
     quiet = f'[tunnel]\nlisten = "127.0.0.1:{port}"\n[ingress.http]\nlisten = "127.0.0.1:0"\n'
     file.write_text(quiet)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -19,6 +18,7 @@ from support.apis import LiveApi, live_api
 from support.daemons import Daemon, DaemonSet
 from support.http_rig import Peer
 from support.origin import Origin, reply, serving
+from support.proxies import free_port
 from support.tenants import Person, person
 from tunnelmux.config import Secret
 from tunnelmux.config.api import ProxyEndpointConfig
@@ -96,13 +96,6 @@ async def fleet(folder: Path, daemons: DaemonSet) -> AsyncIterator[Fleet]:
         await proxy.logged("registry read")
         visitors = await proxy.listening("ingress.http.listen")
         yield Fleet(api, await person(api, "ada"), folder, daemons, str(visitors))
-
-
-def free_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        port: int = taken.getsockname()[1]
-        return port
 
 
 async def drip(peer: Peer, _head: bytes) -> None:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import signal
-import socket
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from support.proxies import free_port
 from support.tunnels import Tunnel
 from tunnelmux.config import Address
 
 pytestmark = pytest.mark.slow  # each starts processes
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return int(free.getsockname()[1])
 
 
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGKILL])
@@ -27,7 +22,9 @@ async def test_a_visitor_who_asks_at_once_waits_for_the_device(
 ) -> None:
     state = tmp_path / "state"
     configuration = tunnel.proxy_file(
-        tunnel=f'127.0.0.1:{free_port()}"\nstate_dir = "{state}', http=f"127.0.0.1:{free_port()}"
+        tunnel=f'127.0.0.1:{free_port()}"\nstate_dir = "{state}',
+        http=f"127.0.0.1:{free_port()}",
+        more="[limits]\nreconnect_wait = 30.0",
     )
 
     async def start_proxy() -> None:
@@ -58,7 +55,7 @@ async def test_a_visitor_who_asks_at_once_waits_for_the_device(
     began = trio.current_time()
     answer = await tunnel.fetch(device="dev2")
     assert answer.status == 503
-    assert trio.current_time() - began < 4.5, "nobody waited reconnect_wait"
+    assert trio.current_time() - began < 20, "the answer waited reconnect_wait"
     assert b"it was last seen on " in answer.body
 
 

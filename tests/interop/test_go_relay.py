@@ -212,7 +212,7 @@ async def their_agent(
         url = f"ws://{proxy.tunnel_address}/tunnel/connect"
         async with started("agent", url, TOKEN, str(web)) as program:
             await program.says("connected")
-            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5) is not None
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30) is not None
             yield proxy, program
 
 

@@ -108,7 +108,7 @@ async def test_the_printed_line_lets_one_device_in_over_pinned_tls(tmp_path: Pat
         assert "15 minutes" in text and str(proxy.http_address) in text
         async with joined(join) as (_, token):
             assert token is not None
-            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5) is not None
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30) is not None
         with pytest.raises(ConnectRefused) as caught:
             async with joined(join, "dev2"):
                 pass
@@ -155,7 +155,7 @@ async def test_more_devices_are_invited_while_the_proxy_runs(tmp_path: Path) -> 
             invitation = await trio.to_thread.run_sync(invite, tmp_path)
             assert invitation.join in invitation.command
             async with joined(invitation.join, device):
-                found = await proxy.store.wait_for_device(device, trio.current_time() + 5)
+                found = await proxy.store.wait_for_device(device, trio.current_time() + 30)
                 assert found is not None
 
 
@@ -166,7 +166,7 @@ async def test_a_reload_takes_the_file_and_the_devices_anew_and_keeps_the_certif
         first, second = [await trio.to_thread.run_sync(invite, tmp_path) for _ in range(2)]
         async with joined(first.join, "dev1") as (session, _), joined(second.join, "dev2") as kept:
             for device in ("dev1", "dev2"):
-                assert await proxy.store.wait_for_device(device, trio.current_time() + 5)
+                assert await proxy.store.wait_for_device(device, trio.current_time() + 30)
             remove_from_devices_json(tmp_path, "dev1")
             config = msgspec.structs.replace(
                 ANY_PORT, devices=[DeviceConfig(name="dev3", token=Secret("its-own-token"))]
@@ -179,14 +179,14 @@ async def test_a_reload_takes_the_file_and_the_devices_anew_and_keeps_the_certif
         again = await trio.to_thread.run_sync(invite, tmp_path)
         assert decode_join("join", again.join).pin == decode_join("join", first.join).pin
         async with joined(again.join, "dev1"):
-            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30)
 
 
 async def test_a_reload_with_damaged_devices_changes_nothing(tmp_path: Path) -> None:
     async with quickstarted(tmp_path, lambda _: None) as proxy:
         made = await trio.to_thread.run_sync(invite, tmp_path)
         async with joined(made.join) as (session, _):
-            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30)
             await trio.Path(tmp_path / "devices.json").write_text("[{")
             with pytest.raises(ConfigError, match=r"devices\.json is damaged"):
                 await reload_quickstart(proxy, tmp_path, "127.0.0.1", config=ANY_PORT)
@@ -286,7 +286,7 @@ async def test_after_a_restart_certificate_and_devices_are_the_same(tmp_path: Pa
             ) as websocket,
             open_session(websocket, is_client=True),
         ):
-            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5) is not None
+            assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30) is not None
 
 
 async def test_the_certificate_names_the_host_and_its_key_is_private(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 
 from support.postgresql import PostgreSQL, run_postgresql
 from support.registered import (
+    BOUND,
     agent_at,
     agent_config,
     agent_with,
@@ -32,7 +33,7 @@ from tunnelmux.registry.sql import upgrade_database
 
 
 async def online(proxy: RunningProxy, name: str) -> None:
-    assert await proxy.store.wait_for_device(name, trio.current_time() + 5) is not None
+    assert await proxy.store.wait_for_device(name, trio.current_time() + 30) is not None
 
 
 async def refusal_of(proxy: RunningProxy, token: Secret) -> tuple[int, str | None]:
@@ -186,7 +187,7 @@ async def test_what_may_not_go_on_ends_in_time_and_is_counted(
         number = await act(registry, acme, device)
         assert number is not None
         async with within_bound():
-            effects = await registry.changes.effects(number)
+            effects = await registry.changes.effects(number, within=BOUND)
             await leaving.wait_closed()
         assert_one_session_ended(effects)
         assert visit.cut_reason is not None
@@ -265,7 +266,7 @@ async def test_revoking_ends_a_running_download_and_its_neighbours_goes_on(
             number = await revoke(registry, acme, device)
             async with within_bound():
                 await ending.read_to_its_end()
-                effects = await registry.changes.effects(number)
+                effects = await registry.changes.effects(number, within=BOUND)
             assert_one_session_ended(effects)
             with trio.fail_after(20):
                 await staying.read(1_000_000)
@@ -285,7 +286,7 @@ async def test_every_proxy_answers_for_what_it_ended(
         await online(first, "cam1--acme")
         await online(second, "cam1--acme")
         number = await revoke(registry, acme, device)
-        effects = await registry.changes.effects(number)
+        effects = await registry.changes.effects(number, within=BOUND)
         assert sorted(effect.proxy_name for effect in effects.done) == ["p1", "p2"]
         assert (effects.sessions, effects.missing) == (2, [])
 

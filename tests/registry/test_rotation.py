@@ -152,7 +152,7 @@ async def test_a_token_the_proxy_does_not_know_is_put_back(
         following(config_for(database_url)) as proxy,
         agent_at(agent_config(proxy, token_file=file)) as agent,
     ):
-        handle = await proxy.store.wait_for_device("cam1--acme", trio.current_time() + 5)
+        handle = await proxy.store.wait_for_device("cam1--acme", trio.current_time() + 30)
         assert isinstance(handle, LocalHandle)
         delivery = await deliver(handle, Secret("nobody-knows-this"), IngressLimits())
         assert delivery.refused
@@ -172,7 +172,7 @@ async def test_what_is_no_token_is_refused_and_nothing_is_written(
         following(config_for(database_url)) as proxy,
         agent_at(agent_config(proxy, token_file=file)),
     ):
-        handle = await proxy.store.wait_for_device("cam1--acme", trio.current_time() + 5)
+        handle = await proxy.store.wait_for_device("cam1--acme", trio.current_time() + 30)
         assert isinstance(handle, LocalHandle)
         delivery = await deliver(handle, Secret(token), IngressLimits())
         assert delivery.refused

@@ -95,7 +95,7 @@ class TunnelBench:
 
     async def arrived(self, device: str = "dev1") -> SessionHandle:
         """The device's session, as soon as the proxy has registered it."""
-        handle = await self.store.wait_for_device(device, trio.current_time() + 5)
+        handle = await self.store.wait_for_device(device, trio.current_time() + 30)
         assert handle is not None, f"{device} was never registered"
         return handle
 

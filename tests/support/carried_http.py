@@ -168,7 +168,7 @@ async def rig(
         endpoint = ProxyEndpoint(url=url, token=Secret("token-of-dev1"))
         ours = partial(run_agent, dial=dial if announces else dial_like_older_agents)
         await nursery.start(ours, msgspec.structs.replace(agent, proxy=endpoint))
-        assert await proxy.store.wait_for_device("dev1", trio.current_time() + 5)
+        assert await proxy.store.wait_for_device("dev1", trio.current_time() + 30)
         target = Target(proxy, incoming)
         target.trust = tls[1] if tls is not None else None
         target.visitor = await target.new_visitor()

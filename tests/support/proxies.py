@@ -75,7 +75,7 @@ async def agent_of(
         ) as websocket,
         open_session(websocket, is_client=True) as session,
     ):
-        assert await proxy.store.wait_for_device(device, trio.current_time() + 5) is not None
+        assert await proxy.store.wait_for_device(device, trio.current_time() + 30) is not None
         yield session
 
 

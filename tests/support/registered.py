@@ -30,7 +30,15 @@ from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.transports import connect_websocket
 from tunnelmux.wire import INSTANCE_FIELD, SERVICES_FIELD
 
-__all__ = ["agent_at", "agent_config", "agent_with", "config_for", "following", "within_bound"]
+__all__ = [
+    "BOUND",
+    "agent_at",
+    "agent_config",
+    "agent_with",
+    "config_for",
+    "following",
+    "within_bound",
+]
 
 BOUND = 20.0
 """Seconds from a change in the registry to its effect on every proxy, on the busiest machine; on a

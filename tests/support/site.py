@@ -31,14 +31,15 @@ __all__ = ["DEVICE_TOKEN", "SECRET", "Site", "running_site"]
 SECRET = "the-secret-of-the-back-end"
 DEVICE_TOKEN = "token-of-dev1"
 FRAME = b"\xff\xd8 a picture, or so \xff\xd9"
+FRAME_INTERVAL = 0.05
+"""Seconds between two frames of the camera."""
 
 
 class SmallDevice:
     """An HTTP server with one page of each kind: JSON, echo, MJPEG and WebSocket."""
 
-    def __init__(self, frame_interval: float = 0.05) -> None:
+    def __init__(self) -> None:
         self.requests = 0
-        self._frame_interval = frame_interval
 
     async def serve(self, stream: trio.SocketStream) -> None:
         data = b""
@@ -80,7 +81,7 @@ class SmallDevice:
                     b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n"
                     % (len(FRAME), FRAME)
                 )
-                await trio.sleep(self._frame_interval)
+                await trio.sleep(FRAME_INTERVAL)
         except trio.BrokenResourceError:
             return
 
@@ -180,9 +181,7 @@ class Site:
 
 
 @asynccontextmanager
-async def running_site(
-    *, limits: LimitsConfig | None = None, frame_interval: float = 0.05
-) -> AsyncIterator[Site]:
+async def running_site(*, limits: LimitsConfig | None = None) -> AsyncIterator[Site]:
     """A site on loopback ports; what still runs when the block is left is cancelled."""
     config = ProxyConfig(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
@@ -192,7 +191,7 @@ async def running_site(
     )
     async with trio.open_nursery() as nursery:
         proxy = await nursery.start(partial(run_proxy, config))
-        site = Site(nursery, proxy, SmallDevice(frame_interval))
+        site = Site(nursery, proxy, SmallDevice())
         await site.start()
         yield site
         nursery.cancel_scope.cancel()
