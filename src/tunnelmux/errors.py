@@ -97,6 +97,11 @@ class ConnectError(TunnelmuxError):
         self.retryable = retryable
         self.retry_after = retry_after
 
+    @property
+    def is_ours(self) -> bool:
+        """Whether a tunnelmux-proxy said so, and not something that stands before it."""
+        return False
+
 
 class ConnectRefused(ConnectError):
     """The other side answered the handshake with an HTTP status other than 101.
@@ -116,6 +121,11 @@ class ConnectRefused(ConnectError):
         super().__init__(message, retryable=retryable, retry_after=retry_after)
         self.status = status
         self.reason = reason
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether the answer carried our own reason field."""
+        return self.reason is not None
 
 
 class SessionError(TunnelmuxError):

@@ -372,11 +372,11 @@ class RunningAgent:
             replaced_by = await self._hold_session()
         except ConnectError as error:
             self.figures.attempt_failed(error)
-            if not error.retryable:
-                assert self._link is not None  # it is what was dialled
+            assert self._link is not None  # it is what was dialled
+            if not error.retryable and not await self._falls_back(self._link, error):
                 source = self._link.credentials.source
                 raise refused_for_good(error, credential=source) from error
-            delay = self._backoff.next_delay(error.retry_after)
+            delay = self._backoff.next_delay(error.retry_after, is_ours=error.is_ours)
             _log.warning("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
         except ConfigError as error:
@@ -466,6 +466,7 @@ class RunningAgent:
 
     async def _read_news(self, link: ProxyLink, headers: dict[str, str]) -> None:
         """What the proxy says of this device in its answer to the handshake."""
+        await self._keep_accepted(link)
         await self._keep_token(link, headers.get(_lower(TOKEN_FIELD)))
         if _lower(REPLACED_FIELD) in headers:
             _log.warning(
@@ -485,12 +486,44 @@ class RunningAgent:
     async def _keep_token(self, link: ProxyLink, token: str | None) -> None:
         if token is None or link.credentials.path is None:
             return
+        if link.credentials.has_joined:
+            # Only the first use of a join line is answered so. What the device has is good.
+            _log.warning(
+                "token ignored",
+                device=link.device,
+                cause="the proxy gave another token without being asked",
+                fix="look whether proxy.url leads to your proxy; tokens are changed by `rotate`",
+            )
+            return
         try:
             await trio.to_thread.run_sync(link.learn, Secret(token))
         except ConfigError as error:
             _log.error("token not kept", cause=str(error))
         else:
             _log.info("joined", device=link.device, token_file=str(link.credentials.path))
+
+    async def _falls_back(self, link: ProxyLink, error: ConnectError) -> bool:
+        """Whether an earlier token is left to be shown to a proxy that does not know this one."""
+        if not isinstance(error, ConnectRefused) or error.status != 401:
+            return False
+        return await trio.to_thread.run_sync(link.fall_back)
+
+    async def _keep_accepted(self, link: ProxyLink) -> None:
+        """Put an earlier token back into its place, if it is what the proxy took."""
+        if not link.shows_earlier:
+            return
+        try:
+            await trio.to_thread.run_sync(link.keep_earlier)
+        except ConfigError as error:
+            _log.error("token not kept", cause=str(error))
+        else:
+            _log.warning(
+                "token put back",
+                device=link.device,
+                token_file=str(link.credentials.kept_in),
+                cause="the proxy refused the one that replaced it",
+                fix="if that was not you, look at what the device was connected to before",
+            )
 
     async def _serve(self, link: ProxyLink, session: Session) -> None:
         started = trio.current_time()

@@ -49,11 +49,13 @@ class Backoff:
         self._was_away = False  # since the last session
         self._has_ended = False  # a session, and nothing was waited for since
 
-    def next_delay(self, hint: float | None = None) -> float:
+    def next_delay(self, hint: float | None = None, *, is_ours: bool = True) -> float:
         """Seconds to wait after one more failure.
 
-        `hint` is the other side's own wish (Retry-After) and wins over the maximum too; a jitter of
-        at most the minimum goes on top, so that a whole fleet does not return in the same instant.
+        `hint` is the other side's own wish (Retry-After). A proxy's wins over the maximum too; that
+        of what is not ours, say the login page of a network, counts only where the wait can be as
+        long without it. A jitter of at most the minimum goes on top, so that a whole fleet does
+        not return in the same instant.
         """
         self._was_away = not self._has_ended
         self._has_ended = False
@@ -61,7 +63,7 @@ class Backoff:
         self._tries += 1
         limit = self._early if self._tries < EARLY_TRIES else self._maximum
         self._bound = min(bound * 2, limit)
-        if hint is not None:
+        if hint is not None and (is_ours or hint <= bound):
             return hint + self._uniform(0.0, self._minimum)
         return self._uniform(0.0, bound)
 

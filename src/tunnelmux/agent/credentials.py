@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from tunnelmux.agent.earlier_tokens import EarlierTokens
 from tunnelmux.config import Device, ProxyEndpoint, Secret, hash_token
 from tunnelmux.config.private_file import write_private
 from tunnelmux.config.state_dir import default_state_dir
@@ -85,14 +86,34 @@ class Credentials:
         """The file that the token stands in, or None when it stands in the configuration."""
         return self.path if self.path is not None else self._proxy.token_file
 
-    def replace(self, token: Secret) -> None:
-        """Write another token down in the place of this one, in one step and for its owner only.
+    @property
+    def has_joined(self) -> bool:
+        """Whether the token of `read()` is the permanent one that joining gave."""
+        return self._learned is not None
+
+    def earlier(self, token: Secret) -> list[Secret]:
+        """The tokens that this one replaced, the latest first; reads a local file."""
+        kept_in = self.kept_in
+        return EarlierTokens(kept_in).of(token) if kept_in is not None else []
+
+    def replace(self, before: Secret, token: Secret) -> None:
+        """Write another token down in the place of `before`, which is kept beside it.
+
+        Raises ConfigError, with the old one still in its place, when that cannot be written or when
+        too many were replaced.
+        """
+        self._check_place()
+        assert self.kept_in is not None  # it was checked just now
+        EarlierTokens(self.kept_in).keep(before, replaced_by=token)
+        self.put(token)
+
+    def put(self, token: Secret) -> None:
+        """Write a token down where the device's stands, in one step and for its owner only.
 
         Raises ConfigError, with the old one still there, when it cannot be written.
         """
+        self._check_place()
         if self.path is not None:
-            if self._learned is None:
-                raise ConfigError("the device has not joined yet, so there is no token to replace")
             before = self._learned
             try:
                 self.learn(token)
@@ -101,11 +122,7 @@ class Credentials:
                 raise
             return
         file = self._proxy.token_file
-        if file is None:
-            raise ConfigError(
-                "the token stands in the agent's configuration itself: put it into a file of its "
-                "own and name that with proxy.token_file"
-            )
+        assert file is not None  # it was checked above
         try:
             write_private(file, token.reveal().encode() + b"\n")
         except OSError as exc:
@@ -113,6 +130,15 @@ class Credentials:
                 f"cannot write {file} ({exc.strerror}); let this program's user write it and the "
                 "folder it is in"
             ) from exc
+
+    def _check_place(self) -> None:
+        if self.path is not None and self._learned is None:
+            raise ConfigError("the device has not joined yet, so there is no token to replace")
+        if self.kept_in is None:
+            raise ConfigError(
+                "the token stands in the agent's configuration itself: put it into a file of its "
+                "own and name that with proxy.token_file"
+            )
 
     def _load(self) -> Secret | None:
         assert self.path is not None

@@ -27,22 +27,61 @@ class ProxyLink:
             self.ssl_context = client_context(proxy.ca_file, proxy.pin)
         self.dialled = proxy.url
         self._shown: Secret | None = None
+        self._kept: Secret | None = None  # what stands in the file, or in the configuration
+        self._earlier: list[Secret] | None = None  # left to be shown; None while none was wanted
 
     def token(self) -> Secret:
-        """The token to show now; reads one line of a local file. Raises ConfigError."""
-        self._shown = self.credentials.read()
+        """The token to show now; reads one line of a local file. Raises ConfigError.
+
+        That is the one that is kept, or after `fall_back` one that it replaced.
+        """
+        kept = self.credentials.read()
+        if kept != self._kept or self._earlier is None:
+            self._kept = self._shown = kept
+            self._earlier = None
+        assert self._shown is not None
         return self._shown
+
+    def fall_back(self) -> bool:
+        """The proxy does not know what was shown: show an earlier token from now on, the latest
+        first. False when there is none left."""
+        if self._kept is None:
+            return False
+        if self._earlier is None:
+            self._earlier = self.credentials.earlier(self._kept)
+        if not self._earlier:
+            self._earlier = None
+            return False
+        self._shown = self._earlier.pop(0)
+        return True
+
+    @property
+    def shows_earlier(self) -> bool:
+        """Whether what is shown is one that the kept token replaced."""
+        return self._earlier is not None
+
+    def keep_earlier(self) -> None:
+        """The proxy took the earlier token that was shown: it stands in its old place again. Raises
+        ConfigError when that could not be written."""
+        assert self._shown is not None  # it was taken
+        self.credentials.put(self._shown)
+        self._kept, self._earlier = self._shown, None
 
     def learn(self, token: Secret) -> None:
         """Keep the token that the proxy gave in place of the one shown. Raises ConfigError."""
         self._shown = token
         self.credentials.learn(token)
 
-    def replace(self, token: Secret) -> None:
-        """Write another token down in the place of this one; raises ConfigError. The session goes
-        on: the proxy knows both as this device's."""
-        self.credentials.replace(token)
-        self._shown = token
+    def replace(self, before: Secret, token: Secret) -> None:
+        """Write another token down in the place of `before`, which is kept beside it; raises
+        ConfigError. The session goes on: the proxy knows both as this device's."""
+        self.credentials.replace(before, token)
+        self._shown, self._earlier = token, None
+
+    def put_back(self, token: Secret) -> None:
+        """Write the token down that another one was to replace; raises ConfigError."""
+        self.credentials.put(token)
+        self._shown, self._earlier = token, None
 
     def has_another_token(self) -> bool:
         """Whether another token would be shown now. Raises ConfigError."""

@@ -160,7 +160,9 @@ class MainServerClient:
         except (ConnectError, ConfigError) as error:
             # A main server cannot say that it refuses for good, and a key file may be about to be
             # replaced: so it is tried again, whatever happened.
-            delay = self._backoff.next_delay(getattr(error, "retry_after", None))
+            hint = error.retry_after if isinstance(error, ConnectError) else None
+            # A main server has no field of its own that would tell it from a stranger.
+            delay = self._backoff.next_delay(hint, is_ours=False)
             _log.warning("main server not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
         self._backoff.held(trio.current_time() - (held_from or started))

@@ -2,7 +2,8 @@
 
 The token is written down first and proved then, by a handshake with the proxy that shows it and
 asks for no session. Only the proof ends the old one, so at no moment is there a device without a
-token that is good, whatever fails in between.
+token that is good, whatever fails in between. The old one stays beside it all the same: who gave
+the new one may be a proxy that is not ours, and proves what it likes.
 """
 
 from __future__ import annotations
@@ -66,7 +67,7 @@ class Rotation:
             raise Refused(Refusal(403, "forbidden", "This agent has no proxy."))
         try:
             before = await trio.to_thread.run_sync(link.token)
-            await trio.to_thread.run_sync(link.replace, token)
+            await trio.to_thread.run_sync(link.replace, before, token)
         except ConfigError as error:
             raise Refused(Refusal(403, "forbidden", f"{error}.")) from None
         try:
@@ -76,7 +77,7 @@ class Rotation:
                 return str(error)
             # The proxy does not know it: this device would be locked out with the next session.
             with trio.CancelScope(shield=True):  # one small local file
-                await trio.to_thread.run_sync(link.replace, before)
+                await trio.to_thread.run_sync(link.put_back, before)
             _log.error("credential not taken", cause=str(error))
             raise Refused(
                 Refusal(502, "token-expired", f"The proxy refused it: {error}.")
