@@ -8,8 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnelmux.http.fields import own_cookies
-from tunnelmux.pump.cookies import without_parent_domains
+from tunnelmux.http.fields import clearing_own, own_cookies
+from tunnelmux.pump.cookies import (
+    clearing_only_own,
+    head_clearing_only_own,
+    without_parent_domains,
+)
 
 HOST = b"web--dev1.devices.example.com:8080"
 
@@ -100,3 +104,44 @@ def test_only_set_cookie_is_looked_at() -> None:
         (b"Set-Cookie", b"b=2"),
         (b"X-Cookie", b"c=3; Domain=localhost"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("value", "held"),
+    [
+        (b'"cookies"', b""),
+        (b'"*"', b'"cache", "executionContexts", "storage"'),
+        (b'"cache", "cookies", "storage"', b'"cache", "storage"'),
+        (b'"cache" ,\t"COOKIES"', b'"cache"'),
+        (b'"cookies", "*"', b'"cache", "executionContexts", "storage"'),
+        (b"cookies", b""),  # some browsers look at the word only
+        (b'"cook\\ies", "storage"', b'"storage"'),
+        (b'"something-new"', b""),
+        (b"", b""),
+    ],
+)
+def test_cookies_of_the_whole_domain_are_not_cleared(value: bytes, held: bytes) -> None:
+    assert clearing_only_own(value) == held
+    assert clearing_own([(b"Clear-Site-Data", value), (b"A", b"b")]) == [
+        *([(b"Clear-Site-Data", held)] if held else []),
+        (b"A", b"b"),
+    ]
+    head = b"HTTP/1.1 200 OK\r\nCLEAR-Site-Data:%s\r\nA: b\r\n\r\n" % value
+    line = b"CLEAR-Site-Data: %s\r\n" % held if held else b""
+    assert head_clearing_only_own(head) == b"HTTP/1.1 200 OK\r\n" + line + b"A: b\r\n\r\n"
+
+
+@pytest.mark.parametrize("value", [b'"cache"', b'"storage","cache"', b' "executionContexts" '])
+def test_what_concerns_one_origin_is_cleared_as_it_was_said(value: bytes) -> None:
+    assert clearing_only_own(value) is value
+    head = b"HTTP/1.1 200 OK\r\nClear-Site-Data:%s\r\n\r\n" % value
+    assert head_clearing_only_own(head) == head
+
+
+@given(
+    st.binary(max_size=40)
+    | st.lists(st.sampled_from([b'"*"', b'"cookies"', b'"cache"', b"*", b" ", b""])).map(b",".join)
+)
+def test_no_value_clears_cookies(value: bytes) -> None:
+    for member in clearing_only_own(value).split(b","):
+        assert b"*" not in member and b"cookies" not in member.lower()

@@ -30,6 +30,14 @@ ANSWERS = {
         b"HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Foo\r\nX-Foo: 1\r\nContent-Length: 2" + END
     ),
     "our own fields": b"HTTP/1.1 200 OK\r\nTunnelmux-Reason: x\r\nContent-Length: 2" + END,
+    "cookies cleared": OK[:-2]
+    + b'Clear-Site-Data: "cookies", "cache"\r\nClear-site-data: "*"'
+    + END,
+    "cookies cleared, oddly": (
+        b'HTTP/1.1 200 OK\nClear-Site-Data:\t"cookies" ,"x"\nSet-Cookie: a=1; Domain=localhost\n'
+        b"Content-Length: 2\n\nok"
+    ),
+    "cookies cleared in trailers": CHUNKED + b'0\r\nClear-Site-Data: "cookies"\r\n\r\n',
     "a trailer": CHUNKED + b"2\r\nok\r\n0\r\nX-Checksum: abc\r\n\r\n",
     "an announced trailer": CHUNKED[:-2] + b"Trailer: X-A\r\n\r\n2\r\nok\r\n0\r\nX-A: b\r\n\r\n",
     "an announced trailer that does not come": CHUNKED[:-2] + b"Trailer: X-A\r\n\r\n0\r\n\r\n",
@@ -123,6 +131,13 @@ async def test_a_visitor_sees_the_same_answer(way: str) -> None:
             if seen.line != (502,):  # which says why in words of its own
                 assert seen == wanted[name], name
     assert wanted["a trailer"].trailers == [(b"X-Checksum", b"abc")]
+    assert wanted["cookies cleared"].headers[b"clear-site-data"] == [
+        b'"cache"',
+        b'"cache", "executionContexts", "storage"',
+    ]
+    assert wanted["cookies cleared, oddly"].headers[b"set-cookie"] == [b"a=1"]
+    assert b"clear-site-data" not in wanted["cookies cleared, oddly"].headers
+    assert wanted["cookies cleared in trailers"].trailers == []
     assert wanted["SHOUTcast"].line == wanted["too many fields"].line == (502,)
     assert wanted["interim without end"].line == wanted["interim without end, odd"].line == (502,)
 

@@ -63,3 +63,33 @@ async def test_where_it_is_allowed_they_pass() -> None:
         await peer.read_head()
         await peer.send(answer(PARENT, OWN) + b"11")
         assert await target.visitor.read_head() == answer(PARENT, OWN)
+
+
+CLEARS = (
+    b'Clear-Site-Data: "cache", "cookies"\r\nCLEAR-SITE-DATA:"*"\r\nclear-site-data: "cookies"\r\n'
+)
+CLEARS_OWN = (
+    b'Clear-Site-Data: "cache"\r\nCLEAR-SITE-DATA: "cache", "executionContexts", "storage"\r\n'
+)
+
+
+@pytest.mark.parametrize("cut", [0, 30, 60, 80])
+async def test_a_carried_answer_clears_no_cookies_of_the_neighbours(cut: int) -> None:
+    async with rig() as target:
+        peer = await carried(target)
+        await target.visitor.send(get("/1"))
+        await peer.read_head()
+        head = answer(CLEARS)
+        for part in (head[:cut], head[cut:] + b"11") if cut else (head + b"11",):
+            await peer.send(part)
+        assert await target.visitor.read_head() == answer(CLEARS_OWN)
+        assert await target.visitor.read_exactly(2) == b"11"
+
+
+async def test_where_it_is_allowed_they_are_cleared() -> None:
+    async with rig(parent_cookies=True) as target:
+        peer = await carried(target)
+        await target.visitor.send(get("/1"))
+        await peer.read_head()
+        await peer.send(answer(CLEARS) + b"11")
+        assert await target.visitor.read_head() == answer(CLEARS)

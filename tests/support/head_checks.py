@@ -230,6 +230,7 @@ def check_response(raw: bytes, *, to_head: bool, step: int = 1) -> bool:
     ]
     assert shape["has_hop"] == (told or any(dropped))
     cookies = [value.lower() for name, value in seen.headers if name.lower() == b"set-cookie"]
+    assert shape["clears"] == any(name.lower() == b"clear-site-data" for name, _ in seen.headers)
     assert shape["sets_domain"] == any(b"domain" in cookie for cookie in cookies)
     out = relayed_response(raw, to_head=to_head, fields=b"Connection: close\r\n")
     assert out is not None and len(out) <= size + 19

@@ -24,6 +24,7 @@ NAMES = st.sampled_from(
         *(b"X-Forwarded-For", b"X-Forwarded-Proto", b"X-Forwarded-Prefix", b"Proxy-Connection"),
         *(b"Tunnelmux-Service", b"HTTP2-Settings", b"content-length", b"TRANSFER-ENCODING"),
         *(b"Content_Length", b"X_Forwarded_For", b"Set-Cookie", b"Proxy", b"Tunnelmux"),
+        *(b"Clear-Site-Data", b"CLEAR-site-data"),
         *(b"Proxy-Support", b"Proxy-Authenticate", b"Upgrade", b"Connection", b"Connection"),
     ]
 )

@@ -48,7 +48,10 @@ _STUCK = 30.0
 # directions full and the caller gone would wait for each other.
 
 _OWN_REQUEST_FIELDS = {b"authorization", b"cookie", b"host", b"content-length", b"expect"}
-_OWN_ANSWER_FIELDS = {b"set-cookie", b"content-length", b"content-security-policy"}
+_OWN_ANSWER_FIELDS = {
+    *(b"set-cookie", b"clear-site-data"),
+    *(b"content-length", b"content-security-policy"),
+}
 
 _SANDBOX = (
     (b"content-security-policy", b"sandbox; default-src 'none'"),

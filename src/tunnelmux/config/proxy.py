@@ -196,8 +196,8 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     proxy speaks of a visitor are dropped: one that does not know them passes on a visitor's own."""
 
     parent_cookies: bool = False
-    """Whether a device may set cookies for the domain above its host, so for all devices there.
-    False: such a cookie becomes the host's own."""
+    """Whether a device may set or clear cookies for the domain above its host, so for all devices
+    there. False: such a cookie becomes the host's own, and `Clear-Site-Data` clears none."""
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`. It and

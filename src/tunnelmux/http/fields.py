@@ -19,6 +19,7 @@ from dataclasses import dataclass, field, replace
 from tunnelmux.http.forwarded import Hop, Route, plain_address, write_forwarded
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.pump.cookies import (
+    clearing_only_own,
     is_own_set_cookie,
     split_own_cookies,
     without_parent_domains,
@@ -29,6 +30,7 @@ __all__ = [
     "TrustedProxies",
     "Visitor",
     "binds_connection",
+    "clearing_own",
     "client_address",
     "end_to_end",
     "forwarding_fields",
@@ -86,6 +88,18 @@ def own_cookies(headers: Iterable[Field], host: bytes) -> list[Field]:
         (name, without_parent_domains(value, host) if name.lower() == b"set-cookie" else value)
         for name, value in headers
     ]
+
+
+def clearing_own(headers: Iterable[Field]) -> list[Field]:
+    """An answer's fields with no `Clear-Site-Data` for more than the host that was asked."""
+    kept = []
+    for name, value in headers:
+        if name.lower() == b"clear-site-data":
+            value = clearing_only_own(value)  # noqa: PLW2901
+            if not value:
+                continue
+        kept.append((name, value))
+    return kept
 
 
 def without_own_cookies(headers: Iterable[Field]) -> list[Field]:

@@ -1,4 +1,4 @@
-"""Cookies that a device would set for others, its `Set-Cookie` fields held to its own host; and the
+"""Cookies that a device would set or clear for others, its fields held to its own host; and the
 proxy's own cookies, which are nothing for a device to see or to set."""
 
 def split_own_cookies(value: bytes) -> tuple[bytes, list[bytes]]:
@@ -24,3 +24,16 @@ def without_parent_domains(value: bytes, host: bytes) -> bytes:
 
 def head_without_parent_domains(head: bytes, host: bytes) -> bytes:
     """The *head* of an answer, with CRLF at its lines' ends, whose `Set-Cookie` fields are so."""
+
+def clearing_only_own(value: bytes) -> bytes:
+    """A Clear-Site-Data *value* without what a browser clears for more than the host that says it:
+    empty when nothing is left, and the same when nothing was taken out.
+
+    A browser clears `"cookies"` of the whole registrable domain (Clear Site Data, section 4.2.3),
+    so also those of all neighbours. `"*"` becomes what it means beside that. Only the members that
+    are known to concern one origin stay.
+    """
+
+def head_clearing_only_own(head: bytes) -> bytes:
+    """The *head* of an answer, with CRLF at its lines' ends, whose `Clear-Site-Data` fields are so;
+    those with nothing left are left out."""

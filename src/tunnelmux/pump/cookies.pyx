@@ -221,3 +221,34 @@ def head_without_own_cookies(bytes head not None):
         for line in head.split(b"\r\n")
         if line[:11].lower() != b"set-cookie:" or not is_own_set_cookie(line[11:])
     ])
+
+
+_CLEARED_OF_ONE_ORIGIN = frozenset({
+    b'"cache"', b'"clientHints"', b'"executionContexts"', b'"prefetchCache"', b'"prerenderCache"',
+    b'"storage"',
+})
+
+
+def clearing_only_own(bytes value not None):
+    cdef list members = [member.strip(b" \t") for member in value.split(b",")]
+    cdef list kept = [member for member in members if member in _CLEARED_OF_ONE_ORIGIN]
+    if len(kept) == len(members):
+        return value
+    if b'"*"' in members:
+        kept = [b'"cache"', b'"executionContexts"', b'"storage"']
+    return b", ".join(kept)
+
+
+def head_clearing_only_own(bytes head not None):
+    cdef list lines = []
+    cdef bytes line, value, held
+    for line in head.split(b"\r\n"):
+        if line[:16].lower() == b"clear-site-data:":
+            value = line[16:]
+            held = clearing_only_own(value)
+            if not held:
+                continue
+            if held is not value:
+                line = line[:16] + b" " + held
+        lines.append(line)
+    return b"\r\n".join(lines)

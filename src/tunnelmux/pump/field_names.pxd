@@ -7,6 +7,7 @@ cdef enum FieldKind:
     ORDINARY  # passes
     HEAD_ONLY  # passes in a head, but in no trailers
     SET_COOKIE
+    CLEAR_SITE_DATA
     HOST
     CONTENT_LENGTH
     TRANSFER_ENCODING

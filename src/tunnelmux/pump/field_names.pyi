@@ -10,6 +10,7 @@ _FieldKind: TypeAlias = Literal[
     "ordinary",
     "head-only",
     "set-cookie",
+    "clear-site-data",
     "host",
     "content-length",
     "transfer-encoding",
@@ -35,8 +36,8 @@ def field_kind(name: bytes) -> _FieldKind:
     - "ordinary": passes, in a head and in trailers;
     - "head-only": passes in a head; in trailers it would change framing, routing, authentication or
       how content is read (RFC 9110 section 6.5.1);
-    - "set-cookie", "host", "content-length", "transfer-encoding", "connection", "keep-alive", "expect", "trailer":
-      the field of that name;
+    - "set-cookie", "clear-site-data", "host", "content-length", "transfer-encoding", "connection",
+      "keep-alive", "expect", "trailer": the field of that name;
     - "hop": for the next hop only (RFC 9110 section 7.6.1), beside those;
     - "forwarding": what a proxy says of the visitor behind it, and a visitor may not say itself;
     - "own": `Tunnelmux-*`;

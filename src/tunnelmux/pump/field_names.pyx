@@ -71,6 +71,7 @@ FORWARDING_PREFIXES = (
 
 cdef dict KINDS = {
     b"set-cookie": SET_COOKIE,
+    b"clear-site-data": CLEAR_SITE_DATA,
     b"host": HOST,
     b"content-length": CONTENT_LENGTH,
     b"transfer-encoding": TRANSFER_ENCODING,
@@ -106,8 +107,8 @@ cdef dict PREFIX_KINDS = {
 
 # In the order of FieldKind.
 cdef tuple WORDS = (
-    "ordinary", "head-only", "set-cookie", "host", "content-length", "transfer-encoding", "connection",
-    "keep-alive", "forwarding", "expect", "hop", "trailer", "own", "disguised",
+    "ordinary", "head-only", "set-cookie", "clear-site-data", "host", "content-length",
+    "transfer-encoding", "connection", "keep-alive", "forwarding", "expect", "hop", "trailer", "own", "disguised",
 )
 
 cdef enum:

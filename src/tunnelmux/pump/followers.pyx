@@ -20,7 +20,9 @@ from tunnelmux.pump.head cimport (
 from tunnelmux.yamux.ring cimport ByteRing
 
 from tunnelmux.limits import INTERIM_COST as _INTERIM_COST
-from tunnelmux.pump.cookies import head_without_own_cookies, head_without_parent_domains
+from tunnelmux.pump.cookies import (
+    head_clearing_only_own, head_without_own_cookies, head_without_parent_domains,
+)
 
 cdef enum:
     PIECE = 4096  # bytes of a head looked at in one go: most heads are shorter, bodies behind them not
@@ -450,7 +452,7 @@ cdef class AnswerFollower:
         cdef ResponseShape *shape = &self.shape
         cdef bint parts = shape.closes or shape.is_old
         cdef bint changed = shape.has_hop or shape.sets_own or (
-            shape.sets_domain and len(self.cookie_hosts) > 0
+            (shape.sets_domain or shape.clears) and len(self.cookie_hosts) > 0
         )
         cdef bytes fields = b"", head
         cdef Py_ssize_t size
@@ -511,8 +513,11 @@ cdef class AnswerFollower:
         return self.move(FINAL_WITH_LENGTH if length > 0 else FINAL_WITHOUT_BODY)
 
     cdef bytes hold_cookies(self, bytes head):
-        """The head with no cookie for more than the hosts that were asked, and none of ours."""
+        """The head with no cookie set or cleared for more than the hosts that were asked, and none of
+        ours."""
         head = head_without_own_cookies(head)
+        if self.cookie_hosts:
+            head = head_clearing_only_own(head)
         for host in self.cookie_hosts:
             head = head_without_parent_domains(head, host)
         return head

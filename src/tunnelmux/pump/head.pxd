@@ -61,6 +61,7 @@ cdef struct ResponseShape:
     bint is_old  # written as HTTP/1.0
     bint has_hop  # says something that must not be passed on as it is
     bint sets_domain  # a cookie of it names a domain
+    bint clears  # it would clear something at the browser
     bint sets_own  # it would set a cookie of the proxy's own
     bint binds  # it is part of a login that will belong to the connection
     Spans dropped

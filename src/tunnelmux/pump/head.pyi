@@ -58,6 +58,7 @@ class _Response(TypedDict):
     has_hop: bool
     sets_domain: bool
     sets_own: bool
+    clears: bool
     binds: bool
 
 @final

@@ -14,8 +14,8 @@ from tunnelmux.pump.cookies cimport (
     is_access_cookie, is_own_cookie, names_domain, next_pair, sets_own_cookie,
 )
 from tunnelmux.pump.field_names cimport (
-    CONNECTION, CONTENT_LENGTH, DISGUISED, EXPECT, FORWARDING, HEAD_ONLY, HOP, HOST, KEEP_ALIVE,
-    ORDINARY, OWN, SET_COOKIE, TRAILER, TRANSFER_ENCODING, FieldKind, kind_of,
+    CLEAR_SITE_DATA, CONNECTION, CONTENT_LENGTH, DISGUISED, EXPECT, FORWARDING, HEAD_ONLY, HOP, HOST,
+    KEEP_ALIVE, ORDINARY, OWN, SET_COOKIE, TRAILER, TRANSFER_ENCODING, FieldKind, kind_of,
 )
 from tunnelmux.pump.spans cimport MAX_DROPPED, Span, add_line, note_line, rewrite
 
@@ -361,7 +361,7 @@ cdef bint take_request_field(
         return True
     if line.kind == TRAILER or line.kind == EXPECT:
         return True
-    if line.kind == SET_COOKIE:  # means nothing in a request
+    if line.kind == SET_COOKIE or line.kind == CLEAR_SITE_DATA:  # mean nothing in a request
         return True
     if line.kind == HEAD_ONLY:
         return note_proof(p, &line, at, end, shape)
@@ -473,6 +473,8 @@ cdef bint take_response_field(
     if line.kind <= HOST or FORWARDING <= line.kind <= EXPECT or line.kind == TRAILER:
         if line.kind == HEAD_ONLY and is_named(p, &line, b"www-authenticate", 16):
             shape.binds = shape.binds or names_login(p, &line)
+        elif line.kind == CLEAR_SITE_DATA:
+            shape.clears = True
         elif line.kind == SET_COOKIE:
             shape.sets_domain |= names_domain(p + line.value_at, line.value_end - line.value_at)
             shape.sets_own |= sets_own_cookie(p + line.value_at, line.value_end - line.value_at)
@@ -672,6 +674,7 @@ cdef class HeadScanner:
             "has_hop": shape.has_hop,
             "sets_domain": shape.sets_domain,
             "sets_own": shape.sets_own,
+            "clears": shape.clears,
             "binds": shape.binds,
         }
 

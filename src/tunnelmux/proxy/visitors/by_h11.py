@@ -18,6 +18,7 @@ from tunnelmux.http import (
 )
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.fields import (
+    clearing_own,
     client_address,
     end_to_end,
     forwarding_fields,
@@ -366,7 +367,7 @@ class RequestsByH11:
             hosts += field_values(request.headers, b"x-forwarded-host")
         for host in hosts:
             headers = own_cookies(headers, host)
-        return headers
+        return clearing_own(headers)
 
     def _take_relay_field(self, headers: list[Field]) -> list[Field]:
         service = first_value(headers, RELAY_FIELD.lower())
