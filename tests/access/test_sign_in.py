@@ -73,38 +73,53 @@ async def test_a_ticket_is_good_once_in_one_browser_for_one_service(tmp_path: Pa
         assert world.this.requests == 0
 
 
+@pytest.mark.slow
 async def test_a_thousand_tickets_that_are_no_good(tmp_path: Path) -> None:
-    """Stale, of another device, signed by an old key, by a proxy, or by nobody."""
+    """Used before, stale, of another host or device, signed by an old key, by a proxy, or by
+    nobody."""
     async with visiting(tmp_path) as world:
         anna = await world.person()
         asked, cookie = await world.begin()
+        mine = BROWSER | {"Cookie": cookie}
         good, old = ring().signers[0], ring(2).signers[0]
         signer = world.this.proxy._access.grants.signer
         now = asked["t"]
-        payload = {"j": "j", "g": anna.session_id, **{key: asked[key] for key in "dsobp"}}
+        payload = {"g": anna.session_id, "t": now, **{key: asked[key] for key in "dsobp"}}
+        elsewhere = asked["o"].replace("dev1", "dev2")
+        assert elsewhere != asked["o"]
+
+        def no_good(number: int) -> str:
+            own = payload | {"j": f"{number}"}
+            match number % 7:
+                case 0:
+                    return good.sign("ticket", payload | {"j": "used"})
+                case 1:
+                    return good.sign("ticket", own | {"t": now - 61 - number})
+                case 2:
+                    return old.sign("ticket", own)
+                case 3:
+                    return good.sign("ticket", own | {"d": "dev2"})
+                case 4:
+                    return good.sign("ticket", own | {"o": elsewhere})
+                case 5:
+                    return signer.sign("cookie", own).replace("cookie.", "ticket.", 1)
+                case _:
+                    ticket = good.sign("ticket", own)
+                    return ticket[:-2] + ("AA" if ticket[-2:] != "AA" else "BB")
+
+        def path(ticket: str) -> str:
+            return f"/.well-known/tunnelmux/ticket?ticket={ticket}"
+
+        # What is wrong below is this alone: the first use of the one that comes again is good.
+        assert (await world.this.ask(path(no_good(0)), mine)).status == 303
         visitor = await world.this.visitor()
-        statuses = set()
+        statuses: list[set[int]] = [set() for _ in range(7)]
         async with visitor.stream:
             for number in range(1000):
-                name = f"{number}"
-                match number % 5:
-                    case 0:
-                        ticket = good.sign("ticket", payload | {"j": name, "t": now - 61 - number})
-                    case 1:
-                        ticket = old.sign("ticket", payload | {"j": name, "t": now})
-                    case 2:
-                        ticket = good.sign("ticket", payload | {"j": name, "t": now, "d": "dev2"})
-                    case 3:
-                        ticket = signer.sign("cookie", payload | {"t": now}).replace(
-                            "cookie.", "ticket.", 1
-                        )
-                    case _:
-                        ticket = good.sign("ticket", payload | {"j": name, "t": now})
-                        ticket = ticket[:-2] + ("AA" if ticket[-2:] != "AA" else "BB")
-                path = f"/.well-known/tunnelmux/ticket?ticket={ticket}"
-                answer = await visitor.ask(path, BROWSER | {"Cookie": cookie})
-                statuses.add(answer.status)
-        assert statuses == {403}
+                answer = await visitor.ask(path(no_good(number)), mine)
+                statuses[number % 7].add(answer.status)
+        # One person's tickets are looked up so often in a minute, and no more.
+        assert statuses == [{403, 429}, *[{403}] * 6]
         assert world.this.requests == 0
 
 
