@@ -13,7 +13,7 @@ from pathlib import Path
 import h11
 import trio
 
-from tunnelmux.agent import run_agent
+from tunnelmux.agent import RunningAgent, run_agent
 from tunnelmux.config import (
     AgentConfig,
     Device,
@@ -26,6 +26,7 @@ from tunnelmux.config import (
     RegistrySource,
     Secret,
     ServiceConfig,
+    TcpIngress,
     TunnelListener,
 )
 from tunnelmux.config.access import AccessConfig
@@ -103,6 +104,7 @@ class Guarded:
 
     def __init__(self, proxy: RunningProxy, trust: ssl.SSLContext | None) -> None:
         self.proxy = proxy
+        self.agent: RunningAgent
         self.requests = 0
         """How many the target got."""
         self.set_cookies: list[bytes] = []
@@ -185,10 +187,13 @@ async def guarded(
     assists: Path | None = None,
     domain: str = "localhost",
     otel: OtelConfig | None = None,
+    tcp: str | None = None,
+    named_sites: tuple[str, ...] = (),
 ) -> AsyncIterator[Guarded]:
     """A proxy with these rules. The device dev1 is one of proxy.toml, or with a *registry_url* the
     one with *token* there. All *services* lead to the same target. With a folder for its state
-    (*assists*), the agent takes leases, and its serial number is SN-123."""
+    (*assists*), the agent takes leases, and its serial number is SN-123. A TCP port leads to the
+    service *tcp*. The agent reads the requests to *named_sites* itself."""
     http = HttpIngress(
         listen="127.0.0.1:0",
         domain=domain,
@@ -198,7 +203,10 @@ async def guarded(
     )
     config = ProxyConfig(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
-        ingress=Ingress(http=http),
+        ingress=Ingress(
+            http=http,
+            tcp=[TcpIngress(listen="127.0.0.1:0", device="dev1", service=tcp)] if tcp else [],
+        ),
         access=access or AccessConfig(),
         otel=otel or OtelConfig(),
         devices=[] if token else [DeviceConfig(name="dev1", token=_TOKEN)],
@@ -223,9 +231,12 @@ async def guarded(
             if assists
             else Device(name="dev1"),
             assist=AssistConfig(mode="allow" if assists else "off"),
-            services=[ServiceConfig(name=name, target=target) for name in services],
+            services=[
+                *[ServiceConfig(name=name, target=target) for name in services],
+                *[ServiceConfig(name=name, target=target, host="app") for name in named_sites],
+            ],
         )
-        await nursery.start(run_agent, agent)
+        this.agent = await nursery.start(run_agent, agent)
         assert await proxy.store.wait_for_device("dev1", trio.current_time() + 20)
         with trio.fail_after(60):
             yield this

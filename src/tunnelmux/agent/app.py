@@ -27,6 +27,7 @@ from tunnelmux.endpoints import dial, response_headers
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, ProtocolError, SessionError
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
+from tunnelmux.observability.spans import close_tracing, tracing_from
 from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.transports import WebSocketStream
 from tunnelmux.wire import (
@@ -83,6 +84,8 @@ class RunningAgent:
         """What happened so far, in numbers."""
         self._streams = StreamServer(config, self.commands, self.figures, open_target)
         self._reaches_targets = open_target is None
+        self.tracing = self._streams.tracing = tracing_from(config.otel, "tunnelmux-agent")
+        """What makes spans, where [otel] names a receiver."""
         self.assist = AssistService(config)
         """The switch for remote assistance, and the leases that this device takes."""
         self._streams.desk = self.assist.desk
@@ -318,6 +321,7 @@ class RunningAgent:
                 self._executors.cancel_scope.deadline = trio.current_time() + _GOODBYE
         finally:
             self._stopped.set()
+            await close_tracing(self.tracing)
         if problem is not None:
             raise problem
 

@@ -102,6 +102,22 @@ class DirectConnector:
             stream = self._session.adopt(connection.relay.stream)
             self._nursery.start_soon(self._streams.serve, stream)
 
+    def trace(self, service: str, began: float, relay: Relay) -> None:
+        """Make the span of a connection that is over, where it is to have one."""
+        if self._streams.tracing is None:
+            return
+        self._streams.tell_span(
+            "CONNECT",
+            (began, relay.agreed_at or None),
+            None,
+            {
+                "tunnelmux.service": service,
+                "tunnelmux.bytes_to_target": relay.bytes_out,
+                "tunnelmux.bytes_from_target": relay.bytes_in,
+            },
+            None if relay.outcome == "finished" else str(relay.error or relay.outcome),
+        )
+
 
 class _Connection:
     """One stream joined to one target."""
@@ -135,6 +151,7 @@ class _Connection:
         if relay.outcome == "handed back":
             return
         whole = relay.outcome == "finished"
+        self._connector.trace(self._service.name, self._started, relay)
         log_relay(
             relay.stream.id,
             self._service.name,

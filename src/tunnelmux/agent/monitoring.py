@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
-from typing import NoReturn, Protocol
+from typing import TYPE_CHECKING, NoReturn, Protocol
 
 import msgspec
 import trio
@@ -23,7 +23,11 @@ from tunnelmux.agent.local_http import LocalHttp, send_content
 from tunnelmux.config import Address
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
 from tunnelmux.limits import IngressLimits
+from tunnelmux.observability.spans import spans_lost
 from tunnelmux.transports.tcp import bound_addresses, open_listeners
+
+if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import Tracing
 
 __all__ = ["Monitored", "MonitoringListener"]
 
@@ -61,6 +65,10 @@ class Monitored(Protocol):
     @property
     def streams_now(self) -> int:
         """Live streams."""
+
+    @property
+    def tracing(self) -> Tracing | None:
+        """What makes spans, if anything does."""
 
     def command_figures(self) -> dict[str, object]:
         """What /v1/info says about commands."""
@@ -181,6 +189,10 @@ class _Now(Collector):
         yield from self._session()
         yield from self._traffic()
         yield from self._commands()
+        if self._agent.tracing is not None:
+            text = "Spans that no receiver got, since the start."
+            lost = spans_lost(self._agent.tracing)
+            yield GaugeMetricFamily("tunnelmux_agent_spans_lost", text, value=lost)
         info = GaugeMetricFamily("tunnelmux_build_info", "Always 1.", labels=["version"])
         info.add_metric([tunnelmux.__version__], 1)
         yield info

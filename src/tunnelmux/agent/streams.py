@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import trio
 
@@ -50,6 +50,9 @@ from tunnelmux.wire import (
     SILENCE_PATH,
 )
 
+if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import Tracing
+
 __all__ = ["StreamServer"]
 
 _log = get_logger("agent")
@@ -85,6 +88,8 @@ class StreamServer:
         """What decides about leases."""
         self.active = 0
         """Streams being served now."""
+        self.tracing: Tracing | None = None
+        """What makes spans of streams, if anything does."""
         self.health = HealthChecks(config.limits.ingress)
         """What is known of the targets."""
         self.configure(config, commands)
@@ -192,6 +197,7 @@ class StreamServer:
             target = await kept.take(service.name)
             if target is None:
                 target = await connector.open_http(self._limits.connect_timeout)
+            connected = trio.current_time()
         except Refused as exc:
             self._leave(visit)
             self._note_refusal(exc.refusal, stream, service)
@@ -217,6 +223,19 @@ class StreamServer:
             if exchange.reason is not None:
                 self.figures.target_failed(service.name, exchange.reason)
             _log_exchange(stream, service, request, exchange)
+            fine = exchange.visitor_left or exchange.problem is None
+            self.tell_span(
+                request.method.decode("ascii"),
+                (exchange.started, connected),
+                first_value(request.headers, b"traceparent"),
+                {
+                    "tunnelmux.service": service.name,
+                    "url.path": request.path,
+                    "http.response.status_code": exchange.status or None,
+                    "error.type": exchange.reason,
+                },
+                None if fine else exchange.problem,
+            )
 
     async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
         if request.path == EXEC_PATH:
@@ -285,6 +304,7 @@ class StreamServer:
         service: ServiceConfig | None = None
         visit: LeaseVisit | None = None
         result = RelayResult()
+        began = trio.current_time()
         try:
             service = self._services.for_connect(requested_service(request))
             visit = self._enter(service, request, stream)
@@ -318,6 +338,35 @@ class StreamServer:
                 _SIDES[result.broken_side],
                 result.error,
             )
+            self.tell_span(
+                "CONNECT",
+                (began, started),
+                first_value(request.headers, b"traceparent"),
+                {
+                    "tunnelmux.service": service.name,
+                    "tunnelmux.bytes_to_target": result.bytes_a_to_b,
+                    "tunnelmux.bytes_from_target": result.bytes_b_to_a,
+                },
+                str(result.error) if result.error is not None else None,
+            )
+
+    def tell_span(
+        self,
+        name: str,
+        times: tuple[float, float | None],
+        traceparent: bytes | None,
+        attributes: dict[str, str | int | None],
+        problem: str | None,
+    ) -> None:
+        """Make the span of something that is over, where it is to have one; *times* are when it
+        began, and when its target was connected."""
+        tracing, parent = self.tracing, traceparent or b""
+        if tracing is None or not tracing.chooses(parent):
+            return
+        began, connected = times
+        steps = {"target connect": connected - began} if connected is not None else {}
+        seconds = trio.current_time() - began
+        tracing.tell(name, seconds, attributes, steps=steps, parent=parent, problem=problem)
 
     def _note_refusal(
         self, refusal: Refusal, stream: Stream, service: ServiceConfig | None

@@ -12,7 +12,13 @@ from tunnelmux.config.assist import AssistConfig
 from tunnelmux.config.execution import ExecConfig
 from tunnelmux.config.http_proxy import HttpProxy, parse_http_proxy
 from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join, find_join
-from tunnelmux.config.process import AgentLimitsConfig, AuditConfig, DrainConfig, LogConfig
+from tunnelmux.config.process import (
+    AgentLimitsConfig,
+    AuditConfig,
+    DrainConfig,
+    LogConfig,
+    OtelConfig,
+)
 from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
@@ -483,6 +489,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     metrics: AgentMetrics | None = None
     drain: DrainConfig = DrainConfig()
     log: LogConfig = LogConfig()
+    otel: OtelConfig = OtelConfig()
 
     def __post_init__(self) -> None:
         if self.socketio is not None and self.socketio.url is None:

@@ -71,17 +71,20 @@ class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class OtelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Spans of visitors' requests, by OpenTelemetry; needs the extra `otel`. A change needs a
-    restart."""
+    """Spans of visits, by OpenTelemetry; needs the extra `otel`. A change needs a restart."""
 
     endpoint: str | None = None
     """Where spans are sent, by OTLP over HTTP: `http://127.0.0.1:4318/v1/traces`. Without it there
-    are none. With it, requests are read by the path that sees their steps, which costs several
-    times as much as the fast one."""
+    are none."""
 
-    ratio: float = 0.05
-    """How many of the requests that come without `traceparent` are seen, from 0 to 1; of others
-    its flag decides."""
+    ratio: float = 0.01
+    """How many requests and connections that come without `traceparent` are seen, from 0 to 1; of
+    others its flag decides. A request that is seen leaves the fast path for as long, which costs
+    the proxy about a millisecond."""
+
+    per_second: int = 100
+    """Requests and connections that are seen in one second. Any visitor can send a `traceparent`
+    that asks to be seen: this many cost the proxy a tenth of a core."""
 
     queue: int = 2048
     """Spans that wait for the receiver, a kilobyte each; one more is dropped, and counted. Five
@@ -92,6 +95,7 @@ class OtelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
             raise InvalidSetting("endpoint", 'is no URL: write "http://127.0.0.1:4318/v1/traces"')
         if not 0 <= self.ratio <= 1:
             raise InvalidSetting("ratio", f"{self.ratio} is not from 0 to 1")
+        _check_range("per_second", self.per_second, 1, 1_000_000)
         _check_range("queue", self.queue, 1, 1_000_000)
 
 

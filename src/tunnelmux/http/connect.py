@@ -176,10 +176,12 @@ async def open_connect(
     return connection
 
 
-def connect_head(service: str) -> bytes:
-    """What `open_connect` sends for a service's name."""
+def connect_head(service: str, traceparent: bytes = b"") -> bytes:
+    """What `open_connect` sends for a service's name; with a *traceparent*, for an agent that makes
+    spans."""
     name = service.encode("ascii")
-    return b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n\r\n" % (name, name)
+    seen = b"Traceparent: %s\r\n" % traceparent if traceparent else b""
+    return b"CONNECT %s HTTP/1.1\r\nHost: %s\r\n%s\r\n" % (name, name, seen)
 
 
 def plain_connect(data: bytes) -> tuple[str, int] | None:

@@ -1,4 +1,4 @@
-"""Spans of visitors' requests by OpenTelemetry: imported only where `[otel]` has an endpoint.
+"""Spans of visits by OpenTelemetry: imported only where `[otel]` has an endpoint.
 
 A span that has ended goes into a bounded queue, which a thread of its own empties: a receiver that
 is slow, or not there, costs spans and never a request.
@@ -6,22 +6,20 @@ is slow, or not there, costs spans and never a request.
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
-from opentelemetry.sdk.trace.sampling import ParentBased, TraceIdRatioBased
+from opentelemetry.sdk.trace.sampling import ALWAYS_ON
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-if TYPE_CHECKING:
-    from opentelemetry.context import Context
 
 __all__ = ["RequestTrace", "Tracing", "open_tracing"]
 
@@ -113,6 +111,13 @@ class RequestTrace:
         finally:
             self.took(name, since)
 
+    @property
+    def traceparent(self) -> bytes:
+        """The field by which what others do stands below this."""
+        carrier: dict[str, str] = {}
+        _W3C.inject(carrier, self._context)
+        return carrier["traceparent"].encode()
+
     def goes_on(self, headers: list[Field]) -> list[Field]:
         """The fields with which the request goes to the service, whose spans are below this one."""
         self._waits_since = self._now()
@@ -137,7 +142,7 @@ class RequestTrace:
 
 
 class Tracing:
-    """Begins the spans of requests. Those that are not sampled cost a few microseconds each."""
+    """Chooses which requests and connections are seen, and makes their spans."""
 
     def __init__(
         self,
@@ -145,13 +150,20 @@ class Tracing:
         *,
         ratio: float,
         queue: int,
-        service: str = "tunnelmux-proxy",
+        service: str,
+        most: int = 1000,
         now: Callable[[], int] = time.time_ns,
+        chance: Callable[[], float] = random.random,
     ) -> None:
+        """Of what comes within a second, *most* are chosen."""
         self._queue = _Queue(exporter, queue)
         self._now = now
+        self._ratio = ratio
+        self._most = most
+        self._second = self._chosen = 0  # how many of this second were chosen
+        self._chance = chance
         self._provider = TracerProvider(
-            sampler=ParentBased(TraceIdRatioBased(ratio)),
+            sampler=ALWAYS_ON,  # those begin here that were chosen
             resource=Resource({"service.name": service}),
             shutdown_on_exit=False,
         )
@@ -164,16 +176,31 @@ class Tracing:
         queue = self._queue
         return {"sent": queue.sent, "dropped": queue.dropped, "failed": queue.failed}
 
+    def chooses(self, traceparent: bytes = b"") -> bool:
+        """Whether what comes with this field is to be seen: its flag says so, or, where there is
+        none or no sound one, chance; and there is room for it in this second."""
+        if not self._is_wanted(traceparent):
+            return False
+        second = self._now() // 1_000_000_000
+        if second != self._second:
+            self._second, self._chosen = second, 0
+        self._chosen += 1
+        return self._chosen <= self._most
+
+    def _is_wanted(self, traceparent: bytes) -> bool:
+        if traceparent:
+            parent = _parent_in([(b"traceparent", traceparent)])
+            context = trace.get_current_span(parent).get_span_context()
+            if context.is_valid:
+                return context.trace_flags.sampled
+        return self._chance() < self._ratio
+
     def begin(
         self, method: bytes, headers: list[Field], *, arrived_ago: float | None = None
-    ) -> RequestTrace | None:
-        """The trace of a request whose head has just come; None where it is not one of those to be
-        seen. The first on its connection says how many seconds ago that was accepted."""
-        carrier: dict[str, str] = {}
-        for name, value in headers:
-            if (key := name.lower()) in _NAMES:
-                carrier.setdefault(key.decode(), value.decode("latin-1"))
-        parent: Context = _W3C.extract(carrier)
+    ) -> RequestTrace:
+        """The trace of a request that was chosen and whose head has just come. The first on its
+        connection says how many seconds ago that was accepted."""
+        parent = _parent_in(headers)
         now = self._now()
         began = now - int((arrived_ago or 0.0) * 1e9)
         span = self._tracer.start_span(
@@ -182,21 +209,48 @@ class Tracing:
             kind=trace.SpanKind.SERVER,
             start_time=began,
         )
-        if not span.is_recording():
-            return None
         found = RequestTrace(self._tracer, span, self._now)
         if arrived_ago is not None:
             found.took("accept", began, now)
         return found
+
+    def tell(
+        self,
+        name: str,
+        seconds: float,
+        attributes: Mapping[str, str | int | None],
+        *,
+        steps: Mapping[str, float] | None = None,
+        parent: bytes = b"",
+        problem: str | None = None,
+    ) -> None:
+        """One span of something that has just ended and took so long. *steps* began with it and
+        ended after so many seconds each; *parent* is a `traceparent`."""
+        ended = self._now()
+        began = ended - int(seconds * 1e9)
+        above = _parent_in([(b"traceparent", parent)]) if parent else Context()
+        span = self._tracer.start_span(name, above, kind=trace.SpanKind.SERVER, start_time=began)
+        told = RequestTrace(self._tracer, span, self._now)
+        for step, took in (steps or {}).items():
+            told.took(step, began, min(began + int(took * 1e9), ended))
+        told.end(attributes, problem)
 
     def close(self) -> None:
         """Send what is there, and end the thread; waits for 5 s at most."""
         self._provider.shutdown()
 
 
-def open_tracing(endpoint: str, *, ratio: float, queue: int) -> Tracing:
-    """Traces whose spans go to this OTLP receiver, over HTTP."""
+def _parent_in(headers: list[Field]) -> Context:
+    carrier: dict[str, str] = {}
+    for name, value in headers:
+        if (key := name.lower()) in _NAMES:
+            carrier.setdefault(key.decode(), value.decode("latin-1"))
+    return _W3C.extract(carrier)
+
+
+def open_tracing(endpoint: str, *, ratio: float, queue: int, most: int, service: str) -> Tracing:
+    """Traces of this service whose spans go to this OTLP receiver, over HTTP."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT)
-    return Tracing(exporter, ratio=ratio, queue=queue)
+    return Tracing(exporter, ratio=ratio, queue=queue, most=most, service=service)

@@ -24,6 +24,7 @@ from tunnelmux.config.rules import is_loopback
 from tunnelmux.errors import ConfigError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import AuditLog, get_logger
+from tunnelmux.observability.spans import close_tracing, spans_lost, tracing_from
 from tunnelmux.proxy.access.by_address import LISTS_CHANGED, cut_unlisted, is_listed
 from tunnelmux.proxy.access.follower import AccessFollower
 from tunnelmux.proxy.access.gate import Gate
@@ -35,7 +36,6 @@ from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.internal.traffic import Traffic
 from tunnelmux.proxy.names import internal_url, node_name, proxy_identity
 from tunnelmux.proxy.reports import DrainReport, ReloadReport
-from tunnelmux.proxy.traces import close_tracing, trace_gauges, tracing_from
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
@@ -144,9 +144,10 @@ class RunningProxy:
             ],
             lease_runs=self._lease_runs,
         )
-        self._tracing = tracing_from(config.otel)
+        self._tracing = tracing_from(config.otel, "tunnelmux-proxy")
         if self._tracing is not None:
             self._http.trace(self._tracing)
+            self._tcp.tracing = self._tracing
         self._presence = self._presence_in(config.tunnel.state_dir or state_dir)
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
@@ -571,10 +572,16 @@ class RunningProxy:
         pump = self._tunnel.pump
         return pump.core.batches if pump is not None else None
 
+    def _trace_gauges(self) -> dict[str, tuple[str, float]]:
+        if self._tracing is None:
+            return {}
+        lost = spans_lost(self._tracing)
+        return {"tunnelmux_spans_lost": ("Spans that no receiver got, since the start.", lost)}
+
     def _gauges(self) -> dict[str, tuple[str, float]]:
         """What the metrics show of the proxy now."""
         sessions = self._tunnel.sessions
-        return trace_gauges(self._tracing) | {
+        return self._trace_gauges() | {
             "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
             "tunnelmux_streams": ("Live streams of all sessions.", _live_streams(sessions)),
             "tunnelmux_visits": ("Visits: HTTP, TCP, forwards and commands.", len(self.visits)),

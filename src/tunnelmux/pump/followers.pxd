@@ -4,6 +4,7 @@ from libc.stdint cimport int64_t, uint8_t
 
 from tunnelmux.pump.chunks cimport ChunkState
 from tunnelmux.pump.head cimport RequestShape, ResponseShape
+from tunnelmux.pump.spans cimport Span
 from tunnelmux.yamux.ring cimport ByteRing
 
 
@@ -97,6 +98,7 @@ cdef class RequestFollower:
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef Py_ssize_t take_trailers(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef bytes said(self)
+    cdef bytes span(self, Span span)
     cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept
     cdef bint only_looks(self) noexcept
     cdef bint is_safe(self) noexcept

@@ -180,6 +180,10 @@ cdef class RequestFollower:
         """These of the kept bytes."""
         return (<char *>self.kept.base)[at:end] if end > at else b""
 
+    cdef bytes span(self, Span span):
+        """What the shape points at."""
+        return self.text(span.at, span.end)
+
     cdef bytes said(self):
         """The lines of the kept head that say who sent it."""
         cdef bytes said = b""

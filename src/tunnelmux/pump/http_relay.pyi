@@ -19,6 +19,11 @@ class _Carrier(Protocol):
     def heeds(self) -> bool:
         """Whether what a request says of who sent it is listened to."""
     @property
+    def traces(self) -> bool:
+        """Whether some requests are to have spans, so that `traces_this` is asked about each."""
+    def traces_this(self, head: bytes) -> bool:
+        """Whether the request with this head is one of them: it is handed back then."""
+    @property
     def by(self) -> object:
         """What let the last request in; another object is a reason to ask for `fields` again."""
     @property

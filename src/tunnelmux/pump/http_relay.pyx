@@ -72,6 +72,7 @@ cdef class HttpRelay(LegUser):
         self.owner = owner
         self.carrier = carrier
         self.heeds = carrier.heeds
+        self.traces = carrier.traces
         self.drain_bytes = drain_bytes
         self.request = RequestFollower(
             carrier.judge, max_head_bytes=min(max_head_bytes, LONGEST_HEAD),
@@ -456,16 +457,14 @@ cdef class HttpRelay(LegUser):
         """Find where the request goes; a leg to somewhere else is left."""
         cdef RequestFollower request = self.request
         cdef RequestShape *shape = &request.shape
-        cdef Route route = self.carrier.route(
-            request.text(shape.host.at, shape.host.end),
-            request.text(shape.device.at, shape.device.end),
-            request.text(shape.service.at, shape.service.end),
-            request.said() if self.heeds else b"",
-            request.text(shape.cookie.at, shape.cookie.end),
-            request.text(shape.login.at, shape.login.end),
-            request.text(shape.access.at, shape.access.end),
-            shape.cookie.end > 0 and not shape.from_here and not request.only_looks(),
-        )
+        cdef Route route = None
+        if not self.traces or not self.carrier.traces_this(request.text(0, shape.head_size)):
+            route = self.carrier.route(
+                request.span(shape.host), request.span(shape.device), request.span(shape.service),
+                request.said() if self.heeds else b"",
+                request.span(shape.cookie), request.span(shape.login), request.span(shape.access),
+                shape.cookie.end > 0 and not shape.from_here and not request.only_looks(),
+            )
         if route is not self.route:
             self.drop_leg(LEG_KEPT)
             self.route = route
@@ -475,7 +474,7 @@ cdef class HttpRelay(LegUser):
     cdef int find_fields(self) except -1:
         """The lines that the request gets, which depend on what it says of itself."""
         cdef RequestFollower request = self.request
-        cdef bytes host = request.text(request.shape.host.at, request.shape.host.end)
+        cdef bytes host = request.span(request.shape.host)
         cdef bytes said = request.said() if self.heeds else b""
         by = self.carrier.by
         if (

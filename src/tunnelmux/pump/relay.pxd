@@ -33,6 +33,7 @@ cdef class Relay(Member):
     cdef bint local_told
     cdef bint connecting
     cdef bytes answer
+    cdef readonly double agreed_at
     cdef Py_ssize_t head_size
     cdef Outcome ended_as
     cdef readonly object error

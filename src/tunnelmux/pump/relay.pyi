@@ -49,6 +49,10 @@ class Relay(Member):
     @property
     def is_agreed(self) -> bool:
         """Whether bytes may flow both ways: the answer was received, or sent."""
+    @property
+    def agreed_at(self) -> float:
+        """When the awaited answer came, or was sent, on Trio's clock; 0 before, and where there is
+        none."""
     def start(self) -> None:
         """Carry bytes both ways from now on."""
     def start_awaiting(self, answer: bytes) -> None:

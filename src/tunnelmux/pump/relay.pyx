@@ -288,6 +288,7 @@ cdef class Relay(Member):
             return self.end(HANDED_BACK)
         self.connecting = False
         self.reads = self.writes = True
+        self.agreed_at = self.pump.now
         answer, self.answer = self.answer, None
         self.stream.drop(self.head_size)
         self.stream.send(answer)
@@ -307,6 +308,7 @@ cdef class Relay(Member):
         if memcmp(head, PyBytes_AS_STRING(self.answer), size) != 0:
             return self.end(HANDED_BACK)
         self.answer = None
+        self.agreed_at = self.pump.now
         inbox.skip(size)
         self.stream.consumed(size)
         self.writes = True

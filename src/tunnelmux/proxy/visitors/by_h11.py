@@ -81,7 +81,7 @@ class RequestsByH11:
         self._visitor = visit.carrier.visitor
         self._router = router
         self._routes = routes
-        self._insists = self._asks_agent = self._is_traced = False
+        self._insists = self._asks_agent = False
         self._trace: RequestTrace | None = None
         self._overdue: Refusal | None = None
         self._raw_name: object = None
@@ -122,7 +122,7 @@ class RequestsByH11:
         """Whether the pump can serve this request, and perhaps those after it."""
         self._visit.place.leave()
         self._asks_agent, self._insists = self._insists, False
-        if self._routes.tracing is not None:
+        if self._is_chosen(request):
             return False
         if self._asks_agent or self._overdue is not None or not self._visit.may_be_carried:
             return False
@@ -197,11 +197,19 @@ class RequestsByH11:
 
     def _begin_trace(self, request: RequestHead) -> None:
         tracing = self._routes.tracing
-        if tracing is None:
+        is_chosen = self._is_chosen(request)
+        self._visit.carrier.forget_choice()
+        if tracing is None or not is_chosen:
             return
-        ago = None if self._is_traced else trio.current_time() - self._visit.began
-        self._is_traced = True
+        ago = None if self._visit.has_asked else trio.current_time() - self._visit.began
         self._trace = tracing.begin(request.method, request.headers, arrived_ago=ago)
+
+    def _is_chosen(self, request: RequestHead) -> bool:
+        """Whether the request is to have spans: the pump may have asked before."""
+        carrier = self._visit.carrier
+        if not carrier.traces:
+            return False
+        return carrier.is_chosen(first_value(request.headers, b"traceparent") or b"")
 
     def _step(self, name: str) -> AbstractContextManager[None]:
         return self._trace.step(name) if self._trace is not None else nullcontext()
@@ -310,7 +318,8 @@ class RequestsByH11:
         agreed = None
         try:
             with trio.move_on_after(seconds):
-                agreed = await _agrees(stream, service)
+                seen = self._trace.traceparent if self._trace is not None else b""
+                agreed = await _agrees(stream, connect_head(service, seen))
         finally:
             if not agreed:
                 await abort(stream)
@@ -432,12 +441,12 @@ class RequestsByH11:
         return client or self._visit.visitor
 
 
-async def _agrees(stream: trio.abc.Stream, service: str) -> bool:
-    """Whether the agent connects the stream to the target of this service; else it ended, broke, or
-    said something else."""
+async def _agrees(stream: trio.abc.Stream, head: bytes) -> bool:
+    """Whether the agent connects the stream to the target that this CONNECT names; else it ended,
+    broke, or said something else."""
     answer = b""
     try:
-        await stream.send_all(connect_head(service))
+        await stream.send_all(head)
         while len(answer) < len(CONNECT_ANSWER) and CONNECT_ANSWER.startswith(answer):
             data = await stream.receive_some(len(CONNECT_ANSWER) - len(answer))
             if not data:

@@ -7,6 +7,7 @@ be reached raw its agent has said, when it connected or in an answer. All else c
 from __future__ import annotations
 
 import math
+import re
 from functools import lru_cache
 from typing import TYPE_CHECKING, NoReturn
 from weakref import WeakKeyDictionary, ref
@@ -64,6 +65,9 @@ REASONS_OF_STATUS = {
 """The Tunnelmux-Reason of what the pump finds wrong with an exchange."""
 
 
+_TRACEPARENT = re.compile(rb"\r\ntraceparent:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+
+
 _RoutesOfHop = WeakKeyDictionary[Session, dict[str, "Route"]]
 # By the session with the node, and the service.
 
@@ -75,8 +79,8 @@ class PumpRoutes:
         self.limits = IngressLimits()
         """Of these are held the idle connections."""
         self.tracing: Tracing | None = None
-        """What makes spans of requests, if anything does: all of them go by h11 then, which sees
-        the steps."""
+        """What makes spans of requests, if anything does: those that it chooses go by h11, which
+        sees the steps."""
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
         self._elsewhere: WeakKeyDictionary[SessionHandle, _RoutesOfHop] = WeakKeyDictionary()
@@ -207,6 +211,9 @@ class Carrier:
         """What let the last request in."""
         self.takes_login = False
         """Whether its `Authorization` was for the proxy, and stops here."""
+        self.traces = routes.tracing is not None
+        """Whether some requests get spans."""
+        self._is_chosen: bool | None = None  # the request of now, once that was asked
         self._gate = gate
         self._sender = Sender(visitor.address, visitor.scheme)
         self.judge = HeadJudge(settings.limits)
@@ -234,8 +241,6 @@ class Carrier:
         """Where a request goes that says and shows this, which may be empty; None when h11 has to
         look. `crosses` says that it may change something, and be another site's doing."""
         self._tried = None
-        if self._routes.tracing is not None:
-            return None
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
             return None
@@ -252,12 +257,31 @@ class Carrier:
         route = self._routes.now(destination)
         if route is None or self._visit.admit(destination) is not None:
             return None
+        self._is_chosen = None
         self.by = by
         self._visit.let_in(by)
         self.takes_login = by.takes_login
         relay = self._visit.relay
         self._tried = relay, relay.requests if relay is not None else 0
         return route
+
+    def traces_this(self, head: bytes) -> bool:
+        """Whether the request with this head, which the scanner has accepted, is to have spans."""
+        self._tried = None
+        found = _TRACEPARENT.search(head)
+        return self.is_chosen(found[1] if found is not None else b"")
+
+    def is_chosen(self, traceparent: bytes) -> bool:
+        """Whether the request of now is to have spans; the same until it is `forget_choice`, or
+        carried, however often it changes hands."""
+        if self._is_chosen is None:
+            tracing = self._routes.tracing
+            self._is_chosen = tracing is not None and tracing.chooses(traceparent)
+        return self._is_chosen
+
+    def forget_choice(self) -> None:
+        """The next request is another one."""
+        self._is_chosen = None
 
     def has_tried(self, relay: HttpRelay) -> bool:
         """Whether the request that the relay was at last had a route: it was sent on, or its leg

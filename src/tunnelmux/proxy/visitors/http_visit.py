@@ -163,6 +163,11 @@ class HttpVisit(Visit):
         return inspector.find(destination.device, destination.service, default)
 
     @property
+    def has_asked(self) -> bool:
+        """Whether a request of the connection was judged already."""
+        return self._has_asked
+
+    @property
     def is_idle(self) -> bool:
         """Whether no request is in progress."""
         if self._stage == "carried":

@@ -21,6 +21,7 @@ from tunnelmux.relay import RelayResult, abort, relay, reset_socket
 from tunnelmux.sessions import DeviceStore
 
 if TYPE_CHECKING:
+    from tunnelmux.observability.tracing import Tracing
     from tunnelmux.pump.relay import Relay
 
 __all__ = ["TcpIngressServer"]
@@ -50,6 +51,8 @@ class TcpIngressServer:
         self._router = Router(store, devices)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
+        self.tracing: Tracing | None = None
+        """What makes spans of connections, if anything does."""
 
     def configure(self, limits: IngressLimits) -> None:
         """Hold connections that come from now on to these limits."""
@@ -98,10 +101,10 @@ class TcpIngressServer:
                     tunnel, service, limits, answer_timeout=PATIENCE["connect"](limits)
                 )
             except UpstreamGone as exc:
-                _write(visit, f"the tunnel broke: {exc}", "tunnel-lost")
+                self.write(visit, f"the tunnel broke: {exc}", "tunnel-lost")
                 await abort(stream)
             except BaseException:
-                _write(visit, "cut by the proxy's end")
+                self.write(visit, "cut by the proxy's end")
                 await abort(tunnel)
                 raise
             else:
@@ -109,7 +112,9 @@ class TcpIngressServer:
                 await self._relay(stream, await self._behind_hop(device, target), visit)
         except Refused as exc:
             self.visits.figures.relays["refused"] += 1
-            log.warning("relay refused", reason=exc.refusal.reason, problem=exc.refusal.message)
+            reason, message = exc.refusal.reason, exc.refusal.message
+            log.warning("relay refused", reason=reason, problem=message)
+            self._trace(visit, message, reason)
             await abort(stream)
         except BaseException:
             await abort(stream)
@@ -163,7 +168,7 @@ class TcpIngressServer:
             await relay(stream, target, result=result)
             problem, reason = _explain(result)
         finally:
-            _write(visit, problem, reason)
+            self.write(visit, problem, reason)
 
     def _is_crowded(self, device: str, remote: str) -> bool:
         most = self._limits.max_streams_per_visitor
@@ -172,6 +177,53 @@ class TcpIngressServer:
     def _enter(self, visit: Visit) -> None:
         self.visits.add(visit)
         self._visitors[visit.device, visit.service or ""] += 1
+
+    def write(self, visit: Visit, problem: str | None, reason: str | None = None) -> None:
+        """Write the log's line about one visit at its end, with what went wrong in words and as a
+        Tunnelmux-Reason, if anything did; and its span, where it is to have one."""
+        bytes_in, bytes_out = visit.bytes
+        seconds = trio.current_time() - visit.began
+        who = (visit.device, visit.service, visit.visitor, visit.stream)
+        if visit.cut_reason is not None:
+            problem, reason = f"cut: {visit.cut_reason}", None
+        self._trace(visit, problem, reason)
+        visit.figures.relayed(bytes_in, bytes_out, is_whole=problem is None)
+        if problem is None and not visit.feed.is_read:
+            _log_relay(*who, bytes_in, bytes_out, round(seconds, 4))
+            return
+        what = {
+            **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
+            "bytes_in": bytes_in,
+            "bytes_out": bytes_out,
+            "seconds": round(seconds, 4),
+            **({"reason": reason} if reason else {}),
+            **({"problem": problem} if problem else {}),
+        }
+        # A visitor who breaks a connection off is told of, and is no reason to look at anything.
+        write = _log.info if problem is None or problem.startswith(_LEFT) else _log.warning
+        write("relay", **what)
+        visit.feed.tell("tcp", what)
+
+    def _trace(self, visit: Visit, problem: str | None, reason: str | None) -> None:
+        """Make the span of a visit that is over, where it is to have one."""
+        if self.tracing is None or not self.tracing.chooses():
+            return
+        bytes_in, bytes_out = visit.bytes
+        self.tracing.tell(
+            "TCP",
+            trio.current_time() - visit.began,
+            {
+                "network.transport": "tcp",
+                "client.address": visit.visitor,
+                "tunnelmux.device": visit.device,
+                "tunnelmux.service": visit.service,
+                "tunnelmux.bytes_in": bytes_in,
+                "tunnelmux.bytes_out": bytes_out,
+                "error.type": reason,
+            },
+            steps={"stream open": visit.agreed_after} if visit.agreed_after is not None else None,
+            problem=problem,
+        )
 
     def leave(self, visit: Visit) -> None:
         """The visit is over."""
@@ -222,6 +274,11 @@ class _RelayedVisit(Visit):
             return self.count()
         return self._relay.bytes_in, self._relay.bytes_out
 
+    @property
+    def agreed_after(self) -> float | None:
+        agreed = self._relay.agreed_at
+        return agreed - self.began if agreed else None
+
     def stop(self) -> None:
         if self._stream is None:
             self._relay.abort()
@@ -243,37 +300,11 @@ class _RelayedVisit(Visit):
         self._server.leave(self)
         if relay.outcome == "finished":
             self.local.close()
-            _write(self, None)
+            self._server.write(self, None)
             return
         reset_socket(self.local)
         who = _LEFT if relay.outcome == "local broke" else "the device"
-        _write(self, f"{who} broke the connection: {relay.error}")
-
-
-def _write(visit: Visit, problem: str | None, reason: str | None = None) -> None:
-    """The line that the log gets about one visit, at its end: with what went wrong in words and as
-    a Tunnelmux-Reason, if anything did."""
-    bytes_in, bytes_out = visit.bytes
-    seconds = round(trio.current_time() - visit.began, 4)
-    who = (visit.device, visit.service, visit.visitor, visit.stream)
-    if visit.cut_reason is not None:
-        problem, reason = f"cut: {visit.cut_reason}", None
-    visit.figures.relayed(bytes_in, bytes_out, is_whole=problem is None)
-    if problem is None and not visit.feed.is_read:
-        _log_relay(*who, bytes_in, bytes_out, seconds)
-        return
-    what = {
-        **dict(zip(("device", "service", "visitor", "stream"), who, strict=True)),
-        "bytes_in": bytes_in,
-        "bytes_out": bytes_out,
-        "seconds": seconds,
-        **({"reason": reason} if reason else {}),
-        **({"problem": problem} if problem else {}),
-    }
-    # A visitor who breaks a connection off is told of, and is no reason to look at anything.
-    write = _log.info if problem is None or problem.startswith(_LEFT) else _log.warning
-    write("relay", **what)
-    visit.feed.tell("tcp", what)
+        self._server.write(self, f"{who} broke the connection: {relay.error}")
 
 
 def _explain(result: RelayResult) -> tuple[str | None, str | None]:

@@ -194,6 +194,11 @@ class Visit:
         return self.stream
 
     @property
+    def agreed_after(self) -> float | None:
+        """Seconds until its target took the connection, where that was noted."""
+        return None
+
+    @property
     def figures(self) -> VisitorFigures:
         """Where all visits are counted."""
         return self._register.figures
