@@ -1,4 +1,5 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
+#              CONSOLE=1: a whole installation with its console
 # make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
 # make long    the tests that show for long what others show for a moment: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
@@ -27,8 +28,8 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
 .PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
 
-demo: build
-	@$(BIN)/tunnelmux demo $(if $(ONCE),--once)
+demo: build $(if $(CONSOLE),.venv/.quickstart)
+	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
 
 test: .venv/.test build
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
@@ -156,6 +157,11 @@ build/sanitize/.built: .venv/.installed $(SOURCES)
 
 .venv/.bench: .venv/.installed
 	$(call quietly,$(PIP) install --group bench)
+	@touch $@
+
+.venv/.quickstart: .venv/.installed
+	@echo "installing what the console needs"
+	$(call quietly,TUNNELMUX_SKIP_COMPILE=1 $(PIP) install --no-build-isolation --editable ".[quickstart]")
 	@touch $@
 
 .venv/.test: .venv/.installed

@@ -24,7 +24,7 @@ from tunnelmux.cli.demo import checks
 from tunnelmux.cli.demo.checks import checks_of, run_check
 from tunnelmux.cli.demo.origin import serve_page
 from tunnelmux.cli.demo.report import TextReport
-from tunnelmux.cli.demo.run import Demo
+from tunnelmux.cli.demo.run import tunnel_demo
 from tunnelmux.cli.demo.stage import Ports, Stage, running_stage
 from tunnelmux.cli.main import tunnelmux
 from tunnelmux.transports import open_listeners, serve_connections
@@ -131,7 +131,7 @@ def taken(port: int) -> Iterator[None]:
 async def test_a_port_taken_at_the_last_moment_is_no_failure(monkeypatch):
     with socket.create_server(("127.0.0.1", 0)) as rival:
         port = rival.getsockname()[1]
-        monkeypatch.setattr("tunnelmux.cli.demo.stage._free", lambda port: port)
+        monkeypatch.setattr("tunnelmux.cli.demo.stage.free_port", lambda port: port)
         async with running_stage(print, preferred=Ports(port, 0, 0)) as stage:
             assert stage.moved == {port: stage.http.port}
             assert (await run_check(checks_of(stage)[0])).passed
@@ -166,7 +166,7 @@ async def serve_nothing(*, task_status=trio.TASK_STATUS_IGNORED):
 
 
 async def test_a_check_that_fails_is_named_with_what_came_instead(terminal):
-    demo = Demo(report_to(terminal), once=True, serve_page=serve_nothing, preferred=ANY)
+    demo = tunnel_demo(report_to(terminal), once=True, serve_page=serve_nothing, preferred=ANY)
     await demo.run()
     assert demo.results is not None
     failed = {result.name: result.seen for result in demo.results if not result.passed}
@@ -199,18 +199,20 @@ async def test_a_check_that_hears_nothing_ends(monkeypatch, terminal):
 
 @pytest.mark.parametrize("arguments", [["--once"], ["--once", "--json"]])
 def test_a_failed_check_is_status_1(monkeypatch, arguments):
-    broken = partial(Demo, serve_page=serve_nothing, preferred=ANY)
-    monkeypatch.setattr("tunnelmux.cli.demo.run.Demo", broken)
+    broken = partial(tunnel_demo, serve_page=serve_nothing)
+    monkeypatch.setattr("tunnelmux.cli.demo.run.tunnel_demo", broken)
     # This process's logs are pytest's, and stay as they are.
     monkeypatch.setattr("tunnelmux.cli.demo.command.configure_logs", lambda _level: None)
-    result = CliRunner().invoke(tunnelmux, ["demo", *arguments], standalone_mode=False)
+    result = CliRunner().invoke(
+        tunnelmux, ["demo", "--any-ports", *arguments], standalone_mode=False
+    )
     assert result.return_value == 1
     assert "502" in result.stdout
 
 
 @pytest.mark.parametrize("width", [80, 120])
 async def test_commands_are_never_wrapped_and_the_table_fits(terminal, width):
-    demo = Demo(report_to(terminal, width), once=True, preferred=ANY)
+    demo = tunnel_demo(report_to(terminal, width), once=True, preferred=ANY)
     async with trio.open_nursery() as nursery:
         await nursery.start(demo.run)
     lines = terminal.getvalue().splitlines()
@@ -224,7 +226,7 @@ async def test_commands_are_never_wrapped_and_the_table_fits(terminal, width):
 
 async def test_a_terminal_without_unicode_gets_ascii(capsysbinary):
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
-    demo = Demo(TextReport(Console(file=stream, width=80)), once=True, preferred=ANY)
+    demo = tunnel_demo(TextReport(Console(file=stream, width=80)), once=True, preferred=ANY)
     await demo.run()
     stream.flush()
     shown = stream.buffer.getvalue().decode("ascii")

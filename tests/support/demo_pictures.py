@@ -19,7 +19,7 @@ from rich.terminal_theme import MONOKAI
 
 from support.browser import browser_page
 from tunnelmux.cli.demo.report import TextReport
-from tunnelmux.cli.demo.run import Demo
+from tunnelmux.cli.demo.run import tunnel_demo
 from tunnelmux.cli.demo.stage import running_stage
 from tunnelmux.observability import configure_logs
 
@@ -66,7 +66,7 @@ async def draw_terminal(file: Path) -> None:
         file=io.StringIO(), record=True, width=84, highlight=False, force_terminal=True
     )
     console.print("[bold]$ tunnelmux demo[/]")
-    demo = Demo(_WithoutSpinner(console), once=False)
+    demo = tunnel_demo(_WithoutSpinner(console), once=False)
     async with trio.open_nursery() as nursery:
         await nursery.start(demo.run)
         while demo.results is None:  # noqa: ASYNC110  it tells a person, and nobody else

@@ -32,7 +32,15 @@ from tunnelmux.config.rules import is_loopback
 from tunnelmux.errors import ConfigError, RegistryRefused
 from tunnelmux.registry import DEFAULT_TENANT, Actor, open_registry
 
-__all__ = ["OWNER", "run_quickstart"]
+__all__ = [
+    "OWNER",
+    "PROVIDER_PORT",
+    "development_provider",
+    "make_state",
+    "name_owner",
+    "quickstart_config",
+    "run_quickstart",
+]
 
 OWNER = "owner"
 """The subject that owns the installation: what to type at the development provider."""
@@ -66,10 +74,10 @@ async def run_quickstart(
             f"{listen} can be reached from other machines, and the development provider lets "
             "everybody in as anybody: listen on 127.0.0.1, or write an api.toml with a real one",
         )
-    _make(folder)
-    with _development_provider(provider_port) as issuer:
-        config = _configuration(folder, listen, issuer, log or LogConfig())
-        await _name_owner(config)
+    make_state(folder)
+    with development_provider(provider_port) as issuer:
+        config = quickstart_config(folder, listen, issuer, log or LogConfig())
+        await name_owner(config)
         announce(_greeting(folder, config.api.public_url))
         await serve_api(config, task_status=task_status)
 
@@ -84,7 +92,8 @@ def _greeting(folder: Path, url: str) -> str:
     )
 
 
-def _make(folder: Path) -> None:
+def make_state(folder: Path) -> None:
+    """The folder with keys and secret, as they are or new. Raises ConfigError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys = folder / "session-keys"
@@ -98,7 +107,8 @@ def _make(folder: Path) -> None:
         ) from exc
 
 
-def _configuration(folder: Path, listen: Address, issuer: str, log: LogConfig) -> ApiConfig:
+def quickstart_config(folder: Path, listen: Address, issuer: str, log: LogConfig) -> ApiConfig:
+    """What api.toml would say, with what `make_state` has put into the folder."""
     return ApiConfig(
         api=ApiListener(listen=str(listen), public_url=f"http://{listen}"),
         registry=RegistryConfig(url=Secret(_registry_url(folder))),
@@ -117,7 +127,8 @@ def _registry_url(folder: Path) -> str:
     return f"sqlite:///{folder.resolve()}/registry.db"
 
 
-async def _name_owner(config: ApiConfig) -> None:
+async def name_owner(config: ApiConfig) -> None:
+    """Let OWNER be the owner of the default tenant. Raises RegistryAway or RegistryFailed."""
     async with open_registry(config.registry.require_url()) as registry:
         installation = registry.installation(Actor.program("tunnelmux-api"))
         tenant = await installation.tenants.find_named(DEFAULT_TENANT)
@@ -128,8 +139,11 @@ async def _name_owner(config: ApiConfig) -> None:
 
 
 @contextlib.contextmanager
-def _development_provider(port: int) -> Iterator[str]:
-    """A library's provider in a thread of its own; gives its issuer."""
+def development_provider(port: int) -> Iterator[str]:
+    """A library's provider in a thread of its own, on this port or for 0 on any; gives its issuer.
+
+    Raises ConfigError when it is not installed, or the port is taken.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of its own dependencies

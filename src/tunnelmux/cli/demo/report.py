@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from rich import box
 from rich.console import Console
@@ -20,10 +20,25 @@ from rich.text import Text
 from tunnelmux.cli.demo.checks import Check, Result
 from tunnelmux.cli.demo.stage import DEVICE, Stage
 
-__all__ = ["JsonReport", "Report", "TextReport"]
+__all__ = ["JsonReport", "Report", "Shown", "StageReport", "TextReport"]
 
 
-class Report(AbstractContextManager["Report"], Protocol):
+class Shown(Protocol):
+    """What every stage of the demo tells."""
+
+    @property
+    def moved(self) -> dict[int, int]:
+        """Preferred ports that others have, and the ports used instead."""
+
+    def facts(self) -> dict[str, str]:
+        """Where everything is, for programs."""
+
+
+S = TypeVar("S", bound=Shown)
+S_contra = TypeVar("S_contra", bound=Shown, contravariant=True)
+
+
+class Report(AbstractContextManager[object], Protocol[S_contra]):
     """Who is told what happens; a context for as long as the demo runs."""
 
     def step(self, sentence: str) -> None:
@@ -32,7 +47,7 @@ class Report(AbstractContextManager["Report"], Protocol):
     def checking(self, check: Check) -> None:
         """This check begins."""
 
-    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+    def show(self, stage: S_contra, results: list[Result], *, stays: bool) -> None:
         """Every check was made; `stays` says whether the demo now goes on running."""
 
     def stopping(self) -> None:
@@ -49,7 +64,7 @@ class _StandardOutput(Console):
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
 
-class JsonReport(Report):
+class JsonReport(Report[Shown]):
     """One JSON object on standard output, and nothing else."""
 
     def __exit__(self, *_exc: object) -> None:
@@ -61,16 +76,12 @@ class JsonReport(Report):
     def checking(self, check: Check) -> None:
         pass
 
-    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+    def show(self, stage: Shown, results: list[Result], *, stays: bool) -> None:
         value = {
             "passed": all(result.passed for result in results),
             "running": stays,
             "checks": [asdict(result) for result in results],
-            "url": stage.url,
-            "http": str(stage.http),
-            "tunnel": str(stage.tunnel),
-            "tcp": str(stage.tcp),
-            "device": DEVICE,
+            **stage.facts(),
         }
         console = _StandardOutput(soft_wrap=True, markup=False, highlight=False)
         console.print(json.dumps(value, indent=2))
@@ -79,7 +90,7 @@ class JsonReport(Report):
         pass
 
 
-class TextReport(Report):
+class StageReport(Report[S], Generic[S]):
     """For people: colours and a spinner on a terminal, plain text elsewhere."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -106,7 +117,7 @@ class TextReport(Report):
             self._spinner.start()
         self._spinner.update(f"checking: {check.name}")
 
-    def show(self, stage: Stage, results: list[Result], *, stays: bool) -> None:
+    def show(self, stage: S, results: list[Result], *, stays: bool) -> None:
         self._stop_spinner()
         for wanted, got in stage.moved.items():
             self._line(Text(f"! port {wanted} is taken, so it is {got} this time", "yellow"))
@@ -119,27 +130,19 @@ class TextReport(Report):
             self._line(Text(f"{len(failed)} of {len(results)} checks failed: {names}", "bold red"))
         else:
             self._line(Text(f"All {len(results)} checks passed.", "bold green"))
-        if stays:
-            self._next(stage)
-        else:
-            self._real_thing()
+        self._next(stage, stays=stays)
 
     def stopping(self) -> None:
         self._stop_spinner()
         self._console.print("\nStopped.")  # on a line of its own, below the terminal's ^C
 
-    def _picture(self, stage: Stage) -> None:
-        """The path, with the tunnel's arrow the way it was dialled."""
-        self._line(
-            Text.assemble(
-                "  you ──► ",
-                (f"proxy :{stage.http.port}", "bold cyan"),
-                " ◄═══ tunnel ═══ ",
-                (f'agent "{DEVICE}"', "bold magenta"),
-                " ──► ",
-                (f"page :{stage.page.port}", "bold green"),
-            )
-        )
+    def _picture(self, stage: S) -> None:
+        """What runs, in one line."""
+        raise NotImplementedError
+
+    def _next(self, stage: S, *, stays: bool) -> None:
+        """What to look at and to type now."""
+        raise NotImplementedError
 
     def _table(self, results: list[Result]) -> Table:
         # Narrow gaps and no lines between the columns, so that it fits into a width of 80.
@@ -163,37 +166,6 @@ class TextReport(Report):
                 f"{result.seconds * 1000:.0f} ms",
             )
         return table
-
-    def _next(self, stage: Stage) -> None:
-        port, tcp = stage.http.port, stage.tcp.port
-        name = f"{DEVICE}.localhost"
-        self._heading("Open")
-        self._line(Text.assemble("  ", (stage.url, f"bold underline link {stage.url}")))
-        self._heading("Try, in another terminal")
-        self._command(f"curl {stage.url}", "by name")
-        self._command(
-            f"curl -H 'Tunnelmux-Device: {DEVICE}' http://127.0.0.1:{port}/request",
-            "by header: no DNS",
-        )
-        self._command(
-            f"curl --resolve {name}:{port}:127.0.0.1 {stage.url}",
-            "where .localhost does not resolve",
-        )
-        self._command(f"curl -N {stage.url}ticks", "live events")
-        self._command(f"echo hello | nc -N 127.0.0.1 {tcp}", "a TCP port")
-        self._real_thing()
-        self._console.print()
-        self._line(Text(f"Running at {stage.url} until Ctrl-C.", "bold"))
-
-    def _real_thing(self) -> None:
-        self._heading("The real thing")
-        self._command(
-            "tunnelmux-proxy --quickstart", "where devices reach it; prints a line for each device"
-        )
-        self._command(
-            "tunnelmux-agent --join … --name dev1 --service ssh=tcp://127.0.0.1:22",
-            "on the device: that line, with what it offers",
-        )
 
     def _heading(self, words: str) -> None:
         self._console.print()
@@ -219,6 +191,59 @@ class TextReport(Report):
         if self._spinner is not None:
             self._spinner.stop()
             self._spinner = None
+
+
+class TextReport(StageReport[Stage]):
+    """What is said of a proxy and one agent."""
+
+    def _picture(self, stage: Stage) -> None:
+        """The path, with the tunnel's arrow the way it was dialled."""
+        self._line(
+            Text.assemble(
+                "  you ──► ",
+                (f"proxy :{stage.http.port}", "bold cyan"),
+                " ◄═══ tunnel ═══ ",
+                (f'agent "{DEVICE}"', "bold magenta"),
+                " ──► ",
+                (f"page :{stage.page.port}", "bold green"),
+            )
+        )
+
+    def _next(self, stage: Stage, *, stays: bool) -> None:
+        if stays:
+            self._try(stage)
+        self._real_thing()
+        if stays:
+            self._console.print()
+            self._line(Text(f"Running at {stage.url} until Ctrl-C.", "bold"))
+
+    def _try(self, stage: Stage) -> None:
+        port, tcp = stage.http.port, stage.tcp.port
+        name = f"{DEVICE}.localhost"
+        self._heading("Open")
+        self._line(Text.assemble("  ", (stage.url, f"bold underline link {stage.url}")))
+        self._heading("Try, in another terminal")
+        self._command(f"curl {stage.url}", "by name")
+        self._command(
+            f"curl -H 'Tunnelmux-Device: {DEVICE}' http://127.0.0.1:{port}/request",
+            "by header: no DNS",
+        )
+        self._command(
+            f"curl --resolve {name}:{port}:127.0.0.1 {stage.url}",
+            "where .localhost does not resolve",
+        )
+        self._command(f"curl -N {stage.url}ticks", "live events")
+        self._command(f"echo hello | nc -N 127.0.0.1 {tcp}", "a TCP port")
+
+    def _real_thing(self) -> None:
+        self._heading("The real thing")
+        self._command(
+            "tunnelmux-proxy --quickstart", "where devices reach it; prints a line for each device"
+        )
+        self._command(
+            "tunnelmux-agent --join … --name dev1 --service ssh=tcp://127.0.0.1:22",
+            "on the device: that line, with what it offers",
+        )
 
 
 _ASCII = {

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import secrets
-import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -14,6 +12,7 @@ import trio
 
 from tunnelmux.agent import run_agent
 from tunnelmux.cli.demo.origin import serve_echo, serve_page
+from tunnelmux.cli.demo.ports import HOST, free_port
 from tunnelmux.config import (
     Address,
     AgentConfig,
@@ -38,7 +37,6 @@ Serve = Callable[..., Awaitable[object]]
 """A server for `nursery.start`, which answers the addresses it listens on."""
 
 DEVICE = "demo"
-_HOST = "127.0.0.1"
 _CONNECT_TIMEOUT = 10.0
 
 
@@ -76,6 +74,16 @@ class Stage:
     def url(self) -> str:
         """Where a browser finds the page."""
         return f"http://{DEVICE}.localhost:{self.http.port}/"
+
+    def facts(self) -> dict[str, str]:
+        """The same for programs."""
+        return {
+            "url": self.url,
+            "http": str(self.http),
+            "tunnel": str(self.tunnel),
+            "tcp": str(self.tcp),
+            "device": DEVICE,
+        }
 
 
 @asynccontextmanager
@@ -119,7 +127,7 @@ async def running_stage(
 
 
 async def _start_proxy(nursery: trio.Nursery, token: Secret, preferred: Ports) -> RunningProxy:
-    ports = Ports(*map(_free, (preferred.http, preferred.tunnel, preferred.tcp)))
+    ports = Ports(*map(free_port, (preferred.http, preferred.tunnel, preferred.tcp)))
     try:
         proxy: RunningProxy = await nursery.start(partial(run_proxy, _proxy_config(ports, token)))
     except ConfigError:
@@ -129,25 +137,12 @@ async def _start_proxy(nursery: trio.Nursery, token: Secret, preferred: Ports) -
     return proxy
 
 
-def _free(port: int) -> int:
-    """The port if it can be listened on now, else 0."""
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the real listener does
-        try:
-            probe.bind((_HOST, port))
-        except OSError as error:
-            if error.errno not in {errno.EADDRINUSE, errno.EACCES}:
-                raise
-            return 0
-    return port
-
-
 def _proxy_config(ports: Ports, token: Secret) -> ProxyConfig:
     return ProxyConfig(
-        tunnel=TunnelListener(listen=f"{_HOST}:{ports.tunnel}"),
+        tunnel=TunnelListener(listen=f"{HOST}:{ports.tunnel}"),
         ingress=Ingress(
-            http=HttpIngress(listen=f"{_HOST}:{ports.http}"),
-            tcp=[TcpIngress(listen=f"{_HOST}:{ports.tcp}", device=DEVICE, service="echo")],
+            http=HttpIngress(listen=f"{HOST}:{ports.http}"),
+            tcp=[TcpIngress(listen=f"{HOST}:{ports.tcp}", device=DEVICE, service="echo")],
         ),
         devices=[DeviceConfig(name=DEVICE, token=token)],
     )
