@@ -6,9 +6,11 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 import trio
+import trio.testing
 
 from tunnelmux.ssh.bridge import open_bridge
 
@@ -46,6 +48,31 @@ async def test_cancelling_from_trio_waits_until_the_task_is_unwound() -> None:
         assert scope.cancelled_caught
         assert steps == ["unwound"]
         assert bridge.task_count == 0
+
+
+async def test_a_cancel_that_a_thread_swallowed_comes_again(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """As in a connect of asyncssh, which reads its options in a thread and then waits for ever."""
+    in_thread, cancelled = threading.Event(), threading.Event()
+    steps = []
+
+    def block() -> None:
+        in_thread.set()
+        cancelled.wait(30)
+
+    async def work() -> None:
+        await asyncio.get_running_loop().run_in_executor(None, block)
+        steps.append("went on")
+        await asyncio.get_running_loop().create_future()
+
+    async with open_bridge() as bridge, trio.open_nursery() as nursery:
+        nursery.start_soon(bridge.call, work())
+        await trio.to_thread.run_sync(in_thread.wait)
+        nursery.cancel_scope.cancel()
+        cancelled.set()
+    assert steps == ["went on"]
+    assert bridge.task_count == 0
 
 
 async def test_asyncios_own_cancellation_never_reaches_trio() -> None:

@@ -30,6 +30,9 @@ __all__ = ["Bridge", "Pending", "open_bridge"]
 
 T = TypeVar("T")
 
+CANCEL_AGAIN = 1.0
+"""Seconds that a cancelled task may take to clean up before it is cancelled once more."""
+
 # About every server without elliptic curves, each time; there is nothing an operator could do.
 warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
 
@@ -66,9 +69,18 @@ class Pending(Generic[T]):
         """Return when the task is over. Cancelling the wait does not touch the task."""
         await self._done.wait()
 
-    def cancel(self) -> None:
-        """Ask the task to end; `wait` says when it has."""
-        self._task.cancel()
+    async def unwind(self) -> None:
+        """Cancel the task, and return when it is over; this wait cannot be cancelled.
+
+        trio-asyncio loses a cancel while a function of the task runs in a thread: the task gets
+        the function's result instead, and goes on. So a task that is not over after CANCEL_AGAIN
+        is cancelled once more.
+        """
+        with trio.CancelScope(shield=True):
+            while not self.done:
+                self._task.cancel()
+                with trio.move_on_after(CANCEL_AGAIN):
+                    await self.wait()
 
     def result(self) -> T:
         """What the task returned or raised; asyncio's cancellation becomes a ConnectionError."""
@@ -104,9 +116,7 @@ class Bridge:
         try:
             await pending.wait()
         except trio.Cancelled:
-            pending.cancel()
-            with trio.CancelScope(shield=True):  # it has no wait of its own that ignores a cancel
-                await pending.wait()
+            await pending.unwind()
             raise
         return pending.result()
 
