@@ -33,6 +33,7 @@ __all__ = [
     "REASON_FIELD",
     "RELAY_FIELD",
     "REPLACED_FIELD",
+    "REQUEST_FIELD",
     "RIVAL_FIELD",
     "ROLES_FIELD",
     "SERIAL_FIELD",
@@ -90,6 +91,10 @@ SERIAL_FIELD = b"Tunnelmux-Serial"
 
 LEASE_FIELD = b"Tunnelmux-Lease"
 """In a request to a device, and in a call for a raw forward: the id of the lease it is under."""
+
+REQUEST_FIELD = b"Tunnelmux-Request"
+"""In a call for a raw forward: `METHOD /path` of the one request that goes through it, for those
+who watch requests."""
 
 PROVE_FIELD = b"Tunnelmux-Prove"
 """From an agent: it only shows that its token is good, and wants no session."""

@@ -37,8 +37,8 @@ def test_a_proxy_is_written_as_everywhere(text, proxy):
         ("http://u:secret@", "names no host"),
         ("http://u:secret@host:port", "is no URL"),
         ("http://u:secret@ho st:1", "names no host"),
-        ("http://u:secret%0d@host:1", "a character that Basic login lacks"),
-        ("http://u%3au:secret@host:1", "a character that Basic login lacks"),
+        ("http://u:secret%0d@host:1", "a character that no login can have"),
+        ("http://u%3au:secret@host:1", "a character that no login can have"),
     ],
 )
 def test_what_is_none_is_refused_without_being_shown(text, words):

@@ -241,8 +241,8 @@ def test_file_names_in_variables_start_from_the_working_folder(agent, tmp_path, 
     [
         (None, "cannot be read (No such file or directory): create it with the token as its only "),
         ("", "is empty: put the device's token there"),
-        ("two words", "holds a character that a bearer token cannot have"),
-        ("sécret", "holds a character that a bearer token cannot have"),
+        ("two words", "holds a character that a token cannot have"),
+        ("sécret", "holds a character that a token cannot have"),
         ("x" * 20_000, "is too long for a token: is it the right file?"),
     ],
 )

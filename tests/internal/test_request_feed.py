@@ -67,3 +67,28 @@ async def test_silence_is_broken_by_comments(autojump_clock: MockClock) -> None:
         text = b""
         while b": still here\n\n" not in text:
             text += await caller.read_chunk()
+
+
+async def test_a_raw_forward_that_names_its_request_is_seen_as_one() -> None:
+    """As tunnelmux-api does it; what else goes through is `raw`."""
+    async with running_bench() as bench, bench.agent(token="token-1") as agent:
+        async with bench.client.requests(RequestFilter(device="dev1")) as requests:
+            for named in ("GET /x?secret=1", ""):
+                stream = await bench.client.open_stream("token-1", service="web", request=named)
+                device = await agent.stream()
+                await stream.send_all(b"GET /x?secret=1 HTTP/1.1\r\n\r\n")
+                await stream.send_eof()
+                await device.read_all()
+                await device.end()
+                await stream.aclose()
+                seen = await anext(requests)
+                assert isinstance(seen, RequestSeen)
+                assert (seen.device, seen.service) == ("dev1", "web")
+                if named:
+                    assert (seen.way, seen.method, seen.path) == ("api", "GET", "/x")
+                else:
+                    assert (seen.way, seen.method, seen.path) == ("raw", "", "")
+        for odd in ("get /x", "GET x", "GET /a b", "GET"):
+            fields = f"Authorization: Bearer {SECRET}\r\nTunnelmux-Request: {odd}\r\n"
+            answer = await bench.ask("POST", "/internal/forward/raw?token=token-1", headers=fields)
+            assert (answer.status, answer.code) == (400, "INVALID_REQUEST"), odd

@@ -68,6 +68,16 @@ def test_a_person_reads_a_line_for_each_request(installation: Installation, way:
     assert re.fullmatch(pattern, line), line
 
 
+def test_a_request_through_the_api_has_a_way_of_its_own(installation: Installation) -> None:
+    with following(installation, "api", "tail", "dev1", "--path", "/by-*", "--json") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        lines = collect(process)
+        installation.run("curl", "dev1/web/by-api?token=hidden")
+        seen = msgspec.json.decode(lines.get(timeout=60), type=SeenRequest)
+    assert (seen.way, seen.service, seen.method, seen.path) == ("api", "web", "GET", "/by-api")
+
+
 def test_what_cannot_be_is_said(installation: Installation) -> None:
     done = installation.run("tail", "dev1", "--status", "abc")
     assert (done.returncode, done.stdout) == (2, b"")

@@ -256,7 +256,7 @@ ASKS_FOR = b"HTTP/1.1 407 No\r\nProxy-Authenticate: %b\r\nContent-Length: 0\r\n\
     [
         (ASKS_FOR % b'Basic realm="x"', None, "set http_proxy to http://user:password@host:port"),
         (ASKS_FOR % b'Basic realm="x"', "u:secret", "check user and password in http_proxy"),
-        (ASKS_FOR % b"NTLM", "u:secret", "asks for a login by ntlm, and only Basic is known"),
+        (ASKS_FOR % b"NTLM", "u:secret", "asks for a login by ntlm, which is not known"),
         (
             b"HTTP/1.1 403 X\r\nContent-Type: text/html\r\n\r\n<TITLE>Access\ndenied</TITLE>",
             None,

@@ -402,7 +402,7 @@ class RunningAgent:
                 "replaced by another agent",
                 device=self.name,
                 by=replaced_by,
-                fix="it has this device's token: stop one of the two, or give each machine a name "
+                fix="it has this device's token; stop one of the two, or give each machine a name "
                 "and a token of its own",
                 retry_in=round(delay, 3),
             )

@@ -8,6 +8,7 @@ neither direction, and every answer is marked as content that a browser shows in
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import cast
 
 import trio
@@ -64,6 +65,8 @@ _CONNECT_CODES = {
 }
 # What the agent's reasons (`Tunnelmux-Reason`) are called here; all others are `service_away`.
 
+_PLAIN_PATH = re.compile(rb"/[!->@-~]{0,4095}")
+
 _LIMITS = IngressLimits()
 
 
@@ -97,7 +100,10 @@ class ForwardedResponse(Response):
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; called by the framework."""
         try:
-            async with self._proxies.stream_to(self._label) as stream:
+            request = _for_watchers(scope["method"], self._target)
+            async with self._proxies.stream_to(
+                self._label, service=self._service, request=request
+            ) as stream:
                 client = ClientConnection(stream, _LIMITS)
                 await self._exchange(client, scope, receive, send)
         except (Refused, DeviceUnreachable) as exc:
@@ -176,6 +182,12 @@ class ForwardedResponse(Response):
             await send({"type": "http.response.body", "body": data, "more_body": not done})
 
 
+def _for_watchers(method: str, target: bytes) -> str:
+    """What those who watch requests are told of one; nothing where its path could be no field."""
+    path = target.partition(b"?")[0]
+    return f"{method} {path.decode('ascii')}" if _PLAIN_PATH.fullmatch(path) else ""
+
+
 async def _send_body(client: ClientConnection, receive: Receive) -> None:
     """Pass the request's body on until its end, or until the device takes no more of it."""
     with contextlib.suppress(PeerGone):
@@ -197,7 +209,7 @@ async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSo
     the service has taken the connection; a refusal is a problem document in its place.
     """
     try:
-        async with proxies.stream_to(label) as stream:
+        async with proxies.stream_to(label, service=service) as stream:
             connection = await open_connect(
                 stream, service, _LIMITS, answer_timeout=_CONNECT_TIMEOUT
             )
@@ -284,7 +296,11 @@ async def relay_websocket(
     wanted: list[str] = list(websocket.scope.get("subprotocols", []))
     headers = [(SERVICE_FIELD, service.encode("ascii"))]
     try:
-        async with proxies.stream_to(label) as stream, trio.open_nursery() as nursery:
+        request = _for_watchers("GET", target)
+        async with (
+            proxies.stream_to(label, service=service, request=request) as stream,
+            trio.open_nursery() as nursery,
+        ):
             with trio.fail_after(_CONNECT_TIMEOUT):
                 upstream = await trio_websocket.wrap_client_stream(
                     nursery,

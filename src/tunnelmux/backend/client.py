@@ -46,7 +46,7 @@ from tunnelmux.sessions import (
 )
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
 from tunnelmux.transports.dialling import open_tcp
-from tunnelmux.wire import LEASE_FIELD
+from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
 
 __all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
 
@@ -276,10 +276,13 @@ class ProxyClient:
         )
         return ForwardedResponse(answer.status, answer.headers, base64.b64decode(answer.body))
 
-    async def open_stream(self, token: str, *, lease: str = "") -> trio.abc.HalfCloseableStream:
+    async def open_stream(
+        self, token: str, *, lease: str = "", service: str = "", request: str = ""
+    ) -> trio.abc.HalfCloseableStream:
         """A new stream to the agent, which expects an HTTP/1.1 request head on it first.
 
-        Under a lease (its id), it ends with that. Raises SessionClosed when no live session has
+        Under a lease (its id), it ends with that. `service` and `request` (`METHOD /path`) say what
+        goes through it to those who watch requests. Raises SessionClosed when no live session has
         this token, SessionError `LEASE_OVER` when the lease does not run.
         """
         stream = await self._connect()
@@ -287,6 +290,10 @@ class ProxyClient:
         headers = [(b"Connection", b"Upgrade"), (b"Upgrade", b"tunnelmux-raw")]
         if lease:
             headers.append((LEASE_FIELD, lease.encode("ascii")))
+        if service:
+            headers.append((SERVICE_FIELD, service.encode("ascii")))
+        if request:
+            headers.append((REQUEST_FIELD, request.encode("ascii")))
         target = f"/internal/forward/raw?{urlencode({'token': token})}"
         try:
             with trio.fail_after(self._timeout):

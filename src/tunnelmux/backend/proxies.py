@@ -114,20 +114,26 @@ class Proxies:
         raise DeviceUnreachable("the device is not connected now", code="device_offline")
 
     @asynccontextmanager
-    async def stream_to(self, label: str) -> AsyncIterator[trio.abc.HalfCloseableStream]:
+    async def stream_to(
+        self, label: str, *, service: str = "", request: str = ""
+    ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
         """As `open_stream`, for the length of the block."""
-        stream = await self.open_stream(label)
+        stream = await self.open_stream(label, service=service, request=request)
         try:
             yield stream
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def open_stream(self, label: str, *, lease: str = "") -> trio.abc.HalfCloseableStream:
-        """A stream to a device's agent, for the caller to close, under a lease where its id is
-        given; raises DeviceUnreachable."""
+    async def open_stream(
+        self, label: str, *, lease: str = "", service: str = "", request: str = ""
+    ) -> trio.abc.HalfCloseableStream:
+        """A stream to a device's agent, for the caller to close, as `ProxyClient.open_stream` has
+        it; raises DeviceUnreachable."""
         session = await self.session_of(label)
         try:
-            return await session.client.open_stream(session.summary.token, lease=lease)
+            return await session.client.open_stream(
+                session.summary.token, lease=lease, service=service, request=request
+            )
         except (SessionClosed, SessionNotFound) as exc:
             raise DeviceUnreachable(
                 "the device's connection ended just now", code="device_offline"

@@ -66,7 +66,7 @@ def _login(key: str, parts: SplitResult) -> Secret | None:
     login = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
     if ":" in unquote(parts.username) or not login.isprintable():
         # RFC 7617 section 2: the first colon ends the user, and control characters are forbidden.
-        raise InvalidSetting(key, "has a user or password with a character that Basic login lacks")
+        raise InvalidSetting(key, "has a user or password with a character that no login can have")
     return Secret(login)
 
 

@@ -138,7 +138,7 @@ def check_token(key: str, token: str) -> None:
     if not _BEARER_TOKEN.fullmatch(token):
         raise InvalidSetting(
             key,
-            "holds a character that a bearer token cannot have: use letters, digits and "
+            "holds a character that a token cannot have: use letters, digits and "
             '"-._~+/" (a quoted or broken line is the usual cause)',
         )
 

@@ -26,7 +26,8 @@ class RequestSeen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     at: datetime
     """When it ended, in UTC."""
     way: str
-    """`http` or `tcp`: through an ingress; `raw`, `ws` or `call`: through the internal API."""
+    """`http` or `tcp`: through an ingress; `api`: one that tunnelmux-api passed on; `raw`, `ws` or
+    `call`: through the internal API."""
     device: str = ""
     service: str = ""
     visitor: str = ""

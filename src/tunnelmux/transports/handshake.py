@@ -362,8 +362,8 @@ def _connect_fix(status: int, headers: Headers, authority: str, has_login: bool)
         ]
         if schemes and "basic" not in schemes:
             return (
-                f"it asks for a login by {', '.join(schemes)}, and only Basic is known here: ask "
-                "its operator for a way without, or put a local proxy in between that knows it"
+                f"it asks for a login by {', '.join(schemes)}, which is not known here: ask its "
+                "operator for a way without, or put a local proxy in between that knows it"
             )
         if has_login:
             return "it does not take this login: check user and password in http_proxy"

@@ -141,7 +141,7 @@ class Provider:
             metadata, grant_type="authorization_code", code=query["code"], attempt=attempt
         )
         if tokens.id_token is None:
-            raise OIDCError("the provider sent no id_token: is the scope openid allowed?")
+            raise OIDCError("the provider sent no id_token; is the scope openid allowed?")
         claims = await self._check(
             tokens.id_token,
             exp={"essential": True},
@@ -194,9 +194,9 @@ class Provider:
         )
         events = claims.get("events")
         if not isinstance(events, dict) or not isinstance(events.get(_LOGOUT_EVENT), dict):
-            raise OIDCError("not a logout token: it has no logout event")
+            raise OIDCError("no logout token, as it has no logout event")
         if "nonce" in claims:
-            raise OIDCError("not a logout token: it has a nonce")
+            raise OIDCError("no logout token, as it has a nonce")
         named = [name for name in ("sid", "sub") if claims.get(name)]
         if not named or not all(isinstance(claims[name], str) for name in [*named, "jti"]):
             raise OIDCError("the logout token names neither session nor subject")

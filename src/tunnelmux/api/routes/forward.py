@@ -110,7 +110,7 @@ def _as_refusal(exc: Refused | RegistryError) -> Refused:
 async def _device(api: Api, principal: Principal, device_id: str) -> Device:
     if principal.is_browser:
         message = (
-            "Forwarding is for programs with an access token: what a device sends must not act "
+            "Forwarding is for programs with an access token; what a device sends must not act "
             "as a page of this server. Open the device's own host name in the browser."
         )
         raise Refused(403, "token_needed", message)

@@ -88,7 +88,7 @@ class ProxyFleet(Fleet):
     async def connect(
         self, device: str, service: str
     ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        stream = await self._stream(await self._session(device))
+        stream = await self._stream(await self._session(device), service)
         try:
             connection = await open_connect(
                 stream, service, IngressLimits(), answer_timeout=_ANSWER
@@ -207,9 +207,11 @@ class ProxyFleet(Fleet):
             f"{missing}; a proxy knows those that are connected now", code=missing.code
         )
 
-    async def _stream(self, session: SessionSummary) -> trio.abc.HalfCloseableStream:
+    async def _stream(
+        self, session: SessionSummary, service: str = ""
+    ) -> trio.abc.HalfCloseableStream:
         try:
-            return await self.client.open_stream(session.token)
+            return await self.client.open_stream(session.token, service=service)
         except (SessionClosed, SessionNotFound) as exc:
             message = f"{session.device_id}: the device's connection ended just now"
             raise NotThere(message, code="device_offline") from exc

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -26,7 +27,7 @@ from tunnelmux.proxy.internal.sessions import (
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
-from tunnelmux.wire import LEASE_FIELD, SERVICE_FIELD
+from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
 
 __all__ = ["LeaseRuns", "StreamForwarder", "no_leases"]
 
@@ -40,6 +41,8 @@ def no_leases(_lease_id: str, _device: str) -> bool:
 
 
 _log = get_logger("proxy.internal")
+
+_NAMED_REQUEST = re.compile(rb"([A-Z-]{1,32}) (/[!->@-~]*)(?:\?[!-~]*)?")
 
 _RAW_FIELDS = ((b"Content-Type", b"application/octet-stream"), (b"Connection", b"close"))
 
@@ -129,7 +132,8 @@ class StreamForwarder:
         protocol = _offered_protocol(request)
         result = RelayResult()
         started = trio.current_time()
-        async with self._open(call, "raw") as way:
+        named = _named_request(request)
+        async with self._open(call, "api" if named else "raw") as way:
             way.visit.count = lambda: result.bytes_now
             try:
                 if protocol is not None:
@@ -155,7 +159,7 @@ class StreamForwarder:
                     outcome="not begun" if result.ended == "running" else result.ended,
                     **way.cut,
                 )
-                way.tell({}, result.bytes_now, started)
+                way.tell(named, result.bytes_now, started)
 
     async def _relay_body(
         self, server: ApiConnection, stream: trio.abc.Stream, result: RelayResult
@@ -215,6 +219,19 @@ class StreamForwarder:
                     "problem": exchange.problem,
                 }
                 way.tell(what, (exchange.bytes_in, exchange.bytes_out), exchange.started)
+
+
+def _named_request(request: RequestHead) -> dict[str, object]:
+    """Method and path of the request that is to go through, where the caller has named it. Raises
+    ApiError."""
+    said = first_value(request.headers, REQUEST_FIELD.lower())
+    if said is None:
+        return {}
+    found = _NAMED_REQUEST.fullmatch(said)
+    if found is None:
+        field = REQUEST_FIELD.decode("ascii")
+        raise ApiError("INVALID_REQUEST", f'{field} is not "METHOD /path"')
+    return {"method": found[1].decode("ascii"), "path": found[2].decode("ascii")}
 
 
 class _DeclaredBody(trio.abc.Stream):

@@ -36,7 +36,7 @@ from tunnelmux.proxy.internal.queries import (
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 from tunnelmux.sessions import RequestSeen
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
-from tunnelmux.wire import LEASE_FIELD
+from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD
 
 __all__ = ["describe"]
 
@@ -127,6 +127,14 @@ _LEASE = {
     "description": "The id of the lease that it is under, with which it ends.",
 }
 
+_REQUEST = {
+    "name": REQUEST_FIELD.decode("ascii"),
+    "in": "header",
+    "schema": _TEXT,
+    "description": "`METHOD /path` of the one request that goes through it, for those who watch "
+    "requests: they see it with the way `api`.",
+}
+
 _DETAILS: dict[str, dict[str, Any]] = {
     "/internal/forward/http": {
         "summary": "Forward one request whose bodies fit into memory",
@@ -149,14 +157,14 @@ _DETAILS: dict[str, dict[str, Any]] = {
     },
     "/internal/forward/raw": {
         "summary": "Turn the connection into a stream to the agent",
-        "parameters": [_QUERY_TOKEN, _LEASE],
+        "parameters": [_QUERY_TOKEN, _LEASE, _REQUEST],
         "responses": {
             "101": {"description": "When an Upgrade was offered: raw bytes both ways from here."},
             "200": {
                 "description": "Raw bytes both ways from here, until the connection's end.",
                 **_content("application/octet-stream", _BYTES),
             },
-            **_errors(*_TUNNEL, "LEASE_OVER"),
+            **_errors(*_TUNNEL, "INVALID_REQUEST", "LEASE_OVER"),
         },
     },
     "/internal/forward/ws": {

@@ -34,8 +34,9 @@ _Key = TypeVar("_Key")
 _STALE = 1024
 # Times of visits that are over which may stand in the heap, beside as many as there are visits.
 
-Way = Literal["http", "tcp", "raw", "ws", "exec"]
-"""How a visit came in: an ingress (http, tcp), or a call of the back end."""
+Way = Literal["http", "tcp", "raw", "api", "ws", "exec"]
+"""How a visit came in: an ingress (http, tcp), or a call of the back end; `api` is a raw forward
+that has named the one request for which it is."""
 
 Wait = Literal[
     "device", "connect", "answer", "nothing",
