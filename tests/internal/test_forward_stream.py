@@ -16,7 +16,7 @@ from support.http_rig import Peer
 from support.internal import SECRET, Bench, Caller, running_bench
 from support.streams import next_bytes
 from tunnelmux.errors import SessionClosed
-from tunnelmux.limits import InternalLimits
+from tunnelmux.limits import IngressLimits, InternalLimits
 
 TOKEN = "token-of-dev1"
 AUTH = f"Authorization: Bearer {SECRET}\r\n"
@@ -288,3 +288,26 @@ async def test_a_device_that_does_not_answer_the_upgrade_is_json_too(
         assert (reply.status, reply.code) == (502, "TUNNEL_READ_ERROR")
         reply = await bench.ask("GET", f"/internal/forward/ws?token={TOKEN}", headers=UPGRADE)
         assert (reply.status, reply.code) == (504, "TIMEOUT")
+
+
+async def test_a_service_that_may_take_longer_is_waited_for_so_long(
+    autojump_clock: object,
+) -> None:
+    """Its own `response_timeout`, also where it is the default one; others have the usual time."""
+    limits = IngressLimits(response_timeout=60)
+    took: dict[str, float] = {}
+    timeouts: dict[str | None, float] = {"slow": 300, None: 300, "quick": 5}
+    async with (
+        running_bench(http_limits=limits) as bench,
+        bench.agent(timeouts=timeouts),
+    ):
+        for service in ("web", "slow", "", "quick"):
+            fields = f"Tunnelmux-Service: {service}\r\n" if service else ""
+            began = trio.current_time()
+            target = f"/internal/forward/ws?token={TOKEN}"
+            reply = await bench.ask("GET", target, headers=UPGRADE + fields)
+            assert (reply.status, reply.code) == (504, "TIMEOUT")
+            took[service] = trio.current_time() - began
+    assert took["web"] >= 60
+    assert took["slow"] == took[""] == pytest.approx(took["web"] + 240)
+    assert took["quick"] == pytest.approx(took["web"])  # the agent ends it before

@@ -10,6 +10,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from support.carried_http import OK, get, rig
+from support.guarded import guarded
 from support.proxies import agent_of, proxy_config, running
 from tunnelmux.errors import ConnectError
 from tunnelmux.proxy import RunningProxy
@@ -143,6 +144,33 @@ async def test_a_visit_that_lasts_has_a_line_before_its_end(
         assert (line["way"], line["device"]) == ("http", "dev1")
         assert (line["stream"], line["visitor"]) == (end["stream"], end["visitor"])
         assert line["seconds"] <= end["seconds"] + 0.06
+
+
+async def test_a_visit_that_lasts_is_of_whom_a_trusted_proxy_names(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """By h11 and in the pump, and in the list of visits."""
+    monkeypatch.setattr(long_visits, "_LONG", 0.05)
+    head = b"GET %s HTTP/1.1\r\nHost: dev1.localhost\r\nX-Forwarded-For: %s\r\n%s\r\n"
+    asked = {
+        "203.0.113.7": b"Connection: Upgrade\r\nUpgrade: websocket\r\n",
+        "203.0.113.8": b"",
+    }
+    with capture_logs() as logs:
+        async with guarded(trusted=("127.0.0.1",)) as this:
+            await this.warm_up({})
+            streams = []
+            for address, more in asked.items():
+                streams.append(await trio.open_tcp_stream("127.0.0.1", this.port))
+                path = b"/ws" if more else b"/endless"
+                await streams[-1].send_all(head % (path, address.encode(), more))
+                assert await streams[-1].receive_some()
+            with trio.fail_after(30):
+                while not asked.keys() <= {line["visitor"] for line in told_of(logs)}:  # noqa: ASYNC110
+                    await trio.sleep(0.01)
+            assert asked.keys() <= {visit.asked_by for visit in this.proxy.visits}
+            for stream in streams:
+                await trio.aclose_forcefully(stream)
 
 
 def test_a_histogram_counts_what_is_not_above_each_limit() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -151,9 +151,14 @@ class Bench:
 
     @asynccontextmanager
     async def agent(
-        self, device: str = "dev1", token: str | None = None, limits: Limits | None = None
+        self,
+        device: str = "dev1",
+        token: str | None = None,
+        limits: Limits | None = None,
+        timeouts: Mapping[str | None, float] | None = None,
     ) -> AsyncIterator[Agent]:
-        """The device's agent, registered for the length of the block."""
+        """The device's agent, registered for the length of the block. It has told the *timeouts*
+        of its services."""
         async with session_pair(limits=limits) as (client, server):
             handle = LocalHandle(
                 server,
@@ -162,6 +167,7 @@ class Bench:
                 device=device,
                 remote_address="192.0.2.7:50000",
             )
+            handle.timeouts = timeouts or {}
             await self.store.register(handle.token, handle)
             try:
                 yield Agent(client)

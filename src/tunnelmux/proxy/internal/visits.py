@@ -42,7 +42,7 @@ class VisitCalls:
             device=visit.device,
             service=visit.service or "",
             lease=visit.lease,
-            visitor=visit.visitor,
+            visitor=visit.asked_by,
             scheme=visit.scheme,
             stream=visit.stream,
             since=self._visits.began_at(visit),

@@ -149,6 +149,9 @@ class RequestsByH11:
         """A stream to the device that this request names; raises Refused."""
         self.is_idle = False
         self.busy_since = trio.current_time()
+        if self._visitor.trusted:
+            known = client_address(request.headers, self._settings.trusted)
+            self._visit.carrier.client = known
         self._begin_trace(request)
         with self._step("route"):
             headers = await self._admitted(request)

@@ -216,6 +216,8 @@ class Carrier:
         self._is_chosen: bool | None = None  # the request of now, once that was asked
         self._gate = gate
         self._sender = Sender(visitor.address, visitor.scheme)
+        self.client: str | None = None
+        """Who made the last request, where its trusted proxies say so."""
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether what a request says of who sent it is listened to."""
@@ -224,7 +226,6 @@ class Carrier:
         self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that went on
         self._settings = settings
         self._routes = routes
-        self._client: str | None = None  # that the last request came from, by its trusted proxies
         self._visit = visit
 
     def route(
@@ -291,7 +292,7 @@ class Carrier:
     def fields(self, host: bytes, said: bytes) -> bytes:
         """The lines that a request with this Host gets, which has said *said* of who sent it."""
         made = self._made_for(host, said)
-        self._client = made.client
+        self.client = made.client
         if self.by is None or self.by.identity.kind == "anonymous":
             return made.lines
         identity = self._gate.identity_fields(self.by, host)
@@ -321,13 +322,13 @@ class Carrier:
         if not (wants_info() or self._visit.feed.is_read):
             return None
         return _line_about(
-            self._client or self._visit.visitor, destination.device, destination.service or ""
+            self.client or self._visit.visitor, destination.device, destination.service or ""
         )
 
     def describe(self, destination: Destination, stream: int) -> dict[str, str | int]:
         """Who asked whom, for the log."""
         return {
-            "visitor": self._client or self._visit.visitor,
+            "visitor": self.client or self._visit.visitor,
             "device": destination.device,
             "service": destination.service or "",
             "stream": stream,

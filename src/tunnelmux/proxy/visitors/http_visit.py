@@ -184,6 +184,11 @@ class HttpVisit(Visit):
         return 0.0
 
     @property
+    def asked_by(self) -> str:
+        client = self.carrier.client if self._stage != "over" else None
+        return client or self.visitor
+
+    @property
     def stream_now(self) -> int | None:
         if self._stage == "carried" and self.relay is not None:
             return self.relay.stream_id

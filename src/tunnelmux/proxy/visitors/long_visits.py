@@ -53,7 +53,7 @@ def _tell(visit: Visit, seconds: float) -> None:
         "long visit",
         visit=visit.id,
         way=visit.way,
-        visitor=visit.visitor,
+        visitor=visit.asked_by,
         device=visit.device,
         **({"service": visit.service} if visit.service else {}),
         **({"stream": stream} if stream is not None else {}),

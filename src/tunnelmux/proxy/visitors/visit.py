@@ -190,6 +190,11 @@ class Visit:
         return trio.current_time() - self.began
 
     @property
+    def asked_by(self) -> str:
+        """Who makes its last request: the visitor, or whom trusted proxies name in its place."""
+        return self.visitor
+
+    @property
     def stream_now(self) -> int | None:
         """The id of the stream that it uses at this moment, if it is known."""
         return self.stream
