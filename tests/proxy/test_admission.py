@@ -28,10 +28,11 @@ from tunnelmux.config import (
     Ingress,
     InternalListener,
     LimitsConfig,
+    ProxyConfig,
     Secret,
     TunnelListener,
 )
-from tunnelmux.limits import IngressLimits
+from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.mux import open_session
 from tunnelmux.proxy import RunningProxy
 from tunnelmux.transports import parse_url
@@ -247,3 +248,56 @@ async def test_one_address_that_speaks_slowly_is_refused_at_its_limit_only() -> 
                 pass
         for stream in slow:
             await stream.aclose()
+
+
+def with_internal(**limits: int) -> ProxyConfig:
+    return msgspec.structs.replace(
+        proxy_config(),
+        limits=LimitsConfig(ingress=PATIENT, internal=InternalLimits(**limits)),
+        internal=InternalListener(listen="127.0.0.1:0", secret=Secret("the-secret-of-tests")),
+    )
+
+
+HEALTH = b"GET /healthz HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer the-secret-of-tests\r\n\r\n"
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("allowed_files")
+async def test_callers_get_in_within_2_s_beside_2000_silent_connections_of_one_address(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    async with running(with_internal(max_callers=200)) as proxy:
+        address = proxy.internal_address
+        assert address is not None
+        with capture_logs() as logs:
+            async with besieged(mock_clock, address, logs):
+                caller = await newcomer("127.0.0.3", address)
+                await caller.send_all(HEALTH)
+                assert (await caller.receive_some()).startswith(b"HTTP/1.1 200 ")
+                await trio.aclose_forcefully(caller)
+
+
+async def test_callers_who_have_said_nothing_have_no_task(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    """With a task for each, newcomers waited for 1.8 s beside silent ones that were dialled again
+    as fast as they were dropped."""
+    async with running(with_internal()) as proxy:
+        address = proxy.internal_address
+        assert address is not None
+        silent: list[trio.SocketStream] = []
+        tasks = []
+        for _ in range(2):
+            async with await dial_from("127.0.0.3", address) as speaker:
+                await speaker.send_all(HEALTH)  # accepted behind those before
+                assert (await speaker.receive_some()).startswith(b"HTTP/1.1 200 ")
+                tasks.append(len(proxy._callers.child_tasks))
+            while len(proxy._callers.child_tasks) == tasks[-1]:
+                await trio.lowlevel.checkpoint()
+            silent += [await dial_from("127.0.0.2", address) for _ in range(20)]
+        assert tasks[0] == tasks[1]
+        mock_clock.jump(0.6)
+        while len(proxy._callers.child_tasks) < tasks[0] + 39:
+            await trio.lowlevel.checkpoint()
+        for stream in silent:
+            await trio.aclose_forcefully(stream)

@@ -138,7 +138,9 @@ class Bench:
 
     async def _dial(self, capacity: int | None = None) -> trio.abc.HalfCloseableStream:
         front, inner = resettable_pair(capacity)
-        self._nursery.start_soon(self.server.handle, inner, "192.0.2.9:40000")
+        remote = "192.0.2.9:40000"
+        place = await self.server.wait_for_place(remote)
+        self._nursery.start_soon(self.server.handle, inner, remote, place)
         return front
 
     async def caller(self, capacity: int | None = None) -> Caller:

@@ -656,6 +656,8 @@ class RunningProxy:
                 address=internal.address,
                 handler=self._internal.handle,
                 nursery=self._callers,
+                admission=self._internal,
+                says_no=True,
             )
         }
 

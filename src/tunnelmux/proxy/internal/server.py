@@ -98,9 +98,9 @@ class InternalServer:
         self._store = store
         self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
-        self._open = 0  # those still shaking hands included
         self._strangers = Admission("internal", grace=_GRACE)
         """The places of callers that have not proved yet that they may call."""
+        self._known: set[Place] = set()  # the former places of those that have
         self._refusing = 0
         self._gate = ForwardGate()
         self._http = HttpForwarder(store, self._gate, dispatcher.visits.feed)
@@ -175,15 +175,32 @@ class InternalServer:
         for server in self._callers:
             server.finish_soon()
 
-    async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
-        """Serve one caller until its connection is over, and close it. `remote` is `host:port`."""
+    @property
+    def open_connections(self) -> int:
+        """Those of callers, and of who has not said yet what it wants."""
+        return len(self._known) + len(self._strangers)
+
+    async def wait_for_place(self, remote: str) -> Place | None:
+        """A place for a connection that was accepted just now; None when there is none."""
+        if (
+            self.open_connections >= self._settings.limits.max_callers
+            and not self._strangers.make_room()
+        ):
+            return None
+        return self._strangers.enter(remote)
+
+    async def handle(
+        self, stream: trio.abc.Stream, remote: str, place: Place | None = None
+    ) -> None:
+        """Serve one caller until its connection is over, and close it. `remote` is `host:port`; who
+        has no `place` is told that there is none."""
         settings = self._settings
-        has_room = self._open < settings.limits.max_callers or self._strangers.make_room()
-        place = self._strangers.enter(remote) if has_room else None
         if place is None:
             await self._turn_away(stream, remote, settings)
             return
-        self._open += 1
+        if not place.is_held:  # others got it before this began
+            await abort(stream)
+            return
         scope = trio.CancelScope()
         place.on_give_way = scope.cancel
         try:
@@ -195,7 +212,13 @@ class InternalServer:
             _log.info("internal call refused", caller=remote, cause=str(error))
             await abort(stream)
         finally:
-            self._open -= 1
+            self._known.discard(place)
+
+    def _know(self, place: Place) -> None:
+        """The caller has proved that it may call: it gives way to no stranger."""
+        if place.is_held:
+            place.leave()
+            self._known.add(place)
 
     async def _shake_hands_and_serve(
         self, stream: trio.abc.Stream, remote: str, settings: InternalSettings, place: Place
@@ -205,7 +228,7 @@ class InternalServer:
                 stream, settings.access.tls, timeout=settings.http_limits.handshake_timeout
             )
             if settings.access.asks_for_certificate:
-                place.leave()
+                self._know(place)
         await self._serve(ApiConnection(stream, settings.http_limits), remote, settings, place)
 
     async def _serve(
@@ -276,7 +299,7 @@ class InternalServer:
         started = trio.current_time()
         try:
             settings.access.check(request)
-            place.leave()
+            self._know(place)
             route, parameters, query = self.table.find(request)
             call = Call(
                 request, server, settings.limits, settings.http_limits, parameters, query, remote
@@ -419,7 +442,7 @@ class InternalServer:
         return {
             **self._gauges(),
             **self._dispatcher.gauges(),
-            "tunnelmux_internal_callers": ("Open connections.", self._open),
+            "tunnelmux_internal_callers": ("Open connections.", self.open_connections),
             "tunnelmux_internal_forwards": ("Forwards in progress.", self._gate.total),
             "tunnelmux_internal_event_readers": ("Event streams.", self._events.readers),
             "tunnelmux_internal_request_readers": (

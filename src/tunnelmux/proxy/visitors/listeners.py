@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import trio
 
@@ -18,7 +18,7 @@ from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import reset_socket
-from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.admission import Place
 from tunnelmux.transports.lobby import Lobby
 from tunnelmux.transports.tcp import (
     bound_addresses,
@@ -44,6 +44,13 @@ def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]
     return listener.accept()
 
 
+class Places(Protocol):
+    """Who deals out the places of a listener."""
+
+    async def wait_for_place(self, remote: str, /) -> Place | None:
+        """A place for the connection from `remote` (`host:port`); None when there is none."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ListenerPlan:
     """One listener that is wanted."""
@@ -61,8 +68,10 @@ class ListenerPlan:
     its to close. It saves a task where connections come by the thousand."""
     addresses: AddressLists = field(default_factory=AddressLists)
     """Who may connect at all; others are reset."""
-    admission: Admission | None = None
+    admission: Places | None = None
     """Asked for a place for each connection; one that gets none is reset."""
+    says_no: bool = False
+    """Whether the handler gets those without a place too, without one, to tell them so."""
 
 
 @dataclass
@@ -195,7 +204,7 @@ class ListenerSet:
             except trio.Cancelled:
                 connection.close()
                 raise
-            if place is None:
+            if place is None and not plan.says_no:
                 reset_socket(connection)
                 return
         connection.setblocking(False)
