@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -108,6 +109,21 @@ async def test_rubbish_is_refused_and_harms_nothing(tmp_path: Path) -> None:
         for path in ("/..%2f..%2fetc/passwd", "/desk.py", "/page.html", "/api/nothing"):
             assert (await client.get(f"{url}{path}")).status_code == 404
         assert service.desk.mode == "ask"
+
+
+async def test_connections_that_say_nothing_keep_nobody_from_the_switch(tmp_path: Path) -> None:
+    """Any page in a browser of the device may open them, and send no request."""
+    async with page(tmp_path) as (service, url), httpx2.AsyncClient(trust_env=False) as client:
+        host, _, port = url.removeprefix("http://").rpartition(":")
+        with trio.fail_after(30):
+            silent = [await trio.open_tcp_stream(host, int(port)) for _ in range(40)]
+            for stream in silent[:8]:  # there are 32 places
+                with contextlib.suppress(trio.BrokenResourceError):
+                    assert await stream.receive_some() == b""
+            await client.post(f"{url}/api/assist", json=ON)
+        assert service.desk.mode == "allow"
+        for stream in silent:
+            await trio.aclose_forcefully(stream)
 
 
 async def test_only_the_sites_that_are_named_may_show_it_in_a_frame(tmp_path: Path) -> None:

@@ -35,12 +35,12 @@ ANY_PORT = AgentMetrics(listen="127.0.0.1:0")
 FAST = BackoffConfig(minimum=0.01, maximum=0.02)
 
 
-async def ask(agent: RunningAgent, request: str) -> tuple[int, bytes]:
+async def ask(agent: RunningAgent, request: str, host: str = "127.0.0.1:9100") -> tuple[int, bytes]:
     """The status and the body of the answer to `GET /path` or the like."""
     assert agent.monitoring_address is not None
     with trio.fail_after(30):
         async with await trio.open_tcp_stream(*agent.monitoring_address) as stream:
-            await stream.send_all(f"{request} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+            await stream.send_all(f"{request} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             answer = b"".join([bytes(part) async for part in stream])
     head, _, body = answer.partition(b"\r\n\r\n")
     return int(head.split()[1]), body
@@ -269,3 +269,16 @@ def test_it_is_for_this_machine_only():
         services=[ServiceConfig(name="web", target="80")],
     )
     assert config.metrics is None
+
+
+@pytest.mark.parametrize("host", ["evil.example", "127.0.0.1.evil.example:9100"])
+async def test_a_foreign_name_that_leads_here_is_refused(
+    make_config: MakeConfig, start_agent: StartAgent, host: str
+) -> None:
+    """A page of that name could else read what this device is and does (DNS rebinding)."""
+    agent = await listening(start_agent, make_config(metrics=ANY_PORT))
+    for path in ("/metrics", "/healthz"):
+        status, body = await ask(agent, f"GET {path}", host)
+        assert status == 403 and b"dev1" not in body
+    for good in ("localhost:9100", "[::1]", "127.0.0.1"):
+        assert (await ask(agent, "GET /metrics", good))[0] == 200

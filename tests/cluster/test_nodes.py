@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import AsyncIterator, Iterator
 
@@ -341,3 +342,27 @@ async def test_who_is_no_node_gets_nowhere(nodes: Nodes) -> None:
         await trio.aclose_forcefully(tls)
         while not any(line["event"] == "hop refused" for line in logs):  # noqa: ASYNC110
             await trio.sleep(0.02)
+
+
+async def test_silent_strangers_at_the_door_of_nodes_give_way_to_a_node(
+    redis: RedisServer, web: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once each of them had a task for ten seconds, and nothing bounded how many there were."""
+    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
+    limits = LimitsConfig(ingress=IngressLimits(max_handshakes=4))
+    async with (
+        running_nodes(redis, limits=limits) as nodes,
+        nodes.agent("b", {"web": f"http://{web}"}),
+    ):
+        node = nodes["b"].store.membership.me  # type: ignore[attr-defined]
+        host, _, port = node.address.rpartition(":")
+        with structlog.testing.capture_logs() as logs, trio.fail_after(30):
+            strangers = [await trio.open_tcp_stream(host, int(port)) for _ in range(10)]
+            for stranger in strangers[:6]:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    assert await stranger.receive_some() == b""
+            assert (await nodes.get("a")).body == b"hello\n"
+        line = next(line for line in logs if line["event"] == "connections gave way")
+        assert line["listener"] == "cluster"
+        for stranger in strangers:
+            await trio.aclose_forcefully(stranger)

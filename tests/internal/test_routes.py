@@ -211,6 +211,8 @@ async def test_without_a_secret_no_web_page_may_call() -> None:
         target = "/internal/session/token-of-dev1/close"
         reply = await bench.ask("POST", target, headers="Origin: https://evil.example\r\n")
         assert (reply.status, reply.code) == (403, "FORBIDDEN")
+        reply = await bench.ask("GET", "/internal/events", headers="Sec-Fetch-Site: cross-site\r\n")
+        assert (reply.status, reply.code) == (403, "FORBIDDEN"), "what looks for a picture"
         # A name of an attacker's that leads here makes the browser think it is the same site.
         reply = await bench.ask("GET", "/internal/sessions", headers="", host="evil.example:3801")
         assert (reply.status, reply.code) == (403, "FORBIDDEN")

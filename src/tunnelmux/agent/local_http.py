@@ -18,7 +18,8 @@ Answer = Callable[[ServerConnection, RequestHead], Awaitable[None]]
 
 
 class LocalHttp:
-    """Serves connections, at most `most_callers` at once; one more is reset.
+    """Serves connections, at most `most_callers` at once. For one more, the one that has been
+    waiting for its request for longest is reset; it is itself where none waits.
 
     `answer` answers a request, or raises Refused, whose answer ends the connection. Without
     `keep` every answer does.
@@ -32,6 +33,7 @@ class LocalHttp:
         self._most_callers = most_callers
         self._keep = keep
         self._callers = 0
+        self._waiting: dict[ServerConnection, trio.CancelScope] = {}  # the longest first
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
         """Serve those who connect, until cancelled; then the listeners are closed."""
@@ -39,20 +41,35 @@ class LocalHttp:
 
     async def _handle(self, stream: trio.SocketStream) -> None:
         if self._callers >= self._most_callers:
-            await abort(stream)
-            return
+            if not self._waiting:
+                await abort(stream)
+                return
+            # Any page in a browser of this machine may open connections here, and as many as it
+            # likes: they are not to keep a person from the switch.
+            longest = next(iter(self._waiting))
+            self._waiting.pop(longest).cancel(reason="another one needs its place")
+            self._callers -= 1
         self._callers += 1
+        scope = trio.CancelScope()
         try:
-            await self._serve(ServerConnection(stream, self._limits))
+            with scope:
+                await self._serve(ServerConnection(stream, self._limits), scope)
         except VisitorGone:
             await abort(stream)
         finally:
-            self._callers -= 1
+            if not scope.cancel_called:  # else its place is another's
+                self._callers -= 1
+        if scope.cancel_called:
+            await abort(stream)
 
-    async def _serve(self, server: ServerConnection) -> None:
+    async def _serve(self, server: ServerConnection, scope: trio.CancelScope) -> None:
         while True:
             try:
-                request = await server.read_request()
+                self._waiting[server] = scope
+                try:
+                    request = await server.read_request()
+                finally:
+                    self._waiting.pop(server, None)
                 if request is None:
                     await server.close()
                     return

@@ -21,6 +21,7 @@ from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.local_http import LocalHttp, send_content
 from tunnelmux.config import Address
+from tunnelmux.config.rules import names_this_machine
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability.spans import spans_lost
@@ -114,6 +115,9 @@ class MonitoringListener:
             await listener.aclose()
 
     async def _answer(self, server: ServerConnection, request: RequestHead) -> None:
+        if not names_this_machine(request.host.decode("latin-1")):
+            message = "Ask for 127.0.0.1 or localhost: other names are nothing for this machine."
+            raise Refused(Refusal(403, "forbidden", message))
         route = self._routes.get(request.path.partition("?")[0])
         if route is None:
             raise Refused(Refusal(404, "bad-request", "There are /metrics and /healthz."))

@@ -96,6 +96,17 @@ def is_loopback(host: str) -> bool:
         return False  # a name can lead anywhere
 
 
+def names_this_machine(authority: str) -> bool:
+    """Whether a Host field's value, with a port or without, is a loopback address or localhost.
+
+    Another name may lead here because its owner wants that (DNS rebinding): a browser then takes
+    this machine for the site of a page that it shows.
+    """
+    host = authority.rpartition("@")[2]
+    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+    return is_loopback(name)
+
+
 def check_label(key: str, value: str) -> None:
     """Refuse a device or service name that cannot be one label of a host name."""
     if not DOMAIN_LABEL.fullmatch(value):

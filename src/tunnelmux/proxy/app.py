@@ -595,6 +595,8 @@ class RunningProxy:
         yield self._http.admission
         if self._agent_server is not None:
             yield self._agent_server.admission
+        if self.cluster is not None:
+            yield self.cluster.server.admission
 
     # -- what listens where -----------------------------------------------------------------
 
@@ -616,6 +618,7 @@ class RunningProxy:
                 address=self.config.cluster.listen_address,
                 handler=self.cluster.server.handle,
                 nursery=self._agents,
+                admission=self.cluster.server.admission,
             )
         socketio = self.config.socketio
         if socketio is not None and self._agent_server is not None:

@@ -21,6 +21,7 @@ from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, join
 from tunnelmux.sessions import LocalHandle, OwnHandle
 from tunnelmux.transports import start_server_tls
+from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.tcp import configure_socket
 from tunnelmux.wire import GENERATION_FIELD
 
@@ -40,13 +41,26 @@ class HopServer:
         self._identity = identity
         self._limits = limits
         self._http_limits = http_limits
+        self.admission = Admission(
+            "cluster",
+            limit=http_limits.max_handshakes,
+            per_address=http_limits.max_arrivals_per_address,
+        )
+        """The places of who has not shown yet that it is a node."""
         self._nodes: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
 
-    async def handle(self, stream: trio.SocketStream, remote: str) -> None:
+    async def handle(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
         """Serve one connection of another node until it ends."""
+        scope = trio.CancelScope()
+        place.on_give_way = scope.cancel
+        if not place.is_held:  # others got it before this began
+            scope.cancel()
         try:
-            await self._serve(stream, remote)
+            with scope:
+                await self._serve(stream, remote, place)
+            if scope.cancelled_caught:
+                await abort(stream)
         except ConnectError as error:
             _log.warning("hop refused", remote=remote, cause=str(error))
             await abort(stream)
@@ -69,7 +83,7 @@ class HopServer:
             self._nodes = nodes
         return self._tls
 
-    async def _serve(self, stream: trio.SocketStream, remote: str) -> None:
+    async def _serve(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
         configure_socket(stream)
         timeout = self._http_limits.handshake_timeout
         tls = await start_server_tls(stream, self._context(), timeout=timeout)
@@ -77,6 +91,7 @@ class HopServer:
         name = self._nodes.get(shown)
         if name is None:
             raise ConnectError("its certificate is that of no node of this cluster")
+        place.leave()
         session = Session(tls, is_client=False, limits=self._limits, pump=self.pump)
         _log.info("hop opened", node=name, remote=remote)
         async with trio.open_nursery() as nursery:

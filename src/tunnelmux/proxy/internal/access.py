@@ -7,7 +7,7 @@ import ssl
 from dataclasses import dataclass
 
 from tunnelmux.config import InternalListener, Secret
-from tunnelmux.config.rules import is_loopback
+from tunnelmux.config.rules import names_this_machine
 from tunnelmux.errors import ConfigError
 from tunnelmux.http import RequestHead
 from tunnelmux.http.head import first_value
@@ -60,13 +60,14 @@ def _check_origin(request: RequestHead) -> None:
     """Refuse what a browser on this machine sends on behalf of some page.
 
     Where everybody on the machine may call, a page of another site could have the browser call for
-    it: directly (then there is an Origin), or through a name that leads here (then Host tells).
+    it: directly (then there is an Origin, or Sec-Fetch-Site says so where it looks for a picture),
+    or through a name that leads here (then Host tells).
     """
-    if first_value(request.headers, b"origin") is not None:
+    site = first_value(request.headers, b"sec-fetch-site") or b"none"
+    if first_value(request.headers, b"origin") is not None or site.lower() != b"none":
         raise ApiError("FORBIDDEN", "a page in a browser may not call this: set [internal] secret")
-    host = request.host.decode("latin-1").rpartition("@")[2]
-    name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
-    if name and not is_loopback(name):
+    host = request.host.decode("latin-1")
+    if host and not names_this_machine(host):
         raise ApiError(
             "FORBIDDEN",
             "the host asked for is not this machine: call 127.0.0.1, or set [internal] secret",
