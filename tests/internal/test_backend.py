@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 
+import httpx2
 import pytest
 import trio
 import trio_websocket
@@ -106,6 +107,13 @@ async def test_a_token_is_of_one_session_and_of_no_use_to_an_agent() -> None:
                 await site.client.forward_http(known, "GET", "/")
             with pytest.raises(SessionClosed):
                 await site.client.open_stream(known)
+        async with httpx2.AsyncClient(trust_env=False, timeout=30) as anybody:
+            fields = {"authorization": f"Bearer {SECRET}"}
+            for path in ("sessions", "visits", "traffic", f"session/{token}", "inspections"):
+                answer = await anybody.get(f"{site.url}/internal/{path}", headers=fields)
+                assert answer.status_code == 200
+                assert DEVICE_TOKEN not in answer.text
+                assert hash_token(DEVICE_TOKEN) not in answer.text
         await site.start_agent()
         newer = await site.token()
         assert newer != token

@@ -285,19 +285,21 @@ async def test_callers_who_have_said_nothing_have_no_task(
     async with running(with_internal()) as proxy:
         address = proxy.internal_address
         assert address is not None
-        silent: list[trio.SocketStream] = []
-        tasks = []
-        for _ in range(2):
+
+        async def tasks_beside_a_speaker() -> int:
             async with await dial_from("127.0.0.3", address) as speaker:
-                await speaker.send_all(HEALTH)  # accepted behind those before
+                await speaker.send_all(HEALTH)  # accepted behind all who came before
                 assert (await speaker.receive_some()).startswith(b"HTTP/1.1 200 ")
-                tasks.append(len(proxy._callers.child_tasks))
-            while len(proxy._callers.child_tasks) == tasks[-1]:
+                tasks = len(proxy._callers.child_tasks)
+            while len(proxy._callers.child_tasks) == tasks:
                 await trio.lowlevel.checkpoint()
-            silent += [await dial_from("127.0.0.2", address) for _ in range(20)]
-        assert tasks[0] == tasks[1]
+            return tasks
+
+        before = await tasks_beside_a_speaker()
+        silent = [await dial_from("127.0.0.2", address) for _ in range(20)]
+        assert await tasks_beside_a_speaker() == before
         mock_clock.jump(0.6)
-        while len(proxy._callers.child_tasks) < tasks[0] + 39:
+        while len(proxy._callers.child_tasks) < before + 19:
             await trio.lowlevel.checkpoint()
         for stream in silent:
             await trio.aclose_forcefully(stream)

@@ -11,14 +11,10 @@ from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
-from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config import (
     Address,
     HttpIngress,
     ProxyConfig,
-    SocketIOListener,
-    TcpIngress,
-    TunnelListener,
 )
 from tunnelmux.config.rules import is_loopback
 from tunnelmux.errors import ConfigError
@@ -43,7 +39,7 @@ from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
-from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
+from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet, lists_of
 from tunnelmux.proxy.visitors.long_visits import tell_long_visits
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import open_pump
@@ -416,7 +412,7 @@ class RunningProxy:
 
     async def _end_unlisted(self) -> list[str]:
         """End the sessions from addresses that may not connect any more; whose they were."""
-        lists = _lists_of(self.config.tunnel)
+        lists = lists_of(self.config.tunnel)
         gone = [h for h in self._tunnel.sessions if not is_listed(lists, h.remote_address)]
         for handle in gone:
             await handle.close(LISTS_CHANGED)
@@ -554,7 +550,7 @@ class RunningProxy:
         settings = agent_settings(config)
         if self._agent_server is None:
             self._agent_server = AgentServer(self.dispatcher, settings)
-        lists = _lists_of(config.socketio)
+        lists = lists_of(config.socketio)
         return self._agent_server.configure(settings, config.socketio.agents, lists)
 
     def _check_agents(self, config: ProxyConfig) -> None:
@@ -609,7 +605,7 @@ class RunningProxy:
                 handler=self._tunnel.handle,
                 nursery=self._agents,
                 admission=self._tunnel.admission,
-                addresses=_lists_of(self.config.tunnel),
+                addresses=lists_of(self.config.tunnel),
             )
         }
         if self.cluster is not None and self.config.cluster is not None:
@@ -628,7 +624,7 @@ class RunningProxy:
                 handler=self._agent_server.handle,
                 admission=self._agent_server.admission,
                 nursery=self._agents,
-                addresses=_lists_of(socketio),
+                addresses=lists_of(socketio),
             )
         if ingress.http is not None:
             plans["http"] = ListenerPlan(
@@ -645,7 +641,7 @@ class RunningProxy:
                 handler=partial(self._tcp.handle, tcp.device, tcp.service),
                 nursery=self._visitors,
                 take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),
-                addresses=_lists_of(tcp),
+                addresses=lists_of(tcp),
             )
         return plans
 
@@ -663,10 +659,6 @@ class RunningProxy:
                 says_no=True,
             )
         }
-
-
-def _lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:
-    return AddressLists(listener.allow_from, listener.deny_from)
 
 
 def _tcp_slots(config: ProxyConfig) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import trio
 
 from tunnelmux.access.addresses import AddressLists
-from tunnelmux.config import Address
+from tunnelmux.config import Address, SocketIOListener, TcpIngress, TunnelListener
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.pump.data_pump import DataPump
@@ -27,7 +27,7 @@ from tunnelmux.transports.tcp import (
     set_socket_options,
 )
 
-__all__ = ["ListenerPlan", "ListenerSet"]
+__all__ = ["ListenerPlan", "ListenerSet", "lists_of"]
 
 _log = get_logger("proxy.listeners")
 
@@ -303,6 +303,11 @@ class _PumpedListener:
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
             _log.exception("unhandled error in connection", listener=plan.key)
             connection.close()
+
+
+def lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:
+    """Who may connect there at all."""
+    return AddressLists(listener.allow_from, listener.deny_from)
 
 
 def _turn_away(plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
