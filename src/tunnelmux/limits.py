@@ -410,6 +410,15 @@ class AuditLimits:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class AgentLogLimits:
+    """What an agent keeps of its log for people elsewhere. A key of its `[log]`."""
+
+    keep_lines: int = 500
+    """Lines that are kept in memory, for `tunnelmux logs`: about 150 KB, and some minutes of a
+    busy device. With 0 nothing is kept, and nothing is shown."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SocketIOLimits:
     """What the two ends of a Socket.IO connection are held to. Sizes in bytes, times in seconds.
 

@@ -26,6 +26,7 @@ __all__ = [
     "LEASES_PATH",
     "LEASE_END_PATH",
     "LEASE_FIELD",
+    "LOGS_PATH",
     "LONGEST_TIMEOUT",
     "MOST_SERVICES",
     "PROVED",
@@ -69,6 +70,9 @@ GENERATION_FIELD = b"Tunnelmux-Generation"
 SILENCE_PATH = b"/v1/silence"
 """Where it says why the target of a service (`SERVICE_FIELD`) gave no answer: 200 with a sentence,
 204 where it knows of no cause."""
+
+LOGS_PATH = b"/v1/logs"
+"""Where the agent's own API shows the last lines of its log, and follows it."""
 
 CREDENTIAL_PATH = b"/v1/credential"
 """Where the agent's own API takes another token for its device."""

@@ -11,6 +11,7 @@ import pytest
 from support.tree import ROOT
 from tunnelmux.limits import (
     AccessLimits,
+    AgentLogLimits,
     AuditLimits,
     ExecLimits,
     IngressLimits,
@@ -175,6 +176,7 @@ REACHED_BY = {
         "observability/test_audit.py"
         "::test_of_a_long_command_the_beginning_its_length_and_its_digest_are_kept"
     ),
+    "keep_lines": "agent/test_log.py::test_no_more_lines_are_kept_than_the_limit_says",
     "refusals_per_minute": "agent/test_exec.py::test_forbidden_commands_do_not_fill_the_audit",
     # commands through the internal API
     "max_exec_request": (
@@ -209,7 +211,10 @@ def names_of(path: Path) -> set[str]:
 def test_every_limit_is_in_the_table() -> None:
     limits = [
         field.name
-        for kind in (Limits, IngressLimits, AccessLimits, ExecLimits, SocketIOLimits, AuditLimits)
+        for kind in (
+            *(Limits, IngressLimits, AccessLimits, ExecLimits, SocketIOLimits, AuditLimits),
+            AgentLogLimits,
+        )
         for field in fields(kind)
     ]
     # Of the internal API's, those of commands.

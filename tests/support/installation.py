@@ -84,6 +84,8 @@ class Installation:
     """Where programs keep what they compile: the daemons' folder, so that it is there already."""
     echo: str
     """The target of services that send back what they get."""
+    ssh: str
+    """Where the SSH server is."""
     agents: dict[str, Daemon] = field(default_factory=dict)
     configurations: dict[str, str] = field(default_factory=dict)
 
@@ -270,6 +272,7 @@ async def _installation(
                 token=trio.lowlevel.current_trio_token(),
                 bytecode=bytecode,
                 echo=f"tcp://{echo}",
+                ssh=str(sshd),
             )
             services = {
                 "web": f"http://{web}",

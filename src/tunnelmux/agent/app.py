@@ -155,7 +155,7 @@ class RunningAgent:
 
     async def drain(self, grace: float) -> None:
         """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
-        self.is_draining = True
+        self.is_draining = self._streams.is_ending = True
         self.assist.desk.fall_silent()
         async with trio.open_nursery() as nursery:
             if self.main_server is not None:

@@ -15,6 +15,7 @@ from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
+from tunnelmux.agent.log_api import serve_logs
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
@@ -45,6 +46,7 @@ from tunnelmux.wire import (
     EXEC_PATH,
     IDENTITY_FIELDS,
     LEASE_FIELD,
+    LOGS_PATH,
     RELAY_FIELD,
     SERVICE_FIELD,
     SILENCE_PATH,
@@ -58,6 +60,7 @@ __all__ = ["StreamServer"]
 _log = get_logger("agent")
 
 _CREDENTIAL = CREDENTIAL_PATH.decode("ascii")
+_LOGS = LOGS_PATH.decode("ascii")
 _SILENCE = SILENCE_PATH.decode("ascii")
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
@@ -86,6 +89,8 @@ class StreamServer:
         """What takes another token for this device, if it has one."""
         self.desk: AssistDesk | None = None
         """What decides about leases."""
+        self.is_ending = False
+        """Whether those who follow the log are to be sent away."""
         self.active = 0
         """Streams being served now."""
         self.tracing: Tracing | None = None
@@ -244,6 +249,9 @@ class StreamServer:
         if request.path == _CREDENTIAL and self.rotation is not None:
             await self.rotation.serve(server, request, self._limits.response_timeout)
             return
+        if request.path == _LOGS:
+            await serve_logs(server, request, lambda: self.is_ending)
+            return
         if request.path == _SILENCE:
             await self._explain_silence(server, request)
             return
@@ -251,7 +259,7 @@ class StreamServer:
             await serve_assist(self.desk, server, request, self._limits.response_timeout)
             return
         if request.path != "/v1/info":
-            known = f"there are /v1/info and {EXEC_PATH}"
+            known = f"there are /v1/info, {_LOGS} and {EXEC_PATH}"
             raise Refused(Refusal(404, "bad-request", f"The agent has no {request.path}; {known}."))
         if request.method not in {b"GET", b"HEAD"}:
             allow = [(b"Allow", b"GET, HEAD")]

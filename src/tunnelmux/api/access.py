@@ -84,6 +84,7 @@ SCOPES = {
     "exec": "run commands on devices",
     "events": "follow what happens",
     "requests": "watch the requests of visitors to devices",
+    "logs": "read the logs of devices' agents",
     "inspect": "keep requests to a service for a while, with heads and bodies, and repeat them",
     "tokens": "list and revoke access tokens",
     "audit": "read the audit",

@@ -7,7 +7,7 @@ within a bound.
 
 from __future__ import annotations
 
-import base64
+import json
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ import trio
 
 from tunnelmux.backend import ApiCallFailed, ProxyClient
 from tunnelmux.backend.proxies import LiveSession, Proxies
-from tunnelmux.commands import CommandRequest, Event, Exited, Output, Started, Truncated
+from tunnelmux.commands import CommandRequest, Event, Exited, Output, encode_event
 from tunnelmux.commands.events import failure
 from tunnelmux.commands.result import ResultBuilder
 from tunnelmux.errors import ConnectError
@@ -37,6 +37,9 @@ _MOST_OF_A_STREAM = 8 * 1024 * 1024
 
 _MOST_OUTPUT = 32 * 1024 * 1024
 # Bytes of output in the results of one command; the streams of events have no such limit.
+
+_NOT_ITS_OWN = frozenset({"aborted", "skipped"})
+# Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
 
 Tell = Callable[[str, Event], Awaitable[None]]
 
@@ -113,21 +116,27 @@ class Fanout:
         *,
         concurrency: int | None,
         asked_by: str,
+        abort_on_error: bool = False,
     ) -> None:
         self._proxies = proxies
         self._names = names
         self._request = request
         self._concurrency = concurrency
         self._asked_by = asked_by
+        self._abort_on_error = abort_on_error
         self._ended: set[str] = set()
+        self._parts_running: dict[ProxyClient, trio.CancelScope] = {}
 
     async def run(self, tell: Tell) -> None:
         """Run it, and call `tell(device name, event)` for all that happens, one at a time.
 
         Each device has exactly one `Exited`, its last event, whatever goes wrong on the way.
-        Cancelling ends the commands on the devices.
+        Cancelling ends the commands on the devices, and where it is to be aborted, a failure on one
+        device ends it on all.
         """
         parts = await self._parts()
+        # One that fails before another has begun finds it here.
+        self._parts_running = {client: trio.CancelScope() for client in parts}
         for label in self._names.keys() - {label for labels in parts.values() for label in labels}:
             await self._end(tell, label, failure("unreachable", "the device is not connected"))
         async with trio.open_nursery() as nursery:
@@ -150,48 +159,53 @@ class Fanout:
         return parts
 
     async def _run_part(self, client: ProxyClient, labels: list[str], tell: Tell) -> None:
-        problem = "the proxy's answer ended early"
-        try:
-            async with client.exec(
-                labels, self._request, concurrency=self._concurrency, asked_by=self._asked_by
-            ) as events:
-                async for label, event in events:
-                    if isinstance(event, Exited):
-                        await self._end(tell, label, event)
-                    else:
-                        await tell(self._names[label], event)
-        except (ConnectError, ApiCallFailed) as exc:
-            _log.warning("command lost", command=self._request.command_id, problem=str(exc))
-            problem = str(exc)
+        reason, problem = "lost", "the proxy's answer ended early"
+        scope = self._parts_running[client]
+        with scope:
+            try:
+                async with client.exec(
+                    labels,
+                    self._request,
+                    concurrency=self._concurrency,
+                    asked_by=self._asked_by,
+                    abort_on_error=self._abort_on_error,
+                ) as events:
+                    async for label, event in events:
+                        if isinstance(event, Exited):
+                            await self._end(tell, label, event, client)
+                        else:
+                            await self._tell_whole(tell, label, event)
+            except (ConnectError, ApiCallFailed) as exc:
+                _log.warning("command lost", command=self._request.command_id, problem=str(exc))
+                problem = str(exc)
+        if scope.cancelled_caught:
+            reason, problem = "aborted", "it failed on another device, and was ended here"
         for label in labels:
             if label not in self._ended:
-                await self._end(tell, label, failure("lost", problem))
+                await self._end(tell, label, failure(reason, problem), client)
 
-    async def _end(self, tell: Tell, label: str, end: Exited) -> None:
+    async def _tell_whole(self, tell: Tell, label: str, event: Event) -> None:
+        # An event is told whole, or the reader could not read the next.
+        with trio.CancelScope(shield=self._abort_on_error):
+            await tell(self._names[label], event)
+
+    async def _end(
+        self, tell: Tell, label: str, end: Exited, client: ProxyClient | None = None
+    ) -> None:
         self._ended.add(label)
-        await tell(self._names[label], end)
+        if self._abort_on_error and end.exit_code and end.reason not in _NOT_ITS_OWN:
+            # The proxy itself ends what runs there.
+            for other, scope in self._parts_running.items():
+                if other is not client:
+                    scope.cancel(reason="it failed on another device")
+        await self._tell_whole(tell, label, end)
 
 
 def event_fields(device: str, event: Event) -> dict[str, Any]:
     """An event as JSON, with the device it is from; output is base64."""
-    said: dict[str, Any] = {"device": device}
-    match event:
-        case Started():
-            return {"event": "started", **said, "at": event.at}
-        case Output():
-            data = base64.b64encode(event.data).decode("ascii")
-            return {"event": event.stream, **said, "data": data}
-        case Truncated():
-            return {"event": "truncated", **said, "stream": event.stream, "limit": event.limit}
-        case Exited():
-            more = {"reason": event.reason, "message": event.message}
-            return {
-                "event": "exit",
-                **said,
-                "exitCode": event.exit_code,
-                "duration": round(event.duration, 3),
-                **{key: value for key, value in more.items() if value is not None},
-            }
+    said: dict[str, Any] = json.loads(encode_event(event))
+    said.pop("ssh", None)  # between agent and proxy
+    return {"event": said.pop("event"), "device": device, **said}
 
 
 class ResultCollector:

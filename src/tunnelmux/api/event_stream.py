@@ -10,6 +10,8 @@ import trio
 from starlette.responses import Response
 from starlette.types import Message, Receive, Scope, Send
 
+from tunnelmux.api.problems import Refused, problem_response
+
 __all__ = ["HEARTBEAT", "RECHECK", "EventStream", "Say", "sse"]
 
 HEARTBEAT = 15.0
@@ -24,7 +26,8 @@ Say = Callable[[str], Awaitable[None]]
 class EventStream(Response):
     """Calls `write` with a function that sends text; the answer begins with the first text, so that
     a caller who has its head follows, and ends when `write` returns, or when the caller has left.
-    `over` is called in any case, once."""
+    A Refused that `write` raises before its first text is the answer. `over` is called in any
+    case, once."""
 
     media_type = "text/event-stream"
 
@@ -38,7 +41,6 @@ class EventStream(Response):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve it; called by the framework."""
-        del scope
         head: list[Message] = [
             {
                 "type": "http.response.start",
@@ -52,11 +54,21 @@ class EventStream(Response):
                 await send(head.pop())
             await send({"type": "http.response.body", "body": text.encode(), "more_body": True})
 
+        refusal: Refused | None = None
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_leave_with_caller, receive, nursery.cancel_scope)
-                await self._write(say)
+                try:
+                    await self._write(say)
+                except Refused as exc:
+                    refusal = exc
                 nursery.cancel_scope.cancel()
+            if head and refusal is not None:
+                answer = problem_response(
+                    refusal.status, refusal.code, refusal.detail, headers=refusal.headers
+                )
+                await answer(scope, receive, send)
+                return
             if head:
                 await send(head.pop())
             await send({"type": "http.response.body", "body": b"", "more_body": False})

@@ -52,6 +52,7 @@ CODES: dict[str, tuple[int, str]] = {
     "invitation_unknown": (409, "no such invitation, or it was taken back"),
     "invitation_used": (409, "an invitation works once: ask for another"),
     "last_owner": (409, "make another member owner first"),
+    "no_log": (409, "the agent is too old to show its log, or its `[log] keep_lines` is 0"),
     "device_refuses": (409, "the device's own rules of assistance do not take this"),
     "not_asked": (409, "this lease waits for no approval"),
     "own_request": (409, "another person has to approve what you asked for"),

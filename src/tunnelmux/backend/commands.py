@@ -84,7 +84,7 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
                     if not all(order.has_ended for order in self._orders.values()):
                         raise PeerGone("it ended before every command had ended")
                     self._is_complete = True
-                case "waiting":
+                case "waiting" | "heartbeat":
                     pass
                 case _:
                     return self._understand(content.get("device"), line)

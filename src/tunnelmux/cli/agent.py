@@ -32,6 +32,7 @@ with light_imports():
     from tunnelmux.config.changes import changes_between
     from tunnelmux.config.join import find_join
     from tunnelmux.observability import configure_logs
+    from tunnelmux.observability.recent import keep_recent
 
 if TYPE_CHECKING:
     from tunnelmux.agent import RunningAgent
@@ -214,10 +215,12 @@ def _run(context: click.Context, config_file: Path | None, config: AgentConfig) 
     async def reload(running: RunningAgent) -> dict[str, object]:
         new = _load(context, config_file, log_warning)
         configure_logs(new.log.level, new.log.format)
+        keep_recent(new.log.limits.keep_lines)
         changed = changes_between(running.config, new)
         await running.reload(new)
         return {"changed": changed}
 
+    keep_recent(config.log.limits.keep_lines)
     start = partial(run_agent, config)
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 

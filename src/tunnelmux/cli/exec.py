@@ -1,23 +1,23 @@
-"""tunnelmux exec: a command on devices, by the internal API of their proxy."""
+"""tunnelmux exec: a command on devices, by tunnelmux-api or the internal API of their proxy."""
 
 from __future__ import annotations
 
 import getpass
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from tunnelmux.cli.fleet_options import explained, place_of, place_options
 from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import print_warning
-from tunnelmux.config import Secret
-from tunnelmux.config.token_file import exposed_to_others, read_token_file
+from tunnelmux.config.token_file import exposed_to_others
 from tunnelmux.errors import ConfigError, TunnelmuxError
 
 if TYPE_CHECKING:
+    from tunnelmux.cli.fleet.opening import Place
     from tunnelmux.commands import CommandRequest
 
 __all__ = ["exec_command"]
@@ -65,40 +65,12 @@ class _DevicesThenCommand(click.Command):
         return [*super().collect_usage_pieces(ctx), "--", "COMMAND..."]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class _Api:
-    """Where the proxy's internal API is, and what opens it."""
-
-    url: str
-    secret: Secret | None
-    ca_file: Path | None
-
-
 def _file_option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     return click.option(*names, metavar="FILE", type=click.Path(path_type=Path), **attributes)
 
 
 @click.command("exec", cls=_DevicesThenCommand, epilog=_EXAMPLES)
 @click.argument("devices", metavar="DEVICE...", nargs=-1, required=True)
-@click.option(
-    "--url",
-    metavar="URL",
-    envvar="TUNNELMUX_API_URL",
-    default="http://127.0.0.1:3801",
-    show_default=True,
-    help="The proxy's internal API (also TUNNELMUX_API_URL).",
-)
-@_file_option(
-    "--secret-file",
-    envvar="TUNNELMUX_API_SECRET_FILE",
-    help="A file that holds [internal] secret of proxy.toml (also TUNNELMUX_API_SECRET_FILE).",
-)
-@_file_option(
-    "--ca-file",
-    envvar="TUNNELMUX_API_CA_FILE",
-    help="PEM file of the authority that signed the API's certificate (also "
-    "TUNNELMUX_API_CA_FILE).",
-)
 @click.option(
     "--host",
     metavar="HOST",
@@ -132,11 +104,12 @@ def _file_option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     "--json", "as_json", is_flag=True, help="Write each event as a line of JSON, for programs."
 )
 @click.option("--stdin", "takes_stdin", is_flag=True, help="Send standard input to the command.")
+@place_options
 @click.pass_context
 def exec_command(context: click.Context, /, **options: Any) -> int:
-    """Run COMMAND over SSH on devices behind the proxy.
+    """Run COMMAND over SSH on devices.
 
-    A DEVICE is a name, a pattern such as 'cam-*', or all.
+    A DEVICE is a name, a pattern such as 'cam-*', or all; on those that are away it fails.
     """
     words: list[str] = context.meta["command"]
     if not words:
@@ -146,18 +119,18 @@ def exec_command(context: click.Context, /, **options: Any) -> int:
     # Trio and HTTP take a moment to import, which --help does not need.
     from tunnelmux.commands import InvalidCommand
 
-    api = _read_api(options)
+    place = place_of(options)
     try:
         request = _read_request(options, words)
     except InvalidCommand as error:
         raise click.UsageError(str(error)) from None
     try:
-        return _run(api, request, options)
+        return _run(place, request, options)
     except (TunnelmuxError, ExceptionGroup) as error:
         known = _only_error(error)
         if known is None or isinstance(known, ConfigError):
             raise
-        click.echo(f"{_PROGRAM}: error: {known}", err=True)
+        click.echo(f"{_PROGRAM}: error: {explained(place, known)}", err=True)
         return _EXIT_FAILED
 
 
@@ -165,15 +138,6 @@ def _only_error(error: BaseException) -> TunnelmuxError | None:
     while isinstance(error, BaseExceptionGroup) and len(error.exceptions) == 1:
         error = error.exceptions[0]
     return error if isinstance(error, TunnelmuxError) else None
-
-
-def _read_api(options: dict[str, Any]) -> _Api:
-    file: Path | None = options["secret_file"]
-    secret = None
-    if file is not None:
-        secret = read_token_file("--secret-file", file)
-        _warn_if_exposed(file)
-    return _Api(url=options["url"], secret=secret, ca_file=options["ca_file"])
 
 
 def _read_request(options: dict[str, Any], words: list[str]) -> CommandRequest:
@@ -232,28 +196,29 @@ def _read_input() -> str:
     return base64.b64encode(data).decode("ascii")
 
 
-def _run(api: _Api, request: CommandRequest, options: dict[str, Any]) -> int:
-    import ssl
+def _run(place: Place, request: CommandRequest, options: dict[str, Any]) -> int:
+    from tunnelmux.cli.exec_run import Execution, Runner
+    from tunnelmux.cli.fleet.api_commands import ApiCommands
+    from tunnelmux.cli.fleet.by_api import ApiFleet
+    from tunnelmux.cli.fleet.by_proxy import ProxyFleet
+    from tunnelmux.cli.fleet.opening import open_fleet
 
-    from tunnelmux.backend import ProxyClient
-    from tunnelmux.cli.exec_run import Execution
-    from tunnelmux.transports import client_context
+    async def run() -> int:
+        async with open_fleet(place) as fleet:
+            runner: Runner
+            if isinstance(fleet, ApiFleet):
+                runner = ApiCommands(fleet.client)
+            else:
+                assert isinstance(fleet, ProxyFleet)
+                runner = fleet.client
+            execution = Execution(
+                runner,
+                list(options["devices"]),
+                request,
+                concurrency=options["concurrency"],
+                abort_on_error=options["abort_on_error"],
+                as_json=options["as_json"],
+            )
+            return await execution.run()
 
-    tls: ssl.SSLContext | None = None
-    if api.ca_file is not None:
-        tls = client_context(api.ca_file)
-    try:
-        client = ProxyClient(
-            api.url, secret=api.secret.reveal() if api.secret else None, ssl_context=tls
-        )
-    except ValueError as error:
-        raise ConfigError(f"--url: {error}") from None
-    execution = Execution(
-        client,
-        list(options["devices"]),
-        request,
-        concurrency=options["concurrency"],
-        abort_on_error=options["abort_on_error"],
-        as_json=options["as_json"],
-    )
-    return run_interruptible(execution.run)
+    return run_interruptible(run)

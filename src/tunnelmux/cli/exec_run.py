@@ -5,14 +5,16 @@ from __future__ import annotations
 import getpass
 import signal
 from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import trio
 
-from tunnelmux.backend import CommandEvents, ProxyClient
+from tunnelmux.backend import CommandEvents
 from tunnelmux.cli.exec_output import JsonLines, ManyDevices, OneDevice, OutputClosed, Report
 from tunnelmux.commands import CommandRequest, Exited
 
-__all__ = ["Execution"]
+__all__ = ["Execution", "Runner"]
 
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 _EXIT_READER_GONE = 141  # 128 + SIGPIPE, the same
@@ -21,12 +23,27 @@ _NOT_ITS_OWN = frozenset({"aborted", "skipped"})
 # Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
 
 
+class Runner(Protocol):
+    """What runs commands: a proxy by its internal API, or tunnelmux-api."""
+
+    def exec(
+        self,
+        devices: list[str],
+        request: CommandRequest,
+        *,
+        concurrency: int | None,
+        abort_on_error: bool,
+        asked_by: str,
+    ) -> AbstractAsyncContextManager[CommandEvents]:
+        """See `ProxyClient.exec`."""
+
+
 class Execution:
     """One run of `tunnelmux exec`."""
 
     def __init__(
         self,
-        client: ProxyClient,
+        runner: Runner,
         devices: list[str],
         request: CommandRequest,
         *,
@@ -34,7 +51,7 @@ class Execution:
         abort_on_error: bool,
         as_json: bool = False,
     ) -> None:
-        self._client = client
+        self._runner = runner
         self._devices = devices
         self._request = request
         self._concurrency = concurrency
@@ -66,7 +83,7 @@ class Execution:
     async def _follow(self) -> None:
         report: Report | None = None
         try:
-            async with self._client.exec(
+            async with self._runner.exec(
                 self._devices,
                 self._request,
                 concurrency=self._concurrency,

@@ -12,7 +12,7 @@ import click
 
 from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import print_warning
-from tunnelmux.errors import ConnectError
+from tunnelmux.errors import ConnectError, TunnelmuxError
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.fleet import Fleet
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = [
     "EXIT_STATUSES",
     "examples",
+    "explained",
     "json_option",
     "place_arguments",
     "place_of",
@@ -67,6 +68,16 @@ def place_options(function: F) -> F:
     ):
         function = decorate(function)
     return function
+
+
+def explained(place: Place, error: TunnelmuxError) -> TunnelmuxError | str:
+    """The error, or what is behind it where no place was named."""
+    if not (place.is_guess and isinstance(error, ConnectError)):
+        return error
+    return (
+        f"you are not signed in, and no proxy answers at {place.url} ({error}): run "
+        "tunnelmux login URL, or name a proxy's internal API with --url"
+    )
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
@@ -119,10 +130,7 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
     except ConnectError as exc:
         if not place.is_guess:
             raise
-        raise NotAllowed(
-            f"you are not signed in, and no proxy answers at {place.url} ({exc}): run "
-            "tunnelmux login URL, or name a proxy's internal API with --url"
-        ) from exc
+        raise NotAllowed(str(explained(place, exc))) from exc
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

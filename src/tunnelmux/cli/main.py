@@ -16,6 +16,7 @@ from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
 from tunnelmux.cli.leases import assist, lease
 from tunnelmux.cli.listing import ls, show
+from tunnelmux.cli.logs import logs
 from tunnelmux.cli.manual import manual
 from tunnelmux.cli.opening import open_device
 from tunnelmux.cli.outcome import run_command
@@ -29,7 +30,7 @@ _PROGRAM = "tunnelmux"
 
 COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
-    "Looking": (ls, show, watch, events, tail),
+    "Looking": (ls, show, watch, events, tail, logs),
     "Reaching devices": (ssh, connect, ssh_config, forward, open_device, curl, exec_command),
     "Finding out what is wrong": (explain, doctor),
     "Letting devices in": (invite, device),

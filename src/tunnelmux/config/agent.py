@@ -14,9 +14,9 @@ from tunnelmux.config.http_proxy import HttpProxy, parse_http_proxy
 from tunnelmux.config.join import TUNNEL_URL_SCHEMES, decode_join, find_join
 from tunnelmux.config.process import (
     AgentLimitsConfig,
+    AgentLogConfig,
     AuditConfig,
     DrainConfig,
-    LogConfig,
     OtelConfig,
 )
 from tunnelmux.config.rules import (
@@ -488,7 +488,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     audit: AuditConfig = AuditConfig()
     metrics: AgentMetrics | None = None
     drain: DrainConfig = DrainConfig()
-    log: LogConfig = LogConfig()
+    log: AgentLogConfig = AgentLogConfig()
     otel: OtelConfig = OtelConfig()
 
     def __post_init__(self) -> None:

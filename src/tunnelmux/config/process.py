@@ -12,6 +12,7 @@ from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.limits import (
     INITIAL_WINDOW,
     AccessLimits,
+    AgentLogLimits,
     AuditLimits,
     IngressLimits,
     InternalLimits,
@@ -21,6 +22,7 @@ from tunnelmux.limits import (
 
 __all__ = [
     "AgentLimitsConfig",
+    "AgentLogConfig",
     "AuditConfig",
     "DrainConfig",
     "LimitsConfig",
@@ -48,6 +50,16 @@ class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     format: Literal["auto", "text", "json"] = "auto"
     """`text` for people, `json` for programs; `auto` is text on a terminal and JSON elsewhere."""
+
+
+class AgentLogConfig(LogConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The same for an agent, whose log an operator reads from elsewhere."""
+
+    limits: AgentLogLimits = AgentLogLimits()
+    """What is kept for that."""
+
+    def __post_init__(self) -> None:
+        _check_range("keep_lines", self.limits.keep_lines, 0, 100_000)
 
 
 class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

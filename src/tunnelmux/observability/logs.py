@@ -18,6 +18,7 @@ from functools import lru_cache
 from typing import Any, Literal, TextIO
 
 from tunnelmux.light_imports import StandIn, hidden
+from tunnelmux.observability.recent import recent
 
 # `import structlog` imports rich, where that is installed, for tracebacks in colours, and asyncio
 # for methods that log from coroutines. Neither is used here, and together they take 6 MiB.
@@ -85,22 +86,29 @@ def configure_logs(
     ]
     if as_text:
         colors = is_terminal and not os.environ.get("NO_COLOR")
-        processors += [_escape_controls, _text_renderer(colors)]
+        processors += [_keep_recent, _escape_controls, _text_renderer(colors)]
     else:
         processors.append(_render_json)
     structlog.configure(
         processors=processors,
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=lambda *names: _LineWriter(stream, *names),
+        logger_factory=lambda *names: _LineWriter(stream, *names, is_json=not as_text),
         cache_logger_on_first_use=False,
     )
     _is_wanted = level in {"debug", "info"}
-    _json_writer = None if as_text else _LineWriter(stream)
+    _json_writer = None if as_text else _LineWriter(stream, is_json=True)
     _adopt_standard_library(level)
 
 
 def _render_json(_logger: WrappedLogger, _method: str, event: EventDict) -> str:
     return _JSON.encode(event)
+
+
+def _keep_recent(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
+    """Where lines are text, those that are kept are made of JSON all the same."""
+    if (lines := recent()) is not None:
+        lines.add(_JSON.encode(event))
+    return event
 
 
 def _text_renderer(colors: bool) -> Processor:
@@ -115,14 +123,17 @@ def _text_renderer(colors: bool) -> Processor:
 class _LineWriter:
     """Writes finished lines; a daemon outlives its log reader, so a broken pipe is no failure."""
 
-    def __init__(self, stream: TextIO, name: str | None = None) -> None:
+    def __init__(self, stream: TextIO, name: str | None = None, *, is_json: bool = False) -> None:
         self._stream = stream
+        self._is_json = is_json
         self.name = name
 
     def msg(self, message: str) -> None:
         if _held:  # they came before
             message = "\n".join([*_held, message])
             _held.clear()
+        if self._is_json and (lines := recent()) is not None:
+            lines.add(message)
         try:
             # One write, so that lines of threads and of other processes do not mix.
             self._stream.write(message + "\n")

@@ -47,8 +47,8 @@ _MOST_INPUT = 4 * 1_048_576
 
 
 class Command(ExactInput):
-    """A command for one or many devices; the fields besides `devices` and `concurrency` are those
-    of the relay service's `execute_command`."""
+    """A command for one or many devices; the fields besides `devices`, `concurrency` and
+    `abortOnError` are those of the relay service's `execute_command`."""
 
     devices: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=64)]],
@@ -65,6 +65,7 @@ class Command(ExactInput):
     timeout: Annotated[int, Field(ge=1, le=3_600_000, description="Milliseconds.")] = 30_000
     stdin: Annotated[str | None, Field(max_length=_MOST_INPUT, description="Base64.")] = None
     concurrency: Annotated[int | None, Field(ge=1, le=_MOST_DEVICES)] = None
+    abortOnError: bool = False  # noqa: N815
 
     def __repr__(self) -> str:
         return "<Command>"
@@ -88,7 +89,8 @@ async def execute(
     tenant = tenant_for(api, principal)
     devices = await _chosen(tenant, command.devices)
     command_id = new_id()
-    wanted = command.model_dump(exclude={"devices", "concurrency"}, exclude_none=True)
+    ours = {"devices", "concurrency", "abortOnError"}
+    wanted = command.model_dump(exclude=ours, exclude_none=True)
     try:
         parsed = CommandRequest.from_json({**wanted, "commandId": command_id})
     except InvalidCommand as exc:
@@ -113,6 +115,7 @@ async def execute(
         parsed,
         concurrency=command.concurrency,
         asked_by=principal.name or principal.user_id,
+        abort_on_error=command.abortOnError,
     )
     assert principal.tenant_id is not None
     record = CommandRecord(command_id, principal.tenant_id, sorted(names.values()))
@@ -211,13 +214,18 @@ class _CommandResponse(Response):
 
         async def tell_event(device: str, event: Event) -> None:
             self._collector.add(device, event)
-            await tell(event_fields(device, event))
+            fields = event_fields(device, event)
+            if "commandId" in fields:  # a proxy with one device of several calls it otherwise
+                several = len(self._record.devices) > 1
+                fields["commandId"] = f"{self._record.id}.{device}" if several else self._record.id
+            await tell(fields)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_keep_alive, tell)
             begin = {"event": "begin", "commandId": self._record.id}
             await tell({**begin, "devices": self._record.devices})
             await self._fanout.run(tell_event)
+            await tell({"event": "end"})
             nursery.cancel_scope.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 

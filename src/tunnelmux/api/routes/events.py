@@ -42,6 +42,15 @@ def take_place(api: Api) -> None:
         raise Refused(503, "too_many_followers", message, headers={"retry-after": "10"})
 
 
+async def end_with_rights(
+    request: Request, api: Api, principal: Principal, scope: trio.CancelScope
+) -> None:
+    """Cancel the scope once the reader may not read on, or the server ends."""
+    while not api.hub.is_over and await api.identification(request) == principal:  # noqa: ASYNC110
+        await trio.sleep(RECHECK)
+    scope.cancel()
+
+
 async def _tell(
     say: Say, request: Request, api: Api, principal: Principal, last_event_id: str | None
 ) -> None:

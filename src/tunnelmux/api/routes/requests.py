@@ -10,10 +10,10 @@ from fastapi import APIRouter, Path, Query, Request
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
-from tunnelmux.api.event_stream import HEARTBEAT, RECHECK, EventStream, Say, sse
+from tunnelmux.api.event_stream import HEARTBEAT, EventStream, Say, sse
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.request_feed import watch_requests
-from tunnelmux.api.routes.events import take_place
+from tunnelmux.api.routes.events import end_with_rights, take_place
 from tunnelmux.registry import Device
 from tunnelmux.sessions import RequestFilter
 
@@ -61,7 +61,7 @@ async def _tell(
     wanted: RequestFilter,
 ) -> None:
     async with watch_requests(api.proxies, wanted) as requests, trio.open_nursery() as nursery:
-        nursery.start_soon(_end_with_rights, request, api, principal, nursery.cancel_scope)
+        nursery.start_soon(end_with_rights, request, api, principal, nursery.cancel_scope)
         await say(": following\n\n")
         while True:
             with trio.move_on_after(HEARTBEAT) as wait:
@@ -74,11 +74,3 @@ async def _tell(
                 # The proxy knows it by its label, people by its name.
                 named = msgspec.structs.replace(seen, device=device.name)
                 await say(sse("request", msgspec.json.encode(named).decode()))
-
-
-async def _end_with_rights(
-    request: Request, api: Api, principal: Principal, scope: trio.CancelScope
-) -> None:
-    while not api.hub.is_over and await api.identification(request) == principal:  # noqa: ASYNC110
-        await trio.sleep(RECHECK)
-    scope.cancel()

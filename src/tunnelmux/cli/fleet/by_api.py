@@ -12,8 +12,9 @@ from urllib.parse import quote
 import msgspec
 import trio
 
+from tunnelmux.backend.agent_log import LogLine
 from tunnelmux.cli.fleet.api_client import ApiClient
-from tunnelmux.cli.fleet.errors import FleetError, NotThere
+from tunnelmux.cli.fleet.errors import FleetError, NotAllowed, NotThere
 from tunnelmux.cli.fleet.fleet import Fleet, HttpAccess, no_such_device, services_of
 from tunnelmux.cli.fleet.message_stream import MessageStream
 from tunnelmux.cli.fleet.model import (
@@ -27,6 +28,8 @@ from tunnelmux.cli.fleet.model import (
 )
 from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import ConnectError
+from tunnelmux.http import PeerGone
+from tunnelmux.http.body import BadBody
 from tunnelmux.sessions import RequestFilter, RequestSeen
 
 __all__ = ["ApiFleet"]
@@ -189,6 +192,22 @@ class ApiFleet(Fleet):
             yield receive
             nursery.cancel_scope.cancel()
 
+    @asynccontextmanager
+    async def log(
+        self, device: str, *, lines: int, follow: bool, after: str = ""
+    ) -> AsyncIterator[AsyncIterator[LogLine]]:
+        path = f"/api/devices/{await self.find_id(device)}/logs"
+        query = {"lines": lines, "follow": "true" if follow else None}
+        fields = [(b"Last-Event-ID", after.encode())] if after else []
+        try:
+            async with self._said(_log_line, path, query=query, fields=fields) as log:
+                yield log
+        except FleetError as exc:
+            kind = NotAllowed if exc.code == "no_log" else type(exc)
+            raise kind(f"{device}: {exc}", code=exc.code) from exc
+        except (PeerGone, BadBody, trio.TooSlowError) as exc:
+            raise ConnectError(f"the answer of {self.server} was lost") from exc
+
     # -- below ----------------------------------------------------------------------------------
 
     async def find_id(self, name: str) -> str:
@@ -322,6 +341,13 @@ def _request(said: dict[str, str]) -> SeenRequest | None:
         return SeenRequest.of(msgspec.json.decode(said["data"], type=RequestSeen))
     except (KeyError, msgspec.MsgspecError):
         return None  # of a newer server
+
+
+def _log_line(said: dict[str, str]) -> LogLine:
+    try:
+        return msgspec.json.decode(said.get("data", "{}"), type=LogLine)
+    except msgspec.MsgspecError:
+        return LogLine()  # of a newer server
 
 
 def _event(said: dict[str, str]) -> tuple[str, FleetEvent]:

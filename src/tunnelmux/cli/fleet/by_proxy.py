@@ -14,6 +14,7 @@ import msgspec
 import trio
 
 from tunnelmux.backend import ApiCallFailed, ProxyClient
+from tunnelmux.backend.agent_log import LogLine, LogRefused, read_log
 from tunnelmux.cli.fleet.errors import FleetError, NoSuchThing, NotAllowed, NotThere
 from tunnelmux.cli.fleet.fleet import Fleet, HttpAccess, no_such_device
 from tunnelmux.cli.fleet.model import (
@@ -144,6 +145,21 @@ class ProxyFleet(Fleet):
             await nursery.start(self._follow_requests, wanted, send)
             yield receive
             nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def log(
+        self, device: str, *, lines: int, follow: bool, after: str = ""
+    ) -> AsyncIterator[AsyncIterator[LogLine]]:
+        stream = await self._stream(await self._session(device))
+        try:
+            async with read_log(stream, lines=lines, follow=follow, after=after) as log:
+                yield log
+        except LogRefused as exc:
+            raise NotAllowed(f"{device}: {str(exc).rstrip('.')}", code="no_log") from exc
+        except (PeerGone, BadBody, trio.TooSlowError) as exc:
+            raise NotThere(f"{device}: the connection was lost", code="device_offline") from exc
+        finally:
+            await trio.aclose_forcefully(stream)
 
     # -- below ----------------------------------------------------------------------------------
 

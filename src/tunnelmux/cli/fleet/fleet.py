@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import trio
 
+from tunnelmux.backend.agent_log import LogLine
 from tunnelmux.cli.fleet.errors import NoSuchThing, NotAllowed
 from tunnelmux.cli.fleet.model import (
     Account,
@@ -90,6 +91,14 @@ class Fleet(abc.ABC):
     ) -> AbstractAsyncContextManager[AsyncIterator[SeenRequest]]:
         """Requests to a device as they end, from now on, over its reconnects. A connection that
         is lost is made again. Raises NoSuchThing for a device that is known to be none."""
+
+    @abc.abstractmethod
+    def log(
+        self, device: str, *, lines: int, follow: bool, after: str = ""
+    ) -> AbstractAsyncContextManager[AsyncIterator[LogLine]]:
+        """The last lines of the device's log, or those after the position `after`, and with
+        `follow` what comes, until the device goes away. Raises NotThere, NoSuchThing, NotAllowed;
+        the iteration raises NotThere or ConnectError when it breaks."""
 
     def administration_missing(self) -> NotAllowed:
         """The error of commands that need tunnelmux-api."""
