@@ -14,6 +14,7 @@ from tunnelmux.cli.exec import exec_command
 from tunnelmux.cli.explain import explain
 from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
+from tunnelmux.cli.inspect import inspect
 from tunnelmux.cli.leases import assist, lease
 from tunnelmux.cli.listing import ls, show
 from tunnelmux.cli.logs import logs
@@ -32,7 +33,7 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
     "Signing in": (login, logout, whoami),
     "Looking": (ls, show, watch, events, tail, logs),
     "Reaching devices": (ssh, connect, ssh_config, forward, open_device, curl, exec_command),
-    "Finding out what is wrong": (explain, doctor),
+    "Finding out what is wrong": (explain, doctor, inspect),
     "Letting devices in": (invite, device),
     "Remote assistance": (lease, assist),
     "This program": (demo, completion, manual),

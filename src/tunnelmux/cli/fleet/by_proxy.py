@@ -75,7 +75,7 @@ class ProxyFleet(Fleet):
     async def details(self, name: str) -> DeviceDetails:
         session = await self._session(name)
         device = _device(session)
-        visits = await self._call(partial(self.client.list_visits, name))
+        visits = await self.ask(partial(self.client.list_visits, name))
         info = await self._info(session)  # after the visits: it would be one itself
         device.version = info.version
         device.services = [service.name for service in info.services]
@@ -161,6 +161,13 @@ class ProxyFleet(Fleet):
         finally:
             await trio.aclose_forcefully(stream)
 
+    async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """What a call of the client brings. Raises NotAllowed and FleetError where it says no."""
+        try:
+            return await call()
+        except ApiCallFailed as exc:
+            _refuse(exc)
+
     # -- below ----------------------------------------------------------------------------------
 
     async def _follow_requests(
@@ -207,7 +214,7 @@ class ProxyFleet(Fleet):
     async def _sessions(self) -> list[SessionSummary]:
         """One for each device, the newest."""
         found: dict[str, SessionSummary] = {}
-        for session in await self._call(self.client.list_sessions):
+        for session in await self.ask(self.client.list_sessions):
             known = found.get(session.device_id)
             if known is None or known.connected_at < session.connected_at:
                 found[session.device_id] = session
@@ -286,12 +293,6 @@ class ProxyFleet(Fleet):
             except ApiCallFailed as exc:
                 _refuse(exc)
             await trio.sleep(_RETRY)
-
-    async def _call(self, call: Callable[[], Awaitable[T]]) -> T:
-        try:
-            return await call()
-        except ApiCallFailed as exc:
-            _refuse(exc)
 
 
 def _refuse(exc: ApiCallFailed) -> NoReturn:
