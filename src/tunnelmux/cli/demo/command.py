@@ -33,7 +33,7 @@ Examples:
   tunnelmux demo --once
       Only the checks: is everything in order on this machine?
   tunnelmux demo --console
-      A whole installation: the console, sign-in, an SSH gateway, three devices.
+      A whole installation: console, sign-in, SSH gateway, three devices.
 \b
 Exit status: 0 every check passed, 1 one failed or it could not start."""
 
