@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from functools import partial
 
 import pytest
 import trio
@@ -22,9 +24,12 @@ from tunnelmux.directory import (
 )
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
+from tunnelmux.directory.workers import DirectoryDesk
 from tunnelmux.errors import NodeNameTaken
+from tunnelmux.proxy.workers.link import Link, Reply
+from tunnelmux.proxy.workers.worker import Worker
 
-KINDS = ["local", "redis"]
+KINDS = ["local", "workers", "redis"]
 
 
 class Member:
@@ -72,7 +77,7 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture(params=KINDS)
 async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
-    if request.param == "local":
+    if request.param in ("local", "workers"):
         now = time.time()
 
         def clock() -> float:
@@ -83,7 +88,12 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
             now += seconds
 
         book = PlaceBook(clock)
-        yield Cluster(lambda name, start: LocalDirectory(book, name, start), pass_locally)
+        if request.param == "local":
+            yield Cluster(lambda name, start: LocalDirectory(book, name, start), pass_locally)
+            return
+        async with trio.open_nursery() as nursery:
+            yield Cluster(partial(worker_of, nursery, book), pass_locally)
+            nursery.cancel_scope.cancel()
         return
     server = request.getfixturevalue("redis_server")
     server.command("FLUSHALL")
@@ -93,6 +103,25 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
             lambda name, start: RedisDirectory(redis, name, start, timeout=30),
             clock_of_redis.let_pass,
         )
+
+
+def worker_of(nursery: trio.Nursery, book: PlaceBook, name: str, start: str) -> Directory:
+    """A worker's directory, with its parent at the other end of a Unix socket."""
+    desk = DirectoryDesk(book, name, start)
+
+    class Parent:
+        async def answer(self, what: str, body: bytes) -> Reply:
+            assert what == "directory"
+            return Reply(desk.answer(body))
+
+        def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
+            raise AssertionError(what, body, descriptors)
+
+    ours, theirs = socket.socketpair()
+    nursery.start_soon(Link(ours, Parent()).run)
+    worker = Worker(theirs, name, start)
+    nursery.start_soon(worker.run)
+    return worker.directory
 
 
 class RedisClock:

@@ -153,10 +153,10 @@ class Proxies:
     async def _living(self) -> list[tuple[str, str, ProxyClient]]:
         if trio.current_time() - self._read >= _LIST_AGE:
             proxies = [item for item in await self._registry.fleet.proxies() if item.living]
+            # Of the workers of one proxy, which all tell its address, one answers for all.
+            by_url = {item.internal_url: item for item in reversed(proxies) if item.internal_url}
             self._known = [
-                (item.id, item.name, await self._client(item.internal_url))
-                for item in proxies
-                if item.internal_url
+                (item.id, item.name, await self._client(url)) for url, item in by_url.items()
             ]
             self._deaf = [item.name for item in proxies if not item.internal_url]
             self._read = trio.current_time()

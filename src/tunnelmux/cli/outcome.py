@@ -12,6 +12,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import click
@@ -27,13 +28,19 @@ _EXIT_REFUSED = 3
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 
 
-def run_command(command: click.Command, program: str) -> NoReturn:
-    """Run `command` with the process's arguments and exit.
+def run_command(
+    command: click.Command,
+    program: str,
+    arguments: Sequence[str] | None = None,
+    given: object = None,
+) -> NoReturn:
+    """Run `command` with these arguments, by default the process's, and exit. Its context has what
+    is `given`.
 
     An error of ours is one line on standard error; anything else is a bug and keeps its traceback.
     """
     try:
-        status = command.main(prog_name=program, standalone_mode=False)
+        status = command.main(args=arguments, prog_name=program, standalone_mode=False, obj=given)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)

@@ -167,7 +167,17 @@ def _load(
 
 
 def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> int:
-    config = load_for_running(partial(_load, context, config_file))
+    load = partial(_load, context, config_file)
+    given = context.find_root().obj
+    if given is not None:
+        from tunnelmux.cli.worker import run_worker
+
+        return run_worker(given, load, state_dir or _state_dir_if_any())
+    config = load_for_running(load)
+    if config.proxy.count > 1:
+        from tunnelmux.cli.workers import run_parent
+
+        return run_parent(config, load)
 
     # Trio and the proxy take a fifth of a second to import, which --help and check do not need.
     import trio
@@ -179,13 +189,13 @@ def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> i
         new = _load(context, config_file, log_warning)
         configure_logs(new.log.level, new.log.format)
         changed = changes_between(running.config, new)
-        return _told(changed, await running.reload(new))
+        return told_of_reload(changed, await running.reload(new))
 
     start = partial(run_proxy, config, state_dir=state_dir or _state_dir_if_any())
     return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
 
 
-def _told(changed: str, report: ReloadReport) -> dict[str, object]:
+def told_of_reload(changed: str, report: ReloadReport) -> dict[str, object]:
     """What the log says of a reload; listeners that could not be opened have lines of their own."""
     ended = {"ended": ", ".join(report.kicked)} if report.kicked else {}
     return {"changed": changed, **ended}
@@ -210,6 +220,11 @@ def _run_quickstart(
     if public:
         flags.append(Flag("--public", "access.let_in", ["public"]))
     config = load_proxy_config(config_file, environ=os.environ, flags=flags)
+    if config.proxy.count > 1:
+        raise ConfigError(
+            "proxy.workers: --quickstart is one process: leave workers at 1, or write a proxy.toml "
+            "and start with --config"
+        )
     configure_logs(config.log.level, config.log.format)
 
     import trio
@@ -223,7 +238,7 @@ def _run_quickstart(
         configure_logs(new.log.level, new.log.format)
         report = await reload_quickstart(running, state_dir, public_host, config=new, public=public)
         changed, config = changes_between(config, new), new
-        return _told(changed, report)
+        return told_of_reload(changed, report)
 
     start = partial(
         run_quickstart, state_dir, public_host, config=config, public=public, announce=click.echo

@@ -88,10 +88,9 @@ class Decoder:
                 return Secret(value)
             case "path", str() if value and "\0" not in value:
                 return self._base / expand_home(path, value)
-            case "choice", str() if value in setting.choices:
+            case (("choice" | "integer"), str()) if value in setting.choices:
                 return value
-        choices = ", ".join(f'"{choice}"' for choice in setting.choices)
-        wanted = f"one of {choices}" if choices else _WANTED[setting.kind]
+        wanted = _wanted(setting)
         # What stands under a secret's key may be the secret, whatever its type.
         shown = "" if setting.kind == "secret" else f", not {_shown(value)}"
         raise InvalidSetting(path, f"must be {wanted}{shown}")
@@ -117,7 +116,7 @@ def parse_text(setting: Setting, text: str) -> object:
     try:
         match setting.kind:
             case "integer":
-                return int(text)
+                return text if text in setting.choices else int(text)
             case "number":
                 return float(text)
             case "boolean":
@@ -127,7 +126,14 @@ def parse_text(setting: Setting, text: str) -> object:
             case _:
                 return text
     except (ValueError, KeyError):
-        raise ValueError(f'must be {_WANTED[setting.kind]}, not "{text}"') from None
+        raise ValueError(f'must be {_wanted(setting)}, not "{text}"') from None
+
+
+def _wanted(setting: Setting) -> str:
+    choices = ", ".join(f'"{choice}"' for choice in setting.choices)
+    if setting.kind == "choice":
+        return f"one of {choices}"
+    return f"{_WANTED[setting.kind]} or {choices}" if choices else _WANTED[setting.kind]
 
 
 def expand_home(key: str, value: str) -> Path:

@@ -28,6 +28,7 @@ from tunnelmux.config.rules import (
 )
 from tunnelmux.config.secret import Secret, hash_token
 from tunnelmux.config.token_file import read_token_file
+from tunnelmux.config.workers import ProcessConfig
 from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = [
@@ -468,6 +469,7 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """All of proxy.toml."""
 
+    proxy: ProcessConfig = ProcessConfig()
     tunnel: TunnelListener = TunnelListener()
     internal: InternalListener | None = None
     ingress: Ingress = Ingress()
@@ -493,6 +495,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f'there is no device "{ingress.device}": add it under [[devices]], or name '
                     f"one of {', '.join(names) or 'them (there are none yet)'}",
                 )
+        self._check_workers()
         self._check_listeners()
         self._check_access(names)
         self._check_agent_names(names)
@@ -559,6 +562,22 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"socketio.agents[{index}].group",
                     f'"{agent.group}" is also a device or an agent: give the group another name',
                 )
+
+    def _check_workers(self) -> None:
+        if self.proxy.count == 1:
+            return
+        if self.cluster is not None:
+            raise InvalidSetting(
+                "proxy.workers",
+                "and [cluster] do not go together: on each machine start several nodes with one "
+                "worker, or leave [cluster] out",
+            )
+        if self.socketio is not None:
+            raise InvalidSetting(
+                "proxy.workers",
+                "and [socketio] do not go together: its agents are known to one process only. "
+                "Leave workers at 1, or give those agents a proxy of their own",
+            )
 
     def _check_listeners(self) -> None:
         listeners = {"tunnel.listen": self.tunnel.address}

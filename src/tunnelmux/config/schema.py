@@ -30,7 +30,8 @@ _CUSTOM_KINDS: dict[type, Kind] = {Path: "path", Secret: "secret"}
 
 
 class Setting(NamedTuple):
-    """One key that takes a single value. `choices` are the texts it may be, if not any.
+    """One key that takes a single value. `choices` are the texts it may be, if not any; of an
+    integer, those that it may be as well.
 
     `default` is None where there is none, and where the key may simply be absent.
     """
@@ -97,6 +98,9 @@ def _table(
     left_out: frozenset[str] = getattr(described.cls, "left_out", frozenset())
     for field in described.fields:
         kind = _without_none(field.type)
+        if isinstance(kind, msgspec.inspect.UnionType):
+            keys[field.name] = _number_or_word(kind, field)
+            continue
         if isinstance(kind, msgspec.inspect.DataclassType):
             part = _table(kind)
             for name in left_out & part.keys.keys():
@@ -127,5 +131,13 @@ def _entry(kind: msgspec.inspect.Type, field: msgspec.inspect.Field) -> Setting 
 def _without_none(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
     if not isinstance(kind, msgspec.inspect.UnionType):
         return kind
-    (rest,) = (t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType))
-    return rest
+    rest = [t for t in kind.types if not isinstance(t, msgspec.inspect.NoneType)]
+    return rest[0] if len(rest) == 1 else kind
+
+
+def _number_or_word(kind: msgspec.inspect.UnionType, field: msgspec.inspect.Field) -> Setting:
+    """A whole number, or one of some words that stand for one."""
+    number, words = sorted(kind.types, key=lambda t: isinstance(t, msgspec.inspect.LiteralType))
+    assert isinstance(number, msgspec.inspect.IntType)
+    assert isinstance(words, msgspec.inspect.LiteralType)
+    return Setting("integer", tuple(str(word) for word in words.values), field.default)

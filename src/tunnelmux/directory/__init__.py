@@ -2,8 +2,8 @@
 
 A *node* is one process that agents connect to. Each keeps its own sessions; what all of them have
 to agree on is small, and stands behind one interface: `Directory`. `LocalDirectory` keeps it in
-this process, `RedisDirectory` in Redis. Both can be lost: who may connect stands elsewhere, and
-each node says again what it holds.
+this process, `WorkersDirectory` in the parent of a proxy's workers, `RedisDirectory` in Redis. All
+can be lost: who may connect stands elsewhere, and each node says again what it holds.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 
+import trio
+
 from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place
 
 __all__ = ["Directory"]
@@ -42,6 +44,11 @@ class Directory(abc.ABC):
 
         Raises NodeNameTaken while a process that started later uses the same name.
         """
+
+    async def wait_news(self, seconds: float) -> None:
+        """Return when the next beat is due: after *seconds*, or when it would tell something new,
+        where that is noticed."""
+        await trio.sleep(seconds)
 
     @abc.abstractmethod
     async def republish(self, held: Sequence[Held]) -> None:

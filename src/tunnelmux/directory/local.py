@@ -42,11 +42,21 @@ class _Live:
 class PlaceBook:
     """The places of all devices and the nodes they are on; what nodes share.
 
-    *clock* gives seconds since a fixed moment. Nothing here waits.
+    *clock* gives seconds since a fixed moment. A node is dead after *lease* seconds without a beat;
+    with `math.inf`, when it leaves, and not before. *on_news* is called with the name of a node
+    whose next beat has something new to tell. Nothing here waits.
     """
 
-    def __init__(self, clock: Callable[[], float] = trio.current_time) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float] = trio.current_time,
+        *,
+        lease: float = LEASE,
+        on_news: Callable[[str], None] = lambda _node: None,
+    ) -> None:
         self._clock = clock
+        self._lease = lease
+        self._on_news = on_news
         self._places: dict[str, list[Place]] = {}
         self._live: dict[str, _Live] = {}
         self._numbers = itertools.count(1)
@@ -99,11 +109,11 @@ class PlaceBook:
             raise NodeNameTaken(me.name)
         if known is None or known.record.incarnation != me.incarnation:
             known = self._live[me.name] = _Live(me, now)
-            self._nodes_changed += 1
+            self._tell_of_nodes()
         elif known.record != me:
             known.record = me
-            self._nodes_changed += 1
-        known.until = now + LEASE
+            self._tell_of_nodes()
+        known.until = now + self._lease
         for name in [name for name, node in self._live.items() if node.until <= now]:
             self._forget(name)
         seen = int(heard.message or 0)
@@ -146,6 +156,12 @@ class PlaceBook:
 
     def _tell(self, node: str, device: str, generation: int) -> None:
         self._live[node].inbox.append((next(self._numbers), device, generation))
+        self._on_news(node)
+
+    def _tell_of_nodes(self) -> None:
+        self._nodes_changed += 1
+        for name in self._live:
+            self._on_news(name)
 
     def _put(self, device: str, places: list[Place]) -> None:
         if places:
@@ -155,7 +171,7 @@ class PlaceBook:
 
     def _forget(self, name: str) -> None:
         del self._live[name]
-        self._nodes_changed += 1
+        self._tell_of_nodes()
 
 
 class LocalDirectory(Directory):

@@ -154,7 +154,7 @@ class Membership(Generic[S]):
                 task_status.started()
                 while True:  # until it is cancelled
                     is_calm = self._is_complete and not self.is_away
-                    await trio.sleep(BEAT_INTERVAL if is_calm else _RETRY)
+                    await self._directory.wait_news(BEAT_INTERVAL if is_calm else _RETRY)
                     await self._beat_once()
         finally:
             with trio.move_on_after(_GOODBYE, shield=True):

@@ -58,9 +58,15 @@ class LineFile:
 
     def write(self, line: bytes) -> None:
         """Add a line, which ends with a line feed. Raises OSError."""
-        size = self._size()
-        if size and size + len(line) > self._limits.max_bytes:
-            self._rotate()
+        if self._is_full(line):
+            # Of several processes on one file, one makes room, and the others find the new file.
+            import fcntl  # not everywhere, and not for those without an audit
+
+            fcntl.flock(self._file, fcntl.LOCK_EX)
+            if self._is_full(line):
+                self._rotate()
+            else:
+                fcntl.flock(self._file, fcntl.LOCK_UN)
         if self._is_torn:  # what is there of the line before must not spoil this one
             line = b"\n" + line
         # One write, so that lines of two processes on one file do not mix.
@@ -68,6 +74,10 @@ class LineFile:
         self._is_torn = written < len(line)
         if self._is_torn:
             raise OSError(f"only {written} of {len(line)} bytes were written")
+
+    def _is_full(self, line: bytes) -> bool:
+        size = self._size()
+        return bool(size) and size + len(line) > self._limits.max_bytes
 
     def close(self) -> None:
         """Close it."""

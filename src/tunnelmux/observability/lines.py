@@ -10,7 +10,13 @@ import time
 from collections.abc import Callable
 from functools import lru_cache
 
-from tunnelmux.observability.logs import get_logger, json_writer, wants_info, without_secrets
+from tunnelmux.observability.logs import (
+    get_logger,
+    json_writer,
+    process_fields,
+    wants_info,
+    without_secrets,
+)
 
 __all__ = ["frequent_line", "line_about", "quoted", "time_of_day", "write_lines"]
 
@@ -22,16 +28,21 @@ Value = str | int | float | None
 
 def frequent_line(component: str, event: str, *fields: str) -> Callable[..., None]:
     """A function that logs *event* at level `info`, called with the values of *fields* in order."""
-    about = line_about(component, event)
-    template = "".join([about, *(f", {quoted(field)}: %s" for field in fields)])
-    template = f'{{"timestamp": "%s", {template}}}'
+    template = ""
     logger = get_logger(component)
 
     def write(*values: Value) -> None:
+        nonlocal template
         writer = json_writer()
         if writer is None or not wants_info():
             logger.info(event, **dict(zip(fields, values, strict=True)))
             return
+        if not template:  # made late, when it is known which process this is
+            about = [
+                line_about(component, event, **process_fields()),
+                *(f"{quoted(field)}: %s" for field in fields),
+            ]
+            template = f'{{"timestamp": "%s", {", ".join(about)}}}'
         texts = [quoted(v) if type(v) is str else "null" if v is None else v for v in values]
         writer.msg_soon(template % (_timestamp(), *texts))
 

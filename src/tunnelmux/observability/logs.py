@@ -62,6 +62,20 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return logger
 
 
+_process_fields: dict[str, str] = {}
+
+
+def process_fields() -> dict[str, str]:
+    """What every line of this process says of it."""
+    return _process_fields
+
+
+def name_process(**fields: str) -> None:
+    """Say this in every line from now on: once, before anything is served."""
+    _process_fields.update(fields)
+    structlog.contextvars.bind_contextvars(**fields)
+
+
 def configure_logs(
     level: LogLevel = "info", format: LogFormat = "auto", *, stream: TextIO | None = None
 ) -> None:

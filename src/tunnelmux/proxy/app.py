@@ -30,11 +30,11 @@ from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.internal.traffic import Traffic
-from tunnelmux.proxy.names import internal_url, node_name, proxy_identity
+from tunnelmux.proxy.names import internal_url, node_name
 from tunnelmux.proxy.reports import DrainReport, ReloadReport
+from tunnelmux.proxy.surroundings import surroundings_of
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
-from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
@@ -43,15 +43,15 @@ from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet, lists_
 from tunnelmux.proxy.visitors.long_visits import tell_long_visits
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import open_pump
-from tunnelmux.sessions import CLEANUP_INTERVAL, EventLog, LocalHandle, MemoryStore
+from tunnelmux.sessions import CLEANUP_INTERVAL, LocalHandle
 from tunnelmux.transports import server_context
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
 
 if TYPE_CHECKING:
-    from tunnelmux.config.cluster import ClusterConfig
     from tunnelmux.proxy.cluster.node import ClusterNode
     from tunnelmux.proxy.commands.socketio_agents import AgentServer
+    from tunnelmux.proxy.workers.worker import Worker
     from tunnelmux.pump.counts import Histogram
 
 __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
@@ -76,16 +76,18 @@ async def run_proxy(
     enrolment: Enrolment | None = None,
     state_dir: Path | None = None,
     announce: Callable[[RunningProxy], None] | None = None,
+    worker: Worker | None = None,
     task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
 ) -> DrainReport:
     """Run a proxy until it was drained (see `RunningProxy.drain`) or is cancelled.
 
     With `enrolment`, devices that hold an invitation may join. Who is online is kept in `state_dir`
     for the next process, unless the configuration names another folder; with neither it is not
-    kept. `announce` is called once, when the listeners are open. Raises ConfigError, before
+    kept. `announce` is called once, when the listeners are open. With `worker`, this process is
+    one of several that are one proxy. Raises ConfigError, before
     anything is served, when a file cannot be read or an address cannot be listened on.
     """
-    proxy = RunningProxy(config, enrolment, state_dir)
+    proxy = RunningProxy(config, enrolment, state_dir, worker)
     await proxy.run(announce, task_status)
     return proxy.report
 
@@ -98,16 +100,15 @@ class RunningProxy:
         config: ProxyConfig,
         enrolment: Enrolment | None,
         state_dir: Path | None = None,
+        worker: Worker | None = None,
     ) -> None:
         self.config = config
         self.report = DrainReport()
         self._enrolment = enrolment
-        internal = config.limits.internal
-        self.events = EventLog(internal.event_history)
-        self.store = MemoryStore(expire_after=internal.session_expiry, events=self.events)
-        self.cluster: ClusterNode | None = None
-        if config.cluster is not None:
-            self._join_cluster(config.cluster, config)
+        self._around = surroundings_of(config, worker)
+        self.events = self._around.events
+        self.store = self._around.store
+        self.cluster = self._around.node
         self.devices = DeviceRegister(
             devices_from_config(config), enrolment.load() if enrolment else ()
         )
@@ -131,7 +132,7 @@ class RunningProxy:
         )
         self._internal = InternalServer(
             self.store,
-            self.events,
+            self._around.all_events,
             self._gauges,
             dispatcher=self.dispatcher,
             more=[
@@ -139,12 +140,13 @@ class RunningProxy:
                 Traffic(self.visits, self._tunnel.figures_now, self._pump_batches),
             ],
             lease_runs=self._lease_runs,
+            counts=self.events.counts,
         )
         self._tracing = tracing_from(config.otel, "tunnelmux-proxy")
         if self._tracing is not None:
             self._http.trace(self._tracing)
             self._tcp.tracing = self._tracing
-        self._presence = self._presence_in(config.tunnel.state_dir or state_dir)
+        self._presence = self._around.presence_in(config.tunnel.state_dir or state_dir, config)
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
         self._set_ingress(config)
@@ -152,10 +154,6 @@ class RunningProxy:
         self._drain_wanted = trio.Event()
         self._grace = trio.CancelScope()
         self._finished = trio.Event()
-
-    def _presence_in(self, folder: Path | None) -> PresenceFile | None:
-        path = presence_path(folder, self.config.tunnel.address) if folder is not None else None
-        return PresenceFile(path, self.store, self.events) if path is not None else None
 
     # -- looking ----------------------------------------------------------------------------
 
@@ -286,7 +284,7 @@ class RunningProxy:
                 # A whole fleet dials at once after a restart: let it find that it is known.
                 await self.registered.wait_loaded(_REGISTRY_TIMEOUT)
             async with trio.open_nursery() as self._callers:
-                self._private_listeners = ListenerSet(self._callers)
+                self._private_listeners = ListenerSet(self._callers, binder=self._around.binder)
                 problems = await self._serve_visitors(announce, task_status)
                 self._callers.cancel_scope.cancel()
             for handle in self._tunnel.sessions:
@@ -326,7 +324,7 @@ class RunningProxy:
         task_status: trio.TaskStatus[RunningProxy],
     ) -> list[ConfigError]:
         async with trio.open_nursery() as accepting:
-            self._listeners = ListenerSet(accepting, self._tunnel.pump)
+            self._listeners = ListenerSet(accepting, self._tunnel.pump, self._around.binder)
             try:
                 await self._serve_agents()
                 if self._presence is not None:
@@ -338,6 +336,7 @@ class RunningProxy:
                 if not problems:
                     if self.cluster is not None:
                         await self._start_node(self.cluster)
+                    self._around.connect(self._listeners, self._internal, self._callers)
                     self._say_where()
                     self._callers.start_soon(self._clean_up)
                     if self._presence is not None:
@@ -354,11 +353,10 @@ class RunningProxy:
 
     async def _start_node(self, cluster: ClusterNode) -> None:
         bound = self._listeners.address("cluster")
-        assert bound is not None  # it was opened with the others
         cluster.pump = self._tunnel.pump
         cluster.look_only_for(self.devices.knows)
         # After the first answer of the directory, or none of it for a second.
-        await self._agents.start(cluster.run, bound, self._internal_url())
+        await self._callers.start(cluster.run, bound, self._internal_url())
 
     async def _clean_up(self) -> None:
         while True:  # until the proxy ends
@@ -448,7 +446,7 @@ class RunningProxy:
         migrate = None if config.registry.migrate else False
         source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
         source()  # so that a URL that cannot be used is said now
-        identity, limits = proxy_identity(config), config.limits.ingress
+        identity, limits = self._around.identity, config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
         self._access = AccessFollower(self._gate, self.visits, leases)
         return RegisteredDevices(
@@ -459,15 +457,6 @@ class RunningProxy:
         """Where others call the internal API, which is open."""
         bound = self.internal_address
         return internal_url(self.config, bound.port if bound is not None else 0)
-
-    def _join_cluster(self, settings: ClusterConfig, config: ProxyConfig) -> None:
-        # Not at the top: who is alone needs nothing of it.
-        from tunnelmux.proxy.cluster.node import ClusterNode
-        from tunnelmux.proxy.cluster.store import ClusterStore
-
-        internal = config.limits.internal
-        self.store = store = ClusterStore(expire_after=internal.session_expiry, events=self.events)
-        self.cluster = ClusterNode(node_name(config), settings, config, store)
 
     def _say_where(self) -> None:
         """Tell where visitors come in, for those who make links to services, and where the back
@@ -591,8 +580,8 @@ class RunningProxy:
         yield self._http.admission
         if self._agent_server is not None:
             yield self._agent_server.admission
-        if self.cluster is not None:
-            yield self.cluster.server.admission
+        if self._around.redis_node is not None:
+            yield self._around.redis_node.doors.admission
 
     # -- what listens where -----------------------------------------------------------------
 
@@ -608,13 +597,13 @@ class RunningProxy:
                 addresses=lists_of(self.config.tunnel),
             )
         }
-        if self.cluster is not None and self.config.cluster is not None:
+        if self.config.cluster is not None and (node := self._around.redis_node) is not None:
             plans["cluster"] = ListenerPlan(
                 key="cluster.listen",
                 address=self.config.cluster.listen_address,
-                handler=self.cluster.server.handle,
+                handler=node.doors.handle,
                 nursery=self._agents,
-                admission=self.cluster.server.admission,
+                admission=node.doors.admission,
             )
         socketio = self.config.socketio
         if socketio is not None and self._agent_server is not None:

@@ -14,9 +14,12 @@ _PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
 # Makes an id of a proxy's name that is the same after each start (RFC 9562 section 5.5).
 
 
-def proxy_identity(config: ProxyConfig) -> ProxyIdentity:
-    """How it is known in the registry, and where its internal API is called."""
+def proxy_identity(config: ProxyConfig, worker: str = "") -> ProxyIdentity:
+    """How it is known in the registry, and where its internal API is called. Each worker is a
+    proxy of its own there: what it holds is gone with it."""
     name = config.registry.name or socket.gethostname()
+    if worker:
+        name = f"{name}/{worker}"
     url = internal_url(config, config.internal.address.port if config.internal is not None else 0)
     return ProxyIdentity(id=str(uuid.uuid5(_PROXIES, name)), name=name, internal_url=url)
 

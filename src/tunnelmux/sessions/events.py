@@ -43,31 +43,42 @@ class EventLog:
     finds that what it has not read is gone. `epoch` tells one process's numbers from another's.
     """
 
-    def __init__(self, history: int, *, clock: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self,
+        history: int,
+        *,
+        clock: Callable[[], datetime] = utc_now,
+        on_record: Callable[[SessionEvent], None] = lambda _event: None,
+    ) -> None:
         self.epoch = secrets.token_hex(4)
         self.last_seq = 0
         self.counts: Counter[str] = Counter()
         """How many events of each type there were, since the process began."""
         self._events: deque[SessionEvent] = deque(maxlen=history)
         self._clock = clock
+        self._on_record = on_record
         self._arrival = trio.Event()
 
     def record(self, kind: EventType, summary: SessionSummary, reason: str = "") -> None:
-        """Add an event and wake the tasks that wait for one."""
-        self.last_seq += 1
-        self.counts[kind] += 1
-        self._events.append(
-            SessionEvent(
-                seq=self.last_seq,
-                type=kind,
-                time=self._clock(),
-                token_prefix=shorten_token(summary.token),
-                device_id=summary.device_id,
-                user_id=summary.user_id,
-                remote_addr=summary.remote_addr,
-                reason=reason,
-            )
+        """Add an event and wake the tasks that wait for one; `on_record` is told of it."""
+        event = SessionEvent(
+            seq=self.last_seq + 1,
+            type=kind,
+            time=self._clock(),
+            token_prefix=shorten_token(summary.token),
+            device_id=summary.device_id,
+            user_id=summary.user_id,
+            remote_addr=summary.remote_addr,
+            reason=reason,
         )
+        self.add(event)
+        self._on_record(event)
+
+    def add(self, event: SessionEvent) -> None:
+        """Add an event that has its number, the next one."""
+        self.last_seq = event.seq
+        self.counts[event.type] += 1
+        self._events.append(event)
         self._arrival.set()
         self._arrival = trio.Event()
 

@@ -54,6 +54,12 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     forgotten: int = 0
     """Those that had to make room."""
 
+    def with_more(self, other: Inspection) -> Inspection:
+        """The same, with what another process has seen of it."""
+        return msgspec.structs.replace(
+            self, seen=self.seen + other.seen, forgotten=self.forgotten + other.forgotten
+        )
+
 
 class InspectedRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """One request and its answer. Heads are as the visitor sent and got them, with `***` for what

@@ -71,6 +71,11 @@ class DeviceStore(SessionStore):
     """Whether `find_device` may answer with sessions of other nodes, and has to be asked about them
     before `live_device` knows of one."""
 
+    async def reach(self, token: str) -> SessionHandle:
+        """The live session of this token, to open streams on, wherever it is; raises as `lookup`,
+        which knows those of this process."""
+        return await self.lookup(token)
+
     @abc.abstractmethod
     async def find_device(self, name: str) -> SessionHandle | None:
         """The live session of this device, or None while it is offline."""

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import msgspec
 import trio
 
-from tunnelmux.config import Address
 from tunnelmux.directory import Node, Place
 from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
@@ -20,21 +19,18 @@ from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
 from tunnelmux.proxy.cluster.words import DEVICE_PATH, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
 from tunnelmux.sessions import OwnHandle, SessionHandle, SessionSummary
-from tunnelmux.transports.tcp import configure_socket
-from tunnelmux.transports.tls import explain_tls_error
 from tunnelmux.wire import GENERATION_FIELD
 
-__all__ = ["Hops", "ThereHandle"]
+__all__ = ["DIAL_TIMEOUT", "Hops", "ThereHandle"]
 
 _log = get_logger("proxy.cluster")
 
-_DIAL_TIMEOUT = 2.0
-# Seconds for connecting to another node and for TLS with it: visitors wait.
+DIAL_TIMEOUT = 2.0
+"""Seconds for connecting to another node and for TLS with it: visitors wait."""
 
 _ASK_TIMEOUT = 2.0
 # Seconds for another node to answer about a device.
@@ -212,19 +208,20 @@ class ThereHandle(SessionHandle):
 
 
 class Hops:
-    """The ways to all other nodes. `nursery` owns their sessions."""
+    """The ways to all other nodes, each over what `dial` connects. `nursery` owns their
+    sessions."""
 
     def __init__(
         self,
         membership: Membership[OwnHandle],
-        identity: NodeIdentity,
+        dial: Callable[[Node], Awaitable[trio.abc.Stream]],
         limits: Limits,
         http_limits: IngressLimits,
         pump: Callable[[], DataPump | None],
         nursery: trio.Nursery,
     ) -> None:
         self.membership = membership
-        self._identity = identity
+        self._dial = dial
         self._limits = limits
         self._http_limits = http_limits
         self._pump = pump
@@ -237,7 +234,7 @@ class Hops:
         hop = self._hop_to(place)
         if hop is None:
             return None
-        with trio.move_on_after(_DIAL_TIMEOUT + _ASK_TIMEOUT):
+        with trio.move_on_after(DIAL_TIMEOUT + _ASK_TIMEOUT):
             try:
                 there = await self._ask(hop, device)
             except (SessionError, UpstreamGone, BadBody, msgspec.DecodeError) as error:
@@ -281,35 +278,11 @@ class Hops:
 
     async def dial(self, node: Node) -> Session:
         """A new session with the node. Raises ConnectError."""
-        host, _, port = node.address.rpartition(":")
-        address = Address(host.strip("[]"), int(port))
-        with trio.move_on_after(_DIAL_TIMEOUT):
-            try:
-                stream = await trio.open_tcp_stream(address.host, address.port)
-            except OSError as error:
-                cause = error.strerror or str(error)
-                raise ConnectError(f"{node.address} cannot be connected to: {cause}") from error
-            configure_socket(stream)
-            context = self._identity.client_context(node.certificate)
-            tls = trio.SSLStream(stream, context, server_hostname=node.name)
-            is_ready = False
-            try:
-                await tls.do_handshake()
-                # Believed is what the directory says of this very start of the node.
-                is_ready = shown_certificate(tls) == node.certificate  # type: ignore[arg-type]
-            except trio.BrokenResourceError as error:
-                cause = explain_tls_error(error.__cause__)
-                raise ConnectError(f"TLS failed: {cause}") from error
-            finally:
-                if not is_ready:
-                    await abort(tls)
-            if not is_ready:
-                raise ConnectError("it shows another certificate than the directory has")
-            session = Session(
-                tls, is_client=True, limits=self._limits, pump=self._pump(), takes_streams=False
-            )
-            # Without an exchange there is no telling whether the node took our certificate.
-            self._nursery.start_soon(session.run)
-            _log.info("hop made", node=node.name, address=node.address)
-            return session
-        raise ConnectError(f"{node.address} did not answer within {_DIAL_TIMEOUT:g} s")
+        stream = await self._dial(node)
+        session = Session(
+            stream, is_client=True, limits=self._limits, pump=self._pump(), takes_streams=False
+        )
+        # Without an exchange there is no telling whether the node took us.
+        self._nursery.start_soon(session.run)
+        _log.info("hop made", node=node.name, address=node.address)
+        return session

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
 from typing import NoReturn
@@ -12,11 +13,12 @@ import trio
 
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.config.cluster import ClusterConfig
-from tunnelmux.directory import Node, new_incarnation
+from tunnelmux.directory import Directory, Node, new_incarnation
 from tunnelmux.directory.membership import Membership
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.doors import HopDoors
 from tunnelmux.proxy.cluster.hops import Hops
 from tunnelmux.proxy.cluster.identity import NodeIdentity
 from tunnelmux.proxy.cluster.server import HopServer
@@ -24,7 +26,7 @@ from tunnelmux.proxy.cluster.store import ClusterStore
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import OwnHandle
 
-__all__ = ["ClusterNode"]
+__all__ = ["ClusterNode", "RedisNode"]
 
 _log = get_logger("proxy.cluster")
 
@@ -32,22 +34,14 @@ _TIDY = 5.0
 # Seconds between two looks for ways to nodes that have ended.
 
 
-class ClusterNode:
-    """Made with the proxy, run when its listeners are open. Raises InvalidSetting where the file
-    with the URL of Redis cannot be used."""
+class ClusterNode(abc.ABC):
+    """Made with the proxy, run when its listeners are open. What is the same for all kinds of
+    nodes: membership, hops, and what is superseded."""
 
-    def __init__(
-        self,
-        name: str,
-        settings: ClusterConfig,
-        config: ProxyConfig,
-        store: ClusterStore,
-    ) -> None:
-        self._settings = settings
-        self._redis_url = settings.read_redis()
-        self._store = store
+    def __init__(self, name: str, config: ProxyConfig, store: ClusterStore) -> None:
         self.name = name
-        self._identity = NodeIdentity(self.name)
+        self.pump: DataPump | None = None
+        self._store = store
         self._http_limits = config.limits.ingress
         session = config.limits.session
         self._limits = replace(
@@ -56,8 +50,7 @@ class ClusterNode:
             keepalive_interval=min(session.keepalive_interval, 2.0),
             keepalive_timeout=min(session.keepalive_timeout, 2.0),
         )
-        self.server = HopServer(self._identity, self._limits, self._http_limits)
-        self.pump: DataPump | None = None
+        self.server = HopServer(self._limits, self._http_limits)
         self._running = trio.CancelScope()
 
     def look_only_for(self, is_known: Callable[[str], bool]) -> None:
@@ -69,40 +62,34 @@ class ClusterNode:
         goes on."""
         self._running.cancel(reason="the node leaves its cluster")
 
+    @abc.abstractmethod
     async def run(
         self,
-        bound: Address,
+        bound: Address | None,
         internal_url: str,
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
-        """Be a node of the cluster until cancelled; *bound* is where other nodes come in, and
-        *internal_url* where back ends call it."""
-        address = self._settings.address or str(bound)
-        incarnation = new_incarnation(int(time.time() * 1000))
-        me = Node(
-            name=self.name,
-            incarnation=incarnation,
-            address=address,
-            certificate=self._identity.certificate,
-            internal_url=internal_url,
-        )
-        url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
-        async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
-            directory = RedisDirectory(redis, self.name, incarnation)
+        """Be a node until cancelled; *bound* is where other nodes come in, if they come by a
+        listener, and *internal_url* where back ends call it."""
+
+    async def be_node(
+        self,
+        me: Node,
+        directory: Directory,
+        dial: Callable[[Node], Awaitable[trio.abc.Stream]],
+        task_status: trio.TaskStatus[None],
+    ) -> NoReturn:
+        """Be *me* in that directory; *dial* connects to another node, or raises ConnectError."""
+        async with trio.open_nursery() as nursery:
             membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
             self.server.membership = self._store.membership = membership
             self.server.pump = self.pump
             self._store.hops = hops = Hops(
-                membership,
-                self._identity,
-                self._limits,
-                self._http_limits,
-                lambda: self.pump,
-                nursery,
+                membership, dial, self._limits, self._http_limits, lambda: self.pump, nursery
             )
             await nursery.start(self._be_member, membership)
-            _log.info("node of a cluster", node=self.name, address=address)
+            _log.info("node of a cluster", node=self.name, address=me.address)
             task_status.started()
             while True:  # until the proxy ends
                 await trio.sleep(_TIDY)
@@ -121,3 +108,39 @@ class ClusterNode:
     def _supersede(nursery: trio.Nursery, handle: OwnHandle, node: str) -> None:
         where = f"node {node}" if node else "another node"
         nursery.start_soon(handle.make_way, where)
+
+
+class RedisNode(ClusterNode):
+    """One proxy of several that find each other in Redis. Raises InvalidSetting where the file with
+    its URL cannot be used."""
+
+    def __init__(
+        self, name: str, settings: ClusterConfig, config: ProxyConfig, store: ClusterStore
+    ) -> None:
+        super().__init__(name, config, store)
+        self._settings = settings
+        self._redis_url = settings.read_redis()
+        self._identity = NodeIdentity(self.name)
+        self.doors = HopDoors(self._identity, self.server, config.limits.ingress)
+
+    async def run(
+        self,
+        bound: Address | None,
+        internal_url: str,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        address = self._settings.address or str(bound)
+        incarnation = new_incarnation(int(time.time() * 1000))
+        me = Node(
+            name=self.name,
+            incarnation=incarnation,
+            address=address,
+            certificate=self._identity.certificate,
+            internal_url=internal_url,
+        )
+        url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
+        async with open_redis(url, ca_file) as redis:
+            directory = RedisDirectory(redis, self.name, incarnation)
+            await self.be_node(me, directory, self.doors.dial, task_status)
+        raise AssertionError  # it is a node until it is cancelled

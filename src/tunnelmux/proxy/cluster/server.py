@@ -2,27 +2,21 @@
 
 from __future__ import annotations
 
-import ssl
-
 import msgspec
 import trio
 
 from tunnelmux.directory.membership import Membership
-from tunnelmux.errors import ConnectError, SessionDraining, SessionError
+from tunnelmux.errors import SessionDraining, SessionError
 from tunnelmux.http import RequestHead, ServerConnection, VisitorGone, accept_connect
 from tunnelmux.http.head import first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
 from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, join
 from tunnelmux.sessions import LocalHandle, OwnHandle
-from tunnelmux.transports import start_server_tls
-from tunnelmux.transports.admission import Admission, Place
-from tunnelmux.transports.tcp import configure_socket
 from tunnelmux.wire import GENERATION_FIELD
 
 __all__ = ["HopServer"]
@@ -31,74 +25,31 @@ _log = get_logger("proxy.cluster")
 
 
 class HopServer:
-    """Serves the nodes that dial this one. Which they are the directory says."""
+    """Serves other nodes on their connections to this one."""
 
-    def __init__(self, identity: NodeIdentity, limits: Limits, http_limits: IngressLimits) -> None:
+    def __init__(self, limits: Limits, http_limits: IngressLimits) -> None:
         self.pump: DataPump | None = None
         """What moves the bytes of hops from now on, where there is one."""
         self.membership: Membership[OwnHandle] | None = None
-        """Says who the others are; without it, there are none."""
-        self._identity = identity
+        """Says which sessions are here; without it, there are none."""
         self._limits = limits
         self._http_limits = http_limits
-        self.admission = Admission(
-            "cluster",
-            limit=http_limits.max_handshakes,
-            per_address=http_limits.max_arrivals_per_address,
-        )
-        """The places of who has not shown yet that it is a node."""
-        self._nodes: dict[str, str] = {}
-        self._tls: ssl.SSLContext | None = None
 
-    async def handle(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
-        """Serve one connection of another node until it ends."""
-        scope = trio.CancelScope()
-        place.on_give_way = scope.cancel
-        if not place.is_held:  # others got it before this began
-            scope.cancel()
-        try:
-            with scope:
-                await self._serve(stream, remote, place)
-            if scope.cancelled_caught:
-                await abort(stream)
-        except ConnectError as error:
-            _log.warning("hop refused", remote=remote, cause=str(error))
-            await abort(stream)
-
-    @property
-    def _members(self) -> Membership[OwnHandle]:
-        if self.membership is None:
-            raise ConnectError("this node is no member of its cluster yet")
-        return self.membership
-
-    def _context(self) -> ssl.SSLContext:
-        """What trusts the nodes of now."""
-        nodes = {
-            node.certificate: node.name
-            for node in self._members.nodes.values()
-            if node.name != self._members.me.name
-        }
-        if self._tls is None or nodes != self._nodes:
-            self._tls = self._identity.server_context(nodes)
-            self._nodes = nodes
-        return self._tls
-
-    async def _serve(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
-        configure_socket(stream)
-        timeout = self._http_limits.handshake_timeout
-        tls = await start_server_tls(stream, self._context(), timeout=timeout)
-        shown = shown_certificate(tls)  # type: ignore[arg-type]  # Trio passes it on
-        name = self._nodes.get(shown)
-        if name is None:
-            raise ConnectError("its certificate is that of no node of this cluster")
-        place.leave()
-        session = Session(tls, is_client=False, limits=self._limits, pump=self.pump)
+    async def serve(self, stream: trio.abc.Stream, name: str, remote: str) -> None:
+        """Serve one connection until it ends, of the node that is known to be *name*."""
+        session = Session(stream, is_client=False, limits=self._limits, pump=self.pump)
         _log.info("hop opened", node=name, remote=remote)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_streams, session, nursery)
             await session.run()
             nursery.cancel_scope.cancel()
         _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
+
+    @property
+    def _members(self) -> Membership[OwnHandle]:
+        if self.membership is None:
+            raise Refused(Refusal(503, MOVED, "This node is no member of its cluster yet."))
+        return self.membership
 
     async def _take_streams(self, session: Session, nursery: trio.Nursery) -> None:
         try:

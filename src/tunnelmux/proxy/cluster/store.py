@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import secrets
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from datetime import datetime
 
 import trio
 
 from tunnelmux.directory.membership import Membership
-from tunnelmux.errors import ConnectError
+from tunnelmux.errors import ConnectError, SessionNotFound
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
 from tunnelmux.sessions import EventLog, MemoryStore, OwnHandle, SessionHandle
@@ -29,6 +29,10 @@ _MOST_KNOWN = 10_000
 # Devices on other nodes whose place is remembered.
 
 
+async def _no_device(_token: str) -> str:
+    return ""
+
+
 class ClusterStore(MemoryStore):
     """What a device's name finds may be on another node; what has to do with tokens, lists and
     events is about the sessions of this one."""
@@ -42,6 +46,8 @@ class ClusterStore(MemoryStore):
         self.hops: Hops | None = None
         self.is_known: Callable[[str], bool] = lambda _device: True
         """Whether there is a device of this name: others are asked about no other."""
+        self.device_of_token: Callable[[str], Awaitable[str]] = _no_device
+        """The device whose session has that token, where others can be asked about tokens."""
         self._there: dict[str, ThereHandle] = {}
         self._unreachable: dict[str, float] = {}
         self._looking: dict[str, trio.Event] = {}
@@ -71,6 +77,16 @@ class ClusterStore(MemoryStore):
             self._unreachable[name] = trio.current_time()
             there = None
         return there
+
+    async def reach(self, token: str) -> SessionHandle:
+        try:
+            return await self.lookup(token)
+        except SessionNotFound:
+            device = await self.device_of_token(token)
+            there = await self.find_device(device) if device else None
+            if there is None:
+                raise
+            return there
 
     async def find_device(self, name: str) -> SessionHandle | None:
         while (handle := self.live_device(name)) is None:

@@ -15,6 +15,8 @@ __all__ = ["read_whole_body"]
 
 async def read_whole_body(call: Call, *, most: int, over: ApiError) -> bytes:
     """The body, of at most `most` bytes; raises ApiError, which is `over` when it is longer."""
+    if call.body is not None:
+        return call.body
     server, limits = call.server, call.limits
     if (call.request.content_length or 0) > most:
         raise over

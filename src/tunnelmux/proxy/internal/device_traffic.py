@@ -11,7 +11,7 @@ from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.sessions import DeviceStore, LocalHandle
 
-__all__ = ["TrafficCalls"]
+__all__ = ["TrafficCalls", "moved"]
 
 
 class TrafficCalls:
@@ -29,7 +29,7 @@ class TrafficCalls:
             for summary in await self._store.list()
             if isinstance(handle := self._store.live_device(summary.device_id), LocalHandle)
         ]
-        shown = heapq.nlargest(top, all_of_them, key=_moved)
+        shown = heapq.nlargest(top, all_of_them, key=moved)
         rest = OtherTraffic(
             devices=len(all_of_them) - len(shown),
             bytes_to_device=sum(one.bytes_to_device for one in all_of_them)
@@ -51,5 +51,6 @@ class TrafficCalls:
         )
 
 
-def _moved(one: DeviceTraffic) -> tuple[int, str]:
+def moved(one: DeviceTraffic) -> tuple[int, str]:
+    """What the busiest are found by."""
     return one.bytes_to_device + one.bytes_from_device, one.device

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
@@ -10,7 +10,7 @@ from tunnelmux.http import VisitorGone
 from tunnelmux.proxy.internal.answers import ApiConnection
 from tunnelmux.proxy.internal.routes import Call
 
-__all__ = ["HELLO", "STILL_HERE", "Send", "stream_events"]
+__all__ = ["HELLO", "STILL_HERE", "Send", "stream_events", "write_all"]
 
 HELLO = b"retry: 1000\n\n"
 """What every stream begins with."""
@@ -23,6 +23,27 @@ _SEND_TIMEOUT = 30.0
 # with Last-Event-ID.
 
 Send = Callable[[bytes], Awaitable[None]]
+
+
+async def write_all(send: Send, writers: Sequence[Callable[[Send], Awaitable[None]]]) -> None:
+    """Have all of them write at once, each event whole. Raises VisitorGone."""
+    turn = trio.Lock()
+    gone: VisitorGone | None = None
+
+    async def send_one(data: bytes) -> None:
+        nonlocal gone
+        async with turn:
+            try:
+                await send(data)
+            except VisitorGone as error:
+                gone = error
+                nursery.cancel_scope.cancel(reason="the reader is gone")
+
+    async with trio.open_nursery() as nursery:
+        for write in writers:
+            nursery.start_soon(write, send_one)
+    if gone is not None:
+        raise gone
 
 
 async def stream_events(

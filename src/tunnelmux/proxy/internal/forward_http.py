@@ -150,10 +150,11 @@ class HttpForwarder:
         limits: InternalLimits,
         http_limits: IngressLimits,
         caller: str = "",
+        handle: SessionHandle | None = None,
     ) -> ForwardHTTPResponse:
-        """The device's response. Raises ApiError."""
-        token = wanted.session_token or ""
-        handle = await find_session(self._store, token)
+        """The device's response, by that session or the one that is named. Raises ApiError."""
+        if handle is None:
+            handle = await find_session(self._store, wanted.session_token or "")
         request = _Prepared(wanted, limits, handle)
         started = trio.current_time()
         what: dict[str, object] = {

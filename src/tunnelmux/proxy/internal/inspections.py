@@ -16,14 +16,20 @@ from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, HttpForwarder
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.inspector import Inspector, RunningInspection, TappedRequest
-from tunnelmux.sessions import DeviceStore, LocalHandle
+from tunnelmux.sessions import DeviceStore, SessionHandle
 from tunnelmux.sessions.inspections import HIDDEN, InspectedRequest, Inspection
 from tunnelmux.wire import SERVICE_FIELD
 
-__all__ = ["InspectionCalls", "InspectionDetails", "InspectionList", "InspectionRequest"]
+__all__ = [
+    "LARGEST_CALL",
+    "InspectionCalls",
+    "InspectionDetails",
+    "InspectionList",
+    "InspectionRequest",
+]
 
-_LARGEST_CALL = 4096
-# Bytes of the call that begins one: names and a number.
+LARGEST_CALL = 4096
+"""Bytes of the call that begins one: names and a number."""
 
 _NOT_REPEATED = frozenset(
     {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"}
@@ -69,8 +75,8 @@ class InspectionCalls:
 
     async def begin(self, call: Call) -> Answer:
         """Inspect a service for a time."""
-        over = ApiError("BODY_TOO_LARGE", f"the call has more than {_LARGEST_CALL} bytes")
-        body = await read_whole_body(call, most=_LARGEST_CALL, over=over)
+        over = ApiError("BODY_TOO_LARGE", f"the call has more than {LARGEST_CALL} bytes")
+        body = await read_whole_body(call, most=LARGEST_CALL, over=over)
         try:
             wanted = msgspec.json.decode(body, type=InspectionRequest)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -131,8 +137,8 @@ class InspectionCalls:
         if len(kept.body) != kept.bytes_in:
             message = "the request's content was not kept whole: inspect with bodies, up to 64 KiB"
             raise ApiError("INVALID_REQUEST", message)
-        handle = self._store.live_device(inspection.device)
-        if not isinstance(handle, LocalHandle):
+        handle = await self._store.find_device(inspection.device)
+        if handle is None:
             raise ApiError("TUNNEL_DISCONNECTED", "session not connected")
         again = await self._send(call, inspection, kept, handle)
         return Answer.of(again.show(bodies=True))
@@ -142,7 +148,7 @@ class InspectionCalls:
         call: Call,
         inspection: RunningInspection,
         kept: TappedRequest,
-        handle: LocalHandle,
+        handle: SessionHandle,
     ) -> TappedRequest:
         shown = kept.show(bodies=False)
         headers = {
@@ -171,7 +177,7 @@ class InspectionCalls:
         again.asked(bytes(kept.body))
         try:
             response = await self._forwarder.forward(
-                wanted, call.limits, call.http_limits, call.remote
+                wanted, call.limits, call.http_limits, call.remote, handle
             )
         except ApiError as error:
             again.over(0, problem=error.message)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
 from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
@@ -11,7 +11,6 @@ from prometheus_client.registry import Collector
 
 import tunnelmux
 from tunnelmux.proxy.internal.answers import Answer
-from tunnelmux.sessions import EventLog
 
 __all__ = ["Gauges", "Metrics"]
 
@@ -22,9 +21,11 @@ Gauges = Callable[[], dict[str, tuple[str, float]]]
 class Metrics:
     """The proxy's metrics. No label names a device, a session or a stream: there are too many."""
 
-    def __init__(self, gauges: Gauges, log: EventLog, more: Iterable[Collector] = ()) -> None:
+    def __init__(
+        self, gauges: Gauges, events: Mapping[str, int], more: Iterable[Collector] = ()
+    ) -> None:
         self._registry = CollectorRegistry()
-        self._registry.register(_Now(gauges, log))
+        self._registry.register(_Now(gauges, events))
         for collector in more:
             self._registry.register(collector)
         ProcessCollector(registry=self._registry)
@@ -55,9 +56,9 @@ class Metrics:
 
 
 class _Now(Collector):
-    def __init__(self, gauges: Gauges, log: EventLog) -> None:
+    def __init__(self, gauges: Gauges, events: Mapping[str, int]) -> None:
         self._gauges = gauges
-        self._log = log
+        self._events = events
 
     def collect(self) -> Iterator[Metric]:
         for name, (text, value) in self._gauges().items():
@@ -68,7 +69,7 @@ class _Now(Collector):
             labels=["type"],
         )
         for kind in ("connected", "replaced", "lost"):
-            events.add_metric([kind], self._log.counts[kind])
+            events.add_metric([kind], self._events[kind])
         yield events
         info = GaugeMetricFamily("tunnelmux_build_info", "Always 1.", labels=["version"])
         info.add_metric([tunnelmux.__version__], 1)

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
+
 import msgspec
 import trio
 
+from tunnelmux.errors import ConnectError
+from tunnelmux.http import UpstreamGone
 from tunnelmux.proxy.internal.answers import ApiError
-from tunnelmux.proxy.internal.event_stream import HELLO, STILL_HERE, Send, stream_events
+from tunnelmux.proxy.internal.event_stream import HELLO, STILL_HERE, Send, stream_events, write_all
 from tunnelmux.proxy.internal.queries import RequestsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.feed import RequestFeed
@@ -17,6 +23,9 @@ __all__ = ["RequestFeedCalls"]
 _PORTION = 100
 # Requests that are sent at once: some 30 KB. What a slow reader does not take waits, and is counted
 # when it has to go.
+
+_FOLLOW_AGAIN = 1.0
+# Seconds until a worker that ended, or did not answer, is followed again.
 
 
 class RequestFeedCalls:
@@ -42,9 +51,12 @@ class RequestFeedCalls:
                 "limits.max_feed_readers",
                 headers=[(b"Retry-After", b"5")],
             )
-        with self._feed.reading(wanted, limits.feed_backlog) as reader:
+        async with AsyncExitStack() as stack:
+            reader = stack.enter_context(self._feed.reading(wanted, limits.feed_backlog))
+            # Those of the other workers as well, from now on.
+            more = [await _Elsewhere.open(call, name, stack) for name in _names(call)]
 
-            async def write(send: Send) -> None:
+            async def write_own(send: Send) -> None:
                 while True:  # until the reader leaves
                     with trio.move_on_after(limits.event_heartbeat) as wait:
                         await reader.wait()
@@ -59,4 +71,53 @@ class RequestFeedCalls:
                     ]
                     await send(b"".join(told))
 
+            async def write(send: Send) -> None:
+                await write_all(send, [write_own, *(one.write for one in more)])
+
             await stream_events(call, HELLO, write, self._draining)
+
+
+def _names(call: Call) -> Sequence[str]:
+    return call.others.names if call.others is not None else ()
+
+
+class _Elsewhere:
+    """The requests of another worker, over all its starts."""
+
+    def __init__(self, call: Call, name: str) -> None:
+        self._call = call
+        self._name = name
+        self._content: AsyncIterator[bytes] | None = None
+
+    @classmethod
+    async def open(cls, call: Call, name: str, stack: AsyncExitStack) -> _Elsewhere:
+        """Begin to follow it; where it does not run at the moment, as soon as it does."""
+        made = cls(call, name)
+        with contextlib.suppress(ConnectError, UpstreamGone):
+            made._content = await stack.enter_async_context(made._follow())
+        return made
+
+    def _follow(self) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        assert self._call.others is not None  # else there is no name
+        return self._call.others.stream(self._name, self._call.request.target)
+
+    async def write(self, send: Send) -> None:
+        """Send its events on, until the reader leaves."""
+        if self._content is not None:
+            await self._pass_on(self._content, send)
+        while True:  # until the reader leaves
+            await trio.sleep(_FOLLOW_AGAIN)
+            with contextlib.suppress(ConnectError, UpstreamGone):
+                async with self._follow() as content:
+                    await self._pass_on(content, send)
+
+    @staticmethod
+    async def _pass_on(content: AsyncIterator[bytes], send: Send) -> None:
+        rest = b""
+        with contextlib.suppress(UpstreamGone):
+            async for data in content:
+                *events, rest = (rest + data).split(b"\n\n")
+                # Not its comments and its advice: the reader gets those of this worker.
+                told = [event + b"\n\n" for event in events if event.startswith(b"event:")]
+                if told:
+                    await send(b"".join(told))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
+from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
 from tunnelmux.http import RequestHead
@@ -11,10 +13,30 @@ from tunnelmux.http.head import first_value
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 
-__all__ = ["TOKEN_FIELD", "Call", "Route", "RouteTable"]
+__all__ = ["TOKEN_FIELD", "Call", "Others", "Route", "RouteTable"]
 
 TOKEN_FIELD = "Tunnelmux-Session-Token"  # noqa: S105  a name, no secret
 """The field that may stand for `?token=`: query strings end up in other programs' logs."""
+
+
+class Others(Protocol):
+    """The other workers of this proxy."""
+
+    @property
+    def names(self) -> Sequence[str]:
+        """What they are called, whether they run or not."""
+
+    async def ask_all(self, method: bytes, target: bytes, body: bytes = b"") -> list[Answer]:
+        """What those answer that do, in no order."""
+
+    def stream(self, name: str, target: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
+        """The content of one's answer, as it comes. Raises ConnectError."""
+
+    def tell_figures(self, text: bytes) -> None:
+        """Have the parent know this worker's metrics, as they were last shown."""
+
+    async def ended_figures(self) -> bytes:
+        """The counters of workers that have ended, as metrics."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +52,10 @@ class Call:
     query: Mapping[str, str] = field(default_factory=dict)
     remote: str = ""
     """Where the caller is, as `host:port`."""
+    others: Others | None = None
+    """The other workers, where the answer is to be about them as well."""
+    body: bytes | None = None
+    """Its content, where that was read already."""
 
     @property
     def query_token(self) -> str:
@@ -50,6 +76,8 @@ class Route:
     path: str
     answer: Callable[[Call], Awaitable[Answer]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
+    gather: Callable[[Callable[[Call], Awaitable[Answer]], Call], Awaitable[Answer]] | None = None
+    """What makes one answer of those of all workers, where this is one of several."""
     is_work: bool = False
     """Whether a drain waits for the end of this stream, as it does for every plain answer."""
 

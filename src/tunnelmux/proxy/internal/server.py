@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -14,6 +14,7 @@ from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
+from tunnelmux.proxy.internal import gathering
 from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.bodies import Closed, Session, SessionList, Status
@@ -28,12 +29,13 @@ from tunnelmux.proxy.internal.forward_http import (
     too_large,
 )
 from tunnelmux.proxy.internal.forward_stream import LeaseRuns, StreamForwarder, no_leases
+from tunnelmux.proxy.internal.gathering import holder
 from tunnelmux.proxy.internal.inspections import InspectionCalls
 from tunnelmux.proxy.internal.metrics import Gauges, Metrics
 from tunnelmux.proxy.internal.openapi import describe
 from tunnelmux.proxy.internal.queries import SessionsQuery, read_query
 from tunnelmux.proxy.internal.request_feed import RequestFeedCalls
-from tunnelmux.proxy.internal.routes import Call, Route, RouteTable
+from tunnelmux.proxy.internal.routes import Call, Others, Route, RouteTable
 from tunnelmux.proxy.internal.sessions import ForwardGate
 from tunnelmux.proxy.internal.visits import VisitCalls
 from tunnelmux.relay import abort
@@ -75,8 +77,8 @@ class InternalSettings:
 class InternalServer:
     """Serves the connections of callers.
 
-    `gauges` and the collectors `more` answer what the metrics show of the rest of the proxy,
-    `dispatcher` runs commands.
+    `events` are told to readers, `counts` are those of this process. `gauges` and the collectors
+    `more` answer what the metrics show of the rest of the proxy, `dispatcher` runs commands.
     """
 
     def __init__(
@@ -89,7 +91,10 @@ class InternalServer:
         settings: InternalSettings | None = None,
         more: Iterable[Collector] = (),
         lease_runs: LeaseRuns = no_leases,
+        counts: Mapping[str, int] | None = None,
     ) -> None:
+        self.others: Others | None = None
+        """The other workers, whose part of an answer is asked for."""
         self._lease_runs = lease_runs
         self._settings = settings or InternalSettings()
         self.is_draining = False
@@ -109,7 +114,9 @@ class InternalServer:
         self._dispatcher = dispatcher
         self._commands = CommandCalls(dispatcher)
         collectors = (*dispatcher.figures.collectors, *more)
-        self.metrics = Metrics(self._gauges_now, events, collectors)
+        self.metrics = Metrics(
+            self._gauges_now, events.counts if counts is None else counts, collectors
+        )
         self.table = RouteTable(self._routes())
         self._description = msgspec.json.encode(describe(self.table.routes))
         self.configure(self._settings)
@@ -125,30 +132,42 @@ class InternalServer:
             Route("POST", "/internal/forward/raw", stream=streams.raw),
             Route("GET", "/internal/forward/ws", stream=streams.websocket),
             Route("POST", "/internal/exec", stream=self._commands.serve, is_work=True),
-            Route("GET", "/internal/session/{token}", answer=self._get_session),
-            Route("POST", "/internal/session/{token}/close", answer=self._close_session),
-            Route("GET", "/internal/sessions", answer=self._list_sessions),
-            Route("GET", "/internal/traffic", answer=traffic.list),
-            Route("GET", "/internal/visits", answer=visits.list),
-            Route("POST", "/internal/visits/{id}/close", answer=visits.close),
-            Route("GET", "/internal/events", stream=self._events.serve),
-            Route("GET", "/internal/requests", stream=feed.serve),
-            Route("GET", "/internal/inspections", answer=inspections.list),
-            Route("POST", "/internal/inspections", answer=inspections.begin),
-            Route("GET", "/internal/inspections/{id}", answer=inspections.show),
-            Route("POST", "/internal/inspections/{id}/close", answer=inspections.end),
-            Route(
-                "GET", "/internal/inspections/{id}/requests/{request}", answer=inspections.request
-            ),
+            Route("GET", "/internal/session/{token}", answer=self._get_session, gather=holder),
             Route(
                 "POST",
-                "/internal/inspections/{id}/requests/{request}/replay",
-                answer=inspections.replay,
+                "/internal/session/{token}/close",
+                answer=self._close_session,
+                gather=holder,
             ),
+            Route(
+                "GET",
+                "/internal/sessions",
+                answer=self._list_sessions,
+                gather=gathering.sessions,
+            ),
+            Route("GET", "/internal/traffic", answer=traffic.list, gather=gathering.traffic),
+            Route("GET", "/internal/visits", answer=visits.list, gather=gathering.visits),
+            Route("POST", "/internal/visits/{id}/close", answer=visits.close, gather=holder),
+            Route("GET", "/internal/events", stream=self._events.serve),
+            Route("GET", "/internal/requests", stream=feed.serve),
+            *self._inspection_routes(inspections),
             Route("GET", "/healthz", answer=self._health),
             Route("GET", "/readyz", answer=self._readiness),
-            Route("GET", "/metrics", answer=self._metrics),
+            Route("GET", "/metrics", answer=self._metrics, gather=gathering.figures),
             Route("GET", "/openapi.json", answer=self._openapi),
+        ]
+
+    def _inspection_routes(self, calls: InspectionCalls) -> list[Route]:
+        path = "/internal/inspections"
+        one = f"{path}/{{id}}"
+        request = f"{one}/requests/{{request}}"
+        return [
+            Route("GET", path, answer=calls.list, gather=gathering.all_inspections),
+            Route("POST", path, answer=calls.begin, gather=gathering.everywhere),
+            Route("GET", one, answer=calls.show, gather=gathering.all_of_one),
+            Route("POST", f"{one}/close", answer=calls.end, gather=gathering.everywhere),
+            Route("GET", request, answer=calls.request, gather=holder),
+            Route("POST", f"{request}/replay", answer=calls.replay, gather=holder),
         ]
 
     # -- from outside -----------------------------------------------------------------------
@@ -249,6 +268,25 @@ class InternalServer:
         finally:
             self._callers.discard(server)
 
+    async def serve_sibling(self, stream: trio.abc.Stream, name: str) -> None:
+        """Serve one call of another worker, which has seen to who called. Its answer is about this
+        process alone."""
+        server = ApiConnection(stream, self._settings.http_limits)
+        self._callers.add(server)
+        try:
+            while await self._serve_one(server, name, self._settings, None):
+                pass
+        except VisitorGone:
+            await server.abort()
+        except Exception:  # noqa: BLE001  a bug met by one call must not end the worker
+            _log.exception("unhandled error in connection", sibling=name)
+            await server.abort()
+        except BaseException:
+            await server.abort()
+            raise
+        finally:
+            self._callers.discard(server)
+
     async def _turn_away(
         self, stream: trio.abc.Stream, remote: str, settings: InternalSettings
     ) -> None:
@@ -269,9 +307,13 @@ class InternalServer:
     # -- one request --------------------------------------------------------------------------
 
     async def _serve_one(
-        self, server: ApiConnection, remote: str, settings: InternalSettings, place: Place
+        self,
+        server: ApiConnection,
+        remote: str,
+        settings: InternalSettings,
+        place: Place | None,
     ) -> bool:
-        """Whether the connection can go on."""
+        """Whether the connection can go on. Without a place it is that of another worker."""
         try:
             request = await server.read_request()
         except Refused as refused:
@@ -292,22 +334,34 @@ class InternalServer:
         request: RequestHead,
         remote: str,
         settings: InternalSettings,
-        place: Place,
+        place: Place | None,
     ) -> bool:
+        others = self.others if place is not None else None
         route: Route | None = None
         code = "ok"
         started = trio.current_time()
         try:
-            settings.access.check(request)
-            self._know(place)
+            if place is not None:
+                settings.access.check(request)
+                self._know(place)
             route, parameters, query = self.table.find(request)
             call = Call(
-                request, server, settings.limits, settings.http_limits, parameters, query, remote
+                request,
+                server,
+                settings.limits,
+                settings.http_limits,
+                parameters,
+                query,
+                remote,
+                others,
             )
             if route.answer is None:
                 await self._stream(route, call)
                 return False
-            answer = await route.answer(call)
+            if others is not None and route.gather is not None:
+                answer = await route.gather(route.answer, call)
+            else:
+                answer = await route.answer(call)
         except ApiError as error:
             code, answer = error.code, Answer(error.body(), error.status, headers=error.headers)
             if not error.forwarded:  # that was logged, with the session it was for
@@ -322,14 +376,16 @@ class InternalServer:
             failure = ApiError(code, "the proxy failed here: its log says where")
             answer = Answer(failure.body(), failure.status)
         await self._send(server, answer)
-        self._count(route, code, trio.current_time() - started)
+        if place is not None:
+            self._count(route, code, trio.current_time() - started)
         if not server.reusable:
             await server.close()
         return server.reusable
 
     async def _stream(self, route: Route, call: Call) -> None:
         assert route.stream is not None
-        self._count(route, "started", None)
+        if call.others is self.others:
+            self._count(route, "started", None)
         if route.is_work:
             await route.stream(call)
             return
@@ -433,7 +489,11 @@ class InternalServer:
         return Answer.of(Status("ready"))
 
     async def _metrics(self, _: Call) -> Answer:
-        return self.metrics.render()
+        answer = self.metrics.render()
+        if self.others is not None:
+            # What was shown once must not be less later, when this process has ended.
+            self.others.tell_figures(answer.body)
+        return answer
 
     async def _openapi(self, _: Call) -> Answer:
         return Answer(self._description)

@@ -10,7 +10,7 @@ import trio
 
 from tunnelmux.errors import SessionDraining, SessionError, SessionExpired, SessionNotFound
 from tunnelmux.proxy.internal.answers import ApiError
-from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
+from tunnelmux.sessions import DeviceStore, SessionHandle
 
 __all__ = ["ForwardGate", "find_session", "open_stream", "response_timeout"]
 
@@ -50,7 +50,7 @@ async def find_session(store: DeviceStore, token: str) -> SessionHandle:
     if not token:
         raise ApiError("MISSING_SESSION_TOKEN", "session_token required")
     try:
-        return await store.lookup(token)
+        return await store.reach(token)
     except (SessionNotFound, SessionExpired):
         raise _disconnected() from None
 
@@ -58,7 +58,7 @@ async def find_session(store: DeviceStore, token: str) -> SessionHandle:
 def response_timeout(handle: SessionHandle, service: str | None) -> float | None:
     """Seconds that the device gives the service's target to begin an answer, where they are other
     than those of all; None is its default service."""
-    return handle.timeouts.get(service) if isinstance(handle, LocalHandle) else None
+    return handle.timeouts.get(service)
 
 
 async def open_stream(handle: SessionHandle, timeout: float) -> trio.abc.HalfCloseableStream:

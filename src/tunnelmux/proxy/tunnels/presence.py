@@ -6,7 +6,8 @@ offline (when it was last seen, and why it was lost) is not forgotten.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from datetime import datetime
 from pathlib import Path
 
 import msgspec
@@ -37,22 +38,32 @@ class _Content(msgspec.Struct):
     devices: dict[str, Presence]
 
 
-def presence_path(state_dir: Path, tunnel: Address) -> Path | None:
-    """Where the proxy that listens at `tunnel` keeps it; None for a port that changes with every
-    start, at which no device could come back.
+def presence_path(state_dir: Path, tunnel: Address, process: str = "") -> Path | None:
+    """Where the proxy that listens at `tunnel` keeps it, or one of its processes; None for a port
+    that changes with every start, at which no device could come back.
     """
     if tunnel.port == 0:
         return None
     host = tunnel.host.replace(":", "-").replace("%", "-")
-    return state_dir / f"presence-{host}-{tunnel.port}.json"
+    end = f"-{process}" if process else ""
+    return state_dir / f"presence-{host}-{tunnel.port}{end}.json"
+
+
+def _rank(one: Presence) -> tuple[bool, datetime]:
+    """Of two processes, the one that has the device, or had it last, is believed."""
+    return one.online, one.last_seen
 
 
 class PresenceFile:
     """Follows a store's events and writes down who is online. What cannot be written is told once,
-    and everything else goes on."""
+    and everything else goes on. The files `others` are those of other processes of the proxy, whose
+    devices may come here now."""
 
-    def __init__(self, path: Path, store: MemoryStore, events: EventLog) -> None:
+    def __init__(
+        self, path: Path, store: MemoryStore, events: EventLog, others: Sequence[Path] = ()
+    ) -> None:
         self.path = path
+        self._others = others
         self._store = store
         self._events = events
         self._finished = False
@@ -66,20 +77,28 @@ class PresenceFile:
         Visitors of those that were online wait for them, up to `wait` seconds from now. A file that
         is damaged is told of and passed over.
         """
-        try:
-            content = await trio.to_thread.run_sync(self._read)
-        except FileNotFoundError:
+        kept: dict[str, Presence] = {}
+        for path in (self.path, *self._others):
+            for name, one in (await self._load_file(path)).items():
+                if is_known(name) and (name not in kept or _rank(kept[name]) < _rank(one)):
+                    kept[name] = one
+        known = kept
+        if not known:
             return
-        except OSError as error:
-            self._tell(f"{self.path} cannot be read ({error.strerror})")
-            return
-        except (ValueError, RecursionError) as error:
-            self._tell(f"{self.path} is damaged ({error}); it is written anew")
-            return
-        known = {name: one for name, one in content.devices.items() if is_known(name)}
         self._store.restore(known, wait)
         waited_for = sum(one.online for one in known.values())
         _log.info("presence restored", devices=len(known), waited_for=waited_for)
+
+    async def _load_file(self, path: Path) -> dict[str, Presence]:
+        try:
+            return (await trio.to_thread.run_sync(self._read, path)).devices
+        except FileNotFoundError:
+            return {}
+        except OSError as error:
+            self._tell(f"{path} cannot be read ({error.strerror})")
+        except (ValueError, RecursionError) as error:
+            self._tell(f"{path} is damaged ({error}); it is written anew")
+        return {}
 
     async def run(self) -> None:
         """Write after every change, at most once a second, until cancelled or finished."""
@@ -108,8 +127,9 @@ class PresenceFile:
             except OSError as error:
                 self._tell(f"{self.path} cannot be written ({error.strerror})")
 
-    def _read(self) -> _Content:
-        with self.path.open("rb") as file:
+    @staticmethod
+    def _read(path: Path) -> _Content:
+        with path.open("rb") as file:
             content = file.read(_MAX_BYTES + 1)
         if len(content) > _MAX_BYTES:
             raise ValueError(f"it has more than {_MAX_BYTES} bytes")

@@ -24,7 +24,7 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.lines import line_about, quoted
-from tunnelmux.observability.logs import wants_info
+from tunnelmux.observability.logs import process_fields, wants_info
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.proofs import Pass, Sender
 from tunnelmux.proxy.visitors.names import Destination, SenderLines
@@ -113,7 +113,7 @@ class PumpRoutes:
 
     def default_service(self, device: str) -> str:
         """The name of the device's default service, as far as its agent has said it."""
-        handle = self._router.handle_now(device)
+        handle = self._router.handle_now(device) or self._router.there_now(device)
         if handle is None:
             return ""
         return handle.default_service or handle.relayed.get(None, "")
@@ -423,7 +423,8 @@ def _line_about(visitor: str, device: str, service: str) -> bytes:
 
 @lru_cache(maxsize=_LINES_KEPT)
 def _line_end(device: str, service: str) -> str:
-    return f'"device": {quoted(device)}, "service": {quoted(service)}'
+    process = "".join(f"{quoted(k)}: {quoted(v)}, " for k, v in process_fields().items())
+    return f'{process}"device": {quoted(device)}, "service": {quoted(service)}'
 
 
 def _joined(fields: list[Field]) -> bytes:

@@ -27,7 +27,7 @@ from tunnelmux.transports.tcp import (
     set_socket_options,
 )
 
-__all__ = ["ListenerPlan", "ListenerSet", "lists_of"]
+__all__ = ["Binder", "ListenerPlan", "ListenerSet", "lists_of"]
 
 _log = get_logger("proxy.listeners")
 
@@ -49,6 +49,21 @@ class Places(Protocol):
 
     async def wait_for_place(self, remote: str, /) -> Place | None:
         """A place for the connection from `remote` (`host:port`); None when there is none."""
+
+
+class Binder:
+    """Where listening sockets come from: by default, this process makes its own."""
+
+    async def open(self, slot: str, address: Address) -> list[trio.SocketListener]:  # noqa: ARG002
+        """The sockets that listen at *address*. Raises ConfigError."""
+        return await open_listeners(address.host, address.port)
+
+    def closed(self, slot: str, address: Address) -> None:
+        """That slot is to listen there no more."""
+
+    def feeds(self, slot: str) -> bool:  # noqa: ARG002
+        """Whether connections of that slot are given by `ListenerSet.adopt`, and not accepted."""
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,9 +121,12 @@ class _Open:
 
 class ListenerSet:
     """The listeners of one proxy, by slot; `nursery` owns the tasks that accept. With a pump, the
-    listeners whose connections need no task are accepted from by that."""
+    listeners whose connections need no task are accepted from by that. *binder* makes sockets."""
 
-    def __init__(self, nursery: trio.Nursery, pump: DataPump | None = None) -> None:
+    def __init__(
+        self, nursery: trio.Nursery, pump: DataPump | None = None, binder: Binder | None = None
+    ) -> None:
+        self._binder = binder or Binder()
         self._nursery = nursery
         self._pump = pump
         self._open: dict[str, _Open] = {}
@@ -128,8 +146,7 @@ class ListenerSet:
         """
         for slot in self._open.keys() - plans.keys():
             entry = self._open.pop(slot)
-            _log.info("no longer listening", address=str(entry.address))
-            entry.close()
+            self._close(slot, entry)
         problems = []
         for slot, plan in plans.items():
             kept = self._open.get(slot)
@@ -153,7 +170,7 @@ class ListenerSet:
 
     async def _listen(self, slot: str, plan: ListenerPlan) -> None:
         try:
-            sockets = await open_listeners(plan.address.host, plan.address.port)
+            sockets = await self._binder.open(slot, plan.address)
         except ConfigError as error:
             raise ConfigError(f"{plan.key}: {error}") from error
         entry = _Open(plan, sockets)
@@ -161,16 +178,41 @@ class ListenerSet:
             entry.close()
             return
         if (old := self._open.get(slot)) is not None:
-            _log.info("no longer listening", address=str(old.address))
-            old.close()
+            self._close(slot, old)
         self._open[slot] = entry
         _log.info("listening", setting=plan.key, address=str(entry.address))
         for listener in entry.sockets:
+            if self._binder.feeds(slot):
+                continue
             if self._pump is not None and plan.take is not None:
                 own = entry.accepting[listener]
                 entry.pumped.append(_PumpedListener(self, entry, own, self._pump))
             else:
                 self._nursery.start_soon(self._accept_all, entry, listener)
+
+    def _close(self, slot: str, entry: _Open) -> None:
+        _log.info("no longer listening", address=str(entry.address))
+        entry.close()
+        self._binder.closed(slot, entry.plan.address)
+
+    def adopt(self, slot: str, connection: socket.socket, seated: Callable[[], None]) -> None:
+        """Serve a connection that was accepted elsewhere; *seated* is called when it waits for no
+        place any more."""
+        self._nursery.start_soon(self._adopt, slot, connection, seated)
+
+    async def _adopt(
+        self, slot: str, connection: socket.socket, seated: Callable[[], None]
+    ) -> None:
+        try:
+            entry = self._open.get(slot)
+            if entry is None or self._is_closed:
+                connection.close()
+            else:
+                await self._accept(entry, connection, connection.getpeername())
+        except OSError:
+            connection.close()  # it has left already
+        finally:
+            seated()
 
     async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
         while True:

@@ -1,0 +1,40 @@
+"""A proxy of several processes: what its first process does."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+
+import trio
+
+from tunnelmux.cli.options import log_warning
+from tunnelmux.cli.proxy import told_of_reload
+from tunnelmux.cli.signals import run_until_signalled
+from tunnelmux.config import ProxyConfig
+from tunnelmux.config.changes import changes_between
+from tunnelmux.observability import configure_logs
+from tunnelmux.proxy.workers.parent import WorkersParent, worker_command
+
+__all__ = ["run_parent"]
+
+
+def run_parent(config: ProxyConfig, load: Callable[[Callable[[str], None]], ProxyConfig]) -> int:
+    """Start as many workers as the configuration says, and be their parent until a signal ends it;
+    answers the exit status. `load` reads the configuration again."""
+    count = config.proxy.count
+    history = config.limits.internal.event_history
+    parent = WorkersParent(count, worker_command(sys.argv[1:]), history=history)
+
+    async def reload(running: WorkersParent) -> dict[str, object]:
+        nonlocal config
+        new = load(log_warning)
+        if new.proxy.count != count:
+            log_warning(f"proxy.workers: {count} go on: another number needs a restart")
+        configure_logs(new.log.level, new.log.format)
+        report = await running.reload()
+        changed, config = changes_between(config, new), new
+        return told_of_reload(changed, report)
+
+    run = partial(run_until_signalled, parent.run, grace=config.drain.grace, reload=reload)
+    return trio.run(run)

@@ -1,0 +1,158 @@
+"""A directory in the parent of a proxy's workers, asked over what connects parent and worker.
+
+The parent holds one `PlaceBook`. Each worker asks by a message and gets one back; which worker asks
+the parent knows by the connection, so that no message says it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+
+from tunnelmux.directory.directory import Directory
+from tunnelmux.directory.local import PlaceBook
+from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place
+from tunnelmux.errors import DirectoryAway, NodeNameTaken
+
+__all__ = ["DirectoryDesk", "WorkersDirectory"]
+
+ANSWER_TIMEOUT = 1.0
+"""Seconds that the parent gets for an answer: visitors wait."""
+
+_BATCH = 500
+# Sessions that are said again by one message: some 30 KB.
+
+
+class _Claim(msgspec.Struct, frozen=True, tag="claim"):
+    device: str
+    instance: str
+    least: int
+
+
+class _Release(msgspec.Struct, frozen=True, tag="release"):
+    device: str
+    generation: int
+
+
+class _Find(msgspec.Struct, frozen=True, tag="find"):
+    device: str
+
+
+class _Beat(msgspec.Struct, frozen=True, tag="beat"):
+    me: Node
+    heard: Heard
+
+
+class _Republish(msgspec.Struct, frozen=True, tag="republish"):
+    held: list[Held]
+    is_all: bool
+
+
+class _Sweep(msgspec.Struct, frozen=True, tag="sweep"):
+    pass
+
+
+class _Leave(msgspec.Struct, frozen=True, tag="leave"):
+    pass
+
+
+_Call = _Claim | _Release | _Find | _Beat | _Republish | _Sweep | _Leave
+_read_call = msgspec.msgpack.Decoder(_Call)
+_NAME_TAKEN = b"\xc1"  # no MessagePack begins with this byte
+
+
+class WorkersDirectory(Directory):
+    """What one worker sees of its parent's book. *ask* carries a message to the parent and answers
+    what that said; *news* waits until the parent said that there is something new to hear."""
+
+    def __init__(
+        self,
+        ask: Callable[[bytes], Awaitable[bytes]],
+        news: Callable[[], Awaitable[None]],
+        *,
+        timeout: float = ANSWER_TIMEOUT,
+    ) -> None:
+        self._ask_parent = ask
+        self._news = news
+        self._timeout = timeout
+
+    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
+        answer = await self._ask(_Claim(device, instance, least))
+        return msgspec.msgpack.decode(answer, type=Claim)
+
+    async def release(self, device: str, generation: int) -> bool:
+        return msgspec.msgpack.decode(await self._ask(_Release(device, generation)), type=bool)
+
+    async def find(self, device: str) -> list[Place]:
+        return msgspec.msgpack.decode(await self._ask(_Find(device)), type=list[Place])
+
+    async def beat(self, me: Node, heard: Heard) -> Beat:
+        answer = await self._ask(_Beat(me, heard))
+        if answer == _NAME_TAKEN:
+            raise NodeNameTaken(me.name)
+        return msgspec.msgpack.decode(answer, type=Beat)
+
+    async def wait_news(self, seconds: float) -> None:
+        with trio.move_on_after(seconds):
+            await self._news()
+
+    async def republish(self, held: Sequence[Held]) -> None:
+        for start in range(0, len(held), _BATCH):
+            await self._ask(_Republish(list(held[start : start + _BATCH]), is_all=False))
+        await self._ask(_Republish([], is_all=True))
+
+    async def sweep(self) -> int:
+        return msgspec.msgpack.decode(await self._ask(_Sweep()), type=int)
+
+    async def leave(self) -> None:
+        await self._ask(_Leave())
+
+    async def _ask(self, call: _Call) -> bytes:
+        with trio.move_on_after(self._timeout):
+            return await self._ask_parent(msgspec.msgpack.encode(call))
+        raise DirectoryAway(f"the parent process gave no answer within {self._timeout:g} s")
+
+
+class DirectoryDesk:
+    """The parent's end of one worker's `WorkersDirectory`."""
+
+    def __init__(self, book: PlaceBook, node: str, incarnation: str) -> None:
+        self._book = book
+        self._node = node
+        self._incarnation = incarnation
+
+    def answer(self, message: bytes) -> bytes:
+        """What the worker is answered. Raises msgspec.DecodeError where it asks nonsense."""
+        try:
+            return msgspec.msgpack.encode(self._do(_read_call.decode(message)))
+        except NodeNameTaken:
+            return _NAME_TAKEN
+
+    def close(self) -> None:
+        """The worker has ended: nothing of it is found from now on."""
+        self._book.leave(self._node, self._incarnation)
+
+    def _do(self, call: _Call) -> object:
+        book, node, start = self._book, self._node, self._incarnation
+        match call:
+            case _Claim(device, instance, least):
+                return book.claim(node, start, Held(device, instance, 0), least=least)
+            case _Release(device, generation):
+                return book.release(node, device, generation)
+            case _Find(device):
+                return book.find(device)
+            case _Beat(me, heard):
+                return book.beat(me, heard)
+            case _Republish(held, is_all):
+                for one in held:
+                    book.claim(node, start, one, is_new=False)
+                if is_all:
+                    book.complete(node, start)
+                return None
+            case _Sweep():
+                return book.sweep()
+            case _Leave():
+                book.leave(node, start)
+                return None

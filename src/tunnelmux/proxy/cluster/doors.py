@@ -1,0 +1,111 @@
+"""How nodes on different machines let each other in: mutual TLS, by what the directory says."""
+
+from __future__ import annotations
+
+import ssl
+
+import trio
+
+from tunnelmux.config import Address
+from tunnelmux.directory import Node
+from tunnelmux.errors import ConnectError
+from tunnelmux.limits import IngressLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.hops import DIAL_TIMEOUT
+from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
+from tunnelmux.proxy.cluster.server import HopServer
+from tunnelmux.relay import abort
+from tunnelmux.transports import start_server_tls
+from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.transports.tls import explain_tls_error
+
+__all__ = ["HopDoors"]
+
+_log = get_logger("proxy.cluster")
+
+
+class HopDoors:
+    """Connects to other nodes, and lets those in that the directory names."""
+
+    def __init__(self, identity: NodeIdentity, server: HopServer, limits: IngressLimits) -> None:
+        self._identity = identity
+        self._server = server
+        self._handshake_timeout = limits.handshake_timeout
+        self.admission = Admission(
+            "cluster",
+            limit=limits.max_handshakes,
+            per_address=limits.max_arrivals_per_address,
+        )
+        """The places of who has not shown yet that it is a node."""
+        self._nodes: dict[str, str] = {}
+        self._tls: ssl.SSLContext | None = None
+
+    async def handle(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
+        """Serve one connection of another node until it ends."""
+        scope = trio.CancelScope()
+        place.on_give_way = scope.cancel
+        if not place.is_held:  # others got it before this began
+            scope.cancel()
+        try:
+            with scope:
+                await self._serve(stream, remote, place)
+            if scope.cancelled_caught:
+                await abort(stream)
+        except ConnectError as error:
+            _log.warning("hop refused", remote=remote, cause=str(error))
+            await abort(stream)
+
+    async def _serve(self, stream: trio.SocketStream, remote: str, place: Place) -> None:
+        configure_socket(stream)
+        tls = await start_server_tls(stream, self._context(), timeout=self._handshake_timeout)
+        shown = shown_certificate(tls)  # type: ignore[arg-type]  # Trio passes it on
+        name = self._nodes.get(shown)
+        if name is None:
+            raise ConnectError("its certificate is that of no node of this cluster")
+        place.leave()
+        await self._server.serve(tls, name, remote)
+
+    def _context(self) -> ssl.SSLContext:
+        """What trusts the nodes of now."""
+        members = self._server.membership
+        if members is None:
+            raise ConnectError("this node is no member of its cluster yet")
+        nodes = {
+            node.certificate: node.name
+            for node in members.nodes.values()
+            if node.name != members.me.name
+        }
+        if self._tls is None or nodes != self._nodes:
+            self._tls = self._identity.server_context(nodes)
+            self._nodes = nodes
+        return self._tls
+
+    async def dial(self, node: Node) -> trio.abc.Stream:
+        """A connection to the node. Raises ConnectError."""
+        host, _, port = node.address.rpartition(":")
+        address = Address(host.strip("[]"), int(port))
+        with trio.move_on_after(DIAL_TIMEOUT):
+            try:
+                stream = await trio.open_tcp_stream(address.host, address.port)
+            except OSError as error:
+                cause = error.strerror or str(error)
+                raise ConnectError(f"{node.address} cannot be connected to: {cause}") from error
+            configure_socket(stream)
+            context = self._identity.client_context(node.certificate)
+            tls = trio.SSLStream(stream, context, server_hostname=node.name)
+            is_ready = False
+            try:
+                await tls.do_handshake()
+                # Believed is what the directory says of this very start of the node.
+                is_ready = shown_certificate(tls) == node.certificate  # type: ignore[arg-type]
+            except trio.BrokenResourceError as error:
+                cause = explain_tls_error(error.__cause__)
+                raise ConnectError(f"TLS failed: {cause}") from error
+            finally:
+                if not is_ready:
+                    await abort(tls)
+            if not is_ready:
+                raise ConnectError("it shows another certificate than the directory has")
+            return tls
+        raise ConnectError(f"{node.address} did not answer within {DIAL_TIMEOUT:g} s")

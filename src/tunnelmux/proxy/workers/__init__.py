@@ -1,0 +1,1 @@
+"""Several processes of one proxy: a parent that binds and supervises, and workers that serve."""

@@ -1,0 +1,74 @@
+"""What happens to the sessions of all workers, as one sequence."""
+
+from __future__ import annotations
+
+import secrets
+from collections import Counter, deque
+
+import msgspec
+
+from tunnelmux.proxy.workers.words import Welcome
+from tunnelmux.sessions import SessionEvent
+from tunnelmux.sessions.handle import utc_now
+
+__all__ = ["SharedEvents"]
+
+_AGAIN = "the device connected again"
+
+
+class SharedEvents:
+    """The last *history* events, numbered in the order in which the parent heard of them, so that
+    a reader can go on at any worker. Events are JSON, as they are told."""
+
+    def __init__(self, history: int) -> None:
+        self._epoch = secrets.token_hex(4)
+        self._seq = 0
+        self._kept: deque[bytes] = deque(maxlen=history)
+        self._live: dict[str, tuple[str, SessionEvent]] = {}
+        self._counts: Counter[str] = Counter()
+
+    def welcome(self) -> Welcome:
+        """What a worker that begins has to know."""
+        return Welcome(self._epoch, [msgspec.Raw(event) for event in self._kept])
+
+    def sessions_of(self, worker: str) -> int:
+        """How many devices have their session there."""
+        return self._counts[worker]
+
+    def take(self, worker: str, told: bytes) -> bytes | None:
+        """Number what a worker tells; None where it is no news, because the device has a newer
+        session at another one."""
+        event = msgspec.json.decode(told, type=SessionEvent)
+        where, before = self._live.get(event.device_id, ("", None))
+        if event.type == "lost":
+            if where != worker:
+                return None
+            self._drop(event.device_id)
+        else:
+            if before is not None and where != worker:
+                event = msgspec.structs.replace(event, type="replaced", reason=_AGAIN)
+            self._drop(event.device_id)
+            self._live[event.device_id] = worker, event
+            self._counts[worker] += 1
+        return self._number(event)
+
+    def worker_ended(self, worker: str) -> list[bytes]:
+        """The loss of all sessions that it had."""
+        gone = [event for where, event in self._live.values() if where == worker]
+        lost = []
+        for event in gone:
+            self._drop(event.device_id)
+            reason = f"{worker}, which had it, ended"
+            ended = msgspec.structs.replace(event, type="lost", time=utc_now(), reason=reason)
+            lost.append(self._number(ended))
+        return lost
+
+    def _drop(self, device: str) -> None:
+        where, _ = self._live.pop(device, ("", None))
+        self._counts[where] -= 1
+
+    def _number(self, event: SessionEvent) -> bytes:
+        self._seq += 1
+        told = msgspec.json.encode(msgspec.structs.replace(event, seq=self._seq))
+        self._kept.append(told)
+        return told

@@ -1,0 +1,54 @@
+"""A worker as a node: its directory is its parent's, and hops are pairs of sockets."""
+
+from __future__ import annotations
+
+import socket
+from functools import partial
+from typing import NoReturn
+
+import trio
+
+from tunnelmux.config import Address, ProxyConfig
+from tunnelmux.directory import Node
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.node import ClusterNode
+from tunnelmux.proxy.cluster.store import ClusterStore
+from tunnelmux.proxy.workers.worker import Worker
+
+__all__ = ["WorkerNode"]
+
+_log = get_logger("proxy.workers")
+
+
+class WorkerNode(ClusterNode):
+    """One worker among those of its parent."""
+
+    def __init__(self, worker: Worker, config: ProxyConfig, store: ClusterStore) -> None:
+        super().__init__(worker.name, config, store)
+        self._worker = worker
+
+    async def run(
+        self,
+        bound: Address | None,  # noqa: ARG002  the parent connects workers
+        internal_url: str,
+        *,
+        task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+    ) -> NoReturn:
+        worker = self._worker
+        me = Node(name=self.name, incarnation=worker.incarnation, internal_url=internal_url)
+        async with trio.open_nursery() as nursery:
+            worker.on_reached["hop"] = partial(self._take_hop, nursery)
+            await self.be_node(me, worker.directory, worker.dial, task_status)
+        raise AssertionError  # it is a node until it is cancelled
+
+    def _take_hop(self, nursery: trio.Nursery, connected: socket.socket, name: str) -> None:
+        nursery.start_soon(self._serve_hop, connected, name)
+
+    async def _serve_hop(self, connected: socket.socket, name: str) -> None:
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        try:
+            await self.server.serve(stream, name, name)
+        except Exception:  # noqa: BLE001  a bug met by one hop must not end the worker
+            _log.exception("unhandled error in hop", node=name)
+        finally:
+            await trio.aclose_forcefully(stream)

@@ -1,0 +1,472 @@
+"""The parent of a proxy's workers: binds what they listen on, and keeps them and their directory.
+
+No byte of a visitor passes here. It accepts agents, for it knows which worker has the fewest.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import msgspec
+import trio
+
+from tunnelmux.directory import PlaceBook, new_incarnation
+from tunnelmux.directory.workers import DirectoryDesk
+from tunnelmux.errors import ConfigError
+from tunnelmux.observability import get_logger
+from tunnelmux.observability.sums import add_up
+from tunnelmux.proxy.reports import ReloadReport
+from tunnelmux.proxy.workers.events import SharedEvents
+from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
+from tunnelmux.proxy.workers.words import (
+    AGENT,
+    DIRECTORY,
+    DRAIN,
+    ENDED_FIGURES,
+    EVENT,
+    FIGURES,
+    LISTEN,
+    NEWS,
+    REACH,
+    REACHED,
+    READY,
+    RELOAD,
+    SEATED,
+    UNLISTEN,
+    WELCOME,
+    Address,
+    Agent,
+    Reach,
+    Reloaded,
+)
+from tunnelmux.transports.tcp import open_listeners
+
+__all__ = ["WorkersParent", "worker_command", "worker_names"]
+
+_log = get_logger("proxy.workers")
+
+_AGENTS_SLOT = "tunnel"
+
+_FIRST_BACKOFF = 0.1
+_LONGEST_BACKOFF = 10.0
+# Seconds before a worker is started again, doubled each time: one that cannot start must not keep
+# a core busy.
+
+_CALM = 30.0
+# Seconds after which a worker that ends is the first again.
+
+_MOST_UNSEATED = 64
+# Agents that wait in one worker for a place to shake hands; the others wait in the kernel.
+
+_FAILED_ACCEPT_PAUSE = 0.1
+# Seconds until an accept is tried again that failed, for want of descriptors mostly.
+
+_EXPECTED = 10.0
+# Seconds after which an agent that was passed on and has no session is not counted any more.
+
+_RELOAD_TIMEOUT = 30.0
+# Seconds a worker may take to read its configuration again.
+
+_NOT_STARTED = 126
+# The status of a program that cannot be executed, as a shell has it.
+
+_KILL_AFTER = 5.0
+# Seconds that a worker has to end once it has lost its parent's ear, or its grace is over.
+
+
+@dataclass(eq=False)
+class _Seat:
+    """One worker, from start to start."""
+
+    name: str
+    process: trio.Process | None = None
+    link: Link | None = None
+    desk: DirectoryDesk | None = None
+    is_ready: bool = False
+    sessions: int = 0
+    figures: bytes = b""
+    unseated: int = 0
+    expected: deque[float] = field(default_factory=deque)
+
+    @property
+    def load(self) -> int:
+        """Sessions that it has, or is about to have."""
+        while self.expected and self.expected[0] < trio.current_time():
+            self.expected.popleft()
+        return self.sessions + len(self.expected)
+
+
+@dataclass(eq=False)
+class _Bound:
+    """One listener, and who listens on it."""
+
+    listeners: list[trio.SocketListener]
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    holders: set[str] = field(default_factory=set)
+
+    def close(self) -> None:
+        self.scope.cancel(reason="nothing listens there any more")
+        for listener in self.listeners:
+            listener.socket.close()
+
+
+class WorkersParent:
+    """*count* workers, each started by *command* with a descriptor, a name and an incarnation
+    behind it. *history* is how many events are kept."""
+
+    def __init__(
+        self,
+        count: int,
+        command: Sequence[str],
+        *,
+        history: int,
+        environ: Mapping[str, str] = os.environ,
+    ) -> None:
+        self._command = list(command)
+        self._environ = {
+            name: value for name, value in environ.items() if name not in _OF_THE_PARENT
+        }
+        self._seats = {name: _Seat(name) for name in worker_names(count)}
+        self._book = PlaceBook(lease=math.inf, on_news=self._tell_news)
+        self._bound: dict[Address, _Bound] = {}
+        self._binding = trio.Lock()
+        self._events = SharedEvents(history)
+        self._ended_figures = b""
+        self._stopping = trio.Event()
+        self._seated = trio.Event()
+        self._news = trio.Event()
+        self._failure: ConfigError | None = None
+
+    # -- from start to end --------------------------------------------------------------------
+
+    async def run(
+        self, *, task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Run the workers until all were drained. Started when all of them serve; raises
+        ConfigError where one cannot begin."""
+        try:
+            async with trio.open_nursery() as self._nursery:
+                for seat in self._seats.values():
+                    self._nursery.start_soon(self._keep, seat)
+                while not all(seat.is_ready for seat in self._seats.values()):
+                    if self._failure is not None:
+                        break
+                    await self._news.wait()  # no deadline: a worker says why it cannot begin
+                if self._failure is None:
+                    _log.info("workers started", count=len(self._seats))
+                    task_status.started(self)
+                else:
+                    self._stop()
+        finally:
+            for bound in self._bound.values():
+                bound.close()
+        if self._failure is not None:
+            raise self._failure
+
+    async def reload(self) -> ReloadReport:
+        """Have all workers read their configuration again. Raises ConfigError where one of them
+        cannot use it."""
+        reports: list[Reloaded] = []
+        problems: list[ConfigError] = []
+
+        async def ask(seat: _Seat, link: Link) -> None:
+            try:
+                with trio.move_on_after(_RELOAD_TIMEOUT):
+                    reply = await link.call(RELOAD)
+                    reports.append(msgspec.json.decode(reply.body, type=Reloaded))
+                    return
+                _log.warning("worker not reloaded", worker=seat.name, cause="it did not answer")
+            except ConfigError as problem:
+                problems.append(problem)
+            except LinkLost:
+                return  # its successor reads the new one
+
+        async with trio.open_nursery() as nursery:
+            for seat in self._seats.values():
+                if seat.link is not None and seat.is_ready:
+                    nursery.start_soon(ask, seat, seat.link)
+        if problems:
+            raise problems[0]
+        kicked = {name for report in reports for name in report.kicked}
+        told = {text: None for report in reports for text in report.problems}
+        return ReloadReport(kicked=sorted(kicked), problems=[ConfigError(text) for text in told])
+
+    async def drain(self, grace: float) -> None:
+        """Stop all workers in order, within so many seconds; returns when they have ended."""
+        self._stop()
+        running = [seat.process for seat in self._seats.values() if seat.process is not None]
+        with trio.move_on_after(grace + _KILL_AFTER):
+            for process in running:
+                await process.wait()
+            return
+        for process in running:
+            process.kill()
+
+    def _stop(self) -> None:
+        self._stopping.set()
+        self._tell_all_of_news()
+        for bound in self._bound.values():
+            bound.close()  # first here: the last of those that share a socket refuses who waits
+        for seat in self._seats.values():
+            if seat.link is not None:
+                with contextlib.suppress(LinkLost):
+                    seat.link.tell(DRAIN)
+
+    # -- one worker ---------------------------------------------------------------------------
+
+    async def _keep(self, seat: _Seat) -> None:
+        """Run the worker, again and again."""
+        backoff = _FIRST_BACKOFF
+        while not self._stopping.is_set():
+            began = trio.current_time()
+            was_ready, status = await self._run_once(seat)
+            if self._stopping.is_set():
+                return
+            if not was_ready and not self._seated.is_set():
+                self._failure = ConfigError(f"{seat.name} could not begin: see above")
+                self._tell_all_of_news()
+                return
+            if trio.current_time() - began > _CALM:
+                backoff = _FIRST_BACKOFF
+            _log.error(
+                "worker ended",
+                worker=seat.name,
+                cause=_cause_of(status),
+                effect=f"it is started again in {backoff:g} s; its devices connect to the others",
+            )
+            with trio.move_on_after(backoff):
+                while not self._stopping.is_set():
+                    await self._news.wait()
+            backoff = min(2 * backoff, _LONGEST_BACKOFF)
+
+    async def _run_once(self, seat: _Seat) -> tuple[bool, int]:
+        """Whether it came to serve, and how it ended."""
+        ours, theirs = socket.socketpair()
+        incarnation = new_incarnation(int(time.time() * 1000))
+        with theirs:
+            try:
+                process = await trio.lowlevel.open_process(
+                    [*self._command, str(theirs.fileno()), seat.name, incarnation],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=[theirs.fileno()],
+                    env=self._environ,
+                )
+            except OSError as error:
+                ours.close()
+                _log.error("worker not started", worker=seat.name, error=error.strerror)
+                return False, _NOT_STARTED
+        seat.process = process
+        seat.desk = DirectoryDesk(self._book, seat.name, incarnation)
+        seat.link = Link(ours, _Ear(self, seat))
+        seat.link.tell(WELCOME, msgspec.json.encode(self._events.welcome()))
+        if self._stopping.is_set():
+            seat.link.tell(DRAIN)
+        try:
+            # Its end of the link is gone when it has ended, and not before.
+            await seat.link.run()
+            with trio.move_on_after(_KILL_AFTER):
+                await process.wait()
+        finally:
+            was_ready = seat.is_ready
+            self._forget(seat)
+            if process.returncode is None:
+                process.kill()
+        return was_ready, await process.wait()
+
+    def _forget(self, seat: _Seat) -> None:
+        seat.is_ready, seat.link, seat.process = False, None, None
+        seat.sessions = seat.unseated = 0
+        seat.expected.clear()
+        self._ended_figures = add_up([self._ended_figures, seat.figures], is_over=True)
+        seat.figures = b""
+        if seat.desk is not None:
+            seat.desk.close()
+        self._tell_events(self._events.worker_ended(seat.name))
+        self._tell_all_of_news()
+
+    # -- what workers want --------------------------------------------------------------------
+
+    async def answer(self, seat: _Seat, what: str, body: bytes) -> Reply:
+        """Answer a worker's call; raises ConfigError."""
+        if what == DIRECTORY:
+            assert seat.desk is not None  # it runs
+            return Reply(seat.desk.answer(body))
+        if what == LISTEN:
+            return await self._listen(seat, msgspec.json.decode(body, type=Address))
+        if what == ENDED_FIGURES:
+            return Reply(self._ended_figures)
+        if what == REACH:
+            return self._reach(seat, msgspec.json.decode(body, type=Reach))
+        raise ConfigError(f"there is no {what}")
+
+    def hear(self, seat: _Seat, what: str, body: bytes) -> None:
+        """Take what a worker tells."""
+        if what == EVENT:
+            event = self._events.take(seat.name, body)
+            if event is not None:
+                self._tell_events([event])
+            had, seat.sessions = seat.sessions, self._events.sessions_of(seat.name)
+            if seat.sessions > had and seat.expected:
+                seat.expected.popleft()
+        elif what == FIGURES:
+            seat.figures = body
+        elif what == SEATED:
+            seat.unseated -= 1
+            self._tell_all_of_news()
+        elif what == READY:
+            seat.is_ready = True
+            assert seat.process is not None  # it speaks
+            _log.info("worker ready", worker=seat.name, pid=seat.process.pid)
+            if all(one.is_ready for one in self._seats.values()):
+                self._seated.set()
+            self._tell_all_of_news()
+        elif what == UNLISTEN:
+            self._unlisten(seat, msgspec.json.decode(body, type=Address))
+
+    async def _listen(self, seat: _Seat, address: Address) -> Reply:
+        async with self._binding:  # two workers may ask for the same
+            if self._stopping.is_set():
+                raise ConfigError("the proxy is stopping")
+            bound = self._bound.get(address)
+            if bound is None:
+                listeners = await open_listeners(address.host, address.port)
+                bound = self._bound[address] = _Bound(listeners)
+                if address.slot == _AGENTS_SLOT:
+                    for listener in listeners:
+                        self._nursery.start_soon(self._accept_agents, bound, listener)
+        bound.holders.add(seat.name)
+        try:
+            return Reply(descriptors=[os.dup(one.socket.fileno()) for one in bound.listeners])
+        except OSError as error:
+            cause = f"cannot listen on {address.host}:{address.port}: {error.strerror}"
+            raise ConfigError(
+                f"{cause}; if files ran out, raise LimitNOFILE (ulimit -n)"
+            ) from error
+
+    def _unlisten(self, seat: _Seat, address: Address) -> None:
+        bound = self._bound.get(address)
+        if bound is not None:
+            bound.holders.discard(seat.name)
+            if not bound.holders:
+                self._bound.pop(address).close()
+
+    def _reach(self, seat: _Seat, wanted: Reach) -> Reply:
+        """Connect two workers. Each end comes from here, and from nowhere else:
+        it needs no proof of who has the other one."""
+        other = self._seats.get(wanted.node)
+        if other is None or other is seat or other.link is None or not other.is_ready:
+            return Reply()
+        kind = socket.SOCK_SEQPACKET if wanted.way == "visitors" else socket.SOCK_STREAM
+        one, two = socket.socketpair(socket.AF_UNIX, kind)
+        told = msgspec.json.encode(Reach(seat.name, wanted.way))
+        try:
+            other.link.tell(REACHED, told, [two.detach()])
+        except LinkLost:
+            one.close()
+            return Reply()
+        return Reply(descriptors=[one.detach()])
+
+    # -- what they are told -------------------------------------------------------------------
+
+    def _tell_news(self, node: str) -> None:
+        seat = self._seats.get(node)
+        if seat is not None and seat.link is not None:
+            with contextlib.suppress(LinkLost):
+                seat.link.tell(NEWS)
+
+    def _tell_events(self, events: Sequence[bytes]) -> None:
+        for seat in self._seats.values():
+            if seat.link is not None:
+                with contextlib.suppress(LinkLost):
+                    for event in events:
+                        seat.link.tell(EVENT, event)
+
+    def _tell_all_of_news(self) -> None:
+        """Wake the parent's own tasks: something has changed."""
+        self._news.set()
+        self._news = trio.Event()
+
+    # -- agents -------------------------------------------------------------------------------
+
+    async def _accept_agents(self, bound: _Bound, listener: trio.SocketListener) -> None:
+        told = msgspec.json.encode(Agent(_AGENTS_SLOT))
+        with bound.scope:
+            while True:
+                try:
+                    seat = await self._free_seat()
+                    connection, _ = await listener.socket.accept()
+                except OSError as error:
+                    if listener.socket.fileno() < 0:
+                        return
+                    _log.error(
+                        "no connection can be accepted; if files ran out, raise LimitNOFILE "
+                        "(ulimit -n)",
+                        listener=_AGENTS_SLOT,
+                        error=error.strerror,
+                    )
+                    await trio.sleep(_FAILED_ACCEPT_PAUSE)
+                    continue
+                seat = self._least_loaded() or seat  # of now
+                if seat.link is None:
+                    connection.close()
+                    continue
+                seat.unseated += 1
+                seat.expected.append(trio.current_time() + _EXPECTED)
+                with contextlib.suppress(LinkLost):
+                    seat.link.tell(AGENT, told, [connection.detach()])
+
+    def _least_loaded(self) -> _Seat | None:
+        free = [
+            seat
+            for seat in self._seats.values()
+            if seat.is_ready and seat.link is not None and seat.unseated < _MOST_UNSEATED
+        ]
+        return min(free, key=lambda seat: seat.load, default=None)
+
+    async def _free_seat(self) -> _Seat:
+        while (seat := self._least_loaded()) is None:
+            # No deadline: they wait in the kernel's queue until a worker can take one more.
+            await self._news.wait()
+        return seat
+
+
+class _Ear:
+    """One worker's link, as its parent hears it."""
+
+    def __init__(self, parent: WorkersParent, seat: _Seat) -> None:
+        self._parent = parent
+        self._seat = seat
+
+    async def answer(self, what: str, body: bytes) -> Reply:
+        return await self._parent.answer(self._seat, what, body)
+
+    def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
+        close_all(descriptors)  # workers pass none here
+        self._parent.hear(self._seat, what, body)
+
+
+_OF_THE_PARENT = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
+# Variables by which the service manager knows the process that it started.
+
+
+def worker_names(count: int) -> list[str]:
+    """What the workers of one proxy are called."""
+    return [f"worker-{number}" for number in range(1, count + 1)]
+
+
+def worker_command(arguments: Sequence[str]) -> list[str]:
+    """The program that becomes a worker, for the parent's own arguments."""
+    return [sys.executable, "-P", "-m", "tunnelmux.cli.worker", *arguments]
+
+
+def _cause_of(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit status {status}"

@@ -1,0 +1,115 @@
+"""The other workers, as the internal API of one asks them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import quote
+
+import msgspec
+import trio
+
+from tunnelmux.errors import ConnectError, TunnelmuxError
+from tunnelmux.http.connection import ClientConnection
+from tunnelmux.limits import IngressLimits
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.internal.answers import Answer
+from tunnelmux.proxy.internal.bodies import Session
+from tunnelmux.proxy.workers.worker import Worker
+from tunnelmux.relay import abort
+
+__all__ = ["Siblings"]
+
+_log = get_logger("proxy.workers")
+
+_ANSWER_TIMEOUT = 5.0
+# Seconds for another worker to answer: one that is stopped must not hold up what the others say.
+
+
+class Siblings:
+    """Calls each over a connection of its own, made by the parent: who has one is believed."""
+
+    def __init__(self, worker: Worker, limits: IngressLimits) -> None:
+        self.names = worker.others
+        self._worker = worker
+        self._limits = limits
+
+    async def ask_all(self, method: bytes, target: bytes, body: bytes = b"") -> list[Answer]:
+        """What those answer that do, in no order."""
+        answers: list[Answer] = []
+
+        async def ask(name: str) -> None:
+            try:
+                with trio.fail_after(_ANSWER_TIMEOUT):
+                    answers.append(await self._ask(name, method, target, body))
+            except (TunnelmuxError, trio.TooSlowError) as error:
+                cause = str(error) or f"no answer within {_ANSWER_TIMEOUT:g} s"
+                _log.warning("worker does not answer", worker=name, cause=cause)
+
+        async with trio.open_nursery() as nursery:
+            for name in self.names:
+                nursery.start_soon(ask, name)
+        return answers
+
+    async def _ask(self, name: str, method: bytes, target: bytes, body: bytes) -> Answer:
+        async with self._exchange(name, method, target, body) as client:
+            head = await client.read_head()
+            content, is_over = bytearray(), False
+            while not is_over:
+                data, is_over = await client.read_body()
+                content += data
+            fields = {key.lower(): value for key, value in head.headers}
+            kind = fields.get(b"content-type", b"")
+            return Answer(bytes(content), head.status, content_type=kind)
+
+    @asynccontextmanager
+    async def stream(self, name: str, target: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
+        """The content of one's answer, as it comes. Raises ConnectError."""
+        async with self._exchange(name, b"GET", target, b"") as client:
+            with trio.move_on_after(_ANSWER_TIMEOUT) as waiting:
+                await client.read_head()
+            if waiting.cancelled_caught:
+                raise ConnectError(f"{name} gave no answer in time")
+            yield _content(client)
+
+    async def device_of_token(self, token: str) -> str:
+        """The device whose session has that token at another worker; empty where none has."""
+        path = f"/internal/session/{quote(token, safe='')}".encode("ascii")
+        for answer in await self.ask_all(b"GET", path):
+            if answer.status == 200:
+                return msgspec.json.decode(answer.body, type=Session).device_id
+        return ""
+
+    def tell_figures(self, text: bytes) -> None:
+        """Have the parent know this worker's metrics, as they were last shown."""
+        self._worker.tell_figures(text)
+
+    async def ended_figures(self) -> bytes:
+        """The counters of workers that have ended, as metrics; none while the parent is silent."""
+        with trio.move_on_after(_ANSWER_TIMEOUT):
+            return await self._worker.ended_figures()
+        return b""
+
+    @asynccontextmanager
+    async def _exchange(
+        self, name: str, method: bytes, target: bytes, body: bytes
+    ) -> AsyncIterator[ClientConnection]:
+        connected = await self._worker.reach(name, "internal")
+        stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+        try:
+            client = ClientConnection(stream, self._limits)
+            headers = [(b"Host", name.encode("ascii")), (b"Connection", b"close")]
+            if method != b"GET":
+                headers.append((b"Content-Length", b"%d" % len(body)))
+            await client.send_request(method, target, headers, first=body, end=True)
+            yield client
+        finally:
+            await abort(stream)
+
+
+async def _content(client: ClientConnection) -> AsyncIterator[bytes]:
+    is_over = False
+    while not is_over:
+        data, is_over = await client.read_body()
+        if data:
+            yield data

@@ -1,0 +1,116 @@
+"""What a proxy's parent and its workers say to each other over a `Link`."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+__all__ = [
+    "AGENT",
+    "DIRECTORY",
+    "DRAIN",
+    "ENDED_FIGURES",
+    "EVENT",
+    "FIGURES",
+    "LISTEN",
+    "NEWS",
+    "REACH",
+    "REACHED",
+    "READY",
+    "RELOAD",
+    "SEATED",
+    "UNLISTEN",
+    "WELCOME",
+    "Address",
+    "Agent",
+    "Reach",
+    "Reloaded",
+    "Way",
+    "Welcome",
+]
+
+DIRECTORY = "directory"
+"""Worker calls: see `tunnelmux.directory.workers`."""
+
+LISTEN = "listen"
+"""Worker calls with `Address`; answered by the listening sockets, which all workers share."""
+
+UNLISTEN = "unlisten"
+"""Worker tells `Address`: its configuration names it no more."""
+
+REACH = "reach"
+"""Worker calls with `Reach`; answered by a connected socket, or by none where there is no such
+worker now. The other end is told that worker as `REACHED`."""
+
+REACHED = "reached"
+"""Parent tells `Reach`, with a connected socket; its node is the one at the other end."""
+
+READY = "ready"
+"""Worker tells: it serves."""
+
+EVENT = "event"
+"""Worker tells a `SessionEvent` of its own; parent tells it to all, with its number."""
+
+AGENT = "agent"
+"""Parent tells `Agent`, with a connection that it has accepted."""
+
+SEATED = "seated"
+"""Worker tells: one such connection does not wait for a place any more."""
+
+FIGURES = "figures"
+"""Worker tells: its metrics, as they were last shown."""
+
+ENDED_FIGURES = "ended figures"
+"""Worker calls; answered by what workers that have ended had counted, as metrics."""
+
+WELCOME = "welcome"
+"""Parent tells `Welcome` first of all."""
+
+NEWS = "news"
+"""Parent tells: the next beat has something new."""
+
+RELOAD = "reload"
+"""Parent calls; answered by `Reloaded` when the worker has read the configuration again."""
+
+DRAIN = "drain"
+"""Parent tells: stop in order."""
+
+Way = Literal["hop", "internal", "visitors"]
+"""What a connection between two workers carries: streams to devices; one call of the internal API;
+visitors' descriptors."""
+
+
+class Address(msgspec.Struct, frozen=True):
+    """One listener. *slot* tells apart those that have port 0."""
+
+    slot: str
+    host: str
+    port: int
+
+
+class Reach(msgspec.Struct, frozen=True):
+    """A connection between two workers."""
+
+    node: str
+    way: Way
+
+
+class Agent(msgspec.Struct, frozen=True):
+    """An agent that has connected to the listener of that slot."""
+
+    slot: str
+
+
+class Welcome(msgspec.Struct, frozen=True):
+    """What a worker has to know: the events so far, and how they are numbered."""
+
+    epoch: str
+    events: list[msgspec.Raw]
+
+
+class Reloaded(msgspec.Struct, frozen=True):
+    """What came of a reload in one worker."""
+
+    kicked: list[str]
+    problems: list[str]

@@ -1,0 +1,211 @@
+"""One worker of a proxy, as the rest of the proxy sees its parent and the other workers."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+
+import msgspec
+import trio
+
+from tunnelmux.config import Address as ConfigAddress
+from tunnelmux.directory import Node
+from tunnelmux.directory.workers import WorkersDirectory
+from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.observability import get_logger
+from tunnelmux.proxy.visitors.listeners import Binder
+from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
+from tunnelmux.proxy.workers.words import (
+    AGENT,
+    DIRECTORY,
+    DRAIN,
+    ENDED_FIGURES,
+    EVENT,
+    FIGURES,
+    LISTEN,
+    NEWS,
+    REACH,
+    REACHED,
+    READY,
+    RELOAD,
+    SEATED,
+    UNLISTEN,
+    WELCOME,
+    Address,
+    Agent,
+    Reach,
+    Reloaded,
+    Way,
+    Welcome,
+)
+from tunnelmux.sessions import EventLog, SessionEvent
+
+__all__ = ["Worker"]
+
+_log = get_logger("proxy.workers")
+
+_REACH_TIMEOUT = 2.0
+# Seconds for the parent to connect two workers: visitors wait.
+
+Reloads = Callable[[], Awaitable[Reloaded]]
+
+
+class Worker(Binder):
+    """This process as a worker. `run` has to run all the while."""
+
+    def __init__(
+        self, connected: socket.socket, name: str, incarnation: str, *, others: Sequence[str] = ()
+    ) -> None:
+        self.name = name
+        self.others = [other for other in others if other != name]
+        """What the other workers are called, whether they run or not."""
+        self.incarnation = incarnation
+        self.events = EventLog(history=0)
+        """The events of all workers."""
+        self.drain_wanted = trio.Event()
+        """Set when the worker is to end in order; also when the parent has ended."""
+        self.is_orphan = False
+        """Whether the parent has ended."""
+        self.on_reload: Reloads | None = None
+        self.on_reached: dict[Way, Callable[[socket.socket, str], None]] = {}
+        """What is called with the other end of a connection that another worker has asked for."""
+        self.on_agent: Callable[[str, socket.socket, Callable[[], None]], None] | None = None
+        """Called with the slot of a listener, a connection that came there, and what is to be
+        called when it waits for no place any more."""
+        self._link = Link(connected, self)
+        self._news = trio.Event()
+
+    async def run(self) -> None:
+        """Carry messages until the parent is gone."""
+        await self._link.run()
+        _log.error("parent lost", effect="this worker ends")
+        self.is_orphan = True
+        self.drain_wanted.set()
+
+    def ready(self) -> None:
+        """Tell the parent that this worker serves."""
+        self._tell(READY)
+
+    def keep_events(self, history: int) -> None:
+        """Keep so many events of all workers from now on: before `run`."""
+        self.events = EventLog(history)
+
+    def record(self, event: SessionEvent) -> None:
+        """Tell all of an event of this worker."""
+        self._tell(EVENT, msgspec.json.encode(event))
+
+    def tell_figures(self, text: bytes) -> None:
+        """Tell the parent what this worker's metrics showed last."""
+        self._tell(FIGURES, text)
+
+    async def ended_figures(self) -> bytes:
+        """What workers that have ended had counted, as metrics. The caller bounds the wait."""
+        return (await self._link.call(ENDED_FIGURES)).body
+
+    def _tell(self, what: str, body: bytes = b"") -> None:
+        with contextlib.suppress(LinkLost):  # this process is about to end
+            self._link.tell(what, body)
+
+    # -- what the parent gives ------------------------------------------------------------------
+
+    @property
+    def directory(self) -> WorkersDirectory:
+        """Which worker has which device."""
+        return WorkersDirectory(self._ask_directory, self._wait_news)
+
+    async def open(self, slot: str, address: ConfigAddress) -> list[trio.SocketListener]:
+        """The sockets that listen there for all workers. Raises ConfigError."""
+        wanted = msgspec.json.encode(Address(slot, address.host, address.port))
+        reply = await self._link.call(LISTEN, wanted)
+        sockets = [socket.socket(fileno=descriptor) for descriptor in reply.descriptors]
+        for one in sockets:
+            one.setblocking(False)
+        return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+
+    def closed(self, slot: str, address: ConfigAddress) -> None:
+        """This worker is not to listen there any more."""
+        self._tell(UNLISTEN, msgspec.json.encode(Address(slot, address.host, address.port)))
+
+    def feeds(self, slot: str) -> bool:
+        """Whether the parent accepts what comes to that listener."""
+        return slot == "tunnel"
+
+    async def reach(self, node: str, way: Way) -> socket.socket:
+        """A new connection to another worker. Raises ConnectError."""
+        with trio.move_on_after(_REACH_TIMEOUT):
+            try:
+                reply = await self._link.call(REACH, msgspec.json.encode(Reach(node, way)))
+            except LinkLost as error:
+                raise ConnectError(str(error)) from error
+            if not reply.descriptors:
+                raise ConnectError(f"{node} does not run at the moment")
+            connected = socket.socket(fileno=reply.descriptors[0])
+            connected.setblocking(False)
+            return connected
+        raise ConnectError("the parent process gave no answer in time")
+
+    async def dial(self, node: Node) -> trio.abc.Stream:
+        """A connection for a hop to another worker. Raises ConnectError."""
+        connected = await self.reach(node.name, "hop")
+        return trio.SocketStream(trio.socket.from_stdlib_socket(connected))
+
+    async def _ask_directory(self, message: bytes) -> bytes:
+        try:
+            return (await self._link.call(DIRECTORY, message)).body
+        except LinkLost:
+            await trio.sleep_forever()  # until the time for an answer is over: this process ends
+            raise
+
+    async def _wait_news(self) -> None:
+        await self._news.wait()
+        self._news = trio.Event()
+
+    # -- what the parent says -------------------------------------------------------------------
+
+    async def answer(self, what: str, body: bytes) -> Reply:  # noqa: ARG002  as any owner of a link
+        """Answer the parent's call; raises ConfigError."""
+        if what == RELOAD and self.on_reload is not None:
+            return Reply(msgspec.json.encode(await self.on_reload()))
+        raise ConfigError(f"{self.name} knows no {what}")
+
+    def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
+        """Take what the parent tells."""
+        if what == NEWS:
+            self._news.set()
+        elif what == EVENT:
+            self.events.add(msgspec.json.decode(body, type=SessionEvent))
+        elif what == WELCOME:
+            welcome = msgspec.json.decode(body, type=Welcome)
+            self.events.epoch = welcome.epoch
+            for event in welcome.events:
+                self.events.add(msgspec.json.decode(event, type=SessionEvent))
+        elif what == DRAIN:
+            self.drain_wanted.set()
+        elif what == REACHED:
+            self._take_reached(msgspec.json.decode(body, type=Reach), descriptors)
+            return
+        elif what == AGENT:
+            self._take_agent(msgspec.json.decode(body, type=Agent), descriptors)
+            return
+        close_all(descriptors)
+
+    def _take_reached(self, told: Reach, descriptors: Sequence[int]) -> None:
+        take = self.on_reached.get(told.way)
+        if take is None:
+            close_all(descriptors)
+            return
+        connected = socket.socket(fileno=descriptors[0])
+        connected.setblocking(False)
+        take(connected, told.node)
+
+    def _take_agent(self, told: Agent, descriptors: Sequence[int]) -> None:
+        connected = socket.socket(fileno=descriptors[0])
+        if self.on_agent is None:
+            connected.close()
+            self._seated()
+            return
+        self.on_agent(told.slot, connected, self._seated)
+
+    def _seated(self) -> None:
+        self._tell(SEATED)
