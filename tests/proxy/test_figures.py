@@ -10,7 +10,7 @@ from structlog.testing import capture_logs
 from structlog.typing import EventDict
 
 from support.carried_http import OK, get, rig
-from support.guarded import guarded
+from support.guarded import Guarded, guarded
 from support.proxies import agent_of, proxy_config, running
 from tunnelmux.errors import ConnectError
 from tunnelmux.proxy import RunningProxy
@@ -106,6 +106,29 @@ async def test_refused_agents_are_counted_by_reason() -> None:
             assert await stranger.receive_some()
         found = await until(proxy, 'tunnelmux_tunnels_refused_total{reason="no-handshake"}', 1)
         assert found['tunnelmux_tunnels_refused_total{reason="unauthorized"}'] == 2
+
+
+async def test_no_stranger_makes_another_series() -> None:
+    """Hosts, services, paths, methods and claimed devices: the labels are those of ours."""
+    methods = ("GET", "POST", "PURGE", "X-ODD")
+
+    async def stir(this: Guarded, name: str) -> None:
+        for method in methods:
+            for host in (f"{name}.localhost", f"{name}--dev1.localhost", "dev1.localhost"):
+                await this.ask(f"/{name}?{name}", host=host, method=method)
+        with pytest.raises(ConnectError):
+            async with agent_of(this.proxy, name):
+                pass
+
+    async with guarded() as this:
+        await this.warm_up({})
+        await stir(this, "first")
+        known = samples(this.proxy).keys()
+        for number in range(5):
+            await stir(this, f"name-{number}")
+        assert samples(this.proxy).keys() == known
+        assert not any("first" in name or "dev1" in name for name in known)
+        assert len(known) < 400
 
 
 def told_of(logs: list[EventDict]) -> list[EventDict]:
