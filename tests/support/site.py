@@ -145,7 +145,12 @@ class Site:
 
     async def token(self) -> str:
         """That of the device's session now, as the API tells it."""
-        [session] = await self.client.list_sessions()
+        with trio.fail_after(30):
+            while not (sessions := await self.client.list_sessions()):  # noqa: ASYNC110
+                await trio.sleep(
+                    0.01
+                )  # an agent that was replaced may come back before it is stopped
+        [session] = sessions
         return session.token
 
     async def start(self) -> None:
