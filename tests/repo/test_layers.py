@@ -26,6 +26,7 @@ COMPILED_LAYERS = [
         "pump.counts",
         "pump.field_names",
         "pump.spans",
+        "pump.visits",
         "yamux.links",
         "yamux.ring",
     ],

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import heapq
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import datetime, timedelta
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, NoReturn, Self, TypeVar
+from typing import TYPE_CHECKING, Literal, NoReturn, Self
 
 import trio
 
 from tunnelmux.http.connection import DRAIN_TIMEOUT
 from tunnelmux.limits import IngressLimits
-from tunnelmux.mux import Session, Stream
+from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.proxy.visitors.inspector import Inspector
+from tunnelmux.pump.visits import VisitBook, VisitEntry
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.transports.admission import source_of
 
@@ -28,11 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["AGENT_SLACK", "IN_THE_PUMP", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
 
 _log = get_logger("proxy.visits")
-
-_Key = TypeVar("_Key")
-
-_STALE = 1024
-# Times of visits that are over which may stand in the heap, beside as many as there are visits.
 
 Way = Literal["http", "tcp", "raw", "api", "ws", "exec"]
 """How a visit came in: an ingress (http, tcp), or a call of the back end; `api` is a raw forward
@@ -50,9 +44,6 @@ an HTTP connection in the pump: the TLS handshake, the first request, the phases
 
 AGENT_SLACK = 5.0
 """Seconds on top of the agent's own limits: its answer, which knows the target, goes first."""
-
-_FROM_OUTSIDE = frozenset({"http", "tcp"})
-# The ways of strangers, who are held to a number of streams.
 
 PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "device": lambda limits: limits.reconnect_wait + limits.connect_timeout,
@@ -80,75 +71,16 @@ IN_THE_PUMP: tuple[Wait, ...] = (
 """What an HTTP connection in the pump may wait for."""
 
 
-class Visit:
+class Visit(VisitEntry):
     """One visit, from its begin to `end`. Made by `VisitRegister.begin`; a context manager, which
     ends it."""
 
-    __slots__ = (
-        "_register",
-        "began",
-        "by",
-        "count",
-        "cut_reason",
-        "device",
-        "is_exempt",
-        "lease",
-        "number",
-        "on_cut",
-        "on_late",
-        "scheme",
-        "service",
-        "session",
-        "stream",
-        "until",
-        "visitor",
-        "waits_for",
-        "way",
-    )
+    __slots__ = ()
 
-    def __init__(
-        self,
-        register: VisitRegister,
-        way: Way,
-        *,
-        device: str,
-        service: str | None,
-        visitor: str,
-        scheme: str = "tcp",
-    ) -> None:
-        self.way: Way = way
-        self.device = device
-        """Where it leads; of HTTP, where its last request went, and empty before the first."""
-        self.service = service
-        """The service asked for; None is the device's default one."""
-        self.is_exempt = False
-        """Whether its address stands for many: a trusted proxy's does."""
-        self.lease = ""
-        """The id of the lease it is under, with which it ends; empty for none."""
-        self.visitor = visitor
-        """The visitor's address, as `host:port`."""
-        self.scheme = scheme
-        """What it came in by: http, https, tcp."""
-        self.number = 0
-        """Counts up from 1 in each process."""
-        self.began = trio.current_time()
-        self.session: Session | None = None
-        self.stream: int | None = None
-        """The id of its stream on the session, once there is one."""
-        self.waits_for: Wait = "nothing"
-        self.until = float("inf")
-        """When it has waited too long, on Trio's clock."""
-        self.cut_reason: str | None = None
-        """Why it was cut, in words; None when it was not."""
-        self.by: Pass | None = None
-        """What let its last request in, where that was judged."""
-        self.count: Callable[[], tuple[int, int]] | None = None
-        """Answers the bytes from and to the visitor so far."""
-        self.on_cut: Callable[[], object] | None = None
-        """Ends it now, from outside of its task: resets its stream, for one. Does not raise."""
-        self.on_late: Callable[[], object] | None = None
-        """Called when `until` has passed."""
-        self._register = register
+    _register: VisitRegister
+    way: Way
+    waits_for: Wait
+    by: Pass | None
 
     def __enter__(self) -> Self:
         return self
@@ -168,16 +100,6 @@ class Visit:
     def id(self) -> str:
         """What finds it, also among the visits of other processes."""
         return f"{self._register.epoch}-{self.number}"
-
-    @property
-    def is_from_outside(self) -> bool:
-        """Whether a stranger makes it, and no call of the back end."""
-        return self.way in _FROM_OUTSIDE
-
-    @property
-    def is_counted(self) -> bool:
-        """Whether `max_streams_per_visitor` holds for it."""
-        return self.is_from_outside and not self.is_exempt and bool(self.device)
 
     @property
     def is_idle(self) -> bool:
@@ -218,11 +140,6 @@ class Visit:
         """How many visits of this device come from this address, itself included, as
         `VisitRegister.crowd` counts them."""
         return self._register.crowd(self.device, self.visitor, enough)
-
-    @property
-    def source(self) -> str:
-        """The address that is held to limits: of IPv6, its /64."""
-        return source_of(self.visitor)
 
     @property
     def state(self) -> Wait:
@@ -284,40 +201,28 @@ class Visit:
         self.on_cut = self.on_late = None
 
 
-class VisitRegister:
+class VisitRegister(VisitBook):
     """All live visits of a proxy: those of one device are found by its name.
 
     `run` watches their times.
     """
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
+        super().__init__(trio.current_time, source_of)
         self.epoch = secrets.token_hex(4)
         """Tells one process's visits from another's."""
         self._clock = clock
-        self._last = 0
-        self._visits: dict[int, Visit] = {}
-        self._by_device: dict[str, dict[int, Visit]] = {}
-        self._crowds: dict[tuple[str, str], dict[int, Visit]] = {}
-        self._of_way: Counter[Way] = Counter()
         self.figures = VisitorFigures()
         """What visitors did so far, in numbers."""
         self.feed = RequestFeed()
         """What visitors do now, for those who watch."""
         self.inspector = Inspector()
         """Services whose requests are kept for a while."""
-        self._of_address: Counter[tuple[Way, str]] = Counter()
-        self._due: list[
-            tuple[float, int]
-        ] = []  # a heap; a visit stands in it once, or seldom twice
-        self._watched: dict[int, float] = {}  # the earliest time at which each stands in there
         self._timer = trio.CancelScope()
-
-    def __len__(self) -> int:
-        return len(self._visits)
 
     def __iter__(self) -> Iterator[Visit]:
         """Those that are live now, the oldest first; they may end meanwhile."""
-        return iter(list(self._visits.values()))
+        return iter(list(self.live.values()))
 
     def begin(
         self,
@@ -333,86 +238,23 @@ class VisitRegister:
         self.add(visit)
         return visit
 
-    def add(self, visit: Visit) -> None:
-        """Have this visit among the live ones."""
-        self._last += 1
-        visit.number = self._last
-        self._visits[visit.number] = visit
-        self._of_way[visit.way] += 1
-        self._of_address[visit.way, visit.source] += 1
-        self._index(visit)
-
-    def by_way(self) -> dict[str, int]:
-        """How many live visits there are, by way; once there was one of a way, it stays."""
-        return {str(way): count for way, count in self._of_way.items()}
-
-    def move(self, visit: Visit, device: str) -> None:
-        """The visit leads to another device from now on."""
-        if visit.number not in self._visits:
-            return
-        self._drop(visit)
-        visit.device = device
-        self._index(visit)
-
-    def _index(self, visit: Visit) -> None:
-        self._by_device.setdefault(visit.device, {})[visit.number] = visit
-        if visit.is_counted:
-            self._crowds.setdefault((visit.device, visit.source), {})[visit.number] = visit
-
-    def _drop(self, visit: Visit) -> None:
-        _take_out(self._by_device, visit.device, visit)
-        if visit.is_counted:
-            _take_out(self._crowds, (visit.device, visit.source), visit)
-
-    def remove(self, visit: Visit) -> None:
-        """The visit is over; one that is not here is no error."""
-        if self._visits.pop(visit.number, None) is None:
-            return
-        self._watched.pop(visit.number, None)
-        self._of_way[visit.way] -= 1
-        address = visit.way, visit.source
-        self._of_address[address] -= 1
-        if not self._of_address[address]:
-            del self._of_address[address]
-        self._drop(visit)
-
     def find(self, visit_id: str) -> Visit | None:
         """The live visit of this id."""
         epoch, _, number = visit_id.partition("-")
         if epoch != self.epoch or not number.isascii() or not number.isdigit():
             return None
-        return self._visits.get(int(number)) if len(number) < 20 else None
-
-    def of_device(self, device: str) -> list[Visit]:
-        """The live visits of a device, the oldest first."""
-        return list(self._by_device.get(device, {}).values())
-
-    def of_way(self, way: Way) -> int:
-        """How many there are that came in this way."""
-        return self._of_way[way]
-
-    def of_address(self, way: Way, remote: str) -> int:
-        """How many of these come from the address of `remote` (`host:port`)."""
-        return self._of_address[way, source_of(remote)]
+        return self.live.get(int(number)) if len(number) < 20 else None
 
     def idle_of(self, way: Way, address: str | None = None) -> list[Visit]:
         """Those that are idle of this address, the oldest first; by default, of the address that
         has most of them. Looks at all visits."""
         idle: dict[str, list[Visit]] = {}
-        for visit in self._visits.values():
+        for visit in self.live.values():
             if visit.way == way and visit.is_idle:
                 idle.setdefault(visit.source, []).append(visit)
         if address is not None:
             return idle.get(address, [])
         return max(idle.values(), key=len, default=[])
-
-    def crowd(self, device: str, remote: str, enough: int) -> int:
-        """How many visits of a device come from the address of `remote` (`host:port`) now. From
-        `enough` on, those that are idle are left out."""
-        group = self._crowds.get((device, source_of(remote)), {})
-        if len(group) < enough:
-            return len(group)
-        return sum(not visit.is_idle for visit in group.values())
 
     def cut_device(self, device: str, reason: str) -> int:
         """Cut all visits of a device that are not idle; answers how many there were."""
@@ -440,50 +282,33 @@ class VisitRegister:
     @property
     def times_kept(self) -> int:
         """Times that are noted now: at most about twice as many as there are visits."""
-        return len(self._due)
+        return len(self.due)
 
     # -- times ------------------------------------------------------------------------------------
 
     def watch(self, visit: Visit) -> None:
         """Call `visit.late` when its time has passed."""
-        if visit.until < self._watched.get(visit.number, float("inf")):
-            heapq.heappush(self._due, (visit.until, visit.number))
-            self._watched[visit.number] = visit.until
-            if len(self._due) > 2 * len(self._watched) + _STALE:
-                self._due = [(at, number) for number, at in self._watched.items()]
-                heapq.heapify(self._due)
-            if visit.until < self._timer.deadline:  # noqa: PLR1730  to set it costs more than all this
-                self._timer.deadline = visit.until
+        if self.note_time(visit):
+            self._timer.deadline = visit.until
 
     async def run(self) -> NoReturn:
         """Watch the times of visits until cancelled."""
         while True:
-            due = self._due[0][0] if self._due else float("inf")
+            self.wakes_at = self.due[0][0] if self.due else float("inf")
             # Endless while no visit has a time: `watch` moves the deadline.
-            with trio.CancelScope(deadline=due) as self._timer:
+            with trio.CancelScope(deadline=self.wakes_at) as self._timer:
                 await trio.sleep_forever()
             now = trio.current_time()
-            while self._due and self._due[0][0] <= now:
-                at, number = heapq.heappop(self._due)
-                self._look(at, number, now)
+            while (visit := self.pop_due(now)) is not None:
+                self._look(visit, now)
 
-    def _look(self, at: float, number: int, now: float) -> None:
-        visit = self._visits.get(number)
-        if visit is None or self._watched.get(number) != at:
-            return  # it is over, or stands in the heap once more
-        del self._watched[number]
+    def _look(self, visit: Visit, now: float) -> None:
         if visit.until > now:  # it waits for something else by now
             if visit.until < float("inf"):
                 self.watch(visit)
-        else:
-            visit.until = float("inf")
-            try:
-                visit.late()
-            except Exception:  # noqa: BLE001  a bug met by one visit must not end the others
-                _log.exception("unhandled error in connection", visitor=visit.visitor)
-
-
-def _take_out(table: dict[_Key, dict[int, Visit]], key: _Key, visit: Visit) -> None:
-    del table[key][visit.number]
-    if not table[key]:
-        del table[key]
+            return
+        visit.until = float("inf")
+        try:
+            visit.late()
+        except Exception:  # noqa: BLE001  a bug met by one visit must not end the others
+            _log.exception("unhandled error in connection", visitor=visit.visitor)
