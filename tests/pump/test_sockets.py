@@ -17,8 +17,8 @@ from tunnelmux.config import Address
 from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet
 from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.pump.epoll import Pump
-from tunnelmux.pump.sockets import Acceptor, Dialler
-from tunnelmux.transports.tcp import OPTIONS
+from tunnelmux.pump.sockets import Acceptor, BareSocket, Dialler
+from tunnelmux.transports.tcp import OPTIONS, python_socket
 
 LOOPBACK = pytest.mark.parametrize(
     ("family", "host"), [(socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")]
@@ -64,8 +64,10 @@ def test_who_waits_is_accepted_with_the_address_python_would_give(family: int, h
     with listening(family, host) as listener, socket.socket(family) as visitor:
         acceptor = Acceptor(Pump(), listener.fileno(), Told())
         visitor.connect(listener.getsockname())
-        [(fd, of_family, remote)] = acceptor.accept(10)
-        with socket.socket(of_family, socket.SOCK_STREAM, 0, fd) as accepted:
+        [(bare, remote)] = acceptor.accept(10)
+        fd = bare.fileno()
+        with python_socket(bare) as accepted:
+            assert accepted.family == family
             assert remote == str(Address(*visitor.getsockname()[:2]))
             assert not os.get_blocking(fd)
             assert not os.get_inheritable(fd)
@@ -85,8 +87,8 @@ def test_the_owner_is_called_until_nobody_waits() -> None:
             assert members == [acceptor]
             arrived = acceptor.accept(2)
             calls.append(len(arrived))
-            for fd, _family, _remote in arrived:
-                os.close(fd)
+            for bare, _remote in arrived:
+                bare.close()
         assert calls == [2, 2, 1]
         acceptor.stop()
         acceptor.stop()
@@ -105,14 +107,14 @@ def test_who_came_before_descriptors_ran_out_is_served_and_the_rest_later() -> N
                 acceptor.accept(10)
             acceptor.again()
             assert pump.batch(0.0) == [acceptor]
-            [(fd, _family, remote)] = acceptor.accept(10)
-            os.close(fd)
+            [(bare, remote)] = acceptor.accept(10)
+            bare.close()
             assert remote == str(Address(*visitor.getsockname()))
 
 
 @asynccontextmanager
 async def pumped_listener(
-    take: Callable[[socket.socket, str], bool],
+    take: Callable[[BareSocket, str], bool],
     handle: Callable[[trio.SocketStream, str], Awaitable[None]],
 ) -> AsyncIterator[Address]:
     """The address of a listener in a pump, which asks `take` about each connection."""
@@ -139,11 +141,12 @@ async def test_a_listener_in_the_pump_survives_what_goes_wrong_with_one_connecti
     served: list[str] = []
     answers = iter([True, ValueError("a bug"), False])
 
-    def take(connection: socket.socket, _remote: str) -> bool:
+    def take(bare: BareSocket, _remote: str) -> bool:
         answer = next(answers)
         if isinstance(answer, Exception):
             raise answer
         if answer:
+            connection = python_socket(bare)
             assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
             assert connection.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
             connection.send(b"taken")
@@ -167,7 +170,7 @@ async def test_a_listener_in_the_pump_survives_what_goes_wrong_with_one_connecti
 
 
 async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() -> None:
-    def take(connection: socket.socket, _remote: str) -> bool:
+    def take(connection: BareSocket, _remote: str) -> bool:
         connection.close()
         return True
 
@@ -184,6 +187,38 @@ async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() 
         assert all(line["event"].startswith("no connection can be accepted") for line in logs)
 
 
+def test_a_bare_socket_ends_as_it_is_told_and_never_twice() -> None:
+    with listening() as listener:
+        acceptor = Acceptor(Pump(), listener.fileno(), Told())
+        for end, seen in (("close", b""), ("reset", None), ("forget", b""), ("become", b"mine")):
+            with socket.create_connection(listener.getsockname(), timeout=30) as visitor:
+                [(bare, _remote)] = acceptor.accept(10)
+                number = bare.fileno()
+                if end == "close":
+                    bare.close()
+                elif end == "reset":
+                    bare.reset()
+                elif end == "forget":
+                    del bare
+                else:
+                    with python_socket(bare) as own:
+                        assert (own.fileno(), bare.fileno()) == (number, -1)
+                        bare.close()
+                        bare.reset()
+                        own.sendall(b"mine")
+                if seen is None:
+                    with pytest.raises(ConnectionResetError):
+                        visitor.recv(9)
+                else:
+                    assert visitor.recv(9) == seen
+                with pytest.raises(OSError, match="Bad file descriptor"):
+                    os.fstat(number)
+                if end != "forget":
+                    assert bare.fileno() == -1
+                    bare.close()
+                    bare.reset()
+
+
 # -- connecting -----------------------------------------------------------------------------------
 
 
@@ -191,9 +226,9 @@ async def test_a_listener_in_the_pump_waits_until_there_are_descriptors_again() 
 def test_a_connection_with_the_options_that_were_asked_for(family: int, host: str) -> None:
     with listening(family, host) as listener:
         dialler = Dialler(host, listener.getsockname()[1], OPTIONS)
-        assert dialler.family == family
         for _ in range(2):
-            with socket.socket(dialler.family, socket.SOCK_STREAM, 0, dialler.dial()) as local:
+            with python_socket(dialler.dial()) as local:
+                assert local.family == family
                 assert not os.get_inheritable(local.fileno())
                 for level, option, value in OPTIONS:
                     assert local.getsockopt(level, option) == value

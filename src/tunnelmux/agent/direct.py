@@ -7,7 +7,6 @@ every failure, is left to `StreamServer`, which finds the stream untouched.
 from __future__ import annotations
 
 import ipaddress
-import socket
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -19,13 +18,12 @@ from tunnelmux.agent.streams import StreamServer
 from tunnelmux.config import ServiceConfig
 from tunnelmux.http.connect import CONNECT_ANSWER, plain_connect
 from tunnelmux.mux import Session
-from tunnelmux.relay import reset_socket
 from tunnelmux.relay.timeouts import Timeouts
 from tunnelmux.transports.tcp import NO_DELAY, OPTIONS
 
 if TYPE_CHECKING:
     from tunnelmux.pump.relay import Relay
-    from tunnelmux.pump.sockets import Dialler
+    from tunnelmux.pump.sockets import BareSocket, Dialler
     from tunnelmux.yamux.streams import EngineStream
 
 __all__ = ["DirectConnector"]
@@ -127,7 +125,7 @@ class _Connection:
     relay: Relay
 
     def __init__(
-        self, connector: DirectConnector, service: ServiceConfig, local: socket.socket
+        self, connector: DirectConnector, service: ServiceConfig, local: BareSocket
     ) -> None:
         self._connector = connector
         self._service = service
@@ -146,7 +144,7 @@ class _Connection:
         if relay.outcome in {"finished", "handed back"}:
             self._local.close()
         else:
-            reset_socket(self._local)
+            self._local.reset()
         self._connector.finished(self)
         if relay.outcome == "handed back":
             return
@@ -179,9 +177,9 @@ def _dialler(service: ServiceConfig) -> Dialler | None:
         return None
 
 
-def _begin_connect(dialler: Dialler) -> socket.socket | None:
+def _begin_connect(dialler: Dialler) -> BareSocket | None:
     """A socket that is being connected; None when the system would not even begin."""
     try:
-        return socket.socket(dialler.family, socket.SOCK_STREAM, 0, dialler.dial())
+        return dialler.dial()
     except OSError:
         return None

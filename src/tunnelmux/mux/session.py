@@ -24,8 +24,6 @@ from tunnelmux.yamux.engine import Engine
 from tunnelmux.yamux.streams import EngineStream, WindowBudget
 
 if TYPE_CHECKING:
-    import socket
-
     from tunnelmux.pump.relay import Relay
     from tunnelmux.pump.tunnel import Tunnel
 
@@ -244,10 +242,8 @@ class Session:
         assert rtt is not None
         return rtt
 
-    def open_relay(
-        self, local: socket.socket, head: bytes, answer: bytes, owner: Owner
-    ) -> Relay | None:
-        """A new stream that begins with *head*, relayed with *local* by the pump.
+    def open_relay(self, local: object, head: bytes, answer: bytes, owner: Owner) -> Relay | None:
+        """A new stream that begins with *head*, relayed with the socket *local* by the pump.
 
         What *local* sends follows *head* at once; the other way opens when the peer has answered
         with exactly *answer*. None when that cannot be had without waiting, or without a pump.
@@ -283,13 +279,14 @@ class Session:
     def relay_offer(
         self,
         offered: EngineStream,
-        local: socket.socket,
+        local: object,
         owner: Owner,
         *,
         head_size: int,
         answer: bytes,
     ) -> Relay:
-        """Relay a stream that `on_offer` was asked about with *local*, which is being connected.
+        """Relay a stream that `on_offer` was asked about with the socket *local*, which is being
+        connected.
 
         Once it is, the first *head_size* bytes of the stream are dropped and *answer* is sent. If
         it cannot be, the relay is handed back with the stream untouched.

@@ -45,6 +45,8 @@ class PumpSocket:
 
         The socket is not to be used by the pump again before that.
         """
+    def send_bare(self, data: bytes) -> None:
+        """Send this as it is, past TLS, as far as the kernel takes it now. Never fails."""
     def half_close(self) -> None:
         """Send the end: close_notify (RFC 8446 section 6.1), and FIN. Never fails."""
     def reset(self) -> None:

@@ -83,6 +83,9 @@ cdef class PumpSocket:
             self.cipher = None
         return self.tls, self.incoming, self.outgoing
 
+    def send_bare(self, bytes data not None):
+        self.send_plain(<const uint8_t *>PyBytes_AS_STRING(data), len(data))
+
     def half_close(self):
         self.end_writing()
 

@@ -8,6 +8,28 @@ from tunnelmux.pump.epoll import Member, Pump
 from tunnelmux.pump.pump_socket import PumpSocket
 
 @final
+class BareSocket:
+    """A stream socket that does not block and is not inherited, without what Python keeps of one:
+    an object that asks the kernel for its address when it is made. Closed when nothing refers to it.
+    """
+
+    def fileno(self) -> int:
+        """Its descriptor; -1 once it was closed, or detached."""
+
+    def close(self) -> None:
+        """Close it. Harmless twice."""
+
+    def reset(self) -> None:
+        """Close it so that its peer sees a reset. Harmless when it is closed."""
+
+    def detach(self) -> int:
+        """The descriptor, which is the caller's to close from now on."""
+
+    @property
+    def family(self) -> int:
+        """`socket.AF_INET` or `socket.AF_INET6`."""
+
+@final
 class Acceptor(Member):
     """A listening socket in the pump; `owner.on_news()` is called when a connection is waiting."""
 
@@ -17,9 +39,8 @@ class Acceptor(Member):
         Raises OSError when that cannot be, ValueError when it is being pumped already.
         """
 
-    def accept(self, limit: int) -> list[tuple[int, int, str]]:
-        """Those who wait, *limit* at most: descriptor, address family, and the peer's address as
-        HOST:PORT. The descriptors are the caller's to close, do not block and are not inherited.
+    def accept(self, limit: int) -> list[tuple[BareSocket, str]]:
+        """Those who wait, *limit* at most, each with the peer's address as HOST:PORT.
 
         When there may be more, the owner is called again in the next batch. Raises OSError when
         the system cannot accept; `again` then tries anew.
@@ -64,10 +85,6 @@ class Dialler:
         Raises ValueError for anything that is no address.
         """
 
-    @property
-    def family(self) -> int:
-        """`socket.AF_INET` or `socket.AF_INET6`."""
-
-    def dial(self) -> int:
-        """The descriptor of a socket that is being connected, or is. It does not block and is not
-        inherited. Raises OSError when the system would not even begin."""
+    def dial(self) -> BareSocket:
+        """A socket that is being connected, or is. Raises OSError when the system would not even
+        begin."""

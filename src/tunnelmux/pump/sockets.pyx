@@ -21,7 +21,10 @@ cdef extern from "sys/socket.h" nogil:
     int connect(int fd, const sockaddr *address, unsigned int size)
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     int socket(int family, int kind, int protocol)
-    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC
+    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER
+    struct linger:
+        int l_onoff
+        int l_linger
 
 cdef extern from "netinet/in.h" nogil:
     struct in_addr:
@@ -52,6 +55,58 @@ cdef enum:
 
 
 @cython.final
+cdef class BareSocket:
+    cdef int fd
+    cdef int of_family
+
+    def __cinit__(self):
+        self.fd = -1
+
+    def fileno(self):
+        return self.fd
+
+    def close(self):
+        self.shut()
+
+    def reset(self):
+        cdef linger at_once
+        at_once.l_onoff = 1
+        at_once.l_linger = 0
+        if self.fd >= 0:
+            setsockopt(self.fd, SOL_SOCKET, SO_LINGER, &at_once, sizeof(linger))
+            self.shut()
+
+    @property
+    def family(self):
+        return self.of_family
+
+    def detach(self):
+        cdef int fd = self.fd
+        self.fd = -1
+        return fd
+
+    def __dealloc__(self):
+        self.shut()
+
+    cdef void shut(self) noexcept:
+        if self.fd >= 0:
+            close(self.fd)
+            self.fd = -1
+
+
+cdef BareSocket bare_socket(int fd, int family):
+    cdef BareSocket made
+    try:
+        made = BareSocket.__new__(BareSocket)
+    except MemoryError:
+        close(fd)
+        raise
+    made.fd = fd
+    made.of_family = family
+    return made
+
+
+@cython.final
 cdef class Acceptor(Member):
     def __init__(self, Pump pump not None, int fd, owner):
         self.pump = pump
@@ -70,7 +125,7 @@ cdef class Acceptor(Member):
                 self.fd, <sockaddr *>&address, &size, SOCK_NONBLOCK | SOCK_CLOEXEC
             )
             if fd >= 0:
-                accepted.append((fd, address.ss_family, address_text(&address)))
+                accepted.append((bare_socket(fd, address.ss_family), address_text(&address)))
             elif errno == EAGAIN:
                 return accepted
             elif errno != EINTR and errno != ECONNABORTED:  # aborted: that one left before
@@ -196,10 +251,6 @@ cdef class Dialler:
             self.options[self.option_count][2] = value
             self.option_count += 1
 
-    @property
-    def family(self):
-        return self.address.ss_family
-
     def dial(self):
         cdef int i, code
         cdef int fd = socket(
@@ -215,4 +266,4 @@ cdef class Dialler:
             code = errno
             close(fd)
             raise os_error(code)
-        return fd
+        return bare_socket(fd, self.address.ss_family)

@@ -9,13 +9,16 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import trio
 
 from tunnelmux.config import Address
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = [
     "NO_DELAY",
@@ -26,6 +29,7 @@ __all__ = [
     "explain_os_error",
     "listening_socket",
     "open_listeners",
+    "python_socket",
     "reset_socket",
     "serve_connections",
     "set_socket_options",
@@ -131,6 +135,13 @@ async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:
         elif isinstance(exc, socket.gaierror) or code == errno.EADDRNOTAVAIL:
             fix = "choose an address of this machine"
         raise ConfigError(f"cannot listen on {host or '*'}:{port}: {cause}; {fix}") from exc
+
+
+def python_socket(bare: BareSocket) -> socket.socket:
+    """The same socket as an object of Python's, whose it is from now on."""
+    made = socket.socket(bare.family, socket.SOCK_STREAM, 0, bare.fileno())
+    bare.detach()
+    return made
 
 
 def reset_socket(sock: socket.socket | trio.socket.SocketType) -> None:

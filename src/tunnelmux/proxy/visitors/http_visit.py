@@ -55,10 +55,12 @@ from tunnelmux.proxy.visitors.wrong_protocol import (
 from tunnelmux.pump.data_pump import DataPump, lend_socket, tls_stream
 from tunnelmux.relay import abort, reset_socket
 from tunnelmux.transports.admission import Place
+from tunnelmux.transports.tcp import python_socket
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
     from tunnelmux.pump.pump_socket import PumpSocket
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["HttpVisit", "IngressParts", "host_of"]
 
@@ -126,7 +128,7 @@ class HttpVisit(Visit):
         """What carries its requests at the moment, if the pump does."""
         self.by_h11: RequestsByH11 | None = None
         """What serves its requests in a task, once one had to be."""
-        self.local: socket.socket | None = None
+        self.local: BareSocket | socket.socket | None = None
         self._wire: PumpSocket | None = None  # the same socket, as the pump uses it
         self._parts = parts
         self._stage: Literal["carried", "judged", "over"] = "judged"
@@ -246,7 +248,7 @@ class HttpVisit(Visit):
 
     # -- in the pump ------------------------------------------------------------------------------
 
-    def arrive(self, nursery: trio.Nursery, local: socket.socket) -> None:
+    def arrive(self, nursery: trio.Nursery, local: BareSocket) -> None:
         """Serve the connection from its accepting on, TLS handshake included. `nursery` owns the
         tasks for requests that need one."""
         self._nursery, self.local = nursery, local
@@ -288,7 +290,6 @@ class HttpVisit(Visit):
     def _end_handshake(self, error: BaseException | None) -> None:
         """Say why there is no TLS, as far as the visitor can understand it."""
         assert self._wire is not None
-        assert self.local is not None
         problem = explain_handshake(error)
         if not isinstance(error, ssl.SSLError):
             self.figures.tls_failures += 1
@@ -298,10 +299,7 @@ class HttpVisit(Visit):
         tls = self._wire.release()
         alert = tls[2].read() if tls is not None else b""
         told = PLAIN_HTTP_ANSWER if speaks_plain_http(error) else alert
-        with contextlib.suppress(
-            OSError
-        ):  # the first bytes of a connection: they fit, or it is over
-            self.local.send(told, socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL)
+        self._wire.send_bare(told)  # the first bytes of a connection: they fit, or it is over
         self._leave()
 
     def _note_failed_handshake(self, problem: str) -> None:
@@ -435,6 +433,8 @@ class HttpVisit(Visit):
         tls = self._wire.release()
         if self.by_h11 is not None:
             return self.by_h11
+        if not isinstance(self.local, socket.socket):
+            self.local = python_socket(self.local)
         below = trio.SocketStream(trio.socket.from_stdlib_socket(self.local))
         requests = self._begin_by_h11(below if tls is None else await tls_stream(below, tls))
         requests.server.is_new = not self._has_asked
@@ -501,7 +501,10 @@ class HttpVisit(Visit):
 
     def _reset(self) -> None:
         assert self.local is not None
-        reset_socket(self.local)
+        if isinstance(self.local, socket.socket):
+            reset_socket(self.local)
+        else:
+            self.local.reset()
 
     def _close(self) -> None:
         """Close the connection, which is over."""
@@ -542,7 +545,7 @@ async def _shake_hands(
     return f"no TLS handshake within {limits.handshake_timeout:g} s"
 
 
-def _accepted(local: socket.socket, tls: ssl.SSLContext | None) -> PumpSocket:
+def _accepted(local: BareSocket, tls: ssl.SSLContext | None) -> PumpSocket:
     from tunnelmux.pump.pump_socket import PumpSocket
 
     if tls is None:

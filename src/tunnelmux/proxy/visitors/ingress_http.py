@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import ssl
 from typing import TYPE_CHECKING, NoReturn
 
@@ -21,12 +20,13 @@ from tunnelmux.proxy.visitors.http_visit import HttpVisit, IngressParts, host_of
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import DataPump
-from tunnelmux.relay import abort, reset_socket
+from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore
 from tunnelmux.transports.admission import Admission, source_of
 
 if TYPE_CHECKING:
     from tunnelmux.observability.tracing import Tracing
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["HttpIngressServer"]
 
@@ -112,7 +112,7 @@ class HttpIngressServer:
             visit.finish_soon()
         self._parts.routes.drain()
 
-    def take(self, nursery: trio.Nursery, local: socket.socket, remote: str) -> bool:
+    def take(self, nursery: trio.Nursery, local: BareSocket, remote: str) -> bool:
         """Serve one visitor in the pump; whether that is possible now.
 
         `nursery` owns the tasks for requests that need one.
@@ -121,7 +121,7 @@ class HttpIngressServer:
             return False
         visit = self._admit(remote)
         if visit is None:
-            reset_socket(local)
+            local.reset()
         else:
             visit.arrive(nursery, local)
         return True

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -17,12 +16,14 @@ from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister
-from tunnelmux.relay import RelayResult, abort, relay, reset_socket
+from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore
+from tunnelmux.transports.tcp import python_socket
 
 if TYPE_CHECKING:
     from tunnelmux.observability.tracing import Tracing
     from tunnelmux.pump.relay import Relay
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["TcpIngressServer"]
 
@@ -60,7 +61,7 @@ class TcpIngressServer:
         self._router.reserved_streams = limits.reserved_streams
 
     def take(
-        self, nursery: trio.Nursery, device: str, service: str, local: socket.socket, remote: str
+        self, nursery: trio.Nursery, device: str, service: str, local: BareSocket, remote: str
     ) -> bool:
         """Serve one visitor without a task of its own, if the device is here and a pump carries
         its session; whether that was so. `nursery` is for visitors whose service answers in
@@ -138,7 +139,7 @@ class TcpIngressServer:
     async def go_on(self, visit: _RelayedVisit, stream: Stream) -> None:
         """Serve a visitor whose relay was handed back, from where that stopped."""
         limits = self._limits
-        visitor = trio.SocketStream(trio.socket.from_stdlib_socket(visit.local))
+        visitor = trio.SocketStream(trio.socket.from_stdlib_socket(python_socket(visit.local)))
         try:
             target = ConnectStream(stream, limits, PATIENCE["connect"](limits))
             await self._relay(visitor, target, visit)
@@ -248,7 +249,7 @@ class _RelayedVisit(Visit):
         nursery: trio.Nursery,
         device: str,
         service: str,
-        local: socket.socket,
+        local: BareSocket,
         remote: str,
     ) -> None:
         super().__init__(server.visits, "tcp", device=device, service=service, visitor=remote)
@@ -302,7 +303,7 @@ class _RelayedVisit(Visit):
             self.local.close()
             self._server.write(self, None)
             return
-        reset_socket(self.local)
+        self.local.reset()
         who = _LEFT if relay.outcome == "local broke" else "the device"
         self._server.write(self, f"{who} broke the connection: {relay.error}")
 

@@ -8,7 +8,7 @@ import socket
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
 
@@ -24,8 +24,12 @@ from tunnelmux.transports.tcp import (
     bound_addresses,
     configure_socket,
     open_listeners,
+    python_socket,
     set_socket_options,
 )
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["Binder", "ListenerPlan", "ListenerSet", "lists_of"]
 
@@ -78,7 +82,7 @@ class ListenerPlan:
     there is an `admission` the connection's place, which it gives back."""
     nursery: trio.Nursery
     """Owns the connections, so that closing the listener ends none of them."""
-    take: Callable[[socket.socket, str], bool] | None = None
+    take: Callable[[BareSocket, str], bool] | None = None
     """Asked first, where there is a pump: answers whether it took the connection, which then is
     its to close. It saves a task where connections come by the thousand."""
     addresses: AddressLists = field(default_factory=AddressLists)
@@ -332,16 +336,16 @@ class _PumpedListener:
             self._listeners.pause(self)
             return
         plan = self._entry.plan
-        for fd, family, remote in arrived:
-            self._serve(plan, socket.socket(family, socket.SOCK_STREAM, 0, fd), remote)
+        for connection, remote in arrived:
+            self._serve(plan, connection, remote)
 
-    def _serve(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+    def _serve(self, plan: ListenerPlan, connection: BareSocket, remote: str) -> None:
         try:
             if plan.addresses and not plan.addresses.admit(remote.rpartition(":")[0].strip("[]")):
-                _turn_away(plan, connection, remote)
+                _turn_away(plan, python_socket(connection), remote)
                 return
             if plan.take is None or not plan.take(connection, remote):
-                self._listeners.handle_soon(plan, connection, remote)
+                self._listeners.handle_soon(plan, python_socket(connection), remote)
         except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
             _log.exception("unhandled error in connection", listener=plan.key)
             connection.close()
