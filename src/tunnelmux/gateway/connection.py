@@ -23,6 +23,7 @@ from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.identity import Proof
 from tunnelmux.gateway.relay import WINDOW, Opened, PersonSession
 from tunnelmux.gateway.reverse import DeviceTunnel
+from tunnelmux.gateway.session_channel import new_session_channel
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
@@ -36,9 +37,6 @@ _log = get_logger("gateway")
 
 _OF_TICKET = "."
 # In place of a device's name where a ticket says which; no name is this.
-
-_PACKET = 32_768
-# Bytes of one message of a channel: RFC 4253 section 6.1, and what OpenSSH sends.
 
 TAKEN_BACK = "your access was taken back"
 
@@ -198,8 +196,7 @@ class PersonConnection(asyncssh.SSHServer):
     def session_requested(self) -> Any:
         self._need_room()
         if self._tunnel is not None:
-            channel = self._connection.create_server_channel(None, "strict", WINDOW, _PACKET)
-            return channel, self._tunnel.session_requested()
+            return new_session_channel(self._connection), self._tunnel.session_requested()
         login = self._proof.login if self._proof is not None else None
         assert login is not None
         device = login.device
@@ -207,8 +204,7 @@ class PersonConnection(asyncssh.SSHServer):
             device = _OF_TICKET
         session = PersonSession(self, device, self._bridge.start)
         self._open.add(session)
-        channel = self._connection.create_server_channel(None, "strict", WINDOW, _PACKET)
-        return channel, session
+        return new_session_channel(self._connection), session
 
     async def list_devices(self) -> list[str]:
         """Labels of the devices that the person may into now."""

@@ -7,7 +7,6 @@ here; what the device says goes through the recording first.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -26,9 +25,6 @@ _log = get_logger("gateway")
 
 WINDOW = 512 * 1024
 """Bytes that a channel may have under way."""
-
-_ENVIRONMENT = re.compile(rb"LANG|LC_[A-Z]{1,32}|TERM|COLORTERM|NO_COLOR")
-# What Debian's sshd takes; others say things about the person's machine.
 
 _MOST_EARLY = 64
 # Window changes and signals that wait for the device; a person makes none, a program might.
@@ -148,10 +144,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         return subsystem == "sftp"
 
     def session_started(self) -> None:
-        environment = self._channel.get_environment_bytes()
-        self.request.environment = {
-            name: value for name, value in environment.items() if _ENVIRONMENT.fullmatch(name)
-        }
+        self.request.environment = dict(self._channel.get_environment_bytes())
         self._start(self._begin() if self._device else self._offer())
 
     async def _offer(self) -> None:
