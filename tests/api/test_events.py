@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -164,3 +165,17 @@ async def test_followers_are_bounded(tmp_path: Path) -> None:
         async with following(api, ada.token):
             refused = await api.call("GET", "/api/events", ada.token)
             assert (refused.status_code, refused.json()["code"]) == (503, "too_many_followers")
+
+
+async def test_one_person_does_not_take_all_places(tmp_path: Path) -> None:
+    limits = ApiLimits(max_events=4, max_events_per_person=2)
+    async with live_api(tmp_path, limits=limits) as api, contextlib.AsyncExitStack() as stack:
+        ada, bob = await person(api, "ada"), await person(api, "bob")
+        for _ in range(2):
+            await stack.enter_async_context(following(api, ada.token))
+        refused = await api.call("GET", "/api/events", ada.token)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_followers")
+        assert "max_events_per_person" in refused.json()["detail"]
+        async with following(api, bob.token) as follower:
+            await add_device(api, ada.token, "dev1")
+            assert (await follower.device_event())[0] == "device.changed"

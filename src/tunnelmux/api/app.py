@@ -170,7 +170,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
     proxies = Proxies(registry, config.proxies)
-    followers = Places(config.limits.max_events)
+    followers = Places(config.limits.max_events, config.limits.max_events_per_person)
     return Api(
         config=config,
         registry=registry,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -32,22 +33,32 @@ __all__ = [
 
 
 class Places:
-    """A bounded number of callers who may do something at once."""
+    """A bounded number of callers who may do something at once, and of each person so many."""
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, per_person: int) -> None:
+        self.limit = limit
+        self.per_person = per_person
         self.taken = 0
+        self._by_person: Counter[str] = Counter()
 
-    def take(self) -> bool:
+    def has_room(self, person: str) -> bool:
+        """Whether this person's share is not taken yet."""
+        return self._by_person[person] < self.per_person
+
+    def take(self, person: str) -> bool:
         """Whether there was a place; it is the caller's until `give_back`."""
-        if self.taken >= self._limit:
+        if self.taken >= self.limit or not self.has_room(person):
             return False
         self.taken += 1
+        self._by_person[person] += 1
         return True
 
-    def give_back(self) -> None:
-        """The caller is done."""
+    def give_back(self, person: str) -> None:
+        """A caller of this person's is done."""
         self.taken -= 1
+        self._by_person[person] -= 1
+        if not self._by_person[person]:
+            del self._by_person[person]
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import secrets
 from collections import deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import islice
 from typing import NoReturn
 
 import trio
@@ -86,12 +87,10 @@ class EventHub:
     def after(self, number: int, tenant_id: str) -> tuple[list[TenantEvent], bool]:
         """A tenant's events behind this number, and whether some of those are forgotten."""
         oldest = self._events[0].number if self._events else self.last_number + 1
-        found = [
-            event
-            for event in self._events
-            if event.number > number and event.tenant_id == tenant_id
-        ]
-        return found, number + 1 < oldest
+        # Only those behind it are looked at: all who follow ask at each event.
+        newest = islice(reversed(self._events), max(self.last_number - number, 0))
+        found = [event for event in newest if event.tenant_id == tenant_id]
+        return found[::-1], number + 1 < oldest
 
     async def wait_after(self, number: int) -> None:
         """Return when there is an event of any tenant behind this number, or none comes."""

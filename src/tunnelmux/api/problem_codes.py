@@ -107,6 +107,9 @@ CODES: dict[str, tuple[int, str]] = {
     "registry_away": (503, "the database does not answer: try again"),
     "registry_failed": (503, "the database is full, read-only, damaged or too new"),
     "too_many_terminals": (503, "`limits.max_terminals` terminals are open already"),
-    "too_many_followers": (503, "`limits.max_events` callers follow events already"),
+    "too_many_followers": (
+        503,
+        "`limits.max_events` callers follow already, or one's own `max_events_per_person`",
+    ),
 }
 """By code: the status, and what happened or what to do; the document's `detail` says more."""

@@ -333,6 +333,10 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_events: int = 256
     """How many callers may follow events at once: each is a connection that stays."""
 
+    max_events_per_person: int = 32
+    """How many of these one person may have, in browsers and by access tokens together: so that one
+    account does not take all of them. Each open page of the console is one."""
+
     max_terminals: int = 64
     """Terminals in browsers at once: each is an SSH connection to the gateway, half a megabyte
     and the processor of a typing person."""
@@ -341,8 +345,9 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("max_connections", "max_connections_per_address"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 1000000")
-        if not 1 <= self.max_events <= 100_000:
-            raise InvalidSetting("max_events", f"{self.max_events} is not from 1 to 100000")
+        for name in ("max_events", "max_events_per_person"):
+            if not 1 <= getattr(self, name) <= 100_000:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 100000")
         if not 1 <= self.max_terminals <= 10_000:
             raise InvalidSetting("max_terminals", f"{self.max_terminals} is not from 1 to 10000")
         if not 1024 <= self.max_body <= 2**30:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 import trio
@@ -27,19 +29,26 @@ async def follow_events(
 ) -> EventStream:
     """What happens in the tenant from now on, or from behind `Last-Event-ID`; the event `gap` says
     that some are missing: read the lists anew. It ends when the reader's rights do."""
-    take_place(api)
+    over = take_place(api, principal)
 
     async def write(say: Say) -> None:
         await _tell(say, request, api, principal, last_event_id)
 
-    return EventStream(write, api.followers.give_back)
+    return EventStream(write, over)
 
 
-def take_place(api: Api) -> None:
-    """Have a place among those who follow something; raises Refused where there is none."""
-    if not api.followers.take():
+def take_place(api: Api, principal: Principal) -> Callable[[], None]:
+    """Have a place among those who follow something, until what this answers is called; raises
+    Refused where there is none."""
+    if not api.followers.take(principal.user_id):
         message = "As many callers follow events as this server lets (limits.max_events)."
+        if not api.followers.has_room(principal.user_id):
+            message = (
+                f"You follow events {api.followers.per_person} times already: close some pages of "
+                "the console, or end a program (limits.max_events_per_person)."
+            )
         raise Refused(503, "too_many_followers", message, headers={"retry-after": "10"})
+    return partial(api.followers.give_back, principal.user_id)
 
 
 async def end_with_rights(

@@ -48,7 +48,7 @@ async def read(
     what came since. It ends when the device goes away, and with
     the reader's rights; `[log] keep_lines` of the device says how many lines there are."""
     device = await tenant_for(api, principal).devices.find(device_id)
-    take_place(api)
+    over = take_place(api, principal)
 
     async def write(say: Say) -> None:
         try:
@@ -61,7 +61,7 @@ async def read(
             raise unreachable_refusal(exc) from exc
 
     wanted = _Wanted(lines=lines, follow=follow, after=last_event_id)
-    return EventStream(write, api.followers.give_back)
+    return EventStream(write, over)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -44,12 +44,12 @@ async def watch(
         wanted = RequestFilter.parse(said)
     except ValueError as error:
         raise Refused(422, "invalid_filter", f"{error}.") from None
-    take_place(api)
+    over = take_place(api, principal)
 
     async def write(say: Say) -> None:
         await _tell(say, request, api, principal, device, wanted)
 
-    return EventStream(write, api.followers.give_back)
+    return EventStream(write, over)
 
 
 async def _tell(
