@@ -167,6 +167,22 @@ async def test_a_token_that_nobody_asked_for_is_ignored(
     assert "evil" not in repr(ignored)
 
 
+async def test_an_agent_that_took_the_place_of_another_says_so(
+    make_config: MakeConfig, start_agent: StartAgent, tmp_path: Path
+) -> None:
+    fields = [(b"Tunnelmux-Token", b"joined"), (b"Tunnelmux-Replaced", b"yes")]
+    device = Device(name="dev1", state_dir=tmp_path)
+    async with fake_proxy(lambda _request: fields) as proxy:
+        line = encode_join(JoinInvitation(url=proxy.url, token=Secret("once")))
+        endpoint = ProxyEndpoint(url=proxy.url, join=Secret(line))
+        with structlog.testing.capture_logs() as logs:
+            agent = await start_agent(make_config(proxy=endpoint, device=device))
+            with trio.fail_after(30):
+                await agent.wait_connected()
+    (said,) = [line for line in logs if line["event"] == "joined in place of another"]
+    assert (said["log_level"], said["device"]) == ("warning", "dev1")
+
+
 async def test_a_token_that_a_person_wrote_down_is_shown_alone(
     make_config: MakeConfig, tmp_path: Path
 ) -> None:
