@@ -115,7 +115,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class IngressLimits:
-    """What visitors, handshakes and targets are held to. Sizes in bytes, times in seconds."""
+    """Limits for visitors, handshakes and targets. Sizes in bytes, times in seconds."""
 
     max_head_bytes: int = 65_536
     """One HTTP head, request or response; and the interim heads (1xx) of one answer together, each
@@ -125,11 +125,12 @@ class IngressLimits:
     max_head_fields: int = 256
     """Fields of one HTTP head, and of one trailer section; a request with more gets 431, an answer
     502. Browsers send about 20, the busiest sites some 60; each costs its reader 10 µs in h11, so
-    that a head full of them would cost everybody else's requests a tenth of a second."""
+    that a head full of them would delay all other requests by a tenth of a second.
+    """
 
     head_timeout: float = 10.0
     """From the first byte of a request head to its last; then 408. A head comes in one packet or
-    a few, so this hurts only those who send one byte at a time to hold a connection."""
+    a few, so this ends only a client that sends one byte at a time to hold a connection."""
 
     idle_timeout: float = 75.0
     """How long a kept-alive connection may wait for its next request before it is closed. Above
@@ -144,9 +145,10 @@ class IngressLimits:
     response starts it anew. Longer work belongs behind a 1xx, a stream or a poll."""
 
     max_idle_targets: int = 32
-    """Connections to the target of one service that the pump keeps for the next visitor, while no
-    one uses them. As many as browsers of some visitors open at once; each is a stream and a socket
-    of the device. 0 keeps none."""
+    """Idle connections to the target of one service that the pump keeps for the next visitor. As
+    many as browsers of some visitors open at once; each is a stream and a socket of the device. 0
+    keeps none.
+    """
 
     target_idle_time: float = 4.0
     """How long one of them is kept. Below the 5 s after which Node.js and Apache end an idle
@@ -180,7 +182,7 @@ class IngressLimits:
 
     first_byte_timeout: float = 5.0
     """From accepting a connection to its first byte, which agents and browsers send at once. Two
-    lost packets (1 and 2 s) still fit in; who connects to say nothing is soon gone."""
+    lost packets (1 and 2 s) still fit in; a peer that connects and stays silent is soon dropped."""
 
     max_streams_per_visitor: int = 512
     """Requests and connections in progress to one device at once for visitors of one address (of
@@ -207,42 +209,46 @@ class IngressLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessLimits:
-    """What proving themselves may cost visitors and us. Times in seconds."""
+    """What signing in and checking proofs may cost. Times in seconds."""
 
     access_max_passes: int = 16_384
-    """Proofs remembered with what they let in; one more, and all are judged again. A kilobyte each;
-    as many visitors at once as a proxy has connections for, and some more."""
+    """Verdicts on proofs (cookies, tokens, passwords) that are cached; with one more the cache is
+    emptied, and proofs are checked again. A kilobyte each; as many visitors at once as a proxy has
+    connections for, and some more.
+    """
 
     access_max_grants: int = 65_536
-    """Sessions of people, and links, that are known; one more, and those that are not in use are
-    forgotten; where all are in use, it is not taken, and gets 503. Under a kilobyte each: a person
-    has a few, and they last for days."""
+    """Sessions of people, and links, that the proxy keeps; with one more, those not in use are
+    dropped; where all are in use, the new one gets 503. Under a kilobyte each: a person has a few,
+    and they last for days.
+    """
 
     access_max_guesses: int = 20
     """Wrong passwords of one address (of IPv6, one /64) in a minute; more get 429, right ones too.
     People who mistype need a few; at this rate a word list of a million takes a month."""
 
     access_max_guessers: int = 4096
-    """Addresses whose wrong passwords are counted; the one heard of first makes room. 200 bytes
+    """Addresses whose wrong passwords are counted; the one counted first makes room. 200 bytes
     each, and as many as could be checked in two minutes."""
 
     access_max_checks: int = 2
     """Passwords checked at once, each with 16 MiB and 40 ms of a processor: scrypt is meant to be
-    slow, and visitors who have proved who they are must not wait for it."""
+    slow, and visitors who are signed in must not wait for it."""
 
     access_max_waiting_checks: int = 64
     """Requests that wait for such a check; one more gets 429. With two at once, 1.3 s of work:
     no visitor waits longer for an answer."""
 
     access_max_sign_ins: int = 60
-    """Tickets and links taken in a minute for one session or link; more get 429. Each is a write
-    to the registry, and is remembered there until it is stale. A person who opens all services of
-    some dozen devices at once stays under it."""
+    """Tickets and links accepted in a minute for one session or link; more get 429. Each is a write
+    to the registry, which keeps it until it expires. A person who opens all services of some dozen
+    devices at once stays under it.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InternalLimits:
-    """What callers of the proxy's internal API are held to. Sizes in bytes, times in seconds."""
+    """Limits for callers of the proxy's internal API. Sizes in bytes, times in seconds."""
 
     max_forward_body: int = 16_777_216
     """Body of a request to forward/http, and of its response, before base64; more gets 413. Each
@@ -257,9 +263,10 @@ class InternalLimits:
     An eighth of max_streams: a back end that forgets to close leaves visitors their streams."""
 
     max_callers: int = 1024
-    """Connections at once to the internal API; one more takes the place of one that has not proved
-    yet that it may call, or gets 503. A back end needs one for each call in flight, and the proxy
-    needs descriptors for its agents and visitors as well."""
+    """Connections at once to the internal API; one more takes the place of one that is not
+    authenticated yet, or gets 503. A back end needs one for each call in flight, and the proxy
+    needs descriptors for its agents and visitors as well.
+    """
 
     event_history: int = 1024
     """Session events kept for replay, about 400 bytes each. Covers a back end that restarts while
@@ -267,11 +274,12 @@ class InternalLimits:
 
     event_heartbeat: float = 15.0
     """Silence on /internal/events after which a comment is sent. Below the 30 s after which common
-    middleboxes forget a connection, and how a reader that is gone is noticed."""
+    middleboxes forget a connection. It also shows that a reader is gone."""
 
     max_feed_readers: int = 64
-    """Callers of /internal/requests at once; one more gets 503. Each reads every line about its
-    device's requests: some people who look, and no second log."""
+    """Callers of /internal/requests at once; one more gets 503. Each reads a line for each request:
+    meant for a few people who watch, not as a second log.
+    """
 
     feed_backlog: int = 1000
     """Requests that wait for one of them; with more, the oldest are dropped, and the caller is told
@@ -282,8 +290,9 @@ class InternalLimits:
     a person looks at one or two."""
 
     max_inspection_time: float = 3600.0
-    """The longest that an inspection may last; more gets 400. It is switched on to look, and what
-    is not looked at should not stay on over night."""
+    """The longest that an inspection may last; more gets 400. A person switches it on to look at
+    requests, and it should not stay on over night when it is forgotten.
+    """
 
     inspection_requests: int = 200
     """Requests that one inspection keeps; the oldest make room. Some screens of a list."""
@@ -302,12 +311,13 @@ class InternalLimits:
     gets 413. Scripts fit in; larger input belongs into a file on the device."""
 
     max_exec_devices: int = 1024
-    """Devices that one call to /internal/exec may come to; more gets 400. A fleet larger than that
-    is worked off in parts, so that a mistake has bounds as well."""
+    """Devices that one call to /internal/exec may come to; more gets 400. A larger fleet takes
+    several calls, so that one mistake cannot reach all of it.
+    """
 
     max_exec_timeout: float = 3600.0
     """The most that the `timeout` of a command may ask for; more gets 400. What runs longer than an
-    hour should not hang on a connection."""
+    hour should not depend on one connection."""
 
     exec_concurrency: int = 32
     """Commands at once of one call to /internal/exec, and the most its `concurrency` may ask for:
@@ -328,7 +338,7 @@ class InternalLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecLimits:
-    """What commands over SSH are held to on a device. Sizes in bytes, times in seconds."""
+    """Limits for commands over SSH on a device. Sizes in bytes, times in seconds."""
 
     max_concurrent: int = 64
     """Commands at once; one more is refused as busy, as are requests while so many others are still
@@ -343,8 +353,9 @@ class ExecLimits:
     """The JSON of one command, with its stdin in base64; more gets 413. It is held whole."""
 
     max_timeout: float = 3600.0
-    """The longest time a command may ask for; more is refused. The caller is gone by then, and
-    a command that hangs would keep its place for ever."""
+    """The longest `timeout` of a command; more is refused. The caller has given up by then, and a
+    command that hangs would keep its place for ever.
+    """
 
     login_timeout: float = 15.0
     """From dialling an SSH server to being logged in. Three lost SYNs (1, 2 and 4 s apart) and a
@@ -381,8 +392,9 @@ class ExecLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditLimits:
-    """What the audit of commands may take on disk, and what must not push records out of it. Keys
-    of `[audit]`. Sizes in bytes, times in seconds."""
+    """How much disk space the audit of commands may use, and how long records are kept. Keys of
+    `[audit]`. Sizes in bytes, times in seconds.
+    """
 
     max_bytes: int = 16_777_216
     """How large the file may grow before a new one is begun: about 40,000 commands, and small
@@ -401,7 +413,7 @@ class AuditLimits:
     first, and the log says so. Other programs need the disk as well."""
 
     max_command: int = 4096
-    """How much of a command's text is written down; its length and its SHA-256 always are. What
+    """How many bytes of a command's text are recorded; its length and its SHA-256 always are. What
     people type fits in, and a record stays a line that can be read."""
 
     refusals_per_minute: int = 60
@@ -420,9 +432,9 @@ class AgentLogLimits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocketIOLimits:
-    """What the two ends of a Socket.IO connection are held to. Sizes in bytes, times in seconds.
+    """Limits for the two ends of a Socket.IO connection. Sizes in bytes, times in seconds.
 
-    Pings, and what a peer may do before it has said who it is, are as for the tunnel:
+    Pings, and what a peer may do before it is authenticated, are as for the tunnel:
     keepalive_interval, keepalive_timeout, first_byte_timeout, handshake_timeout, max_handshakes and
     max_arrivals_per_address; twice as many of the last two for its connections, of which there are
     two for a client on polling.
@@ -430,8 +442,9 @@ class SocketIOLimits:
 
     socketio_max_payload: int = 16_777_216
     """One message or one polling body from the other side; more ends the connection. Room for the
-    result of a command that wrote as much as is kept of it. Before a peer has proved who it is,
-    max_head_bytes holds instead."""
+    result of a command with the most output that is kept. Before a peer is authenticated,
+    max_head_bytes holds instead.
+    """
 
     socketio_max_packets: int = 4096
     """Packets in one polling body; more ends the connection. A client that was held up sends a
@@ -458,8 +471,10 @@ class SocketIOLimits:
     that is sent again. Acknowledged ones make room first; without any, commands get "busy"."""
 
     socketio_remembered: int = 8192
-    """Ids of commands that were executed and shall not be again. At 20 commands a second, those
-    of the last seven minutes: much longer than any reconnect after which one is sent again."""
+    """Ids of executed commands that are remembered, so that none runs twice. At 20 commands a
+    second, those of the last seven minutes: much longer than any reconnect after which one is sent
+    again.
+    """
 
     socketio_max_sessions: int = 1024
     """Socket.IO connections at once on the proxy; one more gets 503. As max_callers: each is a
@@ -470,8 +485,9 @@ class SocketIOLimits:
     worth of sessions (MaxSessions is 10 in OpenSSH), more than one relay is known to hold."""
 
     socketio_start_timeout: float = 10.0
-    """How long an agent that says when it starts may let a command wait; then another one gets it.
-    An agent that is that busy has its own queue full."""
+    """How long an agent that reports when it starts a command may let it wait; then another agent
+    gets it. An agent that is that busy has its own queue full.
+    """
 
     socketio_result_grace: float = 10.0
     """How long after a command's own timeout its result is waited for, and then reported as lost.

@@ -65,46 +65,46 @@ EXEC_PATH = "/v1/exec"
 """Where the agent's own API takes commands."""
 
 GENERATION_FIELD = b"Tunnelmux-Generation"
-"""From a node of a cluster to another one: which session of the device is meant."""
+"""From a node of a cluster to another node: which session of the device is meant."""
 
 SILENCE_PATH = b"/v1/silence"
-"""Where it says why the target of a service (`SERVICE_FIELD`) gave no answer: 200 with a sentence,
-204 where it knows of no cause."""
+"""Where the agent's own API says why the target of a service (`SERVICE_FIELD`) gave no answer: 200
+with a sentence, 204 where it knows of no cause.
+"""
 
 LOGS_PATH = b"/v1/logs"
 """Where the agent's own API shows the last lines of its log, and follows it."""
 
 CREDENTIAL_PATH = b"/v1/credential"
-"""Where the agent's own API takes another token for its device."""
+"""Where the agent's own API takes a new token for its device."""
 
 ASSIST_PATH = b"/v1/assist"
-"""Where the agent's own API tells of the switch for assistance, line by line, as long as it is
-read."""
+"""Where the agent's own API streams the state of the switch for assistance, one line per change."""
 
 LEASES_PATH = b"/v1/leases"
-"""Where it takes a lease, and says whether the device agrees."""
+"""Where the agent's own API takes a lease, and says whether the device agrees."""
 
 LEASE_END_PATH = b"/v1/leases/end"
-"""Where it is told that one has ended."""
+"""Where the agent's own API is told that a lease has ended."""
 
 ASSIST_FIELD = b"Tunnelmux-Assist"
-"""From an agent: it takes leases, or may."""
+"""From an agent: it takes leases, or may take them once its switch allows it."""
 
 SERIAL_FIELD = b"Tunnelmux-Serial"
 """From an agent: the device's serial number, percent-encoded UTF-8."""
 
 LEASE_FIELD = b"Tunnelmux-Lease"
-"""In a request to a device, and in a call for a raw forward: the id of the lease it is under."""
+"""In a request to a device, and in a call for a raw forward: the id of the lease it runs under."""
 
 REQUEST_FIELD = b"Tunnelmux-Request"
 """In a call for a raw forward: `METHOD /path` of the one request that goes through it, for those
 who watch requests."""
 
 PROVE_FIELD = b"Tunnelmux-Prove"
-"""From an agent: it only shows that its token is good, and wants no session."""
+"""From an agent: it only has its token checked, and wants no session."""
 
 PROVED = "credential-proved"
-"""The reason in the answer to that, a 200: from now on it is the device's one token."""
+"""The reason in the answer to that, a 200: from now on this is the device's only token."""
 
 ASKED_BY_FIELD = b"Tunnelmux-Asked-By"
 """In a command for an agent: who asked for it, for the audit there; percent-encoded UTF-8."""
@@ -113,10 +113,12 @@ REASON_FIELD = b"Tunnelmux-Reason"
 """In every refusal: its stable code, one of `http.refusal.REASONS`."""
 
 DEVICE_FIELD = b"Tunnelmux-Device"
-"""From an agent: what it calls itself. From a visitor: the device it wants, if no host says so."""
+"""From an agent: the name of its device. From a visitor: the device it wants, where the host does
+not name one.
+"""
 
 SERVICE_FIELD = b"Tunnelmux-Service"
-"""The service a request is for; without it, the device's default one."""
+"""The service a request is for; without it, the device's default service."""
 
 SERVICES_FIELD = b"Tunnelmux-Services"
 """From an agent: the names of its services, with commas between them."""
@@ -136,20 +138,21 @@ ASSERTION_FIELD = b"Tunnelmux-Assertion"
 IDENTITY_FIELDS = frozenset(
     name.lower() for name in (USER_FIELD, EMAIL_FIELD, ROLES_FIELD, ASSERTION_FIELD)
 )
-"""What a service is told of the visitor; in small letters. They go through agents to targets."""
+"""The fields that tell a service about its visitor, in lower case. Agents pass them to targets."""
 
 VISITOR_PATH = b"/.well-known/tunnelmux/"
-"""Under this path of a service that asks visitors who they are, the proxy itself answers."""
+"""Below this path, on a service that requires visitors to sign in, the proxy itself answers."""
 
 ACCESS_COOKIE = b"__Host-tunnelmux-access"
-"""The cookie of a visitor who was let in. Its prefix makes browsers refuse it from another host and
-without TLS (RFC 6265bis 4.1.3.2)."""
+"""The cookie of a visitor who has signed in. Its prefix makes browsers refuse it from another host
+and without TLS (RFC 6265bis 4.1.3.2).
+"""
 
 ACCESS_COOKIE_PLAIN = b"tunnelmux-dev-access"
 """The same for development: over plain HTTP, from this machine only."""
 
 SIGN_IN_COOKIE = b"__Host-tunnelmux-sign-in"
-"""The cookie by which a browser proves that it was the one that was sent to sign in."""
+"""The cookie that binds a sign-in to the browser that began it."""
 
 SIGN_IN_COOKIE_PLAIN = b"tunnelmux-dev-sign-in"
 """The same for development."""
@@ -164,7 +167,7 @@ MOST_SERVICES = 64
 head at the most. The others are asked about by their first requests."""
 
 _DEFAULT = ";default"
-# Behind the service that a request without a name is for.
+# Follows the name of the default service, which gets requests that name none.
 
 _SECONDS = re.compile(r"[0-9]{1,6}(?:\.[0-9]{1,6})?")
 
@@ -176,7 +179,9 @@ def list_relayed(names: Iterable[str], default: str | None) -> bytes:
 
 
 def read_relayed(value: str) -> list[tuple[str, bool]]:
-    """The names in that, and whether each is the default; they still have to be checked."""
+    """The names in RELAY_FIELD, and whether each is the default service. The names are not
+    validated.
+    """
     listed = [name.strip() for name in value.split(",", MOST_SERVICES)[:MOST_SERVICES]]
     return [(name.removesuffix(_DEFAULT), name.endswith(_DEFAULT)) for name in listed]
 
@@ -199,7 +204,7 @@ def list_timeouts(timeouts: Mapping[str, float], default: str | None) -> bytes:
 
 
 def read_timeouts(value: str) -> dict[str | None, float]:
-    """What that says, by the service that is asked for: None is the default one. What cannot be
+    """The seconds in TIMEOUTS_FIELD, by service; None is the default service. What cannot be
     read is left out, and no time is longer than LONGEST_TIMEOUT."""
     timeouts: dict[str | None, float] = {}
     for item in value.split(",", MOST_SERVICES)[:MOST_SERVICES]:
@@ -225,5 +230,6 @@ RIVAL_FIELD = b"Tunnelmux-Rival"
 """In the 101 to such an agent: the address of the other one."""
 
 CLOSE_REPLACED = 4001
-"""The WebSocket close code (RFC 6455 section 7.4.2: for private use) for a session in whose place
-the same device has connected again. The close reason is the address it connected from."""
+"""The WebSocket close code (RFC 6455 section 7.4.2, private use) for a session that a new
+connection of the same device replaces. The close reason is the new connection's address.
+"""

@@ -140,7 +140,7 @@ def test_every_list_must_allow_it() -> None:
         ({"hosts": ["10.0.0.1/8"]}, "hosts: 10.0.0.1/8 has host bits set"),
         ({"hosts": [" "]}, "hosts: has an empty entry"),
         ({"hosts": ["m\u00fc*.example"]}, 'hosts: has "m\u00fc*", which no name in DNS can match'),
-        ({"hosts": ["\u2603.example"]}, "hosts: is no host name that DNS can hold"),
+        ({"hosts": ["\u2603.example"]}, "hosts: is not a host name that DNS can hold"),
         ({"commands": [""]}, "commands: has an empty entry"),
         ({"host_keys": "known_hosts"}, "known_hosts: is missing"),
     ],

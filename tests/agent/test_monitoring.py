@@ -254,7 +254,7 @@ async def test_an_address_that_cannot_be_listened_on_ends_the_agent(make_config:
 
 
 async def test_a_refusal_for_good_ends_the_listener_too(proxy: FakeProxy, make_config: MakeConfig):
-    proxy.answer = lambda _: No(401, "unauthorized", "the token is not that of any device")
+    proxy.answer = lambda _: No(401, "unauthorized", "no device has this token")
     with trio.fail_after(30), pytest.raises(AgentRefused):
         await run_agent(make_config(metrics=ANY_PORT))
 

@@ -75,7 +75,7 @@ async def test_a_lost_session_is_made_anew_and_told_in_one_line(
 @pytest.mark.parametrize(
     ("answer", "words"),
     [
-        (No(401, "unauthorized", "the token is not that of any device"), "check proxy.token"),
+        (No(401, "unauthorized", "no device has this token"), "check proxy.token"),
         (No(401, "token-expired", "the invitation is used up"), "ask for a new join line"),
         (No(403, "device-disabled", "dev1 is disabled"), "enable the device in the proxy's"),
         (No(403, "forbidden", "not from here"), "ask the proxy's operator"),

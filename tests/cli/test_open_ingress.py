@@ -43,7 +43,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
 @pytest.mark.parametrize(
     ("text", "fixes"),
     [
-        (HTTP, ["access.let_in", 'let_in = ["basic"]', '["public"] for everybody', "127.0.0.1"]),
+        (HTTP, ["access.let_in", 'let_in = ["basic"]', '["public"] for all', "127.0.0.1"]),
         (HTTP + RULE.format(device="dev1"), ["device dev2"]),
         (HTTP + RULE.format(device="dev2") + OF_SERVICE, ["device dev1"]),
         (TCP, ["ingress.tcp[0].listen", "allow_from = [", "public = true", "127.0.0.1"]),

@@ -30,8 +30,8 @@ def test_what_a_command_says_passes() -> None:
         ([STARTED, STARTED], "a second started"),
         ([Started("another", 1.0)], "commandId of another"),
         ([Truncated("stderr", 1), Truncated("stderr", 2)], "a second truncated for stderr"),
-        ([END, Output("stdout", b"x")], "behind the exit"),
-        ([END, END], "behind the exit"),
+        ([END, Output("stdout", b"x")], "after the exit"),
+        ([END, END], "after the exit"),
     ],
 )
 def test_what_would_go_on_for_ever_is_refused(events: list[Event], problem: str) -> None:

@@ -93,8 +93,8 @@ def test_a_missing_field_is_named(key: str) -> None:
             ("host", host, 'looks like an address: write it like "192.0.2.7" or "::1"')
             for host in ("127.1", "2130706433", "0x7f.0.0.0x1", "010.0.0.1", "a:b", "a.1.", "1::g")
         ),
-        ("host", "\u2603.example", "is no host name that DNS can hold"),
-        ("host", "a\uff0fb.example", "is no host name that DNS can hold"),
+        ("host", "\u2603.example", "is not a host name that DNS can hold"),
+        ("host", "a\uff0fb.example", "is not a host name that DNS can hold"),
         ("port", "22", "must be a whole number, not a text"),
         ("port", 22.5, "must be a whole number, not a number"),
         ("port", True, "must be a whole number, not true or false"),

@@ -34,9 +34,9 @@ def test_a_proxy_is_written_as_everywhere(text, proxy):
     ("text", "words"),
     [
         ("socks5://u:secret@proxy:1080", "is a socks5:// proxy"),
-        ("http://u:secret@", "names no host"),
-        ("http://u:secret@host:port", "is no URL"),
-        ("http://u:secret@ho st:1", "names no host"),
+        ("http://u:secret@", "has no valid host"),
+        ("http://u:secret@host:port", "is not a URL"),
+        ("http://u:secret@ho st:1", "has no valid host"),
         ("http://u:secret%0d@host:1", "a character that no login can have"),
         ("http://u%3au:secret@host:1", "a character that no login can have"),
     ],
@@ -133,7 +133,7 @@ def test_the_setting_wins_over_the_environment_and_empty_text_means_none(tmp_pat
 
 def test_a_variable_that_cannot_be_used_is_named(tmp_path):
     file, warnings = agent_file(tmp_path), []
-    with pytest.raises(ConfigError, match=r"^HTTP_PROXY: names no host") as caught:
+    with pytest.raises(ConfigError, match=r"^HTTP_PROXY: has no valid host") as caught:
         load_agent_config(file, environ={"HTTP_PROXY": "http://u:secret@"})
     assert "secret" not in str(caught.value)
     environ = {"ALL_PROXY": "socks5h://u:secret@proxy:1080"}

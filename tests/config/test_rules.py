@@ -102,10 +102,10 @@ def test_targets(target, scheme, address):
         ("unix:/" + "x" * 107, "at most 107 bytes"),
         ("tcp://127.0.0.1", "has no port"),
         ("tcp://127.0.0.1:0", "has port 0"),
-        ("tcp://127.0.0.1:99999", "is no URL"),
+        ("tcp://127.0.0.1:99999", "is not a URL"),
         ("http://:80", "names no host"),
         ("http://127.0.0.1/app", "end the target after the port"),
-        ("http://[::1", "is no URL"),
+        ("http://[::1", "is not a URL"),
         ("http://a\nb", "odd character"),
     ],
 )

@@ -59,7 +59,7 @@ def test_the_version_of_engine_io_is_4_or_3(load):
     assert load(f"{AGENT}engine_io = 3\n").socketio.engine_io == 3
     environ = {"TUNNELMUX_SOCKETIO_ENGINE_IO": "3"}
     assert load(AGENT, environ=environ).socketio.engine_io == 3
-    with pytest.raises(ConfigError, match="engine_io: is 5: there are 4 and 3"):
+    with pytest.raises(ConfigError, match="engine_io: is 5: it must be 4 or 3"):
         load(f"{AGENT}engine_io = 5\n")
 
 

@@ -254,7 +254,7 @@ async def check_live(
     await page.wait_until("document.querySelector('[data-live=on]')")
     await page.evaluate("window.wasHere = true")
     await tenant.devices.set_enabled(device_id, False)
-    await page.wait_until("document.body.innerText.includes('an operator turned it away')")
+    await page.wait_until("document.body.innerText.includes('an operator disabled it')")
     await page.evaluate("document.querySelector('form[action$=\"/enable\"] button').click()")
     await page.wait_until("document.body.innerText.includes('it has not connected yet')")
     assert (await tenant.devices.find(device_id)).enabled

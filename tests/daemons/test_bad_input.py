@@ -38,7 +38,7 @@ async def test_wrong_token_ends_the_agent_with_status_3_and_a_sentence(
     assert await agent.wait() == 3
     (sentence,) = agent.output.splitlines()
     assert sentence.startswith("tunnelmux-agent: error: ")
-    assert "the token is not that of any device" in sentence
+    assert "no device has this token" in sentence
     assert "check proxy.token" in sentence
     refused = await tunnel.proxy.logged("tunnel refused")
     assert (refused["status"], refused["reason"]) == (401, "unauthorized")

@@ -81,7 +81,7 @@ def test_a_request_through_the_api_has_a_way_of_its_own(installation: Installati
 def test_what_cannot_be_is_said(installation: Installation) -> None:
     done = installation.run("tail", "dev1", "--status", "abc")
     assert (done.returncode, done.stdout) == (2, b"")
-    assert b'status is 404 or 5xx, or some with commas, and not "abc"' in done.stderr
+    assert b'status must be 404, 5xx or a list of such, not "abc"' in done.stderr
     done = installation.run("tail", "dev99")
     assert done.returncode == 4
     assert b'no device is called "dev99"' in done.stderr

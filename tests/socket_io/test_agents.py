@@ -92,8 +92,8 @@ async def test_the_agent_gets_the_fields_of_the_specification(transports):
 ODD_RESULTS = [
     ({"exitCode": None}, Exited(255), None),
     ({"exitCode": -9}, Exited(137), None),
-    ({"exitCode": "0"}, Exited(255, reason="failed"), "exitCode is no whole number"),
-    ({"exitCode": True}, Exited(255, reason="failed"), "exitCode is no whole number"),
+    ({"exitCode": "0"}, Exited(255, reason="failed"), "exitCode is not a whole number"),
+    ({"exitCode": True}, Exited(255, reason="failed"), "exitCode is not a whole number"),
     ({"stdout": 5}, Exited(255, reason="failed"), "stdout is no text"),
     ({"stderr": ["a"]}, Exited(255, reason="failed"), "stderr is no text"),
     ({"stdout": None}, Exited(0), None),
@@ -163,7 +163,7 @@ async def test_truncated_output_stays_truncated():
 async def test_who_proves_nothing_is_refused(auth):
     async with agent_side() as side:
         url = parse_socketio_url(f"http://127.0.0.1:{side.port}", namespace="/proxy")
-        with pytest.raises(ConnectRefused, match="do not belong together"):
+        with pytest.raises(ConnectRefused, match="the proxyId is unknown or the apiKey is wrong"):
             async with connect_socketio(url, auth=auth):
                 pass
         assert side.server.connected == []

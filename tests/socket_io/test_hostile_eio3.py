@@ -145,7 +145,7 @@ async def test_who_is_in_the_root_and_proves_nothing_is_refused():
         query = await session(side.port)
         assert await exchange(side.port, "GET", query) == (200, "2:40")
         _, answer = await exchange(side.port, "GET", query)
-        assert "do not belong together" in answer
+        assert "the proxyId is unknown or the apiKey is wrong" in answer
         with trio.fail_after(20):
             while side.server.session_count:  # noqa: ASYNC110
                 await trio.sleep(0.01)

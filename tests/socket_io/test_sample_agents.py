@@ -67,7 +67,10 @@ async def test_errors_much_output_and_commands_at_once(language):
 async def test_a_wrong_key_is_refused(language):
     async with agent_side() as side:
         async with sample_agent(language, side.port, api_key="wrong") as agent:
-            assert "do not belong together" in (await agent.expect("refused"))["message"]
+            assert (
+                "the proxyId is unknown or the apiKey is wrong"
+                in (await agent.expect("refused"))["message"]
+            )
         assert side.server.connected == []
 
 

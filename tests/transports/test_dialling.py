@@ -167,7 +167,7 @@ async def test_the_good_address_is_left_when_it_fails(
 async def test_a_refusal_of_the_proxy_itself_is_final_whatever_addresses_are_left(
     resolve: Callable[..., None],
 ) -> None:
-    no = No(401, "unauthorized", "the token is not that of any device")
+    no = No(401, "unauthorized", "no device has this token")
     async with fake_proxy(lambda _request: no) as refusing:
         resolve("127.0.0.1", "127.0.0.12")
         async with at("127.0.0.12", refusing.port, is_silent) as visits:

@@ -190,7 +190,7 @@ async def test_what_cannot_be_served_is_said(
     ("url", "options", "words"),
     [
         ("tcp://127.0.0.1:1", {"token": "t"}, "no handshake that could carry a token"),
-        ("ws://127.0.0.1:1", {"token": "a b"}, "a character that no token has"),
+        ("ws://127.0.0.1:1", {"token": "a b"}, "a character that no token may have"),
         ("ws://127.0.0.1:1", {"ssl_context": ssl.create_default_context()}, "write wss://"),
     ],
 )

@@ -1,4 +1,5 @@
-"""Proofs of visitors: passwords as they are kept, and texts that are signed by one of our programs
-and believed by another. Without I/O and clock."""
+"""Proofs of visitors: password hashes, address lists, and texts that one of our programs signs and
+another one verifies. No I/O, no clock.
+"""
 
 from __future__ import annotations

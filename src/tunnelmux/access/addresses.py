@@ -1,4 +1,4 @@
-"""Which addresses may come: two lists, of which the one that forbids is the stronger."""
+"""Which addresses are allowed: a list that allows and a list that denies; deny wins."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ _MOST_KNOWN = 4096
 
 
 class AddressLists:
-    """An address in `deny` may not come. Where `allow` is not empty, no other may."""
+    """An address in `deny` is refused. Where `allow` is not empty, so is every address
+    outside it."""
 
     def __init__(self, allow: Iterable[str] = (), deny: Iterable[str] = ()) -> None:
         self._allow = tuple(ipaddress.ip_network(text, strict=False) for text in allow)
@@ -22,11 +23,13 @@ class AddressLists:
         self._known: dict[str, bool] = {}
 
     def __bool__(self) -> bool:
-        """Whether they say anything."""
+        """Whether either list has an entry."""
         return bool(self._allow or self._deny)
 
     def admit(self, address: str) -> bool:
-        """Whether this address may come. What is none may not, where one has to be named."""
+        """Whether this address is allowed. Text that is no address is refused where `allow` has
+        entries.
+        """
         if not self:
             return True
         known = self._known.get(address)

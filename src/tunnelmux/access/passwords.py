@@ -1,4 +1,4 @@
-"""Passwords as they are kept: scrypt (RFC 7914) in the PHC string format."""
+"""Password hashes: scrypt (RFC 7914) in the PHC string format."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MAX_PASSWORD = 256
 """Bytes of a password; a longer one is always refused."""
 
 _LOG_N, _R, _P = 14, 8, 1
-# 16 MiB and some 40 ms: what RFC 7914 section 2 has for people who wait.
+# 16 MiB and some 40 ms: what RFC 7914 section 2 suggests for interactive logins.
 
 _MAX_LOG_N, _MAX_R, _MAX_P = 17, 16, 4
 # What a hash in a configuration may ask for: 256 MiB.
@@ -31,7 +31,7 @@ def hash_password(password: str) -> str:
 
 
 def is_password(password: bytes, kept: str) -> bool:
-    """Whether this is the password of which `kept` was made. It takes as long when it is not."""
+    """Whether `kept` is a hash of this password. Takes equally long either way."""
     match = PASSWORD_HASH.fullmatch(kept)
     if match is None or len(password) > MAX_PASSWORD:
         return False
@@ -58,4 +58,6 @@ def _bytes(text: str) -> bytes:
 
 
 DECOY = f"$scrypt$ln={_LOG_N},r={_R},p={_P}${'A' * 22}${'A' * 43}"
-"""A hash of no password: for unknown names, so that they take as long as others."""
+"""A hash that no password matches: checked for unknown names, so that they take as long as known
+ones.
+"""

@@ -1,7 +1,7 @@
-"""Texts that one of our programs signs and another believes, with Ed25519 (RFC 8032).
+"""Texts that one of our programs signs and another verifies, with Ed25519 (RFC 8032).
 
 `PURPOSE.KEY-ID.PAYLOAD.SIGNATURE`, the last two in base64url. The purpose is signed too, so that a
-text made for one end is worth nothing for another, and each kind of program may sign for some
+text made for one purpose cannot be used for another, and each kind of program may sign for some
 purposes only: a proxy cannot make a ticket, nor tunnelmux-api a cookie.
 """
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 __all__ = ["MAKERS", "MAX_SIGNED", "Maker", "PublicKeys", "Purpose", "Signer"]
 
 Purpose = Literal["asked", "ticket", "cookie", "link"]
-"""What a text is for: what a visitor asked for, before signing in; the proof that they have; the
-proof that a proxy has seen that; a link."""
+"""What a text is for: the URL a visitor asked for before signing in; the ticket that shows that
+they have signed in; the cookie a proxy gives for it; a link.
+"""
 
 Maker = Literal["proxy", "api"]
 
@@ -32,10 +33,10 @@ MAKERS: Mapping[Purpose, Maker] = {
     "ticket": "api",
     "link": "api",
 }
-"""Which program signs for what."""
+"""The purposes each program may sign for."""
 
 MAX_SIGNED = 4096
-"""Characters of such a text; a longer one is not looked at."""
+"""Characters of such a text; a longer one is refused unread."""
 
 
 class Signer:
@@ -51,14 +52,14 @@ class Signer:
 
     @classmethod
     def new(cls, maker: Maker) -> Signer:
-        """One with a key of its own."""
+        """A signer with a new random key."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return cls(Ed25519PrivateKey.generate(), secrets.token_hex(8), maker)
 
     @classmethod
     def from_seed(cls, seed: bytes, key_id: str, maker: Maker) -> Signer:
-        """The one that 32 bytes always give."""
+        """The signer of the key that these 32 bytes are the seed of."""
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
         return cls(Ed25519PrivateKey.from_private_bytes(seed), key_id, maker)
@@ -84,14 +85,15 @@ class Signer:
 
 
 class PublicKeys:
-    """The keys that are believed now, by id. `find` gives the public half of one and its maker, or
-    None."""
+    """The public keys that are trusted now. `find(key_id)` gives the key and the program it belongs
+    to, or None.
+    """
 
     def __init__(self, find: Callable[[str], tuple[bytes, Maker] | None]) -> None:
         self._find = find
 
     def read(self, purpose: Purpose, text: str) -> dict[str, Any] | None:
-        """The payload that was signed for this purpose; None when this is no such text."""
+        """The payload, if the text was signed for this purpose by a trusted key; else None."""
         from cryptography.exceptions import InvalidSignature
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
@@ -119,11 +121,13 @@ def _encode(data: bytes) -> str:
 
 
 def _decode(text: str) -> bytes:
-    """Of base64url in its one spelling: two texts must not be the same signature."""
+    """Decode base64url. Only the canonical spelling is accepted, so that no two texts are the same
+    signature.
+    """
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error as exc:
-        raise ValueError("no base64url") from exc
+        raise ValueError("not base64url") from exc
     if _encode(data) != text:
-        raise ValueError("not the one spelling")
+        raise ValueError("not the canonical base64url")
     return data

@@ -1,4 +1,4 @@
-"""A back end's side of the internal API, usable as a library on Trio."""
+"""The client of the internal API for back ends, as a library on Trio."""
 
 from __future__ import annotations
 

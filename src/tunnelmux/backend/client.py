@@ -52,16 +52,16 @@ __all__ = ["ApiCallFailed", "ForwardedResponse", "ProxyClient"]
 
 _CONNECT_TIMEOUT = 10.0
 _SLACK = 5.0
-# Seconds on top of what the proxy was given: its answer says more than our silence.
+# Seconds beyond the proxy's own timeout: its error says more than our timeout.
 
 _MAX_ANSWER = 64 * 1024 * 1024
-# Bytes: a 16 MiB body in base64 and its fields, with room for a proxy that allows more.
+# Bytes: a 16 MiB body in base64 with its fields, and room for proxies with a higher limit.
 
 _EXEC = "/internal/exec"
 _INSPECTIONS = "/internal/inspections"
 
 _EXEC_SLACK = 60.0
-# Seconds on top of a command's timeout: the proxy gives its agent half of that.
+# Seconds beyond a command's timeout: the proxy gives its agent half of that.
 
 T = TypeVar("T")
 
@@ -195,7 +195,7 @@ class ProxyClient:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        with trio.CancelScope(shield=True):  # closing by force waits for nothing
+        with trio.CancelScope(shield=True):  # a forceful close does not wait
             await self._kept.close()
 
     # -- sessions -----------------------------------------------------------------------------
@@ -227,8 +227,9 @@ class ProxyClient:
     async def list_visits(
         self, device: str | None = None, *, limit: int | None = None
     ) -> list[VisitSummary]:
-        """The live visits, the oldest first: of all devices, or of one; at most `limit` of them
-        (1000 when None)."""
+        """The live visits, oldest first: of all devices, or of one; at most `limit` (1000 when
+        None).
+        """
         asked = {"device": device, "limit": limit}
         query = urlencode({key: value for key, value in asked.items() if value is not None})
         body = await self._call("GET", f"/internal/visits?{query}" if query else "/internal/visits")
@@ -281,9 +282,9 @@ class ProxyClient:
     ) -> trio.abc.HalfCloseableStream:
         """A new stream to the agent, which expects an HTTP/1.1 request head on it first.
 
-        Under a lease (its id), it ends with that. `service` and `request` (`METHOD /path`) say what
-        goes through it to those who watch requests. Raises SessionClosed when no live session has
-        this token, SessionError `LEASE_OVER` when the lease does not run.
+        With `lease` (its id) the stream ends when the lease does. `service` and `request` (`METHOD
+        /path`) describe its traffic for the request feed. Raises SessionClosed when no live session
+        has this token, SessionError `LEASE_OVER` when the lease does not run.
         """
         stream = await self._connect()
         client = ClientConnection(stream, self._limits)
@@ -331,7 +332,7 @@ class ProxyClient:
                 with trio.fail_after(self._timeout):
                     websocket = await trio_websocket.wrap_client_stream(
                         nursery,
-                        cast("trio.SocketStream", stream),  # any stream will do
+                        cast("trio.SocketStream", stream),  # trio_websocket takes any stream
                         self._authority,
                         resource,
                         subprotocols=subprotocols,
@@ -435,11 +436,10 @@ class ProxyClient:
     async def events(
         self, last_event_id: str | None = None
     ) -> AsyncIterator[AsyncIterator[tuple[str, SessionEvent | None]]]:
-        """What happens to sessions, as (event id, event), for the length of the block.
-
-        Pass the last id that was handled to get everything since. The event None says that some
-        are missing (the proxy restarted, or kept no more): list the sessions anew. The iteration
-        ends when the proxy shuts down, and raises ConnectError when the connection is lost.
+        """Session events as (event id, event), within the block. Pass the last id that was handled
+        to get all events since. The event None says that some are missing (the proxy restarted, or
+        has dropped them): list the sessions again. The iteration ends when the proxy shuts down,
+        and raises ConnectError when the connection is lost.
         """
         fields = [(b"Last-Event-ID", last_event_id.encode())] if last_event_id is not None else []
         async with self._event_stream("/internal/events", fields, _session_event) as events:
@@ -449,11 +449,9 @@ class ProxyClient:
     async def requests(
         self, wanted: RequestFilter
     ) -> AsyncIterator[AsyncIterator[RequestSeen | int]]:
-        """The requests that end from now on, for the length of the block.
-
-        A number among them says how many are missing before the next: this reader was too slow for
-        them. The iteration ends when the proxy shuts down, and raises ConnectError when the
-        connection is lost.
+        """The requests that end from now on, within the block. A number among them is a count of
+        requests that were dropped because this reader was too slow. The iteration ends when the
+        proxy shuts down, and raises ConnectError when the connection is lost.
         """
         path = f"/internal/requests?{urlencode(wanted.query())}"
         async with self._event_stream(path, [], _request_event) as requests:
@@ -489,26 +487,29 @@ class ProxyClient:
         return msgspec.json.decode(await self._call("POST", _INSPECTIONS, body), type=Inspection)
 
     async def list_inspections(self) -> list[Inspection]:
-        """What is inspected now."""
+        """The inspections that run now."""
         return msgspec.json.decode(
             await self._call("GET", _INSPECTIONS), type=_Inspections
         ).inspections
 
     async def get_inspection(self, inspection_id: str) -> tuple[Inspection, list[InspectedRequest]]:
-        """One with its requests, the newest first and without bodies; raises SessionNotFound."""
+        """One inspection with its requests, newest first and without bodies; raises
+        SessionNotFound.
+        """
         answer = await self._call("GET", f"{_INSPECTIONS}/{quote(inspection_id, safe='')}")
         found = msgspec.json.decode(answer, type=_InspectionDetails)
         return found.inspection, found.requests
 
     async def end_inspection(self, inspection_id: str) -> None:
-        """End it and forget what it kept; raises SessionNotFound."""
+        """End an inspection and drop its requests; raises SessionNotFound."""
         await self._call("POST", f"{_INSPECTIONS}/{quote(inspection_id, safe='')}/close")
 
     async def inspected_request(
         self, inspection_id: str, request_id: str, *, replay: bool = False
     ) -> InspectedRequest:
-        """One request with its bodies; or, with `replay`, its repetition through the tunnel. Raises
-        SessionNotFound."""
+        """One request with its bodies. With `replay` it is sent again through the tunnel, and the
+        repetition is returned. Raises SessionNotFound.
+        """
         parts = quote(inspection_id, safe=""), quote(request_id, safe="")
         path = f"{_INSPECTIONS}/{parts[0]}/requests/{parts[1]}"
         if replay:
@@ -528,7 +529,7 @@ class ProxyClient:
         timeout: float | None = None,
         accept: bytes | None = None,
     ) -> bytes:
-        """The body of a 200. Raises as the class says."""
+        """The body of a 200 answer. Raises the errors that the class documents."""
         fields: list[Field] = [] if self._kept.is_open else [(b"Connection", b"close")]
         if body or method == "POST":
             fields.append((b"Content-Length", b"%d" % len(body)))
@@ -550,14 +551,14 @@ class ProxyClient:
         return answer
 
     async def _answer_to(self, call: _Call) -> tuple[int, bytes]:
-        """Status and body, over a connection that was kept where there is one."""
+        """Status and body, over a kept connection where there is one."""
         stream = await self._kept.take()
         if stream is not None:
             try:
                 return await self._exchange(stream, call)
             except PeerGone:
-                # It ended at the very moment. Whether the call was heard is not known, so only what
-                # changes nothing goes out again (RFC 9110 section 9.2.2).
+                # The kept connection ended just now. Whether the call arrived is not known, so only
+                # an idempotent one is sent again (RFC 9110 section 9.2.2).
                 if call.method != b"GET":
                     raise
         return await self._exchange(await self._connect(), call)
@@ -612,11 +613,13 @@ def _decoded(data: bytes, kind: type[T]) -> T:
     try:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadBody(f"an event cannot be understood: {error}") from None
+        raise BadBody(f"an event is malformed: {error}") from None
 
 
 class _RawStream(trio.abc.HalfCloseableStream):
-    """What is left of a connection after its head. Over TLS, `send_eof` closes both directions."""
+    """A connection after the answer's head, as a stream. Over TLS, `send_eof` closes both
+    directions.
+    """
 
     def __init__(self, stream: trio.abc.Stream, early: bytes) -> None:
         self._stream = stream
@@ -662,7 +665,9 @@ async def _read_all(client: ClientConnection) -> bytes:
 
 
 def _rounds(concurrency: int | None) -> int:
-    """How often a call's places are taken: 1024 devices, and 32 places if nothing else was said."""
+    """How many rounds a call can take at most: 1024 devices, `concurrency` (32 by default) at a
+    time.
+    """
     return 1024 // min(concurrency or 32, 1024) + 1
 
 

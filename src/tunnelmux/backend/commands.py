@@ -1,4 +1,4 @@
-"""The answers of /internal/exec, taken apart."""
+"""Parse the answers of /internal/exec."""
 
 from __future__ import annotations
 
@@ -42,16 +42,14 @@ class DeviceResult:
 
 
 class CommandEvents(AsyncIterator[tuple[str, Event]]):
-    """What happens, as (device, event), until every command has ended.
-
-    Raises PeerGone when the answer breaks off or cannot be one, and TooSlowError when nothing comes
-    any more.
+    """Iterates over (device, event) until every command has ended. Raises PeerGone when the answer
+    breaks off or is malformed, and TooSlowError when the proxy falls silent.
     """
 
     def __init__(self, client: ClientConnection) -> None:
         self.command_id = ""
         self.devices: list[str] = []
-        """The names that the selectors stood for."""
+        """The names that the selectors matched."""
         self._client = client
         self._splitter = LineSplitter()
         self._lines: list[bytes] = []
@@ -59,14 +57,14 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
         self._is_complete = False
 
     async def begin(self) -> None:
-        """Read what comes first; to be called before the iteration."""
+        """Read the first line; call it before iterating."""
         line = await self._line()
         if _object(line).get("event") != "begin":
-            raise PeerGone("it does not begin with what it begins")
+            raise PeerGone("its first line does not list the devices")
         try:
             begin = msgspec.json.decode(line, type=_Begin)
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-            raise PeerGone(f"it cannot be understood: {error}") from None
+            raise PeerGone(f"it is malformed: {error}") from None
         self.command_id = begin.command_id
         self.devices = begin.devices
         several = len(begin.devices) > 1
@@ -92,12 +90,12 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
 
     def _understand(self, device: object, line: bytes) -> tuple[str, Event]:
         if not isinstance(device, str) or device not in self._orders:
-            raise PeerGone("an event is of no device that was asked for")
+            raise PeerGone("an event is about a device that was not asked for")
         try:
             event = decode_event(line)
             self._orders[device].check(event)
         except InvalidEvent as error:
-            raise PeerGone(f"it cannot be understood: {error}") from None
+            raise PeerGone(f"it is malformed: {error}") from None
         return device, event
 
     async def _line(self) -> bytes:
@@ -136,7 +134,7 @@ def encode_call(
     abort_on_error: bool,
     asked_by: str | None,
 ) -> bytes:
-    """The body of a call, credentials revealed."""
+    """The body of a call, with credentials in clear."""
     content = request.to_json()
     content["devices"] = devices if isinstance(devices, str) else list(devices)
     content["abortOnError"] = abort_on_error

@@ -1,4 +1,4 @@
-"""Server-sent events of a proxy, taken apart."""
+"""Parse server-sent events of a proxy."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ Fields = Mapping[bytes, bytes]
 
 
 class EventReader(AsyncIterator[T]):
-    """What `make` makes of the fields `id`, `event` and `data` of each event. Raises BadBody for
-    what cannot be one, TooSlowError after 45 s without a byte."""
+    """Iterates over `make(fields)` for each event, with its fields `id`, `event` and `data`. Raises
+    BadBody for a malformed event, TooSlowError after 45 s without a byte.
+    """
 
     def __init__(self, client: ClientConnection, make: Callable[[Fields], T]) -> None:
         self._client = client
@@ -44,7 +45,7 @@ class EventReader(AsyncIterator[T]):
                 line = self._lines.pop()
                 if line:
                     name, _, value = line.partition(b": ")
-                    if name in _FIELDS:  # others, and comments, mean nothing here
+                    if name in _FIELDS:  # other fields, and comments, are ignored
                         self._fields[name] = value
                     continue
                 fields, self._fields = self._fields, {}

@@ -1,4 +1,4 @@
-"""All proxies of an installation: found in the registry, called by their internal API."""
+"""All proxies of an installation: found in the registry, called through their internal APIs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ __all__ = ["LiveSession", "Proxies", "Survey"]
 _log = get_logger("proxies")
 
 _LIST_AGE = 1.0
-# Seconds for which the list of proxies is good: they come and go in minutes.
+# Seconds for which the list of proxies is cached: they come and go within minutes.
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,15 +43,16 @@ class LiveSession:
 
 @dataclass(frozen=True, slots=True)
 class Survey:
-    """What all proxies said; `silent` are the names of those that did not answer, or that have no
-    internal API to ask."""
+    """The answers of all proxies; `silent` are the names of those that did not answer, or have no
+    internal API.
+    """
 
     sessions: list[LiveSession]
     silent: list[str]
 
 
 class Proxies:
-    """All proxies that the registry knows as living."""
+    """All proxies that are live according to the registry."""
 
     def __init__(self, registry: Registry, config: ProxyCalls) -> None:
         self._registry = registry
@@ -62,11 +63,11 @@ class Proxies:
         self._keeping: AsyncExitStack | None = None
         self._known: list[tuple[str, str, ProxyClient]] = []
         self._read = float("-inf")
-        self._deaf: list[str] = []  # names of those that tell no address to call
+        self._deaf: list[str] = []  # names of proxies that publish no address
 
     @asynccontextmanager
     async def keeping_connections(self) -> AsyncIterator[None]:
-        """Keep connections to the proxies for the length of the block; else each call has one."""
+        """Within the block, keep connections to the proxies; otherwise each call opens one."""
         async with AsyncExitStack() as stack:
             self._keeping = stack
             try:
@@ -77,8 +78,8 @@ class Proxies:
     async def survey(self, device: str | None = None) -> Survey:
         """The live sessions of all proxies, of one device label or of all.
 
-        A proxy that does not answer is named, and does not hold up the others for longer than the
-        time limit of one call.
+        A proxy that does not answer is named in the result, and delays it by at most the timeout of
+        one call.
         """
         sessions: list[LiveSession] = []
         silent: list[str] = []
@@ -117,7 +118,7 @@ class Proxies:
     async def stream_to(
         self, label: str, *, service: str = "", request: str = ""
     ) -> AsyncIterator[trio.abc.HalfCloseableStream]:
-        """As `open_stream`, for the length of the block."""
+        """Like `open_stream`, within the block."""
         stream = await self.open_stream(label, service=service, request=request)
         try:
             yield stream

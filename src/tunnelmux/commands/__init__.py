@@ -1,8 +1,8 @@
 """One command to be run over SSH, as plain data: the request, what happens, the result.
 
 The names on the wire are those of the relay service's `execute_command` and `command_result`, so
-that a main server written for another relay service is understood as it is. Who runs commands is an
-`Executor`: a device's agent itself, or the proxy on behalf of one.
+that existing main servers work unchanged. An `Executor` runs commands: a device's agent itself, or
+the proxy on behalf of one.
 """
 
 from __future__ import annotations

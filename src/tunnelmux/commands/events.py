@@ -1,4 +1,4 @@
-"""What happens to a command, event by event, and each as one line of JSON (NDJSON)."""
+"""The events of a command, each as one line of JSON (NDJSON)."""
 
 from __future__ import annotations
 
@@ -33,78 +33,80 @@ __all__ = [
 ]
 
 EXIT_TIMEOUT = 124
-"""As timeout(1) has it."""
+"""The exit status of timeout(1)."""
 
 EXIT_FORBIDDEN = 126
-"""As a shell has it for what it may not execute."""
+"""A shell's exit status for a command that it may not execute."""
 
 EXIT_FAILED = 255
-"""As ssh(1) has it when the failure is its own and not the command's."""
+"""The exit status of ssh(1) for failures of its own."""
 
 REASONS: dict[str, str] = {
     "auth-failed": "The SSH server took none of the credentials.",
     "bad-key": "The private key or its certificate cannot be read, or the passphrase is wrong.",
-    "busy": "As many commands as are allowed at once are running already.",
-    "cancelled": "The caller left before its end, and it was killed.",
-    "failed": "The SSH server did not do what was asked; the message has its words.",
+    "busy": "The limit of concurrent commands is reached.",
+    "cancelled": "The caller left before the command ended, and it was killed.",
+    "failed": "The SSH server refused or failed; the message has its words.",
     "forbidden": "The device's configuration does not allow this host, user or command.",
-    "host-key-changed": "The SSH server's key is not the one that is known for it.",
+    "host-key-changed": "The SSH server's key differs from the one that is known for it.",
     "host-key-unknown": "The SSH server's key is not known, and only known ones are allowed.",
     "lost": "The connection was lost while the command ran; how it ended is not known.",
     "refused": "Nothing listens at that host and port.",
-    "timeout": "The time was over; the command was killed.",
-    "unreachable": "The host name is unknown or no way leads to the address.",
+    "timeout": "The timeout was reached; the command was killed.",
+    "unreachable": "The host name is unknown, or the address is unreachable.",
 }
-"""Why a command did not simply end. Programs depend on these codes: one may be added, never
-changed."""
+"""Why a command did not end by itself. Programs depend on these codes: codes may be added, never
+changed.
+"""
 
 StreamName = Literal["stdout", "stderr"]
 
 CameBy = Literal["new", "reused", "failed"]
 
 _MAX_POOLED = 10_000
-# Connections that one agent is believed to have; exec.max_connections is 64 by default.
+# The most connections that an agent may report; exec.max_connections is 64 by default.
 
-_MAX_KEPT = 86_400.0  # s that they are believed to last; exec.idle_connection is 60 by default
+_MAX_KEPT = 86_400.0  # the most seconds it may report; exec.idle_connection is 60
 
 MAX_MESSAGE = 2048
-"""Characters of an Exited's message that are taken from another machine: a long sentence."""
+"""Characters that are kept of an Exited's message from another machine: a long sentence."""
 
 _REASON = re.compile(r"[a-z0-9-]{1,64}")
 
 
 class InvalidEvent(ValueError):
-    """A line that is no event: its sender does not speak this format."""
+    """A line is not an event: its sender does not speak this format."""
 
 
 @dataclass(frozen=True, slots=True)
 class SshUse:
-    """What a command meant for the pool of SSH connections it was run with."""
+    """How a command used its agent's pool of SSH connections."""
 
     came_by: CameBy | None = None
-    """How it came by its connection: one was made for it, one was there or made for another, or
-    the one that was to be made for it failed. None when that was told before, or there was none."""
+    """How it got its connection: a new one was made for it, one was reused, or making one failed.
+    None when this was reported before, or there was none.
+    """
 
     seconds: float | None = None
-    """What the making took, where it was for this command."""
+    """Seconds that making the connection took, where it was made for this command."""
 
     pooled: int = 0
     """Connections in the pool at that moment."""
 
     kept_for: float = 0.0
-    """Seconds after which the pool has closed those that were not used."""
+    """Seconds after which the pool closes unused connections."""
 
 
 @dataclass(frozen=True, slots=True)
 class Started:
-    """The SSH server runs the command. A command that failed before that has no such event."""
+    """The SSH server has started the command. A command that failed before has no such event."""
 
     command_id: str
     at: float
     """Seconds since the epoch, by the clock of the machine that asked the SSH server."""
 
     ssh: SshUse | None = None
-    """None where the executor does not say."""
+    """None where the executor does not report it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +130,8 @@ class Exited:
     """The end, and always the last event.
 
     `exit_code` is the command's own, 128 + n when signal n ended it, or one of EXIT_*. `reason` is
-    None when the command simply ended, else one of REASONS, with a sentence in `message`. The bytes
-    are what the command wrote, also where less was passed on.
+    None when the command ended by itself, else one of REASONS, with a sentence in `message`. The
+    byte counts are what the command wrote, even where less was passed on.
     """
 
     exit_code: int
@@ -139,7 +141,7 @@ class Exited:
     reason: str | None = None
     message: str | None = None
     ssh: SshUse | None = None
-    """As that of Started."""
+    """As in Started."""
 
 
 Event = Started | Output | Truncated | Exited
@@ -225,7 +227,8 @@ def _ssh(event: Started | Exited) -> dict[str, object]:
 
 
 def _ssh_use(content: Mapping[str, Any]) -> SshUse | None:
-    """What an event says of the pool, or None where that cannot be: no command is lost over it."""
+    """The pool's figures in an event; None where they are invalid, which does not fail
+    the command."""
     said = content.get("ssh")
     if not isinstance(said, Mapping):
         return None
@@ -268,9 +271,8 @@ def _message(content: Mapping[str, Any]) -> str | None:
 
 
 def as_sentence(text: str) -> str:
-    """What another machine said, as one line for logs and terminals.
-
-    At most MAX_MESSAGE characters; what would move a cursor or turn the text round is a space.
+    """A text from another machine as one line for logs and terminals. At most MAX_MESSAGE
+    characters; control characters and those that change the writing direction become spaces.
     """
     cut = text if len(text) <= MAX_MESSAGE else f"{text[: MAX_MESSAGE - 1]}…"
     if cut.isprintable():

@@ -1,4 +1,4 @@
-"""Who can run a command, seen by who wants one run."""
+"""The interface to run commands."""
 
 from __future__ import annotations
 
@@ -20,6 +20,6 @@ class Executor(Protocol):
     ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
         """Run one command: `async with executor.execute(…) as events`, then `async for`.
 
-        The events end with Exited, which also tells of every failure: a command's failure is never
+        The last event is Exited, which also reports every failure: a command's failure is never
         raised. Leaving the block ends the command. `asked_by` is for the audit.
         """

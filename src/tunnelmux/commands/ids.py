@@ -1,4 +1,4 @@
-"""Names for commands."""
+"""Ids of commands."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["new_command_id"]
 
 
 def new_command_id() -> str:
-    """`cmd_`, the time in milliseconds and 48 random bits: of the shape main servers use."""
+    """`cmd_`, the time in milliseconds and 48 random bits: the format that main servers use."""
     return f"cmd_{time.time_ns() // 1_000_000}_{secrets.token_hex(6)}"

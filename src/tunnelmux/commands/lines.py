@@ -1,4 +1,4 @@
-"""Lines out of a stream of bytes that comes in pieces of any size."""
+"""Split a stream of bytes into lines, in pieces of any size."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ __all__ = ["LineSplitter"]
 
 
 class LineSplitter:
-    """Cuts what it is fed at line feeds. Each byte is looked at once, however small the pieces.
-
-    The caller bounds what waits.
+    """Splits its input at line feeds. Each byte is scanned once, even when the pieces are small.
+    The caller must limit the bytes that wait.
     """
 
     def __init__(self) -> None:
@@ -16,11 +15,11 @@ class LineSplitter:
 
     @property
     def waiting(self) -> int:
-        """Bytes of the line that has no end yet."""
+        """Bytes of the unfinished line."""
         return len(self._rest)
 
     def feed(self, data: bytes | bytearray) -> list[bytes]:
-        """The lines that are complete now, without their line feeds."""
+        """Add bytes; returns the lines that are complete now, without their line feeds."""
         first, *more = data.split(b"\n")
         self._rest.extend(first)
         if not more:
@@ -30,7 +29,7 @@ class LineSplitter:
         return lines
 
     def take(self) -> bytes:
-        """What there is of the unfinished line; the next one begins behind that."""
+        """Remove and return the bytes of the unfinished line."""
         data = bytes(self._rest)
         self._rest = bytearray()
         return data

@@ -1,4 +1,4 @@
-"""Which events of one command may follow each other."""
+"""The order in which the events of one command may come."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ __all__ = ["EventOrder"]
 
 
 class EventOrder:
-    """Watches the events of one command: one Started of its own, one Truncated for each stream,
-    and nothing behind Exited. So all but output is bounded, however long a peer goes on.
+    """Checks the events of one command: one Started with its own id, one Truncated for each stream,
+    and nothing after Exited. So a peer can send only output without limit.
     """
 
     def __init__(self, command_id: str) -> None:
@@ -21,7 +21,7 @@ class EventOrder:
     def check(self, event: Event) -> None:
         """Raise InvalidEvent when this one may not come now."""
         if self.has_ended:
-            raise InvalidEvent("there is an event behind the exit")
+            raise InvalidEvent("there is an event after the exit")
         match event:
             case Started(command_id):
                 if self._has_started:

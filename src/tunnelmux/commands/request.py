@@ -29,10 +29,10 @@ __all__ = [
 
 DEFAULT_PORT = 22
 DEFAULT_TIMEOUT = 30.0
-"""Seconds; what the relay service's own examples send."""
+"""Seconds; the value in the relay service's own examples."""
 
 MAX_ID = 128
-"""Characters of a commandId. It is a key that is kept and logged, and the examples' have 25."""
+"""Characters of a commandId, which is stored and logged; those of the examples have 25."""
 
 MAX_HOST = 255
 """Characters of a host: a DNS name has at most 253 (RFC 1035 2.3.4), an IPv6 address with its
@@ -69,7 +69,7 @@ _HOST_NAME = (
     r"^([A-Za-z0-9_][A-Za-z0-9_-]*\.)*"
     r"([A-Za-z_][A-Za-z0-9_-]*|[0-9]+[A-WYZa-wyz_-][A-Za-z0-9_-]*)\.?$"
 )
-# What ends with a number is an address, or would be taken for one.
+# A host whose last label is a number is an address, or would be read as one.
 
 _Host = Annotated[
     str,
@@ -86,13 +86,12 @@ _Text = Annotated[
     str, Meta(min_length=1, extra_json_schema={"pattern": r"^[^\u0000]+$"}, description="No NUL.")
 ]
 _KeyText = Annotated[str, Meta(extra_json_schema={"minLength": 1})]
-# An empty one counts as absent, but then nothing goes with it.
+# An empty one counts as absent; then passphrase and certificate must be absent too.
 
 
 class CommandFields(msgspec.Struct, kw_only=True, rename="camel"):
-    """What a command is made of, as `read_fields` reads it and as OpenAPI describes it.
-
-    What a type cannot say is checked by `CommandRequest.of`.
+    """The fields of a command, as `read_fields` decodes them and OpenAPI describes them.
+    `CommandRequest.of` checks what a type cannot express.
     """
 
     host: _Host
@@ -108,7 +107,7 @@ class CommandFields(msgspec.Struct, kw_only=True, rename="camel"):
     stdin: bytes | UnsetType = UNSET
 
     def __repr__(self) -> str:
-        return f"<{type(self).__name__}>"  # most of it is for no log
+        return f"<{type(self).__name__}>"  # most fields must not be logged
 
 
 class ExecuteCommand(CommandFields, kw_only=True, rename="camel"):
@@ -145,19 +144,18 @@ class CommandRequest:
     """One command for one SSH server. Credentials are Secrets and show in no repr.
 
     `timeout` is in seconds here and in milliseconds on the wire, as the main server gives it. The
-    command text and what goes to its stdin are no credentials, but not for logs either: neither is
-    in the repr.
+    command text and its stdin may hold secrets too, so neither is in the repr.
     """
 
     command_id: str
-    """Names this command everywhere, and makes sure that it is not run twice."""
+    """Identifies this command everywhere, so that it is not run twice."""
 
     host: str
     """The SSH server, as the device that runs the command sees it; a name in A-labels."""
 
     username: str
     command: str = field(repr=False)
-    """Given to the user's login shell there, as `ssh host command` does."""
+    """Passed to the user's login shell, as `ssh host command` does."""
 
     server_id: int | str | None = None
     """The main server's own name for the host; carried along, never read."""
@@ -168,7 +166,7 @@ class CommandRequest:
     """In OpenSSH's format or as PEM."""
 
     passphrase: Secret | None = None
-    """What `private_key` is encrypted with."""
+    """Decrypts `private_key`."""
 
     certificate: str | None = None
     """An OpenSSH user certificate for `private_key`, as one line of a `-cert.pub` file."""
@@ -177,10 +175,10 @@ class CommandRequest:
     """Seconds for all of it: connecting, logging in and running."""
 
     stdin: bytes | None = field(default=None, repr=False)
-    """What the command reads; without it, its input is empty."""
+    """The command's standard input; empty by default."""
 
     def __post_init__(self) -> None:
-        if not self.host.isascii():  # one name, however it is written, wherever it is compared
+        if not self.host.isascii():  # normalized, so that all spellings of one name compare equal
             object.__setattr__(self, "host", _canonical(self.host))
 
     @classmethod
@@ -190,7 +188,7 @@ class CommandRequest:
         Empty credentials count as absent.
         """
         if isinstance(content, Mapping) and content.get("commandId") is None:
-            raise InvalidCommand("commandId", "is missing")  # it comes first on the wire
+            raise InvalidCommand("commandId", "is missing")  # the first field on the wire
         fields = read_fields(content, ExecuteCommand)
         return cls.of(fields, fields.command_id)
 
@@ -223,8 +221,8 @@ class CommandRequest:
         )
 
     def to_json(self) -> dict[str, object]:
-        """The fields of `execute_command`, credentials revealed: for the device that runs it, and
-        for it alone.
+        """The fields of `execute_command` with credentials in clear: only for the device that runs
+        it.
         """
         content: dict[str, object] = {
             "commandId": self.command_id,
@@ -264,7 +262,7 @@ _GOT = {"int": "a number", "bytes": "binary data"}
 
 
 def _in_words(message: str) -> InvalidCommand:
-    """What msgspec says of a field, in words of JSON. It never shows the value."""
+    """Msgspec's message about a field, in JSON's terms. It never shows the value."""
     missing = _MISSING.fullmatch(message)
     if missing is not None:
         return InvalidCommand(missing["field"], "is missing")
@@ -308,7 +306,8 @@ def _host(host: str) -> str:
     if not host or host.startswith("-") or any(mark in host for mark in " /@,*?[]!"):
         raise InvalidCommand("host", 'must be a host name or an address such as "192.0.2.7"')
     if _LIKE_ADDRESS.search(host) and not _is_address(host):
-        # Resolvers know more ways to write one (127.1, 0x7f000001) than a list of hosts has.
+        # Resolvers accept spellings (127.1, 0x7f000001) that a list of allowed hosts does not
+        # match.
         raise InvalidCommand("host", 'looks like an address: write it like "192.0.2.7" or "::1"')
     return host
 

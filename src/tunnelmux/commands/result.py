@@ -1,4 +1,4 @@
-"""A command's events as one object: what `command_result` carries."""
+"""A command's events as one object: the payload of `command_result`."""
 
 from __future__ import annotations
 
@@ -18,29 +18,28 @@ from tunnelmux.commands.events import (
 __all__ = ["ENCODING_NOTE", "CommandResult", "ResultBuilder", "collect"]
 
 ENCODING_NOTE = "utf-8, invalid bytes replaced"
-"""What `encoding` says in a result whose texts are not the exact bytes."""
+"""The `encoding` of a result whose texts are not the exact bytes."""
 
 
 @dataclass(frozen=True, slots=True)
 class CommandResult:
-    """The seed's result object, and what it cannot say."""
+    """The relay service's result object, and facts that it has no field for."""
 
     stdout: str
     stderr: str
     exit_code: int
     replaced: bool = False
-    """Whether bytes that are no UTF-8 were replaced by U+FFFD."""
+    """Whether invalid UTF-8 was replaced by U+FFFD."""
 
     truncated: bool = False
-    """Whether output over a limit was thrown away; a line at the end of the text says so too."""
+    """Whether output over a limit was discarded; a line at the end of the text says so too."""
 
     reason: str | None = None
     """The Exited event's."""
 
     def to_json(self) -> dict[str, object]:
-        """`{stdout, stderr, exitCode}`; `encoding`, `truncated` and `reason` only where they say
-        something.
-        """
+        """`{stdout, stderr, exitCode}`; `encoding`, `truncated` and `reason` only where
+        they apply."""
         content: dict[str, object] = {
             "stdout": self.stdout,
             "stderr": self.stderr,
@@ -56,7 +55,7 @@ class CommandResult:
 
 
 class ResultBuilder:
-    """Puts the events of one command together. What it holds is its output and one event."""
+    """Collects the events of one command. It holds the output and the last event."""
 
     def __init__(self) -> None:
         self._kept: dict[StreamName, bytearray] = {"stdout": bytearray(), "stderr": bytearray()}
@@ -72,12 +71,11 @@ class ResultBuilder:
         self._kept[stream] += data
 
     def note_truncated(self, stream: StreamName, limit: int) -> None:
-        """Output was thrown away, by the program that has that limit; the first to say so
-        counts."""
+        """Record that output was discarded; the first report of a stream counts."""
         self._limits.setdefault(stream, limit)
 
     def add(self, event: Event) -> None:
-        """Add what happened."""
+        """Add an event."""
         match event:
             case Output(stream, data):
                 self.keep(stream, data)
@@ -89,7 +87,7 @@ class ResultBuilder:
                 pass
 
     def result(self) -> CommandResult:
-        """All of it in one object. Without an exit, the command was lost."""
+        """The result. Without an Exited event the command counts as lost."""
         kept, end = self._kept, self._end
         texts = {stream: data.decode("utf-8", "replace") for stream, data in kept.items()}
         replaced = any(text.encode("utf-8") != kept[stream] for stream, text in texts.items())
@@ -105,11 +103,11 @@ class ResultBuilder:
 
 
 async def collect(events: AsyncIterable[Event], *, limit: int | None = None) -> CommandResult:
-    """All of a command in one object, read to its end.
+    """Read a command's events to the end; returns the result.
 
-    Keeps at most `limit` bytes of each stream and reads on; without a limit, the sender's own is
-    relied on. A message that says why a command failed ends stderr as a line of its own. Events
-    that stop without an exit are a command that was lost.
+    Keeps at most `limit` bytes of each stream and reads on; without a limit, the sender's own limit
+    applies. A message that says why a command failed ends stderr as a line of its own. A command
+    whose events stop without an exit is lost.
     """
     built = ResultBuilder()
     async for event in events:

@@ -85,7 +85,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    """What only a proxy has: an agent does without those tables."""
+    """Load names that only a proxy uses on first access: an agent does not need those tables."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value: object = getattr(import_module("tunnelmux.config.proxy"), name)

@@ -26,8 +26,10 @@ __all__ = [
 ]
 
 Way = Literal["public", "login", "basic", "link", "token", "lease"]
-"""How a visitor may come in: without a word; signed in at tunnelmux-api; with a password; by a
-signed link; with a token; signed in, and only while a lease of theirs runs."""
+"""How a visitor may get access, in the order of the names: without any proof; signed in at
+tunnelmux-api; with a password; by a signed link; with a token; signed in, and only while they hold
+a running lease.
+"""
 
 WAYS: tuple[str, ...] = get_args(Way)
 
@@ -37,20 +39,22 @@ PASSWORD_HASH = re.compile(
     r"\$scrypt\$ln=([0-9]{1,2}),r=([0-9]{1,2}),p=([0-9]{1,2})"
     r"\$([A-Za-z0-9+/]{16,64})\$([A-Za-z0-9+/]{32,128})"
 )
-"""A password as it is kept: scrypt (RFC 7914) in the PHC string format."""
+"""A password hash: scrypt (RFC 7914) in the PHC string format."""
 
 _FIELD_NAME = re.compile(r"[A-Za-z0-9-]{1,64}")
 _USER_NAME = re.compile(r"[^\x00-\x1f:\x7f]{1,64}")
 _RECORD_ID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _MAX_ENTRIES = 256
-# Of one list: more people belong into a role, more programs share a token.
+# Entries of one list. More people should share a role, more programs a token.
 
 
 class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may visit. Each way in `let_in` is enough; the address lists come before all."""
+    """Who may visit. Any one of the ways in `let_in` is enough; the address lists are checked
+    first.
+    """
 
     let_in: list[str] = []
-    """How visitors may come in: `public`, or some of `login`, `basic`, `link`, `token`
+    """How visitors may get access: `public`, or some of `login`, `basic`, `link`, `token`
     and `lease`."""
 
     roles: list[str] = []
@@ -58,26 +62,30 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     `admin`, `owner`). Without `roles` and `people`, every member."""
 
     people: list[str] = []
-    """With `login`: these members as well, by the id that `GET /api/members` shows."""
+    """With `login`: these members too, by the id that `GET /api/members` shows."""
 
     users: list[str] = []
-    """With `basic`: who may, as `name:hash`; `tunnelmux-proxy password NAME` makes one."""
+    """With `basic`: users and their passwords, as `name:hash`; `tunnelmux-proxy password NAME`
+    makes one.
+    """
 
     tokens: list[str] = []
     """With `token`: what programs send as `Tunnelmux-Access`, as `name:sha256` with the SHA-256 of
     the token in hexadecimal."""
 
     allow_from: list[str] = []
-    """Addresses and networks of visitors; with it, no others may come, whatever they show."""
+    """Addresses and networks of visitors; with it, all others are refused, with any proof."""
 
     deny_from: list[str] = []
-    """Addresses and networks that may not come, also where `allow_from` names them."""
+    """Addresses and networks that are refused, even where `allow_from` names them."""
 
     preflights: bool = False
     """Whether a browser's CORS preflights, which never carry a proof, go to the service."""
 
     user_field: str | None = None
-    """A field beside `Tunnelmux-User` that has the name for the service: `Remote-User`."""
+    """A second field that tells the service the user's name, like `Tunnelmux-User` does: for
+    example `Remote-User`.
+    """
 
     email_field: str | None = None
     """The same for the e-mail address, beside `Tunnelmux-Email`."""
@@ -127,7 +135,7 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                     raise InvalidSetting(key, f'"{value}" is none of {", ".join(names)}')
         if "public" in self.let_in and len(self.let_in) > 1:
             raise InvalidSetting(
-                "let_in", 'names "public", which lets everybody in, beside others: keep one'
+                "let_in", 'has "public", which lets every visitor in, and other ways: keep one'
             )
         for way, keys in (
             ("login", ("roles", "people")),
@@ -143,7 +151,7 @@ class AccessRule(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def needs_registry(self) -> bool:
-        """Whether what it asks for is known to a registry only."""
+        """Whether this rule needs people or keys that only a registry has."""
         return bool({"login", "link", "lease"} & set(self.let_in)) or self.assertion
 
 
@@ -151,7 +159,7 @@ class ServiceAccess(AccessRule, frozen=True, kw_only=True, forbid_unknown_fields
     """The rule of one device, or of one service on it."""
 
     device: str
-    """The device, as host names have it."""
+    """The device, by its label in host names."""
 
     service: str | None = None
     """The service; without it, all services of the device that have no rule of their own."""
@@ -163,17 +171,17 @@ class ServiceAccess(AccessRule, frozen=True, kw_only=True, forbid_unknown_fields
             check_label("service", self.service)
         super().__post_init__()
         if not self.let_in:
-            raise InvalidSetting("let_in", f"is missing: say who may, by some of {', '.join(WAYS)}")
+            raise InvalidSetting("let_in", f"is missing: set it to some of {', '.join(WAYS)}")
 
 
 class AccessConfig(AccessRule, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may visit devices that no rule names; those of the registry have rules there, or `login`.
-
-    Without `let_in`, everybody who can reach an ingress on a loopback address may; one that others
-    can reach does not start."""
+    """Who may visit devices that no rule names; devices of the registry have their rules there, or
+    `login`. Without `let_in`, all visitors that reach an ingress on a loopback address may; an
+    ingress that other machines can reach does not start.
+    """
 
     rules: list[ServiceAccess] = []
-    """The rules of devices and services. They come before those of the registry."""
+    """The rules of devices and services. They take precedence over those of the registry."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -183,7 +191,7 @@ class AccessConfig(AccessRule, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 def check_address_lists(allow_from: list[str], deny_from: list[str]) -> None:
-    """Refuse what is no address and no network."""
+    """Refuse entries that are neither an address nor a network."""
     for key, networks in (("allow_from", allow_from), ("deny_from", deny_from)):
         for network in networks:
             check_network(key, network)

@@ -1,4 +1,4 @@
-"""What is worth telling about a configuration that can be used: one sentence for each."""
+"""Warnings about a configuration that is valid: one sentence each."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ __all__ = ["Warn", "advise_agent", "advise_proxy", "warn_of_exposed"]
 Warn = Callable[[str], None]
 
 _SHORT = 20
-# Characters. A token that a person thought of has fewer; `openssl rand -hex 16` makes 32.
+# Characters. A token that a person made up has fewer; `openssl rand -hex 16` makes 32.
 
 _NEW = "make another with `openssl rand -hex 32`"
 
-# What the sample files have in the place of a token, and in that of a digest.
+# The placeholders of the sample files for a token and for a digest.
 _SAMPLES = ("the-token-of-dev1", "the-key-of-proxy-1", "0" * 64)
 _SAMPLE_HASHES = frozenset({"0" * 64, "1" * 64, *(hash_token(text) for text in _SAMPLES)})
 
 
 def advise_proxy(config: ProxyConfig, warn: Warn) -> None:
-    """Tell what is weak in proxy.toml."""
+    """Warn about weak settings in proxy.toml."""
     for device in config.devices:
         who = f"device {device.name}: its token"
         _judge_secret(who, device.token or _secret_in(device.token_file), warn)
@@ -49,7 +49,7 @@ def advise_proxy(config: ProxyConfig, warn: Warn) -> None:
 
 
 def advise_agent(config: AgentConfig, warn: Warn) -> None:
-    """Tell what is weak in agent.toml."""
+    """Warn about weak settings in agent.toml."""
     if config.proxy is not None:
         _judge_secret(
             "proxy.token", config.proxy.token or _secret_in(config.proxy.token_file), warn
@@ -64,12 +64,12 @@ def advise_agent(config: AgentConfig, warn: Warn) -> None:
         if not service.verify:
             warn(
                 f"service {service.name}: the certificate of its target is not checked "
-                "(verify = false): anybody on the way there can read and change what passes"
+                "(verify = false): anyone on the network path can read and change the traffic"
             )
 
 
 def warn_of_exposed(files: Iterable[Path | None], warn: Warn) -> None:
-    """Tell which of these files, each of which holds a secret, others may read."""
+    """Warn about files with secrets that other users may read."""
     for file in dict.fromkeys(files):
         if file is not None and exposed_to_others(file):
             warn(f"{file} holds a secret and every user may read it: chmod o-r {file}")
@@ -93,18 +93,18 @@ def _warn_of_clear_text(config: ProxyConfig, warn: Warn) -> None:
 
 
 def _is_public(host: str) -> bool:
-    """Whether the Internet may lie between this host and those that connect to it."""
+    """Whether connections to this host may cross the Internet."""
     if is_loopback(host):
         return False
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
-        return True  # a name can lead anywhere
+        return True  # a name may resolve to any address
     return address.is_unspecified or not address.is_private
 
 
 def _secret_in(file: Path | None) -> Secret | None:
-    """What a token file holds; one that cannot be read has been refused before."""
+    """The content of a token file. Unreadable files have been refused before."""
     if file is None:
         return None
     with contextlib.suppress(ConfigError):
@@ -117,7 +117,7 @@ def _judge_secret(what: str, secret: Secret | None, warn: Warn) -> None:
         return
     text = secret.reveal()
     if text in _SAMPLES:
-        warn(f"{what} is that of a sample file, which everybody knows: {_NEW}")
+        warn(f"{what} is that of a sample file, which is public: {_NEW}")
     elif len(text) < _SHORT:
         warn(f"{what} has only {len(text)} characters, so it may be guessed: {_NEW}")
 

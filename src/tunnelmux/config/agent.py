@@ -1,4 +1,4 @@
-"""What agent.toml says: which proxy to dial, who we are, and which local services we offer."""
+"""The settings of agent.toml: the proxy to dial, this device, and its local services."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ _HOST_FIELD = re.compile(r"[A-Za-z0-9._-]+(?::[0-9]+)?|\[[0-9A-Fa-f:.]+\](?::[0-
 
 
 class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The proxy to dial, and how to know it and be known by it.
+    """The proxy to dial, how to verify it, and this device's credential.
 
     With `join`, `url` and `pin` are filled in from it.
     """
@@ -75,13 +75,13 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     `join_file`."""
 
     token_file: Path | None = None
-    """A file whose only content is the token; read anew for every connection."""
+    """A file whose only content is the token; read again for every connection."""
 
     join: Secret | None = None
     """The line a proxy's quickstart or `invite` printed, instead of `url`, token and `pin`."""
 
     join_file: Path | None = None
-    """A file that has the line, alone or within the command to paste; it stays there."""
+    """A file that has the line, alone or within the command to paste; the file is not changed."""
 
     pin: str | None = None
     """The SHA-256 of the proxy's certificate, as `openssl x509 -fingerprint -sha256` prints it, or
@@ -103,7 +103,7 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             for key, value in (("url", invitation.url), ("pin", invitation.pin)):
                 if getattr(self, key) not in (None, "", value):
                     raise InvalidSetting(key, "is already part of join: leave out one of the two")
-                # The struct is frozen for its users; this is its own construction.
+                # The struct is frozen; only its construction may still set fields.
                 msgspec.structs.force_setattr(self, key, value)
         if not self.url:
             raise MissingSetting("url", f'is missing: write it as "{_URL_EXAMPLE}"')
@@ -133,7 +133,7 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the connection to the proxy is under TLS."""
+        """Whether the connection to the proxy uses TLS."""
         return self.url.startswith("wss:")
 
     @property
@@ -161,7 +161,7 @@ def _way_out(endpoint: ProxyEndpoint | MainServer) -> HttpProxy | None:
     return parse_http_proxy("http_proxy", endpoint.http_proxy.reveal())
 
 
-# What a [socketio] without a main server has.
+# The `url` of a [socketio] table without a main server.
 _UNSET: dict[str, object] = {
     "proxy_id": None,
     "api_key": None,
@@ -178,7 +178,7 @@ _UNSET: dict[str, object] = {
 class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A main server of the relay service, to which this agent connects with Socket.IO.
 
-    What it may have executed is bounded by `[exec]`, like everything.
+    `[exec]` limits the commands that it may run, as for other callers.
     """
 
     url: str | None = None
@@ -189,13 +189,15 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The name by which the main server knows this agent (its `proxyId`)."""
 
     api_key: Secret | None = None
-    """What proves it (the `apiKey`). Give exactly one of `api_key` and `api_key_file`."""
+    """The key that authenticates this agent (the `apiKey`). Give exactly one of `api_key` and
+    `api_key_file`.
+    """
 
     api_key_file: Path | None = None
-    """A file whose only content is the key; read anew for every connection."""
+    """A file whose only content is the key; read again for every connection."""
 
     path: str = "/socket.io/"
-    """Where Socket.IO is on that host."""
+    """The path of Socket.IO on that host."""
 
     transports: Literal["auto", "polling", "websocket"] = "auto"
     """How to connect: `auto` begins with polling and upgrades to a WebSocket where one passes."""
@@ -224,10 +226,10 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
         if not _SOCKETIO_PATH.fullmatch(self.path):
             raise InvalidSetting("path", 'is not a path: write it like "/socket.io/"')
         if self.engine_io not in (3, 4):
-            raise InvalidSetting("engine_io", f"is {self.engine_io}: there are 4 and 3")
+            raise InvalidSetting("engine_io", f"is {self.engine_io}: it must be 4 or 3")
         self._check_login()
         if self.pin is not None:
-            # The struct is frozen for its users; this is its own construction.
+            # The struct is frozen; only its construction may still set fields.
             msgspec.structs.force_setattr(self, "pin", parse_pin("pin", self.pin))
             if not self.is_encrypted:
                 raise InvalidSetting("pin", "is of no use without TLS: use https:// in url")
@@ -252,7 +254,7 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
     @property
     def is_encrypted(self) -> bool:
-        """Whether the connection to the main server is under TLS."""
+        """Whether the connection to the main server uses TLS."""
         return self.url is not None and self.url.startswith(("https:", "wss:"))
 
     def read_api_key(self) -> Secret:
@@ -264,23 +266,24 @@ class MainServer(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who this agent is."""
+    """The device that this agent runs on."""
 
     name: str
     """The device's name, as the proxy's `[[devices]]` has it."""
 
     serial: str = ""
-    """Its serial number, by which people find it too. Give at most one of `serial`, `serial_file`
-    and `serial_command`."""
+    """Its serial number; people can find the device by it too. Give at most one of `serial`,
+    `serial_file` and `serial_command`.
+    """
 
     serial_file: Path | None = None
     """A file whose content is the serial number, like `"/sys/class/dmi/id/product_serial"`."""
 
     serial_command: list[str] = []
-    """A program with its arguments that prints it, and has 5 s for that."""
+    """A program with its arguments that prints the serial number within 5 s."""
 
     state_dir: Path | None = None
-    """Where what was learned by joining is kept; default: the user's state directory."""
+    """The folder for the credentials that joining gives; default: the user's state directory."""
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
@@ -294,35 +297,39 @@ class Device(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One local target that visitors may reach. What is not declared cannot be reached."""
+    """One local target that visitors may reach. Targets that are not declared cannot be reached."""
 
     name: str
-    """Its name: the label before `--` in host names, and what a TCP ingress asks for."""
+    """Its name: the label before `--` in host names, and the `service` of a TCP ingress."""
 
     target: str
     """`http://host:port`, `https://host:port`, `tcp://host:port`, `unix:/path` (HTTP at a Unix
-    socket) or `tcp+unix:/path`, as seen from this device. A port alone, `"8000"`, is that of a web
-    server at 127.0.0.1."""
+    socket) or `tcp+unix:/path`, as seen from this device. A port alone, `"8000"`, means a web
+    server at 127.0.0.1.
+    """
 
     host: str | None = None
     """The Host field the target sees instead of the visitor's, for targets that check it."""
 
     rewrite: bool = True
-    """Whether what else names a site follows `host`, and the scheme of an `https://` target: what
-    speaks of the visitor's site goes out as the target's (`Origin`, `Referer`, `Destination`, `If`,
-    the hosts of `X-Forwarded-Host` and `Forwarded`), and what speaks of the target's comes back as
-    the visitor's (`Location`, `Content-Location`, `Link`, `Refresh`, domains of `Set-Cookie`)."""
+    """Whether other fields are rewritten to match `host` and the scheme of an `https://` target: in
+    requests the visitor's site becomes the target's (`Origin`, `Referer`, `Destination`, `If`, the
+    hosts of `X-Forwarded-Host` and `Forwarded`), and in answers the target's becomes the visitor's
+    (`Location`, `Content-Location`, `Link`, `Refresh`, domains of `Set-Cookie`).
+    """
 
     verify: bool = True
-    """Whether the certificate of an `https://` target is checked. False takes any, old versions of
-    TLS and weak keys too: anybody between device and target can then read along."""
+    """Whether the certificate of an `https://` target is checked. False accepts any certificate,
+    and old versions of TLS and weak keys: anyone on the path to the target can then read the
+    traffic.
+    """
 
     ca_file: Path | None = None
     """PEM file of the authority that signed the certificate of an `https://` target; default: the
     system's."""
 
     server_name: str | None = None
-    """The name that an `https://` target's certificate has, and that it is asked for (SNI);
+    """The name in an `https://` target's certificate, also sent as SNI;
     default: the host in `target`."""
 
     response_timeout: float | None = None
@@ -334,13 +341,15 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """True for the service that `dev1.localhost` leads to; else the first http service is it."""
 
     lease_only: bool = False
-    """Whether it is reached during leases only, see `[assist]`: this agent refuses it at all other
-    times, whatever the proxy says."""
+    """Whether it can be reached during leases only, see `[assist]`. The agent itself enforces this,
+    and refuses the service at all other times.
+    """
 
     check: str | None = None
-    """How the agent finds out whether the target is well: a path such as `/healthz`, which it GETs
-    and which is to answer with 200 to 399, or `tcp`, a connection. While it is down, visitors get
-    502 with the reason at once. Without this key a target is not asked."""
+    """How the agent checks the target's health: a path such as `/healthz`, for which GET must
+    answer 200 to 399, or `tcp`, a connection. While the target is down, visitors get 502 with the
+    reason at once. Without this key there is no check.
+    """
 
     check_interval: float = 10.0
     """Seconds between two checks."""
@@ -349,7 +358,8 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds that one may take, no longer than the interval."""
 
     check_failures: int = 2
-    """How many have to fail in a row until the target counts as down; one that succeeds ends it."""
+    """Checks that must fail in a row before the target counts as down; the first success ends that.
+    """
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
@@ -380,7 +390,7 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         if self.check != "tcp" and not _CHECK_PATH.fullmatch(self.check):
             raise InvalidSetting("check", 'is neither "tcp" nor a path: write it like "/healthz"')
         if self.check != "tcp" and where.protocol != "http":
-            raise InvalidSetting("check", 'is a path, and the target is none for HTTP: write "tcp"')
+            raise InvalidSetting("check", 'is a path, for a target without HTTP: write "tcp"')
         if not 1 <= self.check_interval <= _LONGEST_INTERVAL:
             raise InvalidSetting(
                 "check_interval", f"{self.check_interval:g} is not from 1 to {_LONGEST_INTERVAL}"
@@ -410,12 +420,12 @@ class ServiceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def where(self) -> Target:
-        """Where the target is, and how it is spoken with."""
+        """The target: its address and protocol."""
         return parse_target("target", self.target)
 
     @property
     def scheme(self) -> Literal["http", "tcp"]:
-        """What visitors speak with the target."""
+        """The protocol that visitors speak with the target."""
         return self.where.protocol
 
     @property
@@ -438,8 +448,10 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The longest wait."""
 
     replaced: float = 30.0
-    """The wait, half of it at least, when another agent took this device's place; it doubles up to
-    ten times this as long as that goes on, so that two machines with one token do not thrash."""
+    """The wait, at least half of it, after another agent has replaced this one. It doubles up to
+    ten times this while that goes on, so that two machines with one token do not replace each other
+    all the time.
+    """
 
     def __post_init__(self) -> None:
         if not 0 < self.minimum <= self.maximum <= 3600:
@@ -453,18 +465,20 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class AgentMetrics(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where monitoring asks this agent how it is: `GET /metrics` for Prometheus, `GET /healthz` for
-    everything else. Without this table there is no such listener."""
+    """Where monitoring reads this agent's state: `GET /metrics` for Prometheus, `GET /healthz` for
+    other tools. Without this table there is no such listener.
+    """
 
     listen: str = "127.0.0.1:3803"
-    """`host:port` on this machine. It asks for no credential; a monitor elsewhere comes through
-    the tunnel, to a service with this target."""
+    """`host:port` on this machine. It asks for no credential. A monitor on another machine reaches
+    it through the tunnel, as a service with this target.
+    """
 
     def __post_init__(self) -> None:
         if not is_loopback(parse_address("listen", self.listen).host):
             raise InvalidSetting(
                 "listen",
-                f'"{self.listen}" can be reached from other machines, and anybody may read it '
+                f'"{self.listen}" can be reached from other machines, and needs no credential '
                 "there: listen on 127.0.0.1, and declare a service for a monitor elsewhere",
             )
 
@@ -493,8 +507,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         if self.socketio is not None and self.socketio.url is None:
-            # A table with nothing in it. The struct is frozen for its users; this is its own
-            # construction.
+            # An empty table. The struct is frozen; only its construction may still set fields.
             msgspec.structs.force_setattr(self, "socketio", None)
         if self.proxy is None and self.socketio is None:
             raise MissingSetting(

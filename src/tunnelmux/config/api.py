@@ -1,4 +1,4 @@
-"""What api.toml says: where people and programs call, who signs them in, and what bounds them."""
+"""The settings of api.toml: the listener, the OpenID provider, the registry and the limits."""
 
 from __future__ import annotations
 
@@ -39,14 +39,14 @@ __all__ = [
 
 _ALGORITHMS = {"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512"}
 _ALGORITHMS |= {"EdDSA", "Ed25519"}
-# Signatures with a key of the provider's. "none" is no signature, and HS256 would be made with the
-# client's secret, which the provider's other parts may know.
+# Signatures with the provider's private key. "none" is no signature, and HS256 uses the client's
+# secret, which others may know.
 
 _ROLES = ("viewer", "operator", "admin", "owner")
 
 
 class ApiListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where browsers and programs call."""
+    """The listener for browsers and programs."""
 
     listen: str = "127.0.0.1:3721"
     """`host:port` to listen on."""
@@ -57,13 +57,14 @@ class ApiListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; without it, a proxy in front speaks TLS. A renewed one
-    is taken within 5 s."""
+    is used within 5 s.
+    """
 
     tls_key: Path | None = None
     """PEM file with the private key of `tls_certificate`."""
 
     trusted_proxies: list[str] = []
-    """Addresses and networks whose `X-Forwarded-For` is believed: the proxy in front."""
+    """Addresses and networks whose `X-Forwarded-For` is trusted: the proxy in front."""
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -99,17 +100,17 @@ class RegistryConfig(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_
     """Whether to bring the schema up to date at the start; by default for SQLite only."""
 
     connections: int = 8
-    """How many calls to the database may be under way at once."""
+    """Concurrent calls to the database."""
 
     timeout: float = 5.0
-    """Seconds after which a call to the database is given up."""
+    """Seconds after which a call to the database is abandoned."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.is_there:
             raise InvalidSetting(
                 "url",
-                "is missing: say which database, by url or url_file: "
+                "is missing: set url or url_file, for example "
                 "sqlite:////var/lib/tunnelmux-api/registry.db",
             )
         if not 1 <= self.connections <= 64:
@@ -131,20 +132,24 @@ class RoleMapping(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The value in the claim `oidc.role_claim`, for example a group's name."""
 
     role: Literal["viewer", "operator", "admin", "owner"]
-    """What it gives."""
+    """The role it gives."""
 
     tenant: str | None = None
-    """In which tenant; without it, in those that the claim `oidc.tenant_claim` names."""
+    """The tenant it gives the role in; without it, the tenants that the claim `oidc.tenant_claim`
+    names.
+    """
 
 
 class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The OpenID provider: the only way to sign in."""
 
     issuer: str
-    """The provider's identifier: the URL under which `/.well-known/openid-configuration` stands."""
+    """The provider's identifier (issuer): the URL below which `/.well-known/openid-configuration`
+    is served.
+    """
 
     client_id: str
-    """This server's name at the provider. Its redirect URI there is
+    """This server's client id at the provider. Its redirect URI there is
     `PUBLIC_URL/api/auth/callback`."""
 
     client_secret: Secret | None = None
@@ -163,7 +168,7 @@ class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """Kept for a later client-credentials grant; nothing uses it yet."""
 
     algorithms: list[str] = msgspec.field(default_factory=lambda: ["RS256", "ES256", "EdDSA"])
-    """Signature algorithms of tokens that are believed."""
+    """Signature algorithms of tokens that are accepted."""
 
     prompt: str | None = None
     """Sent as `prompt` when a person signs in: `login`, `consent` or `select_account`."""
@@ -172,7 +177,7 @@ class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """PEM file with the authorities that sign the provider's certificate; the system's without."""
 
     timeout: float = 10.0
-    """Seconds the provider has for one request: people wait for it."""
+    """Seconds that one request to the provider may take: people wait for it."""
 
     clock_skew: float = 30.0
     """Seconds by which the provider's clock may differ from this machine's."""
@@ -181,11 +186,12 @@ class OIDCConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """A claim of the id_token with the name, or the names, of the tenants a person belongs to."""
 
     role_claim: str | None = None
-    """A claim of the id_token with a list of roles or groups; `[[oidc.roles]]` says what they
-    give. Memberships from claims are taken back when the claim no longer says so."""
+    """A claim of the id_token with a list of roles or groups, which `[[oidc.roles]]` maps to roles.
+    A membership that came from a claim ends when the claim no longer has the value.
+    """
 
     roles: list[RoleMapping] = []
-    """What the values of `role_claim` give."""
+    """Maps the values of `role_claim` to roles."""
 
     def __post_init__(self) -> None:
         parts = split_url("issuer", self.issuer, ("https", "http"), "https://id.example.com")
@@ -228,8 +234,9 @@ class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     key_file: Path
     """A file with one key a line, `ID KEY`, made by `tunnelmux-api keys new`. The first signs
-    cookies and encrypts tokens; the others are still believed. Take the last away some days
-    after a new first was added."""
+    cookies and encrypts tokens; the others are still accepted. Remove the last some days after a
+    new first was added.
+    """
 
     idle: float = 8 * 3600.0
     """Seconds without a request after which a person has to sign in again: a working day."""
@@ -239,7 +246,7 @@ class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
     terminal_lifetime: float = 30 * 86_400.0
     """Seconds after which a terminal that was signed in with `tunnelmux login` has to be signed in
-    again: a laptop that is lost is worth something for as long, unless its token is revoked."""
+    again: for that long a lost laptop has access, unless its token is revoked."""
 
     def __post_init__(self) -> None:
         if not 60 <= self.idle <= self.lifetime:
@@ -253,18 +260,22 @@ class BrowserSessionConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unk
 
 
 class ProxyEndpointConfig(ProxyCalls, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the proxies' internal APIs are called. Where they are, the registry knows: a proxy with
-    `[registry]` and `[internal]` writes its address there."""
+    """How to call the proxies' internal APIs. Their addresses are in the registry: a proxy with
+    `[registry]` and `[internal]` writes its own there.
+    """
 
     forward_timeout: float = 60.0
-    """Seconds a service of a device has to begin its answer to a forwarded request."""
+    """Seconds within which a device's service must begin its answer to a forwarded request."""
 
     tunnel_urls: list[str] = msgspec.field(default_factory=list)
-    """Where agents dial, best first: what pairing tells them (`wss://proxy.example.com:3800/tunnel/connect`)."""
+    """Tunnel endpoints that pairing gives to agents, best first
+    (`wss://proxy.example.com:3800/tunnel/connect`).
+    """
 
     tunnel_pin: str | None = None
-    """`sha256:` and the fingerprint of the proxies' certificate, where it is self-signed: what
-    pairing tells agents to hold them to."""
+    """`sha256:` and the fingerprint of the proxies' certificate, where it is self-signed: pairing
+    gives it to agents as their `pin`.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -275,18 +286,19 @@ class ProxyEndpointConfig(ProxyCalls, frozen=True, kw_only=True, forbid_unknown_
 
 
 class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a pairing code is worth, and how much guessing is borne."""
+    """How long a pairing code is valid, and how many wrong guesses are allowed."""
 
     lifetime: float = 600.0
-    """Seconds for which a code is good: time to walk to the device and type eight letters."""
+    """Seconds for which a code is valid: time to walk to the device and type eight letters."""
 
     max_guesses: int = 5
-    """Wrong second halves for one first half, after which the codes that begin so are burnt
+    """Wrong second halves for one first half, after which the codes with that first half are void
     (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
 
     address_budget: int = 20
     """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
-    unseen. A site whose devices share one address makes its codes one after another."""
+    unchecked. Devices of a site behind one address should be paired one after another.
+    """
 
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
@@ -295,8 +307,10 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds after which wrong codes are forgotten."""
 
     max_waiting: int = 1000
-    """Devices that show a code and wait, at once in all tenants. Anybody may ask: where all places
-    are taken, the oldest of the block of addresses (/24, of IPv6 /48) that has most gives way."""
+    """Devices of all tenants that wait with a code on display. Asking needs no credential: when all
+    places are taken, the oldest of the block of addresses (/24, of IPv6 /48) with the most gives
+    way.
+    """
 
     def __post_init__(self) -> None:
         for name in ("lifetime", "budget_period"):
@@ -313,25 +327,25 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one caller may cost."""
+    """Limits on what callers may use."""
 
     max_body: int = 1_048_576
-    """Bytes of a request's body, apart from those that are passed on to a device as they come."""
+    """Bytes of a request's body; bodies that are streamed to a device do not count."""
 
     body_stall: float = 30.0
     """Seconds in which at least one byte of a body must come; then 408."""
 
     max_connections: int = 4096
     """Connections at once, and never more than half of the descriptors that the process may have
-    (LimitNOFILE). Where there are more, the oldest that has said nothing gives way."""
+    (LimitNOFILE). With more, the oldest that has sent nothing gives way."""
 
     max_connections_per_address: int = 256
     """Connections at once from one address, of IPv6 from one /64; more are reset. Room for an
-    office behind one address, and not enough for one stranger to take all. trusted_proxies are
-    exempt."""
+    office behind one address, but not all places for one client. trusted_proxies are exempt.
+    """
 
     max_events: int = 256
-    """How many callers may follow events at once: each is a connection that stays."""
+    """Callers that follow events at once: each holds a connection."""
 
     max_events_per_person: int = 32
     """How many of these one person may have, in browsers and by access tokens together: so that one
@@ -339,7 +353,7 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     max_terminals: int = 64
     """Terminals in browsers at once: each is an SSH connection to the gateway, half a megabyte
-    and the processor of a typing person."""
+    and little processor time."""
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_connections_per_address"):
@@ -357,16 +371,17 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class RecordingsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where recordings of people's SSH sessions are read."""
+    """Where recordings of SSH sessions are."""
 
     folder: Path | None = None
     """The folder that tunnelmux-gateway writes (`recording.folder`), on this machine or mounted
-    here, readable for this program. Without it recordings are listed and not shown."""
+    here, readable for this program. Without it recordings are listed, but cannot be played."""
 
 
 class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Where Prometheus reads `GET /metrics`. Without this table there is no such listener. It asks
-    for no credential: let only those reach it who may know how much goes on here."""
+    for no credential: restrict access to it by the network.
+    """
 
     listen: str = "127.0.0.1:3722"
     """`host:port` to listen on."""
@@ -381,7 +396,7 @@ class MetricsListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where tunnelmux-gateway takes SSH, for what the console shows and does by it."""
+    """How to reach tunnelmux-gateway, for the console's SSH commands and terminals."""
 
     address: str | None = None
     """`host:port` that people's `ssh` connects to, as seen from outside. With it, the page of a
@@ -389,7 +404,7 @@ class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     host_key_file: Path | None = None
     """The public half of the gateway's host key, `ssh_host_ed25519_key.pub` in its `state_dir`.
-    With it, the console has terminals in the browser: it believes no other gateway."""
+    With it, the console has terminals in the browser; it accepts no gateway with another key."""
 
     connect: str | None = None
     """`host:port` at which this program reaches the gateway, where that is not `address`."""
@@ -401,7 +416,7 @@ class GatewayEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
                 parse_address(name, value)
         if self.host_key_file is not None and self.address is None and self.connect is None:
             raise InvalidSetting(
-                "connect", "is missing: say where the gateway listens that has this host key"
+                "connect", "is missing: set the address of the gateway with this host key"
             )
 
     @property
@@ -420,40 +435,40 @@ class ApiConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The whole of api.toml."""
 
     api: ApiListener
-    """Where people and programs call."""
+    """The listener."""
 
     registry: RegistryConfig
     """The database."""
 
     oidc: OIDCConfig
-    """Who signs people in."""
+    """The OpenID provider."""
 
     browser_sessions: BrowserSessionConfig
-    """How long they stay signed in."""
+    """How long people stay signed in."""
 
     proxies: ProxyEndpointConfig = msgspec.field(default_factory=ProxyEndpointConfig)
-    """How the proxies are called."""
+    """How to call the proxies."""
 
     gateway: GatewayEndpoint = msgspec.field(default_factory=GatewayEndpoint)
-    """Where people's SSH goes."""
+    """The SSH gateway."""
 
     metrics: MetricsListener | None = None
     """Where Prometheus reads metrics."""
 
     recordings: RecordingsConfig = msgspec.field(default_factory=RecordingsConfig)
-    """Where recordings of people's SSH sessions are read."""
+    """Where recordings of SSH sessions are."""
 
     pairing: PairingConfig = msgspec.field(default_factory=PairingConfig)
-    """How devices are let in by codes."""
+    """How devices are paired by codes."""
 
     drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
-    """What SIGTERM waits for."""
+    """How long SIGTERM waits for requests in progress."""
 
     log: LogConfig = msgspec.field(default_factory=LogConfig)
-    """What is logged."""
+    """What is logged, and how."""
 
     limits: ApiLimits = msgspec.field(default_factory=ApiLimits)
-    """What one caller may cost."""
+    """Limits on what callers may use."""
 
 
 def _is_local(host: str) -> bool:

@@ -10,7 +10,7 @@ from tunnelmux.config.schema import Table, table_of
 __all__ = ["changes_between"]
 
 _SHOWN = 20
-# Differences that are named. A fleet's file may have changed in a thousand places.
+# Differences that are listed. A fleet's file may differ in a thousand places.
 
 _NAMES = ("name", "proxy_id", "listen")
 # The key by which people tell the tables of a list apart, where it has one.
@@ -19,7 +19,7 @@ _NAMES = ("name", "proxy_id", "listen")
 def changes_between(before: object, after: object) -> str:
     """`limits.max_streams, +devices.dev3, -devices.dev1, devices.dev2.enabled`, or `nothing`.
 
-    Both are of one class. A file that is named, and has other content now, is no difference.
+    Both must be of one class. A change of a named file's content is not seen.
     """
     found = list(_differences(table_of(type(after)), before, after, ""))
     if not found:

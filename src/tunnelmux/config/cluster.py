@@ -1,4 +1,4 @@
-"""What proxy.toml says about the other proxies of an installation."""
+"""The settings of a cluster: how this proxy and the others reach each other."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """PEM file with the authorities to trust with `rediss://`; default: the system's."""
 
     listen: str
-    """`host:port` where other nodes reach this one. Only they can use it: each shows a certificate
-    that it has made at its start and that the others know from Redis."""
+    """`host:port` where other nodes reach this one. Only nodes can connect to it: each uses a
+    certificate that it made at its start and published in Redis.
+    """
 
     address: str | None = None
     """`host:port` that the other nodes dial; by default `listen`."""
 
     node: str | None = None
-    """How this node is called, and no other one; by default the name of the machine."""
+    """The name of this node, unique in the cluster; by default the name of the machine."""
 
     def __post_init__(self) -> None:
         if (self.redis is None) == (self.redis_file is None):
@@ -83,7 +84,8 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     @property
     def has_password(self) -> bool:
-        """Whether `redis` holds a password, so that what it stands in must not be open to all."""
+        """Whether `redis` holds a password, so that the file it is in must not be readable
+        by all."""
         return self.redis is not None and bool(RedisPlace.parse(self.redis.reveal()).password)
 
     def read_redis(self) -> Secret:

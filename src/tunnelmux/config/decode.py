@@ -1,7 +1,7 @@
-"""From what TOML, the environment or a flag gave to configuration objects.
+"""Turn values from TOML, the environment or flags into configuration objects.
 
-msgspec declares and holds the types; the walk is ours, because every refusal here names the key,
-what was there and what is wanted, in words of TOML and not of Python.
+msgspec declares the types; the decoding is ours, because every error names the key, the value and
+what is expected, in TOML's terms and not Python's.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Decoder:
             if name in content:
                 values[name] = self._value(entry, content[name], _join(path, name))
             elif name in table.required:
-                if isinstance(entry, Table):  # so that the message names a key and not a table
+                if isinstance(entry, Table):  # the message should name a key and not a table
                     self._table(entry, {}, _join(path, name))
                 raise MissingSetting(_join(path, name), f"is missing: add it under {_header(path)}")
         for name, part in table.flat.items():
@@ -77,7 +77,7 @@ class Decoder:
             case ("boolean", bool()) | ("text", str()):
                 return value
             case (("integer" | "number"), bool()):
-                pass  # a bool is an int to Python alone
+                pass  # in Python, not in TOML, a bool is an int
             case "integer", int():
                 return value
             case "number", int() | float():
@@ -109,9 +109,8 @@ class Decoder:
 
 
 def parse_text(setting: Setting, text: str) -> object:
-    """A value from the environment or a flag, as TOML would have given it.
-
-    Raises ValueError with what is wanted.
+    """A value from the environment or a flag, as the TOML type of the setting. Raises ValueError
+    with what is expected.
     """
     try:
         match setting.kind:
@@ -146,7 +145,7 @@ def expand_home(key: str, value: str) -> Path:
 
 def nearest(name: str, known: list[str]) -> str | None:
     """The known name most like `name`, or None when none is."""
-    import difflib  # only for those who mistyped one
+    import difflib  # imported here: only needed after a typing mistake
 
     return next(iter(difflib.get_close_matches(name, known, n=1)), None)
 
@@ -168,7 +167,7 @@ def _shown(value: object) -> str:
 
 
 def _header(path: str) -> str:
-    """How the table at `path` is headed in the file."""
+    """The header of the table at `path` in the file."""
     header = re.sub(r"\[\d+\]", "", path)
     return f"[[{header}]]" if path.endswith("]") else f"[{header}]"
 

@@ -1,4 +1,4 @@
-"""What an agent may be asked to run: off unless it is switched on, and then only what is listed."""
+"""The commands that an agent may run: none unless it is switched on, and then only those listed."""
 
 from __future__ import annotations
 
@@ -20,9 +20,10 @@ OLD_ALGORITHMS: dict[str, tuple[str, ...]] = {
     "encryption": ("aes256-cbc", "aes192-cbc", "aes128-cbc", "3des-cbc"),
     "MAC": ("hmac-sha1-96", "hmac-md5", "hmac-md5-96"),
 }
-"""What `algorithms` may allow, by what it is for: what old servers know and new clients do not
-offer any more (OpenSSH since 7.0 to 8.8). It stands behind all others, so that only a server that
-knows nothing better gets it."""
+"""Algorithms that `algorithms` may allow, by their kind: old servers need them, and new clients no
+longer offer them (OpenSSH since 7.0 to 8.8). They are offered last, so that only a server without
+better ones uses them.
+"""
 
 _LARGEST_COUNT = 2**31
 _LARGEST_TIME = 30 * 86_400.0
@@ -30,41 +31,46 @@ _LARGEST_TIME = 30 * 86_400.0
 
 class ExecConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Commands that this device runs over SSH when it is asked to, through the tunnel or by a
-    Socket.IO main server. What is not allowed here is never run, whatever the server says.
+    Socket.IO main server. Commands that are not allowed here are never run; the server cannot
+    override it.
     """
 
     enabled: bool = False
     """Whether commands are run at all."""
 
     hosts: list[str] = []
-    """SSH servers that may be reached: names and addresses, with `*` and `?` if need be, and
+    """SSH servers that may be reached: names and addresses, with `*` and `?` as wildcards, and
     networks such as `10.0.0.0/8`. Networks and patterns like `192.168.1.*` stand for addresses
     only. Empty: none. `"*"`: all."""
 
     users: list[str] = []
-    """Users that commands may run as, with `*` and `?` if need be. Empty: none. `"*"`: all."""
+    """Users that commands may run as, with `*` and `?` as wildcards. Empty: none. `"*"`: all."""
 
     commands: list[str] = []
-    """Commands that may be run, whole. In one with more to it, `*` and `?` stand for letters,
-    digits, spaces and `@%_+=:,./-` only, so that nothing can be appended that a shell would
-    understand. Empty: none. `"*"`: all."""
+    """Commands that may be run; each entry is matched with the whole command. Within one, `*` and
+    `?` stand for letters, digits, spaces and `@%_+=:,./-` only, so that no shell syntax can be
+    appended. Empty: none. `"*"`: all.
+    """
 
     host_keys: Literal["tofu", "known_hosts", "off"] = "tofu"
-    """How SSH servers are known: `tofu` trusts one at the first meeting and pins its key in
-    `device.state_dir`; `known_hosts` trusts those in that file only; `off` trusts any."""
+    """How SSH servers are verified: `tofu` trusts a server at the first connection and pins its key
+    in `device.state_dir`; `known_hosts` trusts those in that file only; `off` trusts any.
+    """
 
     known_hosts: Path | None = None
-    """A file of host keys as OpenSSH has it, which are trusted from the start."""
+    """An OpenSSH known_hosts file, whose keys are trusted from the start."""
 
     ssh_agent: Path | None = None
     """The socket of an ssh-agent, whose keys are used for commands that bring no credential."""
 
     algorithms: list[str] = []
-    """Old algorithms that SSH servers may use as well, by OpenSSH's names, such as `ssh-rsa` or
-    `diffie-hellman-group1-sha1`. The error of a server that has no others names its own."""
+    """Old algorithms that are allowed too, by OpenSSH's names, such as `ssh-rsa` or
+    `diffie-hellman-group1-sha1`. When a server offers no other algorithm, the error names those it
+    has.
+    """
 
     limits: ExecLimits = ExecLimits()
-    """What all of it is held to."""
+    """Limits of commands."""
 
     def __post_init__(self) -> None:
         for key in ("hosts", "users", "commands"):

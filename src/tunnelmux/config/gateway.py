@@ -1,4 +1,4 @@
-"""What gateway.toml says: where people's SSH arrives, who may what, and what is kept of it."""
+"""The settings of gateway.toml: the SSH listener, rights, recordings and limits."""
 
 from __future__ import annotations
 
@@ -33,23 +33,24 @@ _RIGHTS = ("shell", "exec", "sftp", "forward", "agent")
 
 
 class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where SSH clients connect."""
+    """The listener for SSH clients."""
 
     listen: str = "127.0.0.1:2222"
     """`host:port` to listen on."""
 
     state_dir: Path
-    """A folder of this program's own: its host key, made at the first start, and
-    recordings. Two gateways behind one name need the same host key."""
+    """The folder for this program's state: its host key, made at the first start, and recordings.
+    Two gateways behind one name need the same host key.
+    """
 
     host_certificate: Path | None = None
     """A certificate for the host key, by an authority that people's known_hosts trust."""
 
     allow: list[str] = []
-    """Addresses and networks from which connections are taken; empty for all."""
+    """Addresses and networks from which connections are accepted; empty for all."""
 
     console_url: str | None = None
-    """Where people register their SSH keys: told to those whose key is not known."""
+    """The URL where people register their SSH keys; shown to a person whose key is not known."""
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -67,22 +68,25 @@ class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Who may what without a lease, and how the gateway logs in to devices."""
+    """What people may do without a lease, and how the gateway logs in to devices."""
 
     standing_rights: list[str] = []
-    """What operators, admins and owners of a tenant may on its devices without a lease: `shell`,
+    """What operators, admins and owners of a tenant may do on its devices without a lease: `shell`,
     `exec`, `sftp`, `forward`, `agent`. Empty: everyone needs a lease."""
 
     authority_file: Path | None = None
     """The key behind the tenants' authorities, made by `tunnelmux-gateway keys new-authority`. With
-    it the gateway logs in to devices by certificates of minutes; what a device has to trust is
-    printed by `tunnelmux-gateway authority`. Without it, people's own SSH agents log in."""
+    it the gateway logs in to devices by short-lived certificates; `tunnelmux-gateway authority`
+    prints the key that a device must trust. Without it, people log in with their own forwarded SSH
+    agents.
+    """
 
     ssh_service: str = "ssh"
-    """The name of the service of a device that is its sshd."""
+    """The name of the service through which a device offers its sshd."""
 
     accounts: list[str] = []
-    """Accounts on devices that people may name; empty for all. The device's sshd decides too."""
+    """Accounts on devices that people may log in as; empty for all. The device's sshd decides too.
+    """
 
     def __post_init__(self) -> None:
         for right in self.standing_rights:
@@ -93,21 +97,22 @@ class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RecordingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What is kept of recorded sessions: asciicast version 2, output and sizes, no input."""
+    """How sessions are recorded: asciicast version 2, output and terminal sizes, no input."""
 
     folder: Path | None = None
     """Where recordings go; by default `recordings` in gateway.state_dir."""
 
     max_bytes: int = 64 * 1024 * 1024
-    """Bytes of one recording: a day of busy typing. What comes after is treated as `on_failure`
-    says."""
+    """Bytes of one recording: a day of busy typing. A session that reaches it is treated as
+    `on_failure` says.
+    """
 
     keep: float = 90 * 86_400.0
     """Seconds for which a recording is kept."""
 
     on_failure: Literal["stop", "continue"] = "stop"
     """When a recording cannot go on (a full disk, its limit): `stop` ends the session, so that
-    nothing happens unseen; `continue` lets it go on, and the record says so."""
+    nothing goes unrecorded; `continue` lets it go on, and the audit says so."""
 
     def __post_init__(self) -> None:
         if not 65_536 <= self.max_bytes <= 2**40:
@@ -117,7 +122,7 @@ class RecordingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
 
 class TunnelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the gateway dials as the agent of devices that have nothing but OpenSSH."""
+    """How the gateway dials the proxy on behalf of devices that have only OpenSSH."""
 
     url: str | None = None
     """The proxy's tunnel endpoint, as in agent.toml. Without it no device connects by SSH."""
@@ -140,7 +145,7 @@ class TunnelsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What one caller may cost."""
+    """Limits on what callers may use."""
 
     max_connections: int = 1024
     """Connections at once; one with a session costs some 100 kB."""
@@ -155,16 +160,18 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Sessions and forwards at once on one connection, as OpenSSH's MaxSessions."""
 
     max_tries: int = 20
-    """Keys and other proofs that one connection may show: an agent full of keys has as many."""
+    """Keys and other credentials that one connection may try: an SSH agent full of keys has as
+    many.
+    """
 
     max_failures: int = 30
-    """Failed log-ins of one address within `failure_period`; then it is not listened to."""
+    """Failed log-ins of one address within `failure_period`; then its connections are refused."""
 
     failure_period: float = 600.0
     """Seconds after which failed log-ins are forgotten."""
 
     connect_timeout: float = 20.0
-    """Seconds that the way to a device and its sshd's log-in may take."""
+    """Seconds for connecting to a device and logging in to its sshd."""
 
     def __post_init__(self) -> None:
         for name, most in (
@@ -189,28 +196,28 @@ class GatewayConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The whole of gateway.toml."""
 
     gateway: GatewayListener
-    """Where SSH clients connect."""
+    """The listener for SSH clients."""
 
     registry: RegistryConfig
     """The database."""
 
     access: AccessConfig = msgspec.field(default_factory=AccessConfig)
-    """Who may what without a lease, and how devices are logged in to."""
+    """What people may do without a lease, and how the gateway logs in to devices."""
 
     recording: RecordingConfig = msgspec.field(default_factory=RecordingConfig)
-    """What is kept of recorded sessions."""
+    """How sessions are recorded."""
 
     proxies: ProxyCalls = msgspec.field(default_factory=ProxyCalls)
-    """How the proxies are called."""
+    """How to call the proxies."""
 
     tunnels: TunnelsConfig = msgspec.field(default_factory=TunnelsConfig)
-    """Devices that have nothing but OpenSSH."""
+    """Devices that have only OpenSSH."""
 
     drain: DrainConfig = msgspec.field(default_factory=DrainConfig)
-    """What SIGTERM waits for."""
+    """How long SIGTERM waits for sessions in progress."""
 
     log: LogConfig = msgspec.field(default_factory=LogConfig)
-    """What is logged."""
+    """What is logged, and how."""
 
     limits: GatewayLimits = msgspec.field(default_factory=GatewayLimits)
-    """What one caller may cost."""
+    """Limits on what callers may use."""

@@ -1,4 +1,4 @@
-"""Host names as DNS has them, so that two ways to write one name are one name."""
+"""Host names in DNS form, so that two spellings of one name compare equal."""
 
 from __future__ import annotations
 
@@ -6,25 +6,24 @@ __all__ = ["to_a_label_pattern", "to_a_labels"]
 
 
 def to_a_labels(host: str) -> str:
-    """The name with its labels in ASCII (RFC 5890 2.3.2.1); one that is ASCII already as it is.
-
-    An address in digits of another width is an address afterwards. Raises ValueError for what DNS
+    """The name with its labels in ASCII (RFC 5890 section 2.3.2.1); an ASCII name is unchanged. An
+    address in full-width digits becomes a plain address. Raises ValueError for a name that DNS
     cannot hold.
     """
     if host.isascii():
         return host
-    import idna  # its tables are large, and few names need them
+    import idna  # imported here: its tables are large, and few names need them
 
     try:
         return idna.encode(host, uts46=True).decode("ascii")
     except idna.IDNAError:
-        raise ValueError("is no host name that DNS can hold") from None
+        raise ValueError("is not a host name that DNS can hold") from None
 
 
 def to_a_label_pattern(pattern: str) -> str:
-    """The same for a pattern with `*` and `?`: labels without them are brought to ASCII.
-
-    Raises ValueError for a label with both, which stands for nothing in DNS.
+    """The same for a pattern with `*` and `?`: labels without wildcards are converted. Raises
+    ValueError for a label with a wildcard and letters outside ASCII, which can match no name in
+    DNS.
     """
     if pattern.isascii():
         return pattern

@@ -1,4 +1,4 @@
-"""The HTTP proxy that leads out of a network: as a setting, or from the environment."""
+"""The HTTP proxy to dial through: from a setting, or from the environment."""
 
 from __future__ import annotations
 
@@ -47,14 +47,14 @@ def parse_http_proxy(key: str, text: str) -> HttpProxy:
         parts = urlsplit(text if "://" in text else f"http://{text}")
         port = parts.port
     except ValueError:
-        raise InvalidSetting(key, f"is no URL: {_WANTED}") from None
+        raise InvalidSetting(key, f"is not a URL: {_WANTED}") from None
     if parts.scheme not in _DEFAULT_PORTS:
         raise InvalidSetting(
-            key, f"is a {parts.scheme}:// proxy, which is not known here: {_WANTED}"
+            key, f"is a {parts.scheme}:// proxy, which is not supported: {_WANTED}"
         )
     host = parts.hostname
     if not host or not re.fullmatch(r"[A-Za-z0-9._:%-]+", host) or port == 0:
-        raise InvalidSetting(key, f"names no host that could be dialled: {_WANTED}")
+        raise InvalidSetting(key, f"has no valid host: {_WANTED}")
     return HttpProxy(
         host, port or _DEFAULT_PORTS[parts.scheme], parts.scheme == "https", _login(key, parts)
     )
@@ -73,12 +73,13 @@ def _login(key: str, parts: SplitResult) -> Secret | None:
 def http_proxy_from_environment(
     url: str, environ: Mapping[str, str], warn: Callable[[str], None] | None = None
 ) -> Secret | None:
-    """What the environment says about the way to `url`: the proxy's URL, or None for none.
+    """The HTTP proxy that the environment sets for `url`, or None.
 
     As with curl, a name in lower case wins, the scheme's own variable wins over ALL_PROXY, and
     hosts in NO_PROXY are reached directly. A ws:// or http:// URL without HTTP_PROXY goes by
-    HTTPS_PROXY, because it goes by CONNECT (RFC 6455 section 4.1). A proxy of a kind that is not
-    known here is told to `warn` and passed over. Raises ConfigError naming the variable.
+    HTTPS_PROXY, because it goes by CONNECT (RFC 6455 section 4.1). A proxy of an unsupported kind
+    is ignored, and `warn` is called with a sentence about it. Raises ConfigError naming the
+    variable.
     """
     parts = urlsplit(url)
     secure = parts.scheme in {"https", "wss"}
@@ -100,7 +101,7 @@ def http_proxy_from_environment(
         return None
     if re.match(r"socks[0-9a-z]*://", environ[name]):
         if warn is not None:
-            warn(f"{name} names a SOCKS proxy, which is not known here: {url} is dialled directly")
+            warn(f"{name} names a SOCKS proxy, which is not supported: {url} is dialled directly")
         return None
     try:
         parse_http_proxy(name, environ[name])
@@ -110,8 +111,9 @@ def http_proxy_from_environment(
 
 
 def is_exempt(host: str, port: int, no_proxy: str) -> bool:
-    """Whether a NO_PROXY list has this host: a name with all below it, an address, a network
-    (`10.0.0.0/8`), one of these with a port, or `*` for all."""
+    """Whether a NO_PROXY list has this host: by a name with all its subdomains, an address, a
+    network (`10.0.0.0/8`), one of these with a port, or `*` for all.
+    """
     host = host.lower().rstrip(".")
     return any(_matches(host, port, entry) for entry in re.split(r"[,\s]+", no_proxy) if entry)
 

@@ -28,7 +28,7 @@ _HINT = "copy the whole line that the proxy printed, or make a new one: tunnelmu
 
 
 class JoinInvitation(msgspec.Struct, frozen=True, kw_only=True):
-    """What a join string says."""
+    """The content of a join string."""
 
     url: str
     """The proxy's tunnel endpoint."""
@@ -55,7 +55,7 @@ def encode_join(invitation: JoinInvitation) -> str:
 
 
 def decode_join(key: str, text: str) -> JoinInvitation:
-    """What `encode_join` packed. The error for `key` never shows the string: a token is in it.
+    """The invitation in a join string. Errors never show the string, which holds a token.
 
     Raises InvalidSetting when the string is cut, changed, or no join string at all.
     """
@@ -73,12 +73,13 @@ def decode_join(key: str, text: str) -> JoinInvitation:
             pin=_text(content, "pin") if content.get("pin") is not None else None,
         )
     except (binascii.Error, ValueError, TypeError, KeyError, AttributeError):
-        # The reasons are all one to the reader, and some of them would show the token.
+        # The reader needs no more detail, and some of these errors would show the token.
         raise InvalidSetting(key, f"is damaged or cut short: {_HINT}") from None
 
 
 def find_join(key: str, text: str) -> str:
-    """The join string in what an operator saved or piped: by itself, or in the line to paste.
+    """The join string in a text that an operator saved or piped: alone, or within the line to
+    paste.
 
     Raises InvalidSetting for `key` when there is none, or more than one.
     """

@@ -1,7 +1,7 @@
 """Reading a configuration: the TOML file, then TUNNELMUX_* variables, then flags.
 
-Each later source wins over the ones before it, key by key. Whatever is wrong is one ConfigError
-of one sentence, which names the source, the key, and what to do.
+A later source overrides the earlier ones, key by key. Every mistake is a ConfigError of one
+sentence, which names the source, the key, and the fix.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Table, settings_of, table_of
 from tunnelmux.errors import ConfigError
 
-if TYPE_CHECKING:  # each program imports its own
+if TYPE_CHECKING:  # each program imports only its own configuration
     from tunnelmux.config.api import ApiConfig
     from tunnelmux.config.gateway import GatewayConfig
     from tunnelmux.config.proxy import ProxyConfig
@@ -47,8 +47,9 @@ CONFIG_VARIABLE = "TUNNELMUX_CONFIG"
 API_VARIABLES = frozenset(
     {"TUNNELMUX_API_URL", "TUNNELMUX_API_SECRET_FILE", "TUNNELMUX_API_CA_FILE"}
 )
-"""Where `tunnelmux exec` finds a proxy's internal API: no settings of a daemon, and no mistake in
-the environment of one either."""
+"""Variables that tell `tunnelmux exec` where a proxy's internal API is. They are not settings of a
+daemon, and a daemon ignores them.
+"""
 
 _API_SECRETS = ("oidc.client_secret", "proxies.secret")
 _AGENT_SECRETS = (
@@ -59,7 +60,7 @@ _AGENT_SECRETS = (
     "socketio.http_proxy",
 )
 
-# Keys of which one replaces the others: a later source that sets one means that one only.
+# Groups of exclusive keys: a later source that sets one of them removes the others.
 _ALTERNATIVES = (
     frozenset({"proxy.token", "proxy.token_file", "proxy.join", "proxy.join_file"}),
     frozenset({"proxy.url", "proxy.join"}),
@@ -96,7 +97,7 @@ def load_proxy_config(
     flags: Iterable[Flag] = (),
     warn: Warn | None = None,
 ) -> ProxyConfig:
-    """The proxy's configuration; its token files have been read once and are sound.
+    """The proxy's configuration. Its token files were read once and are valid.
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
@@ -114,7 +115,7 @@ def load_api_config(
     flags: Iterable[Flag] = (),
     warn: Warn | None = None,
 ) -> ApiConfig:
-    """The API's configuration; its secret files have been read once and are sound.
+    """The API's configuration. Its secret files were read once and are valid.
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
@@ -130,7 +131,7 @@ def load_gateway_config(
     flags: Iterable[Flag] = (),
     warn: Warn | None = None,
 ) -> GatewayConfig:
-    """The gateway's configuration; its secret files have been read once and are sound.
+    """The gateway's configuration. Its secret files were read once and are valid.
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
@@ -148,9 +149,8 @@ def load_agent_config(
     flags: Iterable[Flag] = (),
     warn: Warn | None = None,
 ) -> AgentConfig:
-    """The agent's configuration; its token file has been read once and is sound.
-
-    The HTTP proxies that the environment names stand in it as if they had been set.
+    """The agent's configuration. Its token file was read once and is valid. HTTP proxies that the
+    environment names are filled in as if they had been set.
 
     `warn` is called with each sentence worth telling that is no error. Raises ConfigError.
     """
@@ -168,7 +168,7 @@ def _find_ways_out(config: AgentConfig, environ: Mapping[str, str], warn: Warn |
     for endpoint in (config.proxy, config.socketio):
         if endpoint is not None and endpoint.url and endpoint.http_proxy is None:
             found = http_proxy_from_environment(endpoint.url, environ, warn)
-            # The struct is frozen for its users, who have not seen it yet.
+            # The struct is frozen, but its caller has not seen it yet.
             msgspec.structs.force_setattr(endpoint, "http_proxy", found)
 
 
@@ -219,10 +219,9 @@ class _Sources(Generic[_C]):
         find_secrets: Callable[[_C, Callable[[str], bool]], tuple[list[Path | None], bool]],
         advise: Callable[[_C, Warn], object] | None = None,
     ) -> _C:
-        """The configuration after `check`; what is worth telling of it is told.
-
-        `find_secrets` gives the files that hold secrets, and whether the configuration's own is
-        one: it gets the configuration and `is_from_file`. Raises ConfigError.
+        """The configuration after `check`; warnings about it are given. `find_secrets(config,
+        is_from_file)` gives the files that hold secrets, and whether the configuration file is one
+        of them. Raises ConfigError.
         """
         config = self.decode(check)
         if self._warn is not None:
@@ -238,7 +237,7 @@ class _Sources(Generic[_C]):
         return key not in self._origin and name in self._content.get(table, {})
 
     def _named(self, error: InvalidSetting) -> ConfigError:
-        """The error with the source in front."""
+        """The error, with its source put in front."""
         if isinstance(error, MissingSetting) and self._file is None:
             flag = self._flag_names.get(error.key)
             ways = f"give {flag}, or a file with --config" if flag else "give a file with --config"
@@ -309,7 +308,7 @@ class _Sources(Generic[_C]):
         for table in tables:
             content = content.setdefault(table, {})
             if not isinstance(content, dict):
-                return  # the file has something else there, which decoding will refuse
+                return  # the file has a value of another type there, which decoding will refuse
         content[name] = value
         self._origin[flag.key] = flag.name
 
@@ -336,8 +335,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
             f"{file}: line {line} is not UTF-8 text: save the file as UTF-8"
         ) from None
     except tomllib.TOMLDecodeError as error:
-        # The message quotes single characters and the names of keys, never a value, so no secret
-        # can be in it.
+        # The message quotes single characters and names of keys, never a value, so it shows no
+        # secret.
         raise ConfigError(f"{file}: this is not TOML: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""Addresses as limits count them."""
+"""Groups of addresses that share a limit."""
 
 from __future__ import annotations
 
@@ -8,8 +8,10 @@ __all__ = ["block_of", "network_of"]
 
 
 def network_of(address: str) -> str:
-    """Whose share of a limit an address counts against: of IPv6 it is the /64, which is what one
-    subscriber has. An IPv4 address inside IPv6 is that address; what is none stays as it is."""
+    """The group that a per-address limit counts an address in: itself, of IPv6 its /64, which is
+    what one subscriber has. An IPv4-mapped address counts as the IPv4 address; text that is no
+    address is returned unchanged.
+    """
     try:
         parsed = ipaddress.ip_address(address.partition("%")[0])
     except ValueError:
@@ -22,8 +24,9 @@ def network_of(address: str) -> str:
 
 
 def block_of(address: str) -> str:
-    """Whose share of a common pool an address counts against: the block that one customer of a
-    provider may have, of IPv6 the /48 and of IPv4 the /24. What is no address stays as it is."""
+    """The block that one customer of a provider may have: of IPv6 the /48, of IPv4 the /24. Text
+    that is no address is returned unchanged.
+    """
     try:
         parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
     except ValueError:

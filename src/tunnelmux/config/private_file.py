@@ -1,4 +1,4 @@
-"""Files in a state directory: private to their user, and whole or not there at all."""
+"""Files in a state directory: readable by their owner only, and replaced atomically."""
 
 from __future__ import annotations
 
@@ -26,6 +26,6 @@ def write_private(path: Path, content: bytes) -> None:
         raise
     folder = os.open(path.parent, os.O_RDONLY)
     try:
-        os.fsync(folder)  # what was learned once, a token above all, must survive a power cut
+        os.fsync(folder)  # a token that was issued once must survive a power cut
     finally:
         os.close(folder)

@@ -1,4 +1,4 @@
-"""What both daemons let an operator set: logs, the drain, and the numbers that bound a session."""
+"""Settings that the daemons share: logs, audit, spans, the drain, and limits."""
 
 from __future__ import annotations
 
@@ -37,16 +37,16 @@ _MAY_BE_ZERO = frozenset(
     }
 )
 _LARGEST_COUNT = 2**40
-"""No count or size is larger: a tebibyte is no limit any more, and fits into every C integer."""
+"""The largest count or size of a limit: more than any machine has, and it fits into 64 bits."""
 _LARGEST_TIME = 30 * 86_400.0
-"""Seconds. No wait is longer: a month is as good as for ever."""
+"""Seconds; the longest wait of a limit."""
 
 
 class LogConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much is logged, and how it is written. Logs go to standard error."""
+    """What is logged, and in which format. Logs go to standard error."""
 
     level: Literal["debug", "info", "warning", "error"] = "info"
-    """The least important kind of line that is written."""
+    """The lowest level that is logged."""
 
     format: Literal["auto", "text", "json"] = "auto"
     """`text` for people, `json` for programs; `auto` is text on a terminal and JSON elsewhere."""
@@ -63,13 +63,13 @@ class AgentLogConfig(LogConfig, frozen=True, kw_only=True, forbid_unknown_fields
 
 
 class AuditConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where every command that was run is written down, one JSON line each."""
+    """The audit: one JSON line for every command that was run."""
 
     file: Path | None = None
-    """The file, each daemon its own; without it, the lines go to the log."""
+    """The file, one for each daemon; without it, the lines go to the log."""
 
     limits: AuditLimits = AuditLimits()
-    """What it may take on disk."""
+    """Its size on disk."""
 
     def __post_init__(self) -> None:
         limits = self.limits
@@ -90,13 +90,15 @@ class OtelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     are none."""
 
     ratio: float = 0.01
-    """How many requests and connections that come without `traceparent` are seen, from 0 to 1; of
-    others its flag decides. A request that is seen leaves the fast path for as long, which costs
-    the proxy about a millisecond."""
+    """The share of requests and connections without `traceparent` that are sampled, from 0 to 1;
+    for others its flag decides. A sampled request leaves the fast path, which costs the proxy about
+    a millisecond.
+    """
 
     per_second: int = 100
-    """Requests and connections that are seen in one second. Any visitor can send a `traceparent`
-    that asks to be seen: this many cost the proxy a tenth of a core."""
+    """The most requests and connections that are sampled in one second. Any visitor can send a
+    `traceparent` that asks for it: this many cost the proxy a tenth of a core.
+    """
 
     queue: int = 2048
     """Spans that wait for the receiver, a kilobyte each; one more is dropped, and counted. Five
@@ -112,7 +114,7 @@ class OtelConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What SIGTERM and Ctrl-C wait for."""
+    """How long SIGTERM and Ctrl-C wait."""
 
     grace: float = 10.0
     """Seconds that streams in progress may take to finish; then they are cut."""
@@ -123,7 +125,7 @@ class DrainConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
 
 class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How much a peer or a visitor may make us hold, and how long we wait for it."""
+    """Limits on memory that peers and visitors use, and on waiting for them."""
 
     left_out: ClassVar[frozenset[str]] = frozenset(
         {
@@ -134,29 +136,29 @@ class LimitsConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
             "socketio_remembered",
         }
     )
-    """Limits that the program has no use for, and so no keys of its file."""
+    """Limits that the program does not use, and that are no keys of its file."""
 
     session: Limits = Limits()
-    """What every tunnel session obeys."""
+    """Limits of every tunnel session."""
 
     ingress: IngressLimits = IngressLimits()
-    """What visitors, handshakes and targets are held to."""
+    """Limits for visitors, handshakes and targets."""
 
     access: AccessLimits = AccessLimits()
-    """What proving themselves may cost visitors and us."""
+    """Limits for sign-in and proofs."""
 
     internal: InternalLimits = InternalLimits()
-    """What callers of the internal API are held to."""
+    """Limits for callers of the internal API."""
 
     socketio: SocketIOLimits = SocketIOLimits()
-    """What the two ends of a Socket.IO connection are held to."""
+    """Limits for the two ends of a Socket.IO connection."""
 
     def __post_init__(self) -> None:
         parts = (self.session, self.ingress, self.access, self.internal, self.socketio)
         for part in parts:
             for field in dataclasses.fields(part):
                 _check_limit(field.name, getattr(part, field.name))
-        # Data frames of any length are legal; this is what other implementations are known to take.
+        # Data frames of any length are legal; other implementations are known to accept this much.
         _check_range("max_frame_payload", self.session.max_frame_payload, 1, 65_536)
         # The engine sends whole frames, of 12 bytes and their payload.
         _check_range(
@@ -191,7 +193,7 @@ def _check_range(key: str, value: int, least: int, most: int) -> None:
 
 
 class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The same for an agent, which has no visitors, and no internal API."""
+    """The same for an agent, which has neither visitors nor an internal API."""
 
     left_out: ClassVar[frozenset[str]] = frozenset(
         {"max_visitors", "max_handshakes", "reconnect_wait", "max_idle_targets", "target_idle_time"}

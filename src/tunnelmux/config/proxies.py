@@ -14,8 +14,9 @@ __all__ = ["ProxyCalls"]
 
 
 class ProxyCalls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """How the proxies' internal APIs are called. Where they are, the registry knows: a proxy with
-    `[registry]` and `[internal]` writes its address there."""
+    """How to call the proxies' internal APIs. Their addresses are in the registry: a proxy with
+    `[registry]` and `[internal]` writes its own there.
+    """
 
     secret: Secret | None = None
     """The secret of their `[internal]` tables."""
@@ -27,7 +28,7 @@ class ProxyCalls(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """PEM file with the authorities that sign the proxies' internal certificates."""
 
     timeout: float = 10.0
-    """Seconds a proxy has to answer."""
+    """Seconds within which a proxy must answer."""
 
     def __post_init__(self) -> None:
         if self.secret is not None and self.secret_file is not None:

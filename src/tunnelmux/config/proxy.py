@@ -1,4 +1,4 @@
-"""What proxy.toml says: where to listen, which devices there are, and what bounds them."""
+"""The settings of proxy.toml: listeners, devices, access and limits."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def _check_tls_pair(certificate: Path | None, key: Path | None) -> None:
 
 
 class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where agents connect."""
+    """The listener for agents."""
 
     listen: str = "0.0.0.0:3800"
     """`host:port` that agents dial."""
@@ -66,14 +66,15 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """The path of the WebSocket endpoint."""
 
     trusted_proxies: list[str] = []
-    """Addresses and networks of load balancers in front of this listener, through which many agents
-    come from one address: `max_arrivals_per_address` does not hold for them."""
+    """Addresses and networks of load balancers in front of this listener, so that many agents have
+    one address: `max_arrivals_per_address` does not apply to them.
+    """
 
     allow_from: list[str] = []
-    """Addresses and networks from which agents may dial; with it, no others may."""
+    """Addresses and networks from which agents may connect; with it, all others are refused."""
 
     deny_from: list[str] = []
-    """Addresses and networks from which they may not, also where `allow_from` names them."""
+    """Addresses and networks that are refused, even where `allow_from` names them."""
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `wss://`."""
@@ -82,8 +83,9 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
     """PEM file with the private key of `tls_certificate`."""
 
     state_dir: Path | None = None
-    """Where is kept which devices were online, for the time after a restart; default: systemd's
-    StateDirectory, or the user's state directory."""
+    """The folder that keeps, over a restart, which devices were online; default: systemd's
+    StateDirectory, or the user's state directory.
+    """
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -103,7 +105,7 @@ class TunnelListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_f
 
 
 class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the back end calls the internal API. Without this table there is no such listener.
+    """The listener of the internal API, for the back end. Without this table there is none.
 
     Without `secret`, `secret_file` and `client_ca`, only programs on this machine can call: the
     proxy refuses to listen on any but a loopback address then. With both a secret and `client_ca`,
@@ -140,7 +142,7 @@ class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
         _check_tls_pair(self.tls_certificate, self.tls_key)
         if self.client_ca is not None and self.tls_certificate is None:
             raise InvalidSetting(
-                "client_ca", "needs TLS to be of use: set tls_certificate and tls_key as well"
+                "client_ca", "has no effect without TLS: set tls_certificate and tls_key as well"
             )
         if not self.asks_for_credentials and not is_loopback(self.address.host):
             raise InvalidSetting(
@@ -156,7 +158,7 @@ class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     @property
     def asks_for_credentials(self) -> bool:
-        """Whether a caller has to prove anything."""
+        """Whether callers must authenticate."""
         return any((self.secret, self.secret_file, self.client_ca))
 
     def read_secret(self) -> Secret | None:
@@ -167,7 +169,7 @@ class InternalListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
 
 class CertificateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One more certificate for visitors, shown to those who ask for one of its names (SNI)."""
+    """One more certificate for visitors, used for the names in it (SNI)."""
 
     certificate: Path
     """PEM file with the certificate chain."""
@@ -177,7 +179,7 @@ class CertificateConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknow
 
 
 class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where visitors with a browser come in. Without this table there is no such listener."""
+    """The listener for HTTP visitors. Without this table there is none."""
 
     listen: str
     """`host:port` that visitors dial."""
@@ -186,19 +188,23 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """The domain under which every device is one label: `dev1.localhost`."""
 
     public_url: str | None = None
-    """How visitors write `domain`: `https://tunnel.example.com`. Links to services begin so.
-    Default: by `listen` and TLS; behind trusted proxies, `https://` and the domain."""
+    """The URL of `domain` for visitors: `https://tunnel.example.com`. Links to services begin with
+    it. Default: from `listen` and TLS; behind trusted proxies, `https://` and the domain.
+    """
 
     trusted_proxies: list[str] = []
-    """Addresses and networks whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are believed."""
+    """Addresses and networks whose `Forwarded`, `X-Forwarded-*` and `X-Real-IP` are trusted."""
 
     trusted_fields: list[str] = []
-    """What else those may say of a visitor, such as `Remote-User`. All other fields by which a
-    proxy speaks of a visitor are dropped: one that does not know them passes on a visitor's own."""
+    """Other fields about a visitor that trusted proxies may set, such as `Remote-User`. All other
+    fields of this kind are dropped, because a proxy that does not set them passes on the visitor's
+    own.
+    """
 
     parent_cookies: bool = False
-    """Whether a device may set or clear cookies for the domain above its host, so for all devices
-    there. False: such a cookie becomes the host's own, and `Clear-Site-Data` clears none."""
+    """Whether a device may set or clear cookies for the parent domain, which all devices share.
+    False: such a cookie is limited to the device's host, and `Clear-Site-Data` clears none.
+    """
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain for `*.domain`; with it, visitors use `https://`. It and
@@ -208,10 +214,11 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     """PEM file with the private key of `tls_certificate`."""
 
     tls_min_version: Literal["1.2", "1.3"] = "1.2"
-    """The oldest version of TLS that visitors may speak."""
+    """The lowest version of TLS for visitors."""
 
     certificates: list[CertificateConfig] = []
-    """Certificates for other names; a visitor who asks for none of them gets `tls_certificate`."""
+    """Certificates for other names; a visitor who names none of them (SNI) gets `tls_certificate`.
+    """
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -240,9 +247,7 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 )
         _check_tls_pair(self.tls_certificate, self.tls_key)
         if self.certificates and self.tls_certificate is None:
-            raise InvalidSetting(
-                "tls_certificate", "is missing: visitors who ask for no name are shown this one"
-            )
+            raise InvalidSetting("tls_certificate", "is missing: visitors without SNI get this one")
 
     @property
     def address(self) -> Address:
@@ -272,14 +277,15 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     """The service on that device, as its agent.toml names it."""
 
     public: bool = False
-    """Whether everybody may connect who can reach the port. Beyond loopback it needs this, or
-    `allow_from`: a TCP port asks for no credential."""
+    """Whether anyone who reaches the port may connect. Beyond loopback this or `allow_from` is
+    needed: a TCP port asks for no credential.
+    """
 
     allow_from: list[str] = []
-    """Addresses and networks of visitors; with it, no others may connect."""
+    """Addresses and networks of visitors; with it, all others are refused."""
 
     deny_from: list[str] = []
-    """Addresses and networks that may not connect, also where `allow_from` names them."""
+    """Addresses and networks that are refused, even where `allow_from` names them."""
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -291,7 +297,7 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
                 'connect: add allow_from = ["192.0.2.0/24"] with their networks, or public = true, '
                 "or listen on 127.0.0.1",
             )
-        # `dev1--acme` is the device of a tenant, which only a registry knows.
+        # `dev1--acme` is a tenant's device, which only a registry knows.
         for part in self.device.split("--", 1):
             check_label("device", part)
         check_label("service", self.service)
@@ -303,7 +309,7 @@ class TcpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Ingress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where visitors come in."""
+    """The listeners for visitors."""
 
     http: HttpIngress | None = None
     """The HTTP listener, or None."""
@@ -313,7 +319,7 @@ class Ingress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
 
 class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One device that may connect, and the token it proves itself with."""
+    """One device that may connect, and its token."""
 
     name: str
     """Its name, and its label in host names: a-z, 0-9 and single `-`."""
@@ -328,7 +334,7 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     """A file whose only content is the token."""
 
     enabled: bool = True
-    """False turns the device away with 403 without forgetting it."""
+    """False refuses the device with 403, and keeps its entry."""
 
     def __post_init__(self) -> None:
         check_label("name", self.name)
@@ -357,19 +363,21 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
 
 class RegistrySource(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """The registry, which knows devices besides those of this file; where both know a name, this
-    file is right. Without `url` and `url_file` there is none. A reload does not change it."""
+    """The registry with further devices; for a name that is in both, this file takes precedence.
+    Without `url` and `url_file` there is none. A reload does not change it.
+    """
 
     migrate: bool = True
     """False: the tables of a SQLite file are neither made nor upgraded by this program. Those of
     PostgreSQL never are."""
 
     name: str | None = None
-    """How this proxy is called in the registry, and no other proxy there; by default the name of
-    the machine."""
+    """The name of this proxy in the registry, unique there; by default the name of the machine."""
 
     internal_url: str | None = None
-    """Where others call this proxy's internal API; by default where [internal] listens."""
+    """The URL at which other programs call this proxy's internal API; by default that of
+    [internal].
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -378,10 +386,10 @@ class RegistrySource(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_
 
 
 class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """One agent that may connect with Socket.IO, and the key it proves itself with."""
+    """One agent that may connect with Socket.IO, and its key."""
 
     proxy_id: str
-    """The name it gives (its `proxyId`), and by which commands find it."""
+    """The name it sends (its `proxyId`); commands address it by this name."""
 
     api_key: Secret | None = None
     """The key it sends. Give exactly one of `api_key` and `api_key_sha256`."""
@@ -390,7 +398,7 @@ class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """The SHA-256 of the key in hexadecimal, so that this file holds no secret."""
 
     group: str | None = None
-    """A name it shares with others: a command for the group goes to the least busy of them."""
+    """A group of agents: a command for the group goes to the least busy of them."""
 
     def __post_init__(self) -> None:
         for key, name in (("proxy_id", self.proxy_id), ("group", self.group)):
@@ -417,7 +425,7 @@ class SocketIOAgent(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
 
 class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Where the relay service's agents connect with Socket.IO, and which may."""
+    """The listener for the relay service's agents, which use Socket.IO."""
 
     listen: str
     """`host:port` that they dial."""
@@ -427,17 +435,18 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
 
     trusted_proxies: list[str] = []
     """Addresses and networks of load balancers in front of this listener, whose `X-Forwarded-For`
-    is believed: else all agents behind one share what one address may have."""
+    is trusted. Without this, all agents behind one count as one address.
+    """
 
     allow_eio3: bool = False
-    """Let agents in that speak Engine.IO 3, as clients of Socket.IO 2 and the Go library
+    """Accept agents that speak Engine.IO 3, as clients of Socket.IO 2 and the Go library
     googollee/go-socket.io do. Off by default, as in socket.io itself."""
 
     allow_from: list[str] = []
-    """Addresses and networks from which agents may connect; with it, no others may."""
+    """Addresses and networks from which agents may connect; with it, all others are refused."""
 
     deny_from: list[str] = []
-    """Addresses and networks from which they may not, also where `allow_from` names them."""
+    """Addresses and networks that are refused, even where `allow_from` names them."""
 
     tls_certificate: Path | None = None
     """PEM file with the certificate chain; with it, agents dial `https://`."""
@@ -446,7 +455,7 @@ class SocketIOListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown
     """PEM file with the private key of `tls_certificate`."""
 
     agents: list[SocketIOAgent] = []
-    """Who may connect."""
+    """The agents that may connect."""
 
     def __post_init__(self) -> None:
         parse_address("listen", self.listen)
@@ -522,15 +531,17 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         return devices
 
     def _check_access(self, devices: list[str]) -> None:
-        """An ingress that others can reach says who may visit, and asks for nothing unknown."""
+        """Check that an ingress beyond loopback has access rules, and that no rule needs a missing
+        registry.
+        """
         rules = {f"access.rules[{index}]": rule for index, rule in enumerate(self.access.rules)}
         for path, rule in {"access": self.access, **rules}.items():
             if rule.needs_registry and not self.registry.is_there:
                 key = "assertion" if rule.assertion else "let_in"
                 raise InvalidSetting(
                     f"{path}.{key}",
-                    "needs people and keys that only a registry knows: set [registry] url, which "
-                    'tunnelmux-api shares, or let visitors in by "basic" or "token"',
+                    "needs people and keys that only a registry has: set [registry] url to the "
+                    'database of tunnelmux-api, or use "basic" or "token"',
                 )
         http = self.ingress.http
         if http is None or is_loopback(http.address.host) or self.access.let_in:
@@ -544,11 +555,13 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f'ingress.http.listen = "{http.listen}" can be reached from other machines, and '
                 f"nothing says who may visit {who}: write under [access] let_in = "
                 '["basic"] with users (tunnelmux-proxy password NAME makes them), ["login"] with '
-                'a registry, or ["public"] for everybody; or listen on 127.0.0.1',
+                'a registry, or ["public"] for all; or listen on 127.0.0.1',
             )
 
     def _check_agent_names(self, devices: list[str]) -> None:
-        """Commands find devices, Socket.IO agents and groups by name alone."""
+        """Check that names of devices, Socket.IO agents and groups differ: commands use only the
+        name.
+        """
         agents = self.socketio.agents if self.socketio is not None else []
         ids = {agent.proxy_id for agent in agents}
         for index, agent in enumerate(agents):

@@ -1,4 +1,4 @@
-"""What other programs of the same user must know of a quickstart proxy."""
+"""What a quickstart proxy tells other programs of the same user."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
     """The content of `quickstart.json` in the proxy's state directory."""
 
     url: str
-    """The tunnel endpoint, as devices reach it."""
+    """The URL of the tunnel endpoint for devices."""
 
     certificate: str
     """The path of its certificate."""
@@ -30,10 +30,10 @@ class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
     """Devices of the configuration, whose names are not free to join with."""
 
     public_host: str | None = None
-    """What the operator said once; later starts need not say it again."""
+    """Options of an earlier start, which later starts use as well."""
 
     internal_url: str | None = None
-    """Where the internal API is, while the proxy runs and configures none of its own."""
+    """The URL of the internal API, while the proxy runs without an [internal] table."""
 
     @classmethod
     def read(cls, state_dir: Path) -> QuickstartState:
@@ -43,7 +43,7 @@ class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
             return msgspec.json.decode(file.read_bytes(), type=cls)
         except (OSError, msgspec.DecodeError) as error:
             raise ConfigError(
-                f"{file} cannot be read, so it is not known how devices reach the proxy: start "
+                f"{file} cannot be read, and it tells how devices reach the proxy: start "
                 "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"
             ) from error
 

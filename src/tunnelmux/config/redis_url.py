@@ -8,21 +8,21 @@ from urllib.parse import unquote, urlsplit
 __all__ = ["RedisPlace"]
 
 _NOT_ONE = (
-    "is not the URL of a Redis: write it like redis://:password@10.0.0.5:6379, with rediss:// for "
+    "is not a Redis URL: write it like redis://:password@10.0.0.5:6379, with rediss:// for "
     "TLS, or redis+sentinel://:password@10.0.0.5:26379,10.0.0.6:26379/mymaster"
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RedisPlace:
-    """Where a Redis is, and what it asks for."""
+    """The address of a Redis, and the credentials for it."""
 
     hosts: tuple[tuple[str, int], ...] = ()
     """Host and port: of the one Redis, or of the Sentinels."""
     socket: str = ""
-    """The path of a Unix socket, in place of those."""
+    """The path of a Unix socket; used in place of hosts."""
     primary: str = ""
-    """What the Sentinels call the Redis to use; empty without Sentinels."""
+    """The Sentinels' name for the primary; empty without Sentinels."""
     user: str = field(default="", repr=False)
     password: str = field(default="", repr=False)
     database: int = 0
@@ -33,7 +33,9 @@ class RedisPlace:
         """`redis://[[user]:password@]host[:port][/database]`, `rediss://` for TLS,
         `unix://[[user]:password@]/path/of/socket`, and for Sentinels
         `redis+sentinel://[[user]:password@]host[:port][,host[:port]…]/name[/database]`, or
-        `rediss+sentinel://`. Raises ValueError for what is none of them, without showing it."""
+        `rediss+sentinel://`. Raises ValueError for anything else; the message does not show the
+        URL.
+        """
         try:
             parts = urlsplit(url)
             scheme, _, sentinel = parts.scheme.partition("+")

@@ -1,4 +1,4 @@
-"""Where the registry is, as tunnelmux-proxy and tunnelmux-api are both told."""
+"""Where the registry is: keys that several programs share."""
 
 from __future__ import annotations
 
@@ -29,16 +29,16 @@ class RegistryAddress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
 
     @property
     def is_there(self) -> bool:
-        """Whether there is a registry."""
+        """Whether a registry is configured."""
         return self.url is not None or self.url_file is not None
 
     @property
     def has_password(self) -> bool:
-        """Whether `url` holds a password, so that what it stands in must not be open to all."""
+        """Whether `url` holds a password, so that the file it is in must not be readable by all."""
         try:
             return self.url is not None and urlsplit(self.url.reveal()).password is not None
         except ValueError:
-            return True  # it is no URL, and may be a mangled one with a password in it
+            return True  # not a URL: it may be a damaged one with a password in it
 
     def read_url(self) -> Secret | None:
         """The URL, from its file when that is the source; raises InvalidSetting."""

@@ -1,6 +1,7 @@
-"""Settings that have a new name: the old one goes on working for a release, with a warning.
+"""Renamed settings: the old name works for one more release, with a warning.
 
-Who renames a field says so in its class, and takes it out again with the release after the next:
+To rename a field, add it to its class like this, and remove the entry with the release after the
+next:
 
     renamed_from: ClassVar[dict[str, str]] = {"new_name": "old_name"}
 """
@@ -19,10 +20,9 @@ __all__ = ["old_paths", "with_new_names"]
 def with_new_names(
     table: Table, content: Mapping[str, Any], tell: Callable[[str, str], None], path: str = ""
 ) -> dict[str, Any]:
-    """What a file has, with the names of today; `tell(old, new)` is called for each that is not.
-
-    Raises InvalidSetting where both names of one setting are there. What is no table where one
-    should be stays as it is: decoding refuses it with better words.
+    """The content of a file with old names replaced; `tell(old, new)` is called for each. Raises
+    InvalidSetting where a setting is there under both names. A value that should be a table and is
+    not stays unchanged: decoding refuses it with a better message.
     """
     renamed = dict(content)
     for old, new in table.old_names().items():
@@ -51,7 +51,7 @@ def with_new_names(
 
 
 def old_paths(table: Table, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Every old name outside a list of tables, as its path and today's."""
+    """The path of every old name outside a list of tables, and the path it has today."""
     for old, new in table.old_names().items():
         yield prefix + old, prefix + new
     for name, entry in table.keys.items():

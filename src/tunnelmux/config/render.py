@@ -19,15 +19,15 @@ _LIMITS = "limits"
 def render(config: object, *, all_limits: bool = True) -> str:
     """The whole configuration, defaults included, as TOML text. Secrets are `"***"`.
 
-    Keys that are not set are left out; without `all_limits` those of `[limits]` that have their
-    default as well.
+    Keys that are not set are left out; without `all_limits`, so are keys of `[limits]` that have
+    their default.
     """
     lines = _table_lines(table_of(type(config)), config, "", all_limits=all_limits)
     return "\n".join(lines).strip() + "\n"
 
 
 def _owners(table: Table, value: Any) -> dict[str, Any]:
-    """The object that has each key of the table."""
+    """Yield each key of the table with the object that has it."""
     owners = dict.fromkeys(table.keys, value)
     for field, part in table.flat.items():
         owners |= {name: getattr(value, field) for name in part.keys}
@@ -35,7 +35,8 @@ def _owners(table: Table, value: Any) -> dict[str, Any]:
 
 
 def _changed(table: Table, value: Any) -> dict[str, Any]:
-    """The same, of the keys that do not have their default; all keys of the table have one."""
+    """The same for the keys that differ from their default; every key of the table must
+    have one."""
     defaults = _owners(table, table.cls())
     return {
         name: owner

@@ -1,4 +1,4 @@
-"""What a single value must look like, with the sentence a person reads when it does not."""
+"""Checks of single values. Every error is a sentence for the person who wrote the value."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 DOMAIN_LABEL = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?")
-# Names, IPv4 and IPv6 addresses, and a scope after "%" (RFC 4007): what they are made of.
+# The characters of names, of IPv4 and IPv6 addresses, and of a zone after "%" (RFC 4007).
 _HOST = re.compile(r"[A-Za-z0-9._:%-]+")
 _HEX_SHA256 = re.compile(r"[0-9a-f]{64}")
 # RFC 6750 section 2.1, b64token: what an Authorization header can carry unquoted.
@@ -87,13 +87,13 @@ def parse_address(key: str, value: str) -> Address:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only programs on this machine can reach what listens on this host."""
+    """Whether only programs on this machine can reach a listener on this host."""
     if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
-        return False  # a name can lead anywhere
+        return False  # a name may resolve to any address
 
 
 def names_this_machine(authority: str) -> bool:
@@ -143,7 +143,7 @@ def check_network(key: str, value: str) -> None:
 
 
 def check_token(key: str, token: str) -> None:
-    """Refuse a token no Authorization header could carry. The message does not show it."""
+    """Refuse a token that an Authorization field cannot carry. The message does not show it."""
     if not token:
         raise InvalidSetting(key, "is empty: put the device's token there")
     if not _BEARER_TOKEN.fullmatch(token):
@@ -155,9 +155,9 @@ def check_token(key: str, token: str) -> None:
 
 
 def check_api_key(key: str, text: str) -> None:
-    """Refuse an API key that no line of a file could hold. The message does not show it."""
+    """Refuse an API key that is empty or not one line of ASCII. The message does not show it."""
     if not text:
-        raise InvalidSetting(key, "is empty: put the key there that the main server knows")
+        raise InvalidSetting(key, "is empty: set the key that the main server knows")
     if not text.isascii() or not text.isprintable():
         raise InvalidSetting(key, "must be one line of printable ASCII characters")
 
@@ -180,10 +180,10 @@ _PIN = re.compile(r"(?:sha-?256(?::|\s+fingerprint\s*=))?\s*((?:[0-9a-f]{2}:?){3
 
 
 def parse_pin(key: str, value: str) -> str:
-    """A certificate's fingerprint in its one spelling, `sha256:` and 64 lower-case digits.
+    """A certificate's fingerprint in its canonical spelling, `sha256:` and 64 lower-case digits.
 
-    Takes that, and what `openssl x509 -fingerprint -sha256` prints: colons between the digits,
-    capitals, and `sha256 Fingerprint=` in front. Raises InvalidSetting.
+    Accepts that, and the output of `openssl x509 -fingerprint -sha256` prints: colons between the
+    digits, capitals, and `sha256 Fingerprint=` in front. Raises InvalidSetting.
     """
     match = _PIN.fullmatch(value.strip().lower())
     if match is None:
@@ -205,9 +205,9 @@ def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> S
         parts = urlsplit(value)
         port = parts.port
     except ValueError as error:
-        raise InvalidSetting(key, f'"{value}" is no URL ({error}): {wanted}') from None
+        raise InvalidSetting(key, f'"{value}" is not a URL ({error}): {wanted}') from None
     if parts.username is not None or parts.password is not None:
-        # Said before anything that would show the value: there may be a password in it.
+        # Checked before any error that shows the value: there may be a password in it.
         raise InvalidSetting(key, f"must not hold a user name or a password: {wanted}")
     if parts.scheme not in schemes:
         allowed = ", ".join(f"{scheme}://" for scheme in schemes)
@@ -220,15 +220,15 @@ def split_url(key: str, value: str, schemes: tuple[str, ...], example: str) -> S
 
 
 class Target(NamedTuple):
-    """A local program that visitors are led to: at an address, or at the path of a Unix socket."""
+    """The address or Unix socket of a local program that visitors reach."""
 
     protocol: Literal["http", "tcp"]
-    """What visitors speak with it."""
+    """The protocol that visitors speak with it."""
 
     address: Address | None
     path: str | None = None
     is_encrypted: bool = False
-    """Whether HTTP with it is under TLS."""
+    """Whether HTTP with it uses TLS."""
 
     @property
     def scheme(self) -> Literal["http", "https", "tcp"]:
@@ -238,7 +238,7 @@ class Target(NamedTuple):
 
 _UNIX_SCHEMES: dict[str, Literal["http", "tcp"]] = {"unix:": "http", "tcp+unix:": "tcp"}
 _SSH_PORT = 22
-_MAX_UNIX_PATH = 107  # bytes of a path that sockaddr_un holds on Linux, unix(7)
+_MAX_UNIX_PATH = 107  # bytes of a path in sockaddr_un on Linux, unix(7)
 
 
 @lru_cache(maxsize=1024)  # asked for with every request

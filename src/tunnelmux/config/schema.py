@@ -1,7 +1,7 @@
-"""Which settings there are, read off the configuration's own types.
+"""The list of all settings, derived from the configuration's types.
 
 Everything that needs a list of keys (unknown keys, environment names, the printed configuration,
-the documentation) takes it from here, so that a field added to a struct is known everywhere.
+the documentation) uses this one, so that a field added to a struct is known everywhere.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tunnelmux.config.secret import Secret
 __all__ = ["Kind", "Setting", "Table", "settings_of", "table_of"]
 
 Kind = Literal["text", "integer", "number", "boolean", "choice", "path", "secret", "texts"]
-"""What one setting holds; `texts` is a list of text."""
+"""The type of a setting's value; `texts` is a list of text."""
 
 _KINDS: dict[type[msgspec.inspect.Type], Kind] = {
     msgspec.inspect.StrType: "text",
@@ -55,13 +55,13 @@ class Table(NamedTuple):
     is_list: bool = False
 
     def find(self, key: str) -> Setting | Table | None:
-        """What `key` means in this table, or None when there is no such key."""
+        """The setting or table that `key` names here, or None."""
         if key in self.keys:
             return self.keys[key]
         return next((part.keys[key] for part in self.flat.values() if key in part.keys), None)
 
     def old_names(self) -> dict[str, str]:
-        """The names that keys of this table had, and those they have now."""
+        """Old names of keys in this table, with their new names."""
         return {
             old: new
             for cls in (self.cls, *(part.cls for part in self.flat.values()))
@@ -74,7 +74,7 @@ class Table(NamedTuple):
 
 
 def table_of(cls: type) -> Table:
-    """The table a configuration class is read from."""
+    """The table that a configuration class is decoded from."""
     described = msgspec.inspect.type_info(cls)
     assert isinstance(described, msgspec.inspect.StructType)
     return _table(described)

@@ -1,4 +1,4 @@
-"""A value that does not show itself: tokens, passwords, join strings."""
+"""A value that is never shown: tokens, passwords, join strings."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ __all__ = ["Secret", "hash_token"]
 class Secret:
     """A string that `repr`, `str`, formatting and pickling never give away.
 
-    `reveal()` is the one way to the text; call it where the bytes leave for the wire or a hash,
-    and nowhere else. Two secrets compare in constant time.
+    `reveal()` is the only way to the text; call it only where the bytes go to the wire or into a
+    hash. Two secrets compare in constant time.
     """
 
     __slots__ = ("_text",)

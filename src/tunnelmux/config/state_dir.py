@@ -1,4 +1,4 @@
-"""Where a program keeps what it learns while it runs."""
+"""The folder where a program keeps its state."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def default_state_dir(program: str, environ: Mapping[str, str]) -> Path:
     `~/.local/state` unless XDG_STATE_HOME says otherwise. Raises ConfigError when this user has
     no home directory either.
     """
-    # systemd separates several directories with colons; the first is the one we are meant to use.
+    # systemd separates several directories with colons; the first is for state.
     if service_dir := environ.get("STATE_DIRECTORY", "").partition(":")[0]:
         return Path(service_dir)
-    # The specification has relative values ignored.
+    # The specification says to ignore relative values.
     base = Path(environ.get("XDG_STATE_HOME", ""))
     if not base.is_absolute():
         try:

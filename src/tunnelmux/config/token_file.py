@@ -12,7 +12,7 @@ from tunnelmux.config.secret import Secret
 __all__ = ["exposed_to_others", "read_small_file", "read_token_file"]
 
 _MAX_TOKEN_FILE = 16_384
-"""Bytes: no token is longer, and a log file named by mistake is not read whole."""
+"""Bytes: longer than any token, and a log file named by mistake is not read whole."""
 
 
 def read_token_file(
@@ -32,7 +32,7 @@ def read_token_file(
 
 
 def read_small_file(key: str, path: Path, what: str = "token") -> str:
-    """What a file with a secret holds, as latin-1; `what` names that.
+    """The content of a file with a secret, as latin-1; `what` names its kind in errors.
 
     Raises InvalidSetting for `key`.
     """

@@ -1,4 +1,5 @@
-"""How the console looks: templates, stylesheet and scripts, and what a page of them is made from.
+"""The console's looks: templates, stylesheet and scripts, and the code that renders pages from
+them.
 
 It knows no registry and no access rules: `api/routes/console.py` says who sees what, and gives each
 page what the REST API would answer. It needs Jinja2 (extra `api`).

@@ -1,4 +1,4 @@
-"""Stylesheet, scripts and pictures: packed once, under a folder that is named by their hash.
+"""Stylesheet, scripts and pictures: compressed once, under a path that contains their hash.
 
 A file under such a folder never changes, so browsers may keep it for ever; a new version of
 tunnelmux has another folder. `static` holds our own; `vendor` what `make vendor` fetched, as
@@ -26,12 +26,12 @@ _TYPES = {
 
 
 _SOURCE_MAP = re.compile(rb"\n//# sourceMappingURL=\S+\s*\Z")
-# Browsers with open tools would ask for a file that is not there.
+# Browsers with open developer tools would ask for a source map that is not there.
 
 
 @dataclass(frozen=True, slots=True)
 class Asset:
-    """One file, plain and by gzip."""
+    """One file, plain and gzipped."""
 
     media_type: str
     plain: bytes

@@ -1,4 +1,4 @@
-"""In one word and one reason: how a device is doing."""
+"""The state of a device in one word, with its reason and what to do about it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Condition", "condition_of"]
 
 @dataclass(frozen=True, slots=True)
 class Condition:
-    """What people read of a device's state."""
+    """A device's state as people read it."""
 
     mark: Literal["online", "offline", "refused"]
     """Which of the three dots stands beside it."""
@@ -26,14 +26,16 @@ class Condition:
 def condition_of(
     *, enabled: bool, quarantine: str, online: bool, since: datetime | None, reason: str
 ) -> Condition:
-    """What stands in the way first decides: a device that is turned away cannot be online."""
+    """The condition of a device. The first obstacle decides: a device that is refused cannot be
+    online.
+    """
     if quarantine:
         return Condition(
             "refused", "in quarantine", quarantine, since, "Release it to let it connect again."
         )
     if not enabled:
         advice = "Enable it to let it connect again."
-        return Condition("refused", "disabled", "an operator turned it away", since, advice)
+        return Condition("refused", "disabled", "an operator disabled it", since, advice)
     if online:
         return Condition("online", "online", "", since)
     if since is None:

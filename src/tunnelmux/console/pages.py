@@ -23,7 +23,8 @@ PAGE_HEADERS: Mapping[str, str] = {
     "referrer-policy": "same-origin",
     "x-content-type-options": "nosniff",
 }
-"""What every answer of the console says to the browser: nothing inline, nothing from elsewhere."""
+"""The security fields of every answer of the console: nothing inline, nothing from other origins.
+"""
 
 _STEPS = ((60, "s"), (60, "min"), (24, "h"), (float("inf"), "d"))
 _UNITS = ("B", "kB", "MB", "GB", "TB")

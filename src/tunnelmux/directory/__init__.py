@@ -1,4 +1,4 @@
-"""Who is where: which node of a cluster holds the session of a device.
+"""Which node of a cluster holds the session of a device.
 
 A *node* is one process that agents connect to. Each keeps its own sessions; what all of them have
 to agree on is small, and stands behind one interface: `Directory`. `LocalDirectory` keeps it in

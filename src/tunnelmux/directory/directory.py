@@ -1,4 +1,4 @@
-"""What every directory can do."""
+"""The interface that every directory implements."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ __all__ = ["Directory"]
 
 
 class Directory(abc.ABC):
-    """Who is where, as one node sees it and says it.
+    """Where devices are connected: one node's view of the cluster, and its way to publish its
+    sessions.
 
     A device has at most one place on each node, and all its places are of one start of its agent
-    (*instance*). Generations grow with each claim, also over the loss of all that the directory
-    kept. A removal names its generation, so a late goodbye takes nothing newer away. A node whose
-    beats stay out for `LEASE` seconds is dead, and its places are not found any more.
+    (*instance*). Generations grow with each claim, even when the directory has lost its data. A
+    removal names its generation, so a late one removes nothing newer. A node that sends no beat for
+    `LEASE` seconds is dead, and its places are not found any more.
 
-    Every call raises DirectoryAway when no answer came in time: what it asked for may have happened
-    all the same. Calls may be made at the same time, and cancelled.
+    Every call raises DirectoryAway when no answer came in time; the operation may have been carried
+    out all the same. Calls may run concurrently, and be cancelled.
     """
 
     @abc.abstractmethod
@@ -32,7 +33,7 @@ class Directory(abc.ABC):
 
     @abc.abstractmethod
     async def release(self, device: str, generation: int) -> bool:
-        """This node's session of that generation has ended; whether it still stood there."""
+        """This node's session of that generation has ended. True if the directory still had it."""
 
     @abc.abstractmethod
     async def find(self, device: str) -> list[Place]:
@@ -40,7 +41,7 @@ class Directory(abc.ABC):
 
     @abc.abstractmethod
     async def beat(self, me: Node, heard: Heard) -> Beat:
-        """Say that this node lives, and hear what happened since *heard*.
+        """Report that this node lives. Returns what happened since *heard*.
 
         Raises NodeNameTaken while a process that started later uses the same name.
         """
@@ -52,13 +53,14 @@ class Directory(abc.ABC):
 
     @abc.abstractmethod
     async def republish(self, held: Sequence[Held]) -> None:
-        """All that this node holds, with the generations it has. Where a newer session is of
-        another instance, this node's counts as superseded: its next beat says so."""
+        """Publish all sessions of this node with their generations. Where a newer session is of
+        another instance, this node's counts as superseded: its next beat says so.
+        """
 
     @abc.abstractmethod
     async def sweep(self) -> int:
-        """Remove the places of dead nodes; how many there were. One node does it now and then."""
+        """Remove the places of dead nodes; returns how many. One node calls it now and then."""
 
     @abc.abstractmethod
     async def leave(self) -> None:
-        """This node ends in order: its places are not found from now on."""
+        """This node shuts down: its places are not found from now on."""

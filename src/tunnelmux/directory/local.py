@@ -1,4 +1,4 @@
-"""A directory in this process, and the rules that every other one follows."""
+"""A directory in this process, and the rules that every directory follows."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from tunnelmux.errors import NodeNameTaken
 __all__ = ["LocalDirectory", "PlaceBook"]
 
 _MOST_MESSAGES = 10_000
-# Kept for one node: it holds fewer sessions, or says again all it has when it comes back.
+# Superseded sessions kept for one node. A node with more publishes all it has when it is back.
 
 
 @dataclass(slots=True)
 class _Live:
-    """What is known of a node that is not dead."""
+    """What the directory knows of a live node."""
 
     record: Node
     until: float
     inbox: deque[tuple[int, str, int]] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
     is_complete: bool = False
-    """Whether it has said all that it holds."""
+    """Whether it has published all its sessions."""
 
 
 class PlaceBook:
-    """The places of all devices and the nodes they are on; what nodes share.
+    """The places of all devices and the nodes they are on; shared by all nodes.
 
     *clock* gives seconds since a fixed moment. A node is dead after *lease* seconds without a beat;
     with `math.inf`, when it leaves, and not before. *on_news* is called with the name of a node
@@ -65,8 +65,9 @@ class PlaceBook:
     def claim(
         self, node: str, incarnation: str, held: Held, *, least: int = 0, is_new: bool = True
     ) -> Claim | None:
-        """Enter a session: with a new generation, or with the one that it has. None when a newer
-        one of another instance stands there."""
+        """Enter a session, with a new generation or with the one it has. None when there is a newer
+        session of another instance.
+        """
         old = self._places.get(held.device, [])
         generation = held.generation
         if is_new:
@@ -91,7 +92,7 @@ class PlaceBook:
         return Claim(generation, gone)
 
     def release(self, node: str, device: str, generation: int) -> bool:
-        """Remove the node's session, if it is of that generation."""
+        """Remove the node's session, if it has that generation."""
         old = self._places.get(device, [])
         kept = [p for p in old if (p.node, p.generation) != (node, generation)]
         self._put(device, kept)
@@ -102,7 +103,7 @@ class PlaceBook:
         return [place for place in self._places.get(device, ()) if self._is_live(place)]
 
     def beat(self, me: Node, heard: Heard) -> Beat:
-        """Note that the node lives; raises NodeNameTaken."""
+        """Record that the node lives; raises NodeNameTaken."""
         now = self._clock()
         known = self._live.get(me.name)
         if known is not None and known.record.incarnation > me.incarnation:
@@ -129,13 +130,13 @@ class PlaceBook:
         )
 
     def complete(self, node: str, incarnation: str) -> None:
-        """The node has said all that it holds."""
+        """Record that the node has published all its sessions."""
         known = self._live.get(node)
         if known is not None and known.record.incarnation == incarnation:
             known.is_complete = True
 
     def sweep(self) -> int:
-        """Remove what stands on dead nodes; how many places that were."""
+        """Remove the places on dead nodes; returns how many."""
         count = 0
         for device, places in list(self._places.items()):
             kept = self.find(device)
@@ -150,7 +151,8 @@ class PlaceBook:
             self._forget(node)
 
     def _is_live(self, place: Place) -> bool:
-        # A node is dead when a beat of another one has found it so, and not by a reader's clock.
+        # A node is dead once a beat of another node has found it so; a reader's clock does not
+        # count.
         node = self._live.get(place.node)
         return node is not None and node.record.incarnation == place.incarnation
 
@@ -175,7 +177,7 @@ class PlaceBook:
 
 
 class LocalDirectory(Directory):
-    """What one node sees of a `PlaceBook` in its own process. It is never away."""
+    """One node's view of a `PlaceBook` in its own process. It never raises DirectoryAway."""
 
     def __init__(self, book: PlaceBook, node: str, incarnation: str) -> None:
         self._book = book

@@ -1,7 +1,8 @@
-"""One node as a member of its cluster: what it holds stands in the directory.
+"""One node as a member of its cluster: keeps its sessions in the directory.
 
-The directory may be slow, lose answers, and lose all that it kept. A node's own list of sessions is
-what counts: what differs from the directory is put right there, again and again until it is.
+The directory may be slow, lose answers, and lose its data. A node's own list of sessions is
+authoritative: where the directory differs, the node corrects it, and tries again until that is
+done.
 """
 
 from __future__ import annotations
@@ -25,19 +26,19 @@ _log = get_logger("directory")
 S = TypeVar("S")
 
 _AT_ONCE = 16
-# Claims and releases under way together: as many as the directory in Redis has connections.
+# Concurrent claims and releases: as many as the directory in Redis has connections.
 
 _RETRY = 0.5
 # Seconds until a directory that gave no answer is asked again.
 
 _SWEEP_INTERVAL = 60.0
-# Seconds between two looks for what dead nodes left behind.
+# Seconds between two sweeps for places of dead nodes.
 
 _GOODBYE = 1.0
-# Seconds for the last call of a node that ends.
+# Seconds that the last call of a node that shuts down may take.
 
 _MOST_KNOWN = 10_000
-# Devices on other nodes whose places are remembered for the time when the directory is away.
+# Devices on other nodes whose places are cached for when the directory is away.
 
 
 @dataclass(slots=True, eq=False)
@@ -48,14 +49,15 @@ class _Session(Generic[S]):
     instance: str
     session: S
     generation: int = 0
-    """0 until the directory has given it one."""
+    """0 until the directory has assigned one."""
 
 
 class Membership(Generic[S]):
-    """Keeps the sessions of this node in the directory, and knows of the other nodes.
+    """Keeps the sessions of this node in the directory, and knows the other nodes.
 
     *on_superseded* is called with a session that is to be closed, because the device has a newer
-    one on the node of that name. `run` does the work; all else but `find` never waits.
+    one on the node of that name. `run` does the work; of the other methods only `find` and
+    `wait_change` wait.
     """
 
     def __init__(
@@ -66,39 +68,39 @@ class Membership(Generic[S]):
     ) -> None:
         self.me = me
         self.nodes: dict[str, Node] = {}
-        """The live nodes by name, as far as this one has heard."""
+        """The live nodes by name, as of the last beat."""
         self.is_away = True
         """Whether the directory gave no answer when it was last asked."""
         self.believes_until = -math.inf
-        """Until when (`trio.current_time()`) no other node can take this one for dead."""
+        """Until when (`trio.current_time()`) no other node can consider this one dead."""
         self._directory = directory
         self._on_superseded = on_superseded
         self._heard = Heard()
         self._mine: dict[str, _Session[S]] = {}
-        self._published: dict[str, int | None] = {}  # None: an answer about it is missing
+        self._published: dict[str, int | None] = {}  # None: a call was not answered
         self._newest: dict[str, int] = {}
-        self._claiming: dict[str, int] = {}  # the generation up to which it was superseded
+        self._claiming: dict[str, int] = {}  # the highest generation that was superseded
         self._unsettled: dict[str, None] = {}
         self._work = trio.Event()
         self._known: dict[str, list[Place]] = {}
         self._change = trio.Event()
         self._is_complete = False
 
-    # -- what this node tells -----------------------------------------------------------------
+    # -- what this node reports -----------------------------------------------------------------
 
     def arrived(self, device: str, instance: str, session: S) -> None:
-        """The device has a session here now, in place of the one before."""
+        """The device has a new session here, which replaces the one before."""
         self._mine[device] = _Session(device, instance, session)
         self._unsettle(device)
 
     def left(self, device: str, session: S) -> None:
-        """This session is over; if another one took its place, nothing changes."""
+        """This session is over. Nothing changes if another session has replaced it."""
         held = self._mine.get(device)
         if held is not None and held.session is session:
             del self._mine[device]
             self._unsettle(device)
 
-    # -- what it can say ----------------------------------------------------------------------
+    # -- what it knows ----------------------------------------------------------------------
 
     def generation_of(self, device: str) -> int:
         """The generation of the session here; 0 while there is none."""
@@ -106,17 +108,18 @@ class Membership(Generic[S]):
         return held.generation if held is not None else 0
 
     def session_of(self, device: str) -> S | None:
-        """The session of the device that is here."""
+        """The device's session on this node."""
         held = self._mine.get(device)
         return held.session if held is not None else None
 
     def is_settled(self) -> bool:
-        """Whether the directory has all that is here, as far as this node knows."""
+        """Whether the directory is up to date with this node, as far as this node knows."""
         return not self._unsettled and not self.is_away
 
     async def find(self, device: str) -> list[Place]:
-        """Where else the device has sessions, newest first; while the directory is away, where it
-        had them when it was last asked."""
+        """The device's sessions on other nodes, newest first. While the directory is away, the
+        answer of the last call that it answered.
+        """
         if self.is_away:
             await trio.lowlevel.checkpoint()
             places = self._known.get(device, [])
@@ -130,7 +133,9 @@ class Membership(Generic[S]):
         return [place for place in places if place.node != self.me.name]
 
     async def wait_change(self, until: float) -> None:
-        """Return when the live nodes have changed; at *until* (`trio.current_time()`) at last."""
+        """Return when the live nodes have changed, at the latest at *until*
+        (`trio.current_time()`).
+        """
         with trio.move_on_at(until):
             await self._change.wait()
 
@@ -144,8 +149,9 @@ class Membership(Generic[S]):
     # -- the work -----------------------------------------------------------------------------
 
     async def run(self, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
-        """Be a member until cancelled, and leave then. Started when the first beat is over, however
-        that went."""
+        """Be a member until cancelled, and leave then. Started once the first beat was answered or
+        failed.
+        """
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._settle_all)
@@ -162,7 +168,7 @@ class Membership(Generic[S]):
                     await self._directory.leave()
                 except DirectoryAway as error:
                     _log.info("the cluster could not be told of the end", cause=str(error))
-        raise AssertionError  # a loop without an end
+        raise AssertionError  # the loop above does not end
 
     async def _beat_once(self) -> None:
         asked = trio.current_time()
@@ -191,7 +197,7 @@ class Membership(Generic[S]):
             self._supersede(device, generation)
         if beat.resync:
             await self._say_all()
-            self._is_complete = False  # what comes of it the next beat tells
+            self._is_complete = False  # the next beat tells the result
         else:
             self._is_complete = True
             self.believes_until = asked + LEASE
@@ -222,13 +228,13 @@ class Membership(Generic[S]):
 
     def _supersede(self, device: str, generation: int) -> None:
         if device in self._claiming:
-            # It may be about the very claim whose answer is still under way.
+            # This may concern a claim whose answer is still on its way.
             self._claiming[device] = max(generation, self._claiming[device])
         held = self._mine.get(device)
         if held is None or not 0 < held.generation <= generation:
             return
         del self._mine[device]
-        self._published.pop(device, None)  # it was removed by who came after
+        self._published.pop(device, None)  # the newer session has removed it
         places = self._known.get(device, [])
         self._on_superseded(held.session, places[0].node if places else "")
 
@@ -240,7 +246,7 @@ class Membership(Generic[S]):
             try:
                 count = await self._directory.sweep()
             except DirectoryAway:
-                continue  # the beats tell of it
+                continue  # the beats report that the directory is away
             if count:
                 _log.info("places of dead nodes removed", count=count)
 
@@ -263,7 +269,7 @@ class Membership(Generic[S]):
                     break  # the next beat that is answered goes on
 
     async def _settle(self, device: str) -> None:
-        """Have the directory say of the device what is true here."""
+        """Bring the directory's entry for the device up to date with this node."""
         del self._unsettled[device]
         try:
             held = self._mine.get(device)
@@ -275,7 +281,7 @@ class Membership(Generic[S]):
             self._unsettle_later(device)
 
     def _unsettle_later(self, device: str) -> None:
-        self._unsettled[device] = None  # the next beat that is answered goes on with it
+        self._unsettled[device] = None  # the next answered beat tries again
 
     async def _claim(self, held: _Session[S]) -> None:
         device = held.device
@@ -287,7 +293,7 @@ class Membership(Generic[S]):
             superseded_to = self._claiming.pop(device)
         self._newest[device] = self._published[device] = claim.generation
         if self._mine.get(device) is not held:
-            self._unsettle(device)  # it ended meanwhile, or another one took its place
+            self._unsettle(device)  # it ended meanwhile, or another session replaced it
             return
         held.generation = claim.generation
         if superseded_to >= claim.generation:

@@ -20,28 +20,28 @@ __all__ = [
 ]
 
 BEAT_INTERVAL = 2.0
-"""Seconds between two beats of a node: two may be lost before the others give it up."""
+"""Seconds between two beats of a node: two may be lost before the others consider it dead."""
 
 LEASE = 6.0
 """Seconds after its last beat at which a node counts as dead, with all that it held."""
 
 MOST_PLACES = 4
-"""Places of one device: an agent keeps two sessions, and may have just moved both."""
+"""Most places of one device: an agent keeps two sessions, and may have just moved both."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
     """One process of the cluster, as it describes itself to the others."""
 
     name: str
-    """Its name, which no other node has."""
+    """Its name, unique in the cluster."""
     incarnation: str
-    """This start of it; see `new_incarnation`."""
+    """Identifies this start of the node; see `new_incarnation`."""
     address: str = ""
     """`host:port` where other nodes reach it."""
     certificate: str = ""
-    """The one certificate that it shows there, and to others: DER in Base64."""
+    """The certificate it uses there, and as a client of other nodes: DER in Base64."""
     internal_url: str = ""
-    """Where its internal API is, for back ends."""
+    """The URL of its internal API, for back ends."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -51,12 +51,13 @@ class Place(msgspec.Struct, frozen=True):
     incarnation: str
     generation: int
     instance: str
-    """A random name of the agent's process. Sessions of one process stand beside each other; those
-    of another one are superseded by it."""
+    """A random name of the agent's process. Sessions of one process exist side by side; a session
+    of another process supersedes them.
+    """
 
 
 class Held(msgspec.Struct, frozen=True):
-    """One session that a node has: what it says again when a directory has lost it."""
+    """One session of a node: what it publishes again when the directory has lost it."""
 
     device: str
     instance: str
@@ -64,35 +65,39 @@ class Held(msgspec.Struct, frozen=True):
 
 
 class Claim(msgspec.Struct, frozen=True):
-    """What came of a claim: its generation, and the places that were superseded by it."""
+    """The result of a claim: its generation, and the places that it superseded."""
 
     generation: int
     superseded: list[Place]
 
 
 class Heard(msgspec.Struct, frozen=True):
-    """How much of what the directory had to say a node has. It gives this back with its next beat,
-    so that an answer that was lost comes again."""
+    """How far a node has read the directory's messages. It sends this with its next beat, so that a
+    lost answer is sent again.
+    """
 
     message: str = ""
     nodes: str = ""
 
 
 class Beat(msgspec.Struct, frozen=True):
-    """What a node hears when it says that it lives."""
+    """The answer to a node's beat."""
 
     heard: Heard
-    """What to give with the next beat."""
+    """What to pass to the next beat."""
     superseded: list[tuple[str, int]]
-    """(device, generation): this node's sessions of the device, up to that generation, are to be
-    closed."""
+    """(device, generation): this node must close its sessions of the device up to that generation.
+    """
     nodes: dict[str, Node] | None
-    """The live nodes by name, this one among them; None when they are those of the beat before."""
+    """The live nodes by name, this one among them; None when they have not changed since the last
+    beat.
+    """
     resync: bool
-    """The directory does not have all that this node holds: `republish` it."""
+    """The directory has lost sessions of this node: call `republish`."""
 
 
 def new_incarnation(milliseconds: int) -> str:
-    """A name for one start of a node, at this time since 1970. Later ones sort behind it, so that
-    the newest of two processes with one name is the one that is believed."""
+    """A name for one start of a node, from the time since 1970 in seconds. Later ones sort behind
+    it, so that the newer of two processes with one name wins.
+    """
     return f"{milliseconds:012x}{secrets.token_hex(4)}"

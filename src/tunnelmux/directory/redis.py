@@ -31,14 +31,14 @@ ANSWER_TIMEOUT = 1.0
 """Seconds that Redis gets for an answer: beats come every two, and visitors wait."""
 
 _SHARDS = 16
-# Hashes that the devices are spread over, so that one sweep never holds Redis up for long.
+# Hashes that the devices are spread over, so that one sweep never blocks Redis for long.
 
 _BATCH = 500
-# Sessions that are said again by one call: about 10 ms of Redis.
+# Sessions that one call publishes again: about 10 ms of Redis' time.
 
 
 class RedisDirectory(Directory):
-    """What one node sees of the directory in a Redis. Each call is one script, which is atomic."""
+    """One node's view of the directory in a Redis. Each call is one script, which is atomic."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class RedisDirectory(Directory):
         return _places_in(await self._run("find", [_shard(device)], [device]))
 
     async def beat(self, me: Node, heard: Heard) -> Beat:
-        written = self._writes  # before: an answer to a claim may come while this one is under way
+        written = self._writes  # read before the call: the answer to a claim may come while it runs
         record = msgspec.json.encode(me).decode()
         arguments = [me.name, me.incarnation, record, heard.message, heard.nodes]
         answer = await self._run("beat", [], arguments)
@@ -89,7 +89,7 @@ class RedisDirectory(Directory):
         if version != heard.nodes:
             decoded = [msgspec.json.decode(one, type=Node) for one in records]
             nodes = {one.name: one for one in decoded}
-        # Fewer writes than it once answered: a replica that had not all of them took over.
+        # Fewer writes than before: a replica that lacked some of them took over.
         lost = writes < written
         if lost:
             self._writes = writes
@@ -125,7 +125,7 @@ class RedisDirectory(Directory):
 
     async def _run(
         self, name: str, keys: Sequence[str], arguments: Sequence[str | int]
-    ) -> Any:  # what each script answers is said where it is read
+    ) -> Any:  # each caller documents what its script answers
         words = [str(argument) for argument in arguments]
         try:
             with trio.fail_after(self._timeout):

@@ -1,8 +1,8 @@
 """A client of Redis on Trio: the protocol RESP2, a few connections, Sentinels.
 
-Of Redis' commands the directory uses scripts, nothing else: this is what it takes to run them. A
-connection serves one call at a time, and one whose call was cancelled or failed is dropped, so that
-no answer is ever taken for another's.
+The directory only runs scripts, so this client does no more than that. A connection serves one call
+at a time; when a call was cancelled or failed, its connection is dropped, so that its answer is
+never read as the answer to another call.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ __all__ = ["Redis", "RedisFailed", "Reply", "Script", "open_redis"]
 Reply = str | int | list["Reply"] | None
 
 _MOST_CONNECTIONS = 16
-# At once; one more call waits. Redis does one thing at a time, so more would wait there.
+# Concurrent connections; one more call waits. Redis runs one script at a time, so more would wait
+# there.
 
 _DIAL_TIMEOUT = 1.0
 # Seconds for one of several Sentinels to answer before the next one is asked.
@@ -31,7 +32,7 @@ _DIAL_TIMEOUT = 1.0
 _READ_SIZE = 65_536
 
 _LONGEST_LINE = 65_536
-# Bytes of a line: what Redis sends is a number or an error's text.
+# Bytes of a line: Redis sends a number or the text of an error.
 
 _LARGEST_REPLY = 64 * 1024 * 1024
 # Bytes of one string. A beat's answer is some hundred bytes for each node.
@@ -67,8 +68,9 @@ async def open_redis(url: str, ca_file: Path | None = None) -> AsyncIterator[Red
 
 
 class Redis:
-    """Runs scripts in a Redis. Calls may be made at the same time, and cancelled; the caller bounds
-    their time."""
+    """Runs scripts in a Redis. Calls may run concurrently, and be cancelled; the caller sets their
+    deadline.
+    """
 
     def __init__(self, place: RedisPlace, tls: ssl.SSLContext | None = None) -> None:
         self._place = place
@@ -82,7 +84,7 @@ class Redis:
             self._idle.pop().close()
 
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Reply:
-        """What the script answers. Raises RedisFailed."""
+        """Run the script; returns its answer. Raises RedisFailed."""
         words = (script.digest, str(len(keys)), *keys, *arguments)
         async with self._room:
             connection = self._idle.pop() if self._idle else await self._dial()
@@ -101,7 +103,8 @@ class Redis:
                 if is_fine:
                     self._idle.append(connection)
                 else:
-                    # The others lead to the same server, which ended, or is the primary no more.
+                    # The other idle connections lead to the same server, which has ended or is no
+                    # primary any more.
                     connection.close()
                     self.close()
             return reply
@@ -115,7 +118,7 @@ class Redis:
         return await self._connect(*place.hosts[0])
 
     async def _ask_sentinels(self) -> tuple[str, int]:
-        """Where the primary is now."""
+        """The address of the current primary."""
         problem = "none of them answered"
         for host, port in self._place.hosts:
             try:
@@ -173,11 +176,11 @@ class Redis:
                 case ["master", *_]:
                     pass
                 case _:
-                    raise RedisFailed("what the Sentinels named as primary is none now")
+                    raise RedisFailed("the server that the Sentinels named is not the primary now")
 
 
 class Script:
-    """Lua for Redis."""
+    """A Lua script for Redis."""
 
     def __init__(self, text: str) -> None:
         self.text = text
@@ -185,7 +188,7 @@ class Script:
 
 
 class _ErrorReply(RedisFailed):
-    """What Redis answered was an error."""
+    """Redis answered with an error."""
 
 
 class _Connection:
@@ -196,7 +199,7 @@ class _Connection:
         self._buffer = bytearray()
 
     def close(self) -> None:
-        # At once, and without a goodbye: there is none in this protocol.
+        # At once: RESP2 has no closing handshake.
         stream = self._stream
         if isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
@@ -204,7 +207,7 @@ class _Connection:
         stream.socket.close()
 
     async def ask(self, *words: str) -> Reply:
-        """The answer to a command; raises RedisFailed, or what the stream raises."""
+        """The answer to a command. Raises RedisFailed, or the stream's own error."""
         parts = [b"*%d\r\n" % len(words)]
         for word in words:
             data = word.encode()

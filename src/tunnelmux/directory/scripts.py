@@ -1,4 +1,5 @@
-"""What Redis runs for `RedisDirectory`: the rules of `PlaceBook`, each call in one atomic script.
+"""The scripts that Redis runs for `RedisDirectory`: the rules of `PlaceBook`, one atomic script per
+call.
 
 The keys, all of them under PREFIX: `places:N` (hash, device to `generation|node|incarnation|
 instance;…`, newest first), `live` (sorted set, `node|incarnation` by the time its lease ends, in
@@ -197,10 +198,10 @@ SCRIPTS = {
     "leave": _LEAVE,
     "find": _FIND,
 }
-"""By name, without what `whole` puts before them."""
+"""The scripts by name, without the prelude that `whole` puts before them."""
 
 
 def whole(name: str, *, lease: float, most_places: int) -> str:
-    """The script of that name as Redis gets it; *lease* in seconds."""
+    """The script of that name as it is sent to Redis; *lease* in seconds."""
     head = f"local LEASE, MOST_PLACES = {int(lease * 1000)}, {most_places}\n"
     return head + _FUNCTIONS + SCRIPTS[name]

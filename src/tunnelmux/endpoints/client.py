@@ -62,8 +62,8 @@ async def dial(
 ) -> AsyncIterator[trio.abc.Stream]:
     """The byte stream under `connect`: a WebSocketStream for ws:// and wss://, else TCP or TLS.
 
-    It is there within `timeout` seconds or not at all; some more where the name has several
-    addresses. `way` has the HTTP proxy to go through, and which address was good.
+    Connecting may take `timeout` seconds, somewhat more where the name has several addresses. `way`
+    has the HTTP proxy to go through, and the address that worked last.
     """
     where = parse_url(url)
     if not where.is_secure and ssl_context is not None:
@@ -94,7 +94,9 @@ async def dial(
 
 
 def response_headers(transport: trio.abc.Stream) -> dict[str, str]:
-    """What the server's 101 said, by lower-case name; empty where there was no handshake."""
+    """The fields of the server's 101 answer, by lower-case name; empty where there was no
+    handshake.
+    """
     if not isinstance(transport, WebSocketStream):
         return {}
     return {
@@ -107,6 +109,6 @@ def _request_headers(token: str | None, headers: Headers) -> Headers:
     sent = [(b"User-Agent", f"tunnelmux/{tunnelmux.__version__}".encode("ascii"))]
     if token is not None:
         if not token.isascii() or any(c <= " " or c == "\x7f" for c in token):
-            raise ConfigError("the token holds a character that no token has; paste it again")
+            raise ConfigError("the token has a character that no token may have; paste it again")
         sent.append((b"Authorization", b"Bearer " + token.encode("ascii")))
     return [*sent, *headers]

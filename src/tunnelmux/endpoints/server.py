@@ -80,7 +80,7 @@ class _Server:
         max_handshakes: int,
     ) -> None:
         self.pump: DataPump | None = None
-        """What carries the sessions, where there is one."""
+        """The pump that carries the sessions, where there is one."""
         self._handler = handler
         self._where = where
         self._authorize = authorize
@@ -115,7 +115,9 @@ class _Server:
     async def _shake_hands(
         self, connection: trio.SocketStream
     ) -> AbstractAsyncContextManager[trio.abc.Stream] | None:
-        """What is left to do to get at the peer's bytes; None when it was turned away."""
+        """Do the TLS and WebSocket handshakes. The peer's byte stream; None when the peer was
+        refused.
+        """
         stream: trio.abc.Stream = connection
         if self._ssl_context is not None:
             stream = await start_server_tls(

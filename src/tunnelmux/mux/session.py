@@ -271,7 +271,7 @@ class Session:
             return None
         try:
             stream = engine.open_stream(trio.current_time())
-        except SessionError:  # the one who waits for a stream is told in detail
+        except SessionError:  # open_stream raises the error with its details
             return None
         stream.send(head)
         return stream
@@ -299,7 +299,7 @@ class Session:
         return relay
 
     def adopt(self, stream: EngineStream) -> Stream:
-        """The stream of a relay that was handed back."""
+        """The stream of a relay that was handed back, for a task to use."""
         return Stream(self, stream)
 
     def go_away(self) -> None:
@@ -337,7 +337,7 @@ class Session:
         self._write_scope.cancel()
 
     async def wait_closed(self) -> None:
-        """Return when the session is over, for whatever reason."""
+        """Return when the session is over."""
         await self._over.wait()
 
     async def wait_flushed(self) -> None:
@@ -484,7 +484,7 @@ class Session:
                     while await self._transport.receive_some(READ_SIZE):
                         pass
                 except (trio.BrokenResourceError, trio.ClosedResourceError, trio.BusyResourceError):
-                    pass  # it is gone already, or its writer is stuck: nothing to wait for
+                    pass  # it is gone, or its writer is stuck: do not wait
         with trio.move_on_after(CLOSE_TIMEOUT):
             await self._transport.aclose()
 
@@ -508,8 +508,9 @@ class Session:
                         if not engine.queued_bytes:
                             self._flushers.unpark_all()
                         await self._park_writer()
-                        # One turn for everybody who is about to send: what they queue now, a FIN
-                        # behind a body for one, leaves in the same message. No timer, no wait.
+                        # One scheduler turn for all tasks that are about to send: what they queue
+                        # now, such as a FIN behind a body, leaves in the same message. No timer, no
+                        # wait.
                         await trio.lowlevel.checkpoint()
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._lose_transport(exc)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Stream"]
 
 RECEIVE_SIZE = 65_536
-"""Bytes `receive_some` gives at most when it is not told: what the transport is read by."""
+"""Most bytes that `receive_some` gives without an argument: the size the transport is read in."""
 
 
 class Stream(trio.abc.HalfCloseableStream):

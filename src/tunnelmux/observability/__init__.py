@@ -1,4 +1,4 @@
-"""What operators see of a running daemon."""
+"""Logs, audit and traces of a running daemon."""
 
 from __future__ import annotations
 

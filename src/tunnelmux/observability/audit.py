@@ -1,7 +1,5 @@
-"""What is written down of every command: who asked, where it ran, how it ended; never its output.
-
-One JSON line per command in a file that rotates by size. A `Sink` is where lines go: a database
-would be another one.
+"""The audit of commands: who asked, where it ran, how it ended; never its output. One JSON line per
+command, in a file that rotates by size or in another `Sink`.
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ _log = get_logger("audit")
 _MINUTE = 60.0
 
 _MOST_REASONS = 32
-# Reasons that are counted apart; there are fewer, unless a device makes some up.
+# Reasons that are counted separately; a device may make up more.
 
 
 class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
@@ -37,82 +35,83 @@ class AuditRecord(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     time: datetime
-    """When this was written."""
+    """When the record was written."""
 
     command_id: str
     asked_by: str
-    """Who wanted it, in words of the way it came: a name, an address, or both."""
+    """Who asked for the command: a name, an address, or both."""
 
     device: str
-    """The device, or the agent, that was asked to run it."""
+    """The device or agent that was asked to run it."""
 
     host: str
-    """The SSH server, as that device sees it."""
+    """The SSH server, as the device sees it."""
 
     user: str
-    """Who the command ran as there."""
+    """The user on the SSH server."""
 
     command: str
-    """Its text, or the beginning of it: at most `audit.max_command` bytes."""
+    """The command's text; at most its first `audit.max_command` bytes."""
 
     start: datetime
-    """When it was asked for."""
+    """When it was requested."""
 
     duration: float
     exit_code: int
     stdout_bytes: int
     stderr_bytes: int
     reason: str | None = None
-    """A stable code when the command did not simply end: `timeout`, `lost`, `forbidden`, …"""
+    """A stable code when the command did not end by itself: `timeout`, `lost`, `forbidden`, …"""
 
     command_bytes: int = 0
-    """How long the whole command was. Filled in by AuditLog, as is the next."""
+    """Bytes of the whole command. AuditLog fills in this and the next field."""
 
     command_sha256: str = ""
-    """Of the whole command in UTF-8, in hexadecimal."""
+    """SHA-256 of the whole command in UTF-8, in hexadecimal."""
 
 
 class RefusalSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """Refused commands that have no record of their own: there were too many in one minute."""
+    """A summary of refused commands without records of their own, because one minute had
+    too many."""
 
     time: datetime
-    """When this was written."""
+    """When the record was written."""
 
     since: datetime
     """When that minute began."""
 
     refusals_not_recorded: int
     reasons: dict[str, int]
-    """How many of them had which reason."""
+    """Their number by reason."""
 
 
 class Sink(Protocol):
-    """Somewhere to write records to."""
+    """A destination for records."""
 
     def write(self, record: AuditRecord | RefusalSummary) -> None:
-        """Write one record, without waiting for anybody. Raises OSError when that fails."""
+        """Write one record, without blocking on other programs. Raises OSError when that fails."""
 
     def close(self) -> None:
-        """Nothing more is written here."""
+        """End the use of this sink."""
 
 
 class LogSink:
-    """Records as lines of the ordinary log: what is used where no file is configured."""
+    """Writes records as lines of the log; used where no file is configured."""
 
     def write(self, record: AuditRecord | RefusalSummary) -> None:
         fields = msgspec.to_builtins(record)
-        del fields["time"]  # a log line has its own
+        del fields["time"]  # a log line has its own time
         if isinstance(record, RefusalSummary):
             _log.warning("refusals not recorded", **fields)
         else:
             _log.info("command", **fields)
 
     def close(self) -> None:
-        """There is nothing to close."""
+        """Nothing to close."""
 
 
 class FileSink:
-    """Records as JSON lines in a file. Raises ConfigError when it cannot be opened."""
+    """Writes records as JSON lines to a file. Raises ConfigError when it cannot be opened."""
 
     def __init__(self, file: LineFile) -> None:
         self._file = file
@@ -125,11 +124,9 @@ class FileSink:
 
 
 class AuditLog:
-    """Takes the record of every command; nothing that goes wrong here stops a command.
-
-    A record that a sink cannot take goes to the log instead, so that it is not lost. Of commands
-    that were refused, so many in one minute have a record; the others are counted and summed up.
-    `clock` answers seconds, from whichever moment on.
+    """Records every command; a failure here never stops a command. A record that a sink cannot take
+    goes to the log instead. A limited number of refused commands per minute have records; the rest
+    are counted and summarized. `clock` answers seconds from any fixed moment.
     """
 
     def __init__(
@@ -157,9 +154,8 @@ class AuditLog:
         return cls(sinks, limits)
 
     def record(self, record: AuditRecord, *, is_refusal: bool = False) -> None:
-        """Write one record everywhere. A local write of one line: it waits for no other program.
-
-        `is_refusal` says that nothing was run, so that there could be any number of them.
+        """Write one record to all sinks, without blocking on other programs. `is_refusal` says that
+        nothing was run, so that a caller can cause any number of these.
         """
         self.tell_refusals()
         if is_refusal and not self._may_record(record):
@@ -168,7 +164,7 @@ class AuditLog:
         self._write(
             msgspec.structs.replace(
                 record,
-                # What is cut within a character loses that one.
+                # A character that the cut splits is dropped.
                 command=command[: self._limits.max_command].decode("utf-8", "ignore"),
                 command_bytes=len(command),
                 command_sha256=hashlib.sha256(command).hexdigest(),
@@ -190,9 +186,8 @@ class AuditLog:
         return False
 
     def tell_refusals(self, *, now: bool = False) -> None:
-        """Write how many refusals have no record, once their minute is over, or `now`.
-
-        Every record does so as well; a daemon calls it from time to time and at its end.
+        """Write the summary of refusals without records once their minute is over, or `now`. Every
+        record does this too; a daemon calls it periodically and at its end.
         """
         if not self._not_recorded:
             return
@@ -218,21 +213,21 @@ class AuditLog:
                 self._fallback.write(record)
 
     def take_over(self, other: AuditLog) -> None:
-        """Write where `other` would from now on; what was used until now is closed."""
+        """Use the sinks of `other` from now on, and close the old ones."""
         self.tell_refusals(now=True)
         before, self._sinks, self._limits = self._sinks, other._sinks, other._limits
         for sink in before:
             sink.close()
 
     def close(self) -> None:
-        """Close the sinks; what still comes goes to the log."""
+        """Close the sinks; later records go to the log."""
         self.take_over(AuditLog(limits=self._limits))
 
 
 def _encode(record: AuditRecord | RefusalSummary) -> bytes:
     try:
         return msgspec.json.encode(record)
-    except UnicodeEncodeError:  # a lone surrogate from a caller's JSON
+    except UnicodeEncodeError:  # a lone surrogate from a caller's JSON @@
         assert isinstance(record, AuditRecord)
         texts = {
             name: value.encode("utf-8", "replace").decode("utf-8")

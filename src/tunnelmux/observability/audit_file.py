@@ -1,4 +1,4 @@
-"""The file that the audit's lines are in: it rotates by size, and keeps what is young."""
+"""The audit's file: it rotates by size, and keeps young records."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ __all__ = ["LineFile"]
 _log = get_logger("audit")
 
 _PRIVATE = 0o600
-# Commands tell much of the machines they ran on, and at times what should not stand in them.
+# Commands reveal much about their machines, and may hold secrets by mistake.
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free for this user on the file system there."""
+    """Bytes that this user can still write on the path's file system."""
     found = os.statvfs(folder)
     return found.f_bavail * found.f_frsize
 
@@ -30,8 +30,8 @@ class LineFile:
 
     A line that would make the file larger than `max_bytes` goes into a new one: `path` becomes
     `path.1`, that `path.2`, and so on. `keep` old ones stay, and more while they are younger than
-    `keep_for` and the disk is not nearly full. A file that another program moved away is begun
-    anew, so an outside logrotate works as well. Raises ConfigError when the file cannot be opened.
+    `keep_for` and the disk is not nearly full. A file that another program moved away is opened
+    again, so logrotate works as well. Raises ConfigError when the file cannot be opened.
     """
 
     def __init__(
@@ -91,7 +91,7 @@ class LineFile:
         self._file = os.open(self.path, flags, _PRIVATE)
 
     def _size(self) -> int:
-        """How long the file is, after it was opened anew if it is another one now."""
+        """The file's size; reopens the path first if it is another file now."""
         try:
             there = os.stat(self.path)  # noqa: PTH116  per command: no Path object for it
             if self._file >= 0 and os.path.samestat(there, os.fstat(self._file)):
@@ -121,7 +121,7 @@ class LineFile:
         }
 
     def _remove_old(self) -> None:
-        """Remove files over `keep`, oldest first, as far as they are old or the disk is full."""
+        """Remove files over `keep`, oldest first, if they are old or the disk is nearly full."""
         limits = self._limits
         for number, file in sorted(self._old_files().items(), reverse=True):
             if number <= limits.keep:

@@ -1,6 +1,5 @@
-"""Lines that come by the thousand: as JSON they take a tenth of a logger's time, and look the same.
-
-What is written here are numbers, addresses and names that cannot hold a secret.
+"""Frequent log lines, built as JSON directly in a tenth of a logger's time. They hold numbers,
+addresses and names that cannot be secrets.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from tunnelmux.observability.logs import (
 __all__ = ["frequent_line", "line_about", "quoted", "time_of_day", "write_lines"]
 
 quoted = json.encoder.encode_basestring_ascii
-"""Text as JSON has it."""
+"""The text as a JSON string."""
 
 Value = str | int | float | None
 
@@ -50,13 +49,14 @@ def frequent_line(component: str, event: str, *fields: str) -> Callable[..., Non
 
 
 def line_about(component: str, event: str, **fields: Value) -> str:
-    """What a line says behind its time: fields of JSON without braces."""
+    """The fields of a line after its time, as JSON without braces."""
     return json.dumps({"level": "info", "component": component, "event": event, **fields})[1:-1]
 
 
 def write_lines(lines: bytes, *, doubtful: bool) -> None:
-    """Write whole lines of JSON, each with its time and what `line_about` made; *doubtful* ones are
-    searched for secrets. As text they get the time at which they are written."""
+    """Write lines, each from its time and the fields of `line_about`; *doubtful* ones are searched
+    for secrets. In text format they get the time of writing.
+    """
     writer = json_writer()
     if writer is not None and not doubtful:
         writer.msg(lines[:-1].decode("ascii"))
@@ -64,7 +64,7 @@ def write_lines(lines: bytes, *, doubtful: bool) -> None:
     for line in lines.splitlines():
         fields = json.loads(line)
         if writer is not None:
-            # Taken apart first: what hides a secret might also hide the end of its string.
+            # Parsed before redaction, which could otherwise remove the end of a string.
             writer.msg(json.dumps({key: _without_secrets(fields[key]) for key in fields}))
         else:
             del fields["timestamp"], fields["level"]
@@ -76,7 +76,7 @@ def _without_secrets(value: Value) -> Value:
 
 
 def time_of_day() -> bytes:
-    """The time as every line begins with it: UTC, RFC 3339, in microseconds."""
+    """The time at the beginning of a line: UTC, RFC 3339, in microseconds."""
     return _timestamp().encode("ascii")
 
 

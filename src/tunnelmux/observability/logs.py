@@ -1,7 +1,7 @@
 """One line per event on standard error: text for people, JSON for programs.
 
-Events are short and fixed (`"session opened"`), what varies goes into fields (`device="dev1"`).
-Code never logs a secret; the redaction here is the second net under that rule.
+Events are short and fixed (`"session opened"`), variable parts are fields (`device="dev1"`). Code
+must never log a secret; the redaction here is a second line of defence.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tunnelmux.light_imports import StandIn, hidden
 from tunnelmux.observability.recent import recent
 
 # `import structlog` imports rich, where that is installed, for tracebacks in colours, and asyncio
-# for methods that log from coroutines. Neither is used here, and together they take 6 MiB.
+# for methods that log from coroutines. Neither is used here, and together they need 6 MiB.
 with hidden({"asyncio": StandIn("asyncio"), "greenlet": None, "rich": None}):
     import structlog
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -49,7 +49,7 @@ _SECRETS_IN_TEXT = (
     ),
 )
 _JSON = json.JSONEncoder(ensure_ascii=True)
-# Nearly no text holds a secret, and one search costs a fraction of five substitutions.
+# Few texts hold a secret, and one search costs a fraction of five substitutions.
 _MAY_HOLD_SECRET = re.compile(
     r"token|api_?key|bearer|basic|tunnelmux-join|PRIVATE KEY", re.IGNORECASE
 )
@@ -79,7 +79,7 @@ def name_process(**fields: str) -> None:
 def configure_logs(
     level: LogLevel = "info", format: LogFormat = "auto", *, stream: TextIO | None = None
 ) -> None:
-    """Say once, at start-up, what is logged and how.
+    """Set up logging; call it once at start-up.
 
     `auto` is text when `stream` (standard error by default) is a terminal, and JSON otherwise.
     What libraries log through the standard library comes out in the same shape, from warnings up.
@@ -135,7 +135,7 @@ def _text_renderer(colors: bool) -> Processor:
 
 
 class _LineWriter:
-    """Writes finished lines; a daemon outlives its log reader, so a broken pipe is no failure."""
+    """Writes finished lines. A broken pipe is ignored: the daemon must outlive its log reader."""
 
     def __init__(self, stream: TextIO, name: str | None = None, *, is_json: bool = False) -> None:
         self._stream = stream
@@ -143,7 +143,7 @@ class _LineWriter:
         self.name = name
 
     def msg(self, message: str) -> None:
-        if _held:  # they came before
+        if _held:  # keeps the order: the held lines are older
             message = "\n".join([*_held, message])
             _held.clear()
         if self._is_json and (lines := recent()) is not None:
@@ -156,7 +156,7 @@ class _LineWriter:
             pass
 
     def msg_soon(self, message: str) -> None:
-        """Write it together with its neighbours, while there is one who will; else now."""
+        """Hold the line for `write_held` within `holding_lines`; else write it now."""
         if not _on_held or len(_held) >= _MOST_HELD:
             self.msg(message)
             return
@@ -170,8 +170,9 @@ class _LineWriter:
 
 @contextlib.contextmanager
 def holding_lines(on_held: Callable[[], object]) -> Iterator[None]:
-    """Have lines that come by the thousand wait for `write_held` in this block. `on_held` is called
-    when the first of them waits. Lines of other kinds take them along, so that the order stays."""
+    """Within the block, hold frequent lines until `write_held`. `on_held` is called when the first
+    one is held. Other lines write the held ones first, to keep the order.
+    """
     _on_held.append(on_held)
     try:
         yield
@@ -181,15 +182,15 @@ def holding_lines(on_held: Callable[[], object]) -> Iterator[None]:
 
 
 def write_held() -> None:
-    """Write the lines that wait, with one call."""
+    """Write the held lines with one call."""
     if _held and _json_writer is not None:
-        _json_writer.msg(_held.pop())  # which takes the others along
+        _json_writer.msg(_held.pop())  # writes the other held lines as well
 
 
 _held: list[str] = []
 _on_held: list[Callable[[], object]] = []
 _MOST_HELD = 512
-# Lines that may wait, some 200 bytes each.
+# Lines that may be held, some 200 bytes each.
 
 _json_writer: _LineWriter | None = None
 _is_wanted = True
@@ -201,14 +202,15 @@ def wants_info() -> bool:
 
 
 def json_writer() -> _LineWriter | None:
-    """Where lines go that are JSON already; None when they are to be text, or when another module
-    has set structlog up in another way since, as its own capture does."""
+    """The writer for finished JSON lines; None when the format is text, or when structlog was
+    configured differently since, as its test capture does.
+    """
     ours = structlog.get_config()["processors"][-1:] == [_render_json]
     return _json_writer if ours else None
 
 
 class _StandardLibraryHandler(logging.Handler):
-    """Passes what libraries log to our logger, which gives it our shape and redaction."""
+    """Passes records of libraries to our logger, for our format and redaction."""
 
     def emit(self, record: logging.LogRecord) -> None:
         get_logger(record.name).log(
@@ -230,7 +232,7 @@ def _add_component(logger: WrappedLogger, _method: str, event: EventDict) -> Eve
 
 
 def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    # What every line has comes first, so that a column of lines can be read.
+    # Fields that every line has come first, so that lines align.
     ordered: EventDict = {key: event.pop(key) for key in _FIRST if key in event}
     ordered.update(event)
     for key, value in ordered.items():
@@ -245,7 +247,7 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Keep a visitor's bytes from forging lines or driving the terminal."""
+    """Escape control characters: a visitor's bytes must not forge lines or control a terminal."""
     return {
         key: _CONTROL.sub(_escaped, value)
         if isinstance(value, str) and key != "exception" and not value.isprintable()
@@ -269,7 +271,7 @@ def _is_secret(key: object) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """`value` as something JSON can hold, without the secrets in it."""
+    """`value` as a JSON value, with secrets removed."""
     match value:
         case None | bool() | int():
             return value

@@ -1,7 +1,7 @@
 """Spans of visits by OpenTelemetry: imported only where `[otel]` has an endpoint.
 
-A span that has ended goes into a bounded queue, which a thread of its own empties: a receiver that
-is slow, or not there, costs spans and never a request.
+Ended spans go into a bounded queue that a separate thread empties: with a slow or missing receiver
+spans are lost, but requests are not delayed.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ __all__ = ["RequestTrace", "Tracing", "open_tracing"]
 Field = tuple[bytes, bytes]
 
 _BATCH = 512
-# Spans of one call to the receiver.
+# Spans per call to the receiver.
 
 _GATHER = 0.2
-# Seconds for which spans gather before they are sent together.
+# Seconds for which spans are collected before they are sent together.
 
 _EXPORT = 5.0
-# Seconds that one call may take, with what it is tried again.
+# Seconds that one call may take, retries included.
 
 _NAMES = (b"traceparent", b"tracestate")
 _W3C = TraceContextTextMapPropagator()
 
 
 class _Queue(SpanProcessor):
-    """Spans on their way to the receiver; one over `limit` is dropped, and counted."""
+    """Spans waiting for the receiver; those over `limit` are dropped and counted."""
 
     def __init__(self, exporter: SpanExporter, limit: int) -> None:
         self.dropped = 0
@@ -88,7 +88,7 @@ class _Queue(SpanProcessor):
 
 
 class RequestTrace:
-    """The spans of one request: its own, and those of the steps on its way."""
+    """The span of one request, and those of its steps."""
 
     def __init__(self, tracer: trace.Tracer, span: trace.Span, now: Callable[[], int]) -> None:
         self._tracer = tracer
@@ -98,13 +98,13 @@ class RequestTrace:
         self._waits_since: int | None = None
 
     def took(self, name: str, since: int, until: int | None = None) -> None:
-        """A step that began then, and is over (nanoseconds since the epoch)."""
+        """Add a step that began at that time (nanoseconds since the epoch) and ends now."""
         child = self._tracer.start_span(name, self._context, start_time=since)
         child.end(self._now() if until is None else until)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
-        """A span for the length of the block, also of one that fails."""
+        """A span for the block, also when the block fails."""
         since = self._now()
         try:
             yield
@@ -119,7 +119,9 @@ class RequestTrace:
         return carrier["traceparent"].encode()
 
     def goes_on(self, headers: list[Field]) -> list[Field]:
-        """The fields with which the request goes to the service, whose spans are below this one."""
+        """The request's fields with the trace context, so that the service's spans become children
+        of this one.
+        """
         self._waits_since = self._now()
         carrier: dict[str, str] = {}
         _W3C.inject(carrier, self._context)
@@ -127,13 +129,13 @@ class RequestTrace:
         return kept + [(name.encode(), value.encode()) for name, value in carrier.items()]
 
     def answered(self) -> None:
-        """The head of the answer is here."""
+        """Record the head of the answer."""
         if self._waits_since is not None:
             self.took("first byte", self._waits_since)
             self._waits_since = None
 
     def end(self, attributes: Mapping[str, str | int | None], problem: str | None) -> None:
-        """The request is over; `problem` is what went wrong on this side of the visitor."""
+        """End the request's span; `problem` is a failure on the proxy's or the device's side."""
         known = {key: value for key, value in attributes.items() if value is not None}
         self._span.set_attributes(known)
         if problem is not None:
@@ -142,7 +144,7 @@ class RequestTrace:
 
 
 class Tracing:
-    """Chooses which requests and connections are seen, and makes their spans."""
+    """Chooses the requests and connections that are sampled, and makes their spans."""
 
     def __init__(
         self,
@@ -172,7 +174,7 @@ class Tracing:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Spans that were sent, that did not fit into the queue, and that no receiver took."""
+        """Counts of spans: sent, dropped from the queue, and not accepted by the receiver."""
         queue = self._queue
         return {"sent": queue.sent, "dropped": queue.dropped, "failed": queue.failed}
 
@@ -198,8 +200,9 @@ class Tracing:
     def begin(
         self, method: bytes, headers: list[Field], *, arrived_ago: float | None = None
     ) -> RequestTrace:
-        """The trace of a request that was chosen and whose head has just come. The first on its
-        connection says how many seconds ago that was accepted."""
+        """The trace of a sampled request whose head has just arrived. For the first request of a
+        connection, *arrived_ago* is the seconds since the connection was accepted.
+        """
         parent = _parent_in(headers)
         now = self._now()
         began = now - int((arrived_ago or 0.0) * 1e9)
@@ -236,7 +239,7 @@ class Tracing:
         told.end(attributes, problem)
 
     def close(self) -> None:
-        """Send what is there, and end the thread; waits for 5 s at most."""
+        """Send the queued spans and end the thread; waits at most 5 s."""
         self._provider.shutdown()
 
 
@@ -249,7 +252,7 @@ def _parent_in(headers: list[Field]) -> Context:
 
 
 def open_tracing(endpoint: str, *, ratio: float, queue: int, most: int, service: str) -> Tracing:
-    """Traces of this service whose spans go to this OTLP receiver, over HTTP."""
+    """A Tracing whose spans go to this OTLP receiver over HTTP, under this service's name."""
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 
     exporter = OTLPSpanExporter(endpoint=endpoint, timeout=_EXPORT)

@@ -1,4 +1,4 @@
-"""The proxy: where agents connect, and where visitors come in to reach them."""
+"""The proxy: accepts agents, and visitors who reach them."""
 
 from __future__ import annotations
 

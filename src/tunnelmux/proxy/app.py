@@ -1,4 +1,4 @@
-"""The proxy as one running thing: its listeners, its sessions, their reload and their drain."""
+"""A running proxy: its listeners and sessions, reload and drain."""
 
 from __future__ import annotations
 
@@ -59,15 +59,14 @@ __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 _log = get_logger("proxy")
 
 _DRAIN_LOOK = 0.05
-# Seconds between two looks at what still runs while draining. It is not asked at any other time, so
-# no stream pays for announcing its end.
+# Seconds between two checks of what still runs while draining. Polling, so that no stream pays for
+# announcing its end at other times.
 
 _REGISTRY_TIMEOUT = 2.0
-# Seconds each look at the registry may take, and the first one before agents are let in.
+# Seconds that each read of the registry may take, also the first one, which agents wait for.
 
 _GOODBYE = 2.0
-# Seconds the sessions get to close in order once the grace period is over; agents that do not
-# answer by then are cut.
+# Seconds for sessions to close in order once the grace period is over; then they are cut.
 
 
 async def run_proxy(
@@ -159,51 +158,51 @@ class RunningProxy:
 
     @property
     def tunnel_address(self) -> Address:
-        """Where agents connect, with the port the system chose for 0."""
+        """The address for agents, with the port the system chose for 0."""
         address = self._listeners.address("tunnel")
-        assert address is not None  # there is no proxy without this listener
+        assert address is not None  # this listener always exists
         return address
 
     @property
     def tunnel_admission(self) -> Admission:
-        """The places for agents that shake hands."""
+        """The places for agents during their handshake."""
         return self._tunnel.admission
 
     @property
     def http_address(self) -> Address | None:
-        """Where visitors with a browser come in, or None without `[ingress.http]`."""
+        """The address of the HTTP ingress, or None without `[ingress.http]`."""
         return self._listeners.address("http")
 
     @property
     def tcp_addresses(self) -> list[Address]:
-        """Where the TCP ingresses listen, in the order of the configuration."""
+        """The addresses of the TCP ingresses, in the order of the configuration."""
         bound = (self._listeners.address(slot) for slot in _tcp_slots(self.config))
         return [address for address in bound if address is not None]
 
     @property
     def socketio_address(self) -> Address | None:
-        """Where agents connect with Socket.IO, or None without `[socketio]`."""
+        """The address for Socket.IO agents, or None without `[socketio]`."""
         return self._listeners.address("socketio")
 
     @property
     def socketio_agents(self) -> list[str]:
-        """The agents that are connected with Socket.IO now, by name."""
+        """The Socket.IO agents that are connected now, by name."""
         return self._agent_server.connected if self._agent_server is not None else []
 
     @property
     def internal_address(self) -> Address | None:
-        """Where the back end calls, or None without `[internal]`."""
+        """The address of the internal API, or None without `[internal]`."""
         return self._private_listeners.address("internal")
 
     # -- doing ------------------------------------------------------------------------------
 
     async def reload(self, config: ProxyConfig) -> ReloadReport:
-        """Take a new configuration while sessions and visitors go on.
+        """Apply a new configuration while sessions and visitors go on.
 
         Listeners that are new are opened, those that are gone are closed, unchanged ones are not
         touched. A listener that cannot be opened is logged and reported; the rest applies. The
         session of a device that was removed, disabled or given another token is closed. The file of
-        the devices that enrolled is read anew as well.
+        the devices that enrolled is read again as well.
 
         Raises ConfigError, with nothing changed, when a file it names cannot be used.
         """
@@ -221,7 +220,9 @@ class RunningProxy:
             cut = self._gate.cut_unadmitted(self.visits)
             cut += cut_unlisted(self.visits, config.ingress.tcp)
             if cut:
-                _log.info("visits cut", count=cut, reason="their visitors may not come any more")
+                _log.info(
+                    "visits cut", count=cut, reason="their addresses are not allowed any more"
+                )
             stale = sorted(self.devices.replace_configured(devices, enrolled))
             kicked = [name for name in stale if await self._kick(name)]
             kicked += await self._end_unlisted()
@@ -237,14 +238,15 @@ class RunningProxy:
             return ReloadReport(kicked=kicked, problems=problems)
 
     async def drain(self, grace: float) -> DrainReport:
-        """Stop: take nothing new, let what runs finish for `grace` seconds, cut what is left.
+        """Shut down: accept nothing new, let work in progress finish for `grace` seconds, cut the
+        rest.
 
         Every agent is told with a GoAway at once. A second call can shorten the grace period of
         the first. Returns when nothing runs any more.
         """
         self._grace.deadline = min(self._grace.deadline, trio.current_time() + grace)
         self._drain_wanted.set()
-        # Bounded by the grace period and the goodbyes after it.
+        # Bounded by the grace period and the closing of sessions after it.
         await self._finished.wait()
         return self.report
 
@@ -255,9 +257,9 @@ class RunningProxy:
         announce: Callable[[RunningProxy], None] | None,
         task_status: trio.TaskStatus[RunningProxy],
     ) -> None:
-        """What `run_proxy` does; once per object."""
+        """Run the proxy; once per object."""
         try:
-            # The pump outlives all that it carries.
+            # The pump must outlive the sessions and visits that it carries.
             async with open_pump() as self._tunnel.pump:
                 if self._tunnel.pump is not None:
                     self._tunnel.pump.core.requests = self.visits.figures.by_pump
@@ -275,13 +277,12 @@ class RunningProxy:
         announce: Callable[[RunningProxy], None] | None,
         task_status: trio.TaskStatus[RunningProxy],
     ) -> list[ConfigError]:
-        # From the outside in: sessions outlive those that use them, and visitors outlive the
-        # listeners they came in through. The internal API answers to the last, so that a back end
-        # sees the drain.
+        # Order of ends: listeners first, then visitors, then the sessions they use. The internal
+        # API ends last, so that a back end can watch the drain.
         async with trio.open_nursery() as self._agents:
             if self.registered is not None:
                 self._agents.start_soon(self.registered.run)
-                # A whole fleet dials at once after a restart: let it find that it is known.
+                # A whole fleet dials at once after a restart: read its devices first.
                 await self.registered.wait_loaded(_REGISTRY_TIMEOUT)
             async with trio.open_nursery() as self._callers:
                 self._private_listeners = ListenerSet(self._callers, binder=self._around.binder)
@@ -291,7 +292,7 @@ class RunningProxy:
                 self._agents.start_soon(handle.session.aclose)
             if self._agent_server is not None:
                 self._agents.start_soon(self._agent_server.aclose)
-            # Leaving the block waits for the goodbyes until then.
+            # Until then, leaving the block waits for the sessions to close.
             self._agents.cancel_scope.deadline = trio.current_time() + _GOODBYE
         return problems
 
@@ -300,7 +301,7 @@ class RunningProxy:
         announce: Callable[[RunningProxy], None] | None,
         task_status: trio.TaskStatus[RunningProxy],
     ) -> list[ConfigError]:
-        """All there is between the opening of the listeners and the end of the drain."""
+        """Serve from the opening of the listeners to the end of the drain."""
         try:
             async with trio.open_nursery() as self._visitors:
                 async with trio.open_nursery() as direct:
@@ -369,7 +370,7 @@ class RunningProxy:
     async def _drain(self) -> None:
         started = trio.current_time()
         if self._presence is not None:
-            await self._presence.finish()  # one small local file bounds how long that takes
+            await self._presence.finish()  # this takes only as long as writing one small local file
         self._tunnel.is_draining = True
         if self.cluster is not None:
             self.cluster.leave()
@@ -398,7 +399,7 @@ class RunningProxy:
         _log.info("drained", **dataclasses.asdict(self.report))
 
     async def _kick(self, name: str) -> bool:
-        """Close the session of a device that may not go on; whether there was one."""
+        """Close the session of a device that may not stay connected. True if there was one."""
         device = self.devices.find(name)
         if device is None:
             reason = "the device was removed from proxy.toml"
@@ -422,9 +423,10 @@ class RunningProxy:
         return registered is not None and registered.leases.running(lease_id, device) is not None
 
     async def _end_device(self, name: str, reason: str) -> Ended:
-        """End the session and the visits of a device; how many there were."""
+        """End the session and the visits of a device. Returns how many."""
         handle = self.store.own_device(name)
-        # Also those of a session that was replaced and still unwinds, and those that wait for one.
+        # Includes visits on a replaced session that still unwinds, and visits that wait for a
+        # session.
         visits = self.visits.cut_device(name, reason)
         if handle is not None:
             await handle.close(reason)
@@ -435,11 +437,11 @@ class RunningProxy:
         return Ended(sessions=int(handle is not None), visits=visits)
 
     def _follow_registry(self, config: ProxyConfig) -> RegisteredDevices | None:
-        """What knows the devices of the registry, if there is one. Raises ConfigError."""
+        """The follower of the registry, if one is configured. Raises ConfigError."""
         url = config.registry.read_url()
         if url is None:
             return None
-        # Not at the top: without [registry] there is no need for SQL.
+        # Imported here: only [registry] needs SQL.
         from tunnelmux.proxy.tunnels.leases import LeaseBook
         from tunnelmux.registry import open_registry
 
@@ -454,13 +456,14 @@ class RunningProxy:
         )
 
     def _internal_url(self) -> str:
-        """Where others call the internal API, which is open."""
+        """The URL of the internal API, which listens already."""
         bound = self.internal_address
         return internal_url(self.config, bound.port if bound is not None else 0)
 
     def _say_where(self) -> None:
-        """Tell where visitors come in, for those who make links to services, and where the back
-        end calls."""
+        """Publish the URLs of the HTTP ingress, for programs that make links to services, and of
+        the internal API.
+        """
         url = self._internal_url()
         if self.registered is not None:
             self.registered.say_where(url)
@@ -480,7 +483,7 @@ class RunningProxy:
 
     def _set_ingress(self, config: ProxyConfig) -> None:
         http, limits, internal = config.ingress.http, config.limits.ingress, config.internal
-        # What reads files comes first: if it fails, nothing has changed.
+        # Files are read first: if that fails, nothing has changed.
         check_identity_fields(config.access, "access.")
         for index, rule in enumerate(config.access.rules):
             check_identity_fields(rule, f"access.rules[{index}].")
@@ -502,8 +505,9 @@ class RunningProxy:
             self._set_agents(config)
 
     def _visitor_certificates(self, http: HttpIngress | None) -> ServerCertificates | None:
-        """What the ingress shows, the same as before when it comes from the same files: a new one
-        would end the validity of all session tickets. Raises ConfigError."""
+        """The TLS certificates of the ingress. With unchanged files the old object stays, because a
+        new one would void all session tickets. Raises ConfigError.
+        """
         if http is None or http.tls_certificate is None or http.tls_key is None:
             return None
         pairs = [(http.tls_certificate, http.tls_key)]
@@ -527,13 +531,14 @@ class RunningProxy:
                 )
 
     def _set_agents(self, config: ProxyConfig) -> list[str]:
-        """Take over who may connect with Socket.IO; answers who may no more, and was connected."""
+        """Apply the settings of Socket.IO agents. Returns the connected agents that may
+        not stay."""
         agents = config.socketio.agents if config.socketio is not None else []
         self.dispatcher.expect({agent.proxy_id: agent.group for agent in agents})
         if config.socketio is None:
             server = self._agent_server
             return server.configure(server.settings, []) if server is not None else []
-        # Not at the top: its libraries take longer to import than all the rest of the proxy.
+        # Imported here: its libraries take longer to import than the rest of the proxy.
         from tunnelmux.proxy.commands.socketio_agents import AgentServer, agent_settings
 
         settings = agent_settings(config)
@@ -564,7 +569,7 @@ class RunningProxy:
         return {"tunnelmux_spans_lost": ("Spans that no receiver got, since the start.", lost)}
 
     def _gauges(self) -> dict[str, tuple[str, float]]:
-        """What the metrics show of the proxy now."""
+        """The proxy's gauges for the metrics."""
         sessions = self._tunnel.sessions
         return self._trace_gauges() | {
             "tunnelmux_sessions": ("Agents that are connected.", len(sessions)),
@@ -575,7 +580,7 @@ class RunningProxy:
         }
 
     def _admissions(self) -> Iterator[Admission]:
-        """Of all listeners that take strangers."""
+        """The admissions of all listeners for unauthenticated peers."""
         yield self._tunnel.admission
         yield self._http.admission
         if self._agent_server is not None:
@@ -583,7 +588,7 @@ class RunningProxy:
         if self._around.redis_node is not None:
             yield self._around.redis_node.doors.admission
 
-    # -- what listens where -----------------------------------------------------------------
+    # -- listeners -----------------------------------------------------------------
 
     def _plans(self) -> dict[str, ListenerPlan]:
         ingress = self.config.ingress
@@ -651,8 +656,8 @@ class RunningProxy:
 
 
 def _tcp_slots(config: ProxyConfig) -> list[str]:
-    """One name for each TCP ingress, the same after a reload if it listens on the same address."""
-    # Port 0 may be there more than once: then they are told apart by where they lead.
+    """A name for each TCP ingress; it stays the same over a reload if the address does."""
+    # Port 0 may be used more than once: device and service tell these apart.
     return [
         f"tcp {tcp.listen}" + (f" {tcp.device}/{tcp.service}" if tcp.address.port == 0 else "")
         for tcp in config.ingress.tcp
@@ -676,7 +681,7 @@ def _audit_log(config: ProxyConfig) -> AuditLog:
 
 
 def _tls_context(certificate: Path | None, key: Path | None) -> ssl.SSLContext | None:
-    # Agents dial once for hours: a ticket is of no use to them.
+    # Agents dial once in hours: session tickets are of no use to them.
     return server_context(certificate, key, tickets=False) if certificate and key else None
 
 

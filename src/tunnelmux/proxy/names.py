@@ -1,4 +1,4 @@
-"""What a proxy is called by others: in the registry, in a cluster, in summaries of sessions."""
+"""The names of a proxy: in the registry, in a cluster, in summaries of sessions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tunnelmux.proxy.tunnels.registered import ProxyIdentity
 __all__ = ["internal_url", "node_name", "proxy_identity"]
 
 _PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
-# Makes an id of a proxy's name that is the same after each start (RFC 9562 section 5.5).
+# Namespace for ids made from a proxy's name, the same at each start (RFC 9562 section 5.5).
 
 
 def proxy_identity(config: ProxyConfig, worker: str = "") -> ProxyIdentity:
@@ -25,8 +25,7 @@ def proxy_identity(config: ProxyConfig, worker: str = "") -> ProxyIdentity:
 
 
 def internal_url(config: ProxyConfig, port: int) -> str:
-    """Where others call the internal API; empty without one, and while the system has to choose
-    its port."""
+    """The URL of the internal API; empty without one, and while its port is not known yet."""
     if config.registry.internal_url is not None:
         return config.registry.internal_url
     if config.internal is None or not port:
@@ -36,7 +35,7 @@ def internal_url(config: ProxyConfig, port: int) -> str:
 
 
 def node_name(config: ProxyConfig) -> str:
-    """What this proxy is called among others; empty where it is alone."""
+    """The name of this node in its cluster; empty without a cluster."""
     if config.cluster is not None:
         return config.cluster.node or config.registry.name or socket.gethostname()
     if config.registry.is_there:

@@ -35,10 +35,10 @@ __all__ = ["Invitation", "invite", "own_address", "reload_quickstart", "run_quic
 
 _HTTP_LISTEN = "127.0.0.1:8080"
 _PUBLIC_LISTEN = "0.0.0.0:8080"
-# Visitors of this machine only: opening a device's web page to the network takes an option.
+# Only for visitors on this machine: opening a device's web page to the network takes an option.
 
 _INTERNAL_LISTEN = "127.0.0.1:0"
-# Any free port: `tunnelmux` reads in the state directory which one it became.
+# Any free port: `tunnelmux` reads it from the state directory.
 
 _PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sent there
 
@@ -46,11 +46,12 @@ _PROBE = ("192.0.2.1", 9)  # RFC 5737 documentation address; nothing is ever sen
 _EVERYWHERE = {"0.0.0.0", "::"}  # noqa: S104 - compared with, not bound
 
 _NAMES_SHOWN = 10
-# Devices that a later start names; a fleet has its own list.
+# Devices that a later start lists by name; a fleet has too many for one line.
 
 
 class Invitation(NamedTuple):
-    """What an operator is shown. Both texts hold a secret: print them, never log them."""
+    """An invitation as the operator sees it. Both texts hold a secret: print them, never
+    log them."""
 
     join: str
     """The join string by itself."""
@@ -142,8 +143,7 @@ def _remembered_host(state_dir: Path) -> str | None:
 
 
 def _write_state(proxy: RunningProxy, state_dir: Path, host: str, public_host: str | None) -> str:
-    """Tell the programs that run beside the proxy what they must know; answers the URL for
-    devices."""
+    """Write the state file for other programs on this machine. Returns the URL for devices."""
     tunnel = proxy.config.tunnel
     assert tunnel.tls_certificate is not None  # _complete set it
     url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
@@ -166,7 +166,7 @@ def _has_own_internal(config: ProxyConfig, state_dir: Path) -> bool:
 
 
 def _renew_secret(state_dir: Path) -> None:
-    """A new secret at each start: what is left of one that was killed is worth nothing."""
+    """Write a new secret. One left by a process that was killed must not stay valid."""
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         write_private(state_dir / INTERNAL_SECRET, secrets.token_hex(32).encode("ascii"))
@@ -175,8 +175,8 @@ def _renew_secret(state_dir: Path) -> None:
 
 
 def _forget_internal_url(state_dir: Path) -> None:
-    """A program that listens at that port later must not be taken for this proxy."""
-    with contextlib.suppress(ConfigError, OSError):  # it did not get as far as that
+    """Remove the internal API's URL: another program may listen on that port later."""
+    with contextlib.suppress(ConfigError, OSError):  # the start failed before the file was written
         state = QuickstartState.read(state_dir)
         msgspec.structs.replace(state, internal_url=None).write(state_dir)
 
@@ -184,7 +184,7 @@ def _forget_internal_url(state_dir: Path) -> None:
 def invite(
     state_dir: Path, *, replace: str | None = None, clock: Callable[[], float] = time.time
 ) -> Invitation:
-    """Another invitation for the quickstart proxy of this state directory, which may be running.
+    """A new invitation for the quickstart proxy of this state directory, which may be running.
 
     It is for a device of a new name, or with `replace` for the enrolled one of that name, which
     then loses its place. Raises ConfigError when no proxy was started there, the directory cannot
@@ -215,8 +215,9 @@ def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> No
 
 
 def _free_name(taken: set[str]) -> str:
-    """A name that no device has and no open invitation suggests: pasting a line as it is must
-    replace nothing, and lines for two devices must not lead to one name."""
+    """A name that no device has and no open invitation suggests, so that pasting the line unchanged
+    never replaces a device.
+    """
     return next(name for n in itertools.count(1) if (name := f"dev{n}") not in taken)
 
 
@@ -278,16 +279,16 @@ def _unusable(state_dir: Path, error: OSError) -> ConfigError:
 
 
 def _is_domain(host: str) -> bool:
-    """Whether devices can have names below this one."""
+    """Whether this is a domain name, below which devices can have names."""
     try:
         HttpIngress(listen=_HTTP_LISTEN, domain=host)
     except InvalidSetting:
         return False
-    return not host.rpartition(".")[2].isdigit()  # an address is none
+    return not host.rpartition(".")[2].isdigit()  # an address is not a domain
 
 
 def _visited_at(proxy: RunningProxy, host: str) -> str:
-    """Where visitors come in, as they write it."""
+    """The URL for visitors on other machines."""
     http, address = proxy.config.ingress.http, proxy.http_address
     assert http is not None  # _complete set it
     assert address is not None
@@ -300,7 +301,7 @@ def _visited_at(proxy: RunningProxy, host: str) -> str:
 
 
 def _own_url(proxy: RunningProxy) -> str:
-    """The same from this machine."""
+    """The URL for visitors on this machine."""
     address = proxy.http_address
     assert address is not None
     return (

@@ -1,4 +1,4 @@
-"""How a reload and a drain of a proxy went."""
+"""The results of a reload and of a drain."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["DrainReport", "ReloadReport"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReloadReport:
-    """What a reload did."""
+    """The result of a reload."""
 
     kicked: list[str] = field(default_factory=list)
     """Devices whose session was closed: removed, disabled, or given another token."""
@@ -21,7 +21,7 @@ class ReloadReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainReport:
-    """How a drain ended."""
+    """The result of a drain."""
 
     sessions: int = 0
     """Sessions that were told to go away."""

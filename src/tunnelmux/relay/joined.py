@@ -1,4 +1,4 @@
-"""Two streams of two sessions, joined in the pump that carries both."""
+"""Two streams of two sessions, relayed to each other by the pump that carries both."""
 
 from __future__ import annotations
 
@@ -17,18 +17,19 @@ from tunnelmux.relay.splice import CLOSE_TIMEOUT, abort, relay
 __all__ = ["join"]
 
 _LOOK = 0.005
-# Seconds between two looks whether the last bytes before a cut have been taken over.
+# Seconds between two checks whether the last bytes before a cut have been taken over.
 
 
 async def join(a: Stream, b: Stream, from_a: bytes = b"") -> None:
-    """What `relay` does, for two streams. Where a pump carries both, no byte is seen by Python:
-    each is relayed with one end of a socket pair. `from_a` goes to b first."""
+    """Like `relay`, for two streams. Where a pump carries both, no byte passes through Python: each
+    is relayed with one end of a socket pair. `from_a` goes to b first.
+    """
     ends = None
     if a.session.tunnel is not None and b.session.tunnel is not None:
         try:
             ends = socket.socketpair()
         except OSError:
-            ends = None  # no descriptor left: it goes without
+            ends = None  # no descriptor left: relay without the pump
     if ends is None:
         await relay(a, b, from_a=from_a)
         return
@@ -57,15 +58,17 @@ async def _abort_both(a: Stream, b: Stream) -> None:
 
 
 class _Half:
-    """One of the streams, and its end of the pair."""
+    """One of the streams, and its end of the socket pair."""
 
     def __init__(self, stream: Stream, end: socket.socket) -> None:
         self._end = end
         self._relay = PumpedRelay(stream, Lent(trio.socket.from_stdlib_socket(end)))
 
     async def run(self, other: _Half) -> None:
-        """Carry it. When it is cut, so is the other one, before an end of the pair could be taken
-        for an end of the data; what came before the cut is passed on first."""
+        """Relay until the stream ends. When it is cut, cut the other stream too, before the end of
+        the socket pair could look like the end of the data; what came before the cut is passed on
+        first.
+        """
         await self._relay.run()
         if self._relay.broken_side is None:
             self._end.close()  # which is how the other half hears of the end
@@ -78,7 +81,7 @@ class _Half:
 
     @property
     def has_more(self) -> bool:
-        """Whether it still takes over what the other half has written."""
+        """Whether this half still has to take over bytes that the other half has written."""
         if self._relay.core.outcome is not None:
             return False
         count = array.array("i", [0])

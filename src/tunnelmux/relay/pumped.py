@@ -1,4 +1,4 @@
-"""A relay that the pump carries: the task only waits for its end."""
+"""A relay that the pump runs: the task only waits for its end."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class PumpedRelay:
         self._over = trio.Event()
 
     async def run(self) -> None:
-        """Carry until both directions ended, or one side broke. Cancelled, it resets the stream;
+        """Wait until both directions ended, or one side broke. Cancelled, it resets the stream;
         the socket stays with the caller, however it ends."""
         self.core.start()
         try:
@@ -46,7 +46,7 @@ class PumpedRelay:
 
     @property
     def error(self) -> trio.BrokenResourceError:
-        """What using the broken side would have raised."""
+        """The exception that using the broken side would have raised."""
         error = trio.BrokenResourceError(str(self.core.error))
         error.__cause__ = self.core.error
         return error
@@ -57,7 +57,7 @@ class PumpedRelay:
 
 
 def pumpable(a: trio.abc.Stream, b: trio.abc.Stream) -> PumpedRelay | None:
-    """The relay of the two, in either order, if a pump can carry it."""
+    """A relay of the two, in either order, if a pump can run it; else None."""
     stream, local = (a, b) if isinstance(a, Stream) else (b, a)
     if not isinstance(stream, Stream) or stream.session.tunnel is None:
         return None

@@ -153,7 +153,9 @@ async def _relay_in_pump(
     early: tuple[bytes, bytes],
     result: RelayResult,
 ) -> RelayResult:
-    """What `relay` does, with the pump moving the bytes; `early` are those read from a and b."""
+    """Like `relay`, with the pump moving the bytes; `early` are the bytes read from a and b
+    already.
+    """
     a_is_stream = a is pumped.stream
     core = pumped.core
 
@@ -188,7 +190,7 @@ async def _relay_in_pump(
 
 
 async def _wait_sent(stream: trio.abc.Stream) -> None:
-    """Let what was passed on leave, for a reset would overtake it."""
+    """Wait until the bytes passed on have left: a reset would overtake them."""
     if isinstance(stream, _Queueing):
         with trio.move_on_after(CLOSE_TIMEOUT):
             await stream.wait_sent()
@@ -227,7 +229,7 @@ class _Direction:
         self._scope = scope
         self._idle_timeout = idle_timeout
         self.ended = trio.Event()
-        self.clean = False  # this direction's end was the end of all, and a good one
+        self.clean = False  # the other direction was ended by this one's clean end
 
     async def run(self, first: bytes, opposite: _Direction) -> None:
         """Carry until the source ends; then watch the source until the opposite one has ended."""
@@ -235,7 +237,7 @@ class _Direction:
             await self._watch(opposite)
 
     async def _carry(self, data: bytes | bytearray, opposite: _Direction) -> bool:
-        """Whether the direction ended cleanly and the sink was told so."""
+        """Carry the bytes. True when the source ended cleanly and the sink was told so."""
         try:
             while True:
                 if data:
@@ -252,8 +254,8 @@ class _Direction:
         except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             self._break(self._side, exc)
             return False
-        if self._result.error is not None:  # what seems an end is the cut that the other task met
-            self._scope.cancel(reason="all that the broken side had said was passed on")
+        if self._result.error is not None:  # this end is the cut that the other task has seen
+            self._scope.cancel(reason="all bytes of the broken side were passed on")
             return False
         return await self._pass_on_end(opposite)
 

@@ -1,4 +1,4 @@
-"""The times of many members, in one task."""
+"""Deadlines of many members, kept by one task."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ T = TypeVar("T")
 
 
 class Timeouts(Generic[T]):
-    """Calls `run_out(member)` for each member whose time has passed.
+    """Calls `run_out(member)` for each member whose deadline has passed.
 
-    For what comes and goes by the thousand without a task of its own. Times are expected to run out
-    in the order in which they are set; one that would be earlier runs out with the one before it.
+    For thousands of members that have no task of their own. Deadlines must be set in ascending
+    order; one that is earlier than the last one set passes together with it.
     """
 
     def __init__(self, run_out: Callable[[T], None]) -> None:
@@ -31,17 +31,17 @@ class Timeouts(Generic[T]):
         return iter(list(self._due))
 
     def set(self, member: T, due: float) -> None:
-        """Give the member until `due`, on Trio's clock, in place of whatever it had."""
+        """Set the member's deadline to `due` (Trio's clock), in place of an earlier one."""
         self._due.pop(member, None)
         self._due[member] = due
         self._came.set()
 
     def clear(self, member: T) -> None:
-        """Call for this member no more. Harmless twice."""
+        """Remove the member's deadline. Harmless twice."""
         self._due.pop(member, None)
 
     async def run(self) -> NoReturn:
-        """Watch the times until cancelled."""
+        """Watch the deadlines until cancelled."""
         while True:
             while not self._due:
                 self._came = trio.Event()

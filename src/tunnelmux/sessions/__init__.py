@@ -1,4 +1,4 @@
-"""Who is connected: the register of agents.
+"""The register of connected agents.
 
 A session here is one agent's live connection; the yamux session inside it is
 `tunnelmux.mux.Session`. The proxy registers a `LocalHandle` for every agent that connects in its

@@ -1,4 +1,4 @@
-"""What happened to sessions, in order: the last of it is kept for later readers."""
+"""Session events in order; the latest are kept for readers that come later."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ EventType = Literal["connected", "replaced", "lost"]
 
 
 class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One thing that happened. `seq` counts up by one from the first event of this process.
+    """One event. `seq` counts up by one from the first event of this process.
 
     `replaced` says that the device connected again and its earlier session was closed; `reason` is
-    empty for `connected`. Of the token there is only the beginning.
+    empty for `connected`. The token is shortened to its beginning.
     """
 
     seq: int
@@ -39,8 +39,9 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 class EventLog:
     """The last `history` events, and a way to wait for the next.
 
-    Readers keep their own place and nothing is kept per reader, so a slow one costs no memory: it
-    finds that what it has not read is gone. `epoch` tells one process's numbers from another's.
+    Readers keep their own position and the log keeps nothing per reader, so a slow reader costs no
+    memory: it misses the events that were dropped meanwhile. `epoch` tells one process's numbers
+    from another's.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class EventLog:
         self.epoch = secrets.token_hex(4)
         self.last_seq = 0
         self.counts: Counter[str] = Counter()
-        """How many events of each type there were, since the process began."""
+        """How many events of each type there were since the process began."""
         self._events: deque[SessionEvent] = deque(maxlen=history)
         self._clock = clock
         self._on_record = on_record

@@ -29,21 +29,25 @@ def utc_now() -> datetime:
 
 
 class SessionHandle(abc.ABC):
-    """A session one can use, wherever it lives."""
+    """A session that can be used, whichever process holds it."""
 
     default_service = ""
     """The service that a request without a name gets, as the agent says, if it does."""
     relayed: Mapping[str | None, str] = MappingProxyType({})
-    """By what is asked for, None for the default service: the services that the agent said to take
-    raw connections. Not all of them, perhaps."""
+    """Services that take raw connections, as the agent says, by name; None is the default service.
+    The list may be incomplete.
+    """
     timeouts: Mapping[str | None, float] = MappingProxyType({})
-    """By what is asked for, None for the default service: the seconds that the agent gives a
-    target to begin an answer, where they are other than usual."""
+    """Seconds in which a target must begin its answer, by service, where the agent sets its own;
+    None is the default service.
+    """
 
     @property
     @abc.abstractmethod
     def token(self) -> str:
-        """What finds this session, and no later one. A secret: log `shorten_token(token)`."""
+        """Identifies this session, and no later one of the device. A secret: log
+        `shorten_token(token)`.
+        """
 
     @property
     @abc.abstractmethod
@@ -52,8 +56,8 @@ class SessionHandle(abc.ABC):
 
     @property
     def credential(self) -> bytes:
-        """A digest of what let the agent in: the same for two sessions of one identity. Empty where
-        that is not known.
+        """A digest of the credential that the agent presented: the same for two sessions of one
+        identity. Empty where it is not known.
         """
         return b""
 
@@ -62,8 +66,9 @@ class SessionHandle(abc.ABC):
         """A new stream to the agent; raises SessionClosed, SessionDraining or TooManyStreams."""
 
     def way_now(self) -> tuple[Session, bytes, bytes] | None:
-        """How compiled code gets at the agent without waiting, where that is not its own session:
-        a session to open a stream on, what it begins with, and the answer to that."""
+        """How compiled code reaches the agent without waiting, where the session is on another
+        node: a session to open a stream on, the head to send first, and the answer to expect.
+        """
         return None
 
     @abc.abstractmethod
@@ -76,7 +81,7 @@ class SessionHandle(abc.ABC):
     @property
     @abc.abstractmethod
     def is_closed(self) -> bool:
-        """Whether the connection below is gone."""
+        """Whether the session's connection is gone."""
 
     @property
     def end_reason(self) -> str:
@@ -85,11 +90,11 @@ class SessionHandle(abc.ABC):
 
     @abc.abstractmethod
     def summary(self) -> SessionSummary:
-        """A snapshot of what there is to know about the session."""
+        """A snapshot of the session's facts."""
 
 
 class OwnHandle(SessionHandle):
-    """A session that the process which uses it holds itself: what its store registers."""
+    """A session that this process itself holds: what its store registers."""
 
     async def make_way(self, address: str) -> None:  # noqa: ARG002
         """End the session because its device has connected again, from `address`."""
@@ -97,7 +102,7 @@ class OwnHandle(SessionHandle):
 
     @abc.abstractmethod
     def record_heartbeat(self, at: datetime) -> None:
-        """Note that the agent was heard from at this time; an earlier time changes nothing."""
+        """Record that the agent was heard from at this time; an earlier time changes nothing."""
 
 
 class LocalHandle(OwnHandle):
@@ -126,11 +131,11 @@ class LocalHandle(OwnHandle):
         self.close_reason: str | None = None
         """Why this side closed the session, or None when it did not."""
         self.node = ""
-        """What this process is called among others, if it is."""
+        """The name of this node in its cluster, if it has one."""
         self.internal_url = ""
-        """Where its internal API is called."""
+        """The URL of its internal API."""
         self.replaced_by = ""
-        """Where the connection came from that took this one's place, if one did."""
+        """The address of the connection that replaced this one, if one did."""
         self._farewell = farewell
         self._token = token
         self._device = device
@@ -171,7 +176,7 @@ class LocalHandle(OwnHandle):
             self.close_reason = REPLACED
             self.replaced_by = address
             self._farewell(address)
-            # Not cut: the other end is to read why.
+            # Ended in order, so that the agent can read why.
             self.session.end(SessionClosed(REPLACED))
 
     @property

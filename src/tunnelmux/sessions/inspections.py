@@ -1,4 +1,5 @@
-"""A service whose requests are kept for a while, for a person to look at; without their secrets."""
+"""Inspections: the requests of one service, kept for a while for a person to read,
+secrets masked."""
 
 from __future__ import annotations
 
@@ -22,10 +23,10 @@ __all__ = [
 ]
 
 BODY_KEPT = 65_536
-"""Bytes kept of each body, where bodies are asked for: what a person reads, not what is moved."""
+"""Bytes kept of each body, where bodies are kept: enough for a person to read."""
 
 HIDDEN = "***"
-"""What stands for a secret."""
+"""Written in place of a secret."""
 
 _SECRET = re.compile(
     r"auth|cookie|token|secret|passw|passphrase|credential|session|signature|api[-_]?key|csrf|xsrf"
@@ -39,7 +40,7 @@ _USER_INFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 
 class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What is inspected, and until when. After that nothing of it is left."""
+    """What is inspected, and until when. Afterwards nothing of it is kept."""
 
     id: str
     device: str
@@ -50,9 +51,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     """Whether bodies are kept too, up to 64 KiB each."""
     asked_by: str
     seen: int
-    """Requests since it began; the oldest of them may be gone."""
+    """Requests since it began; the oldest may have been dropped."""
     forgotten: int = 0
-    """Those that had to make room."""
+    """Requests that were dropped to make room."""
 
     def with_more(self, other: Inspection) -> Inspection:
         """The same, with what another process has seen of it."""
@@ -62,8 +63,9 @@ class Inspection(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
 
 class InspectedRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """One request and its answer. Heads are as the visitor sent and got them, with `***` for what
-    may be a secret; sizes are in bytes of content, times in seconds."""
+    """One request and its answer. Heads are as the visitor sent and received them, with `***` in
+    place of possible secrets; sizes are in bytes of content, times in seconds.
+    """
 
     id: str
     at: datetime
@@ -76,31 +78,32 @@ class InspectedRequest(msgspec.Struct, frozen=True, kw_only=True, rename="camel"
     """Path and query."""
     headers: list[tuple[str, str]]
     status: int = 0
-    """0 while there is no answer."""
+    """HTTP status; 0 while there is no answer."""
     reason: str = ""
     """The `Tunnelmux-Reason` of an answer that the proxy itself gave."""
     answer_headers: list[tuple[str, str]] = []
     bytes_in: int = 0
     bytes_out: int = 0
     answered_after: float | None = None
-    """Until the answer's head."""
+    """From the request to the answer's head."""
     seconds: float | None = None
-    """Until its end; null while it goes on."""
+    """From the request to the end of the answer; null while it goes on."""
     is_websocket: bool = False
     messages_in: int = 0
     """Messages of a WebSocket from the visitor."""
     messages_out: int = 0
     problem: str = ""
     replay_of: str = ""
-    """The id of the request of which this is a repetition."""
+    """The id of the request that this one repeats."""
     body: bytes | None = None
-    """What was kept of the request's content; null in lists, and where bodies are not kept."""
+    """The first bytes of the request's content; null in lists, and where bodies are not kept."""
     answer_body: bytes | None = None
 
 
 def masked_fields(fields: Iterable[tuple[bytes, bytes]]) -> list[tuple[str, str]]:
-    """The fields of a head without what may be a secret: of cookies the names stay, of
-    credentials their scheme."""
+    """The fields of a head with possible secrets masked: names of cookies and schemes of
+    credentials stay.
+    """
     return [(name.decode("latin-1"), _masked(name, value)) for name, value in fields]
 
 
@@ -141,8 +144,9 @@ _NOT_FOR_CURL = frozenset({"host", "content-length", "connection", "transfer-enc
 
 
 def curl_command(request: InspectedRequest) -> str:
-    """The same request for a shell. What was hidden is left out of the head; in the URL `***`
-    stands for it. A body that is no text, or not there, is a file's name to fill in."""
+    """The request as a curl command for a shell. Masked fields are left out of the head; in the URL
+    `***` stays. A body that is not text, or was not kept, becomes a file name to fill in.
+    """
     words = ["curl"]
     if request.method != "GET":
         words += ["--request", shlex.quote(request.method)]

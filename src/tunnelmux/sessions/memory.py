@@ -21,13 +21,13 @@ __all__ = ["MemoryStore"]
 
 @dataclass(frozen=True, slots=True)
 class _Lost:
-    """What is kept of a device whose session ended."""
+    """What the store keeps of a device whose session ended."""
 
     at: float
     last_seen: datetime
     reason: str
     is_awaited_until: float = -math.inf
-    """Until when it counts as online: it was when the process before this one ended."""
+    """Until when it counts as online, because it was online when the previous process ended."""
 
 
 class MemoryStore(DeviceStore):
@@ -39,7 +39,7 @@ class MemoryStore(DeviceStore):
     one.
 
     `expire_after` is how long (s) a session may be silent before `lookup` calls it expired; None is
-    for ever. What happens goes into `events`, when there is such a log.
+    for ever. Session events are recorded in `events`, if it is given.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class MemoryStore(DeviceStore):
         replaces = False
         for stale in old.values():
             replaces |= stale.device == handle.device and not stale.is_closed
-            # Another device under this token is not replaced: it is gone.
+            # A different device had this token: its session is not replaced, it has ended.
             self._remove(stale, replaced=stale.device == handle.device)
         self._by_token[token] = handle
         self._by_device[handle.device] = handle
@@ -138,7 +138,7 @@ class MemoryStore(DeviceStore):
                 with trio.move_on_at(until):
                     await arrival.wait()
             finally:
-                # The last to give up takes the event away: waiting leaves nothing behind.
+                # The last waiter to give up removes the event: waiting leaves nothing behind.
                 if arrival.statistics().tasks_waiting == 0 and self._arrivals.get(name) is arrival:
                     del self._arrivals[name]
             if not arrival.is_set():
@@ -162,9 +162,8 @@ class MemoryStore(DeviceStore):
         return lost.reason if lost else ""
 
     def presence(self) -> dict[str, Presence]:
-        """What is known of every device that is or was online, for `restore` of the next process.
-
-        One that this process waits for since it began still counts as online.
+        """Facts about every device that is or was online, for `restore` in the next process. A
+        device that this process has been waiting for since its start still counts as online.
         """
         now = trio.current_time()
         found = {
@@ -179,7 +178,7 @@ class MemoryStore(DeviceStore):
         return found
 
     def restore(self, known: Mapping[str, Presence], wait: float) -> None:
-        """Take over what another process knew; what this one knows already stays.
+        """Take over the facts of the previous process; those that this process has already stay.
 
         Devices that were online count as lost now, and as online for `wait` seconds more.
         """
@@ -194,7 +193,7 @@ class MemoryStore(DeviceStore):
                 self._lost[name] = _Lost(-math.inf, one.last_seen, one.reason)
 
     def forget_device(self, name: str) -> None:
-        """Drop what is kept of an offline device, because it may not connect any more."""
+        """Drop the facts about an offline device, because it may not connect any more."""
         self._lost.pop(name, None)
 
     def _alive(self, handle: OwnHandle | None) -> OwnHandle | None:

@@ -19,7 +19,7 @@ __all__ = ["RemoteHandle", "RemoteStore", "SessionClient"]
 
 
 class SessionClient(Protocol):
-    """What a `RemoteStore` needs of a client of the internal API."""
+    """The part of a client of the internal API that a `RemoteStore` uses."""
 
     async def get_session(self, token: str) -> SessionSummary:
         """The session of this token; raises SessionNotFound."""
@@ -37,8 +37,8 @@ class SessionClient(Protocol):
 class RemoteHandle(SessionHandle):
     """A session in another process.
 
-    `summary()` and `is_closed` say what was known when the handle was looked up, and what has been
-    learned through this handle since; look it up again for what is known now.
+    `summary()` and `is_closed` tell the state at the time of the look-up, and what calls of this
+    handle have shown since; look it up again for the current state.
     """
 
     def __init__(self, client: SessionClient, summary: SessionSummary) -> None:
@@ -67,7 +67,7 @@ class RemoteHandle(SessionHandle):
             raise
 
     async def close(self, reason: str = "closed by the back end") -> None:  # noqa: ARG002
-        # The API has no word for a reason; the proxy's log says that the back end asked.
+        # The API takes no reason; the proxy's log says that the back end asked.
         if not self._closed:
             self._closed = True
             try:
@@ -84,7 +84,9 @@ class RemoteHandle(SessionHandle):
 
 
 class RemoteStore(SessionReader):
-    """The sessions of one proxy, to look for, list and close. Registering is the proxy's own."""
+    """The sessions of one proxy, to look up, list and close. Only the proxy itself registers
+    sessions.
+    """
 
     def __init__(self, client: SessionClient) -> None:
         self._client = client

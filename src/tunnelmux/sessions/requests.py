@@ -1,4 +1,4 @@
-"""Requests that visitors made, each as it is told when it is over; and which of them are wanted."""
+"""Finished requests of visitors, as they are reported, and filters for them."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ __all__ = ["RequestFilter", "RequestSeen"]
 _STATUS = re.compile(r"[1-5](?:[0-9]{2}|xx)", re.ASCII)
 _MOST_STATUSES = 16
 _LONGEST = 256
-# Characters of one condition: names have 63, and a path that is typed has no more.
+# Characters of one condition: names have 63, and a path that a person types is not longer.
 
 
 class RequestSeen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omit_defaults=True):
-    """One request that is over, or one connection of another kind.
+    """One finished request, or one connection of another kind.
 
     The JSON names are the field names in camelCase, and empty optional fields are left out.
     """
@@ -31,40 +31,41 @@ class RequestSeen(msgspec.Struct, frozen=True, kw_only=True, rename="camel", omi
     device: str = ""
     service: str = ""
     visitor: str = ""
-    """The visitor's address, as `host:port`, or as trusted proxies tell it."""
+    """The visitor's address as `host:port`, or as trusted proxies report it."""
     method: str = ""
     path: str = ""
-    """Without its query."""
+    """The path without the query."""
     status: int = 0
-    """0 where there was no answer, and for what has none."""
+    """HTTP status; 0 where there was no answer, and for connections that are not HTTP."""
     reason: str = ""
     """The `Tunnelmux-Reason` of an answer that the proxy itself gave."""
     bytes_in: int = 0
-    """Content from the visitor."""
+    """Bytes of content from the visitor."""
     bytes_out: int = 0
     seconds: float = 0.0
     upgraded: bool = False
     """Whether it changed to another protocol, as a WebSocket does."""
     ended: str = ""
-    """How it ended, where the visitor left before the end."""
+    """How it ended, where the visitor left early."""
     problem: str = ""
     """What went wrong, in words."""
 
 
 class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
-    """Which requests are wanted. What is empty is true of all."""
+    """Conditions on requests. An empty condition matches all."""
 
     device: str = ""
     service: str = ""
     statuses: tuple[str, ...] = ()
     """`404`, or a class: `5xx`."""
     path: str = ""
-    """How it begins; with `*`, `?` or `[` a pattern for all of it."""
+    """A prefix of the path; with `*`, `?` or `[` a pattern for the whole path."""
 
     @classmethod
     def parse(cls, said: Mapping[str, str]) -> RequestFilter:
-        """From `device`, `service`, `status` (`404,5xx`) and `path`. Raises ValueError, which says
-        what is wrong."""
+        """A filter from the parameters `device`, `service`, `status` (`404,5xx`) and `path`. Raises
+        ValueError with what is wrong.
+        """
         given = {key: said.get(key, "") for key in ("device", "service", "status", "path")}
         for key, value in given.items():
             if len(value) > _LONGEST:
@@ -72,16 +73,16 @@ class RequestFilter(msgspec.Struct, frozen=True, kw_only=True):
         statuses = tuple(part.strip().lower() for part in given["status"].split(",") if part)
         for status in statuses:
             if _STATUS.fullmatch(status) is None:
-                raise ValueError(f'status is 404 or 5xx, or some with commas, and not "{status}"')
+                raise ValueError(f'status must be 404, 5xx or a list of such, not "{status}"')
         if len(statuses) > _MOST_STATUSES:
             raise ValueError(f"status names more than {_MOST_STATUSES}")
         path = given["path"]
         if path and not path.startswith(("/", "*")):
-            raise ValueError('path begins with "/" or "*"')
+            raise ValueError('path must begin with "/" or "*"')
         return cls(device=given["device"], service=given["service"], statuses=statuses, path=path)
 
     def matches(self, seen: RequestSeen) -> bool:
-        """Whether this one is wanted."""
+        """Whether the request meets all conditions."""
         return (
             self.device in ("", seen.device)
             and self.service in ("", seen.service)

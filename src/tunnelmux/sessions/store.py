@@ -1,4 +1,4 @@
-"""What every register of sessions can do."""
+"""The interfaces of session registers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CLEANUP_INTERVAL = 30.0
 
 
 class SessionReader(abc.ABC):
-    """Where sessions are looked up by token, whichever process they are registered in."""
+    """Looks sessions up by token, whichever process they are registered in."""
 
     @abc.abstractmethod
     async def lookup(self, token: str) -> SessionHandle:
@@ -31,7 +31,7 @@ class SessionReader(abc.ABC):
 
 
 class SessionStore(SessionReader):
-    """Where the process that holds sessions registers them."""
+    """Registers the sessions that this process holds."""
 
     @abc.abstractmethod
     async def register(self, token: str, handle: OwnHandle) -> None:
@@ -51,25 +51,26 @@ class SessionStore(SessionReader):
 
     @abc.abstractmethod
     async def heartbeat(self, token: str) -> None:
-        """Note that the agent was heard from just now; raises SessionNotFound."""
+        """Record that the agent was heard from just now; raises SessionNotFound."""
 
     @abc.abstractmethod
     async def cleanup_expired(self, expire_after: float) -> int:
         """Remove and close every session not heard from for longer than `expire_after` seconds.
 
-        Answers how many there were. Its owner runs it every CLEANUP_INTERVAL seconds.
+        Returns how many. The store's owner calls it every CLEANUP_INTERVAL seconds.
         """
 
 
 class DeviceStore(SessionStore):
-    """A store that is also asked by device name: the proxy's, whose visitors name devices.
+    """A store that also finds sessions by device name: the proxy's, whose visitors name devices.
 
     A session registered for a device replaces the one the device had, under whatever token.
     """
 
     reaches_others = False
-    """Whether `find_device` may answer with sessions of other nodes, and has to be asked about them
-    before `live_device` knows of one."""
+    """Whether `find_device` may answer with sessions of other nodes; `live_device` knows those only
+    after `find_device` has found them.
+    """
 
     async def reach(self, token: str) -> SessionHandle:
         """The live session of this token, to open streams on, wherever it is; raises as `lookup`,
@@ -82,7 +83,7 @@ class DeviceStore(SessionStore):
 
     @abc.abstractmethod
     def live_device(self, name: str) -> SessionHandle | None:
-        """What `find_device` answers, as far as it is known without waiting."""
+        """Like `find_device`, but only with what is known without waiting."""
 
     @abc.abstractmethod
     async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:

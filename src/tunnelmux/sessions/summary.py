@@ -1,5 +1,6 @@
-"""What is shown of a session and of a visit. A session has eight fields, with the JSON names that
-existing back ends read."""
+"""The public facts of a session and of a visit. A session has eight fields, with the JSON names
+that existing back ends read.
+"""
 
 from __future__ import annotations
 
@@ -57,9 +58,9 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     """`http` or `tcp`: through an ingress; `raw`, `ws` or `exec`: a call of the back end."""
     device: str
     service: str = ""
-    """The service asked for; empty for the device's default one, and for commands."""
+    """The service asked for; empty for the device's default service, and for commands."""
     lease: str = ""
-    """The id of the lease it is under."""
+    """The id of the lease it runs under."""
     visitor: str
     """The visitor's address, as `host:port`; of a command, who asked for it."""
     scheme: str = ""
@@ -73,11 +74,12 @@ class VisitSummary(msgspec.Struct, frozen=True, kw_only=True, rename="camel", om
     bytes_out: int = 0
     waits_for: str = ""
     """What it waits for: `device`, `connect`, `answer`; in the pump its phase: `idle`, `reading`,
-    `sending`, `waiting`, `answering`; empty where nothing has a time."""
+    `sending`, `waiting`, `answering`; empty where no deadline runs.
+    """
 
 
 class Presence(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What outlives a process of one device. `last_seen` is in UTC."""
+    """What is kept of one device when the process ends. `last_seen` is in UTC."""
 
     online: bool = False
     last_seen: datetime

@@ -1,4 +1,4 @@
-"""A whole yamux session without I/O, clock or dice.
+"""A whole yamux session without I/O, clock or random numbers.
 
 The methods of `Engine` are of four kinds (quinn-proto's order):
 

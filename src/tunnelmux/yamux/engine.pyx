@@ -1,4 +1,4 @@
-"""A whole yamux session without I/O, clock or dice.
+"""A whole yamux session without I/O, clock or random numbers.
 
 Every header is checked as a whole before anything is changed. What is owed to the peer is state,
 bounded by `Limits`, and becomes frames only when the transport takes them; the streams and their
@@ -145,7 +145,7 @@ cdef class Engine(StreamTable):
         if self.error_ is not None:
             return
         for stream in self.streams.values():
-            # Nothing is missing of one that both sides ended, read or not, nor of one that broke.
+            # A stream that both sides ended, read or not, lacks nothing; nor does one that broke.
             if stream.error_ is None:
                 live += not (stream.remote_fin and stream.send_state == SEND_FIN_SENT)
         if self.header_have or self.body_left:
@@ -301,7 +301,7 @@ cdef class Engine(StreamTable):
         )
 
     cdef Py_ssize_t drain(self, uint8_t *out, Py_ssize_t room, double now) except -1:
-        """Write whole frames into *out*, at most *room* bytes; how many were written."""
+        """Write whole frames into *out*, at most *room* bytes. Returns how many."""
         cdef EngineStream stream
         cdef Link *link
         cdef Link *queue
@@ -344,7 +344,7 @@ cdef class Engine(StreamTable):
         return 0
 
     cdef int deliver(self, EngineStream stream, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take *size* bytes of payload that came for *stream*; a data plane does otherwise."""
+        """Take *size* bytes of payload that came for *stream*; a data plane overrides this."""
         stream.inbox.push(data, size)
         self.unread_bytes += size
         return self.note(stream)
@@ -378,7 +378,7 @@ cdef class Engine(StreamTable):
         return HEADER_BYTES
 
     cdef Py_ssize_t emit_controls(self, uint8_t *out, Py_ssize_t room, double now) except -1:
-        """What the streams owe apart from data, as far as *room* goes."""
+        """Write the control frames that streams owe, as far as *room* goes."""
         cdef EngineStream stream
         cdef Py_ssize_t used = 0
         while is_linked(&self.control_list) and room - used >= HEADER_BYTES:
@@ -388,7 +388,7 @@ cdef class Engine(StreamTable):
         return used
 
     cdef Py_ssize_t emit_control(self, EngineStream stream, uint8_t *out, double now) except -1:
-        """One header of what *stream* owes apart from data, or nothing; *out* has room for it."""
+        """Write one control frame that *stream* owes, if any; *out* has room for it."""
         cdef uint16_t flags = 0
         cdef uint32_t delta = 0
         if stream.reset_due:

@@ -4,7 +4,9 @@ from typing import final
 
 @final
 class Liveness:
-    """Silence of *interval* seconds asks for a ping, *timeout* more after it mean the peer is dead."""
+    """After *interval* seconds of silence a ping is due; after *timeout* seconds more the peer is
+    dead.
+    """
 
     def __init__(self, interval: float, timeout: float, now: float) -> None: ...
     @property

@@ -37,7 +37,7 @@ cdef class Liveness:
             self.ping_due = True
 
     cdef void want_fresh_rtt(self, double now) noexcept:
-        """Something depends on the round trip: measure it if that was not done lately."""
+        """The caller needs the round trip: have it measured if that was not done lately."""
         if now >= self.ping_sent_at + RTT_AGE:
             self.want_ping()
 
@@ -72,7 +72,7 @@ cdef class Liveness:
         return self.requests
 
     cdef double deadline(self) noexcept:
-        """When `is_dead` wants to be asked."""
+        """When `is_dead` must be called next."""
         if self.probing:
             return self.probe_since + self.timeout
         return self.last_inbound + self.interval

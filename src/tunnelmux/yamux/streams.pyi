@@ -12,7 +12,7 @@ class EngineStream:
     """One yamux stream. Made by `Engine.open_stream` and `Engine.accept_stream` only."""
 
     owner: Any
-    """For the adapter's own use; the engine never looks at it."""
+    """For the adapter's own use; the engine never reads it."""
 
     @property
     def id(self) -> int: ...

@@ -1,6 +1,6 @@
-"""The streams of a yamux session and the lists they stand in: what the engine keeps book with.
+"""The streams of a yamux session and the lists they are in: the engine's bookkeeping.
 
-Three questions are answered about every stream apart from each other: was it acknowledged
+Three independent states are kept for every stream: was it acknowledged
 (AckState), may we still send (SendState), may the peer still send (ReceiveState and remote_fin).
 One enumeration for all three is where other implementations lose acknowledgements and data.
 
@@ -252,7 +252,7 @@ cdef class EngineStream:
             self.receive_state = RECEIVE_RESET
             if not self.is_cut:
                 self.drop_unread()
-        if was_unknown:  # it has no owner to tell, and a flood of them would pile up
+        if was_unknown:  # no task owns it, and a flood of such streams would pile up
             return 0
         return self.table.note(self)
 
@@ -271,7 +271,7 @@ cdef class EngineStream:
         if self.forgotten:
             return 0
         if self.ack_state == ACK_NEED_SYN:
-            return self.table.forget(self)  # the peer never heard of it
+            return self.table.forget(self)  # the peer has not heard of it: its SYN never left
         if not self.reset_due:
             self.reset_due = True
             self.reset_code = code
@@ -285,7 +285,7 @@ cdef class WindowBudget:
 
     def __init__(self, int64_t capacity):
         if capacity < 0:
-            raise ValueError(f"a budget of {capacity} bytes is none")
+            raise ValueError(f"a budget cannot be {capacity} bytes: it must not be negative")
         self.capacity = capacity
         self.spent = 0
 
@@ -339,7 +339,7 @@ cdef class StreamTable:
         window.target_ += more
 
     cdef void settle_window(self, EngineStream stream) noexcept:
-        """Return to the budgets what *stream* cannot make us hold any more."""
+        """Return to the budgets what *stream* cannot use any more."""
         cdef ReceiveWindow window = stream.receive_window
         cdef int64_t share = 0
         if not stream.forgotten:
@@ -404,8 +404,9 @@ cdef class StreamTable:
         return self.on_forgotten(stream)
 
     cdef int withdraw_offer(self, EngineStream stream) except -1:
-        """*stream* cannot be accepted any more; whether it waited for that. No caller will ever read
-        it then."""
+        """*stream* cannot be accepted any more. True if it was waiting for that; then no caller
+        will ever read it.
+        """
         if not is_linked(&stream.accept_link):
             return 0
         unlink(&stream.accept_link)

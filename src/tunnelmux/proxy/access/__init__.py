@@ -1,3 +1,3 @@
-"""Who may visit: the rules of services, and what visitors show to be let in by them."""
+"""Access control for visitors: the rules of services, and the proofs of visitors."""
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The address lists of listeners once more, for those who came in before these changed."""
+"""Apply changed address lists of listeners to connections that are open already."""
 
 from __future__ import annotations
 
@@ -13,18 +13,20 @@ from tunnelmux.transports.admission import address_of
 __all__ = ["LISTS_CHANGED", "cut_unlisted", "is_listed"]
 
 LISTS_CHANGED = "its address may not connect any more"
-"""Why those are cut who may not go on."""
+"""The reason in the log for visits that are cut."""
 
 
 def is_listed(lists: AddressLists, remote: str) -> bool:
-    """Whether `remote` (`host:port`) may be here. What is no address, in memory, may where nothing
-    is said."""
+    """Whether the lists allow `remote` (`host:port`). A text that is no address, as in-memory tests
+    have, is allowed only by empty lists.
+    """
     return lists.admit(address_of(remote))
 
 
 def cut_unlisted(visits: Iterable[Visit], ports: Iterable[TcpIngress]) -> int:
-    """End the visits by TCP that none of the ports to their service would let in now; how many
-    there were. Where no port leads to a service any more, its visits go on."""
+    """End visits by TCP that no port to their service would accept now. Returns how many. Visits to
+    a service that no port leads to any more go on.
+    """
     known: dict[tuple[str, str | None], list[AddressLists]] = defaultdict(list)
     for port in ports:
         known[port.device, port.service].append(AddressLists(port.allow_from, port.deny_from))

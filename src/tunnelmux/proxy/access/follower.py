@@ -1,4 +1,4 @@
-"""What changes in the registry mean for visitors: they are judged again, and some are cut."""
+"""Apply changes of the registry to visitors: check their access again, and cut visits."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ _ABOUT_GRANTS = frozenset({"user", "tenant", "browser_session", "link", "key"})
 
 
 class AccessFollower:
-    """Keeps the gate true to the registry, and ends what may not go on."""
+    """Keeps the gate up to date with the registry, and ends visits that are not allowed
+    any more."""
 
     def __init__(
         self,
@@ -39,7 +40,7 @@ class AccessFollower:
         gate.sign_in = SignIn(self.grants, leases, now=now)
 
     async def greet(self, registry: Registry) -> None:
-        """The registry is there, or back: changes may have been missed."""
+        """The registry answers, maybe again: changes may have been missed."""
         await self.grants.greet(registry)
 
     def note_away(self) -> None:
@@ -47,12 +48,14 @@ class AccessFollower:
         self.grants.note_away()
 
     def devices_changed(self) -> int:
-        """Rules of devices, or devices themselves, may have changed: how many visits ended."""
+        """Devices or their rules may have changed. Returns how many visits this ended."""
         self._gate.forget()
         return self._gate.cut_unadmitted(self._visits)
 
     async def apply(self, registry: Registry, change: Change) -> int:
-        """A change that is not about a device: how many visits it ended. Raises RegistryError."""
+        """Apply a change that is not about a device. Returns how many visits it ended. Raises
+        RegistryError.
+        """
         if change.kind not in _ABOUT_GRANTS:
             return 0
         before = self._cut
@@ -60,12 +63,12 @@ class AccessFollower:
         return self._cut - before
 
     async def reload(self, registry: Registry) -> None:
-        """Everything may have changed. Raises RegistryError."""
+        """Read everything again. Raises RegistryError."""
         self.devices_changed()
         await self.grants.refresh_all(registry)
 
     async def run(self, registry: Registry) -> None:
-        """Watch the times of grants, until cancelled."""
+        """Refresh grants and end expired ones, until cancelled."""
         await self.grants.run(registry)
 
     def _on_change(self, grant: Grant) -> None:

@@ -1,9 +1,9 @@
-"""The gate of visitors: whether a request may go to a service, by the service's rule.
+"""The gate: decides by a service's rule whether a visitor's request may go to it.
 
-What was judged once costs one look-up. `find` never waits and knows no refusal: the pump asks it,
-and hands what it does not let in to `admit`, which may ask the registry, check a password, and
-says what a visitor has to do. Nothing comes in by `find` that `admit` would refuse: both judge by
-`_judge`.
+Verdicts are cached, so a known proof costs one look-up. `find` never waits and never refuses: the
+pump calls it, and passes requests without a verdict to `admit`. `admit` may ask the registry or
+check a password, and a refusal tells the visitor what to do. Both decide by `_judge`, so `find`
+admits nothing that `admit` would refuse.
 """
 
 from __future__ import annotations
@@ -38,23 +38,23 @@ _log = get_logger("proxy.access")
 
 _PASSWORD_FOR = 600.0
 _TOKEN_FOR = 600.0
-# Seconds for which a password and a token are remembered as right.
+# Seconds for which a verified password or token is cached.
 
 _LONGEST_PROOF = 4096
-# Bytes of what a visitor shows, up to which it is remembered.
+# Bytes of a proof; longer ones are not cached.
 
 
 @dataclass(slots=True)
 class Admitted:
-    """That a request may go on."""
+    """An admitted request."""
 
     by: Pass
     set_cookies: list[Field] = field(default_factory=list)
-    """What its answer sets: a cookie that lasts longer, where one is due."""
+    """Fields for its answer: a renewed cookie, where one is due."""
 
 
 class Gate:
-    """Judges the requests of all visitors. `now` answers seconds since the epoch."""
+    """Decides on the requests of all visitors. `now` answers seconds since the epoch."""
 
     def __init__(
         self,
@@ -65,7 +65,7 @@ class Gate:
     ) -> None:
         self.rules = RuleBook(devices)
         self.sign_in: SignIn | None = None
-        """What knows people and links; None without a registry."""
+        """Sign-in of people and links; None without a registry."""
         self._devices = devices
         self._store = store
         self._now = now
@@ -76,7 +76,7 @@ class Gate:
     def configure(
         self, config: AccessConfig, limits: AccessLimits | None = None, *, is_local: bool
     ) -> None:
-        """Judge by these rules from now on, and hold visitors to these limits."""
+        """Use these rules and limits from now on."""
         self.rules.configure(config, is_local=is_local)
         self._limits = limits or AccessLimits()
         self._passwords.configure(self._limits)
@@ -85,15 +85,15 @@ class Gate:
         self.forget()
 
     def forget(self) -> None:
-        """The rules have changed: judge everybody again."""
+        """Drop all cached verdicts, because rules have changed."""
         self.rules.forget()
         self._passes.clear()
 
     def settled(self, destination: Destination) -> Destination:
-        """Where a request goes that leads there: a device that is called by its serial number has
-        its name; and where services of a device have rules of their own, its default one is called
-        by its name, so that none is reached by a rule that is not its own. Raises Refused where
-        that name is not known."""
+        """The destination with its canonical names: a serial number becomes the device's name.
+        Where services of the device have rules of their own, the default service is named too, so
+        that its own rule applies. Raises Refused where that name is not known.
+        """
         device = self._devices.named(destination.device)
         if device != destination.device:
             destination = replace(destination, device=device)
@@ -118,7 +118,7 @@ class Gate:
         login: bytes = b"",
         token: bytes = b"",
     ) -> Pass | None:
-        """What lets this request in without a question; None where `admit` has to look."""
+        """The cached pass that admits this request; None where `admit` has to decide."""
         rule = self.rules.find(device, service)
         key = self._key(rule, device, service, sender, cookie, login, token)
         found = self._passes.get(key)
@@ -138,14 +138,15 @@ class Gate:
         return found
 
     def may_pass(self, found: Pass, *, crosses: bool) -> bool:
-        """Whether such a request needs no closer look: its cookie is not to be renewed, and it is
-        not another site's doing (`crosses`)."""
+        """Whether a request with this pass can skip `admit`: its cookie is not due for renewal, and
+        it is no cross-site request (`crosses`).
+        """
         if not found.by_cookie:
             return True
         return found.renew_at > self._now() and (not crosses or found.rule.said.preflights)
 
     def identity_fields(self, found: Pass, host: bytes) -> list[Field]:
-        """What the service is told of the visitor."""
+        """The fields that tell the service about the visitor."""
         identity, said = found.identity, found.rule.said
         values = [
             (USER_FIELD, said.user_field, identity.name),
@@ -165,11 +166,11 @@ class Gate:
         return fields
 
     async def admit(self, device: str, service: str | None, asked: Asked) -> Admitted:
-        """Let the request in, or raise Refused with what its visitor has to do."""
+        """Admit the request, or raise Refused with what its visitor has to do."""
         rule = self.rules.find(device, service)
         if not rule.ways:
             message = (
-                f"No rule says who may visit {device}: its operator writes one, under [access] in "
+                f"No rule allows visits to {device}: its operator must add one, under [access] in "
                 "proxy.toml."
             )
             raise Refused(Refusal(403, "access-denied", message))
@@ -197,7 +198,7 @@ class Gate:
         return admitted
 
     def still_admits(self, found: Pass, device: str, service: str | None) -> bool:
-        """Whether what was let in may go on, now that rules or grants have changed."""
+        """Whether an admitted visit may go on after a change of rules or grants."""
         rule = self.rules.find(device, service)
         if found.rule is not rule and found.rule.said != rule.said:
             return False
@@ -209,8 +210,8 @@ class Gate:
         return self.sign_in.admits(rule, grant, device, found.lease)
 
     def cut_unadmitted(self, visits: Iterable[Visit], grant: Grant | None = None) -> int:
-        """End what is under way and may not go on, of those who came by this grant or of all; how
-        many there were."""
+        """End visits that are not allowed any more: those by this grant, or all. Returns
+        how many."""
         cut = 0
         for visit in visits:
             by = visit.by
@@ -228,7 +229,7 @@ class Gate:
             self.sign_in is not None and self.sign_in.lease_goes_on(found.lease, device)
         )
 
-    # -- judging ----------------------------------------------------------------------------------
+    # -- deciding ----------------------------------------------------------------------------------
 
     def _judge(
         self,
@@ -239,7 +240,7 @@ class Gate:
         cookie: bytes,
         token: bytes,
     ) -> Pass | None:
-        """What lets it in, by what can be known at once."""
+        """The pass for the request, as far as it can be decided without waiting."""
         if not rule.addresses.admit(sender.address):
             return None
         if "public" in rule.ways:
@@ -285,7 +286,7 @@ class Gate:
         login: bytes,
         token: bytes,
     ) -> tuple[object, ...]:
-        """By what a pass is found again: all that its judgement depended on."""
+        """The cache key of a pass: everything that the decision depended on."""
         if rule.is_open:
             return (device, service)
         asks = rule.asks_for
@@ -308,7 +309,7 @@ class Gate:
         self._passes[key] = found
 
     def _refusal(self, rule: Rule, device: str, service: str | None, asked: Asked) -> Refusal:
-        """What the visitor has to do, in its own terms."""
+        """The refusal, which tells the visitor what to do."""
         ways = rule.ways
         if {"login", "lease"} & ways and self.sign_in is not None:
             refusal = self.sign_in.known_person(rule, device, service, asked)
@@ -332,12 +333,12 @@ class Gate:
             hints.append("a link that is still good")
         if not headers:
             headers.append((b"WWW-Authenticate", b'Tunnelmux-Access realm="tunnelmux"'))
-        message = f"This service asks who you are: come with {', or '.join(hints)}."
+        message = f"This service requires you to identify yourself: use {', or '.join(hints)}."
         return Refusal(401, "access-unproven", message, headers=headers)
 
 
 def _field_value(text: str) -> bytes:
-    """Text as a field's value: what is not printable ASCII is percent-encoded (RFC 3986 2.1)."""
+    """Text as a field value: all but printable ASCII is percent-encoded (RFC 3986 section 2.1)."""
     return quote(text, safe=_PLAIN).encode("ascii")
 
 

@@ -1,8 +1,8 @@
-"""What people and links may at this moment: a copy of what the registry says of those in use.
+"""A cache of the grants in use: sessions of people, and links, as the registry has them.
 
-A grant is looked up when it is first shown, then told again with each change that may concern it,
-and once a minute while it is used. While the registry is away, what is known goes on to its end,
-and nothing comes in that was not known.
+A grant is read when it is first used, again with each change that may concern it, and once a minute
+while it is in use. While the registry is away, cached grants are valid until they expire, and
+others are refused.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ __all__ = ["Grants"]
 _log = get_logger("proxy.access")
 
 _REFRESH = 60.0
-# Seconds between two looks at all grants in use, which also tell the registry of their use.
+# Seconds between two reads of all grants in use, which also report their use to the registry.
 
 _RETRY = 2.0
-# Seconds until they are looked at again after a failure.
+# Seconds until the next try after a failure.
 
 _PART = 500
-# Grants of one transaction.
+# Grants per transaction.
 
 _LOOK_UP = 3.0
 # Seconds a visitor waits for the registry.
 
 _KEYS_FOR = 2.0
-# Seconds after which an unknown key is looked for again: a new program may have published it.
+# Seconds after which an unknown key is looked up again: a new program may have published it.
 
 
 class Grants:
-    """The grants in use. `on_change` is called with each that is over, or whose rights changed;
-    `in_use` tells those by which a visitor is here at the moment."""
+    """The grants in use. `on_change` is called with each grant that has ended or whose rights
+    changed; `in_use` returns those that a live visit depends on.
+    """
 
     def __init__(
         self,
@@ -54,7 +55,7 @@ class Grants:
         self.signer = Signer.new("proxy")
         self.keys = PublicKeys(self._find_key)
         self.sign_in_url = ""
-        """Where people sign in; empty while no tunnelmux-api has said it."""
+        """The URL where people sign in; empty until a tunnelmux-api has published it."""
         self._on_change = on_change
         self._in_use = in_use
         self._now = now
@@ -69,7 +70,7 @@ class Grants:
     # -- for the gate -----------------------------------------------------------------------------
 
     def find(self, kind: str, grant_id: str) -> Grant | None:
-        """What is known of a grant, while it lives."""
+        """A cached grant that has not ended; else None."""
         found = self._known.get((kind, grant_id))
         if found is None or not found.is_living or found.ends <= self._now():
             return None
@@ -77,8 +78,9 @@ class Grants:
         return found
 
     async def look_up(self, kind: str, grant_id: str) -> None:
-        """Ask the registry for a grant that is not known. Raises RegistryError, also where there
-        is no room for one more."""
+        """Read an unknown grant from the registry. Raises RegistryError, also where the cache is
+        full.
+        """
         if self.find(kind, grant_id) is not None:
             return
         registry = self._require()
@@ -91,19 +93,20 @@ class Grants:
 
     @property
     def is_up_to_date(self) -> bool:
-        """Whether the registry answered when it was last asked."""
+        """Whether the registry answered the last call."""
         return self._registry is not None
 
     def knows_key(self, key_id: str) -> bool:
-        """Whether there is a key of this id, as far as is known."""
+        """Whether a key of this id is known."""
         return self._find_key(key_id) is not None
 
     async def redeem_ticket(self, ticket_id: str, until: float) -> bool:
-        """Whether this ticket was not used yet; it is now. Raises RegistryError."""
+        """Use up this ticket. True if it was unused. Raises RegistryError."""
         return await self._require().visitors.use_ticket(ticket_id, until)
 
     async def redeem_link(self, link_id: str, device: str, service: str) -> bool:
-        """Whether this link to this service may be used; it was now. Raises RegistryError."""
+        """Count a use of this link to this service. True if it was allowed.
+        Raises RegistryError."""
         return await self._require().visitors.use_link(link_id, device, service)
 
     async def use_lease(self, lease: Lease, address: str, details: dict[str, object]) -> None:
@@ -112,7 +115,7 @@ class Grants:
         await fleet.use_lease(lease.id, lease.device_id, address, details)
 
     async def read_keys(self) -> None:
-        """Look for new keys, if that was not just done. Raises RegistryError."""
+        """Read the public keys again, unless that was just done. Raises RegistryError."""
         if trio.current_time() - self._keys_read < _KEYS_FOR:
             return
         self._keys_read = trio.current_time()
@@ -121,13 +124,14 @@ class Grants:
     # -- for the reader of changes ----------------------------------------------------------------
 
     def say_where(self, url: str) -> None:
-        """Where visitors come in, for those who make links: `https://tunnel.example.com`."""
+        """Publish the URL for visitors, `https://tunnel.example.com`, for programs that
+        make links."""
         if url != self._visitors_url:
             self._visitors_url = url
             self._url_changed.set()
 
     async def greet(self, registry: Registry) -> None:
-        """The registry is there: publish our own key, and read those of others."""
+        """The registry answers: publish our own key, and read those of others."""
         self._registry = registry
         await self._publish(registry)
         await self._read_keys(registry)
@@ -138,11 +142,11 @@ class Grants:
         )
 
     def note_away(self) -> None:
-        """The registry cannot be asked at the moment."""
+        """The registry does not answer."""
         self._registry = None
 
     async def apply(self, registry: Registry, kind: str, object_id: str) -> None:
-        """Something has changed: read those grants again that it may concern."""
+        """Read the grants again that this change may concern."""
         if kind == "key":
             await self._read_keys(registry)
             return
@@ -157,11 +161,11 @@ class Grants:
         await self._refresh(registry, concerned, used=())
 
     async def refresh_all(self, registry: Registry) -> None:
-        """Read all that is known again. Raises RegistryError."""
+        """Read all cached grants again. Raises RegistryError."""
         await self._refresh(registry, list(self._known), used=())
 
     async def run(self, registry: Registry) -> None:
-        """Look at all grants once a minute, and end those whose time is over, until cancelled."""
+        """Read all grants once a minute, and end expired ones, until cancelled."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._end_in_time)
             while True:

@@ -1,4 +1,4 @@
-"""Passwords of visitors, checked in threads, and how often a visitor may be wrong."""
+"""Check passwords of visitors in threads, and limit wrong guesses."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _PERIOD = 60.0
 
 
 class TooManyGuesses(Exception):
-    """No password is looked at for this address at the moment; `retry_after` is in seconds."""
+    """This address has sent too many wrong passwords; `retry_after` is in seconds."""
 
     def __init__(self, retry_after: int) -> None:
         super().__init__(f"too many wrong passwords; {retry_after} s to wait")
@@ -34,7 +34,7 @@ class PasswordCheck:
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def configure(self, limits: AccessLimits) -> None:
-        """Hold those who come from now on to these limits."""
+        """Use these limits from now on."""
         self._limits = limits
         self._turns.total_tokens = limits.access_max_checks
 
@@ -51,7 +51,7 @@ class PasswordCheck:
             raise TooManyGuesses(max(1, round(since + _PERIOD - trio.current_time())))
         if self._waiting >= self._limits.access_max_waiting_checks + self._limits.access_max_checks:
             raise TooManyGuesses(2)
-        # Counted before it is known: many at once from one address must not all be looked at.
+        # Counted as wrong before the check: many at once from one address must not all be checked.
         self._note(network, since, count + 1)
         self._waiting += 1
         try:

@@ -1,4 +1,4 @@
-"""What a visitor shows, and what came of it."""
+"""The proofs in a visitor's request, and the results of checking them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Asked", "Grant", "Identity", "Pass", "Sender", "basic_login", "cooki
 
 
 class Sender(NamedTuple):
-    """Who sends a request, past trusted proxies, and over what."""
+    """The sender of a request as seen past trusted proxies: its address and scheme."""
 
     address: str
     scheme: str = "http"
@@ -36,17 +36,17 @@ class Sender(NamedTuple):
 
 
 def is_here(address: str) -> bool:
-    """Whether this is an address of this machine only."""
+    """Whether the request came over loopback."""
     return address.startswith("127.") or address in {"::1", "::ffff:127.0.0.1"}
 
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Who a visitor is, as a service is told."""
+    """A visitor's identity, as the service is told it."""
 
     kind: Literal["anonymous", "person", "user", "link", "program"]
     name: str = ""
-    """What `Tunnelmux-User` says: of a person the id, of others the name in the rule."""
+    """The value of `Tunnelmux-User`: a person's id; for others, the name in the rule."""
     email: str = ""
     roles: tuple[str, ...] = ()
     display_name: str = ""
@@ -56,7 +56,7 @@ ANONYMOUS = Identity("anonymous")
 
 
 class Grant:
-    """What may end while it is in use: a person's session, or a link."""
+    """A permission that can end while it is in use: a person's session, or a link."""
 
     __slots__ = (
         "email",
@@ -76,49 +76,51 @@ class Grant:
         self.id = grant_id
         self.is_living = True
         self.version = 0
-        """Grows with each change of what it is worth: passes made before are not good any more."""
+        """Grows with each change of its rights, which makes older passes invalid."""
         self.ends = math.inf
         """Unix time."""
         self.user_id = ""
         self.name = ""
         self.email = ""
         self.roles: Mapping[str, str] = {}
-        """Of a session: the person's role, by the name of the tenant."""
+        """For a session: the person's role, by the name of the tenant."""
         self.used = True
-        """Whether a visitor came by it since the registry was last told."""
+        """Whether it was used since the last report to the registry."""
 
 
 @dataclass(slots=True, eq=False)
 class Pass:
-    """That a visitor is let in: for one service, until a time."""
+    """Admits a visitor to one service until a certain time."""
 
     rule: Rule
     identity: Identity = ANONYMOUS
     grant: Grant | None = None
     until: float = math.inf
-    """Unix time after which it has to be judged again."""
+    """Unix time after which access has to be checked again."""
     version: int = 0
-    """The grant's, when it was judged."""
+    """The grant's version at the time of the decision."""
     renew_at: float = math.inf
-    """Unix time from which on a request gets a cookie that lasts longer."""
+    """Unix time from which on a request gets a renewed cookie."""
     fresh_until: float = math.inf
-    """Unix time after which what services are told of it has to be made anew."""
+    """Unix time after which the identity fields for services have to be made again."""
     by: Literal["public", "cookie", "basic", "token", "preflight"] = "public"
     lease: str = ""
-    """The id of the lease it is under; empty for none."""
+    """The id of the lease it depends on; empty for none."""
 
     @property
     def by_cookie(self) -> bool:
-        """Whether a browser sends the proof by itself, also when another site makes it."""
+        """Whether browsers send the proof automatically, even for requests that another site
+        causes.
+        """
         return self.by == "cookie"
 
     @property
     def takes_login(self) -> bool:
-        """Whether `Authorization` was meant for us, and is nothing for the service."""
+        """Whether `Authorization` was for the proxy, and must not go to the service."""
         return self.by == "basic"
 
     def is_good(self, now: float) -> bool:
-        """Whether it still holds."""
+        """Whether the pass is still valid."""
         grant = self.grant
         return self.until > now and (
             grant is None or (grant.is_living and grant.version == self.version)
@@ -127,22 +129,22 @@ class Pass:
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A request, as far as it matters here."""
+    """The parts of a request that access control needs."""
 
     request: RequestHead
     sender: Sender
     cookie: bytes = b""
-    """The pair `name=value` of our own access cookie; empty where there is none, or more."""
+    """The pair `name=value` of our access cookie; empty where there is none, or more than one."""
     login: bytes = b""
     """The value of `Authorization`."""
     token: bytes = b""
     """The value of `Tunnelmux-Access`."""
     sign_in: str = ""
-    """The value of the cookie that a browser gets before it is sent to sign in."""
+    """The value of the cookie that binds a sign-in to its browser."""
 
     @classmethod
     def of(cls, request: RequestHead, sender: Sender) -> Asked:
-        """What this request shows. What is there twice counts as nothing."""
+        """The proofs in this request. A proof that is there twice counts as absent."""
         values = [value for name, value in request.headers if name.lower() == b"cookie"]
         pairs = [pair for value in values for pair in split_own_cookies(value)[1]]
         names = {ACCESS_COOKIE, ACCESS_COOKIE_PLAIN}
@@ -163,13 +165,14 @@ class Asked:
 
     @property
     def is_safe(self) -> bool:
-        """Whether the request is one that only looks (RFC 9110 9.2.1), and opens no channel."""
+        """Whether the method is safe (RFC 9110 section 9.2.1), and the request is no upgrade."""
         return self.request.method in {b"GET", b"HEAD", b"OPTIONS"} and not self.has(b"upgrade")
 
     @property
     def is_from_elsewhere(self) -> bool:
-        """Whether another site's page may have made the browser send it. Pages of other devices
-        are such: they count as the same site, and their requests carry the cookie."""
+        """Whether a page of another origin may have caused the request. Pages of other devices
+        count: they are the same site, so their requests carry the cookie.
+        """
         site = self.first(b"sec-fetch-site")
         if site is not None:
             return site not in {b"same-origin", b"none"}
@@ -180,12 +183,12 @@ class Asked:
 
     @property
     def crosses(self) -> bool:
-        """Whether it may change something, and be another site's doing."""
+        """Whether it may change state and may have been caused by another origin (CSRF)."""
         return not self.is_safe and self.is_from_elsewhere
 
     @property
     def is_preflight(self) -> bool:
-        """Whether it is a CORS preflight (Fetch Standard, 3.3)."""
+        """Whether it is a CORS preflight (Fetch Standard, section 3.3)."""
         return (
             self.request.method == b"OPTIONS"
             and self.has(b"origin")
@@ -194,7 +197,7 @@ class Asked:
 
     @property
     def is_navigation(self) -> bool:
-        """Whether a person looks at what comes: then a page is of use, and a redirect."""
+        """Whether a person will see the answer, so that it may be a page or a redirect."""
         mode = self.first(b"sec-fetch-mode")
         return (
             self.request.method in {b"GET", b"HEAD"}
@@ -204,17 +207,18 @@ class Asked:
         )
 
     def has(self, name: bytes) -> bool:
-        """Whether there is such a field, by its name in small letters."""
+        """Whether the request has this field; the name is in lower case."""
         return self.first(name) is not None
 
     def first(self, name: bytes) -> bytes | None:
-        """The first value of a field, by its name in small letters."""
+        """The first value of a field; the name is in lower case."""
         return next((value for key, value in self.request.headers if key.lower() == name), None)
 
 
 def cookie_of(pair: bytes, sender: Sender) -> str | None:
-    """The value of our access cookie, if it came under the name that holds for this sender: the
-    one that a browser takes over HTTPS only; without TLS the other one, on this machine only."""
+    """The value of our access cookie, under the name that applies to this sender: over HTTPS the
+    name with the `__Host-` prefix; without TLS the development name, on loopback only.
+    """
     name, _, value = pair.partition(b"=")
     if sender.is_secure:
         wanted = ACCESS_COOKIE

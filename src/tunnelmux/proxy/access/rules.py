@@ -1,4 +1,4 @@
-"""Which rule holds for which service: those of proxy.toml first, then those of the registry."""
+"""Find the rule of a service: rules of proxy.toml first, then those of the registry."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from tunnelmux.pump.field_names import field_kind
 __all__ = ["DEFAULT_TENANT", "OPEN", "Rule", "RuleBook", "check_identity_fields", "tenant_of"]
 
 DEFAULT_TENANT = "default"
-"""The tenant whose devices have no tenant in their host names."""
+"""The tenant that is left out in host names."""
 
 _MOST_KNOWN = 4096
-# Services remembered with their rule; one more, and all are looked for again.
+# Services whose rule is cached; with one more the cache is emptied.
 
 _BY_LOGIN = AccessRule(let_in=["login"])
-# What holds for a device of the registry without a rule of its own.
+# The rule for devices of the registry without a rule of their own.
 
 
 _PROOFS = {
@@ -33,7 +33,7 @@ _PROOFS = {
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
-    """One rule, ready to judge by."""
+    """One rule in the form that the gate uses."""
 
     said: AccessRule
     tenant: str
@@ -45,13 +45,13 @@ class Rule:
     tokens: dict[str, str] = field(repr=False)
     """The name of each token, by the SHA-256 of it in hexadecimal."""
     is_open: bool
-    """Whether there is nothing to judge."""
+    """Whether all visitors are admitted."""
     asks_for: frozenset[str]
-    """What of a request matters: `cookie`, `login`, `token`."""
+    """The kinds of proof that count: `cookie`, `login`, `token`."""
 
     @classmethod
     def of(cls, said: AccessRule, tenant: str) -> Rule:
-        """The rule that was written like this, for devices of this tenant."""
+        """The rule from its configuration, for devices of this tenant."""
         ways = frozenset(said.let_in)
         addresses = AddressLists(said.allow_from, said.deny_from)
         return cls(
@@ -66,7 +66,7 @@ class Rule:
         )
 
     def admits_member(self, user_id: str, role: str | None) -> bool:
-        """Whether a person who has this role in the tenant may come."""
+        """Whether a member of the tenant with this role is admitted."""
         said = self.said
         if role is None:
             return False
@@ -74,19 +74,20 @@ class Rule:
 
 
 OPEN = AccessRule(let_in=["public"])
-"""What holds without any rule where only programs of this machine can come in."""
+"""The rule without configuration, where only programs on this machine can reach the ingress."""
 
 
 class RuleBook:
-    """The rules that hold now. `devices` know those of the registry."""
+    """The rules in force. `devices` has those of the registry."""
 
     def __init__(self, devices: DeviceRegister) -> None:
         self._devices = devices
         self.configure(AccessConfig(), is_local=True)
 
     def configure(self, config: AccessConfig, *, is_local: bool) -> None:
-        """Go by these rules from now on. `is_local` says that only programs of this machine reach
-        the ingress: then nothing has to be said."""
+        """Use these rules from now on. `is_local` says that only programs on this machine reach the
+        ingress: then no rule is needed.
+        """
         self._rules = {(rule.device, rule.service): rule for rule in config.rules}
         self._ruled = {
             rule.device
@@ -99,12 +100,12 @@ class RuleBook:
         self.forget()
 
     def forget(self) -> None:
-        """Rules of the registry, or devices, have changed: look for all of them again."""
+        """Drop cached rules, because devices or their rules in the registry have changed."""
         self._known: dict[tuple[str, str | None], Rule] = {}
         self._with_services: dict[str, bool] = {}
 
     def find(self, device: str, service: str | None) -> Rule:
-        """The rule of this service, None being the device's default one."""
+        """The rule of this service; None is the device's default service."""
         rule = self._known.get((device, service))
         if rule is None:
             if len(self._known) >= _MOST_KNOWN:
@@ -114,8 +115,9 @@ class RuleBook:
         return rule
 
     def has_service_rules(self, device: str) -> bool:
-        """Whether a service of this device has a rule of its own, or is lent by its name, so that
-        it has to be named."""
+        """Whether requests to this device must name the service, because a service has its own rule
+        or is accessible by lease.
+        """
         found = self._with_services.get(device)
         if found is None:
             if len(self._with_services) >= _MOST_KNOWN:
@@ -133,7 +135,7 @@ class RuleBook:
             return named
         known = self._devices.find(device)
         if known is None:
-            # As for a device that is there, so that a stranger does not learn which are.
+            # The same as for a known device, so that a visitor cannot find out which devices exist.
             return self._default if self._default.let_in else _BY_LOGIN
         if known.registration is None:
             return self._default
@@ -147,8 +149,9 @@ def tenant_of(label: str) -> str:
 
 
 def check_identity_fields(rule: AccessRule, path: str = "") -> None:
-    """Refuse a name for the service's fields that a visitor could send as well: only those that are
-    dropped wherever they come from outside can say who it is. Raises InvalidSetting."""
+    """Refuse a field name that visitors could send themselves: only a field that is always dropped
+    from requests can carry an identity. Raises InvalidSetting.
+    """
     for key in ("user_field", "email_field", "roles_field"):
         name: str | None = getattr(rule, key)
         if name is not None and field_kind(name.encode("ascii")) != "forwarding":

@@ -1,10 +1,10 @@
-"""Visitors who sign in at tunnelmux-api, or come by a link: from the first redirect to the cookie.
+"""Sign-in at tunnelmux-api and by links: from the first redirect to the cookie.
 
-A browser that has nothing to show is sent to tunnelmux-api with what it asked for, signed by this
-proxy, and gets a cookie with a random value whose digest is part of that. It comes back with a
-ticket that is good for a minute, once, and in that browser only. Then it gets a cookie for this one
-host, which is good for this one service, for 15 minutes, and is renewed while the person's session
-and rights last. So a ticket that is read on the way, or pushed on another person, is worth nothing.
+A browser without a proof is redirected to tunnelmux-api. The redirect carries the requested URL,
+signed by this proxy, and the digest of a random value that the browser gets as a cookie. It comes
+back with a ticket that is valid for a minute, once, and in that browser only. Then it gets a cookie
+for this host and this service, valid for 15 minutes and renewed while the person's session and
+rights last. So a ticket that is intercepted, or sent to another person, is useless.
 """
 
 from __future__ import annotations
@@ -52,38 +52,38 @@ __all__ = ["ASSERTION_LIFETIME", "SignIn"]
 _log = get_logger("proxy.access")
 
 COOKIE_LIFETIME = 900.0
-"""Seconds a cookie is good for."""
+"""Seconds for which a cookie is valid."""
 
 _RENEW_AFTER = 300.0
 # Seconds of age from which on a cookie is renewed.
 
 _NOT_AGAIN = 30.0
-# Seconds until a pass whose cookie could not be renewed, or was, is looked at again.
+# Seconds until a pass whose cookie was or could not be renewed is checked again.
 
 TICKET_LIFETIME = 60.0
-"""Seconds a ticket is good for."""
+"""Seconds for which a ticket is valid."""
 
 ASSERTION_LIFETIME = 60.0
-"""Seconds an assertion is good for."""
+"""Seconds for which an assertion is valid."""
 
 _PERIOD = 60.0
-# Seconds for which the tickets and links of one grant are counted.
+# The period in seconds in which tickets and links of one grant are counted.
 
 _SIGN_IN_TIME = 600
-# Seconds a person has for signing in; the life of the cookie that the browser proves itself by.
+# Seconds for signing in; also the lifetime of the cookie that binds the sign-in to the browser.
 
 _SKEW = 30.0
 # Seconds by which the clocks of our programs may differ.
 
 _LONGEST_RETURN = 700
-# Bytes of the path to which a browser comes back; a longer one leads to "/".
+# Bytes of the path that a browser returns to; a longer one becomes "/".
 
 _BEGUN = re.compile(r"[A-Za-z0-9_-]{43}")
 _PATH = re.compile(rb"/[\x21-\x7e]*")
 
 
 class SignIn:
-    """The part of the gate that knows people, links and leases. `grants` are those in use."""
+    """The part of the gate for people, links and leases. `grants` are those in use."""
 
     def __init__(
         self,
@@ -98,7 +98,7 @@ class SignIn:
         self._recent: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def configure(self, limits: AccessLimits) -> None:
-        """Hold those who come from now on to these limits."""
+        """Use these limits from now on."""
         self.grants.limits = limits
 
     # -- the cookie -------------------------------------------------------------------------------
@@ -106,7 +106,7 @@ class SignIn:
     def judge(
         self, rule: Rule, device: str, service: str | None, sender: Sender, cookie: bytes
     ) -> Pass | None:
-        """What this cookie lets in, by what is known here."""
+        """The pass for this cookie, from cached grants; else None."""
         payload = self._read_cookie(cookie, sender)
         if payload is None or (payload["d"], payload["s"]) != (device, service or ""):
             return None
@@ -133,9 +133,8 @@ class SignIn:
         )
 
     async def look_up(self, asked: Asked) -> None:
-        """Ask for the grant of this cookie, if it is one of ours that is still good.
-
-        Raises Refused where the registry is away: who is not known cannot come in.
+        """Read the grant of this cookie, if the cookie is ours and valid. Raises Refused where the
+        registry is away, because the visitor's rights are not known.
         """
         payload = self._read_cookie(asked.cookie, asked.sender)
         if payload is None:
@@ -151,8 +150,9 @@ class SignIn:
     def known_person(
         self, rule: Rule, device: str, service: str | None, asked: Asked
     ) -> Refusal | None:
-        """What a person is told who is signed in for this service and may not use it; None for
-        one who is not, or to whom signing in once more gives a lease that runs by now."""
+        """The refusal for a person who is signed in for this service and may not use it. None where
+        signing in can help: the person is not signed in, or has a lease that runs by now.
+        """
         payload = self._read_cookie(asked.cookie, asked.sender)
         if payload is None or payload["k"] != "session":
             return None
@@ -164,8 +164,7 @@ class SignIn:
         return _denied(rule, grant)
 
     def admits(self, rule: Rule, grant: Grant, device: str, lease_id: str = "") -> bool:
-        """Whether the holder of this living grant may come by this rule, under this lease if one is
-        named."""
+        """Whether this rule admits the holder of this grant, under the named lease if any."""
         if grant.kind == "link":
             return bool({"login", "link"} & rule.ways)
         role = grant.roles.get(rule.tenant)
@@ -174,7 +173,7 @@ class SignIn:
         return "lease" in rule.ways and self.lease_goes_on(lease_id, device)
 
     def lease_goes_on(self, lease_id: str, device: str) -> bool:
-        """Whether this lease of this device is not over, by the clock of this proxy."""
+        """Whether this lease of the device has not ended, by this proxy's clock."""
         return self._leases is not None and self._leases.goes_on(lease_id, device) is not None
 
     def _is_from(self, lease_id: str, device: str, sender: Sender) -> bool:
@@ -195,14 +194,14 @@ class SignIn:
         return max(found, key=lambda lease: lease.ends, default=None)
 
     def renewed(self, found: Pass, device: str, service: str | None, asked: Asked) -> list[Field]:
-        """The field that sets a cookie that lasts longer; none while the registry is away."""
+        """The field that renews the cookie; none while the registry is away."""
         found.renew_at = self._now() + _NOT_AGAIN
         if found.grant is None or not self.grants.is_up_to_date:
             return []
         return [self._cookie(found.grant, device, service, asked.sender, found.lease)]
 
     def assertion(self, found: Pass, host: bytes) -> str:
-        """A JWT that says who the visitor is, for a service that wants it signed."""
+        """A JWT with the visitor's identity, for services that want it signed."""
         now, identity = self._now(), found.identity
         claims = {
             "iss": "tunnelmux-proxy",
@@ -220,7 +219,7 @@ class SignIn:
     # -- signing in -------------------------------------------------------------------------------
 
     def begin(self, rule: Rule, device: str, service: str | None, asked: Asked) -> Refusal:
-        """Send a browser to sign in."""
+        """Refuse with a redirect to the sign-in."""
         if not self.grants.sign_in_url:
             message = (
                 "This service is for people who sign in, and no tunnelmux-api has said where: "
@@ -230,7 +229,7 @@ class SignIn:
         if not (asked.sender.is_secure or is_here(asked.sender.address)):
             message = "People sign in over https:// only; this came over http://."
             return Refusal(403, "access-denied", message)
-        # Several tabs may be on their way at once, with one value.
+        # Several tabs may sign in at once, and share one value.
         begun = asked.sign_in if _BEGUN.fullmatch(asked.sign_in) else secrets.token_urlsafe(32)
         target = asked.request.target
         if len(target) > _LONGEST_RETURN or not _PATH.fullmatch(target):
@@ -259,7 +258,8 @@ class SignIn:
         )
 
     async def answer(self, rule: Rule, device: str, service: str | None, asked: Asked) -> None:
-        """Answer what is for the proxy itself, by raising Refused; return where nothing is."""
+        """Answer a request for the proxy itself by raising Refused; return for all
+        other requests."""
         if not {"login", "link", "lease"} & rule.ways:
             return
         path, _, query = asked.request.target.partition(b"?")
@@ -268,7 +268,7 @@ class SignIn:
             raise Refused(Refusal(404, "unknown-service", "The proxy has no such page here."))
         methods = [b"GET"] if kind == "ticket" else [b"GET", b"POST"]
         if asked.request.method not in methods:
-            # Programs that look at links in mail ask with HEAD, and must not use them up.
+            # Programs that check links in mail use HEAD, which must not use a link up.
             allowed = [(b"Allow", b", ".join(methods))]
             raise Refused(Refusal(405, "bad-request", "Open it in a browser.", headers=allowed))
         values = parse_qs(query.decode("ascii", "replace")).get(kind, [])
@@ -291,9 +291,9 @@ class SignIn:
             service or "",
             here,
         ):
-            raise _refused("This is no proof of a sign-in for this service")
+            raise _refused("This ticket is not for this service")
         if not -_SKEW <= self._now() - ticket["t"] < TICKET_LIFETIME:
-            raise _refused("This proof of a sign-in is too old")
+            raise _refused("This ticket has expired")
         if not asked.sign_in or not secrets.compare_digest(_digest(asked.sign_in), ticket["b"]):
             raise _refused("This browser began no such sign-in, or keeps no cookies")
         self._count("session", ticket["g"])
@@ -302,13 +302,13 @@ class SignIn:
                 ticket["j"], ticket["t"] + TICKET_LIFETIME + _SKEW
             )
             if not is_new:
-                raise _refused("This proof of a sign-in was used already")
+                raise _refused("This ticket was used already")
             await self.grants.look_up("session", ticket["g"])
         except RegistryError as exc:
             raise _away(exc) from exc
         grant = self.grants.find("session", ticket["g"])
         if grant is None:
-            raise _refused("The session that it is about is over")
+            raise _refused("The session has ended")
         lease_id = ""
         if not self.admits(rule, grant, device):
             lease = self._lease_for(rule, grant, device, service, asked.sender)
@@ -322,7 +322,7 @@ class SignIn:
         self._let_in(grant, device, service, asked, ticket["p"], lease_id)
 
     async def _use_lease(self, lease: Lease, service: str | None, asked: Asked) -> None:
-        """Count a use, which the audit has: a browser that is let in once."""
+        """Count a use of the lease, for the audit: one browser that was admitted."""
         details: dict[str, object] = {"what": "browser", "service": service}
         try:
             await self.grants.use_lease(lease, asked.sender.address, details)
@@ -366,7 +366,7 @@ class SignIn:
         lease_id: str = "",
     ) -> None:
         name, flags = _named(SIGN_IN_COOKIE, SIGN_IN_COOKIE_PLAIN, asked.sender)
-        # In full: a path that begins with two slashes would be another host.
+        # An absolute URL: a path that begins with two slashes would name another host.
         host = asked.request.host.decode("ascii")
         location = f"{asked.sender.scheme}://{host}{quote(path, safe=_SAFE)}"
         raise Refused(
@@ -384,7 +384,7 @@ class SignIn:
         )
 
     def _count(self, kind: str, grant_id: str) -> None:
-        """One more ticket or link of this grant; raises Refused where it is one too many."""
+        """Count one more ticket or link of this grant; raises Refused over the limit."""
         key, now = f"{kind} {grant_id}", self._now()
         since, count = self._recent.get(key, (now, 0))
         if not 0 <= now - since < _PERIOD:
@@ -425,7 +425,7 @@ class SignIn:
         return payload
 
     async def _with_new_keys(self, text: bytes) -> None:
-        """Look for the key of this text where it is not known: a program may just have started."""
+        """Read the keys again where this text's key is unknown: a program may just have started."""
         parts = text.rpartition(b"=")[2].split(b".")
         if len(parts) != 4 or self.grants.knows_key(parts[1].decode("latin-1")):
             return
@@ -439,7 +439,7 @@ _SAFE = "/?#[]@!$&'()*+,;=:%-._~"
 
 
 def _identity(rule: Rule, grant: Grant) -> Identity:
-    """Who comes by this grant, which the rule lets in."""
+    """The identity of the visitor with this grant, which the rule admits."""
     if grant.kind == "link":
         return Identity("link", grant.name)
     roles = (grant.roles[rule.tenant],)
@@ -447,7 +447,7 @@ def _identity(rule: Rule, grant: Grant) -> Identity:
 
 
 def _denied(rule: Rule, grant: Grant) -> Refusal:
-    """What a person is told who has signed in and may not use the service."""
+    """The text for a person who is signed in and may not use the service."""
     who = grant.email or grant.name or grant.user_id
     message = f"You are signed in as {who}, who may not use this service."
     if "lease" in rule.ways:
@@ -459,14 +459,14 @@ def _denied(rule: Rule, grant: Grant) -> Refusal:
 
 
 def _named(secure: bytes, plain: bytes, sender: Sender) -> tuple[bytes, str]:
-    """A cookie's name for this sender, and what comes behind its value."""
+    """A cookie's name for this sender, and its attributes."""
     if sender.is_secure:
         return secure, "; Path=/; Secure; HttpOnly; SameSite=Lax"
     return plain, "; Path=/; HttpOnly; SameSite=Lax"
 
 
 def _fields(payload: dict[str, Any] | None, texts: str, number: str) -> dict[str, Any] | None:
-    """The payload, if it has these texts and this number."""
+    """The payload, if it has these text fields and this number field."""
     if payload is None or not all(isinstance(payload.get(key), str) for key in texts):
         return None
     value = payload.get(number)
@@ -479,8 +479,9 @@ def _digest(begun: str) -> str:
 
 
 def _unopened() -> Refusal:
-    """What is shown of a link that is good once. Chat programs and mail filters look at all links
-    by GET, some with a browser: only who presses the button (a POST) uses it up."""
+    """The page of a link that works once. Chat programs and mail filters open links by GET, some
+    with a browser: only the button (a POST) uses the link up.
+    """
     message = "It lets in one browser, once. Open it in the one that you want to use."
     return Refusal(200, "link-unopened", message, button="Open the service")
 

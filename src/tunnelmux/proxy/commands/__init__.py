@@ -1,3 +1,3 @@
-"""Commands over SSH: which target carries one, and what is written down of it."""
+"""Commands over SSH: the targets that run them, and their audit."""
 
 from __future__ import annotations

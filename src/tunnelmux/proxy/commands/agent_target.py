@@ -1,9 +1,9 @@
-"""One agent that is connected with Socket.IO, as a target of commands.
+"""A Socket.IO agent as a target of commands.
 
-What decides whether a command may be given to another agent is whether this agent may have begun
-it. The relay service's own agents never say so: they are taken to have begun with what was handed
-to them. Ours asks before it begins (`command_started`, answered with true or false), and begins
-nothing without a yes; so what it did not ask for was not begun, whatever became of the connection.
+A command may be given to another agent only if this one cannot have begun it. The relay service's
+own agents do not report this: a command that was sent to one counts as begun. Our agents ask before
+they begin (`command_started`, answered with true or false) and wait for a yes; so a command that
+one did not ask about was not begun, even when the connection broke.
 """
 
 from __future__ import annotations
@@ -37,41 +37,41 @@ __all__ = ["AgentTarget", "Connection"]
 _log = get_logger("proxy.agents")
 
 _TRUNCATED = re.compile(r"\n?\[truncated: (stdout|stderr) was over ([0-9]{1,15}) bytes\]\n\Z")
-# How a result of ours says that output was thrown away; see tunnelmux.commands.collect.
+# The line by which our agents report discarded output; see tunnelmux.commands.collect.
 
 _STREAMS: tuple[StreamName, StreamName] = ("stdout", "stderr")
 
-_CANCEL_TIMEOUT = 1.0  # s that telling an agent to end a command may take
+_CANCEL_TIMEOUT = 1.0  # seconds that telling an agent to end a command may take
 
 
 @dataclass(frozen=True, eq=False)
 class Connection:
-    """One connection of an agent, and what it said of itself."""
+    """One connection of an agent, and what the agent sent about itself."""
 
     socket: Socket
     instance: str | None = None
-    """Tells an agent that came back from one that was started anew; None where it is not said."""
+    """Differs when the agent was restarted; None where the agent does not send it."""
     confirms_start: bool = False
-    """Whether it asks before it begins a command."""
+    """Whether the agent asks before it begins a command."""
     remote: str = ""
-    """Where it comes from, as `host:port`."""
+    """The peer's address, as `host:port`."""
 
 
 @dataclass(eq=False)
 class _Command:
-    """A command in this agent's hands, and what became of it."""
+    """A command that was given to this agent, and its state."""
 
     request: CommandRequest
     connection: Connection
-    """By which it was handed over."""
+    """The connection that it was sent on."""
     has_started: bool = False
     result: Mapping[str, object] | None = None
     gone_at: float | None = None
-    """Since when the agent is not connected, if it may come back with the result."""
+    """Since when the agent has been disconnected, if it may still bring the result."""
     is_lost: bool = False
-    """The agent will not come back with a result."""
+    """The agent will not bring a result."""
     is_over: bool = False
-    """Its end was told: nothing may be begun any more."""
+    """Its end was reported: it must not be begun any more."""
     changed: trio.Event = field(default_factory=trio.Event)
 
     def notify(self) -> None:
@@ -90,12 +90,12 @@ class _Command:
         if before is None or before == connection.instance:
             self.gone_at = None
         else:
-            self.is_lost = True  # it was started anew, and knows nothing of the command
+            self.is_lost = True  # the agent was restarted, and does not know the command
         self.notify()
 
 
 class AgentTarget:
-    """The agent of one proxyId, through all its connections. A Target of the Dispatcher."""
+    """The agent with one proxyId, over all its connections. A Target of the Dispatcher."""
 
     def __init__(self, name: str, limits: SocketIOLimits, reconnect_wait: float) -> None:
         self.name = name
@@ -113,7 +113,7 @@ class AgentTarget:
     # -- its connections --------------------------------------------------------------------
 
     def attach(self, connection: Connection) -> None:
-        """The agent has connected; an older connection counts no more."""
+        """The agent has connected; an older connection does not count any more."""
         if self.connection is not None:
             self._lose_connection()
         self.connection = connection
@@ -121,7 +121,7 @@ class AgentTarget:
             command.find_connection(connection)
 
     def detach(self, connection: Connection) -> None:
-        """That connection has ended; nothing happens when it was not the live one any more."""
+        """This connection has ended; without effect when it was not the live one."""
         if self.connection is connection:
             self.connection = None
             self._lose_connection()
@@ -130,10 +130,11 @@ class AgentTarget:
         for command in self._commands.values():
             command.lose_connection()
 
-    # -- what it says -----------------------------------------------------------------------
+    # -- messages from the agent
+    # -----------------------------------------------------------------------
 
     def may_start(self, command_id: object, connection: Connection) -> bool:
-        """Whether the agent shall begin that command, which it was handed by that connection."""
+        """Whether the agent may begin this command, which was sent on this connection."""
         command = self._commands.get(command_id) if isinstance(command_id, str) else None
         if command is None or command.is_over or command.connection is not connection:
             return False
@@ -142,10 +143,10 @@ class AgentTarget:
         return True
 
     def take_result(self, command_id: str, result: Mapping[str, object]) -> None:
-        """The agent has executed a command."""
+        """Take the result of a command from the agent."""
         command = self._commands.get(command_id)
         if command is None or command.is_over:
-            # It was reported as lost, or its caller has left: it cannot be told any more.
+            # The command was reported as lost, or its caller has left.
             _log.warning("a result came too late", agent=self.name, command=command_id)
             return
         command.result = result
@@ -160,7 +161,7 @@ class AgentTarget:
         *,
         asked_by: str,  # noqa: ARG002  the dispatcher's audit has it
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Have one command executed there. See `tunnelmux.commands.Executor`."""
+        """Run one command on the agent. See `tunnelmux.commands.Executor`."""
         async with aclosing(self._execute(request)) as events:
             yield events
 
@@ -206,14 +207,14 @@ class AgentTarget:
         if confirms:
             await self._wait_for_start(command)
         else:
-            # From here on it may have been begun, whether it arrived or not.
+            # From here on it may have been begun: whether it arrived is not known.
             command.has_started = True
             if self.connection is not command.connection:
                 command.gone_at = trio.current_time()
         if command.has_started:
             yield Started(command.request.command_id, time.time())
             await self._wait_for_result(command)
-        # What is decided now stays: an agent that asks from here on gets a no.
+        # Decided for good: when the agent asks from here on, the answer is no.
         command.is_over = True
         for event in self._end_of(command, trio.current_time() - began):
             yield event
@@ -259,28 +260,28 @@ class AgentTarget:
                 content = {"commandId": command.request.command_id}
                 await connection.socket.emit("cancel_command", content)
             except (SocketOver, MessageTooLarge):
-                pass  # then it is not there to be told
+                pass  # then the agent cannot be told
 
     def _events_of(self, result: Mapping[str, object], duration: float) -> list[Event]:
-        """A result object as events."""
+        """Turn a result object into events."""
         code, reason = result.get("exitCode"), result.get("reason")
         if code is None:
-            code = EXIT_FAILED  # Node's: the command was ended by a signal
+            code = EXIT_FAILED  # Node.js sends null for a command that a signal ended
         if isinstance(code, bool) or not isinstance(code, int):
-            problem = f"{self.name} sent a result whose exitCode is no whole number"
+            problem = f"{self.name} sent a result whose exitCode is not a whole number"
             return [failure("failed", problem, duration=duration)]
         events: list[Event] = []
         sizes: list[int] = []
         for stream in _STREAMS:
             text = result.get(stream) or ""
             if not isinstance(text, str):
-                problem = f"{self.name} sent a result whose {stream} is no text"
+                problem = f"{self.name} sent a result whose {stream} is not a text"
                 return [failure("failed", problem, duration=duration)]
             found = _output(stream, text, is_truncated=result.get("truncated") is True)
             sizes.append(sum(len(event.data) for event in found if isinstance(event, Output)))
             events += found
         known = reason if isinstance(reason, str) and reason in REASONS else None
-        # Python's way to name the signal that ended a program, as the shell has it.
+        # Python reports signal n as -n; a shell reports 128 + n.
         code = 128 + min(-code, 127) if code < 0 else min(code, 2**31)
         return [*events, Exited(code, duration, sizes[0], sizes[1], reason=known)]
 
@@ -291,6 +292,6 @@ def _output(stream: StreamName, text: str, *, is_truncated: bool) -> list[Event]
     if mark is not None and mark[1] == stream:
         text = text[: len(text) - len(mark[0])]
         events.append(Truncated(stream, int(mark[2])))
-    # JSON can hold halves of characters, which UTF-8 cannot.
+    # JSON can hold lone surrogates, which UTF-8 cannot.
     data = text.encode("utf-8", "replace")
     return [Output(stream, data), *events] if data else events

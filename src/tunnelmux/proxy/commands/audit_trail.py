@@ -15,14 +15,15 @@ NOT_BEGUN = frozenset(
     {"busy", "device-busy", "device-disabled", "device-draining", "device-offline", "forbidden"}
     | {"invalid", "not-supported", "undelivered", "unknown-device"}
 )
-"""Reasons of commands that cost nothing, so that a caller could make any number of them."""
+"""Reasons of commands that were refused at no cost, so that a caller can cause any number of them.
+"""
 
 _CANCELLED = "cancelled"
 # The reason of a command whose caller left before its end.
 
 
 class AuditTrail:
-    """One command as it passes by. `close` writes its record, once, however it ended."""
+    """Follows one command. `close` writes its record, once."""
 
     def __init__(
         self,
@@ -45,11 +46,11 @@ class AuditTrail:
 
     @property
     def duration(self) -> float:
-        """Seconds since the command was asked for."""
+        """Seconds since the command was requested."""
         return trio.current_time() - self._started
 
     def see(self, event: Event) -> None:
-        """Note an event. Of output, its length is kept and nothing else."""
+        """Record an event. Only the length of output is kept."""
         match event:
             case Started():
                 self._has_begun = True
@@ -77,7 +78,7 @@ class AuditTrail:
                 start=self._start,
                 duration=round(self.duration, 6),
                 exit_code=end.exit_code if end else EXIT_FAILED,
-                # What was thrown away over a limit was written all the same.
+                # The command wrote the discarded bytes too.
                 stdout_bytes=max(self._bytes["stdout"], end.stdout_bytes if end else 0),
                 stderr_bytes=max(self._bytes["stderr"], end.stderr_bytes if end else 0),
                 reason=end.reason if end else _CANCELLED,

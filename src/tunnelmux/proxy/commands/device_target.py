@@ -1,4 +1,4 @@
-"""A device behind the tunnel, as something that runs commands."""
+"""A device behind the tunnel as a target of commands."""
 
 from __future__ import annotations
 
@@ -40,11 +40,11 @@ _MAX_LINE = 262_144
 # Bytes of one event. Agents send what they read from SSH, at most some 64 KiB, in base64.
 
 _MAX_ERROR = 65_536
-# Bytes of an answer that is no stream of events; the rest of it is not read.
+# Bytes that are read of an answer that is no stream of events.
 
 
 def tunnel_name(device: str) -> str:
-    """What a device is called among targets: an agent without a tunnel may have its name."""
+    """The name of a device as a target: a Socket.IO agent may have the same name."""
     return f"{device} (tunnel)"
 
 
@@ -65,7 +65,7 @@ class DeviceTarget:
     async def execute(
         self, request: CommandRequest, *, asked_by: str
     ) -> AsyncIterator[AsyncIterator[Event]]:
-        """Run it there; leaving the block resets the stream, which ends the command."""
+        """Run the command there; leaving the block resets the stream, which ends the command."""
         visit = self._visits.begin(
             "exec", device=self._device, service=None, visitor=asked_by, scheme="exec"
         )
@@ -81,7 +81,7 @@ class DeviceTarget:
             stream = await self._router.open_stream(self._device, self._limits, visit)
         except Refused as refused:
             refusal = refused.refusal
-            # No stream, so no command: whether the device is slow or full, it was not asked.
+            # No stream, so the command was not sent: the device may be slow or full.
             reason = "device-busy" if refusal.reason == "target-timeout" else refusal.reason
             yield _Only(failure(reason, refusal.message))
             return
@@ -90,13 +90,12 @@ class DeviceTarget:
         try:
             yield _Answer(ClientConnection(stream, self._limits), request, asked_by, visit)
         finally:
-            await abort(stream)  # of a stream that ended in order, nothing is left
+            await abort(stream)  # without effect on a stream that ended in order
 
 
 class _Answer(AsyncIterator[Event]):
-    """What the agent says to one command; whatever goes wrong with that is an Exited as well.
-
-    No deadlines in here: the dispatcher bounds the whole.
+    """The agent's answer to one command; any failure becomes an Exited. Without deadlines: the
+    dispatcher sets one for the whole.
     """
 
     def __init__(
@@ -116,9 +115,9 @@ class _Answer(AsyncIterator[Event]):
         try:
             event = await self._next()
         except (UpstreamGone, BadBody) as gone:
-            text = f"the tunnel broke, so how the command ended is not known: {gone}"
+            text = f"the tunnel broke, so it is not known how the command ended: {gone}"
             if self._visit.cut_reason is not None:
-                text = f"it was cut, so how it ended is not known: {self._visit.cut_reason}"
+                text = f"it was cut, so it is not known how it ended: {self._visit.cut_reason}"
             event = failure("lost", text)
         except InvalidEvent as invalid:
             event = failure("lost", f"the agent's answer cannot be understood: {invalid}")
@@ -147,7 +146,7 @@ class _Answer(AsyncIterator[Event]):
             (ASKED_BY_FIELD, quote(self._asked_by, safe=" ()@:,;.").encode("ascii")),
             (b"Connection", b"close"),
         ]
-        # The agent may have answered before it stopped reading; reading the answer will tell.
+        # The agent may have answered before it stopped reading: try to read the answer.
         with contextlib.suppress(UpstreamGone):
             await self._client.send_request(b"POST", _EXEC, headers, first=body, end=True)
 
@@ -166,7 +165,7 @@ def _bytes_of(stream: Stream) -> tuple[int, int]:
 
 
 class _Only(AsyncIterator[Event]):
-    """One event and no more."""
+    """An event iterator with one event."""
 
     def __init__(self, event: Event) -> None:
         self._event: Event | None = event
@@ -188,7 +187,7 @@ class _Error(msgspec.Struct):
 
 
 async def _refusal(client: ClientConnection, head: ResponseHead) -> Exited:
-    """What an answer other than 200 means: in each case the command was not run."""
+    """The Exited for an answer other than 200. In each case the command was not run."""
     body = bytearray()
     end = False
     while not end and len(body) < _MAX_ERROR:

@@ -1,8 +1,7 @@
-"""Who can run a command, and running it there: devices behind the tunnel, and targets that were
-added.
+"""Find a target for a command and run it there: devices behind the tunnel, and added targets.
 
-What the internal API calls a device is a name here. A name leads to one target or to several: the
-machines of a group are served by any of its agents, and work goes to the least busy.
+A "device" of the internal API is a name here. A name stands for one target or several: any agent of
+a group serves the group's machines, and a command goes to the least busy.
 """
 
 from __future__ import annotations
@@ -50,16 +49,17 @@ __all__ = ["EVERYTHING", "NOT_RUN", "Dispatcher", "Target", "UnknownDevices"]
 _log = get_logger("proxy.commands")
 
 EVERYTHING = "all"
-"""The selector that means every device."""
+"""The selector for all devices."""
 
 NOT_RUN = frozenset({"busy", "device-busy", "device-draining", "device-offline", "undelivered"})
-"""Reasons that promise that nothing of the command has run: it may be given to another target.
-`undelivered` is for targets whose way broke before they took the command. One that may have taken
-it says `lost`, and nothing is run again."""
+"""Reasons that guarantee that the command has not run, so that it may be given to another target.
+`undelivered` is for targets whose connection broke before they took the command. If a target may
+have taken it, the reason is `lost`, and it is not run again.
+"""
 
 _AGENT_SLACK = 30.0
-# Seconds on top of a command's own timeout until its agent is given up: it has to find a stream
-# (reconnect_wait and connect_timeout), and to end what runs, which its SSH server may delay.
+# Seconds beyond a command's own timeout until its agent is given up: opening a stream takes time
+# (reconnect_wait and connect_timeout), and so may ending the command on the SSH server.
 
 Emit = Callable[[Event], Awaitable[None]]
 
@@ -73,7 +73,7 @@ class Target(Protocol):
 
     @property
     def name(self) -> str:
-        """What it is called; unique among targets."""
+        """Its name, unique among targets."""
 
     @property
     def busy(self) -> int:
@@ -82,11 +82,11 @@ class Target(Protocol):
     def execute(
         self, request: CommandRequest, *, asked_by: str
     ) -> AbstractAsyncContextManager[AsyncIterator[Event]]:
-        """As an Executor's."""
+        """As in `Executor`."""
 
 
 class UnknownDevices(TunnelmuxError):
-    """A selector names nothing that is there. `selector` is the first such one."""
+    """A selector matches no known device. `selector` is the first such one."""
 
     def __init__(self, selector: str) -> None:
         super().__init__(f"there is no device {selector!r} here")
@@ -94,7 +94,7 @@ class UnknownDevices(TunnelmuxError):
 
 
 class Dispatcher:
-    """Finds targets by name and runs commands on them, each written down in the audit."""
+    """Finds targets by name and runs commands on them; the audit records each."""
 
     def __init__(
         self,
@@ -123,15 +123,15 @@ class Dispatcher:
         self.configure(limits or InternalLimits(), http_limits or IngressLimits())
 
     def configure(self, limits: InternalLimits, http_limits: IngressLimits) -> None:
-        """Hold new commands to these limits."""
+        """Use these limits for new commands."""
         self._places.total_tokens = limits.max_commands
         self._http_limits = http_limits
 
-    # -- who there is -------------------------------------------------------------------------
+    # -- targets -------------------------------------------------------------------------
 
     def expect(self, agents: Mapping[str, str | None]) -> None:
-        """These targets may come and go, each with its group or None: they and their groups are
-        known while they are away, and a command for one that was just lost waits for it.
+        """Set the targets that come and go, each with its group or None. They and their groups are
+        known while they are away, and a command for a target that was just lost waits for it.
         """
         self._expected = dict(agents)
         known = self._expected_names
@@ -143,9 +143,8 @@ class Dispatcher:
         return self._expected.keys() | groups
 
     def add(self, target: Target, *, groups: Iterable[str] = ()) -> None:
-        """Offer commands to `target`: by its name, and by the name of each of its groups.
-
-        A target of the same name is replaced.
+        """Add `target`, under its name and those of its groups. A target of the same name is
+        replaced.
         """
         self.remove(self._targets.get(target.name, target))
         self._targets[target.name] = target
@@ -157,7 +156,7 @@ class Dispatcher:
         self._arrival = trio.Event()
 
     def remove(self, target: Target) -> None:
-        """Offer no more to `target`; what it runs goes on. An unknown one is no error."""
+        """Remove `target`; commands that it runs go on. An unknown one is no error."""
         gone = []
         if self._targets.get(target.name) is target:
             del self._targets[target.name]
@@ -169,12 +168,12 @@ class Dispatcher:
                 del self._groups[group]
                 gone.append(group)
         for name in gone:
-            if name in self._expected_names:  # so that what is kept is bounded
+            if name in self._expected_names:  # bounds the memory for lost targets
                 self._lost_at[name] = trio.current_time()
 
     @property
     def names(self) -> list[str]:
-        """What `all` means, sorted.
+        """The names that `all` stands for, sorted.
 
         Devices that may connect, groups, and targets in no group: the members of a group are left
         out, because the command would reach its machines twice.
@@ -186,10 +185,9 @@ class Dispatcher:
         return sorted(enabled | self._groups.keys() | (self._targets.keys() - grouped) | away)
 
     def select(self, selectors: Sequence[str]) -> list[str]:
-        """The names that these names, globs and `all` stand for, each once, in their order.
-
-        Raises UnknownDevices for the first that stands for none: nothing should run on some
-        machines because the name of another was mistyped.
+        """The names that match these names, globs and `all`, each once, in their order. Raises
+        UnknownDevices for the first selector without a match: a typing mistake in one name must not
+        let the command run on the others.
         """
         chosen: dict[str, None] = {}
         for selector in selectors:
@@ -213,7 +211,7 @@ class Dispatcher:
         )
 
     def gauges(self) -> dict[str, tuple[str, float]]:
-        """What the metrics show of commands now."""
+        """The gauges of commands."""
         waiting = self._places.statistics().tasks_waiting
         return {
             "tunnelmux_commands_running": ("Commands in progress.", self._places.borrowed_tokens),
@@ -229,12 +227,10 @@ class Dispatcher:
     # -- running ------------------------------------------------------------------------------
 
     async def run(self, name: str, request: CommandRequest, *, asked_by: str, emit: Emit) -> Exited:
-        """Run one command on the least busy target of this name, and wait for its end.
-
-        `emit` is called with each event but the last, which is the answer; what they say of SSH
-        connections is counted and left out. Waits while
-        `limits.max_commands` run; each of those ends within its timeout. Cancelling ends the
-        command.
+        """Run one command on the least busy target of this name. Returns its last event. `emit` is
+        called with each event before it; their figures on SSH connections are counted and removed.
+        Waits while `limits.max_commands` run; each of those ends within its timeout. Cancelling
+        ends the command.
         """
         trail = AuditTrail(self.audit, request, device=name, asked_by=asked_by)
         told: set[str] = set()
@@ -253,7 +249,7 @@ class Dispatcher:
                 end = await self._run(name, request, asked_by, pass_on)
             self._note_ssh(name, end, told)
             end = replace(end, ssh=None)
-            if not end.duration:  # the target that failed had no clock at hand
+            if not end.duration:  # a target's failure has no time of its own
                 end = replace(end, duration=trail.duration)
             trail.see(end)
             return end
@@ -262,7 +258,7 @@ class Dispatcher:
             self.figures.ended(end, trail.duration)
 
     def _note_ssh(self, name: str, event: Started | Exited, told: set[str]) -> None:
-        """Note what the agent says of its SSH connections; each of a command's once."""
+        """Count the agent's report on its SSH connections, once per command."""
         use = event.ssh
         if use is None:
             return
@@ -296,7 +292,8 @@ class Dispatcher:
         return refused or failure("device-offline", f"{name} is not connected")
 
     async def _find(self, name: str, tried: list[Target], give_up: float) -> Target | None:
-        """The next target to try, which may have to come back first; None when there is none."""
+        """The next target to try, after waiting for a lost one if need be; None when there
+        is none."""
         target = await self._choose(name, tried)
         until = (
             give_up
@@ -337,7 +334,9 @@ class _Attempt:
         self._emit = emit
 
     async def run(self, target: Target, request: CommandRequest, asked_by: str) -> Exited:
-        """How it ended; a target that never says so is given up. Its bugs are its own."""
+        """Run the attempt. Returns the command's last event; a target that sends none in time is
+        given up. Exceptions of a target are logged and end only its command.
+        """
         patience = request.timeout + _AGENT_SLACK
         with trio.move_on_after(patience) as scope:
             try:
@@ -347,11 +346,11 @@ class _Attempt:
                 if end is not None:
                     return end
             except InvalidEvent as invalid:
-                return failure("lost", f"{target.name} says what cannot be: {invalid}")
+                return failure("lost", f"{target.name} sent an invalid event: {invalid}")
             except Exception:  # noqa: BLE001  the other commands of the call have nothing to do with it
                 _log.exception("unhandled error in a command", target=target.name)
                 return failure("lost", f"the proxy failed while {target.name} ran the command")
-        problem = "did not say how the command ended"
+        problem = "did not report how the command ended"
         if scope.cancelled_caught:
             problem = f"did not end the command within {patience:g} s"
         return failure("lost", f"{target.name} {problem}")
@@ -359,7 +358,7 @@ class _Attempt:
     async def _read(
         self, events: AsyncIterator[Event], order: EventOrder, scope: trio.CancelScope
     ) -> Exited | None:
-        """The end, once it is there and all before it was passed on."""
+        """Pass events on until the last one; returns that."""
         try:
             async for event in events:
                 order.check(event)
@@ -368,12 +367,12 @@ class _Attempt:
                 await self._pass_on(event, scope)
             return None
         finally:
-            if isinstance(events, AsyncGenerator):  # nothing else would see to its end
+            if isinstance(events, AsyncGenerator):  # nothing else ends the target's iterator
                 await events.aclose()
 
     async def _pass_on(self, event: Event, scope: trio.CancelScope) -> None:
-        self.has_started = True  # whatever it is, something of the command has run
-        # While the caller's turn lasts, the target's time does not run.
+        self.has_started = True  # any event other than the last means that the command has begun
+        # Time that the caller takes does not count against the target.
         left, scope.deadline = scope.deadline - trio.current_time(), math.inf
         await self._emit(event)
         scope.deadline = trio.current_time() + left

@@ -1,4 +1,4 @@
-"""Commands in numbers, as the proxy sees them."""
+"""Metrics of commands, as the proxy sees them."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ __all__ = ["PROXY_REASONS", "CommandFigures", "PooledConnections"]
 
 PROXY_REASONS: dict[str, str] = {
     "aborted": "Another device's command failed first, and abortOnError was set.",
-    "device-busy": "The device is connected and takes no stream now.",
+    "device-busy": "The device is connected, but no stream to it can be opened now.",
     "device-disabled": "The device is disabled in proxy.toml.",
     "device-draining": "The device's agent is about to restart.",
     "device-offline": "The device is not connected.",
     "invalid": "The device's agent did not understand the command.",
     "not-supported": "The device's agent runs no commands.",
-    "skipped": "It was not begun: abortOnError was set and another device's command failed.",
-    "undelivered": "The way to the agent broke before it took the command.",
+    "skipped": "Not begun: abortOnError was set and another device's command failed.",
+    "undelivered": "The connection to the agent broke before it took the command.",
     "unknown-device": "The device was removed meanwhile.",
 }
-"""Why a command did not simply end, on top of `tunnelmux.commands.REASONS`. Codes may be added,
-never changed."""
+"""Further reasons why a command did not end by itself, beside `tunnelmux.commands.REASONS`. Codes
+may be added, never changed.
+"""
 
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 3600)
 
-_CONNECT_SECONDS = _SECONDS[: _SECONDS.index(30) + 1]  # exec.login_timeout ends it long before
+_CONNECT_SECONDS = _SECONDS[: _SECONDS.index(30) + 1]  # exec.login_timeout is far shorter
 
 
 class CommandFigures:
@@ -46,25 +47,25 @@ class CommandFigures:
         )
         self._seconds = Histogram(
             "tunnelmux_command_seconds",
-            "Duration of commands, from being asked for to their end.",
+            "Duration of commands, from the request to their end.",
             registry=None,
             buckets=_SECONDS,
         )
         self._start_seconds = Histogram(
             "tunnelmux_command_start_seconds",
-            "From being asked for to the start on the SSH server: waiting, connecting, logging in.",
+            "From the request to the start on the SSH server: waiting, connecting, logging in.",
             registry=None,
             buckets=_SECONDS,
         )
         self._bytes = Counter(
             "tunnelmux_command_output_bytes",
-            "What commands wrote.",
+            "Bytes of output of commands.",
             ["stream"],
             registry=None,
         )
         self._moved = Counter(
             "tunnelmux_commands_moved",
-            "Commands that another agent of the group took over before they had started.",
+            "Commands that were moved to another agent of the group before they had started.",
             registry=None,
         )
 
@@ -77,14 +78,14 @@ class CommandFigures:
         )
         self._connect_seconds = Histogram(
             "tunnelmux_ssh_connect_seconds",
-            "Duration of making an SSH connection: looking up, connecting, logging in.",
+            "Duration of making an SSH connection: name look-up, connecting, logging in.",
             registry=None,
             buckets=_CONNECT_SECONDS,
         )
 
     @property
     def collectors(self) -> tuple[Collector, ...]:
-        """What to register with Prometheus."""
+        """The collectors to register with Prometheus."""
         return (
             self._ended,
             self._seconds,
@@ -96,21 +97,23 @@ class CommandFigures:
         )
 
     def came_by(self, way: CameBy, seconds: float | None) -> None:
-        """A command's agent said how it came by its SSH connection, and what making one took."""
+        """Count how a command got its SSH connection, and the seconds that making one took."""
         self._connects.labels(way).inc()
         if way == "new" and seconds is not None:
             self._connect_seconds.observe(seconds)
 
     def started(self, seconds: float) -> None:
-        """A command was started `seconds` after it was asked for."""
+        """Count a command that started `seconds` after its request."""
         self._start_seconds.observe(seconds)
 
     def moved(self) -> None:
-        """A command goes to another target."""
+        """Count a command that moves to another target."""
         self._moved.inc()
 
     def ended(self, end: Exited | None, seconds: float) -> None:
-        """A command ended after `seconds`; None when its caller left before that."""
+        """Count a command that ended after `seconds`; `exited` is None when its caller left before
+        the end.
+        """
         self._ended.labels(_outcome(end)).inc()
         self._seconds.observe(seconds)
         if end is not None:
@@ -123,26 +126,25 @@ def _outcome(end: Exited | None) -> str:
         return "cancelled"
     if end.reason is None:
         return "failed" if end.exit_code else "ok"
-    # A code of an agent's own invention would be a series of its own.
+    # A code that an agent made up must not become a time series.
     return end.reason if end.reason in REASONS or end.reason in PROXY_REASONS else "other"
 
 
 class PooledConnections:
-    """The SSH connections that the agents of live sessions keep, as they last said.
-
-    An agent speaks of them with its commands only, so what it said counts until it must have closed
-    them all, if no command of it runs. A session takes its figure with it.
+    """The SSH connections that agents keep, as they last reported. An agent reports only with its
+    commands, so a report counts until its unused connections must have been closed. It ends with
+    the session.
     """
 
     def __init__(self) -> None:
         self._said: WeakKeyDictionary[SessionHandle, tuple[int, float]] = WeakKeyDictionary()
 
     def note(self, session: SessionHandle, use: SshUse) -> None:
-        """The agent of that session has spoken."""
+        """Take the report of this session's agent."""
         self._said[session] = (use.pooled, trio.current_time() + use.kept_for)
 
     def count(self, is_busy: Callable[[str], bool]) -> int:
-        """How many there are; `is_busy` says whether a device runs a command now."""
+        """The number of connections; `is_busy(device)` says whether a device runs a command now."""
         now = trio.current_time()
         return sum(
             pooled

@@ -1,9 +1,9 @@
-"""Agents that connect with Socket.IO instead of a tunnel: who they are, and what they say.
+"""The server for Socket.IO agents: their authentication and their messages.
 
-Here the proxy is the main server of the relay service's specification. Its events are
+The proxy acts as the main server of the relay service's specification. Its events are
 `execute_command` to the agent and `command_result` from it, answered with
 `command_result_received`. The namespace is `/proxy`; `/` is accepted too, because
-python-socketio, in the way that the specification's sample calls it, joins that.
+python-socketio, as the specification's sample calls it, joins that.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ NAMESPACES = frozenset({"/proxy", "/"})
 
 _ANY = AddressLists()
 
-_UNKNOWN = hash_token("no key, so that an unknown agent takes as long as a wrong key")
+_UNKNOWN = hash_token("compared for unknown agents, so that they take as long as a wrong key")
 
 _MAX_ID = 128  # characters of a commandId, as for requests
 
 
 class AgentServer(SocketIOServer):
-    """The listener's handler, and the register of who is connected."""
+    """The listener's handler, and the register of connected agents."""
 
     def __init__(self, dispatcher: Dispatcher, settings: ServerSettings) -> None:
         super().__init__(self._admit_agent, settings)
@@ -60,8 +60,9 @@ class AgentServer(SocketIOServer):
         agents: list[SocketIOAgent],
         addresses: AddressLists = _ANY,
     ) -> list[str]:
-        """Take a new configuration; answers the agents that are thrown out by it: those that it
-        has otherwise, or whose address may not connect any more."""
+        """Apply a new configuration. Returns the agents that it disconnects: those whose entry has
+        changed, and those whose address may not connect any more.
+        """
         self.settings = settings
         before, self._known = self._known, {agent.proxy_id: agent for agent in agents}
         thrown_out = []
@@ -93,7 +94,7 @@ class AgentServer(SocketIOServer):
         target = self._targets.get(name)
         return target.connection if target is not None else None
 
-    # -- who is there -----------------------------------------------------------------------
+    # -- connections -----------------------------------------------------------------------
 
     def _admit_agent(
         self, namespace: str, query: Mapping[str, str], auth: Mapping[str, object], remote: str
@@ -105,8 +106,8 @@ class AgentServer(SocketIOServer):
         agent = self._known.get(proxy_id) if isinstance(proxy_id, str) else None
         if not isinstance(api_key, str) or not _is_right(api_key, agent):
             _log.warning("agent refused", agent=agent.proxy_id if agent else None, remote=remote)
-            raise Refusal("unauthorized: proxyId and apiKey do not belong together here")
-        assert agent is not None  # else no key is right
+            raise Refusal("unauthorized: the proxyId is unknown or the apiKey is wrong")
+        assert agent is not None  # an unknown agent must be refused with any key
         return Admitted(partial(self._serve_agent, agent, auth, remote))
 
     async def _serve_agent(
@@ -147,7 +148,7 @@ class AgentServer(SocketIOServer):
                     self._targets.pop(name, None)
             _log.info("agent disconnected", agent=name, reason=socket.reason or reason)
 
-    # -- what it says -----------------------------------------------------------------------
+    # -- messages -----------------------------------------------------------------------
 
     async def _take(self, target: AgentTarget, connection: Connection, event: Event) -> None:
         content = event.args[0] if event.args else None
@@ -163,7 +164,7 @@ class AgentServer(SocketIOServer):
             _log.debug("unknown event", agent=target.name)
 
     def _take_result(self, target: AgentTarget, content: object) -> dict[str, object]:
-        """Pass a command_result on; answers what is said to the agent."""
+        """Pass a command_result on. Returns the acknowledgement for the agent."""
         command_id = content.get("commandId") if isinstance(content, dict) else None
         if not isinstance(command_id, str) or not 0 < len(command_id) <= _MAX_ID:
             _log.warning("malformed result", agent=target.name, field="commandId")
@@ -172,13 +173,13 @@ class AgentServer(SocketIOServer):
         result = content.get("result")
         if not isinstance(result, dict):
             _log.warning("malformed result", agent=target.name, field="result")
-            result = {"exitCode": "missing"}  # which ends the command with a sentence about it
+            result = {"exitCode": "missing"}  # take_result ends the command with a message about it
         target.take_result(command_id, result)
         return {"success": True, "commandId": command_id}
 
 
 def agent_settings(config: ProxyConfig) -> ServerSettings:
-    """What the server needs of a configuration that has [socketio]. Raises ConfigError."""
+    """The server's settings from a configuration with [socketio]. Raises ConfigError."""
     listener, limits = config.socketio, config.limits
     assert listener is not None
     tls: ssl.SSLContext | None = None
@@ -200,10 +201,10 @@ def agent_settings(config: ProxyConfig) -> ServerSettings:
 
 
 def _is_right(api_key: str, agent: SocketIOAgent | None) -> bool:
-    """Whether the key is the agent's, in a time that says nothing about either."""
+    """Whether the key is the agent's; compared in constant time."""
     try:
         shown = hash_token(api_key)
-    except UnicodeEncodeError:  # half a character, which JSON can hold
+    except UnicodeEncodeError:  # a lone surrogate, which JSON can hold
         return False
     is_equal = hmac.compare_digest(shown, agent.key_hash if agent is not None else _UNKNOWN)
     return is_equal and agent is not None

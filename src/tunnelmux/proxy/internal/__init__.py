@@ -1,4 +1,4 @@
-"""The private HTTP API for the back end: who is connected, and a way through to them.
+"""The private HTTP API for the back end: connected agents, and access to them.
 
 The paths, JSON keys and error codes are those that existing back ends were written for. One
 listener serves it all: `server` reads and authenticates every request with the h11 stack that

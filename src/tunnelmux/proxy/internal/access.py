@@ -1,4 +1,4 @@
-"""Who may call the internal API."""
+"""Authentication of callers of the internal API."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ __all__ = ["Access"]
 
 @dataclass(frozen=True, slots=True)
 class Access:
-    """What a caller has to prove: a secret, a certificate (checked by `tls`), both, or nothing."""
+    """The credentials that callers need: a secret, a certificate (checked by `tls`), both,
+    or none."""
 
     secret: Secret | None = None
     tls: ssl.SSLContext | None = None
@@ -35,7 +36,7 @@ class Access:
         )
 
     def check(self, request: RequestHead) -> None:
-        """Raise ApiError unless this request may be served."""
+        """Raise ApiError unless this request is allowed."""
         if self.secret is not None:
             self._check_secret(request, self.secret)
         elif not self.asks_for_certificate:
@@ -47,7 +48,9 @@ class Access:
         matches = hmac.compare_digest(given.strip(), secret.reveal().encode("ascii"))
         if scheme.lower() == b"bearer" and matches:
             return
-        message = "the secret is not the right one" if given else "no secret came with the request"
+        message = (
+            "this is not the configured secret" if given else "no secret came with the request"
+        )
         raise ApiError(
             "UNAUTHORIZED",
             f"{message}: send Authorization: Bearer with [internal] secret of proxy.toml",

@@ -1,4 +1,4 @@
-"""What the internal API answers with: JSON, and one shape for every error."""
+"""Answers of the internal API: JSON, and one format for all errors."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ __all__ = ["CODES", "Answer", "ApiConnection", "ApiError", "Error"]
 CODES: dict[str, tuple[int, str]] = {
     "BODY_TOO_LARGE": (413, "The request's body is over max_forward_body or max_exec_request."),
     "DRAINING": (503, "The proxy is shutting down."),
-    "FORBIDDEN": (403, "A browser on another site's behalf, or a host name that is not ours."),
+    "FORBIDDEN": (403, "The request came from a page of another site, or names another host."),
     "HEAD_TIMEOUT": (408, "The request's head or body took too long."),
-    "HEAD_TOO_LARGE": (431, "The request's head is over limits.max_head_bytes."),
-    "INTERNAL_ERROR": (500, "A bug in the proxy; its log has more."),
+    "HEAD_TOO_LARGE": (431, "The request's head is larger than limits.max_head_bytes."),
+    "INTERNAL_ERROR": (500, "A bug in the proxy; see its log."),
     "INVALID_BODY": (400, "The body is not base64."),
     "INVALID_COMMAND": (400, "A field of the command is missing or wrong; `field` names it."),
-    "INVALID_JSON": (400, "The request is not the JSON that is wanted."),
-    "INVALID_REQUEST": (400, "No sound HTTP request can be made of what was asked for."),
+    "INVALID_JSON": (400, "The request is not the expected JSON."),
+    "INVALID_REQUEST": (400, "No valid HTTP request can be made from the call."),
     "LEASE_OVER": (403, "The lease that was named does not run, or is about another device."),
     "METHOD_NOT_ALLOWED": (405, "The path is right and the method is not; see Allow."),
     "MISSING_SESSION_TOKEN": (400, "No session_token or ?token= was given."),
     "MISSING_TOKEN": (400, "The path ends where the session's token should be."),
     "NOT_FOUND": (404, "No such session, or no such path."),
-    "RESPONSE_TOO_LARGE": (413, "The response's body is over limits.max_forward_body."),
+    "RESPONSE_TOO_LARGE": (413, "The response's body is larger than limits.max_forward_body."),
     "TIMEOUT": (504, "The device did not answer in time."),
     "TOO_MANY_CALLERS": (503, "limits.max_callers connections are open."),
     "TOO_MANY_FORWARDS": (503, "limits.max_forwards_per_session calls are in progress."),
@@ -41,7 +41,7 @@ CODES: dict[str, tuple[int, str]] = {
     "TUNNEL_READ_ERROR": (502, "The tunnel broke before the response was complete."),
     "TUNNEL_WRITE_ERROR": (502, "The tunnel broke before the request was sent."),
     "UNAUTHORIZED": (401, "No Authorization: Bearer with the right secret."),
-    "UNKNOWN_DEVICE": (404, "A selector of /internal/exec names nothing that is there."),
+    "UNKNOWN_DEVICE": (404, "A selector of /internal/exec matches no device."),
     "UPGRADE_REQUIRED": (426, "forward/ws takes WebSocket upgrades only."),
 }
 """Every error code with its status and meaning. Programs depend on them: a code may be added,
@@ -56,11 +56,11 @@ _BY_REASON = {
     "too-many-visitors": "TOO_MANY_CALLERS",
     "tunnel-lost": "TUNNEL_READ_ERROR",
 }
-"""The code for each Tunnelmux-Reason that our own HTTP code can refuse an exchange with."""
+"""The error code for each Tunnelmux-Reason with which an exchange can be refused."""
 
 
 class ErrorDetail(msgspec.Struct, frozen=True):
-    """What went wrong."""
+    """The error."""
 
     code: Annotated[str, Meta(extra_json_schema={"enum": sorted(CODES)})]
     message: str
@@ -102,14 +102,14 @@ class ApiError(TunnelmuxError):
         self.forwarded = False
 
     def body(self) -> bytes:
-        """The JSON that says it."""
+        """The error as JSON."""
         detail = ErrorDetail(self.code, self.message, self.field or UNSET)
         return msgspec.json.encode(Error(detail, 0 if self.forwarded else UNSET))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What a plain route answers with."""
+    """The answer of a plain route."""
 
     body: bytes
     status: int = 200
@@ -118,7 +118,7 @@ class Answer:
 
     @classmethod
     def of(cls, content: object) -> Answer:
-        """`content` as JSON."""
+        """An answer with `content` as JSON."""
         return cls(msgspec.json.encode(content))
 
 
@@ -130,7 +130,7 @@ class ApiConnection(ServerConnection):
         request = self._request
         headers = [
             (b"Content-Type", answer.content_type),
-            (b"Cache-Control", b"no-store"),  # it speaks of this moment only
+            (b"Cache-Control", b"no-store"),  # the answer is about this moment only
             *answer.headers,
         ]
         is_head = request is not None and request.method == b"HEAD"

@@ -1,4 +1,4 @@
-"""What the listeners' places for new connections came to, as metrics."""
+"""Metrics of the listeners' places for new connections."""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals(Collector):
-    """Of each listener: who holds a place now, who lost one to others, and who got none."""
+    """For each listener: places in use, connections that lost theirs, and connections that got
+    none.
+    """
 
     def __init__(self, admissions: Callable[[], Iterable[Admission]]) -> None:
         self._admissions = admissions
@@ -21,12 +23,12 @@ class Arrivals(Collector):
     def collect(self) -> Iterator[Metric]:
         places = GaugeMetricFamily(
             "tunnelmux_arrivals",
-            "Connections that have not said yet what they want.",
+            "Connections that have not sent their first request yet.",
             labels=["listener"],
         )
         gave_way = CounterMetricFamily(
             "tunnelmux_arrivals_gave_way",
-            "Connections that were ended because others needed their places.",
+            "Connections that were ended to make room for others.",
             labels=["listener"],
         )
         refused = CounterMetricFamily(

@@ -1,4 +1,6 @@
-"""The JSON of plain routes, both ways. The OpenAPI description is made from these structs."""
+"""The JSON bodies of requests and answers of plain routes. The OpenAPI description is made from
+these structs.
+"""
 
 from __future__ import annotations
 
@@ -28,15 +30,15 @@ __all__ = [
 ]
 
 MAX_SHARED_ID = 64
-"""Characters of a commandId that stands for many commands: each gets the device's name behind
-it."""
+"""Characters of a commandId for several devices: each command's id is this and the device's name.
+"""
 
 MAX_ASKED_BY = 128
-"""Characters of askedBy: a name and an address, for one line of the audit."""
+"""Characters of askedBy: a name and an address, in one line of the audit."""
 
 
 class Session(msgspec.Struct, frozen=True, kw_only=True):
-    """One session, by its own route: the names are those of an existing contract."""
+    """One session, as its own route answers; the names are those of an existing contract."""
 
     token: str
     connected: bool
@@ -55,14 +57,14 @@ class SessionList(msgspec.Struct, frozen=True):
 
 
 class VisitList(msgspec.Struct, frozen=True):
-    """Visits, the oldest first; `total` counts those that are not shown as well."""
+    """Visits, oldest first; `total` includes those that are not shown."""
 
     visits: list[VisitSummary]
     total: int
 
 
 class DeviceTraffic(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
-    """What the session of one device moved, headers included, and who uses it now."""
+    """Bytes that the session of one device moved, headers included, and its live visits."""
 
     device: str
     connected_at: datetime
@@ -88,7 +90,7 @@ class TrafficList(msgspec.Struct, frozen=True):
 
 
 class Closed(msgspec.Struct, frozen=True):
-    """Something has ended."""
+    """The session, visit or inspection has ended."""
 
     closed: bool = True
 
@@ -106,10 +108,10 @@ class CommandOutput(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     stderr: str
     exit_code: int
     encoding: str = ""
-    """There when bytes that are no UTF-8 were replaced."""
+    """Present when invalid UTF-8 was replaced."""
     truncated: bool = False
     reason: str | None = None
-    """Why it did not simply end."""
+    """Why it did not end by itself."""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
@@ -122,7 +124,7 @@ class ExecResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 
     @classmethod
     def of(cls, device: str, command_id: str, duration: float, found: CommandResult) -> ExecResult:
-        """From what was gathered of it."""
+        """From a collected result."""
         output = CommandOutput(
             stdout=found.stdout,
             stderr=found.stderr,
@@ -144,7 +146,7 @@ class ExecRequest(CommandFields, kw_only=True, rename="camel"):
     command_id: (
         Annotated[
             Line,
-            # For one device it may be longer: `CommandRequest.of` knows that bound.
+            # For one device it may be longer, up to the limit in `CommandRequest.of`.
             Meta(extra_json_schema={"maxLength": MAX_SHARED_ID}),
         ]
         | UnsetType
@@ -173,7 +175,7 @@ class ExecRequest(CommandFields, kw_only=True, rename="camel"):
         str,
         Meta(
             max_length=MAX_ASKED_BY,
-            description="On whose behalf, for the audit.",
+            description="The person or program on whose behalf this is called, for the audit.",
             extra_json_schema={"pattern": "^[ -~]*$"},
         ),
     ] = ""

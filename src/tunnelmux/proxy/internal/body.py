@@ -1,4 +1,4 @@
-"""Reading the whole body of a call."""
+"""Read the whole body of a call."""
 
 from __future__ import annotations
 

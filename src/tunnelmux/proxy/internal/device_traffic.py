@@ -1,4 +1,4 @@
-"""GET /internal/traffic: which devices move the most, and what the others move together."""
+"""GET /internal/traffic: the devices with the most traffic, and the sum of the others."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ __all__ = ["TrafficCalls", "moved"]
 
 
 class TrafficCalls:
-    """Answers the call about devices' traffic: what metrics, which know no device, cannot say."""
+    """Serves traffic by device, which metrics leave out because they have no label for devices."""
 
     def __init__(self, store: DeviceStore, visits: VisitRegister) -> None:
         self._store = store
         self._visits = visits
 
     async def list(self, call: Call) -> Answer:
-        """The devices that moved the most since they connected; `?top=` says how many."""
+        """The devices that moved the most bytes since they connected; `?top=` says how many."""
         top = read_query(call.query, TrafficQuery).top
         all_of_them = [
             self._of(handle)

@@ -13,14 +13,14 @@ from tunnelmux.proxy.internal.routes import Call
 __all__ = ["HELLO", "STILL_HERE", "Send", "stream_events", "write_all"]
 
 HELLO = b"retry: 1000\n\n"
-"""What every stream begins with."""
+"""The first bytes of every stream."""
 
 STILL_HERE = b": still here\n\n"
-"""What is sent where nothing else was for `event_heartbeat` seconds."""
+"""The comment that is sent after `event_heartbeat` seconds without an event."""
 
 _SEND_TIMEOUT = 30.0
-# Seconds a reader may take nothing at all before it is cut: two heartbeats missed. It comes back
-# with Last-Event-ID.
+# Seconds for which a reader may read nothing before it is cut: two heartbeats missed. It can come
+# back with Last-Event-ID.
 
 Send = Callable[[bytes], Awaitable[None]]
 
@@ -59,7 +59,7 @@ async def stream_events(
             [
                 (b"Content-Type", b"text/event-stream"),
                 (b"Cache-Control", b"no-store"),
-                (b"X-Accel-Buffering", b"no"),  # nginx would keep events until 4 KiB are full
+                (b"X-Accel-Buffering", b"no"),  # otherwise nginx buffers events up to 4 KiB
             ],
             first=first,
         )
@@ -68,13 +68,13 @@ async def stream_events(
                 await server.send_body(b"", end=True)
             await server.close()
     finally:
-        await server.abort()  # of a connection that was closed in order, nothing is left
+        await server.abort()  # without effect on a connection that was closed in order
 
 
 async def _write_until_over(
     server: ApiConnection, write: Callable[[Send], Awaitable[None]], draining: trio.Event
 ) -> bool:
-    """Whether the stream can be ended in order."""
+    """Write until the stream ends. True if it can be ended in order."""
     is_over = False
 
     async def send(data: bytes) -> None:
@@ -102,7 +102,7 @@ async def _write_until_over(
                 reading.cancel(reason="the reader is gone")
 
         async def end_when_draining() -> None:
-            await draining.wait()  # no deadline: a reader stays for as long as it likes
+            await draining.wait()  # no deadline: a reader may stay for any time
             reading.cancel(reason="the proxy is shutting down")
 
         async with trio.open_nursery() as nursery:

@@ -1,4 +1,4 @@
-"""GET /internal/events: what happens to sessions, as server-sent events."""
+"""GET /internal/events: session events, as server-sent events."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["EventStreamer"]
 
 
 class EventStreamer:
-    """Serves the readers of one event log. Ids are `EPOCH-SEQ`, and `EPOCH` is one process."""
+    """Serves the readers of one event log. Ids are `EPOCH-SEQ`; `EPOCH` identifies the process."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
         self.readers = 0
         self.draining = trio.Event()
-        """Set to end every reader's stream, in order."""
+        """Set to end all readers' streams in order."""
 
     async def serve(self, call: Call) -> None:
         """Send the events after `Last-Event-ID`, or from now on, until the reader leaves."""
@@ -38,11 +38,11 @@ class EventStreamer:
             self.readers -= 1
 
     def _start(self, last: str | None) -> tuple[int, bytes]:
-        """Where a reader begins, and what it is told first."""
+        """The position where a reader begins, and the first bytes for it."""
         log = self._log
         hello = HELLO
         if last is None:
-            # An id at once, so that a reader that loses its connection misses nothing.
+            # An id at once, so that a reader that loses its connection misses no event.
             return log.last_seq, hello + b"id: %s\n\n" % self._id(log.last_seq)
         epoch, _, number = last.partition("-")
         known = epoch == log.epoch and number.isascii() and number.isdigit()
@@ -76,5 +76,6 @@ class EventStreamer:
         return f"{self._log.epoch}-{seq}".encode("ascii")
 
     def _gap(self, seq: int) -> bytes:
-        """Says that events are missing: the reader should list the sessions anew."""
+        """The event that says that events are missing: the reader should list the
+        sessions again."""
         return b'id: %s\nevent: gap\ndata: {"oldestSeq":%d}\n\n' % (self._id(seq), seq + 1)

@@ -37,7 +37,7 @@ __all__ = ["CommandCalls"]
 _log = get_logger("proxy.internal")
 
 _GATHERED = 65_536
-# Bytes of events that go out in one write, when so many wait.
+# Bytes of events that are written at once, at most.
 
 _NOT_BEGUN = "skipped"
 _ENDED_EARLY = "aborted"
@@ -47,7 +47,7 @@ Report = Callable[[str, CommandRequest, Event], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Wanted:
-    """A call that was found sound."""
+    """A validated call."""
 
     command: CommandRequest
     names: list[str]
@@ -56,7 +56,7 @@ class _Wanted:
     asked_by: str
 
     def command_for(self, name: str) -> CommandRequest:
-        """The command with an id of its own."""
+        """The command for one device, with its own id."""
         if len(self.names) == 1:
             return self.command
         return replace(self.command, command_id=f"{self.command.command_id}.{name}")
@@ -72,7 +72,7 @@ class CommandCalls:
         """Answer one call and close its connection. A caller that leaves ends its commands."""
         wanted = await self._read(call)
         server, limits = call.server, call.limits
-        server.finish_soon()  # so that the answer says that the connection ends with it
+        server.finish_soon()  # makes the answer announce that the connection closes
         work = _Work(self._dispatcher, wanted)
         started = trio.current_time()
         try:
@@ -162,13 +162,13 @@ class CommandCalls:
 
 
 class _Work:
-    """The commands of one call, a bounded number of them at a time."""
+    """The commands of one call, `concurrency` of them at a time."""
 
     def __init__(self, dispatcher: Dispatcher, wanted: _Wanted) -> None:
         self.wanted = wanted
         self.succeeded = 0
         self.failed = 0
-        """Those that were not begun included."""
+        """Includes commands that were not begun."""
         self._dispatcher = dispatcher
         self._left = deque(wanted.names)
         self._running: set[trio.CancelScope] = set()
@@ -180,7 +180,7 @@ class _Work:
         return len(self._running)
 
     async def run(self, report: Report) -> None:
-        """Run them all; `report` gets the events of all devices as they come."""
+        """Run all commands; `report` is called with the events of all devices as they come."""
         async with trio.open_nursery() as nursery:
             for _ in range(min(self.wanted.concurrency, len(self._left))):
                 nursery.start_soon(self._run_some, report)
@@ -237,12 +237,12 @@ async def _answer_events(server: ApiConnection, work: _Work, limits: InternalLim
         [
             (b"Content-Type", b"application/x-ndjson"),
             (b"Cache-Control", b"no-store"),
-            (b"X-Accel-Buffering", b"no"),  # nginx would keep lines until 4 KiB are full
+            (b"X-Accel-Buffering", b"no"),  # otherwise nginx buffers lines up to 4 KiB
         ],
         first=_line(begin),
     )
-    # Without a buffer: a caller that reads slowly stops its devices. The one writer is never cut
-    # within a line, also when abortOnError cancels those who have lines for it.
+    # Without a buffer, so that a slow caller holds its devices back. The only writer is never
+    # cancelled within a line, even when abortOnError cancels the tasks that send lines to it.
     send, receive = trio.open_memory_channel[bytes](0)
 
     async def report(name: str, command: CommandRequest, event: Event) -> None:
@@ -261,7 +261,7 @@ async def _answer_events(server: ApiConnection, work: _Work, limits: InternalLim
             await _write(server, receive, work, limits)
             is_complete = True
         except VisitorGone:
-            pass  # said below, where no nursery wraps it in a group
+            pass  # raised below, where no nursery wraps it in a group
         nursery.cancel_scope.cancel(reason="the answer is over")
     if not is_complete:
         raise VisitorGone("the caller left before its commands had ended")
@@ -283,7 +283,7 @@ async def _write(
             except trio.EndOfChannel:
                 return
         if not data:
-            # Shows the caller that all is well, and us that it is there.
+            # Shows the caller that the proxy works, and us that the caller still reads.
             data = _line({"event": "waiting", "running": work.running})
         gathered = bytearray(data)
         while len(gathered) < _GATHERED:
@@ -314,7 +314,7 @@ def _line(content: object) -> bytes:
 
 
 def _with_fields(fields: Mapping[str, str], line: bytes) -> bytes:
-    """A JSON object's line with more fields in front."""
+    """The line of a JSON object with more fields in front."""
     return msgspec.json.encode(fields)[:-1] + b"," + line[1:]
 
 
@@ -326,7 +326,7 @@ _ENTRY = 512
 
 
 class _Document:
-    """The results of one call. All that is kept counts, at the size it has as JSON."""
+    """The results of one call. The limit counts everything that is kept, at its size as JSON."""
 
     def __init__(self, limit: int) -> None:
         self.results: list[ExecResult] = []
@@ -335,7 +335,7 @@ class _Document:
         self._unfinished: dict[str, ResultBuilder] = {}
 
     def add(self, name: str, command: CommandRequest, event: Event) -> None:
-        """Note what happened to a command: output for as long as there is room for it."""
+        """Add an event of a command; output only while there is room."""
         built = self._unfinished.get(name)
         if built is None:
             built = self._unfinished[name] = ResultBuilder()
@@ -355,9 +355,8 @@ class _Document:
 
 
 def _fitting(data: bytes, room: int) -> tuple[bytes, int]:
-    """As much of the start as takes at most `room` bytes as JSON, and how many it takes.
-
-    A control character takes six of them, and bytes that are no UTF-8 take three.
+    """The longest prefix that takes at most `room` bytes as JSON, and its size as JSON. A control
+    character takes six bytes, an invalid byte of UTF-8 three.
     """
     if room <= 0:
         return b"", 0

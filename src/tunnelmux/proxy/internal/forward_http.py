@@ -40,13 +40,13 @@ __all__ = [
 ]
 
 _SENT_WHOLE = 65_536
-# Bytes of a body that are sent before the response is looked for. They always fit into the window
-# of a new stream; with more, a device that answers early without reading would stop both sides.
+# Bytes of a body that are sent before the response is read. They always fit into the window of a
+# new stream; with more, a device that answers early without reading would block both sides.
 
 _SERVICE = SERVICE_FIELD.decode("ascii").lower()
 
 _SAFE_TO_REPEAT = frozenset({b"GET", b"HEAD", b"OPTIONS", b"PUT", b"DELETE", b"TRACE"})
-# RFC 9110 section 9.2.2: idempotent, so that nothing happens twice that should happen once.
+# RFC 9110 section 9.2.2: idempotent methods, which may be sent again.
 
 _SET_HERE = frozenset({b"connection", b"content-length", b"expect", b"host", b"transfer-encoding"})
 
@@ -55,23 +55,25 @@ _NOT_IN_TARGET = re.compile(r"[^\x21-\x7e]+")
 
 
 def _told(description: str | None = None, **more: Any) -> msgspec.Meta:
-    """For the description only: what is wrong with a value has an error of its own."""
+    """A type for the OpenAPI description only: the handler checks values, with more specific
+    errors.
+    """
     return msgspec.Meta(description=description, extra_json_schema=more)
 
 
 class ForwardHTTPRequest(msgspec.Struct, kw_only=True):
-    """What the caller sends. A key that is null counts as absent; unknown keys are ignored."""
+    """The caller's JSON. A key that is null counts as absent; unknown keys are ignored."""
 
     session_token: Annotated[str | None, _told(type="string", minLength=1)] = None
     method: Annotated[str | None, _told("GET when absent.")] = None
     path: Annotated[str | None, _told("With its query; / when absent.")] = None
     headers: dict[str, str] | None = None
-    body: Annotated[str | None, _told("Empty is no body.", contentEncoding="base64")] = None
+    body: Annotated[str | None, _told("Empty means no body.", contentEncoding="base64")] = None
     timeout_ms: Annotated[float | None, _told(minimum=1)] = None
 
 
 class ForwardHTTPResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
-    """What the caller gets. Field names are in the canonical case (`Content-Type`)."""
+    """The answer's JSON. Field names are in canonical case (`Content-Type`)."""
 
     status: int
     headers: dict[str, list[str]] = {}
@@ -80,7 +82,7 @@ class ForwardHTTPResponse(msgspec.Struct, kw_only=True, omit_defaults=True):
 
 
 def base64_length(size: int) -> int:
-    """How long `size` bytes are in base64."""
+    """The length of `size` bytes in base64."""
     return (size + 2) // 3 * 4
 
 
@@ -93,7 +95,7 @@ def decode_forward_request(body: bytes) -> ForwardHTTPRequest:
 
 
 class _Prepared:
-    """A request that was found sound, ready for the wire. Raises ApiError if it is not."""
+    """A validated request, ready for the wire. Raises ApiError for an invalid one."""
 
     def __init__(
         self, wanted: ForwardHTTPRequest, limits: InternalLimits, handle: SessionHandle
@@ -101,7 +103,7 @@ class _Prepared:
         self.body = _decode_body(wanted.body or "", limits.max_forward_body)
         headers = dict(wanted.headers or {})
         service = next((v for k, v in headers.items() if k.lower() == _SERVICE), None)
-        # A service that may take longer to answer may so for callers as for visitors.
+        # A service's own response timeout applies to callers as well as to visitors.
         self.service = service or ""
         own = response_timeout(handle, service) or 0.0
         most = max(limits.forward_timeout, own + AGENT_SLACK if own else 0.0)
@@ -129,7 +131,7 @@ class _Prepared:
 
 
 class _TunnelBroke(Exception):
-    """The stream failed; `error` says so to the caller."""
+    """The stream failed; `error` is the answer for the caller."""
 
     def __init__(self, error: ApiError) -> None:
         super().__init__(str(error))
@@ -137,7 +139,7 @@ class _TunnelBroke(Exception):
 
 
 class HttpForwarder:
-    """Carries requests to agents, again over a new session where one was replaced meanwhile."""
+    """Sends requests to agents; again over the new session where one was replaced meanwhile."""
 
     def __init__(self, store: DeviceStore, gate: ForwardGate, feed: RequestFeed) -> None:
         self._store = store
@@ -202,7 +204,7 @@ class HttpForwarder:
         limits: InternalLimits,
         http_limits: IngressLimits,
     ) -> ForwardHTTPResponse:
-        while True:  # until the call's own deadline; each turn needs another session
+        while True:  # bounded by the call's deadline; each round needs a new session
             try:
                 stream = await open_stream(handle, http_limits.connect_timeout)
             except ApiError as error:
@@ -221,10 +223,10 @@ class HttpForwarder:
     async def _successor(
         self, handle: SessionHandle, patience: float, error: ApiError
     ) -> SessionHandle:
-        """The session that took this one's place; `error` when none does in time."""
+        """The session that replaced this one; raises `error` when there is none in time."""
         until = trio.current_time() + patience
         successor = await self._store.wait_for_device(handle.device, until)
-        # Another credential is another identity, and this caller has not named that.
+        # Another credential is another identity, which this caller did not name.
         if successor is None or successor.credential != handle.credential:
             raise error
         return successor
@@ -257,10 +259,10 @@ class _Exchange:
         except BaseException:
             await abort(self._stream)
             raise
-        if not self._is_sent:  # the device wanted no more of the request
+        if not self._is_sent:  # the device reads no more of the request
             await abort(self._stream)
             return response
-        # Bounded by the call's deadline; the response is here, so this is courtesy.
+        # Bounded by the call's deadline. The response is complete, so failures here do not matter.
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await self._stream.aclose()
         return response
@@ -288,7 +290,7 @@ class _Exchange:
             )
             self._is_sent = True
         except UpstreamGone:
-            pass  # it may have answered before it stopped reading; reading the answer will tell
+            pass  # it may have answered before it stopped reading: try to read the answer
 
     async def _receive(self) -> ForwardHTTPResponse:
         try:
@@ -330,7 +332,7 @@ class _Exchange:
 
 
 def _decode_body(text: str, max_body: int) -> bytes:
-    # Line breaks are allowed, as Go's decoder allows them.
+    # Line breaks are allowed, as in Go's decoder.
     compact = text.replace("\r", "").replace("\n", "")
     try:
         body = base64.b64decode(compact, validate=True)
@@ -342,7 +344,7 @@ def _decode_body(text: str, max_body: int) -> bytes:
 
 
 def too_large(max_body: int) -> ApiError:
-    """What a caller is told whose request is too large to be buffered."""
+    """The error for a request that is too large to be buffered."""
     return ApiError(
         "BODY_TOO_LARGE",
         f"the request is larger than {max_body} bytes (limits.max_forward_body): use "
@@ -362,12 +364,12 @@ def _timeout(milliseconds: float | None, most: float) -> float:
 
 
 def encode_target(path: str) -> bytes:
-    """A path with its query, as a request line can carry it. Raises ApiError."""
+    """A path with its query, encoded for a request line. Raises ApiError."""
     if _CONTROL.search(path):
         raise _invalid("the path has a control character in it")
     if not path.startswith("/"):
         raise _invalid("the path does not begin with /")
-    # What cannot stand in a request line is percent-encoded, as Go's URLs do it.
+    # Characters that a request line cannot hold are percent-encoded, as Go's net/url does.
     return _NOT_IN_TARGET.sub(_percent_encode, path.partition("#")[0]).encode("ascii")
 
 
@@ -376,7 +378,8 @@ def _percent_encode(match: re.Match[str]) -> str:
 
 
 def _canonical_headers(head: ResponseHead) -> dict[str, list[str]]:
-    """The fields as Go's `http.Header` holds them, because Go's back ends look them up so."""
+    """The fields with names as Go's `http.Header` has them, because Go back ends look them
+    up so."""
     headers: dict[str, list[str]] = {}
     for name, value in end_to_end(head.headers):
         key = "-".join(part.capitalize() for part in name.decode("ascii").split("-"))

@@ -1,4 +1,4 @@
-"""forward/raw and forward/ws: the caller's connection becomes the way to the device."""
+"""forward/raw and forward/ws: the caller's connection becomes a stream to the device."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
 __all__ = ["LeaseRuns", "StreamForwarder", "no_leases"]
 
 LeaseRuns = Callable[[str, str], bool]
-"""Whether the lease of this id runs now and is about the device of this name."""
+"""Whether the lease of this id runs now and is for the device of this name."""
 
 
 def no_leases(_lease_id: str, _device: str) -> bool:
-    """Of a proxy that knows none."""
+    """For a proxy without leases."""
     return False
 
 
@@ -55,12 +55,12 @@ class _Way:
 
     @property
     def cut(self) -> dict[str, str]:
-        """What the log says of a visit that was cut."""
+        """The end of a visit that was cut, for the log."""
         reason = self.visit.cut_reason
         return {} if reason is None else {"cut": reason}
 
     def tell(self, what: dict[str, object], moved: tuple[int, int], started: float) -> None:
-        """Tell those who watch requests that it is over."""
+        """Report to callers that watch requests that it is over."""
         visit, reason = self.visit, self.visit.cut_reason
         visit.feed.tell(
             visit.way,
@@ -78,7 +78,7 @@ class _Way:
 
 
 class StreamForwarder:
-    """Serves the two routes that take the connection over."""
+    """Serves forward/raw and forward/ws."""
 
     def __init__(
         self,
@@ -94,7 +94,9 @@ class StreamForwarder:
 
     @asynccontextmanager
     async def _open(self, call: Call, way: Way) -> AsyncIterator[_Way]:
-        """A place among the session's forwards and a stream, which is cut if the block fails."""
+        """Within the block: a place among the session's forwards, and a stream, which is reset if
+        the block fails.
+        """
         handle = await find_session(self._store, call.query_token)
         lease = (first_value(call.request.headers, LEASE_FIELD.lower()) or b"").decode("latin-1")
         if lease and not self._lease_runs(lease, handle.device):
@@ -112,7 +114,7 @@ class StreamForwarder:
             visit.lease = lease
             with visit:
                 visit.hold(stream)
-                # It may have ended while the stream was opened.
+                # The lease may have ended while the stream was opened.
                 if lease and not self._lease_runs(lease, handle.device):
                     await abort(stream)
                     raise ApiError("LEASE_OVER", "this lease has just ended")
@@ -123,10 +125,9 @@ class StreamForwarder:
                     raise
 
     async def raw(self, call: Call) -> None:
-        """The connection becomes a stream to the agent: whatever is sent arrives there as it is.
-
-        With an `Upgrade` the answer is 101, without one 200; then bytes are only bytes. A request
-        that declares a body sends that body, and the end of the body is the end of sending.
+        """Turn the connection into a stream to the agent, with bytes passed on unchanged. With an
+        `Upgrade` the answer is 101, without one 200. A request that declares a body sends that
+        body, and the end of the body is the end of sending.
         """
         server, request = call.server, call.request
         protocol = _offered_protocol(request)
@@ -168,10 +169,12 @@ class StreamForwarder:
         if result.ended == "finished":
             await server.close()
         else:
-            await server.abort()  # so that a cut response does not look like a complete one
+            await server.abort()  # a cut response must not look like a complete one
 
     async def websocket(self, call: Call) -> None:
-        """A WebSocket from the caller to the path `?path=` of the device, frames untouched."""
+        """Connect a WebSocket of the caller to the path `?path=` of the device; frames are
+        unchanged.
+        """
         request = call.request
         is_upgrade = has_member(request.headers, b"connection", b"upgrade")
         if not is_upgrade or not has_member(request.headers, b"upgrade", b"websocket"):
@@ -235,16 +238,15 @@ def _named_request(request: RequestHead) -> dict[str, object]:
 
 
 class _DeclaredBody(trio.abc.Stream):
-    """A caller whose bytes are the body of its request; what it is sent, it gets as they are.
-
-    It does not own the connection: who made it closes or cuts that.
+    """A stream that reads the body of the caller's request and writes raw bytes. It does not own
+    the connection: its maker closes or cuts that.
     """
 
     def __init__(self, server: ApiConnection) -> None:
         self._server = server
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:  # noqa: ARG002
-        # A piece may be longer than was asked for; relay() takes what it gets.
+        # A piece may be longer than was asked for; relay() accepts that.
         try:
             data, _ = await self._server.read_body()
         except (BadBody, VisitorGone) as error:
@@ -262,7 +264,7 @@ class _DeclaredBody(trio.abc.Stream):
 
 
 def _fields_for_device(request: RequestHead) -> list[Field]:
-    """The caller's fields without what it proves itself with, which no device may learn."""
+    """The caller's fields without its credentials, which a device must not see."""
     kept = [
         (name, value)
         for name, value in end_to_end(request.headers)

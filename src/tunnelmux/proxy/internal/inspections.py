@@ -1,4 +1,4 @@
-"""The inspector by the internal API: switched on for a service and a time, looked at, ended."""
+"""Calls to begin, read and end inspections of services."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ _NOT_REPEATED = frozenset(
 
 
 class InspectionRequest(msgspec.Struct, kw_only=True, rename="camel"):
-    """What is to be inspected."""
+    """The service to inspect, and for how long."""
 
     id: Annotated[str, Meta(min_length=8, max_length=64, pattern="^[0-9A-Za-z-]+$")]
-    """The caller's own, the same at all proxies."""
+    """An id chosen by the caller, the same at all proxies."""
     device: Annotated[str, Meta(min_length=1, max_length=128, pattern="^[ -~]+$")]
     service: Annotated[str, Meta(min_length=1, max_length=64, pattern="^[ -~]+$")]
     seconds: Annotated[
@@ -53,20 +53,20 @@ class InspectionRequest(msgspec.Struct, kw_only=True, rename="camel"):
 
 
 class InspectionList(msgspec.Struct, frozen=True):
-    """What is inspected now, the oldest first."""
+    """The running inspections, oldest first."""
 
     inspections: list[Inspection]
 
 
 class InspectionDetails(msgspec.Struct, frozen=True):
-    """One inspection, and its requests without their bodies, the newest first."""
+    """One inspection, and its requests without bodies, newest first."""
 
     inspection: Inspection
     requests: list[InspectedRequest]
 
 
 class InspectionCalls:
-    """Answers the calls about inspections."""
+    """Serves the calls about inspections."""
 
     def __init__(self, inspector: Inspector, forwarder: HttpForwarder, store: DeviceStore) -> None:
         self._inspector = inspector
@@ -120,7 +120,7 @@ class InspectionCalls:
         return Answer.of(InspectionDetails(inspection.show(), requests))
 
     async def end(self, call: Call) -> Answer:
-        """End an inspection, and forget what it kept."""
+        """End an inspection, and drop its requests."""
         self._inspector.end(self._find(call))
         return Answer.of(Closed())
 
@@ -129,7 +129,8 @@ class InspectionCalls:
         return Answer.of(self._find_request(call, self._find(call)).show(bodies=True))
 
     async def replay(self, call: Call) -> Answer:
-        """Send a request once more through the tunnel; it is kept as another one."""
+        """Send a request again through the tunnel; the repetition is kept as a request of
+        its own."""
         inspection = self._find(call)
         kept = self._find_request(call, inspection)
         if kept.show(bodies=False).is_websocket:

@@ -15,7 +15,7 @@ from tunnelmux.proxy.internal.answers import Answer
 __all__ = ["Gauges", "Metrics"]
 
 Gauges = Callable[[], dict[str, tuple[str, float]]]
-"""What is true now: name to (help, value). Asked for at each scrape, so it costs nothing else."""
+"""Gauges, name to (help, value); computed at each scrape only."""
 
 
 class Metrics:
@@ -43,13 +43,13 @@ class Metrics:
         )
 
     def count(self, method: str, route: str, code: str, seconds: float | None = None) -> None:
-        """Note one call; `code` is "ok" or an error code. Streaming calls have no duration."""
+        """Count one call; `code` is "ok" or an error code. Streaming calls have no duration."""
         self._calls.labels(method, route, code).inc()
         if seconds is not None:
             self._seconds.labels(route).observe(seconds)
 
     def render(self) -> Answer:
-        """All metrics, as Prometheus reads them."""
+        """All metrics in Prometheus' text format."""
         return Answer(
             generate_latest(self._registry), content_type=CONTENT_TYPE_LATEST.encode("ascii")
         )

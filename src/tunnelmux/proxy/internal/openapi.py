@@ -63,13 +63,13 @@ _SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
     ],
     ref_template="#/components/schemas/{name}",
 )[1]
-"""Made from the structs that the handlers decode and answer with."""
+"""The schemas of the structs that the handlers decode and encode."""
 
 _SCHEMAS["ExecRequest"]["dependentRequired"] = {"certificate": ["privateKey"]}
-# Of two fields, which a struct has no words for.
+# An alternative of two fields, which a struct cannot express.
 
 _SCHEMAS["ForwardHTTPRequest"]["required"] = ["session_token"]
-# It may also stand where the other calls have it, which a body cannot say.
+# The token may also be in a field or the query, which a body's schema cannot express.
 
 
 def _content(kind: str, schema: object) -> dict[str, object]:
@@ -84,7 +84,7 @@ def _json(name: str, text: str) -> dict[str, object]:
 
 
 def _errors(*codes: str) -> dict[str, object]:
-    """Responses for these codes and those that every route can answer with."""
+    """Responses for these codes and for those common to all routes."""
     by_status: dict[str, list[str]] = {}
     anywhere = (
         "FORBIDDEN",
@@ -117,14 +117,14 @@ _QUERY_TOKEN = {
     "name": "token",
     "in": "query",
     "schema": _TEXT,
-    "description": f"The session's token. The field {TOKEN_FIELD} may stand for it.",
+    "description": f"The session's token; the field {TOKEN_FIELD} can be used in its place.",
 }
 
 _LEASE = {
     "name": LEASE_FIELD.decode("ascii"),
     "in": "header",
     "schema": _TEXT,
-    "description": "The id of the lease that it is under, with which it ends.",
+    "description": "The id of a lease; the stream ends with it.",
 }
 
 _REQUEST = {
@@ -176,7 +176,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         ],
         "responses": {
             "101": {"description": "The WebSocket is open, end to end."},
-            "default": {"description": "What the device answered instead."},
+            "default": {"description": "The device's answer where it did not switch protocols."},
             **_errors(*_TUNNEL, "LEASE_OVER", "UPGRADE_REQUIRED", "TUNNEL_READ_ERROR"),
         },
     },
@@ -188,7 +188,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         },
         "responses": {
             "200": {
-                "description": "What happens, one JSON object a line, as it does; or, with "
+                "description": "Events, one JSON object per line, as they happen; or, with "
                 "`Accept: application/json`, every result when the last is there.",
                 "content": {
                     "application/x-ndjson": {"schema": _TEXT},
@@ -212,15 +212,15 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "responses": {"200": _json("SessionList", "Sorted by device."), **_errors()},
     },
     "/internal/visits": {
-        "summary": "Who uses what now: every visit, the oldest first",
+        "summary": "All live visits, oldest first",
         "parameters": describe_query(VisitsQuery),
         "responses": {"200": _json("VisitList", "The live visits."), **_errors("INVALID_REQUEST")},
     },
     "/internal/traffic": {
-        "summary": "The devices that moved the most since they connected, and the rest",
+        "summary": "The devices with the most traffic since they connected, and the others' sum",
         "parameters": describe_query(TrafficQuery),
         "responses": {
-            "200": _json("TrafficList", "By bytes, most first."),
+            "200": _json("TrafficList", "Sorted by bytes, descending."),
             **_errors("INVALID_REQUEST"),
         },
     },
@@ -229,7 +229,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "responses": {"200": _json("Closed", "It is being cut."), **_errors()},
     },
     "/internal/events": {
-        "summary": "Sessions connecting, being replaced and being lost, as they do",
+        "summary": "Session events as they happen: connected, replaced, lost",
         "parameters": [
             {
                 "name": "Last-Event-ID",
@@ -247,7 +247,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         },
     },
     "/internal/requests": {
-        "summary": "Requests of visitors, each when it is over",
+        "summary": "Requests of visitors, each when it has ended",
         "parameters": describe_query(RequestsQuery),
         "responses": {
             "200": {
@@ -270,7 +270,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         },
     },
     "GET /internal/inspections": {
-        "summary": "What is inspected now",
+        "summary": "The running inspections",
         "responses": {"200": _json("InspectionList", "The oldest first."), **_errors()},
     },
     "/internal/inspections/{id}": {
@@ -278,7 +278,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "responses": {"200": _json("InspectionDetails", "The newest first."), **_errors()},
     },
     "/internal/inspections/{id}/close": {
-        "summary": "End an inspection, and forget what it kept",
+        "summary": "End an inspection, and drop its requests",
         "responses": {"200": _json("Closed", "It has ended."), **_errors()},
     },
     "/internal/inspections/{id}/requests/{request}": {
@@ -288,7 +288,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
     "/internal/inspections/{id}/requests/{request}/replay": {
         "summary": "Send a request once more through the tunnel, without its secrets",
         "responses": {
-            "200": _json("InspectedRequest", "The repetition, which is kept as well."),
+            "200": _json("InspectedRequest", "The repetition, which is kept too."),
             **_errors(*_TUNNEL, "RESPONSE_TOO_LARGE", "TUNNEL_READ_ERROR", "TUNNEL_WRITE_ERROR"),
         },
     },
@@ -297,7 +297,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "responses": {"200": _json("Status", "It does."), **_errors()},
     },
     "/readyz": {
-        "summary": "Whether new work should be sent here",
+        "summary": "Whether the proxy accepts new work",
         "responses": {"200": _json("Status", "Yes."), **_errors("DRAINING")},
     },
     "/metrics": {
@@ -321,7 +321,7 @@ _DETAILS: dict[str, dict[str, Any]] = {
 
 
 def describe(routes: Iterable[Route]) -> dict[str, Any]:
-    """The description of these routes. Each must be described above."""
+    """The OpenAPI document for these routes. Each route must have an entry above."""
     paths: dict[str, dict[str, object]] = {}
     for route in routes:
         details = dict(_DETAILS.get(f"{route.method} {route.path}") or _DETAILS[route.path])
@@ -343,7 +343,7 @@ def describe(routes: Iterable[Route]) -> dict[str, Any]:
         "info": {
             "title": "tunnelmux internal API",
             "version": tunnelmux.__version__,
-            "description": "How a back end sees the agents of one proxy, and reaches them.",
+            "description": "For back ends: the agents of one proxy, and access to them.",
         },
         "paths": paths,
         "components": {

@@ -22,26 +22,26 @@ __all__ = [
 
 
 class SessionsQuery(msgspec.Struct, frozen=True):
-    """Of GET /internal/sessions."""
+    """The query of GET /internal/sessions."""
 
     device: Annotated[str, Meta(description="Only the sessions of this device.")] = ""
 
 
 class VisitsQuery(msgspec.Struct, frozen=True):
-    """Of GET /internal/visits."""
+    """The query of GET /internal/visits."""
 
     device: Annotated[str, Meta(description="Only the visits of this device.")] = ""
     limit: Annotated[
         int,
         # The most is about 3 MB of JSON.
-        Meta(ge=1, le=10_000, description="Show so many at most; `total` counts all."),
+        Meta(ge=1, le=10_000, description="The most visits to show; `total` counts all."),
     ] = 1000
 
 
 class TrafficQuery(msgspec.Struct, frozen=True):
-    """Of GET /internal/traffic."""
+    """The query of GET /internal/traffic."""
 
-    top: Annotated[int, Meta(ge=1, le=1000, description="So many devices.")] = 20
+    top: Annotated[int, Meta(ge=1, le=1000, description="The number of devices.")] = 20
 
 
 class WebSocketQuery(msgspec.Struct, frozen=True):
@@ -51,7 +51,7 @@ class WebSocketQuery(msgspec.Struct, frozen=True):
 
 
 class RequestsQuery(msgspec.Struct, frozen=True):
-    """Of GET /internal/requests."""
+    """The query of GET /internal/requests."""
 
     device: Annotated[str, Meta(description="Of this device only.")] = ""
     service: Annotated[str, Meta(description="Of this service only.")] = ""
@@ -59,7 +59,8 @@ class RequestsQuery(msgspec.Struct, frozen=True):
         ""
     )
     path: Annotated[
-        str, Meta(description="How it begins; with `*`, `?` or `[…]` a pattern for all of it.")
+        str,
+        Meta(description="A prefix of the path; with `*`, `?` or `[…]` a pattern for all of it."),
     ] = ""
 
 
@@ -67,7 +68,7 @@ _Query = TypeVar("_Query", RequestsQuery, SessionsQuery, TrafficQuery, VisitsQue
 
 
 def read_query(query: Mapping[str, str], cls: type[_Query]) -> _Query:
-    """The query of a request, whose other parameters are ignored. Raises ApiError."""
+    """The query of a request; unknown parameters are ignored. Raises ApiError."""
     try:
         return msgspec.convert(query, cls, strict=False)
     except msgspec.ValidationError as error:
@@ -75,7 +76,7 @@ def read_query(query: Mapping[str, str], cls: type[_Query]) -> _Query:
 
 
 def describe_query(cls: type[msgspec.Struct]) -> list[dict[str, Any]]:
-    """The parameters of such a query, for OpenAPI."""
+    """The query's parameters for OpenAPI."""
     (schema,) = msgspec.json.schema_components([cls])[1].values()
     parameters = []
     for name, described in schema["properties"].items():

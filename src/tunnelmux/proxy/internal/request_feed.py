@@ -21,15 +21,15 @@ from tunnelmux.sessions import RequestFilter
 __all__ = ["RequestFeedCalls"]
 
 _PORTION = 100
-# Requests that are sent at once: some 30 KB. What a slow reader does not take waits, and is counted
-# when it has to go.
+# Requests per write: some 30 KB. Those that a slow reader has not read wait, and are dropped and
+# counted when there are too many.
 
 _FOLLOW_AGAIN = 1.0
 # Seconds until a worker that ended, or did not answer, is followed again.
 
 
 class RequestFeedCalls:
-    """Serves those who watch requests. What they miss is told to them by number."""
+    """Serves callers that watch requests. A reader is told how many requests it missed."""
 
     def __init__(self, feed: RequestFeed, draining: trio.Event) -> None:
         self._feed = feed

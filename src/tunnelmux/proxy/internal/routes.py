@@ -1,4 +1,4 @@
-"""The table of routes: what there is to call, and how a request finds it."""
+"""The table of routes, and the matching of requests."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 __all__ = ["TOKEN_FIELD", "Call", "Others", "Route", "RouteTable"]
 
 TOKEN_FIELD = "Tunnelmux-Session-Token"  # noqa: S105  a name, no secret
-"""The field that may stand for `?token=`: query strings end up in other programs' logs."""
+"""The field that can replace `?token=`: query strings end up in other programs' logs."""
 
 
 class Others(Protocol):
@@ -41,14 +41,14 @@ class Others(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One authenticated request. `server` is its connection; plain routes leave that alone."""
+    """One authenticated request. `server` is its connection, which plain routes must not use."""
 
     request: RequestHead
     server: ApiConnection
     limits: InternalLimits
     http_limits: IngressLimits
     parameters: Mapping[str, str] = field(default_factory=dict)
-    """What stood in the path where the route has `{name}`."""
+    """The values of `{name}` parts of the path."""
     query: Mapping[str, str] = field(default_factory=dict)
     remote: str = ""
     """Where the caller is, as `host:port`."""
@@ -66,10 +66,8 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One path and method.
-
-    `answer` makes a plain answer; `stream` takes the connection over, answers on it and closes it.
-    A route has one of the two.
+    """One path and method. A route has either `answer`, which returns a plain answer, or `stream`,
+    which takes the connection over, answers on it and closes it.
     """
 
     method: str
@@ -79,15 +77,15 @@ class Route:
     gather: Callable[[Callable[[Call], Awaitable[Answer]], Call], Awaitable[Answer]] | None = None
     """What makes one answer of those of all workers, where this is one of several."""
     is_work: bool = False
-    """Whether a drain waits for the end of this stream, as it does for every plain answer."""
+    """Whether a drain waits for this stream to end, as it does for every plain answer."""
 
     @property
     def methods(self) -> tuple[str, ...]:
-        """The methods it takes: HEAD wherever GET has a plain answer."""
+        """The methods it accepts: HEAD too, where GET has a plain answer."""
         return (self.method, "HEAD") if self.method == "GET" and self.answer else (self.method,)
 
     def match(self, path: str) -> dict[str, str] | None:
-        """The path's parameters, percent-decoded, or None when this is another path."""
+        """The path's parameters, percent-decoded, or None when the path does not match."""
         wanted, given = self.path.split("/"), path.split("/")
         if len(wanted) != len(given):
             return None

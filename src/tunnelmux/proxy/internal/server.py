@@ -1,4 +1,4 @@
-"""One connection of a caller after another: read, authenticate, find the route, answer."""
+"""Serve the connections of callers: read a request, authenticate it, find its route, answer."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ _JSON_SLACK = 1_048_576
 # Bytes of a forward/http call that are not its body: method, path, fields and the keys of JSON.
 
 _GRACE = 1.0
-# Seconds for which a caller may prove nothing before its address' share matters: a back end that
-# calls a thousand times at once is no attack.
+# Seconds before an unauthenticated connection counts against its address' share: a back end that
+# makes a thousand calls at once is no attack.
 
 _REFUSING_AT_ONCE = 64
-# Callers over the limit that are being told so; the ones over this are reset.
+# Concurrent 503 answers to callers over the limit; further ones are reset.
 
 _REFUSAL_TIMEOUT = 1.0
-# Seconds one of them gets to read it.
+# Seconds to send one of these.
 
 _ANSWER_TIMEOUT = 60.0
-# Seconds a caller may take to read a whole answer. On the networks back ends live in, 16 MiB need
-# two; who needs a minute is not reading.
+# Seconds in which a caller must read a whole answer. On a back end's network 16 MiB take two; a
+# caller that takes a minute does not read.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InternalSettings:
-    """What a connection is held to, from its accepting on; a reload makes new ones."""
+    """The settings of a connection from its start; a reload makes new ones."""
 
     access: Access = field(default_factory=Access)
     limits: InternalLimits = field(default_factory=InternalLimits)
@@ -99,7 +99,7 @@ class InternalServer:
         self._settings = settings or InternalSettings()
         self.is_draining = False
         self.in_progress = 0
-        """Calls being answered now; streams that only a caller ends do not count."""
+        """Calls in progress; streams that only a caller ends do not count."""
         self._store = store
         self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
@@ -173,10 +173,8 @@ class InternalServer:
     # -- from outside -----------------------------------------------------------------------
 
     def configure(self, settings: InternalSettings) -> None:
-        """Serve like this from now on.
-
-        Where other credentials are asked for, the old ones end at once: connections end
-        after their current call. Streams that were opened stay open.
+        """Use these settings from now on. When the credentials change, the old ones are void at
+        once: connections end after their current call. Open streams stay open.
         """
         if settings.access != self._settings.access:
             for server in self._callers:
@@ -364,7 +362,7 @@ class InternalServer:
                 answer = await route.answer(call)
         except ApiError as error:
             code, answer = error.code, Answer(error.body(), error.status, headers=error.headers)
-            if not error.forwarded:  # that was logged, with the session it was for
+            if not error.forwarded:  # logged already, with its session
                 self._log_refusal(request, route, error, remote)
         except VisitorGone:
             raise
@@ -389,7 +387,7 @@ class InternalServer:
         if route.is_work:
             await route.stream(call)
             return
-        self.in_progress -= 1  # a drain waits for the streams to agents, and not for event streams
+        self.in_progress -= 1  # a drain waits for streams to agents, not for event streams
         try:
             await route.stream(call)
         finally:
@@ -403,7 +401,7 @@ class InternalServer:
             raise VisitorGone(f"it took no answer within {_ANSWER_TIMEOUT:g} s") from None
 
     def _count(self, route: Route | None, code: str, seconds: float | None) -> None:
-        if route is None:  # a path of the caller's own invention would be a series of its own
+        if route is None:  # a path that the caller made up must not become a time series
             self.metrics.count("other", "other", code)
         else:
             self.metrics.count(route.method, route.path, code, seconds)
@@ -513,5 +511,5 @@ class InternalServer:
 
 
 def _logged_path(route: Route | None) -> str:
-    # The path itself may hold a token, and a stranger's path may hold anything.
+    # The path may hold a token, and that of an unauthenticated caller may hold anything.
     return route.path if route is not None else "unknown"

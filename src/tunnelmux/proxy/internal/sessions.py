@@ -1,4 +1,4 @@
-"""Finding the session of a call, and counting the forwards in progress through each."""
+"""Find the session of a call, and limit the forwards of each session."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["ForwardGate", "find_session", "open_stream", "response_timeout"]
 
 
 class ForwardGate:
-    """Counts the forwards of each session, and refuses one too many."""
+    """Limits the forwards of each session."""
 
     def __init__(self) -> None:
         self._running: Counter[str] = Counter()
@@ -28,7 +28,7 @@ class ForwardGate:
 
     @contextmanager
     def hold(self, token: str, limit: int) -> Iterator[None]:
-        """Hold a place for the length of the block. Raises ApiError when there is none."""
+        """Hold a place within the block. Raises ApiError when all are taken."""
         if self._running[token] >= limit:
             raise ApiError(
                 "TOO_MANY_FORWARDS",
@@ -46,7 +46,7 @@ class ForwardGate:
 
 
 async def find_session(store: DeviceStore, token: str) -> SessionHandle:
-    """The live session of this token. Raises ApiError when there is none, or no token."""
+    """The live session of this token. Raises ApiError without a token or a session."""
     if not token:
         raise ApiError("MISSING_SESSION_TOKEN", "session_token required")
     try:

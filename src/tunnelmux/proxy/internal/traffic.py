@@ -1,4 +1,4 @@
-"""What /metrics says of visitors, tunnels and the pump: read off counters that others keep."""
+"""Metrics of visitors, tunnels and the pump, read from their own counters."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ __all__ = ["Traffic"]
 
 
 class Traffic(Collector):
-    """The metrics; `batches` gives the pump's figures, or None where there is no pump."""
+    """A collector; `batches` returns the pump's figures, or None where there is no pump."""
 
     def __init__(
         self,
@@ -40,26 +40,26 @@ class Traffic(Collector):
         yield from self._requests(self._visits.figures)
         yield from self._relays(self._visits.figures)
         visits = GaugeMetricFamily(
-            "tunnelmux_visits_by_way", "Visits that are open, by way.", labels=["way"]
+            "tunnelmux_visits_by_way", "Open visits, by way.", labels=["way"]
         )
         for way, count in sorted(self._visits.by_way().items()):
             visits.add_metric([way], count)
         yield visits
         yield from self._of_tunnels(self._tunnels(), self._visits.figures)
         if (batches := self._batches()) is not None:
-            text = "How long the pump's batches took."
+            text = "Duration of the pump's batches."
             yield _histogram("tunnelmux_pump_batch_seconds", text, {}, batches)
 
     def _requests(self, figures: VisitorFigures) -> Iterator[Metric]:
         ways = {"pump": figures.by_pump, "h11": figures.by_h11}
         requests = CounterMetricFamily(
             "tunnelmux_http_requests",
-            "Visitors' requests that are over, by who carried them and class of status.",
+            "Finished requests of visitors, by path through the proxy and class of status.",
             labels=["way", "status"],
         )
         content = CounterMetricFamily(
             "tunnelmux_http_bytes",
-            "Content of visitors' requests (in) and of the answers (out).",
+            "Bytes of content of visitors' requests (in) and of the answers (out).",
             labels=["way", "direction"],
         )
         seconds = HistogramMetricFamily(
@@ -76,7 +76,7 @@ class Traffic(Collector):
         yield from (requests, content, seconds)
         reasons = CounterMetricFamily(
             "tunnelmux_http_refusals",
-            "Requests that were answered with a Tunnelmux-Reason.",
+            "Requests that the proxy answered with a Tunnelmux-Reason.",
             labels=["reason"],
         )
         for reason, count in sorted(figures.reasons.items()):
@@ -85,7 +85,7 @@ class Traffic(Collector):
 
     def _relays(self, figures: VisitorFigures) -> Iterator[Metric]:
         relays = CounterMetricFamily(
-            "tunnelmux_relays", "Connections to TCP ports that are over.", labels=["outcome"]
+            "tunnelmux_relays", "Finished connections to TCP ports.", labels=["outcome"]
         )
         for outcome in ("finished", "broken", "refused"):
             relays.add_metric([outcome], figures.relays[outcome])
@@ -102,7 +102,7 @@ class Traffic(Collector):
     def _of_tunnels(self, tunnels: TunnelFigures, figures: VisitorFigures) -> Iterator[Metric]:
         refused = CounterMetricFamily(
             "tunnelmux_tunnels_refused",
-            "Agents that were turned away, by reason; no-handshake: it could not be understood.",
+            "Refused agents, by reason; no-handshake: no valid handshake came.",
             labels=["reason"],
         )
         for reason, count in sorted(tunnels.refused.items()):
@@ -114,11 +114,11 @@ class Traffic(Collector):
         failures.add_metric(["tunnel"], tunnels.tls_failures)
         failures.add_metric(["http"], figures.tls_failures)
         yield failures
-        text = "How often a stream to an agent had to wait for it to read."
+        text = "How often a stream waited because its agent had not read (window used up)."
         yield CounterMetricFamily("tunnelmux_window_stalls", text, value=tunnels.window_stalls)
         moved = CounterMetricFamily(
             "tunnelmux_tunnel_bytes",
-            "Bytes of the agents' sessions, below TLS and WebSocket.",
+            "Bytes of the agents' sessions, without TLS and WebSocket framing.",
             labels=["direction"],
         )
         moved.add_metric(["to_agents"], tunnels.bytes_to_agents)

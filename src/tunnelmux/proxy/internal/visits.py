@@ -1,4 +1,4 @@
-"""GET /internal/visits and POST /internal/visits/{id}/close: who uses what, and an end to it."""
+"""GET /internal/visits and POST /internal/visits/{id}/close: list and end visits."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ __all__ = ["VisitCalls"]
 
 
 class VisitCalls:
-    """Answers the calls about visits."""
+    """Serves the calls about visits."""
 
     def __init__(self, visits: VisitRegister) -> None:
         self._visits = visits
 
     async def list(self, call: Call) -> Answer:
-        """The live visits, the oldest first; `?device=` chooses those of one device."""
+        """The live visits, oldest first; `?device=` selects those of one device."""
         query = read_query(call.query, VisitsQuery)
         of_device = self._visits.of_device
         chosen = of_device(query.device) if query.device else list(self._visits)
@@ -27,7 +27,7 @@ class VisitCalls:
         return Answer.of(VisitList(shown, len(chosen)))
 
     async def close(self, call: Call) -> Answer:
-        """End a visit now."""
+        """End a visit."""
         visit = self._visits.find(call.parameters["id"])
         if visit is None:
             raise ApiError("NOT_FOUND", "visit not found")

@@ -1,3 +1,3 @@
-"""Tunnels: agents that connect, the devices they are, and how a device comes to its token."""
+"""Tunnels: connections of agents, the known devices, and how devices get their tokens."""
 
 from __future__ import annotations

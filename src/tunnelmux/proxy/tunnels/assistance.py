@@ -1,4 +1,4 @@
-"""The proxy's conversation with one agent about leases, over the tunnel."""
+"""Requests to an agent about leases, over its tunnel."""
 
 from __future__ import annotations
 
@@ -38,18 +38,18 @@ T = TypeVar("T")
 
 
 class AssistFailed(TunnelmuxError):
-    """The agent could not be asked, or its answer is none."""
+    """The agent could not be asked, or its answer was invalid."""
 
 
 class LeaseReply(msgspec.Struct):
-    """What a device says to a lease."""
+    """A device's answer to a lease."""
 
     state: str
     reason: str = ""
 
 
 class AgentEvent(msgspec.Struct):
-    """One line of what an agent tells."""
+    """One event from an agent's stream."""
 
     type: str
     lease: str = ""
@@ -73,14 +73,14 @@ class _Cut(msgspec.Struct):
 async def offer_lease(
     handle: LocalHandle, lease: Lease, now: datetime, limits: IngressLimits
 ) -> LeaseReply:
-    """Tell the agent of a lease; what the device says. Raises AssistFailed."""
+    """Offer a lease to the agent. Returns the device's answer. Raises AssistFailed."""
     body: dict[str, Any] = {
         "id": lease.id,
         "who": lease.holder_name or lease.holder,
         "reason": lease.reason,
         "services": list(lease.services),
         "rights": list(lease.rights),
-        # Not the moment: the clock there may be wrong.
+        # Seconds left, not a time: the device's clock may be wrong.
         "seconds": max(0.001, (lease.ends - now) / timedelta(seconds=1)),
         "recorded": lease.recorded,
         "sealed": lease.sealed,
@@ -90,8 +90,9 @@ async def offer_lease(
 
 
 async def tell_end(handle: LocalHandle, lease_id: str, reason: str, limits: IngressLimits) -> int:
-    """Tell the agent that a lease has ended; the connections that this cut there. Raises
-    AssistFailed."""
+    """Tell the agent that a lease has ended. Returns how many connections it cut. Raises
+    AssistFailed.
+    """
     body = {"id": lease_id, "reason": reason}
     return (await _post(handle, LEASE_END_PATH, body, _Cut, limits)).cut
 
@@ -99,8 +100,9 @@ async def tell_end(handle: LocalHandle, lease_id: str, reason: str, limits: Ingr
 async def follow_agent(
     handle: LocalHandle, limits: IngressLimits, take: Callable[[AgentEvent], object]
 ) -> None:
-    """Give `take` all that the agent tells of its switch, until the session or the agent's telling
-    ends. Raises AssistFailed when it tells nothing at all."""
+    """Call `take` with each event of the agent's switch, until the session or the stream of events
+    ends. Raises AssistFailed when the agent sends no events.
+    """
     async with _asked(handle, b"GET", ASSIST_PATH, None, limits) as client:
         line = bytearray()
         with suppress(UpstreamGone, BadBody):
@@ -113,11 +115,11 @@ async def follow_agent(
                         take(msgspec.json.decode(line[:at], type=AgentEvent))
                     del line[: at + 1]
                 if len(line) > _MAX_LINE:
-                    raise AssistFailed("a line of the agent's is too long")
+                    raise AssistFailed("a line from the agent is too long")
 
 
 def said_serial(field: str | None) -> str:
-    """The serial number in an agent's field."""
+    """Decode the serial number in an agent's field."""
     return unquote(field or "", errors="replace")[:128].strip()
 
 
@@ -148,7 +150,9 @@ async def _asked(
     content: dict[str, Any] | None,
     limits: IngressLimits,
 ) -> AsyncIterator[ClientConnection]:
-    """A request to the agent itself whose answer is a 200, to be read on; raises AssistFailed."""
+    """Send a request to the agent's own API; the body of its 200 answer can be read within the
+    block. Raises AssistFailed.
+    """
     try:
         stream = await handle.open_stream()
     except SessionError as error:

@@ -1,4 +1,4 @@
-"""The quickstart's own TLS certificate: self-signed, and trusted by its pin."""
+"""The quickstart's TLS certificate: self-signed, and trusted by its pin."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from tunnelmux.transports import certificate_pin
 
 __all__ = ["make_certificate", "pin_of"]
 
-_CLOCK_SKEW = datetime.timedelta(days=1)  # devices without a battery clock may live in the past
+_CLOCK_SKEW = datetime.timedelta(days=1)  # a device without a battery clock may be behind
 
-# RFC 5280 section 4.1.2.5: the date that says "no end". Agents trust the pin, and a certificate
-# that ended would lock out a whole fleet on one day.
+# RFC 5280 section 4.1.2.5: the date for "does not expire". Agents trust the pin, and an expired
+# certificate would lock out a whole fleet on one day.
 _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)
 
 

@@ -1,4 +1,4 @@
-"""Who may connect: the devices of proxy.toml, those that enrolled, and those of the registry."""
+"""The known devices: those of proxy.toml, enrolled ones, and those of the registry."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ from tunnelmux.config.access import AccessRule
 __all__ = ["DeviceRegister", "KnownDevice", "Registration", "devices_from_config"]
 
 _SERIAL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
-# A serial number that can stand in a host's label; of others, devices are found by name there.
+# Serial numbers that can be a label of a host name; devices with others are found by name only.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Registration:
-    """What only the registry knows of a device."""
+    """A device's data from the registry."""
 
     device_id: str
     tenant_id: str
     refused: str
-    """Why it is turned away; empty when it is not."""
+    """Why the device is refused; empty when it is not."""
     paired_by: str
-    """The id of the user who let it in, or empty."""
+    """The id of the user who paired it, or empty."""
     rotation_wanted: bool
     credentials: Mapping[bytes, str] = field(repr=False)
     """The id of each credential, by the SHA-256 of its token."""
     rules: Mapping[str, AccessRule] = field(default_factory=dict)
-    """Who may visit, by service; empty is the device's own rule."""
+    """Access rules by service; the empty name is the device's own rule."""
     serial: str = ""
     """Its serial number; empty where none is known."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KnownDevice:
-    """A device that may connect, or is known and turned away (`enabled` False)."""
+    """A known device; it may connect unless `enabled` is False."""
 
     name: str
     token_sha256: bytes = field(repr=False)
     """The 32 bytes of the token's SHA-256. Tokens themselves are never kept."""
     enabled: bool = True
     replaced_sha256: tuple[bytes, ...] = field(default=(), repr=False)
-    """The same of tokens that another invitation replaced: they are refused."""
+    """The same of tokens that a later invitation replaced, which are refused."""
     also_sha256: tuple[bytes, ...] = field(default=(), repr=False)
-    """The same of further tokens that are as good: while one is rotated there are two."""
+    """The same of further valid tokens: there are two during a rotation."""
     registration: Registration | None = None
-    """What the registry says of it; None for a device of proxy.toml or one that enrolled."""
+    """Its data from the registry; None for a device of proxy.toml or an enrolled one."""
 
     @property
     def tokens_sha256(self) -> frozenset[bytes]:
@@ -71,10 +71,8 @@ def devices_from_config(config: ProxyConfig) -> list[KnownDevice]:
 
 
 class DeviceRegister:
-    """The devices known now. A device of proxy.toml hides an enrolled one of the same name, and
-    both hide one of the registry.
-
-    Finding one, by token or by name, is one look in a table, however many there are.
+    """All known devices. A device of proxy.toml hides an enrolled one of the same name, and both
+    hide one of the registry. Look-ups by token and by name take constant time.
     """
 
     def __init__(
@@ -90,27 +88,28 @@ class DeviceRegister:
     def identify(self, token: str) -> KnownDevice | None:
         """The device this token belongs to, enabled or not; None when it is unknown.
 
-        Found by the SHA-256 of the token. What the time of the look could tell is something about
-        digests, and a token cannot be chosen by its digest: a token has 256 random bits.
+        The look-up uses the SHA-256 of the token. Its timing could reveal something about digests
+        only, and tokens of 256 random bits cannot be chosen by their digests.
         """
         return self._by_token.get(hashlib.sha256(token.encode()).digest())
 
     def identify_replaced(self, token: str) -> KnownDevice | None:
-        """The device that this token belonged to until another invitation replaced it, or None."""
+        """The device whose former token this is, replaced by a later invitation; or None."""
         return self._by_replaced.get(hashlib.sha256(token.encode()).digest())
 
     def knows(self, name: str) -> bool:
-        """Whether there is a device of this name, online or not. A disabled one is known."""
+        """Whether there is a device of this name, online or not, enabled or not."""
         return name in self._by_name
 
     def find(self, name: str) -> KnownDevice | None:
-        """The device of this name as it is known now."""
+        """The device of this name, or None."""
         return self._by_name.get(name)
 
     def named(self, label: str) -> str:
-        """The name of the device that a host calls so: by its name, or else by its serial number
-        in small letters, with the tenant behind it where the name has one. What is neither comes
-        back as it is."""
+        """The name of the device for a label of a host name: its name, or its serial number in
+        lower case, followed by the tenant where the name has one. Other labels are returned
+        unchanged.
+        """
         if label in self._by_name:
             return label
         return self._by_serial.get(label, label)
@@ -120,14 +119,14 @@ class DeviceRegister:
         return name in self._configured
 
     def may_go_on(self, device: KnownDevice) -> bool:
-        """Whether a device that was let in as this one may still be here."""
+        """Whether a device that was admitted with this entry may stay connected."""
         now = self._by_name.get(device.name)
         if now is None or not now.enabled or _id_of(now) != _id_of(device):
             return False
         return bool(now.tokens_sha256 & device.tokens_sha256)
 
     def is_tenant(self, name: str) -> bool:
-        """Whether host names that end with `--name` are those of a tenant's devices."""
+        """Whether `name` is a tenant, so that host names ending in `--name` are its devices'."""
         return self._tenants[name] > 0
 
     @property
@@ -143,10 +142,9 @@ class DeviceRegister:
     def replace_configured(
         self, configured: Iterable[KnownDevice], enrolled: Iterable[KnownDevice] | None = None
     ) -> set[str]:
-        """Take the devices of a new configuration; answers whose sessions may not go on.
-
-        Those are the devices that are gone, disabled, or have another token than before. With
-        `enrolled`, these take the place of all that enrolled.
+        """Use the devices of a new configuration. Returns the devices that may not stay connected:
+        those that are gone, disabled, or have another token. `enrolled`, if given, replaces all
+        enrolled devices.
         """
         before = self._by_name
         self._configured = {device.name: device for device in configured}
@@ -158,10 +156,9 @@ class DeviceRegister:
     def replace_registered(
         self, fresh: Mapping[str, KnownDevice | None], *, everything: bool = False
     ) -> dict[str, tuple[str, str]]:
-        """Take over what the registry says of these devices, by id; None of one that is gone.
-
-        With `everything` there are no others. Answers, by id, the names of those whose sessions
-        may not go on, and why. A device whose token was rotated goes on: for a while it had both.
+        """Update these devices of the registry, by id; None removes one. With `everything` all
+        others are removed. Returns, by id, the names of devices that may not stay connected, and
+        why. A rotated token does not end a session: for a while the device had both.
         """
         touched = list(self._registered) if everything else list(fresh)
         before = {key: device for key in touched if (device := self._registered.pop(key, None))}
@@ -170,7 +167,7 @@ class DeviceRegister:
             for device_id, device in before.items()
             if self._by_name.get(device.name) is device
         }
-        # All that goes before all that comes: two may have swapped their names.
+        # Remove before adding: two devices may have swapped their names.
         for device in before.values():
             self._count_tenant(device, -1)
         for device in shown.values():
@@ -204,7 +201,7 @@ class DeviceRegister:
         return "its token was revoked"
 
     def add_enrolled(self, device: KnownDevice) -> None:
-        """Let a device connect that just enrolled, in place of an enrolled one of its name."""
+        """Add an enrolled device, in place of an enrolled one of the same name."""
         before = self._enrolled.get(device.name)
         self._enrolled[device.name] = device
         if device.name in self._configured:
@@ -227,7 +224,8 @@ class DeviceRegister:
         if label := _serial_label(device):
             self._by_serial[label] = device.name
         for digest in device.tokens_sha256:
-            # Where a token is there twice, proxy.toml wins, and the registry never does.
+            # For a token with two devices, proxy.toml wins over enrolled ones, and these over the
+            # registry.
             other = self._by_token.get(digest)
             if other is None or not (self.is_configured(other.name) or device.registration):
                 self._by_token[digest] = device
@@ -246,7 +244,7 @@ class DeviceRegister:
 
 
 def _serial_label(device: KnownDevice) -> str:
-    """The device's serial number as hosts have it; empty where none can."""
+    """The device's serial number as a label of a host name; empty where it cannot be one."""
     serial = device.registration.serial.lower() if device.registration is not None else ""
     if not _SERIAL.fullmatch(serial):
         return ""

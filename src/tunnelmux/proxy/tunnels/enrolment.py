@@ -1,4 +1,4 @@
-"""How a device that has an invitation becomes one that may connect."""
+"""Enrolment: a device with an invitation gets its own token."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ __all__ = ["Enrolled", "Enrolment"]
 _TOKEN_BYTES = 32
 
 _REMEMBERED = 8
-# Tokens of each device that are known as replaced, so that their holders read why they are refused.
+# Replaced tokens that are kept of each device, so that an agent with one learns why it is refused.
 
 
 class _EnrolledDevice(
@@ -31,22 +31,22 @@ class _EnrolledDevice(
     name: str
     token_sha256: str
     replaced_sha256: list[str] = []
-    """Tokens that were good before another invitation replaced them, the latest last."""
+    """Tokens that later invitations replaced, the latest last."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Enrolled:
-    """A device that just enrolled."""
+    """The result of an enrolment."""
 
     device: KnownDevice
     token: Secret
-    """What it is to use from now on."""
+    """The device's token from now on."""
     replaced: bool
-    """Whether one of its name had enrolled before, whose token ended now."""
+    """Whether a device of this name had enrolled before; its token is void now."""
 
 
 class Enrolment:
-    """The invitations of a state directory, and the devices that used one (`devices.json`)."""
+    """The invitations of a state directory, and the enrolled devices (`devices.json`)."""
 
     def __init__(self, state_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.invitations = Invitations(state_dir, clock=clock)
@@ -54,7 +54,7 @@ class Enrolment:
         self._writing = trio.Lock()
 
     def load(self) -> list[KnownDevice]:
-        """The devices that enrolled so far. Raises ConfigError when the file is damaged."""
+        """The enrolled devices. Raises ConfigError when the file is damaged."""
         try:
             content = self._file.read_bytes()
             return [
@@ -79,13 +79,12 @@ class Enrolment:
             ) from None
 
     async def enrol(self, name: str, invitation: str) -> Enrolled | None:
-        """Use the invitation up for this device.
-
-        None when there is no such invitation; raises InvitationRefused when it is expired or used,
-        and NameRefused when it is not for this name, a device of which may have enrolled before.
+        """Use the invitation up for this device. None when there is no such invitation. Raises
+        InvitationRefused when it is expired or used, and NameRefused when it is not for this name
+        or the name is taken.
         """
-        # Shielded, because a used invitation and the device it was used for belong together;
-        # two small local files bound how long that takes.
+        # Shielded, because the invitation and the device must be written together; this takes as
+        # long as writing two small local files.
         with trio.CancelScope(shield=True):
             async with self._writing:
                 enrolled = await trio.to_thread.run_sync(self._enrol, name, invitation)

@@ -1,4 +1,4 @@
-"""The tunnels in numbers."""
+"""Counters of tunnels."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = ["TunnelFigures"]
 
 @dataclass(slots=True)
 class TunnelFigures:
-    """What agents' connections came to so far; `add` a session when it is over."""
+    """Counters of agents' connections; `add` a session when it is over."""
 
     refused: Counter[str] = field(default_factory=Counter)
-    """Agents that were turned away, by reason; `no-handshake` could not be understood."""
+    """Refused agents, by reason; `no-handshake` where no valid handshake came."""
     tls_failures: int = 0
     """Connections whose TLS handshake failed."""
     window_stalls: int = 0
-    """How often a stream had to wait for its agent to read."""
+    """How often a stream waited because its agent had not read."""
     bytes_to_agents: int = 0
     bytes_from_agents: int = 0
 
     def add(self, handle: LocalHandle) -> None:
-        """Count what this session moved."""
+        """Add the traffic of this session."""
         session = handle.session
         self.window_stalls += session.window_stalls
         self.bytes_to_agents += session.bytes_sent
         self.bytes_from_agents += session.bytes_received
 
     def with_live(self, sessions: list[LocalHandle]) -> TunnelFigures:
-        """The same with what these sessions moved, which are not over."""
+        """These counters plus the traffic of these live sessions."""
         now = TunnelFigures(
             self.refused,
             self.tls_failures,

@@ -23,10 +23,11 @@ __all__ = ["INVITATION_LIFETIME", "InvitationRefused", "Invitations", "NameRefus
 
 INVITATION_LIFETIME = 15 * 60.0
 """Seconds. Long enough to walk to the device, short enough that a line left in a terminal or a chat
-is soon worth nothing."""
+soon expires.
+"""
 
 _REMEMBERED = 24 * 3600.0
-# Seconds a used or expired invitation is kept, so that trying it again tells why it fails.
+# Seconds for which a used or expired invitation is kept, to tell why it fails.
 
 _TOKEN_BYTES = 32
 
@@ -34,11 +35,11 @@ _AGAIN = "make another on the proxy with: tunnelmux-proxy invite"
 
 
 class InvitationRefused(TunnelmuxError):
-    """The invitation exists and cannot be used: it is expired, or was used. The message says so."""
+    """The invitation is expired or was used already; the message says which."""
 
 
 class NameRefused(TunnelmuxError):
-    """The invitation is good, and not for a device of that name. It was not used up."""
+    """The invitation is valid, but not for a device of that name. It was not used up."""
 
 
 class _Invitation(
@@ -48,10 +49,10 @@ class _Invitation(
     """Seconds since the epoch."""
 
     replaces: str | None = None
-    """The one device it is for, which may have enrolled before."""
+    """The only device it is for, which may have enrolled before."""
 
     suggests: str | None = None
-    """The name that the line to paste has, so that the next line gets another."""
+    """The device name in the line to paste; the next invitation gets another."""
 
 
 class Invitations:
@@ -68,11 +69,9 @@ class Invitations:
         replaces: str | None = None,
         suggests: str | None = None,
     ) -> Secret:
-        """A new token, good for one enrolment within `lifetime` seconds.
-
-        With `replaces` it is for the device of that name only, which loses its place if it had
-        enrolled before. Without, it is for any name that is not taken; `suggests` is the one that
-        `suggested` tells as long as the invitation is open.
+        """A new token, valid for one enrolment within `lifetime` seconds. With `replaces` it is
+        only for the device of that name, whose earlier enrolment it replaces. Without, it is for
+        any free name; `suggested` includes the name `suggests` while the invitation is open.
 
         Raises ConfigError when the state directory cannot be written to.
         """
@@ -99,13 +98,13 @@ class Invitations:
             try:
                 invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
             except (OSError, msgspec.DecodeError):
-                continue  # used by the running proxy this moment, or not one of ours
+                continue  # the running proxy has just used it, or the file is not ours
             if invitation.suggests is not None and invitation.expires_at > self._clock():
                 names.add(invitation.suggests)
         return names
 
     def knows(self, token: str) -> bool:
-        """Whether this is an invitation that can be used, or could until a short time ago."""
+        """Whether this is the token of an invitation that is open, or was until recently."""
         file = self._open_file(token)
         return file.exists() or file.with_suffix(".used").exists()
 
@@ -113,7 +112,7 @@ class Invitations:
         """Use the invitation up for a device of this name: True for the first caller.
 
         `is_taken` says whether a device of this name has enrolled before. False when no such
-        invitation is known; raises InvitationRefused when it is expired or was used already, and
+        invitation is known. Raises InvitationRefused when it is expired or was used already, and
         NameRefused when it is not for this name.
         """
         file = self._open_file(token)
@@ -123,7 +122,7 @@ class Invitations:
             if invitation.expires_at <= self._clock():
                 raise InvitationRefused(f"this invitation has expired: {_AGAIN}")
             _check_name(invitation, name, is_taken=is_taken)
-            # The rename decides who is first: for the second there is nothing left to rename.
+            # The rename decides who is first: the second finds no file.
             file.rename(used)
         except FileNotFoundError:
             if used.exists():
@@ -148,7 +147,7 @@ class Invitations:
                 if invitation.expires_at + _REMEMBERED <= self._clock():
                     file.unlink(missing_ok=True)
             except (OSError, msgspec.DecodeError):
-                continue  # used by the running proxy this moment, made by root, or not one of ours
+                continue  # the proxy has just used it, root made it, or it is not ours
 
 
 def _check_name(invitation: _Invitation, name: str, *, is_taken: bool) -> None:

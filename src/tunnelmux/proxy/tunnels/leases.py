@@ -1,7 +1,6 @@
-"""The leases that are not over, as this proxy knows them; each ends here at its second.
-
-The registry says what there is, the device what it agrees to, and this proxy ends the visits. Each
-of the three ends a lease by its own clock, whatever the others do.
+"""The current leases, as this proxy knows them; each is ended here in time. The registry has the
+leases, the device agrees to each, and this proxy ends the visits. Each of the three ends a lease by
+its own clock, independently of the others.
 """
 
 from __future__ import annotations
@@ -33,14 +32,14 @@ __all__ = ["LeaseBook"]
 _log = get_logger("proxy.leases")
 
 _RETRY = 5.0
-# Seconds until an agent is asked again that could not be asked, or the registry is written again.
+# Seconds until the next try after a failed call to an agent or the registry.
 
 CutVisits = Callable[[str, str, str], int]
-"""Given a device's label, a lease and a reason: ends the visits under it, answers how many."""
+"""`cut(device label, lease id, reason)` ends the visits under the lease; returns how many."""
 
 
 class _Known:
-    """A lease, and when it ends on Trio's clock."""
+    """A lease, and its end on Trio's clock."""
 
     __slots__ = ("lease", "tenant_id", "until")
 
@@ -51,10 +50,7 @@ class _Known:
 
 
 class LeaseBook:
-    """All leases that are not over. `run` ends them in time and speaks with the agents.
-
-    `cut` ends visits.
-    """
+    """All current leases. `run` ends them in time and calls the agents. `cut` ends visits."""
 
     def __init__(
         self,
@@ -76,30 +72,31 @@ class LeaseBook:
         self._registry: Registry | None = None
         self._speaking: trio.Nursery | None = None
 
-    # -- looking ----------------------------------------------------------------------------------
+    # -- queries ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
         return len(self._leases)
 
     def running(self, lease_id: str, device: str) -> Lease | None:
-        """The lease of this id, where it is about the device of this label and runs now."""
+        """The lease of this id, if it is for the device of this label and runs now."""
         known = self._leases.get(lease_id)
         if known is None or self._label_of(known.lease.device_id) != device:
             return None
         return known.lease if self._is_running(known) else None
 
     def goes_on(self, lease_id: str, device: str) -> Lease | None:
-        """The lease of this id, about the device of this label, where what was begun under it may
-        go on: it runs, or is only used up."""
+        """The lease of this id, if it is for the device of this label and visits under it may go
+        on: it runs, or has no uses left.
+        """
         known = self._leases.get(lease_id)
         if known is None or self._label_of(known.lease.device_id) != device:
             return None
         lease = known.lease
-        # One whose time had not come was not used, and `take` forgets those that have ended.
+        # One that has not begun has no visits, and `take` removes those that have ended.
         return lease if known.until > trio.current_time() else None
 
     def running_for(self, holder: str, device: str) -> list[Lease]:
-        """The leases by which this user may use the device of this label now."""
+        """The running leases of this user for the device of this label."""
         found = self._devices.find(device)
         registration = found.registration if found is not None else None
         if registration is None:
@@ -116,31 +113,27 @@ class LeaseBook:
         lease = known.lease
         if known.until <= trio.current_time():
             return False
-        # Its end was reckoned once: a clock that is set meanwhile must not move it.
+        # The end was computed once: setting the wall clock must not move it.
         return lease.state(min(self._clock(), lease.ends - timedelta(microseconds=1))) == "running"
 
     def _label_of(self, device_id: str) -> str | None:
         device = self._devices.registered.get(device_id)
         return device.name if device is not None else None
 
-    # -- what the registry says -------------------------------------------------------------------
+    # -- changes of the registry -------------------------------------------------------------------
 
     def take(self, found: Iterable[FleetLease], *, everything: bool = False) -> dict[str, int]:
-        """Take over what the registry says of these leases; `everything`: there are no others.
-
-        Answers, for each that is over now, how many visits were cut.
+        """Update these leases from the registry; with `everything` all others are removed. Returns,
+        for each that has ended, how many visits were cut.
         """
         fresh = {one.lease.id: one for one in found}
         gone = set(self._leases) - set(fresh) if everything else set()
-        cut = {
-            lease_id: self._forget(lease_id, "the registry does not know it any more")
-            for lease_id in gone
-        }
+        cut = {lease_id: self._forget(lease_id, "the registry has removed it") for lease_id in gone}
         now = self._clock()
         for lease_id, one in fresh.items():
             state = one.lease.state(now)
             if state in ("ended", "expired"):
-                # One that is used up stays: what goes on under it may, until its end.
+                # One without uses left stays: visits under it may go on until its end.
                 reason = one.lease.end_reason or "its time is over"
                 cut[lease_id] = self._forget(lease_id, f"the lease has ended: {reason}", one.lease)
             else:
@@ -180,25 +173,25 @@ class LeaseBook:
             try:
                 session[1].send_nowait(what)
             except (trio.WouldBlock, trio.BrokenResourceError, trio.ClosedResourceError):
-                # It is told all again when it next connects.
+                # The agent gets all leases when it next connects.
                 _log.warning("agent not told of a lease", device=session[0].device, lease=str(what))
 
     # -- sessions ---------------------------------------------------------------------------------
 
     def session_began(self, handle: LocalHandle, device_id: str, *, assists: bool) -> None:
-        """A device is there; `assists`: its agent takes leases, or may."""
+        """A device has connected; `assists`: its agent takes leases, or may later."""
         if self._speaking is not None:
             self._speaking.start_soon(self._speak, handle, device_id, assists)
 
     def session_ended(self, handle: LocalHandle, device_id: str) -> None:
-        """It is gone."""
+        """The session has ended."""
         session = self._sessions.get(device_id)
         if session is not None and session[0] is handle:
             del self._sessions[device_id]
             session[1].close()
 
     async def _speak(self, handle: LocalHandle, device_id: str, assists: bool) -> None:
-        """Keep an agent and the registry of one mind about the leases of a device."""
+        """Keep an agent and the registry in step about the leases of a device."""
         news, work = trio.open_memory_channel[str | AgentEvent](1000)
         self.session_ended_if_other(device_id)
         self._sessions[device_id] = handle, news
@@ -217,7 +210,7 @@ class LeaseBook:
             self.session_ended(handle, device_id)
 
     def session_ended_if_other(self, device_id: str) -> None:
-        """Leave the session before this one alone: it was replaced."""
+        """Stop the task of the session that this one has replaced."""
         session = self._sessions.pop(device_id, None)
         if session is not None:
             session[1].close()
@@ -239,7 +232,7 @@ class LeaseBook:
                 _log.warning("agent tells too much of leases", device=handle.device)
 
         with news:
-            # All leases first, so that what the agent tells of them finds them known.
+            # All leases first, so that the agent's events are about known leases.
             self._offer_all(device_id, news)
             try:
                 await follow_agent(handle, self._limits, take)
@@ -251,7 +244,7 @@ class LeaseBook:
     async def _patiently(
         self, handle: LocalHandle, device_id: str, what: str | AgentEvent, assists: bool
     ) -> None:
-        """Do one thing; again while the registry is away, as long as the session lives."""
+        """Call `action`; again while the registry is away, as long as the session lives."""
         while handle.session.error is None:
             try:
                 if isinstance(what, AgentEvent):
@@ -287,7 +280,7 @@ class LeaseBook:
             await self._refuse(registry, lease, device_id, reason)
             return
         if lease.kind == "code":
-            return  # it is the device's own
+            return  # the device itself has ended it
         reply = await offer_lease(handle, lease, self._clock(), self._limits)
         if reply.state == "refused":
             await self._refuse(registry, lease, device_id, reply.reason)
@@ -320,7 +313,7 @@ class LeaseBook:
                 reason = event.reason[:255]
                 await fleet.answer_lease(event.lease, device_id, given=event.given, reason=reason)
             case "end":
-                # Here at once: the registry may be away.
+                # Ended here at once: the registry may be away.
                 known = self._leases.get(event.lease)
                 if known is not None and known.lease.device_id == device_id:
                     self._forget(event.lease, f"the device ended it: {event.reason[:255]}")
@@ -341,7 +334,7 @@ class LeaseBook:
     # -- times ------------------------------------------------------------------------------------
 
     async def run(self, registry: Registry) -> None:
-        """End leases in time, and speak with the agents of sessions that begin; until cancelled."""
+        """End leases in time, and call the agents of new sessions; until cancelled."""
         self._registry = registry
         try:
             async with trio.open_nursery() as watching:
@@ -352,8 +345,7 @@ class LeaseBook:
             self._speaking = None
 
     def fall_silent(self) -> None:
-        """Speak with no agent any more: the proxy ends, and these streams are not its visitors'.
-        Leases end in time all the same."""
+        """Make no more calls to agents, because the proxy drains. Leases still end in time."""
         if self._speaking is not None:
             self._speaking.cancel_scope.cancel(reason="the proxy is draining")
             self._speaking = None
@@ -361,7 +353,7 @@ class LeaseBook:
     async def _watch(self) -> NoReturn:
         while True:
             due = self._due[0][0] if self._due else float("inf")
-            # Endless while there is none: `_keep` moves the deadline.
+            # No deadline while there is no lease: `_keep` sets it.
             with trio.CancelScope(deadline=due) as self._timer:
                 await trio.sleep_forever()
             for lease_id in self._over(trio.current_time()):

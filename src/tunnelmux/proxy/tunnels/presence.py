@@ -1,7 +1,6 @@
-"""Which devices were online, kept for the proxy process that comes next.
-
-Visitors of a device that was online before a restart wait for it, and what is known of one that is
-offline (when it was last seen, and why it was lost) is not forgotten.
+"""A file with the devices that were online, for the next proxy process. Visitors of a device that
+was online before a restart wait for it, and the facts about offline devices (last seen, why lost)
+are kept.
 """
 
 from __future__ import annotations
@@ -23,15 +22,16 @@ __all__ = ["PresenceFile", "presence_path"]
 _log = get_logger("proxy.tunnel")
 
 _BATCH = 1.0
-# Seconds between two writings: what happens meanwhile is written together. So a crash forgets what
-# happened in its last second.
+# Seconds between two writes: changes in between are written together. So a crash loses the last
+# second's changes.
 
 _REFRESH = 60.0
-# Seconds after which the file is written again although no device came or went: each online device
-# was heard from meanwhile, and after a crash this is all that says so.
+# Seconds after which the file is written even without a change, because the times at which online
+# devices were last seen have changed.
 
 _MAX_BYTES = 67_108_864
-# Of a file that is read: some 500,000 devices, and no log file that was put there by mistake.
+# Bytes of a file that is read: some 500,000 devices. Protects against reading a log file by
+# mistake.
 
 
 class _Content(msgspec.Struct):
@@ -72,10 +72,9 @@ class PresenceFile:
         self._writing = trio.Lock()
 
     async def load(self, is_known: Callable[[str], bool], wait: float) -> None:
-        """Give the store what the process before knew of the devices that are still known.
-
-        Visitors of those that were online wait for them, up to `wait` seconds from now. A file that
-        is damaged is told of and passed over.
+        """Restore the facts of the previous process about devices that are still known. Visitors of
+        those that were online wait for them, up to `wait` seconds from now. A damaged file is
+        logged and ignored.
         """
         kept: dict[str, Presence] = {}
         for path in (self.path, *self._others):
@@ -110,7 +109,9 @@ class PresenceFile:
                 await self._events.wait_after(seen)
 
     async def finish(self) -> None:
-        """Write down who is online for the last time: what ends from here on, this process ends."""
+        """Write the file for the last time: sessions that end from here on are ended by this
+        process.
+        """
         await self._write()
         self._finished = True
 
@@ -145,6 +146,6 @@ class PresenceFile:
             _log.warning(
                 "presence not kept",
                 cause=cause,
-                effect="after a restart it is not known which devices were online",
+                effect="after a restart the proxy will not know which devices were online",
                 fix="name a directory that this user may write to: state_dir in [tunnel]",
             )

@@ -1,9 +1,7 @@
-"""The devices of the registry, as this proxy knows them: a copy that follows the changes.
-
-All of them are read at the start; then the numbered changes are. So a token is judged by a table in
-memory, and a registry that is away takes nothing from those who were known before. A token that is
-not in the table makes the reader look once more for changes, which all who wait share: a flood of
-wrong tokens costs the database a few looks in a second, however many come.
+"""The proxy's copy of the registry's devices, kept up to date by following its changes. All devices
+are read at the start, then numbered changes. So tokens are checked in memory, and known devices can
+connect while the registry is away. An unknown token triggers one more read of changes, shared by
+all that wait: even a flood of wrong tokens causes only a few reads per second.
 """
 
 from __future__ import annotations
@@ -47,16 +45,16 @@ __all__ = ["Ended", "ProxyIdentity", "RegisteredDevices"]
 _log = get_logger("proxy.registry")
 
 UNKNOWN_FOR = 5.0
-"""Seconds an unknown token is remembered as such."""
+"""Seconds for which an unknown token is cached as unknown."""
 
 _MAX_UNKNOWN = 10_000
-# Tokens so remembered, under 200 bytes each; the oldest makes room.
+# Unknown tokens in the cache, under 200 bytes each; the oldest makes room.
 
 _LEAST_GAP = 0.1
-# Seconds between two looks for changes, for all callers together.
+# Seconds between two reads of changes, for all callers together.
 
 _CATCH_UP = 3.0
-# Seconds a handshake with an unknown token waits for the registry.
+# Seconds that a handshake with an unknown token waits for the registry.
 
 _RETRY = 0.5
 _REPORT = 2.0
@@ -67,13 +65,13 @@ _TIDY = 3600.0
 
 _RETRY_ROTATION = 60.0
 _LOOK_FOR_ROTATIONS = 30.0
-# Seconds until a device is given a token again that has not proved one, and between two looks.
+# Seconds until a device that has not used its new token gets it again, and between two checks.
 
 _MAX_ROTATIONS = 16
-# Devices that are given a token at once: each dials the proxy to prove it.
+# Devices that rotate at once: each dials the proxy to prove its new token.
 
 _MAX_EVENTS = 20_000
-# Begins and ends of sessions that wait for the registry to come back, under 400 bytes each.
+# Session reports that wait for the registry, under 400 bytes each.
 
 _PART = 500
 # Rows of one transaction, read or written: some 50 ms of the database's time.
@@ -83,25 +81,25 @@ _GOODBYE = 1.0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProxyIdentity:
-    """What the registry knows of this proxy."""
+    """This proxy's entry in the registry."""
 
     id: str
-    """The same after a restart: what it held then is over."""
+    """The same after a restart; the registry ends the sessions of its previous start."""
     name: str
     internal_url: str
-    """Where others call its internal API; empty while that is not known, or nowhere."""
+    """The URL of its internal API; empty while it is not known, or without one."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """What was ended because of a change."""
+    """The visits that a change ended."""
 
     sessions: int
     visits: int
 
 
 class _Waiting:
-    """One who waits for the next look at the changes."""
+    """A caller that waits for the next read of changes."""
 
     __slots__ = ("done", "error")
 
@@ -114,7 +112,7 @@ class RegisteredDevices:
     """Follows the registry while `run` runs.
 
     `open_source` opens it; `end_device(name, reason)` ends the session and the visits of a device
-    that may not go on, and answers how many there were.
+    and returns how many.
     """
 
     def __init__(
@@ -153,30 +151,29 @@ class RegisteredDevices:
         self._rotation_due = trio.Event()
         self._next_try: dict[LocalHandle, float] = {}
         self.leases = leases
-        """The leases of the registry, as this proxy knows them."""
+        """The registry's leases."""
 
     # -- for the tunnels ------------------------------------------------------------------------
 
     @property
     def away(self) -> RegistryError | None:
-        """Why the copy is not up to date at the moment, or None."""
+        """Why the copy is not up to date, or None."""
         return self._away
 
     async def wait_loaded(self, timeout: float) -> None:
-        """Return once all devices were read, or after `timeout` seconds."""
+        """Return once all devices are read, or after `timeout` seconds."""
         with trio.move_on_after(timeout):
             await self._loaded.wait()
 
     def say_where(self, internal_url: str) -> None:
-        """Others call this proxy's internal API there; the registry is told when it can be."""
+        """Publish the URL of this proxy's internal API, as soon as the registry answers."""
         if internal_url != self._identity.internal_url:
             self._identity = replace(self._identity, internal_url=internal_url)
             self._wake.set()
 
     async def look_up(self, token: str) -> KnownDevice | None:
-        """The device of a token that the register does not know yet; None when it is unknown.
-
-        Raises RegistryAway or RegistryFailed while that cannot be known.
+        """The device of a token that is not in the register yet; None when the registry does not
+        know it. Raises RegistryAway or RegistryFailed when the registry cannot be asked.
         """
         digest = hashlib.sha256(token.encode()).digest()
         until = self._unknown.get(digest)
@@ -192,7 +189,7 @@ class RegisteredDevices:
         return device
 
     async def catch_up(self) -> None:
-        """Return once all changes until now are applied; raises RegistryError when that fails."""
+        """Return once all changes up to now are applied; raises RegistryError when that fails."""
         if self._away is not None:
             raise self._away
         waiting = _Waiting()
@@ -206,9 +203,8 @@ class RegisteredDevices:
             raise waiting.error
 
     async def prove(self, device: KnownDevice, token: str) -> None:
-        """The agent has shown this token: if it is a new one, the others end now.
-
-        Raises RegistryError when that cannot be written down; the token stays good.
+        """The agent has used this token: if it is a new one, the older ones become void. Raises
+        RegistryError when this cannot be stored; the token stays valid.
         """
         known = device.registration
         if known is None or not known.rotation_wanted or self._registry is None:
@@ -231,7 +227,7 @@ class RegisteredDevices:
         serial: str = "",
         assists: bool = False,
     ) -> None:
-        """Note that a device is there, for the next report. `assists`: it takes leases."""
+        """Queue a report that a device has connected. `assists`: it takes leases."""
         if device.registration is None:
             return
         device_id, session_id = device.registration.device_id, new_id()
@@ -253,7 +249,7 @@ class RegisteredDevices:
         self._rotation_due.set()
 
     def session_ended(self, handle: LocalHandle) -> None:
-        """Note that a device is gone, for the next report."""
+        """Queue a report that a device has disconnected."""
         found = self._live.pop(handle, None)
         if found is None:
             return
@@ -276,7 +272,7 @@ class RegisteredDevices:
     # -- the tasks --------------------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Follow the registry until cancelled; a registry that is away is tried for ever."""
+        """Follow the registry until cancelled; retries for ever while it is away."""
         async with AsyncExitStack() as stack:
             self._registry = registry = await self._open_patiently(stack)
             watch = await stack.enter_async_context(registry.changes.watch())
@@ -315,7 +311,7 @@ class RegisteredDevices:
             except Exception as problem:  # noqa: BLE001 - a bug here must not end the tunnels
                 error = self._as_away(problem)
                 self._note_away(error)
-                # Those who came meanwhile would wait as long again for the same answer.
+                # Callers that came meanwhile would only wait as long again for the same answer.
                 waiting += self._waiting
                 self._waiting = []
             else:
@@ -325,11 +321,11 @@ class RegisteredDevices:
                 one.done.set()
             await trio.sleep(_LEAST_GAP if error is None else _RETRY)
             if error is None:
-                # Set at least once a second by the watch.
+                # The watch sets it at least once a second.
                 await self._wake.wait()
 
     async def _look(self, registry: Registry) -> None:
-        """Apply all changes until now."""
+        """Apply all changes up to now."""
         url = self._identity.internal_url
         if not self._is_greeted:
             await registry.fleet.hello(
@@ -358,7 +354,7 @@ class RegisteredDevices:
             await self._beat(registry)
 
     async def _load(self, registry: Registry) -> None:
-        # The number first: what changes while the devices are read is read again.
+        # The number first: changes during the read are then read again.
         number = await registry.changes.latest()
         found: dict[str, FleetDevice] = {}
         after = ""
@@ -406,7 +402,7 @@ class RegisteredDevices:
         stale = self._devices.replace_registered(fresh)
         for device_id, (name, reason) in stale.items():
             ended = await self._end_device(name, reason)
-            # Of several changes at once each is answered for: who made one learns what it ended.
+            # Report for each change what it ended, so that its author learns it.
             for number in numbers[device_id]:
                 self._add_effect(number, ended)
         await self._apply_leases(registry, changes)
@@ -429,7 +425,7 @@ class RegisteredDevices:
         changes: list[Change],
         numbers: dict[str, list[int]],
     ) -> None:
-        """Have visitors judged anew by what has changed."""
+        """Check visitors' access again after changes."""
         if numbers:
             cut = access.devices_changed()
             for number in {number for some in numbers.values() for number in some}:
@@ -459,7 +455,7 @@ class RegisteredDevices:
     # -- rotations --------------------------------------------------------------------------------
 
     async def _rotate(self, registry: Registry) -> None:
-        """Give each device a new token that is to have one and has its session here."""
+        """Give a new token to each device that is due for one and connected here."""
         async with trio.open_nursery() as nursery:
             while True:
                 self._rotation_due = trio.Event()
@@ -482,7 +478,7 @@ class RegisteredDevices:
                 if begun is None:
                     return
                 credential_id, token = begun
-                # So that this proxy knows the token before the agent shows it.
+                # This proxy must know the token before the agent uses it.
                 await self.catch_up()
                 delivery = await deliver(handle, token, self._limits)
                 if delivery.refused:
@@ -521,14 +517,14 @@ class RegisteredDevices:
                     tidy_due = now + _TIDY
                     await registry.tidy()
             except Exception as error:  # noqa: BLE001 - a bug here must not end the tunnels
-                # What was not written waits for the next time; `_follow` says that it is away.
+                # Unwritten reports wait for the next try; `_follow` logs that the registry is away.
                 _log.debug("registry not written", cause=str(self._as_away(error)))
 
     async def _report_events(self, registry: Registry) -> None:
         await self._report_serials(registry)
         while self._began or self._ended or self._services:
             began = [self._began[index] for index in range(min(_PART, len(self._began)))]
-            # An end is told behind its begin.
+            # Report the end of a session after its begin.
             told_all = len(began) == len(self._began)
             ends = min(_PART, len(self._ended)) if told_all else 0
             ended = [self._ended[index] for index in range(ends)]
@@ -576,7 +572,7 @@ class RegisteredDevices:
     # -- away and back ----------------------------------------------------------------------------
 
     def _as_away(self, problem: Exception) -> RegistryError:
-        """What went wrong, as something to wait out; a bug of ours is logged with its trace."""
+        """The failure as RegistryAway, to be retried; a bug is logged with its traceback."""
         if isinstance(problem, RegistryError):
             return problem
         _log.exception("unhandled error in the registry", effect="known devices go on")

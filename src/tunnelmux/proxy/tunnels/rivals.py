@@ -1,7 +1,6 @@
-"""Two agents with one credential, such as a device whose disk was cloned.
-
-Each connects, replaces the other's session, and is replaced in turn. A device that merely connects
-again does not look like that: its old process never comes back after its new one.
+"""Detect two agents with one credential, as after cloning a device's disk. Each replaces the
+other's session in turn. A device that merely reconnects differs: its old process never connects
+after its new one.
 """
 
 from __future__ import annotations
@@ -11,16 +10,16 @@ from dataclasses import dataclass, field
 __all__ = ["Rivals"]
 
 _REMEMBERED = 4
-# Processes of one device that were replaced, the latest of them: more clones than that replace each
-# other as well, only somewhat later.
+# The latest replaced processes of a device that are remembered; with more clones than this,
+# detection takes longer.
 
 _LONGEST_INSTANCE = 64
-# Characters of a process's name; ours have 16.
+# Characters of a process's random name; ours have 16.
 
 
 @dataclass(slots=True)
 class _Line:
-    """What is known of one device's processes."""
+    """The known processes of one device."""
 
     instance: str
     address: str
@@ -28,7 +27,9 @@ class _Line:
 
 
 class Rivals:
-    """Watches which process of a device replaces which. Bounded by the devices that may connect."""
+    """Remembers which process of a device replaced which. Its memory is bounded by the devices that
+    may connect.
+    """
 
     def __init__(self) -> None:
         self._lines: dict[str, _Line] = {}
@@ -36,11 +37,9 @@ class Rivals:
     def connected(
         self, device: str, instance: str | None, address: str, *, others_live: bool
     ) -> str | None:
-        """Note that a process of this device was let in, from `address`.
-
-        `others_live` says whether there is a session of the device that it replaces. Answers the
-        address of the process before it when these two replace each other in turn; else None. An
-        agent that does not name its process is never told from another.
+        """Record that a process of this device connected from `address`. `others_live` says whether
+        it replaces a session. Returns the address of the process before it when the two replace
+        each other in turn, else None. Agents that send no process name are not distinguished.
         """
         if not instance or len(instance) > _LONGEST_INSTANCE:
             return None
@@ -60,5 +59,5 @@ class Rivals:
         return rival
 
     def forget(self, device: str) -> None:
-        """Drop what is kept of a device that may not connect any more."""
+        """Remove the entry of a device that may not connect any more."""
         self._lines.pop(device, None)

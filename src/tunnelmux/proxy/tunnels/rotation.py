@@ -1,4 +1,4 @@
-"""Giving a device another token, over the tunnel it has."""
+"""Deliver a new token to a device over its tunnel."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from tunnelmux.wire import AGENT_AUTHORITY, CREDENTIAL_PATH
 __all__ = ["Delivery", "deliver"]
 
 _TIMEOUT = 40.0
-# Seconds for the agent to write the token down and to dial once: four handshakes' worth.
+# Seconds for the agent to store the token and to dial once: four handshakes' worth.
 
 _MAX_ANSWER = 65_536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delivery:
-    """What became of a token that was given to an agent."""
+    """The result of delivering a token to an agent."""
 
     refused: bool
-    """The agent has not taken it, for sure: what it had is all it has."""
+    """The agent has certainly not taken it, and has only its old token."""
     cause: str
-    """Why it is not taken, or not proved; empty when it is."""
+    """Why the token was not taken or not proved; empty when it was."""
 
 
 class _Answer(msgspec.Struct):
@@ -41,7 +41,7 @@ class _Answer(msgspec.Struct):
 
 
 async def deliver(handle: LocalHandle, token: Secret, limits: IngressLimits) -> Delivery:
-    """Give the agent of this session another token. Whatever goes wrong is the answer."""
+    """Give the agent of this session a new token. Failures are in the result and never raised."""
     with trio.move_on_after(_TIMEOUT):
         try:
             stream = await handle.open_stream()
@@ -66,7 +66,7 @@ async def _ask(client: ClientConnection, token: Secret) -> Delivery:
         (b"Connection", b"close"),
     ]
     target = b"http://" + AGENT_AUTHORITY + CREDENTIAL_PATH
-    # The agent may have answered before it stopped reading; reading the answer will tell.
+    # The agent may have answered before it stopped reading: try to read the answer.
     with suppress(UpstreamGone):
         await client.send_request(b"POST", target, headers, first=body, end=True)
     while (head := await client.read_head()).is_interim:
@@ -85,4 +85,4 @@ async def _ask(client: ClientConnection, token: Secret) -> Delivery:
         said = msgspec.json.decode(answer, type=_Answer)
     except msgspec.MsgspecError:
         return Delivery(refused=False, cause="the agent's answer cannot be understood")
-    return Delivery(refused=False, cause="" if said.proved else said.cause or "it was not proved")
+    return Delivery(refused=False, cause="" if said.proved else said.cause or "it was not used yet")

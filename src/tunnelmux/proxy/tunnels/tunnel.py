@@ -1,4 +1,4 @@
-"""Where agents connect: the handshake, and one session from its start to its end."""
+"""The listener for agents: the handshake, and each session from its start to its end."""
 
 from __future__ import annotations
 
@@ -66,10 +66,10 @@ _log = get_logger("proxy.tunnel")
 _SESSION_TOKEN_BYTES = 32
 
 _LONGEST_ADDRESS = 120
-# Of the bytes that a Close has for its reason (RFC 6455 section 5.5: 123).
+# Bytes of a Close frame's reason, of at most 123 (RFC 6455 section 5.5).
 
 _NO_HANDSHAKE = "no-handshake"
-# What is counted beside the reasons of refusals.
+# Counted beside the reasons of refusals.
 
 _DEVICE = DEVICE_FIELD.decode("ascii")
 _SERVICES = SERVICES_FIELD.decode("ascii")
@@ -81,21 +81,21 @@ _SERIAL = SERIAL_FIELD.decode("ascii")
 _ASSIST = ASSIST_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
-# Seconds an agent is told to wait that the registry is asked about in vain.
+# Retry-After for an agent while the registry cannot be asked about its token.
 
 _LONGEST_CLAIM = 63
-# Of the name that a refused agent gives itself, in the log: a device's name is no longer.
+# Characters of a refused agent's name in the log: a device's name is not longer.
 
 _MAX_AGENT = 64
-# Bytes of an agent's version that are noted.
+# Bytes of an agent's version that are kept.
 
 _DRAIN_RETRY_AFTER = 1
-# Seconds an agent is told to wait when this process is about to end: a restart takes about that.
+# Retry-After while this process shuts down: about the time of a restart.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TunnelSettings:
-    """What a handshake and a session are held to from now on; a reload replaces it."""
+    """The settings of handshakes and sessions; a reload replaces them."""
 
     path: str = TUNNEL_PATH
     tls: ssl.SSLContext | None = None
@@ -103,11 +103,11 @@ class TunnelSettings:
     handshake_timeout: float = 10.0
     """Seconds from accepting a connection to the end of its handshake, TLS included."""
     first_byte_timeout: float = 5.0
-    """Seconds of these until its first byte."""
+    """Seconds from accepting a connection to its first byte."""
     node: str = ""
-    """What this proxy is called among others, if it is."""
+    """The name of this node in its cluster, if it has one."""
     internal_url: str = ""
-    """Where its internal API is called."""
+    """The URL of its internal API."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -117,28 +117,27 @@ class _Admitted:
     enrolled: bool = False
     replaced: bool = False
     agent: str = ""
-    """The agent's version, as it says."""
+    """The agent's version, as the agent sends it."""
     services: tuple[str, ...] = ()
-    """The services it offers, as it says."""
+    """The services it offers."""
     relayed: dict[str | None, str] = field(default_factory=dict)
-    """Those that take raw connections, as it says, by what is asked for: None is the default."""
+    """Services that take raw connections, by name; None is the default service."""
     timeouts: dict[str | None, float] = field(default_factory=dict)
-    """Seconds that it gives targets to begin an answer, where they are other than usual."""
+    """Seconds in which targets must begin an answer, where the agent sets its own."""
     serial: str = ""
-    """The serial number that it says it has."""
+    """The device's serial number."""
     assists: bool = False
-    """Whether it takes leases, or may."""
+    """Whether it takes leases, or may later."""
     default_service: str = ""
-    """Which of them a request without a name gets."""
+    """The default service."""
     rival: str = ""
     """The address of another agent with this credential, if the two replace each other."""
 
 
 class TunnelServer:
-    """Admits agents and holds their sessions.
-
-    `handle` serves one connection, for which the listener gets a place from
-    `admission` first. `settings` may be replaced at any time, and so may the admission's limits.
+    """Admits agents and owns their sessions. `handle` serves one connection; the listener must
+    first get a place for it from `admission`. `settings` and the admission's limits may be replaced
+    at any time.
     """
 
     def __init__(
@@ -155,7 +154,7 @@ class TunnelServer:
         self.admission = admission
         self.is_draining = False
         self.pump: DataPump | None = None
-        """What moves the bytes of the sessions from now on, where there is one."""
+        """The pump for new sessions, where there is one."""
         self._devices = devices
         self._store = store
         self._enrolment = enrolment
@@ -163,19 +162,19 @@ class TunnelServer:
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
         self.figures = TunnelFigures()
-        """What connections came to that are over."""
+        """Counters of finished connections."""
 
     def figures_now(self) -> TunnelFigures:
-        """The same with what the live sessions moved."""
+        """The counters including live sessions."""
         return self.figures.with_live(self.sessions)
 
     @property
     def sessions(self) -> list[LocalHandle]:
-        """The sessions whose connection is not over, replaced ones that still unwind included."""
+        """The sessions whose connection has not ended, including replaced ones."""
         return list(self._live)
 
     async def handle(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
-        """Serve one connection of an agent until it ends. Whatever goes wrong is logged here."""
+        """Serve one connection of an agent until it ends. Failures are logged, not raised."""
         try:
             await self._serve(stream, remote, place)
         except ConnectError as error:
@@ -189,9 +188,9 @@ class TunnelServer:
         with trio.CancelScope() as handshake:
             place.on_give_way = handshake.cancel
             if not place.is_held:
-                handshake.cancel(reason="others got its place before it began")
+                handshake.cancel(reason="it lost its place to others before its handshake")
             opening = await self._shake_hands(stream, remote, place)
-        # What is left are a few bytes for a device that has proved who it is.
+        # The device is authenticated; only a few bytes are left to send.
         place.leave()
         if handshake.cancelled_caught:
             await abort(stream)
@@ -204,7 +203,7 @@ class TunnelServer:
                 is_client=False,
                 limits=self.settings.limits,
                 pump=self.pump,
-                takes_streams=False,  # nothing is offered to agents yet
+                takes_streams=False,  # the proxy takes no streams from agents
             )
 
             def farewell(address: str) -> None:
@@ -215,16 +214,15 @@ class TunnelServer:
     async def _shake_hands(
         self, stream: trio.abc.Stream, remote: str, place: Place
     ) -> tuple[_Admitted, AbstractAsyncContextManager[WebSocketStream]] | None:
-        """Who has connected, and what is left to do to get at his bytes; None when it was refused.
-
-        On its own because of what it needs and a session does not: the request, for one.
+        """Do the handshake. Returns the device and a function that completes the connection; None
+        when the agent was refused. Separate from the session so that the request's memory is freed.
         """
         settings = self.settings
         deadline = place.since + settings.handshake_timeout
         if isinstance(stream, trio.SocketStream):
             configure_socket(stream)
             if not await place.hear(stream, settings.first_byte_timeout):
-                raise ConnectError(f"it said nothing within {settings.first_byte_timeout:g} s")
+                raise ConnectError(f"it sent nothing within {settings.first_byte_timeout:g} s")
 
         def time_left() -> float:
             return max(deadline - trio.current_time(), 0.0)
@@ -260,7 +258,9 @@ class TunnelServer:
         self._rivals.forget(name)
 
     def _rival(self, device: str, request: UpgradeRequest, remote: str) -> str | None:
-        """Where the other agent is, if two of them replace each other in turn; and say so."""
+        """The address of another agent with this credential, if the two replace each other in turn;
+        logs it.
+        """
         rival = self._rivals.connected(
             device,
             request.header(INSTANCE_FIELD.decode("ascii")),
@@ -299,7 +299,7 @@ class TunnelServer:
         if self._registered is not None and device.registration is not None:
             await self._prove(self._registered, device, request, token)
         name = request.header(_DEVICE)
-        # An agent knows nothing of its tenant, which `name--tenant` has behind the name.
+        # An agent does not know its tenant, which `name--tenant` has after the name.
         if name is not None and name not in (device.name, device.name.partition("--")[0]):
             # The token decides. But two devices with one token would replace each other for ever.
             _log.warning("agent calls itself by another name", device=device.name, name=name)
@@ -319,11 +319,11 @@ class TunnelServer:
         try:
             return await registered.look_up(token)
         except RegistryError as error:
-            # Not 401: it may be the token of a device that was paired a moment ago.
+            # Not 401: the token may be that of a device that was just paired.
             raise _refused(
                 503,
                 "registry-away",
-                f"whether this token is good cannot be found out at the moment: {error}",
+                f"this token cannot be checked at the moment: {error}",
                 retry_after=_REGISTRY_RETRY_AFTER,
             ) from error
 
@@ -334,7 +334,9 @@ class TunnelServer:
         request: UpgradeRequest,
         token: str,
     ) -> None:
-        """Note that the agent has shown this token; raises Refused with 200 if that is all."""
+        """Record that the agent has used this token; raises Refused with 200 if it wants no
+        session.
+        """
         only_that = request.header(_PROVE) is not None
         try:
             await registered.prove(device, token)
@@ -343,15 +345,15 @@ class TunnelServer:
                 raise _refused(
                     503,
                     "registry-away",
-                    f"this could not be written down: {error}",
+                    f"this could not be stored: {error}",
                     retry_after=_REGISTRY_RETRY_AFTER,
                 ) from error
         if only_that:
-            raise _refused(200, PROVED, f'the token is good, and that of device "{device.name}"')
+            raise _refused(200, PROVED, f'the token is valid, for device "{device.name}"')
 
     async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
         unknown = _unauthorized(
-            "the token is not that of any device: compare proxy.token in agent.toml with "
+            "no device has this token: compare proxy.token in agent.toml with "
             "[[devices]] in proxy.toml"
         )
         if (replaced := self._devices.identify_replaced(invitation)) is not None:
@@ -369,7 +371,7 @@ class TunnelServer:
         except InvalidSetting as error:
             raise _refused(400, "bad-request", str(error)) from None
         if self._devices.is_configured(name):
-            # Who has no invitation is not told which names there are.
+            # Without an invitation a peer must not learn which names exist.
             if not await trio.to_thread.run_sync(self._enrolment.invitations.knows, invitation):
                 raise unknown
             raise _refused(
@@ -388,7 +390,7 @@ class TunnelServer:
             raise _refused(
                 503,
                 "proxy-failed",
-                f"the proxy could not write down the new device ({error.strerror}): make room in "
+                f"the proxy could not store the new device ({error.strerror}): make room in "
                 "its state directory, then make another invitation",
             ) from error
         if enrolled is None:
@@ -406,14 +408,14 @@ class TunnelServer:
         )
 
     async def _end_replaced(self, name: str, remote: str) -> None:
-        """End the session of a device whose place another one took by invitation."""
+        """End the session of a device that another one replaced by invitation."""
         before = [handle for handle in self._live if handle.device == name]
         _log.warning(
             "device replaced",
             device=name,
             remote=remote,
             before=before[0].remote_address if before else "",
-            effect="the token it had until now is good for nothing any more",
+            effect="the token it had until now is void",
         )
         for handle in before:
             await handle.close("another machine joined in its place (invite --replace)")
@@ -430,7 +432,7 @@ class TunnelServer:
         started = trio.current_time()
         handle = LocalHandle(
             session,
-            # For callers of the internal API, who need not know what lets the device in.
+            # For callers of the internal API, who must not see the device's own token.
             token=secrets.token_urlsafe(_SESSION_TOKEN_BYTES),
             credential=_identity_of(admitted),
             device=device.name,
@@ -447,7 +449,7 @@ class TunnelServer:
             if self.is_draining:
                 session.go_away()
             elif not self._devices.may_go_on(device):
-                # Changed since the token was checked, by a reload or in the registry.
+                # A reload or the registry has changed the device since the token was checked.
                 await handle.close("the device was removed or changed by a reload")
             else:
                 await self._store.register(handle.token, handle)
@@ -477,8 +479,9 @@ def _refused(status: int, reason: str, message: str, *, retry_after: int | None 
 
 
 def _identity_of(admitted: _Admitted) -> bytes:
-    """What is the same for another session of this one: a device of the registry may have another
-    token by then."""
+    """Identifies the device over its sessions: a device of the registry may get a new token in
+    between.
+    """
     if admitted.device.registration is not None:
         return admitted.device.registration.device_id.encode("ascii")
     return hashlib.sha256(admitted.token.reveal().encode()).digest()
@@ -494,13 +497,13 @@ def _why_disabled(device: KnownDevice) -> str:
 
 
 def _services_in(field: str) -> tuple[str, ...]:
-    """The names in a list of services; what is no name, and what is too much, is left out."""
+    """The names in a list of services; invalid names, and those over the limit, are left out."""
     names = (name.strip() for name in field.split(",")[:MOST_SERVICES])
     return tuple(name for name in names if DOMAIN_LABEL.fullmatch(name))
 
 
 def _relayed_in(field: str) -> dict[str | None, str]:
-    """The services in a list of those that take raw connections, by what is asked for."""
+    """The services that take raw connections, by name; None is the default service."""
     relayed: dict[str | None, str] = {}
     for name, is_default in read_relayed(field):
         if DOMAIN_LABEL.fullmatch(name):
@@ -522,7 +525,7 @@ def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
 
 async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> None:
     if refusal.reason != PROVED:
-        # What it calls itself proves nothing, and says which machine to look at.
+        # The name is not verified, but shows which machine to look at.
         claimed = (request.header(_DEVICE) or "")[:_LONGEST_CLAIM]
         _log.warning(
             "tunnel refused",
