@@ -43,7 +43,7 @@ class Good:
 
     def __call__(self, request: UpgradeRequest) -> No | list[tuple[bytes, bytes]]:
         if request.token != self.token:
-            return No(401, "unauthorized", "the token is not that of any device")
+            return No(401, "unauthorized", "no device has this token")
         return No(200, PROVED) if request.header("Tunnelmux-Prove") else []
 
 

@@ -63,7 +63,7 @@ def test_a_person_reads_a_line_for_each_request(installation: Installation, way:
         line = lines.get(timeout=60)
     pattern = (
         r"\d\d:\d\d:\d\d  http  GET      401  +\d+ ms  +0 B  +0 B  -  127\.0\.0\.1:\d+"
-        r"  /page  \(This service asks who you are: .*\)\n"
+        r"  /page  \(This service requires you to identify yourself: .*\)\n"
     )
     assert re.fullmatch(pattern, line), line
 

@@ -1,4 +1,6 @@
-"""The agent: the daemon on a device, which dials out and serves the device's declared services."""
+"""The agent: the daemon on a device. It dials the proxy and serves the device's declared
+services.
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from tunnelmux.config.host_name import to_a_label_pattern
 __all__ = ["AllowList"]
 
 _HARMLESS = r"[\w@%+=:,./ -]"
-"""What a wildcard in a command stands for: nothing that a shell gives a meaning to."""
+"""The characters that a wildcard in a command can match: none that a shell gives a meaning to."""
 
 _ANY = r"[\s\S]"
 
@@ -21,7 +21,7 @@ _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
 
 class AllowList:
-    """The hosts, users and commands of one configuration. What is not in it is forbidden."""
+    """The allowed hosts, users and commands of one configuration. All others are forbidden."""
 
     def __init__(self, config: ExecConfig) -> None:
         hosts = [_plain_host(to_a_label_pattern(host)) for host in config.hosts if "/" not in host]
@@ -51,8 +51,8 @@ class AllowList:
 
 
 def _is_for_addresses(pattern: str) -> bool:
-    """Whether it is written like an address, so that no name is meant: `192.168.1.*` must not be
-    `192.168.1.example.com`.
+    """Whether a pattern is written like an address, so that it matches no name: `192.168.1.*` must
+    not match `192.168.1.example.com`.
     """
     if ":" in pattern:
         return True
@@ -62,7 +62,7 @@ def _is_for_addresses(pattern: str) -> bool:
 
 
 def _may_be_address(pattern: str) -> bool:
-    """Whether an address may match it: not by chance, as `fe80*` would."""
+    """Whether a pattern is meant for addresses; `fe80*` would match some only by chance."""
     return _is_for_addresses(pattern) or not pattern.strip("0123456789.*?")
 
 
@@ -75,7 +75,9 @@ def _plain_host(host: str) -> str:
 
 
 def _address(host: str) -> _Address | None:
-    """The address that `host` is, or None for a name. An IPv4 one in IPv6's clothes is that."""
+    """The address in `host`, or None for a name. An IPv4-mapped address becomes the IPv4
+    address.
+    """
     try:
         address = ipaddress.ip_address(host.partition("%")[0])
     except ValueError:
@@ -86,7 +88,9 @@ def _address(host: str) -> _Address | None:
 
 
 def _matcher(patterns: Sequence[str], wildcard: str) -> Callable[[str], bool]:
-    """Whether a text is one of these, with `*` and `?` in them; the pattern "*" is every text."""
+    """A function that tells whether a text matches one of these patterns with `*` and `?`; "*"
+    alone matches every text.
+    """
     if "*" in patterns:
         return lambda _text: True
     expressions = [

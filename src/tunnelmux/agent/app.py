@@ -56,14 +56,14 @@ __all__ = ["RunningAgent", "run_agent"]
 _log = get_logger("agent")
 
 _GOODBYE = 5.0
-# Seconds that commands may take to end when the agent does.
+# Seconds that commands may take to end when the agent stops.
 
 Uniform = Callable[[float, float], float]
 Dial = Callable[..., AbstractAsyncContextManager[trio.abc.Stream]]
 
 
 class RunningAgent:
-    """The agent from outside: whether it is connected, and how to end it."""
+    """A running agent: its state, and calls to drain and reload it."""
 
     def __init__(
         self,
@@ -73,15 +73,15 @@ class RunningAgent:
         open_target: OpenTarget | None = None,
     ) -> None:
         self.config = config
-        """What it was told last."""
+        """The current configuration."""
         self._uniform = uniform
         self._dial = dial
         self._set_backoff(config)
         self._instance = secrets.token_hex(8).encode("ascii")
         self.commands = CommandExecutor(config)
-        """What runs commands, for whichever way they come."""
+        """Runs commands, from the proxy and from a main server."""
         self.figures = AgentFigures()
-        """What happened so far, in numbers."""
+        """The agent's counters."""
         self._streams = StreamServer(config, self.commands, self.figures, open_target)
         self._reaches_targets = open_target is None
         self.tracing = self._streams.tracing = tracing_from(config.otel, "tunnelmux-agent")
@@ -99,7 +99,7 @@ class RunningAgent:
         self._connected = trio.Event()
         self._was_connected = False
         self.is_draining = False
-        """Whether it takes nothing new, and is about to end."""
+        """Whether it is draining."""
         self._renewing = False
         self._monitoring: MonitoringListener | None = None
         self._monitored = trio.CancelScope()
@@ -121,12 +121,12 @@ class RunningAgent:
 
     @property
     def has_proxy(self) -> bool:
-        """Whether it is to have a session with a proxy."""
+        """Whether a proxy is configured."""
         return self._link is not None
 
     @property
     def main_server_is_connected(self) -> bool | None:
-        """Whether the main server can ask for commands now; None without one."""
+        """Whether the connection to the main server is up; None without one."""
         return self.main_server.is_connected if self.main_server is not None else None
 
     @property
@@ -136,20 +136,20 @@ class RunningAgent:
 
     @property
     def health(self) -> HealthChecks:
-        """What is known of the targets of services."""
+        """The results of health checks."""
         return self._streams.health
 
     @property
     def monitoring_address(self) -> Address | None:
-        """Where monitoring asks, or None without [metrics]."""
+        """The address of the monitoring listener, or None without [metrics]."""
         return self._monitoring.address if self._monitoring is not None else None
 
     def command_figures(self) -> dict[str, object]:
-        """Commands in numbers, as /v1/info has them."""
+        """The counters of commands, as /v1/info shows them."""
         return self.commands.figures()
 
     async def wait_connected(self) -> None:
-        """Return once there is a session; at once when there is one now."""
+        """Return once there is a session."""
         while self._session is None:
             await self._connected.wait()
 
@@ -177,18 +177,18 @@ class RunningAgent:
     # -- another configuration --------------------------------------------------------------
 
     async def reload(self, config: AgentConfig) -> None:
-        """Take a new configuration. What runs goes on: streams, commands, and the session, unless
-        what changed concerns it (see `link.needs_new_session`): then it is made anew at once.
+        """Apply a new configuration. Streams, commands and the session go on. If the change
+        concerns the session (see `link.needs_new_session`), it is replaced at once.
 
         Raises ConfigError, with nothing changed, when a file it names cannot be used, or when
         [proxy] came or went, which needs a restart.
         """
         async with self._reloading:
-            await self._running.wait()  # it is about to begin
+            await self._running.wait()  # the agent has not started yet
             before = self.config
             if (config.proxy is None) != (before.proxy is None):
                 raise ConfigError("[proxy] came or went: restart the agent for that")
-            # What reads files comes first: if it fails, nothing has changed.
+            # Files are read first: if that fails, nothing has changed.
             link = _proxy_link(config)
             renew = needs_new_session(before, config)
             if self._link is not None:
@@ -217,13 +217,14 @@ class RunningAgent:
                 self._renew_session()
 
     async def _monitoring_for(self, config: AgentConfig) -> MonitoringListener | None:
-        """The listener that is there if nothing changed for it, else a new one, if any. Raises
-        ConfigError."""
+        """The present monitoring listener if its settings are unchanged, else a new one or None.
+        Raises ConfigError.
+        """
         if config.metrics is None:
             return None
         if self._monitoring is not None and config.metrics == self.config.metrics:
             return self._monitoring
-        # Not at the top: few devices are monitored, and its library takes 30 ms to import.
+        # Imported here: few devices are monitored, and its library takes 30 ms to import.
         from tunnelmux.agent.monitoring import MonitoringListener
 
         address = config.metrics.address
@@ -232,7 +233,7 @@ class RunningAgent:
     def _change_monitoring(self, listener: MonitoringListener | None) -> None:
         if listener is self._monitoring:
             return
-        self._monitored.cancel(reason="monitoring asks somewhere else")
+        self._monitored.cancel(reason="the monitoring listener has moved")
         self._monitoring, self._monitored = listener, trio.CancelScope()
         if listener is not None:
             self._executors.start_soon(self._serve_monitoring, listener, self._monitored)
@@ -248,7 +249,7 @@ class RunningAgent:
         self._replaced = ReplacedBackoff(config.backoff.replaced, uniform=self._uniform)
 
     def _commands_for(self, config: AgentConfig) -> CommandExecutor:
-        """The executor that is there if it does as this configuration says, else a new one."""
+        """The present executor if its settings are unchanged, else a new one."""
         before = self.config
         if (config.exec, config.audit, config.device) == (
             before.exec,
@@ -269,7 +270,7 @@ class RunningAgent:
     def _main_server_for(
         self, config: AgentConfig, commands: CommandExecutor
     ) -> MainServerClient | None:
-        """The client that is there if nothing changed for it, else a new one, if any."""
+        """The present client if its settings are unchanged, else a new one or None."""
 
         def concern(config: AgentConfig) -> tuple[object, ...]:
             return config.socketio, config.limits, config.backoff, config.exec.limits.max_concurrent
@@ -289,7 +290,7 @@ class RunningAgent:
     async def _succeed(
         self, before: MainServerClient | None, client: MainServerClient | None
     ) -> None:
-        """Let one client finish its commands, and begin with the next."""
+        """Let one client finish its commands, then start the next."""
         if before is not None:
             await before.drain(self.config.drain.grace)
         if client is not None:
@@ -314,10 +315,10 @@ class RunningAgent:
                     self._change_monitoring(await self._monitoring_for(self.config))
                     await self._serve_with_assistance()
                 except (ConnectError, ConfigError) as error:
-                    problem = error  # kept from the nursery, which would wrap it in a group
+                    problem = error  # raised outside of the nursery, which would wrap it in a group
                 self._monitored.cancel(reason="the agent is stopping")
                 self.commands.retire()
-                # What ran was asked for by those who are gone now; so this is soon over.
+                # The callers of running commands are gone now, so this ends soon.
                 self._executors.cancel_scope.deadline = trio.current_time() + _GOODBYE
         finally:
             self._stopped.set()
@@ -326,7 +327,7 @@ class RunningAgent:
             raise problem
 
     async def _serve_with_assistance(self) -> None:
-        """The same, with the switch for assistance for as long; offline too."""
+        """Serve with the switch for assistance running, also while offline."""
         problem: ConnectError | ConfigError | None = None
         await self.assist.learn_serial()
         with self.assist.opened():
@@ -353,7 +354,7 @@ class RunningAgent:
                     async with open_pump() as self._pump:
                         await self._hold_sessions()
                 except (ConnectError, ConfigError) as error:
-                    # Kept from the nursery, which would wrap it in a group.
+                    # Raised outside of the nursery, which would wrap it in a group.
                     problem = error
                     self._servers.cancel_scope.cancel(
                         reason="the proxy refused this agent for good"
@@ -370,13 +371,15 @@ class RunningAgent:
                     await trio.sleep(delay)
 
     async def _attempt(self) -> float:
-        """Make one session and hold it to its end; answers the seconds to wait before the next."""
+        """Make one session and serve it to its end. Returns the seconds to wait before the next
+        attempt.
+        """
         started = trio.current_time()
         try:
             replaced_by = await self._hold_session()
         except ConnectError as error:
             self.figures.attempt_failed(error)
-            assert self._link is not None  # it is what was dialled
+            assert self._link is not None  # a link exists when it was dialled
             if not error.retryable and not await self._falls_back(self._link, error):
                 source = self._link.credentials.source
                 raise refused_for_good(error, credential=source) from error
@@ -384,7 +387,7 @@ class RunningAgent:
             _log.warning("not connected", cause=str(error), retry_in=round(delay, 3))
             return delay
         except ConfigError as error:
-            # A token file that is being replaced must not end an agent that has been at work.
+            # A token file that is being replaced must not end a running agent.
             if not self._was_connected:
                 raise
             self.figures.attempt_failed(error)
@@ -414,9 +417,11 @@ class RunningAgent:
         return delay
 
     async def _hold_session(self) -> str | None:
-        """One session to its end; the address of the agent that took its place, if one did."""
+        """Serve one session to its end. Returns the address of the agent that replaced it, if one
+        did.
+        """
         link = self._link
-        assert link is not None  # it is what calls this
+        assert link is not None  # set before this is called
         async with self._dial(
             link.dialled,
             token=link.token().reveal(),
@@ -452,7 +457,7 @@ class RunningAgent:
         return fields
 
     async def _prove(self, link: ProxyLink, token: Secret) -> None:
-        """Show the proxy a token without a session; raises ConnectError, ConnectRefused."""
+        """Have the proxy check a token, without a session. Raises ConnectError, ConnectRefused."""
         headers = [(DEVICE_FIELD, link.device.encode("ascii")), (PROVE_FIELD, b"yes")]
         try:
             async with self._dial(
@@ -469,14 +474,14 @@ class RunningAgent:
                 raise
 
     async def _read_news(self, link: ProxyLink, headers: dict[str, str]) -> None:
-        """What the proxy says of this device in its answer to the handshake."""
+        """Read the fields about this device in the proxy's answer to the handshake."""
         await self._keep_accepted(link)
         await self._keep_token(link, headers.get(_lower(TOKEN_FIELD)))
         if _lower(REPLACED_FIELD) in headers:
             _log.warning(
                 "joined in place of another",
                 device=self.name,
-                effect="the machine that had this name is not let in any more",
+                effect="the machine that had this name cannot connect any more",
             )
         if rival := headers.get(_lower(RIVAL_FIELD)):
             _log.warning(
@@ -537,7 +542,7 @@ class RunningAgent:
         self._connected.set()
         _log.info("session started", device=link.device, proxy=str(link.url))
         try:
-            if self.is_draining or self._link is not link:  # asked for between dialling and now
+            if self.is_draining or self._link is not link:  # requested after dialling
                 self._renewing = not self.is_draining
                 return
             await self._serve_streams(session)
@@ -565,8 +570,8 @@ class RunningAgent:
                     async for stream in session:
                         handlers.start_soon(self._streams.serve, stream)
                 except SessionError:
-                    pass  # `session.error` says the same, and _log_end tells it
-                # The streams are over with their session; what is left is at a target.
+                    pass  # _log_end logs it from `session.error`
+                # The streams have ended with their session; only connections to targets are left.
                 handlers.cancel_scope.cancel(reason="the session is over")
 
 
@@ -597,7 +602,7 @@ def _printable(text: str) -> str:
 
 
 def _replaced_by(transport: trio.abc.Stream) -> str | None:
-    """The address of the connection that took this one's place, if the proxy said so."""
+    """The address of the connection that replaced this one, if the proxy sent it."""
     close = transport.peer_close if isinstance(transport, WebSocketStream) else None
     if close is None or close[0] != CLOSE_REPLACED:
         return None
@@ -613,7 +618,7 @@ def _main_server_client(
 ) -> MainServerClient | None:
     if config.socketio is None:
         return None
-    # Not at the top: its libraries take longer to import than all the rest of the agent.
+    # Imported here: its libraries take longer to import than the rest of the agent.
     from tunnelmux.agent.main_server import MainServerClient
 
     return MainServerClient(
@@ -635,11 +640,11 @@ async def run_agent(
 ) -> None:
     """Serve a proxy, a main server or both, as configured, until drained or cancelled.
 
-    Started value: the RunningAgent, before the first attempt to connect. `uniform(a, b)` is the
-    dice of the back-off; `dial` is called like `endpoints.dial`; `open_target` connects to services
-    that this machine does not reach itself. Raises AgentRefused when the proxy
-    refuses this agent for good, and ConfigError when the token, its file or the certificates cannot
-    be used.
+    Started value: the RunningAgent, before the first attempt to connect. `uniform(a, b)` gives the
+    random numbers of the back-off; `dial` is called like `endpoints.dial`; `open_target` connects
+    to services that this machine does not reach itself. Raises AgentRefused when the proxy refuses
+    this agent for good, and ConfigError when the token, its file or the certificates cannot be
+    used.
     """
     agent = RunningAgent(config, uniform, dial, open_target)
     task_status.started(agent)

@@ -11,15 +11,17 @@ __all__ = ["EARLY_TRIES", "HELD_LONG_ENOUGH", "Backoff", "ReplacedBackoff", "new
 
 HELD_LONG_ENOUGH = 10.0
 """Seconds after which a session counts as a success and the next loss starts from the minimum.
-Below it, a proxy that takes connections and drops them at once would be dialled twice a second; one
-that could not be reached before it is merely being restarted again, and that counts as well."""
+Without this, a proxy that accepts connections and drops them at once would be dialled twice a
+second. A session after failed attempts counts too: such a proxy is merely being restarted.
+"""
 
 EARLY_TRIES = 10
-"""Waits after a loss that stay short. They cover some nine seconds, half of a second more or less:
-a proxy that is restarted is back by then, and one dial a second is no burden to one that is not."""
+"""Waits after a loss that stay short. They cover about nine seconds: a restarted proxy is back by
+then, and one dial per second is no burden otherwise.
+"""
 
 _REPLACED_FACTOR = 10
-"""How many times the first wait the longest is, for an agent that is replaced again and again."""
+"""The longest wait of an agent that is replaced again and again, as a multiple of the first."""
 
 
 class Backoff:
@@ -29,7 +31,7 @@ class Backoff:
     and then doubles up to `maximum`. So a device is back within `early` seconds of a proxy that was
     restarted, and a proxy that is away for longer is asked ever more rarely. Full jitter (a delay
     anywhere from nothing to the bound) spreads a fleet that lost its proxy in one instant evenly.
-    `uniform(a, b)` is the dice.
+    `uniform(a, b)` gives random numbers.
     """
 
     def __init__(
@@ -46,13 +48,13 @@ class Backoff:
         self._uniform = uniform
         self._bound = minimum
         self._tries = 0
-        self._was_away = False  # since the last session
-        self._has_ended = False  # a session, and nothing was waited for since
+        self._was_away = False  # failures since the last session
+        self._has_ended = False  # there was a session, and no wait since
 
     def next_delay(self, hint: float | None = None, *, is_ours: bool = True) -> float:
         """Seconds to wait after one more failure.
 
-        `hint` is the other side's own wish (Retry-After). A proxy's wins over the maximum too; that
+        `hint` is the server's Retry-After. A proxy's overrides even the maximum; that
         of what is not ours, say the login page of a network, counts only where the wait can be as
         long without it. A jitter of at most the minimum goes on top, so that a whole fleet does
         not return in the same instant.
@@ -68,8 +70,9 @@ class Backoff:
         return self._uniform(0.0, bound)
 
     def held(self, duration: float) -> None:
-        """A session lasted `duration` seconds. After a long one, and after any that was made when
-        attempts had failed before, start again from the minimum."""
+        """Record a session of `duration` seconds. After a long one, or one that followed failed
+        attempts, waits start again from the minimum.
+        """
         if duration >= HELD_LONG_ENOUGH or self._was_away:
             self._bound = self._minimum
             self._tries = 0
@@ -77,10 +80,9 @@ class Backoff:
 
 
 class ReplacedBackoff:
-    """How long an agent keeps away when another one, with its credential, has taken its place.
-
-    Both may be at it: so the wait is long, and doubles from one time to the next, unless a session
-    lasted for a while in between. `uniform(a, b)` is the dice.
+    """Waits of an agent that another one with its credential has replaced. Both may do this in
+    turn, so the wait is long and doubles each time, unless a session lasted for a while in between.
+    `uniform(a, b)` gives random numbers.
     """
 
     def __init__(self, first: float, *, uniform: Callable[[float, float], float]) -> None:
@@ -97,5 +99,5 @@ class ReplacedBackoff:
 
 
 def new_backoff(config: BackoffConfig, uniform: Callable[[float, float], float]) -> Backoff:
-    """What `[backoff]` says, with this dice."""
+    """The Backoff of `[backoff]`, with this source of random numbers."""
     return Backoff(config.minimum, config.maximum, config.early, uniform=uniform)

@@ -1,7 +1,5 @@
-"""Which commands a main server asked for, so that none is executed twice and no result is lost.
-
-Plain bookkeeping, without I/O. It is kept in memory: an agent that was restarted knows nothing of
-what it executed before.
+"""The commands of a main server, so that none is executed twice and no result is lost. Without I/O,
+and only in memory: a restarted agent does not know which commands it executed before.
 """
 
 from __future__ import annotations
@@ -13,11 +11,12 @@ from typing import Literal
 __all__ = ["CommandBook", "Known"]
 
 Known = Literal["new", "running", "finished", "forgotten"]
-"""What is known of a command: `finished` ones have their result at hand, of `forgotten` ones only
-that they were executed."""
+"""The state of a command. The result of a `finished` one is kept; of a `forgotten` one only the
+fact that it was executed.
+"""
 
 _OVERHEAD = 512
-# Bytes that an entry costs beside its texts.
+# Bytes of an entry besides its texts.
 
 
 @dataclass(slots=True)
@@ -40,7 +39,7 @@ class CommandBook:
 
     @property
     def is_full(self) -> bool:
-        """Whether results without an acknowledgement take all the room there is for results."""
+        """Whether unacknowledged results take all the room for results."""
         self._make_room()
         return self._size >= self._max_bytes or len(self._finished) > self._max_remembered
 
@@ -63,11 +62,11 @@ class CommandBook:
         return "forgotten" if command_id in self._executed else "new"
 
     def begin(self, command_id: str) -> None:
-        """Note that the command is being executed, or waits for its turn."""
+        """Record that the command runs, or waits for its turn."""
         self._running.add(command_id)
 
     def give_up(self, command_id: str) -> None:
-        """Note that nothing of the command was executed: it may be asked for again."""
+        """Record that the command was not executed: it may be requested again."""
         self._running.discard(command_id)
 
     def finish(self, command_id: str, result: dict[str, object]) -> None:
@@ -88,13 +87,15 @@ class CommandBook:
         return entry.result if entry is not None else None
 
     def acknowledge(self, command_id: str) -> None:
-        """The main server has that result. It is kept while there is room, to be sent again."""
+        """Record that the main server has the result. It is kept while there is room, in case it is
+        requested again.
+        """
         entry = self._finished.get(command_id)
         if entry is not None:
             entry.is_acknowledged = True
 
     def _make_room(self) -> None:
-        """Forget acknowledged results, oldest first, until the others fit."""
+        """Drop acknowledged results, oldest first, until the others fit."""
         if self._size < self._max_bytes and len(self._finished) <= self._max_remembered:
             return
         for command_id, entry in list(self._finished.items()):

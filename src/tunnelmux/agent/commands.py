@@ -1,4 +1,4 @@
-"""The commands that this device runs: what is allowed, how many at once, and who hears of it."""
+"""Run commands on this device: permission, limits and audit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tunnelmux.config.state_dir import default_state_dir
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.audit import AuditLog, AuditRecord
 
-if TYPE_CHECKING:  # asyncssh takes longer to import than all the rest of the agent
+if TYPE_CHECKING:  # asyncssh takes longer to import than the rest of the agent
     from tunnelmux.ssh.connection import Login
     from tunnelmux.ssh.pool import SshPool
 
@@ -27,21 +27,20 @@ _log = get_logger("agent")
 
 
 class CommandExecutor:
-    """Runs commands over SSH within the bounds of [exec]. An Executor.
-
-    While `serving()` is entered; else, and where [exec] is off, every command is refused. Raises
-    ConfigError when the audit's file cannot be written.
+    """An Executor that runs commands over SSH within the limits of [exec]. Outside of `serving()`,
+    and where [exec] is off, every command is refused. Raises ConfigError when the audit's file
+    cannot be written.
     """
 
     def __init__(self, config: AgentConfig) -> None:
         self.enabled = config.exec.enabled
         self.limits = config.exec.limits
         self.running = 0
-        """Commands that a caller waits for now."""
+        """Commands in progress."""
         self.reading = 0
-        """Requests for commands of which the bodies are read now."""
+        """Requests for commands whose bodies are being read."""
         self.refused = 0
-        """Commands that were not run."""
+        """Refused commands."""
         self._config = config
         self._device = config.device.name
         self._allowed = AllowList(config.exec)
@@ -55,9 +54,8 @@ class CommandExecutor:
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
-        """Commands can be run for the length of the block; at its end all of them are ended.
-
-        What the block raises comes out as it is.
+        """Within the block commands can be run; its end ends all of them. Exceptions of the block
+        pass unchanged.
         """
         if not self.enabled:
             yield
@@ -67,7 +65,7 @@ class CommandExecutor:
 
             login = self._login()
         except Exception as exc:  # noqa: BLE001  whatever its libraries fail with, the rest works
-            _log.exception("commands unavailable", effect="services are reached all the same")
+            _log.exception("commands unavailable", effect="services can still be reached")
             self._unavailable = f"this device cannot run commands: {exc}"
             yield
             return
@@ -82,13 +80,13 @@ class CommandExecutor:
                     self._audit.tell_refusals(now=True)
 
     async def serve(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Be able to run commands until `retire` was called and those that run have ended."""
+        """Run commands until `retire` was called and the running ones have ended."""
         async with self.serving():
             task_status.started()
-            await self._over.wait()  # bounded by the commands' own timeouts, once retired
+            await self._over.wait()  # once retired, the commands' own timeouts bound this wait
 
     def retire(self) -> None:
-        """Another one runs the commands that begin from now on."""
+        """Accept no new commands: another executor runs them."""
         self._retired = True
         self._look_whether_over()
 
@@ -97,15 +95,16 @@ class CommandExecutor:
             self._over.set()
 
     def share_audit(self, before: CommandExecutor) -> None:
-        """Write records where this configuration says, through what the one before writes with:
-        two of them would not agree on when to begin a new file."""
+        """Share the previous executor's audit: two writers would not agree on when to rotate the
+        file.
+        """
         if self._audit is not None and before._audit is not None:
             before._audit.take_over(self._audit)
             self._audit = before._audit
 
     @contextmanager
     def reading_request(self) -> Iterator[None]:
-        """Count a request for as long as its body is read."""
+        """Count a request while its body is read."""
         self.reading += 1
         try:
             yield
@@ -113,7 +112,7 @@ class CommandExecutor:
             self.reading -= 1
 
     def refusal(self, request: CommandRequest) -> Exited | None:
-        """The end of a command that is not going to be run now, or None."""
+        """The Exited of a refused command, or None if it may run."""
         if not self.enabled:
             return failure("forbidden", "this device runs no commands: exec.enabled is off there")
         objection = self._allowed.objection(request)
@@ -145,7 +144,7 @@ class CommandExecutor:
             if refused is not None:
                 yield _only(refused)
                 return
-            assert self._pool is not None  # or it is refused
+            assert self._pool is not None  # refusal() has checked it
             self.running += 1
             try:
                 async with self._pool.execute(request, asked_by=asked_by) as events:
@@ -168,7 +167,7 @@ class CommandExecutor:
             )
 
     def figures(self) -> dict[str, object]:
-        """What /v1/info says about commands."""
+        """The counters of commands for /v1/info."""
         if self._pool is None:
             return {"enabled": self.enabled, "running": self.running, "refused": self.refused}
         pool, figures = self._pool, self._pool.figures
@@ -234,7 +233,7 @@ class CommandExecutor:
 
 
 class _Watched(AsyncIterator[Event]):
-    """Events as they are, and the last one kept for the audit."""
+    """Passes events on, and keeps the last one for the audit."""
 
     def __init__(self, events: AsyncIterator[Event]) -> None:
         self._events = events

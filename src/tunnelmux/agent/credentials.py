@@ -1,4 +1,4 @@
-"""Which token the agent shows, and where the one it gets by joining is kept."""
+"""The token that the agent sends, and the file for one it got by joining."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class Credentials:
     """The device's token: from the configuration, or from the state file after a join.
 
     A join line carries a token that works once. The proxy answers its first use with a permanent
-    token, which is kept in the state file (mode 0600) together with the hash of the invitation it
-    came from, so that a new join line in the configuration takes the place of an old token.
+    token, which is kept in the state file (mode 0600) together with the hash of its invitation, so
+    that a new join line in the configuration replaces an old token.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Credentials:
 
     @property
     def source(self) -> str:
-        """Where the token of `read()` comes from, for a sentence a person reads."""
+        """The source of the token of `read()`, as a phrase for messages."""
         if self._learned is not None:
             return f"the token in {self.path} (remove that file to use a new join line)"
         if self._proxy.join is not None:
@@ -52,9 +52,8 @@ class Credentials:
         return "proxy.token in the agent's configuration"
 
     def read(self) -> Secret:
-        """The token to show now. Raises ConfigError when its file cannot be read.
-
-        Before a join line's token is spent, it is made sure that the answer can be kept.
+        """The token to send now. Raises ConfigError when its file cannot be read, or, before a join
+        line's token is used up, when the answer could not be stored.
         """
         if self.path is not None:
             if self._learned is None:
@@ -65,8 +64,8 @@ class Credentials:
         return self._proxy.read_token()
 
     def learn(self, token: Secret) -> None:
-        """Keep the permanent token the proxy gave. Raises ConfigError when it cannot be written;
-        the running agent uses it all the same.
+        """Store the permanent token from the proxy. Raises ConfigError when it cannot be written;
+        the running agent uses it anyway.
         """
         if self.path is None:
             return
@@ -83,7 +82,7 @@ class Credentials:
 
     @property
     def kept_in(self) -> Path | None:
-        """The file that the token stands in, or None when it stands in the configuration."""
+        """The file with the token, or None when the configuration itself has it."""
         return self.path if self.path is not None else self._proxy.token_file
 
     @property
@@ -97,7 +96,7 @@ class Credentials:
         return EarlierTokens(kept_in).of(token) if kept_in is not None else []
 
     def replace(self, before: Secret, token: Secret) -> None:
-        """Write another token down in the place of `before`, which is kept beside it.
+        """Store a new token in place of `before`, which is kept beside it.
 
         Raises ConfigError, with the old one still in its place, when that cannot be written or when
         too many were replaced.

@@ -1,7 +1,6 @@
-"""Connections to services that need no task: the head read, the target dialled, the rest pumped.
-
-Only the plain case: a CONNECT for a declared service whose target is an address. All else, and
-every failure, is left to `StreamServer`, which finds the stream untouched.
+"""Connect streams to services without a Trio task: read the head, dial the target, let the pump
+relay. Only for a CONNECT to a declared service whose target is an IP address or Unix socket. Every
+other stream, and every failure, goes to `StreamServer` with the stream untouched.
 """
 
 from __future__ import annotations
@@ -28,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["DirectConnector"]
 
-_LONGEST_HEAD = 256  # bytes of a stream looked at: a CONNECT with the longest name is shorter
+_LONGEST_HEAD = 256  # bytes that are examined: a CONNECT with the longest name is shorter
 
 
 class DirectConnector:
-    """Takes the streams of one session that it can serve without a task."""
+    """Serves the streams of one session that need no task."""
 
     def __init__(
         self,
@@ -54,7 +53,9 @@ class DirectConnector:
         self._targets = {service.name: (service, _dialler(service)) for service in services}
 
     def take(self, offered: EngineStream) -> bool:
-        """Whether this stream is served from now on; called by the session for each."""
+        """Serve this stream, if possible without a task. True if so. The session calls it for each
+        stream.
+        """
         wanted = plain_connect(offered.peek(_LONGEST_HEAD))
         if wanted is None:
             return False
@@ -82,11 +83,11 @@ class DirectConnector:
         return True
 
     async def run(self) -> NoReturn:
-        """Have those whose target does not answer in time served by a task; until cancelled."""
+        """Hand streams whose target does not answer in time to a task; until cancelled."""
         await self._connecting.run()
 
     def finished(self, connection: _Connection) -> None:
-        """The connection is over, or never came about."""
+        """The connection has ended or failed."""
         self._connecting.clear(connection)
         self._streams.active -= 1
         if self._streams.desk is not None:
@@ -96,7 +97,7 @@ class DirectConnector:
             whole = connection.relay.outcome == "finished"
             figures.relays["finished" if whole else "broken"] += 1
         else:
-            figures.streams -= 1  # it is counted where it is served
+            figures.streams -= 1  # StreamServer counts it
             stream = self._session.adopt(connection.relay.stream)
             self._nursery.start_soon(self._streams.serve, stream)
 
@@ -134,7 +135,7 @@ class _Connection:
         self._started = trio.current_time()
 
     def give_up(self) -> None:
-        """Called when connecting has had its time."""
+        """Called when connecting took too long."""
         if not self.relay.is_agreed:
             self.relay.hand_back()
 
@@ -163,14 +164,14 @@ class _Connection:
 
 
 def _dialler(service: ServiceConfig) -> Dialler | None:
-    """What connects to the target, when its address is known without asking for a name."""
+    """A function that connects to the target, if no name has to be resolved; else None."""
     from tunnelmux.pump.sockets import Dialler
 
     if service.address is None:
         return None
     host, port = service.address
     try:
-        # No keepalive on this machine: nothing lies between that could be silent about an end.
+        # No keepalive on loopback: nothing in between can lose the end of a connection.
         is_near = ipaddress.ip_address(host).is_loopback
         return Dialler(host, port, [NO_DELAY] if is_near else OPTIONS)
     except ValueError:

@@ -55,9 +55,8 @@ class _ExecError(Exception):
 async def serve_exec(
     server: ServerConnection, request: RequestHead, executor: CommandExecutor, timeout: float
 ) -> None:
-    """Answer one request for a command, which must be here whole within `timeout` seconds.
-
-    Raises VisitorGone when the caller is gone; the command is ended then.
+    """Answer one request for a command; its body must arrive within `timeout` seconds. Raises
+    VisitorGone when the caller leaves; the command is ended then.
     """
     try:
         command = await _read_command(server, request, executor, timeout)
@@ -81,7 +80,7 @@ async def _answer(
     command: CommandRequest,
     events: AsyncIterator[Event],
 ) -> None:
-    """Send what happens, or the result of it, while watching whether the caller is still there."""
+    """Send the events or the result of the command, and watch whether the caller leaves."""
     gone: VisitorGone | None = None
     async with trio.open_nursery() as nursery:
 
@@ -122,10 +121,10 @@ async def _read_command(
 ) -> CommandRequest:
     if request.method != b"POST":
         raise _ExecError("METHOD_NOT_ALLOWED", f"{EXEC_PATH} takes POST only.")
-    if not executor.enabled:  # before its body: credentials of no use are not even read
+    if not executor.enabled:  # before its body: credentials that are not needed are not read
         raise _ExecError("FORBIDDEN", "This device runs no commands: exec.enabled is off there.")
     most = executor.limits.max_concurrent
-    if executor.reading >= most:  # each may be a megabyte, and there may be a thousand streams
+    if executor.reading >= most:  # each may have a megabyte, and there may be a thousand streams
         raise _ExecError("BUSY", f"This device reads {most} requests already: try later.")
     with executor.reading_request():
         return _parse(await _read_body(server, executor.limits.max_request, timeout))
@@ -156,7 +155,7 @@ def _parse(body: bytes) -> CommandRequest:
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
-        # Its words are left out: they may show a piece of a credential.
+        # The parser's message is left out: it may show a part of a credential.
         raise _ExecError("INVALID_JSON", "The request's body is not JSON.") from None
     try:
         return CommandRequest.from_json(content)

@@ -1,4 +1,4 @@
-"""What an agent counts, and what it knows of its session: plain numbers, without any library."""
+"""The counters of an agent, and the state of its session, as plain numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["AgentFigures", "TargetFailure"]
 
 
 class TargetFailure(NamedTuple):
-    """A target that did not do its part."""
+    """A failure of a service's target."""
 
     service: str
     reason: str
@@ -23,23 +23,23 @@ class TargetFailure(NamedTuple):
 
 
 class AgentFigures:
-    """The figures of one agent, since its start."""
+    """The counters of one agent since its start."""
 
     def __init__(self) -> None:
         self.sessions = 0
-        """Sessions with the proxy, the present one included."""
+        """Sessions with the proxy, including the present one."""
         self.connect_failures: Counter[str] = Counter()
-        """Attempts that made none: the proxy's reason, `unreachable` or `configuration`."""
+        """Failed attempts to make one, by the proxy's reason, `unreachable` or `configuration`."""
         self.streams = 0
-        """Streams that visitors were served on, those of now included."""
+        """Streams of visitors, including the present ones."""
         self.relays: Counter[str] = Counter()
-        """Raw connections to targets that are over, by outcome: `finished` or `broken`."""
+        """Ended raw connections to targets, by outcome: `finished` or `broken`."""
         self.requests: Counter[str] = Counter()
-        """Requests that the agent carried itself, by class of status."""
+        """Requests that the agent itself forwarded, by class of status."""
         self.target_failures: Counter[TargetFailure] = Counter()
         self.last_failures: dict[TargetFailure, datetime] = {}
         self.changed_at = datetime.now(UTC)
-        """When the session began, or when there was none any more."""
+        """When the present session began or the last one ended."""
         self.why = "no attempt has been made yet"
         """Why there is no session; empty while there is one."""
         self._session: Session | None = None
@@ -56,7 +56,7 @@ class AgentFigures:
 
     @property
     def bytes_to_proxy(self) -> int:
-        """Bytes of the sessions of all times, as the proxy's metrics count them."""
+        """Bytes of all sessions, counted as in the proxy's metrics."""
         now = self._session.bytes_sent if self._session is not None else 0
         return self._bytes_to_proxy + now
 
@@ -68,19 +68,19 @@ class AgentFigures:
 
     @property
     def window_stalls(self) -> int:
-        """How often a stream had to wait for the proxy to read, in the sessions of all times."""
+        """How often a stream of any session waited because the proxy had not read."""
         now = self._session.window_stalls if self._session is not None else 0
         return self._window_stalls + now
 
     def session_began(self, session: Session) -> None:
-        """There is one now."""
+        """Record a new session."""
         self.sessions += 1
         self._session = session
         self.why = ""
         self.changed_at = datetime.now(UTC)
 
     def session_ended(self, why: str) -> None:
-        """There is none any more."""
+        """Record the end of the session."""
         if self._session is not None:
             self._bytes_to_proxy += self._session.bytes_sent
             self._bytes_from_proxy += self._session.bytes_received
@@ -90,7 +90,7 @@ class AgentFigures:
         self.why = why
 
     def attempt_failed(self, error: ConnectError | ConfigError) -> None:
-        """No session was made. The time since which there is none stays what it was."""
+        """Count a failed attempt. The time since when there is no session stays unchanged."""
         reason = "unreachable" if isinstance(error, ConnectError) else "configuration"
         if isinstance(error, ConnectRefused) and error.reason in REASONS:
             reason = error.reason
@@ -100,7 +100,7 @@ class AgentFigures:
     # -- the targets ------------------------------------------------------------------------
 
     def target_failed(self, service: str, reason: str) -> None:
-        """A target refused, broke or did not answer. Other reasons do not count."""
+        """Count a target that refused, broke or did not answer. Other reasons do not count."""
         if not reason.startswith("target-"):
             return
         failure = TargetFailure(service, reason)
@@ -108,11 +108,11 @@ class AgentFigures:
         self.last_failures[failure] = datetime.now(UTC)
 
     def keep_services(self, names: Collection[str]) -> None:
-        """Forget what is known of services that are not declared any more."""
+        """Remove the counters of services that are not declared any more."""
         for failure in [one for one in self.target_failures if one.service not in names]:
             del self.target_failures[failure]
             del self.last_failures[failure]
 
     def request_served(self, status: int) -> None:
-        """A request was answered; `status` is 0 where the visitor was gone before."""
+        """Count a request; `status` is 0 where the visitor left before the answer."""
         self.requests[f"{status // 100}xx" if status else "none"] += 1

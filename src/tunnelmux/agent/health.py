@@ -1,4 +1,4 @@
-"""Whether the targets of services are well: asked at intervals, where a service has a `check`."""
+"""Health checks of services' targets, at intervals, where a service has a `check`."""
 
 from __future__ import annotations
 
@@ -26,21 +26,20 @@ _USER_AGENT = (b"User-Agent", f"tunnelmux/{tunnelmux.__version__}".encode("ascii
 
 @dataclass(slots=True)
 class TargetHealth:
-    """What the checks of one service say."""
+    """The results of one service's checks."""
 
     service: ServiceConfig
     down: str = ""
-    """Why the target counts as down, without its address; empty while it does not."""
+    """Why the target counts as down, without its address; empty while it is up."""
     since: datetime | None = None
-    """Since when it is as it is; None before the first check."""
+    """The time of the last change; None before the first check."""
     failures: int = 0
-    """Checks that have failed in a row."""
+    """Consecutive failed checks."""
 
 
 class HealthChecks:
-    """Checks the targets that are to be checked, while `run` runs.
-
-    A target is well until it was found to be down: what has just started must not be refused.
+    """Runs the checks while `run` runs. A target counts as up until checks have failed: a target
+    that has just started must not be refused.
     """
 
     def __init__(self, limits: IngressLimits) -> None:
@@ -49,7 +48,7 @@ class HealthChecks:
         self._round = trio.CancelScope()
 
     def configure(self, connectors: Iterable[tuple[ServiceConfig, TargetConnector]]) -> None:
-        """Check these from now on. What is known of a service that did not change stays."""
+        """Check these services from now on. Results of unchanged services stay."""
         before = self._checked
         self._checked = {}
         for service, connector in connectors:
@@ -65,7 +64,7 @@ class HealthChecks:
         return iter([health for health, _ in self._checked.values()])
 
     def down(self, service: str) -> str:
-        """Why the target of this service counts as down; empty where it does not."""
+        """Why the target of this service counts as down; empty while it is up."""
         found = self._checked.get(service)
         return found[0].down if found is not None else ""
 
@@ -85,7 +84,7 @@ class HealthChecks:
             await trio.sleep_until(began + health.service.check_interval)
 
     async def _check(self, service: ServiceConfig, connector: TargetConnector) -> str:
-        """What is wrong; empty for nothing."""
+        """Check once. The failure as a phrase; empty for success."""
         try:
             with trio.fail_after(service.check_timeout):
                 if service.check == "tcp":
@@ -100,7 +99,7 @@ class HealthChecks:
             return f"did not answer GET {service.check}: {exc}"
 
     async def _get(self, service: ServiceConfig, connector: TargetConnector) -> str:
-        assert service.check is not None  # else it would not be checked
+        assert service.check is not None  # only services with a check get here
         stream = await connector.dial_http(service.check_timeout)
         try:
             client = ClientConnection(stream, self._limits)
@@ -118,7 +117,7 @@ class HealthChecks:
 
 
 def _note(health: TargetHealth, problem: str) -> None:
-    """Keep the outcome of a check, and log what it changes."""
+    """Record the result of a check, and log a change of state."""
     service = health.service
     health.failures = health.failures + 1 if problem else 0
     if not problem:

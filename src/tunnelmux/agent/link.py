@@ -1,4 +1,4 @@
-"""What a session with the proxy is made with, as one configuration says it."""
+"""The settings of a session with the proxy, from one configuration."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ProxyLink", "needs_new_session"]
 
 
 class ProxyLink:
-    """Where the proxy is, how to get there, how to know it and what to show it.
+    """The proxy's URL, the way to it, its certificate, and this device's credential.
 
     Raises ConfigError when a certificate or the state directory cannot be used.
     """
@@ -31,7 +31,7 @@ class ProxyLink:
         self._earlier: list[Secret] | None = None  # left to be shown; None while none was wanted
 
     def token(self) -> Secret:
-        """The token to show now; reads one line of a local file. Raises ConfigError.
+        """The token to send now; reads one line of a local file. Raises ConfigError.
 
         That is the one that is kept, or after `fall_back` one that it replaced.
         """
@@ -68,13 +68,14 @@ class ProxyLink:
         self._kept, self._earlier = self._shown, None
 
     def learn(self, token: Secret) -> None:
-        """Keep the token that the proxy gave in place of the one shown. Raises ConfigError."""
+        """Store the token that the proxy gave in place of the one sent. Raises ConfigError."""
         self._shown = token
         self.credentials.learn(token)
 
     def replace(self, before: Secret, token: Secret) -> None:
-        """Write another token down in the place of `before`, which is kept beside it; raises
-        ConfigError. The session goes on: the proxy knows both as this device's."""
+        """Store a new token in place of `before`, which is kept beside it; raises ConfigError. The
+        session goes on: the proxy accepts both tokens.
+        """
         self.credentials.replace(before, token)
         self._shown, self._earlier = token, None
 
@@ -84,15 +85,13 @@ class ProxyLink:
         self._shown, self._earlier = token, None
 
     def has_another_token(self) -> bool:
-        """Whether another token would be shown now. Raises ConfigError."""
+        """Whether the token to send has changed. Raises ConfigError."""
         return self._shown is not None and self.credentials.read() != self._shown
 
 
 def needs_new_session(old: AgentConfig, new: AgentConfig) -> bool:
-    """Whether what changed concerns a session that runs.
-
-    The proxy remembers for each session what a service is, and which one is the default: so one
-    that changed needs a new session, and one that came or went does not.
+    """Whether the change needs a new session. The proxy caches each session's services and their
+    default: so a changed service needs a new session, an added or removed one does not.
     """
     if (old.proxy, old.device, old.limits.session) != (new.proxy, new.device, new.limits.session):
         return True

@@ -1,4 +1,4 @@
-"""HTTP on loopback for programs of the device: the page of remote assistance, and monitoring."""
+"""HTTP on loopback for programs on the device: the page of remote assistance, and monitoring."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class LocalHttp:
     """Serves connections, at most `most_callers` at once. For one more, the one that has been
     waiting for its request for longest is reset; it is itself where none waits.
 
-    `answer` answers a request, or raises Refused, whose answer ends the connection. Without
-    `keep` every answer does.
+    `answer` answers a request, or raises Refused, whose answer ends the connection. Without `keep`
+    every answer ends it.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class LocalHttp:
         self._waiting: dict[ServerConnection, trio.CancelScope] = {}  # the longest first
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
-        """Serve those who connect, until cancelled; then the listeners are closed."""
+        """Serve connections until cancelled; then the listeners are closed."""
         await serve_connections(self._handle, listeners)
 
     async def _handle(self, stream: trio.SocketStream) -> None:

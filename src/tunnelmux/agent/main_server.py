@@ -1,12 +1,12 @@
-"""The agent as the relay service's main servers know it: commands come and results go by Socket.IO.
+"""The agent as a client of the relay service's main servers: it gets commands and sends results by
+Socket.IO.
 
 The events are the relay service's: `execute_command` comes, `command_result` goes, and
-`command_result_received` says that it arrived. What has not been acknowledged is sent again on the
-next connection; what was executed once is not executed again, whatever is asked.
-
-Two things are ours alone, and take place only with a main server that asks for them in a command
-(`confirmStart`): before a command is executed, `command_started` asks whether that is still wanted,
-and `cancel_command` ends one. See docs/socketio.md.
+`command_result_received` says that it arrived. Unacknowledged results are sent again on the next
+connection; a command that was executed once is never executed again. Two events are our own
+extension, used only if a main server asks for them in a command (`confirmStart`): before a command
+is executed, `command_started` asks whether it is still wanted, and `cancel_command` ends one. See
+docs/socketio.md.
 """
 
 from __future__ import annotations
@@ -54,11 +54,11 @@ _log = get_logger("agent.main_server")
 NAMESPACE = "/proxy"
 
 _ENVELOPE = 2048
-# Bytes of a command_result besides its two outputs, in JSON, and of the marks in those.
+# Bytes of a command_result's JSON besides its two outputs, and of the marks in those.
 
 
 class _Work(NamedTuple):
-    """A command that waits for its turn, and the connection it came by."""
+    """A queued command, and the connection it came on."""
 
     request: CommandRequest
     socket: Socket
@@ -66,7 +66,7 @@ class _Work(NamedTuple):
 
 
 class MainServerClient:
-    """Holds a connection to one main server, and executes what it asks for."""
+    """Keeps a connection to one main server, and executes its commands."""
 
     def __init__(
         self,
@@ -81,7 +81,7 @@ class MainServerClient:
         self._config = config
         self._main = main
         self._executor = executor
-        assert main.url is not None  # else the configuration has no main server
+        assert main.url is not None  # the configuration has a main server
         assert main.proxy_id is not None
         self._proxy_id = main.proxy_id
         self._url = parse_socketio_url(main.url, namespace=NAMESPACE)
@@ -110,21 +110,21 @@ class MainServerClient:
         self._listening = trio.CancelScope()
 
     def use(self, executor: Executor) -> None:
-        """Have commands that begin from now on run by this one."""
+        """Use this executor for commands that begin from now on."""
         self._executor = executor
 
     @property
     def is_connected(self) -> bool:
-        """Whether the main server can ask for commands now."""
+        """Whether the connection to the main server is up."""
         return self._line is not None
 
     @property
     def unacknowledged(self) -> list[str]:
-        """Commands whose results the main server has not confirmed, oldest first."""
+        """Commands with unacknowledged results, oldest first."""
         return self._book.unacknowledged
 
     async def wait_connected(self) -> None:
-        """Return once the main server has let us in."""
+        """Return once the main server has accepted the connection."""
         while self._line is None:
             await self._changed.wait()
 
@@ -134,7 +134,7 @@ class MainServerClient:
         """Hold connections until drained or cancelled."""
         async with trio.open_nursery() as self._work:
             while not self._draining:
-                # Cancelled by a drain, and only while no server is connected.
+                # A drain cancels this, and only while not connected.
                 with trio.CancelScope() as self._reconnecting:
                     delay = await self._attempt()
                     if not self._draining:
@@ -148,18 +148,18 @@ class MainServerClient:
             while self._book.running or (self._line is not None and self._book.unacknowledged):
                 await self._changed.wait()
         if self._line is not None:
-            self._listening.cancel(reason="the agent is draining")  # and say goodbye
+            self._listening.cancel(reason="the agent is draining")  # and end in order
         else:
             self._reconnecting.cancel(reason="the agent is draining")
 
     async def _attempt(self) -> float:
-        """Hold one connection to its end; answers the seconds to wait before the next."""
+        """Serve one connection to its end. Returns the seconds to wait before the next attempt."""
         started = trio.current_time()
         try:
             held_from = await self._hold()
         except (ConnectError, ConfigError) as error:
-            # A main server cannot say that it refuses for good, and a key file may be about to be
-            # replaced: so it is tried again, whatever happened.
+            # A main server cannot refuse for good, and a key file may be about to be replaced: so
+            # every failure is retried.
             hint = error.retry_after if isinstance(error, ConnectError) else None
             # A main server has no field of its own that would tell it from a stranger.
             delay = self._backoff.next_delay(hint, is_ours=False)
@@ -298,7 +298,8 @@ class MainServerClient:
         if result is None:
             self._book.give_up(command_id)
         elif result.get("reason") == "busy" and line is not None:
-            # Others keep the executor busy, and nothing was run: it may be asked for again.
+            # The executor is busy with other callers, and nothing was run: it may be requested
+            # again.
             self._book.give_up(command_id)
             line.answer(command_id, result)
         else:
@@ -308,8 +309,8 @@ class MainServerClient:
         self._notify()
 
     async def _may_start(self, work: _Work) -> bool:
-        """Ask the main server. Without its yes nothing is executed: it may count on that, and give
-        the command to another agent.
+        """Ask the main server. The command is executed only after its yes, so that it may give the
+        command to another agent.
         """
         try:
             answers = await work.socket.call(
@@ -322,7 +323,7 @@ class MainServerClient:
         return bool(answers) and answers[0] is True
 
     async def _run(self, request: CommandRequest) -> dict[str, object]:
-        # Half of the memory for results at the most, so that one command never fills it.
+        # At most half of the memory for results, so that one command never fills it.
         limit = self._settings.socketio.socketio_result_memory // 4
         async with self._executor.execute(request, asked_by=str(self._url)) as events:
             return (await collect(events, limit=limit)).to_json()
@@ -333,35 +334,35 @@ class MainServerClient:
 
 
 class _Line:
-    """One connection, and what is to be sent on it."""
+    """One connection, and the results to send on it."""
 
     def __init__(self, socket: Socket, book: CommandBook, limits: SocketIOLimits) -> None:
         self._socket = socket
         self._book = book
         self._most_queued = limits.socketio_max_queued + limits.socketio_remembered
-        # None is an answer that the book does not keep: it was never a command.
+        # None is for an answer that the book does not keep, to a malformed command.
         self._queue: deque[tuple[str | None, dict[str, object] | None]] = deque()
         self._wanted = trio.Event()
         self._sent = trio.Event()
-        # Bounded for main servers that never acknowledge.
+        # Bounded, because a main server may never acknowledge.
         self._awaited: deque[str | None] = deque(maxlen=limits.socketio_remembered)
         for command_id in book.unacknowledged:
             self.queue(command_id)
 
     def queue(self, command_id: str) -> None:
-        """Send the result that the book has."""
+        """Queue the result that the book has."""
         if (command_id, None) not in self._queue:
             self._queue.append((command_id, None))
             self._wanted.set()
 
     def answer(self, command_id: str | None, result: dict[str, object]) -> None:
-        """Send a result once, on this connection."""
+        """Queue a result to be sent once, on this connection only."""
         self._queue.append((command_id, result))
         self._wanted.set()
 
     def take_receipt(self, content: object) -> None:
-        """The main server has a result: the one it names, or else the oldest that it did not
-        acknowledge on this connection.
+        """Take an acknowledgement: of the result that it names, else of the oldest unacknowledged
+        one on this connection.
         """
         command_id: object = None
         if self._awaited:
@@ -376,12 +377,12 @@ class _Line:
             self._book.acknowledge(command_id)
 
     async def wait_for_room(self) -> None:
-        """Return when the main server has read enough to be asked for more answers."""
+        """Return when the main server has read enough of our answers."""
         while len(self._queue) > self._most_queued:
-            await self._sent.wait()  # ended by the connection: it pings
+            await self._sent.wait()  # the connection's pings bound this wait
 
     async def deliver(self) -> None:
-        """Send what is queued until the connection ends."""
+        """Send queued results until the connection ends."""
         try:
             while True:
                 while self._queue:
@@ -391,15 +392,15 @@ class _Line:
                 await self._wanted.wait()
                 self._wanted = trio.Event()
         except SocketOver:
-            pass  # the receiving task says so
+            pass  # the receiving task reports it
 
     async def _send(self, command_id: str | None, answer: dict[str, object] | None) -> None:
         result = answer
         if result is None:
             result = self._book.result(command_id) if command_id is not None else None
             if result is None:
-                return  # acknowledged and forgotten meanwhile
-        # The receipt is awaited before the result leaves: it may come while we wait to go on.
+                return  # acknowledged and dropped meanwhile
+        # Registered before sending: the acknowledgement may come while we still wait in the send.
         self._awaited.append(command_id if answer is None else None)
         content = {"commandId": command_id, "result": result}
         try:
@@ -410,7 +411,7 @@ class _Line:
             try:
                 await self._socket.emit("command_result", content)
             except MessageTooLarge:
-                # It takes not even that: there is no use in offering it again and again.
+                # Not even that is accepted: sending it again is useless.
                 _log.error("a result cannot be delivered", command=command_id, limit=error.limit)
                 if command_id is not None:
                     self._book.acknowledge(command_id)
@@ -423,11 +424,13 @@ def _failed(reason: str, message: str) -> dict[str, object]:
 
 
 def _cut(result: dict[str, object], limit: int) -> dict[str, object]:
-    """The result with its outputs cut so that it is below `limit` bytes of JSON, and says so."""
+    """The result with its outputs cut to fit into `limit` bytes of JSON, with a mark that says
+    so.
+    """
     cut = {**result, "truncated": True}
     texts = {stream: str(result.get(stream, "")) for stream in ("stdout", "stderr")}
     room = max(limit - _ENVELOPE, 0)
-    # What the shorter one leaves, the longer one may have.
+    # The longer output gets the room that the shorter one leaves.
     for left, stream in zip((2, 1), sorted(texts, key=lambda name: len(texts[name])), strict=True):
         text = _fitting(texts[stream], room // left)
         room -= len(json.dumps(text))
@@ -438,7 +441,7 @@ def _cut(result: dict[str, object], limit: int) -> dict[str, object]:
 
 
 def _fitting(text: str, room: int) -> str:
-    """The beginning of `text` that is at most `room` bytes long in JSON."""
+    """The longest prefix of `text` that takes at most `room` bytes as JSON."""
     while (size := len(json.dumps(text))) > room and text:
         text = text[: min(len(text) * room // size, len(text) - 1)]
     return text

@@ -33,19 +33,19 @@ if TYPE_CHECKING:
 __all__ = ["Monitored", "MonitoringListener"]
 
 _MOST_CALLERS = 16
-# Connections at once. A scraper has one or two; no visitor ever comes here.
+# Concurrent connections. A scraper has one or two; visitors never connect here.
 
 _JSON = b"application/json"
 
 
 class Monitored(Protocol):
-    """What is told about: a running agent."""
+    """The interface of a running agent for monitoring."""
 
     figures: AgentFigures
 
     @property
     def health(self) -> HealthChecks:
-        """What is known of the targets."""
+        """The results of health checks."""
 
     @property
     def name(self) -> str:
@@ -53,15 +53,15 @@ class Monitored(Protocol):
 
     @property
     def is_draining(self) -> bool:
-        """Whether it is about to end."""
+        """Whether it is draining."""
 
     @property
     def has_proxy(self) -> bool:
-        """Whether it is to have a session with a proxy."""
+        """Whether a proxy is configured."""
 
     @property
     def main_server_is_connected(self) -> bool | None:
-        """Whether the main server is there; None without one."""
+        """Whether the connection to the main server is up; None without one."""
 
     @property
     def streams_now(self) -> int:
@@ -72,7 +72,7 @@ class Monitored(Protocol):
         """What makes spans, if anything does."""
 
     def command_figures(self) -> dict[str, object]:
-        """What /v1/info says about commands."""
+        """The counters of commands for /v1/info."""
 
 
 class MonitoringListener:
@@ -96,12 +96,12 @@ class MonitoringListener:
     async def open(
         cls, agent: Monitored, address: Address, limits: IngressLimits
     ) -> MonitoringListener:
-        """Listen there. Raises ConfigError when that cannot be done."""
+        """Listen on the address. Raises ConfigError when that fails."""
         return cls(agent, await open_listeners(address.host, address.port), limits)
 
     @property
     def address(self) -> Address:
-        """Where it listens, with the port that the system chose for 0."""
+        """The address it listens on, with the port that the system chose for 0."""
         return Address(*bound_addresses(self._listeners)[0])
 
     async def run(self) -> NoReturn:
@@ -110,7 +110,7 @@ class MonitoringListener:
         raise AssertionError("it serves until it is cancelled")
 
     async def aclose(self) -> None:
-        """Stop listening, where `run` was not begun."""
+        """Stop listening, if `run` was not started."""
         for listener in self._listeners:
             await listener.aclose()
 
@@ -120,12 +120,12 @@ class MonitoringListener:
             raise Refused(Refusal(403, "forbidden", message))
         route = self._routes.get(request.path.partition("?")[0])
         if route is None:
-            raise Refused(Refusal(404, "bad-request", "There are /metrics and /healthz."))
+            raise Refused(Refusal(404, "bad-request", "Only /metrics and /healthz are here."))
         if request.method not in {b"GET", b"HEAD"}:
             allow = [(b"Allow", b"GET, HEAD")]
-            raise Refused(Refusal(405, "bad-request", "It is only to be read.", headers=allow))
+            raise Refused(Refusal(405, "bad-request", "Use GET or HEAD here.", headers=allow))
         status, content_type, body = route()
-        # One request for each connection: two in a minute are no reason to keep any.
+        # One request per connection: two per minute are no reason to keep any.
         fields = [(b"Cache-Control", b"no-store"), (b"Connection", b"close")]
         await send_content(server, request, status, body, content_type, fields)
 
@@ -139,7 +139,7 @@ class MonitoringListener:
 
 
 def describe_health(agent: Monitored) -> dict[str, object]:
-    """What /healthz answers: `status` is up, down or draining."""
+    """The answer of /healthz: `status` is up, down or draining."""
     figures = agent.figures
     is_up = figures.is_up or not agent.has_proxy
     if agent.main_server_is_connected is not None:
@@ -184,7 +184,7 @@ def _time(moment: datetime) -> str:
 
 
 class _Now(Collector):
-    """The figures as they are at each request: until then they cost nothing."""
+    """A collector that reads the counters at each request only."""
 
     def __init__(self, agent: Monitored) -> None:
         self._agent = agent
@@ -206,16 +206,16 @@ class _Now(Collector):
         if agent.has_proxy:
             text = "1 while there is a session with the proxy."
             yield GaugeMetricFamily("tunnelmux_agent_session_up", text, value=figures.is_up)
-            text = "When the session began, or since when there is none."
+            text = "When the present session began or the last one ended."
             moment = figures.changed_at.timestamp()
             yield GaugeMetricFamily(
                 "tunnelmux_agent_session_changed_timestamp_seconds", text, value=moment
             )
         if agent.main_server_is_connected is not None:
-            text = "1 while the main server can ask for commands."
+            text = "1 while the connection to the main server is up."
             value = agent.main_server_is_connected
             yield GaugeMetricFamily("tunnelmux_agent_main_server_up", text, value=value)
-        text = "Sessions with the proxy that were made; all after the first are reconnects."
+        text = "Sessions with the proxy; all after the first are reconnects."
         yield CounterMetricFamily("tunnelmux_agent_sessions", text, value=figures.sessions)
         failures = CounterMetricFamily(
             "tunnelmux_agent_connect_failures",
@@ -231,7 +231,7 @@ class _Now(Collector):
         figures = self._agent.figures
         text = "Live streams."
         yield GaugeMetricFamily("tunnelmux_agent_streams", text, value=self._agent.streams_now)
-        text = "Streams that were served, those of now included."
+        text = "Streams that were served, including live ones."
         yield CounterMetricFamily("tunnelmux_agent_streams_served", text, value=figures.streams)
         moved = CounterMetricFamily(
             "tunnelmux_agent_bytes", "Bytes of sessions with the proxy.", labels=["direction"]
@@ -239,12 +239,12 @@ class _Now(Collector):
         moved.add_metric(["to_proxy"], figures.bytes_to_proxy)
         moved.add_metric(["from_proxy"], figures.bytes_from_proxy)
         yield moved
-        text = "Times that a stream had to wait for the proxy to read."
+        text = "How often a stream waited because the proxy had not read."
         stalls = figures.window_stalls
         yield CounterMetricFamily("tunnelmux_agent_window_stalls", text, value=stalls)
         relays = CounterMetricFamily(
             "tunnelmux_agent_relays",
-            "Raw connections to targets that are over; requests that the proxy reads come in them.",
+            "Ended raw connections to targets; they also carry the requests that the proxy reads.",
             labels=["outcome"],
         )
         for outcome in ("finished", "broken"):
@@ -252,7 +252,7 @@ class _Now(Collector):
         yield relays
         requests = CounterMetricFamily(
             "tunnelmux_agent_requests",
-            "Requests that the agent carried itself, by class of status.",
+            "Requests that the agent itself forwarded, by class of status.",
             labels=["status"],
         )
         for status, count in sorted(figures.requests.items()):
@@ -260,7 +260,7 @@ class _Now(Collector):
         yield requests
         up = GaugeMetricFamily(
             "tunnelmux_agent_service_up",
-            "1 while the target of a service that is checked is well.",
+            "1 while the target of a service with a check is up.",
             labels=["service"],
         )
         for health in self._agent.health:
@@ -279,17 +279,17 @@ class _Now(Collector):
         figures = self._agent.command_figures()
         gauges = {
             "running": ("tunnelmux_agent_commands_running", "Commands that run now."),
-            "connections": ("tunnelmux_agent_ssh_connections", "SSH connections that are kept."),
+            "connections": ("tunnelmux_agent_ssh_connections", "Open SSH connections."),
         }
         counters = {
-            "commands": ("tunnelmux_agent_commands", "Commands that were begun."),
-            "refused": ("tunnelmux_agent_commands_refused", "Commands that were not run."),
+            "commands": ("tunnelmux_agent_commands", "Commands that were started."),
+            "refused": ("tunnelmux_agent_commands_refused", "Refused commands."),
             "connects": ("tunnelmux_agent_ssh_connects", "SSH connections that were made."),
             "connect_failures": ("tunnelmux_agent_ssh_connect_failures", "SSH logins that failed."),
             "reused": ("tunnelmux_agent_commands_reused", "Commands on a kept connection."),
             "not_killed": (
                 "tunnelmux_agent_commands_not_killed",
-                "Commands that may still run after their time.",
+                "Commands that may still run after their timeout.",
             ),
         }
         for key, (name, text) in gauges.items():

@@ -1,7 +1,6 @@
-"""How a device comes to its credential: a code from the console, or one that it shows itself.
-
-The other end is `/api/pairing` of tunnelmux-api. Nothing here decides anything: the server lets a
-device in, and what it tells is written into two files, the token into one of its own (0600).
+"""Pairing: a device gets its credential by a code from the console, or by one that it shows itself.
+The other end is `/api/pairing` of tunnelmux-api, which decides. Its answer is written to two files,
+the token to one of its own (mode 0600).
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ __all__ = [
 T = TypeVar("T")
 
 _TIMEOUT = 20.0
-# Seconds for one call; the server answers at once or not at all.
+# Seconds for one call; the server answers without delay.
 
 _MAX_ANSWER = 65_536
 
@@ -53,7 +52,9 @@ _HOST_KEY = Path("/etc/ssh/ssh_host_ed25519_key.pub")
 
 
 class Joined(msgspec.Struct, frozen=True):
-    """What the device needs to connect. `label` is the name visitors reach it by."""
+    """The result of pairing: what the device needs to connect. `label` is its name in host
+    names.
+    """
 
     device: str
     label: str
@@ -66,7 +67,7 @@ class Joined(msgspec.Struct, frozen=True):
 
 
 class Waiting(msgspec.Struct, frozen=True):
-    """The device is not let in yet: an operator has to say yes."""
+    """The request still waits for an operator."""
 
     expires_in: float
     confirm_url: str
@@ -79,7 +80,7 @@ class Waiting(msgspec.Struct, frozen=True):
 
 
 class PairingRefused(ConnectError):
-    """The server said no; trying again with the same code cannot help."""
+    """The server refused; trying again with the same code cannot help."""
 
 
 class _Problem(msgspec.Struct):
@@ -96,8 +97,8 @@ class _Answer:
 class PairingServer:
     """tunnelmux-api at *url* (`https://tunnels.example.com`).
 
-    Calls raise ConnectError when it cannot be reached and PairingRefused with its reason when it
-    says no. An HTTP proxy is taken from `http_proxy` or the environment, as curl would.
+    Calls raise ConnectError when it cannot be reached, and PairingRefused with its reason when it
+    refuses. An HTTP proxy is taken from `http_proxy` or the environment, as curl would.
     """
 
     def __init__(
@@ -124,12 +125,12 @@ class PairingServer:
         self._way = WayOut(parse_http_proxy("--http-proxy", text) if text else None)
 
     async def exchange(self, code: str, *, name: str, serial: str) -> Joined:
-        """Use a code from the console up."""
+        """Use a code from the console."""
         answer = await self._post("exchange", code=code, name=name, serial=serial)
         return _decode(answer, Joined)
 
     async def request(self, *, name: str, serial: str, fingerprint: str) -> Waiting:
-        """Ask to be let in: the code to show, and the secret to poll with."""
+        """Ask for pairing. Returns the code to show and the secret to poll with."""
         answer = await self._post("requests", name=name, serial=serial, fingerprint=fingerprint)
         return _decode(answer, Waiting)
 
@@ -143,8 +144,9 @@ class PairingServer:
         return _decode(answer, Joined)
 
     async def wait(self, waiting: Waiting) -> Joined:
-        """Poll until an operator has decided. Raises PairingRefused when they said no, and
-        ConnectError when the time is over."""
+        """Poll until an operator has decided. Raises PairingRefused when they refused, and
+        ConnectError when the time is over.
+        """
         assert waiting.secret is not None
         with trio.move_on_after(waiting.expires_in):
             while True:
@@ -206,12 +208,12 @@ def _refuse(where: str, answer: _Answer) -> NoReturn:
         problem = _Problem()
     if not problem.code:
         raise ConnectError(
-            f"{where} answered {answer.status} and is no tunnelmux-api: check the URL"
+            f"{where} answered {answer.status} and is not tunnelmux-api: check the URL"
         )
     said = "".join(char for char in problem.detail if char.isprintable())
     if problem.code == "taken":
         said += " Give this device another name with --name."
-    raise PairingRefused(f"{where} said no: {said or problem.code}", retryable=False)
+    raise PairingRefused(f"{where} refused: {said or problem.code}", retryable=False)
 
 
 def _decode(answer: _Answer, kind: type[T]) -> T:
@@ -224,7 +226,7 @@ def _decode(answer: _Answer, kind: type[T]) -> T:
 def host_key_fingerprint() -> str:
     """`SHA256:…` of the machine's SSH host key, as `ssh-keygen -l` shows it; random without one.
 
-    It is shown on both screens, so that a person can see that the code is this machine's.
+    Both screens show it, so that a person can verify that the code is this machine's.
     """
     try:
         kind, key = _HOST_KEY.read_text("ascii").split()[:2]
@@ -236,14 +238,11 @@ def host_key_fingerprint() -> str:
 
 
 def check_writable(file: Path) -> None:
-    """Raise ConfigError unless `write_configuration` can write this file.
-
-    To be called before pairing: a credential that cannot be kept would be lost.
+    """Raise ConfigError unless `write_configuration` can write this file. Call it before pairing: a
+    credential that cannot be stored would be lost.
     """
     if file.exists():
-        raise ConfigError(
-            f"{file} is there already: name another file with --config, or take it away"
-        )
+        raise ConfigError(f"{file} exists already: name another file with --config, or remove it")
     try:
         with tempfile.TemporaryFile(dir=file.parent):
             pass
@@ -256,7 +255,7 @@ def check_writable(file: Path) -> None:
 def write_configuration(
     file: Path, joined: Joined, *, serial: str, services: list[tuple[str, str]]
 ) -> Path:
-    """Write the agent's configuration and, beside it, its token; the token's file is the result.
+    """Write the agent's configuration and, beside it, its token. Returns the token's file.
 
     Raises ConfigError when a file cannot be written. An existing `file` is not touched.
     """

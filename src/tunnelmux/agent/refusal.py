@@ -1,4 +1,4 @@
-"""Refusals that end the agent: trying again with the same settings cannot help."""
+"""Refusals that end the agent, because trying again with the same settings cannot help."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["AgentRefused", "refused_for_good"]
 
 
 class AgentRefused(ConnectError):
-    """The proxy will not take this agent; the message says what a person has to do.
+    """The proxy refuses this agent; the message says what a person has to do.
 
     `reason` is the proxy's `Tunnelmux-Reason`, or None when there was no answer to carry one.
     """
@@ -27,7 +27,7 @@ _FIXES = {
 
 
 def refused_for_good(error: ConnectError, *, credential: str) -> AgentRefused:
-    """What to tell about an unretryable `error`; `credential` names where the token came from."""
+    """The AgentRefused for an unretryable `error`; `credential` names the source of the token."""
     if not isinstance(error, ConnectRefused):
         return AgentRefused(str(error))
     fix = _FIXES.get(error.reason or "")

@@ -1,4 +1,4 @@
-"""The line that the agent's log gets about one raw connection to a service, at its end."""
+"""The log line about one raw connection to a service, written at its end."""
 
 from __future__ import annotations
 
@@ -26,7 +26,9 @@ def log_relay(
     broken_side: Literal["proxy", "target"] | None = None,
     error: Exception | None = None,
 ) -> None:
-    """Write it: `to_target` and `from_target` in bytes, and which side broke with what, if any."""
+    """Write the line; `to_target` and `from_target` are in bytes, the rest says which side broke
+    and how.
+    """
     values = (stream, service, to_target, from_target, round(seconds, 3), outcome)
     if broken_side is None:
         _log_whole(*values)

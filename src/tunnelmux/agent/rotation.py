@@ -1,9 +1,8 @@
-"""`POST /v1/credential` of the agent's own API: another token in the place of this device's.
-
-The token is written down first and proved then, by a handshake with the proxy that shows it and
-asks for no session. Only the proof ends the old one, so at no moment is there a device without a
-token that is good, whatever fails in between. The old one stays beside it all the same: who gave
-the new one may be a proxy that is not ours, and proves what it likes.
+"""`POST /v1/credential` of the agent's own API: a new token for this device. The token is stored
+first. Then the agent proves it by a handshake with the proxy that asks for no session. Only this
+proof voids the old token, so the device has a valid token at any moment, even when a step fails.
+The old one stays beside it all the same: who gave the new one may be a proxy that is not ours, and
+proves what it likes.
 """
 
 from __future__ import annotations
@@ -26,15 +25,13 @@ __all__ = ["Rotation"]
 _log = get_logger("agent")
 
 _MAX_BODY = 4096
-# Bytes: a token has some 50, and a longer one would fit into no head of a handshake.
+# Bytes: a token has some 50, and a longer one would not fit into the head of a handshake.
 
 
 class Rotation:
-    """Takes a new token for this device, one at a time.
-
-    `link` answers how the proxy is reached at the moment. `prove` shows the proxy a token; it
-    raises ConnectError when that does not come about, and ConnectRefused when the proxy does not
-    know it.
+    """Takes new tokens for this device, one at a time. `link` returns the present link to the
+    proxy. `prove` has the proxy check a token; it raises ConnectError when that fails, and
+    ConnectRefused when the proxy does not know the token.
     """
 
     def __init__(
@@ -47,7 +44,7 @@ class Rotation:
         self._turn = trio.Lock()
 
     async def serve(self, server: ServerConnection, request: RequestHead, timeout: float) -> None:
-        """Answer one request, which must be here whole within `timeout` seconds; raises Refused."""
+        """Answer one request; its body must arrive within `timeout` seconds. Raises Refused."""
         if request.method != b"POST":
             allow = [(b"Allow", b"POST")]
             raise Refused(
@@ -61,7 +58,7 @@ class Rotation:
         await server.send_response(200, b"OK", fields, length=len(body), first=body, end=True)
 
     async def _take(self, token: Secret) -> str | None:
-        """Write the token down and prove it. Answers why it is not proved yet, or None."""
+        """Store the token and prove it. Returns why it is not proved yet, or None."""
         link = self._link()
         if link is None:
             raise Refused(Refusal(403, "forbidden", "This agent has no proxy."))
@@ -75,7 +72,8 @@ class Rotation:
         except ConnectRefused as error:
             if error.retryable:
                 return str(error)
-            # The proxy does not know it: this device would be locked out with the next session.
+            # The proxy does not know the token, which would lock this device out at its next
+            # session.
             with trio.CancelScope(shield=True):  # one small local file
                 await trio.to_thread.run_sync(link.put_back, before)
             _log.error("credential not taken", cause=str(error))
@@ -83,7 +81,7 @@ class Rotation:
                 Refusal(502, "token-expired", f"The proxy refused it: {error}.")
             ) from None
         except ConnectError as error:
-            # Both are good. The next session, which shows the new one, proves it.
+            # Both tokens are valid. The next session will use the new one, and so prove it.
             _log.warning("credential not proved yet", cause=str(error))
             return str(error)
         _log.info("credential rotated", token_file=str(link.credentials.kept_in))
@@ -104,11 +102,11 @@ async def _read_token(server: ServerConnection, timeout: float) -> Secret:
     except BadBody as error:
         raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
     try:
-        # Too much is as bad as no JSON: what was read of it has no end.
+        # A body that is too large was cut, so it is no JSON.
         token = json.loads(body if len(body) <= _MAX_BODY else b"")["token"]
         check_token("token", token)
     except (ValueError, KeyError, TypeError, RecursionError, InvalidSetting):
-        # Its words are left out: they may show a piece of the token.
+        # The parser's message is left out: it may show a part of the token.
         message = 'The body must be {"token": "…"} with a token that a header can carry.'
         raise Refused(Refusal(400, "bad-request", message)) from None
     return Secret(token)

@@ -1,4 +1,4 @@
-"""The device's serial number, from where the configuration says that it stands."""
+"""Read the device's serial number from its configured source."""
 
 from __future__ import annotations
 
@@ -18,9 +18,8 @@ _LONGEST = 128
 
 
 async def read_serial(device: Device) -> str:
-    """The serial number, or nothing where there is none; what goes wrong is logged.
-
-    A device without a working file or command is still of use by its name.
+    """The serial number, or an empty text where there is none. Failures are only logged: the device
+    can still be used by its name.
     """
     if device.serial:
         return device.serial.strip()

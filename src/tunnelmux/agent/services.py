@@ -1,4 +1,4 @@
-"""The declared services: who may be reached."""
+"""The declared services."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["ServiceTable", "may_be_relayed"]
 
 
 class ServiceTable:
-    """The services of one configuration. What is not in here cannot be reached."""
+    """The services of one configuration. Only these can be reached."""
 
     def __init__(self, config: AgentConfig) -> None:
         self._services: Sequence[ServiceConfig] = config.services
@@ -24,19 +24,20 @@ class ServiceTable:
 
     @property
     def listing(self) -> bytes:
-        """The names of the first services, to show what a device offers."""
+        """The names of the first services, for display."""
         return ", ".join(list(self._by_name)[:MOST_SERVICES]).encode("ascii")
 
     @property
     def relayed(self) -> bytes:
-        """The names of those that a proxy may reach by a CONNECT with a visitor's requests as they
-        are, as RELAY_FIELD has them."""
+        """The services to which a proxy may relay visitors' requests raw by CONNECT, as in
+        RELAY_FIELD.
+        """
         names = [service.name for service in self if may_be_relayed(service)]
         return list_relayed(names, self.default.name if self.default is not None else None)
 
     @property
     def timeouts(self) -> bytes:
-        """The services with a time of their own to begin an answer, as TIMEOUTS_FIELD has them."""
+        """The services with a response timeout of their own, as in TIMEOUTS_FIELD."""
         timeouts = {
             service.name: service.response_timeout
             for service in self
@@ -50,7 +51,9 @@ class ServiceTable:
         return self.default.name.encode("ascii") if self.default is not None else b""
 
     def for_http(self, name: str | None) -> ServiceConfig:
-        """The HTTP service of that name, or the default one. Raises Refused (404)."""
+        """The HTTP service of that name; an empty name means the default service. Raises Refused
+        (404).
+        """
         service = self.default if name is None else self._find(name)
         if service is None:
             raise Refused(Refusal(404, "unknown-service", "This device offers no service."))
@@ -95,7 +98,8 @@ class ServiceTable:
 
 
 def may_be_relayed(service: ServiceConfig) -> bool:
-    """Whether requests to the service may come to its target as a proxy writes them: unless this
-    agent changes something in them or watches the time, or TLS begins here."""
+    """Whether requests to the service may go to its target unchanged: the agent must not have to
+    rewrite fields, watch a timeout, or add TLS.
+    """
     is_plain = service.host is None and service.response_timeout is None
     return service.scheme == "http" and is_plain and not service.where.is_encrypted

@@ -1,8 +1,7 @@
-"""Two names of one site: that under which visitors know it, and that under which its target does.
-
-Where the two differ (`host` of a service, or an `https://` target of visitors over HTTP), the
-fields that name a site are translated in both directions. Otherwise a target would send visitors to
-a host that only the device knows, and take its own pages for those of a stranger.
+"""Translate between the two names of a site: the one that visitors use, and the one that its target
+uses. Where they differ (`host` of a service, or an `https://` target for visitors over HTTP),
+fields that name the site are rewritten in both directions. Otherwise a target would redirect
+visitors to a host that only the device can reach, and see its own pages as cross-site.
 """
 
 from __future__ import annotations
@@ -26,14 +25,14 @@ _IP_ADDRESS = re.compile(rb"[0-9.]+|.*:.*")
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """A site: how links to it are written, and the other hosts that stand for it as well."""
+    """A site: its scheme and authority, and other hosts that mean it as well."""
 
     scheme: bytes
     authority: bytes
     also: tuple[bytes, ...] = ()
 
     def owns(self, scheme: bytes | None, authority: bytes) -> bool:
-        """Whether a URL with these is one of this site's, whichever scheme the site has."""
+        """Whether a URL with this scheme and authority belongs to this site."""
         asked = _without_port(scheme or self.scheme, authority)
         return any(
             asked in (_without_port(scheme or self.scheme, own), _without_port(self.scheme, own))
@@ -42,24 +41,24 @@ class _Site:
 
     @property
     def names(self) -> list[bytes]:
-        """The host names, without ports, in small letters."""
+        """The host names, without ports, in lower case."""
         return [_host_name(own) for own in (self.authority, *self.also)]
 
 
 @dataclass(frozen=True, slots=True)
 class SiteTranslation:
-    """What is done with the fields of one request and of its answer."""
+    """Rewrites the fields of one request and of its answer."""
 
     visitor: _Site
     target: _Site
 
     def of_request(self, headers: list[Field]) -> list[Field]:
-        """The fields as the target is to see them: with its own site for the visitor's."""
+        """The request's fields with the target's site in place of the visitor's."""
         changed = [(name, self._of_request(name.lower(), value)) for name, value in headers]
         return replace_host(changed, self.target.authority)
 
     def of_answer(self, headers: list[Field]) -> list[Field]:
-        """The fields as the visitor is to see them: with the visitor's site for the target's."""
+        """The answer's fields with the visitor's site in place of the target's."""
         return [(name, self._of_answer(name.lower(), value)) for name, value in headers]
 
     def _of_request(self, name: bytes, value: bytes) -> bytes:
@@ -98,7 +97,7 @@ class SiteTranslation:
         match = _URL.match(url)
         if match is None or not self.target.owns(match[1], match[2]):
             return url
-        # A target that wants another scheme than both have means another server than this one.
+        # A URL with a scheme that neither side has means another server.
         if match[1] is not None and match[1].lower() not in {
             self.target.scheme,
             self.visitor.scheme,
@@ -132,7 +131,7 @@ class SiteTranslation:
             asked = _host_name(self.visitor.authority)
             if b"." in asked and not _IP_ADDRESS.fullmatch(asked):
                 kept.append(name + b"=" + asked)
-            # Else without a domain: the cookie is the host's own.
+            # Otherwise without a domain, which limits the cookie to the host.
         return b";".join(kept)
 
     def _is_targets_domain(self, domain: bytes) -> bool:
@@ -143,7 +142,7 @@ class SiteTranslation:
 
 
 def translation_for(service: ServiceConfig, request: RequestHead) -> SiteTranslation | None:
-    """What this request and its answer need; None where the visitor's site is the target's too."""
+    """The translation for this request; None where both sides use the same name."""
     if not service.rewrite or (service.host is None and not service.where.is_encrypted):
         return None
     told = field_values(request.headers, b"x-forwarded-host")[:1]
@@ -165,7 +164,7 @@ def translation_for(service: ServiceConfig, request: RequestHead) -> SiteTransla
 
 
 def _lies_in(name: bytes, domain: bytes) -> bool:
-    """Whether a cookie with this domain is one for this host (RFC 6265 5.1.3)."""
+    """Whether a cookie with this domain applies to this host (RFC 6265 section 5.1.3)."""
     below = name.endswith(b"." + domain) and not _IP_ADDRESS.fullmatch(name)
     return below or name == domain
 
@@ -176,7 +175,7 @@ def _moved(url: bytes, match: re.Match[bytes], site: _Site) -> bytes:
 
 
 def _without_port(scheme: bytes, authority: bytes) -> bytes:
-    """In small letters, without the port that the scheme has anyway, and without a root dot."""
+    """The authority in lower case, without the scheme's default port and without a root dot."""
     authority = authority.lower().removesuffix(_DEFAULT_PORTS.get(scheme.lower(), b":"))
     return authority.removesuffix(b".")
 

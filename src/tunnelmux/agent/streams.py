@@ -1,4 +1,6 @@
-"""What a stream from the proxy asks for, and the answer: a service, the agent itself, or a no."""
+"""Serve streams from the proxy: connect them to a service, answer for the agent itself, or
+refuse.
+"""
 
 from __future__ import annotations
 
@@ -68,7 +70,7 @@ _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
     "a": "proxy",
     "b": "target",
 }
-# Who is on which side of a relay, in the words of the log.
+# Names of the two sides of a relay in the log.
 
 
 class StreamServer:
@@ -84,9 +86,9 @@ class StreamServer:
         self._open_target = open_target
         self._started = trio.current_time()
         self.figures = figures or AgentFigures()
-        """Where streams, requests and failures of targets are counted."""
+        """Counts streams, requests and failures of targets."""
         self.rotation: Rotation | None = None
-        """What takes another token for this device, if it has one."""
+        """Takes new tokens for this device, where that is possible."""
         self.desk: AssistDesk | None = None
         """What decides about leases."""
         self.is_ending = False
@@ -96,11 +98,11 @@ class StreamServer:
         self.tracing: Tracing | None = None
         """What makes spans of streams, if anything does."""
         self.health = HealthChecks(config.limits.ingress)
-        """What is known of the targets."""
+        """The results of health checks."""
         self.configure(config, commands)
 
     def configure(self, config: AgentConfig, commands: CommandExecutor) -> None:
-        """Serve what begins from now on as this configuration says; what runs goes on.
+        """Use this configuration for new streams; live ones go on.
 
         Raises ConfigError, with nothing changed, when a file of a service cannot be used.
         """
@@ -119,17 +121,17 @@ class StreamServer:
 
     @property
     def services(self) -> ServiceTable:
-        """What may be reached."""
+        """The declared services."""
         return self._services
 
     @property
     def has_room(self) -> bool:
-        """Whether one more stream may be served."""
+        """Whether another stream may be served."""
         return self.active < self._max_streams
 
     async def serve(self, stream: Stream) -> None:
-        """Serve one stream to its end. What goes wrong is logged and ends this stream only."""
-        # The engine bounds live streams; a handler that still unwinds holds its place here.
+        """Serve one stream to its end. Failures are logged and end this stream only."""
+        # The engine limits live streams; this limit includes handlers that still unwind.
         if not self.has_room:
             stream.reset()
             _log.warning("stream reset", stream=stream.id, cause="limits.max_streams are in use")
@@ -264,7 +266,7 @@ class StreamServer:
         if request.method not in {b"GET", b"HEAD"}:
             allow = [(b"Allow", b"GET, HEAD")]
             raise Refused(
-                Refusal(405, "bad-request", "/v1/info is only to be read.", headers=allow)
+                Refusal(405, "bad-request", "/v1/info allows GET and HEAD only.", headers=allow)
             )
         body = json.dumps(self._info()).encode() + b"\n"
         await server.send_response(
@@ -388,7 +390,7 @@ class StreamServer:
     def _enter(
         self, service: ServiceConfig, request: RequestHead, stream: Stream
     ) -> LeaseVisit | None:
-        """Note a stream that ends with its lease; raises Refused where there is none for it."""
+        """Register a stream that ends with its lease; raises Refused where it has none."""
         named = first_value(request.headers, LEASE_FIELD.lower())
         lease_id = named.decode("latin-1") if named else None
         if self.desk is None or (lease_id is None and not service.lease_only):
@@ -419,7 +421,7 @@ def _fields_for(
 ) -> list[Field]:
     passing = end_to_end(request.headers)
     fields = without_own_fields(passing)
-    # Who the visitor is: only the proxy may say so.
+    # The visitor's identity: only the proxy may state it.
     fields += [pair for pair in passing if pair[0].lower() in IDENTITY_FIELDS]
     if sites is not None:
         return sites.of_request(fields)
@@ -431,10 +433,9 @@ def _fields_for(
 def _answer_fields(
     service: ServiceConfig, request: RequestHead, sites: SiteTranslation | None
 ) -> Callable[[list[Field]], list[Field]]:
-    """What is done with the fields of a target's answer.
-
-    A target must not speak in this system's name. A proxy that asked is told that it may relay
-    further requests raw, unless something is changed in them here, or TLS begins here.
+    """A function that rewrites the fields of a target's answer. Fields of this system are removed
+    from it. A proxy that asked is told that it may relay further requests raw, unless the agent
+    rewrites them or adds TLS.
     """
     if sites is not None:
         return lambda headers: sites.of_answer(without_own_fields(headers))
@@ -447,7 +448,7 @@ def _answer_fields(
 def _log_exchange(
     stream: Stream, service: ServiceConfig, request: RequestHead, exchange: Exchange
 ) -> None:
-    # Who closes a page with live events on it has done nothing wrong, and neither has the device.
+    # A visitor may close a page with live events at any time: this is no error.
     fine = exchange.problem is None or exchange.visitor_left
     write: Callable[..., object] = _log.info if fine else _log.warning
     extra = {} if exchange.problem is None else {"cause": exchange.problem}

@@ -1,7 +1,6 @@
-"""Connections to a service's target: over TCP or a Unix socket, with TLS or without.
-
-What goes wrong is said twice: to the visitor without addresses and paths, which are the device's
-own business, and to the log with them (`Refusal.detail`).
+"""Connections to a service's target: over TCP or a Unix socket, with or without TLS. Errors come in
+two versions: for the visitor without addresses and paths, which are private to the device, and for
+the log with them (`Refusal.detail`).
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ OpenTarget = Callable[[ServiceConfig], Awaitable[trio.abc.HalfCloseableStream]]
 """Makes a raw connection to a service's target; raises OSError."""
 
 _PROBE_TIMEOUT = 2.0
-# Seconds in which a target may show that it speaks TLS; a visitor waits meanwhile.
+# Seconds for a probe whether a target speaks TLS; a visitor waits meanwhile.
 
 _PROBE_INTERVAL = 60.0
 # Seconds until a target that failed is probed again: one connection a minute is no load.
@@ -36,13 +35,14 @@ _NOT_TLS = {
     "RECORD_LAYER_FAILURE",
     "PACKET_LENGTH_TOO_LONG",
 }
-# What OpenSSL says when the answer to its hello is no TLS.
+# OpenSSL's reasons when the peer does not answer in TLS.
 
 
 class TargetConnector:
-    """Connects to the target of one service, by `open_target` where it is not reached from this
-    machine. `down` says why the target of a service counts as down, or nothing. Raises ConfigError
-    where `ca_file` cannot be used."""
+    """Connects to the target of one service; through `open_target` where this machine does not
+    reach it itself. `down(service)` says why the target counts as down; empty while it is up.
+    Raises ConfigError where `ca_file` cannot be used.
+    """
 
     def __init__(
         self,
@@ -71,8 +71,9 @@ class TargetConnector:
     async def open_http(
         self, timeout: float
     ) -> trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]:
-        """The same for HTTP, under TLS if the target is `https://`. Raises Refused, as `dial_http`
-        does too."""
+        """The same for HTTP, with TLS if the target is `https://`. Raises Refused as `dial_http`
+        does.
+        """
         self._refuse_if_down()
         return await self.dial_http(timeout)
 
@@ -82,7 +83,7 @@ class TargetConnector:
             raise self._refused("target-down", f"is down: it {problem}")
 
     async def dial(self, timeout: float) -> trio.abc.HalfCloseableStream:
-        """A raw connection within `timeout` seconds, also where the target counts as down.
+        """A raw connection within `timeout` seconds, even where the target counts as down.
 
         Raises Refused: 502 target-refused or target-unreachable, 504 target-timeout.
         """
@@ -101,7 +102,7 @@ class TargetConnector:
     async def dial_http(
         self, timeout: float
     ) -> trio.abc.HalfCloseableStream | trio.SSLStream[trio.abc.HalfCloseableStream]:
-        """A connection for HTTP within `timeout` seconds, under TLS if the target is `https://`.
+        """A connection for HTTP within `timeout` seconds, with TLS if the target is `https://`.
 
         Raises Refused: as `dial`, and 502 target-tls-failed.
         """
@@ -118,9 +119,8 @@ class TargetConnector:
             raise self._refused("target-tls-failed", *_explain_tls(exc.__cause__)) from exc
 
     async def explain_silence(self) -> str | None:
-        """Why an `http://` target that was asked did not answer in HTTP, if TLS is the cause.
-
-        Tries TLS with it, at most once a minute and for two seconds at most.
+        """Whether TLS is the reason why an `http://` target did not answer in HTTP; the
+        explanation, or None. Probes the target at most once a minute, for at most two seconds.
         """
         if self._where.is_encrypted or self._where.address is None:
             return None
@@ -146,7 +146,7 @@ class TargetConnector:
         if self._open_target is not None:
             return await self._open_target(self._service)
         if self._where.address is None:
-            assert self._where.path is not None  # it is one or the other
+            assert self._where.path is not None  # a target has an address or a path
             return await trio.open_unix_socket(self._where.path)
         stream = await trio.open_tcp_stream(self._where.address.host, self._where.address.port)
         configure_socket(stream, user_timeout=None)
@@ -155,7 +155,7 @@ class TargetConnector:
     async def _begin_tls(
         self, stream: trio.abc.HalfCloseableStream, context: ssl.SSLContext
     ) -> trio.SSLStream[trio.abc.HalfCloseableStream]:
-        assert self._where.address is not None  # there is no TLS at Unix sockets
+        assert self._where.address is not None  # Unix sockets are used without TLS
         name = self._service.server_name or self._where.address.host
         try:
             tls = trio.SSLStream(stream, context, server_hostname=name, https_compatible=True)
@@ -180,10 +180,10 @@ class TargetConnector:
 
 
 def _explain_tls(cause: BaseException | None) -> tuple[str, str]:
-    """What to tell of a failed handshake: the visitor, and the log."""
+    """The texts about a failed handshake for the visitor and for the log."""
     detail = explain_tls_error(cause) if cause is not None else "the connection ended"
     if isinstance(cause, ssl.SSLCertVerificationError):
-        # OpenSSL's words can hold the name or the address that was expected.
+        # OpenSSL's message can hold the expected name or address.
         why = (
             "has a certificate that is not trusted: set ca_file to the authority that signed it, "
             "server_name to the name in it, or verify = false"
@@ -195,7 +195,7 @@ def _explain_tls(cause: BaseException | None) -> tuple[str, str]:
 
 
 def _is_refusal(exc: BaseException) -> bool:
-    """Whether the target's host is there and nothing listens; Trio groups one error per address."""
+    """Whether the target's host refused the connection; Trio groups one error per address."""
     if isinstance(exc, BaseExceptionGroup):
         return any(_is_refusal(inner) for inner in exc.exceptions)
     if isinstance(exc, OSError) and exc.errno == errno.ECONNREFUSED:

@@ -227,7 +227,7 @@ class AuditLog:
 def _encode(record: AuditRecord | RefusalSummary) -> bytes:
     try:
         return msgspec.json.encode(record)
-    except UnicodeEncodeError:  # a lone surrogate from a caller's JSON @@
+    except UnicodeEncodeError:  # a lone surrogate from a caller's JSON
         assert isinstance(record, AuditRecord)
         texts = {
             name: value.encode("utf-8", "replace").decode("utf-8")

@@ -220,9 +220,7 @@ class RunningProxy:
             cut = self._gate.cut_unadmitted(self.visits)
             cut += cut_unlisted(self.visits, config.ingress.tcp)
             if cut:
-                _log.info(
-                    "visits cut", count=cut, reason="their addresses are not allowed any more"
-                )
+                _log.info("visits cut", count=cut, reason="their addresses are now denied")
             stale = sorted(self.devices.replace_configured(devices, enrolled))
             kicked = [name for name in stale if await self._kick(name)]
             kicked += await self._end_unlisted()
@@ -238,8 +236,7 @@ class RunningProxy:
             return ReloadReport(kicked=kicked, problems=problems)
 
     async def drain(self, grace: float) -> DrainReport:
-        """Shut down: accept nothing new, let work in progress finish for `grace` seconds, cut the
-        rest.
+        """Shut down: accept nothing new, let work finish for `grace` seconds, cut the rest.
 
         Every agent is told with a GoAway at once. A second call can shorten the grace period of
         the first. Returns when nothing runs any more.
@@ -425,8 +422,7 @@ class RunningProxy:
     async def _end_device(self, name: str, reason: str) -> Ended:
         """End the session and the visits of a device. Returns how many."""
         handle = self.store.own_device(name)
-        # Includes visits on a replaced session that still unwinds, and visits that wait for a
-        # session.
+        # Includes visits on a replaced session, and visits that wait for a session.
         visits = self.visits.cut_device(name, reason)
         if handle is not None:
             await handle.close(reason)
@@ -461,9 +457,7 @@ class RunningProxy:
         return internal_url(self.config, bound.port if bound is not None else 0)
 
     def _say_where(self) -> None:
-        """Publish the URLs of the HTTP ingress, for programs that make links to services, and of
-        the internal API.
-        """
+        """Publish the URLs of the HTTP ingress, for makers of links, and of the internal API."""
         url = self._internal_url()
         if self.registered is not None:
             self.registered.say_where(url)
@@ -531,8 +525,7 @@ class RunningProxy:
                 )
 
     def _set_agents(self, config: ProxyConfig) -> list[str]:
-        """Apply the settings of Socket.IO agents. Returns the connected agents that may
-        not stay."""
+        """Apply the settings of Socket.IO agents. Returns the connected ones that may not stay."""
         agents = config.socketio.agents if config.socketio is not None else []
         self.dispatcher.expect({agent.proxy_id: agent.group for agent in agents})
         if config.socketio is None:

@@ -1,4 +1,4 @@
-"""Remote assistance at the device: the switch, the leases it took, and who is told of them."""
+"""Remote assistance at the device: the switch, the accepted leases, and their publication."""
 
 from __future__ import annotations
 

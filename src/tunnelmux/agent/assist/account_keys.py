@@ -1,7 +1,6 @@
-"""Lines in an account's authorized_keys, each for one lease and gone with it.
-
-The agent may be root and the folder another user's, so nothing here follows a symbolic link, and a
-file is replaced in one step with the owner and rights that it had.
+"""Lines in an account's authorized_keys, each for one lease and removed with it. The agent may be
+root and the folder another user's, so nothing here follows a symbolic link, and a file is replaced
+atomically with its owner and mode kept.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ __all__ = ["AccountKeys"]
 _MARK = b"lease-of-tunnelmux-"
 
 _MOST = 1_000_000
-# Bytes of such a file; OpenSSH reads them line by line, a person writes a few.
+# Bytes of such a file; people write only a few lines.
 
 Words = Literal["openssh", "dropbear"]
 
@@ -33,7 +32,7 @@ class AccountKeys:
         self._networks = ",".join(networks) or "127.0.0.0/8,::1"
 
     def add(self, lease_id: str, public: str, ends: float) -> None:
-        """Let this key in until `ends`, seconds since 1970 by this machine's clock."""
+        """Add this key until `ends`, in seconds since 1970 by this machine's clock."""
         line = f"{self._options(ends)} {public} {_MARK.decode()}{lease_id}\n".encode("ascii")
         with _Folder(self.path) as folder:
             lines = folder.lines()
@@ -42,7 +41,7 @@ class AccountKeys:
             folder.replace([*lines, line])
 
     def keep_only(self, lease_ids: Collection[str]) -> int:
-        """Take the lines of all other leases out; how many there were."""
+        """Remove the lines of all other leases. Returns how many."""
         kept = {_MARK + lease_id.encode("ascii") for lease_id in lease_ids}
         try:
             with _Folder(self.path) as folder:
@@ -56,15 +55,15 @@ class AccountKeys:
 
     def _options(self, ends: float) -> str:
         if self._words == "dropbear":
-            # It refuses a line with a word that it does not know, and these are all it knows.
+            # dropbear refuses a line with an unknown option, and these are the ones it knows.
             return "no-port-forwarding,no-agent-forwarding,no-X11-forwarding"
-        # In the machine's own time zone: versions before 9.1 know no other.
+        # In the machine's time zone: OpenSSH before 9.1 supports no other.
         until = time.strftime("%Y%m%d%H%M%S", time.localtime(ends))
         return f'restrict,pty,expiry-time="{until}",from="{self._networks}"'
 
 
 def _mark_of(line: bytes) -> bytes:
-    """The mark at the end of a line of ours; nothing for others, commented ones too."""
+    """The mark at the end of a line of ours; empty for other lines, and for commented ones."""
     if line.lstrip().startswith(b"#"):
         return b""
     last = line.split()[-1] if line.split() else b""
@@ -72,7 +71,7 @@ def _mark_of(line: bytes) -> bytes:
 
 
 class _Folder:
-    """The folder of the file, held open, so that it cannot become another meanwhile."""
+    """The file's folder, held open so that it cannot be exchanged meanwhile."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -89,7 +88,7 @@ class _Folder:
         os.close(self._folder)
 
     def lines(self) -> list[bytes]:
-        """The file's lines with their ends; none where there is no file."""
+        """The file's lines with their line ends; none where there is no file."""
         flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
         try:
             file = os.open(self._name, flags, dir_fd=self._folder)
@@ -98,14 +97,14 @@ class _Folder:
         with os.fdopen(file, "rb") as opened:
             found = os.fstat(opened.fileno())
             if not stat.S_ISREG(found.st_mode):
-                raise OSError(None, "it is no plain file", str(self._path))
+                raise OSError(None, "it is not a regular file", str(self._path))
             if found.st_size > _MOST:
                 raise OSError(None, f"it is larger than {_MOST} bytes", str(self._path))
             self._mode = stat.S_IMODE(found.st_mode)
             return opened.read().splitlines(keepends=True)
 
     def replace(self, lines: list[bytes]) -> None:
-        """Put these lines in the file's place, in one step."""
+        """Replace the file with these lines, atomically."""
         temporary = f".{self._name}.{secrets.token_hex(8)}"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
         descriptor = os.open(temporary, flags, 0o600, dir_fd=self._folder)
@@ -113,7 +112,7 @@ class _Folder:
             with os.fdopen(descriptor, "wb") as file:
                 owner = os.fstat(self._folder)
                 if os.geteuid() == 0:
-                    # sshd reads the file of an account only where that, or root, owns it.
+                    # sshd reads the file only if the account or root owns it.
                     os.fchown(file.fileno(), owner.st_uid, owner.st_gid)
                 os.fchmod(file.fileno(), self._mode)
                 file.writelines(lines)

@@ -1,4 +1,4 @@
-"""The clock that leases end by: it cannot be set, and goes on while the machine sleeps."""
+"""The clock for the ends of leases: it cannot be set, and runs while the machine sleeps."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def _boot_id() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Moment:
-    """A moment ahead, as it is kept in a file over restarts."""
+    """A future moment in a form that survives restarts."""
 
     boot_id: str
     at: float
-    """On the clock of that boot."""
+    """On the steady clock of that boot."""
     wall: float
-    """The same on the clock on the wall, seconds since 1970."""
+    """The same on the wall clock, in seconds since 1970."""
     left: float
-    """Seconds to it when it was written down."""
+    """Seconds left at the time of writing."""
 
 
 class SteadyClock:
-    """Seconds that only go forward. `wall` is the clock on the wall, which may be wrong."""
+    """A clock in seconds that never goes back. `wall` is the wall clock, which may be wrong."""
 
     def __init__(
         self,
@@ -51,16 +51,15 @@ class SteadyClock:
         self._boot_id = boot_id
 
     def keep(self, at: float) -> Moment:
-        """A moment of this clock, for a file."""
+        """The moment in its form for a file."""
         left = at - self.now()
         return Moment(boot_id=self._boot_id(), at=at, wall=self.wall() + left, left=left)
 
     def recall(self, kept: Moment) -> float:
-        """The moment on this clock again, never later than it was.
-
-        Within one boot it is the same. After another one only the clock on the wall tells how much
-        time has passed, and where that was set back, no less is taken than was left: so an end
-        comes late at most by the time between the writing and the restart.
+        """The moment on this clock again, never with more time left than was written. Within one
+        boot it is exact. After a reboot the wall clock tells how much time has passed; if that was
+        set back, the time left at writing counts: so a lease ends late at most by the time between
+        writing and restart.
         """
         if kept.boot_id and kept.boot_id == self._boot_id():
             return min(kept.at, self.now() + kept.left)

@@ -2,8 +2,7 @@
 
 The device shows the code and puts the public half of the key into an account; the person who is
 told the code derives the private half. Nothing else passes between the two, and no server learns
-either. 80 bits and scrypt make a guess dear also for who has the public half; see RFC 7914 section
-2.
+either. 80 bits and scrypt (RFC 7914 section 2) make guessing expensive even with the public half.
 """
 
 from __future__ import annotations
@@ -34,8 +33,9 @@ def new_code() -> Secret:
 
 
 def normal_code(text: str) -> Secret | None:
-    """The one form of a code as people type it, in lower case, with spaces, with O for 0; None when
-    it is none."""
+    """The canonical form of a code as people type it (lower case, spaces, O for 0); None when it is
+    invalid.
+    """
     letters = "".join(text.split()).replace("-", "").upper().translate(_TAKEN_FOR)
     if len(letters) != _LENGTH or any(letter not in _LETTERS for letter in letters):
         return None
@@ -56,7 +56,7 @@ class DerivedKey:
 
     @property
     def fingerprint(self) -> str:
-        """As `ssh-keygen -l` prints it."""
+        """The fingerprint, as `ssh-keygen -l` prints it."""
         digest = hashlib.sha256(base64.b64decode(self.public.split()[1])).digest()
         return "SHA256:" + base64.b64encode(digest).decode("ascii").rstrip("=")
 
@@ -66,9 +66,9 @@ def derive_key(code: Secret, lease_id: str, serial: str) -> DerivedKey:
 
     Takes a quarter of a second of the processor and 64 MiB: call it in a thread.
     """
-    # Not at the top: they take longer to import than the agent to connect.
+    # Imported here: this takes longer than the agent takes to connect.
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt  # an agent may have no hashlib's
+    from cryptography.hazmat.primitives.kdf.scrypt import Scrypt  # hashlib may have none
     from cryptography.hazmat.primitives.serialization import (
         Encoding,
         NoEncryption,

@@ -23,17 +23,17 @@ _log = get_logger("agent.assist")
 
 _ORDER_TIMEOUT = 10.0
 _MAX_CALLERS = 32
-# At once; each is a person's terminal.
+# Concurrent connections; each is a person's terminal.
 
 _MAX_PATH = 107
-# Bytes of a path that sockaddr_un holds on Linux, unix(7).
+# Bytes of a path in sockaddr_un on Linux, unix(7).
 
 MakeCode = Callable[[Order], Awaitable[dict[str, Any]]]
 """Makes a lease with a code; see `AssistService`."""
 
 
 def open_control(path: Path) -> socket.socket:
-    """The listening socket, for this user only, in place of one that no agent listens on any more.
+    """The listening socket, for this user only. Replaces a socket file that no agent listens on.
 
     Raises ConfigError.
     """
@@ -47,7 +47,7 @@ def open_control(path: Path) -> socket.socket:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         with contextlib.suppress(FileNotFoundError):
             _remove_stale(path)
-        # Bound under a temporary name: it is there with its rights, and listens.
+        # Bound under a temporary name, so that it appears with its mode set and listening.
         hidden = path.with_name(".s")
         hidden.unlink(missing_ok=True)
         listener.bind(str(hidden))
@@ -74,7 +74,7 @@ def _remove_stale(path: Path) -> None:
 
 
 async def serve_control(listener: socket.socket, desk: AssistDesk, make_code: MakeCode) -> NoReturn:
-    """Serve those who connect, until cancelled."""
+    """Serve connections until cancelled."""
     accepting = trio.socket.from_stdlib_socket(listener)
     places = trio.CapacityLimiter(_MAX_CALLERS)
     async with trio.open_nursery() as nursery:
@@ -116,7 +116,7 @@ async def _serve_one(stream: trio.SocketStream, desk: AssistDesk, make_code: Mak
 
 
 async def _watch(stream: trio.SocketStream, desk: AssistDesk) -> None:
-    """A line now and with each change, until the caller goes."""
+    """Send the status now and after each change, until the caller leaves."""
     async with trio.open_nursery() as nursery:
 
         async def notice_end() -> None:

@@ -1,4 +1,4 @@
-"""What the device decides about leases: the switch, the questions, and the end of each."""
+"""The device's decisions about leases: the switch, questions to the person, and ends."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _log = get_logger("agent.assist")
 
 _KEPT_EVENTS = 500
 _KEPT_ENDS = 200
-# Leases that ended here and may be offered again by a proxy that was away.
+# Ended leases that are remembered, because a proxy that was away may offer them again.
 
 _SAVE = 30.0
-# Seconds between two writings of what is left, while something runs: see `SteadyClock.recall`.
+# Seconds between two writes of the time left, while a lease runs: see `SteadyClock.recall`.
 
 _LOOK = 1.0
-# Seconds between two looks at the clock while something runs: Trio's own stands still while the
+# Seconds between two checks of the clock while a lease runs: Trio's own clock stops while the
 # machine sleeps.
 
 Switch = Literal["unset", "on", "off"]
@@ -37,21 +37,21 @@ Switch = Literal["unset", "on", "off"]
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class HeldLease:
-    """A lease that the device has agreed to, or is being asked about."""
+    """A lease that the device has accepted, or that waits for an answer."""
 
     offer: LeaseOffer
     began: float
     until: float
     """On the desk's clock, as `began`."""
     asked_until: float | None = None
-    """While it is asked about: until when."""
+    """Until when it waits for an answer."""
     said: str = ""
-    """By whom the device agreed."""
+    """Who accepted it."""
     visits: set[LeaseVisit] = field(default_factory=set)
 
     @property
     def is_given(self) -> bool:
-        """Whether the device agreed."""
+        """Whether the device accepted it."""
         return self.asked_until is None
 
 
@@ -67,9 +67,8 @@ class LeaseVisit:
 
 
 class AssistDesk:
-    """Decides about leases. All calls are synchronous; `run` watches the times.
-
-    Whatever is said by whomever, the device's own configuration bounds it.
+    """Decides about leases. All calls are synchronous; `run` watches deadlines. The device's own
+    configuration limits what servers and people can grant.
     """
 
     def __init__(
@@ -98,12 +97,12 @@ class AssistDesk:
         self._news = trio.Event()
         self._is_loud = False
         self.is_silent = False
-        """Whether nothing is told any more."""
+        """Whether events have stopped."""
         self.on_ask: Callable[[HeldLease], object] = lambda _lease: None
         """Called with each question; for the hook."""
         self.on_lease_end: Callable[[str], object] = lambda _lease_id: None
         """Called with the id of each lease that ended."""
-        # Read before anything is written there.
+        # Read before the first write.
         kept = memory.read() if memory is not None else None
         self._set(config, services, lease_only)
         if kept is not None:
@@ -112,7 +111,7 @@ class AssistDesk:
     def configure(
         self, config: AssistConfig, services: Iterable[str], lease_only: Iterable[str]
     ) -> None:
-        """Take another configuration. What it would not take any more ends."""
+        """Apply a new configuration. Leases that it does not allow end."""
         self._set(config, services, lease_only)
         if config.mode == "off":
             self._end_all("remote assistance was turned off in this device's configuration")
@@ -132,18 +131,18 @@ class AssistDesk:
 
     @property
     def mode(self) -> Literal["off", "ask", "allow"]:
-        """What a request meets at this moment."""
+        """How requests are answered now: `off`, `ask` or `allow`."""
         if self.config.mode == "off" or self._switch == "off":
             return "off"
         return "allow" if self._switch == "on" else self.config.mode
 
     @property
     def leases(self) -> list[HeldLease]:
-        """Those that run, or are asked about."""
+        """Leases that run or wait for an answer."""
         return list(self._leases.values())
 
     def state_line(self) -> dict[str, Any]:
-        """What proxies are told of the switch."""
+        """The state of the switch, for proxies."""
         return {
             "type": "state",
             "mode": self.mode,
@@ -153,7 +152,7 @@ class AssistDesk:
         }
 
     def status(self) -> dict[str, Any]:
-        """All that a person at the device may want to see."""
+        """The status for a person at the device."""
         now = self.clock.now()
         until = self._switch_until
         return {
@@ -193,16 +192,16 @@ class AssistDesk:
         }
 
     def events_after(self, number: int) -> list[tuple[int, dict[str, Any]]]:
-        """What happened behind this number."""
+        """Events after this number."""
         return [(at, event) for at, event in self._events if at > number]
 
     async def wait_after(self, number: int) -> None:
-        """Return when something happened behind this number, or nothing is told any more."""
+        """Return when there is an event after this number, or events have stopped."""
         while self._last <= number and not self.is_silent:
             await self._news.wait()
 
     def fall_silent(self) -> None:
-        """Tell nothing more: the agent ends, and its proxy shall not wait for a word."""
+        """Stop events, because the agent stops and its proxy must not wait for more."""
         self.is_silent = True
         self._news.set()
 
@@ -214,13 +213,13 @@ class AssistDesk:
     # -- the switch -------------------------------------------------------------------------------
 
     def objection_to_time(self, seconds: float) -> str | None:
-        """Why assistance may not last so long here, or None."""
+        """Why assistance cannot last this long here, or None."""
         if 60 <= seconds <= self.config.longest:
             return None
         return f"the time must be 60 s to {self.config.longest:g} s, which is assist.longest"
 
     def objection_to_services(self, services: Iterable[str]) -> str | None:
-        """Why there is no assistance with these, or None."""
+        """Why there is no assistance with these services, or None."""
         unknown = set(services) - set(self._services)
         if not unknown:
             return None
@@ -228,13 +227,13 @@ class AssistDesk:
 
     @property
     def services(self) -> tuple[str, ...]:
-        """What assistance may be about."""
+        """Services that assistance may include."""
         return self._services
 
     def turn_on(
         self, seconds: float | None = None, services: Iterable[str] = (), *, by: str
     ) -> str | None:
-        """Let requests in for a time. Answers why that cannot be, or None."""
+        """Accept requests for a time. Returns why that is not possible, or None."""
         if self.config.mode == "off":
             return 'this device offers no assistance: set assist.mode to "ask" in agent.toml first'
         wanted = frozenset(services) or frozenset(self._services)
@@ -252,7 +251,7 @@ class AssistDesk:
         return None
 
     def turn_off(self, *, by: str) -> int:
-        """Refuse all requests from now on, and end what runs; how many leases those were."""
+        """Refuse all requests from now on, and end all leases. Returns how many."""
         self._switch, self._switch_until = "off", None
         self._switch_services = frozenset()
         count = len(self._leases)
@@ -264,7 +263,7 @@ class AssistDesk:
     # -- offers -----------------------------------------------------------------------------------
 
     def offer(self, offer: LeaseOffer) -> LeaseAnswer:
-        """A proxy tells of a lease, once or again."""
+        """Take a proxy's offer of a lease, which may be a repetition."""
         known = self._leases.get(offer.id)
         if offer.id in self._ended:
             return LeaseAnswer("refused", self._ended[offer.id])
@@ -292,7 +291,7 @@ class AssistDesk:
         missing = sorted(set(offer.services) - set(self._services))
         if missing or not offer.services:
             return f"the device offers no assistance with {', '.join(missing) or 'nothing'}"
-        # A second more: it was on its way.
+        # One second of tolerance for the time on the network.
         if not 0 < offer.seconds <= self.config.longest + 1:
             return f"the device takes {self.config.longest / 3600:g} h at most"
         there = time.localtime(self.clock.wall())
@@ -301,11 +300,11 @@ class AssistDesk:
         return None
 
     def _offered_again(self, lease: HeldLease, offer: LeaseOffer) -> LeaseAnswer:
-        """The same after a reconnect, or with a later end."""
+        """Take the offer of a known lease, after a reconnect or with a later end."""
         now = self.clock.now()
         until = now + offer.seconds
         if set(offer.services) != set(lease.offer.services):
-            self._end(lease, "the proxy told of it in two ways")
+            self._end(lease, "the proxy offered it in two versions")
             return LeaseAnswer("refused", self._ended[offer.id])
         if until > lease.until + 2:
             if until - lease.began > self.config.longest + 2:
@@ -335,7 +334,7 @@ class AssistDesk:
         self.on_ask(lease)
 
     def answer(self, lease_id: str, yes: bool, *, by: str) -> str | None:
-        """What a person at the device says to a request. Answers why that cannot be, or None."""
+        """Take the answer of a person at the device. Returns why that is not possible, or None."""
         lease = self._leases.get(lease_id)
         if lease is None or lease.is_given:
             return "there is no such request now: it was answered, or is over"
@@ -364,7 +363,7 @@ class AssistDesk:
         self._wake()
 
     def hold_code(self, offer: LeaseOffer) -> None:
-        """A lease that the device itself makes, for the holder of its code."""
+        """Add a lease that the device itself makes, for the holder of its code."""
         now = self.clock.now()
         lease = HeldLease(offer=offer, began=now, until=now + offer.seconds, said="its code")
         self._leases[offer.id] = lease
@@ -373,7 +372,7 @@ class AssistDesk:
         self._wake()
 
     def open_line(self, lease: HeldLease) -> dict[str, Any]:
-        """What proxies are told of a lease with a code."""
+        """The event for proxies about a lease with a code."""
         now = self.clock.now()
         return {
             "type": "open",
@@ -387,7 +386,7 @@ class AssistDesk:
     # -- ends -------------------------------------------------------------------------------------
 
     def withdraw(self, lease_id: str, reason: str) -> int:
-        """The server has ended a lease; how many connections that cut."""
+        """End a lease that the server has ended. Returns how many connections this cut."""
         lease = self._leases.get(lease_id)
         if lease is None:
             self._remember_end(lease_id, reason)
@@ -397,7 +396,7 @@ class AssistDesk:
         return count
 
     def stop(self, lease_id: str, *, by: str) -> str | None:
-        """End one lease from the device. Answers why that cannot be, or None."""
+        """End one lease from the device. Returns why that is not possible, or None."""
         lease = self._leases.get(lease_id)
         if lease is None:
             return "there is no such lease now"
@@ -414,7 +413,7 @@ class AssistDesk:
         self._remember_end(offer.id, reason)
         for visit in list(lease.visits):
             visit.cut()
-        # Those that came without a name live on what other leases still allow.
+        # Streams without a named lease may go on if another lease allows them.
         for visit in list(self._loose):
             if not self._covering(visit.service):
                 visit.cut()
@@ -440,7 +439,7 @@ class AssistDesk:
         ]
 
     def objection(self, service: str, lease_id: str | None) -> str | None:
-        """Why a stream may not go to this service now, or None."""
+        """Why a stream to this service is not allowed now, or None."""
         if lease_id is not None:
             lease = self._leases.get(lease_id)
             if lease is None or not lease.is_given:
@@ -455,8 +454,9 @@ class AssistDesk:
     def enter(
         self, service: str, lease_id: str | None, cut: Callable[[], object], from_far: str = ""
     ) -> LeaseVisit | None:
-        """Note a stream that `cut` is called for when its lease ends; None where none has to do
-        with it. To be left with `leave`."""
+        """Register a stream, for which `cut` is called when its lease ends; None where it depends
+        on no lease. End it with `leave`.
+        """
         if lease_id is None and service not in self._lease_only:
             return None
         visit = LeaseVisit(service, lease_id, cut, self.clock.now(), from_far)
@@ -469,7 +469,7 @@ class AssistDesk:
         return visit
 
     def leave(self, visit: LeaseVisit | None, bytes_in: int = 0, bytes_out: int = 0) -> None:
-        """That stream is over."""
+        """Remove a stream that has ended."""
         if visit is None:
             return
         self._loose.discard(visit)
@@ -491,7 +491,7 @@ class AssistDesk:
     # -- times ------------------------------------------------------------------------------------
 
     async def run(self) -> NoReturn:
-        """Watch the times until cancelled."""
+        """Watch deadlines until cancelled."""
         saved = self.clock.now()
         while True:
             self._is_loud = False
@@ -511,7 +511,7 @@ class AssistDesk:
             await self._news.wait()
 
     def _look(self) -> float | None:
-        """End what is over; when to look again, if anything runs."""
+        """End leases whose time is over. Returns when to check again, or None."""
         now = self.clock.now()
         for lease in list(self._leases.values()):
             if lease.asked_until is not None and lease.asked_until <= now:
@@ -544,7 +544,7 @@ class AssistDesk:
         self._news = trio.Event()
 
     def _wake(self) -> None:
-        """Have `run` look at the times anew."""
+        """Have `run` check the deadlines again."""
         self._is_loud = True
         self._news.set()
         self._news = trio.Event()

@@ -1,4 +1,4 @@
-"""What happened, in a file on the device that no server can reach."""
+"""The record of assistance, in a file on the device that no server can change."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = ["Diary", "read_diary"]
 _log = get_logger("agent.assist")
 
 _LIMITS = AuditLimits(max_bytes=1_000_000, keep=3, keep_for=0.0)
-# 4 MB of a small device's disk at the most: some 10,000 sessions.
+# At most 4 MB of a small device's disk: some 10,000 sessions.
 
 
 class Diary:
-    """One JSON object for each thing that happened; without a path, nothing is written."""
+    """Writes one JSON object per event; without a path, nothing."""
 
     def __init__(self, path: Path | None, *, clock: Callable[[], float] = time.time) -> None:
         self._clock = clock
@@ -38,7 +38,7 @@ class Diary:
                 raise ConfigError(f"assist.log: {path} cannot be written: {error}") from error
 
     def write(self, what: str, details: dict[str, Any]) -> None:
-        """Write it down. A disk that is full ends no assistance, and is told once."""
+        """Write an event. A write error does not end assistance, and is logged once."""
         if self._file is None:
             return
         at = datetime.fromtimestamp(self._clock(), UTC).isoformat(timespec="milliseconds")
@@ -54,11 +54,11 @@ class Diary:
 
 
 def read_diary(path: Path, lease_id: str) -> list[dict[str, Any]]:
-    """What the file says of one lease, the oldest first; raises OSError."""
+    """The file's events about one lease, oldest first; raises OSError."""
     found = []
     with path.open(encoding="utf-8") as lines:
         for line in lines:
-            with contextlib.suppress(ValueError):  # a line that was cut by a power failure
+            with contextlib.suppress(ValueError):  # a line that a power failure cut
                 entry = json.loads(line)
                 if isinstance(entry, dict) and entry.get("lease") == lease_id:
                     found.append(entry)

@@ -1,4 +1,4 @@
-"""What the switch and the leases were, over a restart of the agent or the machine."""
+"""The state of switch and leases, kept over restarts of the agent and the machine."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _log = get_logger("agent.assist")
 
 
 class KeptLease(msgspec.Struct, kw_only=True):
-    """A lease that the device has agreed to."""
+    """A lease that the device has accepted."""
 
     offer: LeaseOffer
     age: float
@@ -27,7 +27,7 @@ class KeptLease(msgspec.Struct, kw_only=True):
 
 
 class KeptState(msgspec.Struct, kw_only=True):
-    """All of it."""
+    """The whole state."""
 
     switch: Literal["unset", "on", "off"] = "unset"
     until: Moment | None = None
@@ -37,15 +37,16 @@ class KeptState(msgspec.Struct, kw_only=True):
 
 
 class AssistMemory:
-    """The file, readable by its owner only."""
+    """The state's file, readable by its owner only."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._told = False
 
     def read(self) -> KeptState | None:
-        """What was kept; None where nothing was. What cannot be read is taken for switched off: a
-        damaged file must not open a device."""
+        """The kept state; None without one. An unreadable file counts as switched off: damage must
+        not open a device.
+        """
         try:
             content = self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
@@ -60,7 +61,7 @@ class AssistMemory:
             return KeptState(switch="off")
 
     def write(self, state: KeptState) -> None:
-        """Keep it; where that fails it is logged once, and the agent goes on."""
+        """Write the state. A failure is logged once, and the agent goes on."""
         try:
             self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
             write_private(self.path, msgspec.json.encode(state))

@@ -1,4 +1,4 @@
-"""A lease on its way to the device, and the answer."""
+"""The offer of a lease to a device, and its answer."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ __all__ = ["LeaseAnswer", "LeaseOffer"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseOffer:
-    """A lease as a proxy tells of it."""
+    """A lease as a proxy offers it."""
 
     id: str
     who: str
@@ -18,18 +18,19 @@ class LeaseOffer:
     services: tuple[str, ...]
     rights: tuple[str, ...]
     seconds: float
-    """Until its end, from now."""
+    """Seconds from now to its end."""
     recorded: bool = True
     sealed: bool = False
     kind: Literal["person", "code"] = "person"
     key: str = ""
-    """Of a code: the fingerprint of its key, by which a gateway knows the holder. The key itself
-    does not follow from it."""
+    """For a lease with a code: the fingerprint of its key, by which a gateway recognizes the
+    holder. It does not reveal the key.
+    """
 
 
 @dataclass(frozen=True, slots=True)
 class LeaseAnswer:
-    """What the device says to an offer."""
+    """The device's answer to an offer."""
 
     state: Literal["given", "asked", "refused"]
     reason: str = ""

@@ -1,4 +1,4 @@
-"""What a person at the device may tell the switch, from a terminal or a page."""
+"""Orders of a person at the device to the switch, from a terminal or a page."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Order(msgspec.Struct, kw_only=True, forbid_unknown_fields=True):
 
 
 def read_order(data: bytes) -> Order | str:
-    """The order, or what is wrong with it."""
+    """The order, or a text that says what is wrong with it."""
     if len(data) > MAX_ORDER:
         return "it is too long"
     try:
@@ -37,7 +37,7 @@ def read_order(data: bytes) -> Order | str:
 
 
 def obey(desk: AssistDesk, order: Order, *, by: str) -> dict[str, Any]:
-    """Do it; the answer has `problem` where it could not be done, and the status after it."""
+    """Execute the order. The answer has the status after it, and `problem` if it failed."""
     problem: str | None = None
     match order.do:
         case "on":

@@ -1,9 +1,8 @@
 """The switch as a page for a browser on the device, and as JSON for a page of the device's own.
 
-It listens on loopback, where every program of the machine may call, and so may every page that a
-browser there shows. A name that an attacker lets lead to loopback (DNS rebinding) is refused by the
-Host field; what another site makes a browser send, by Origin and by the content type, which no
-form can have.
+It listens on loopback, where every program on the machine can call, and so can every page in a
+browser there. The Host field is checked against DNS rebinding; Origin and the content type, which
+no form can send, against requests that other sites cause (CSRF).
 """
 
 from __future__ import annotations
@@ -62,7 +61,7 @@ class AssistPage:
         ]
 
     async def serve(self, listeners: list[trio.SocketListener]) -> None:
-        """Serve those who connect, until cancelled."""
+        """Serve connections until cancelled."""
         http = LocalHttp(self._answer, self._limits, most_callers=_MOST_CALLERS, keep=True)
         await http.serve(listeners)
 
@@ -81,12 +80,12 @@ class AssistPage:
             content = await trio.Path(_FOLDER / name).read_bytes()
             await self._send(server, request, 200, content, kind)
         else:
-            raise Refused(Refusal(404, "bad-request", "There are / and /api/assist."))
+            raise Refused(Refusal(404, "bad-request", "Only / and /api/assist are served here."))
 
     def _check_host(self, request: RequestHead) -> None:
         hosts = field_values(request.headers, b"host")
         if len(hosts) != 1 or hosts[0].decode("latin-1").lower() not in self._hosts:
-            message = "This page is known by the address that it listens on, and by localhost."
+            message = "Use the address that this page listens on, or localhost."
             raise Refused(Refusal(403, "forbidden", message))
 
     def _check_origin(self, request: RequestHead) -> None:
@@ -98,7 +97,7 @@ class AssistPage:
         fetched = first_value(request.headers, b"sec-fetch-site") or b"same-origin"
         kind = first_value(request.headers, b"content-type") or b""
         if foreign or fetched not in {b"same-origin", b"none"}:
-            raise Refused(Refusal(403, "forbidden", "Another site's page asked for this."))
+            raise Refused(Refusal(403, "forbidden", "A page of another site sent this request."))
         if kind.partition(b";")[0].strip().lower() != b"application/json":
             raise Refused(Refusal(415, "bad-request", "Send application/json."))
 

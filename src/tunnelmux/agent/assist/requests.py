@@ -1,4 +1,4 @@
-"""What the proxy asks the agent about leases: paths of the agent's own API."""
+"""The paths of the agent's own API about leases."""
 
 from __future__ import annotations
 
@@ -49,9 +49,8 @@ class _End(msgspec.Struct, kw_only=True):
 async def serve_assist(
     desk: AssistDesk, server: ServerConnection, request: RequestHead, timeout: float
 ) -> None:
-    """Answer one request, whose body must be here whole within `timeout` seconds; raises Refused.
-
-    The list of events is answered for as long as it is read.
+    """Answer one request; its body must arrive within `timeout` seconds. Raises Refused. The stream
+    of events goes on while it is read.
     """
     path = request.path.encode("ascii", "replace")
     method = b"GET" if path == ASSIST_PATH else b"POST"
@@ -74,7 +73,7 @@ async def serve_assist(
 def _as_offer(said: _Offer) -> LeaseOffer:
     return LeaseOffer(
         id=said.id,
-        # People read it in a terminal: nothing in it may act there.
+        # People read it in a terminal, so control characters must go.
         who=_printable(said.who),
         reason=_printable(said.reason),
         services=tuple(said.services),
@@ -91,7 +90,7 @@ def _printable(text: str) -> str:
 
 
 async def _tell_events(desk: AssistDesk, server: ServerConnection) -> None:
-    """One line for each event, the state first, until the other side goes."""
+    """Send one line per event, the state first, until the proxy leaves."""
     number = desk.last_event
     fields = [(b"Content-Type", b"application/x-ndjson"), (b"Cache-Control", b"no-store")]
     gone: VisitorGone | None = None
@@ -145,7 +144,7 @@ async def _read(server: ServerConnection, timeout: float, kind: type[T]) -> T:
     except BadBody as error:
         raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
     try:
-        # Too much is as bad as no JSON: what was read of it has no end.
+        # A body that is too large was cut, so it is no JSON.
         return msgspec.json.decode(bytes(body) if len(body) <= _MAX_BODY else b"", type=kind)
     except msgspec.MsgspecError as error:
         raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None

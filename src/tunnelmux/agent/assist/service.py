@@ -1,4 +1,4 @@
-"""Remote assistance as a running part of the agent: its desk, its files, who listens where."""
+"""Remote assistance as a running part of the agent: its desk, its files and its listeners."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ _NO_OPINION = 2
 
 
 def assist_file(config: AgentConfig, ending: str, environ: Mapping[str, str] | None = None) -> Path:
-    """Where the agent keeps a file of the switch: `state`, `log` or `sock`. Raises ConfigError."""
+    """The path of a file of the switch: `state`, `log` or `sock`. Raises ConfigError."""
     device = config.device
     folder = device.state_dir or default_state_dir(
         "tunnelmux-agent", os.environ if environ is None else environ
@@ -44,7 +44,7 @@ def assist_file(config: AgentConfig, ending: str, environ: Mapping[str, str] | N
 
 
 def _desk_of(config: AgentConfig) -> AssistDesk:
-    """The desk of a device, as its files have it. Raises ConfigError."""
+    """The desk of a device, restored from its files. Raises ConfigError."""
     memory = diary = None
     if _is_on(config):
         memory = AssistMemory(assist_file(config, "state"))
@@ -56,9 +56,8 @@ def _desk_of(config: AgentConfig) -> AssistDesk:
 
 
 class AssistService:
-    """The desk of a running agent, and what goes on around it while `run` runs.
-
-    Raises ConfigError when a file it needs cannot be used.
+    """The desk of a running agent, with its listeners and files, while `run` runs. Raises
+    ConfigError when a file it needs cannot be used.
     """
 
     def __init__(self, config: AgentConfig) -> None:
@@ -69,7 +68,7 @@ class AssistService:
         self.desk.on_lease_end = self._close_accounts
         self._account = _account(config)
         self.page_address: Address | None = None
-        """Where the page is, once it is there."""
+        """The address of the page, once it listens."""
         self._nursery: trio.Nursery | None = None
         self._control: socket.socket | None = None
 
@@ -79,35 +78,35 @@ class AssistService:
         return self._is_on
 
     async def learn_serial(self) -> str:
-        """The serial number, read anew."""
+        """Set the serial number, which was read again."""
         self.desk.serial = await read_serial(self._config.device)
         return self.desk.serial
 
     def configure(self, config: AgentConfig) -> None:
-        """Take another configuration: what it would not take any more ends."""
+        """Apply a new configuration: leases that it does not allow end."""
         self._config = config
         self._account = _account(config)
         self.desk.configure(config.assist, _names(config), _lease_only(config))
 
     @contextmanager
     def opened(self) -> Iterator[None]:
-        """Listen for those at the device while the block runs. Raises ConfigError."""
+        """Within the block, listen for people at the device. Raises ConfigError."""
         if not self._is_on:
             yield
             return
         path = assist_file(self._config, "sock")
-        self._close_accounts()  # those that an agent left which was killed
+        self._close_accounts()  # left by an agent that was killed
         with open_control(path) as self._control:
             try:
                 yield
             finally:
                 path.unlink(missing_ok=True)
                 if self._config.assist.account_words == "dropbear":
-                    # It knows no end, and nothing would take the line out while no agent runs.
+                    # dropbear has no expiry, so without an agent the line would stay.
                     self._end_codes()
 
     async def run(self) -> None:
-        """Watch the times and serve those at the device, until cancelled."""
+        """Watch deadlines and serve people at the device, until cancelled."""
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self.desk.run)
             address = self._config.assist.page_address
@@ -117,15 +116,15 @@ class AssistService:
                 self._nursery.start_soon(serve_control, self._control, self.desk, self._make_code)
 
     async def _open_page(self, address: Address) -> None:
-        # Not at the top: most agents show none.
+        # Imported here: most agents have no page.
         from tunnelmux.agent.assist.page import AssistPage
         from tunnelmux.transports.tcp import bound_addresses, open_listeners
 
-        assert self._nursery is not None  # it is what calls this
+        assert self._nursery is not None  # set before this runs
         try:
             listeners = await open_listeners(*address)
         except ConfigError as error:
-            # The device goes on without: it is reached by its terminal.
+            # The device goes on without the page: the switch works in a terminal.
             _log.error("no page for assistance", cause=str(error))
             return
         bound = Address(address.host, bound_addresses(listeners)[0][1])
@@ -137,13 +136,13 @@ class AssistService:
     # -- codes --------------------------------------------------------------------------------
 
     async def _make_code(self, order: Order) -> dict[str, Any]:
-        """Open the account to the holder of the code, which is shown this once."""
-        # Not at the top: most agents make none.
+        """Open the account to the holder of a new code, which is shown only once."""
+        # Imported here: most agents make no codes.
         from tunnelmux.registry.ids import new_id
 
         seconds = order.seconds or self.desk.config.longest
         services = tuple(dict.fromkeys(order.services)) or self.desk.services
-        # Its id finds the lease and is half of the salt: as random as an id can be.
+        # The id identifies the lease and is half of the salt, so it must be random.
         lease_id, code = new_id(), new_code()
         problem = self._objection_to_code(seconds, services)
         if problem is not None:
@@ -187,7 +186,7 @@ class AssistService:
         return None
 
     def _close_accounts(self, _lease_id: str = "") -> None:
-        """Take the lines of all leases out that do not run."""
+        """Remove the lines of leases that do not run."""
         if self._account is None:
             return
         try:
@@ -232,7 +231,7 @@ class AssistService:
         except OSError as error:
             _log.error("hook not run", program=config.hook[0], cause=error.strerror or str(error))
         if status != _NO_OPINION:
-            # It may be answered meanwhile: the first answer counts.
+            # The person may have answered meanwhile: the first answer counts.
             self.desk.answer(offer.id, status == 0, by=f"its hook {config.hook[0]}")
 
 

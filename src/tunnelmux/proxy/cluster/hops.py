@@ -1,4 +1,6 @@
-"""From this node to others: one long-lived session with each, and devices' sessions behind it."""
+"""Sessions to other nodes: one long-lived session with each, and the devices' sessions behind
+it.
+"""
 
 from __future__ import annotations
 
@@ -39,12 +41,13 @@ _REDIAL = 0.25
 # Seconds after a node could not be reached until it is dialled again.
 
 _MOST_BYTES = 65_536
-# Of what a node says of one device.
+# Bytes of a node's answer about one device.
 
 
 class Hop:
-    """The way to one start of one other node. It is dialled when it is first used, and again when
-    it broke."""
+    """The session to one start of another node. It is dialled when first used, and again after it
+    broke.
+    """
 
     def __init__(self, owner: Hops, node: Node) -> None:
         self.node = node
@@ -55,25 +58,26 @@ class Hop:
 
     @property
     def is_there(self) -> bool:
-        """Whether the node is still a member of the cluster, in this start of it."""
+        """Whether this start of the node is still a member of the cluster."""
         known = self._owner.membership.nodes.get(self.node.name)
         return known is not None and known.incarnation == self.node.incarnation
 
     @property
     def session(self) -> Session | None:
-        """The session with the node, while there is one."""
+        """The session with the node, or None."""
         if self._session is None or self._session.is_closed:
             return None
         return self._session
 
     def end(self) -> None:
-        """Close it, if nothing goes through it."""
+        """Close the session, if it has no streams."""
         if self._session is not None and not self._session.stream_count:
             self._session.end()
 
     async def open_stream(self) -> Stream:
-        """A new stream to the node. Raises SessionError, and ConnectError where it is not reached.
-        The caller bounds the wait."""
+        """A new stream to the node. Raises SessionError, and ConnectError where the node cannot be
+        reached. The caller sets a deadline.
+        """
         return await (self.session or await self._dial()).open_stream()
 
     async def _dial(self) -> Session:
@@ -117,7 +121,7 @@ class ThereHandle(SessionHandle):
 
     @property
     def token(self) -> str:
-        return ""  # it finds sessions in the process that has them
+        return ""  # tokens are known only in the process that has the session
 
     @property
     def device(self) -> str:
@@ -157,7 +161,7 @@ class ThereHandle(SessionHandle):
         finally:
             if not is_joined:
                 await abort(stream)
-        # Nothing came behind the answer: a device says nothing before it is asked.
+        # Nothing follows the answer: a device sends nothing before it is asked.
         return stream
 
     def way_now(self) -> tuple[Session, bytes, bytes] | None:
@@ -175,7 +179,7 @@ class ThereHandle(SessionHandle):
         raise SessionClosed(str(error)) from error
 
     async def close(self, reason: str = "closed by the proxy") -> None:  # noqa: ARG002
-        """Forget it: the node that has it ends it by what it knows itself."""
+        """Drop the handle only: the node that has the session ends it itself."""
         self._has_moved = True
 
     @property
@@ -197,13 +201,13 @@ class ThereHandle(SessionHandle):
 
     @property
     def hop_streams(self) -> int:
-        """Streams that go to that node now, of all devices there."""
+        """Live streams to that node, for all its devices."""
         session = self._hop.session
         return session.stream_count if session is not None else 0
 
     @property
     def last_seen(self) -> datetime:
-        """When the node had last heard from the device, as it said."""
+        """When the node last heard from the device, as it reported."""
         return self._there.last_heartbeat
 
 
@@ -229,8 +233,9 @@ class Hops:
         self._by_start: dict[tuple[str, str], Hop] = {}
 
     async def reach(self, device: str, place: Place) -> ThereHandle | None:
-        """The device's session at that place, when the node says that it is there. Raises
-        ConnectError where the node cannot be asked."""
+        """The device's session at that place, if the node confirms it; else None. Raises
+        ConnectError where the node cannot be asked.
+        """
         hop = self._hop_to(place)
         if hop is None:
             return None
@@ -243,7 +248,7 @@ class Hops:
         raise ConnectError(f"node {place.node} gave no answer in time")
 
     def tidy(self) -> None:
-        """Close the ways to nodes that have ended."""
+        """Close sessions to nodes that have left."""
         for key, hop in list(self._by_start.items()):
             if not hop.is_there:
                 hop.end()

@@ -1,4 +1,4 @@
-"""The key and certificate by which the nodes of a cluster know each other."""
+"""The key and certificate by which nodes of a cluster authenticate each other."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RF
 
 
 class NodeIdentity:
-    """A key of this process alone, and its self-signed certificate: trusted where it is known from
-    the directory, and nowhere else. The key never leaves the process for longer than it takes to
-    load it."""
+    """A key of this process only, and its self-signed certificate, which other nodes trust because
+    the directory has it. The key is outside the process's memory only while it is loaded.
+    """
 
     def __init__(self, node: str) -> None:
         key = ec.generate_private_key(ec.SECP256R1())
@@ -49,28 +49,28 @@ class NodeIdentity:
         )
         der = certificate.public_bytes(serialization.Encoding.DER)
         self.certificate = base64.b64encode(der).decode("ascii")
-        """DER in Base64, for the directory."""
+        """The certificate, DER in Base64, for the directory."""
 
     def client_context(self, peer: str) -> ssl.SSLContext:
-        """For dialling the node that shows this certificate (DER in Base64)."""
+        """A context to dial the node with this certificate (DER in Base64)."""
         return self._context(ssl.PROTOCOL_TLS_CLIENT, [peer])
 
     def server_context(self, peers: Iterable[str]) -> ssl.SSLContext:
-        """For the nodes that show one of these."""
+        """A context for nodes with one of these certificates."""
         context = self._context(ssl.PROTOCOL_TLS_SERVER, peers)
-        # The node that dials speaks first, and once for hours: a ticket is of no use to it.
+        # A node dials once in hours: session tickets are of no use to it.
         context.num_tickets = 0
         return context
 
     def _context(self, protocol: int, peers: Iterable[str]) -> ssl.SSLContext:
         context = ssl.SSLContext(protocol)
-        context.check_hostname = False  # the certificate itself is known
+        context.check_hostname = False  # the certificate itself is pinned
         context.verify_mode = ssl.CERT_REQUIRED
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         trusted = b"".join(base64.b64decode(peer) for peer in peers if peer)
         if trusted:
             context.load_verify_locations(cadata=trusted)
-        # The ssl module loads keys from files only.
+        # The ssl module loads keys only from files.
         with TemporaryDirectory(prefix="tunnelmux-") as folder:
             file = Path(folder) / "node.pem"
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -81,6 +81,6 @@ class NodeIdentity:
 
 
 def shown_certificate(tls: ssl.SSLObject) -> str:
-    """What the peer shows, as in the directory; empty where it shows none."""
+    """The peer's certificate, DER in Base64; empty without one."""
     der = tls.getpeercert(binary_form=True)
     return base64.b64encode(der).decode("ascii") if der else ""

@@ -1,4 +1,4 @@
-"""This proxy as a node: its membership, the hops from and to it, and its store, as one thing."""
+"""This proxy as a node of a cluster: its membership, its hops, and its store."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ __all__ = ["ClusterNode", "RedisNode"]
 _log = get_logger("proxy.cluster")
 
 _TIDY = 5.0
-# Seconds between two looks for ways to nodes that have ended.
+# Seconds between two searches for sessions to nodes that have left.
 
 
 class ClusterNode(abc.ABC):
@@ -54,12 +54,11 @@ class ClusterNode(abc.ABC):
         self._running = trio.CancelScope()
 
     def look_only_for(self, is_known: Callable[[str], bool]) -> None:
-        """Ask others about devices of these names alone."""
+        """Ask other nodes only about devices of these names."""
         self._store.is_known = is_known
 
     def leave(self) -> None:
-        """Be a member no more: what is here is not to be found from now on. What goes through hops
-        goes on."""
+        """Leave the cluster: other nodes no longer find devices here. Streams on hops go on."""
         self._running.cancel(reason="the node leaves its cluster")
 
     @abc.abstractmethod
@@ -94,7 +93,7 @@ class ClusterNode(abc.ABC):
             while True:  # until the proxy ends
                 await trio.sleep(_TIDY)
                 hops.tidy()
-        raise AssertionError  # a loop without an end
+        raise AssertionError  # the loop above does not end
 
     async def _be_member(
         self,

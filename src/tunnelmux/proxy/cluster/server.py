@@ -1,4 +1,4 @@
-"""Where other nodes come in: their streams, joined to those of the devices that are here."""
+"""The listener for other nodes: joins their streams to those of devices on this node."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class HopServer:
 
     def __init__(self, limits: Limits, http_limits: IngressLimits) -> None:
         self.pump: DataPump | None = None
-        """What moves the bytes of hops from now on, where there is one."""
+        """The pump for new hops, where there is one."""
         self.membership: Membership[OwnHandle] | None = None
         """Says which sessions are here; without it, there are none."""
         self._limits = limits
@@ -56,7 +56,7 @@ class HopServer:
             async for stream in session:
                 nursery.start_soon(self._serve_stream, stream)
         except SessionError:
-            return  # `_serve` tells of it
+            return  # `_serve` logs it
 
     async def _serve_stream(self, stream: Stream) -> None:
         server = ServerConnection(stream, self._http_limits)
@@ -84,7 +84,7 @@ class HopServer:
             raise
 
     def _find(self, device: str) -> LocalHandle:
-        """The session of the device that is here; raises Refused."""
+        """The session of the device on this node; raises Refused."""
         handle = self._members.session_of(device)
         if not isinstance(handle, LocalHandle) or handle.is_closed:
             raise Refused(Refusal(503, MOVED, f"Device {device} is not on this node."))

@@ -1,4 +1,4 @@
-"""The register of agents of one node: its own sessions, and behind them those of other nodes."""
+"""The register of agents of one node: its own sessions, and those of other nodes."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["ClusterStore"]
 _log = get_logger("proxy.cluster")
 
 _LOOK_AGAIN = 0.25
-# Seconds between two looks for a device that a caller waits for.
+# Seconds between two look-ups of a device that a caller waits for.
 
 _FORGET = 60.0
-# Seconds after which a device that is unreachable again counts as lost only now.
+# Seconds after which a device that becomes unreachable again counts as newly lost.
 
 _MOST_KNOWN = 10_000
-# Devices on other nodes whose place is remembered.
+# Devices on other nodes whose place is cached.
 
 
 async def _no_device(_token: str) -> str:
@@ -34,15 +34,16 @@ async def _no_device(_token: str) -> str:
 
 
 class ClusterStore(MemoryStore):
-    """What a device's name finds may be on another node; what has to do with tokens, lists and
-    events is about the sessions of this one."""
+    """Look-ups by device name include other nodes; tokens, lists and events are about sessions of
+    this node only.
+    """
 
     reaches_others = True
 
     def __init__(self, *, expire_after: float | None, events: EventLog) -> None:
         super().__init__(expire_after=expire_after, events=events)
         self.membership: Membership[OwnHandle] | None = None
-        """Told of what comes and goes, from when it is there."""
+        """Gets the arrivals and ends of sessions, once it is set."""
         self.hops: Hops | None = None
         self.is_known: Callable[[str], bool] = lambda _device: True
         """Whether there is a device of this name: others are asked about no other."""
@@ -57,7 +58,7 @@ class ClusterStore(MemoryStore):
         self._there.pop(handle.device, None)
         self._unreachable.pop(handle.device, None)
         if self.membership is not None and not handle.is_closed:
-            # Any other session of the device is older: agents keep one.
+            # Any other session of the device is older, because an agent keeps one.
             self.membership.arrived(handle.device, secrets.token_hex(8), handle)
 
     def _remove(self, handle: OwnHandle, *, replaced: bool = False) -> None:
@@ -71,8 +72,8 @@ class ClusterStore(MemoryStore):
             return own
         there = self._there.get(name)
         if there is not None and there.is_closed:
-            # It was there a moment ago, and its agent dials anew: it is waited for, as one that
-            # this node has lost.
+            # It was there a moment ago, and its agent dials again: wait for it, as for a device
+            # that this node has lost.
             del self._there[name]
             self._unreachable[name] = trio.current_time()
             there = None
@@ -93,7 +94,7 @@ class ClusterStore(MemoryStore):
             if self.hops is None or self.membership is None or not self.is_known(name):
                 return None
             if (looking := self._looking.get(name)) is not None:
-                await looking.wait()  # bounded: each look at a node is
+                await looking.wait()  # bounded, because each question to a node is
                 continue
             looking = self._looking[name] = trio.Event()
             try:
@@ -105,7 +106,7 @@ class ClusterStore(MemoryStore):
 
     async def wait_for_device(self, name: str, until: float) -> SessionHandle | None:
         while True:
-            # An arrival here is noticed at once, one elsewhere by looking.
+            # An arrival on this node is noticed at once, one on another node by the next look-up.
             soon = min(until, trio.current_time() + _LOOK_AGAIN)
             handle = await super().wait_for_device(name, soon)
             if handle is not None or trio.current_time() >= until:

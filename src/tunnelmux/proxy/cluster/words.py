@@ -1,8 +1,6 @@
-"""What nodes write to each other on the streams of a hop.
-
-`CONNECT dev1` with the generation of the session that is meant begins a stream that leads to that
-device, byte for byte. `GET /v1/devices/dev1` asks what the node knows of it. Both only ever mean
-sessions of the very node that is asked: nothing goes two hops.
+"""The protocol between nodes on the streams of a hop. `CONNECT dev1` with the generation of the
+session begins a stream to that device, byte for byte. `GET /v1/devices/dev1` asks for the node's
+data about it. Both concern sessions of the asked node only: no stream goes over two hops.
 """
 
 from __future__ import annotations
@@ -14,14 +12,14 @@ import msgspec
 __all__ = ["DEVICE_PATH", "MOVED", "DeviceThere"]
 
 DEVICE_PATH = "/v1/devices/"
-"""Before the name of a device."""
+"""The prefix of a device's name."""
 
 MOVED = "device-moved"
-"""The Tunnelmux-Reason where that session is not here, or no more."""
+"""The Tunnelmux-Reason where the session is not, or no longer, on the asked node."""
 
 
 class DeviceThere(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """What a node tells another one of a device whose session it has."""
+    """A node's answer about a device whose session it has."""
 
     generation: int
     user_id: str = ""
@@ -32,7 +30,6 @@ class DeviceThere(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True)
     """The digest of `SessionHandle.credential`, in hexadecimal."""
     default_service: str = ""
     relayed: dict[str, str] = {}
-    """The services that take raw connections, by what is asked for; the empty name is the default
-    one."""
+    """Services that take raw connections; the empty name is the default service."""
     timeouts: dict[str, float] = {}
-    """Seconds by service; under the empty name, those of the default one."""
+    """Response timeouts in seconds by service; the empty name is the default service."""

@@ -1,4 +1,4 @@
-"""The requests of a visitor's connection that h11 reads and writes: routed, answered, logged."""
+"""Serve the requests of a visitor's connection with h11: route, forward and log each."""
 
 from __future__ import annotations
 
@@ -54,8 +54,9 @@ _log = get_logger("proxy.http")
 
 
 class RequestsByH11:
-    """Serves requests of one visit, in the task that calls `serve`; keeps what belongs to the
-    connection from one call to the next."""
+    """Serves requests of one visit, in the task that calls `serve`; keeps the connection's state
+    from one call to the next.
+    """
 
     def __init__(
         self,
@@ -71,11 +72,11 @@ class RequestsByH11:
         self.is_idle = True
         """Whether no request is in progress."""
         self.busy_since = 0.0
-        """When the one that is in progress came to us, on Trio's clock."""
+        """When h11 got the request in progress, on Trio's clock."""
         self.kept = KeptUpstream()
         """The stream that a login of the visitor belongs to."""
         self.raw = KeptUpstream()
-        """The same for one that was made in the pump: it leads straight to the target."""
+        """The same for a stream that was opened in the pump: it leads directly to the target."""
         self._visit = visit
         self._settings = visit.settings
         self._visitor = visit.carrier.visitor
@@ -88,14 +89,13 @@ class RequestsByH11:
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self._upstream: Upstream | None = None
-        self._tapped: TappedRequest | None = None  # of a service that is inspected
+        self._tapped: TappedRequest | None = None  # while the service is inspected
 
     async def serve(self, *, insists: bool = False, overdue: Refusal | None = None) -> bool:
-        """Serve requests until the connection is over, and close it; or until one comes that the
-        pump can carry: whether that is so. It is with the server then, for others to go on with.
-
-        With `insists`, the first one is served here in any case, and the agent is asked about it;
-        with `overdue`, it is answered with that.
+        """Serve requests until the connection is over, and close it; or until a request comes that
+        the pump can carry. True in that case: the server then holds that request for the pump. With
+        `insists`, the first request is served here in any case, and its agent is asked; with
+        `overdue`, it is answered with that refusal.
         """
         self._insists, self._overdue = insists, overdue
         return await serve_requests(
@@ -129,7 +129,7 @@ class RequestsByH11:
         if self.kept.holds_any or self.raw.holds_any:
             return False
         if isinstance(read_request(self.server.raw_head), str):
-            return False  # "declined": the pump would leave it to us
+            return False  # "declined": the pump would hand it back
         try:
             destination = self._find(request)
         except Refused:
@@ -141,7 +141,7 @@ class RequestsByH11:
         by = self._gate.find(destination.device, destination.service, asked.sender, *shown)
         if by is None or not self._gate.may_pass(by, crosses=asked.crosses):
             return False
-        # One that is refused is answered here.
+        # A refused request is answered here.
         found = self._routes.now(destination) is not None
         return found and self._visit.admit(destination) is None
 
@@ -159,7 +159,7 @@ class RequestsByH11:
             return await self._open(request, headers)
 
     async def _admitted(self, request: RequestHead) -> list[Field]:
-        """The fields that the service gets; raises Refused."""
+        """The request's fields for the service; raises Refused."""
         if self._router.reaches_others:
             await self._router.look_for(self._router.named(self._named(request).device))
         self._destination = destination = self._find(request)
@@ -239,7 +239,7 @@ class RequestsByH11:
     def _to_target(
         self, request: RequestHead, headers: list[Field], raw: trio.abc.Stream, route: Route
     ) -> Upstream:
-        """A stream that leads straight to the target: nothing is read at the agent."""
+        """A stream that leads directly to the target: the agent does not read the request."""
         destination = self._destination
         assert destination is not None
 
@@ -258,7 +258,7 @@ class RequestsByH11:
         )
 
     async def explained(self, refusal: Refusal) -> Refusal:
-        """A refusal of a request that the pump carried, with the cause that its agent knows."""
+        """The refusal of a request that the pump carried, with the cause from its agent."""
         if refusal.reason != "target-broke":
             return refusal
         cause = await self._why_silent(Destination(self._visit.device, self._visit.service))
@@ -268,7 +268,7 @@ class RequestsByH11:
         return Refusal(refusal.status, refusal.reason, message)
 
     async def _why_silent(self, destination: Destination) -> str | None:
-        """What the agent finds wrong with a target that has never answered; None for others."""
+        """The agent's explanation for a target that has never answered; None for other targets."""
         found = self._routes.now(destination)
         if found is None or found.has_answered:
             return None
@@ -282,7 +282,9 @@ class RequestsByH11:
     async def _to_agent(
         self, request: RequestHead, headers: list[Field], destination: Destination
     ) -> Upstream:
-        """A stream on which the agent reads the request, and says why where it cannot be served."""
+        """A stream on which the agent reads the request, and answers with the reason where it
+        cannot serve it.
+        """
         keeps = self.kept.wanted(request, destination)
         stream = await self.kept.take(destination)
         if stream is None:
@@ -303,19 +305,21 @@ class RequestsByH11:
 
     async def _open_stream(self, device: str) -> trio.abc.HalfCloseableStream:
         stream = await self._router.open_stream(device, self._settings.limits, self._visit)
-        self._visit.on_cut = None  # it is cut with the whole connection
+        self._visit.on_cut = None  # cut with the whole connection
         return stream
 
     def _is_own(self, stream: trio.abc.Stream, device: str) -> bool:
-        """Whether it is a stream of the device's own session, and in a pump: and not of one that
-        leads to another node."""
+        """Whether the stream is in a pump and belongs to the device's own session, not to one with
+        another node.
+        """
         if not isinstance(stream, Stream) or stream.session.tunnel is None:
             return False
         return self._router.is_own(device, stream.session)
 
     async def _open_raw(self, device: str, service: str) -> trio.abc.Stream | None:
-        """A stream to the target of a service that takes raw connections; None when the agent does
-        not agree, and is to be asked why. Raises Refused."""
+        """A stream to the target of a service that takes raw connections; None when the agent
+        refuses, and must be asked for the reason. Raises Refused.
+        """
         stream = await self._open_stream(device)
         seconds = PATIENCE["agreeing"](self._settings.limits)
         agreed = None
@@ -332,7 +336,9 @@ class RequestsByH11:
         return stream if agreed else None
 
     def _patience(self, destination: Destination) -> float:
-        """Seconds for the device to begin an answer: it gives up before us, and says why."""
+        """Seconds for the device to begin an answer: longer than its own timeout, because it knows
+        the reason.
+        """
         usual = PATIENCE["answer"](self._settings.limits)
         own = self._router.response_timeout(destination.device, destination.service)
         if own is None:
@@ -340,7 +346,7 @@ class RequestsByH11:
         return usual + max(0.0, own - self._settings.limits.response_timeout)
 
     async def _let_in(self, request: RequestHead, destination: Destination) -> list[Field]:
-        """The fields that the service gets; raises Refused where the visitor may not use it."""
+        """The request's fields for the service; raises Refused where the visitor may not use it."""
         self._visit.let_in(None)
         asked = Asked.of(request, self._sender_of(request))
         admitted = await self._gate.admit(destination.device, destination.service, asked)
@@ -362,7 +368,7 @@ class RequestsByH11:
         return sender_of(request.headers, visitor, client)
 
     def _find(self, request: RequestHead) -> Destination:
-        """Where the request's own head sends it; raises Refused."""
+        """The destination that the request's head names; raises Refused."""
         return self._gate.settled(self._named(request))
 
     def _named(self, request: RequestHead) -> Destination:
@@ -375,7 +381,7 @@ class RequestsByH11:
         if self._settings.parent_cookies:
             return headers
         hosts = [request.host]
-        if self._visitor.trusted:  # it may know the host by another name than the browser does
+        if self._visitor.trusted:  # the service may see another host name than the browser
             hosts += field_values(request.headers, b"x-forwarded-host")
         for host in hosts:
             headers = own_cookies(headers, host)
@@ -385,7 +391,7 @@ class RequestsByH11:
         service = first_value(headers, RELAY_FIELD.lower())
         if service is None:
             return headers
-        name = service.decode("latin-1")  # a device's word, which must fit into a CONNECT
+        name = service.decode("latin-1")  # from a device: it must fit into a CONNECT
         destination, stream = self._destination, self._stream
         if destination is None or not is_name(name):
             return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
@@ -397,7 +403,7 @@ class RequestsByH11:
         return [pair for pair in headers if pair[0].lower() != RELAY_FIELD.lower()]
 
     def record(self, exchange: Exchange) -> None:
-        """One line for one request."""
+        """Log one request."""
         destination, stream, request = self._destination, self._stream, exchange.request
         if self._upstream is not None and self._raw_name is not None:
             self.raw.put_back(self._raw_name, self._upstream)
@@ -423,7 +429,7 @@ class RequestsByH11:
             "status": exchange.status or None,
             "reason": exchange.reason,
             "upgraded": exchange.upgraded or None,
-            # Who closes a tab has done nothing wrong, and neither has the device.
+            # A visitor may close a tab at any time: this is no error.
             "ended": "the visitor left" if left else None,
             "problem": (None if left else problem) if cut is None else f"cut: {cut}",
         }
@@ -437,7 +443,7 @@ class RequestsByH11:
             self._tapped = None
 
     def _visitor_of(self, request: RequestHead | None) -> str:
-        """The address of who asked: what trusted proxies say, or where the connection is from."""
+        """The visitor's address: from trusted proxies, else the peer's."""
         client = None
         if self._visitor.trusted and request is not None:
             client = client_address(request.headers, self._settings.trusted)
@@ -445,8 +451,9 @@ class RequestsByH11:
 
 
 async def _agrees(stream: trio.abc.Stream, head: bytes) -> bool:
-    """Whether the agent connects the stream to the target that this CONNECT names; else it ended,
-    broke, or said something else."""
+    """Whether the agent connects the stream to the target that this CONNECT names. False when the
+    stream ended, broke, or had another answer.
+    """
     answer = b""
     try:
         await stream.send_all(head)

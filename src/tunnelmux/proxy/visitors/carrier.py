@@ -1,7 +1,7 @@
-"""What the pump asks about the requests it carries: where they go, what they get, what is logged.
-
-Which requests are carried the followers of `pump.followers` decide, for each; whether a service can
-be reached raw its agent has said, when it connected or in an answer. All else comes back to h11.
+"""Answers the pump's questions about requests: their destinations, their fields, their log lines.
+The followers of `pump.followers` decide for each request whether the pump carries it; whether a
+service can be reached raw its agent says, when it connects or in an answer. All other requests come
+back to h11.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ __all__ = [
 _log = get_logger("proxy.http")
 
 _LINES_KEPT = 4096
-# Services of which is kept what the log's lines say: some hundred bytes each.
+# Services whose part of a log line is cached: some hundred bytes each.
 
 _LINE = line_about("proxy.http", "request")
 
@@ -62,31 +62,32 @@ REASONS_OF_STATUS = {
     502: "target-broke",
     504: "target-timeout",
 }
-"""The Tunnelmux-Reason of what the pump finds wrong with an exchange."""
+"""The Tunnelmux-Reason for each problem of an exchange in the pump."""
 
 
 _TRACEPARENT = re.compile(rb"\r\ntraceparent:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
 
 
 _RoutesOfHop = WeakKeyDictionary[Session, dict[str, "Route"]]
-# By the session with the node, and the service.
+# By the session with the other node, and the service.
 
 
 class PumpRoutes:
-    """Which sessions and services a pump can carry requests to, without asking anybody."""
+    """The sessions and services that a pump can carry requests to, known without waiting."""
 
     def __init__(self, router: Router) -> None:
         self.limits = IngressLimits()
-        """Of these are held the idle connections."""
+        """The limits of idle connections."""
         self.tracing: Tracing | None = None
-        """What makes spans of requests, if anything does: those that it chooses go by h11, which
-        sees the steps."""
+        """Makes spans of requests, where it is set: requests that it samples are served with h11,
+        which sees their steps.
+        """
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
         self._elsewhere: WeakKeyDictionary[SessionHandle, _RoutesOfHop] = WeakKeyDictionary()
 
     def learn_service(self, session: Session, device: str, asked: str | None, name: str) -> Route:
-        """The agent of the device has said that this service takes raw connections."""
+        """Record that this service takes raw connections, as its agent says."""
         known = self._services.setdefault(session, {})
         if asked in known:
             return known[asked]
@@ -99,7 +100,7 @@ class PumpRoutes:
         return named
 
     def now(self, destination: Destination) -> Route | None:
-        """The way to the service, when it is known and can be gone at this moment."""
+        """The way to the service, if it is known and available now."""
         handle = self._router.handle_now(destination.device)
         if handle is None:
             return self._there_now(destination) if self._router.reaches_others else None
@@ -147,9 +148,10 @@ class PumpRoutes:
     def find(
         self, said: tuple[bytes, bytes, bytes], settings: IngressSettings
     ) -> Destination | None:
-        """Where a request goes that says this, and which the scanner has accepted: what one says in
-        Host, `Tunnelmux-Device` and `Tunnelmux-Service`, empty where there is none. None when it
-        is refused."""
+        """The destination of a request that the scanner has accepted, from its Host,
+        `Tunnelmux-Device` and `Tunnelmux-Service`; an absent field is empty. None when it is
+        refused.
+        """
         destination = settings.names.find(said)
         if destination is None:
             destination = destination_of(said, settings.domain, self._router.is_tenant)
@@ -158,7 +160,7 @@ class PumpRoutes:
         return destination
 
     async def tidy(self) -> NoReturn:
-        """End connections to targets that were idle for their time, until cancelled."""
+        """Close connections to targets that were idle for too long, until cancelled."""
         while True:
             await trio.sleep(self.limits.target_idle_time / 2)
             now = trio.current_time()
@@ -180,7 +182,7 @@ class PumpRoutes:
 
 
 class _Opener:
-    """Opens streams to a service of one session, which it does not keep alive."""
+    """Opens streams to a service of one session, to which it holds only a weak reference."""
 
     def __init__(self, session: Session, service: str, head: bytes = b"") -> None:
         self._session = ref(session)
@@ -197,7 +199,7 @@ class _Opener:
 
 
 class Carrier:
-    """The pump's questions about the requests of one visitor's connection, and their answers."""
+    """Answers the pump's questions about the requests of one visitor's connection."""
 
     def __init__(
         self,
@@ -208,9 +210,9 @@ class Carrier:
         gate: Gate,
     ) -> None:
         self.by: Pass | None = None
-        """What let the last request in."""
+        """The pass of the last request."""
         self.takes_login = False
-        """Whether its `Authorization` was for the proxy, and stops here."""
+        """Whether its `Authorization` was for the proxy, and must not go to the service."""
         self.traces = routes.tracing is not None
         """Whether some requests get spans."""
         self._is_chosen: bool | None = None  # the request of now, once that was asked
@@ -220,10 +222,10 @@ class Carrier:
         """Who made the last request, where its trusted proxies say so."""
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
-        """Whether what a request says of who sent it is listened to."""
+        """Whether the peer is a trusted proxy, whose fields about the sender count."""
         self.visitor = visitor
-        """Who sends the requests, as far as the connection tells."""
-        self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that went on
+        """The sender of the requests, as the connection shows it."""
+        self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that was sent on
         self._settings = settings
         self._routes = routes
         self._visit = visit
@@ -239,8 +241,9 @@ class Carrier:
         token: bytes,
         crosses: bool,
     ) -> Route | None:
-        """Where a request goes that says and shows this, which may be empty; None when h11 has to
-        look. `crosses` says that it may change something, and be another site's doing."""
+        """The route of a request with these fields and proofs, which may be empty; None when h11
+        has to serve it. `crosses` says that it may change state and may come from another site.
+        """
         self._tried = None
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
@@ -285,12 +288,13 @@ class Carrier:
         self._is_chosen = None
 
     def has_tried(self, relay: HttpRelay) -> bool:
-        """Whether the request that the relay was at last had a route: it was sent on, or its leg
-        was refused."""
+        """Whether the relay's last request had a route: it was sent on, or its leg was refused."""
         return self._tried == (relay, relay.requests)
 
     def fields(self, host: bytes, said: bytes) -> bytes:
-        """The lines that a request with this Host gets, which has said *said* of who sent it."""
+        """The field lines to add to a request with this Host; *said* are its own fields about the
+        sender.
+        """
         made = self._made_for(host, said)
         self.client = made.client
         if self.by is None or self.by.identity.kind == "anonymous":
@@ -314,11 +318,11 @@ class Carrier:
         return SenderLines(lines, hosts, client, sender_of(fields, self.visitor, client))
 
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
-        """The hosts to which the cookies of the answer to such a request are held."""
+        """The hosts that cookies of the answer to such a request are limited to."""
         return self._made_for(host, said).cookie_hosts
 
     def about(self, destination: Destination) -> bytes | None:
-        """What the log's line about a request says first; None when there is to be none."""
+        """The first fields of a request's log line; None when it is not logged."""
         if not (wants_info() or self._visit.feed.is_read):
             return None
         return _line_about(
@@ -326,7 +330,7 @@ class Carrier:
         )
 
     def describe(self, destination: Destination, stream: int) -> dict[str, str | int]:
-        """Who asked whom, for the log."""
+        """The fields of visitor, device and service for the log."""
         return {
             "visitor": self.client or self._visit.visitor,
             "device": destination.device,
@@ -335,24 +339,24 @@ class Carrier:
         }
 
     def take_bound(self, relay: HttpRelay) -> Stream | None:
-        """The stream that a login of the visitor belongs to, when a relay left one."""
+        """Take the stream that a login of the visitor belongs to, if a relay left one."""
         bound = relay.take_bound()
         if bound is None or not isinstance(bound[1], _Opener):
             return None
         return bound[1].adopt(bound[0])
 
     def log_end(self, relay: HttpRelay) -> None:
-        """Write the line of the request that the end of the relay left without a whole answer."""
+        """Log the request that the end of the relay left without a complete answer."""
         unfinished, problem = relay.unfinished, relay.problem
         if unfinished is None or (problem is None and relay.outcome in {"handed back", None}):
-            return  # there is none, or it goes on
+            return  # no request is in progress, or h11 continues it
         method, path, status, bytes_in, bytes_out, seconds = unfinished
         reason = ended = None
         if problem is not None:
             status = relay.status
             reason = REASONS_OF_STATUS[status]
         elif relay.outcome == "local broke":
-            ended = "the visitor left"  # closed a tab: no error
+            ended = "the visitor left"  # the visitor may leave at any time: no error
         elif relay.outcome == "aborted":
             reason_of_cut = self._visit.cut_reason
             problem = f"cut: {reason_of_cut}" if reason_of_cut else "cut by the proxy's end"
@@ -385,7 +389,7 @@ def carry(
     settings: IngressSettings,
     early: bytes,
 ) -> HttpRelay:
-    """Give a visitor's connection to the pump, with what was read from it and not used."""
+    """Give a visitor's connection to the pump, with the bytes that were read and not used."""
     from tunnelmux.pump.http_relay import HttpRelay
 
     relay = HttpRelay(
@@ -403,20 +407,22 @@ def carry(
 
 
 def sender_of(fields: list[Field], visitor: Visitor, client: str | None) -> Sender:
-    """Who sent a request that a trusted proxy has passed on, and over what it came to that."""
+    """The sender of a request from a trusted proxy: the address and scheme that the proxy
+    reports.
+    """
     protos = field_values(fields, b"x-forwarded-proto")
     scheme = protos[0].decode("latin-1").lower() if protos else visitor.scheme
     return Sender(client or visitor.address, "https" if scheme in {"https", "wss"} else "http")
 
 
 def without_fields(fields: list[Field], others: list[Field]) -> list[Field]:
-    """The fields that are called like none of the others."""
+    """The fields whose names do not occur in the others."""
     names = {name.lower() for name, _ in others}
     return [pair for pair in fields if pair[0].lower() not in names]
 
 
 def _line_about(visitor: str, device: str, service: str) -> bytes:
-    # Each connection has a visitor of its own: its port is another.
+    # Not cached by visitor: each connection has another port.
     text = f'{_LINE}, "visitor": {quoted(visitor)}, {_line_end(device, service)}'
     return text.encode("ascii")
 
@@ -432,7 +438,7 @@ def _joined(fields: list[Field]) -> bytes:
 
 
 def _split(said: bytes) -> list[Field]:
-    """The fields of lines that the scanner has accepted."""
+    """Split field lines that the scanner has accepted."""
     fields = []
     for line in said.split(b"\r\n")[:-1]:
         name, _, value = line.partition(b":")

@@ -1,7 +1,6 @@
-"""The request feed: requests as they end, for those who watch.
-
-Without a reader nothing is gathered. With one, the pump goes on carrying all visitors: what it
-writes for the log is read here once more, so that a watched device costs a line for each request.
+"""The request feed: requests as they end, for readers. Without a reader it does nothing. With one,
+the pump still carries all visitors: its log lines are parsed here, so that watching costs a line
+per request.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ __all__ = ["FeedReader", "RequestFeed"]
 
 
 class _Line(msgspec.Struct):
-    """What `pump.lines` writes about a request."""
+    """A request as `pump.lines` writes it."""
 
     timestamp: datetime
     visitor: str
@@ -41,20 +40,20 @@ _decoder = msgspec.json.Decoder(_Line)
 
 
 class FeedReader:
-    """What one reader has not taken yet. More than `most` of them push the oldest out."""
+    """The queue of one reader. Beyond `most` requests the oldest are dropped."""
 
     def __init__(self, wanted: RequestFilter, most: int) -> None:
         self.wanted = wanted
         self.needle = b'"device": ' + msgspec.json.encode(wanted.device) if wanted.device else b""
-        """What a line about a wanted request contains."""
+        """A text that every line about a wanted request contains."""
         self.dropped = 0
-        """How many were pushed out since `take`."""
+        """How many were dropped since `take`."""
         self._waiting: deque[RequestSeen] = deque()
         self._most = most
         self._arrival = trio.Event()
 
     def offer(self, seen: RequestSeen) -> bool:
-        """Keep this one for the reader if it is wanted; whether another had to go for it."""
+        """Queue this request if the reader wants it. True if another was dropped for it."""
         if not self.wanted.matches(seen):
             return False
         is_full = len(self._waiting) >= self._most
@@ -66,11 +65,11 @@ class FeedReader:
         return is_full
 
     async def wait(self) -> None:
-        """Return when there is something to take; the caller has a deadline."""
+        """Return when the queue has a request; the caller sets a deadline."""
         await self._arrival.wait()
 
     def take(self, most: int) -> tuple[list[RequestSeen], int]:
-        """What came, the oldest first, `most` at once; and how many before that were dropped."""
+        """Take up to `most` requests, oldest first, and the number dropped before them."""
         taken = [self._waiting.popleft() for _ in range(min(most, len(self._waiting)))]
         dropped, self.dropped = self.dropped, 0
         if not self._waiting:
@@ -79,27 +78,27 @@ class FeedReader:
 
 
 class RequestFeed:
-    """Passes what ended on to readers."""
+    """Passes finished requests to readers."""
 
     def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
         self.dropped = 0
-        """Requests that readers were too slow for, so far."""
+        """Requests dropped so far because readers were too slow."""
         self._clock = clock
         self._readers: list[FeedReader] = []
 
     @property
     def is_read(self) -> bool:
-        """Whether there is a reader: only then is there anything to tell."""
+        """Whether there is a reader; without one, `tell` does nothing."""
         return bool(self._readers)
 
     @property
     def reader_count(self) -> int:
-        """How many watch."""
+        """The number of readers."""
         return len(self._readers)
 
     @contextmanager
     def reading(self, wanted: RequestFilter, most: int) -> Iterator[FeedReader]:
-        """A reader for the length of the block, for whom at most so many wait."""
+        """Within the block, a reader whose queue holds at most `most` requests."""
         reader = FeedReader(wanted, most)
         self._readers.append(reader)
         try:
@@ -108,7 +107,9 @@ class RequestFeed:
             self._readers.remove(reader)
 
     def tell(self, way: str, fields: Mapping[str, Any]) -> None:
-        """A request is over: `fields` are those of the log's line. Nothing, without a watcher."""
+        """Report a finished request; `fields` are those of its log line. Without a reader, does
+        nothing.
+        """
         if not self._readers:
             return
         known = {key: value for key, value in fields.items() if key in _FIELDS and value}
@@ -117,7 +118,7 @@ class RequestFeed:
         self._offer(RequestSeen(at=self._clock(), way=way, **known))
 
     def take_lines(self, lines: bytes) -> None:
-        """Read the pump's lines about requests that are over."""
+        """Parse the pump's log lines about finished requests."""
         if not self._readers:
             return
         needles = [reader.needle for reader in self._readers]

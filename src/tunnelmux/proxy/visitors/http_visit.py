@@ -1,8 +1,8 @@
 """A visitor's HTTP connection as a visit: the one owner of the connection, from accept to close.
 
-The pump carries requests whose heads leave no doubt; h11, in a task, serves the others, one after
-the other, and gives the connection back with the first request that the pump can carry. Nothing is
-lost on the way: the part that goes on finds every byte that came and was not passed on.
+The pump carries requests with unambiguous heads; h11, in a task, serves the others one by one, and
+gives the connection back with the first request that the pump can carry. No byte is lost at a
+hand-over: the next part gets every byte that was received and not passed on.
 
 | stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
 |---------|---------------------------------------------|-----------------------------------------|
@@ -16,8 +16,8 @@ lost on the way: the part that goes on finds every byte that came and was not pa
 | judged  | carried | the next request is one that the pump can carry                           |
 | any     | over    | the visitor left or broke it, it was cut, its time is over                |
 
-Without a pump (memory, other platforms), and while the proxy drains, a connection is judged from
-its begin to its end.
+Without a pump (in memory, on other platforms), and while the proxy drains, a connection stays
+`judged`.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ __all__ = ["HttpVisit", "IngressParts", "host_of"]
 
 _log = get_logger("proxy.http")
 
-_Bytes = bytes  # a visit has a property of this name
+_Bytes = bytes  # Visit has a property `bytes`
 
 _AT_REST = frozenset({"idle", "leaving", "left"})
 # Phases of a relay in which no request is in progress.
@@ -74,19 +74,20 @@ _AT_REST = frozenset({"idle", "leaving", "left"})
 
 @dataclass
 class IngressParts:
-    """What the visits of one ingress share."""
+    """The objects that all visits of one ingress share."""
 
     router: Router
     routes: PumpRoutes
     gate: Gate
     pump: DataPump | None = None
-    """What carries requests, while it runs."""
+    """The pump that carries requests, while it runs."""
     is_draining: bool = False
 
 
 class HttpVisit(Visit):
-    """One connection. Until its first request it has no device, and a place among those that have
-    not said what they want. Begin it with `arrive`, or with `serve` where it stays with h11."""
+    """One connection. Until its first request it has no device, and holds a place of the admission.
+    Begin it with `arrive`, or with `serve` where it stays with h11.
+    """
 
     __slots__ = (
         "_bytes_before",
@@ -125,7 +126,7 @@ class HttpVisit(Visit):
         self.settings = settings
         self.carrier = Carrier(settings, parts.routes, visitor, self, parts.gate)
         self.relay: HttpRelay | None = None
-        """What carries its requests at the moment, if the pump does."""
+        """The relay that carries its requests, while the pump does."""
         self.by_h11: RequestsByH11 | None = None
         """What serves its requests in a task, once one had to be."""
         self.local: BareSocket | socket.socket | None = None
@@ -133,9 +134,9 @@ class HttpVisit(Visit):
         self._parts = parts
         self._stage: Literal["carried", "judged", "over"] = "judged"
         self._has_asked = self._is_finishing = False
-        self._offered = b""  # the head that h11 gave to the pump last
-        self._overdue: Refusal | None = None  # what the request to come is refused with
-        self._bytes_before = (0, 0)  # that earlier relays and requests by h11 carried
+        self._offered = b""  # the last head that h11 gave to the pump
+        self._overdue: Refusal | None = None  # the refusal for the next request
+        self._bytes_before = (0, 0)  # bytes of earlier relays and requests by h11
         self._nursery: trio.Nursery | None = None
         self._scope = trio.CancelScope()
         place.on_give_way = self.stop
@@ -143,13 +144,12 @@ class HttpVisit(Visit):
         if parts.is_draining:
             self._is_finishing = True
 
-    # -- what others ask, and have done -----------------------------------------------------------
+    # -- for other parts of the proxy -----------------------------------------------------------
 
     def admit(self, destination: Destination) -> Refusal | None:
-        """Judge one request of the visitor: None when it may go to this destination now.
-
-        The one place for this: the pump asks before it carries a request, and h11 before it
-        serves one. What is refused here the pump leaves to h11, which asks again and answers.
+        """Decide whether a request may go to this destination now; None if so. The only place for
+        this: the pump asks before it carries a request, and h11 before it serves one. The pump
+        leaves a refused request to h11, which asks again and answers.
         """
         self._has_asked = True
         self.place.leave()
@@ -157,7 +157,7 @@ class HttpVisit(Visit):
         return crowd_refusal(self, self.settings.limits)
 
     def inspection(self, destination: Destination, routes: PumpRoutes) -> RunningInspection | None:
-        """What inspects the service that a request goes to, if anything does."""
+        """The inspection of the service that a request goes to, if there is one."""
         inspector = self._register.inspector
         if not inspector.is_on:
             return None
@@ -215,7 +215,7 @@ class HttpVisit(Visit):
         return bytes_in, bytes_out
 
     def count_more(self, bytes_in: int, bytes_out: int) -> None:
-        """These were carried by something that is over."""
+        """Add the bytes of a part that has ended."""
         self._bytes_before = self._bytes_before[0] + bytes_in, self._bytes_before[1] + bytes_out
 
     def finish_soon(self) -> None:
@@ -227,7 +227,7 @@ class HttpVisit(Visit):
             self.by_h11.server.finish_soon()
 
     def stop(self) -> None:
-        """End now: an answer that is being sent must not look like a whole one."""
+        """End now: an answer in progress must not look complete."""
         if self._stage == "judged":
             self._scope.cancel()  # which resets the connection
             return
@@ -242,7 +242,7 @@ class HttpVisit(Visit):
         self._close()
 
     def leave_pump(self) -> None:
-        """The pump ends: what it has of the connection is cut."""
+        """Cut the connection, because the pump stops."""
         if self._stage != "judged":
             self.stop()
 
@@ -255,7 +255,7 @@ class HttpVisit(Visit):
         self._carry(_accepted(local, self.settings.tls), b"")
 
     def _carry(self, wire: PumpSocket, early: _Bytes) -> None:
-        """Have the pump carry requests from now on, of which these bytes were read."""
+        """Have the pump carry requests from now on; these bytes of them were read already."""
         assert self._parts.pump is not None
         self._stage = "carried"
         self._wire = wire
@@ -288,7 +288,7 @@ class HttpVisit(Visit):
             self._judge_soon(relay)
 
     def _end_handshake(self, error: BaseException | None) -> None:
-        """Say why there is no TLS, as far as the visitor can understand it."""
+        """Tell the visitor why the TLS handshake failed, where it can understand that."""
         assert self._wire is not None
         problem = explain_handshake(error)
         if not isinstance(error, ssl.SSLError):
@@ -307,7 +307,7 @@ class HttpVisit(Visit):
         _log.info("visitor lost", visitor=self.visitor, problem=problem)
 
     def _leave(self) -> None:
-        """Close so that the visitor can read all that was sent to it (RFC 9112 9.6)."""
+        """Close so that the visitor can read everything that was sent (RFC 9112 section 9.6)."""
         assert self.relay is not None
         if self._parts.pump is None:
             self._close()
@@ -315,17 +315,18 @@ class HttpVisit(Visit):
             self.relay.leave()
             self._watch_time()
 
-    # -- times ------------------------------------------------------------------------------------
+    # -- deadlines
+    # ------------------------------------------------------------------------------------
 
     def _watch_time(self) -> None:
-        # What the relay waits for changes without a word. What it waits for next begins after this
-        # look and may last `least_patience` at least: a look by then, or when the present wait is
-        # over, is never late.
+        # The relay changes what it waits for without a notice. Its next wait begins after this
+        # check and may last at least `least_patience`: a check by then, or at the end of the
+        # present wait, is never late.
         self.until = min(self._due(), trio.current_time() + self.settings.least_patience)
         self._register.watch(self)
 
     def _due(self) -> float:
-        """When what it waits for now has taken too long."""
+        """The deadline of the present wait."""
         state = self.state
         if state in ("handshake", "silent") or self.relay is None:
             since = self.began
@@ -363,7 +364,7 @@ class HttpVisit(Visit):
             if state == "agreeing":
                 message = f"The target took no connection within {limits.connect_timeout:g} s."
                 self._overdue = Refusal(504, "target-timeout", message)
-            relay.give_up(None, 0)  # what is here of the request says what to answer
+            relay.give_up(None, 0)  # the bytes of the request that came decide the answer
 
     # -- in a task --------------------------------------------------------------------------------
 
@@ -377,7 +378,7 @@ class HttpVisit(Visit):
             begun = Refusal(relay.status, REASONS_OF_STATUS[relay.status], message)
         else:
             begun = None
-        # What the pump has tried to carry it is not given a second time.
+        # A request that the pump has tried is not given to it again.
         insists = self.carrier.has_tried(relay) or bool(
             self._offered and pending.startswith(self._offered)
         )
@@ -393,10 +394,9 @@ class HttpVisit(Visit):
         begun: Refusal | None,
         bound: tuple[object, Stream] | None,
     ) -> None:
-        """Serve requests by h11, from where the pump stopped to where it can go on.
-
-        Of the next request these bytes came since that moment. With `insists`, h11 serves it in any
-        case. `begun` is what the one in progress is refused with.
+        """Serve requests with h11 until the pump can go on. These bytes of the next request have
+        come. With `insists`, h11 serves it in any case. `begun` is the refusal for the request in
+        progress.
         """
         goes_on = False
         overdue, self._overdue = self._overdue, None
@@ -427,7 +427,7 @@ class HttpVisit(Visit):
             self._carry(self._wire_of(server), self._offered + early)
 
     async def _come_to_h11(self) -> RequestsByH11:
-        """What serves requests by h11, on the connection that the pump had."""
+        """Serve requests with h11 on the connection that the pump had."""
         assert self.local is not None
         assert self._wire is not None
         tls = self._wire.release()
@@ -457,12 +457,11 @@ class HttpVisit(Visit):
 
     @property
     def may_be_carried(self) -> bool:
-        """Whether the pump could go on with the connection, as far as that does not depend on the
-        next request."""
+        """Whether the pump could take the connection, apart from the next request."""
         return self._nursery is not None and self._parts.pump is not None and not self._is_finishing
 
     async def serve(self, stream: trio.abc.Stream) -> None:
-        """Serve the connection by h11 until it is over, and close it."""
+        """Serve the connection with h11 until it is over, and close it."""
         below, limits = stream, self.settings.limits
         with self:
             with self._scope as scope:
@@ -486,8 +485,10 @@ class HttpVisit(Visit):
     # -- the end ----------------------------------------------------------------------------------
 
     def _drop_relay(self) -> tuple[object, Stream] | None:
-        """Have a relay no more that is over; the stream that a login belongs to, if it left one."""
-        relay, self.relay = self.relay, None  # which knows its owner
+        """Drop a relay that has ended. Returns the stream that a login belongs to, if it left
+        one.
+        """
+        relay, self.relay = self.relay, None  # breaks a reference cycle
         if relay is None:
             return None
         self.count_more(relay.bytes_in, relay.bytes_out)
@@ -507,7 +508,7 @@ class HttpVisit(Visit):
             self.local.reset()
 
     def _close(self) -> None:
-        """Close the connection, which is over."""
+        """Close the connection."""
         assert self.local is not None
         if (bound := self._drop_relay()) is not None:
             bound[1].reset()
@@ -520,13 +521,13 @@ class HttpVisit(Visit):
             self.place.leave()
             super().end()
             self.by_h11 = None
-            del self.carrier  # these know the visit
+            del self.carrier  # breaks reference cycles
 
 
 async def _shake_hands(
     stream: trio.SSLStream[trio.abc.Stream], place: Place, limits: IngressLimits
 ) -> str | None:
-    """Make the TLS handshake; why that did not succeed, in words, or None."""
+    """Do the TLS handshake. Returns why it failed, as a text, or None."""
     below = stream.transport_stream
     with trio.move_on_after(limits.handshake_timeout):
         if isinstance(below, trio.SocketStream) and not await place.hear(

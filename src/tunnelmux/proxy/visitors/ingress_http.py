@@ -1,4 +1,4 @@
-"""Where visitors with a browser come in: each request goes to the device its own head names."""
+"""The HTTP ingress: each request goes to the device that its head names."""
 
 from __future__ import annotations
 
@@ -33,19 +33,18 @@ __all__ = ["HttpIngressServer"]
 _log = get_logger("proxy.http")
 
 _GRACE = 1.0
-# Seconds for which a connection may be silent before its address' share matters: hundreds that
-# come at once from one address, with their requests, are no attack.
+# Seconds of silence before a connection counts against its address' share: hundreds at once from
+# one address that send their requests are no attack.
 
 _IDLE_INTERVAL = 1.0
-# Seconds between two looks at all visitors for those that are idle, so that looking costs little
-# however many come.
+# Seconds between two searches of all visitors for idle ones, which limits their cost.
 
 _REFUSING_AT_ONCE = 64
-# Visitors over the limit that are being told so; the ones over this are reset, so that telling
-# them does not become what fills the memory.
+# Concurrent 503 answers to visitors over the limit; further ones are reset, so that these answers
+# cannot fill the memory.
 
 _REFUSAL_TIMEOUT = 1.0
-# Seconds one of them gets to read it.
+# Seconds to send one of these.
 
 
 class HttpIngressServer:
@@ -60,7 +59,7 @@ class HttpIngressServer:
     ) -> None:
         self.visits = visits if visits is not None else VisitRegister()
         self.gate = gate if gate is not None else Gate(devices, store)
-        """Who may visit what."""
+        """The access gate."""
         self.admission = Admission("ingress.http", grace=_GRACE)
         """The places of connections that have not sent the head of a request yet."""
         router = Router(store, devices)
@@ -72,7 +71,7 @@ class HttpIngressServer:
     def configure(
         self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
     ) -> None:
-        """Serve connections that come from now on like this."""
+        """Use these settings for new connections."""
         trusted = TrustedProxies.parse(ingress.trusted_proxies, ingress.trusted_fields)
         self._parts.routes.limits = limits
         self._settings = IngressSettings(
@@ -91,7 +90,7 @@ class HttpIngressServer:
         return self.visits.of_way("http")
 
     async def run_direct(self, pump: DataPump) -> NoReturn:
-        """Let `take` give connections to this pump, until cancelled; then those it has are cut."""
+        """Use this pump for connections until cancelled; then its connections are cut."""
         self._parts.pump = pump
         try:
             await self._parts.routes.tidy()
@@ -127,8 +126,7 @@ class HttpIngressServer:
         return True
 
     def _has_room(self, remote: str) -> bool:
-        """Whether one more visitor can be let in, a silent or an idle one giving way where that is
-        needed."""
+        """Whether there is room for another visitor; if need be, a silent or idle one gives way."""
         limits = self._settings.limits
         if host_of(remote) not in self._settings.trusted:
             most = limits.max_visitors_per_address
@@ -139,8 +137,9 @@ class HttpIngressServer:
         return self._end_idle()
 
     def _end_idle(self, address: str | None = None) -> bool:
-        """End half of the idle connections of this address, by default of that which has most of
-        them; whether there were any."""
+        """End half of the idle connections of this address, by default of the one with the most.
+        True if there were any.
+        """
         now = trio.current_time()
         if now < self._looked_for_idle + _IDLE_INTERVAL:
             return False
@@ -161,7 +160,7 @@ class HttpIngressServer:
         return HttpVisit(self.visits, remote, place, self._parts, self._settings)
 
     async def handle(self, stream: trio.abc.Stream, remote: str) -> None:
-        """Serve one visitor by h11 until its connection is over, and close it.
+        """Serve one visitor with h11 until its connection is over, and close it.
 
         `remote` is the visitor's address as `host:port`.
         """

@@ -29,7 +29,7 @@ __all__ = ["TcpIngressServer"]
 
 _log = get_logger("proxy.tcp")
 _LEFT = "the visitor"
-# How a problem begins that is the visitor's own doing.
+# The beginning of problems that the visitor caused.
 
 _log_relay = frequent_line(
     "proxy.tcp",
@@ -41,8 +41,8 @@ _log_relay = frequent_line(
 class TcpIngressServer:
     """Serves the connections of all TCP ports.
 
-    TCP has no words for a refusal, so a visitor whose service cannot be reached gets a reset, and
-    one log line says why. A half-close goes through in both directions.
+    TCP has no way to send a refusal, so a visitor whose service cannot be reached gets a reset, and
+    one log line says why. Half-closes are passed on in both directions.
     """
 
     def __init__(
@@ -56,16 +56,16 @@ class TcpIngressServer:
         """What makes spans of connections, if anything does."""
 
     def configure(self, limits: IngressLimits) -> None:
-        """Hold connections that come from now on to these limits."""
+        """Use these limits for new connections."""
         self._limits = limits
         self._router.reserved_streams = limits.reserved_streams
 
     def take(
         self, nursery: trio.Nursery, device: str, service: str, local: BareSocket, remote: str
     ) -> bool:
-        """Serve one visitor without a task of its own, if the device is here and a pump carries
-        its session; whether that was so. `nursery` is for visitors whose service answers in
-        another way than at once and plainly.
+        """Serve one visitor without a task, if the device is connected and a pump carries its
+        session. False if not. `nursery` is for visitors whose service does not answer at once and
+        plainly.
         """
         limits = self._limits
         session = self._router.session_now(device)
@@ -124,8 +124,9 @@ class TcpIngressServer:
             self.leave(visit)
 
     async def _behind_hop(self, device: str, target: ConnectStream) -> trio.abc.HalfCloseableStream:
-        """The stream itself, when it goes to another node and the service has agreed: a pump can
-        carry it then, which is worth the wait. Else what it was. Raises Refused."""
+        """The bare stream, when it goes to another node and the service has agreed: a pump can then
+        relay it, which is worth the wait. Otherwise the stream unchanged. Raises Refused.
+        """
         stream = target.stream
         if not isinstance(stream, Stream) or self._router.is_own(device, stream.session):
             return target
@@ -137,7 +138,7 @@ class TcpIngressServer:
         return target if target.has_early else stream
 
     async def go_on(self, visit: _RelayedVisit, stream: Stream) -> None:
-        """Serve a visitor whose relay was handed back, from where that stopped."""
+        """Continue to serve a visitor whose relay was handed back."""
         limits = self._limits
         visitor = trio.SocketStream(trio.socket.from_stdlib_socket(python_socket(visit.local)))
         try:
@@ -156,7 +157,7 @@ class TcpIngressServer:
         self, stream: trio.abc.Stream, target: trio.abc.HalfCloseableStream, visit: Visit
     ) -> None:
         result = RelayResult()
-        bytes_in, bytes_out = visit.bytes  # those that went another way
+        bytes_in, bytes_out = visit.bytes  # only relays that were handed back
 
         def count() -> tuple[int, int]:
             more_in, more_out = result.bytes_now
@@ -200,7 +201,7 @@ class TcpIngressServer:
             **({"reason": reason} if reason else {}),
             **({"problem": problem} if problem else {}),
         }
-        # A visitor who breaks a connection off is told of, and is no reason to look at anything.
+        # A visitor who breaks a connection is logged at level info: it is no fault of ours.
         write = _log.info if problem is None or problem.startswith(_LEFT) else _log.warning
         write("relay", **what)
         visit.feed.tell("tcp", what)
@@ -227,7 +228,7 @@ class TcpIngressServer:
         )
 
     def leave(self, visit: Visit) -> None:
-        """The visit is over."""
+        """Remove a visit that has ended."""
         visit.end()
         port = visit.device, visit.service or ""
         self._visitors[port] -= 1
@@ -236,12 +237,12 @@ class TcpIngressServer:
 
 
 class _RelayedVisit(Visit):
-    """A visit without a task: the pump relays it, and calls at its end."""
+    """A visit without a task: the pump relays it, and calls `on_news` at its end."""
 
     __slots__ = ("_nursery", "_relay", "_server", "_stream", "local")
 
     _relay: Relay
-    """What carries it, once it is open."""
+    """The relay, once it is open."""
 
     def __init__(
         self,
@@ -259,7 +260,7 @@ class _RelayedVisit(Visit):
         self._stream: Stream | None = None
 
     def open(self, session: Session) -> bool:
-        """Open the stream and start the relay; False when that takes waiting."""
+        """Open the stream and start the relay; False when that would have to wait."""
         head = connect_head(self.service or "")
         relay = session.open_relay(self.local, head, CONNECT_ANSWER, self)
         if relay is None:
@@ -288,10 +289,10 @@ class _RelayedVisit(Visit):
 
     def late(self) -> None:
         if not self._relay.is_agreed:
-            self._relay.hand_back()  # to a task, which knows what to say
+            self._relay.hand_back()  # to a task, which handles the failure
 
     def on_news(self) -> None:
-        """Called by the pump when the relay is over, or not what it can carry."""
+        """Called by the pump when the relay has ended or is handed back."""
         relay = self._relay
         if relay.outcome == "handed back":
             assert self.session is not None  # it is open
@@ -309,7 +310,7 @@ class _RelayedVisit(Visit):
 
 
 def _explain(result: RelayResult) -> tuple[str | None, str | None]:
-    """What went wrong in words, and the Tunnelmux-Reason; None where nothing did."""
+    """The failure as a text, and its Tunnelmux-Reason; None without a failure."""
     if result.error is None:
         return None, None
     cause = result.error.__cause__

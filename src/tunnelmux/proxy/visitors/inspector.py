@@ -1,7 +1,6 @@
-"""The inspector: requests to one service, kept for a while for a person to look at.
-
-While nothing is inspected, it costs a look at an empty table. The requests of a service that is
-inspected go by h11, where each is read along; those of all others stay in the pump.
+"""The inspector: keeps requests to one service for a while for a person to read. While nothing is
+inspected, it costs a look-up in an empty table. Requests to an inspected service are served with
+h11, where each is copied; requests to other services stay in the pump.
 """
 
 from __future__ import annotations
@@ -30,11 +29,11 @@ __all__ = ["Inspector", "RunningInspection", "TappedRequest"]
 _log = get_logger("proxy.inspector")
 
 _OWN_SIZE = 1024
-# Bytes that one request counts for besides its heads and bodies.
+# Bytes that a request counts besides its heads and bodies.
 
 
 class TappedRequest:
-    """One request while it goes on and afterwards: `http.tap.Tap`."""
+    """One request, during and after its exchange; an `http.tap.Tap`."""
 
     def __init__(
         self,
@@ -46,9 +45,9 @@ class TappedRequest:
     ) -> None:
         self.id = request_id
         self.size = _OWN_SIZE
-        """Bytes that are kept of it."""
+        """Bytes that it holds."""
         self.is_kept = False
-        """Whether it counts: one that is forgotten keeps nothing more."""
+        """Whether it is still kept; a dropped one records nothing more."""
         self.replay_of = ""
         self.bytes_in = self.bytes_out = 0
         self.body, self.answer_body = bytearray(), bytearray()
@@ -94,13 +93,13 @@ class TappedRequest:
             self._keep(self.answer_body, data)
 
     def over(self, status: int, *, reason: str = "", problem: str = "") -> None:
-        """It has ended; `status` is what the visitor was given."""
+        """Record the end; `status` is the one that the visitor got."""
         self._status, self._reason = status, reason
         self._problem = problem
         self._seconds = trio.current_time() - self._started
 
     def take_answer(self, status: int, headers: Mapping[str, Sequence[str]], body: bytes) -> None:
-        """Its whole answer, of a repetition."""
+        """Record the whole answer of a repetition."""
         pairs = [(name, value) for name, values in headers.items() for value in values]
         fields = [(name.encode("latin-1"), value.encode()) for name, value in pairs]
         self.began(ResponseHead(status, b"", fields))
@@ -108,11 +107,11 @@ class TappedRequest:
         self.over(status)
 
     def end(self, exchange: Exchange, problem: str | None) -> None:
-        """The same, of an exchange."""
+        """Record the end of an exchange."""
         self.over(exchange.status, reason=exchange.reason or "", problem=problem or "")
 
     def show(self, *, bodies: bool) -> InspectedRequest:
-        """It as it is at this moment."""
+        """Its present state."""
         has_bodies = bodies and self._inspection.bodies
         counters = self._messages
         return InspectedRequest(
@@ -169,20 +168,20 @@ class RunningInspection:
         self.bodies = bodies
         self.asked_by = asked_by
         self.requests: deque[TappedRequest] = deque()
-        """What is kept, the oldest first."""
+        """The kept requests, oldest first."""
         self.seen = self.forgotten = 0
         self.ends = trio.current_time() + seconds
-        """When it is over, on Trio's clock."""
+        """When it ends, on Trio's clock."""
         self._seconds = seconds
         self._inspector = inspector
         self._began = inspector.clock()
 
     def now(self) -> datetime:
-        """The time of day."""
+        """The wall clock."""
         return self._inspector.clock()
 
     def show(self) -> Inspection:
-        """It as it is at this moment."""
+        """Its present state."""
         return Inspection(
             id=self.id,
             device=self.device,
@@ -196,7 +195,7 @@ class RunningInspection:
         )
 
     def tap(self, request: RequestHead, visitor: str, scheme: str) -> TappedRequest:
-        """Keep this request, which has just come."""
+        """Keep this request, which has just arrived."""
         self.seen += 1
         number = f"{self._inspector.epoch}-{self._inspector.next_number()}"
         tapped = TappedRequest(self, number, request, visitor, scheme)
@@ -212,16 +211,16 @@ class RunningInspection:
         return next((one for one in self.requests if one.id == request_id), None)
 
     def grow(self, size: int) -> None:
-        """So many bytes more are kept."""
+        """Count more bytes, and drop old requests over the limit."""
         self._inspector.grow(self, size)
 
     def forget_oldest(self) -> None:
-        """Let go of one request."""
+        """Drop the oldest request."""
         self._inspector.kept_bytes -= self._drop().size
         self.forgotten += 1
 
     def clear(self) -> None:
-        """Let go of all."""
+        """Drop all requests."""
         while self.requests:
             self._inspector.kept_bytes -= self._drop().size
 
@@ -236,25 +235,26 @@ class Inspector:
 
     def __init__(self, clock: Callable[[], datetime] = utc_now) -> None:
         self.epoch = secrets.token_hex(4)
-        """Tells this process's requests from another's."""
+        """Distinguishes request ids of different processes."""
         self.clock = clock
         self.most_requests = 200
-        """Requests that one inspection keeps."""
+        """The most requests of one inspection."""
         self.most_bytes = 16_777_216
-        """Bytes that all of them keep together."""
+        """The most bytes of all inspections together."""
         self.kept_bytes = 0
-        """Bytes that they keep now."""
+        """Bytes that they hold now."""
         self._number = 0
         self._running: dict[str, RunningInspection] = {}
 
     @property
     def is_on(self) -> bool:
-        """Whether anything is inspected: else there is nothing to look up."""
+        """Whether anything is inspected; if not, `find` is not needed."""
         return bool(self._running)
 
     def find(self, device: str, service: str | None, default: str) -> RunningInspection | None:
-        """What inspects requests to this service now; `default` is the name of the device's default
-        service, which None stands for."""
+        """The inspection of this service, if one runs; None as service means the device's default,
+        whose name is `default`.
+        """
         name = default if service is None else service
         for inspection in self.list():
             if inspection.device == device and inspection.service == name:
@@ -262,14 +262,14 @@ class Inspector:
         return None
 
     def list(self) -> list[RunningInspection]:
-        """Those that run, the oldest first; those that are over are forgotten."""
+        """The running inspections, oldest first; drops those that have ended."""
         now = trio.current_time()
         for inspection in [one for one in self._running.values() if one.ends <= now]:
             self.end(inspection)
         return list(self._running.values())
 
     def get(self, inspection_id: str) -> RunningInspection | None:
-        """The one of this id, while it runs."""
+        """The inspection of this id, while it runs."""
         return next((one for one in self.list() if one.id == inspection_id), None)
 
     def begin(
@@ -282,7 +282,7 @@ class Inspector:
         bodies: bool,
         asked_by: str,
     ) -> RunningInspection:
-        """Inspect a service from now on; one that ran already for it, or by this id, ends."""
+        """Begin to inspect a service; an earlier inspection of it, or with this id, ends."""
         for before in (self.find(device, service, ""), self.get(inspection_id)):
             if before is not None:
                 self.end(before)
@@ -301,7 +301,7 @@ class Inspector:
         return inspection
 
     def end(self, inspection: RunningInspection) -> None:
-        """Inspect no more, and forget what was kept. Harmless twice."""
+        """End the inspection, and drop its requests. Harmless twice."""
         if self._running.pop(inspection.id, None) is not None:
             inspection.clear()
             _log.warning(
@@ -312,13 +312,14 @@ class Inspector:
             )
 
     def next_number(self) -> int:
-        """That of the next request; counts up."""
+        """The number of the next request; counts up."""
         self._number += 1
         return self._number
 
     def grow(self, grown: RunningInspection, size: int) -> None:
-        """So many bytes more are kept: where that is too much, the oldest requests go, first those
-        of the inspection that has grown."""
+        """Count more bytes. Over the limit the oldest requests are dropped, first those of the
+        inspection that has grown.
+        """
         self.kept_bytes += size
         for inspection in (grown, *self._running.values()):
             while self.kept_bytes > self.most_bytes and len(inspection.requests) > 1:

@@ -36,11 +36,11 @@ __all__ = ["Binder", "ListenerPlan", "ListenerSet", "lists_of"]
 _log = get_logger("proxy.listeners")
 
 _ACCEPTED_AT_ONCE = 64
-# Connections accepted before the other tasks get their turn.
+# Connections accepted before other tasks run.
 
 _FAILED_ACCEPT_PAUSE = 0.1
-# Seconds before accepting again when the system has, say, no descriptor left. The connection would
-# be offered again at once, in a loop that takes the processor from those who could finish.
+# Seconds before accepting again when the system has, for example, no descriptor left. The
+# connection would be offered again at once, in a busy loop.
 
 
 def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]]:
@@ -72,14 +72,15 @@ class Binder:
 
 @dataclass(frozen=True, kw_only=True)
 class ListenerPlan:
-    """One listener that is wanted."""
+    """The plan of one listener."""
 
     key: str
     """The setting it comes from, for error messages."""
     address: Address
     handler: Callable[..., Awaitable[None]]
-    """Serves one connection; gets its stream and the visitor's address as `host:port`, and where
-    there is an `admission` the connection's place, which it gives back."""
+    """Serves one connection. Gets its stream and the peer's address as `host:port`, and with an
+    `admission` the connection's place, which it must give back.
+    """
     nursery: trio.Nursery
     """Owns the connections, so that closing the listener ends none of them."""
     take: Callable[[BareSocket, str], bool] | None = None
@@ -95,14 +96,14 @@ class ListenerPlan:
 
 @dataclass
 class _Open:
-    """One listener in use. Its plan can be replaced while it listens."""
+    """An open listener. Its plan can be replaced while it listens."""
 
     plan: ListenerPlan
     sockets: list[trio.SocketListener]
     accepting: dict[trio.SocketListener, socket.socket] = field(default_factory=dict)
-    """The same sockets once more, to accept from until no visitor is left, in one turn."""
+    """The same sockets, to accept several connections in one turn."""
     pumped: list[_PumpedListener] = field(default_factory=list)
-    """Those of them that the pump watches."""
+    """The sockets that the pump watches."""
 
     def __post_init__(self) -> None:
         for listener in self.sockets:
@@ -115,7 +116,7 @@ class _Open:
         return Address(*bound_addresses(self.sockets)[0])
 
     def close(self) -> None:
-        # Not left to the accepting tasks, which end of this: the port is free on return.
+        # Closed here and not by the accepting tasks, so that the port is free on return.
         for listening in self.pumped:
             listening.stop()
         for listener, own in self.accepting.items():
@@ -143,10 +144,9 @@ class ListenerSet:
         return entry.address if entry else None
 
     async def apply(self, plans: Mapping[str, ListenerPlan]) -> list[ConfigError]:
-        """Make the listeners those of `plans`; answers what could not be opened.
-
-        A slot whose address is unchanged keeps its socket and gets the new handler for connections
-        from now on. A slot that cannot move to its new address stays at the old one.
+        """Open, replace and close listeners to match `plans`. Returns the failures. A slot with an
+        unchanged address keeps its socket and uses the new plan for new connections. A slot that
+        cannot move to its new address stays at the old one.
         """
         for slot in self._open.keys() - plans.keys():
             entry = self._open.pop(slot)
@@ -244,8 +244,8 @@ class ListenerSet:
         place = None
         if plan.admission is not None:
             try:
-                # No deadline: a place is held for as long as a handshake may take, at most.
-                # Meanwhile the others wait in the kernel's queue.
+                # No deadline: a place is held at most for the time of a handshake. Other
+                # connections wait in the kernel's queue.
                 place = await plan.admission.wait_for_place(remote)
             except trio.Cancelled:
                 connection.close()
@@ -270,12 +270,12 @@ class ListenerSet:
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
-            return  # that visitor left before being let in
+            return  # the peer left before it was accepted
         _log_failed_accept(entry, error)
         await trio.sleep(_FAILED_ACCEPT_PAUSE)
 
     def pause(self, listening: _PumpedListener) -> None:
-        """Have the listener try again after the pause that follows a failure."""
+        """Pause accepting after a failure."""
         self._nursery.start_soon(self._resume, listening)
 
     async def _resume(self, listening: _PumpedListener) -> None:
@@ -301,7 +301,7 @@ class ListenerSet:
             configure_socket(stream, user_timeout=None)
             await plan.handler(stream, remote, *([] if place is None else [place]))
         except Exception:  # noqa: BLE001  as the next line says
-            # A bug in one connection is no reason to drop all the others.
+            # A bug in one connection must not end the others.
             _log.exception("unhandled error in connection", listener=plan.key)
         finally:
             if place is not None:
@@ -310,14 +310,14 @@ class ListenerSet:
 
 
 class _PumpedListener:
-    """One listening socket in the pump: accepted from by the batch, in no task."""
+    """One listening socket in the pump, which accepts in batches and without a task."""
 
     def __init__(
         self, listeners: ListenerSet, entry: _Open, listening: socket.socket, pump: DataPump
     ) -> None:
         self._listeners = listeners
         self._entry = entry
-        # What is accepted inherits the options: nothing is left to be set on each connection.
+        # Accepted connections inherit the options, so none has to be set on each.
         set_socket_options(listening, user_timeout=None)
         self._acceptor = pump.new_acceptor(listening, self)
 
@@ -328,7 +328,7 @@ class _PumpedListener:
         self._acceptor.again()
 
     def on_news(self) -> None:
-        """Called by the pump when a visitor may be waiting."""
+        """Called by the pump when a connection may be waiting."""
         try:
             arrived = self._acceptor.accept(_ACCEPTED_AT_ONCE)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""A line of the log about each visit that lasts: the line at its end may be hours away."""
+"""Log visits that last, because the line at their end may come hours later."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["tell_long_visits"]
 _log = get_logger("proxy.visits")
 
 _LONG = 5.0
-# Seconds after which a download, a WebSocket or a connection has a line. Most are over by then.
+# Seconds after which a request or connection is logged. Most have ended by then.
 
 _PORTION = 256
-# Visits that are looked at before other tasks get their turn.
+# Visits that are checked before other tasks run.
 
 
 async def tell_long_visits(visits: VisitRegister) -> NoReturn:
     """Write one line for each request, connection, forward or command that has lasted for some
     seconds; until cancelled. The line at the end has the same `stream`."""
-    told: dict[int, float] = {}  # the moment at which what was told began, by the visit's number
+    told: dict[int, float] = {}  # when the logged request began, by the visit's number
     while True:
         await trio.sleep(_LONG / 2)
         told = await _look(visits, told)
@@ -39,7 +39,7 @@ async def _look(visits: VisitRegister, told: dict[int, float]) -> dict[int, floa
             continue
         began = trio.current_time() - seconds
         before = told.get(visit.number)
-        # Another request of the same connection began later, by seconds.
+        # A later request of the same connection began later than this.
         if before is None or began > before + _LONG / 2:
             _tell(visit, seconds)
             before = began

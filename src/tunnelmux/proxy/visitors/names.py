@@ -1,4 +1,4 @@
-"""What a request says of where it goes, and where that led: judged once, then remembered."""
+"""A cache of requests' destinations."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from tunnelmux.proxy.access.proofs import Sender
 __all__ = ["Destination", "KnownNames", "SenderLines"]
 
 _KNOWN_NAMES = 4096
-# Names remembered with their destination, each under a kilobyte; one more, and all are forgotten.
+# Cached destinations, each under a kilobyte; with one more the cache is emptied.
 
 _LONGEST_NAME = 400
 # Bytes of one: a host (RFC 1035 2.3.4) with a root dot and a port, and two labels.
 
 
 _LONGEST_SAID = 1024
-# Bytes of a Host and what a request says of who sent it, up to which both are remembered.
+# Bytes of a Host and the fields about the sender; longer ones are not cached.
 
 
 @dataclass(frozen=True, slots=True)
 class Destination:
-    """A device, and the service on it; None is its default one."""
+    """A device and a service on it; None is its default service."""
 
     device: str
     service: str | None = None
@@ -34,28 +34,29 @@ class Destination:
 
 
 class SenderLines(NamedTuple):
-    """What is made of where a request comes from."""
+    """The result of evaluating a request's sender."""
 
     lines: bytes
-    """What it gets, which says so."""
+    """The field lines about the sender to add to the request."""
     cookie_hosts: tuple[bytes, ...]
-    """The hosts to which the cookies of the answer are held."""
+    """The hosts that cookies of the answer are limited to."""
     client: str | None
-    """The address that trusted proxies name."""
+    """The visitor's address, according to trusted proxies."""
     sender: Sender
-    """The same for the rules of visitors."""
+    """The sender, for access rules."""
 
 
 class KnownNames:
-    """Where requests go that say the same of it as one that was judged before: the same Host,
-    `Tunnelmux-Device` and `Tunnelmux-Service`, byte for byte, empty where there is none."""
+    """The known destinations of requests, by the exact bytes of Host, `Tunnelmux-Device` and
+    `Tunnelmux-Service`; absent fields are empty.
+    """
 
     def __init__(self) -> None:
         self._known: dict[tuple[bytes, bytes, bytes], Destination] = {}
         self._made: dict[tuple[str, str, bytes, bytes], SenderLines] = {}
 
     def learn(self, name: tuple[bytes, bytes, bytes], destination: Destination) -> None:
-        """A request that said this was accepted, and went there."""
+        """Cache the destination of an accepted request."""
         if sum(map(len, name)) > _LONGEST_NAME:
             return
         if len(self._known) >= _KNOWN_NAMES:
@@ -67,8 +68,9 @@ class KnownNames:
         key: tuple[str, str, bytes, bytes],
         make: Callable[[], SenderLines],
     ) -> SenderLines:
-        """What `make` makes of a peer's address and scheme, a Host, and what a request says of
-        who sent it: remembered for the next one of the same client, on any connection."""
+        """The result of `make` for a peer's address and scheme, a Host, and a request's fields
+        about its sender; cached for the client's next request on any connection.
+        """
         made = self._made.get(key)
         if made is None:
             if len(self._made) >= _KNOWN_NAMES:
@@ -79,5 +81,5 @@ class KnownNames:
         return made
 
     def find(self, name: tuple[bytes, bytes, bytes]) -> Destination | None:
-        """Its destination, when that was learnt."""
+        """The cached destination, or None."""
         return self._known.get(name)

@@ -1,4 +1,4 @@
-"""Which device and service a visitor means, and a stream to it."""
+"""Find the device and service of a request, and open a stream to it."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ __all__ = [
 ]
 
 OFFLINE_RETRY_AFTER = 10
-"""Seconds a visitor of an offline device is told to wait: the middle of an agent's back-off."""
+"""Retry-After for an offline device, in seconds: the middle of an agent's back-off."""
 
 BUSY_RETRY_AFTER = 1
-"""Seconds when the device is there, but can take no stream right now."""
+"""Retry-After for a connected device that can take no stream now, in seconds."""
 
 _LABEL = re.compile(r"[a-z0-9]+(?:-[a-z0-9]+)*")
 _DEVICE = re.compile(rf"{_LABEL.pattern}(?:--{_LABEL.pattern})?")
@@ -51,18 +51,18 @@ _ATTEMPTS = 3
 def find_destination(
     request: RequestHead, domain: str, is_tenant: Callable[[str], bool] = lambda _: False
 ) -> Destination:
-    """Where this request's own head sends it. Raises Refused.
+    """The destination that the request's head names. Raises Refused.
 
     The host `dev1.DOMAIN` leads to the device's default service and `web--dev1.DOMAIN` to that
     service. Devices of a tenant are `dev1--acme.DOMAIN` and `web--dev1--acme.DOMAIN`: `is_tenant`
-    tells which of the two a single `--` means, and no name is both. Such a host decides alone, so
-    that rules about hosts in front of the proxy hold: a head whose `Tunnelmux-Device` or
+    tells which of the two a single `--` means, and no name is both. Only such a host decides, so
+    that rules about hosts in front of the proxy apply: a head whose `Tunnelmux-Device` or
     `Tunnelmux-Service` says anything else is refused.
 
-    The two fields decide where there is no name for it: when the host is an IP address, a name
-    without a dot such as `localhost`, DOMAIN itself, or missing. Not under others: a page of
-    `evil.example` can make that name lead to this machine ("DNS rebinding") and send what fields it
-    likes, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` means nothing there.
+    The two fields decide where the host names no device: when it is an IP address, a name without a
+    dot such as `localhost`, DOMAIN itself, or missing. They do not count under other hosts: a page
+    of `evil.example` can make that name resolve to this machine ("DNS rebinding") and send any
+    fields, but no other host. `Tunnelmux-Service` without `Tunnelmux-Device` is ignored there.
     """
     device = _one_name(request, DEVICE_FIELD.decode("ascii"), _DEVICE)
     service = _one_name(request, _SERVICE, _LABEL)
@@ -94,9 +94,9 @@ def destination_of(
     domain: str,
     is_tenant: Callable[[str], bool],
 ) -> Destination | None:
-    """As `find_destination`, for a request whose head the scanner has accepted: what it says in
-    Host, `Tunnelmux-Device` and `Tunnelmux-Service`, empty where there is none. None when it is
-    refused."""
+    """Like `find_destination`, for a request whose head the scanner has accepted, from its Host,
+    `Tunnelmux-Device` and `Tunnelmux-Service`; absent fields are empty. None when it is refused.
+    """
     names = (b"host", DEVICE_FIELD.lower(), SERVICE_FIELD.lower())
     fields = [pair for pair in zip(names, said, strict=True) if pair[1]]
     try:
@@ -106,7 +106,7 @@ def destination_of(
 
 
 def _name_of(host: bytes) -> str:
-    """The host without its port and root dot, in small letters: checked on arrival to be ASCII."""
+    """The host in lower case without port and root dot. It was checked to be ASCII."""
     text = host.decode("ascii").lower()
     if text.startswith("["):
         return text[1:].partition("]")[0]
@@ -114,9 +114,8 @@ def _name_of(host: bytes) -> str:
 
 
 def _is_neutral(host: bytes, domain: str) -> bool:
-    """Whether this host is no name that a stranger could have made lead here.
-
-    A name without a dot is one of the visitor's own network: registries sell none (RFC 7085).
+    """Whether no attacker can make this host name resolve to the proxy. A name without a dot is
+    local to the visitor's network: registries do not sell these (RFC 7085).
     """
     name = _name_of(host)
     if "." not in name or name == domain.lower():
@@ -165,7 +164,7 @@ def is_name(text: str) -> bool:
 
 
 def crowd_refusal(visit: Visit, limits: IngressLimits) -> Refusal | None:
-    """What the visit is told when too many from its address use the device; None when not."""
+    """The refusal when too many visits from its address use the device; else None."""
     most = limits.max_streams_per_visitor
     if not visit.is_counted or visit.crowd(most) <= most:
         return None
@@ -177,23 +176,23 @@ def crowd_refusal(visit: Visit, limits: IngressLimits) -> Refusal | None:
 
 
 def stream_id(stream: trio.abc.AsyncResource | None) -> int | None:
-    """The number of a stream on its session, for logs; None for what has none in this process."""
+    """The id of a stream on its session, for logs; None where this process has no such id."""
     return stream.id if isinstance(stream, Stream) else None
 
 
 class Router:
-    """Opens streams to devices; what it cannot do it says as a Refused, ready for the visitor."""
+    """Opens streams to devices. Failures are raised as Refused, ready to be sent to the visitor."""
 
     def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
         self.reserved_streams = IngressLimits().reserved_streams
-        """Streams of each session that strangers leave free."""
+        """Streams of each session that are reserved: visitors leave them free."""
         self._store = store
         self._devices = devices
 
     async def open_stream(
         self, device: str, limits: IngressLimits, visit: Visit | None = None
     ) -> trio.abc.HalfCloseableStream:
-        """A new stream to the device, and `visit` knows of it.
+        """A new stream to the device, which is recorded in `visit`.
 
         Waits up to `limits.reconnect_wait` seconds for a device that was lost less than that ago,
         and up to `limits.connect_timeout` for one that does not take streams. Raises Refused, also
@@ -210,7 +209,7 @@ class Router:
         if stream is None or visit.cut_reason is not None:
             if stream is not None:
                 await abort(stream)
-            raise _busy(device, "device-offline", f"can be reached no more: {visit.cut_reason}")
+            raise _busy(device, "device-offline", f"cannot be reached any more: {visit.cut_reason}")
         visit.hold(stream)
         return stream
 
@@ -224,7 +223,7 @@ class Router:
                 with trio.fail_after(limits.connect_timeout):
                     return await handle.open_stream()
             except SessionClosed:
-                continue  # lost between the look and the opening: perhaps it comes back
+                continue  # lost between look-up and opening: it may come back
             except SessionDraining:
                 raise _busy(device, "device-draining", "is about to restart") from None
             except SessionError as exc:
@@ -246,21 +245,21 @@ class Router:
                 "has no stream left for visitors (limits.max_streams and reserved_streams)",
             )
         if visit is None or visit.way == "http":
-            return  # each of its requests was judged before (`HttpVisit.admit`)
+            return  # `HttpVisit.admit` has checked each of its requests
         if (refusal := crowd_refusal(visit, limits)) is not None:
             raise Refused(refusal)
 
     def _has_room(self, session: Session) -> bool:
-        """Whether the session has more streams left than those in reserve."""
+        """Whether the session has more free streams than the reserve."""
         most = session.limits.max_streams
         return session.stream_count < most - min(self.reserved_streams, most // 8)
 
     def is_tenant(self, name: str) -> bool:
-        """Whether host names that end with `--name` are those of a tenant's devices."""
+        """Whether `name` is a tenant, so that host names ending in `--name` are its devices'."""
         return self._devices.is_tenant(name)
 
     def named(self, label: str) -> str:
-        """The name of the device that a host calls so, perhaps by its serial number."""
+        """The name of the device for a label of a host name, which may be its serial number."""
         return self._devices.named(label)
 
     @property
@@ -269,30 +268,31 @@ class Router:
         return self._store.reaches_others
 
     async def look_for(self, device: str) -> None:
-        """Find out about a device that may be on another node, so that what is asked without
-        waiting is known."""
+        """Look up a device that may be on another node, so that calls that do not wait know it."""
         if self._devices.find(device) is not None:
             await self._store.find_device(device)
 
     def is_own(self, device: str, session: Session) -> bool:
-        """Whether this session is the device's, and not one with a node that has it."""
+        """Whether this is the device's own session, and not one with the node that has it."""
         handle = self._store.live_device(device)
         return isinstance(handle, LocalHandle) and handle.session is session
 
     def session_now(self, device: str) -> Session | None:
-        """The session of the device, if it may be reached, is here, and has a stream left for a
-        visitor; without waiting."""
+        """The device's session, if it may be reached, is on this node, and has a free stream for a
+        visitor; without waiting.
+        """
         handle = self.handle_now(device)
         return handle.session if handle is not None else None
 
     def response_timeout(self, device: str, service: str | None) -> float | None:
-        """Seconds that the device gives the service's target to begin an answer, where they are
-        other than those of all."""
+        """Seconds in which the service's target must begin an answer, where the agent sets its own
+        for the service.
+        """
         handle = self._store.live_device(device)
         return handle.timeouts.get(service) if handle is not None else None
 
     def handle_now(self, device: str) -> LocalHandle | None:
-        """The same as the store has it."""
+        """The same session as the store's handle."""
         known = self._devices.find(device)
         if known is None or not known.enabled:
             return None
@@ -302,7 +302,7 @@ class Router:
         return handle
 
     def there_now(self, device: str) -> SessionHandle | None:
-        """The session of the device on another node, if it may be reached and is known."""
+        """The device's session on another node, if it is known and may be reached."""
         known = self._devices.find(device)
         if known is None or not known.enabled:
             return None
@@ -339,7 +339,7 @@ class Router:
 
 @dataclass(frozen=True, slots=True)
 class IngressSettings:
-    """What a visitor's connection is held to, from its accepting on; a reload makes new ones."""
+    """The settings of a visitor's connection; a reload makes new ones."""
 
     domain: str = "localhost"
     trusted: TrustedProxies = field(default_factory=TrustedProxies)
@@ -347,10 +347,10 @@ class IngressSettings:
     tls: ssl.SSLContext | None = None
     parent_cookies: bool = False
     names: KnownNames = field(default_factory=KnownNames)
-    """Where hosts of this domain were found to lead."""
+    """The cache of destinations under this domain."""
 
     least_patience: float = field(init=False)
-    """Seconds that a visit may wait at least, for whatever it waits for in the pump."""
+    """The shortest of the times that a visit in the pump may wait, in seconds."""
 
     def __post_init__(self) -> None:
         least = min(PATIENCE[what](self.limits) for what in IN_THE_PUMP)
@@ -358,7 +358,7 @@ class IngressSettings:
 
     @property
     def scheme(self) -> str:
-        """What visitors come in by."""
+        """The scheme of visitors' URLs."""
         return "http" if self.tls is None else "https"
 
 

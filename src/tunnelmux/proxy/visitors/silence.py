@@ -1,4 +1,4 @@
-"""Why a target that took a raw connection did not answer: only its agent can try and see."""
+"""Ask an agent why a target that accepted a raw connection did not answer."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tunnelmux.wire import AGENT_AUTHORITY, SERVICE_FIELD, SILENCE_PATH
 __all__ = ["ask_why"]
 
 _TIMEOUT = 4.0
-# Seconds: the agent tries its target for two of them at most, and a visitor waits.
+# Seconds: the agent probes its target for at most two, and a visitor waits.
 
 _MOST = 512
 # Bytes of the sentence that are shown.
@@ -24,8 +24,9 @@ _MOST = 512
 async def ask_why(
     stream: trio.abc.HalfCloseableStream, service: str | None, limits: IngressLimits
 ) -> str | None:
-    """What the agent at the other end of this new stream says of the silence of a service; None
-    when it knows nothing of it. The stream is used up."""
+    """The agent's explanation, asked on this new stream; None when it has none. The stream is
+    closed afterwards.
+    """
     client = ClientConnection(stream, limits)
     headers: list[Field] = [(b"Host", AGENT_AUTHORITY), (b"Connection", b"close")]
     if service is not None:
@@ -42,7 +43,7 @@ async def ask_why(
                 data, end = await client.read_body()
                 said += data
     except (UpstreamGone, BadBody):
-        return None  # an agent that does not know the question, or is gone
+        return None  # the agent does not know this request, or has gone
     finally:
         with trio.CancelScope(shield=True):
             await abort(stream)

@@ -37,20 +37,21 @@ Wait = Literal[
     "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
     "leaving",
 ]  # fmt: skip
-"""What a visit waits for: the device's return, or its taking of a stream; the agent's yes to a
-CONNECT; the head of an answer that comes through the agent; nothing that has a time. Then those of
-an HTTP connection in the pump: the TLS handshake, the first request, the phases of
-`HttpRelay.phase`, and the visitor's close."""
+"""What a visit waits for: the device to return or to take a stream; the agent to accept a CONNECT;
+the head of an answer through the agent; nothing with a deadline. Then those of an HTTP connection
+in the pump: the TLS handshake, the first request, the phases of `HttpRelay.phase`, and the
+visitor's close.
+"""
 
 AGENT_SLACK = 5.0
-"""Seconds on top of the agent's own limits: its answer, which knows the target, goes first."""
+"""Seconds beyond the agent's own timeouts: the agent's answer says more about the target."""
 
 PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "device": lambda limits: limits.reconnect_wait + limits.connect_timeout,
     "connect": lambda limits: limits.connect_timeout + AGENT_SLACK,
     "answer": lambda limits: limits.response_timeout + limits.connect_timeout + AGENT_SLACK,
-    "nothing": lambda _: float("inf"),  # bytes both ways: both legs have their own liveness
-    # In the pump no agent stands between that would answer first, so that there is no slack.
+    "nothing": lambda _: float("inf"),  # no deadline: both legs have their own liveness checks
+    # In the pump no agent answers in between, so there is no slack.
     "handshake": lambda limits: limits.handshake_timeout,
     "silent": lambda limits: limits.head_timeout,
     "agreeing": lambda limits: limits.connect_timeout,
@@ -58,11 +59,12 @@ PATIENCE: dict[Wait, Callable[[IngressLimits], float]] = {
     "reading": lambda limits: limits.head_timeout,
     "sending": lambda limits: limits.body_stall,
     "waiting": lambda limits: limits.response_timeout,
-    "answering": lambda _: float("inf"),  # an answer may rest: events, long polls
+    "answering": lambda _: float("inf"),  # an answer may pause: events, long polls
     "leaving": lambda _: DRAIN_TIMEOUT,
 }
-"""How long, in seconds, a visit may wait for each of these. The waiting side takes the time from
-here, also where it watches the time itself."""
+"""Seconds that a visit may wait for each of these, as functions of the limits. All waits take their
+time from here.
+"""
 
 IN_THE_PUMP: tuple[Wait, ...] = (
     "handshake", "silent", "agreeing", "idle", "reading", "sending", "waiting", "answering",
@@ -98,17 +100,17 @@ class Visit(VisitEntry):
 
     @property
     def id(self) -> str:
-        """What finds it, also among the visits of other processes."""
+        """Its id, unique among all processes."""
         return f"{self._register.epoch}-{self.number}"
 
     @property
     def is_idle(self) -> bool:
-        """Whether it asks for nothing at the moment: then it is none of a crowd."""
+        """Whether it has no request in progress; then `crowd` does not count it."""
         return False
 
     @property
     def busy_for(self) -> float:
-        """Seconds for which it has been doing what it does: of HTTP, its present request."""
+        """Seconds since it began; for HTTP, since its present request began."""
         return trio.current_time() - self.began
 
     @property
@@ -118,7 +120,7 @@ class Visit(VisitEntry):
 
     @property
     def stream_now(self) -> int | None:
-        """The id of the stream that it uses at this moment, if it is known."""
+        """The id of the stream that it uses now, if known."""
         return self.stream
 
     @property
@@ -128,22 +130,23 @@ class Visit(VisitEntry):
 
     @property
     def figures(self) -> VisitorFigures:
-        """Where all visits are counted."""
+        """The counters of all visits."""
         return self._register.figures
 
     @property
     def feed(self) -> RequestFeed:
-        """Where those who watch are told of requests."""
+        """The request feed."""
         return self._register.feed
 
     def crowd(self, enough: int) -> int:
-        """How many visits of this device come from this address, itself included, as
-        `VisitRegister.crowd` counts them."""
+        """How many visits of this device come from this address, including this one; see
+        `VisitRegister.crowd`.
+        """
         return self._register.crowd(self.device, self.visitor, enough)
 
     @property
     def state(self) -> Wait:
-        """What it waits for at this moment."""
+        """What it waits for now."""
         return self.waits_for
 
     @property
@@ -152,7 +155,7 @@ class Visit(VisitEntry):
         return self.count() if self.count is not None else (0, 0)
 
     def wait_for(self, what: Wait, limits: IngressLimits) -> float:
-        """Note what it waits for from now on. Answers until when it may; `late` is called then."""
+        """Record a new wait. Returns its deadline, at which `late` is called."""
         self.waits_for = what
         self.until = trio.current_time() + PATIENCE[what](limits)
         if self.until < float("inf"):
@@ -160,43 +163,43 @@ class Visit(VisitEntry):
         return self.until
 
     def hold(self, stream: trio.abc.AsyncResource) -> None:
-        """Its stream is there: to cut the visit is to reset that from now on."""
+        """Set its stream, which `cut` resets from now on."""
         self.waits_for = "nothing"
         if isinstance(stream, Stream):
             self.session, self.stream, self.on_cut = stream.session, stream.id, stream.reset
 
     def let_in(self, by: Pass | None) -> None:
-        """This let its present request in; None while that is being judged."""
+        """Set the pass of its present request; None while access is being checked."""
         self.by = by
         self.lease = by.lease if by is not None else ""
 
     def go_to(self, device: str, service: str | None) -> None:
-        """It leads there from now on."""
+        """Set its destination."""
         self.service = service
         if device != self.device:
             self._register.move(self, device)
 
     def finish_soon(self) -> None:
-        """End soon if it can; the default is that it cannot know when."""
+        """End at the next good moment; does nothing by default."""
 
     def cut(self, reason: str) -> None:
-        """End it now, whatever it is doing. `reason` is what the log says about it."""
+        """End it now. `reason` goes into the log."""
         if self.cut_reason is None:
             self.cut_reason = reason
             self.stop()
 
     def stop(self) -> None:
-        """What `cut` does: the default is to call `on_cut`."""
+        """Do the work of `cut`; calls `on_cut` by default."""
         if self.on_cut is not None:
             self.on_cut()
 
     def late(self) -> None:
-        """Called when `until` has passed: the default is to call `on_late`."""
+        """Called when `until` has passed; calls `on_late` by default."""
         if self.on_late is not None:
             self.on_late()
 
     def end(self) -> None:
-        """It is over. Harmless twice."""
+        """End the visit. Harmless twice."""
         self._register.remove(self)
         self.on_cut = self.on_late = None
 
@@ -210,12 +213,12 @@ class VisitRegister(VisitBook):
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
         super().__init__(trio.current_time, source_of)
         self.epoch = secrets.token_hex(4)
-        """Tells one process's visits from another's."""
+        """Distinguishes visit ids of different processes."""
         self._clock = clock
         self.figures = VisitorFigures()
-        """What visitors did so far, in numbers."""
+        """The counters of visitors."""
         self.feed = RequestFeed()
-        """What visitors do now, for those who watch."""
+        """The feed of finished requests."""
         self.inspector = Inspector()
         """Services whose requests are kept for a while."""
         self._timer = trio.CancelScope()
@@ -239,15 +242,16 @@ class VisitRegister(VisitBook):
         return visit
 
     def find(self, visit_id: str) -> Visit | None:
-        """The live visit of this id."""
+        """The live visit of this id, or None."""
         epoch, _, number = visit_id.partition("-")
         if epoch != self.epoch or not number.isascii() or not number.isdigit():
             return None
         return self.live.get(int(number)) if len(number) < 20 else None
 
     def idle_of(self, way: Way, address: str | None = None) -> list[Visit]:
-        """Those that are idle of this address, the oldest first; by default, of the address that
-        has most of them. Looks at all visits."""
+        """The idle visits of this address, oldest first; by default of the address with the most.
+        Takes time linear in all visits.
+        """
         idle: dict[str, list[Visit]] = {}
         for visit in self.live.values():
             if visit.way == way and visit.is_idle:
@@ -257,15 +261,14 @@ class VisitRegister(VisitBook):
         return max(idle.values(), key=len, default=[])
 
     def cut_device(self, device: str, reason: str) -> int:
-        """Cut all visits of a device that are not idle; answers how many there were."""
+        """Cut all visits of a device that are not idle. Returns how many."""
         visits = [visit for visit in self.of_device(device) if not visit.is_idle]
         for visit in visits:
             visit.cut(reason)
         return len(visits)
 
     def cut_lease(self, device: str, lease_id: str, reason: str) -> int:
-        """Cut the visits of a device that are under this lease and not idle; answers how many
-        there were."""
+        """Cut the visits of a device under this lease that are not idle. Returns how many."""
         visits = [
             visit
             for visit in self.of_device(device)
@@ -276,7 +279,7 @@ class VisitRegister(VisitBook):
         return len(visits)
 
     def began_at(self, visit: Visit) -> datetime:
-        """When it began, by the clock on the wall."""
+        """When the visit began, by the wall clock."""
         return self._clock() - timedelta(seconds=trio.current_time() - visit.began)
 
     @property
@@ -284,7 +287,8 @@ class VisitRegister(VisitBook):
         """Times that are noted now: at most about twice as many as there are visits."""
         return len(self.due)
 
-    # -- times ------------------------------------------------------------------------------------
+    # -- deadlines
+    # ------------------------------------------------------------------------------------
 
     def watch(self, visit: Visit) -> None:
         """Call `visit.late` when its time has passed."""
@@ -292,7 +296,7 @@ class VisitRegister(VisitBook):
             self._timer.deadline = visit.until
 
     async def run(self) -> NoReturn:
-        """Watch the times of visits until cancelled."""
+        """Watch the deadlines of visits until cancelled."""
         while True:
             self.wakes_at = self.due[0][0] if self.due else float("inf")
             # Endless while no visit has a time: `watch` moves the deadline.
