@@ -76,7 +76,7 @@ async def test_a_code_from_the_console_becomes_a_configuration(tmp_path: Path) -
         assert [(item["name"], item["paired_by"]) for item in devices] == [("dev1", ada.user_id)]
         again = await pair(tmp_path, api, made["code"])
         assert again.returncode == 3
-        assert b"said no" in again.stderr
+        assert b"refused" in again.stderr
 
 
 async def test_an_existing_configuration_is_not_touched_and_the_code_stays_good(
@@ -88,7 +88,7 @@ async def test_an_existing_configuration_is_not_touched_and_the_code_stays_good(
         (tmp_path / "agent.toml").write_text("mine")
         done = await pair(tmp_path, api, made["code"])
         assert done.returncode == 2
-        assert b"is there already" in done.stderr
+        assert b"exists already" in done.stderr
         assert (tmp_path / "agent.toml").read_text() == "mine"
         done = await pair(tmp_path, api, made["code"], "--config", "other.toml")
         assert done.returncode == 0

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
 import trio
@@ -18,19 +16,6 @@ from tunnelmux.config import Address
 from tunnelmux.relay import abort, relay
 
 PATIENCE = 30.0
-
-
-@pytest.fixture
-async def daemons(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[DaemonSet]:
-    async with trio.open_nursery() as nursery:
-        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
-        try:
-            yield started
-        finally:
-            await started.finish()
-    started.check()
 
 
 async def answered(address: Address) -> Answer:

@@ -225,7 +225,7 @@ async def test_silence_is_cut_before_the_handshake_timeout() -> None:
             silent = await dial_from("127.0.0.2", proxy.tunnel_address)
             assert await silent.receive_some() == b""
         assert [line["cause"] for line in logs if line["event"] == "tunnel handshake failed"] == [
-            "it said nothing within 0.1 s"
+            "it sent nothing within 0.1 s"
         ]
         await silent.aclose()
 

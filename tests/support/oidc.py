@@ -31,10 +31,6 @@ class OidcProvider:
     issuer: str
     program: Program
 
-    async def set_groups(self, **groups: list[str]) -> None:
-        """What the claim `groups` says of these people from now on."""
-        await self._tell({"groups": groups})
-
     async def restart(self) -> None:
         """Start anew: with other signing keys, and without any session, code or token."""
         await self._tell({"restart": True})

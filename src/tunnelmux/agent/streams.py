@@ -90,9 +90,9 @@ class StreamServer:
         self.rotation: Rotation | None = None
         """Takes new tokens for this device, where that is possible."""
         self.desk: AssistDesk | None = None
-        """What decides about leases."""
+        """Decides about leases."""
         self.is_ending = False
-        """Whether those who follow the log are to be sent away."""
+        """Whether followers of the log must be ended."""
         self.active = 0
         """Streams being served now."""
         self.tracing: Tracing | None = None

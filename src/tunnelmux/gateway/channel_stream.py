@@ -3,75 +3,29 @@
 from __future__ import annotations
 
 import errno
-from collections import deque
 from typing import Any
 
 import asyncssh
 import trio
 
 from tunnelmux.conflict import OneAtATime
+from tunnelmux.gateway.buffered_channel import BufferedChannel
 from tunnelmux.gateway.guest import Bridge
 
 __all__ = ["ChannelStream", "open_reverse_channel"]
 
-_HELD = 256 * 1024
-# Bytes from the channel that may wait for a reader; then the channel is not read.
-
 _WINDOW = 512 * 1024
 
 
-class ChannelStream(trio.abc.HalfCloseableStream, asyncssh.SSHTCPSession[bytes]):
+class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
     """A channel's two directions. A cut is told from an end: it raises BrokenResourceError."""
 
     def __init__(self, bridge: Bridge) -> None:
-        self._bridge = bridge
-        self._channel: Any = None
-        self._waiting: deque[bytes] = deque()
-        self._size = 0
-        self._is_held = False
-        self._is_eof = False
-        self._is_lost = False
+        super().__init__(bridge)
         self._is_closed = False
         self._has_sent_eof = False
-        self._something = trio.Event()
-        self._may_write = trio.Event()
-        self._may_write.set()
         self._sending = OneAtATime("another task is sending on this channel")
         self._receiving = OneAtATime("another task is receiving from this channel")
-
-    # -- called by asyncssh, in asyncio -------------------------------------------------------
-
-    def connection_made(self, chan: Any) -> None:
-        self._channel = chan
-
-    def data_received(self, data: bytes, _datatype: object) -> None:
-        self._waiting.append(data)
-        self._size += len(data)
-        if self._size > _HELD and not self._is_held:
-            self._is_held = True
-            self._channel.pause_reading()
-        self._bridge.soon(self._wake)
-
-    def eof_received(self) -> bool:
-        self._is_eof = True
-        self._bridge.soon(self._wake)
-        return True  # the other direction goes on
-
-    def pause_writing(self) -> None:
-        self._may_write = trio.Event()
-
-    def resume_writing(self) -> None:
-        self._bridge.soon(self._may_write.set)
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._is_lost = True
-        self._bridge.soon(self._wake)
-        self._bridge.soon(self._may_write.set)
-
-    # -- in Trio ------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        self._something.set()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         with self._receiving:
@@ -89,10 +43,7 @@ class ChannelStream(trio.abc.HalfCloseableStream, asyncssh.SSHTCPSession[bytes])
             if max_bytes is not None and len(data) > max_bytes:
                 self._waiting.appendleft(data[max_bytes:])
                 data = data[:max_bytes]
-            self._size -= len(data)
-            if self._is_held and self._size < _HELD and not self._is_lost:
-                self._is_held = False
-                self._channel.resume_reading()
+            self._took(len(data))
             return data
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:

@@ -6,22 +6,18 @@ back: the channel by its window, the stream by not being read.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-import asyncssh
 import trio
 
+from tunnelmux.gateway.buffered_channel import BufferedChannel
 from tunnelmux.gateway.guest import Bridge
 
 __all__ = ["Forward"]
 
-_HELD = 256 * 1024
-# Bytes from the channel that may wait for the stream; then the channel is not read.
 
-
-class Forward(asyncssh.SSHTCPSession[bytes]):
+class Forward(BufferedChannel):
     """One channel and one stream. `when_over` is called in Trio once both are closed."""
 
     def __init__(
@@ -30,62 +26,22 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
         stream: trio.abc.HalfCloseableStream,
         when_over: Callable[[Forward], object],
     ) -> None:
+        super().__init__(bridge)
         self.sent = 0
         """Bytes to the service."""
         self.received = 0
         """Bytes from it."""
-        self._bridge = bridge
         self._stream = stream
         self._when_over = when_over
-        self._channel: Any = None
-        self._waiting: deque[bytes] = deque()
-        self._size = 0
-        self._is_held = False
-        self._is_eof = False
-        self._is_lost = False
-        self._something = trio.Event()
-        self._may_write = trio.Event()
-        self._may_write.set()
 
     def cut(self, _reason: str) -> None:
         """End both at once; there is nowhere to say why."""
         if self._channel is not None and not self._is_lost:
             self._channel.abort()
 
-    # -- called by asyncssh, in asyncio -------------------------------------------------------
-
     def connection_made(self, chan: Any) -> None:
-        self._channel = chan
+        super().connection_made(chan)
         self._bridge.spawn(self._run)
-
-    def data_received(self, data: bytes, _datatype: object) -> None:
-        self._waiting.append(data)
-        self._size += len(data)
-        if self._size > _HELD and not self._is_held:
-            self._is_held = True
-            self._channel.pause_reading()
-        self._bridge.soon(self._wake)
-
-    def eof_received(self) -> bool:
-        self._is_eof = True
-        self._bridge.soon(self._wake)
-        return True  # the other direction goes on
-
-    def pause_writing(self) -> None:
-        self._may_write = trio.Event()
-
-    def resume_writing(self) -> None:
-        self._bridge.soon(self._may_write.set)
-
-    def connection_lost(self, _exc: Exception | None) -> None:
-        self._is_lost = True
-        self._bridge.soon(self._wake)
-        self._bridge.soon(self._may_write.set)
-
-    # -- in Trio ------------------------------------------------------------------------------
-
-    def _wake(self) -> None:
-        self._something.set()
 
     async def _run(self) -> None:
         is_broken = False
@@ -115,12 +71,9 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
             while self._waiting and not self._is_lost:
                 data = b"".join(self._waiting)
                 self._waiting.clear()
-                self._size = 0
+                self._took(len(data))
                 await self._stream.send_all(data)
                 self.sent += len(data)
-                if self._is_held and self._size < _HELD:
-                    self._is_held = False
-                    self._channel.resume_reading()
             if self._is_lost:
                 return
             if self._is_eof and not self._waiting:

@@ -1,4 +1,4 @@
-"""What flows through a stream: HTTP/1.1 exchanges, and raw connections begun with CONNECT."""
+"""HTTP/1.1 on streams: exchanges, and raw connections that begin with CONNECT."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Where a message body ends (RFC 9112 6.3 and 7.1), without I/O.
 
-A decoder takes the bytes that follow a head and gives back the content among them. It keeps no
-content: what it holds is at most one unfinished line, or the trailer section.
+A decoder takes the bytes that follow a head and returns the content among them. It holds at most
+one unfinished line, or the trailer section.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ __all__ = [
 ]
 
 MAX_CHUNK_LINE = 256
-"""Bytes of a chunk's size line. Chunk extensions are not in use, so room for a long one would only
-let a peer spend our bandwidth on bytes that go nowhere."""
+"""Bytes of a chunk's size line. Chunk extensions are not in use, so accepting long ones would only
+waste bandwidth.
+"""
 
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
@@ -36,22 +37,22 @@ class BadBody(Exception):
 
 
 class BodyDecoder(Protocol):
-    """What all decoders do."""
+    """The interface of all decoders."""
 
     done: bool
     """Whether the body is complete."""
 
     rest: bytes
-    """Once done: what came after the body."""
+    """Once done: the bytes after the body."""
 
     trailers: list[Field]
-    """Once done: the trailer fields, most often none."""
+    """Once done: the trailer fields."""
 
     def feed(self, data: bytes) -> bytes:
-        """The content in `data`; may be empty. Raises BadBody."""
+        """Add bytes; returns the content among them, which may be empty. Raises BadBody."""
 
     def feed_eof(self) -> None:
-        """No more bytes will come. Raises BadBody when the body is not complete by that."""
+        """The connection has ended. Raises BadBody when the body is incomplete."""
 
 
 class LengthBody:

@@ -25,10 +25,12 @@ from tunnelmux.wire import REASON_FIELD
 __all__ = ["ConnectFailed", "ConnectStream", "accept_connect", "open_connect", "requested_service"]
 
 _MESSAGE_BYTES = 4096
-# Of a refusal that are read: no sentence is as long, and JSON may escape it.
+# Bytes of a refusal that are read: more than any sentence, even escaped in JSON.
 
 CONNECT_ANSWER = b"HTTP/1.1 200 OK\r\n\r\n"
-"""What `accept_connect` sends, byte for byte: who relays without reading heads looks for it."""
+"""The exact bytes that `accept_connect` sends; the pump, which parses no heads here, compares with
+them.
+"""
 
 _PLAIN_CONNECT = re.compile(rb"CONNECT ([a-z0-9-]{1,63}) HTTP/1\.1\r\nHost: \1\r\n\r\n")
 
@@ -46,10 +48,9 @@ class ConnectFailed(TunnelmuxError):
 
 
 class ConnectStream(trio.abc.HalfCloseableStream):
-    """A stream behind its CONNECT: what is sent and received is the service's.
-
-    When the answer is no, receiving raises BrokenResourceError with the ConnectFailed as its
-    cause, and the stream is reset.
+    """A stream after its CONNECT: it carries the service's bytes. When the CONNECT was refused,
+    receiving raises BrokenResourceError with the ConnectFailed as its cause, and the stream is
+    reset.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class ConnectStream(trio.abc.HalfCloseableStream):
 
     @property
     def has_early(self) -> bool:
-        """Whether something of the service's came with the answer, and was not given out yet."""
+        """Whether bytes of the service came with the answer and were not received yet."""
         return bool(self._early)
 
     async def _read_message(self) -> bytes:
@@ -141,7 +142,7 @@ class ConnectStream(trio.abc.HalfCloseableStream):
 
 
 def _told(head: ResponseHead, body: bytes) -> str:
-    """The sentence of a refusal: the `detail` of a problem document, or the text that there is."""
+    """The message of a refusal: the `detail` of a problem document, or the plain text."""
     kind = first_value(head.headers, b"content-type") or b""
     if kind.partition(b";")[0].strip().lower() == PROBLEM_TYPE:
         with contextlib.suppress(msgspec.DecodeError):
@@ -150,7 +151,7 @@ def _told(head: ResponseHead, body: bytes) -> str:
 
 
 class _Problem(msgspec.Struct):
-    """What is wanted of a problem document (RFC 9457)."""
+    """The members of a problem document (RFC 9457) that are read."""
 
     detail: str = ""
 

@@ -1,9 +1,9 @@
 """One HTTP/1.1 connection on a Trio stream: heads, bodies and trailers, read and written.
 
 `ServerConnection` faces the sender of requests (a visitor, or the opener of a tunnel stream);
-`ClientConnection` faces the one who answers (a tunnel stream, or a device's local target). Neither
-ever holds more than one head or one read of a body. Failures are told apart by whose they are:
-`VisitorGone` and `UpstreamGone`.
+`ClientConnection` faces the answering side (a tunnel stream, or a device's local target). Neither
+ever holds more than one head or one read of a body. Failures of the two sides have separate
+exceptions: `VisitorGone` and `UpstreamGone`.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ from tunnelmux.transports.tls import send_close_notify
 __all__ = ["ClientConnection", "PeerGone", "ServerConnection", "UpstreamGone", "VisitorGone"]
 
 DRAIN_TIMEOUT = 5.0
-"""Seconds for which what a visitor still sends is read and thrown away after an early answer.
-Closing at once would make the kernel send a reset, and the visitor lose the answer with it."""
+"""Seconds for which a visitor's further bytes are read and discarded after an early answer. Closing
+at once would make the kernel send a reset, and the visitor would lose the answer.
+"""
 
 DRAIN_BYTES = 16_777_216
-"""Most bytes thrown away like that; a visitor that sends more was told the answer long ago."""
+"""Most bytes that are discarded so; a visitor that sends more has had time to read the answer."""
 
 
 class PeerGone(Exception):
@@ -63,7 +64,7 @@ class UpstreamGone(PeerGone):
 
 
 class _Connection:
-    """What both faces share: a stream, what was read ahead, and the body coming in or going out."""
+    """The shared part: a stream, bytes that were read ahead, and the body in either direction."""
 
     _gone: type[PeerGone] = PeerGone
 
@@ -90,12 +91,14 @@ class _Connection:
         self._buffer = data + self._buffer
 
     def take_buffer(self) -> bytes:
-        """What was read beyond the last message, for a connection that changes its protocol."""
+        """Take the bytes read beyond the last message, for a connection that changes its
+        protocol.
+        """
         data, self._buffer = self._buffer, b""
         return data
 
     def read_body_nowait(self) -> tuple[bytes, bool]:
-        """The content that was received already, and whether the body ends with it.
+        """The content received so far, and whether the body ends with it.
 
         The content may be empty. Raises BadBody.
         """
@@ -184,7 +187,7 @@ class ServerConnection(_Connection):
     def __init__(self, stream: trio.abc.Stream, limits: IngressLimits) -> None:
         super().__init__(stream, limits)
         self._request: RequestHead | None = None
-        self._head_began: float | None = None  # of the head to come, whose beginning was put back
+        self._head_began: float | None = None  # when a head that was put back began
         self._between_requests: trio.CancelScope | None = None
         self._closing = False
         self.raw_head = b""
@@ -204,14 +207,16 @@ class ServerConnection(_Connection):
             self._between_requests.cancel(reason="the server is draining")
 
     def put_back_request(self, data: bytes, began: float) -> None:
-        """Have these bytes read next, the first of which came at that time, as `head_timeout`
-        counts."""
+        """Have these bytes read next; `head_timeout` counts from the given time of the first
+        one.
+        """
         self.put_back(data)
         self._head_began = began if data else None
 
     def take_request(self) -> tuple[bytes, bytes]:
-        """The current request's head as it came, and what was read behind it: for others to serve.
-        The next request can be read after that."""
+        """The current request's raw head and the bytes after it, for another part to serve. The
+        next request can be read after that.
+        """
         self.forget_request()
         return self.raw_head, self.take_buffer()
 
@@ -244,7 +249,7 @@ class ServerConnection(_Connection):
         self._request = head
         self.is_new = False
         if head.method == b"CONNECT":
-            self._body = UntilEndBody()  # whatever follows is not HTTP (RFC 9110 9.3.6)
+            self._body = UntilEndBody()  # the following bytes are not HTTP (RFC 9110 section 9.3.6)
         elif head.chunked:
             self._body = self._chunked_body()
         else:
@@ -365,7 +370,7 @@ class ServerConnection(_Connection):
         await self.close()
 
     def forget_request(self) -> None:
-        """Take nothing for a request any more: a refusal and `close` are all that can follow."""
+        """Accept no further request: only a refusal and `close` can follow."""
         self._request = None
         self._body = UntilEndBody()
 
@@ -394,7 +399,7 @@ class ServerConnection(_Connection):
             await self.stream.aclose()
 
     async def _linger(self) -> None:
-        """Let what the visitor still sends go by, so that no reset overtakes the answer."""
+        """Discard the visitor's further bytes, so that no reset overtakes the answer."""
         with trio.move_on_after(DRAIN_TIMEOUT):
             if isinstance(self.stream, trio.abc.HalfCloseableStream):
                 await self.stream.send_eof()
@@ -408,7 +413,7 @@ class ServerConnection(_Connection):
 
 
 def _resets_on_close(stream: trio.abc.Stream) -> bool:
-    """Whether closing may cost the peer what it has not read yet.
+    """Whether closing may make the peer lose bytes that it has not read yet.
 
     A kernel answers with a reset when a socket is closed that has unread data, such as a pipelined
     request, and a reset discards what the peer has received. A yamux stream delivers first. Of TLS
@@ -424,7 +429,7 @@ class ClientConnection(_Connection):
 
     @property
     def is_clean(self) -> bool:
-        """Whether the answer was read to an end that its framing gave, and nothing came behind."""
+        """Whether the answer was read to the end that its framing gives, with nothing after it."""
         by_end = isinstance(self._body, UntilEndBody)
         return self._body.done and not by_end and not self._buffer and not self._ended
 
@@ -492,7 +497,7 @@ class ClientConnection(_Connection):
         return head
 
     def _body_of(self, head: ResponseHead) -> BodyDecoder:
-        """RFC 9112 6.3, in its order."""
+        """The body's framing by RFC 9112 section 6.3, in its order."""
         if self._method == b"HEAD" or head.status < 200 or head.status in (204, 304):
             return LengthBody(0)
         if head.chunked:

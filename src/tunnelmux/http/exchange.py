@@ -1,12 +1,10 @@
 """One request and its response, carried in both directions at once.
 
-The same code stands at both ends of the tunnel: in the proxy between a visitor and a stream, in the
-agent between a stream and a local target. What differs, which fields are set and where requests go,
-comes in as an `Upstream`.
-
-Nothing is collected: each piece of a body is sent on as it comes, and the next one is not read
-before it was taken. No exchange has a total time limit. What is limited is the wait for the
-response's head, and only while it is the answering side's turn.
+The same code runs at both ends of the tunnel: in the proxy between a visitor and a stream, in the
+agent between a stream and a local target. The differences, which fields are set and where requests
+go, are in an `Upstream`. Nothing is buffered: each piece of a body is sent on as it comes, and the
+next one is read only after that. No exchange has a total time limit; only the wait for the
+response's head is limited, and only while the answering side is due.
 """
 
 from __future__ import annotations
@@ -36,13 +34,14 @@ from tunnelmux.wire import REASON_FIELD
 __all__ = ["Exchange", "Upstream", "forward"]
 
 PROMPT = 0.5
-"""Seconds in which an answer counts as coming at once. Until then it is not checked whether the
-visitor is still there; who leaves within that time is noticed when it is over."""
+"""Seconds in which an answer counts as immediate. Only after that the visitor's connection is
+watched, so a visitor that leaves earlier is noticed then.
+"""
 
 
 @dataclass(slots=True)
 class Upstream:
-    """Where one request goes, and what is changed on the way."""
+    """The destination of one request, and the changes on the way."""
 
     stream: trio.abc.Stream
     """A connection that carries this request. `forward` closes it, unless it is `kept`."""
@@ -51,7 +50,7 @@ class Upstream:
     """The request's end-to-end fields as they are to be sent, Host among them."""
 
     describe: str
-    """Who answers, for a sentence like "the target of service web did not answer"."""
+    """The answering side, for messages like "the target of service web did not answer"."""
 
     response_timeout: float
     """Seconds for the response's head, counted while neither the request is still coming in nor
@@ -67,11 +66,12 @@ class Upstream:
     """The Tunnelmux-Reason when the connection ends before a response head."""
 
     keeps: bool = False
-    """Whether the connection is wanted for the visitor's next request as well, because a login was
-    made on it that belongs to it. Else the other side is told that it ends."""
+    """Whether the connection is kept for the visitor's next request, because a login belongs to it.
+    Otherwise the other side is told that it will close.
+    """
 
     tap: Tap | None = None
-    """What reads the exchange along."""
+    """Observes the exchange."""
 
     kept: bool = False
     """Set by `forward`: the connection can carry another request, and is the caller's to close."""
@@ -79,7 +79,7 @@ class Upstream:
 
 @dataclass(slots=True)
 class Exchange:
-    """What happened, for the access log."""
+    """The result, for the access log."""
 
     request: RequestHead | None = None
     status: int = 0
@@ -93,12 +93,14 @@ class Exchange:
     upgraded: bool = False
     """Whether the connection changed to another protocol (WebSocket)."""
     problem: str | None = None
-    """What went wrong, in words, or None."""
+    """The failure as a text, or None."""
     visitor_left: bool = False
-    """Whether all that went wrong is that the visitor did not wait for the end."""
+    """Whether the only problem is that the visitor left before the end."""
     started: float = field(default_factory=trio.current_time)
     relayed: RelayResult | None = None
-    """What was carried after the change to another protocol; added to the counts at the end."""
+    """The relay after the change to another protocol; its bytes are added to the counts at the
+    end.
+    """
 
     @property
     def bytes_now(self) -> tuple[int, int]:
@@ -153,7 +155,7 @@ class _Forwarding:
         self._head_sent = False
         self._request_sent = False
         self._refusal: Refusal | None = None  # what to answer instead of the upstream's response
-        self._failed = False  # the response cannot be completed, or has no reader any more
+        self._failed = False  # the response cannot be completed, or the visitor has left
         self._head: ResponseHead | None = None  # read from the upstream, not yet passed on
         self._begun = False  # the final head was passed on
         self._final: ResponseHead | None = None
@@ -172,11 +174,10 @@ class _Forwarding:
             await self._settle()
 
     async def _run_promptly(self) -> bool:
-        """Try to do it in this one task: a request without a body, a small answer at once.
-
-        Watching the visitor meanwhile takes a second task, which costs more than all the rest of
-        such an exchange. Answers whether the exchange is over; if not, the other way goes on from
-        where this one stopped.
+        """Try to serve in one task: a request without a body, and a small, immediate answer.
+        Watching the visitor meanwhile needs a second task, which costs more than the rest of such
+        an exchange. True if the exchange is over; if not, the general way continues where this one
+        stopped.
         """
         await self._send_head()
         try:
@@ -195,7 +196,7 @@ class _Forwarding:
         return True
 
     async def _settle(self) -> None:
-        """Leave both connections in the state that the outcome calls for."""
+        """Leave both connections in the state for the outcome."""
         server = self._server
         if self._is_silent:
             await self._explain_silence()
@@ -223,11 +224,11 @@ class _Forwarding:
     async def _explain_silence(self) -> None:
         ask = self._upstream.explain_silence
         if ask is not None and (cause := await ask()) is not None:
-            self._exchange.problem = None  # what was seen follows from this cause
+            self._exchange.problem = None  # later failures follow from this cause
             self._answer_instead(502, self._upstream.broken_reason, cause)
 
     def _can_go_on(self) -> bool:
-        """Whether the answer left the connection as it should be for another request."""
+        """Whether the answer left the connection ready for another request."""
         head = self._final
         if head is None or not self._client.is_clean:
             return False
@@ -235,7 +236,7 @@ class _Forwarding:
             return False
         return head.version == b"1.1" or has_member(head.headers, b"connection", b"keep-alive")
 
-    # The request's way
+    # The request's direction
 
     async def _send_request(self, all_of_it: trio.CancelScope) -> None:
         try:
@@ -275,7 +276,7 @@ class _Forwarding:
         await server.watch()
 
     async def _send_head(self) -> None:
-        """The request's head, with what is here of its body."""
+        """Send the request's head, with the part of its body that has come."""
         first, end = self._server.read_body_nowait()
         self._took(first)
         self._head_sent = True
@@ -294,13 +295,14 @@ class _Forwarding:
             self._note_lost_reader(exc)
 
     def _note_lost_reader(self, exc: UpstreamGone) -> None:
-        # It may have answered before it stopped reading; reading the answer will tell.
+        # It may have answered before it stopped reading: try to read the answer.
         self._note(f"{self._upstream.describe} stopped reading the request: {exc}")
 
     @property
     def _stall(self) -> float:
-        """Seconds for which the body may rest. Without end while the visitor waits for a 100, which
-        has the upstream's time."""
+        """Seconds for which the body may pause. Infinite while the visitor waits for a 100
+        (Continue), which the upstream's timeout covers.
+        """
         waits = self._expects_100 and not self._exchange.bytes_in
         return math.inf if waits else self._limits.body_stall
 
@@ -327,12 +329,12 @@ class _Forwarding:
         return headers
 
     def _run_timer(self, runs: bool) -> None:
-        """Start the upstream's time anew, or stop it."""
+        """Restart the upstream's timeout, or stop it."""
         self._due = trio.current_time() + self._upstream.response_timeout if runs else math.inf
         if self._timer is not None:
             self._timer.deadline = self._due
 
-    # The response's way
+    # The response's direction
 
     async def _return_response(self) -> None:
         try:
@@ -361,7 +363,9 @@ class _Forwarding:
             self._lose_visitor(exc)
 
     async def _read_final_head(self) -> ResponseHead | None:
-        """The final head, interim ones passed on; None when there is none and why is noted."""
+        """The final head, after passing interim ones on; None when there is none, with the reason
+        recorded.
+        """
         while True:
             head, self._head = self._head, None
             if head is None:
@@ -383,7 +387,7 @@ class _Forwarding:
                 self._run_timer(True)
 
     async def _begin_response(self, head: ResponseHead) -> bool:
-        """Pass on the final head, with what is here of its body; whether that was all."""
+        """Pass on the final head, with the part of its body that has come. True if that was all."""
         first, end = self._client.read_body_nowait()
         self._begun = True
         self._final = head
@@ -403,13 +407,13 @@ class _Forwarding:
         return end
 
     def _took(self, data: bytes) -> None:
-        """Content came from the visitor."""
+        """Count content from the visitor."""
         self._exchange.bytes_in += len(data)
         if self._upstream.tap is not None and data:
             self._upstream.tap.asked(data)
 
     def _gave(self, data: bytes) -> None:
-        """Content goes to the visitor."""
+        """Count content to the visitor."""
         self._exchange.bytes_out += len(data)
         if self._upstream.tap is not None and data:
             self._upstream.tap.answered(data)
@@ -426,7 +430,7 @@ class _Forwarding:
         return headers
 
     async def _relay_raw(self, head: ResponseHead) -> None:
-        """Both sides agreed on another protocol: from here on bytes are only bytes."""
+        """Relay raw bytes after both sides agreed on another protocol."""
         exchange = self._exchange
         exchange.status, exchange.upgraded = 101, True
         headers = self._return_headers(head)
@@ -479,7 +483,7 @@ class _Forwarding:
         self._note(f"the visitor is gone: {exc}")
 
     def _note(self, problem: str) -> None:
-        if self._exchange.problem is None:  # the first is the cause, the others follow from it
+        if self._exchange.problem is None:  # the first failure is the cause of the others
             self._exchange.problem = problem
 
 

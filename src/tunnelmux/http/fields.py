@@ -1,9 +1,7 @@
-"""Which header fields go through, which stop here, and which are set here.
-
-Fields fall into three groups: those for the next hop only (RFC 9110 7.6.1), which stop; those that
-this system or a proxy in front sets, of which a visitor's own versions must never reach a target;
-and the rest, which pass untouched and in order. The table in `pump.field_names` says which is
-which.
+"""Which header fields are passed on, dropped, or set. There are three groups: hop-by-hop fields
+(RFC 9110 section 7.6.1), which are dropped; fields that this system or a proxy in front sets, of
+which a visitor's own versions must never reach a target; and all others, which pass unchanged and
+in order. The table in `pump.field_names` has the groups.
 
 No `Via` is added. RFC 9110 7.6.3 asks gateways for one; in practice it makes common targets (nginx
 among them) switch off compression, other reverse proxies leave it out for that reason, and
@@ -45,7 +43,9 @@ __all__ = [
 IpNetwork = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _NEVER_HOP_BY_HOP = frozenset({b"host", b"content-length"})
-"""A visitor may name any field in `Connection`; with these, it would change what the request is."""
+"""A visitor may name any field in `Connection`; dropping these would change the request's
+meaning.
+"""
 
 _FOR_ONE_HOP = frozenset({"connection", "keep-alive", "transfer-encoding", "hop", "disguised"})
 """Kinds of `pump.field_names` that stop here. A disguised one is no field of ours, and would be
@@ -64,7 +64,7 @@ def binds_connection(headers: Iterable[Field], name: bytes) -> bool:
 
 
 def end_to_end(headers: Iterable[Field]) -> list[Field]:
-    """The fields that are not for this hop only, Content-Length still among them."""
+    """The end-to-end fields; Content-Length is still among them."""
     headers = list(headers)
     named = {member.lower() for member in field_values(headers, b"connection")}
     named -= _NEVER_HOP_BY_HOP
@@ -131,12 +131,13 @@ def replace_host(headers: Iterable[Field], host: bytes) -> list[Field]:
 
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
-    """The peers whose word about the visitor behind them is taken."""
+    """The peers whose fields about the visitor behind them are trusted."""
 
     networks: Sequence[IpNetwork] = field(default_factory=tuple)
     fields: frozenset[bytes] = frozenset()
-    """Names, in small letters, of what they may say beside `Forwarded`, `X-Forwarded-*` and
-    `X-Real-IP`."""
+    """Names, in lower case, of fields that they may set besides `Forwarded`, `X-Forwarded-*` and
+    `X-Real-IP`.
+    """
 
     @classmethod
     def parse(cls, networks: Iterable[str], fields: Iterable[str] = ()) -> TrustedProxies:
@@ -158,14 +159,14 @@ class TrustedProxies:
         return any(ip in network for network in self.networks)
 
     def visitor(self, address: str, scheme: str = "http") -> Visitor:
-        """A visitor from this address, with what it may say if it is one of these."""
+        """A visitor from this address; trusted if the address is one of these."""
         is_one = address in self
         return Visitor(address, scheme, is_one, self.fields if is_one else frozenset())
 
 
 @dataclass(frozen=True, slots=True)
 class Visitor:
-    """Who sent a request: the address of the connection's other end, and how it came in."""
+    """The sender of a request: the peer's address, and the scheme."""
 
     address: str
     scheme: str = "http"
@@ -175,7 +176,7 @@ class Visitor:
     """`TrustedProxies.fields`, for one of them."""
 
     def may_say(self, name: bytes) -> bool:
-        """Whether a field that only a proxy may send is believed of this one."""
+        """Whether this peer may set a field that only proxies may send."""
         name = name.lower()
         usual = name.startswith(b"x-forwarded-") or name in {b"forwarded", b"x-real-ip"}
         return self.trusted and (usual or name in self.believed)
@@ -187,8 +188,8 @@ _SET_HERE = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"
 def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -> list[Field]:
     """The fields with `Forwarded` (RFC 7239) and `X-Forwarded-*` saying who asked for what.
 
-    From a trusted proxy, what it may say stays, in both kinds of fields, and ours is appended to
-    the lists; from anybody else every such field is replaced. `host` is what the visitor asked for.
+    From a trusted proxy such fields stay, and ours are appended to the lists; from other peers
+    every such field is replaced. `host` is the host that the visitor asked for.
     """
     # Also of a trusted proxy, disguised fields are dropped: it would not send them.
     kept = [
@@ -219,8 +220,9 @@ def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -
 
 
 def client_address(headers: list[Field], trusted: TrustedProxies) -> str | None:
-    """Who stands behind the trusted proxies, by their `X-Forwarded-For`: the first address from the
-    right that is none of theirs. None when they do not say, or say what is no address."""
+    """The client behind the trusted proxies, from `X-Forwarded-For`: the first address from the
+    right that is not a trusted proxy's. None when the field is missing or has no valid address.
+    """
     client = None
     for hop in reversed(field_values(headers, b"x-forwarded-for")):
         try:

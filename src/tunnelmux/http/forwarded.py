@@ -1,8 +1,7 @@
-"""Who asked for what, through which proxies: `Forwarded` (RFC 7239) and `X-Forwarded-*`.
-
-Both say the same, to targets that read either. Where a trusted proxy sends only one kind, the other
-is made from it (RFC 7239 7.4). Where it sends both and they differ, `X-Forwarded-*` counts: proxies
-that set `Forwarded` themselves are rare, and those that pass on a visitor's own are not.
+"""The fields `Forwarded` (RFC 7239) and `X-Forwarded-*`: the client, its request, and the proxies
+on the way. Targets get both, with the same content. Where a trusted proxy sends only one kind, the
+other is made from it (RFC 7239 section 7.4). Where the two differ, `X-Forwarded-*` wins: few
+proxies set `Forwarded`, and many pass on a visitor's own.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _HIDDEN = re.compile(rb"unknown|_[A-Za-z0-9._-]+", re.IGNORECASE)  # RFC 7239 6.
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One element of `Forwarded`, its values without quotes. What is not known is None."""
+    """One element of `Forwarded`, its values without quotes. Unknown ones are None."""
 
     node: bytes | None = None
     """Who asked: `for`."""
@@ -41,7 +40,7 @@ class Hop:
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """What proxies have said of a request's way here, the visitor's own hop first."""
+    """The hops of a request as proxies report them, the visitor's first."""
 
     hops: tuple[Hop, ...] = ()
     """As in `Forwarded`."""

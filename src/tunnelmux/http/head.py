@@ -1,9 +1,9 @@
 """HTTP/1.1 heads: the bytes before a body, checked and made (RFC 9112).
 
-h11's event classes validate every name, value, method and target. What they let pass and a gateway
-may not is refused here: two readings of one request are how requests are smuggled, so a request
-that could be read in two ways is not repaired but refused. Responses come from a device's own
-targets, old and odd ones among them; there RFC 9112 allows repairs, and they are made.
+h11's event classes validate every name, value, method and target. This module refuses what h11
+accepts and a gateway may not: an ambiguous request allows request smuggling, so it is refused and
+never repaired. Responses come from a device's own targets, some of them old and odd; RFC 9112
+allows repairs there, and they are made.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ _HOST = re.compile(
 
 
 AS_TCP = 'what is not quite HTTP passes as it is through a TCP service (target = "tcp://...")'
-"""The way round an answer that no reading of RFC 9112 makes sense of."""
+"""The work-around for answers that are invalid by RFC 9112."""
 
 
 class BadHead(Exception):
@@ -69,8 +69,9 @@ class RequestHead:
     content_length: int | None = None
     chunked: bool = False
     authority: bytes | None = None
-    """The authority of a target that was written in absolute-form, else None. Unlike Host it is
-    never a visitor's word once the proxy has passed the request on."""
+    """The authority of a target that was written in absolute-form, else None. Unlike Host, it is
+    never the visitor's own value once the proxy has passed the request on.
+    """
 
     @property
     def has_body(self) -> bool:
@@ -136,19 +137,19 @@ def head_end(buffer: bytes | bytearray, start: int = 0) -> int:
 
 
 class HeadReader:
-    """Gathers a head from pieces of any size; no byte is looked at again for each piece."""
+    """Collects a head from pieces of any size, in time linear in its bytes."""
 
     def __init__(self, data: bytes = b"") -> None:
         self._data = bytearray(data)
         self._searched = self._checked = 0
         self.steps = 0
-        """Bytes looked at so far: for each byte added a few, however the bytes are cut."""
+        """Bytes examined so far: a constant number per byte added, for any size of pieces."""
 
     def __len__(self) -> int:
         return len(self._data)
 
     def add(self, data: bytes) -> None:
-        """Take what came next."""
+        """Add bytes."""
         self._data += data
 
     def skip_empty_line(self) -> None:
@@ -164,14 +165,14 @@ class HeadReader:
         return end
 
     def wrong(self) -> str | None:
-        """What `looks_like_no_request` says of it."""
+        """The result of `looks_like_no_request` for the bytes so far."""
         self.steps += len(self._data) - self._checked
         problem = looks_like_no_request(self._data, self._checked)
         self._checked = len(self._data)
         return problem
 
     def begins(self, size: int) -> bytes:
-        """The first bytes, as many as `size`."""
+        """The first `size` bytes."""
         return bytes(self._data[:size])
 
     def split(self, end: int = 0) -> tuple[bytes, bytes]:

@@ -1,7 +1,6 @@
-"""What h11 makes of the heads of answers, and of trailers, that the pump's scanner declines.
-
-The scanner knows what can be read in one way only. Old and odd servers write other things, of which
-RFC 9112 lets a gateway repair many: here they are read as on the path by h11, and written anew.
+"""Parse with h11 the heads of answers, and trailers, that the pump's scanner declines. The scanner
+accepts only unambiguous input. Old and odd servers send other heads, many of which RFC 9112 lets a
+gateway repair: these are parsed here as on the h11 path, and written again.
 """
 
 from __future__ import annotations
@@ -35,8 +34,8 @@ class HeadJudge:
         self._max_fields = limits.max_head_fields
 
     def answer(self, raw: bytes, method: bytes) -> Verdict | str:
-        """What goes on in place of this head of an answer to a request of this method, or why
-        nothing can.
+        """The head to send in place of this one, which answers a request with this method; or the
+        reason why there is none.
 
         The head comes back without its blank line and without `Connection`; then its status, the
         length of the body, whether that is chunked and whether it ends with the connection; whether
@@ -68,8 +67,9 @@ class HeadJudge:
         )
 
     def trailers(self, raw: bytes) -> bytes | None:
-        """What goes on in place of this trailer section, blank lines included; None when it is
-        none."""
+        """The trailer section to send in place of this one, blank line included; None when it is
+        malformed.
+        """
         try:
             fields = safe_trailers(parse_trailers(raw, self._max_fields))
         except BadBody:

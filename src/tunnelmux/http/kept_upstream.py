@@ -1,7 +1,6 @@
-"""The one connection that a visitor's login belongs to (NTLM, Negotiate: RFC 4559 6).
-
-Such a login is made in several requests on one connection, and holds for all that follow on it. So
-where one begins, the connection to the target stays with the connection that the requests come on.
+"""The connection that a visitor's login belongs to (NTLM, Negotiate: RFC 4559 section 6). Such a
+login takes several requests on one connection, and is valid for all that follow on it. So once one
+begins, the connection to the target is reserved for the visitor's connection.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ __all__ = ["KeptUpstream"]
 
 
 _LOOK = 0.001
-# Seconds in which an end that has come shows: reading what is there takes none.
+# Seconds to detect that the connection has ended: reading available bytes takes no time.
 
 
 class KeptUpstream:
@@ -28,8 +27,9 @@ class KeptUpstream:
         self._name: object = None
 
     def wanted(self, request: RequestHead, name: object) -> bool:
-        """Whether the connection that this request goes on, to the target of this name, is to be
-        kept: a login begins with it, or was made on it."""
+        """Whether to keep the connection of this request to the target of this name: a login begins
+        on it, or was made on it.
+        """
         made = self._stream is not None and self._name == name
         return made or binds_connection(request.headers, b"authorization")
 
@@ -43,8 +43,9 @@ class KeptUpstream:
         return self._stream is not None and self._name == name
 
     async def take(self, name: object) -> trio.abc.Stream | None:
-        """The one to the target of this name, which is the caller's now; None when there is none,
-        or its target has ended it. One to another target is closed."""
+        """Take the connection to the target of this name; None when there is none, or the target
+        has closed it. A connection to another target is closed.
+        """
         stream, self._stream = self._stream, None
         if stream is None:
             return None
@@ -54,7 +55,7 @@ class KeptUpstream:
         return None
 
     def put_back(self, name: object, upstream: Upstream) -> None:
-        """Keep the connection of an exchange that is over, if it is to be kept and can be."""
+        """Keep the connection of a finished exchange, if that is wanted and possible."""
         if upstream.kept:
             self.hold(name, upstream.stream)
 
@@ -63,14 +64,14 @@ class KeptUpstream:
         self._stream, self._name = stream, name
 
     async def drop(self) -> None:
-        """Close the one that is kept, if any."""
+        """Close the kept connection, if any."""
         if self._stream is not None:
             stream, self._stream = self._stream, None
             await abort(stream)
 
 
 async def _is_silent(stream: trio.abc.Stream) -> bool:
-    """Whether the connection is there and nothing has come on it, which would be no answer."""
+    """Whether the connection is open and nothing has come on it."""
     with trio.move_on_after(_LOOK) as look:
         try:
             await stream.receive_some(1)

@@ -1,4 +1,4 @@
-"""The answers this system gives itself: a status, a stable code, and a sentence with the fix."""
+"""The error answers of this system: a status, a stable code, and a sentence with the fix."""
 
 from __future__ import annotations
 
@@ -74,9 +74,9 @@ class Refusal:
     retry_after: int | None = None
     headers: list[Field] = field(default_factory=list)
     button: str = ""
-    """What a button on the page says that sends the request again as a POST; empty for none."""
+    """The label of a button that repeats the request as a POST; empty for no button."""
     detail: str | None = None
-    """What only the log of the one who refuses may say, such as an address; never sent."""
+    """Details for the local log only, such as an address; never sent."""
 
     def __post_init__(self) -> None:
         assert self.reason in REASONS, f"{self.reason!r} is not a documented reason"
@@ -115,7 +115,7 @@ class Refusal:
             (b"Content-Type", kind),
             *more,
             (b"Content-Length", b"%d" % len(body)),
-            (b"Cache-Control", b"no-store"),  # it speaks of this moment only
+            (b"Cache-Control", b"no-store"),  # the answer is about this moment only
             (REASON_FIELD, self.reason.encode("ascii")),
         ]
         if self.retry_after is not None:

@@ -1,4 +1,4 @@
-"""What a refusal looks like in a browser: one page that needs nothing else."""
+"""The page of a refusal for browsers, self-contained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ HEADLINES: dict[str, str] = {
     "too-many-visitors": "Too many visitors at once",
     "target-timeout": "The service did not answer",
 }
-"""What a person reads first, by reason; others have the reason phrase of their status."""
+"""The headline by reason; other reasons use the status' reason phrase."""
 
 PAGE_POLICY = b"default-src 'none'; style-src 'unsafe-inline'; form-action 'none'; base-uri 'none'"
 """Content-Security-Policy of the page: it stands on the device's own origin and runs nothing."""
@@ -71,7 +71,7 @@ def refusal_page(
 ) -> str:
     """The page for a refusal. `message` is text; `retry_after` is in seconds, or None where trying
     again is of no use; `button` asks the same again by POST."""
-    import html  # half a megabyte of entities, for those who are refused
+    import html  # imported here: half a megabyte that only refusals need
 
     headline = html.escape(HEADLINES.get(reason, phrase) or f"Status {status}")
     again = ""

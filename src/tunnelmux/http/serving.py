@@ -13,7 +13,7 @@ from tunnelmux.limits import IngressLimits
 __all__ = ["Route", "serve_requests"]
 
 Route = Callable[[RequestHead], Awaitable[Upstream]]
-"""Answers where this one request goes, or raises Refused. Called for every request."""
+"""Returns the destination of a request, or raises Refused. Called for every request."""
 
 Connect = Callable[[ServerConnection, RequestHead], Awaitable[None]]
 """Takes over a connection that began with CONNECT, and closes it."""
@@ -33,8 +33,8 @@ async def serve_requests(
     connect: Connect | None = None,
     leave: Leave | None = None,
 ) -> bool:
-    """Serve requests until the connection is over, and close it; or until `leave` says of one that
-    it is served elsewhere: whether that is so. The request can be had from the server then.
+    """Serve requests until the connection is over, and close it; or until `leave` says that one is
+    served elsewhere. True in that case: the server still holds that request.
 
     `record` is called once per request, after it, also when it was refused or cancelled. A CONNECT
     goes to `connect`; without that it is refused. `leave` is asked about all others first.
@@ -62,7 +62,9 @@ async def _serve_one(
     connect: Connect | None,
     leave: Leave | None,
 ) -> bool | None:
-    """Whether the connection can go on; None when it does so elsewhere, with this request."""
+    """Serve one request. True if the connection can go on; None when another part continues with
+    this request.
+    """
     try:
         request = await server.read_request()
     except Refused as exc:

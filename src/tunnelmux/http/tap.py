@@ -1,4 +1,4 @@
-"""Reading one exchange along, and the messages of a WebSocket in it."""
+"""Observe one exchange, and the messages of a WebSocket in it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CONTROL = 0x8
 
 
 class Tap(Protocol):
-    """Told of an exchange while it goes on. Does not raise, and does not wait."""
+    """Gets the parts of an exchange as they pass. Its methods must not raise or wait."""
 
     def asked(self, data: bytes) -> None:
         """Content of the request, or bytes from the visitor after a change of protocol."""
@@ -28,7 +28,7 @@ class Tap(Protocol):
 
 
 class TappedStream(trio.abc.HalfCloseableStream):
-    """A stream to a target on which another protocol is spoken, read along."""
+    """Wraps a stream after a change of protocol, and reports its bytes to a Tap."""
 
     def __init__(self, stream: trio.abc.Stream, tap: Tap) -> None:
         self._stream = stream
@@ -62,8 +62,9 @@ class TappedStream(trio.abc.HalfCloseableStream):
 
 
 class MessageCounter:
-    """Counts the messages in one direction of a WebSocket (RFC 6455 section 5.2) without reading
-    them; what is compressed or masked counts as it is."""
+    """Counts the messages in one direction of a WebSocket (RFC 6455 section 5.2) without decoding
+    their payload.
+    """
 
     def __init__(self) -> None:
         self.count = 0

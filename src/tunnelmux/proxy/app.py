@@ -180,16 +180,6 @@ class RunningProxy:
         return [address for address in bound if address is not None]
 
     @property
-    def socketio_address(self) -> Address | None:
-        """The address for Socket.IO agents, or None without `[socketio]`."""
-        return self._listeners.address("socketio")
-
-    @property
-    def socketio_agents(self) -> list[str]:
-        """The Socket.IO agents that are connected now, by name."""
-        return self._agent_server.connected if self._agent_server is not None else []
-
-    @property
     def internal_address(self) -> Address | None:
         """The address of the internal API, or None without `[internal]`."""
         return self._private_listeners.address("internal")
@@ -407,7 +397,7 @@ class RunningProxy:
         return (await self._end_device(name, reason)).sessions > 0
 
     async def _end_unlisted(self) -> list[str]:
-        """End the sessions from addresses that may not connect any more; whose they were."""
+        """End sessions from addresses that may not connect any more. Returns their devices."""
         lists = lists_of(self.config.tunnel)
         gone = [h for h in self._tunnel.sessions if not is_listed(lists, h.remote_address)]
         for handle in gone:

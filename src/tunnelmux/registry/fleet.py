@@ -209,12 +209,6 @@ class Fleet(abc.ABC):
         """The running lease by code whose holder has this key."""
 
     @abc.abstractmethod
-    async def note_lease(
-        self, lease_id: str, device_id: str, what: str, details: dict[str, object]
-    ) -> None:
-        """Write down what happened under a lease, as `lease.` and `what`."""
-
-    @abc.abstractmethod
     async def use_lease(
         self, lease_id: str, device_id: str, address: str, details: dict[str, object]
     ) -> None:

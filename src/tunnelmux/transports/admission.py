@@ -1,9 +1,7 @@
-"""Who may stay while it has not said yet what it wants: places for connections that arrive.
-
-A connection that arrives holds a place until its handshake, or the head of its first request, is
-whole. Until its first byte it is silent. No peer has proved anything by then, so the places are
-dealt out by address: one address gets so many, and where places run out, silence gives way to
-every comer.
+"""Places for new connections, which limit unauthenticated peers. A connection holds a place until
+its handshake, or the head of its first request, is complete. Until its first byte it is silent. The
+peer is not authenticated by then, so places are limited by address; when all are taken, silent
+connections give way to new ones.
 """
 
 from __future__ import annotations
@@ -23,10 +21,10 @@ __all__ = ["Admission", "Place", "source_of"]
 _log = get_logger("admission")
 
 _LOG_INTERVAL = 10.0
-# Seconds between two lines about the same kind of refusal: a flood must not fill the log as well.
+# Seconds between two log lines about the same kind of refusal: a flood must not fill the log.
 
 _SOURCES_TOLD_APART = 256
-# Addresses counted for such a line; the others are only added up.
+# Addresses that such a line counts separately; the others are summed.
 
 
 class Addresses(Protocol):
@@ -36,8 +34,9 @@ class Addresses(Protocol):
 
 
 def source_of(remote: str) -> str:
-    """The address of `host:port`, or an address alone, as one that is held to a limit: of IPv6, its
-    /64, which is what one subscriber has."""
+    """The address that limits count for `host:port` or an address alone: of IPv6, its /64, which is
+    what one subscriber has.
+    """
     host = address_of(remote)
     return network_of(host) if ":" in host else host
 
@@ -58,22 +57,25 @@ class Place:
         self.source = source
         self.since = trio.current_time()
         self.on_give_way: Callable[[], object] | None = None
-        """Called when others got this place: it ends the connection soon, and does not raise."""
+        """Called when another connection gets this place. It must end the connection soon, and not
+        raise.
+        """
         self._admission: Admission | None = admission
 
     @property
     def is_held(self) -> bool:
-        """Whether this is a place still: it was not given back, and did not have to give way."""
+        """Whether the place is still held: neither given back nor lost to another."""
         return self._admission is not None
 
     def has_spoken(self) -> None:
-        """The first byte has come: silence does not count against the connection any more."""
+        """Record the first byte: the connection is not silent any more."""
         if self._admission is not None:
             self._admission.note_first_byte(self)
 
     async def hear(self, stream: trio.SocketStream, timeout: float) -> bool:
-        """Wait for the first byte, or the end, of a connection; whether it came within `timeout`
-        seconds of when it got this place. Nothing is read."""
+        """Wait for the first byte or the end of a connection. True if it came within `timeout`
+        seconds from when it got this place. Nothing is read.
+        """
         with trio.move_on_at(self.since + timeout):
             await trio.lowlevel.wait_readable(stream.socket)
             self.has_spoken()
@@ -81,8 +83,7 @@ class Place:
         return False
 
     def leave(self) -> None:
-        """Give the place back: the connection has said what it wants, or is over. Harmless
-        twice."""
+        """Give the place back: the connection's request has come, or it is over. Harmless twice."""
         if self._admission is not None:
             admission, self._admission = self._admission, None
             self.on_give_way = None
@@ -100,7 +101,7 @@ class Place:
         self.leave()
 
     def give_way(self) -> None:
-        """Leave for others, and end the connection."""
+        """Lose the place to another, and end the connection."""
         on_give_way = self.on_give_way
         self.leave()
         if on_give_way is not None:
@@ -123,15 +124,13 @@ class _Source:
 class Admission:
     """The places of one listener.
 
-    `limit` is how many there are, `per_address` how many one address may have. What lies in
-    `exempt` speaks for many, a load balancer for one: only `limit` holds for it.
-
-    With a `grace`, so many seconds of silence are granted: a burst of an address may go over its
-    share for that long, and none of it is refused while there are places.
-
-    Where no place is free, the oldest silent connection gives way: of the same address, if that has
-    all it may have, else of any. One that has spoken keeps its place, unless its address has most
-    of all and at least two more than that of the newcomer.
+    `limit` is the number of places, `per_address` the most for one address. Addresses in `exempt`
+    stand for many peers, such as load balancers: only `limit` applies to them. `grace` is the
+    seconds of silence that are allowed: for that long a burst of one address may exceed its share
+    while there are free places. Where no place is free, the oldest silent connection gives way: of
+    the same address, if that has its full share, else of any. A connection that is not silent keeps
+    its place, unless its address has the most places and at least two more than that of the new
+    one.
     """
 
     def __init__(
@@ -145,12 +144,12 @@ class Admission:
     ) -> None:
         self.grace = grace
         self.gave_way = 0
-        """Connections that were ended because others needed their places."""
+        """Connections that were ended to make room for others."""
         self.refused = 0
         """Connections that got no place."""
         self.configure(limit=limit, per_address=per_address, exempt=exempt)
         self.listener = listener
-        """Which one: the name in logs and metrics."""
+        """The listener's name in logs and metrics."""
         self._places = 0
         self._silent: dict[Place, None] = {}
         self._sources: dict[str, _Source] = {}
@@ -162,28 +161,28 @@ class Admission:
 
     @property
     def silent(self) -> int:
-        """How many have said nothing yet."""
+        """The number of silent connections."""
         return len(self._silent)
 
     def configure(self, *, limit: int, per_address: int, exempt: Addresses = frozenset()) -> None:
-        """Deal out places like this from now on; who has one keeps it."""
+        """Use these limits from now on; held places stay."""
         self.limit = limit
         self.per_address = per_address
         self.exempt: Addresses = exempt
 
     def exempts(self, remote: str) -> bool:
-        """Whether what comes from there speaks for many."""
+        """Whether this address is exempt."""
         return address_of(remote) in self.exempt
 
     def enter(self, remote: str) -> Place | None:
         """A place for the connection from `remote` (`host:port`, or an address alone); None when
-        there is none."""
+        none is free.
+        """
         return self._enter(remote, self.exempts(remote))
 
     async def wait_for_place(self, remote: str) -> Place | None:
-        """As `enter`; but an exempt peer waits for a place.
-
-        No deadline: places are given back within the times that handshakes have.
+        """Like `enter`, but an exempt peer waits for a place. No deadline: handshakes have
+        deadlines, so places are given back.
         """
         exempt = self.exempts(remote)
         while (place := self._enter(remote, exempt)) is None and exempt:
@@ -191,7 +190,7 @@ class Admission:
         return place
 
     def make_room(self) -> bool:
-        """Have the oldest silent connection give way, if there is one; whether there was."""
+        """Have the oldest silent connection give way. True if there was one."""
         if not self._silent:
             return False
         self._evict(next(iter(self._silent)), "silent")
@@ -215,8 +214,9 @@ class Admission:
         return self._add(name)
 
     def _thin_out(self, source: _Source) -> int:
-        """Have those give way that have been silent for longer than `grace`; answers how many are
-        left of their address."""
+        """Have connections give way that were silent for longer than `grace`. Returns how many of
+        their address are left.
+        """
         now = trio.current_time()
         while len(source) >= self.per_address:
             oldest = next(iter(source.silent), None)
@@ -292,7 +292,7 @@ class Admission:
 
 
 class _Tally:
-    """What happened since the last line about it."""
+    """Counts since the last log line of its kind."""
 
     __slots__ = ("due", "sources", "total")
 

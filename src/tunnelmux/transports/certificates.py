@@ -26,8 +26,8 @@ _Stamp = tuple[tuple[int, int, int] | None, ...]
 
 
 class ServerCertificates:
-    """What a TLS server for browsers shows: HTTP/1.1 by ALPN (RFC 7301), session tickets, and the
-    certificate whose names hold the one asked for (SNI, RFC 6066 section 3), or else the first.
+    """The TLS context of a server for browsers: HTTP/1.1 by ALPN (RFC 7301), session tickets, and
+    the certificate chosen by SNI (RFC 6066 section 3), or else the first.
 
     Raises ConfigError when a pair cannot be loaded.
     """
@@ -40,7 +40,9 @@ class ServerCertificates:
         self.pairs = tuple(pairs)
         self.minimum = minimum
         self.context = self._new_context()
-        """For connections from now on; it stays the same one, and its session tickets good."""
+        """The context for new connections. It stays the same object, so its session tickets stay
+        valid.
+        """
         self._by_name: dict[str, ssl.SSLContext] = {}
         self._stamps: dict[CertificatePair, _Stamp] = {}
         self._others: dict[CertificatePair, tuple[ssl.SSLContext, list[str]]] = {}
@@ -52,8 +54,9 @@ class ServerCertificates:
             self.context.sni_callback = self._choose
 
     def reload_changed(self) -> list[ConfigError]:
-        """Load the pairs whose files have changed; answers why some could not be. Such a one, as
-        between the writing of its two files, stays what it was until it changes again."""
+        """Load the pairs whose files have changed. Returns the failures. A pair that failed, as
+        between the writing of its two files, keeps its old certificate until it changes again.
+        """
         problems = []
         for pair in self.pairs:
             stamp = _stamp(pair)

@@ -1,8 +1,8 @@
 """Getting a connection to a server: its addresses in turn, through an HTTP proxy if need be.
 
-A name may have addresses of which some are dead, or lead to something else. So connecting goes by
-RFC 8305 ("Happy Eyeballs"), and what has to be said on the connection, up to the end of the
-handshake, counts as well: an address that fails there is followed by the next one at once.
+Some addresses of a name may be dead, or lead to another server. So connecting follows RFC 8305
+("Happy Eyeballs"), up to the end of the handshake: when an address fails there, the next one is
+tried at once.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _MOST_ADDRESSES = 8
 
 @dataclass(slots=True)
 class WayOut:
-    """How one server is reached, and what was learnt about it; keep it between connections."""
+    """The way to one server, with the addresses that worked; keep it between connections."""
 
     http_proxy: HttpProxy | None = None
     """The HTTP proxy that leads there, or None."""
@@ -128,7 +128,7 @@ async def try_addresses(
 
 
 class _Dialled(NamedTuple):
-    """Whom a connection is made to: the server, or the HTTP proxy before it."""
+    """The peer of the TCP connection: the server, or the HTTP proxy before it."""
 
     host: str
     port: int
@@ -175,7 +175,7 @@ async def _within(
     seconds: float,
     dialled: _Dialled,
 ) -> T:
-    """The result of `shake_hands`, in time or not at all; the stream is closed when it fails."""
+    """The result of `shake_hands` within its time; closes the stream when it fails."""
     try:
         # Its own deadlines come first, with better words; this one is for what has none.
         with trio.fail_after(seconds + 0.5):

@@ -1,8 +1,8 @@
 """The HTTP/1.1 side of a WebSocket handshake, read before trio-websocket sees it.
 
 trio-websocket leaves a server waiting for ever when the request is no upgrade, a client when the
-answer never ends, and neither says why. So the head is read here, checked and answered with a
-short HTTP response when it is no good; only a sound one is replayed into trio-websocket.
+answer never ends, and neither says why. So the head is read and checked here. A bad one is answered
+with a short HTTP response; only a valid one is replayed into trio-websocket.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ MAX_HEAD_BYTES = 16_384
 """Largest handshake head, either way. Browsers' and load balancers' heads stay under 8 KiB."""
 
 _MAX_REFUSAL_BODY = 2_048
-_LINGER = 0.5  # s a peer gets to read an answer before its unread bytes would reset the connection
-_MAX_RETRY_AFTER = 3_600.0  # s; a longer hint is a mistake, and a device must not vanish for it
+_LINGER = 0.5  # seconds for a peer to read an answer before a reset could discard it
+_MAX_RETRY_AFTER = 3_600.0  # seconds; a longer Retry-After is taken for a mistake
 
 
 @dataclass(frozen=True, slots=True)
 class UpgradeRequest:
-    """A sound WebSocket upgrade request that was not answered yet.
+    """A valid WebSocket upgrade request that was not answered yet.
 
     Answer it with `websocket.accept_websocket(request)` or `refuse()`. Its repr shows no header
     and no query, which may hold a token.
@@ -60,7 +60,7 @@ class UpgradeRequest:
     headers: Headers = field(repr=False)
     subprotocols: tuple[str, ...]
     head: bytes = field(repr=False)
-    """What trio-websocket is to see of the request: the fields of the handshake alone."""
+    """The request for trio-websocket: only the fields of the handshake."""
     rest: bytes = field(repr=False)
     path: str
 
@@ -91,7 +91,7 @@ async def send_answer(
 ) -> None:
     """Send one short plain-text HTTP response and close the stream; gives up quietly after 1 s.
 
-    `reason` is the `Tunnelmux-Reason` code of a refusal, None for an answer that is none.
+    `reason` is the `Tunnelmux-Reason` code of a refusal, None for other answers.
     """
     body = text.encode() + b"\n"
     lines = [
@@ -186,8 +186,9 @@ _HANDSHAKE_FIELDS = frozenset(
 
 
 def _bare_head(path: str, headers: Headers) -> bytes:
-    """The request with what a handshake needs of it, and no token: trio-websocket keeps it for as
-    long as the connection lasts."""
+    """The request with only the fields of the handshake, and no token, because trio-websocket keeps
+    it as long as the connection lasts.
+    """
     kept = (name + b": " + value for name, value in headers if name in _HANDSHAKE_FIELDS)
     return b"\r\n".join([b"GET %s HTTP/1.1" % path.encode("ascii"), *kept, b"", b""])
 
@@ -287,7 +288,7 @@ def _check_upgrade(head: bytes, method: str, headers: list[tuple[bytes, bytes]])
         )
     if names & {b"content-length", b"transfer-encoding"}:
         raise _Answer(400, "bad-request", "an upgrade request has no body")
-    # A trial: what wsproto takes here it will take again when trio-websocket replays the head.
+    # A trial: wsproto will accept this again when trio-websocket replays the head.
     trial = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
     try:
         trial.receive_data(head)
@@ -420,7 +421,7 @@ def _not_http(where: str) -> str:
 async def _refusal_body(
     receive: Callable[[int], Awaitable[bytes | bytearray]], headers: Headers, have: int
 ) -> bytes:
-    """A little of a refusal's body, for its first line. Never worth more than a second."""
+    """The beginning of a refusal's body, for its first line. Takes at most a second."""
     declared = dict(headers).get(b"content-length", b"")
     wanted = _MAX_REFUSAL_BODY
     if declared.isdigit():
@@ -461,7 +462,7 @@ _TITLE = re.compile(rb"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
 
 
 def _words(headers: Headers, body: bytes) -> str:
-    """What an answer says to people: the first line of plain text, or the title of a page."""
+    """The text of an answer for people: the first line of plain text, or the title of a page."""
     kind = _by_name(headers).get(b"content-type", "")
     said = b""
     if kind.startswith("text/plain"):
@@ -476,7 +477,7 @@ def _printable(text: str) -> str:
 
 
 def _stranger(status: int, fields: dict[bytes, str]) -> str:
-    """What an answer that no tunnelmux-proxy gave looked like, and what that may be."""
+    """A description of an answer that is not from tunnelmux-proxy, and its likely cause."""
     seen = []
     if b"location" in fields:  # without its query, which may hold anything
         seen.append(f"it redirects to {_printable(fields[b'location'].partition('?')[0])}")
@@ -499,7 +500,7 @@ def _retry_after(fields: dict[bytes, str]) -> float | None:
     value = fields.get(b"retry-after", "").strip()
     if value.isdigit():
         return min(float(value[:9]), _MAX_RETRY_AFTER)
-    import email.utils  # a megabyte, for a proxy that is turned off for a while
+    import email.utils  # imported here: a megabyte that is seldom needed
 
     try:
         until = email.utils.parsedate_to_datetime(value)

@@ -1,7 +1,6 @@
-"""Connections that were accepted and have said nothing yet, without a task for each.
-
-Who has nothing to say dials by the thousand, and again when dropped. With a task for each, the
-queue in front of the listener grew faster than it was worked off, and newcomers waited in it.
+"""Accepted connections that are still silent, without a task for each. Silent peers may dial by the
+thousand, and again when dropped. With a task for each, the queue of the listener grew faster than
+it was processed, and new connections waited in it.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from tunnelmux.transports.tcp import reset_socket
 __all__ = ["Lobby"]
 
 _STAY = 0.5
-# Seconds of silence until a connection goes on all the same: few are left by then, and how long
-# silence is borne, and what the log says of it, is for those to decide who serve it.
+# Seconds of silence after which a connection is passed on anyway: few are left by then, and the
+# server decides how long it tolerates silence.
 
 _AT_ONCE = 64
-# Connections that go on before the other tasks get their turn.
+# Connections that are passed on before other tasks run.
 
 
 class _Guest(NamedTuple):
@@ -35,7 +34,7 @@ class _Guest(NamedTuple):
 
 
 class Lobby:
-    """Where connections with a place wait for their first byte. Nothing is read."""
+    """Connections with a place wait here for their first byte. Nothing is read."""
 
     def __init__(self) -> None:
         if sys.platform == "linux":
@@ -48,11 +47,9 @@ class Lobby:
         return len(self._guests)
 
     def enter(self, connection: socket.socket, place: Place, go_on: Callable[[], object]) -> None:
-        """Watch a connection that was accepted just now, while `run` runs.
-
-        `go_on` is called, and the connection is its own again, when a first byte or the end has
-        come, or after half a second of silence, and at once where there is no epoll. It does not
-        raise. A connection that has to give way meanwhile is reset.
+        """Watch a new connection, while `run` runs. `go_on` gets it back when its first byte or its
+        end has come, or after half a second of silence; at once where there is no epoll. `go_on`
+        must not raise. A connection that loses its place meanwhile is reset.
         """
         if sys.platform != "linux":
             go_on()
@@ -64,7 +61,7 @@ class Lobby:
         self._arrival.unpark_all()
 
     async def run(self) -> None:
-        """For as long as connections come; `close` ends it."""
+        """Watch the connections; `close` ends this."""
         if sys.platform != "linux":
             return
         with self._running, self._epoll:
@@ -78,7 +75,7 @@ class Lobby:
                     self._turn_out(number)
 
     def close(self) -> None:
-        """End `run`, which resets who is here."""
+        """End `run`, which resets the waiting connections."""
         self._running.cancel(reason="no more connections are taken")
 
     async def _watch_bytes(self) -> None:

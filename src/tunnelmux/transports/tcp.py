@@ -48,9 +48,8 @@ overtaken: with the megabytes that are usual, a window update or a short answer 
 behind a bulk transfer on a slow uplink. Two of our flushes keep a fast one busy."""
 
 _BACKLOG = 4096
-# Connections that may wait to be accepted, where the system allows so many (somaxconn). The kernel
-# drops a SYN over it, and who is not let in by the first comes again after 1, 3 and 7 s: a crowd
-# must not fill the queue.
+# The listen backlog, where the system allows so many (somaxconn). Over it the kernel drops SYNs,
+# which clients repeat only after 1, 3 and 7 s: many clients at once must not fill the queue.
 
 _LINGER_ZERO = struct.pack("ii", 1, 0)
 
@@ -97,7 +96,7 @@ OPTIONS = [
     *_available("TCP_KEEPINTVL", _KEEPALIVE_INTERVAL),
     *_available("TCP_KEEPCNT", _KEEPALIVE_COUNT),
 ]
-"""What is set on every TCP socket: level, name and value of each option this system has."""
+"""The options for every TCP socket: level, name and value of those that this system has."""
 
 
 def explain_os_error(exc: BaseException) -> str:
@@ -208,6 +207,5 @@ async def _run_handler(
     except Exception:  # noqa: BLE001  a bug in one connection must not end the listener
         _log.exception("handler failed", effect="this connection ends, others go on")
     finally:
-        # Whatever is left open has no owner now; a handler that wanted a graceful end
-        # has had it.
+        # A stream that is still open has no owner now; the handler could have closed it gracefully.
         await trio.aclose_forcefully(stream)

@@ -36,8 +36,8 @@ def server_context(
 ) -> ssl.SSLContext:
     """A TLS 1.3 server context from PEM files; ConfigError names the file and the cause.
 
-    Without *tickets* nothing is sent before the peer has asked for something: a peer that speaks
-    first and closes has left nothing unread then, which would make its close a reset.
+    Without *tickets* the server sends nothing after the handshake on its own: unread session
+    tickets would turn the close of a peer that only sends into a reset.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     if not tickets:
@@ -162,7 +162,7 @@ def _check_pin(tls: trio.SSLStream[trio.abc.Stream], context: ssl.SSLContext, wh
     der = tls.getpeercert(binary_form=True)
     seen = certificate_pin(der) if der else "none"
     if not hmac.compare_digest(seen, context.pin):
-        # Worth another try: a login page of the network answers with its own certificate, for now.
+        # Retryable: a network's login page may be answering with its own certificate.
         raise ConnectError(
             f"the certificate of {where} is not the pinned one: expected {context.pin}, seen "
             f"{seen}; something in between answers in its place (a login page of the network?), or "

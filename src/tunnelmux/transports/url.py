@@ -57,7 +57,8 @@ class TunnelURL:
 def parse_url(url: str) -> TunnelURL:
     """Take a tunnel URL apart; a ConfigError says what is wrong with it and what one looks like."""
     example = f"write for example ws://proxy.example.com:3800{TUNNEL_PATH}"
-    # What cannot be parsed is never shown whole: it may hold a token in its query or userinfo.
+    # A URL that cannot be parsed is never shown whole: it may hold a token in its query or
+    # userinfo.
     try:
         parts = urlsplit(url)
         port = parts.port

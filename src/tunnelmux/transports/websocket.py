@@ -56,7 +56,7 @@ _RECEIVE_BUFFER = 65_536  # 256 KiB was measured to be no faster; 4 KiB halves t
 _READ_AHEAD = 65_536
 # Bytes of payload that may wait for the receiver before the transport is read again. Pings behind
 # them wait as well; a receiver that reads, as every session's does, is never that far behind.
-_CLEAN_CLOSES = frozenset({1000, 1001, 1005})  # normal, going away, no code at all
+_CLEAN_CLOSES = frozenset({1000, 1001, 1005})  # normal closure, going away, no status code
 
 
 class _Wire(trio.abc.Stream):
@@ -113,7 +113,7 @@ class _Wire(trio.abc.Stream):
             self._lent = True
             while self._reading is not None:
                 self._reading.cancel()
-                await self._changed.park()  # one turn: it was cancelled, or has read already
+                await self._changed.park()  # one turn: the reader was cancelled, or has read
         behind_head, self._behind_head = self._behind_head, b""
         self._put_payload(self.frames.receive_data(behind_head))
         if self._ended or self.frames.error is not None or self.frames.close is not None:
@@ -191,7 +191,7 @@ class _Wire(trio.abc.Stream):
             if control := self.frames.take_control():
                 return control
             if self._lent or self._payload_size >= _READ_AHEAD or self._is_lost():
-                await self._changed.park()  # until the receiver took some; it may take its time
+                await self._changed.park()  # no deadline: the receiver may be slow
                 continue
             frames: bytes | bytearray | None = self._behind_head
             self._behind_head = b""
@@ -206,11 +206,11 @@ class _Wire(trio.abc.Stream):
         return b""
 
     def _is_lost(self) -> bool:
-        """Nothing more can be made of what comes: the receiver has been told, and ends this."""
+        """The input is unusable: the receiver has been told, and ends the connection."""
         return self.frames.error is not None and self.frames.error[0] != 1003
 
     async def _read(self, max_bytes: int | None) -> bytes | bytearray | None:
-        """What the transport has next; None when the socket was lent meanwhile."""
+        """Read from the transport; None when the socket was lent meanwhile."""
         frames = None
         try:
             with trio.CancelScope() as self._reading:
@@ -459,7 +459,7 @@ class _Handshake:
         timeout: float,
         too_late: str,
     ) -> WebSocketStream:
-        """The stream, once the hands are shaken. Raises ConnectError, with the transport closed."""
+        """Do the handshake. Returns the stream. Raises ConnectError, with the transport closed."""
         try:
             with trio.move_on_after(timeout) as opening:
                 self._opening = opening
@@ -617,16 +617,15 @@ def accept_websocket(
 async def _while_it_lasts(
     start: Callable[[trio.Nursery], Awaitable[WebSocketStream]],
 ) -> AsyncIterator[WebSocketStream]:
-    """What `start` gives, for the length of the block, in a nursery for its reader.
-
-    The reader never raises, so what does come out needs no group.
+    """Within the block, the stream that `start` makes, with a nursery for its reader. The reader
+    never raises, so exceptions need no group.
     """
     failure: BaseException | None = None
     try:
         async with trio.open_nursery() as nursery:
             try:
                 stream = await start(nursery)
-                del start  # nor what it was made of: the block may last for months
+                del start  # free the arguments: the block may last for months
                 try:
                     yield stream
                 finally:

@@ -19,8 +19,6 @@ const client = {
   response_types: ['code'],
 };
 
-const groups = new Map();
-
 const newKeys = () => {
   const { privateKey } = generateKeyPairSync('rsa', { modulusLength: 2048 });
   return { keys: [{ ...privateKey.export({ format: 'jwk' }), use: 'sig', kid: randomUUID() }] };
@@ -62,7 +60,7 @@ const start = () => {
         name: `Name of ${id}`,
         email: `${id}@example.com`,
         email_verified: true,
-        groups: groups.get(id) ?? [],
+        groups: [],
       }),
     }),
   });
@@ -84,11 +82,9 @@ const start = () => {
 
 server.listen(0, '127.0.0.1', () => tell('listening', { issuer: start() }));
 
-// {"groups": {"alice": ["staff"]}} sets what the claim `groups` of a person says; {"restart": true}
-// has the provider start anew.
+// {"restart": true} has the provider start anew.
 createInterface({ input: process.stdin }).on('line', (line) => {
   const wanted = JSON.parse(line);
-  for (const [id, names] of Object.entries(wanted.groups ?? {})) groups.set(id, names);
   if (wanted.restart) start();
   tell('done');
 });

@@ -1,8 +1,7 @@
-"""The keys behind browser sessions: one signs and encrypts, the older ones are still believed.
-
-From each key of the file three are derived (HKDF, RFC 5869): one for the cookie's HMAC, one for the
-AES-GCM of what is kept, one for the signatures that proxies believe. What was made names the key by
-its id, so keys can be changed while people are signed in.
+"""The keys of browser sessions: the first signs and encrypts, older ones are still accepted. Three
+keys are derived from each key of the file (HKDF, RFC 5869): for the cookie's HMAC, for the AES-GCM
+of stored values, and for signatures that proxies verify. Cookies and values name their key by id,
+so keys can be changed while people are signed in.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ _NONCE_BYTES = 12
 
 
 class SealedValueRefused(Exception):
-    """A kept value was not sealed with any of these keys, or was changed since."""
+    """A stored value was not sealed with any of these keys, or was changed since."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -59,7 +58,7 @@ class KeyRing:
 
     @property
     def signers(self) -> list[Signer]:
-        """Who signs for visitors of devices, one for each key; the first is to be used."""
+        """The signers of visitors' tickets, one per key; the first is the one to use."""
         return [
             Signer.from_seed(key.seed, f"api-{key_id}", "api") for key_id, key in self._keys.items()
         ]

@@ -89,7 +89,7 @@ class SignIn:
         self._installation = registry.installation(Actor.program("tunnelmux-api"))
         self._sessions = self._installation.browser_sessions
         self.provider = provider
-        """Who signs people in."""
+        """The OpenID provider."""
         self._keys = keys
         self._oidc = oidc
         self._config = config
@@ -126,7 +126,7 @@ class SignIn:
     async def _begin_session(
         self, pending: PendingSignIns, address: str, user_agent: str
     ) -> NewBrowserSession:
-        # Anybody may begin one, so it lasts only as long as what it is there for.
+        # Anyone may begin one, so it lasts only as long as the sign-in.
         try:
             return await self._sessions.begin(
                 idle=min(self._config.idle, ATTEMPT_LIFETIME),

@@ -11,7 +11,7 @@ from tunnelmux.registry import ROLES, Role
 __all__ = ["memberships_of"]
 
 _MOST_VALUES = 1000
-# Groups in one claim that are looked at; a provider that sends more sends them to no purpose.
+# Groups of one claim that are read; more are ignored.
 
 
 def memberships_of(claims: Mapping[str, Any], config: OIDCConfig) -> dict[str, Role] | None:

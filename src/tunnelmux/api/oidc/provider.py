@@ -1,4 +1,4 @@
-"""The OpenID provider, seen from here: its metadata and keys, and the requests made to it.
+"""The client of the OpenID provider: its metadata and keys, and requests to it.
 
 OpenID Connect Core 1.0, RFC 7636 (PKCE, S256 only), RFC 9207 (`iss` in the authorization answer).
 A client without a secret is a public one: its token requests carry no secret in any form. Each
@@ -57,7 +57,7 @@ class ProviderAway(OIDCError):
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Attempt:
-    """One sign-in that has begun: what the callback has to prove."""
+    """A sign-in in progress: the values that the callback must match."""
 
     state: str
     nonce: str
@@ -71,7 +71,7 @@ class Attempt:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Tokens:
-    """What the provider gave for a code or a refresh token. Kept on the server only."""
+    """The provider's tokens for a code or a refresh token. Kept on the server only."""
 
     access_token: str
     refresh_token: str | None
@@ -107,7 +107,7 @@ class Provider:
         return self.issuer.rstrip("/") + "/.well-known/openid-configuration"
 
     async def check(self) -> None:
-        """Ask the provider anew what it says of itself. Raises OIDCError, with the cause."""
+        """Read the provider's metadata again. Raises OIDCError, with the cause."""
         self._check_metadata(await self._get(self._metadata_url))
 
     async def authorization_url(self, attempt: Attempt) -> str:
@@ -156,7 +156,7 @@ class Provider:
         return tokens, claims
 
     async def refresh(self, refresh_token: str) -> Tokens:
-        """New tokens for a refresh token. Raises OIDCError when it is good no more."""
+        """New tokens for a refresh token. Raises OIDCError when it is not valid any more."""
         metadata = await self._read_metadata()
         return await self._token_request(
             metadata, grant_type="refresh_token", refresh_token=refresh_token

@@ -104,7 +104,7 @@ class InternalServer:
         self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
         self._strangers = Admission("internal", grace=_GRACE)
-        """The places of callers that have not proved yet that they may call."""
+        """The places for callers that are not authenticated yet."""
         self._known: set[Place] = set()  # the former places of those that have
         self._refusing = 0
         self._gate = ForwardGate()

@@ -353,7 +353,7 @@ class TunnelServer:
 
     async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
         unknown = _unauthorized(
-            "no device has this token: compare proxy.token in agent.toml with "
+            "no device has this token; compare proxy.token in agent.toml with "
             "[[devices]] in proxy.toml"
         )
         if (replaced := self._devices.identify_replaced(invitation)) is not None:

@@ -533,7 +533,7 @@ async def _shake_hands(
         if isinstance(below, trio.SocketStream) and not await place.hear(
             below, limits.first_byte_timeout
         ):
-            return f"it said nothing within {limits.first_byte_timeout:g} s"
+            return f"it sent nothing within {limits.first_byte_timeout:g} s"
         place.has_spoken()
         try:
             await stream.do_handshake()

@@ -87,11 +87,11 @@ class ListenerPlan:
     """Asked first, where there is a pump: answers whether it took the connection, which then is
     its to close. It saves a task where connections come by the thousand."""
     addresses: AddressLists = field(default_factory=AddressLists)
-    """Who may connect at all; others are reset."""
+    """Addresses that may connect; others are reset."""
     admission: Places | None = None
-    """Asked for a place for each connection; one that gets none is reset."""
+    """Gives a place to each connection; one without a place is reset."""
     says_no: bool = False
-    """Whether the handler gets those without a place too, without one, to tell them so."""
+    """Whether the handler also gets connections without a place, to refuse them."""
 
 
 @dataclass

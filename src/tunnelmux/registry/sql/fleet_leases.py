@@ -128,18 +128,6 @@ class SqlFleetLeases(Repository, Fleet):
         inner.announce("lease", lease_id)
 
     @writes
-    def note_lease(
-        self,
-        tx: Transaction,
-        lease_id: str,
-        device_id: str,
-        what: str,
-        details: dict[str, object],
-    ) -> None:
-        inner, lease = self._of_device(tx, lease_id, device_id)
-        inner.record(f"lease.{what}", "lease", lease.id, after=details)
-
-    @writes
     def use_lease(
         self,
         tx: Transaction,
