@@ -35,6 +35,8 @@ def well(head: bytes) -> bytes:
     """What a server of ours says."""
     if b"websocket" in head.lower():
         return http("401 Unauthorized", "Tunnelmux-Reason: unauthorized")
+    if b"/big" in head:
+        return http(body="x" * 200_000)
     return http("200 OK", f"Date: {datetime.now(UTC):%a, %d %b %Y %H:%M:%S} GMT")
 
 

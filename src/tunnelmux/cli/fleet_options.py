@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "EXIT_STATUSES",
+    "OWN_VARIABLES",
     "examples",
     "explained",
     "json_option",
@@ -32,6 +33,14 @@ __all__ = [
 F = TypeVar("F", bound=Callable[..., Any])
 
 _EXIT_READER_GONE = 141  # 128 + SIGPIPE, what a shell expects
+
+OWN_VARIABLES = frozenset(
+    {
+        *("TUNNELMUX_SERVER", "TUNNELMUX_TOKEN", "TUNNELMUX_API_URL"),
+        *("TUNNELMUX_API_SECRET_FILE", "TUNNELMUX_API_CA_FILE"),
+    }
+)
+"""Variables of the environment by which commands for people are told where the fleet is."""
 
 EXIT_STATUSES = """\
 Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed

@@ -11,7 +11,13 @@ import click
 import msgspec
 
 from tunnelmux.cli.doctor.findings import Finding, print_finding, worst_status
-from tunnelmux.cli.fleet_options import examples, json_option, place_of, place_options
+from tunnelmux.cli.fleet_options import (
+    OWN_VARIABLES,
+    examples,
+    json_option,
+    place_of,
+    place_options,
+)
 from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.errors import ConfigError
 from tunnelmux.wire import REASON_FIELD
@@ -42,19 +48,29 @@ _TARGET_TIMEOUT = 5.0
     type=click.Path(path_type=Path),
     help="The agent's configuration: check what the agent needs.",
 )
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=click.FloatRange(0.1, 120),
+    default=10.0,
+    show_default=True,
+    help="How long each step may take.",
+)
 @json_option
 @place_options
-def doctor(agent_file: Path | None, as_json: bool, **options: Any) -> int:
+def doctor(agent_file: Path | None, timeout: float, as_json: bool, **options: Any) -> int:
     """Find out what stands between this machine and the server."""
     from tunnelmux.cli.doctor.server import check_descriptors
 
     if agent_file is not None:
         from tunnelmux.config.load import load_agent_config
 
-        config = load_agent_config(agent_file, environ=os.environ)
-        checks = _of_agent(config)
+        # What this program reads itself is no setting of the agent's, which refuses unknown ones.
+        theirs = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
+        config = load_agent_config(agent_file, environ=theirs)
+        checks = _of_agent(config, timeout)
     else:
-        checks = _of_person(place_of(options))
+        checks = _of_person(place_of(options), timeout)
     findings: list[Finding] = []
 
     async def run() -> None:
@@ -72,9 +88,11 @@ def doctor(agent_file: Path | None, as_json: bool, **options: Any) -> int:
     return worst_status(findings)
 
 
-async def _of_person(place: Place) -> AsyncIterator[Finding]:
+async def _of_person(place: Place, timeout: float) -> AsyncIterator[Finding]:
     is_well = True
-    async for finding in probe_of_place(place).run():
+    probe = probe_of_place(place)
+    probe.timeout = timeout
+    async for finding in probe.run():
         is_well = is_well and finding.outcome != "bad"
         yield finding
     if is_well:
@@ -111,8 +129,10 @@ def probe_of_place(place: Place) -> Probe:
             upgrade_path=f"{prefix}/api/devices/none/connect/none",
             plain_path=f"{prefix}/api/health",
             download_path=f"{prefix}/api/openapi.json",
-            upgrade_answers=frozenset({401, 403, 404}),
-            upgrade_marks=(b"There is no such device", b"not_signed_in", b"insufficient"),
+            upgrade_answers=frozenset({403, 404}),
+            upgrade_marks=(b"There is no such device", b"insufficient"),
+            # The server asks who it is before it sees whether it is a WebSocket.
+            upgrade_unclear=b"not_signed_in",
         )
     return Probe(
         server,
@@ -139,8 +159,10 @@ async def _account(place: Place) -> Finding:
     return Finding(check="account", outcome="good", said=said)
 
 
-async def _of_agent(config: AgentConfig) -> AsyncIterator[Finding]:
-    async for finding in probe_of_agent(config).run():
+async def _of_agent(config: AgentConfig, timeout: float) -> AsyncIterator[Finding]:
+    probe = probe_of_agent(config)
+    probe.timeout = timeout
+    async for finding in probe.run():
         yield finding
     for service in config.services:
         reached = await _service(service)

@@ -4,12 +4,13 @@ them, with the cause that it saw."""
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import resource
 import socket
 import ssl
 import statistics
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -29,8 +30,6 @@ from tunnelmux.transports.dialling import open_tcp
 
 __all__ = ["Probe", "Server", "check_descriptors"]
 
-_TIMEOUT = 10.0
-
 _CLOCK_SKEW = 30.0
 # Seconds: what sign-in allows by default (oidc.clock_skew).
 
@@ -41,7 +40,15 @@ _ROUND_TRIPS = 5
 _SLOW = 0.5
 # Seconds of a round trip that people notice with every key they press.
 
+_THIN = 16_384
+# Bytes a second under which a page takes a minute. Not more: what is downloaded is small, and over
+# a long way making the connection is most of the time.
+
 _FEW_DESCRIPTORS = 1024
+
+_NO_ANSWER = (ConnectError, PeerGone, BadBody, trio.TooSlowError)
+
+_DNS_FIX = "check the DNS servers in /etc/resolv.conf, and that UDP port 53 gets out"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,9 +80,13 @@ class Probe:
     """Statuses with which the server itself answers the handshake, even when it refuses."""
     upgrade_marks: tuple[bytes, ...] = ()
     """Fields of which one is in such an answer: what stands between cannot know them."""
+    upgrade_unclear: bytes = b""
+    """What is in an answer that says nothing about the upgrade: the server looked at who asks."""
     now: datetime | None = None
     download_time: float = 1.0
     """Seconds."""
+    timeout: float = 10.0
+    """Seconds for each step."""
     _way: WayOut = field(default_factory=WayOut)
 
     async def run(self) -> AsyncIterator[Finding]:
@@ -99,12 +110,22 @@ class Probe:
     async def _names(self) -> Finding | None:
         dialled = self.server.http_proxy or self.server
         try:
-            with trio.fail_after(_TIMEOUT):
+            with trio.fail_after(self.timeout):
                 found = await trio.socket.getaddrinfo(
                     dialled.host, dialled.port, type=socket.SOCK_STREAM
                 )
         except (OSError, UnicodeError) as exc:
-            why = exc.strerror if isinstance(exc, OSError) else "not a name"
+            if isinstance(exc, OSError) and exc.errno == socket.EAI_AGAIN:
+                return Finding(
+                    check="names",
+                    outcome="bad",
+                    said=f"no DNS server answered for {dialled.host}",
+                    fix=_DNS_FIX,
+                )
+            why = "not a name"
+            if isinstance(exc, OSError):
+                is_unknown = exc.errno in {socket.EAI_NONAME, socket.EAI_NODATA}
+                why = "the name is not known" if is_unknown else str(exc.strerror)
             return Finding(
                 check="names",
                 outcome="bad",
@@ -116,8 +137,8 @@ class Probe:
             return Finding(
                 check="names",
                 outcome="bad",
-                said=f"no DNS server answered for {dialled.host} within {_TIMEOUT:g} s",
-                fix="check the DNS servers in /etc/resolv.conf, and that UDP port 53 gets out",
+                said=f"no DNS server answered for {dialled.host} within {self.timeout:g} s",
+                fix=_DNS_FIX,
             )
         addresses = list(dict.fromkeys(str(item[4][0]) for item in found))
         more = f" and {len(addresses) - 3} more" if len(addresses) > 3 else ""
@@ -165,8 +186,7 @@ class Probe:
                 check="TLS",
                 outcome="bad",
                 said=str(exc),
-                fix="a certificate that no authority here signed is that of a private authority "
-                "(--ca-file, ca_file) or of something that stands in between and reads along",
+                fix=self._why_no_tls(str(exc)),
             )
         assert isinstance(stream, trio.SSLStream)
         peer: dict[str, object] = stream.getpeercert() or {}
@@ -186,10 +206,35 @@ class Probe:
             )
         return Finding(check="TLS", outcome="good", said=said)
 
+    def _why_no_tls(self, said: str) -> str:
+        """What to do, by OpenSSL's words."""
+        if "not yet valid" in said or "expired" in said:
+            return (
+                f"this machine's clock says {self._time():%Y-%m-%d %H:%M} UTC: set it if that is "
+                "wrong (timedatectl set-ntp true); else the server's certificate is not renewed: "
+                "renew it"
+            )
+        if "protocol version" in said or "unsupported protocol" in said:
+            return (
+                "the server offers no TLS 1.3, which this program wants: let it "
+                "(nginx: ssl_protocols TLSv1.2 TLSv1.3)"
+            )
+        if "wrong version number" in said or "record layer failure" in said:
+            return (
+                "what answers there does not speak TLS: another port, or the sign-in page of a "
+                "network in between (open any page in a browser)"
+            )
+        if "match" in said:
+            return "the certificate is for another name: use the name that it is for"
+        return (
+            "a certificate that no authority here signed is that of a private authority "
+            "(--ca-file, ca_file) or of something that stands in between and reads along"
+        )
+
     async def _server(self) -> Finding | None:
         try:
             head, _ = await self._ask("GET", self.plain_path)
-        except (ConnectError, PeerGone, BadBody, trio.TooSlowError) as exc:
+        except _NO_ANSWER as exc:
             return Finding(
                 check="server",
                 outcome="bad",
@@ -234,7 +279,7 @@ class Probe:
         ]
         try:
             head, body = await self._ask("GET", self.upgrade_path, fields)
-        except (ConnectError, PeerGone, BadBody, trio.TooSlowError) as exc:
+        except _NO_ANSWER as exc:
             return Finding(
                 check="WebSocket",
                 outcome="bad",
@@ -245,6 +290,12 @@ class Probe:
         is_marked = bool(marks) or any(mark in body for mark in self.upgrade_marks)
         if head.status == 101 or (head.status in self.upgrade_answers and is_marked):
             return Finding(check="WebSocket", outcome="good", said="the upgrade gets through")
+        if self.upgrade_unclear and self.upgrade_unclear in body:
+            return Finding(
+                check="WebSocket",
+                outcome="unknown",
+                said="the server says nothing of it to one who is not signed in",
+            )
         by = first_value(head.headers, b"server")
         who = f" by {by.decode('latin-1')}" if by else ""
         return Finding(
@@ -258,7 +309,7 @@ class Probe:
         times = []
         stream = await self._open(self.server.tls)
         try:
-            with trio.move_on_after(_TIMEOUT):
+            with trio.move_on_after(self.timeout):
                 for _ in range(_ROUND_TRIPS):
                     began = trio.current_time()
                     await self._exchange(stream, "GET", self.plain_path, [])
@@ -283,25 +334,46 @@ class Probe:
 
     async def _throughput(self, path: str) -> Finding:
         began = trio.current_time()
-        count = await self._size(path)
-        with trio.move_on_at(began + self.download_time):
-            while count and (more := await self._size(path)):
-                count += more
+        count = 0
+        with trio.move_on_after(self.timeout) as wait, contextlib.suppress(*_NO_ANSWER):
+            is_over = False
+            while not is_over:
+                is_over = True
+                async with contextlib.aclosing(self._pieces(path)) as pieces:
+                    async for piece in pieces:
+                        if not count:
+                            wait.deadline = trio.current_time() + self.download_time
+                        count += len(piece)
+                        is_over = False
         took = trio.current_time() - began
         if not count:
             return Finding(check="throughput", outcome="unknown", said="nothing to download")
-        return Finding(
-            check="throughput",
-            outcome="good",
-            said=f"at least {size(count / took)}/s from there ({size(count)} in {took:.1f} s)",
-        )
+        rate = count / took
+        said = f"{size(rate)}/s from there ({size(count)} in {took:.1f} s)"
+        if rate < _THIN:
+            return Finding(
+                check="throughput",
+                outcome="warning",
+                said=said,
+                fix="pages and files will take long: see what else uses this line, or take another",
+            )
+        return Finding(check="throughput", outcome="good", said=f"at least {said}")
 
-    async def _size(self, path: str) -> int:
-        """Bytes of this answer; 0 where there is none."""
+    async def _pieces(self, path: str) -> AsyncGenerator[bytes, None]:
+        """The content of an answer, as it comes."""
+        stream = await self._open(self.server.tls)
         try:
-            return len((await self._ask("GET", path))[1])
-        except (ConnectError, PeerGone, BadBody, trio.TooSlowError):
-            return 0
+            client = ClientConnection(stream, IngressLimits())
+            headers = [(b"Host", self.server.authority.encode("ascii")), *self.server.headers]
+            await client.send_request(b"GET", path.encode("ascii"), headers, end=True)
+            while (await client.read_head()).is_interim:
+                pass
+            end = False
+            while not end:
+                piece, end = await client.read_body()
+                yield piece
+        finally:
+            await trio.aclose_forcefully(stream)
 
     # -- below ----------------------------------------------------------------------------------
 
@@ -310,7 +382,7 @@ class Probe:
 
     async def _open(self, tls: ssl.SSLContext | None) -> trio.abc.Stream:
         return await open_tcp(
-            self.server.host, self.server.port, ssl_context=tls, timeout=_TIMEOUT, way=self._way
+            self.server.host, self.server.port, ssl_context=tls, timeout=self.timeout, way=self._way
         )
 
     async def _ask(
@@ -318,7 +390,7 @@ class Probe:
     ) -> tuple[ResponseHead, bytes]:
         stream = await self._open(self.server.tls)
         try:
-            with trio.fail_after(_TIMEOUT):
+            with trio.fail_after(self.timeout):
                 return await self._exchange(stream, method, path, fields or [])
         finally:
             await trio.aclose_forcefully(stream)
@@ -359,7 +431,7 @@ def check_descriptors() -> Finding:
 
 
 def _why(exc: Exception) -> str:
-    return f"nothing within {_TIMEOUT:g} s" if isinstance(exc, trio.TooSlowError) else str(exc)
+    return "nothing came in time" if isinstance(exc, trio.TooSlowError) else str(exc)
 
 
 def _is_loopback(host: str) -> bool:
