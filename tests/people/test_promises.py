@@ -12,6 +12,7 @@ from typing import Any
 import click
 import msgspec
 import pytest
+from click.testing import CliRunner
 
 from support.confirming import decide
 from support.installation import COMMAND, Installation
@@ -137,6 +138,8 @@ def test_each_exit_status_of_the_page_is_in_the_help() -> None:
         (3, "invite --url INTERNAL --secret-file SECRET"),
         (4, "show dev"),
         (4, "curl dev9/web/"),
+        (4, "forward dev1:wbe"),
+        (4, "open dev1 wbe --no-browser"),
         (5, "connect dev3 echo"),
     ],
 )
@@ -146,3 +149,14 @@ def test_exit_statuses(installation: Installation, status: int, words: str) -> N
     done = installation.run(*words.split())
     assert done.returncode == status, done
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("typed", "here"),
+    [("status", "tunnelmux ls"), ("authtoken", "tunnelmux login URL"), ("http", "tunnelmux-agent")],
+)
+def test_words_of_other_programs_lead_on(typed: str, here: str) -> None:
+    done = CliRunner().invoke(tunnelmux, [typed, "x"])
+    assert done.exit_code == 2
+    assert f"There is no command '{typed}'. It is here: " in done.output
+    assert here in done.output

@@ -112,8 +112,13 @@ class _Forwarding:
     async def run(self, wanted: list[_Wish], address: str) -> None:
         import trio
 
+        from tunnelmux.cli.fleet.fleet import check_service
+
         for name in dict.fromkeys(wish.device for wish in wanted):
-            await self._fleet.device(name)  # a name that is wrong is told now, not later
+            details = await self._fleet.details(name)  # a name that is wrong is told now, not later
+            for wish in wanted:
+                if wish.device == name:
+                    check_service(details, wish.service)
         async with trio.open_nursery() as nursery:
             for wish in wanted:
                 listener = _listen(address, wish.port)

@@ -34,8 +34,7 @@ __all__ = ["inspect"]
 _CLASSES = {2: "good", 3: "", 4: "warn", 5: "bad"}
 
 _MORE = """\
-REQUEST is an id of tunnelmux inspect ls; what stands behind its "-" is
-enough."""
+REQUEST is a number of tunnelmux inspect ls, or the whole id of --json."""
 
 
 @click.group(
@@ -78,13 +77,11 @@ def start(
     """Begin to keep the requests to SERVICE of DEVICE."""
 
     async def work(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.errors import NoSuchThing
+        from tunnelmux.cli.fleet.fleet import check_service
         from tunnelmux.cli.fleet.inspecting import inspector_of
         from tunnelmux.cli.fleet.model import to_json
 
-        known = [item.name for item in (await fleet.details(device)).services]
-        if known and service not in known:
-            raise NoSuchThing(f'{device} has no service "{service}"; it has {", ".join(known)}')
+        check_service(await fleet.details(device), service)
         begun = await inspector_of(fleet).begin(
             device, service, minutes * 60, bodies=bodies, asked_by=getpass.getuser()
         )
@@ -170,7 +167,7 @@ def show(device: str, request: str, as_json: bool, **options: Any) -> int:
 @inspect.command(
     epilog=examples(
         ("tunnelmux inspect compare dev1 17 18", "As a unified diff: - of 17, + of 18."),
-        more=f"{_MORE} Exit status 1 says that they differ.",
+        more=f"{_MORE}\nExit status 1 says that they differ.",
     )
 )
 @click.argument("device", type=DEVICE)
@@ -223,7 +220,7 @@ def curl(device: str, request: str, **options: Any) -> int:
 @inspect.command(
     epilog=examples(
         ("tunnelmux inspect replay dev1 17", "What the service answers now."),
-        more=f"{_MORE} It is sent without what was hidden of it.",
+        more=f"{_MORE}\nIt is sent without what was hidden of it.",
     )
 )
 @click.argument("device", type=DEVICE)
@@ -304,7 +301,7 @@ async def _find(inspector: Inspector, device: str, name: str) -> tuple[Inspectio
         for item in await inspector.requests(one):
             if item.id == name:
                 return one, name
-            if item.id.rpartition("-")[2] == name:
+            if _short(item.id) == name:
                 found.append((one, item.id))
     if len(found) > 1:
         ids = " and ".join(item for _, item in found)
@@ -327,6 +324,8 @@ def _tell_about(one: Inspection) -> None:
 
 
 def _print_requests(requests: list[InspectedRequest]) -> None:
+    short = [_short(item.id) for item in requests]
+    names = short if len(set(short)) == len(short) else [item.id for item in requests]
     print_table(
         [
             Column(title="REQUEST"),
@@ -340,16 +339,16 @@ def _print_requests(requests: list[InspectedRequest]) -> None:
         ],
         [
             [
-                Cell(item.id, "dim"),
+                Cell(name, "bold"),
                 f"{item.at.astimezone():%H:%M:%S}",
                 item.method,
                 Cell(str(item.status or "-"), _CLASSES.get(item.status // 100, "")),
                 _milliseconds(item.seconds),
                 size(item.bytes_in),
                 size(item.bytes_out),
-                item.target + (f"  (again {item.replay_of})" if item.replay_of else ""),
+                item.target + (f"  (again {_short(item.replay_of)})" if item.replay_of else ""),
             ]
-            for item in requests
+            for name, item in zip(names, requests, strict=True)
         ],
     )
 
@@ -403,6 +402,10 @@ def _content(headers: list[tuple[str, str]], body: bytes | None, count: int) -> 
         yield printable(line)
     if len(body) < count:
         yield f"(the first {size(len(body))} of {size(count)})"
+
+
+def _short(request_id: str) -> str:
+    return request_id.rpartition("-")[2]
 
 
 def _milliseconds(seconds: float | None) -> str:

@@ -12,6 +12,7 @@ from tunnelmux.cli.device_admin import device, invite
 from tunnelmux.cli.doctor.command import doctor
 from tunnelmux.cli.exec import exec_command
 from tunnelmux.cli.explain import explain
+from tunnelmux.cli.fleet_options import examples
 from tunnelmux.cli.following import events, watch
 from tunnelmux.cli.forward import forward
 from tunnelmux.cli.inspect import inspect
@@ -42,8 +43,35 @@ COMMANDS: dict[str, tuple[click.Command, ...]] = {
 pages are made."""
 
 
+_WORDS_OF_OTHERS = {
+    **dict.fromkeys(("status", "list", "ps", "devices", "nodes"), "tunnelmux ls"),
+    **dict.fromkeys(("ping", "check", "diagnose", "netcheck"), "tunnelmux explain DEVICE"),
+    **dict.fromkeys(("log",), "tunnelmux logs DEVICE"),
+    **dict.fromkeys(("browse", "url"), "tunnelmux open DEVICE"),
+    **dict.fromkeys(("run",), "tunnelmux exec DEVICE -- COMMAND"),
+    **dict.fromkeys(("port-forward", "proxy", "tunnel"), "tunnelmux forward DEVICE:SERVICE"),
+    **dict.fromkeys(("add", "pair", "join"), "tunnelmux invite --name NAME"),
+    **dict.fromkeys(("authtoken", "auth", "signin"), "tunnelmux login URL"),
+    **dict.fromkeys(
+        ("http", "tcp", "up", "start", "serve", "expose"),
+        "on the device: tunnelmux-agent --service web=8000",
+    ),
+    **dict.fromkeys(("help",), "tunnelmux --help"),
+}
+"""What people type who come from another program of this kind, and what it is here."""
+
+
 class _Commands(click.Group):
     """Shows the commands under headings, in the order of the table."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click, with a word for those who know another program."""
+        known = _WORDS_OF_OTHERS.get(args[0])
+        if known is not None and self.get_command(ctx, args[0]) is None:
+            ctx.fail(f"There is no command '{args[0]}'. It is here: {known}")
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         del ctx
@@ -54,7 +82,15 @@ class _Commands(click.Group):
                 )
 
 
-@click.group(_PROGRAM, cls=_Commands)
+_EPILOG = examples(
+    ("tunnelmux login https://tunnels.example.com", "Sign in, once."),
+    ("tunnelmux ls", "The devices, and their state."),
+    ("tunnelmux ssh dev1", "A shell on one of them."),
+    ("tunnelmux forward dev1:db 5432", "One of its services at a port of this machine."),
+)
+
+
+@click.group(_PROGRAM, cls=_Commands, epilog=_EPILOG)
 @click.version_option(__version__, prog_name=_PROGRAM)
 def tunnelmux() -> None:
     """Reach devices behind NAT through a proxy they dial out to."""

@@ -69,9 +69,12 @@ def open_device(
 
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.by_api import ApiFleet
+        from tunnelmux.cli.fleet.fleet import check_service
 
         if not isinstance(fleet, ApiFleet):
             raise fleet.administration_missing()
+        if service:
+            check_service(await fleet.details(device), service)
         path = f"/api/devices/{await fleet.find_id(device)}/links"
         content = {"service": service, "lifetime": minutes * 60, "once": once}
         made = await fleet.client.post(path, _Made, content)

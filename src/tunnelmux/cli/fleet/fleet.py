@@ -23,7 +23,7 @@ from tunnelmux.cli.fleet.model import (
 from tunnelmux.config import Secret
 from tunnelmux.sessions import RequestFilter
 
-__all__ = ["Fleet", "HttpAccess", "no_such_device"]
+__all__ = ["Fleet", "HttpAccess", "check_service", "no_such_device", "services_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -120,6 +120,17 @@ def no_such_device(name: str, known: Iterable[str], where: str) -> NoSuchThing:
     else:
         hint = "there is none at all"
     return NoSuchThing(f'no device is called "{name}" at {where}: {hint}', code="no_such_device")
+
+
+def check_service(details: DeviceDetails, service: str) -> None:
+    """Raises NoSuchThing for a service that the device is known not to have."""
+    names = [item.name for item in details.services]
+    if names and service not in names:
+        device = details.device.name
+        raise NoSuchThing(
+            f'{device} has no service "{service}"; it has {", ".join(names)}',
+            code="no_such_service",
+        )
 
 
 def services_of(names: Iterable[str]) -> list[Service]:
