@@ -96,7 +96,8 @@ async def log_in(
     except asyncssh.PermissionDenied as exc:
         raise SshdRefused(
             f'the device\'s sshd does not let the account "{account}" in with what was shown: '
-            "does it trust the gateway's authority (TrustedUserCAKeys), or your key?"
+            "does it trust the gateway's authority (TrustedUserCAKeys) and is its clock right "
+            "(a certificate is good for five minutes), or does it have your key?"
         ) from exc
     except asyncssh.HostKeyNotVerifiable as exc:
         raise SshdRefused(_CHANGED.format(id=device_id)) from exc
