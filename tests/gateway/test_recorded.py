@@ -71,6 +71,28 @@ async def test_a_terminal_has_its_size_and_is_recorded_with_every_change(site: S
     assert "40 100" in "".join(text for _, kind, text in events if kind == "o")
 
 
+async def test_what_is_typed_is_recorded_where_the_tenant_says_so(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    await site.tenant.ssh.change(record_input=True)
+    async with await site.terminal(bob, f"{site.sshd.user}@cam1") as terminal:
+        await terminal.expect("what you type is recorded here, too")
+        await terminal.type("stty -echo; echo re''ady; read word\n")
+        await terminal.expect("ready")
+        await terminal.type("unseen\n")
+        await terminal.type("exit 3\n")
+        assert await terminal.wait() == 3
+    # Without a terminal nothing is typed: it is a program's.
+    await site.ssh(bob, f"{site.sshd.user}@cam1", "cat", send=b"a file\n")
+    first, second = (
+        [json.loads(line) for line in file.read_text().splitlines()[1:]]
+        for file in site.recordings()
+    )
+    assert "unseen" in "".join(text for _, kind, text in first if kind == "i")
+    assert "unseen" not in "".join(text for _, kind, text in first if kind == "o")
+    assert [kind for _, kind, _ in second if kind == "i"] == []
+
+
 async def test_files_go_both_ways_by_sftp_scp_rsync_and_git(site: Site, tmp_path: Path) -> None:
     bob = await site.user("bob")
     lease = await site.lease(bob)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import resource
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 
 import pytest
 
 from support.gateways import Site
+from tunnelmux.registry import RecordingFailure
 
 pytestmark = pytest.mark.slow
 
@@ -43,10 +45,16 @@ async def test_a_device_that_refuses_is_away_or_has_another_key(site: Site) -> N
     assert refused.returncode == 255
 
 
-@pytest.mark.parametrize("rule", ["stop", "continue"])
-async def test_a_recording_that_cannot_go_on(open_site: OpenSite, rule: str) -> None:
-    more = f'[recording]\nmax_bytes = 65536\non_failure = "{rule}"\n'
+@pytest.mark.parametrize(
+    ("rule", "of_gateway", "of_tenant"),
+    [("stop", "stop", ""), ("continue", "continue", ""), ("continue", "stop", "continue")],
+)
+async def test_a_recording_that_cannot_go_on(
+    open_site: OpenSite, rule: str, of_gateway: str, of_tenant: RecordingFailure
+) -> None:
+    more = f'[recording]\nmax_bytes = 65536\non_failure = "{of_gateway}"\n'
     async with open_site(more) as site:
+        await site.tenant.ssh.change(on_recording_failure=of_tenant)
         bob = await site.user("bob")
         await site.lease(bob)
         command = "head -c 300000 /dev/zero | tr '\\0' x; cat; echo the end"
@@ -65,6 +73,23 @@ async def test_a_recording_that_cannot_go_on(open_site: OpenSite, rule: str) -> 
         result = await site.ssh(bob, f"{site.sshd.user}@cam1", "echo unseen")
         assert b"no recording can be made" in result.stderr
         assert result.stdout == b""
+
+
+async def test_a_disk_that_is_full_stops_a_session_or_not_as_the_tenant_says(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    most = 4 * 1024 * 1024  # more than the registry has
+    resource.prlimit(site.gateway.pid, resource.RLIMIT_FSIZE, (most, most))
+    command = f"head -c {2 * most} /dev/zero | tr '\\0' x; cat; echo the end"
+    rules: tuple[RecordingFailure, ...] = ("", "continue")
+    for rule in rules:
+        await site.tenant.ssh.change(on_recording_failure=rule)
+        result = await site.ssh(bob, f"{site.sshd.user}@cam1", command)
+        assert b"its disk cannot take it (File too large)" in result.stderr
+        assert result.stdout.endswith(b"the end\n") == (rule == "continue")
+        assert (result.returncode == 0) == (rule == "continue")
+    for recording in site.recordings():
+        assert (await site.about(recording))["incomplete"].startswith("its disk cannot take it")
 
 
 async def test_log_in_by_the_persons_own_agent(open_site: OpenSite) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -174,3 +175,43 @@ async def test_a_host_certificate_is_served(open_site: OpenSite, tmp_path: Path)
         assert (result.stdout, result.returncode) == (b"in\n", 0), result.stderr
         plain = await site.ssh(bob, f"{site.sshd.user}@cam1", "echo in")
         assert plain.stdout == b"in\n"  # who has the plain key goes on with it
+
+
+async def test_a_certificate_by_the_tenants_authority_is_its_member(site: Site) -> None:
+    keygen = site.program("ssh-keygen", "openssh-client")
+    authority = site.folder / "people_ca"
+    await site.run([keygen, "-q", "-t", "ed25519", "-N", "", "-f", str(authority)])
+    bob = await site.user("bob", registered=False)
+    lease = await site.lease(bob)
+    certificate = bob.key.with_name(f"{bob.key.name}-cert.pub")
+
+    async def log_in_with(principals: str, *more: str) -> subprocess.CompletedProcess[bytes]:
+        certificate.unlink(missing_ok=True)
+        words = [keygen, "-q", "-s", str(authority), "-I", "bob", "-n", principals, *more]
+        made = await site.run([*words, f"{bob.key}.pub"])
+        assert made.returncode == 0, made.stderr
+        options = ["-o", "BatchMode=yes", "-o", f"CertificateFile={certificate}"]
+        user = f"{site.sshd.user}@cam1"
+        return await site.ssh(bob, user, "echo $TUNNELMUX_ACTOR", options=options)
+
+    assert (await log_in_with("bob@example.com")).returncode == 255  # its authority is not known
+    line = authority.with_suffix(".pub").read_text()
+    await site.tenant.ssh.change(user_authorities=[line])
+    result = await log_in_with("bob@example.com", "-V", "+5m")
+    assert (result.stdout, result.returncode) == (b"bob@example.com\n", 0), result.stderr
+    assert len(await site.records_of(lease, 1, "lease.session")) == 1
+    for refused in (
+        await log_in_with("ann@example.com"),  # no member
+        await log_in_with("bob@example.com", "-V", "-2d:-1d"),
+        await log_in_with("bob@example.com", "-O", "source-address=192.0.2.1"),
+        await log_in_with("bob@example.com", "-h"),  # a host's
+    ):
+        assert (refused.stdout, refused.returncode) == (b"", 255)
+    # What goes on ends when the authority is trusted no more.
+    await log_in_with("bob@example.com")
+    async with await site.terminal(bob, f"{site.sshd.user}@cam1") as terminal:
+        await terminal.type("echo re''ady\n")
+        await terminal.expect("ready")
+        await site.tenant.ssh.change(user_authorities=[])
+        await terminal.expect("your access was taken back")
+        assert await terminal.wait() != 0

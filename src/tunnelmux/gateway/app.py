@@ -42,6 +42,7 @@ from tunnelmux.registry import (
     Recordings,
     Registry,
     Right,
+    SshRules,
     open_registry,
 )
 from tunnelmux.registry.ids import format_time, new_id
@@ -102,7 +103,12 @@ class Gateway:
             self.bridge.soon(self._nothing_left)
 
     async def new_recording(
-        self, connection: PersonConnection, access: Access, account: str, session: PersonSession
+        self,
+        connection: PersonConnection,
+        access: Access,
+        account: str,
+        session: PersonSession,
+        tenant: SshRules,
     ) -> Recording:
         """A recording that has begun. Raises RecordingStopped."""
         now = datetime.now(UTC)
@@ -139,7 +145,7 @@ class Gateway:
         }
 
         def stopped(problem: str) -> None:
-            if rules.on_failure == "stop":
+            if (tenant.on_recording_failure or rules.on_failure) == "stop":
                 session.cut(f"this session cannot be recorded any more: {problem}")
             else:
                 session.tell(f"this session is not recorded any more: {problem}")
@@ -189,6 +195,17 @@ class Gateway:
         except (RegistryError, NoSuchRecord) as exc:
             # It is listed as one that goes on; its own .json file says how it ended.
             _log.error("not written down", what="recording", problem=str(exc))
+
+    async def ssh_rules_of(self, access: Access) -> SshRules:
+        """What the tenant decides about the sessions of its people; raises RecordingStopped."""
+        program = Actor.program("tunnelmux-gateway")
+        try:
+            return await self.bridge.in_trio(
+                self.registry.tenant(access.tenant_id, program).ssh.find
+            )
+        except RegistryError as exc:
+            problem = "how sessions are recorded here cannot be looked up now: try again"
+            raise RecordingStopped(problem) from exc
 
     def devices_of(self, access: Access) -> Devices:
         """The devices of the tenant that it is about, where their host keys are kept."""

@@ -7,7 +7,7 @@ minute ago may not be allowed now.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -39,6 +39,8 @@ class Person:
     name: str
     key_id: str = ""
     """The SSH key that proved it; empty for a ticket."""
+    authority: str = ""
+    """The fingerprint of the authority whose certificate proved it; empty for other proofs."""
     tenant_id: str = ""
     """The only tenant of this proof, and `device_id` its only device; empty for all."""
     device_id: str = ""
@@ -124,7 +126,18 @@ class Authority:
             return None
         user = await self._installation.users.find(found.user_id)
         name = user.email or user.name or user.id
-        return Person(user.id, name, "", found.tenant_id, found.device_id)
+        return Person(user.id, name, tenant_id=found.tenant_id, device_id=found.device_id)
+
+    async def person_of_certificate(
+        self, authority: str, principals: Sequence[str]
+    ) -> Person | None:
+        """Whom a certificate by the authority of this fingerprint is about, in the tenant that
+        trusts it; None where there is no such member, or more than one. Raises RegistryError."""
+        found = await self._installation.ssh_keys.certified(authority, principals)
+        if found is None:
+            return None
+        user = await self._installation.users.find(found.user_id)
+        return Person(user.id, user.email, authority=authority, tenant_id=found.tenant_id)
 
     async def logged_in(self, person: Person, address: str) -> None:
         """Write down that the person's key was used."""
@@ -282,6 +295,10 @@ class Authority:
         users = self._installation.users
         if not (await users.find(person.user_id)).enabled:
             return []
+        if person.authority:
+            tenant = self._registry.tenant(person.tenant_id, self._actor(person, ""))
+            if not await tenant.ssh.trusts(person.authority):
+                return []
         return [
             membership
             for membership in await users.memberships(person.user_id)
@@ -327,7 +344,14 @@ class Authority:
 def _holder_of(found: FleetLease) -> Person:
     lease = found.lease
     name = "the holder of the code"
-    return Person("", name, lease.id, found.tenant_id, lease.device_id, lease.id)
+    return Person(
+        "",
+        name,
+        lease.id,
+        tenant_id=found.tenant_id,
+        device_id=lease.device_id,
+        lease_id=lease.id,
+    )
 
 
 def _lies_in(address: str, networks: tuple[str, ...]) -> bool:

@@ -97,6 +97,9 @@ class PersonConnection(asyncssh.SSHServer):
         self._end_if_spent()
         return True
 
+    def validate_ca_key(self, _user: str, _key: Any) -> bool:
+        return True  # as below: `Proof.check` has asked whose authority it is
+
     def validate_public_key(self, _user: str, _key: Any) -> bool:
         return True  # asyncssh is left with the signature: `Proof.check` has judged the key
 
@@ -240,11 +243,12 @@ class PersonConnection(asyncssh.SSHServer):
             "account": account,
             "text": session.request.text,
         }
+        rules = await gateway.ssh_rules_of(access)
         await self._use(access, details)
         connection = await self._device_connection(account, access)
         recording = None
         if session.request.subsystem is None:
-            recording = await gateway.new_recording(self, access, account, session)
+            recording = await gateway.new_recording(self, access, account, session, rules)
         self._watch(session, access)
         _log.info(
             "ssh session begins",
@@ -262,6 +266,7 @@ class PersonConnection(asyncssh.SSHServer):
                 b"TUNNELMUX_ACTOR": self.person.name.encode("utf-8"),
                 b"TUNNELMUX_LEASE": access.lease_id.encode("ascii"),
             },
+            records_input=rules.record_input and session.request.has_terminal,
         )
 
     def session_over(self, session: PersonSession) -> None:

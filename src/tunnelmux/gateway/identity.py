@@ -1,4 +1,5 @@
-"""How a person proves who they are: by a registered SSH key, a ticket, or in a browser.
+"""How a person proves who they are: by a registered SSH key, a certificate by an authority that
+their tenant trusts, a ticket, or in a browser.
 
 asyncssh asks `validate_public_key` before a signature was checked as well as after, in the same
 words. Who it is counts only once the signature is good, so the one place that sees key and
@@ -11,6 +12,9 @@ import base64
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+
+from asyncssh import KeyImportError
+from asyncssh.public_key import SSHOpenSSHCertificate, decode_ssh_certificate
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.authority import Authority, Person
@@ -26,6 +30,11 @@ _log = get_logger("gateway")
 
 _MAY_BE_DEVICE = re.compile(r"[^\s@#]{1,128}")
 # Names that have a device behind an @ are of people.
+
+_CERTIFICATE = "-cert-v01@openssh.com"
+
+_MOST_PRINCIPALS = 32
+# Names of one certificate that are looked up: a person has an address or two.
 
 Check = Callable[[str, bytes, bytes, bytes], Awaitable[bool]]
 
@@ -105,6 +114,8 @@ class Proof:
             return True
         if self.login is None or self.login.ticket is not None:
             return False
+        if _kind_of(key).endswith(_CERTIFICATE):
+            return await self._check_certificate(key, message, signature)
         person = await self._person_of(fingerprint_of(key))
         if person is None or not await self._check(user, key, message, signature):
             return False
@@ -114,6 +125,34 @@ class Proof:
                 line = f"{_kind_of(key)} {base64.b64encode(key).decode('ascii')}"
                 fingerprint = fingerprint_of(key)
                 self._bridge.spawn(self._register, fingerprint, line)
+        return True
+
+    async def _check_certificate(self, key: bytes, message: bytes, signature: bytes) -> bool:
+        """Whether a certificate is about a member of a tenant that trusts its authority, is good
+        now and from this address, and has signed."""
+        try:
+            certificate = decode_ssh_certificate(key)
+        except KeyImportError:
+            return False
+        if not isinstance(certificate, SSHOpenSSHCertificate):
+            return False
+        principals = list(certificate.principals)[:_MOST_PRINCIPALS]
+        if not principals:
+            return False  # sshd takes one without names for every user
+        authority = fingerprint_of(certificate.signing_key.public_data)
+        try:
+            person = await self._bridge.in_trio(
+                self._authority.person_of_certificate, authority, principals
+            )
+        except NoSuchRecord:
+            person = None
+        except RegistryError as exc:
+            self._tell_away(exc)
+            return False
+        if person is None or not await self._check(principals[0], key, message, signature):
+            return False
+        if message:
+            self.person = person
         return True
 
     async def redeem(self) -> bool:

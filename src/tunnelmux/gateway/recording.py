@@ -53,6 +53,7 @@ class Recording:
     _taken: int = 0
     _digest: Any = None
     _decoder: Any = None
+    _typed: Any = None
     _writer: asyncio.Task[None] | None = None
     _is_full: bool = False
     _problem: str = ""
@@ -68,6 +69,7 @@ class Recording:
             "env": {"TERM": term or "dumb"},
         }
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._typed = codecs.getincrementaldecoder("utf-8")("replace")
         self._digest = hashlib.sha256()
         self._began = time.monotonic()
         try:
@@ -84,6 +86,10 @@ class Recording:
     def output(self, data: bytes) -> bool:
         """Take what the person is about to see; whether more may come at once."""
         return self._event("o", self._decoder.decode(data))
+
+    def input(self, data: bytes) -> bool:
+        """Take what the person typed; whether more may come at once."""
+        return self._event("i", self._typed.decode(data))
 
     @property
     def size(self) -> int:

@@ -70,6 +70,8 @@ class Opened:
     connection: Any
     recording: Recording | None
     environment: dict[bytes, bytes]
+    records_input: bool = False
+    """Whether the recording holds what the person types, too."""
 
 
 class SessionOwner(Protocol):
@@ -118,6 +120,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self._is_eof = False
         self._is_over = False
         self._is_full = False
+        self._is_held = False
 
     # -- what the person asks for --------------------------------------------------------------
 
@@ -174,6 +177,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         if self._is_over:
             self._owner.session_over(self)
             return
+        if opened.records_input:
+            self.tell("what you type is recorded here, too")
         request = self.request
         try:
             await opened.connection.create_session(
@@ -203,13 +208,30 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             return
         for order in self._orders:
             order()
-        for data in self._early:
-            self._other.channel.write(data)
-            self.sent += len(data)
-        self._early.clear()
+        early, self._early = self._early, []
+        for data in early:
+            self._to_device(data)
         if self._is_eof:
             self._other.channel.write_eof()
-        self._channel.resume_reading()
+        self._read_person_again()
+
+    def _to_device(self, data: bytes) -> None:
+        opened = self.opened
+        assert opened is not None
+        assert self._other is not None
+        self.sent += len(data)
+        recording = opened.recording if opened.records_input else None
+        if recording is not None and not recording.input(data):
+            self._channel.pause_reading()
+        self._other.channel.write(data)
+
+    def _read_person_again(self) -> None:
+        """Both that may be behind must have room: the device, and the recording."""
+        opened = self.opened
+        recording = opened.recording if opened is not None and opened.records_input else None
+        is_behind = recording is not None and recording.is_full
+        if not self._is_over and not self._is_held and not is_behind:
+            self._channel.resume_reading()
 
     # -- what the person does ------------------------------------------------------------------
 
@@ -218,8 +240,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._choose(data)
         elif self._other is not None and not self._early:
             if not self._other.channel.is_closing():
-                self.sent += len(data)
-                self._other.channel.write(data)
+                self._to_device(data)
         else:
             self._early.append(data)
             self._channel.pause_reading()  # not before: asyncssh itself begins to read later
@@ -325,6 +346,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         """The recording has caught up."""
         if self._other is not None:
             self._other.room()
+            self._read_person_again()
 
     def from_device(self, data: bytes, datatype: Any) -> bool:
         """Record what the device says and pass it on; whether more may come at once."""
@@ -361,11 +383,13 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
 
     def hold(self, held: bool) -> None:
         """Read the person no more, or again: the device takes nothing."""
-        if not self._is_over:
-            if held:
-                self._channel.pause_reading()
-            else:
-                self._channel.resume_reading()
+        self._is_held = held
+        if self._is_over:
+            return
+        if held:
+            self._channel.pause_reading()
+        else:
+            self._read_person_again()
 
     def device_over(self, status: int | None, signal: tuple[str, bool, str, str] | None) -> None:
         """The device's session is over, with its exit status, a signal, or neither."""

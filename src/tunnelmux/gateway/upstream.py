@@ -36,6 +36,13 @@ _CHANGED = (
 )
 
 
+_NOT_LET_IN = (
+    'the device\'s sshd does not let the account "{account}" in with what was shown: does it trust '
+    "the gateway's authority (TrustedUserCAKeys) and is its clock right (a certificate is good for "
+    "five minutes), or does it have your key?"
+)
+
+
 class HostKeyPins(Protocol):
     """Where the host keys of devices are kept: `Devices` of the registry."""
 
@@ -94,11 +101,7 @@ async def log_in(
             timeout,
         )
     except asyncssh.PermissionDenied as exc:
-        raise SshdRefused(
-            f'the device\'s sshd does not let the account "{account}" in with what was shown: '
-            "does it trust the gateway's authority (TrustedUserCAKeys) and is its clock right "
-            "(a certificate is good for five minutes), or does it have your key?"
-        ) from exc
+        raise SshdRefused(_NOT_LET_IN.format(account=account)) from exc
     except asyncssh.HostKeyNotVerifiable as exc:
         raise SshdRefused(_CHANGED.format(id=device_id)) from exc
     except TimeoutError as exc:

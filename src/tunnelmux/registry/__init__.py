@@ -68,6 +68,7 @@ from tunnelmux.registry.people import (
 from tunnelmux.registry.recordings import Recorded, RecordedEnd, Recording, Recordings
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
+from tunnelmux.registry.ssh_rules import CertifiedUser, RecordingFailure, SshRules, TenantSsh
 from tunnelmux.registry.tenants import Tenant, Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
@@ -97,6 +98,7 @@ __all__ = [
     "AuditTrail",
     "BrowserSession",
     "BrowserSessions",
+    "CertifiedUser",
     "ChainCheck",
     "Change",
     "ChangeWatch",
@@ -139,6 +141,7 @@ __all__ = [
     "Recorded",
     "RecordedEnd",
     "Recording",
+    "RecordingFailure",
     "Recordings",
     "Registry",
     "Revocation",
@@ -156,8 +159,10 @@ __all__ = [
     "SshDevices",
     "SshKey",
     "SshKeys",
+    "SshRules",
     "Tenant",
     "TenantRegistry",
+    "TenantSsh",
     "Tenants",
     "TerminalApprovals",
     "TerminalRequest",

@@ -20,6 +20,7 @@ from tunnelmux.registry.pairing import InstallKeys, Joining, PairingRules, Pairi
 from tunnelmux.registry.people import Invitations, Members, Users
 from tunnelmux.registry.recordings import Recordings
 from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
+from tunnelmux.registry.ssh_rules import TenantSsh
 from tunnelmux.registry.tenants import Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequests
 from tunnelmux.registry.tokens import AccessTokens, ProvenToken
@@ -48,6 +49,7 @@ class TenantRegistry(abc.ABC):
     leases: Leases
     tickets: Tickets
     recordings: Recordings
+    ssh: TenantSsh
     visitor_rules: VisitorRules
     service_links: ServiceLinks
     audit: AuditTrail

@@ -7,11 +7,13 @@ import base64
 import binascii
 import hashlib
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
 from tunnelmux.config import Secret
 from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry.ssh_rules import CertifiedUser
 
 __all__ = ["PublicKey", "SshKey", "SshKeys", "Ticket", "Tickets", "parse_public_key"]
 
@@ -125,6 +127,12 @@ class SshKeys(abc.ABC):
     @abc.abstractmethod
     async def find(self, fingerprint: str) -> SshKey | None:
         """The key of this fingerprint, where its user is enabled."""
+
+    @abc.abstractmethod
+    async def certified(self, authority: str, principals: Sequence[str]) -> CertifiedUser | None:
+        """Whom a certificate is about, by its authority's fingerprint and its principals: the one
+        member with such an e-mail address of a tenant that trusts the authority. None where there
+        is none, or more than one."""
 
     @abc.abstractmethod
     async def used(self, key_id: str, address: str) -> None:

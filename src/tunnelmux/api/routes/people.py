@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Path, Request
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, StrictBool
 from starlette.responses import Response
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
@@ -32,6 +32,7 @@ Admin = Annotated[Principal, need(Role.ADMIN, "members")]
 
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
 RecordPath = Annotated[str, Path(max_length=64)]
+_KeyLine = Annotated[str, Field(max_length=12_000)]
 
 
 class Tenant(Record):
@@ -122,6 +123,54 @@ async def change_tenant(api: ApiDependency, principal: TenantOwner, change: Tena
     tenants = installation_for(api, principal).tenants
     return Tenant.model_validate(
         await tenants.change(principal.tenant_id, display_name=change.display_name)
+    )
+
+
+class TenantSsh(Record):
+    """What the tenant decides about its people's SSH sessions."""
+
+    record_input: bool
+    on_recording_failure: Literal["", "stop", "continue"]
+    user_authorities: list[str]
+
+
+class TenantSshChange(Input):
+    """What to change; the rest stays."""
+
+    record_input: StrictBool | None = Field(
+        default=None,
+        description="Whether recordings hold what people type, too: passwords are in it.",
+    )
+    on_recording_failure: Literal["", "stop", "continue"] | None = Field(
+        default=None,
+        description="Whether a session ends that cannot be recorded any more, or goes on; empty: "
+        "as the gateway is configured.",
+    )
+    user_authorities: Annotated[list[_KeyLine], Field(max_length=10)] | None = Field(
+        default=None,
+        description="Public keys of authorities: who has a certificate by one of them for the "
+        "e-mail address of a member is that member.",
+    )
+
+
+@tenant_routes.get("/ssh")
+async def get_tenant_ssh(api: ApiDependency, principal: TenantViewer) -> TenantSsh:
+    """The tenant's rules for SSH sessions."""
+    return TenantSsh.model_validate(await tenant_for(api, principal).ssh.find())
+
+
+@tenant_routes.patch("/ssh")
+async def change_tenant_ssh(
+    api: ApiDependency, principal: TenantOwner, change: TenantSshChange
+) -> TenantSsh:
+    """Change the rules for SSH sessions: they hold for those that begin. Sessions by certificates
+    of an authority that is taken out end."""
+    return TenantSsh.model_validate(
+        await tenant_for(api, principal).ssh.change(
+            record_input=change.record_input,
+            on_recording_failure=change.on_recording_failure,
+            user_authorities=change.user_authorities,
+        )
     )
 
 

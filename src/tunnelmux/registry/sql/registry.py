@@ -27,6 +27,7 @@ from tunnelmux.registry.sql.pairing import SqlInstallKeys, SqlPairings
 from tunnelmux.registry.sql.people import SqlInvitations, SqlMembers, SqlUsers
 from tunnelmux.registry.sql.recordings import SqlRecordings
 from tunnelmux.registry.sql.ssh_keys import SqlSshKeys, SqlTickets, TicketDesk
+from tunnelmux.registry.sql.ssh_rules import SqlTenantSsh
 from tunnelmux.registry.sql.tenants import SqlTenants
 from tunnelmux.registry.sql.terminals import SqlTerminalApprovals, SqlTerminalRequests
 from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
@@ -137,6 +138,7 @@ class SqlTenantRegistry(TenantRegistry):
         self.leases = SqlLeases(database, clock, tenant_id=tenant_id, actor=actor)
         self.tickets = SqlTickets(database, clock, tenant_id=tenant_id, actor=actor)
         self.recordings = SqlRecordings(database, clock, tenant_id=tenant_id, actor=actor)
+        self.ssh = SqlTenantSsh(database, clock, tenant_id=tenant_id, actor=actor)
         self.visitor_rules = SqlVisitorRules(database, clock, tenant_id=tenant_id, actor=actor)
         self.service_links = SqlServiceLinks(database, clock, tenant_id=tenant_id, actor=actor)
         self.audit = SqlAuditTrail(database, clock, tenant_id=tenant_id, actor=actor)

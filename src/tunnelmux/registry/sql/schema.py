@@ -105,6 +105,23 @@ tenants = Table(
     Column("audit_hash", Digest, nullable=False),
 )
 
+ssh_rules = Table(
+    "ssh_rules",
+    metadata,
+    Column("tenant_id", Id, ForeignKey("tenants.id"), primary_key=True),
+    _flag("record_input", default=False),
+    Column("on_recording_failure", sa.String(16), nullable=False, server_default=""),
+)
+
+ssh_authorities = Table(
+    "ssh_authorities",
+    metadata,
+    Column("tenant_id", Id, ForeignKey("tenants.id"), primary_key=True),
+    Column("fingerprint", sa.String(64), primary_key=True),
+    _text("line"),
+    Index(None, "fingerprint"),
+)
+
 host_labels = Table(
     "host_labels",
     metadata,

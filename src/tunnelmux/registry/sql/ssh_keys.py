@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -16,8 +17,10 @@ from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.devices import find_device
 from tunnelmux.registry.sql.leases import find_lease
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
+from tunnelmux.registry.sql.ssh_rules import certified_user
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
+from tunnelmux.registry.ssh_rules import CertifiedUser
 
 __all__ = ["SqlSshKeys", "SqlTickets", "TicketDesk"]
 
@@ -83,6 +86,12 @@ class SqlSshKeys(Repository, SshKeys):
             .where(_K.c.fingerprint == fingerprint, _U.c.enabled.is_(sa.true()))
         ).first()
         return _key(row) if row is not None else None
+
+    @reads
+    def certified(
+        self, tx: Transaction, authority: str, principals: Sequence[str]
+    ) -> CertifiedUser | None:
+        return certified_user(tx, authority, principals)
 
     @writes
     def used(self, tx: Transaction, key_id: str, address: str) -> None:
