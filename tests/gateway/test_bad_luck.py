@@ -18,7 +18,7 @@ from support.registries import Templates
 from tunnelmux.config import Secret
 from tunnelmux.registry import Lease, open_registry
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 OpenStage = Callable[..., AbstractAsyncContextManager[LeaseStage]]
 
@@ -101,6 +101,7 @@ async def test_all_are_killed_in_a_lease_and_it_ends_at_its_second(open_stage: O
                 await terminal.type("echo still he''re\n")
                 await trio.sleep(0.5)
             await terminal.expect("still here")
+            await trio.sleep((lease.ends - datetime.now(UTC)).total_seconds() - 1)
             await terminal.expect("your lease has ended")
             assert datetime.now(UTC) >= lease.ends - timedelta(seconds=1)
             assert await terminal.wait() != 0

@@ -18,7 +18,7 @@ from tunnelmux.config import Address
 
 __all__ = ["Daemon", "DaemonSet"]
 
-START_TIMEOUT = 30.0
+START_TIMEOUT = 90.0
 """Seconds for what takes well under one on an idle machine: tests run beside each other."""
 
 
