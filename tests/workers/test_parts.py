@@ -6,22 +6,26 @@ import os
 import socket
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import msgspec
 import pytest
 import trio
 import trio.testing
 
-from tunnelmux.config import ProxyConfig
+from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.workers import MOST_WORKERS, ProcessConfig
 from tunnelmux.errors import ConfigError
+from tunnelmux.limits import AuditLimits
+from tunnelmux.observability.audit_file import LineFile
 from tunnelmux.observability.sums import add_up
+from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.workers.events import SharedEvents
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply
-from tunnelmux.sessions import SessionEvent
+from tunnelmux.sessions import EventLog, MemoryStore, SessionEvent
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
 
@@ -238,3 +242,35 @@ def test_workers_and_nodes_do_not_go_together() -> None:
     ProxyConfig(cluster=cluster)
     with pytest.raises(InvalidSetting, match="do not go together"):
         ProxyConfig(cluster=cluster, proxy=ProcessConfig(workers=2))
+
+
+# -- files that processes share ------------------------------------------------------------------
+
+
+async def test_a_device_that_was_at_another_worker_is_waited_for(tmp_path: Path) -> None:
+    address = Address("127.0.0.1", 3800)
+    paths = [presence_path(tmp_path, address, name) for name in ("worker-1", "worker-2")]
+    own, other = (path for path in paths if path is not None)
+    seen = {"online": False, "last_seen": NOON, "reason": "it left"}
+    own.write_bytes(msgspec.json.encode({"devices": {"dev1": seen, "dev2": seen}}))
+    there = {"online": True, "last_seen": NOON}
+    other.write_bytes(msgspec.json.encode({"devices": {"dev1": there}}))
+    store = MemoryStore()
+    file = PresenceFile(own, store, EventLog(10), [other, tmp_path / "not-there.json"])
+    await file.load(lambda _device: True, 5.0)
+    known = store.presence()
+    assert (known["dev1"].online, known["dev2"].online) == (True, False)
+
+
+def test_processes_on_one_audit_file_rotate_it_once(tmp_path: Path) -> None:
+    path = tmp_path / "audit.jsonl"
+    limits = AuditLimits(max_bytes=100, keep=100)
+    files = [LineFile(path, limits), LineFile(path, limits)]
+    lines = [b"%039d\n" % number for number in range(20)]
+    for number, line in enumerate(lines):
+        files[number % 2].write(line)
+    for file in files:
+        file.close()
+    found = [one.read_bytes() for one in tmp_path.iterdir()]
+    assert sorted(b"".join(found).splitlines(keepends=True)) == lines
+    assert {len(one) for one in found} == {80}

@@ -76,9 +76,8 @@ RELOAD = "reload"
 DRAIN = "drain"
 """Parent tells: stop in order."""
 
-Way = Literal["hop", "internal", "visitors"]
-"""What a connection between two workers carries: streams to devices; one call of the internal API;
-visitors' descriptors."""
+Way = Literal["hop", "internal"]
+"""What a connection between two workers carries: streams to devices, or one internal call."""
 
 
 class Address(msgspec.Struct, frozen=True):
