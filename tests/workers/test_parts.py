@@ -18,13 +18,14 @@ from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.workers import MOST_WORKERS, ProcessConfig
-from tunnelmux.errors import ConfigError
-from tunnelmux.limits import AuditLimits
+from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.limits import AuditLimits, IngressLimits
 from tunnelmux.observability.audit_file import LineFile
 from tunnelmux.observability.sums import add_up
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.workers.events import SharedEvents
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply
+from tunnelmux.proxy.workers.siblings import Siblings
 from tunnelmux.sessions import EventLog, MemoryStore, SessionEvent
 
 NOON = datetime(2026, 11, 28, 12, tzinfo=UTC)
@@ -125,6 +126,37 @@ async def test_one_that_does_not_read_is_given_up() -> None:
         for _ in range(100):
             link.tell("news", b"x" * 1_000_000)
     await link.run()
+
+
+# -- the other workers ---------------------------------------------------------------------------
+
+
+async def test_one_that_ends_within_its_answer_is_no_bug() -> None:
+    head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+    class Parent:
+        async def reach(self, node: str, way: str) -> socket.socket:
+            assert (node, way) == ("worker-2", "internal")
+            ours, theirs = socket.socketpair()
+            theirs.sendall(head + b"3\r\none\r\n")
+            theirs.shutdown(socket.SHUT_WR)
+            ours.setblocking(False)
+            ends.append(theirs)
+            return ours
+
+        others = ("worker-2",)
+
+    ends: list[socket.socket] = []
+    siblings = Siblings(Parent(), IngressLimits())  # type: ignore[arg-type]
+    assert await siblings.ask_all(b"GET", b"/metrics") == []
+    found = []
+    with pytest.raises(ConnectError, match="worker-2 ended within its answer"):
+        async with siblings.stream("worker-2", b"/internal/requests") as content:
+            async for data in content:
+                found.append(data)  # noqa: PERF401  it ends with an error
+    assert found == [b"one"]
+    for end in ends:
+        end.close()
 
 
 # -- events -----------------------------------------------------------------------------------

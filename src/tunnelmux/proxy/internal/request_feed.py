@@ -114,7 +114,7 @@ class _Elsewhere:
     @staticmethod
     async def _pass_on(content: AsyncIterator[bytes], send: Send) -> None:
         rest = b""
-        with contextlib.suppress(UpstreamGone):
+        with contextlib.suppress(ConnectError):  # that worker has ended
             async for data in content:
                 *events, rest = (rest + data).split(b"\n\n")
                 # Not its comments and its advice: the reader gets those of this worker.

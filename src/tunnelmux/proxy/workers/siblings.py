@@ -10,6 +10,8 @@ import msgspec
 import trio
 
 from tunnelmux.errors import ConnectError, TunnelmuxError
+from tunnelmux.http import UpstreamGone
+from tunnelmux.http.body import BadBody
 from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
@@ -70,7 +72,7 @@ class Siblings:
                 await client.read_head()
             if waiting.cancelled_caught:
                 raise ConnectError(f"{name} gave no answer in time")
-            yield _content(client)
+            yield _content(client, name)
 
     async def device_of_token(self, token: str) -> str:
         """The device whose session has that token at another worker; empty where none has."""
@@ -103,13 +105,18 @@ class Siblings:
                 headers.append((b"Content-Length", b"%d" % len(body)))
             await client.send_request(method, target, headers, first=body, end=True)
             yield client
+        except BadBody as error:
+            raise ConnectError(f"{name} ended within its answer: {error}") from error
         finally:
             await abort(stream)
 
 
-async def _content(client: ClientConnection) -> AsyncIterator[bytes]:
+async def _content(client: ClientConnection, name: str) -> AsyncIterator[bytes]:
     is_over = False
     while not is_over:
-        data, is_over = await client.read_body()
+        try:
+            data, is_over = await client.read_body()
+        except (BadBody, UpstreamGone) as error:
+            raise ConnectError(f"{name} ended within its answer: {error}") from error
         if data:
             yield data
