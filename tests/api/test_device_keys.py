@@ -7,7 +7,7 @@ from typing import Any
 
 from support.apis import LiveApi, live_api
 from support.tenants import SSH_KEY, TEST, person
-from tunnelmux.registry import TenantRegistry
+from tunnelmux.registry import TenantRegistry, parse_public_key
 
 KIND, BLOB = SSH_KEY.split()[:2]
 PATH = "/api/devices/SN-7/ssh-keys"
@@ -72,7 +72,11 @@ async def test_an_install_key_or_an_operators_word_is_a_proof_too(tmp_path: Path
         secret = waiting.json()["secret"]
         assert (await post(api, path=path, key=key("B"), secret=secret)).status_code == 202
         (pairing,) = [p for p in (await tenant.pairings.page()).items if p.state == "open"]
+        # The operator compares this with what the device shows; no other key gets in by it.
+        assert pairing.fingerprint == f"SSH key {parse_public_key(key('B')).fingerprint}"
         await tenant.pairings.approve(pairing.id, name="scanner")
+        swapped = await post(api, path=path, key=key("A"), secret=secret)
+        assert (swapped.status_code, swapped.json()["code"]) == (409, "wrong_key")
         let_in = await post(api, path=path, key=key("B"), secret=secret)
         assert (let_in.status_code, let_in.json()["device"]) == (201, "scanner")
         by_operator = await post(api, token, key=key("C"))

@@ -14,7 +14,9 @@ from support.browser import BrowserPage, browser_page
 from support.consoles import Console, console
 from support.internal import Bench, running_bench
 from support.tenants import TEST
+from tunnelmux.config.access import AccessConfig, ServiceAccess
 from tunnelmux.http import RequestHead, ResponseHead
+from tunnelmux.registry import new_id
 
 EVIL = "<script>alert(1)</script>"
 
@@ -163,3 +165,48 @@ async def test_requests_arrive_in_a_browser(
             )
         ]
         assert errors == []
+
+
+@pytest.mark.slow
+async def test_who_may_reach_a_service_is_answered_with_the_rule(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with console(tmp_path) as here, with_a_proxy(here, monkeypatch) as bench:
+        viewer = await here.sign_in("eve", "viewer")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        device, _ = await registry.tenant(home.id, TEST).devices.add("dev1")
+        await here.sign_in(EVIL, "operator")
+        asked = f"/devices/{device.id}/access"
+        answer = await viewer.get(f"{here.api.base}/api{asked}/web/decision")
+        told = answer.json()
+        # This proxy knows dev1 from its own file, and only this machine reaches its ingress.
+        assert (told["allowed"], told["by"], told["until"]) == (True, "public", None)
+        assert told["rule"]["source"] == "default"
+        page = await here.page(viewer, f"{asked}?service=web&person={here.user_ids[EVIL]}")
+        assert "Yes: no rule is written for it, so it lets in everybody." in page
+        assert EVIL not in page
+        assert "&lt;script&gt;" in page
+        bench.gate.configure(
+            AccessConfig(
+                rules=[
+                    ServiceAccess(device="dev1", service="web", let_in=["login"], roles=["owner"])
+                ]
+            ),
+            is_local=True,
+        )
+        told = (await viewer.get(f"{here.api.base}/api{asked}/web/decision")).json()
+        assert (told["allowed"], told["rule"]["source"]) == (False, "proxy.toml")
+        assert told["rule"]["roles"] == ["owner"]
+        assert "signing in is of no use there" in told["reason"]  # a proxy without a registry
+        answer = await viewer.get(f"{here.api.base}/api{asked}/web/decision?user={new_id()}")
+        assert answer.status_code == 404
+        monkeypatch.setattr(here.api.running.api.proxies, "clients", no_proxies)
+        answer = await viewer.get(f"{here.api.base}/api{asked}/web/decision")
+        assert (answer.status_code, answer.json()["code"]) == (502, "proxy_away")
+        page = await here.page(viewer, f"{asked}?service=web")
+        assert "No proxy answers" in page
+
+
+async def no_proxies() -> list[object]:
+    return []

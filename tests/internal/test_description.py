@@ -74,4 +74,4 @@ async def test_it_does_what_its_description_says(tmp_path: Path, most: int) -> N
                 cwd=tmp_path,
             )
     assert done.returncode == 0, done.stdout.decode()[-8000:]
-    assert b"Tested: 16" in done.stdout
+    assert b"Tested: 17" in done.stdout

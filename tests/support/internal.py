@@ -18,6 +18,7 @@ from tunnelmux.config import Secret
 from tunnelmux.limits import IngressLimits, InternalLimits, Limits
 from tunnelmux.observability import AuditLog, AuditRecord
 from tunnelmux.observability.audit import RefusalSummary
+from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import InternalServer, InternalSettings
 from tunnelmux.proxy.internal.access import Access
@@ -116,9 +117,11 @@ class Bench:
             for name in DEVICES
         ]
         self.records = RecordList()
+        register = DeviceRegister(known)
+        self.gate = Gate(register, self.store)
         self.dispatcher = Dispatcher(
             self.store,
-            DeviceRegister(known),
+            register,
             audit=AuditLog([self.records]),
             limits=limits,
             http_limits=http_limits,
@@ -133,6 +136,7 @@ class Bench:
                 http_limits=http_limits,
             ),
         )
+        self.server.decisions.gate = self.gate
         self._nursery = nursery
         self.client = ProxyClient("http://127.0.0.1:3801", secret=secret, dial=self._dial)
 

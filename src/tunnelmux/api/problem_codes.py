@@ -78,6 +78,7 @@ CODES: dict[str, tuple[int, str]] = {
     "pairing_over": (409, "it was decided, used or has expired"),
     "pairing_unknown": (409, "no such request"),
     "pairing_used": (409, "the credential was fetched already: ask anew"),
+    "wrong_key": (409, "the request that was approved is for another SSH key"),
     "wrong_serial": (409, "the code or key is for another serial number"),
     "too_many_guesses": (429, "too many wrong codes came from your network or tenant"),
     "too_many_requests": (429, "too many devices wait to be let in"),

@@ -44,6 +44,7 @@ from tunnelmux.sessions import (
     SessionSummary,
     VisitSummary,
 )
+from tunnelmux.sessions.decisions import Decision
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
 from tunnelmux.transports.dialling import open_tcp
 from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
@@ -58,6 +59,7 @@ _MAX_ANSWER = 64 * 1024 * 1024
 # Bytes: a 16 MiB body in base64 with its fields, and room for proxies with a higher limit.
 
 _EXEC = "/internal/exec"
+_ACCESS = "/internal/access"
 _INSPECTIONS = "/internal/inspections"
 
 _EXEC_SLACK = 60.0
@@ -475,6 +477,13 @@ class ProxyClient:
             raise ConnectError(f"the event stream of {self._authority} was lost") from error
         finally:
             await abort(stream)
+
+    # -- who may come in ------------------------------------------------------------------------
+
+    async def decide_access(self, device: str, service: str, user: str, **more: str) -> Decision:
+        """Whether a person may reach a service now; `more` are `role`, `name` and `address`."""
+        query = urlencode({"device": device, "service": service, "user": user, **more})
+        return msgspec.json.decode(await self._call("GET", f"{_ACCESS}?{query}"), type=Decision)
 
     # -- inspections ----------------------------------------------------------------------------
 

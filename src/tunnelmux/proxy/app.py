@@ -141,6 +141,7 @@ class RunningProxy:
             lease_runs=self._lease_runs,
             counts=self.events.counts,
         )
+        self._internal.decisions.gate = self._gate
         self._tracing = tracing_from(config.otel, "tunnelmux-proxy")
         if self._tracing is not None:
             self._http.trace(self._tracing)

@@ -220,10 +220,11 @@ class Joining(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def poll(self, secret: Secret) -> Arrival | Pairing:
+    async def poll(self, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
         """What became of a request: still the pairing while it waits; the credential, once.
+        `fingerprint` is that of the key it is for, where there is one: that which was approved.
 
-        Raises RegistryRefused: `pairing_unknown`, `pairing_denied`, `pairing_expired`,
+        Raises RegistryRefused: `wrong_key`, `pairing_unknown`, `pairing_denied`, `pairing_expired`,
         `pairing_used`, `pairing_burnt`.
         """
 

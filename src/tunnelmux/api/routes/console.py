@@ -30,6 +30,7 @@ from tunnelmux.registry import DeviceFilter
 __all__ = [
     "PageRoute",
     "assets",
+    "condition_of_device",
     "frame_of",
     "has_role",
     "router",
@@ -168,7 +169,7 @@ async def device_list(
         "devices",
         "/devices",
         me,
-        devices=[(device, _condition(device)) for device in found.items],
+        devices=[(device, condition_of_device(device)) for device in found.items],
         counts=await _counts(api, principal, DeviceFilter(name=name, labels=pairs)),
         q=q,
         state=state,
@@ -185,7 +186,7 @@ async def device_page(
     """One device: how to reach it, who does, and what has become of it."""
     device = await devices.get_device(api, principal, device_id)
     me = await frame_of(request, api, principal)
-    condition = _condition(device)
+    condition = condition_of_device(device)
     visits = await live.list_visits(api, principal, device.id) if condition.mark == "online" else []
     sessions = (await devices.list_device_sessions(api, principal, device.id, limit=10)).items
     held = (await leases.list_leases(api, principal, device=device.id, limit=10)).items
@@ -196,6 +197,7 @@ async def device_page(
         me,
         device=device,
         condition=condition,
+        pages=await _page_urls(api, device),
         commands={name: _commands(api, device, name) for name in device.state.services},
         visits=visits,
         sessions=sessions,
@@ -334,7 +336,7 @@ async def _attention(api: Api, principal: Principal) -> list[tuple[Device, Condi
     seen: dict[str, tuple[Device, Condition]] = {}
     for state in ("disabled", "quarantine", "offline"):
         listed = await devices.list_devices(api, principal, **_STATES[state], limit=_LOOKED_AT)
-        seen |= {device.id: (device, _condition(device)) for device in listed.items}
+        seen |= {device.id: (device, condition_of_device(device)) for device in listed.items}
 
     def urgency(item: tuple[Device, Condition]) -> tuple[bool, float]:
         _, condition = item
@@ -344,7 +346,8 @@ async def _attention(api: Api, principal: Principal) -> list[tuple[Device, Condi
     return sorted(seen.values(), key=urgency)[:_SHOWN]
 
 
-def _condition(device: Device) -> Condition:
+def condition_of_device(device: Device) -> Condition:
+    """How a device is, for people."""
     state = device.state
     return condition_of(
         enabled=device.enabled,
@@ -379,6 +382,20 @@ def _commands(api: Api, device: Device, service: str) -> list[tuple[str, str]]:
             f'curl -H "Authorization: Bearer $TOKEN" {url}',
         ),
     ]
+
+
+async def _page_urls(api: Api, device: Device) -> dict[str, str]:
+    """Where a browser finds each service that may be a web page; none while no proxy says where
+    visitors come in."""
+    base = await api.visitors.visitors_url()
+    if base is None:
+        return {}
+    scheme, _, host = base.partition("://")
+    return {
+        name: f"{scheme}://{name}--{device.label}.{host}/"
+        for name in device.state.services
+        if name != "ssh"
+    }
 
 
 def _timeline(device: Device, sessions: list[DeviceSession]) -> list[dict[str, Any]]:

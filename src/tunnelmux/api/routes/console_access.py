@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -10,11 +11,12 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from markupsafe import Markup
 
 from tunnelmux.api.access import SCOPES, Principal, Role, need
-from tunnelmux.api.context import ApiDependency, MaybeSignedIn
-from tunnelmux.api.records import TEXT, After
+from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn, tenant_for
+from tunnelmux.api.records import TEXT, After, Pairing
 from tunnelmux.api.routes import audit, own, pairing, people
 from tunnelmux.api.routes.console import PageRoute, frame_of, has_role, show, stranger, waiting_for
-from tunnelmux.errors import RegistryRefused
+from tunnelmux.api.routes.leases import Lease
+from tunnelmux.errors import NoSuchRecord, RegistryRefused
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -32,7 +34,14 @@ async def inbox(request: Request, api: ApiDependency, principal: Operator) -> Re
     """Devices and leases that wait for a word."""
     me = await frame_of(request, api, principal)
     waiting = await waiting_for(api, principal)
-    return show("inbox", "/inbox", me, waiting=waiting, user_id=principal.user_id)
+    return show(
+        "inbox",
+        "/inbox",
+        me,
+        waiting=waiting,
+        names=await _names_of(api, principal, waiting),
+        user_id=principal.user_id,
+    )
 
 
 @router.get("/pair")
@@ -149,3 +158,16 @@ async def audit_page(
 
 def _roles_up_to(principal: Principal) -> list[str]:
     return [str(role) for role in Role if has_role(principal, role)]
+
+
+async def _names_of(
+    api: Api, principal: Principal, waiting: list[Pairing | Lease]
+) -> dict[str, str]:
+    """The names of the devices that leases are asked for, by id."""
+    known = tenant_for(api, principal).devices
+    wanted = {item.device_id for item in waiting if isinstance(item, Lease)}
+    names = {}
+    for device_id in wanted:
+        with contextlib.suppress(NoSuchRecord):  # it was removed just now
+            names[device_id] = (await known.find(device_id)).name
+    return names

@@ -34,6 +34,9 @@ _LONGEST_NAME = 40
 
 _DAY = 86_400.0
 
+KEY_SHOWN = "SSH key"
+"""How the fingerprint of a request begins that is for an SSH key, which an operator compares."""
+
 
 class NewDeviceKey(ExactInput):
     """A device's public key, and what proves that it may have one: exactly one of the four, or
@@ -130,6 +133,7 @@ async def _proven(
     """The tenant and the device that the proof is for, and a token where it made one."""
     joining, address = api.registry.joining, _address(request)
     name = new.name or _NOT_IN_NAMES.sub("-", serial.lower())[:_LONGEST_NAME].strip("-")
+    shown = f"{KEY_SHOWN} {parse_public_key(new.key).fingerprint}"
     if sum(proof is not None for proof in _proofs(new)) > 1:
         raise Refused(409, "invalid", "Give one of code, install_key, secret and token.")
     with codes_refused():
@@ -138,10 +142,14 @@ async def _proven(
             result = await joining.exchange(new.code, address=address, name=name, serial=serial)
         elif new.install_key is not None:
             result = await joining.install(
-                Secret(new.install_key), address=address, name=name, serial=serial
+                Secret(new.install_key),
+                address=address,
+                name=name,
+                serial=serial,
+                fingerprint=shown,
             )
         elif new.secret is not None:
-            result = await joining.poll(Secret(new.secret))
+            result = await joining.poll(Secret(new.secret), fingerprint=shown)
         elif new.token is not None:
             return await _by_token(api, serial, Secret(new.token))
         else:

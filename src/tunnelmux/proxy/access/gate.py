@@ -20,12 +20,14 @@ from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.decision import decide
 from tunnelmux.proxy.access.passwords import PasswordCheck, TooManyGuesses
 from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, basic_login
 from tunnelmux.proxy.access.rules import Rule, RuleBook
 from tunnelmux.proxy.access.sign_in import ASSERTION_LIFETIME, SignIn
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.sessions import DeviceStore
+from tunnelmux.sessions.decisions import Decision
 from tunnelmux.wire import ASSERTION_FIELD, EMAIL_FIELD, ROLES_FIELD, USER_FIELD, VISITOR_PATH
 
 if TYPE_CHECKING:
@@ -196,6 +198,14 @@ class Gate:
         if self.sign_in is not None and found.by_cookie and found.renew_at <= self._now():
             admitted.set_cookies = self.sign_in.renewed(found, device, service, asked)
         return admitted
+
+    def decide(
+        self, device: str, service: str | None, grant: Grant, sender: Sender | None = None
+    ) -> Decision:
+        """Whether the person of this grant may reach the service now, and by which rule: what
+        `admit` would do, for who asks about it."""
+        rule = self.rules.find(device, service)
+        return decide(rule, self.sign_in, grant, device, service, sender)
 
     def still_admits(self, found: Pass, device: str, service: str | None) -> bool:
         """Whether an admitted visit may go on after a change of rules or grants."""

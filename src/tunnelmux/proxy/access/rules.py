@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
 from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config.access import AccessConfig, AccessRule
@@ -10,7 +11,15 @@ from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.pump.field_names import field_kind
 
-__all__ = ["DEFAULT_TENANT", "OPEN", "Rule", "RuleBook", "check_identity_fields", "tenant_of"]
+__all__ = [
+    "DEFAULT_TENANT",
+    "OPEN",
+    "Place",
+    "Rule",
+    "RuleBook",
+    "check_identity_fields",
+    "tenant_of",
+]
 
 DEFAULT_TENANT = "default"
 """The tenant that is left out in host names."""
@@ -31,6 +40,20 @@ _PROOFS = {
 }
 
 
+Scope = Literal["service", "device", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a rule is written, and what it is about there."""
+
+    source: Literal["proxy.toml", "registry", "default"]
+    scope: Scope
+
+
+_NOWHERE = Place("default", "all")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Rule:
     """One rule in the form that the gate uses."""
@@ -48,9 +71,10 @@ class Rule:
     """Whether all visitors are admitted."""
     asks_for: frozenset[str]
     """The kinds of proof that count: `cookie`, `login`, `token`."""
+    place: Place
 
     @classmethod
-    def of(cls, said: AccessRule, tenant: str) -> Rule:
+    def of(cls, said: AccessRule, tenant: str, place: Place = _NOWHERE) -> Rule:
         """The rule from its configuration, for devices of this tenant."""
         ways = frozenset(said.let_in)
         addresses = AddressLists(said.allow_from, said.deny_from)
@@ -59,6 +83,7 @@ class Rule:
             tenant=tenant,
             ways=ways,
             addresses=addresses,
+            place=place,
             is_open="public" in ways and not addresses,
             asks_for=frozenset(_PROOFS[way] for way in ways if way in _PROOFS),
             users=dict(entry.split(":", 1) for entry in said.users),
@@ -110,7 +135,7 @@ class RuleBook:
         if rule is None:
             if len(self._known) >= _MOST_KNOWN:
                 self._known.clear()
-            rule = Rule.of(self._look(device, service), tenant_of(device))
+            rule = self._look(device, service)
             self._known[device, service] = rule
         return rule
 
@@ -129,18 +154,28 @@ class RuleBook:
             )
         return found
 
-    def _look(self, device: str, service: str | None) -> AccessRule:
-        named = self._rules.get((device, service)) or self._rules.get((device, None))
-        if named is not None:
-            return named
+    def _look(self, device: str, service: str | None) -> Rule:
+        tenant = tenant_of(device)
+        if (named := self._rules.get((device, service))) is not None:
+            scope: Scope = "service" if service is not None else "device"
+            return Rule.of(named, tenant, Place("proxy.toml", scope))
+        if (named := self._rules.get((device, None))) is not None:
+            return Rule.of(named, tenant, Place("proxy.toml", "device"))
         known = self._devices.find(device)
-        if known is None:
+        if known is not None and known.registration is not None:
+            rules = known.registration.rules
+            if service and service in rules:
+                return Rule.of(rules[service], tenant, Place("registry", "service"))
+            if "" in rules:
+                return Rule.of(rules[""], tenant, Place("registry", "device"))
+            return Rule.of(_BY_LOGIN, tenant)
+        if known is None and not self._default.let_in:
             # The same as for a known device, so that a visitor cannot find out which devices exist.
-            return self._default if self._default.let_in else _BY_LOGIN
-        if known.registration is None:
-            return self._default
-        rules = known.registration.rules
-        return rules.get(service or "") or rules.get("") or _BY_LOGIN
+            return Rule.of(_BY_LOGIN, tenant)
+        is_written = self._default.let_in and self._default is not OPEN
+        return Rule.of(
+            self._default, tenant, Place("proxy.toml", "all") if is_written else _NOWHERE
+        )
 
 
 def tenant_of(label: str) -> str:

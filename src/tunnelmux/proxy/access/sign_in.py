@@ -24,6 +24,7 @@ from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.access.decision import decide
 from tunnelmux.proxy.access.grants import Grants
 from tunnelmux.proxy.access.proofs import (
     Asked,
@@ -159,9 +160,25 @@ class SignIn:
         if (payload["d"], payload["s"]) != (device, service or ""):
             return None
         grant = self.grants.find("session", payload["g"])
-        if grant is None or self._lease_for(rule, grant, device, service, asked.sender):
+        if grant is None or self.lease_for(rule, grant, device, service, asked.sender):
             return None
-        return _denied(rule, grant)
+        return self.denied(rule, grant, device, service, asked.sender)
+
+    def denied(
+        self, rule: Rule, grant: Grant, device: str, service: str | None, sender: Sender
+    ) -> Refusal:
+        """What a person is told who has signed in and may not use the service: a member, by which
+        rule; all others no more than that."""
+        who = grant.email or grant.name or grant.user_id
+        message = f"You are signed in as {who}, who may not use this service."
+        if "lease" in rule.ways:
+            message = (
+                f"You are signed in as {who}, and have no lease of this service that runs now: "
+                "ask for one (`tunnelmux lease request`), or wait until it begins."
+            )
+        if rule.tenant in grant.roles:
+            message += f" {decide(rule, self, grant, device, service, sender).reason}"
+        return Refusal(403, "access-denied", message)
 
     def admits(self, rule: Rule, grant: Grant, device: str, lease_id: str = "") -> bool:
         """Whether this rule admits the holder of this grant, under the named lease if any."""
@@ -180,16 +197,18 @@ class SignIn:
         lease = self._leases.goes_on(lease_id, device) if self._leases is not None else None
         return lease is not None and AddressLists(lease.addresses).admit(sender.address)
 
-    def _lease_for(
-        self, rule: Rule, grant: Grant, device: str, service: str | None, sender: Sender
+    def lease_for(
+        self, rule: Rule, grant: Grant, device: str, service: str | None, sender: Sender | None
     ) -> Lease | None:
-        """The lease by which this person may use the service now: the one that ends last."""
+        """The lease by which this person may use the service now: the one that ends last. Without
+        a sender, from an address that it is good for."""
         if self._leases is None or "lease" not in rule.ways or rule.tenant not in grant.roles:
             return None
         found = [
             lease
             for lease in self._leases.running_for(grant.user_id, device)
-            if service in lease.services and AddressLists(lease.addresses).admit(sender.address)
+            if service in lease.services
+            and (sender is None or AddressLists(lease.addresses).admit(sender.address))
         ]
         return max(found, key=lambda lease: lease.ends, default=None)
 
@@ -311,9 +330,9 @@ class SignIn:
             raise _refused("The session has ended")
         lease_id = ""
         if not self.admits(rule, grant, device):
-            lease = self._lease_for(rule, grant, device, service, asked.sender)
+            lease = self.lease_for(rule, grant, device, service, asked.sender)
             if lease is None:
-                raise Refused(_denied(rule, grant))
+                raise Refused(self.denied(rule, grant, device, service, asked.sender))
             await self._use_lease(lease, service, asked)
             lease_id = lease.id
         more = {"lease": lease_id} if lease_id else {}
@@ -444,18 +463,6 @@ def _identity(rule: Rule, grant: Grant) -> Identity:
         return Identity("link", grant.name)
     roles = (grant.roles[rule.tenant],)
     return Identity("person", grant.user_id, grant.email, roles, grant.name)
-
-
-def _denied(rule: Rule, grant: Grant) -> Refusal:
-    """The text for a person who is signed in and may not use the service."""
-    who = grant.email or grant.name or grant.user_id
-    message = f"You are signed in as {who}, who may not use this service."
-    if "lease" in rule.ways:
-        message = (
-            f"You are signed in as {who}, and have no lease of this service that runs now: "
-            "ask for one (`tunnelmux lease request`), or wait until it begins."
-        )
-    return Refusal(403, "access-denied", message)
 
 
 def _named(secure: bytes, plain: bytes, sender: Sender) -> tuple[bytes, str]:

@@ -26,6 +26,7 @@ from tunnelmux.proxy.internal.inspections import (
     InspectionRequest,
 )
 from tunnelmux.proxy.internal.queries import (
+    AccessQuery,
     RequestsQuery,
     SessionsQuery,
     TrafficQuery,
@@ -35,6 +36,7 @@ from tunnelmux.proxy.internal.queries import (
 )
 from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 from tunnelmux.sessions import RequestSeen
+from tunnelmux.sessions.decisions import DecidingRule, Decision
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
 from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD
 
@@ -53,6 +55,8 @@ _SCHEMAS: dict[str, Any] = msgspec.json.schema_components(
         TrafficList,
         VisitList,
         RequestSeen,
+        Decision,
+        DecidingRule,
         Inspection,
         InspectionRequest,
         InspectionList,
@@ -215,6 +219,14 @@ _DETAILS: dict[str, dict[str, Any]] = {
         "summary": "All live visits, oldest first",
         "parameters": describe_query(VisitsQuery),
         "responses": {"200": _json("VisitList", "The live visits."), **_errors("INVALID_REQUEST")},
+    },
+    "/internal/access": {
+        "summary": "Whether a person may reach a service now, and by which rule",
+        "parameters": describe_query(AccessQuery),
+        "responses": {
+            "200": _json("Decision", "What the gate of visitors would do."),
+            **_errors("INVALID_REQUEST"),
+        },
     },
     "/internal/traffic": {
         "summary": "The devices with the most traffic since they connected, and the others' sum",

@@ -11,6 +11,7 @@ from msgspec import Meta
 from tunnelmux.proxy.internal.answers import ApiError
 
 __all__ = [
+    "AccessQuery",
     "RequestsQuery",
     "SessionsQuery",
     "TrafficQuery",
@@ -19,6 +20,23 @@ __all__ = [
     "describe_query",
     "read_query",
 ]
+
+
+class AccessQuery(msgspec.Struct, frozen=True):
+    """Of GET /internal/access."""
+
+    device: Annotated[str, Meta(min_length=1, max_length=128, description="Its label.")]
+    user: Annotated[
+        str, Meta(min_length=1, max_length=64, description="The id of the person in the registry.")
+    ]
+    service: Annotated[str, Meta(max_length=64, description="Its name; empty: the default.")] = ""
+    role: Annotated[
+        str, Meta(max_length=16, description="Their role in the device's tenant; empty: none.")
+    ] = ""
+    name: Annotated[str, Meta(max_length=400, description="What the answer calls them.")] = ""
+    address: Annotated[
+        str, Meta(max_length=64, description="Where they come from; empty: from a good address.")
+    ] = ""
 
 
 class SessionsQuery(msgspec.Struct, frozen=True):
@@ -64,7 +82,15 @@ class RequestsQuery(msgspec.Struct, frozen=True):
     ] = ""
 
 
-_Query = TypeVar("_Query", RequestsQuery, SessionsQuery, TrafficQuery, VisitsQuery, WebSocketQuery)
+_Query = TypeVar(
+    "_Query",
+    AccessQuery,
+    RequestsQuery,
+    SessionsQuery,
+    TrafficQuery,
+    VisitsQuery,
+    WebSocketQuery,
+)
 
 
 def read_query(query: Mapping[str, str], cls: type[_Query]) -> _Query:
@@ -81,5 +107,8 @@ def describe_query(cls: type[msgspec.Struct]) -> list[dict[str, Any]]:
     parameters = []
     for name, described in schema["properties"].items():
         text = described.pop("description")
-        parameters.append({"name": name, "in": "query", "schema": described, "description": text})
+        needed = {"required": True} if name in schema.get("required", ()) else {}
+        parameters.append(
+            {"name": name, "in": "query", **needed, "schema": described, "description": text}
+        )
     return parameters

@@ -19,6 +19,7 @@ from tunnelmux.proxy.internal.access import Access
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.bodies import Closed, Session, SessionList, Status
 from tunnelmux.proxy.internal.body import read_whole_body
+from tunnelmux.proxy.internal.decisions import DecisionCalls
 from tunnelmux.proxy.internal.device_traffic import TrafficCalls
 from tunnelmux.proxy.internal.events import EventStreamer
 from tunnelmux.proxy.internal.exec import CommandCalls
@@ -93,6 +94,8 @@ class InternalServer:
         lease_runs: LeaseRuns = no_leases,
         counts: Mapping[str, int] | None = None,
     ) -> None:
+        self.decisions = DecisionCalls()
+        """Answers who may come in, once it has the gate of visitors."""
         self.others: Others | None = None
         """The other workers, whose part of an answer is asked for."""
         self._lease_runs = lease_runs
@@ -146,6 +149,7 @@ class InternalServer:
                 gather=gathering.sessions,
             ),
             Route("GET", "/internal/traffic", answer=traffic.list, gather=gathering.traffic),
+            Route("GET", "/internal/access", answer=self.decisions.decide),
             Route("GET", "/internal/visits", answer=visits.list, gather=gathering.visits),
             Route("POST", "/internal/visits/{id}/close", answer=visits.close, gather=holder),
             Route("GET", "/internal/events", stream=self._events.serve),

@@ -145,12 +145,15 @@ class SqlJoining(Repository, Joining):
             _give_way(tx, waiting, address)
 
     @writes
-    def poll(self, tx: Transaction, secret: Secret) -> Arrival | Pairing:
+    def poll(self, tx: Transaction, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
         row = tx.execute(
             sa.select(_P).where(_P.c.poll_digest == digest_of(secret)).with_for_update()
         ).first()
         if row is None:
             raise RegistryRefused("there is no such request", code="pairing_unknown")
+        if fingerprint and row.fingerprint != fingerprint:
+            message = "an operator was asked about another key: ask with the one from then"
+            raise RegistryRefused(message, code="wrong_key")
         pairing = as_pairing(tx, row)
         if pairing.state == "open":
             return pairing

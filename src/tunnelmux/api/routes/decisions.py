@@ -1,0 +1,145 @@
+"""May this person reach that service now? As JSON, and as a page of the console.
+
+The proxy answers that would let them in, since the rules of its proxy.toml count too.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from pydantic import BaseModel
+
+from tunnelmux.api.access import AccessRoute, Principal, Role, need
+from tunnelmux.api.context import Api, ApiDependency, tenant_for
+from tunnelmux.api.problems import Refused
+from tunnelmux.api.records import RecordId
+from tunnelmux.api.routes import people
+from tunnelmux.api.routes.console import PageRoute, condition_of_device, frame_of, show
+from tunnelmux.api.routes.devices import DeviceId, get_device
+from tunnelmux.api.routes.visitors import ServiceName, list_rules
+from tunnelmux.backend import ApiCallFailed
+from tunnelmux.errors import ConnectError, NoSuchRecord
+from tunnelmux.registry import Device
+
+router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["visitors"])
+pages = APIRouter(route_class=PageRoute, include_in_schema=False)
+
+Viewer = Annotated[Principal, need(Role.VIEWER, "access")]
+Address = Annotated[str, Query(max_length=64, pattern=r"^[0-9A-Fa-f:.]*$")]
+
+_PEOPLE = 200
+# Members to choose from on the page, as many as the page about people has.
+
+
+class DecidingRule(BaseModel):
+    """The rule that decides."""
+
+    source: Literal["proxy.toml", "registry", "default"]
+    scope: Literal["service", "device", "all"]
+    let_in: list[str]
+    roles: list[str]
+    people: list[str]
+    allow_from: list[str]
+    deny_from: list[str]
+
+
+class Decision(BaseModel):
+    """Whether a person may reach a service now by HTTP, why, and until when."""
+
+    device_id: str
+    device: str
+    service: str
+    user_id: str
+    allowed: bool
+    by: Literal["public", "login", "lease", ""]
+    until: datetime | None
+    """When it ends by itself; null where only a change of rule or role ends it."""
+    lease: str
+    rule: DecidingRule
+    reason: str
+
+
+@router.get("/{device_id}/access/{service}/decision")
+async def decide(
+    api: ApiDependency,
+    principal: Viewer,
+    device_id: DeviceId,
+    service: ServiceName,
+    user: Annotated[RecordId | None, Query(description="Whose; yours, if left out.")] = None,
+    address: Address = "",
+) -> Decision:
+    """Whether a member may reach a service of a device now, by which rule, and until when."""
+    tenant = tenant_for(api, principal)
+    device = await tenant.devices.find(device_id)
+    person = user or principal.user_id
+    role = await tenant.members.role_of(person)
+    if role is None:
+        raise NoSuchRecord("member", person)
+    known = await api.installation.users.find(person)
+    found = await _ask(
+        api, device, service, person, role=role, name=known.email or known.name, address=address
+    )
+    return Decision.model_validate(
+        {**found, "device_id": device.id, "device": device.name, "user_id": person}
+    )
+
+
+async def _ask(api: Api, device: Device, service: str, user: str, **more: str) -> dict[str, object]:
+    """What the proxy says that has the device, or else the first that answers."""
+    holders = [found.client for found in (await api.proxies.survey(device.label)).sessions]
+    for client in (*holders, *(await api.proxies.clients())):
+        try:
+            found = await client.decide_access(device.label, service, user, **more)
+        except (ConnectError, ApiCallFailed):
+            continue
+        rule = found.rule
+        return {
+            "service": found.service,
+            "allowed": found.allowed,
+            "by": found.by,
+            "until": found.until,
+            "lease": found.lease,
+            "reason": found.reason,
+            "rule": {name: getattr(rule, name) for name in rule.__struct_fields__},
+        }
+    message = "No proxy answers, and it is a proxy that decides: start one with [internal]."
+    raise Refused(502, "proxy_away", message)
+
+
+@pages.get("/devices/{device_id}/access")
+async def access_page(
+    request: Request,
+    api: ApiDependency,
+    principal: Viewer,
+    device_id: DeviceId,
+    service: Annotated[str, Query(max_length=63)] = "",
+    person: Annotated[str, Query(max_length=64)] = "",
+    address: Address = "",
+) -> Response:
+    """Who may reach a device's services: its rules, and the answer about one person."""
+    device = await get_device(api, principal, device_id)
+    me = await frame_of(request, api, principal)
+    decision, problem = None, ""
+    if service:
+        try:
+            decision = await decide(api, principal, device.id, service, person or None, address)
+        except Refused as exc:
+            problem = exc.detail
+    return show(
+        "access",
+        "/devices",
+        me,
+        device=device,
+        condition=condition_of_device(device),
+        people=(await people.list_members(api, principal, limit=_PEOPLE)).items,
+        rules=await list_rules(api, principal, device.id),
+        decision=decision,
+        problem=problem,
+        said={
+            "service": service or next(iter(device.state.services), ""),
+            "person": person or principal.user_id,
+            "address": address,
+        },
+    )
