@@ -50,10 +50,9 @@ def run_worker(start: WorkerStart, load: _Load, state_dir: Path | None) -> int:
     configure_logs(config.log.level, config.log.format)
     name_process(worker=start.name)
     running = _WorkerProcess(start, config, load, state_dir)
-    manager = ServiceManager({})  # the parent tells it
-    run = partial(run_until_signalled, running.run, grace=config.drain.grace, manager=manager)
+    silent, grace = ServiceManager({}), config.drain.grace  # the parent tells the service manager
     try:
-        return trio.run(run)
+        return trio.run(partial(run_until_signalled, running.run, grace=grace, manager=silent))
     except* _NotBegun:
         pass
     return EXIT_CUT_SHORT

@@ -36,5 +36,5 @@ def run_parent(config: ProxyConfig, load: Callable[[Callable[[str], None]], Prox
         changed, config = changes_between(config, new), new
         return told_of_reload(changed, report)
 
-    run = partial(run_until_signalled, parent.run, grace=config.drain.grace, reload=reload)
-    return trio.run(run)
+    grace = config.drain.grace
+    return trio.run(partial(run_until_signalled, parent.run, grace=grace, reload=reload))
