@@ -11,6 +11,7 @@ import pytest
 import trio
 
 from support.apis import LiveApi, live_api
+from support.own_thread import replace_here
 from support.tenants import person
 from tunnelmux.config.api import ApiLimits
 
@@ -131,7 +132,7 @@ async def test_who_takes_all_descriptors_does_not_stop_the_server(
         return accept(listener)
 
     async with live_api(tmp_path) as api:
-        monkeypatch.setattr(socket.socket, "accept", failing)
+        replace_here(monkeypatch, socket.socket, "accept", failing)
         assert (await api.call("GET", "/api/auth/me")).status_code == 401
         assert failures == []
 

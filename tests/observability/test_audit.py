@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from support.own_thread import replace_here
 from tunnelmux.errors import ConfigError
 from tunnelmux.limits import AuditLimits
 from tunnelmux.observability import AuditLog, AuditRecord, configure_logs
@@ -188,7 +189,7 @@ def test_a_record_that_cannot_be_written_is_in_the_log(
     log = open_log(file)
     write = os.write
     with monkeypatch.context() as full:
-        full.setattr(os, "write", lambda descriptor, data: write(descriptor, bytes(data)[:20]))
+        replace_here(full, os, "write", lambda to, data: write(to, bytes(data)[:20]))
         log.record(record(1))
     assert log.failures == 1
     problem, fallback = (json.loads(line) for line in capfd.readouterr().err.splitlines())

@@ -141,7 +141,7 @@ def test_a_person_with_the_code_logs_in_without_a_key_of_their_own(device: Insta
     assert b"ssh -i" in done.stdout
     assert file.stat().st_mode & 0o777 == 0o600
     again = device.run("assist", "ssh", *words, "--code", code[1], "--key-file", str(file))
-    assert b"is there already" in again.stderr
+    assert b"already exists" in again.stderr
     leases = {one["id"]: one for one in device.json("lease", "ls")}
     assert leases[lease[1]]["sealed"]
     on_device(device, "stop", lease[1])

@@ -13,6 +13,7 @@ import structlog
 import trio
 import trio.testing
 
+from support.own_thread import replace_here
 from support.sessions import session_pair
 from tunnelmux.config import Address
 from tunnelmux.http.refusal import Refused
@@ -59,7 +60,7 @@ def _without_threads(monkeypatch: pytest.MonkeyPatch) -> None:
         await trio.lowlevel.checkpoint()
         return function(*arguments)
 
-    monkeypatch.setattr(trio.to_thread, "run_sync", run_sync)
+    replace_here(monkeypatch, trio.to_thread, "run_sync", run_sync)
 
 
 def put(path: Path, content: bytes) -> None:

@@ -9,6 +9,7 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
+from support.own_thread import replace_here
 from support.ssh_client import Asker
 from support.sshd import SshServer, running_sshd
 from tunnelmux.commands import CommandResult
@@ -187,7 +188,7 @@ async def test_a_name_in_other_letters_is_pinned_as_dns_has_it(
         return await open_tcp_stream("127.0.0.1", port)
 
     open_tcp_stream = trio.open_tcp_stream
-    monkeypatch.setattr(trio, "open_tcp_stream", here)
+    replace_here(monkeypatch, trio, "open_tcp_stream", here)
     store = tmp_path / "pinned"
     for host in ("b\u00fccher.example", "B\u00dcCHER.example", "xn--bcher-kva.example"):
         result = await run(HostKeys("tofu", store=store), sshd, host=host)

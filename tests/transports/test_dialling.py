@@ -17,6 +17,7 @@ import trustme
 
 from support.fake_proxy import FakeProxy, No, fake_proxy
 from support.http_proxy import connect_proxy
+from support.own_thread import replace_here
 from tunnelmux.config import Secret
 from tunnelmux.config.http_proxy import HttpProxy
 from tunnelmux.endpoints import dial
@@ -46,7 +47,7 @@ def resolve(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
                 found += await real(address, port, *rest, **options)
             return found
 
-        monkeypatch.setattr(trio.socket, "getaddrinfo", getaddrinfo)
+        replace_here(monkeypatch, trio.socket, "getaddrinfo", getaddrinfo)
 
     return table
 

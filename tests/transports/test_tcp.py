@@ -6,6 +6,7 @@ import pytest
 import structlog
 import trio
 
+from support.own_thread import replace_here
 from support.streams import socket_pair
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.transports import bound_addresses, open_listeners, open_tcp, serve_connections
@@ -27,7 +28,7 @@ async def test_a_name_that_does_not_resolve_is_said_to(monkeypatch: pytest.Monke
     async def resolve(*args: object, **kwargs: object) -> None:
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
-    monkeypatch.setattr(trio.socket, "getaddrinfo", resolve)
+    replace_here(monkeypatch, trio.socket, "getaddrinfo", resolve)
     with pytest.raises(ConnectError, match="the name does not resolve"):
         await open_tcp("proxy.invalid", 3800)
 
@@ -38,7 +39,7 @@ async def test_an_address_that_does_not_answer_is_given_up(
     async def hang(*args: object, **kwargs: object) -> None:
         await trio.sleep_forever()
 
-    monkeypatch.setattr(trio.socket, "getaddrinfo", hang)
+    replace_here(monkeypatch, trio.socket, "getaddrinfo", hang)
     with pytest.raises(ConnectError, match="within 3 s; check the address"):
         await open_tcp("192.0.2.1", 3800, timeout=3)
     assert trio.current_time() == pytest.approx(3.0)

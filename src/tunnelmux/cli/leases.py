@@ -457,7 +457,7 @@ def _write_key(file: Path, private: str) -> None:
     try:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
-        raise ConfigError(f"{file} is there already: name another, or remove it") from None
+        raise ConfigError(f"{file} already exists: name another file, or remove it") from None
     except OSError as error:
         raise ConfigError(f"{file} cannot be written: {error.strerror}") from error
     with os.fdopen(descriptor, "w", encoding="ascii") as opened:
