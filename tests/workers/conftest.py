@@ -3,28 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
-from pathlib import Path
 
 import pytest
-import trio
 
 from support.daemons import DaemonSet
 from support.origin import Origin, serving
 from support.workers import Workers
 from tunnelmux.config import Address
-
-
-@pytest.fixture
-async def daemons(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
-) -> AsyncIterator[DaemonSet]:
-    async with trio.open_nursery() as nursery:
-        started = DaemonSet(tmp_path, nursery, tmp_path_factory.getbasetemp() / "bytecode")
-        try:
-            yield started
-        finally:
-            await started.finish()
-    started.check()
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ class Authority:
     async def person_of_certificate(
         self, authority: str, principals: Sequence[str]
     ) -> Person | None:
-        """Whom a certificate by the authority of this fingerprint is about, in the tenant that
+        """The member whom a certificate by this authority names, in the tenant that
         trusts it; None where there is no such member, or more than one. Raises RegistryError."""
         found = await self._installation.ssh_keys.certified(authority, principals)
         if found is None:

@@ -26,7 +26,7 @@ class SshRules:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CertifiedUser:
-    """Whom a certificate is about, in the one tenant that trusts its authority."""
+    """The member that a certificate names, in the one tenant that trusts its authority."""
 
     tenant_id: str
     user_id: str

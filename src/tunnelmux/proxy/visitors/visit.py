@@ -115,7 +115,7 @@ class Visit(VisitEntry):
 
     @property
     def asked_by(self) -> str:
-        """Who makes its last request: the visitor, or whom trusted proxies name in its place."""
+        """The address of its last request: the visitor's, or the one that trusted proxies name."""
         return self.visitor
 
     @property
