@@ -198,6 +198,17 @@ class IngressLimits:
     """Streams of each device that visitors leave free, but no more than an eighth of max_streams:
     with all others taken, the back end, commands and the agent's own API still get through."""
 
+    max_measurements: int = 4
+    """Agents that measure their way at once (`tunnelmux doctor --agent`), each device once; one
+    more gets 503. Each may take as much of the line as it can for some seconds."""
+
+    measurement_bytes: int = 4_194_304
+    """Each way, of one measurement: 4 MiB show what a line of 100 Mbit/s does within half a second,
+    and are little on one that is paid for by volume."""
+
+    measurement_time: float = 2.0
+    """Each way, of one measurement. TCP is at its full rate by then over any way on Earth."""
+
     body_stall: float = 60.0
     """How long the body of a request may move no byte; then 408, and its stream is free. What
     common reverse proxies allow between two reads; an upload that lives is never that quiet."""

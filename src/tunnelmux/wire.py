@@ -28,6 +28,7 @@ __all__ = [
     "LEASE_FIELD",
     "LOGS_PATH",
     "LONGEST_TIMEOUT",
+    "MEASURE_PATH",
     "MOST_SERVICES",
     "PROVED",
     "PROVE_FIELD",
@@ -56,6 +57,11 @@ __all__ = [
 
 TUNNEL_PATH = "/tunnel/connect"
 """Where agents connect, unless proxy.toml says otherwise."""
+
+MEASURE_PATH = "/measure"
+"""Behind the path where agents connect: the way to the proxy is measured, and no session begins. A
+path of its own, because a proxy that does not know it answers 404; one that did not know a field
+would take the handshake for the agent's, and end the session of the agent that runs."""
 
 AGENT_AUTHORITY = b"agent.tunnelmux"
 """The authority of requests for the agent itself. Only the absolute-form counts: a Host field is

@@ -15,12 +15,17 @@ import pytest
 import trio
 import trustme
 
+import tunnelmux
 from support.http_proxy import connect_proxy
 from support.installation import Installation
 from support.origin import serving
+from tunnelmux.agent.link import ProxyLink
 from tunnelmux.cli.doctor.findings import Finding
 from tunnelmux.cli.doctor.server import Probe, Server
+from tunnelmux.cli.doctor.throughput import check_throughput
+from tunnelmux.config import Device, ProxyEndpoint, Secret
 from tunnelmux.config.http_proxy import parse_http_proxy
+from tunnelmux.config.join import JoinInvitation, encode_join
 from tunnelmux.transports import client_context
 
 Answer = Callable[[bytes], bytes]
@@ -181,6 +186,80 @@ async def test_what_speaks_no_http() -> None:
         seen = await found(probe(port))
     assert seen["server"].outcome == "bad"
     assert "no HTTP answer" in seen["server"].said
+
+
+# -- what a device is told of its token and its throughput ----------------------------------------
+
+
+def link_to(port: int) -> ProxyLink:
+    url = f"ws://127.0.0.1:{port}/tunnel/connect"
+    return ProxyLink(ProxyEndpoint(url=url, token=Secret("of-dev1")), Device(name="dev1"))
+
+
+@pytest.mark.parametrize(
+    ("answer", "check", "outcome", "said", "fix"),
+    [
+        (
+            http("401 Unauthorized", "Tunnelmux-Reason: unauthorized"),
+            *("token", "bad", "401 Unauthorized", "proxy.token in the agent's configuration"),
+        ),
+        (
+            http("403 Forbidden", "Tunnelmux-Reason: device-disabled"),
+            *("token", "bad", "403 Forbidden", "give the device one that the proxy knows"),
+        ),
+        (
+            http("404 Not Found", "Tunnelmux-Reason: bad-request"),
+            *("throughput", "unknown", "the proxy is older than this program", ""),
+        ),
+        (
+            http("503 Service Unavailable", "Tunnelmux-Reason: device-busy"),
+            *("throughput", "unknown", "not measured: ", ""),
+        ),
+        (
+            b"SSH-2.0-OpenSSH_9.2\r\n",
+            "throughput",
+            "bad",
+            "closed the connection without",
+            "way out",
+        ),
+    ],
+    ids=["unknown", "disabled", "older", "busy", "cut"],
+)
+async def test_a_way_that_cannot_be_measured(
+    answer: bytes, check: str, outcome: str, said: str, fix: str
+) -> None:
+    async with server(lambda _head: answer) as port:
+        (seen,) = await check_throughput(link_to(port), 20)
+    assert (seen.check, seen.outcome) == (check, outcome)
+    assert said in seen.said
+    assert fix in seen.fix
+
+
+async def test_what_is_no_measurement_breaks_off(nursery: trio.Nursery) -> None:
+    async def echo(session: tunnelmux.Session) -> None:
+        async for stream in session:
+            await stream.send_all(b"hello\n")
+
+    url = "ws://127.0.0.1:0/tunnel/connect/measure"
+    [(_, port)] = await nursery.start(tunnelmux.serve, echo, url)
+    (seen,) = await check_throughput(link_to(port), 20)
+    assert (seen.check, seen.outcome) == ("throughput", "bad")
+    assert "the answer of the proxy cannot be read" in seen.said
+
+
+async def test_a_join_line_is_not_used_up(tmp_path: Path) -> None:
+    line = encode_join(
+        JoinInvitation(
+            url="wss://127.0.0.1:9/tunnel/connect", token=Secret("once"), pin="sha256:" + "0" * 64
+        )
+    )
+    endpoint = ProxyEndpoint(join=Secret(line))
+    (seen,) = await check_throughput(
+        ProxyLink(endpoint, Device(name="dev1", state_dir=tmp_path / "state")), 20
+    )
+    assert (seen.check, seen.outcome) == ("token", "unknown")
+    assert "start the agent" in seen.fix
+    assert not (tmp_path / "state").exists()
 
 
 def as_findings(text: bytes) -> dict[str, Finding]:

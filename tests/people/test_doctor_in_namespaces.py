@@ -233,7 +233,18 @@ def test_all_is_well(machine: Machine) -> None:
     assert human["account"]["said"] == "ada@example.com, owner"
     assert "TLSv1.3, certificate good for 89 d" in device["TLS"]["said"]
     assert device["service"]["said"] == "web at 127.0.0.1:3721 answers"
-    assert human["throughput"]["outcome"] == "good"
+    assert human["throughput"]["outcome"] == device["throughput"]["outcome"] == "good"
+    rate = r"[\d.]+ [KMG]iB/s"
+    time = r"(less than 1 s|\d+ (s|min))"
+    assert re.fullmatch(
+        rf"at least {rate} from there \(.*\): 10 MiB take {time}", human["throughput"]["said"]
+    )
+    assert re.fullmatch(
+        rf"{rate} to the proxy, {rate} from it: 10 MiB take {time} to a visitor and {time} to this "
+        "device",
+        device["throughput"]["said"],
+    )
+    assert device["token"]["said"] == "the proxy knows this device"
     assert list(human)[-1] == list(device)[-1] == "descriptors"
 
 
@@ -314,10 +325,12 @@ def test_a_way_that_is_long_or_thin(machine: Machine) -> None:
         assert faults(found) == {}
         assert found["round trip"]["outcome"] == "warning"
         assert "a shell will feel slow" in found["round trip"]["fix"]
-    human, _ = told(thin[0]), told(thin[1])
-    assert faults(human) == {}
-    assert human["throughput"]["outcome"] == "warning"
-    assert re.match(r"[\d.]+ (KiB|B)/s from there", human["throughput"]["said"])
+    for found, says in zip(map(told, thin), ("from there", "to the proxy"), strict=True):
+        assert faults(found) == {}
+        assert found["throughput"]["outcome"] == "warning"
+        assert re.match(rf"(at least )?[\d.]+ (KiB|B)/s {says}", found["throughput"]["said"])
+        assert re.search(r"10 MiB take \d+ (min|h)", found["throughput"]["said"])
+        assert "see what else uses this line" in found["throughput"]["fix"]
 
 
 def test_few_descriptors(machine: Machine) -> None:

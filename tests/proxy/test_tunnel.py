@@ -15,6 +15,7 @@ from structlog.testing import capture_logs
 from support.agents import TunnelBench, gone, known
 from support.streams import next_bytes
 from tunnelmux.errors import ConnectRefused
+from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.tunnel import TunnelSettings
 
@@ -194,7 +195,9 @@ async def test_a_stream_that_an_agent_opens_is_reset(nursery: trio.Nursery) -> N
 async def test_a_slow_handshake_is_cut(
     nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
 ) -> None:
-    bench = TunnelBench(nursery, settings=TunnelSettings(handshake_timeout=10.0))
+    bench = TunnelBench(
+        nursery, settings=TunnelSettings(ingress=IngressLimits(handshake_timeout=10.0))
+    )
     with capture_logs() as logs:
         slow = await bench.connect_raw()
         started = trio.current_time()

@@ -86,6 +86,13 @@ REACHED_BY = {
     "reserved_streams": (
         "proxy/test_ingress_tcp.py::test_visitors_leave_streams_in_reserve_for_the_back_end"
     ),
+    "max_measurements": "proxy/test_measuring.py::test_one_of_each_device_and_so_many_in_all",
+    "measurement_bytes": (
+        "proxy/test_measuring.py::test_no_more_bytes_are_taken_or_sent_than_the_limit_says"
+    ),
+    "measurement_time": (
+        "proxy/test_measuring.py::test_neither_way_takes_longer_than_the_limit_says"
+    ),
     "body_stall": (
         "http/test_exchange.py::test_a_body_that_moves_no_byte_is_a_408_and_the_target_sees_a_reset"
     ),

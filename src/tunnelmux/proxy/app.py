@@ -654,8 +654,7 @@ def _tunnel_settings(config: ProxyConfig) -> TunnelSettings:
         path=tunnel.path,
         tls=_tls_context(tunnel.tls_certificate, tunnel.tls_key),
         limits=config.limits.session,
-        handshake_timeout=config.limits.ingress.handshake_timeout,
-        first_byte_timeout=config.limits.ingress.first_byte_timeout,
+        ingress=config.limits.ingress,
         node=node_name(config),
     )
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from urllib.parse import parse_qsl
@@ -135,18 +135,22 @@ async def read_upgrade(
     stream: trio.abc.Stream,
     *,
     path: str,
+    more_paths: Collection[str] = (),
     timeout: float = HANDSHAKE_TIMEOUT,
     max_head_bytes: int = MAX_HEAD_BYTES,
     plain: Callable[[str], tuple[int, str] | None] | None = None,
 ) -> UpgradeRequest:
-    """Read a WebSocket upgrade request for `path`, waiting at most `timeout` seconds.
+    """Read a WebSocket upgrade request for `path` or one of `more_paths`, waiting at most `timeout`
+    seconds.
 
     Anything else is answered here (404 for another path, 426 for no upgrade, 400 for rubbish,
     408, 431) and closed; then ConnectError says what came. `plain(path)` may give (status, text)
     for paths that are answered without an upgrade, such as a health check.
     """
     try:
-        return await _read_sound_upgrade(stream, path, timeout, max_head_bytes, plain)
+        return await _read_sound_upgrade(
+            stream, (path, *more_paths), timeout, max_head_bytes, plain
+        )
     except _Answer as answer:
         await send_answer(stream, answer.status, answer.reason, answer.text, headers=answer.headers)
         raise ConnectError(f"answered {answer.status}: {answer.text}", retryable=False) from None
@@ -154,7 +158,7 @@ async def read_upgrade(
 
 async def _read_sound_upgrade(
     stream: trio.abc.Stream,
-    path: str,
+    paths: Sequence[str],
     timeout: float,
     max_head_bytes: int,
     plain: Callable[[str], tuple[int, str] | None] | None,
@@ -166,10 +170,10 @@ async def _read_sound_upgrade(
     if special is not None:
         status, text = special
         raise _Answer(status, None, text)
-    if seen != path:
-        raise _Answer(404, "bad-request", f"nothing is here; agents connect to {path}")
+    if seen not in paths:
+        raise _Answer(404, "bad-request", f"nothing is here; agents connect to {paths[0]}")
     subprotocols = _check_upgrade(head, method, headers)
-    replay = _bare_head(path, headers)
+    replay = _bare_head(seen, headers)
     return UpgradeRequest(stream, target, headers, subprotocols, replay, rest, seen)
 
 

@@ -18,6 +18,7 @@ from email.utils import parsedate_to_datetime
 import trio
 
 from tunnelmux.cli.doctor.findings import Finding
+from tunnelmux.cli.doctor.rates import EXAMPLE, SLOW_FIX, Rate
 from tunnelmux.cli.output import duration, size
 from tunnelmux.config.http_proxy import HttpProxy
 from tunnelmux.errors import ConnectError
@@ -40,9 +41,8 @@ _ROUND_TRIPS = 5
 _SLOW = 0.5
 # Seconds of a round trip that people notice with every key they press.
 
-_THIN = 16_384
-# Bytes a second under which a page takes a minute. Not more: what is downloaded is small, and over
-# a long way making the connection is most of the time.
+_MOST = 16_777_216
+# Bytes that are downloaded to measure.
 
 _FEW_DESCRIPTORS = 1024
 
@@ -337,7 +337,7 @@ class Probe:
         count = 0
         with trio.move_on_after(self.timeout) as wait, contextlib.suppress(*_NO_ANSWER):
             is_over = False
-            while not is_over:
+            while not is_over and count < _MOST:
                 is_over = True
                 async with contextlib.aclosing(self._pieces(path)) as pieces:
                     async for piece in pieces:
@@ -345,19 +345,17 @@ class Probe:
                             wait.deadline = trio.current_time() + self.download_time
                         count += len(piece)
                         is_over = False
-        took = trio.current_time() - began
+        rate = Rate(count, trio.current_time() - began)
         if not count:
             return Finding(check="throughput", outcome="unknown", said="nothing to download")
-        rate = count / took
-        said = f"{size(rate)}/s from there ({size(count)} in {took:.1f} s)"
-        if rate < _THIN:
-            return Finding(
-                check="throughput",
-                outcome="warning",
-                said=said,
-                fix="pages and files will take long: see what else uses this line, or take another",
-            )
-        return Finding(check="throughput", outcome="good", said=f"at least {said}")
+        # At least: what is downloaded is small, and over a long way connecting takes most of it.
+        return Finding(
+            check="throughput",
+            outcome="warning" if rate.is_thin else "good",
+            said=f"at least {rate} from there ({size(count)} in {rate.seconds:.1f} s): {EXAMPLE} "
+            f"take {rate.time_of_example}",
+            fix=SLOW_FIX if rate.is_thin else "",
+        )
 
     async def _pieces(self, path: str) -> AsyncGenerator[bytes, None]:
         """The content of an answer, as it comes."""

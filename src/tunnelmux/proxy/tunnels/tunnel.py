@@ -15,7 +15,7 @@ from tunnelmux.config import InvalidSetting, Secret
 from tunnelmux.config.rules import DOMAIN_LABEL, check_label
 from tunnelmux.errors import ConnectError, ProtocolError, RegistryError
 from tunnelmux.http.refusal import Refusal, Refused
-from tunnelmux.limits import Limits
+from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.tunnels.assistance import said_serial
@@ -23,6 +23,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.figures import TunnelFigures
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
+from tunnelmux.proxy.tunnels.measuring import Measurements
 from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.rivals import Rivals
 from tunnelmux.pump.data_pump import DataPump
@@ -44,6 +45,7 @@ from tunnelmux.wire import (
     DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
     INSTANCE_FIELD,
+    MEASURE_PATH,
     MOST_SERVICES,
     PROVE_FIELD,
     PROVED,
@@ -100,10 +102,7 @@ class TunnelSettings:
     path: str = TUNNEL_PATH
     tls: ssl.SSLContext | None = None
     limits: Limits = field(default_factory=Limits)
-    handshake_timeout: float = 10.0
-    """Seconds from accepting a connection to the end of its handshake, TLS included."""
-    first_byte_timeout: float = 5.0
-    """Seconds from accepting a connection to its first byte."""
+    ingress: IngressLimits = field(default_factory=IngressLimits)
     node: str = ""
     """The name of this node in its cluster, if it has one."""
     internal_url: str = ""
@@ -132,6 +131,8 @@ class _Admitted:
     """The default service."""
     rival: str = ""
     """The address of another agent with this credential, if the two replace each other."""
+    only_measures: bool = False
+    """Whether it wants no session: the way is to be measured."""
 
 
 class TunnelServer:
@@ -161,6 +162,7 @@ class TunnelServer:
         self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
+        self._measurements = Measurements()
         self.figures = TunnelFigures()
         """Counters of finished connections."""
 
@@ -197,6 +199,12 @@ class TunnelServer:
         if opening is None:
             return
         admitted, accepted = opening
+        if admitted.only_measures:
+            await self._measurements.serve(
+                admitted.device.name, accepted, self.settings.ingress, self.settings.limits
+            )
+            _log.info("way measured", device=admitted.device.name, remote=remote)
+            return
         async with accepted as websocket:
             session = Session(
                 websocket,
@@ -218,11 +226,12 @@ class TunnelServer:
         when the agent was refused. Separate from the session so that the request's memory is freed.
         """
         settings = self.settings
-        deadline = place.since + settings.handshake_timeout
+        deadline = place.since + settings.ingress.handshake_timeout
         if isinstance(stream, trio.SocketStream):
             configure_socket(stream)
-            if not await place.hear(stream, settings.first_byte_timeout):
-                raise ConnectError(f"it sent nothing within {settings.first_byte_timeout:g} s")
+            patience = settings.ingress.first_byte_timeout
+            if not await place.hear(stream, patience):
+                raise ConnectError(f"it sent nothing within {patience:g} s")
 
         def time_left() -> float:
             return max(deadline - trio.current_time(), 0.0)
@@ -233,7 +242,12 @@ class TunnelServer:
             except ConnectError:
                 self.figures.tls_failures += 1
                 raise
-        request = await read_upgrade(stream, path=settings.path, timeout=time_left())
+        request = await read_upgrade(
+            stream,
+            path=settings.path,
+            more_paths=[settings.path + MEASURE_PATH],
+            timeout=time_left(),
+        )
         try:
             admitted = await self._admit(request, remote)
         except Refused as refused:
@@ -242,6 +256,8 @@ class TunnelServer:
             await _refuse(request, refused.refusal, remote)
             return None
         answer: Headers = ()
+        if admitted.only_measures:
+            return admitted, accept_websocket(request, handshake_timeout=max(time_left(), 0.1))
         if admitted.enrolled:
             answer = ((TOKEN_FIELD, admitted.token.reveal().encode("ascii")),)
         if admitted.replaced:
@@ -292,10 +308,16 @@ class TunnelServer:
         device = self._devices.identify(token)
         if device is None and self._registered is not None:
             device = await self._look_up(self._registered, token)
+        only_measures = request.path == self.settings.path + MEASURE_PATH
         if device is None:
+            if only_measures:
+                raise _unknown_token()
             return await self._enrol(request, token, remote)
         if not device.enabled:
             raise _refused(403, "device-disabled", _why_disabled(device))
+        if only_measures:
+            self._measurements.check_place(device.name, self.settings.ingress.max_measurements)
+            return _Admitted(device=device, token=Secret(token), only_measures=True)
         if self._registered is not None and device.registration is not None:
             await self._prove(self._registered, device, request, token)
         name = request.header(_DEVICE)
@@ -352,10 +374,7 @@ class TunnelServer:
             raise _refused(200, PROVED, f'the token is valid, for device "{device.name}"')
 
     async def _enrol(self, request: UpgradeRequest, invitation: str, remote: str) -> _Admitted:
-        unknown = _unauthorized(
-            "no device has this token; compare proxy.token in agent.toml with "
-            "[[devices]] in proxy.toml"
-        )
+        unknown = _unknown_token()
         if (replaced := self._devices.identify_replaced(invitation)) is not None:
             raise _unauthorized(
                 f'another machine joined as "{replaced.name}" in the place of this one (invite '
@@ -516,6 +535,12 @@ def _relayed_in(field: str) -> dict[str | None, str]:
 def _name_in(field: str) -> str:
     name = field.strip()
     return name if DOMAIN_LABEL.fullmatch(name) else ""
+
+
+def _unknown_token() -> Refused:
+    return _unauthorized(
+        "no device has this token; compare proxy.token in agent.toml with [[devices]] in proxy.toml"
+    )
 
 
 def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
