@@ -108,6 +108,7 @@ def one_input(data: bytes) -> None:
         ended = {c[0]: c for end, c in wanted.controls.items() if at < end <= at + cut}
         latest += ended.get(0x89, b"") + ended.get(0x8A, b"")
     assert payload == wanted.payload
+    assert reader.steps <= 3 * len(raw)
     assert control == latest + wanted.closing
     assert (reader.error and reader.error[0]) == wanted.error
     assert (reader.close and reader.close[0]) == wanted.close

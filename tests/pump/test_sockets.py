@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import resource
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import pytest
 import trio
@@ -54,6 +56,16 @@ def no_descriptor_left() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_an_epoll_that_fails_is_an_error_that_says_why() -> None:
+    """Its -1 once left a function as if an exception had been set, which is a SystemError."""
+    pump = Pump()
+    with Path(os.devnull).open() as other:
+        os.dup2(other.fileno(), pump.fileno())  # no epoll any more, and still the pump's to close
+    with pytest.raises(OSError, match="Invalid argument") as caught:
+        pump.batch(0.0)
+    assert caught.value.errno == errno.EINVAL
 
 
 # -- accepting ------------------------------------------------------------------------------------

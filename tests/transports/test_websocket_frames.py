@@ -276,6 +276,30 @@ def test_a_close_without_a_code_is_1005() -> None:
     assert reader.close == (1005, "")
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        frame(2, bytes(60_000)),
+        frame(2, b"x", fin=False) + frame(0, b"x", fin=False) * 6_000 + frame(0),
+        frame(0x9, bytes(125)) * 400,
+        (frame(0x9, b"x") + frame(0xA)) * 4_000,
+        frame(1, bytes(60_000)),
+        frame(8, (1000).to_bytes(2, "big") + bytes(123)),
+    ],
+    ids=["one long frame", "many short ones", "long pings", "short controls", "text", "a close"],
+)
+def test_frames_in_single_bytes_cost_as_much_as_in_one_piece(raw: bytes) -> None:
+    """Counted in bytes looked at or copied, so that no machine is too slow for it."""
+    steps = []
+    for size in (1, 1_000, len(raw)):
+        reader = FrameReader(masked=True)
+        for at in range(0, len(raw), size):
+            reader.receive_data(raw[at : at + size])
+        steps.append(reader.steps)
+    assert steps == [steps[-1]] * 3
+    assert steps[-1] <= 3 * len(raw)
+
+
 @pytest.mark.parametrize("size", range(20))
 def test_masking_works_at_every_length_and_cut(size: int) -> None:
     payload = bytes(range(size))

@@ -243,9 +243,11 @@ class _Connection:
         raise RedisFailed("what answers there does not speak the protocol of Redis")
 
     async def _read_line(self) -> str:
-        while (end := self._buffer.find(b"\r\n")) < 0:
+        searched = 0
+        while (end := self._buffer.find(b"\r\n", searched)) < 0:
             if len(self._buffer) > _LONGEST_LINE:
                 raise RedisFailed("what answers there does not speak the protocol of Redis")
+            searched = max(0, len(self._buffer) - 1)
             await self._receive()
         return (await self._take(end + 2))[:-2].decode()
 

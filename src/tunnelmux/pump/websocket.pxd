@@ -1,7 +1,7 @@
 # The C face of the framing, for a data plane that reads frames where they lie and writes their heads
 # into a gap before the payload.
 
-from libc.stdint cimport uint8_t, uint64_t
+from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 
 cdef enum:
@@ -50,6 +50,7 @@ cdef class FrameReader:
     cdef readonly object error
     cdef bint lost
     cdef Py_ssize_t given
+    cdef readonly int64_t steps
 
     cdef Py_ssize_t split(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1
     cdef bint goes_on(self) noexcept

@@ -52,3 +52,6 @@ class FrameReader:
     @property
     def in_message(self) -> bool:
         """Whether a message has begun and not ended."""
+    @property
+    def steps(self) -> int:
+        """Bytes looked at or copied: at most three for each byte, however the frames were cut."""

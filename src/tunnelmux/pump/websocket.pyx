@@ -172,6 +172,7 @@ cdef class FrameReader:
             self.head[self.head_have] = data[used]
             self.head_have += 1
             used += 1
+            self.steps += 1
             if self.head_have == 2:
                 self.check_head()
             if self.head_have == self.head_need and not self.lost:
@@ -189,12 +190,15 @@ cdef class FrameReader:
         if self.kind == PAYLOAD:
             if self.masked or out != data:
                 xor_copy(out, data, take, self.mask, self.phase)
+                self.steps += take
             self.given = take
         elif self.kind == CONTROL:
             memcpy(self.part + self.part_size, data, take)  # bounded by check_head
             self.part_size += take
+            self.steps += take
             if self.opcode == CLOSE:  # at most MAX_CONTROL bytes in all: see check_head
                 xor_copy(self.close_payload + self.close_size, data, take, self.mask, self.phase)
+                self.steps += take
                 self.close_size += take
         self.phase = (self.phase + take) & 3
         self.left -= take
@@ -259,6 +263,7 @@ cdef class FrameReader:
         if self.kind == CONTROL:
             memcpy(self.part, self.head, self.head_have)
             self.part_size = self.head_have
+            self.steps += self.head_have
         self.head_have = 0
         self.head_need = 2
         if self.left == 0:
@@ -271,9 +276,11 @@ cdef class FrameReader:
         if self.opcode == PING:
             memcpy(self.ping, self.part, self.part_size)
             self.ping_size = self.part_size
+            self.steps += self.part_size
         elif self.opcode == PONG:
             memcpy(self.pong, self.part, self.part_size)
             self.pong_size = self.part_size
+            self.steps += self.part_size
         else:
             self.closing_size = self.part_size
             if self.close_size == 1:

@@ -11,6 +11,7 @@ from urllib.parse import unquote
 import msgspec
 import trio
 
+from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import SessionError, TunnelmuxError
 from tunnelmux.http import ClientConnection, UpstreamGone
 from tunnelmux.http.body import BadBody
@@ -104,17 +105,14 @@ async def follow_agent(
     ends. Raises AssistFailed when the agent sends no events.
     """
     async with _asked(handle, b"GET", ASSIST_PATH, None, limits) as client:
-        line = bytearray()
+        splitter, end = LineSplitter(), False
         with suppress(UpstreamGone, BadBody):
-            end = False
             while not end:
                 data, end = await client.read_body()
-                line += data
-                while (at := line.find(b"\n")) >= 0:
+                for line in splitter.feed(data):
                     with suppress(msgspec.MsgspecError):
-                        take(msgspec.json.decode(line[:at], type=AgentEvent))
-                    del line[: at + 1]
-                if len(line) > _MAX_LINE:
+                        take(msgspec.json.decode(line, type=AgentEvent))
+                if splitter.waiting > _MAX_LINE:
                     raise AssistFailed("a line from the agent is too long")
 
 
