@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ssl
 import sys
 from pathlib import Path
 
@@ -9,11 +10,20 @@ import msgspec
 import pytest
 import trio
 import trio.testing
+import trustme
 from structlog.testing import capture_logs
 
 from support.proxies import agent_of, free_port, proxy_config, running
 from support.streams import next_bytes
-from tunnelmux.config import Address, DeviceConfig, ProxyConfig, Secret, TunnelListener
+from tunnelmux.config import (
+    Address,
+    DeviceConfig,
+    HttpIngress,
+    Ingress,
+    ProxyConfig,
+    Secret,
+    TunnelListener,
+)
 from tunnelmux.errors import ConfigError, ConnectError, SessionClosed, SessionDraining
 from tunnelmux.proxy import DrainReport, RunningProxy, run_proxy
 
@@ -76,6 +86,36 @@ async def test_a_certificate_that_is_not_there_is_named(tmp_path: Path) -> None:
     )
     with pytest.raises(ConfigError, match=r"absent\.crt"):
         await run_proxy(config)
+
+
+async def test_tunnels_over_tls_get_no_session_tickets(tmp_path: Path) -> None:
+    """An agent reads none, and what is unread when a connection is closed makes that a reset, which
+    can lose what was sent before it."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("127.0.0.1")
+    certificate.cert_chain_pems[0].write_to_path(tmp_path / "cert.pem")
+    certificate.private_key_pem.write_to_path(tmp_path / "key.pem")
+    trusting = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    authority.configure_trust(trusting)
+    files = {"tls_certificate": tmp_path / "cert.pem", "tls_key": tmp_path / "key.pem"}
+    config = msgspec.structs.replace(
+        proxy_config(),
+        tunnel=TunnelListener(listen="127.0.0.1:0", **files),
+        ingress=Ingress(http=HttpIngress(listen="127.0.0.1:0", **files)),
+    )
+    with trio.fail_after(30):
+        async with running(config) as proxy:
+            visitors = proxy.http_address
+            assert visitors is not None
+            got = {}
+            for name, address in {"agent": proxy.tunnel_address, "visitor": visitors}.items():
+                raw = await trio.open_tcp_stream(address.host, address.port)
+                stream = trio.SSLStream(raw, trusting, server_hostname="127.0.0.1")
+                async with stream:
+                    await stream.send_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+                    assert await stream.receive_some()
+                    got[name] = stream.session.has_ticket
+    assert got == {"agent": False, "visitor": True}
 
 
 async def test_a_reload_opens_and_closes_ports_and_drops_no_session() -> None:
