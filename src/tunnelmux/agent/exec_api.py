@@ -18,7 +18,7 @@ from tunnelmux.commands import (
     collect,
     encode_event,
 )
-from tunnelmux.http import Field, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http import Field, RequestHead, ServerConnection, while_visitor_stays
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import first_value, has_member
 from tunnelmux.wire import ASKED_BY_FIELD, EXEC_PATH, REASON_FIELD
@@ -81,32 +81,15 @@ async def _answer(
     events: AsyncIterator[Event],
 ) -> None:
     """Send the events or the result of the command, and watch whether the caller leaves."""
-    gone: VisitorGone | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            nonlocal gone
-            try:
-                await server.watch()
-            except VisitorGone as exc:
-                gone = exc
-                nursery.cancel_scope.cancel(reason="the caller is gone")
-
-        nursery.start_soon(watch)
-        try:
-            if _wants_result(request):
-                result = await collect(events)
-                content = {"commandId": command.command_id, "result": result.to_json()}
-                await _send_json(server, 200, content)
-            else:
-                await server.send_response(200, b"OK", _fields(b"application/x-ndjson"))
-                async for event in events:
-                    await server.send_body(encode_event(event), end=isinstance(event, Exited))
-        except VisitorGone as exc:
-            gone = exc
-        nursery.cancel_scope.cancel(reason="the command is over")
-    if gone is not None:
-        raise gone
+    async with while_visitor_stays(server):
+        if _wants_result(request):
+            result = await collect(events)
+            content = {"commandId": command.command_id, "result": result.to_json()}
+            await _send_json(server, 200, content)
+        else:
+            await server.send_response(200, b"OK", _fields(b"application/x-ndjson"))
+            async for event in events:
+                await server.send_body(encode_event(event), end=isinstance(event, Exited))
 
 
 def _wants_result(request: RequestHead) -> bool:

@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 import trio
 
-from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, while_visitor_stays
 from tunnelmux.observability.recent import RecentLines, recent
 from tunnelmux.wire import LOGS_PATH
 
@@ -53,25 +53,8 @@ async def serve_logs(
         await _send_after(server, kept, position)
         await server.send_body(b"", end=True)
         return
-    gone: VisitorGone | None = None
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            nonlocal gone
-            try:
-                await server.watch()
-            except VisitorGone as exc:
-                gone = exc
-                nursery.cancel_scope.cancel(reason="the caller is gone")
-
-        nursery.start_soon(watch)
-        try:
-            await _follow(server, kept, position, is_ending)
-        except VisitorGone as exc:
-            gone = exc
-        nursery.cancel_scope.cancel(reason="it is over")
-    if gone is not None:
-        raise gone
+    async with while_visitor_stays(server):
+        await _follow(server, kept, position, is_ending)
 
 
 def _position(query: dict[str, str], kept: RecentLines) -> int:

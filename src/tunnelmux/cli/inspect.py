@@ -149,19 +149,7 @@ def list_requests(device: str, status: str, path: str, as_json: bool, **options:
 @place_options
 def show(device: str, request: str, as_json: bool, **options: Any) -> int:
     """Show one request and its answer."""
-
-    async def work(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.inspecting import inspector_of
-        from tunnelmux.cli.fleet.model import to_json
-
-        inspector = inspector_of(fleet)
-        found = await inspector.request(*await _find(inspector, device, request))
-        if as_json:
-            click.echo(to_json(found))
-        else:
-            _print_request(found)
-
-    return run_on_fleet(options, work)
+    return _show_one(options, device, request, as_json=as_json)
 
 
 @inspect.command(
@@ -229,20 +217,7 @@ def curl(device: str, request: str, **options: Any) -> int:
 @place_options
 def replay(device: str, request: str, as_json: bool, **options: Any) -> int:
     """Send a request once more through the tunnel."""
-
-    async def work(fleet: Fleet) -> None:
-        from tunnelmux.cli.fleet.inspecting import inspector_of
-        from tunnelmux.cli.fleet.model import to_json
-
-        inspector = inspector_of(fleet)
-        known = await _find(inspector, device, request)
-        found = await inspector.request(*known, replay=True)
-        if as_json:
-            click.echo(to_json(found))
-        else:
-            _print_request(found)
-
-    return run_on_fleet(options, work)
+    return _show_one(options, device, request, as_json=as_json, replay=True)
 
 
 @inspect.command(
@@ -351,6 +326,26 @@ def _print_requests(requests: list[InspectedRequest]) -> None:
             for name, item in zip(names, requests, strict=True)
         ],
     )
+
+
+def _show_one(
+    options: dict[str, Any], device: str, name: str, *, as_json: bool, replay: bool = False
+) -> int:
+    """Show a request that was kept, or what came of sending it again."""
+
+    async def work(fleet: Fleet) -> None:
+        from tunnelmux.cli.fleet.inspecting import inspector_of
+        from tunnelmux.cli.fleet.model import to_json
+
+        inspector = inspector_of(fleet)
+        known = await _find(inspector, device, name)
+        found = await inspector.request(*known, replay=replay)
+        if as_json:
+            click.echo(to_json(found))
+        else:
+            _print_request(found)
+
+    return run_on_fleet(options, work)
 
 
 def _print_request(item: InspectedRequest) -> None:

@@ -20,7 +20,7 @@ from tunnelmux.http.exchange import Exchange, Upstream, forward
 from tunnelmux.http.head import Field, RequestHead, ResponseHead
 from tunnelmux.http.kept_upstream import KeptUpstream
 from tunnelmux.http.refusal import REASONS, Refusal, Refused
-from tunnelmux.http.serving import Route, serve_requests
+from tunnelmux.http.serving import Route, serve_requests, while_visitor_stays
 from tunnelmux.wire import REASON_FIELD
 
 __all__ = [
@@ -47,4 +47,5 @@ __all__ = [
     "open_connect",
     "requested_service",
     "serve_requests",
+    "while_visitor_stays",
 ]

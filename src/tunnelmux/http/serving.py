@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import trio
 
 from tunnelmux.http.connection import ServerConnection, VisitorGone
 from tunnelmux.http.exchange import Exchange, Upstream, forward
@@ -10,7 +13,7 @@ from tunnelmux.http.head import RequestHead
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 
-__all__ = ["Route", "serve_requests"]
+__all__ = ["Route", "serve_requests", "while_visitor_stays"]
 
 Route = Callable[[RequestHead], Awaitable[Upstream]]
 """Returns the destination of a request, or raises Refused. Called for every request."""
@@ -52,6 +55,32 @@ async def serve_requests(
     else:
         return goes_on is None
     return False
+
+
+@asynccontextmanager
+async def while_visitor_stays(server: ServerConnection) -> AsyncIterator[None]:
+    """Answer within the block, which is cancelled when the visitor leaves. Raises VisitorGone then,
+    and when the block itself raises it.
+    """
+    gone: VisitorGone | None = None
+    async with trio.open_nursery() as nursery:
+
+        async def watch() -> None:
+            nonlocal gone
+            try:
+                await server.watch()
+            except VisitorGone as exc:
+                gone = exc
+                nursery.cancel_scope.cancel(reason="the visitor is gone")
+
+        nursery.start_soon(watch)
+        try:
+            yield
+        except VisitorGone as exc:
+            gone = exc
+        nursery.cancel_scope.cancel(reason="the answer is over")
+    if gone is not None:
+        raise gone
 
 
 async def _serve_one(

@@ -10,7 +10,7 @@ import trio
 
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.offers import LeaseOffer
-from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, VisitorGone
+from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, while_visitor_stays
 from tunnelmux.http.body import BadBody
 from tunnelmux.wire import ASSIST_PATH, LEASE_END_PATH, LEASES_PATH
 
@@ -93,37 +93,18 @@ async def _tell_events(desk: AssistDesk, server: ServerConnection) -> None:
     """Send one line per event, the state first, until the proxy leaves."""
     number = desk.last_event
     fields = [(b"Content-Type", b"application/x-ndjson"), (b"Cache-Control", b"no-store")]
-    gone: VisitorGone | None = None
     first: list[dict[str, object]] = [desk.state_line() | {"serial": desk.serial}]
     first += [desk.open_line(lease) for lease in desk.leases if lease.offer.kind == "code"]
-
-    async with trio.open_nursery() as nursery:
-
-        async def watch() -> None:
-            nonlocal gone
-            try:
-                await server.watch()
-            except VisitorGone as error:
-                gone = error
-                nursery.cancel_scope.cancel(reason="the proxy is gone")
-
-        nursery.start_soon(watch)
-        try:
-            await server.send_response(200, b"OK", fields)
-            for event in first:
+    async with while_visitor_stays(server):
+        await server.send_response(200, b"OK", fields)
+        for event in first:
+            await server.send_body(_line(event))
+        while not desk.is_silent:  # as long as the session: a proxy reads on
+            for at, event in desk.events_after(number):
                 await server.send_body(_line(event))
-            while not desk.is_silent:  # as long as the session: a proxy reads on
-                for at, event in desk.events_after(number):
-                    await server.send_body(_line(event))
-                    number = at
-                await desk.wait_after(number)
-            await server.send_body(b"", end=True)
-            nursery.cancel_scope.cancel(reason="the agent ends")
-        except VisitorGone as error:
-            gone = error
-            nursery.cancel_scope.cancel(reason="the proxy is gone")
-    if gone is not None:
-        raise gone
+                number = at
+            await desk.wait_after(number)
+        await server.send_body(b"", end=True)
 
 
 def _line(event: dict[str, object]) -> bytes:
