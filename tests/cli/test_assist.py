@@ -12,6 +12,7 @@ import pytest
 import trio
 from click.testing import CliRunner, Result
 
+from support.shapes import of_whole
 from tunnelmux.agent.assist import LeaseOffer
 from tunnelmux.agent.assist.service import AssistService
 from tunnelmux.cli.agent import agent
@@ -109,8 +110,8 @@ def test_on_lets_in_status_shows_and_off_ends(running: tuple[Path, Running]) -> 
     assert there.offer(OFFER).state == "given"
     said = run(file, "status")
     assert "Ada has ssh, recorded, for " in said.output
-    state = json.loads(run(file, "status", "--json").output)
-    assert state["leases"][0]["who"] == "Ada"
+    state = of_whole("tunnelmux-agent assist status", run(file, "status", "--json").output)
+    assert state.leases[0].who == "Ada"
     assert "Assistance: off" in run(file, "off").output
     assert there.service.desk.leases == []
     assert there.offer(OFFER).state == "refused"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -15,6 +14,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
+from support.shapes import of_whole
 from tunnelmux.cli.main import tunnelmux
 
 DEMO = (
@@ -48,8 +48,8 @@ def test_once_walks_the_main_path_and_ends_with_status_0(folder: Path) -> None:
         env={**os.environ, "TMPDIR": str(folder)},
     )
     assert (done.returncode, done.stderr) == (0, ""), done.stdout
-    told = json.loads(done.stdout)
-    assert [(check["name"], check["passed"]) for check in told["checks"]] == [
+    told = of_whole("tunnelmux demo --console", done.stdout)
+    assert [(check.name, check.passed) for check in told.checks] == [
         ("sign in", True),
         ("pair a device", True),
         ("a page, signed in", True),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import re
 import signal
 import socket
@@ -20,6 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from support.browser import browser_page
+from support.shapes import of_whole
 from tunnelmux.cli.demo import checks
 from tunnelmux.cli.demo.checks import checks_of, run_check
 from tunnelmux.cli.demo.origin import serve_page
@@ -84,10 +84,10 @@ def test_a_reader_that_leaves_changes_nothing_but_the_reading():
 def test_json_is_one_object():
     done = subprocess.run([*DEMO, "--once", "--json"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    result = json.loads(done.stdout)
-    assert [check["name"] for check in result["checks"]] == CHECKS
-    assert result["passed"] is True
-    assert result["url"].startswith("http://demo.localhost:")
+    result = of_whole("tunnelmux demo", done.stdout)
+    assert [check.name for check in result.checks] == CHECKS
+    assert result.passed is True
+    assert result.url.startswith("http://demo.localhost:")
 
 
 @pytest.mark.slow

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import json
 import os
 import pty
 import re
@@ -20,6 +19,7 @@ from click.testing import CliRunner
 from rich.console import Console
 
 from support.exec_agent import exec_proxy
+from support.shapes import of_lines
 from support.tree import ROOT
 from tunnelmux.cli.exec_output import ManyDevices, OneDevice, print_table
 from tunnelmux.cli.main import tunnelmux
@@ -86,11 +86,10 @@ async def test_one_device_gives_its_bytes_and_its_status(tmp_path: Path) -> None
 async def test_a_program_gets_lines_of_json() -> None:
     async with exec_proxy("dev1") as (proxy, _):
         done = await run_exec(proxy, "dev1", "--json", "--", "bytes 00ff0a41")
-        lines = [json.loads(line) for line in done.stdout.splitlines()]
-        assert {line["device"] for line in lines} == {"dev1"}
-        assert [line["event"] for line in lines] == ["started", "stdout", "exit"]
-        assert base64.b64decode(lines[1]["data"]) == b"\x00\xff\nA"
-        assert (lines[2]["exitCode"], done.stderr, done.returncode) == (0, b"", 0)
+        started, output, end = of_lines("tunnelmux exec", done.stdout)
+        assert started.device == output.device == end.device == "dev1"
+        assert base64.b64decode(output.data) == b"\x00\xff\nA"
+        assert (end.exit_code, done.stderr, done.returncode) == (0, b"", 0)
 
 
 @pytest.mark.slow

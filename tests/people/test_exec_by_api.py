@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import getpass
-import json
 from collections.abc import Iterator
 from functools import partial
 
 import pytest
 
 from support.installation import Installation
+from support.shapes import Exit, of_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -48,15 +48,10 @@ def test_one_device_gives_its_bytes_and_its_status(here: Installation, way: str)
 def test_a_program_gets_the_same_lines_of_json(here: Installation, way: str) -> None:
     done = here.run("exec", "exec1", *words(here), "--json", "--", "echo x", env=here.way(way))
     assert (done.stderr, done.returncode) == (b"", 0)
-    lines = [json.loads(line) for line in done.stdout.splitlines()]
-    assert [set(line) for line in lines] == [
-        {"device", "event", "commandId", "at"},
-        {"device", "event", "data"},
-        {"device", "event", "exitCode", "duration", "stdoutBytes", "stderrBytes"},
-    ]
-    assert {line["device"] for line in lines} == {"exec1"}
-    assert base64.b64decode(lines[1]["data"]) == b"x\n"
-    assert (lines[2]["exitCode"], lines[2]["stdoutBytes"]) == (0, 2)
+    started, output, end = of_lines("tunnelmux exec", done.stdout)
+    assert started.device == output.device == end.device == "exec1"
+    assert base64.b64decode(output.data) == b"x\n"
+    assert (end.exit_code, end.stdout_bytes) == (0, 2)
 
 
 def test_many_are_told_apart_and_those_that_are_away_fail(here: Installation) -> None:
@@ -73,9 +68,8 @@ def test_a_failure_ends_it_everywhere_where_that_was_asked_for(here: Installatio
         *("exec", "exec*", *words(here), "--abort-on-error", "--concurrency", "1"),
         *("--json", "--", "exit 9"),
     )
-    ends = [json.loads(line) for line in done.stdout.splitlines()]
-    ends = [line for line in ends if line["event"] == "exit"]
-    assert sorted(line.get("reason", "failed") for line in ends) == ["failed", "skipped"]
+    ends = [line for line in of_lines("tunnelmux exec", done.stdout) if isinstance(line, Exit)]
+    assert sorted(line.reason or "failed" for line in ends) == ["failed", "skipped"]
     assert done.returncode == 9
 
 

@@ -10,12 +10,11 @@ import subprocess
 from collections.abc import Callable
 from functools import partial
 
-import msgspec
 import pytest
 
 from support.following import collect, following
 from support.installation import Installation
-from tunnelmux.cli.fleet.model import Device, FleetEvent
+from support.shapes import of_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -48,7 +47,7 @@ def test_events_come_as_lines_of_json(installation: Installation, way: str) -> N
     installation.here(partial(installation.add_device, name, {}))
 
     def enough(text: str) -> bool:
-        events = [msgspec.json.decode(line, type=FleetEvent) for line in text.splitlines()]
+        events = of_lines("tunnelmux events", text)
         kinds = {event.kind for event in events if event.device == name}
         return {"device.lost", "device.connected"} <= kinds
 
@@ -72,7 +71,7 @@ def test_watch_writes_the_list_anew(installation: Installation, way: str) -> Non
     installation.here(partial(installation.add_device, name, {}))
     with following(installation, way, "watch", name, "--json") as process:
         lines = collect(process)
-        first = msgspec.json.decode(lines.get(timeout=60), type=list[Device])
+        (first,) = of_lines("tunnelmux watch", lines.get(timeout=60))
         assert [item.state for item in first] == ["online"]
         states: list[list[str]] = []
         for _ in range(10):

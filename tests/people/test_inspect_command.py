@@ -6,11 +6,10 @@ import re
 import urllib.error
 import urllib.request
 
-import msgspec
 import pytest
 
 from support.installation import Installation
-from tunnelmux.cli.fleet.inspecting import InspectedRequest, Inspection
+from support.shapes import of_whole
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(180)]
 
@@ -37,7 +36,7 @@ def test_from_start_to_stop(installation: Installation, way: str) -> None:
     assert 'no service "none"; it has web' in run("start", name, "none", status=4)
     assert f"tunnelmux inspect start {name} SERVICE begins it" in run("ls", name, status=4)
     begun = run("start", name, "web", "--bodies", "--json")
-    assert msgspec.json.decode(begun, type=Inspection, strict=True).device == name
+    assert of_whole("tunnelmux inspect start", begun).device == name
     visit(installation, name, "/a?token=hidden")
     visit(installation, name, "/b")
     rows = run("ls", name).splitlines()
@@ -49,9 +48,9 @@ def test_from_start_to_stop(installation: Installation, way: str) -> None:
     assert "GET /a?token=***\n" in shown
     assert "Cookie: sid=***\n" in shown
     assert "\n401\n" in shown
-    found = msgspec.json.decode(
-        run("show", name, first, "--json"), type=InspectedRequest, strict=True
-    )
+    found = of_whole("tunnelmux inspect show", run("show", name, first, "--json"))
+    listed = of_whole("tunnelmux inspect ls", run("ls", name, "--json"))
+    assert [one.id.rpartition("-")[2] for one in listed] == [second, first]
     assert (found.status, found.id.rpartition("-")[2]) == (401, first)
     assert run("show", name, found.id) == shown
     different = run("compare", name, first, second, status=1)
@@ -62,6 +61,8 @@ def test_from_start_to_stop(installation: Installation, way: str) -> None:
     assert re.search(rf"^Again +\w+-{second}$", again, re.MULTILINE)
     assert "\n404\n" in again  # the service's own
     assert again.endswith("\nno such page\n")
+    again = run("replay", name, second, "--json")
+    assert of_whole("tunnelmux inspect replay", again).status == 404
     assert 'no request "999999" is kept of dev1' in run("show", name, "999999", status=4)
     assert "echo is not among web" in run("stop", name, "echo", status=4)
     assert run("stop", name) == f"web of {name} is not inspected any more.\n"

@@ -7,11 +7,12 @@ import re
 import subprocess
 import sys
 import time
-from typing import Any
 
 import pytest
 
 from support.installation import COMMAND, Installation, ssh_words
+from support.shapes import Lease, of_lines, of_whole
+from support.tenants import Person, person
 from support.tree import ROOT
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -72,11 +73,12 @@ def until_running(here: Installation, lease: str) -> None:
         assert time.monotonic() - began < PATIENCE
 
 
-def request(here: Installation, *more: str) -> dict[str, Any]:
-    found: dict[str, Any] = here.json(
-        "lease", "request", SERIAL.lower(), "--for", "10m", "-r", "printer jams", *more
-    )
-    return found
+def request(here: Installation, env: dict[str, str] | None = None) -> Lease:
+    words = ("lease", "request", SERIAL.lower(), "--for", "10m", "-r", "printer jams", "--json")
+    done = here.run(*words, env=env)
+    assert done.returncode == 0, done
+    lease: Lease = of_whole("tunnelmux lease request", done.stdout)
+    return lease
 
 
 def test_a_lease_is_asked_for_used_extended_ended_and_reported(device: Installation) -> None:
@@ -84,23 +86,49 @@ def test_a_lease_is_asked_for_used_extended_ended_and_reported(device: Installat
     assert refused.returncode == 255
     assert b"during a lease only" in refused.stderr
     lease = request(device)
-    assert (lease["rights"], lease["recorded"]) == (["shell", "exec"], True)
-    until_running(device, lease["id"])
+    assert (lease.rights, lease.recorded) == (["shell", "exec"], True)
+    until_running(device, lease.id)
     assert "printer jams" in on_device(device, "status")
     listed = device.run("lease", "ls").stdout.decode()
-    assert re.search(rf"{lease['id']} +running .* ada +ssh +printer", listed)
-    extended = device.json("lease", "extend", lease["id"], "--for", "30m")
-    assert extended["ends"] > lease["ends"]
-    ended = device.run("lease", "end", lease["id"], "-r", "done").stdout.decode()
+    assert re.search(rf"{lease.id} +running .* ada +ssh +printer", listed)
+    extended = device.run("lease", "extend", lease.id, "--for", "30m", "--json").stdout
+    assert of_whole("tunnelmux lease extend", extended).ends > lease.ends
+    ended = device.run("lease", "end", lease.id, "-r", "done").stdout.decode()
     assert "done (ada's)" in ended
     assert b"during a lease only" in ssh(device).stderr
-    told = device.run("assist", "report", lease["id"]).stdout.decode()
+    told = device.run("assist", "report", lease.id).stdout.decode()
     words = ("asked for it", "the device assist1 agreed", "extended it", "ended it")
     assert [word for word in words if word not in told] == []
     assert "end_reason: done" in told
-    over = device.run("lease", "extend", lease["id"], "--for", "30m")
+    entries = device.run("assist", "report", lease.id, "--json").stdout
+    actions = [entry.action for entry in of_lines("tunnelmux assist report", entries)]
+    assert actions[0] == "lease.request"
+    assert {"lease.consent", "lease.extend", "lease.end"} <= set(actions)
+    over = device.run("lease", "extend", lease.id, "--for", "30m")
     assert over.returncode == 1
     assert b"never comes back" in over.stderr
+
+
+def test_a_viewers_request_is_approved_or_denied(device: Installation) -> None:
+    async def add_viewer() -> Person:
+        return await person(device.api, "vera", "viewer")
+
+    vera = device.environment(device.here(add_viewer))
+    wanted = request(device, vera)
+    assert (wanted.state, wanted.holder_name) == ("requested", "vera")
+    refused = device.run("lease", "approve", wanted.id, env=vera)
+    assert refused.returncode == 3, refused
+    approved = device.run("lease", "approve", wanted.id, "--json").stdout
+    assert of_whole("tunnelmux lease approve", approved).state in ("waiting", "running")
+    # Of a viewer's own, who ends it.
+    over = device.run("lease", "end", wanted.id, "-r", "not needed", "--json", env=vera).stdout
+    assert of_whole("tunnelmux lease end", over).end_reason == "not needed"
+    wanted = request(device, vera)
+    denied = device.run("lease", "deny", wanted.id, "-r", "not today", "--json").stdout
+    found = of_whole("tunnelmux lease deny", denied)
+    assert (found.state, found.end_reason) == ("ended", "not today")
+    again = device.run("lease", "deny", wanted.id)
+    assert again.returncode == 1, again
 
 
 def test_what_the_device_does_not_take_is_said_at_once(device: Installation) -> None:
@@ -152,7 +180,7 @@ def test_a_person_with_the_code_logs_in_without_a_key_of_their_own(device: Insta
 
 def test_off_on_the_device_ends_it_everywhere(device: Installation) -> None:
     lease = request(device)
-    until_running(device, lease["id"])
+    until_running(device, lease.id)
     client = subprocess.Popen(
         [*COMMAND, "ssh", "assist1", *ssh_words(device.folder), "--", "echo in; sleep 300"],
         env=device.by_api,
@@ -166,7 +194,7 @@ def test_off_on_the_device_ends_it_everywhere(device: Installation) -> None:
         assert "Assistance: off" in on_device(device, "off")
         assert client.wait(120) == 255
     began = time.monotonic()
-    while {one["id"]: one for one in device.json("lease", "ls", "--all")}[lease["id"]][
+    while {one["id"]: one for one in device.json("lease", "ls", "--all")}[lease.id][
         "state"
     ] != "ended":
         assert time.monotonic() - began < PATIENCE

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import queue
 import re
 import urllib.error
 import urllib.request
 from functools import partial
 
-import msgspec
 import pytest
 
 from support.following import collect, following
 from support.installation import Installation
-from tunnelmux.cli.fleet.model import SeenRequest
+from support.shapes import of_lines
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
 
@@ -44,14 +42,13 @@ def test_requests_come_as_lines_of_json_over_a_reconnect(
         second = lines.get(timeout=60)
         with pytest.raises(queue.Empty):
             lines.get_nowait()
-    found = [msgspec.json.decode(line, type=SeenRequest, strict=True) for line in (first, second)]
+    found = of_lines("tunnelmux tail", first + second)
     assert [(one.device, one.method, one.path) for one in found] == [
         ("dev2", "GET", "/seen/1"),
         ("dev2", "GET", "/seen/2"),
     ]
     assert all(one.way == "http" and one.status == 401 for one in found)
     assert {one.reason for one in found} == {"access-unproven"}
-    assert set(json.loads(first)) == set(SeenRequest.__struct_fields__)
 
 
 def test_a_person_reads_a_line_for_each_request(installation: Installation, way: str) -> None:
@@ -74,7 +71,7 @@ def test_a_request_through_the_api_has_a_way_of_its_own(installation: Installati
         process.stderr.readline()
         lines = collect(process)
         installation.run("curl", "dev1/web/by-api?token=hidden")
-        seen = msgspec.json.decode(lines.get(timeout=60), type=SeenRequest)
+        (seen,) = of_lines("tunnelmux tail", lines.get(timeout=60))
     assert (seen.way, seen.service, seen.method, seen.path) == ("api", "web", "GET", "/by-api")
 
 
