@@ -45,7 +45,9 @@ else:
 # The pump stands on epoll; elsewhere Trio's streams carry the bytes.
 only_on_linux = {
     f"tunnelmux.pump.{n}"
-    for n in ("epoll", "pump_socket", "sockets", "tunnel", "relay", "legs", "http_relay")
+    for n in (
+        *("epoll", "pump_socket", "sockets", "passing", "tunnel", "relay", "legs", "http_relay"),
+    )
 }
 
 extensions = [

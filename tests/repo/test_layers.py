@@ -15,6 +15,7 @@ COMPILED_LAYERS = [
     ["pump.http_relay"],
     ["pump.legs", "pump.followers"],
     ["pump.relay"],
+    ["pump.passing"],
     ["pump.tunnel", "pump.sockets"],
     ["pump.pump_socket"],
     ["pump.epoll"],

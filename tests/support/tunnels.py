@@ -47,12 +47,14 @@ class Tunnel:
         tcp: Sequence[tuple[str, str, str]] = (),
         tunnel: str = "127.0.0.1:0",
         http: str = "127.0.0.1:0",
+        in_http: str = "",
         more: str = "",
     ) -> str:
-        """proxy.toml; *tcp* has (listen, device, service), *more* goes to the end."""
+        """proxy.toml; *tcp* has (listen, device, service), *in_http* goes into [ingress.http],
+        *more* to the end."""
         lines = [
             f'[tunnel]\nlisten = "{tunnel}"',
-            f'[ingress.http]\nlisten = "{http}"',
+            f'[ingress.http]\nlisten = "{http}"\n{in_http}',
             *(
                 f'[[ingress.tcp]]\nlisten = "{listen}"\ndevice = "{device}"\nservice = "{service}"'
                 for listen, device, service in tcp

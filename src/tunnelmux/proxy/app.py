@@ -315,6 +315,13 @@ class RunningProxy:
         async with trio.open_nursery() as accepting:
             self._listeners = ListenerSet(accepting, self._tunnel.pump, self._around.binder)
             try:
+                passing = self._around.hand_over(
+                    self._listeners, self.devices, self._tunnel.pump, self.visits.figures
+                )
+                if passing is not None:
+                    self._http.hand_over_by(passing, "http")
+                    self._tcp.hand_over = passing
+                    accepting.start_soon(passing.run)
                 await self._serve_agents()
                 if self._presence is not None:
                     await self._presence.load(
@@ -611,6 +618,7 @@ class RunningProxy:
                 handler=self._http.handle,
                 nursery=self._visitors,
                 take=partial(self._http.take, self._visitors),
+                take_passed=partial(self._http.take, self._visitors, is_passed=True),
             )
         for index, (slot, tcp) in enumerate(zip(_tcp_slots(self.config), ingress.tcp, strict=True)):
             plans[slot] = ListenerPlan(
@@ -618,7 +626,8 @@ class RunningProxy:
                 address=tcp.address,
                 handler=partial(self._tcp.handle, tcp.device, tcp.service),
                 nursery=self._visitors,
-                take=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),
+                take=partial(self._tcp.take_or_pass, slot, self._visitors, tcp.device, tcp.service),
+                take_passed=partial(self._tcp.take, self._visitors, tcp.device, tcp.service),
                 addresses=lists_of(tcp),
             )
         return plans

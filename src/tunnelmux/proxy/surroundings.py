@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import socket
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,15 +13,20 @@ import trio
 
 from tunnelmux.config import ProxyConfig
 from tunnelmux.proxy.names import node_name, proxy_identity
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.tunnels.registered import ProxyIdentity
+from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.proxy.visitors.listeners import Binder
+from tunnelmux.proxy.visitors.routing import Router
+from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import EventLog, MemoryStore
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.cluster.node import ClusterNode, RedisNode
     from tunnelmux.proxy.internal import InternalServer
     from tunnelmux.proxy.visitors.listeners import ListenerSet
+    from tunnelmux.proxy.workers.hand_over import HandOver
     from tunnelmux.proxy.workers.siblings import Siblings
     from tunnelmux.proxy.workers.worker import Worker
 
@@ -59,6 +65,29 @@ class Surroundings:
         internal.others = self.siblings
         self.worker.on_agent = listeners.adopt
         self.worker.on_reached["internal"] = take_call
+
+    def hand_over(
+        self,
+        listeners: ListenerSet,
+        devices: DeviceRegister,
+        pump: DataPump | None,
+        figures: VisitorFigures,
+    ) -> HandOver | None:
+        """What passes visitors to other workers, where there are some."""
+        if self.worker is None or pump is None:
+            return None
+        from tunnelmux.proxy.workers.hand_over import HandOver
+
+        passing = HandOver(
+            Router(self.store, devices),
+            pump,
+            figures,
+            reach=partial(self.worker.reach, way="visitors"),
+            serve=listeners.serve_passed,
+            listens=listeners.listens,
+        )
+        self.worker.on_reached["visitors"] = passing.take_from
+        return passing
 
     def presence_in(self, folder: Path | None, config: ProxyConfig) -> PresenceFile | None:
         """Where is kept who is online, if anywhere."""

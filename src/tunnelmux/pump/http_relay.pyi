@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any, Literal, Protocol, final, type_check_only
 
-from tunnelmux.pump.epoll import Pump
+from tunnelmux.pump.epoll import Member, Pump
 from tunnelmux.pump.followers import Judge
 from tunnelmux.pump.legs import LegUser, Route
 from tunnelmux.yamux.streams import EngineStream
@@ -73,8 +73,9 @@ class HttpRelay(LegUser):
     ) -> None:
         """*early* is what was read from the socket and not used. Of a visitor who goes on sending
         at the end, at most *drain_bytes* are thrown away."""
-    def start(self) -> None:
-        """Carry from now on."""
+    def start(self, instead_of: Member | None = None) -> None:
+        """Carry from now on. The relay takes the place of *instead_of* in the pump, which has the
+        same socket."""
     @property
     def outcome(
         self,

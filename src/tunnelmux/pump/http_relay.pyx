@@ -24,7 +24,7 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from libc.string cimport memcpy
 
 from tunnelmux._frame cimport HEADER_BYTES
-from tunnelmux.pump.epoll cimport Pump
+from tunnelmux.pump.epoll cimport Member, Pump
 from tunnelmux.pump.followers cimport (
     ANSWER_BROKEN, ANSWER_DONE, ANSWER_HEAD, ANSWER_LENGTH, ANSWER_MISSING, ANSWER_NONE,
     ANSWER_REFUSED, ANSWER_UNTIL_END, GIVES_MADE, GIVES_SAME, HEAD_DECLINED, REQUEST_BROKEN,
@@ -87,9 +87,9 @@ cdef class HttpRelay(LegUser):
     def __dealloc__(self):
         unlink(&self.wait_link)
 
-    def start(self):
+    def start(self, Member instead_of=None):
         self.phase_since = max(self.phase_since, self.pump.now)
-        self.pump.add(self)
+        self.pump.add(self) if instead_of is None else self.pump.replace(instead_of, self)
         self.want_turn()
         self.pump.wake()
 

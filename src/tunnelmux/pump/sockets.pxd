@@ -1,7 +1,17 @@
-# The C face of a connection that is being closed, for the HTTP relay.
+# The C face of sockets that were accepted, and of a connection that is being closed.
 
 from tunnelmux.pump.epoll cimport Member
 from tunnelmux.pump.pump_socket cimport PumpSocket
+
+
+cdef class BareSocket:
+    cdef int fd
+    cdef int of_family
+
+    cdef void shut(self) noexcept
+
+
+cdef BareSocket bare_socket(int fd, int family)
 
 
 cdef class Goodbye(Member):

@@ -56,9 +56,6 @@ cdef enum:
 
 @cython.final
 cdef class BareSocket:
-    cdef int fd
-    cdef int of_family
-
     def __cinit__(self):
         self.fd = -1
 

@@ -71,6 +71,11 @@ class SessionHandle(abc.ABC):
         """
         return None
 
+    @property
+    def elsewhere(self) -> str:
+        """The name of the other node that has the session; empty for this one."""
+        return ""
+
     @abc.abstractmethod
     async def close(self, reason: str = "closed by the proxy") -> None:
         """End the session now; its streams break. Closing a closed session is no error.

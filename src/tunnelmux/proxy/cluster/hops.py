@@ -133,6 +133,10 @@ class ThereHandle(SessionHandle):
         return self._hop.node.name
 
     @property
+    def elsewhere(self) -> str:
+        return self.node
+
+    @property
     def credential(self) -> bytes:
         return bytes.fromhex(self._there.credential)
 

@@ -98,6 +98,14 @@ class Traffic(Collector):
         moved.add_metric(["in"], figures.relayed_in)
         moved.add_metric(["out"], figures.relayed_out)
         yield moved
+        passed = CounterMetricFamily(
+            "tunnelmux_visitors_passed",
+            "Connections passed to other workers (out) and taken from them (in).",
+            labels=["direction"],
+        )
+        passed.add_metric(["in"], figures.taken_over)
+        passed.add_metric(["out"], figures.passed_on)
+        yield passed
 
     def _of_tunnels(self, tunnels: TunnelFigures, figures: VisitorFigures) -> Iterator[Metric]:
         refused = CounterMetricFamily(

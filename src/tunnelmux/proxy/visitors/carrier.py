@@ -35,6 +35,7 @@ from tunnelmux.sessions import SessionHandle
 if TYPE_CHECKING:
     from tunnelmux.observability.tracing import Tracing
     from tunnelmux.proxy.visitors.http_visit import HttpVisit
+    from tunnelmux.pump.epoll import Member
     from tunnelmux.pump.http_relay import HttpRelay
     from tunnelmux.pump.legs import Route
     from tunnelmux.pump.tunnel import Tunnel
@@ -388,8 +389,10 @@ def carry(
     carrier: Carrier,
     settings: IngressSettings,
     early: bytes,
+    instead_of: Member | None = None,
 ) -> HttpRelay:
-    """Give a visitor's connection to the pump, with the bytes that were read and not used."""
+    """Give a visitor's connection to the pump, with the bytes that were read and not used, in the
+    place of a member that has it there."""
     from tunnelmux.pump.http_relay import HttpRelay
 
     relay = HttpRelay(
@@ -402,7 +405,7 @@ def carry(
         drain_bytes=DRAIN_BYTES,
         early=early,
     )
-    relay.start()
+    relay.start(instead_of)
     return relay
 
 

@@ -27,6 +27,10 @@ class VisitorFigures:
         self.relayed_in = 0
         self.relayed_out = 0
         """Their bytes from visitors and to them."""
+        self.passed_on = 0
+        """Connections passed to another worker."""
+        self.taken_over = 0
+        """Connections that another worker passed to this one."""
         self.tls_failures = 0
         """Connections whose TLS handshake with the HTTP ingress failed."""
 

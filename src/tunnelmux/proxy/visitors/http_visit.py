@@ -6,16 +6,20 @@ hand-over: the next part gets every byte that was received and not passed on.
 
 | stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
 |---------|---------------------------------------------|-----------------------------------------|
+| seen    | the pump, which looks and does not read | the same as carried                     |
 | carried | a relay in the pump, to its goodbye         | handshake, silent, the relay's phases   |
 | judged  | a task, in which h11 reads and writes       | the times of `tunnelmux.http`           |
 | over    | nothing: it is closed                       |                                         |
 
 | from    | to      | when                                                                      |
 |---------|---------|---------------------------------------------------------------------------|
+| seen    | carried | it is to be served here                                                   |
+| seen    | over    | it was passed to the worker that has its device                           |
 | carried | judged  | the relay hands back a request, whole or in part, or a problem to be told |
 | judged  | carried | the next request is one that the pump can carry                           |
 | any     | over    | the visitor left or broke it, it was cut, its time is over                |
 
+Only where there are other workers a connection is `seen` first.
 Without a pump (in memory, on other platforms), and while the proxy drains, a connection stays
 `judged`.
 """
@@ -43,6 +47,12 @@ from tunnelmux.proxy.visitors.carrier import (
     PumpRoutes,
     carry,
 )
+from tunnelmux.proxy.visitors.elsewhere import (
+    HandsOver,
+    WayThere,
+    names_in_head,
+    server_name,
+)
 from tunnelmux.proxy.visitors.inspector import RunningInspection
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
@@ -59,6 +69,7 @@ from tunnelmux.transports.tcp import python_socket
 
 if TYPE_CHECKING:
     from tunnelmux.pump.http_relay import HttpRelay
+    from tunnelmux.pump.passing import FirstLook
     from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.sockets import BareSocket
 
@@ -81,6 +92,10 @@ class IngressParts:
     gate: Gate
     pump: DataPump | None = None
     """The pump that carries requests, while it runs."""
+    hand_over: HandsOver | None = None
+    """What passes visitors to other workers, where there are some."""
+    slot: str = ""
+    """The name of the ingress' listener."""
     is_draining: bool = False
 
 
@@ -93,6 +108,7 @@ class HttpVisit(Visit):
         "_bytes_before",
         "_has_asked",
         "_is_finishing",
+        "_look",
         "_nursery",
         "_offered",
         "_overdue",
@@ -132,7 +148,8 @@ class HttpVisit(Visit):
         self.local: BareSocket | socket.socket | None = None
         self._wire: PumpSocket | None = None  # the same socket, as the pump uses it
         self._parts = parts
-        self._stage: Literal["carried", "judged", "over"] = "judged"
+        self._look: FirstLook | None = None
+        self._stage: Literal["seen", "carried", "judged", "over"] = "judged"
         self._has_asked = self._is_finishing = False
         self._offered = b""  # the last head that h11 gave to the pump
         self._overdue: Refusal | None = None  # the refusal for the next request
@@ -205,6 +222,8 @@ class HttpVisit(Visit):
             if phase != "leaving" and not self._wire.is_shaken:
                 return "handshake"
             return "silent" if phase == "idle" and not self._has_asked else phase
+        if self._stage == "seen":
+            return "silent" if self.settings.tls is None else "handshake"
         return self.waits_for
 
     @property
@@ -221,6 +240,8 @@ class HttpVisit(Visit):
     def finish_soon(self) -> None:
         """End after the current request; now, when there is none."""
         self._is_finishing = True
+        if self._stage == "seen":
+            self._serve_seen()
         if self._stage == "carried" and self.relay is not None:
             self.relay.finish_soon()
         elif self._stage == "judged" and self.by_h11 is not None:
@@ -233,6 +254,8 @@ class HttpVisit(Visit):
             return
         if self._stage == "over":
             return
+        if self._look is not None:
+            self._look.stop()
         if self.relay is not None:
             may_read_on = self.state in ("silent", "leaving")
             self.relay.abort()
@@ -254,17 +277,98 @@ class HttpVisit(Visit):
         self._nursery, self.local = nursery, local
         self._carry(_accepted(local, self.settings.tls), b"")
 
-    def _carry(self, wire: PumpSocket, early: _Bytes) -> None:
+    def arrive_to_be_passed(self, nursery: trio.Nursery, local: BareSocket) -> None:
+        """The same where another worker may have the device that the visitor wants: then that one
+        gets the connection, of which nothing was read."""
+        from tunnelmux.pump.passing import FirstLook
+
+        assert self._parts.pump is not None
+        self._nursery, self.local = nursery, local
+        is_secure = self.settings.tls is not None
+        look = FirstLook(self._parts.pump.core, local, is_secure=is_secure)
+        if look.is_over and (way := self._way_of(look.seen)) != "unknown":
+            if isinstance(way, str) or not self._passes(way):
+                self.arrive(nursery, local)
+            return
+        self._stage, self._look = "seen", look
+        look.wait(self)
+        self._watch_time()
+        if look.is_over:
+            nursery.start_soon(self._find_way, self._device_of(look.seen))
+
+    def _after_look(self, look: FirstLook) -> None:
+        way = self._way_of(look.seen)
+        if way == "unknown" and self._nursery is not None:
+            self._nursery.start_soon(self._find_way, self._device_of(look.seen))
+        else:
+            self._go_or_stay(way)
+
+    async def _find_way(self, device: str) -> None:
+        assert self._parts.hand_over is not None
+        await self._parts.hand_over.find_way(device)
+        if self._stage == "seen":  # its time may be over, or it was cut
+            self._go_or_stay(self._parts.hand_over.way_to(device))
+
+    def _go_or_stay(self, way: WayThere | Literal["here", "unknown"]) -> None:
+        if isinstance(way, str):
+            self._serve_seen()
+            return
+        assert self._look is not None
+        self._look.stop()  # before it is passed: epoll would watch it there
+        if not self._passes(way):
+            self._look = None
+            self._carry(_accepted(self._bare, self.settings.tls), b"")
+
+    @property
+    def _bare(self) -> BareSocket:
+        """The connection as it was accepted: no task has had it yet."""
+        assert self.local is not None
+        assert not isinstance(self.local, socket.socket)
+        return self.local
+
+    def _passes(self, way: WayThere) -> bool:
+        """Pass the connection on; whether it is gone from here."""
+        if not way.pass_on(self._parts.slot, self._bare, self.visitor):
+            return False
+        self.end()
+        return True
+
+    def _way_of(self, seen: _Bytes) -> WayThere | Literal["here", "unknown"]:
+        device = self._device_of(seen)
+        if not device or self._parts.hand_over is None:
+            return "here"
+        return self._parts.hand_over.way_to(device)
+
+    def _device_of(self, seen: _Bytes) -> str:
+        """The device that the first bytes name, empty for none."""
+        if self.settings.tls is not None:
+            said = server_name(seen), b"", b""
+        else:
+            said = names_in_head(seen)
+        destination = self._parts.routes.find(said, self.settings)
+        return self._parts.router.named(destination.device) if destination is not None else ""
+
+    def _serve_seen(self) -> None:
+        """Read what was looked at."""
+        look, self._look = self._look, None
+        self._carry(_accepted(self._bare, self.settings.tls), b"", instead_of=look)
+
+    def _carry(self, wire: PumpSocket, early: _Bytes, instead_of: FirstLook | None = None) -> None:
         """Have the pump carry requests from now on; these bytes of them were read already."""
         assert self._parts.pump is not None
         self._stage = "carried"
         self._wire = wire
-        self.relay = carry(self._parts.pump, wire, self, self.carrier, self.settings, early)
+        self.relay = carry(
+            self._parts.pump, wire, self, self.carrier, self.settings, early, instead_of
+        )
         self._watch_time()
 
     def on_news(self) -> None:
-        """Called by the pump when the relay is over, and when the visitor has left."""
-        if self._stage == "carried" and self.relay is not None:
+        """Called by the pump when enough was seen, when the relay is over, and when the visitor has
+        left."""
+        if self._stage == "seen" and self._look is not None:
+            self._after_look(self._look)
+        elif self._stage == "carried" and self.relay is not None:
             phase = self.relay.phase
             if phase == "left":
                 self._close()
@@ -335,6 +439,11 @@ class HttpVisit(Visit):
         return since + PATIENCE[state](self.settings.limits)
 
     def late(self) -> None:
+        if self._stage == "seen" and trio.current_time() >= self._due():
+            self._serve_seen()
+        if self._stage == "seen":
+            self._watch_time()
+            return
         if self._stage != "carried":
             return
         if trio.current_time() < self._due():
@@ -518,6 +627,7 @@ class HttpVisit(Visit):
     def end(self) -> None:
         if self._stage != "over":
             self._stage = "over"
+            self._look = None
             self.place.leave()
             super().end()
             self.by_h11 = None

@@ -16,6 +16,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import PumpRoutes
+from tunnelmux.proxy.visitors.elsewhere import HandsOver
 from tunnelmux.proxy.visitors.http_visit import HttpVisit, IngressParts, host_of
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
@@ -111,18 +112,29 @@ class HttpIngressServer:
             visit.finish_soon()
         self._parts.routes.drain()
 
-    def take(self, nursery: trio.Nursery, local: BareSocket, remote: str) -> bool:
+    def hand_over_by(self, hand_over: HandsOver, slot: str) -> None:
+        """Pass visitors to the workers that have their devices, from now on; *slot* is the name of
+        this listener.
+        """
+        self._parts.hand_over, self._parts.slot = hand_over, slot
+
+    def take(
+        self, nursery: trio.Nursery, local: BareSocket, remote: str, *, is_passed: bool = False
+    ) -> bool:
         """Serve one visitor in the pump; whether that is possible now.
 
-        `nursery` owns the tasks for requests that need one.
+        `nursery` owns the tasks for requests that need one. With `is_passed`, another worker has
+        passed it on to this one.
         """
         if self._parts.is_draining or self._parts.pump is None or not self._has_room(remote):
             return False
         visit = self._admit(remote)
         if visit is None:
             local.reset()
-        else:
+        elif self._parts.hand_over is None or is_passed:
             visit.arrive(nursery, local)
+        else:
+            visit.arrive_to_be_passed(nursery, local)
         return True
 
     def _has_room(self, remote: str) -> bool:

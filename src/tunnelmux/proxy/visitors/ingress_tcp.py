@@ -14,6 +14,7 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.elsewhere import HandsOver
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister
 from tunnelmux.relay import RelayResult, abort, relay
@@ -52,6 +53,8 @@ class TcpIngressServer:
         self._router = Router(store, devices)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
+        self.hand_over: HandsOver | None = None
+        """Passes visitors to other workers, where there are some."""
         self.tracing: Tracing | None = None
         """What makes spans of connections, if anything does."""
 
@@ -59,6 +62,27 @@ class TcpIngressServer:
         """Use these limits for new connections."""
         self._limits = limits
         self._router.reserved_streams = limits.reserved_streams
+
+    def take_or_pass(
+        self,
+        slot: str,
+        nursery: trio.Nursery,
+        device: str,
+        service: str,
+        local: BareSocket,
+        remote: str,
+    ) -> bool:
+        """Like `take`, for a visitor who came to the listener of that slot, and may be passed to
+        the worker that has the device.
+        """
+        if self.hand_over is not None:
+            way = self.hand_over.way_to(device)
+            if way == "unknown":
+                if self.hand_over.pass_later(nursery, device, slot, local, remote):
+                    return True
+            elif way != "here" and way.pass_on(slot, local, remote):
+                return True
+        return self.take(nursery, device, service, local, remote)
 
     def take(
         self, nursery: trio.Nursery, device: str, service: str, local: BareSocket, remote: str

@@ -86,6 +86,9 @@ class ListenerPlan:
     take: Callable[[BareSocket, str], bool] | None = None
     """Asked first, where there is a pump: answers whether it took the connection, which then is
     its to close. It saves a task where connections come by the thousand."""
+    take_passed: Callable[[BareSocket, str], bool] | None = None
+    """The same for a connection that another worker passed to this one, and which goes no
+    further. By default `take`."""
     addresses: AddressLists = field(default_factory=AddressLists)
     """Addresses that may connect; others are reset."""
     admission: Places | None = None
@@ -198,6 +201,37 @@ class ListenerSet:
         _log.info("no longer listening", address=str(entry.address))
         entry.close()
         self._binder.closed(slot, entry.plan.address)
+
+    def listens(self, slot: str) -> bool:
+        """Whether there is such a listener."""
+        return slot in self._open
+
+    def serve_passed(self, slot: str, connection: BareSocket, remote: str) -> None:
+        """Serve a visitor's connection that came to the same listener of another worker."""
+        entry = self._open.get(slot)
+        if entry is None:
+            connection.reset()
+        else:
+            plan = entry.plan
+            self.serve(plan, connection, remote, plan.take_passed or plan.take)
+
+    def serve(
+        self,
+        plan: ListenerPlan,
+        connection: BareSocket,
+        remote: str,
+        take: Callable[[BareSocket, str], bool] | None,
+    ) -> None:
+        """Serve a connection that the pump accepted."""
+        try:
+            if plan.addresses and not plan.addresses.admit(remote.rpartition(":")[0].strip("[]")):
+                _turn_away(plan, python_socket(connection), remote)
+                return
+            if take is None or not take(connection, remote):
+                self.handle_soon(plan, python_socket(connection), remote)
+        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
+            _log.exception("unhandled error in connection", listener=plan.key)
+            connection.close()
 
     def adopt(self, slot: str, connection: socket.socket, seated: Callable[[], None]) -> None:
         """Serve a connection that was accepted elsewhere; *seated* is called when it waits for no
@@ -337,18 +371,7 @@ class _PumpedListener:
             return
         plan = self._entry.plan
         for connection, remote in arrived:
-            self._serve(plan, connection, remote)
-
-    def _serve(self, plan: ListenerPlan, connection: BareSocket, remote: str) -> None:
-        try:
-            if plan.addresses and not plan.addresses.admit(remote.rpartition(":")[0].strip("[]")):
-                _turn_away(plan, python_socket(connection), remote)
-                return
-            if plan.take is None or not plan.take(connection, remote):
-                self._listeners.handle_soon(plan, python_socket(connection), remote)
-        except Exception:  # noqa: BLE001  a bug met by one connection must not end the listener
-            _log.exception("unhandled error in connection", listener=plan.key)
-            connection.close()
+            self._listeners.serve(plan, connection, remote, plan.take)
 
 
 def lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:

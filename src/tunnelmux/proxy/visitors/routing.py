@@ -272,6 +272,18 @@ class Router:
         if self._devices.find(device) is not None:
             await self._store.find_device(device)
 
+    def elsewhere(self, device: str) -> str | None:
+        """The name of the other node that has the device's session. Empty where this node is as
+        good as any, None where that is not known: `look_for` would tell.
+        """
+        if not self._store.reaches_others:
+            return ""
+        known = self._devices.find(device)
+        if known is None or not known.enabled:
+            return ""
+        handle = self._store.live_device(device)
+        return handle.elsewhere if handle is not None else None
+
     def is_own(self, device: str, session: Session) -> bool:
         """Whether this is the device's own session, and not one with the node that has it."""
         handle = self._store.live_device(device)

@@ -365,7 +365,8 @@ class WorkersParent:
         other = self._seats.get(wanted.node)
         if other is None or other is seat or other.link is None or not other.is_ready:
             return Reply()
-        one, two = socket.socketpair()
+        kind = socket.SOCK_SEQPACKET if wanted.way == "visitors" else socket.SOCK_STREAM
+        one, two = socket.socketpair(type=kind)
         told = msgspec.json.encode(Reach(seat.name, wanted.way))
         try:
             other.link.tell(REACHED, told, [two.detach()])

@@ -76,8 +76,9 @@ RELOAD = "reload"
 DRAIN = "drain"
 """Parent tells: stop in order."""
 
-Way = Literal["hop", "internal"]
-"""What a connection between two workers carries: streams to devices, or one internal call."""
+Way = Literal["hop", "internal", "visitors"]
+"""What a connection between two workers carries: streams to devices, one internal call, or messages
+with visitors' connections."""
 
 
 class Address(msgspec.Struct, frozen=True):

@@ -1,0 +1,44 @@
+"""Connections that one process passes to another: what they say first, and the way they go."""
+
+import socket
+from typing import Any, final
+
+from tunnelmux.pump.epoll import Member, Pump
+from tunnelmux.pump.sockets import BareSocket
+
+@final
+class FirstLook(Member):
+    """Looks at the first bytes of a connection, and leaves them to be read."""
+
+    def __init__(self, pump: Pump, socket: BareSocket, *, is_secure: bool) -> None:
+        """Look at once. *is_secure* says that a TLS ClientHello is to come, and no request."""
+    @property
+    def is_over(self) -> bool:
+        """Whether it has seen a whole head or ClientHello, or gave that up: after 8 KiB, after 32
+        looks, or because nothing more will come."""
+    @property
+    def seen(self) -> bytes:
+        """The bytes, once it is over."""
+    def wait(self, owner: Any) -> None:
+        """Look again as more comes, and call `owner.on_news()` when it is over. The connection is
+        in the pump until `stop`, or until a member takes this one's place there."""
+    def stop(self) -> None:
+        """Look no more. Harmless twice, and when it never waited."""
+
+@final
+class Passage(Member):
+    """One end of the way between two processes: messages, and with them connections."""
+
+    def __init__(self, pump: Pump, socket: socket.socket, owner: Any) -> None:
+        """*socket* is of the kind SOCK_SEQPACKET and stays the caller's to close, after `stop`.
+        `owner.on_news()` is called when something came, and when there is room again."""
+    def send(self, message: bytes, connection: BareSocket | socket.socket | None = None) -> bool:
+        """Send 1 to 1,024 bytes, and pass the connection with them, which stays open here as well
+        and must not be in a pump. False where the way is full. Raises OSError when the other
+        process has ended."""
+    def receive(self, limit: int) -> list[tuple[bytes, BareSocket | None]] | None:
+        """What came, *limit* messages at most, each with its connection: None where there was none
+        with it, or no descriptor was left for it. None instead of a list when the other process has
+        ended."""
+    def stop(self) -> None:
+        """Watch no more. Harmless twice."""

@@ -1,0 +1,214 @@
+"""Connections that one process passes to another: what they say first, and the way they go.
+
+A connection is looked at with MSG_PEEK, so that all of it is left to be read. It is passed by
+SCM_RIGHTS (unix(7)) over a socket pair that keeps messages apart. It must not be in the pump when it
+is passed or closed: epoll would go on watching it, for its descriptor is open elsewhere.
+The docstrings of the public names are in `passing.pyi`.
+"""
+
+cimport cython
+
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMSGSIZE, ENOBUFS, ETOOMANYREFS, errno
+from libc.stdint cimport uint8_t, uint32_t
+from libc.string cimport memcpy, memset
+
+from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, Member, Pump, os_error
+from tunnelmux.pump.sockets cimport BareSocket, bare_socket
+
+cdef extern from "sys/uio.h" nogil:
+    struct iovec:
+        void *iov_base
+        size_t iov_len
+
+cdef extern from "sys/socket.h" nogil:
+    struct msghdr:
+        iovec *msg_iov
+        size_t msg_iovlen
+        void *msg_control
+        size_t msg_controllen
+        int msg_flags
+    struct cmsghdr:
+        size_t cmsg_len
+        int cmsg_level
+        int cmsg_type
+    ssize_t recv(int fd, void *data, size_t size, int flags)
+    ssize_t sendmsg(int fd, const msghdr *message, int flags)
+    ssize_t recvmsg(int fd, msghdr *message, int flags)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
+    cmsghdr *CMSG_FIRSTHDR(msghdr *message)
+    unsigned char *CMSG_DATA(cmsghdr *part)
+    size_t CMSG_SPACE(size_t size)
+    size_t CMSG_LEN(size_t size)
+    int MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
+    int SCM_RIGHTS, SOL_SOCKET, SO_DOMAIN
+
+cdef extern from "string.h" nogil:
+    void *memmem(const void *data, size_t size, const void *wanted, size_t wanted_size)
+
+cdef enum:
+    SEEN = 8192  # bytes that are looked at: a ClientHello with post-quantum keys has two thousand
+    LOOKS = 32  # how often one connection is looked at: each look sees all that came before it
+    RECORD_HEAD = 5  # bytes before what a TLS record holds (RFC 8446 section 5.1)
+    HANDSHAKE = 22  # the type of a record that holds a ClientHello
+    LONGEST_MESSAGE = 1024  # bytes that come with a connection
+    ROOM = 64  # bytes of room for one descriptor in a message
+
+
+@cython.final
+cdef class FirstLook(Member):
+    cdef object socket
+    cdef bint is_secure
+    cdef int looks
+    cdef readonly bint is_over
+    cdef readonly bytes seen
+
+    def __init__(self, Pump pump not None, socket not None, *, bint is_secure):
+        self.pump = pump
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.is_secure = is_secure
+        self.seen = b""
+        self.look(False)
+
+    def wait(self, owner):
+        self.owner = owner
+        self.pump.add(self)
+
+    def stop(self):
+        self.pump.remove(self)
+
+    cdef int on_event(self, uint32_t events) except -1:
+        if not self.is_over:
+            self.look(events & (EPOLLRDHUP | EPOLLHUP | EPOLLERR) != 0)
+            if self.is_over:
+                self.pump.tell(self)
+        return 0
+
+    cdef int fail(self, object error) except -1:
+        self.is_over = True
+        return self.pump.tell(self)
+
+    cdef int look(self, bint is_last) except -1:
+        """See what is there, and whether that is enough to tell where it goes."""
+        cdef ssize_t n
+        self.looks += 1
+        while True:
+            n = recv(self.fd, self.pump.input, SEEN, MSG_DONTWAIT | MSG_PEEK)
+            if n >= 0 or errno != EINTR:
+                break
+        if n < 0 and errno == EAGAIN:
+            self.is_over = is_last or self.looks >= LOOKS
+            return 0
+        n = max(n, 0)
+        if is_last or n == 0 or n == SEEN or self.looks >= LOOKS or self.is_whole(n):
+            self.is_over = True
+            self.seen = PyBytes_FromStringAndSize(<const char *>self.pump.input, n)
+        return 0
+
+    cdef bint is_whole(self, ssize_t n) noexcept:
+        cdef const uint8_t *data = self.pump.input
+        if not self.is_secure:
+            return memmem(data, n, b"\r\n\r\n", 4) != NULL
+        if data[0] != HANDSHAKE:
+            return True  # no TLS
+        return n >= RECORD_HEAD and n >= RECORD_HEAD + (data[3] << 8 | data[4])
+
+
+@cython.final
+cdef class Passage(Member):
+    cdef object socket
+
+    def __init__(self, Pump pump not None, socket not None, owner):
+        self.pump = pump
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.owner = owner
+        pump.add(self)
+
+    def send(self, bytes message not None, connection=None):
+        cdef int fd = -1 if connection is None else connection.fileno()
+        cdef uint8_t room[ROOM]
+        cdef iovec part
+        cdef msghdr header
+        cdef cmsghdr *rights
+        if len(message) == 0 or len(message) > LONGEST_MESSAGE:
+            raise os_error(EMSGSIZE)  # an empty message would look like the end
+        part.iov_base = PyBytes_AS_STRING(message)
+        part.iov_len = len(message)
+        memset(&header, 0, sizeof(header))
+        header.msg_iov = &part
+        header.msg_iovlen = 1
+        if fd >= 0:
+            memset(room, 0, sizeof(room))
+            header.msg_control = room
+            header.msg_controllen = CMSG_SPACE(sizeof(int))
+            rights = CMSG_FIRSTHDR(&header)
+            rights.cmsg_level = SOL_SOCKET
+            rights.cmsg_type = SCM_RIGHTS
+            rights.cmsg_len = CMSG_LEN(sizeof(int))
+            memcpy(CMSG_DATA(rights), &fd, sizeof(int))
+        while sendmsg(self.fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
+            # ETOOMANYREFS: this user has as many descriptors under way as it may have open.
+            if errno == EAGAIN or errno == ENOBUFS or errno == ETOOMANYREFS:
+                return False
+            if errno != EINTR:
+                raise os_error(errno)
+        return True
+
+    def receive(self, Py_ssize_t limit):
+        cdef list received = []
+        cdef uint8_t room[ROOM]
+        cdef uint8_t data[LONGEST_MESSAGE]
+        cdef iovec part
+        cdef msghdr header
+        cdef ssize_t n
+        while len(received) < limit:
+            part.iov_base = data
+            part.iov_len = sizeof(data)
+            memset(&header, 0, sizeof(header))
+            header.msg_iov = &part
+            header.msg_iovlen = 1
+            header.msg_control = room
+            header.msg_controllen = CMSG_SPACE(sizeof(int))
+            n = recvmsg(self.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
+            if n < 0 and (errno == EINTR or errno == ECONNRESET):
+                continue  # a reset stands in front of what was sent before it
+            if n < 0 and errno == EAGAIN:
+                return received
+            if n <= 0:  # the other end is gone
+                if received:
+                    break  # those first; the end comes again
+                return None
+            received.append((PyBytes_FromStringAndSize(<const char *>data, n), passed(&header)))
+        self.want_turn()
+        self.pump.wake()
+        return received
+
+    def stop(self):
+        self.pump.remove(self)
+
+    cdef int on_event(self, uint32_t events) except -1:
+        return self.pump.tell(self)
+
+    cdef int take_turn(self) except -1:
+        return self.pump.tell(self)
+
+    cdef int fail(self, object error) except -1:
+        return self.pump.tell(self)
+
+
+cdef BareSocket passed(msghdr *header):
+    """The connection that came with a message; None where it has none, or where this process has no
+    descriptor left for it."""
+    cdef cmsghdr *rights = CMSG_FIRSTHDR(header)
+    cdef int fd = -1, family = 0
+    cdef unsigned int size = sizeof(int)
+    if (
+        rights == NULL or rights.cmsg_level != SOL_SOCKET or rights.cmsg_type != SCM_RIGHTS
+        or rights.cmsg_len < CMSG_LEN(sizeof(int))
+    ):
+        return None
+    memcpy(&fd, CMSG_DATA(rights), sizeof(int))
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size)
+    return bare_socket(fd, family)
