@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -92,3 +93,58 @@ async def test_a_raw_forward_that_names_its_request_is_seen_as_one() -> None:
             fields = f"Authorization: Bearer {SECRET}\r\nTunnelmux-Request: {odd}\r\n"
             answer = await bench.ask("POST", "/internal/forward/raw?token=token-1", headers=fields)
             assert (answer.status, answer.code) == (400, "INVALID_REQUEST"), odd
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "reason", "upgraded"),
+    [
+        ([b"HTTP/1.1 204 No Content\r\n\r\n"], 204, "", False),
+        ([b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 413 X\r\nA: b\r\n\r\n"], 413, "", False),
+        (
+            [b"HTTP/1.1 502 X\r\nA: b\r\nTunnelmux-Reason: target-down\r\n", b"\r\nbody"],
+            *(502, "target-down", False),
+        ),
+        ([b"HTTP/1.1 101 Switching Protocols\r\n\r\n\x82\x00"], 101, "", True),
+        ([bytes([byte]) for byte in b"HTTP/1.0 404 Not Found\r\n\r\nno"], 404, "", False),
+        ([b"SSH-2.0-OpenSSH\r\n\r\n"], 0, "", False),
+        ([b"HTTP/1.1 200 OK\r\nA: " + b"a" * 200_000, b"\r\n\r\n"], 0, "", False),
+        ([], 0, "", False),
+    ],
+    ids=["plain", "interim", "refused", "upgraded", "dripped", "no-http", "endless", "silent"],
+)
+async def test_a_named_request_has_the_status_of_its_answer(
+    answer: list[bytes], status: int, reason: str, upgraded: bool
+) -> None:
+    async with (
+        running_bench() as bench,
+        bench.agent(token="token-1") as agent,
+        bench.client.requests(RequestFilter(device="dev1")) as requests,
+    ):
+        stream = await bench.client.open_stream("token-1", service="web", request="GET /x")
+        device = await agent.stream()
+        await stream.send_all(b"GET /x HTTP/1.1\r\n\r\n")
+        await stream.send_eof()
+        await device.read_all()
+        for piece in answer:
+            await device.send(piece)
+        await device.end()
+        came = b""
+        while data := await stream.receive_some():
+            came += data
+        assert came == b"".join(answer)
+        seen = await anext(requests)
+    assert isinstance(seen, RequestSeen)
+    assert (seen.status, seen.reason, seen.upgraded) == (status, reason, upgraded)
+    assert seen.bytes_out == len(came)
+
+
+async def test_one_that_is_cut_is_a_reset_to_the_device() -> None:
+    async with running_bench() as bench, bench.agent(token="token-1") as agent:
+        stream = await bench.client.open_stream("token-1", service="web", request="POST /x")
+        device = await agent.stream()
+        await stream.send_all(b"POST /x HTTP/1.1\r\nContent-Length: 100\r\n\r\nhalf")
+        assert await device.read_exactly(4) == b"POST"
+        [visit] = bench.dispatcher.visits.of_device("dev1")
+        visit.cut("its device was removed")
+        with pytest.raises(trio.BrokenResourceError):
+            await device.read_all()

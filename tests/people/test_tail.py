@@ -73,6 +73,18 @@ def test_a_request_through_the_api_has_a_way_of_its_own(installation: Installati
         installation.run("curl", "dev1/web/by-api?token=hidden")
         (seen,) = of_lines("tunnelmux tail", lines.get(timeout=60))
     assert (seen.way, seen.service, seen.method, seen.path) == ("api", "web", "GET", "/by-api")
+    assert (seen.status, seen.reason) == (404, "")  # the service's own answer
+
+
+def test_a_request_through_the_api_fails_as_the_device_says(installation: Installation) -> None:
+    with following(installation, "api", "tail", "dev1", "--path", "/by-*", "--json") as process:
+        assert process.stderr is not None
+        process.stderr.readline()
+        lines = collect(process)
+        installation.run("curl", "dev1/closed/by-api")
+        (seen,) = of_lines("tunnelmux tail", lines.get(timeout=60))
+    assert (seen.way, seen.service, seen.path) == ("api", "closed", "/by-api")
+    assert (seen.status, seen.reason) == (404, "unknown-service")  # it takes no HTTP
 
 
 def test_what_cannot_be_is_said(installation: Installation) -> None:

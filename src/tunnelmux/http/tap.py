@@ -55,6 +55,8 @@ class TappedStream(trio.abc.HalfCloseableStream):
     async def aclose(self) -> None:
         """Close it; by force, with a reset."""
         try:
+            # A stream that closes at once would have told its peer of a good end by then.
+            await trio.lowlevel.checkpoint_if_cancelled()
             await self._stream.aclose()
         except trio.Cancelled:
             await abort(self._stream)

@@ -6,13 +6,23 @@ import dataclasses
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from http import HTTPStatus
 
 import trio
 
-from tunnelmux.http import Exchange, Field, RequestHead, Upstream, VisitorGone, forward
+from tunnelmux.http import (
+    Exchange,
+    Field,
+    RequestHead,
+    ResponseHead,
+    Upstream,
+    VisitorGone,
+    forward,
+)
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end, replace_host
 from tunnelmux.http.head import field_values, first_value, has_member
+from tunnelmux.http.tap import TappedStream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.internal.answers import ApiConnection, ApiError
 from tunnelmux.proxy.internal.forward_http import encode_target
@@ -27,7 +37,7 @@ from tunnelmux.proxy.internal.sessions import (
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister, Way
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore, SessionHandle, shorten_token
-from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
+from tunnelmux.wire import LEASE_FIELD, REASON_FIELD, REQUEST_FIELD, SERVICE_FIELD
 
 __all__ = ["LeaseRuns", "StreamForwarder", "no_leases"]
 
@@ -43,6 +53,13 @@ def no_leases(_lease_id: str, _device: str) -> bool:
 _log = get_logger("proxy.internal")
 
 _NAMED_REQUEST = re.compile(rb"([A-Z-]{1,32}) (/[!->@-~]*)(?:\?[!-~]*)?")
+
+_STATUS_LINE = re.compile(rb"HTTP/1\.[01] ([1-5][0-9][0-9])[ \r]")
+_REASON_LINE = re.compile(
+    rb"\r\n" + re.escape(REASON_FIELD) + rb":[ \t]*([a-z0-9-]{1,64})[ \t]*\r\n", re.IGNORECASE
+)
+_LONGEST_HEAD = 65_536
+# Bytes of an answer that are looked through for its status: as max_head_bytes is by default.
 
 _RAW_FIELDS = ((b"Content-Type", b"application/octet-stream"), (b"Connection", b"close"))
 
@@ -134,8 +151,11 @@ class StreamForwarder:
         result = RelayResult()
         started = trio.current_time()
         named = _named_request(request)
+        answer = _NamedAnswer()
         async with self._open(call, "api" if named else "raw") as way:
             way.visit.count = lambda: result.bytes_now
+            # Only an answer to a request has a status to read; all else may go by the pump.
+            onward = TappedStream(way.stream, answer) if named else way.stream
             try:
                 if protocol is not None:
                     headers = [(b"Connection", b"Upgrade"), (b"Upgrade", protocol)]
@@ -145,10 +165,10 @@ class StreamForwarder:
                         await server.send_interim(100, b"Continue", [])
                     await server.send_switch(200, b"OK", list(_RAW_FIELDS))
                 if protocol is None and request.has_body:
-                    await self._relay_body(server, way.stream, result)
+                    await self._relay_body(server, onward, result)
                 else:
                     early = server.take_buffer()
-                    await relay(server.stream, way.stream, from_a=early, result=result)
+                    await relay(server.stream, onward, from_a=early, result=result)
             finally:
                 _log.info(
                     "raw forward ended",
@@ -158,9 +178,10 @@ class StreamForwarder:
                     bytes_out=result.bytes_b_to_a,
                     seconds=round(trio.current_time() - started, 4),
                     outcome="not begun" if result.ended == "running" else result.ended,
+                    **({"status": answer.status} if answer.status else {}),
                     **way.cut,
                 )
-                way.tell(named, result.bytes_now, started)
+                way.tell(named | answer.fields, result.bytes_now, started)
 
     async def _relay_body(
         self, server: ApiConnection, stream: trio.abc.Stream, result: RelayResult
@@ -235,6 +256,56 @@ def _named_request(request: RequestHead) -> dict[str, object]:
         field = REQUEST_FIELD.decode("ascii")
         raise ApiError("INVALID_REQUEST", f'{field} is not "METHOD /path"')
     return {"method": found[1].decode("ascii"), "path": found[2].decode("ascii")}
+
+
+class _NamedAnswer:
+    """A tap that reads status and reason of an answer as its bytes pass, and changes nothing."""
+
+    def __init__(self) -> None:
+        self.status = 0
+        self._reason = ""
+        self._head: bytearray | None = bytearray()
+        self._searched = 0
+
+    @property
+    def fields(self) -> dict[str, object]:
+        """What those who watch requests are told of it; nothing of one without a status."""
+        if not self.status:
+            return {}
+        upgraded = self.status == HTTPStatus.SWITCHING_PROTOCOLS
+        return {"status": self.status, "reason": self._reason, "upgraded": upgraded}
+
+    def asked(self, data: bytes) -> None:
+        """The request's own bytes say nothing about the answer."""
+
+    def began(self, head: ResponseHead) -> None:
+        """Heads are not read one by one on this way."""
+
+    def answered(self, data: bytes) -> None:
+        """The next bytes of the answer; only those of its heads are looked at."""
+        if self._head is None:
+            return
+        self._head += data[: _LONGEST_HEAD + 4]
+        while (end := self._head.find(b"\r\n\r\n", self._searched)) >= 0:
+            if self._is_final(bytes(self._head[: end + 2])):
+                self._head = None
+                return
+            del self._head[: end + 4]
+            self._searched = 0
+        self._searched = max(0, len(self._head) - 3)
+        if len(self._head) > _LONGEST_HEAD:
+            self._head = None
+
+    def _is_final(self, head: bytes) -> bool:
+        """Read a whole head. Interim ones (RFC 9110 section 15.2) come before the final one."""
+        line = _STATUS_LINE.match(head)
+        status = int(line[1]) if line is not None else 0
+        if 100 <= status < 200 and status != HTTPStatus.SWITCHING_PROTOCOLS:
+            return False
+        self.status = status
+        if (reason := _REASON_LINE.search(head)) is not None:
+            self._reason = reason[1].decode("ascii")
+        return True
 
 
 class _DeclaredBody(trio.abc.Stream):
