@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,6 +14,7 @@ from support.internal import Bench
 from support.proxies import agent_of, running
 from tunnelmux.commands import Event, Exited, Output, Started, Truncated, encode_event, failure
 from tunnelmux.config import DeviceConfig, InternalListener, ProxyConfig, Secret, TunnelListener
+from tunnelmux.config.proxy import RegistrySource
 from tunnelmux.mux import Stream
 from tunnelmux.proxy import RunningProxy
 
@@ -147,11 +149,19 @@ async def exec_agents(bench: Bench, *names: str) -> AsyncIterator[dict[str, Exec
 
 
 @asynccontextmanager
-async def exec_proxy(*names: str) -> AsyncIterator[tuple[RunningProxy, dict[str, ExecAgent]]]:
-    """A whole proxy on loopback ports, its internal API without a secret, and these devices."""
+async def exec_proxy(
+    *names: str, registry: RegistrySource | None = None
+) -> AsyncIterator[tuple[RunningProxy, dict[str, ExecAgent]]]:
+    """A whole proxy on loopback ports, its internal API without a secret, and these devices. With a
+    registry, where it tells its address, its port is not chosen by the system."""
+    internal = "127.0.0.1:0"
+    if registry is not None:
+        # An address of loopback that nothing else listens on.
+        internal = f"127.{'.'.join(str(random.randint(1, 254)) for _ in range(3))}:3801"
     config = ProxyConfig(
         tunnel=TunnelListener(listen="127.0.0.1:0"),
-        internal=InternalListener(listen="127.0.0.1:0"),
+        internal=InternalListener(listen=internal),
+        registry=registry or RegistrySource(),
         devices=[DeviceConfig(name=name, token=Secret(f"token-of-{name}")) for name in names],
     )
     agents = {name: ExecAgent(name) for name in names}
