@@ -29,6 +29,8 @@ __all__ = [
     "LOGS_PATH",
     "LONGEST_TIMEOUT",
     "MEASURE_PATH",
+    "MEMBER_COOKIE",
+    "MEMBER_COOKIE_PLAIN",
     "MOST_SERVICES",
     "PROVED",
     "PROVE_FIELD",
@@ -162,6 +164,12 @@ SIGN_IN_COOKIE = b"__Host-tunnelmux-sign-in"
 
 SIGN_IN_COOKIE_PLAIN = b"tunnelmux-dev-sign-in"
 """The same for development."""
+
+MEMBER_COOKIE = b"__Host-tunnelmux-member"
+"""The cookie by which a browser comes back to the same device of a group."""
+
+MEMBER_COOKIE_PLAIN = b"tunnelmux-dev-member"
+"""The same over plain HTTP."""
 
 RELAY_FIELD = b"Tunnelmux-Relay"
 """In a request through the tunnel: the proxy could relay the visitor's further requests raw. In the

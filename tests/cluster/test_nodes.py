@@ -17,6 +17,7 @@ from support.redis_server import RedisServer, run_redis
 from tunnelmux.backend import ProxyClient
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Address, LimitsConfig
+from tunnelmux.config.groups import GroupConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.cluster.hops import ThereHandle
 from tunnelmux.relay import reset_socket
@@ -54,6 +55,31 @@ async def test_http_of_a_device_on_another_node(nodes: Nodes, web: Address) -> N
             assert (answer.status, answer.body) == (200, b"hello\n")
         assert (await nodes.get("a", service="camera")).reason == "unknown-service"
         assert (await nodes.get("a", device="dev2")).reason == "device-offline"
+
+
+async def test_a_group_reaches_over_nodes(nodes: Nodes) -> None:
+    """And a visitor does not notice that the one device it can reach at its own node is gone."""
+
+    def named(name: str) -> Origin:
+        async def page(peer: Peer, _head: bytes) -> None:
+            await peer.send(reply(name.encode()))
+
+        origin = Origin()
+        origin.pages[b"/"] = page
+        return origin
+
+    groups = [GroupConfig(name="shop", devices=["dev1", "dev2"])]
+    for node in ("a", "b"):
+        await nodes[node].reload(nodes.config(node, groups=groups))
+    async with (
+        serving(named("dev1").handle) as one,
+        serving(named("dev2").handle) as two,
+        nodes.agent("b", {"web": f"http://{two}"}, "dev2"),
+    ):
+        async with nodes.agent("a", {"web": f"http://{one}"}):
+            got = {(await nodes.get("a", device="shop")).body for _ in range(12)}
+            assert got == {b"dev1", b"dev2"}
+        assert {(await nodes.get("a", device="shop")).body for _ in range(4)} == {b"dev2"}
 
 
 async def test_a_large_body_comes_whole_both_ways(

@@ -127,6 +127,7 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         "tokens",
         "users",
         "certificate",
+        "devices",
         "key",
         "hook",
         "name",

@@ -106,6 +106,7 @@ def test_the_shape_of_a_request() -> None:
         "access": b"",
         "login": b"",
         "cookie": b"",
+        "member": b"",
         "from_here": b"Sec-Fetch-Site: same-origin" in BROWSER,
         "said": b"",
         "content_length": 0,

@@ -10,6 +10,7 @@ import msgspec
 
 from tunnelmux.config.access import AccessConfig, check_address_lists
 from tunnelmux.config.cluster import ClusterConfig
+from tunnelmux.config.groups import GroupConfig
 from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig, OtelConfig
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
@@ -484,6 +485,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     ingress: Ingress = Ingress()
     access: AccessConfig = AccessConfig()
     devices: list[DeviceConfig] = []
+    groups: list[GroupConfig] = []
     registry: RegistrySource = RegistrySource()
     cluster: ClusterConfig | None = None
     socketio: SocketIOListener | None = None
@@ -495,7 +497,7 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     def __post_init__(self) -> None:
         names = [device.name for device in self.devices]
-        known = set(names)
+        known = {*names, *self._check_groups(names)}
         check_unique("devices.name", names)
         for index, ingress in enumerate(self.ingress.tcp):
             if ingress.device not in known and not self.registry.is_there:
@@ -557,6 +559,24 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 '["basic"] with users (tunnelmux-proxy password NAME makes them), ["login"] with '
                 'a registry, or ["public"] for all; or listen on 127.0.0.1',
             )
+
+    def _check_groups(self, devices: list[str]) -> list[str]:
+        """Check groups against the devices. Returns their names."""
+        names = [group.name for group in self.groups]
+        check_unique("groups.name", names)
+        for index, group in enumerate(self.groups):
+            if group.name in devices:
+                raise InvalidSetting(
+                    f"groups[{index}].name",
+                    f'"{group.name}" is also a device: give the group another name',
+                )
+            unknown = [name for name in group.devices if name not in devices]
+            if unknown and not self.registry.is_there:
+                raise InvalidSetting(
+                    f"groups[{index}].devices",
+                    f'there is no device "{unknown[0]}": add it under [[devices]]',
+                )
+        return names
 
     def _check_agent_names(self, devices: list[str]) -> None:
         """Check that names of devices, Socket.IO agents and groups differ: commands use only the

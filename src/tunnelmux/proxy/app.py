@@ -37,6 +37,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet, lists_of
@@ -124,8 +125,9 @@ class RunningProxy:
             registered=self.registered,
         )
         self._certificates: ServerCertificates | None = None
-        self._http = HttpIngressServer(self.store, self.devices, self.visits, self._gate)
-        self._tcp = TcpIngressServer(self.store, self.devices, self.visits)
+        self._groups = Groups(self.visits.count_of)
+        shared = self.store, self.devices, self.visits, self._groups
+        self._http, self._tcp = HttpIngressServer(*shared, self._gate), TcpIngressServer(*shared)
         self.dispatcher = Dispatcher(
             self.store, self.devices, audit=_audit_log(config), visits=self.visits
         )
@@ -143,9 +145,8 @@ class RunningProxy:
         )
         self._internal.decisions.gate = self._gate
         self._tracing = tracing_from(config.otel, "tunnelmux-proxy")
-        if self._tracing is not None:
-            self._http.trace(self._tracing)
-            self._tcp.tracing = self._tracing
+        self._http.trace(self._tracing)
+        self._tcp.tracing = self._tracing
         self._presence = self._around.presence_in(config.tunnel.state_dir or state_dir, config)
         self._agent_server: AgentServer | None = None
         self._set_admission(config)
@@ -486,6 +487,7 @@ class RunningProxy:
             is_local = is_loopback(http.address.host)
             self._gate.configure(config.access, config.limits.access, is_local=is_local)
         self._certificates = certificates
+        self._groups.configure(config.groups)
         self._tcp.configure(limits)
         self._internal.configure(
             InternalSettings(access=access, limits=config.limits.internal, http_limits=limits)

@@ -31,5 +31,9 @@ cdef bint is_own_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil
 cdef bint is_access_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil
 
 
+# Whether a pair is the cookie by which a browser comes back to a device of a group.
+cdef bint is_member_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil
+
+
 # Whether a Set-Cookie value would make such a cookie in some browser.
 cdef bint sets_own_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil

@@ -8,8 +8,8 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memchr, memcmp
 
 cdef enum:
-    ACCESS_SIZE = 23  # bytes of b"__Host-tunnelmux-access"
-    PLAIN_SIZE = 20  # bytes of b"tunnelmux-dev-access"
+    ACCESS_SIZE = 23  # bytes of b"__Host-tunnelmux-access" and b"__Host-tunnelmux-member"
+    PLAIN_SIZE = 20  # bytes of b"tunnelmux-dev-access" and b"tunnelmux-dev-member"
     OWN_SIZE = 16  # bytes of b"__host-tunnelmux"
     OWN_PLAIN_SIZE = 13  # bytes of b"tunnelmux-dev"
 
@@ -165,6 +165,12 @@ cdef bint is_called(
 cdef bint is_access_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
     return is_called(p, size, b"__Host-tunnelmux-access", ACCESS_SIZE) or is_called(
         p, size, b"tunnelmux-dev-access", PLAIN_SIZE
+    )
+
+
+cdef bint is_member_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
+    return is_called(p, size, b"__Host-tunnelmux-member", ACCESS_SIZE) or is_called(
+        p, size, b"tunnelmux-dev-member", PLAIN_SIZE
     )
 
 

@@ -37,6 +37,7 @@ class _Request(TypedDict):
     access: bytes
     login: bytes
     cookie: bytes
+    member: bytes
     from_here: bool
     said: bytes
     content_length: int

@@ -11,7 +11,7 @@ from libc.stdint cimport int64_t, uint8_t, uint64_t
 from libc.string cimport memchr, memcmp, memcpy, memset
 
 from tunnelmux.pump.cookies cimport (
-    is_access_cookie, is_own_cookie, names_domain, next_pair, sets_own_cookie,
+    is_access_cookie, is_member_cookie, is_own_cookie, names_domain, next_pair, sets_own_cookie,
 )
 from tunnelmux.pump.field_names cimport (
     CLEAR_SITE_DATA, CONNECTION, CONTENT_LENGTH, DISGUISED, EXPECT, FORWARDING, HEAD_ONLY, HOP, HOST,
@@ -312,6 +312,8 @@ cdef bint note_cookies(
                 if shape.cookie.end:
                     return False
                 shape.cookie.at, shape.cookie.end = start, stop
+            elif shape.member.end == 0 and is_member_cookie(p + start, stop - start):
+                shape.member.at, shape.member.end = start, stop
             if kept >= 0 and not note_line(&shape.dropped, drop, stop):
                 return False
             drop = stop
@@ -651,6 +653,7 @@ cdef class HeadScanner:
             "access": self.text_of(&shape.access),
             "login": self.text_of(&shape.login),
             "cookie": self.text_of(&shape.cookie),
+            "member": self.text_of(&shape.member),
             "from_here": shape.from_here,
             "said": b"".join([self.text_of(&shape.said.spans[i]) for i in range(shape.said.count)]),
             "content_length": shape.content_length,

@@ -35,7 +35,7 @@ class _Carrier(Protocol):
         device: bytes,
         service: bytes,
         said: bytes,
-        cookie: bytes,
+        cookies: tuple[bytes, bytes],
         login: bytes,
         token: bytes,
         crosses: bool,

@@ -462,7 +462,8 @@ cdef class HttpRelay(LegUser):
             route = self.carrier.route(
                 request.span(shape.host), request.span(shape.device), request.span(shape.service),
                 request.said() if self.heeds else b"",
-                request.span(shape.cookie), request.span(shape.login), request.span(shape.access),
+                (request.span(shape.cookie), request.span(shape.member)),
+                request.span(shape.login), request.span(shape.access),
                 shape.cookie.end > 0 and not shape.from_here and not request.only_looks(),
             )
         if route is not self.route:

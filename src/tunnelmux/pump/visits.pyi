@@ -23,6 +23,8 @@ class VisitEntry:
     """Whether its address stands for many: a trusted proxy's does."""
     lease: str
     """The id of the lease it is under, with which it ends; empty for none."""
+    named: str
+    """The group that the visitor named, where `device` was chosen from one; else empty."""
     number: int
     """Counts up from 1 in each process; 0 before the book has it."""
     began: float
@@ -103,6 +105,9 @@ class VisitBook:
 
     def of_device(self, device: str) -> list[Any]:
         """The live visits of a device, the oldest first."""
+
+    def count_of(self, device: str) -> int:
+        """How many live visits a device has, idle ones among them."""
 
     def of_way(self, way: str) -> int:
         """How many there are that came in this way."""

@@ -21,6 +21,7 @@ cdef class VisitEntry:
     cdef public str scheme
     cdef public bint is_exempt
     cdef public str lease
+    cdef public str named
     cdef public long long number
     cdef public double began
     cdef public object session
@@ -44,7 +45,7 @@ cdef class VisitEntry:
         self.service = service
         self.visitor = visitor
         self.scheme = scheme
-        self.lease = ""
+        self.lease = self.named = ""
         self.began = register.clock()
         self.waits_for = "nothing"
         self.until = NEVER
@@ -121,6 +122,9 @@ cdef class VisitBook:
 
     def of_device(self, device):
         return list(self.by_device.get(device, {}).values())
+
+    def count_of(self, device):
+        return len(self.by_device.get(device, ()))
 
     def of_way(self, way):
         return self.ways.get(way, 0)

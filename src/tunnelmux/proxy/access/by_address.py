@@ -32,7 +32,7 @@ def cut_unlisted(visits: Iterable[Visit], ports: Iterable[TcpIngress]) -> int:
         known[port.device, port.service].append(AddressLists(port.allow_from, port.deny_from))
     cut = 0
     for visit in visits:
-        lists = known.get((visit.device, visit.service)) if visit.way == "tcp" else None
+        lists = known.get((visit.asked_for, visit.service)) if visit.way == "tcp" else None
         if lists and not any(is_listed(one, visit.visitor) for one in lists):
             visit.cut(LISTS_CHANGED)
             cut += 1

@@ -227,7 +227,7 @@ class Gate:
             by = visit.by
             if by is None or visit.is_idle or (grant is not None and by.grant is not grant):
                 continue
-            if not self.still_admits(by, visit.device, visit.service):
+            if not self.still_admits(by, visit.asked_for, visit.service):
                 visit.cut("its visitor may not use the service any more")
                 cut += 1
         return cut

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,7 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.proofs import Asked, Sender
 from tunnelmux.proxy.visitors.carrier import PumpRoutes, sender_of, without_fields
+from tunnelmux.proxy.visitors.groups import FAILURES, Wish, member_cookie
 from tunnelmux.proxy.visitors.inspector import TappedRequest
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router, find_destination, is_name, stream_id
@@ -86,6 +88,7 @@ class RequestsByH11:
         self._trace: RequestTrace | None = None
         self._overdue: Refusal | None = None
         self._raw_name: object = None
+        self._named: Destination | None = None  # as the visitor named it: perhaps a group
         self._destination: Destination | None = None
         self._stream: trio.abc.Stream | None = None
         self._upstream: Upstream | None = None
@@ -134,7 +137,8 @@ class RequestsByH11:
             destination = self._find(request)
         except Refused:
             return False
-        if self._visit.inspection(destination, self._routes) is not None:
+        placed = self._router.place_now(destination, self._wish(request))
+        if placed is None or self._visit.inspection(placed, self._routes) is not None:
             return False
         asked = Asked.of(request, self._sender_of(request))
         shown = asked.cookie, asked.login, asked.token
@@ -142,8 +146,8 @@ class RequestsByH11:
         if by is None or not self._gate.may_pass(by, crosses=asked.crosses):
             return False
         # A refused request is answered here.
-        found = self._routes.now(destination) is not None
-        return found and self._visit.admit(destination) is None
+        found = self._routes.now(placed) is not None
+        return found and self._visit.admit(placed, destination) is None
 
     async def route(self, request: RequestHead) -> Upstream:
         """A stream to the device that this request names; raises Refused."""
@@ -161,9 +165,12 @@ class RequestsByH11:
     async def _admitted(self, request: RequestHead) -> list[Field]:
         """The request's fields for the service; raises Refused."""
         if self._router.reaches_others:
-            await self._router.look_for(self._router.named(self._named(request).device))
-        self._destination = destination = self._find(request)
-        refusal = self._visit.admit(destination) or self._overdue
+            await self._router.look_for(self._router.named(self._named_by(request).device))
+        self._named = named = self._find(request)
+        placed = await self._router.place(named, self._wish(request))
+        assert placed is not None  # a group has at least one device
+        self._destination = destination = placed
+        refusal = self._visit.admit(destination, named) or self._overdue
         self._overdue = None
         inspection = self._visit.inspection(destination, self._routes)
         if inspection is not None:
@@ -171,12 +178,62 @@ class RequestsByH11:
             self._tapped = inspection.tap(request, visitor, scheme)
         if refusal is not None:
             raise Refused(refusal)
-        headers = await self._let_in(request, destination)
+        headers = await self._let_in(request, named)
         return self._trace.goes_on(headers) if self._trace is not None else headers
 
     async def _open(self, request: RequestHead, headers: list[Field]) -> Upstream:
-        destination = self._destination
-        assert destination is not None
+        """A stream for the request: to its destination, or to another device of its group where
+        this one does not serve. Raises Refused."""
+        tried: set[str] = set()
+        while True:
+            destination, refusal, upstream = self._destination, None, None
+            assert destination is not None
+            try:
+                upstream = await self._open_to(request, headers, destination)
+            except Refused as exc:
+                refusal = exc.refusal
+            if upstream is None:
+                if refusal is None or refusal.reason in FAILURES:
+                    self._router.groups.failed(destination.device, destination.service)
+                if await self._go_elsewhere(request, destination, tried):
+                    continue
+            if refusal is not None:
+                raise Refused(self._about_group(refusal))
+            self._upstream = upstream or await self._to_agent(request, headers, destination)
+            self._stream = self._upstream.stream
+            self._upstream.tap = self._tapped
+            return self._upstream
+
+    async def _go_elsewhere(
+        self, request: RequestHead, destination: Destination, tried: set[str]
+    ) -> bool:
+        """Choose another device of the group for the request; False where there is none."""
+        named = self._named
+        if named is None or named.device == destination.device:
+            return False
+        tried.add(destination.device)
+        other = await self._router.place(named, self._wish(request), without=tried)
+        if other is None:
+            return False
+        self._destination, self._asks_agent = other, False
+        refusal = self._visit.admit(other, named)
+        if refusal is not None:
+            raise Refused(refusal)
+        return True
+
+    def _about_group(self, refusal: Refusal) -> Refusal:
+        """The refusal of the last device of a group, which says that it was the last one."""
+        named = self._named
+        if named is None or self._router.groups.find(named.device) is None:
+            return refusal
+        message = f"No device of the group {named.device} serves this now. {refusal.message}"
+        return replace(refusal, message=message)
+
+    async def _open_to(
+        self, request: RequestHead, headers: list[Field], destination: Destination
+    ) -> Upstream | None:
+        """A stream to this destination; None when the agent must be asked why there is none. Raises
+        Refused."""
         found = self._routes.now(destination)
         raw_name = found.destination if found is not None else None
         self._raw_name = None
@@ -190,13 +247,11 @@ class RequestsByH11:
             and not self.kept.wanted(request, destination)
         ):
             raw = await self._open_raw(raw_name.device, raw_name.service)
+            if raw is None:
+                return None
         if raw is not None and found is not None:
-            self._upstream = self._to_target(request, headers, raw, found)
-        else:
-            self._upstream = await self._to_agent(request, headers, destination)
-        self._stream = self._upstream.stream
-        self._upstream.tap = self._tapped
-        return self._upstream
+            return self._to_target(request, headers, raw, found)
+        return None if self._asks_agent else await self._to_agent(request, headers, destination)
 
     def _begin_trace(self, request: RequestHead) -> None:
         tracing = self._routes.tracing
@@ -345,11 +400,11 @@ class RequestsByH11:
             return usual
         return usual + max(0.0, own - self._settings.limits.response_timeout)
 
-    async def _let_in(self, request: RequestHead, destination: Destination) -> list[Field]:
+    async def _let_in(self, request: RequestHead, named: Destination) -> list[Field]:
         """The request's fields for the service; raises Refused where the visitor may not use it."""
         self._visit.let_in(None)
         asked = Asked.of(request, self._sender_of(request))
-        admitted = await self._gate.admit(destination.device, destination.service, asked)
+        admitted = await self._gate.admit(named.device, named.service, asked)
         by = admitted.by
         self._visit.let_in(by)
         self._set_cookies = admitted.set_cookies
@@ -367,17 +422,22 @@ class RequestsByH11:
         client = client_address(request.headers, self._settings.trusted)
         return sender_of(request.headers, visitor, client)
 
+    def _wish(self, request: RequestHead) -> Wish:
+        address = self._sender_of(request).address
+        return Wish(address, member_cookie(request), self._visit.device)
+
     def _find(self, request: RequestHead) -> Destination:
         """The destination that the request's head names; raises Refused."""
-        return self._gate.settled(self._named(request))
+        return self._gate.settled(self._named_by(request))
 
-    def _named(self, request: RequestHead) -> Destination:
+    def _named_by(self, request: RequestHead) -> Destination:
         return find_destination(request, self._settings.domain, self._router.is_tenant)
 
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
         if self._trace is not None:
             self._trace.answered()
         headers = without_own_set_cookies(self._take_relay_field(headers)) + self._set_cookies
+        headers += self._member_cookie(request)
         if self._settings.parent_cookies:
             return headers
         hosts = [request.host]
@@ -386,6 +446,17 @@ class RequestsByH11:
         for host in hosts:
             headers = own_cookies(headers, host)
         return clearing_own(headers)
+
+    def _member_cookie(self, request: RequestHead) -> list[Field]:
+        """The field that brings a browser back to the device of its group, where it needs one."""
+        named, destination = self._named, self._destination
+        group = self._router.groups.find(named.device) if named is not None else None
+        if group is None or destination is None or not group.needs_cookie:
+            return []
+        if group.has_cookie_of(destination.device, member_cookie(request)):
+            return []
+        is_secure = self._sender_of(request).is_secure
+        return [(b"Set-Cookie", group.cookie_for(destination.device, is_secure=is_secure))]
 
     def _take_relay_field(self, headers: list[Field]) -> list[Field]:
         service = first_value(headers, RELAY_FIELD.lower())
@@ -409,7 +480,9 @@ class RequestsByH11:
             self.raw.put_back(self._raw_name, self._upstream)
         elif self._upstream is not None:
             self.kept.put_back(destination, self._upstream)
-        self._destination = self._stream = self._upstream = None
+        self._named = self._destination = self._stream = self._upstream = None
+        if destination is not None and exchange.reason in FAILURES:
+            self._router.groups.failed(destination.device, destination.service)
         self._end_trace(exchange, destination)
         self.is_idle = True
         self._visit.count_more(exchange.bytes_in, exchange.bytes_out)

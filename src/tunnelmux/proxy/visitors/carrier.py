@@ -27,6 +27,7 @@ from tunnelmux.observability.lines import line_about, quoted
 from tunnelmux.observability.logs import process_fields, wants_info
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.proofs import Pass, Sender
+from tunnelmux.proxy.visitors.groups import Wish
 from tunnelmux.proxy.visitors.names import Destination, SenderLines
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, destination_of
 from tunnelmux.pump.data_pump import DataPump, Owner
@@ -112,6 +113,16 @@ class PumpRoutes:
                 handle.session, destination.device, destination.service, name
             )
         return route
+
+    def place(
+        self, named: Destination, address: str, member: bytes, present: str
+    ) -> Destination | None:
+        """The destination, with one of its devices in the place of a group (see
+        `Router.place_now` and `Wish`).
+        """
+        if self._router.groups.find(named.device) is None:
+            return named
+        return self._router.place_now(named, Wish(address, member, present))
 
     def default_service(self, device: str) -> str:
         """The name of the device's default service, as far as its agent has said it."""
@@ -237,15 +248,17 @@ class Carrier:
         device: bytes,
         service: bytes,
         said: bytes,
-        cookie: bytes,
+        cookies: tuple[bytes, bytes],
         login: bytes,
         token: bytes,
         crosses: bool,
     ) -> Route | None:
         """The route of a request with these fields and proofs, which may be empty; None when h11
-        has to serve it. `crosses` says that it may change state and may come from another site.
+        has to serve it. `cookies` are the one that lets visitors in and the one of a group.
+        `crosses` says that it may change state and may come from another site.
         """
         self._tried = None
+        cookie, member = cookies
         destination = self._routes.find((host, device, service), self._settings)
         if destination is None:
             return None
@@ -253,14 +266,15 @@ class Carrier:
             destination = self._gate.settled(destination)
         except Refused:
             return None
-        if self._visit.inspection(destination, self._routes) is not None:
-            return None
         sender = self._made_for(host, said).sender if self.heeds else self._sender
         by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)
         if by is None or not self._gate.may_pass(by, crosses=crosses):
             return None
-        route = self._routes.now(destination)
-        if route is None or self._visit.admit(destination) is not None:
+        placed = self._routes.place(destination, sender.address, member, self._visit.device)
+        if placed is None or self._visit.inspection(placed, self._routes) is not None:
+            return None
+        route = self._routes.now(placed)
+        if route is None or self._visit.admit(placed, destination) is not None:
             return None
         self._is_chosen = None
         self.by = by

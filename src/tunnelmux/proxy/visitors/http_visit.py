@@ -163,14 +163,16 @@ class HttpVisit(Visit):
 
     # -- for other parts of the proxy -----------------------------------------------------------
 
-    def admit(self, destination: Destination) -> Refusal | None:
-        """Decide whether a request may go to this destination now; None if so. The only place for
+    def admit(self, destination: Destination, named: Destination) -> Refusal | None:
+        """Decide whether a request may go to this destination now; None if so. *named* is the same,
+        or the group that its device was chosen from. The only place for
         this: the pump asks before it carries a request, and h11 before it serves one. The pump
         leaves a refused request to h11, which asks again and answers.
         """
         self._has_asked = True
         self.place.leave()
-        self.go_to(destination.device, destination.service)
+        group = "" if named.device == destination.device else named.device
+        self.go_to(destination.device, destination.service, group)
         return crowd_refusal(self, self.settings.limits)
 
     def inspection(self, destination: Destination, routes: PumpRoutes) -> RunningInspection | None:
@@ -483,6 +485,8 @@ class HttpVisit(Visit):
         began = relay.phase_since if relay.phase == "reading" else trio.current_time()
         pending = relay.take_pending()
         if relay.problem is not None:
+            if relay.status >= 500:
+                self._parts.router.groups.failed(self.device, self.service)
             message = f"The request could not be served: {relay.problem}."
             begun = Refusal(relay.status, REASONS_OF_STATUS[relay.status], message)
         else:

@@ -17,6 +17,7 @@ from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import PumpRoutes
 from tunnelmux.proxy.visitors.elsewhere import HandsOver
+from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.http_visit import HttpVisit, IngressParts, host_of
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
@@ -56,6 +57,7 @@ class HttpIngressServer:
         store: DeviceStore,
         devices: DeviceRegister,
         visits: VisitRegister | None = None,
+        groups: Groups | None = None,
         gate: Gate | None = None,
     ) -> None:
         self.visits = visits if visits is not None else VisitRegister()
@@ -63,7 +65,7 @@ class HttpIngressServer:
         """The access gate."""
         self.admission = Admission("ingress.http", grace=_GRACE)
         """The places of connections that have not sent the head of a request yet."""
-        router = Router(store, devices)
+        router = Router(store, devices, groups)
         self._parts = IngressParts(router, PumpRoutes(router), self.gate)
         self._settings = IngressSettings()
         self._refusing = 0
@@ -101,8 +103,8 @@ class HttpIngressServer:
                 if isinstance(visit, HttpVisit):
                     visit.leave_pump()
 
-    def trace(self, tracing: Tracing) -> None:
-        """Make spans of the requests from now on."""
+    def trace(self, tracing: Tracing | None) -> None:
+        """Make spans of the requests from now on; with None, of none."""
         self._parts.routes.tracing = tracing
 
     def drain(self) -> None:

@@ -15,6 +15,8 @@ from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import frequent_line, get_logger
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.elsewhere import HandsOver
+from tunnelmux.proxy.visitors.groups import FAILURES, Groups, Wish
+from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister
 from tunnelmux.relay import RelayResult, abort, relay
@@ -47,10 +49,14 @@ class TcpIngressServer:
     """
 
     def __init__(
-        self, store: DeviceStore, devices: DeviceRegister, visits: VisitRegister | None = None
+        self,
+        store: DeviceStore,
+        devices: DeviceRegister,
+        visits: VisitRegister | None = None,
+        groups: Groups | None = None,
     ) -> None:
         self.visits = visits if visits is not None else VisitRegister()
-        self._router = Router(store, devices)
+        self._router = Router(store, devices, groups)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
         self.hand_over: HandsOver | None = None
@@ -88,8 +94,8 @@ class TcpIngressServer:
         self, nursery: trio.Nursery, device: str, service: str, local: BareSocket, remote: str
     ) -> bool:
         """Serve one visitor without a task, if the device is connected and a pump carries its
-        session. False if not. `nursery` is for visitors whose service does not answer at once and
-        plainly.
+        session. False if not, and for a group, of which several devices may have to be tried.
+        `nursery` is for visitors whose service does not answer at once and plainly.
         """
         limits = self._limits
         session = self._router.session_now(device)
@@ -107,7 +113,8 @@ class TcpIngressServer:
         return True
 
     async def handle(self, device: str, service: str, stream: trio.abc.Stream, remote: str) -> None:
-        """Serve one visitor of the port for `service` on `device`, and close its connection.
+        """Serve one visitor of the port for `service` on `device`, which may be a group, and close
+        its connection.
 
         `remote` is the visitor's address as `host:port`.
         """
@@ -120,21 +127,14 @@ class TcpIngressServer:
         visit = Visit(self.visits, "tcp", device=device, service=service, visitor=remote)
         self._enter(visit)
         try:
-            tunnel = await self._router.open_stream(device, limits, visit)
-            try:
-                target = await open_connect(
-                    tunnel, service, limits, answer_timeout=PATIENCE["connect"](limits)
-                )
-            except UpstreamGone as exc:
-                self.write(visit, f"the tunnel broke: {exc}", "tunnel-lost")
-                await abort(stream)
-            except BaseException:
-                self.write(visit, "cut by the proxy's end")
-                await abort(tunnel)
-                raise
+            if self._router.groups.find(device) is None:
+                target = await self._connect(visit)
             else:
-                visit.waits_for = "connect"
-                await self._relay(stream, await self._behind_hop(device, target), visit)
+                target = await self._connect_one_of(visit)
+            await self._relay(stream, target, visit)
+        except UpstreamGone as exc:
+            self.write(visit, f"the tunnel broke: {exc}", "tunnel-lost")
+            await abort(stream)
         except Refused as exc:
             self.visits.figures.relays["refused"] += 1
             reason, message = exc.refusal.reason, exc.refusal.message
@@ -147,12 +147,52 @@ class TcpIngressServer:
         finally:
             self.leave(visit)
 
-    async def _behind_hop(self, device: str, target: ConnectStream) -> trio.abc.HalfCloseableStream:
+    async def _connect_one_of(self, visit: Visit) -> trio.abc.HalfCloseableStream:
+        """A stream to the service on a device of the group that the visit is for. Raises as
+        `_connect` does, when no device of it serves.
+        """
+        groups, named = self._router.groups, Destination(visit.device, visit.service)
+        wish, tried = Wish(visit.source), set[str]()
+        while True:
+            place = await self._router.place(named, wish, without=tried)
+            assert place is not None  # there was another one, as below
+            tried.add(place.device)
+            visit.go_to(place.device, place.service, named.device)
+            try:
+                return await self._connect(visit)
+            except (Refused, UpstreamGone) as exc:
+                if not isinstance(exc, Refused) or exc.refusal.reason in FAILURES:
+                    groups.failed(place.device, place.service)
+                if await self._router.place(named, wish, without=tried) is None:
+                    raise
+
+    async def _connect(self, visit: Visit) -> trio.abc.HalfCloseableStream:
+        """A stream to the service on the visit's device. Raises Refused; UpstreamGone when the
+        tunnel broke meanwhile.
+        """
+        limits = self._limits
+        tunnel = await self._router.open_stream(visit.device, limits, visit)
+        try:
+            target = await open_connect(
+                tunnel, visit.service or "", limits, answer_timeout=PATIENCE["connect"](limits)
+            )
+        except UpstreamGone:
+            raise
+        except BaseException:
+            self.write(visit, "cut by the proxy's end")
+            await abort(tunnel)
+            raise
+        visit.waits_for = "connect"
+        return await self._agreed(visit, target)
+
+    async def _agreed(self, visit: Visit, target: ConnectStream) -> trio.abc.HalfCloseableStream:
         """The bare stream, when it goes to another node and the service has agreed: a pump can then
-        relay it, which is worth the wait. Otherwise the stream unchanged. Raises Refused.
+        relay it, which is worth the wait. The same for a group, which has other devices. Otherwise
+        the stream unchanged. Raises Refused.
         """
         stream = target.stream
-        if not isinstance(stream, Stream) or self._router.is_own(device, stream.session):
+        is_own = not isinstance(stream, Stream) or self._router.is_own(visit.device, stream.session)
+        if is_own and not visit.named:
             return target
         try:
             await target.wait_answer()
@@ -202,7 +242,7 @@ class TcpIngressServer:
 
     def _enter(self, visit: Visit) -> None:
         self.visits.add(visit)
-        self._visitors[visit.device, visit.service or ""] += 1
+        self._visitors[visit.asked_for, visit.service or ""] += 1
 
     def write(self, visit: Visit, problem: str | None, reason: str | None = None) -> None:
         """Write the log's line about one visit at its end, with what went wrong in words and as a
@@ -254,7 +294,7 @@ class TcpIngressServer:
     def leave(self, visit: Visit) -> None:
         """Remove a visit that has ended."""
         visit.end()
-        port = visit.device, visit.service or ""
+        port = visit.asked_for, visit.service or ""
         self._visitors[port] -= 1
         if not self._visitors[port]:
             del self._visitors[port]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import re
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from email.utils import format_datetime
 
@@ -18,6 +19,7 @@ from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.proxy.visitors.groups import Groups, Wish
 from tunnelmux.proxy.visitors.names import Destination, KnownNames
 from tunnelmux.proxy.visitors.visit import IN_THE_PUMP, PATIENCE, Visit
 from tunnelmux.relay import abort
@@ -46,6 +48,9 @@ _DEVICE = re.compile(rf"{_LABEL.pattern}(?:--{_LABEL.pattern})?")
 _SERVICE = SERVICE_FIELD.decode("ascii")
 _LONGEST_LABEL = 63  # bytes, RFC 1035 2.3.4
 _ATTEMPTS = 3
+
+_LOOK_AGAIN = 5.0
+# Seconds until a device of a group, which was not found on another node, is looked for again.
 
 
 def find_destination(
@@ -183,11 +188,69 @@ def stream_id(stream: trio.abc.AsyncResource | None) -> int | None:
 class Router:
     """Opens streams to devices. Failures are raised as Refused, ready to be sent to the visitor."""
 
-    def __init__(self, store: DeviceStore, devices: DeviceRegister) -> None:
+    def __init__(
+        self, store: DeviceStore, devices: DeviceRegister, groups: Groups | None = None
+    ) -> None:
         self.reserved_streams = IngressLimits().reserved_streams
         """Streams of each session that are reserved: visitors leave them free."""
+        self.groups = groups or Groups(lambda _: 0)
+        """Names that stand for several devices."""
+        self._looked: dict[str, float] = {}  # when devices of groups were looked for elsewhere
         self._store = store
         self._devices = devices
+
+    # -- groups -----------------------------------------------------------------------------------
+
+    def place_now(self, named: Destination, wish: Wish) -> Destination | None:
+        """The destination, with one of its devices in the place of a group. None where `place` has
+        to decide: no device can be reached, some may be on other nodes, or the answer has to bring
+        the browser a cookie.
+        """
+        group = self.groups.find(named.device)
+        if group is None:
+            return named
+        reachable = [device for device in group.devices if self._is_there(device)]
+        if not reachable or any(self._may_be_elsewhere(device) for device in group.devices):
+            return None
+        device = self.groups.choose(group, named.service, reachable, wish)
+        if group.needs_cookie and not group.has_cookie_of(device, wish.cookie):
+            return None
+        return Destination(device, named.service)
+
+    async def place(
+        self, named: Destination, wish: Wish, without: Collection[str] = ()
+    ) -> Destination | None:
+        """The same, after a search for devices on other nodes, and without some devices of a group.
+        Where none can be reached, it is the one that was lost last, which may come back at once;
+        None where none is left.
+        """
+        group = self.groups.find(named.device)
+        if group is None:
+            return named
+        devices = [device for device in group.devices if device not in without]
+        async with trio.open_nursery() as nursery:
+            for device in filter(self._may_be_elsewhere, devices):
+                self._looked[device] = trio.current_time()
+                nursery.start_soon(self.look_for, device)
+        reachable = [device for device in devices if self._is_there(device)]
+        if reachable:
+            return Destination(
+                self.groups.choose(group, named.service, reachable, wish), named.service
+            )
+        lost = max(devices, key=lambda name: self._store.lost_at(name) or -math.inf, default=None)
+        return Destination(lost, named.service) if lost is not None else None
+
+    def _is_there(self, device: str) -> bool:
+        if self.handle_now(device) is not None:
+            return True
+        return self.reaches_others and self.there_now(device) is not None
+
+    def _may_be_elsewhere(self, device: str) -> bool:
+        if not self.reaches_others or self._is_there(device):
+            return False
+        return trio.current_time() >= self._looked.get(device, -math.inf) + _LOOK_AGAIN
+
+    # -- streams ----------------------------------------------------------------------------------
 
     async def open_stream(
         self, device: str, limits: IngressLimits, visit: Visit | None = None

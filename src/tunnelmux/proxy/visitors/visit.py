@@ -104,6 +104,11 @@ class Visit(VisitEntry):
         return f"{self._register.epoch}-{self.number}"
 
     @property
+    def asked_for(self) -> str:
+        """What the visitor asked for, and access rules are about: a device, or a group."""
+        return self.named or self.device
+
+    @property
     def is_idle(self) -> bool:
         """Whether it has no request in progress; then `crowd` does not count it."""
         return False
@@ -173,9 +178,9 @@ class Visit(VisitEntry):
         self.by = by
         self.lease = by.lease if by is not None else ""
 
-    def go_to(self, device: str, service: str | None) -> None:
-        """Set its destination."""
-        self.service = service
+    def go_to(self, device: str, service: str | None, named: str = "") -> None:
+        """Set its destination. *named* is the group that the device was chosen from, if any."""
+        self.service, self.named = service, named
         if device != self.device:
             self._register.move(self, device)
 

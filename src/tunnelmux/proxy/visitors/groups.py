@@ -1,0 +1,166 @@
+"""Groups: several devices under one name. For each request or connection one of them is chosen.
+
+Access rules are about the group's name; limits, leases and logs are about the device that was
+chosen. A device whose target failed is passed over for a while, unless none is left.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import trio
+
+from tunnelmux.config.groups import GroupConfig
+from tunnelmux.http.head import RequestHead
+from tunnelmux.pump.cookies import split_own_cookies
+from tunnelmux.wire import MEMBER_COOKIE, MEMBER_COOKIE_PLAIN
+
+__all__ = ["FAILED_FOR", "FAILURES", "Group", "Groups", "Wish", "member_cookie"]
+
+FAILED_FOR = 10.0
+"""Seconds for which a device is passed over after its target failed: short enough to find out soon
+that it works again, long enough that few visitors meet the failure."""
+
+FAILURES = frozenset(
+    {
+        "target-broke",
+        "target-down",
+        "target-refused",
+        "target-timeout",
+        "target-tls-failed",
+        "target-unreachable",
+        "tunnel-lost",
+        "unknown-service",
+    }
+)
+"""The Tunnelmux-Reasons of a device that cannot serve now, where another one perhaps can."""
+
+
+def member_cookie(request: RequestHead) -> bytes:
+    """The pair `name=value` by which a browser comes back to a device; empty without one."""
+    for name, value in request.headers:
+        if name.lower() == b"cookie":
+            for pair in split_own_cookies(value)[1]:
+                if pair.partition(b"=")[0] in (MEMBER_COOKIE, MEMBER_COOKIE_PLAIN):
+                    return pair
+    return b""
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What decides between the devices of a group, besides how busy they are."""
+
+    address: str
+    """The visitor's address."""
+    cookie: bytes = b""
+    """The pair `name=value` by which a browser comes back to a device; empty for none."""
+    present: str = ""
+    """The device that the visitor's connection uses now."""
+
+
+class Group:
+    """One group. `devices` are those of the configuration, in its order."""
+
+    def __init__(self, config: GroupConfig) -> None:
+        self.name = config.name
+        self.devices = tuple(config.devices)
+        self._config = config
+        self._marks = {device: _mark(config.name, device) for device in self.devices}
+
+    @property
+    def needs_cookie(self) -> bool:
+        """Whether browsers get a cookie, by which they come back to a device."""
+        return self._config.sticky == "cookie"
+
+    def has_cookie_of(self, device: str, cookie: bytes) -> bool:
+        """Whether a browser's cookie names this device."""
+        return cookie.partition(b"=")[2] == self._marks[device]
+
+    def cookie_for(self, device: str, *, is_secure: bool) -> bytes:
+        """The value of the `Set-Cookie` field that brings a browser back to this device; it lives
+        as long as the browser's session (RFC 6265 section 5.3)."""
+        name = MEMBER_COOKIE if is_secure else MEMBER_COOKIE_PLAIN
+        secure = b"; Secure" if is_secure else b""
+        return b"%s=%s; Path=/; HttpOnly; SameSite=Lax%s" % (name, self._marks[device], secure)
+
+    def preferred(self, devices: Collection[str], wish: Wish) -> str | None:
+        """The one of these devices that the visitor should get without regard to how busy they
+        are; None where that decides."""
+        if self._config.sticky == "cookie" and wish.cookie:
+            for device in devices:
+                if self.has_cookie_of(device, wish.cookie):
+                    return device
+        if self._config.sticky == "address":
+            return next(name for name in _order(wish.address, self.devices) if name in devices)
+        if self._config.balance == "failover":
+            return next(name for name in self.devices if name in devices)
+        return None
+
+
+class Groups:
+    """The groups of a proxy. `visits_of(device)` is how many visits a device has now."""
+
+    def __init__(self, visits_of: Callable[[str], int]) -> None:
+        self._visits_of = visits_of
+        self._groups: dict[str, Group] = {}
+        self._members: frozenset[str] = frozenset()
+        self._failed_until: dict[tuple[str, str | None], float] = {}
+        self._turn = 0
+
+    def configure(self, groups: Iterable[GroupConfig]) -> None:
+        """Have these groups from now on."""
+        self._groups = {config.name: Group(config) for config in groups}
+        self._members = frozenset(
+            device for group in self._groups.values() for device in group.devices
+        )
+        self._failed_until.clear()
+
+    def find(self, name: str) -> Group | None:
+        """The group of this name."""
+        return self._groups.get(name)
+
+    def choose(
+        self, group: Group, service: str | None, reachable: Collection[str], wish: Wish
+    ) -> str:
+        """The device for a visitor, one of those that can be reached, of which there is one at
+        least. A connection stays with its device as long as no other one is less busy.
+        """
+        now = trio.current_time()
+        well = [name for name in reachable if self._failed_until.get((name, service), 0.0) <= now]
+        preferred = group.preferred(well or reachable, wish)
+        if preferred is not None:
+            return preferred
+        return self._least_busy(well or list(reachable), wish.present)
+
+    def failed(self, device: str, service: str | None) -> None:
+        """Pass over this device for a while: its target failed."""
+        if device not in self._members:
+            return
+        now = trio.current_time()
+        self._failed_until = {key: at for key, at in self._failed_until.items() if at > now}
+        self._failed_until[device, service] = now + FAILED_FOR
+
+    def _least_busy(self, devices: list[str], present: str) -> str:
+        self._turn += 1
+        first = self._turn % len(devices)
+        best, fewest = "", float("inf")
+        for device in [*devices[first:], *devices[:first]]:
+            busy = self._visits_of(device) - (device == present)
+            if busy < fewest or (busy == fewest and device == present):
+                best, fewest = device, busy
+        return best
+
+
+def _mark(group: str, device: str) -> bytes:
+    """What stands for a device in a cookie: the same at every proxy, and not its name."""
+    return hashlib.sha256(f"{group}/{device}".encode()).hexdigest()[:16].encode("ascii")
+
+
+@lru_cache(maxsize=4096)
+def _order(address: str, devices: tuple[str, ...]) -> list[str]:
+    """The devices in the order in which this address prefers them (rendezvous hashing): where one
+    is missing, only its own visitors go elsewhere."""
+    return sorted(devices, key=lambda name: hashlib.sha256(f"{address} {name}".encode()).digest())
