@@ -200,6 +200,20 @@ async def test_a_rotated_refresh_token_is_used_once_by_twenty_requests(tmp_path:
 # Sign-ins that must not count
 
 
+async def test_an_address_that_the_provider_has_not_verified_is_not_kept(tmp_path: Path) -> None:
+    """Certificates name members by it, and services are told it."""
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        assert await who(browser, api) == "alice@example.com"
+        for verified in (False, None, "true", 1):
+            fake.claims.update(email="boss@example.com", email_verified=verified)
+            other = api.browser()
+            page = await begin(other, api, fake)
+            await come_back(other, api, fake, page)
+            assert await who(other, api) == ""
+
+
 async def test_an_answer_counts_once(tmp_path: Path) -> None:
     async with api_with_fake(tmp_path) as (api, fake):
         browser = api.browser()

@@ -24,7 +24,7 @@ async def sign_in(installation: Installation, subject: str, **more: object) -> U
 async def test_a_user_is_issuer_and_subject_whatever_the_email(installation: Installation) -> None:
     ann = await sign_in(installation, "1", email="ann@example.com", name="Ann")
     again = await sign_in(installation, "1", email="ann@new.example.com", name="Ann N.")
-    bob = await sign_in(installation, "2", email="ann@example.com", email_verified=True)
+    bob = await sign_in(installation, "2", email="ann@example.com")
     elsewhere = await installation.users.sign_in(issuer="https://else.example.com", subject="1")
     assert again.id == ann.id
     assert again.email == "ann@new.example.com"
@@ -62,14 +62,13 @@ async def test_a_role_by_email_waits_for_that_verified_email_at_that_issuer(
         issuer="https://else.example.com",
         subject="9",
         email="ann@example.com",
-        email_verified=True,
     )
-    unproven = await sign_in(installation, "8", email="ann@example.com")
-    ann = await sign_in(installation, "1", email="Ann@Example.com", email_verified=True)
+    unproven = await sign_in(installation, "8")
+    ann = await sign_in(installation, "1", email="Ann@Example.com")
     assert await acme.members.role_of(other.id) is None
     assert await acme.members.role_of(unproven.id) is None
     assert await acme.members.role_of(ann.id) == "owner"
-    later = await sign_in(installation, "7", email="ann@example.com", email_verified=True)
+    later = await sign_in(installation, "7", email="ann@example.com")
     assert await acme.members.role_of(later.id) is None
 
 

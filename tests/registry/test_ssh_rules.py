@@ -59,6 +59,7 @@ async def test_a_certificate_is_about_the_one_member_of_the_tenant_that_trusts_i
     # No member there, more than one, nobody, or disabled.
     assert await keys.certified(authority, ["eve@example.com"]) is None
     assert await keys.certified(authority, []) is None
+    assert await keys.certified(authority, [""]) is None  # a member without an address
     await member(registry, acme, "bob2", "bob@example.com")
     assert await keys.certified(authority, ["bob@example.com"]) is None
     ann = await member(registry, acme, "ann", "ann@example.com")

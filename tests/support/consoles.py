@@ -40,7 +40,10 @@ class Console:
                 home.id, role, issuer=self.provider.issuer, subject=name, force=True
             )
         self.provider.claims.update(
-            sub=name, name=name, email=f"{urlsplit('//' + name).hostname or 'x'}@example.com"
+            sub=name,
+            name=name,
+            email=f"{urlsplit('//' + name).hostname or 'x'}@example.com",
+            email_verified=True,
         )
         browser = self.api.browser()
         login = f"{self.api.base}/api/auth/login"

@@ -89,7 +89,6 @@ class Users(abc.ABC):
         issuer: str,
         subject: str,
         email: str = "",
-        email_verified: bool = False,
         name: str = "",
         claims: dict[str, Role] | None = None,
     ) -> User:

@@ -182,8 +182,7 @@ class SignIn:
             user = await self._installation.users.sign_in(
                 issuer=self.provider.issuer,
                 subject=claims["sub"],
-                email=_text(claims, "email"),
-                email_verified=claims.get("email_verified") is True,
+                email=_verified_email(claims),
                 name=_text(claims, "name") or _text(claims, "preferred_username"),
                 claims=memberships_of(claims, self._oidc),
             )
@@ -258,8 +257,7 @@ class SignIn:
         await self._installation.users.sign_in(
             issuer=self.provider.issuer,
             subject=subject,
-            email=_text(claims, "email"),
-            email_verified=claims.get("email_verified") is True,
+            email=_verified_email(claims),
             name=_text(claims, "name") or _text(claims, "preferred_username"),
             claims=memberships_of(claims, self._oidc),
         )
@@ -369,6 +367,12 @@ def _choose(memberships: list[Membership], wish: str | None) -> str | None:
 def _text(claims: Mapping[str, object], name: str) -> str:
     value = claims.get(name)
     return value[:320] if isinstance(value, str) else ""
+
+
+def _verified_email(claims: Mapping[str, object]) -> str:
+    """The e-mail address of a person, where the provider has verified it; else empty. Many
+    providers let people enter any address."""
+    return _text(claims, "email") if claims.get("email_verified") is True else ""
 
 
 def _moment(seconds: float) -> datetime:

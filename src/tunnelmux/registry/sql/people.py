@@ -54,7 +54,6 @@ class SqlUsers(Repository, Users):
         issuer: str,
         subject: str,
         email: str = "",
-        email_verified: bool = False,
         name: str = "",
         claims: dict[str, Role] | None = None,
     ) -> User:
@@ -79,7 +78,7 @@ class SqlUsers(Repository, Users):
             )
         if claims is not None:
             self._take_claims(tx, user_id, claims)
-        if email and email_verified:
+        if email:
             self._redeem_by_email(tx, user_id, issuer, email)
         return _find_user(tx, user_id)
 

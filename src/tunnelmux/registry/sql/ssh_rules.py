@@ -86,7 +86,8 @@ def certified_user(
     tx: Transaction, fingerprint: str, principals: Sequence[str]
 ) -> CertifiedUser | None:
     """See `SshKeys.certified`."""
-    addresses = {principal.lower() for principal in principals}
+    # Without the empty one, which is the address of all whose provider has verified none.
+    addresses = {principal.lower() for principal in principals if principal}
     rows = tx.execute(
         sa.select(_A.c.tenant_id, _M.c.user_id)
         .join(_M, _M.c.tenant_id == _A.c.tenant_id)
