@@ -21,6 +21,7 @@ __all__ = [
     "EMAIL_FIELD",
     "EXEC_PATH",
     "GENERATION_FIELD",
+    "HOST_KEYS_FIELD",
     "IDENTITY_FIELDS",
     "INSTANCE_FIELD",
     "LEASES_PATH",
@@ -31,6 +32,7 @@ __all__ = [
     "MEASURE_PATH",
     "MEMBER_COOKIE",
     "MEMBER_COOKIE_PLAIN",
+    "MOST_HOST_KEYS",
     "MOST_SERVICES",
     "PROVED",
     "PROVE_FIELD",
@@ -51,8 +53,10 @@ __all__ = [
     "TUNNEL_PATH",
     "USER_FIELD",
     "VISITOR_PATH",
+    "list_host_keys",
     "list_relayed",
     "list_timeouts",
+    "read_host_keys",
     "read_relayed",
     "read_timeouts",
 ]
@@ -100,6 +104,28 @@ ASSIST_FIELD = b"Tunnelmux-Assist"
 
 SERIAL_FIELD = b"Tunnelmux-Serial"
 """From an agent: the device's serial number, percent-encoded UTF-8."""
+
+HOST_KEYS_FIELD = b"Tunnelmux-Host-Keys"
+"""From an agent: the host keys of the device's SSH server, as `list_host_keys` writes them."""
+
+MOST_HOST_KEYS = 4
+"""Host keys of a device: there are three kinds of them."""
+
+_LONGEST_HOST_KEY = 1600
+# Characters: an RSA key of 8192 bits has 1400 in base64.
+
+
+def list_host_keys(keys: Iterable[str]) -> bytes:
+    """Host keys as lines `TYPE BASE64`, for HOST_KEYS_FIELD; longer ones are left out."""
+    fit = [key for key in keys if len(key) <= _LONGEST_HOST_KEY]
+    return ", ".join(fit[:MOST_HOST_KEYS]).encode("ascii")
+
+
+def read_host_keys(value: str) -> tuple[str, ...]:
+    """The keys in HOST_KEYS_FIELD. They are not validated."""
+    listed = [key.strip() for key in value.split(",", MOST_HOST_KEYS)[:MOST_HOST_KEYS]]
+    return tuple(key for key in listed if key and len(key) <= _LONGEST_HOST_KEY)
+
 
 LEASE_FIELD = b"Tunnelmux-Lease"
 """In a request to a device, and in a call for a raw forward: the id of the lease it runs under."""

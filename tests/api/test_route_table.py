@@ -96,6 +96,7 @@ _BODIES: dict[str, Any] = {
     "/api/members/{user_id}": {"role": "viewer"},
     "/api/devices/{device_id}": {"name": "taken-over"},
     "/api/devices/{device_id}/quarantine": {"reason": "taken over"},
+    "/api/devices/{device_id}/ssh-host-keys/accept": {"fingerprints": ["SHA256:x"]},
     "/api/devices/{device_id}/inspections": {"service": "web"},
     "/api/devices/{device_id}/access": {"let_in": ["public"]},
     "/api/devices/{device_id}/access/{service}": {"let_in": ["public"]},

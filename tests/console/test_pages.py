@@ -13,9 +13,11 @@ from support.consoles import Console, check_headers, console
 from support.tenants import SSH_KEY, TEST, a_recording, objects_of, person
 from tunnelmux.api.routes import console as console_routes
 from tunnelmux.config.api import GatewayEndpoint, RecordingsConfig
-from tunnelmux.registry import LeaseTerms, TenantRegistry
+from tunnelmux.registry import LeaseTerms, TenantRegistry, parse_public_key
 
 EVIL = "<script>alert(1)</script>"
+
+HOST_KEYS = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + mark * 43 for mark in ("A", "B")]
 
 ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
 
@@ -343,6 +345,38 @@ async def test_many_devices_are_changed_at_once(tmp_path: Path) -> None:
         assert [item.state for item in await tenant.credentials.of(ids[0])] == ["ended"]
         assert (await operator.post(bulk, json={"ids": ids, "action": "label"})).status_code == 409
         assert (await viewer.post(bulk, json={"ids": ids, "action": "enable"})).status_code == 403
+
+
+async def test_new_host_keys_are_shown_and_an_operator_accepts_them(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        operator = await here.sign_in("otto", "operator")
+        viewer = await here.sign_in("vera", "viewer")
+        devices = (await default_tenant(here)).devices
+        device, _ = await devices.add("cam-1")
+        page, path = f"/devices/{device.id}", f"/api/devices/{device.id}/ssh-host-keys"
+        url = here.api.base + path
+        old, new = HOST_KEYS
+        await devices.report_host_keys(device.id, (old,))
+        assert "new host keys" not in await here.page(operator, page)
+        await devices.report_host_keys(device.id, (new,))
+        fingerprint = parse_public_key(new).fingerprint
+        html = await here.page(operator, page)
+        assert f"ssh-ed25519 {fingerprint}</code>" in html
+        assert f'action="{path}/accept"' in html
+        (sent,) = re.findall(r'name="fingerprints\[\]" value="([^"]+)"', html)
+        seen = await here.page(viewer, page)
+        assert fingerprint in seen
+        assert f"{path}/accept" not in seen
+        assert (
+            await viewer.post(f"{url}/accept", json={"fingerprints": [sent]})
+        ).status_code == 403
+        stale = await operator.post(f"{url}/accept", json={"fingerprints": ["SHA256:other"]})
+        assert (stale.status_code, stale.json()["code"]) == (409, "changed_meanwhile")
+        done = (await operator.post(f"{url}/accept", json={"fingerprints": [sent]})).json()
+        assert [key["line"] for key in done["pinned"]] == [new]
+        assert done["reported"] == []
+        assert "new host keys" not in await here.page(operator, page)
+        assert (await viewer.get(url)).json() == done
 
 
 async def test_a_terminal_says_what_it_lacks(

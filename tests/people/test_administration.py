@@ -12,7 +12,9 @@ import msgspec
 import pytest
 
 from support.installation import Installation
+from support.shapes import of_whole
 from tunnelmux.cli.device_admin import Invitation
+from tunnelmux.registry import parse_public_key
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -48,6 +50,30 @@ def test_a_device_is_added_renamed_disabled_and_revoked(installation: Installati
     assert token != made.stdout.decode()
     again = installation.run("device", "add", "gate-1")
     assert (again.returncode, b"gate-1" in again.stderr) == (1, True)
+
+
+def test_new_host_keys_are_accepted_by_their_fingerprints(installation: Installation) -> None:
+    done(installation, "device", "add", "keyed")
+    nothing = installation.run("device", "host-keys", "keyed")
+    assert (nothing.returncode, nothing.stderr) == (0, b"No host key of keyed is known yet.\n")
+    old, new = ("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + mark * 43 for mark in ("A", "B"))
+    device = installation.json("ls", "keyed")[0]["id"]
+    report = installation.api.running.api.registry.fleet.report_host_keys
+    installation.here(partial(report, device, (old,)))
+    none_waits = installation.run("device", "host-keys", "keyed", "--accept", "--yes")
+    assert b"No new host keys of keyed wait" in none_waits.stderr
+    installation.here(partial(report, device, (new,)))
+    fingerprint = parse_public_key(new).fingerprint
+    lines = done(installation, "device", "host-keys", "keyed").splitlines()
+    assert [line.split()[0] for line in lines] == ["STATE", "accepted", "new"]
+    assert lines[2].split()[1:] == ["ssh-ed25519", fingerprint]
+    asked = installation.run("device", "host-keys", "keyed", "--accept")
+    assert asked.returncode == 2
+    assert fingerprint.encode() in asked.stderr
+    accept = ("device", "host-keys", "keyed", "--accept", "--yes", "--json")
+    accepted = of_whole("tunnelmux device host-keys", done(installation, *accept))
+    assert [key.fingerprint for key in accepted.pinned] == [fingerprint]
+    assert accepted.reported == []
 
 
 def test_disabling_ends_the_tunnel_and_says_so(installation: Installation) -> None:

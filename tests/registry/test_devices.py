@@ -205,17 +205,3 @@ async def test_renaming_takes_the_host_name_along(acme: TenantRegistry) -> None:
     assert (renamed.name, renamed.label) == ("cam2", "cam2--acme")
     assert renamed.labels == {"a": "1", "b": "2"}
     await acme.devices.add("cam1")
-
-
-async def test_the_host_key_that_was_met_first_is_kept(
-    acme: TenantRegistry, other: TenantRegistry
-) -> None:
-    device, _ = await acme.devices.add("cam1")
-    assert await acme.devices.host_key(device.id) == ""
-    assert await acme.devices.pin_host_key(device.id, "ssh-ed25519 one") == "ssh-ed25519 one"
-    assert await acme.devices.pin_host_key(device.id, "ssh-ed25519 two") == "ssh-ed25519 one"
-    for call in (other.devices.host_key, other.devices.forget_host_key):
-        with pytest.raises(NoSuchRecord):
-            await call(device.id)
-    await acme.devices.forget_host_key(device.id)
-    assert await acme.devices.host_key(device.id) == ""

@@ -156,6 +156,7 @@ WHOLE: dict[str, Any] = {
     # One document.
     "tunnelmux demo": Demo,
     "tunnelmux demo --console": ConsoleDemo,
+    "tunnelmux device host-keys": device_admin.HostKeys,
     "tunnelmux doctor": list[Finding],
     "tunnelmux explain": list[Finding],
     "tunnelmux inspect ls": list[InspectedRequest],

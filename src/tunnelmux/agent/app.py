@@ -17,6 +17,7 @@ from tunnelmux.agent.commands import CommandExecutor
 from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
+from tunnelmux.agent.host_keys import HostKeyScan, ssh_service_of
 from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
@@ -35,6 +36,7 @@ from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
+    HOST_KEYS_FIELD,
     INSTANCE_FIELD,
     PROVE_FIELD,
     PROVED,
@@ -45,6 +47,7 @@ from tunnelmux.wire import (
     SERVICES_FIELD,
     TIMEOUTS_FIELD,
     TOKEN_FIELD,
+    list_host_keys,
 )
 
 if TYPE_CHECKING:
@@ -84,6 +87,7 @@ class RunningAgent:
         """The agent's counters."""
         self._streams = StreamServer(config, self.commands, self.figures, open_target)
         self._reaches_targets = open_target is None
+        self._host_keys = HostKeyScan()
         self.tracing = self._streams.tracing = tracing_from(config.otel, "tunnelmux-agent")
         """What makes spans, where [otel] names a receiver."""
         self.assist = AssistService(config)
@@ -432,6 +436,7 @@ class RunningAgent:
                 (RELAY_FIELD, self._streams.services.relayed),
                 (TIMEOUTS_FIELD, self._streams.services.timeouts),
                 *self._said_of_assist(),
+                *await self._said_of_sshd(),
                 (DEFAULT_SERVICE_FIELD, self._streams.services.default_name),
             ],
             ssl_context=link.ssl_context,
@@ -455,6 +460,12 @@ class RunningAgent:
         if self.assist.is_on:
             fields.append((ASSIST_FIELD, b"yes"))
         return fields
+
+    async def _said_of_sshd(self) -> list[tuple[bytes, bytes]]:
+        if not self._reaches_targets:
+            return []  # a device that has only OpenSSH: the gateway pins what it meets first
+        keys = await self._host_keys.keys(ssh_service_of(self.config.services))
+        return [(HOST_KEYS_FIELD, list_host_keys(keys))] if keys else []
 
     async def _prove(self, link: ProxyLink, token: Secret) -> None:
         """Have the proxy check a token, without a session. Raises ConnectError, ConnectRefused."""

@@ -232,6 +232,60 @@ def rotate(device: str, by_hand: bool, yes: bool, **options: Any) -> int:
     return _run(options, work)
 
 
+class HostKey(msgspec.Struct):
+    """A host key of a device's SSH server."""
+
+    type: str
+    fingerprint: str
+
+
+class HostKeys(msgspec.Struct):
+    """Those that the gateway accepts, and new ones that wait to be accepted."""
+
+    pinned: list[HostKey]
+    reported: list[HostKey]
+
+
+@device.command(
+    "host-keys",
+    epilog=examples(
+        ("tunnelmux device host-keys dev1", "Those the gateway accepts, and new ones."),
+        ("tunnelmux device host-keys dev1 --accept", "Its sshd was installed anew."),
+    ),
+)
+@click.argument("device", type=DEVICE)
+@click.option("--accept", is_flag=True, help="Accept the new ones, in place of those before.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@json_option
+@place_options
+def show_host_keys(device: str, accept: bool, yes: bool, as_json: bool, **options: Any) -> int:
+    """Show the host keys of DEVICE's SSH server, or accept new ones."""
+
+    async def work(fleet: ApiFleet) -> None:
+        path = f"/api/devices/{await fleet.find_id(device)}/ssh-host-keys"
+        found = await fleet.client.get(path, HostKeys)
+        if accept:
+            new = [key.fingerprint for key in found.reported]
+            if not new:
+                raise click.ClickException(f"No new host keys of {device} wait to be accepted.")
+            _confirm(f"Does the SSH server of {device} show {', '.join(new)}?", yes)
+            found = await fleet.client.post(f"{path}/accept", HostKeys, {"fingerprints": new})
+        if as_json:
+            click.echo(msgspec.json.format(msgspec.json.encode(found), indent=2).decode())
+            return
+        listed = [("accepted", key) for key in found.pinned]
+        listed += [("new", key) for key in found.reported]
+        if not listed:
+            click.echo(f"No host key of {device} is known yet.", err=True)
+            return
+        print_table(
+            [Column(title="STATE"), Column(title="TYPE"), Column(title="FINGERPRINT")],
+            [[state, key.type, key.fingerprint] for state, key in listed],
+        )
+
+    return _run(options, work)
+
+
 @click.group(
     invoke_without_command=True,
     epilog=examples(

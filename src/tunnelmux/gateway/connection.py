@@ -347,7 +347,7 @@ class PersonConnection(asyncssh.SSHServer):
                 account,
                 keys,
                 gateway.devices_of(access),
-                access.device.id,
+                access.device,
                 timeout=gateway.config.limits.connect_timeout,
             )
         except DeviceAway as exc:

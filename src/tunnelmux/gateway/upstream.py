@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import asyncssh
@@ -11,6 +12,7 @@ import trio
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.guest import Bridge
+from tunnelmux.registry import Device, DeviceHostKeys
 from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
 
 __all__ = ["CIPHERS", "KEY_EXCHANGES", "HostKeyPins", "SshdRefused", "log_in"]
@@ -31,10 +33,11 @@ KEY_EXCHANGES = (
 _SSH_PORT = 22
 
 _CHANGED = (
-    "the host key of the device's sshd has changed: either an attacker is between here and there, "
-    "or it was installed anew, and then an operator has to DELETE /api/devices/{id}/ssh-host-key"
+    "the host key of the device's sshd has changed: it shows {shown}. If sshd was installed anew, "
+    "an operator accepts its new keys on the device's page of the console, or with: tunnelmux "
+    "device host-keys {device} --accept. If it was not, another machine may be answering in its "
+    "place"
 )
-
 
 _NOT_LET_IN = (
     'the device\'s sshd does not let the account "{account}" in with what was shown: does it trust '
@@ -46,11 +49,14 @@ _NOT_LET_IN = (
 class HostKeyPins(Protocol):
     """Where the host keys of devices are kept: `Devices` of the registry."""
 
-    async def host_key(self, device_id: str, /) -> str:
-        """The one that is kept, or empty."""
+    async def host_keys(self, device_id: str, /) -> DeviceHostKeys:
+        """Those that are known."""
 
-    async def pin_host_key(self, device_id: str, key: str, /) -> str:
-        """Keep this one; the one that is kept."""
+    async def pin_host_key(self, device_id: str, key: str, /) -> DeviceHostKeys:
+        """Pin this one where none is pinned; those that are known then."""
+
+    async def report_host_keys(self, device_id: str, keys: Sequence[str], /) -> DeviceHostKeys:
+        """Have a person decide about these."""
 
 
 class SshdRefused(Exception):
@@ -63,17 +69,18 @@ async def log_in(
     account: str,
     client_keys: list[Any],
     pins: HostKeyPins,
-    device_id: str,
+    device: Device,
     *,
     timeout: float,
 ) -> Any:
     """A connection to the sshd at the other end of `stream`, which it closes at its end.
 
-    Awaited in asyncio. The device's host key is pinned when it is met first. Raises SshdRefused.
+    Awaited in asyncio. Its host key must be a pinned one; where the device has reported none, the
+    first that is met is pinned. Raises SshdRefused.
     """
     try:
-        pinned = await bridge.in_trio(pins.host_key, device_id)
-        check = HostKeys("tofu").check_pinned(device_id, _SSH_PORT, pinned)
+        known = await bridge.in_trio(pins.host_keys, device.id)
+        check = HostKeys("tofu").check_pinned(device.id, _SSH_PORT, known.pinned)
     except (RegistryError, NoSuchRecord) as exc:
         await bridge.in_trio(trio.aclose_forcefully, stream)
         raise SshdRefused("the device's host key cannot be looked up now: try again") from exc
@@ -83,7 +90,7 @@ async def log_in(
     try:
         connection = await asyncio.wait_for(
             asyncssh.connect(
-                device_id,
+                device.id,
                 _SSH_PORT,
                 tunnel=_StreamTunnel(bridge, stream),
                 client_factory=lambda: _Client(check),
@@ -103,21 +110,31 @@ async def log_in(
     except asyncssh.PermissionDenied as exc:
         raise SshdRefused(_NOT_LET_IN.format(account=account)) from exc
     except asyncssh.HostKeyNotVerifiable as exc:
-        raise SshdRefused(_CHANGED.format(id=device_id)) from exc
+        raise await _changed(bridge, pins, device, check.refused) from exc
     except TimeoutError as exc:
         raise SshdRefused(f"the device's sshd did not answer within {timeout:g} s") from exc
     except (OSError, asyncssh.Error) as exc:
         raise SshdRefused(f"the device's sshd closed the connection: {exc}") from exc
     if check.seen is not None:
         try:
-            kept = await bridge.in_trio(pins.pin_host_key, device_id, check.seen)
+            known = await bridge.in_trio(pins.pin_host_key, device.id, check.seen)
         except (RegistryError, NoSuchRecord) as exc:
             connection.abort()
             raise SshdRefused("the device's host key cannot be kept now: try again") from exc
-        if kept != check.seen:
+        if check.seen not in known.pinned:
+            # The device has reported others meanwhile, or another gateway has met another.
             connection.abort()
-            raise SshdRefused(_CHANGED.format(id=device_id))
+            raise await _changed(bridge, pins, device, check.seen)
     return connection
+
+
+async def _changed(bridge: Bridge, pins: HostKeyPins, device: Device, key: str) -> SshdRefused:
+    """The refusal of a key that is none of the pinned ones, which a person may now accept."""
+    with contextlib.suppress(RegistryError, NoSuchRecord):  # then the device itself reports it
+        await bridge.in_trio(pins.report_host_keys, device.id, (key,))
+    shown = asyncssh.import_public_key(key)
+    text = f"{shown.get_algorithm()} {shown.get_fingerprint()}"
+    return SshdRefused(_CHANGED.format(shown=text, device=device.label))
 
 
 class _Client(asyncssh.SSHClient):

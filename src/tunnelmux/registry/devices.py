@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -16,6 +17,7 @@ __all__ = [
     "Credentials",
     "Device",
     "DeviceFilter",
+    "DeviceHostKeys",
     "DeviceSession",
     "DeviceState",
     "Devices",
@@ -114,6 +116,17 @@ class DeviceSession:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class DeviceHostKeys:
+    """The host keys of a device's SSH server, each as a line `TYPE BASE64`."""
+
+    pinned: tuple[str, ...] = ()
+    """Those that the gateway accepts; empty until the first are known."""
+    reported: tuple[str, ...] = ()
+    """Others that were reported or seen since, and wait for a person's word; empty where none
+    do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Revocation:
     """A change that ends sessions. `change` is its number: `Changes.effects` says what it ended."""
 
@@ -183,19 +196,27 @@ class Devices(abc.ABC):
         """Hold a device back with a reason that people read; an empty one lets it out."""
 
     @abc.abstractmethod
-    async def host_key(self, device_id: str) -> str:
-        """The host key of the device's SSH server, as a line without a comment; empty where no
-        gateway has met it. Raises NoSuchRecord."""
+    async def host_keys(self, device_id: str) -> DeviceHostKeys:
+        """The host keys of the device's SSH server. Raises NoSuchRecord."""
 
     @abc.abstractmethod
-    async def pin_host_key(self, device_id: str, key: str) -> str:
-        """Keep the key that the device's SSH server showed at the first meeting; answers the one
-        that is kept, which is another one where another gateway was first. Raises NoSuchRecord."""
+    async def pin_host_key(self, device_id: str, key: str) -> DeviceHostKeys:
+        """Pin the key that the device's SSH server showed to the gateway, where none is pinned.
+        Raises NoSuchRecord."""
 
     @abc.abstractmethod
-    async def forget_host_key(self, device_id: str) -> Device:
-        """Trust the next key that the device's SSH server shows: it was installed anew. Raises
-        NoSuchRecord."""
+    async def report_host_keys(self, device_id: str, keys: Sequence[str]) -> DeviceHostKeys:
+        """Keys that the device's SSH server has now: they are pinned where none are, and wait for
+        a person's word where one of them is new. Raises NoSuchRecord."""
+
+    @abc.abstractmethod
+    async def accept_host_keys(self, device_id: str, fingerprints: Sequence[str]) -> DeviceHostKeys:
+        """Pin the keys that were reported, in place of those before. Raises NoSuchRecord,
+        RegistryRefused `changed_meanwhile` where other keys than those were reported meanwhile."""
+
+    @abc.abstractmethod
+    async def forget_host_keys(self, device_id: str) -> DeviceHostKeys:
+        """Pin the next keys that are reported or met. Raises NoSuchRecord."""
 
     @abc.abstractmethod
     async def remove(self, device_id: str) -> Revocation:

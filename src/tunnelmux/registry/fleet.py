@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
@@ -223,3 +224,9 @@ class Fleet(abc.ABC):
     async def report_serial(self, device_id: str, serial: str) -> str:
         """The serial number that a device says it has. It is taken over where the registry has
         none; else the answer is why not, or empty."""
+
+    @abc.abstractmethod
+    async def report_host_keys(self, device_id: str, keys: Sequence[str]) -> str:
+        """The host keys that a device's SSH server has, as its agent read them. The first are
+        pinned; of others the answer says what a person has to do, else it is empty. Raises
+        NoSuchRecord."""

@@ -65,11 +65,11 @@ class HostKeys:
         self._unsaved: dict[str, str] = {}
         self._writing = threading.Lock()
 
-    def check_pinned(self, host: str, port: int, pinned: str) -> HostKeyCheck:
-        """The same as `check`, with the pinned key kept elsewhere; empty where there is none yet,
+    def check_pinned(self, host: str, port: int, pinned: Sequence[str]) -> HostKeyCheck:
+        """The same as `check`, with the pinned keys kept elsewhere; empty where there are none yet,
         and then `HostKeyCheck.seen` is to be kept. Raises SshFailure."""
         try:
-            return HostKeyCheck(self, host, port, None, pinned or None)
+            return HostKeyCheck(self, host, port, None, pinned)
         except asyncssh.KeyImportError as exc:
             raise SshFailure(
                 "host-key-unknown", f"the pinned host key of {host} is damaged: remove it"
@@ -91,7 +91,7 @@ class HostKeys:
                     "host-key-unknown",
                     f"the line of {name} in {self._store} is damaged: correct or remove it",
                 )
-        return HostKeyCheck(self, host, port, known, pinned)
+        return HostKeyCheck(self, host, port, known, () if pinned is None else (pinned,))
 
     def pin(self, host: str, port: int, key: str) -> None:
         """Keep what a server showed at the first meeting. Raises SshFailure when another connection
@@ -168,19 +168,19 @@ class HostKeyCheck:
     """Judges one server's key, and says afterwards what was wrong with it."""
 
     def __init__(
-        self, keys: HostKeys, host: str, port: int, known: Any, pinned: str | None
+        self, keys: HostKeys, host: str, port: int, known: Any, pinned: Sequence[str]
     ) -> None:
         self._keys = keys
         self._host = host
         self._port = port
         self._known = known
-        self._pinned = pinned
-        self._trusted: list[Any] = []
-        if pinned is not None:
-            self._trusted.append(asyncssh.import_public_key(pinned))
+        self._is_pinned = bool(pinned)
+        self._trusted: list[Any] = [asyncssh.import_public_key(key) for key in pinned]
         self._authorities: Sequence[Any] = ()
         self._revoked: Sequence[Any] = ()
         self._seen: str | None = None
+        self.refused = ""
+        """The key that was refused, as a line without a comment."""
         self.problem: SshFailure | None = None
         """Why the key was refused."""
 
@@ -216,8 +216,10 @@ class HostKeyCheck:
         """Whether a key that is none of the trusted ones is accepted all the same."""
         shown = f"{key.get_algorithm()} {key.get_fingerprint()}"
         where = entry_name(self._host, self._port)
+        line = " ".join(key.export_public_key().decode("ascii").split()[:2])
         if self._trusted:
-            place = self._keys.where if self._pinned is not None else "the known host keys"
+            self.refused = line
+            place = self._keys.where if self._is_pinned else "the known host keys"
             self.problem = SshFailure(
                 "host-key-changed",
                 f"the host key of {where} has changed: it shows {shown}, and {place} has another; "
@@ -232,7 +234,7 @@ class HostKeyCheck:
                 "exec.known_hosts",
             )
             return False
-        self._seen = " ".join(key.export_public_key().decode("ascii").split()[:2])
+        self._seen = line
         return True
 
     @property

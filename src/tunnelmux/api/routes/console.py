@@ -20,7 +20,7 @@ from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.api.records import TEXT, After, Device, DeviceSession, Pairing
-from tunnelmux.api.routes import auth, devices, leases, live, pairing
+from tunnelmux.api.routes import auth, devices, host_keys, leases, live, pairing
 from tunnelmux.api.routes.browser_terminals import ACCOUNT
 from tunnelmux.api.routes.leases import Lease
 from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_of
@@ -202,6 +202,7 @@ async def device_page(
         visits=visits,
         sessions=sessions,
         leases=held,
+        host_keys=await host_keys.list_host_keys(api, principal, device_id),
         timeline=_timeline(device, sessions),
         may={
             "operate": operates,

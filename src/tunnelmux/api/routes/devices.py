@@ -216,14 +216,6 @@ async def revoke_device(
     return await _changed(api, await tenant_for(api, principal).credentials.revoke(device_id))
 
 
-@router.delete("/{device_id}/ssh-host-key")
-async def forget_host_key(api: ApiDependency, principal: Operator, device_id: DeviceId) -> Device:
-    """Forget the host key by which the gateway knows the device's SSH server, which was installed
-    anew: the next one that it shows is trusted."""
-    devices = tenant_for(api, principal).devices
-    return Device.model_validate(await devices.forget_host_key(device_id))
-
-
 @router.put("/{device_id}/quarantine")
 async def quarantine_device(
     api: ApiDependency, principal: Operator, device_id: DeviceId, wish: Quarantine

@@ -147,6 +147,7 @@ class RegisteredDevices:
         self._services: dict[str, Sighting] = {}
         self._live: dict[LocalHandle, tuple[str, str]] = {}
         self._serials: dict[str, tuple[LocalHandle, str]] = {}
+        self._host_keys: dict[str, tuple[LocalHandle, tuple[str, ...]]] = {}
         self._rotations = trio.CapacityLimiter(_MAX_ROTATIONS)
         self._rotation_due = trio.Event()
         self._next_try: dict[LocalHandle, float] = {}
@@ -225,6 +226,7 @@ class RegisteredDevices:
         services: tuple[str, ...],
         rival: str,
         serial: str = "",
+        host_keys: tuple[str, ...] = (),
         assists: bool = False,
     ) -> None:
         """Queue a report that a device has connected. `assists`: it takes leases."""
@@ -245,6 +247,8 @@ class RegisteredDevices:
         self._services[device_id] = Sighting(device_id=device_id, at=utc_now(), services=services)
         if serial:
             self._serials[device_id] = handle, serial
+        if host_keys:
+            self._host_keys[device_id] = handle, host_keys
         self.leases.session_began(handle, device_id, assists=assists)
         self._rotation_due.set()
 
@@ -256,6 +260,7 @@ class RegisteredDevices:
         device_id, session_id = found
         self._services.pop(device_id, None)
         self._serials.pop(device_id, None)
+        self._host_keys.pop(device_id, None)
         self.leases.session_ended(handle, device_id)
         self._next_try.pop(handle, None)
         self._ended.append(
@@ -522,6 +527,7 @@ class RegisteredDevices:
 
     async def _report_events(self, registry: Registry) -> None:
         await self._report_serials(registry)
+        await self._report_host_keys(registry)
         while self._began or self._ended or self._services:
             began = [self._began[index] for index in range(min(_PART, len(self._began)))]
             # Report the end of a session after its begin.
@@ -549,6 +555,17 @@ class RegisteredDevices:
                     "serial number not taken", device=handle.device, serial=serial, cause=problem
                 )
             self._serials.pop(device_id, None)
+
+    async def _report_host_keys(self, registry: Registry) -> None:
+        for device_id, (handle, keys) in list(self._host_keys.items()):
+            try:
+                problem = await registry.fleet.report_host_keys(device_id, keys)
+            except NoSuchRecord:
+                problem = ""  # the device is gone
+            if problem:
+                _log.warning("host keys not taken", device=handle.device, cause=problem)
+            if self._host_keys.get(device_id) == (handle, keys):
+                del self._host_keys[device_id]
 
     async def _report_sightings(self, registry: Registry) -> None:
         seen = [

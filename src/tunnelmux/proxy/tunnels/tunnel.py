@@ -44,6 +44,7 @@ from tunnelmux.wire import (
     CLOSE_REPLACED,
     DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
+    HOST_KEYS_FIELD,
     INSTANCE_FIELD,
     MEASURE_PATH,
     MOST_SERVICES,
@@ -57,6 +58,7 @@ from tunnelmux.wire import (
     TIMEOUTS_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
+    read_host_keys,
     read_relayed,
     read_timeouts,
 )
@@ -80,6 +82,7 @@ _TIMEOUTS = TIMEOUTS_FIELD.decode("ascii")
 _DEFAULT_SERVICE = DEFAULT_SERVICE_FIELD.decode("ascii")
 _PROVE = PROVE_FIELD.decode("ascii")
 _SERIAL = SERIAL_FIELD.decode("ascii")
+_HOST_KEYS = HOST_KEYS_FIELD.decode("ascii")
 _ASSIST = ASSIST_FIELD.decode("ascii")
 
 _REGISTRY_RETRY_AFTER = 2
@@ -125,6 +128,8 @@ class _Admitted:
     """Seconds in which targets must begin an answer, where the agent sets its own."""
     serial: str = ""
     """The device's serial number."""
+    host_keys: tuple[str, ...] = ()
+    """The host keys of its SSH server."""
     assists: bool = False
     """Whether it takes leases, or may later."""
     default_service: str = ""
@@ -333,6 +338,7 @@ class TunnelServer:
             relayed=_relayed_in(request.header(_RELAY) or ""),
             timeouts=read_timeouts(request.header(_TIMEOUTS) or ""),
             serial=said_serial(request.header(_SERIAL)),
+            host_keys=read_host_keys(request.header(_HOST_KEYS) or ""),
             assists=request.header(_ASSIST) is not None,
             default_service=_name_in(request.header(_DEFAULT_SERVICE) or ""),
         )
@@ -481,6 +487,7 @@ class TunnelServer:
                         services=admitted.services,
                         rival=admitted.rival,
                         serial=admitted.serial,
+                        host_keys=admitted.host_keys,
                         assists=admitted.assists,
                     )
             await session.run()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import sqlalchemy as sa
@@ -16,6 +17,7 @@ from tunnelmux.registry.devices import (
     Credentials,
     Device,
     DeviceFilter,
+    DeviceHostKeys,
     Devices,
     DeviceSession,
     DeviceState,
@@ -24,6 +26,12 @@ from tunnelmux.registry.devices import (
 from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.changes import PROXY_SILENCE
+from tunnelmux.registry.sql.host_keys import (
+    accept_host_keys,
+    change_host_keys,
+    find_host_keys,
+    report_host_keys,
+)
 from tunnelmux.registry.sql.secrets import new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -158,27 +166,29 @@ class SqlDevices(Repository, Devices):
         return Revocation(device=find_device(tx, device_id), change=number)
 
     @reads
-    def host_key(self, tx: Transaction, device_id: str) -> str:
-        key: str = tx.one(_D, device_id, "device").host_key
-        return key
+    def host_keys(self, tx: Transaction, device_id: str) -> DeviceHostKeys:
+        return find_host_keys(tx, device_id)
 
     @writes
-    def pin_host_key(self, tx: Transaction, device_id: str, key: str) -> str:
-        known: str = tx.one(_D, device_id, "device").host_key
-        if known:
-            return known
-        tx.update(_D, _D.c.id == device_id, host_key=key)
-        tx.record("device.pin_host_key", "device", device_id, after={"host_key": key})
-        return key
+    def pin_host_key(self, tx: Transaction, device_id: str, key: str) -> DeviceHostKeys:
+        found = find_host_keys(tx, device_id)
+        return found if found.pinned else report_host_keys(tx, device_id, (key,))
 
     @writes
-    def forget_host_key(self, tx: Transaction, device_id: str) -> Device:
-        known: str = tx.one(_D, device_id, "device").host_key
-        if known:
-            tx.update(_D, _D.c.id == device_id, host_key="")
-            before = {"host_key": known}
-            tx.record("device.forget_host_key", "device", device_id, before=before)
-        return find_device(tx, device_id)
+    def report_host_keys(
+        self, tx: Transaction, device_id: str, keys: Sequence[str]
+    ) -> DeviceHostKeys:
+        return report_host_keys(tx, device_id, keys)
+
+    @writes
+    def accept_host_keys(
+        self, tx: Transaction, device_id: str, fingerprints: Sequence[str]
+    ) -> DeviceHostKeys:
+        return accept_host_keys(tx, device_id, fingerprints)
+
+    @writes
+    def forget_host_keys(self, tx: Transaction, device_id: str) -> DeviceHostKeys:
+        return change_host_keys(tx, device_id, DeviceHostKeys(), "device.forget_host_keys")
 
     @writes
     def remove(self, tx: Transaction, device_id: str) -> Revocation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -15,6 +16,7 @@ from tunnelmux.registry.ids import is_id
 from tunnelmux.registry.leases import MAX_LEASE, RIGHTS, Lease
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.devices import check_serial_free, find_device, serial_key
+from tunnelmux.registry.sql.host_keys import report_host_keys
 from tunnelmux.registry.sql.leases import (
     change_lease,
     end_lease,
@@ -168,6 +170,16 @@ class SqlFleetLeases(Repository, Fleet):
         )
         inner.announce("device", device_id)
         return ""
+
+    @writes
+    def report_host_keys(self, tx: Transaction, device_id: str, keys: Sequence[str]) -> str:
+        found = report_host_keys(self._in_tenant_of(tx, device_id), device_id, keys)
+        if not found.reported:
+            return ""
+        return (
+            "its SSH server has new host keys: an operator has to accept them on the device's page "
+            "of the console, or with: tunnelmux device host-keys DEVICE --accept"
+        )
 
     def _in_tenant_of(self, tx: Transaction, device_id: str) -> Transaction:
         """The transaction, bound to a device's tenant, with the device as the one who acts."""

@@ -266,7 +266,12 @@ def take_place(tx: Transaction, device: str, serial: str) -> str:
     device_id = find_device(tx, device).id
     check_serial_free(tx, serial, device_id)
     end_credentials(tx, device_id, "replaced by a new installation")
-    values: dict[str, Any] = {"quarantine": "", "rotation_wanted": False, "host_key": ""}
+    values: dict[str, Any] = {
+        "quarantine": "",
+        "rotation_wanted": False,
+        "host_key": "",
+        "reported_host_keys": "",
+    }
     if serial:
         values["serial"] = serial
         values["serial_key"] = serial_key(serial)

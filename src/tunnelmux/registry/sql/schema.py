@@ -192,8 +192,9 @@ devices = Table(
     _text("quarantine"),
     Column("paired_by", Id, nullable=False, server_default=""),
     _text("paired_by_name"),
-    # Of its SSH server, as the gateway met it first.
+    # Of its SSH server, a line each: those that the gateway accepts, and new ones that wait.
     _text("host_key"),
+    _text("reported_host_keys"),
     Column("install_key_id", Id, nullable=True),
     _flag("rotation_wanted", default=False),
     _time("created"),
