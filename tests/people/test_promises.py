@@ -18,9 +18,13 @@ from support.shapes import LINES, WHOLE, of_whole
 from support.tree import ROOT
 from tunnelmux.cli.agent import agent
 from tunnelmux.cli.api import api
+from tunnelmux.cli.fleet.errors import NotAllowed
+from tunnelmux.cli.fleet.opening import Place
+from tunnelmux.cli.fleet_options import explained
 from tunnelmux.cli.gateway import gateway
 from tunnelmux.cli.main import tunnelmux
 from tunnelmux.cli.proxy import proxy
+from tunnelmux.config import Secret
 
 PAGE = (ROOT / "docs" / "cli.md").read_text("utf-8")
 
@@ -169,3 +173,11 @@ def test_words_of_other_programs_lead_on(typed: str, here: str) -> None:
     assert done.exit_code == 2
     assert f"There is no command '{typed}'. It is here: " in done.output
     assert here in done.output
+
+
+def test_who_is_not_signed_in_and_meets_a_proxy_is_told_of_both_ways() -> None:
+    error = NotAllowed("the proxy wants another secret", code="UNAUTHORIZED")
+    said = str(explained(Place(is_guess=True), error))
+    assert "run tunnelmux login URL, or give --secret-file FILE" in said
+    for place in (Place(), Place(is_guess=True, secret=Secret("of a quickstart"))):
+        assert explained(place, error) is error

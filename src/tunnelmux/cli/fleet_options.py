@@ -81,12 +81,18 @@ def place_options(function: F) -> F:
 
 def explained(place: Place, error: TunnelmuxError) -> TunnelmuxError | str:
     """The error, or what is behind it where no place was named."""
-    if not (place.is_guess and isinstance(error, ConnectError)):
-        return error
-    return (
-        f"you are not signed in, and no proxy answers at {place.url} ({error}): run "
-        "tunnelmux login URL, or name a proxy's internal API with --url"
-    )
+    if place.is_guess and isinstance(error, ConnectError):
+        return (
+            f"you are not signed in, and no proxy answers at {place.url} ({error}): run "
+            "tunnelmux login URL, or name a proxy's internal API with --url"
+        )
+    if place.is_guess and place.secret is None and getattr(error, "code", "") == "UNAUTHORIZED":
+        return (
+            f"you are not signed in, and the proxy at {place.url} asks for its secret: run "
+            "tunnelmux login URL, or give --secret-file FILE with [internal] secret of its "
+            "proxy.toml"
+        )
+    return error
 
 
 json_option = click.option("--json", "as_json", is_flag=True, help="Write JSON, for programs.")
@@ -136,10 +142,10 @@ def run_on_fleet(options: dict[str, Any], work: Callable[[Fleet], Awaitable[int 
 
     try:
         return run_interruptible(run)
-    except ConnectError as exc:
-        if not place.is_guess:
+    except (ConnectError, NotAllowed) as exc:
+        if (said := explained(place, exc)) is exc:
             raise
-        raise NotAllowed(str(explained(place, exc))) from exc
+        raise NotAllowed(str(said)) from exc
     except BrokenPipeError:
         # Python would complain once more when it closes standard output.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

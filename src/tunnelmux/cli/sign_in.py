@@ -48,7 +48,7 @@ class _Answer(msgspec.Struct):
         ),
     )
 )
-@click.argument("server", metavar="URL", required=False, envvar="TUNNELMUX_SERVER")
+@click.argument("server", metavar="[URL]", required=False, envvar="TUNNELMUX_SERVER")
 @click.option(
     "--ca-file",
     metavar="FILE",

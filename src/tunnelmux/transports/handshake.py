@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -27,6 +28,7 @@ __all__ = [
     "MAX_HEAD_BYTES",
     "Headers",
     "UpgradeRequest",
+    "date_field",
     "read_connect_answer",
     "read_response",
     "read_upgrade",
@@ -96,6 +98,7 @@ async def send_answer(
     body = text.encode() + b"\n"
     lines = [
         f"HTTP/1.1 {status} {_phrase(status)}".encode("ascii"),
+        b"Date: " + date_field(),
         b"Content-Type: text/plain; charset=utf-8",
         b"Content-Length: %d" % len(body),
         b"Connection: close",
@@ -109,6 +112,11 @@ async def send_answer(
             await _linger(stream)
     finally:
         await trio.aclose_forcefully(stream)
+
+
+def date_field() -> bytes:
+    """Now, as the field Date has it (RFC 9110 section 6.6.1): `doctor` compares clocks by it."""
+    return time.strftime("%a, %d %b %Y %H:%M:%S GMT", time.gmtime()).encode("ascii")
 
 
 def _phrase(status: int) -> str:

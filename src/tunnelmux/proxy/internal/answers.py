@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http import Field, Refusal, ServerConnection
+from tunnelmux.transports.handshake import date_field
 
 __all__ = ["CODES", "Answer", "ApiConnection", "ApiError", "Error"]
 
@@ -131,6 +132,7 @@ class ApiConnection(ServerConnection):
         headers = [
             (b"Content-Type", answer.content_type),
             (b"Cache-Control", b"no-store"),  # the answer is about this moment only
+            (b"Date", date_field()),
             *answer.headers,
         ]
         is_head = request is not None and request.method == b"HEAD"
