@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from support.counted_bytes import CountedBytes, Work
 from tunnelmux.http.body import BadBody, ChunkedBody, LengthBody, UntilEndBody, encode_chunk
 
 PIECES = st.lists(st.binary(min_size=1, max_size=40), max_size=6)
@@ -156,6 +157,16 @@ def test_chunked_body_that_ends_early(data: bytes) -> None:
 def test_malformed_chunks(data: bytes) -> None:
     with pytest.raises(BadBody):
         ChunkedBody(1000).feed(data)
+
+
+def test_size_lines_in_single_bytes_are_looked_at_once() -> None:
+    raw = (b"1;" + b"x" * 250 + b"\r\ny\r\n") * 40 + b"0\r\n\r\n"
+    work, body, content = Work(), ChunkedBody(1000), b""
+    for at in range(len(raw)):
+        content += body.feed(CountedBytes(raw[at : at + 1], work))
+    assert body.done
+    assert content == b"y" * 40
+    assert work.bytes <= 2 * len(raw)
 
 
 def test_trailers_in_single_bytes_are_looked_at_once() -> None:

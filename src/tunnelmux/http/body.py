@@ -105,7 +105,8 @@ class ChunkedBody:
         self._max_trailers = max_trailers
         self._section = HeadReader()  # the trailer section, as far as it came
         self._left = 0  # content bytes of this chunk still to come
-        self._held = b""  # an unfinished line, or trailer section
+        self._line = bytearray()  # an unfinished size line
+        self._held = b""  # half of the line end behind a chunk
         self._step = self._read_size
 
     def feed(self, data: bytes) -> bytes:
@@ -140,19 +141,23 @@ class ChunkedBody:
     # all here yet".
 
     def _read_size(self, data: bytes, at: int) -> int:
-        end = data.find(b"\r\n", at, at + MAX_CHUNK_LINE + 2)
+        longest = MAX_CHUNK_LINE + 2 - len(self._line)
+        end = data.find(b"\n", at, at + longest)
         if end < 0:
-            if len(data) - at > MAX_CHUNK_LINE + 1:  # its CR may be here, and its LF to come
+            if len(data) - at >= longest:
                 raise BadBody("a chunk's size line is too long")
-            if data.find(b"\n", at) >= 0:
-                raise BadBody("a chunk's size line ends in LF without CR")
-            return -1
-        match = _CHUNK_LINE.fullmatch(data, at, end)
+            self._line += data[at:]
+            return len(data)
+        line = bytes(self._line) + data[at : end + 1]
+        self._line.clear()
+        if not line.endswith(b"\r\n"):
+            raise BadBody("a chunk's size line ends in LF without CR")
+        match = _CHUNK_LINE.fullmatch(line, 0, len(line) - 2)
         if match is None:
-            raise BadBody(f"a chunk's size line is {data[at:end][:40]!r}")
+            raise BadBody(f"a chunk's size line is {line[:-2][:40]!r}")
         self._left = int(match[1], 16)
         self._step = self._read_chunk_end if self._left else self._read_trailers
-        return end + 2
+        return end + 1
 
     def _read_chunk_end(self, data: bytes, at: int) -> int:
         found = data[at : at + 2]
