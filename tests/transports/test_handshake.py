@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Awaitable, Callable
 
 import pytest
@@ -14,6 +15,7 @@ from tunnelmux.transports import (
     UpgradeRequest,
     accept_websocket,
     connect_websocket,
+    handshake,
     memory_stream_pair,
     read_upgrade,
 )
@@ -147,7 +149,23 @@ async def test_the_token_comes_from_the_header_or_the_query_and_is_never_shown(
     assert "s3" not in repr(request) and "token" not in repr(request)
 
 
-async def test_a_head_may_come_byte_by_byte() -> None:
+class CountingPattern:
+    """A pattern that counts the bytes that this thread has it search."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self._pattern = pattern
+        self._thread = threading.get_ident()
+        self.bytes = 0
+
+    def search(self, data: bytearray, start: int) -> re.Match[bytes] | None:
+        if threading.get_ident() == self._thread:
+            self.bytes += len(data) - start
+        return self._pattern.search(data, start)
+
+
+async def test_a_head_may_come_byte_by_byte(monkeypatch: pytest.MonkeyPatch) -> None:
+    counting = CountingPattern(handshake._END_OF_HEAD)
+    monkeypatch.setattr(handshake, "_END_OF_HEAD", counting)
     server, peer = memory_stream_pair()
     whole = head(Tunnelmux_Device="dev1")
 
@@ -159,6 +177,7 @@ async def test_a_head_may_come_byte_by_byte() -> None:
         nursery.start_soon(drip)
         request = await read_upgrade(server, path="/tunnel/connect")
     assert request.header("tunnelmux-device") == "dev1"
+    assert len(whole) <= counting.bytes <= 4 * len(whole)
 
 
 # ------------------------------------------------------------------------------- the client
