@@ -1,5 +1,6 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
 #              CONSOLE=1: a whole installation with its console
+# make demo-cluster  two proxies of one cluster, of which one is killed under load; needs redis-server
 # make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
 # make long    the tests that show for long what others show for a moment: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
@@ -10,6 +11,7 @@
 # make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
 # make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
+# make failures  what visitors see when a part is killed or hangs: ten minutes, redis-server; docs/failures.md
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
 # make clean   remove all that these made
@@ -26,7 +28,7 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench build clean format format-check lint types stubs layers
+.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench failures demo-cluster build clean format format-check lint types stubs layers
 
 demo: build $(if $(CONSOLE),.venv/.quickstart)
 	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
@@ -90,6 +92,12 @@ layers: .venv/.check
 
 bench: .venv/.bench build
 	@$(BIN)/python -m bench $(ARGS)
+
+failures: .venv/.bench build
+	@$(BIN)/python -m bench.failures $(ARGS)
+
+demo-cluster: .venv/.bench build
+	@$(BIN)/python -m bench.failures.demo $(if $(ONCE),--once)
 
 build: .venv/.built
 	@.ci/vendor --check 2> /dev/null || ! command -v npm > /dev/null || .ci/vendor || true

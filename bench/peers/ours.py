@@ -195,16 +195,18 @@ class OverPlainTcp(Tunnelmux):
         return Running(web, server, client, echo)
 
 
-def start_daemon(started: Started, name: str, configuration: str) -> int:
-    """`tunnelmux-NAME` with that configuration; its log is what the daemon writes."""
-    file = started.folder / f"{name}.toml"
+def start_daemon(started: Started, name: str, configuration: str, called: str | None = None) -> int:
+    """`tunnelmux-NAME` with that configuration; its log is what the daemon writes. *called* tells
+    several of one kind apart."""
+    called = called or name
+    file = started.folder / f"{called}.toml"
     file.touch(mode=0o600)
     file.write_text(configuration)
     launcher = ROOT / "cmd" / f"tunnelmux-{name}"
     # The modules this process has are those the daemons shall have.
     source = Path(tunnelmux.__file__).parents[1]
     command = [sys.executable, str(launcher), "--config", str(file)]
-    return started.start(name, command, {"PYTHONPATH": str(source)})
+    return started.start(called, command, {"PYTHONPATH": str(source)})
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path, str]:
