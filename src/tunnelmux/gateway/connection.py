@@ -27,6 +27,7 @@ from tunnelmux.gateway.session_channel import new_session_channel
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
+from tunnelmux.ssh.back_pressure import BackPressure
 
 if TYPE_CHECKING:
     from tunnelmux.gateway.app import Gateway
@@ -43,6 +44,10 @@ TAKEN_BACK = "your access was taken back"
 _SLACK = 2.0
 # Seconds by which another clock may end a lease before this one does.
 
+_UNSENT_BEFORE_LOGIN = 65_536
+_UNSENT = 16 * WINDOW
+# Bytes that a peer may leave unread, of which all but a little is the windows of its channels.
+
 _AGENT_TIMEOUT = 5.0
 # Seconds that a person's own SSH agent has to list its keys.
 
@@ -57,6 +62,7 @@ class PersonConnection(asyncssh.SSHServer):
         self._gateway = gateway
         self._bridge = gateway.bridge
         self._connection: Any = None
+        self._pressure: BackPressure | None = None
         self._proof: Proof | None = None
         self._open: set[object] = set()
         self._is_lost = False
@@ -87,6 +93,7 @@ class PersonConnection(asyncssh.SSHServer):
             takes_devices=self._gateway.config.tunnels.url is not None,
         )
         conn.validate_public_key = self._proof.check
+        self._pressure = BackPressure(conn, self._bridge.loop, _UNSENT_BEFORE_LOGIN)
 
     def begin_auth(self, username: str) -> bool:
         assert self._proof is not None
@@ -94,6 +101,9 @@ class PersonConnection(asyncssh.SSHServer):
         return True
 
     def public_key_auth_supported(self) -> bool:
+        # Asked at each refusal, so that those who show nothing are counted too.
+        if self._proof is not None:
+            self._proof.count_refusal()
         self._end_if_spent()
         return True
 
@@ -154,6 +164,8 @@ class PersonConnection(asyncssh.SSHServer):
 
     def auth_completed(self) -> None:
         self._has_logged_in = True
+        assert self._pressure is not None
+        self._pressure.most_unsent = _UNSENT
         self._gateway.logged_in(self)
         if self._proof is not None and self._proof.device is not None:
             self._begin_device(self._proof.device)
@@ -167,8 +179,8 @@ class PersonConnection(asyncssh.SSHServer):
         for task in self._devices.values():
             task.cancel()
             task.add_done_callback(_close_connection)
-        tries = self._proof.tries if self._proof is not None else 0
-        self._gateway.left(self, failed=tries > 0 and not self._has_logged_in)
+        has_tried = self._proof is not None and (self._proof.tries > 0 or self._proof.is_spent)
+        self._gateway.left(self, failed=has_tried and not self._has_logged_in)
 
     # -- devices --------------------------------------------------------------------------------
 

@@ -33,6 +33,10 @@ _MAY_BE_DEVICE = re.compile(r"[^\s@#]{1,128}")
 
 _CERTIFICATE = "-cert-v01@openssh.com"
 
+_REFUSALS_PER_TRY = 4
+# Refusals that asyncssh gives for one try at most: a client first asks which ways in there are, and
+# whether a key would do.
+
 _MOST_PRINCIPALS = 32
 # Names of one certificate that are looked up: a person has an address or two.
 
@@ -85,13 +89,18 @@ class Proof:
         self._address = address
         self._max_tries = max_tries
         self._user = ""
+        self._refusals = 0
         self._known: dict[str, Person | None] = {}
         self._asked: Asked | None = None
 
     @property
     def is_spent(self) -> bool:
         """Whether the connection has shown as much as it may."""
-        return self.tries > self._max_tries
+        return self.tries > self._max_tries or self._refusals > _REFUSALS_PER_TRY * self._max_tries
+
+    def count_refusal(self) -> None:
+        """It was told which ways in there are."""
+        self._refusals += 1
 
     def begin(self, user: str) -> None:
         """A user name was said; nothing that was proved for another one counts."""

@@ -22,6 +22,8 @@ from typing import TYPE_CHECKING, Any
 
 import asyncssh
 import trio
+from asyncssh import OPEN_RESOURCE_SHORTAGE as SHORTAGE
+from asyncssh import ChannelOpenError
 
 from tunnelmux.agent.app import run_agent
 from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
@@ -72,6 +74,9 @@ TAKEN_BACK = "its SSH key was taken back, or the device may not connect any more
 
 _GOODBYE = 3.0
 # Seconds that a device's ssh has to leave by itself.
+
+_MOST_REFUSED = 100
+# Forwards that one connection may ask for in vain: each is a line of the log. Then it is ended.
 
 _FIRST_PORT = 40_000
 # Answered to clients that leave the choice to the server: a number that nothing listens on.
@@ -131,10 +136,12 @@ class DeviceTunnel:
         self._connection = connection
         self._address = address
         self._max_forwards = max_forwards
+        self._refused = 0
         self._forwards: dict[str, ReverseForward] = {}
         self._changed = trio.Event()
         self._scope = trio.CancelScope()
-        self._timers: list[asyncio.TimerHandle] = []
+        self._limit: asyncio.TimerHandle | None = None
+        self._goodbye: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
         self._sessions: set[DeviceSession] = set()
 
@@ -166,14 +173,21 @@ class DeviceTunnel:
         return _Listener(answered, functools.partial(self._cancelled, service))
 
     def session_requested(self) -> DeviceSession:
-        """A channel on which the device may say how long, and sees what it offers."""
+        """A channel on which the device may say how long, and sees what it offers. Raises
+        ChannelOpenError for one too many."""
+        if len(self._sessions) >= self._max_forwards:
+            raise ChannelOpenError(SHORTAGE, f"{self._max_forwards} sessions are open here")
         session = DeviceSession(self)
         self._sessions.add(session)
         return session
 
     def limit(self, seconds: float) -> None:
-        """End the connection after so long."""
-        self._timers.append(self._bridge.loop.call_later(seconds, self.end, "its time is over"))
+        """End the connection after so long, unless it ends sooner already."""
+        loop = self._bridge.loop
+        if self._limit is None or loop.time() + seconds < self._limit.when():
+            if self._limit is not None:
+                self._limit.cancel()
+            self._limit = loop.call_later(seconds, self.end, "its time is over")
 
     def end(self, reason: str) -> None:
         """End the connection, and say why."""
@@ -186,17 +200,16 @@ class DeviceTunnel:
         )
         if sessions:
             # ssh leaves with the exit status that it was given, unless it is cut before.
-            self._timers.append(self._bridge.loop.call_later(_GOODBYE, disconnect))
+            self._goodbye = self._goodbye or self._bridge.loop.call_later(_GOODBYE, disconnect)
             self._bridge.soon(self._scope.cancel)
         else:
             disconnect()
 
     def lost(self) -> None:
         """The connection is over."""
-        for timer in self._timers:
-            timer.cancel()
-        if self._expiry is not None:
-            self._expiry.cancel()
+        for timer in (self._limit, self._goodbye, self._expiry):
+            if timer is not None:
+                timer.cancel()
         self._bridge.soon(self._scope.cancel)
 
     def session_over(self, session: DeviceSession) -> None:
@@ -219,6 +232,11 @@ class DeviceTunnel:
         self._expiry = self._bridge.loop.call_later(left, self.end, KEY_EXPIRED)
 
     def _tell(self, sentence: str) -> None:
+        self._refused += 1
+        if self._refused > _MOST_REFUSED:
+            if self._refused == _MOST_REFUSED + 1:
+                self.end("it asks for too many forwards that are refused")
+            return
         _log.info("ssh device refused", device=self.device.label, problem=sentence)
         self._connection.send_debug(f"tunnelmux: {sentence}", always_display=True)
 

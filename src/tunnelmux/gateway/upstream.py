@@ -14,6 +14,7 @@ from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.registry import Device, DeviceHostKeys
 from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
+from tunnelmux.ssh.back_pressure import BackPressure
 
 __all__ = ["CIPHERS", "KEY_EXCHANGES", "HostKeyPins", "SshdRefused", "log_in"]
 
@@ -31,6 +32,9 @@ KEY_EXCHANGES = (
 )
 
 _SSH_PORT = 22
+
+_UNSENT = 8 * 1024 * 1024
+# Bytes that a device may leave unread: the windows of a person's ten sessions, and some more.
 
 _CHANGED = (
     "the host key of the device's sshd has changed: it shows {shown}. If sshd was installed anew, "
@@ -150,8 +154,8 @@ class _Client(asyncssh.SSHClient):
 class _StreamTunnel:
     """What asyncssh takes for `tunnel=`: a transport of one connection over a Trio stream.
 
-    asyncssh does not heed its transport's back-pressure; what waits here is bounded by the windows
-    of the channels.
+    asyncssh does not heed its transport's back-pressure: of what it writes, the windows of the
+    channels bound the data, and BackPressure the answers to a device that asks and does not read.
     """
 
     def __init__(self, bridge: Bridge, stream: trio.abc.HalfCloseableStream) -> None:
@@ -160,12 +164,15 @@ class _StreamTunnel:
         self._waiting = bytearray()
         self._something = trio.Event()
         self._is_closed = False
+        self._may_read = trio.Event()
+        self._may_read.set()
         self._connection: Any = None
 
     async def create_connection(self, factory: Any, _host: str, _port: int) -> Any:
         """Called by asyncssh."""
         self._connection = factory()
         self._connection.connection_made(self)
+        BackPressure(self._connection, self._bridge.loop, _UNSENT)
         self._bridge.spawn(self._run)
         return self, self._connection
 
@@ -176,6 +183,18 @@ class _StreamTunnel:
     def is_closing(self) -> bool:
         """Called by asyncssh."""
         return self._is_closed
+
+    def get_write_buffer_size(self) -> int:
+        """Called by BackPressure."""
+        return len(self._waiting)
+
+    def pause_reading(self) -> None:
+        """Called by BackPressure."""
+        self._may_read = trio.Event()
+
+    def resume_reading(self) -> None:
+        """Called by BackPressure."""
+        self._bridge.soon(self._may_read.set)
 
     def write(self, data: bytes) -> None:
         """Called by asyncssh."""
@@ -200,6 +219,8 @@ class _StreamTunnel:
                 nursery.start_soon(self._send, nursery.cancel_scope)
                 async for data in self._stream:
                     self._connection.data_received(bytes(data))
+                    # No deadline: asyncssh's keepalive ends a connection that is read no more.
+                    await self._may_read.wait()
                 nursery.cancel_scope.cancel()
         except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
             problem = ConnectionError(str(_first(group)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import socket
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ import trio
 from tunnelmux.commands import CommandRequest, StreamName
 from tunnelmux.limits import ExecLimits
 from tunnelmux.ssh.algorithms import Algorithms, explain_no_algorithm
+from tunnelmux.ssh.back_pressure import BackPressure
 from tunnelmux.ssh.bridge import Bridge, Pending
 from tunnelmux.ssh.channel import Channel
 from tunnelmux.ssh.credentials import LoginKey, PasswordOnce, login_options
@@ -28,6 +30,9 @@ __all__ = ["Connection", "Ending", "Login", "Opening", "connect"]
 CHANNEL_WINDOW = 262_144
 """Bytes a server may send on one channel before we have taken them: what a command costs at most
 twice over, here and in the buffer of its reader. 5 MB/s at 50 ms of round trip."""
+
+_UNSENT = 4_194_304
+# Bytes that a server may leave unread: what its windows usually take of the input of commands.
 
 CLOSE_TIME = 2.0
 """Seconds for closing a connection in good order; then it is cut. A round trip and a process that
@@ -365,6 +370,7 @@ class _Client(asyncssh.SSHClient):
 
     def connection_made(self, conn: Any) -> None:
         self._connection = conn
+        BackPressure(conn, asyncio.get_running_loop(), _UNSENT)
 
     def auth_completed(self) -> None:
         self._password.take()  # not needed any more, so not kept

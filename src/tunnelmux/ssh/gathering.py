@@ -35,7 +35,6 @@ class _Between(asyncio.Protocol):
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
-        self.data_received = protocol.data_received  # type: ignore[method-assign]
         self.eof_received = protocol.eof_received  # type: ignore[method-assign]
         self.pause_writing = protocol.pause_writing  # type: ignore[method-assign]
         self.resume_writing = protocol.resume_writing  # type: ignore[method-assign]
@@ -44,6 +43,9 @@ class _Between(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
         self._protocol.connection_made(GatheringTransport(transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._protocol.data_received(data)  # which BackPressure has replaced meanwhile
 
 
 class GatheringTransport(asyncio.Transport):
@@ -56,7 +58,8 @@ class GatheringTransport(asyncio.Transport):
         self._pieces: list[bytes] = []
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Keep it. asyncssh bounds how much there is by the windows of its channels."""
+        """Keep it. The windows of channels bound how much there is of data, and BackPressure how
+        much of all else."""
         if not self._pieces:
             self._loop.call_soon(self._flush)
         self._pieces.append(bytes(data))
@@ -80,6 +83,10 @@ class GatheringTransport(asyncio.Transport):
     def is_closing(self) -> bool:
         """Whether it is closed, or about to be."""
         return self._transport.is_closing()
+
+    def get_write_buffer_size(self) -> int:
+        """Bytes that are written and not sent."""
+        return sum(map(len, self._pieces)) + self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         """As the socket's transport has it."""

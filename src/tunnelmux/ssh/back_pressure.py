@@ -1,0 +1,80 @@
+"""A bound for what asyncssh keeps of one connection.
+
+asyncssh answers a request whether or not its answers are read, and goes on reading while it works
+on one. A peer that asks and does not read would fill the memory of this process, before it has
+logged in as well as after. So its connection is not read while too much of it waits.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+__all__ = ["BackPressure"]
+
+_MOST_UNREAD = 65_536
+# Bytes behind one packet that is not whole yet, whose size asyncssh bounds.
+
+_MOST_REQUESTS = 16
+# Requests that wait for an answer, of the connection and of each of its channels. OpenSSH sends a
+# handful: one for each forward, and what comes before a command.
+
+_MOST_DEFERRED = 4096
+# Packets that wait for the end of a key exchange: more than all windows of a busy connection hold.
+
+_AT_ONCE = 65_536
+# Bytes read in one turn of the loop, so that a flood of small packets takes a few milliseconds
+# before others have their turn.
+
+_LOOK = 0.02
+# Seconds between two looks whether a connection that is not read may be read again.
+
+
+class BackPressure:
+    """Reads a connection of asyncssh no further while its peer is behind.
+
+    To be made where asyncssh says that the connection is made. Its transport tells how much it has
+    not sent yet, and can pause reading.
+    """
+
+    def __init__(self, connection: Any, loop: asyncio.AbstractEventLoop, most_unsent: int) -> None:
+        self.most_unsent = most_unsent
+        """Bytes that may wait to be read by the peer. To be more than its channels' windows."""
+        self._connection = connection
+        self._loop = loop
+        self._transport = connection._transport  # noqa: SLF001  asyncssh shows it nowhere else
+        self._take = connection.data_received
+        if isinstance(getattr(self._transport, "max_size", None), int):
+            self._transport.max_size = _AT_ONCE
+        connection.data_received = self._received
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether too much waits: answers that are not read, or requests without an answer."""
+        connection = self._connection
+        channels = list(connection._channels.values())  # noqa: SLF001
+        return bool(
+            self._transport.get_write_buffer_size() > self.most_unsent
+            or len(connection._inpbuf) > connection._max_recv_pktlen + _MOST_UNREAD  # noqa: SLF001
+            or len(connection._deferred_packets) > _MOST_DEFERRED  # noqa: SLF001
+            or len(connection._global_request_queue) > _MOST_REQUESTS  # noqa: SLF001
+            or any(len(channel._request_queue) > _MOST_REQUESTS for channel in channels)  # noqa: SLF001
+        )
+
+    def _received(self, data: bytes, datatype: Any = None) -> None:
+        self._take(data, datatype)
+        if not self._transport.is_closing() and self.is_behind:
+            self._transport.pause_reading()
+            self._look_later()
+
+    def _look_later(self) -> None:
+        # asyncssh has no callback for when one of these grows shorter.
+        self._loop.call_later(_LOOK, self._look)
+
+    def _look(self) -> None:
+        if self._transport.is_closing():
+            return
+        if self.is_behind:
+            self._look_later()
+        else:
+            self._transport.resume_reading()
