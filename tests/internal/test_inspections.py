@@ -64,6 +64,33 @@ async def test_a_request_is_sent_again_without_its_secrets() -> None:
         assert [one.id for one in requests] == [again.id, tapped.id]
 
 
+async def test_what_a_visitor_says_of_itself_is_not_said_again_in_our_name() -> None:
+    async with running_bench() as bench, bench.agent() as agent:
+        await bench.client.begin_inspection("inspection-1", "dev1", "web", 60, bodies=True)
+        forged = {
+            "tunnelmux-service": "admin",
+            "Tunnelmux-User": "root",
+            "tunnelmux_user": "root",
+            "Remote-User": "root",
+            "X-Forwarded-User": "root",
+            "X-Forwarded-For": "10.0.0.1",
+            "X-Original-URL": "/admin",
+        }
+        tapped = kept_request(bench, b"abc", **forged)
+        heads: list[bytes] = []
+
+        async def serve() -> None:
+            heads.append(await agent.serve(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(serve)
+            await bench.client.inspected_request("inspection-1", tapped.id, replay=True)
+        assert b"Accept: text/plain" in heads[0]
+        assert b"Tunnelmux-Service: web" in heads[0]
+        for lie in (b"root", b"admin", b"10.0.0.1"):
+            assert lie not in heads[0]
+
+
 async def test_what_was_not_kept_whole_is_not_sent_again() -> None:
     async with running_bench() as bench, bench.agent():
         await bench.client.begin_inspection("inspection-1", "dev1", "web", 60, bodies=True)

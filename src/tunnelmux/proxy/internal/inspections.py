@@ -16,6 +16,7 @@ from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, HttpForwarder
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.inspector import Inspector, RunningInspection, TappedRequest
+from tunnelmux.pump.field_names import field_kind
 from tunnelmux.sessions import DeviceStore, SessionHandle
 from tunnelmux.sessions.inspections import HIDDEN, InspectedRequest, Inspection
 from tunnelmux.wire import SERVICE_FIELD
@@ -31,9 +32,11 @@ __all__ = [
 LARGEST_CALL = 4096
 """Bytes of the call that begins one: names and a number."""
 
-_NOT_REPEATED = frozenset(
-    {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade"}
-)
+_REPEATED = frozenset({"ordinary", "head-only"})
+# Kinds of fields that are the visitor's own. What a visitor says of its address, its
+# identity or the service was held back when the request came, and would be believed if we said it.
+
+_NOT_REPEATED = frozenset({"upgrade"})
 
 
 class InspectionRequest(msgspec.Struct, kw_only=True, rename="camel"):
@@ -155,7 +158,9 @@ class InspectionCalls:
         headers = {
             name: value
             for name, value in shown.headers
-            if HIDDEN not in value and name.lower() not in _NOT_REPEATED
+            if HIDDEN not in value
+            and field_kind(name.encode("latin-1")) in _REPEATED
+            and name.lower() not in _NOT_REPEATED
         }
         wanted = ForwardHTTPRequest(
             session_token=handle.token,
