@@ -6,14 +6,20 @@ A version of anycorn that moves one of them fails here, and not on the first con
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import anycorn
+import pytest
+import trio
+import trio_websocket
 from anycorn.protocol.h11 import H11Protocol
 from anycorn.tcp_server import TCPServer
 from anycorn.typing import ConnectionState, LifespanState
 from anycorn.worker_context import AnyioSingleTask, WorkerContext
 
 from tunnelmux.api import server
+from tunnelmux.config import Address
+from tunnelmux.transports.admission import Admission
 
 
 def test_the_look_for_another_protocol_is_replaced() -> None:
@@ -40,5 +46,31 @@ def test_the_settings_exist() -> None:
         "h11_max_incomplete_size",
         "keep_alive_timeout",
         "wsgi_max_body_size",
+        "websocket_max_message_size",
+        "max_app_queue_size",
     ):
         assert name in known, name
+
+
+async def test_a_message_of_a_websocket_has_so_many_bytes() -> None:
+    received: list[int] = []
+
+    async def application(_scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "websocket.accept"})
+        while (message := await receive())["type"] == "websocket.receive":
+            received.append(len(message["bytes"]))
+
+    listener = server.listen("api.listen", Address("127.0.0.1", 0))
+    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+    with listener, trio.fail_after(30):
+        async with (
+            server.serve(application, listener, Admission("x"), grace=0, max_message=2048),
+            trio_websocket.open_websocket_url(url) as websocket,
+        ):
+            await websocket.send_message(bytes(2048))
+            await websocket.send_message(bytes(2049))
+            with pytest.raises(trio_websocket.ConnectionClosed) as ended:
+                await websocket.get_message()
+    assert ended.value.reason.code == 1009
+    assert received == [2048]

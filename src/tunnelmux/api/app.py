@@ -80,6 +80,7 @@ _TIDY = 3600.0
 # Seconds between two looks for what is over, as the registry asks of each process.
 
 _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
+_COMMANDS = "/api/exec"
 
 ROUTERS = (
     auth.router,
@@ -163,8 +164,14 @@ def build_app(api: Api) -> ASGIApp:
         application(api),
         api.identification,
         trusted_proxies=TrustedProxies.parse(api.config.api.trusted_proxies),
-        limits=GateLimits(api.config.limits.body_stall, api.config.limits.max_body),
+        limits=GateLimits(
+            api.config.limits.body_stall,
+            api.config.limits.max_body,
+            api.config.limits.max_calls_per_person,
+            api.config.limits.max_changes_per_minute,
+        ),
         streams=lambda path: _FORWARDED.match(path) is not None,
+        is_long=lambda path: path == _COMMANDS,
     )
     return Measured(gate, api.metrics)
 
@@ -187,7 +194,9 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         visitors=VisitorProofs(registry, keys.signers, config.api.public_url),
         followers=followers,
         metrics=Metrics(lambda: followers.taken, lambda: registry.failures),
-        terminals=Terminals(config.gateway, config.limits.max_terminals),
+        terminals=Terminals(
+            config.gateway, config.limits.max_terminals, config.limits.max_terminals_per_person
+        ),
     )
 
 
@@ -224,6 +233,7 @@ async def run_api(
                     listener,
                     _admission(config),
                     grace=config.drain.grace,
+                    max_message=config.limits.max_body,
                     certificates=certificates,
                 ),
                 _metrics_listener(api, scraped) as metrics_port,

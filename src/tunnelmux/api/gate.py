@@ -3,14 +3,15 @@
 It is plain ASGI and stands before routing, so that paths that do not exist and WebSockets are
 behind it too. It refuses what two servers could read differently (RFC 9112 6.3), requests without
 an identity, and requests that another site made a browser send (by `Sec-Fetch-Site` and `Origin`).
-It also sees to it that a body that stops coming ends with 408, and that a refusal reaches a caller
-that is still sending.
+It also sees to it that a body that stops coming ends with 408, that a refusal reaches a caller that
+is still sending, and that all callers have their turns.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -24,8 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tunnelmux.api.access import Principal, is_public
 from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_cookie
 from tunnelmux.api.problems import Refused, problem_response
+from tunnelmux.api.turns import Changes, Turn, Turns
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
+from tunnelmux.transports.admission import source_of
 
 __all__ = ["Gate", "GateLimits"]
 
@@ -45,24 +48,33 @@ _LONGEST_PAGE = 2048
 _GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
 # What comes behind is for a service of a device to judge.
 
+_TENANTS_SHARE = 4
+# How many times the calls of a person all people of a tenant may make at once.
+
 Identify = Callable[[HTTPConnection], Awaitable[Principal | None]]
 
 
 @dataclass(frozen=True, slots=True)
 class GateLimits:
-    """How long a body may stand still, and how large it may be."""
+    """How long a body may stand still, how large it may be, and what one caller may do."""
 
     body_stall: float = 30.0
     """Seconds in which at least one byte of a body must come."""
     max_body: int = 1024 * 1024
     """Bytes of a body, except where a route streams it (`streams`)."""
+    max_calls: int = 8
+    """Calls of one person at once, and of one address before it is known whose they are; more
+    wait."""
+    max_changes: int = 600
+    """Calls of one person in a minute that may change something."""
 
 
 class Gate:
     """An ASGI application around another one.
 
     `identify` gives the Principal of a request or None; it may raise Refused. `streams` says of a
-    path whether its bodies are passed on as they come and so have no size limit.
+    path whether its bodies are passed on as they come and so have no size limit; such calls, and
+    those of which `is_long` says that they last, have other limits than turns.
     """
 
     def __init__(
@@ -73,12 +85,16 @@ class Gate:
         trusted_proxies: TrustedProxies,
         limits: GateLimits | None = None,
         streams: Callable[[str], bool] = lambda _path: False,
+        is_long: Callable[[str], bool] = lambda _path: False,
     ) -> None:
         self._app = app
         self._identify = identify
         self._trusted = trusted_proxies
         self._limits = limits or GateLimits()
         self._streams = streams
+        self._is_long = is_long
+        self._turns = Turns(self._limits.max_calls)
+        self._changes = Changes(self._limits.max_changes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -87,18 +103,48 @@ class Gate:
         scope["client"] = (self._client_address(scope), scope["client"][1])
         scope.setdefault("state", {})
         exchange = _Exchange(scope, receive, send, self._limits, self._streams(scope["path"]))
-        refusal = _not_text(scope) or await self._refusal(scope)
-        if refusal is not None:
-            if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
-                refusal.headers["connection"] = "close"
-            await refusal(scope, exchange.receive, exchange.send)
-            return
+        async with AsyncExitStack() as held:
+            refusal = _not_text(scope) or await self._let_in(scope, held, exchange)
+            if refusal is not None:
+                if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
+                    refusal.headers["connection"] = "close"
+                await refusal(scope, exchange.receive, exchange.send)
+                return
+            try:
+                await self._app(scope, exchange.receive, exchange.send)
+            except Exception:
+                if exchange.started:
+                    raise
+                await exchange.fail()
+
+    async def _let_in(
+        self, scope: Scope, held: AsyncExitStack, exchange: _Exchange
+    ) -> Response | None:
+        """The refusal of a request, or None once it has its turns, which end with `held`."""
+        address = source_of(scope["client"][0])
         try:
-            await self._app(scope, exchange.receive, exchange.send)
-        except Exception:
-            if exchange.started:
-                raise
-            await exchange.fail()
+            # Who it is takes a look into the registry, which strangers cause as well.
+            async with self._turns.turn(f"address {address}"):
+                refusal = await self._refusal(scope)
+            if refusal is not None or scope["type"] == "websocket":
+                return refusal
+            path, principal = scope["path"], scope["state"]["principal"]
+            if principal is not None and scope["method"] not in _SAFE_METHODS:
+                self._changes.count(principal.user_id)
+            if self._streams(path) or self._is_long(path):
+                return None
+            wanted = [(f"address {address}", self._limits.max_calls)]
+            if principal is not None:
+                wanted = [(principal.user_id, self._limits.max_calls)]
+                if principal.tenant_id is not None:
+                    most = _TENANTS_SHARE * self._limits.max_calls
+                    wanted.append((principal.tenant_id, most))
+            for caller, most in wanted:
+                turn = await held.enter_async_context(self._turns.turn(caller, most))
+                exchange.turns.append(turn)
+        except Refused as exc:
+            return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+        return None
 
     async def _refusal(self, scope: Scope) -> Response | None:
         names = [name for name, _ in scope["headers"]]
@@ -144,6 +190,8 @@ class _Exchange:
     ) -> None:
         names = {name for name, _ in scope["headers"]}
         self.started = False
+        self.turns: list[Turn] = []
+        """Given back where an answer goes on for as long as its reader likes."""
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -189,6 +237,9 @@ class _Exchange:
                 await self._answer(*self._problem)
             return
         self.started = True
+        if message["type"] == "http.response.start" and _is_endless(message):
+            for turn in self.turns:
+                turn.give_back()
         await self._pass_on(message)
 
     def _with_cookie(self, message: Message) -> Message:
@@ -257,6 +308,11 @@ def _is_same_origin(scope: Scope) -> bool:
         return site == "same-origin"
     origin, host = _field(scope["headers"], b"origin"), _field(scope["headers"], b"host")
     return origin is not None and urlsplit(origin).netloc == host
+
+
+def _is_endless(message: Message) -> bool:
+    kind = _field(message.get("headers", ()), b"content-type")
+    return kind is not None and kind.startswith("text/event-stream")
 
 
 def _field(headers: Iterable[Any], name: bytes) -> str | None:

@@ -104,10 +104,15 @@ CODES: dict[str, tuple[int, str]] = {
     "device_offline": (503, "the device is not connected"),
     "device_timeout": (504, "no answer within `proxies.forward_timeout`"),
     # The server
+    "too_many_calls": (429, "you make more calls at once than `limits.max_calls_per_person`"),
+    "too_many_changes": (429, "you made `limits.max_changes_per_minute` changes within a minute"),
     "internal_error": (500, "a bug: the server's log has the traceback"),
     "registry_away": (503, "the database does not answer: try again"),
     "registry_failed": (503, "the database is full, read-only, damaged or too new"),
-    "too_many_terminals": (503, "`limits.max_terminals` terminals are open already"),
+    "too_many_terminals": (
+        503,
+        "`limits.max_terminals` terminals are open already, or `max_terminals_per_person` of yours",
+    ),
     "too_many_followers": (
         503,
         "`limits.max_events` callers follow already, or one's own `max_events_per_person`",

@@ -44,6 +44,9 @@ _STUCK_PEER_MS = 20_000
 
 _HEAD_BYTES = 16_384
 
+_QUEUED = 2
+# Pieces of a body, or messages of a WebSocket, that wait for a route that takes none.
+
 _FIRST_BYTE = 10.0
 _HANDSHAKE = 10.0
 # Seconds for the first byte of a connection, and for the rest of a TLS handshake.
@@ -84,14 +87,16 @@ async def serve(
     admission: Admission,
     *,
     grace: float,
+    max_message: int = 1_048_576,
     certificates: ServerCertificates | None = None,
 ) -> AsyncIterator[None]:
     """Serve *app* while the block runs, over TLS where there are certificates; then requests in
     flight get `grace` seconds.
 
-    A connection holds its place of `admission` to its end; one that gets none is reset.
+    A connection holds its place of `admission` to its end; one that gets none is reset. A message
+    of a WebSocket has `max_message` bytes at most.
     """
-    server = _Server(app, admission, certificates)
+    server = _Server(app, admission, max_message, certificates)
     async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
         accepting.start_soon(server.accept_from, listener, connections)
         if certificates is not None:
@@ -111,12 +116,15 @@ class _Server:
         self,
         app: ASGIFramework,
         admission: Admission,
+        max_message: int,
         certificates: ServerCertificates | None,
     ) -> None:
         self._config = config = anycorn.Config()
         config.errorlog = None
         config.accesslog = None
         config.websocket_permessage_deflate = False
+        config.websocket_max_message_size = max_message
+        config.max_app_queue_size = _QUEUED
         config.include_server_header = False
         config.h11_max_incomplete_size = _HEAD_BYTES
         config.keep_alive_timeout = 30

@@ -154,10 +154,11 @@ class Terminal:
 class Terminals:
     """All terminals of this process. `run` owns their tasks."""
 
-    def __init__(self, gateway: GatewayEndpoint, limit: int) -> None:
+    def __init__(self, gateway: GatewayEndpoint, limit: int, per_person: int) -> None:
         self.gateway = gateway
         self._key = read_gateway_key(gateway)
         self._limit = limit
+        self._per_person = per_person
         self._open: dict[str, Terminal] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -181,6 +182,12 @@ class Terminals:
             raise Refused(409, "no_gateway", self.problem)
         if len(self._open) >= self._limit or self._nursery is None:
             message = "As many terminals are open as this server lets (limits.max_terminals)."
+            raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
+        if sum(one.owner == owner for one in self._open.values()) >= self._per_person:
+            message = (
+                f"You have {self._per_person} terminals open already: close some "
+                "(limits.max_terminals_per_person)."
+            )
             raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
         terminal = Terminal(owner, device_id)
         terminal.size = size

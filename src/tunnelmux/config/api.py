@@ -330,7 +330,8 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Limits on what callers may use."""
 
     max_body: int = 1_048_576
-    """Bytes of a request's body; bodies that are streamed to a device do not count."""
+    """Bytes of a request's body, and of one message of a WebSocket; bodies that are streamed to a
+    device do not count."""
 
     body_stall: float = 30.0
     """Seconds in which at least one byte of a body must come; then 408."""
@@ -344,6 +345,15 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     office behind one address, but not all places for one client. trusted_proxies are exempt.
     """
 
+    max_calls_per_person: int = 8
+    """Calls of one person that are worked on at once, and of one address of strangers; more wait
+    their turn, 30 s at most. Four times as many of a tenant. A browser makes six at once. Commands,
+    forwarded requests and streams of events have limits of their own.
+    """
+    max_changes_per_minute: int = 600
+    """Calls of one person in a minute that may change something; more get 429. Each writes a record
+    that stays. Ten a second are more than a script needs that goes through a fleet.
+    """
     max_events: int = 256
     """Callers that follow events at once: each holds a connection."""
 
@@ -354,6 +364,8 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     max_terminals: int = 64
     """Terminals in browsers at once: each is an SSH connection to the gateway, half a megabyte
     and little processor time."""
+    max_terminals_per_person: int = 16
+    """How many of these one person may have: so that one account does not take all of them."""
 
     def __post_init__(self) -> None:
         for name in ("max_connections", "max_connections_per_address"):
@@ -362,8 +374,14 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         for name in ("max_events", "max_events_per_person"):
             if not 1 <= getattr(self, name) <= 100_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 100000")
-        if not 1 <= self.max_terminals <= 10_000:
-            raise InvalidSetting("max_terminals", f"{self.max_terminals} is not from 1 to 10000")
+        for name in ("max_terminals", "max_terminals_per_person", "max_calls_per_person"):
+            if not 1 <= getattr(self, name) <= 10_000:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 10000")
+        if not 1 <= self.max_changes_per_minute <= 1_000_000:
+            raise InvalidSetting(
+                "max_changes_per_minute",
+                f"{self.max_changes_per_minute} is not from 1 to 1000000",
+            )
         if not 1024 <= self.max_body <= 2**30:
             raise InvalidSetting("max_body", f"{self.max_body} is not from 1024 to {2**30}")
         if not 0.1 <= self.body_stall <= 3600:

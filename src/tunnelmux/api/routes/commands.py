@@ -32,6 +32,10 @@ router = APIRouter(prefix="/api/exec", route_class=AccessRoute, tags=["commands"
 Operator = Annotated[Principal, need(Role.OPERATOR, "exec")]
 
 _MOST_DEVICES = 1024
+
+_MOST_PATTERNS = 32
+# Of the words that name devices, those that are patterns: each is compared with each device.
+
 _AUDITED = 4096
 # Characters of a command in the audit; whatever is longer is a script, and its beginning tells.
 
@@ -147,11 +151,16 @@ def _stream_kind(accept: str) -> str | None:
 async def _chosen(tenant: TenantRegistry, wanted: list[str]) -> list[Device]:
     """The devices of these ids, names and patterns. Raises Refused for one that finds none."""
     unmatched, chosen = set(wanted), dict[str, Device]()
+    patterns = [word for word in unmatched if any(mark in word for mark in "*?[")]
+    if len(patterns) > _MOST_PATTERNS:
+        message = f"One command has {_MOST_PATTERNS} patterns at most: name the devices."
+        raise Refused(422, "too_many_devices", message)
     after: str | None = None
     while True:
         page = await tenant.devices.page(limit=200, after=after)
         for device in page.items:
-            hits = {word for word in wanted if word == device.id or fnmatchcase(device.name, word)}
+            hits = {word for word in patterns if fnmatchcase(device.name, word)}
+            hits |= {device.id, device.name} & unmatched
             if hits:
                 unmatched -= hits
                 chosen[device.id] = device

@@ -26,6 +26,7 @@ from tunnelmux.api.records import (
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import DeviceFilter, Revocation
 from tunnelmux.registry.ids import MAX_PAGE
+from tunnelmux.registry.names import MAX_LABELS
 
 router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["devices"])
 
@@ -109,7 +110,8 @@ async def list_devices(
         str, Query(max_length=128, pattern=TEXT, description="A part of name or serial.")
     ] = "",
     label: Annotated[
-        list[LabelFilter] | None, Query(description="`key=value`, all of them.")
+        list[LabelFilter] | None,
+        Query(description="`key=value`, all of them.", max_length=MAX_LABELS),
     ] = None,
     online: bool | None = None,
     enabled: bool | None = None,

@@ -22,7 +22,7 @@ from tunnelmux.registry.sql.devices import add_credential, add_device, find_devi
 from tunnelmux.registry.sql.guessing import Guesser, find_code
 from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing, take_place
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
-from tunnelmux.registry.sql.transaction import Repository, Transaction, writes
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
 __all__ = ["SqlJoining"]
 
@@ -144,22 +144,25 @@ class SqlJoining(Repository, Joining):
         if len(waiting) >= self._rules.max_waiting:
             _give_way(tx, waiting, address)
 
+    async def poll(self, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
+        # Devices ask every few seconds, strangers as often as they like, and nothing is written
+        # then: of SQLite's one writer, only those take the time that are let in.
+        pairing = await self._look(secret, fingerprint)
+        return pairing if pairing.state == "open" else await self._fetch(secret, fingerprint)
+
+    @reads
+    def _look(self, tx: Transaction, secret: Secret, fingerprint: str) -> Pairing:
+        asked = sa.select(_P).where(_P.c.poll_digest == digest_of(secret))
+        return _decided(tx, tx.execute(asked).first(), fingerprint)
+
     @writes
-    def poll(self, tx: Transaction, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
-        row = tx.execute(
-            sa.select(_P).where(_P.c.poll_digest == digest_of(secret)).with_for_update()
-        ).first()
-        if row is None:
-            raise RegistryRefused("there is no such request", code="pairing_unknown")
-        if fingerprint and row.fingerprint != fingerprint:
-            message = "an operator was asked about another key: ask with the one from then"
-            raise RegistryRefused(message, code="wrong_key")
-        pairing = as_pairing(tx, row)
+    def _fetch(self, tx: Transaction, secret: Secret, fingerprint: str) -> Arrival | Pairing:
+        asked = sa.select(_P).where(_P.c.poll_digest == digest_of(secret)).with_for_update()
+        row = tx.execute(asked).first()
+        pairing = _decided(tx, row, fingerprint)
         if pairing.state == "open":
             return pairing
-        if pairing.state != "approved":
-            message, code = _OVER[pairing.state]
-            raise RegistryRefused(message, code=code)
+        assert row is not None
         assert row.device_id is not None  # approving and naming the device are one step
         inner = _as_device(tx, row.name, row.address).within(row.tenant_id)
         inner.update(_P, _P.c.id == row.id, state="used")
@@ -256,6 +259,20 @@ class SqlJoining(Repository, Joining):
         )
         tx.announce("device", device_id)
         return Arrival(tenant_id=tx.tenant, device=find_device(tx, device_id), token=token)
+
+
+def _decided(tx: Transaction, row: Row[Any] | None, fingerprint: str) -> Pairing:
+    """The request in this row, open or approved; raises RegistryRefused for all else."""
+    if row is None:
+        raise RegistryRefused("there is no such request", code="pairing_unknown")
+    if fingerprint and row.fingerprint != fingerprint:
+        message = "an operator was asked about another key: ask with the one from then"
+        raise RegistryRefused(message, code="wrong_key")
+    pairing = as_pairing(tx, row)
+    if pairing.state not in ("open", "approved"):
+        message, code = _OVER[pairing.state]
+        raise RegistryRefused(message, code=code)
+    return pairing
 
 
 _OVER: dict[str, tuple[str, str]] = {

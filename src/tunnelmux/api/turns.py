@@ -1,0 +1,109 @@
+"""Turns of callers, so that one who makes many calls at once keeps no other waiting.
+
+Calls are short, but most ask the registry, which does a few at a time, in order. Without turns, a
+hundred calls of one caller would stand before each call of another.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+
+from tunnelmux.api.problems import Refused
+
+__all__ = ["Changes", "Turn", "Turns"]
+
+_PATIENCE = 30.0
+# Seconds that a call waits for its turn: as long as browsers and programs wait for an answer.
+
+_PERIOD = 60.0
+
+_MOST_COUNTED = 10_000
+# People whose changes are counted; the one counted first makes room.
+
+
+class Turn:
+    """One call's place. `give_back` it early where the call does nothing more but wait."""
+
+    def __init__(self, turns: Turns, caller: str, places: trio.CapacityLimiter) -> None:
+        self._turns = turns
+        self._caller = caller
+        self._places: trio.CapacityLimiter | None = places
+
+    def give_back(self) -> None:
+        """Have the next call of this caller go on. Harmless twice."""
+        if self._places is not None:
+            places, self._places = self._places, None
+            places.release_on_behalf_of(self)
+            self._turns.forget(self._caller, places)
+
+
+class Turns:
+    """Lets `limit` calls of each caller go on at once; others of the same caller wait."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._places: dict[str, trio.CapacityLimiter] = {}
+
+    @asynccontextmanager
+    async def turn(self, caller: str, most: int | None = None) -> AsyncIterator[Turn]:
+        """A turn of this caller for the length of the block, unless it is given back before. `most`
+        is another limit than that of all. Raises Refused where none comes in time.
+        """
+        limit = self._limit if most is None else most
+        places = self._places.setdefault(caller, trio.CapacityLimiter(limit))
+        turn = Turn(self, caller, places)
+        try:
+            with trio.fail_after(_PATIENCE):
+                await places.acquire_on_behalf_of(turn)
+        except trio.TooSlowError:
+            message = (
+                f"You make more than {limit} calls at once, and the server is slow: make fewer "
+                "(limits.max_calls_per_person)."
+            )
+            headers = {"retry-after": "5"}
+            raise Refused(429, "too_many_calls", message, headers=headers) from None
+        finally:
+            self.forget(caller, places)
+        try:
+            yield turn
+        finally:
+            turn.give_back()
+
+    def forget(self, caller: str, places: trio.CapacityLimiter) -> None:
+        """Drop what is kept of a caller that has no call any more."""
+        now = places.statistics()
+        if not now.borrowed_tokens and not now.tasks_waiting:
+            self._places.pop(caller, None)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class Changes:
+    """Counts the changes of each person in a minute: each is written down for good."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._counted: OrderedDict[str, tuple[float, int]] = OrderedDict()
+
+    def count(self, person: str) -> None:
+        """One more change. Raises Refused for one too many."""
+        now = trio.current_time()
+        since, number = self._counted.get(person, (now, 0))
+        if now - since >= _PERIOD:
+            since, number = now, 0
+        if number >= self._limit:
+            message = (
+                f"You made {self._limit} changes within a minute: wait a moment "
+                "(limits.max_changes_per_minute)."
+            )
+            wait = {"retry-after": str(max(1, round(since + _PERIOD - now)))}
+            raise Refused(429, "too_many_changes", message, headers=wait)
+        self._counted[person] = since, number + 1
+        self._counted.move_to_end(person)
+        if len(self._counted) > _MOST_COUNTED:
+            self._counted.popitem(last=False)

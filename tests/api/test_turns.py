@@ -1,0 +1,182 @@
+"""One caller, however many calls it makes at once, keeps no other waiting."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from starlette.requests import HTTPConnection
+from starlette.types import Message, Receive, Scope, Send
+
+from support.apis import live_api
+from support.tenants import person
+from tunnelmux.api.access import Principal, Role
+from tunnelmux.api.gate import Gate, GateLimits
+from tunnelmux.api.problems import Refused
+from tunnelmux.api.terminals import Terminals
+from tunnelmux.config.api import GatewayEndpoint
+from tunnelmux.http.fields import TrustedProxies
+
+
+class Application:
+    """Answers nothing before it is told to, but the head of a stream of events."""
+
+    def __init__(self) -> None:
+        self.under_way: list[str] = []
+        self.go_on = trio.Event()
+
+    async def __call__(self, scope: Scope, _receive: Receive, send: Send) -> None:
+        principal = scope["state"]["principal"]
+        self.under_way.append(principal.user_id if principal is not None else "stranger")
+        kind = b"text/event-stream" if scope["path"] == "/api/events" else b"text/plain"
+        start = {"type": "http.response.start", "status": 200}
+        if kind == b"text/event-stream":
+            await send({**start, "headers": [(b"content-type", kind)]})
+        await self.go_on.wait()
+        if kind != b"text/event-stream":
+            await send({**start, "headers": [(b"content-type", kind)]})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+class Callers:
+    """Calls through a gate, by people who say who they are in a field."""
+
+    def __init__(self) -> None:
+        self.app = Application()
+        self.looks = 0
+        self.answers: list[int] = []
+        limits = GateLimits(max_calls=2, max_changes=3)
+        trusted = TrustedProxies.parse([])
+        self.gate = Gate(self.app, self._identify, trusted_proxies=trusted, limits=limits)
+
+    async def _identify(self, connection: HTTPConnection) -> Principal | None:
+        self.looks += 1
+        name, _, tenant = connection.headers.get("authorization", "").partition("@")
+        if not name:
+            return None
+        return Principal(user_id=name, tenant_id=tenant, role=Role.OWNER, token_id="t")
+
+    async def call(
+        self, who: str, path: str = "/api/devices", method: str = "GET", address: str = "192.0.2.1"
+    ) -> None:
+        scope = {
+            "type": "http",
+            "method": method,
+            "path": path,
+            "raw_path": path.encode(),
+            "query_string": b"",
+            "headers": [(b"authorization", who.encode())] if who else [],
+            "client": (address, 1),
+        }
+
+        async def receive() -> Message:
+            return {"type": "http.request", "body": b"", "more_body": False}
+
+        async def send(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.answers.append(message["status"])
+
+        await self.gate(scope, receive, send)
+
+
+async def test_so_many_calls_of_one_person_go_on_at_once(autojump_clock: Any) -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(callers.call, "eve@acme")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == ["eve"] * 2
+        nursery.start_soon(callers.call, "ada@default")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == ["eve", "eve", "ada"]
+        callers.app.go_on.set()
+    assert callers.app.under_way.count("eve") == 50
+    assert callers.answers == [200] * 51
+    assert len(callers.gate._turns) == 0
+
+
+async def test_all_people_of_a_tenant_together_have_four_times_as_many() -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for number in range(40):
+            nursery.start_soon(callers.call, f"eve{number % 20}@acme")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(callers.app.under_way) == 8
+        nursery.start_soon(callers.call, "ada@default")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way[-1] == "ada"
+        callers.app.go_on.set()
+
+
+async def test_strangers_share_the_turns_of_their_address() -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(50):
+            nursery.start_soon(callers.call, "", "/api/auth/login")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == ["stranger"] * 2
+        nursery.start_soon(callers.call, "", "/api/auth/login", "GET", "192.0.2.2")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(callers.app.under_way) == 3
+        callers.app.go_on.set()
+
+
+async def test_who_follows_events_holds_no_turn() -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(5):
+            nursery.start_soon(callers.call, "ada@default", "/api/events")
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == ["ada"] * 5
+        callers.app.go_on.set()
+
+
+async def test_a_call_waits_so_long_for_its_turn(autojump_clock: Any) -> None:
+    callers = Callers()
+    async with trio.open_nursery() as nursery:
+        for _ in range(2):
+            nursery.start_soon(callers.call, "eve@acme")
+        await trio.testing.wait_all_tasks_blocked()
+        await callers.call("eve@acme")
+        assert callers.answers == [429]
+        callers.app.go_on.set()
+
+
+async def test_so_many_changes_of_one_person_in_a_minute(autojump_clock: Any) -> None:
+    callers = Callers()
+    callers.app.go_on.set()
+    for _ in range(4):
+        await callers.call("eve@acme", method="POST")
+    assert callers.answers == [200, 200, 200, 429]
+    await callers.call("eve@acme")
+    await callers.call("ada@acme", method="POST")
+    assert callers.answers[4:] == [200, 200]
+    await trio.sleep(60)
+    await callers.call("eve@acme", method="POST")
+    assert callers.answers[-1] == 200
+
+
+async def test_filters_by_more_labels_than_a_device_has_are_refused(tmp_path: Path) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        for count, status in ((32, 200), (33, 422), (900, 422)):
+            query = "&".join(f"label=a{number}=b" for number in range(count))
+            answer = await api.call("GET", f"/api/devices?{query}", ada.token)
+            assert answer.status_code == status
+
+
+async def test_one_person_has_so_many_terminals(tmp_path: Path) -> None:
+    (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA x\n")
+    gateway = GatewayEndpoint(address="127.0.0.1:9", host_key_file=tmp_path / "key.pub")
+    terminals = Terminals(gateway, 4, 2)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(terminals.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(2):
+            terminals.open("eve", "dev1", "x", (80, 24))
+        with pytest.raises(Refused, match="max_terminals_per_person"):
+            terminals.open("eve", "dev1", "x", (80, 24))
+        terminals.open("ada", "dev2", "x", (80, 24))
+        nursery.cancel_scope.cancel()
