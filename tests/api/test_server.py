@@ -62,15 +62,19 @@ async def test_a_message_of_a_websocket_has_so_many_bytes() -> None:
             received.append(len(message["bytes"]))
 
     listener = server.listen("api.listen", Address("127.0.0.1", 0))
-    url = f"ws://127.0.0.1:{listener.getsockname()[1]}/"
+    port = listener.getsockname()[1]
     with listener, trio.fail_after(30):
         async with (
             server.serve(application, listener, Admission("x"), grace=0, max_message=2048),
-            trio_websocket.open_websocket_url(url) as websocket,
+            await trio.open_tcp_stream("127.0.0.1", port) as stream,
+            trio.open_nursery() as nursery,
         ):
+            websocket = await trio_websocket.wrap_client_stream(nursery, stream, "x", "/")
             await websocket.send_message(bytes(2048))
             await websocket.send_message(bytes(2049))
             with pytest.raises(trio_websocket.ConnectionClosed) as ended:
                 await websocket.get_message()
-    assert ended.value.reason.code == 1009
+    reason = ended.value.reason
+    assert reason is not None
+    assert reason.code == 1009
     assert received == [2048]

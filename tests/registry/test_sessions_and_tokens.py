@@ -188,14 +188,20 @@ async def test_one_request_at_a_time_refreshes(registry: Registry, clock: WallCl
     claims: list[bool] = []
 
     async def claim() -> None:
-        claims.append(await sessions.claim_refresh(new.session.id, 10))
+        claims.append(await sessions.claim_refresh(new.session, 10))
 
     async with trio.open_nursery() as nursery:
         for _ in range(8):
             nursery.start_soon(claim)
     assert sorted(claims) == [False] * 7 + [True]
     clock.pass_time(11)
-    assert await sessions.claim_refresh(new.session.id, 10)
+    assert await sessions.claim_refresh(new.session, 10)
+    # One who read the session before its tokens were renewed would send an old refresh token, which
+    # the provider takes for a stolen one.
+    renewed = await sessions.save(new.session, tokens=b"new")
+    assert renewed is not None
+    assert not await sessions.claim_refresh(new.session, 10)
+    assert await sessions.claim_refresh(renewed, 10)
 
 
 async def test_the_provider_ends_what_it_names_and_nothing_else(

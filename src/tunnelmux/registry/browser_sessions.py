@@ -124,8 +124,9 @@ class BrowserSessions(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def claim_refresh(self, session_id: str, seconds: float) -> bool:
-        """Whether the caller is the one to refresh this session's tokens for the next `seconds`."""
+    async def claim_refresh(self, session: BrowserSession, seconds: float) -> bool:
+        """Whether the caller is the one to refresh this session's tokens for the next `seconds`.
+        False when the session was written since it was read: its tokens may be new ones."""
 
     @abc.abstractmethod
     async def of_user(self, user_id: str) -> list[BrowserSession]:

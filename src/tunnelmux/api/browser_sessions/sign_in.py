@@ -220,7 +220,7 @@ class SignIn:
             return True
         if kept.expires - self._now() > _REFRESH_AHEAD:
             return True
-        if not await self._sessions.claim_refresh(session.id, _REFRESH_CLAIM):
+        if not await self._sessions.claim_refresh(session, _REFRESH_CLAIM):
             return True
         return await self._refresh(session, kept, kept.refresh_token)
 

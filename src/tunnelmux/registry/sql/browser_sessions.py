@@ -190,11 +190,12 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         return NewBrowserSession(session=_session(row), secret=secret)
 
     @writes
-    def claim_refresh(self, tx: Transaction, session_id: str, seconds: float) -> bool:
+    def claim_refresh(self, tx: Transaction, session: BrowserSession, seconds: float) -> bool:
         claimed = tx.execute(
             _B.update()
             .where(
-                _B.c.id == session_id,
+                _B.c.id == session.id,
+                _B.c.version == session.version,
                 sa.or_(_B.c.refresh_until.is_(None), _B.c.refresh_until <= tx.now),
             )
             .values(refresh_until=tx.now + timedelta(seconds=seconds))
