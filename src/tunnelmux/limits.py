@@ -16,6 +16,7 @@ __all__ = [
     "IngressLimits",
     "InternalLimits",
     "Limits",
+    "ShellLimits",
     "SocketIOLimits",
 ]
 
@@ -399,6 +400,23 @@ class ExecLimits:
 
     kill_grace: float = 2.0
     """How long a command whose time is over may take to end after SIGTERM before SIGKILL."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ShellLimits:
+    """Limits for the agent's own shell. Keys of `[shell]`. Times in seconds."""
+
+    max_connections: int = 16
+    """SSH connections at once, those that have not logged in yet included; one more is refused.
+    Each costs some 100 KiB. The gateway makes one for each person and device."""
+
+    max_sessions: int = 8
+    """Shells and commands at once; one more is refused. Each is a process or several, on a device
+    that may be small."""
+
+    login_timeout: float = 15.0
+    """From the connection to being logged in: the gateway does it in a few round trips, and
+    sshd's two minutes would let a few silent ones take all places."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -71,6 +73,11 @@ name = "dev1"
 [[services]]
 name = "web"
 target = "http://127.0.0.1:8000"
+# What it needs is imported when the first person comes.
+[shell]
+enabled = true
+user = "{user}"
+authorized_keys = "/dev/null"
 """
 
 
@@ -101,7 +108,8 @@ async def imported_by_an_agent(config: ProxyConfig, agent: str, folder: Path) ->
     """The modules that an agent process had at its end, after it had connected to such a proxy."""
     async with running(config) as proxy:
         file = folder / "agent.toml"
-        file.write_text(agent.format(address=proxy.tunnel_address))
+        user = pwd.getpwuid(os.geteuid()).pw_name
+        file.write_text(agent.format(address=proxy.tunnel_address, user=user))
         file.chmod(0o600)
         process = await trio.lowlevel.open_process(
             [sys.executable, "-c", RUN, "--config", str(file)],

@@ -33,6 +33,7 @@ from tunnelmux.config import (
     ServiceConfig,
 )
 from tunnelmux.config.assist import AssistConfig
+from tunnelmux.config.shell import ShellConfig
 from tunnelmux.proxy import RunningProxy
 from tunnelmux.registry import Actor, Lease, LeaseTerms, Recording, Registry, TenantRegistry
 
@@ -320,8 +321,11 @@ async def running_site(
     authority: bool = True,
     public: tuple[str, ...] = (),
     codes: bool = False,
+    shell: ShellConfig | None = None,
 ) -> AsyncIterator[Site]:
-    """All of it for the length of the block. `more` is further configuration of the gateway."""
+    """All of it for the length of the block. `more` is further configuration of the gateway. With
+    `shell` the device has that in the place of its sshd, and the file for who may log in is made.
+    """
     (folder / "sshd").mkdir()
     for name, secret in (("internal.secret", SECRET), ("authority.key", secrets.token_hex(32))):
         (folder / name).touch(mode=0o600)
@@ -353,12 +357,15 @@ async def running_site(
                 ),
                 proxy=ProxyEndpoint(url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=token),
                 services=[
-                    ServiceConfig(name="ssh", target=f"tcp://{sshd.address}"),
+                    *([] if shell else [ServiceConfig(name="ssh", target=f"tcp://{sshd.address}")]),
                     ServiceConfig(name="web", target=web),
                 ],
+                shell=_with(shell, authorized_keys=folder / "keys") if shell else ShellConfig(),
             )
         ) as agent,
     ):
+        own_key = (folder / "sshd" / "user_key.pub").read_text()
+        (folder / "keys").write_text(f"cert-authority {trusted}\n{own_key}")
         tunnel = f"ws://{proxy.tunnel_address}/tunnel/connect"
         gateway = await daemons.start(
             "gateway", configuration.replace("ws://proxy.example", tunnel)

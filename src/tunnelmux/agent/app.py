@@ -19,6 +19,7 @@ from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.host_keys import HostKeyScan, ssh_service_of
 from tunnelmux.agent.link import ProxyLink, needs_new_session
+from tunnelmux.agent.own_shell import OwnShell, account_of
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.streams import StreamServer
@@ -93,6 +94,8 @@ class RunningAgent:
         self.assist = AssistService(config)
         """The switch for remote assistance, and the leases that this device takes."""
         self._streams.desk = self.assist.desk
+        self.own_shell = self._streams.shell = OwnShell(config, self.assist.desk.note)
+        """The shell of the agent itself, for devices without an SSH server."""
         self._link = _proxy_link(config)
         self._streams.rotation = Rotation(lambda: self._link, self._prove)
         self.main_server = _main_server_client(config, self.commands, uniform)
@@ -194,6 +197,8 @@ class RunningAgent:
                 raise ConfigError("[proxy] came or went: restart the agent for that")
             # Files are read first: if that fails, nothing has changed.
             link = _proxy_link(config)
+            if config.shell.enabled:
+                account_of(config)
             renew = needs_new_session(before, config)
             if self._link is not None:
                 renew = renew or self._link.has_another_token()
@@ -208,6 +213,7 @@ class RunningAgent:
                 raise
             self._change_monitoring(monitoring)
             self.assist.configure(config)
+            self.own_shell.configure(config)
             self.config = config
             if config.backoff != before.backoff:
                 self._set_backoff(config)
@@ -338,6 +344,7 @@ class RunningAgent:
             async with trio.open_nursery() as assisting:
                 assisting.start_soon(self.assist.run)
                 assisting.start_soon(self._streams.health.run)
+                assisting.start_soon(self.own_shell.run)
                 try:
                     await self._serve_both_ways()
                 except (ConnectError, ConfigError) as error:
@@ -464,7 +471,10 @@ class RunningAgent:
     async def _said_of_sshd(self) -> list[tuple[bytes, bytes]]:
         if not self._reaches_targets:
             return []  # a device that has only OpenSSH: the gateway pins what it meets first
-        keys = await self._host_keys.keys(ssh_service_of(self.config.services))
+        if self.own_shell.is_ssh_service:
+            keys = self.own_shell.host_keys()
+        else:
+            keys = await self._host_keys.keys(ssh_service_of(self.config.services))
         return [(HOST_KEYS_FIELD, list_host_keys(keys))] if keys else []
 
     async def _prove(self, link: ProxyLink, token: Secret) -> None:

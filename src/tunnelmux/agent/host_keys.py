@@ -19,9 +19,12 @@ from tunnelmux.config import ServiceConfig
 from tunnelmux.http import Refused
 from tunnelmux.observability import get_logger
 
-__all__ = ["HostKeyScan", "ssh_service_of"]
+__all__ = ["SSH_SERVICE", "HostKeyScan", "ssh_service_of"]
 
 _log = get_logger("agent")
+
+SSH_SERVICE = "ssh"
+"""The name of the service that gateways reach as a device's SSH server, unless told otherwise."""
 
 _TIMEOUT = 2.0
 # Seconds for all connections of a scan; connecting to the proxy waits for it.
@@ -53,7 +56,7 @@ def ssh_service_of(services: Sequence[ServiceConfig]) -> ServiceConfig | None:
     port 22."""
     raw = [service for service in services if service.scheme == "tcp"]
     for service in raw:
-        if service.name == "ssh":
+        if service.name == SSH_SERVICE:
             return service
     for service in raw:
         if service.address is not None and service.address.port == _PORT:

@@ -97,5 +97,7 @@ def needs_new_session(old: AgentConfig, new: AgentConfig) -> bool:
         return True
     if old.default_service != new.default_service:
         return True
-    before = {service.name: service for service in old.services}
-    return any(service != before.get(service.name, service) for service in new.services)
+    if old.shell.enabled != new.shell.enabled:
+        return True  # gateways look in what is announced whether there is SSH
+    before = {service.name: service for service in old.offered}
+    return any(service != before.get(service.name, service) for service in new.offered)

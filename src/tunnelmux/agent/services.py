@@ -15,8 +15,8 @@ class ServiceTable:
     """The services of one configuration. Only these can be reached."""
 
     def __init__(self, config: AgentConfig) -> None:
-        self._services: Sequence[ServiceConfig] = config.services
-        self._by_name = {service.name: service for service in config.services}
+        self._services: Sequence[ServiceConfig] = config.offered
+        self._by_name = {service.name: service for service in self._services}
         self.default = config.default_service
 
     def __iter__(self) -> Iterator[ServiceConfig]:

@@ -18,12 +18,14 @@ from tunnelmux.agent.exec_api import serve_exec
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.log_api import serve_logs
+from tunnelmux.agent.own_shell import OwnShell
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
 from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import OpenTarget, TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
+from tunnelmux.config.agent import OWN_SHELL
 from tunnelmux.http import (
     Exchange,
     KeptUpstream,
@@ -84,6 +86,8 @@ class StreamServer:
         open_target: OpenTarget | None = None,
     ) -> None:
         self._open_target = open_target
+        self.shell: OwnShell | None = None
+        """The agent's own shell."""
         self._started = trio.current_time()
         self.figures = figures or AgentFigures()
         """Counts streams, requests and failures of targets."""
@@ -108,7 +112,7 @@ class StreamServer:
         """
         services = ServiceTable(config)
         self._targets = {
-            service.name: TargetConnector(service, self._open_target, self.health.down)
+            service.name: TargetConnector(service, self._opener_of(service), self.health.down)
             for service in services
         }
         self.health.configure((service, self._targets[service.name]) for service in services)
@@ -118,6 +122,13 @@ class StreamServer:
         self._limits = config.limits.ingress
         self._max_streams = config.limits.session.max_streams
         self.figures.keep_services(self._targets)
+
+    def _opener_of(self, service: ServiceConfig) -> OpenTarget | None:
+        return self._open_shell if service.target == OWN_SHELL else self._open_target
+
+    async def _open_shell(self, service: ServiceConfig) -> trio.abc.HalfCloseableStream:
+        assert self.shell is not None  # set by the agent, which alone offers it
+        return await self.shell.open(service)
 
     @property
     def services(self) -> ServiceTable:

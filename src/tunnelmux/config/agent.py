@@ -35,10 +35,12 @@ from tunnelmux.config.rules import (
     split_url,
 )
 from tunnelmux.config.secret import Secret
+from tunnelmux.config.shell import ShellConfig
 from tunnelmux.config.token_file import read_small_file, read_token_file
 from tunnelmux.wire import LONGEST_TIMEOUT, TUNNEL_PATH
 
 __all__ = [
+    "OWN_SHELL",
     "AgentConfig",
     "AgentMetrics",
     "BackoffConfig",
@@ -52,6 +54,9 @@ _URL_EXAMPLE = f"ws://proxy.example.com:3800{TUNNEL_PATH}"
 
 _MAIN_URL_EXAMPLE = "https://main.example.com"
 _SOCKETIO_PATH = re.compile(r"/[A-Za-z0-9._~/-]*")
+
+OWN_SHELL = "tcp+unix:/tunnelmux-agent/shell"
+"""The target of the agent's own shell, which is no path: the agent serves it itself."""
 
 _HOST_NAME = re.compile(r"[A-Za-z0-9._-]{1,253}|[0-9A-Fa-f:.]+")
 _CHECK_PATH = re.compile(r"/[!-~]{0,1023}")
@@ -499,6 +504,7 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     limits: AgentLimitsConfig = AgentLimitsConfig()
     exec: ExecConfig = ExecConfig()
     assist: AssistConfig = AssistConfig()
+    shell: ShellConfig = ShellConfig()
     audit: AuditConfig = AuditConfig()
     metrics: AgentMetrics | None = None
     drain: DrainConfig = DrainConfig()
@@ -515,11 +521,12 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                 f'is missing: write it as "{_URL_EXAMPLE}" under [proxy], or name a main server '
                 "under [socketio]",
             )
-        if not self.services and self.socketio is None:
+        if not self.offered and self.socketio is None:
             raise MissingSetting(
                 "services", "there is none, so nothing could be reached: add a [[services]] table"
             )
         check_unique("services.name", [service.name for service in self.services])
+        self._check_shell()
         defaults = [service.name for service in self.services if service.default]
         if len(defaults) > 1:
             raise InvalidSetting(
@@ -534,11 +541,38 @@ class AgentConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     "the service's or the device's name",
                 )
 
-        unknown = set(self.assist.services) - {service.name for service in self.services}
+        unknown = set(self.assist.services) - {service.name for service in self.offered}
         if unknown:
             raise InvalidSetting(
                 "assist.services", f'there is no service "{min(unknown)}" under [[services]]'
             )
+
+    def _check_shell(self) -> None:
+        name = self.shell.service
+        if not self.shell.enabled:
+            return
+        if name in {service.name for service in self.services}:
+            raise InvalidSetting(
+                "shell.service",
+                f'"{name}" is under [[services]] too: name one of the two otherwise, or leave out '
+                "[shell] where that is an sshd",
+            )
+        if len(f"{name}--{self.device.name}") > 63:
+            raise InvalidSetting(
+                "shell.service", f"{name}--{self.device.name} is longer than 63: shorten one"
+            )
+
+    @property
+    def offered(self) -> list[ServiceConfig]:
+        """All that can be reached on this device: the declared services, and the agent's shell."""
+        if not self.shell.enabled:
+            return self.services
+        return [
+            *self.services,
+            ServiceConfig(
+                name=self.shell.service, target=OWN_SHELL, lease_only=self.shell.lease_only
+            ),
+        ]
 
     @property
     def default_service(self) -> ServiceConfig | None:

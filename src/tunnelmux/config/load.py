@@ -438,6 +438,10 @@ def _check_agent_files(config: AgentConfig) -> None:
     for index, service in enumerate(config.services):
         _check_readable(f"services[{index}].ca_file", service.ca_file)
     _check_readable("exec.known_hosts", config.exec.known_hosts)
+    if config.shell.enabled:
+        _check_readable("shell.authorized_keys", config.shell.authorized_keys)
+        with _within("shell"):
+            config.shell.find_account()
     if config.socketio is not None:
         config.socketio.read_api_key()
         _check_readable("socketio.ca_file", config.socketio.ca_file)

@@ -23,11 +23,11 @@ from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.identity import Proof
 from tunnelmux.gateway.relay import WINDOW, Opened, PersonSession
 from tunnelmux.gateway.reverse import DeviceTunnel
-from tunnelmux.gateway.session_channel import new_session_channel
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
 from tunnelmux.ssh.back_pressure import BackPressure
+from tunnelmux.ssh.session_channel import new_session_channel
 
 if TYPE_CHECKING:
     from tunnelmux.gateway.app import Gateway
@@ -211,7 +211,7 @@ class PersonConnection(asyncssh.SSHServer):
     def session_requested(self) -> Any:
         self._need_room()
         if self._tunnel is not None:
-            return new_session_channel(self._connection), self._tunnel.session_requested()
+            return new_session_channel(self._connection, WINDOW), self._tunnel.session_requested()
         login = self._proof.login if self._proof is not None else None
         assert login is not None
         device = login.device
@@ -219,7 +219,7 @@ class PersonConnection(asyncssh.SSHServer):
             device = _OF_TICKET
         session = PersonSession(self, device, self._bridge.start)
         self._open.add(session)
-        return new_session_channel(self._connection), session
+        return new_session_channel(self._connection, WINDOW), session
 
     async def list_devices(self) -> list[str]:
         """Labels of the devices that the person may into now."""

@@ -543,6 +543,10 @@ class AssistDesk:
         self._news.set()
         self._news = trio.Event()
 
+    def note(self, what: str, **details: Any) -> None:
+        """Write down, for the person here, what happened to a lease's visitors."""
+        self._write(what, **details)
+
     def _wake(self) -> None:
         """Have `run` check the deadlines again."""
         self._is_loud = True

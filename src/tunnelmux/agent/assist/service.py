@@ -247,8 +247,8 @@ def _is_on(config: AgentConfig) -> bool:
 
 
 def _names(config: AgentConfig) -> list[str]:
-    return [service.name for service in config.services]
+    return [service.name for service in config.offered]
 
 
 def _lease_only(config: AgentConfig) -> list[str]:
-    return [service.name for service in config.services if service.lease_only]
+    return [service.name for service in config.offered if service.lease_only]

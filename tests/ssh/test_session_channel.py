@@ -1,4 +1,4 @@
-"""What one session may make the gateway keep before it asks for anything."""
+"""What one session may make its server keep before it asks for anything."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import asyncssh
 
-from tunnelmux.gateway.session_channel import MOST_VARIABLES, new_session_channel
+from tunnelmux.ssh.session_channel import MOST_VARIABLES, new_session_channel
 
 
 class Session(asyncssh.SSHServerSession[bytes]):
@@ -34,7 +34,7 @@ class Server(asyncssh.SSHServer):
         return False
 
     def session_requested(self) -> Any:
-        return new_session_channel(self.connection), Session()
+        return new_session_channel(self.connection, 65_536), Session()
 
 
 async def kept_of(environment: dict[str, str]) -> tuple[int, int, str]:
