@@ -12,6 +12,7 @@
 # make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make failures  what visitors see when a part is killed or hangs: ten minutes, redis-server; docs/failures.md
+# make bench-gateway   the ways of SSH to a device, ours beside OpenSSH as a jump host: 10 minutes
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
 # make clean   remove all that these made
@@ -28,7 +29,7 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench failures demo-cluster build clean format format-check lint types stubs layers
+.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench bench-gateway failures demo-cluster build clean format format-check lint types stubs layers
 
 demo: build $(if $(CONSOLE),.venv/.quickstart)
 	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
@@ -98,6 +99,9 @@ failures: .venv/.bench build
 
 demo-cluster: .venv/.bench build
 	@$(BIN)/python -m bench.failures.demo $(if $(ONCE),--once)
+
+bench-gateway: .venv/.bench .venv/.test build
+	@$(BIN)/python -m bench.gateway $(ARGS)
 
 build: .venv/.built
 	@.ci/vendor --check 2> /dev/null || ! command -v npm > /dev/null || .ci/vendor || true

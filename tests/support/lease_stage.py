@@ -215,9 +215,11 @@ async def running_stage(
     daemons: DaemonSet,
     *,
     clocks: Mapping[str, Mapping[str, str]] | None = None,
+    gateway_more: str = "",
+    sshd_more: str = "",
 ) -> AsyncIterator[LeaseStage]:
     """All of it for the length of the block. `clocks` has environments of parts, by which their
-    clocks may be wrong."""
+    clocks may be wrong; `gateway_more` and `sshd_more` are further configuration."""
     (folder / "sshd").mkdir()
     for name, secret in (
         ("internal.secret", secrets.token_hex(20)),
@@ -236,7 +238,7 @@ async def running_stage(
     configurations = {
         "proxy": PROXY.format(**values),
         "api": API.format(**values),
-        "gateway": GATEWAY.format(**values),
+        "gateway": GATEWAY.format(**values) + gateway_more,
     }
     file = folder / "authority.toml"
     file.write_text(configurations["gateway"])
@@ -246,6 +248,7 @@ async def running_stage(
     )
     (folder / "sshd" / "ca.pub").write_bytes(trusted.stdout)
     trust = f"{DEBIANS} TUNNELMUX_*\nTrustedUserCAKeys {folder}/sshd/ca.pub\nLogLevel VERBOSE\n"
+    trust += sshd_more
     installation = registry.installation(TEST)
     tenant = registry.tenant((await installation.tenants.find_named("default")).id, TEST)
     device, token = await tenant.devices.add("cam1", serial="SN123")
