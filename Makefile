@@ -2,6 +2,7 @@
 #              CONSOLE=1: a whole installation with its console
 # make demo-cluster  two proxies of one cluster, of which one is killed under load; needs redis-server
 # make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
+# make marks   whether a test takes more than a second and is not marked slow: on a quiet machine
 # make long    the tests that show for long what others show for a moment: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
 # make conformance  the same, and docs/conformance.md made from it
@@ -29,13 +30,16 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo vendor measure-console test long interop conformance fuzz sanitize soak check bench bench-gateway failures demo-cluster build clean format format-check lint types stubs layers
+.PHONY: demo vendor measure-console test marks long interop conformance fuzz sanitize soak check bench bench-gateway failures demo-cluster build clean format format-check lint types stubs layers
 
 demo: build $(if $(CONSOLE),.venv/.quickstart)
 	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
 
 test: .venv/.test build
 	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+marks: .venv/.test build
+	@PYTHONPATH=tests $(BIN)/python -m support.slow_marks -n auto --maxprocesses 4 $(ARGS)
 
 long: .venv/.test build
 	@$(BIN)/python -m pytest -m long --long $(ARGS)

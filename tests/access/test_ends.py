@@ -73,6 +73,7 @@ async def seconds_to_the_end(world: World, end: str) -> float:
     return took
 
 
+@pytest.mark.slow
 async def test_a_link_that_ends_takes_its_visits_along(tmp_path: Path) -> None:
     async with visiting(tmp_path) as world:
         _, path = await world.link(lifetime=3)

@@ -140,6 +140,7 @@ async def test_a_cookie_is_good_for_its_own_service_only(tmp_path: Path) -> None
             assert (await world.this.ask("/x", PROGRAM | {"Cookie": wrong})).status == 401, wrong
 
 
+@pytest.mark.slow
 async def test_roles_and_people_narrow_who_may(tmp_path: Path) -> None:
     async with visiting(tmp_path) as world:
         anna = await world.person("anna", "viewer")

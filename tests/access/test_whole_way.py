@@ -69,6 +69,7 @@ async def sign_in_and_visit(api: LiveApi, fake, port: int, tenant) -> None:  # t
                 )
 
 
+@pytest.mark.slow
 async def test_rules_and_links_are_made_over_rest(tmp_path: Path) -> None:
     async with live_api(tmp_path) as api:
         admin = await person(api, "admin", "admin")

@@ -107,6 +107,7 @@ async def test_connections_that_say_nothing_give_way(tmp_path: Path) -> None:
             connection.close()
 
 
+@pytest.mark.slow
 async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
     limits = ApiLimits(max_connections_per_address=3)
     async with live_api(tmp_path, limits=limits) as api:

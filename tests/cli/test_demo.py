@@ -197,6 +197,7 @@ async def test_a_check_that_hears_nothing_ends(monkeypatch, terminal):
     assert result.seen == "nothing came within 0.1 s"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arguments", [["--once"], ["--once", "--json"]])
 def test_a_failed_check_is_status_1(monkeypatch, arguments):
     broken = partial(tunnel_demo, serve_page=serve_nothing)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import trio
+import trio.testing
 
 from support.sessions import StuckStream, session_pair, stream_pair
 from support.streams import next_bytes
@@ -51,7 +52,9 @@ async def test_iterating_raises_when_the_connection_is_lost() -> None:
                 pass
 
 
-async def test_the_block_raises_what_its_body_raised() -> None:
+async def test_the_block_raises_what_its_body_raised(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     here, _ = memory_stream_pair()
     with pytest.raises(LookupError, match="mine"):
         async with open_session(here, is_client=True):
@@ -258,6 +261,7 @@ async def test_many_streams_at_once_keep_their_bytes_apart() -> None:
             await client.aclose()
 
 
+@pytest.mark.slow
 async def test_ten_thousand_streams_leave_nothing_behind() -> None:
     async with session_pair() as (client, server):
         for _ in range(10_000):

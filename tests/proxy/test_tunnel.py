@@ -153,6 +153,7 @@ async def test_a_session_leaves_one_line_with_its_duration_and_bytes(
 
 async def test_a_peer_that_speaks_no_yamux_ends_only_its_own_session(
     nursery: trio.Nursery,
+    autojump_clock: trio.testing.MockClock,
 ) -> None:
     bench = TunnelBench(nursery, [known("dev1", "token-of-dev1"), known("dev2", "token-of-dev2")])
     async with bench.dial() as good:

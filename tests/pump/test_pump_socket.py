@@ -170,6 +170,7 @@ class Chatty:
         raise ssl.SSLWantReadError
 
 
+@pytest.mark.slow
 async def test_a_peer_that_asks_and_does_not_read_is_read_no_more() -> None:
     """TLS answers a KeyUpdate (RFC 8446 section 4.6.3), however many there are."""
     far, near = await socket_pair()

@@ -204,6 +204,7 @@ async def test_the_proxy_ends_a_lease_by_its_own_clock(
         assert book.running(lease.id, "cam1--acme") is None
 
 
+@pytest.mark.slow
 async def test_the_agent_ends_a_lease_where_the_proxy_does_not(
     acme: TenantRegistry, database_url: str, tmp_path: Path
 ) -> None:
@@ -248,6 +249,7 @@ async def test_the_device_switches_off_and_the_registry_learns_who_and_why(
                 await trio.sleep(0.02)
 
 
+@pytest.mark.slow
 async def test_an_unanswered_request_is_refused_and_written_down(
     acme: TenantRegistry, database_url: str, tmp_path: Path
 ) -> None:
@@ -302,6 +304,7 @@ async def test_a_lease_outlives_its_tunnel_and_the_agents_restart_but_not_its_en
         assert (await acme.leases.find(lease.id)).ended is None
 
 
+@pytest.mark.slow
 async def test_the_serial_number_that_a_device_says_is_taken_over(
     acme: TenantRegistry, database_url: str, tmp_path: Path
 ) -> None:
