@@ -3,23 +3,23 @@
 # make demo-cluster  two proxies of one cluster, of which one is killed under load; needs redis-server
 # make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
 # make marks   whether a test takes more than a second and is not marked slow: on a quiet machine
-# make long    the tests that show for long what others show for a moment: a few minutes
+# make long    the long variants of some tests: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
-# make conformance  the same, and docs/conformance.md made from it
+# make conformance  the same, and writes docs/conformance.md from it
 # make fuzz    every fuzz target for a share of SECONDS=60  (TARGETS=engine_pair: that one; needs clang)
-# make sanitize  the multiplexer's tests under the address and undefined-behaviour sanitizers
-# make soak    commands for MINUTES=30 while all they depend on is restarted (needs sshd)
-# make check   format, lint, types, stubs, layers           (make -k check: all that is wrong)
+# make sanitize  the multiplexer's and the pump's tests under address and undefined-behaviour sanitizers
+# make soak    commands for MINUTES=30 while every part that they need is restarted (needs sshd)
+# make check   format, lint, types, stubs, layers           (make -k check: does not stop at the first error)
 # make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make failures  what visitors see when a part is killed or hangs: ten minutes, redis-server; docs/failures.md
 # make bench-gateway   the ways of SSH to a device, ours beside OpenSSH as a jump host: 10 minutes
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
-# make clean   remove all that these made
+# make clean   removes all that these made
 #
-# Each makes .venv by itself, and makes it new or rebuilds when what it depends on changed.
-# PYTHON=... chooses the Python of a .venv that is still to be made.
+# Each makes .venv if needed, and makes it again or rebuilds when its sources have changed.
+# PYTHON=... chooses the Python when .venv is made.
 
 MAKEFLAGS += --no-print-directory
 
@@ -51,8 +51,8 @@ conformance: interop
 	@PYTHONPATH=tests $(BIN)/python -m support.conformance build/conformance.json docs/conformance.md
 	@echo "conformance: docs/conformance.md is made from this run"
 
-# Both have modules of their own under build/, and leave those in src/ as they are. Slow tests are
-# left out of the second: those that watch resident memory would see the sanitizer's own.
+# Both build their own modules under build/, and do not touch those in src/. The second leaves slow
+# tests out: those that watch resident memory would see the sanitizer's own.
 fuzz: .venv/.fuzz build/fuzz/.built
 	@PYTHONPATH="$(CURDIR)/build/fuzz/lib" $(BIN)/python tests/fuzz $(or $(SECONDS),60) $(TARGETS)
 
@@ -124,7 +124,7 @@ clean:
 	@rm -f src/tunnelmux/*.so src/tunnelmux/*/*.so
 	@find src tests bench cmd -name __pycache__ -prune -exec rm -rf {} +
 
-# What takes long and says much writes to $(LOG), which is shown when it fails.
+# Long output goes to $(LOG), which is shown after a failure.
 define quietly
 	@mkdir -p build
 	@{ $(1); } > $(LOG) 2>&1 || { cat $(LOG) >&2; exit 1; }

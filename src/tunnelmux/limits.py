@@ -143,7 +143,7 @@ class IngressLimits:
 
     response_timeout: float = 60.0
     """From the end of a request to the first byte of its response head; then 504. Each 1xx
-    response starts it anew. Longer work belongs behind a 1xx, a stream or a poll."""
+    response starts it again. Longer work needs a 1xx, a stream or polling."""
 
     max_idle_targets: int = 32
     """Idle connections to the target of one service that the pump keeps for the next visitor. As

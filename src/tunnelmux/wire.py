@@ -97,7 +97,7 @@ LEASES_PATH = b"/v1/leases"
 """Where the agent's own API takes a lease, and says whether the device agrees."""
 
 LEASE_END_PATH = b"/v1/leases/end"
-"""Where the agent's own API is told that a lease has ended."""
+"""Where the agent's own API takes the end of a lease."""
 
 ASSIST_FIELD = b"Tunnelmux-Assist"
 """From an agent: it takes leases, or may take them once its switch allows it."""
@@ -162,7 +162,7 @@ DEFAULT_SERVICE_FIELD = b"Tunnelmux-Default-Service"
 its own must not be reached by leaving its name out."""
 
 ACCESS_FIELD = b"Tunnelmux-Access"
-"""From a program that visits a service: the token by which it is let in."""
+"""From a program that visits a service: its token for the service."""
 
 USER_FIELD = b"Tunnelmux-User"
 EMAIL_FIELD = b"Tunnelmux-Email"

@@ -313,7 +313,7 @@ async def test_the_set_up_is_looked_at(tmp_path: Path) -> None:
             "Recordings": "unknown",
         }
         html = await here.page(admin, "/setup")
-        assert "none is at work" in html
+        assert "none is running" in html
         assert "127.0.0.1:9 cannot be reached" in html
         here.provider.metadata["issuer"] = "https://another.example.com"
         broken = (await admin.get(here.api.base + "/api/setup")).json()[1]

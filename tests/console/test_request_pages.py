@@ -198,7 +198,7 @@ async def test_who_may_reach_a_service_is_answered_with_the_rule(
         told = (await viewer.get(f"{here.api.base}/api{asked}/web/decision")).json()
         assert (told["allowed"], told["rule"]["source"]) == (False, "proxy.toml")
         assert told["rule"]["roles"] == ["owner"]
-        assert "signing in is of no use there" in told["reason"]  # a proxy without a registry
+        assert "signing in does not help there" in told["reason"]  # a proxy without a registry
         answer = await viewer.get(f"{here.api.base}/api{asked}/web/decision?user={new_id()}")
         assert answer.status_code == 404
         monkeypatch.setattr(here.api.running.api.proxies, "clients", no_proxies)

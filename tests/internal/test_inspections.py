@@ -95,7 +95,7 @@ async def test_what_was_not_kept_whole_is_not_sent_again() -> None:
     async with running_bench() as bench, bench.agent():
         await bench.client.begin_inspection("inspection-1", "dev1", "web", 60, bodies=True)
         tapped = kept_request(bench, b"x" * 70_000)
-        with pytest.raises(ApiCallFailed, match="not kept whole"):
+        with pytest.raises(ApiCallFailed, match="not kept completely"):
             await bench.client.inspected_request("inspection-1", tapped.id, replay=True)
 
 

@@ -13,7 +13,7 @@ from support.carried import tls_contexts
 from support.streams import socket_pair, tls_pair
 from tunnelmux.pump.data_pump import lend_socket, open_pump
 from tunnelmux.pump.pump_socket import PumpSocket
-from tunnelmux.pump.sockets import Goodbye
+from tunnelmux.pump.sockets import LingeringClose
 from tunnelmux.relay import abort
 
 Pair = tuple[PumpSocket, trio.SocketStream | trio.SSLStream[trio.SocketStream]]
@@ -190,7 +190,7 @@ async def test_a_peer_that_asks_and_does_not_read_is_read_no_more() -> None:
         async with open_pump() as pump:
             assert pump is not None
             told = Told()
-            Goodbye(pump.core, ours, told, 1 << 20)
+            LingeringClose(pump.core, ours, told, 1 << 20)
             heard = 0
             while await far.receive_some():  # what is owed, and then our end
                 heard += 1

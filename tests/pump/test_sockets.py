@@ -252,7 +252,7 @@ def test_a_connection_with_the_options_that_were_asked_for(family: int, host: st
 
 @pytest.mark.parametrize("name", ["localhost", "fe80::1%lo", "", "1.2.3", "127.0.0.1\0"])
 def test_what_is_no_address_has_to_be_looked_up_by_somebody_else(name: str) -> None:
-    with pytest.raises(ValueError, match="is no address"):
+    with pytest.raises(ValueError, match="is not an IP address"):
         Dialler(name, 80)
 
 

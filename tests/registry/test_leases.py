@@ -305,7 +305,7 @@ async def test_what_is_no_public_key_is_refused_with_the_way_round(
         "ssh-ed25519": "no SSH public key",
         "x" * 20_000: "no SSH public key",
         "-----BEGIN OPENSSH PRIVATE KEY----- x": "private key",
-        "ssh-dss AAAAB3NzaC1kc3MAAA== x": "not taken",
+        "ssh-dss AAAAB3NzaC1kc3MAAA== x": "not accepted",
         f"{kind} {data[:40]}": "damaged",
         f"ssh-ed25519 {data}": "damaged",
         f"{kind} !!!!": "damaged",

@@ -124,7 +124,7 @@ def test_a_file_that_can_only_be_read_is_read(
 ) -> None:
     told, kept = fill_in("mount --bind $1/own.db $1/own.db && mount -o remount,bind,ro $1/own.db")
     assert told.startswith("RegistryFailed")
-    assert "it can only be read: let this program's user write" in told
+    assert "it is read-only: give this program's user write access" in told
     assert kept == "kept True True"
 
 

@@ -155,7 +155,7 @@ async def test_who_waits_too_long_for_a_connection_was_not_begun(login, ask: Ask
             assert isinstance(await anext(events), Started)
             result = await pool.run(ask("echo never", timeout=0.2))
         assert (result.exit_code, result.stdout) == (124, "")
-        assert result.stderr == "no end within 0.2 s: it was not even begun\n"
+        assert result.stderr == "no end within 0.2 s: it was not even started\n"
         await nothing_open(pool)
 
 

@@ -61,7 +61,7 @@ _WEBSOCKETS = """\
 `/api/devices/{device_id}/ws/{service}/{path}` is a WebSocket to a service of the device, message by
 message. `/api/devices/{device_id}/connect/{service}` is a raw connection: the bytes of binary
 messages, of which an empty one is the end of one direction. The handshake is answered when the
-service has taken the connection; a refusal comes in its place, as a problem document. A connection
+service has accepted the connection; a refusal is a problem document instead. A connection
 that breaks later ends with the close code 4502 and a reason.
 
 Both need the role operator and the scope `forward`, as forwarding of HTTP does, and an access

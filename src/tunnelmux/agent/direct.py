@@ -102,7 +102,7 @@ class DirectConnector:
             self._nursery.start_soon(self._streams.serve, stream)
 
     def trace(self, service: str, began: float, relay: Relay) -> None:
-        """Make the span of a connection that is over, where it is to have one."""
+        """Make the span of a connection that is over, if it gets one."""
         if self._streams.tracing is None:
             return
         self._streams.tell_span(
@@ -179,7 +179,7 @@ def _dialler(service: ServiceConfig) -> Dialler | None:
 
 
 def _begin_connect(dialler: Dialler) -> BareSocket | None:
-    """A socket that is being connected; None when the system would not even begin."""
+    """A socket that is being connected; None when the system refuses to begin."""
     try:
         return dialler.dial()
     except OSError:

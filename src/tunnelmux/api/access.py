@@ -1,9 +1,8 @@
-"""Who may call a route. A route that does not say so cannot be registered.
+"""The access rules of routes. A route without one cannot be registered.
 
-Two rules hold everywhere. A request without a proven identity gets 401, on every path, unless the
-path stands in `PUBLIC_PATHS`; the gate (`gate.py`) sees to that before any routing. And each
-route names the least role that may call it with exactly one `need(…)`; `AccessRoute` refuses to be
-made without.
+Two rules hold everywhere. A request without a proven identity gets 401 on every path that is not in
+`PUBLIC_PATHS`; the gate (`gate.py`) checks that before any routing. And each route names the lowest
+role that may call it, with exactly one `need(…)`; `AccessRoute` raises an error without one.
 """
 
 from __future__ import annotations
@@ -60,13 +59,13 @@ PUBLIC_PATHS = frozenset(
         "/api/openapi.json",
     }
 )
-"""Paths that need no identity: signing in, pairing (which proves a code), health, public keys, the
-page that an invitation leads to, and the console's files."""
+"""Paths that need no identity: signing in, pairing (which needs a code), health, public keys, the
+page of an invitation's link, and the console's files."""
 
 _ASSET = re.compile(r"/static/[0-9a-f]{12}/[a-z0-9.-]+")
 
 _DEVICE_KEY = re.compile(r"/api/devices/[^/]+/ssh-keys")
-# A device's SSH key comes with a proof in its body; the route judges it.
+# A device's SSH key comes with a proof in the body, which the route checks.
 
 SCOPES = {
     "self": "who the token is, and where it may work",
@@ -93,7 +92,7 @@ SCOPES = {
 
 
 class Role(enum.IntEnum):
-    """What a person may do in a tenant; each role may do what those before it may."""
+    """What a person may do in a tenant; each role may do all that the lower ones may."""
 
     VIEWER = 1
     OPERATOR = 2
@@ -111,26 +110,26 @@ class Role(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Principal:
-    """Who calls: a person in a browser, or a program with an access token."""
+    """The caller: a person in a browser, or a program with an access token."""
 
     user_id: str
     tenant_id: str | None
-    """The tenant it acts in; None for a person who is a member of none."""
+    """The tenant it acts in; None for a person without any membership."""
     role: Role | None
     scopes: frozenset[str] | None = None
-    """What an access token is limited to; None for a person in a browser, who has no such limit."""
+    """The scopes of an access token; None for a person in a browser, who is not limited so."""
     session_id: str | None = None
     """The browser session, when the caller came by cookie."""
     token_id: str | None = None
     """The access token, when the caller came by one."""
     name: str = ""
-    """How the audit shows it."""
+    """Its name in the audit."""
     address: str = ""
-    """Where the request came from, past trusted proxies."""
+    """The address of the caller, found past trusted proxies."""
 
     @property
     def is_browser(self) -> bool:
-        """Whether it came by cookie, which a browser sends by itself."""
+        """Whether it came by cookie, which a browser adds to every request."""
         return self.session_id is not None
 
 
@@ -150,8 +149,8 @@ class Need:
 
 
 def require(principal: Principal | None, role: Role | None, scope: str | None) -> Principal:
-    """Who calls, where they may; raises Refused. For a public route where an identity is one of
-    several proofs; all others say it by `need`."""
+    """The caller, if it may do this; raises Refused otherwise. For public routes that accept an
+    identity as one of several proofs; all other routes use `need`."""
     if principal is None:
         raise Refused(401, "not_signed_in", "Sign in, or send an access token.")
     if scope is not None and principal.scopes is not None:
@@ -177,8 +176,8 @@ def _check_role(least: Role, principal: Principal) -> None:
 
 
 def need(role: Role, scope: str) -> Any:
-    """For a parameter of a route: the Principal, who has at least this role; `scope` is what an
-    access token must say."""
+    """For a parameter of a route: the Principal, who has at least this role and, with an access
+    token, this scope."""
     return Depends(Need(role, scope))
 
 
@@ -199,9 +198,9 @@ def is_public(path: str) -> bool:
 
 
 class AccessRoute(APIRoute):
-    """A route that says who may call it, and whose functions all run on Trio, not in threads.
+    """A route with an access rule, whose functions all run on Trio, not in threads.
 
-    Raises TypeError when it is made otherwise.
+    Raises TypeError when it is made without one, or with a synchronous function.
     """
 
     def __init__(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
@@ -224,7 +223,7 @@ def check_access(path: str, dependant: Dependant) -> None:
 
 
 def required_access(route: object) -> Need:
-    """What a registered route asks for."""
+    """The access rule of a registered route."""
     dependant: Dependant = route.dependant  # type: ignore[attr-defined]
     return next(inner.call for inner in _tree(dependant) if isinstance(inner.call, Need))
 
@@ -247,7 +246,7 @@ def _is_asynchronous(call: Any) -> bool:
 
 
 def seal(app: FastAPI) -> FastAPI:
-    """The same app, once all its routes were seen to be made by us; raises TypeError."""
+    """Return the app after a check that all its routes are AccessRoutes; raises TypeError."""
     for route in leaves(app.routes):
         if isinstance(route, APIWebSocketRoute):
             check_access(route.path, route.dependant)

@@ -1,4 +1,4 @@
-"""The API as one running thing: its parts put together, its listener, its end."""
+"""Runs the API: assembles its parts, opens its listener, and ends it in order."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ from tunnelmux.registry import PairingRules, Registry, open_registry
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import ServerCertificates
 
-if sys.platform != "win32":  # Unix has it, and it counts what a process may have open
+if sys.platform != "win32":  # on Unix, it tells how many files a process may open
     import resource
 
 __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "serve_api"]
@@ -77,7 +77,7 @@ __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "ser
 _log = get_logger("api")
 
 _TIDY = 3600.0
-# Seconds between two looks for what is over, as the registry asks of each process.
+# Seconds between two calls of `Registry.tidy`, as each process should make them.
 
 _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
 _COMMANDS = "/api/exec"
@@ -129,16 +129,16 @@ class RunningApi:
     def __init__(self, api: Api, port: int, metrics_port: int | None) -> None:
         self.api = api
         self.port = port
-        """The port it listens on: the configured one, or what the system chose for 0."""
+        """The port it listens on: the configured one, or the one the system chose for 0."""
         self.metrics_port = metrics_port
-        """The same for that of the metrics; None where there is none."""
+        """The port of the metrics; None without a metrics listener."""
         self.is_leaving = trio.Event()
         self.has_left = trio.Event()
 
     async def drain(self, grace: float) -> None:
-        """Take no new connection and return when the requests in flight have been answered.
+        """Accept no new connections, and return when the requests in flight were answered.
 
-        They get `drain.grace` seconds, which is what `grace` is: the server has it already.
+        They get `drain.grace` seconds. `grace` has the same value: the server knows it already.
         """
         self.is_leaving.set()
         with trio.move_on_after(grace):
@@ -159,7 +159,7 @@ def application(api: Api) -> FastAPI:
 
 
 def build_app(api: Api) -> ASGIApp:
-    """The application behind its gate."""
+    """The application, wrapped in its gate."""
     gate = Gate(
         application(api),
         api.identification,
@@ -177,7 +177,7 @@ def build_app(api: Api) -> ASGIApp:
 
 
 def assemble(config: ApiConfig, registry: Registry) -> Api:
-    """The parts of an API on this registry. Raises ConfigError for an unusable file."""
+    """Make the parts of an API on this registry. Raises ConfigError for an unusable file."""
     provider = Provider(config.oidc, config.oidc.read_secret(), config.api.public_url)
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
@@ -237,7 +237,7 @@ async def run_api(
                     certificates=certificates,
                 ),
                 _metrics_listener(api, scraped) as metrics_port,
-                trio.open_nursery() as nursery,  # ends first, and with it all streams of events
+                trio.open_nursery() as nursery,  # ends first, and ends all streams of events
             ):
                 port: int = listener.getsockname()[1]
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
@@ -252,8 +252,8 @@ async def run_api(
 
 
 async def keep_tidy(registry: Registry) -> NoReturn:
-    """Have what is over forgotten, at the start and once an hour; while the registry is away, the
-    next hour does."""
+    """Call `Registry.tidy` at the start and once an hour; if it fails, the next hour tries
+    again."""
     while True:
         try:
             await registry.tidy()
@@ -287,7 +287,7 @@ def _admission(config: ApiConfig) -> Admission:
     limits = config.limits
     return Admission(
         "api.listen",
-        # As many descriptors are left for the registry, and for connections to proxies.
+        # The other half of the descriptors is for the registry and for connections to proxies.
         limit=min(limits.max_connections, _descriptors() // 2),
         per_address=limits.max_connections_per_address,
         exempt=TrustedProxies.parse(config.api.trusted_proxies),

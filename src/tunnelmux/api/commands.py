@@ -1,8 +1,8 @@
-"""Commands for programs: run on devices of one tenant, wherever their tunnels are.
+"""Commands for programs, run on devices of one tenant over all proxies.
 
-A command that several proxies carry parts of is one command here: one id, one stream of events,
-one result for each device. The last results are kept for later requests, in this process and
-within a bound.
+A command that goes over several proxies is still one command here: one id, one stream of events,
+one result for each device. The last results are kept in this process, within a bound, for later
+requests.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ __all__ = ["CommandBook", "CommandRecord", "Fanout", "ResultCollector", "event_f
 _log = get_logger("api.exec")
 
 _KEPT_BYTES = 64 * 1024 * 1024
-# Output of ended commands that is kept for those who ask later. A command over it is not kept.
+# Output of ended commands that is kept for later requests. A command with more is not kept.
 
 _KEPT_COMMANDS = 1000
 
 _MOST_OF_A_STREAM = 8 * 1024 * 1024
-# Bytes of stdout or stderr of one device in a result: what an agent passes on by default.
+# Bytes of stdout or stderr of one device in a result: as many as an agent sends by default.
 
 _MOST_OUTPUT = 32 * 1024 * 1024
 # Bytes of output in the results of one command; the streams of events have no such limit.
 
 _NOT_ITS_OWN = frozenset({"aborted", "skipped"})
-# Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
+# Reasons of devices on which the command did not fail: it was ended because another one failed.
 
 Tell = Callable[[str, Event], Awaitable[None]]
 
 
 @dataclass
 class CommandRecord:
-    """One command: what has come of it so far, by device name."""
+    """One command and its results so far, by device name."""
 
     id: str
     tenant_id: str
@@ -57,12 +57,12 @@ class CommandRecord:
     """Bytes of output in `results`."""
 
     def add(self, device: str, end: Exited, result: dict[str, Any]) -> None:
-        """The result of one device."""
+        """Add the result of one device."""
         self.results[device] = {**result, "duration": round(end.duration, 3)}
         self.size += len(result["stdout"]) + len(result["stderr"])
 
     def to_json(self) -> dict[str, Any]:
-        """As the API shows it."""
+        """The JSON that the API returns."""
         return {
             "commandId": self.id,
             "devices": self.devices,
@@ -79,13 +79,13 @@ class CommandBook:
         self._size = 0
 
     def begin(self, record: CommandRecord) -> None:
-        """Take a command in, before it runs."""
+        """Add a command, before it runs."""
         self._records[record.id] = record
         while len(self._records) > _KEPT_COMMANDS:
             self._forget(next(iter(self._records)))
 
     def end(self, record: CommandRecord) -> None:
-        """It is over, its results are complete."""
+        """Note that a command is over and its results are complete."""
         record.is_over = True
         if record.id not in self._records:
             return
@@ -128,14 +128,13 @@ class Fanout:
         self._parts_running: dict[ProxyClient, trio.CancelScope] = {}
 
     async def run(self, tell: Tell) -> None:
-        """Run it, and call `tell(device name, event)` for all that happens, one at a time.
+        """Run it, and call `tell(device name, event)` for each event, one at a time.
 
-        Each device has exactly one `Exited`, its last event, whatever goes wrong on the way.
-        Cancelling ends the commands on the devices, and where it is to be aborted, a failure on one
-        device ends it on all.
+        Each device has exactly one `Exited`, its last event, even after errors. Cancelling ends the
+        commands on the devices. If the request says so, a failure on one device ends it on all.
         """
         parts = await self._parts()
-        # One that fails before another has begun finds it here.
+        # A part that fails before another has begun finds the other's scope here.
         self._parts_running = {client: trio.CancelScope() for client in parts}
         for label in self._names.keys() - {label for labels in parts.values() for label in labels}:
             await self._end(tell, label, failure("unreachable", "the device is not connected"))
@@ -144,7 +143,7 @@ class Fanout:
                 nursery.start_soon(self._run_part, client, labels, tell)
 
     async def _parts(self) -> dict[ProxyClient, list[str]]:
-        """Which proxy's client runs it on which devices: that with a device's newest session."""
+        """The devices by the client of their proxy: the proxy with the device's newest session."""
         newest: dict[str, LiveSession] = {}
         for session in (await self._proxies.survey()).sessions:
             label = session.summary.device_id
@@ -185,7 +184,7 @@ class Fanout:
                 await self._end(tell, label, failure(reason, problem), client)
 
     async def _tell_whole(self, tell: Tell, label: str, event: Event) -> None:
-        # An event is told whole, or the reader could not read the next.
+        # An event must be written completely, or the reader could not read the next one.
         with trio.CancelScope(shield=self._abort_on_error):
             await tell(self._names[label], event)
 
@@ -204,13 +203,13 @@ class Fanout:
 def event_fields(device: str, event: Event) -> dict[str, Any]:
     """An event as JSON, with the device it is from; output is base64."""
     said: dict[str, Any] = json.loads(encode_event(event))
-    said.pop("ssh", None)  # between agent and proxy
+    said.pop("ssh", None)  # only for agent and proxy
     return {"event": said.pop("event"), "device": device, **said}
 
 
 class ResultCollector:
-    """Makes results of events, and keeps them in a record; output over the limits is cut, and the
-    result says so."""
+    """Makes results out of events, and keeps them in a record. Output over the limits is cut, and
+    the result says so."""
 
     def __init__(self, record: CommandRecord) -> None:
         self._record = record
@@ -218,7 +217,7 @@ class ResultCollector:
         self._left = _MOST_OUTPUT
 
     def add(self, device: str, event: Event) -> None:
-        """Take an event in."""
+        """Take one event."""
         builder = self._builders.get(device)
         if builder is None:
             return

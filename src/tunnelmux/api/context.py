@@ -1,4 +1,4 @@
-"""What the routes work with: one object for the application, one view of it for each request."""
+"""The objects that routes use: one `Api` for the application, and views of it for a caller."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Places:
-    """A bounded number of callers who may do something at once, and of each person so many."""
+    """Bounds how many callers may do something at once, in all and for each person."""
 
     def __init__(self, limit: int, per_person: int) -> None:
         self.limit = limit
@@ -42,11 +42,11 @@ class Places:
         self._by_person: Counter[str] = Counter()
 
     def has_room(self, person: str) -> bool:
-        """Whether this person's share is not taken yet."""
+        """Whether this person may take another place."""
         return self._by_person[person] < self.per_person
 
     def take(self, person: str) -> bool:
-        """Whether there was a place; it is the caller's until `give_back`."""
+        """Take a place, until `give_back`. False when there is none."""
         if self.taken >= self.limit or not self.has_room(person):
             return False
         self.taken += 1
@@ -54,7 +54,7 @@ class Places:
         return True
 
     def give_back(self, person: str) -> None:
-        """A caller of this person's is done."""
+        """Give a place of this person back."""
         self.taken -= 1
         self._by_person[person] -= 1
         if not self._by_person[person]:
@@ -79,7 +79,7 @@ class Api:
 
     @property
     def installation(self) -> Installation:
-        """What is above tenants, for reading."""
+        """The registry's records that belong to no tenant, for reading."""
         return self.registry.installation(Actor.program("tunnelmux-api"))
 
 
@@ -96,11 +96,11 @@ SignedIn = Annotated[Principal, signed_in()]
 
 
 def tenant_for(api: Api, principal: Principal) -> TenantRegistry:
-    """What belongs to the caller's tenant, with the caller as the one who acts."""
-    assert principal.tenant_id is not None  # `need(role, …)` has seen to it
+    """The registry of the caller's tenant, with the caller as the actor."""
+    assert principal.tenant_id is not None  # `need(role, …)` has checked it
     return api.registry.tenant(principal.tenant_id, actor_of(principal))
 
 
 def installation_for(api: Api, principal: Principal) -> Installation:
-    """What is above tenants, with the caller as the one who acts."""
+    """The registry's records that belong to no tenant, with the caller as the actor."""
     return api.registry.installation(actor_of(principal))

@@ -19,8 +19,8 @@ __all__ = ["describe", "description_of"]
 
 
 def describe(app: FastAPI) -> None:
-    """Have *app* serve its own description; call it after all routes were included."""
-    # Made when it is first asked for: that takes a third of a second, which a start need not wait.
+    """Make *app* serve its own description; call it after all routes were included."""
+    # Made at the first request: it takes a third of a second, and the start should not wait for it.
     document = functools.cache(lambda: description_of(app))
     router = APIRouter(route_class=AccessRoute)
 
@@ -73,7 +73,7 @@ def _tell_failures(operation: dict[str, Any], *, open_to_all: bool) -> None:
     responses = operation["responses"]
     for response in responses.values():
         for described in response.get("content", {}).values():
-            described.pop("itemSchema", None)  # a word of OpenAPI 3.2
+            described.pop("itemSchema", None)  # a keyword of OpenAPI 3.2
     responses.pop("422", None)
     if not open_to_all:
         responses["401"] = {"description": "Not signed in.", "content": content}

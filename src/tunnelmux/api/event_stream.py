@@ -1,4 +1,4 @@
-"""Server-sent events: an answer that goes on until its caller leaves or loses the right to it."""
+"""Server-sent events: an answer that goes on until its caller leaves or may no longer read it."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from tunnelmux.api.problems import Refused, problem_response
 __all__ = ["HEARTBEAT", "RECHECK", "EventStream", "Say", "sse"]
 
 HEARTBEAT = 15.0
-"""Seconds between two comments that show that the connection lives, for the proxies in between."""
+"""Seconds between two comments that keep the connection open in proxies on the way."""
 
 RECHECK = 1.0
-"""Seconds between two looks whether the reader still may: rights end within two."""
+"""Seconds between two checks of the reader's rights: they end within two seconds."""
 
 Say = Callable[[str], Awaitable[None]]
 
 
 class EventStream(Response):
-    """Calls `write` with a function that sends text; the answer begins with the first text, so that
-    a caller who has its head follows, and ends when `write` returns, or when the caller has left.
-    A Refused that `write` raises before its first text is the answer. `over` is called in any
-    case, once."""
+    """Calls `write` with a function that sends text. The answer begins with the first text, so that
+    a caller who has the head follows already. It ends when `write` returns or the caller leaves. A
+    Refused that `write` raises before its first text is the answer. `over` is called once, in any
+    case."""
 
     media_type = "text/event-stream"
 
@@ -83,7 +83,7 @@ async def _leave_with_caller(receive: Receive, scope: trio.CancelScope) -> None:
 
 
 def sse(kind: str, content: Mapping[str, Any] | str, number: str = "") -> str:
-    """One event; `content` is what JSON is made of, or JSON."""
+    """The text of one event; `content` is an object to turn into JSON, or JSON."""
     data = content if isinstance(content, str) else json.dumps(content)
     named = f"id: {number}\n" if number else ""
     return f"{named}event: {kind}\ndata: {data}\n\n"

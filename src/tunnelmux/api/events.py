@@ -1,8 +1,8 @@
-"""What happens in a tenant, for its followers: changes in the registry, tunnels of devices.
+"""The events of a tenant: changes in the registry, and tunnels that begin and end.
 
-One task for the process follows the registry, and one each proxy; readers keep their own place in
-the last events and cost nothing but their connection. Ids hold the process's epoch: a reader that
-comes back to another process, or too late, is told of a gap and reads the lists anew.
+One task of the process follows the registry, and one follows each proxy. Each reader has its own
+position in the last events and costs only its connection. Ids contain the process's epoch: a reader
+that comes back to another process, or too late, is told of a gap and must read the lists again.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _RETRY = 1.0
 # Seconds after which a registry or proxy that was away is asked again.
 
 _LOOK = 3.0
-# Seconds between two looks for proxies that are new.
+# Seconds between two checks for new proxies.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TenantEvent:
-    """One thing that happened. `object_id` is the id of the device, pairing, … it is about."""
+    """One event. `object_id` is the id of the device, pairing and so on that it is about."""
 
     number: int
     tenant_id: str
@@ -49,11 +49,11 @@ class TenantEvent:
     object_id: str
     at: str
     name: str = ""
-    """The device's label, for what happens to tunnels."""
+    """The device's label, in events about tunnels."""
     reason: str = ""
 
     def to_json(self) -> dict[str, str]:
-        """As readers get it; what is empty is left out."""
+        """The JSON for readers, without empty fields."""
         said = {"object_id": self.object_id, "at": self.at}
         more = {"name": self.name, "reason": self.reason}
         return said | {key: value for key, value in more.items() if value}
@@ -66,7 +66,7 @@ class EventHub:
         self.epoch = secrets.token_hex(4)
         self.last_number = 0
         self.is_over = False
-        """Whether nothing comes any more: the API ends."""
+        """Whether the API is ending, so that no more events come."""
         self._registry = registry
         self._proxies = proxies
         self._events: deque[TenantEvent] = deque(maxlen=_HISTORY)
@@ -85,15 +85,15 @@ class EventHub:
             self._news.set()
 
     def after(self, number: int, tenant_id: str) -> tuple[list[TenantEvent], bool]:
-        """A tenant's events behind this number, and whether some of those are forgotten."""
+        """A tenant's events after this number, and whether some of them were dropped already."""
         oldest = self._events[0].number if self._events else self.last_number + 1
-        # Only those behind it are looked at: all who follow ask at each event.
+        # Look at those events only: every follower calls this for each event.
         newest = islice(reversed(self._events), max(self.last_number - number, 0))
         found = [event for event in newest if event.tenant_id == tenant_id]
         return found[::-1], number + 1 < oldest
 
     async def wait_after(self, number: int) -> None:
-        """Return when there is an event of any tenant behind this number, or none comes."""
+        """Return when there is an event of any tenant after this number, or the API ends."""
         while self.last_number <= number and not self.is_over:
             await self._news.wait()
 
@@ -121,13 +121,13 @@ class EventHub:
                 await self._read_devices()
                 async with self._registry.changes.watch() as watch:
                     await self._follow_changes(number, watch)
-            # What is raised within a watch comes in the group of its nursery.
+            # An error within a watch arrives in the exception group of its nursery.
             except* RegistryError as group:
                 _log.warning("events wait for the registry", problem=str(group.exceptions[0]))
             await trio.sleep(_RETRY)
 
     async def _follow_changes(self, number: int, watch: ChangeWatch) -> None:
-        """Until some changes are forgotten, and all has to be begun anew."""
+        """Follow until some changes were deleted before they were read; then start again."""
         while (changes := await self._registry.changes.after(number)) is not None:
             for change in changes:
                 number = change.number
@@ -165,11 +165,11 @@ class EventHub:
                         followed.add(client)
                         nursery.start_soon(follow, client)
             except RegistryError:
-                pass  # _follow_registry says so
+                pass  # _follow_registry logs it
             await trio.sleep(_LOOK)
 
     async def _follow_proxy(self, client: ProxyClient) -> None:
-        """Until the proxy ends the stream or is lost; `_follow_proxies` begins again."""
+        """Follow until the proxy ends the stream or is lost; `_follow_proxies` starts again."""
         try:
             async with client.events() as events:
                 async for _, event in events:
@@ -180,7 +180,7 @@ class EventHub:
 
     def _take_session(self, event: SessionEvent) -> None:
         device = self._devices.get(event.device_id)
-        if device is not None:  # else it is one of proxy.toml, which no tenant has
+        if device is not None:  # else it is a device of proxy.toml, which has no tenant
             self._record(
                 device.tenant_id,
                 f"device.{event.type}",

@@ -1,8 +1,8 @@
-"""Passing a program's request on to a service of a device, and its answer back, as they come.
+"""Passes a program's request on to a service of a device, and the answer back, as they come.
 
-What a device answers comes from another origin's point of view: it must never act as a page of
-this server. So only access tokens may forward (the routes see to it), cookies are passed in
-neither direction, and every answer is marked as content that a browser shows in a sandbox.
+A device's answer must never act as a page of this server. So only access tokens may forward (the
+routes check that), cookies are not passed in either direction, and every answer is marked so that a
+browser shows it in a sandbox.
 """
 
 from __future__ import annotations
@@ -42,11 +42,11 @@ __all__ = [
 ]
 
 _CONNECT_TIMEOUT = 15.0
-# Seconds an agent has to reach its target: its own limit is shorter, and its reason better.
+# Seconds for an agent to reach its target: the agent's own limit is shorter, its reason better.
 
 _STUCK = 30.0
-# Seconds for one message to a caller that does not read; then the relay ends. Without it, both
-# directions full and the caller gone would wait for each other.
+# Seconds for one message to a caller that does not read; then the relay ends. Without it, the two
+# directions could wait for each other for ever when both are full and the caller is gone.
 
 _OWN_REQUEST_FIELDS = {b"authorization", b"cookie", b"host", b"content-length", b"expect"}
 _OWN_ANSWER_FIELDS = {
@@ -63,7 +63,7 @@ _CONNECT_CODES = {
     "unknown-service": (404, "no_such_service"),
     "target-timeout": (504, "device_timeout"),
 }
-# What the agent's reasons (`Tunnelmux-Reason`) are called here; all others are `service_away`.
+# The codes for the agent's reasons (`Tunnelmux-Reason`); all other reasons are `service_away`.
 
 _PLAIN_PATH = re.compile(rb"/[!->@-~]{0,4095}")
 
@@ -71,7 +71,7 @@ _LIMITS = IngressLimits()
 
 
 def service_head(service: str, headers: list[Field], host: bytes) -> list[Field]:
-    """The fields of a request to a service of a device."""
+    """The header fields of a request to a service of a device."""
     kept = [
         (name, value)
         for name, value in without_own_fields(end_to_end(headers))
@@ -81,10 +81,10 @@ def service_head(service: str, headers: list[Field], host: bytes) -> list[Field]
 
 
 class ForwardedResponse(Response):
-    """A response that is the device's answer to the request it was made for.
+    """The device's answer to a request, as a response.
 
     Bodies go both ways at once, as they come; an answer may begin before the request's body is
-    whole. What goes wrong before the answer has begun is told as a problem document.
+    complete. An error before the answer has begun is answered with a problem document.
     """
 
     def __init__(
@@ -176,20 +176,20 @@ class ForwardedResponse(Response):
         )
         done = False
         while not done:
-            # A body that breaks ends the connection here too: an answer cut short must not look
-            # like a whole one, so what is raised here is not turned into an end of the body.
+            # An error here ends the caller's connection too, and must not be turned into the end of
+            # the body: an answer that was cut short must not look complete.
             data, done = await client.read_body()
             await send({"type": "http.response.body", "body": data, "more_body": not done})
 
 
 def _for_watchers(method: str, target: bytes) -> str:
-    """What those who watch requests are told of one; nothing where its path could be no field."""
+    """The request line for people who watch requests; empty if the path cannot be in a field."""
     path = target.partition(b"?")[0]
     return f"{method} {path.decode('ascii')}" if _PLAIN_PATH.fullmatch(path) else ""
 
 
 async def _send_body(client: ClientConnection, receive: Receive) -> None:
-    """Pass the request's body on until its end, or until the device takes no more of it."""
+    """Pass the request's body on until its end, or until the device stops reading it."""
     with contextlib.suppress(PeerGone):
         while True:
             message = await receive()
@@ -204,9 +204,9 @@ async def _send_body(client: ClientConnection, receive: Receive) -> None:
 async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSocket) -> None:
     """Join a WebSocket of binary messages to a raw connection to a service of a device.
 
-    An empty message is the end of one direction (FIN); the close of the WebSocket is the end of
+    An empty message is the end of one direction (FIN). The close of the WebSocket is the end of
     both, with the code 4502 and a reason when the connection broke. The handshake is answered when
-    the service has taken the connection; a refusal is a problem document in its place.
+    the service has accepted the connection; a refusal is a problem document instead.
     """
     try:
         async with proxies.stream_to(label, service=service) as stream:
@@ -225,7 +225,7 @@ async def relay_raw(proxies: Proxies, label: str, service: str, websocket: WebSo
 
 
 async def _agreed(connection: ConnectStream) -> None:
-    """Return when the service has taken the connection; raises Refused."""
+    """Return when the service has accepted the connection; raises Refused."""
     try:
         await connection.wait_answer()
     except ConnectFailed as exc:
@@ -240,7 +240,7 @@ async def refuse_websocket(websocket: WebSocket, refusal: Refused) -> None:
         refusal.status,
         refusal.code,
         refusal.detail,
-        # anycorn closes after it, and does not say so by itself.
+        # anycorn closes after it, but does not add this field.
         headers={**(refusal.headers or {}), "connection": "close"},
     )
     await websocket.send_denial_response(response)

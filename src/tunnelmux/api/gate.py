@@ -1,7 +1,7 @@
-"""The gate before all routes: who calls, from where, and whether the request is one at all.
+"""The gate before all routes: it finds the caller, and refuses bad requests.
 
-It is plain ASGI and stands before routing, so that paths that do not exist and WebSockets are
-behind it too. It refuses what two servers could read differently (RFC 9112 6.3), requests without
+It is plain ASGI and comes before routing, so that it also protects WebSockets and paths that do not
+exist. It refuses requests that two servers could read differently (RFC 9112 6.3), requests without
 an identity, and requests that another site made a browser send (by `Sec-Fetch-Site` and `Origin`).
 It also sees to it that a body that stops coming ends with 408, that a refusal reaches a caller that
 is still sending, and that all callers have their turns.
@@ -37,8 +37,8 @@ _log = get_logger("api")
 _SAFE_METHODS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 _DRAIN_BYTES = 8 * 1024 * 1024
-# What is read and thrown away of a body that came with a refused request: a close with unread
-# bytes would reset the connection, and take the answer with it.
+# Bytes of a refused request's body that are read and thrown away: closing with unread bytes would
+# reset the connection, and the answer would be lost.
 
 _DRAIN_SECONDS = 2.0
 
@@ -46,7 +46,7 @@ _LONGEST_PAGE = 2048
 # Characters of a page's path and query that a person is sent back to.
 
 _GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
-# What comes behind is for a service of a device to judge.
+# The path behind this is for a service of a device, which checks it itself.
 
 _TENANTS_SHARE = 4
 # How many times the calls of a person all people of a tenant may make at once.
@@ -183,7 +183,7 @@ _CLOSE = {"connection": "close"}
 
 
 class _Exchange:
-    """One request's messages: watches how the body comes and whether an answer has begun."""
+    """The ASGI messages of one request: watches how the body comes and whether the answer began."""
 
     def __init__(
         self, scope: Scope, receive: Receive, send: Send, limits: GateLimits, streams: bool
@@ -210,7 +210,7 @@ class _Exchange:
             message = await self._receive()
             self._more = message.get("more_body", False)
             return self._counted(message)
-        self._more = False  # nothing comes, so nothing is to be read away either
+        self._more = False  # nothing comes, so there is nothing to read and throw away
         detail = f"No byte of the body came for {self._limits.body_stall:g} s."
         return self._give_up(408, "slow_body", detail)
 
@@ -228,9 +228,9 @@ class _Exchange:
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        """Send on. Before the last message of an answer, what is still coming of the request is
-        read for a while. An answer to a body that was given up is ours, not the application's,
-        which knows of a disconnect only."""
+        """Pass a message on. Before the last message of an answer, read what is left of the request
+        for a while. After a body was given up, the answer is ours: the application was told that
+        the caller has disconnected."""
         if self._problem is not None:
             if not self.started:
                 self.started = True
@@ -243,7 +243,7 @@ class _Exchange:
         await self._pass_on(message)
 
     def _with_cookie(self, message: Message) -> Message:
-        """The start of an answer with the session's new id, unless the route has set another."""
+        """The start of an answer with the session's new cookie, unless the route has set one."""
         cookie = self._scope["state"].get("new_cookie")
         if message["type"] == "http.response.start" and cookie is not None:
             headers = MutableHeaders(scope=message)
@@ -258,7 +258,7 @@ class _Exchange:
         await self._send(self._with_cookie(message))
 
     async def fail(self) -> None:
-        """Answer for an application that raised before it answered."""
+        """Answer in place of an application that raised an error before its answer."""
         if self._problem is None:
             _log.exception("unhandled error in request", path=self._scope["path"])
             self._problem = (500, "internal_error", "The server failed; its log says how.")
@@ -281,14 +281,14 @@ class _Exchange:
 
 
 def _not_text(scope: Scope) -> Response | None:
-    """The refusal of a NUL in the name of a record: PostgreSQL has no such text."""
+    """The refusal of a NUL in the path: PostgreSQL cannot store one in a text."""
     if "\0" not in scope["path"] or _GOES_TO_DEVICE.match(scope["path"]):
         return None
     return problem_response(404, "not_found", "Nothing has the character NUL (%00) in its name.")
 
 
 def _not_signed_in(scope: Scope) -> Response:
-    """401 with a problem document; a person who opens a page is sent to sign in, and comes back."""
+    """401 with a problem document; a person who opens a page is sent to sign in and then back."""
     if scope.get("method") == "GET" and _field(scope["headers"], b"sec-fetch-mode") == "navigate":
         query = scope["query_string"].decode("latin-1")
         page = scope["raw_path"].decode("latin-1") + (f"?{query}" if query else "")
@@ -302,7 +302,7 @@ def _not_signed_in(scope: Scope) -> Response:
 
 
 def _is_same_origin(scope: Scope) -> bool:
-    """Fetch metadata first, then Origin; a browser that sends neither is not believed."""
+    """Check fetch metadata first, then Origin; a browser that sends neither is refused."""
     site = _field(scope["headers"], b"sec-fetch-site")
     if site is not None:
         return site == "same-origin"

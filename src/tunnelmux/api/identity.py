@@ -1,4 +1,4 @@
-"""Who makes a request: the person behind the cookie, or the program behind the access token."""
+"""Finds who makes a request: a person by the cookie, or a program by the access token."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tunnelmux.registry.people import Role as RoleName
 __all__ = ["Identification", "actor_of", "session_of"]
 
 _TOKEN_LENGTH = 512
-# Characters: no access token of ours is nearly as long, and no other needs a look at the registry.
+# Characters: ours are much shorter, and a longer one need not be looked up in the registry.
 
 
 class Identification:
@@ -27,8 +27,8 @@ class Identification:
         self._sign_in = sign_in
 
     async def __call__(self, connection: HTTPConnection) -> Principal | None:
-        """None when the request proves no identity. Raises Refused when that cannot be known
-        now."""
+        """The Principal; None without valid credentials. Raises Refused when that cannot be found
+        out now."""
         try:
             authorization = connection.headers.get("authorization")
             if authorization is not None:
@@ -65,8 +65,8 @@ class Identification:
         followed = await self._sign_in.follow_role(
             session,
             await self._role_of(session),
-            # The refusal of a WebSocket may be an answer without fields, and so without the cookie;
-            # what is public may stay in a shared cache, and signing in reads the cookie itself.
+            # Not for a WebSocket: its refusal may have no fields, and so no cookie. Not for public
+            # paths: a shared cache may keep the answer, and signing in reads the cookie itself.
             can_set_cookie=connection.scope["type"] == "http"
             and not is_public(connection.url.path),
         )
@@ -83,7 +83,7 @@ class Identification:
         )
 
     async def _role_of(self, session: BrowserSession) -> RoleName | None:
-        """Asked for with each request, so that a role that was taken back is gone at once."""
+        """Read from the registry for each request, so that a revoked role ends at once."""
         if session.tenant_id is None or session.user_id is None:
             return None
         tenant = self._registry.tenant(session.tenant_id, Actor.program("tunnelmux-api"))
@@ -91,7 +91,7 @@ class Identification:
 
 
 def actor_of(principal: Principal) -> Actor:
-    """The same caller, as the audit names it."""
+    """The same caller as an actor of the audit."""
     if principal.token_id is not None:
         return Actor(
             kind="token",

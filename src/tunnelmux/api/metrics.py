@@ -1,8 +1,8 @@
-"""What tunnelmux-api tells Prometheus, and the listener on which it does.
+"""The metrics of tunnelmux-api for Prometheus, and their listener.
 
-It has a listener of its own, since the scraper is no user: nothing there asks who calls, and
-nothing there says anything of a tenant. No label names a device, a person or a path: a request
-counts under its route's template, and one that met no route under `none`.
+They have a separate listener without authentication, because the scraper is no user; they tell
+nothing about a tenant. No label names a device, a person or a path: a request counts under its
+route's template, or under `none` without a route.
 """
 
 from __future__ import annotations
@@ -40,14 +40,14 @@ _ANSWERS = {
 }
 
 _GRACE = 1.0
-# Seconds for a scrape that is under way at the end.
+# Seconds that a scrape in progress gets at the end.
 
 
 class Metrics:
     """The metrics of one API.
 
-    `followers` gives how many callers follow events now, `registry_failures` how many calls of the
-    registry failed so far, by kind. Both are asked at each scrape.
+    `followers` returns how many callers follow events now, `registry_failures` how many calls of
+    the registry have failed so far, by kind. Both are called at each scrape.
     """
 
     def __init__(
@@ -83,7 +83,8 @@ class Metrics:
 
     @contextlib.contextmanager
     def counting_sign_in(self) -> Iterator[Callable[[str], None]]:
-        """Note how a sign-in went: what the block says, or the code of its refusal."""
+        """Count a sign-in by its outcome: the one that the block gives, or the code of its
+        refusal."""
         try:
             yield lambda outcome: self._sign_ins.labels(outcome).inc()
         except Refused as exc:
@@ -111,7 +112,7 @@ class _Now(Collector):
         yield GaugeMetricFamily("tunnelmux_api_event_followers", text, value=self._followers())
         failures = CounterMetricFamily(
             "tunnelmux_api_registry_failures",
-            "Calls of the registry that it did not answer, or answered that it cannot.",
+            "Calls of the registry that it did not answer, or that failed.",
             labels=["kind"],
         )
         for kind, count in self._registry_failures().items():
@@ -123,7 +124,7 @@ class _Now(Collector):
 
 
 class Measured:
-    """An ASGI application around another one, which counts what that one answers."""
+    """An ASGI application around another one, which counts the answers."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -151,7 +152,7 @@ class Measured:
 
 
 def _status_of(message: Message) -> int:
-    """As the caller sees it: a WebSocket that is closed before it opened is a 403 (ASGI 3.0)."""
+    """The status for the caller: closing a WebSocket before it opened is a 403 (ASGI 3.0)."""
     if message["type"] == "websocket.accept":
         return 101
     if message["type"] == "websocket.close":
@@ -173,5 +174,5 @@ async def serve_metrics(metrics: Metrics, listener: socket.socket) -> AsyncItera
 
 
 def _admission() -> Admission:
-    # Few are let in to read metrics, each with a connection or two.
+    # Few scrapers read metrics, each with a connection or two.
     return Admission("metrics.listen", limit=64, per_address=32)

@@ -1,4 +1,4 @@
-"""Every `code` that a problem document may have: with which status, and what it asks of a caller.
+"""Every `code` of a problem document, with its status and what the caller can do.
 
 docs/api.md lists them from here. A code keeps its meaning for good: programs act on it.
 """
@@ -9,14 +9,14 @@ __all__ = ["CODES"]
 
 CODES: dict[str, tuple[int, str]] = {
     # The request itself
-    "ambiguous_length": (400, "two fields say how long the body is: send one"),
+    "ambiguous_length": (400, "two fields give the length of the body: send one"),
     "invalid_body": (400, "the form cannot be read"),
     "invalid_json": (400, "the body is no JSON"),
     "path_refused": (400, 'the path to a service has a step "." or ".."'),
     "not_found": (404, "no such path, or no such object in your tenant"),
     "method_not_allowed": (405, "`Allow` lists the methods of this path"),
     "slow_body": (408, "no byte of the body came for `limits.body_stall`"),
-    "body_too_large": (413, "the body is over `limits.max_body`"),
+    "body_too_large": (413, "the body is larger than `limits.max_body`"),
     "unsupported_media_type": (415, "send `application/json`"),
     "invalid_request": (422, "`errors` names each field that is not valid"),
     "request_refused": (400, "the request cannot be served; `detail` says why"),
@@ -32,14 +32,14 @@ CODES: dict[str, tuple[int, str]] = {
     "user_disabled": (403, "this person may not sign in any more"),
     # Signing in
     "logout_token_refused": (400, "the provider's logout token is not valid"),
-    "sign_in_failed": (400, "the provider's answer must not be believed"),
-    "stale_sign_in": (400, "this browser began no such sign-in: begin anew"),
+    "sign_in_failed": (400, "the provider's answer is not valid"),
+    "stale_sign_in": (400, "this browser began no such sign-in: begin again"),
     "too_many_sign_ins": (429, "too many sign-ins were begun from your network"),
     "provider_away": (502, "the sign-in provider does not answer"),
     "busy": (503, "too many sign-ins in this browser at once"),
     # Terminals
     "access_denied": (409, "the person denied the sign-in"),
-    "expired_token": (409, "the code was not confirmed in time: ask anew"),
+    "expired_token": (409, "the code was not confirmed in time: ask again"),
     "request_unknown": (409, "no such sign-in of a terminal"),
     # Records, and rules about them
     "bad_cursor": (409, "`after` is not from this list: begin without"),
@@ -49,21 +49,21 @@ CODES: dict[str, tuple[int, str]] = {
     "has_owner": (409, "the tenant has an owner, who can give roles"),
     "invalid": (409, "a value is out of its bounds; `detail` names field and bound"),
     "invitation_expired": (409, "ask for another invitation"),
-    "invitation_unknown": (409, "no such invitation, or it was taken back"),
+    "invitation_unknown": (409, "no such invitation, or it was revoked"),
     "invitation_used": (409, "an invitation works once: ask for another"),
     "last_owner": (409, "make another member owner first"),
     "no_log": (409, "the agent is too old to show its log, or its `[log] keep_lines` is 0"),
-    "device_refuses": (409, "the device's own rules of assistance do not take this"),
-    "not_asked": (409, "this lease waits for no approval"),
+    "device_refuses": (409, "the device's own rules of assistance do not allow this"),
+    "not_asked": (409, "this lease does not wait for an approval"),
     "own_request": (409, "another person has to approve what you asked for"),
-    "too_many": (409, "as many of these are there as may be: remove one"),
+    "too_many": (409, "there are as many of these as allowed: remove one"),
     "lease_over": (409, "a lease that has ended never comes back: make another"),
-    "not_enabled": (409, "let the device in first: it is disabled or in quarantine"),
-    "serial_taken": (409, "a device has this serial number: let the new one replace"),
+    "not_enabled": (409, "the device is disabled or in quarantine: change that first"),
+    "serial_taken": (409, "a device has this serial number: let the new one replace it"),
     "taken": (409, "a device or a tenant has this name"),
-    "too_much": (409, "a token cannot have more rights than the one who makes it"),
+    "too_much": (409, "a token cannot have more rights than its maker"),
     # Pairing
-    "code_burnt": (409, "the code was guessed at too often: make another"),
+    "code_burnt": (409, "too many wrong codes came close to this one: make another"),
     "code_expired": (409, "make another code"),
     "code_unknown": (409, "no such code: compare it letter by letter"),
     "code_used": (409, "a code works once: make another"),
@@ -71,33 +71,33 @@ CODES: dict[str, tuple[int, str]] = {
     "key_revoked": (409, "ask for another install key"),
     "key_unknown": (409, "no such install key"),
     "key_used_up": (409, "the install key was used as often as it may be"),
-    "name_needed": (409, "neither code nor device says how the device is called"),
-    "pairing_burnt": (409, "the code that the device shows was guessed at: ask anew"),
-    "pairing_denied": (409, "an operator turned the device away"),
-    "pairing_expired": (409, "the request was not decided in time: ask anew"),
+    "name_needed": (409, "neither the code nor the device names the device"),
+    "pairing_burnt": (409, "too many wrong codes came close to the device's: ask again"),
+    "pairing_denied": (409, "an operator refused the device"),
+    "pairing_expired": (409, "the request was not decided in time: ask again"),
     "pairing_over": (409, "it was decided, used or has expired"),
     "pairing_unknown": (409, "no such request"),
-    "pairing_used": (409, "the credential was fetched already: ask anew"),
-    "wrong_key": (409, "the request that was approved is for another SSH key"),
+    "pairing_used": (409, "the credential was fetched already: ask again"),
+    "wrong_key": (409, "the request was made with another SSH key"),
     "wrong_serial": (409, "the code or key is for another serial number"),
     "too_many_guesses": (429, "too many wrong codes came from your network or tenant"),
-    "too_many_requests": (429, "too many devices wait to be let in"),
+    "too_many_requests": (429, "too many devices wait for approval"),
     # Visitors
     "invalid_rule": (422, "`detail` says which part of the rule is not valid"),
     "no_gateway": (409, "`[gateway]` of api.toml names no gateway and its host key"),
-    "no_ingress": (409, "no proxy has said where visitors come in"),
+    "no_ingress": (409, "no proxy has announced an address for visitors"),
     # Recordings
     "recording_elsewhere": (409, "this server reads no recordings: see `[recordings] folder`"),
-    "recording_gone": (404, "the recording's file is not there any more"),
+    "recording_gone": (404, "the recording's file is gone"),
     # Devices and commands
     "no_such_device": (404, "no device has this name, id or pattern"),
     "no_such_service": (404, "the device offers no service of this name"),
     "invalid_command": (422, "`detail` says which part of the command is not valid"),
-    "not_repeatable": (409, "a WebSocket, or a request whose content was not kept whole"),
+    "not_repeatable": (409, "a WebSocket, or a request whose content was not kept completely"),
     "invalid_filter": (422, "`detail` says which condition on requests is not valid"),
     "too_many_devices": (422, "one command runs on 1,024 devices at most"),
-    "device_answer_lost": (502, "the service broke off, or spoke no HTTP"),
-    "proxy_away": (502, "the device may be there, but a proxy does not answer"),
+    "device_answer_lost": (502, "the service broke the connection, or its answer is not HTTP"),
+    "proxy_away": (502, "the device may be connected, but a proxy does not answer"),
     "service_away": (502, "the device could not connect to its service"),
     "no_websocket": (502, "the service answered the handshake with something else"),
     "unexpected_upgrade": (502, "for WebSockets use the path with `/ws/`"),
@@ -118,4 +118,4 @@ CODES: dict[str, tuple[int, str]] = {
         "`limits.max_events` callers follow already, or one's own `max_events_per_person`",
     ),
 }
-"""By code: the status, and what happened or what to do; the document's `detail` says more."""
+"""The status of each code, and what happened or what to do; the document's `detail` says more."""

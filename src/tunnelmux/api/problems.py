@@ -1,7 +1,7 @@
-"""What a caller is told when a request cannot be served: the problem documents of RFC 9457.
+"""The answers to requests that cannot be served: problem documents (RFC 9457).
 
-Each has a stable `code` for programs, a `detail` that names cause and fix for people, and, where
-fields of the request are wrong, one `errors` entry for each with its JSON Pointer (RFC 6901).
+Each has a stable `code` for programs and a `detail` for people that names cause and fix. For wrong
+fields in the request, `errors` has one entry each, with its JSON Pointer (RFC 6901).
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ _log = get_logger("api")
 MEDIA_TYPE = "application/problem+json"
 
 _BY_STATUS = {
-    404: ("not_found", "There is no such path. GET /api/openapi.json lists all there are."),
-    405: ("method_not_allowed", "This path does not take this method; Allow lists those it takes."),
+    404: ("not_found", "There is no such path. GET /api/openapi.json lists all paths."),
+    405: ("method_not_allowed", "This path does not have this method; Allow lists those it has."),
 }
 
 
 class FieldError(BaseModel):
-    """One part of a request that is not as it must be."""
+    """One part of a request that is not valid."""
 
     pointer: str
     place: str
@@ -106,7 +106,7 @@ def problem_response(
 
 
 def add_problem_handlers(app: FastAPI) -> None:
-    """Have *app* answer each failure with a problem document."""
+    """Make *app* answer each failure with a problem document."""
 
     async def refused(_request: Request, exc: Exception) -> Response:
         assert isinstance(exc, Refused)
@@ -132,7 +132,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
     async def by_framework(request: Request, exc: Exception) -> Response:
         assert isinstance(exc, HTTPException)
-        if exc.status_code == 400:  # FastAPI's word for a body that its parsers gave up on
+        if exc.status_code == 400:  # FastAPI's status for a body that its parsers cannot read
             code = "invalid_json" if _media_type(request) == "application/json" else "invalid_body"
             return problem_response(400, code, "The body cannot be read as what it says it is.")
         code, detail = _BY_STATUS.get(exc.status_code, ("request_refused", str(exc.detail)))
@@ -155,7 +155,7 @@ def add_problem_handlers(app: FastAPI) -> None:
 
 
 def registry_refusal(exc: RegistryError) -> Refused:
-    """What a caller is told of a failure of the registry."""
+    """The refusal for an error of the registry."""
     match exc:
         case NoSuchRecord():
             return Refused(404, "not_found", f"There is no such {exc.kind}.")
@@ -164,13 +164,13 @@ def registry_refusal(exc: RegistryError) -> Refused:
         case RegistryAway():
             message = "The registry does not answer: try again in a moment."
             return Refused(503, "registry_away", message, headers={"retry-after": "2"})
-    message = "The registry cannot do that now; this server's log says why."
+    message = "The registry failed; this server's log says why."
     _log.error("registry failed", problem=str(exc))
     return Refused(503, "registry_failed", message)
 
 
 def unreachable_refusal(exc: DeviceUnreachable) -> Refused:
-    """What a caller is told of a device that no stream leads to now."""
+    """The refusal for a device that cannot be reached now."""
     status, wait = (503, "5") if exc.code == "device_offline" else (502, "2")
     detail = str(exc)
     return Refused(
@@ -207,9 +207,9 @@ def _pointer(path: Sequence[object]) -> str:
 
 
 def _methods_of(app: FastAPI, path: str) -> set[str]:
-    """Of all routes: Starlette's own answer names the methods of the first one only.
+    """The methods of all routes of this path; Starlette's own answer has those of the first only.
 
-    A path that is written out in some routes is not one of those with a parameter there.
+    When some routes have exactly this path, routes with a parameter in its place do not count.
     """
     routes: list[Any] = [route for route in leaves(app.routes) if hasattr(route, "path_regex")]
     matching = [route for route in routes if route.path == path] or [

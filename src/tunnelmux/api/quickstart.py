@@ -1,7 +1,7 @@
-"""`tunnelmux-api --quickstart`: an API to look around in, with a development provider beside it.
+"""`tunnelmux-api --quickstart`: an API to try out, with a development provider beside it.
 
-The provider believes every name that is typed in. So both listen on loopback only, and
-what is kept in the state directory is worth nothing elsewhere.
+The provider accepts every name that is typed in. So both listen on loopback only, and the state
+directory is of no value elsewhere.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ OWNER = "owner"
 """The subject that owns the installation: what to type at the development provider."""
 
 PROVIDER_PORT = 3720
-"""Where the development provider listens, on 127.0.0.1: always the same, so that the users of one
-run are those of the next."""
+"""The port of the development provider, on 127.0.0.1: always the same, so that users stay the same
+from run to run."""
 
 _SECRET = "internal.secret"  # noqa: S105  the name of its file
 
@@ -63,7 +63,7 @@ async def run_quickstart(
     provider_port: int = PROVIDER_PORT,
     task_status: trio.TaskStatus[RunningApi] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Serve with keys, database and provider of its own until drained; for `nursery.start`.
+    """Serve with its own keys, database and provider until drained; for `nursery.start`.
 
     Raises ConfigError for an address beyond loopback, and when the folder cannot be used or the
     provider is not installed.
@@ -71,8 +71,9 @@ async def run_quickstart(
     if not is_loopback(listen.host):
         raise InvalidSetting(
             "--listen",
-            f"{listen} can be reached from other machines, and the development provider lets "
-            "everybody in as anybody: listen on 127.0.0.1, or write an api.toml with a real one",
+            f"{listen} can be reached from other machines, and with the development provider "
+            "everybody can sign in as anybody: listen on 127.0.0.1, or write an api.toml with a "
+            "real provider",
         )
     make_state(folder)
     with development_provider(provider_port) as issuer:
@@ -86,14 +87,14 @@ def _greeting(folder: Path, url: str) -> str:
     return (
         "DEVELOPMENT PROVIDER: everybody on this machine can sign in as anybody.\n"
         f'Open {url} and sign in as "{OWNER}".\n'
-        "A proxy lets its devices in with this in proxy.toml:\n\n"
+        "A proxy joins this installation with this in proxy.toml:\n\n"
         f'[registry]\nurl = "{_registry_url(folder)}"\n\n'
         f'[internal]\nlisten = "127.0.0.1:3801"\nsecret_file = "{folder.resolve() / _SECRET}"\n'
     )
 
 
 def make_state(folder: Path) -> None:
-    """The folder with keys and secret, as they are or new. Raises ConfigError."""
+    """Make the folder with keys and secret, if they are not there. Raises ConfigError."""
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         keys = folder / "session-keys"
@@ -108,11 +109,11 @@ def make_state(folder: Path) -> None:
 
 
 def quickstart_config(folder: Path, listen: Address, issuer: str, log: LogConfig) -> ApiConfig:
-    """What api.toml would say, with what `make_state` has put into the folder."""
+    """The configuration that an api.toml would give, with the files of `make_state`."""
     return ApiConfig(
         api=ApiListener(listen=str(listen), public_url=f"http://{listen}"),
         registry=RegistryConfig(url=Secret(_registry_url(folder))),
-        # That provider takes any secret, and no client without one.
+        # That provider accepts any secret, but needs one.
         oidc=OIDCConfig(issuer=issuer, client_id="quickstart", client_secret=Secret("any")),
         browser_sessions=BrowserSessionConfig(key_file=folder / "session-keys"),
         proxies=ProxyEndpointConfig(
@@ -128,7 +129,7 @@ def _registry_url(folder: Path) -> str:
 
 
 async def name_owner(config: ApiConfig) -> None:
-    """Let OWNER be the owner of the default tenant. Raises RegistryAway or RegistryFailed."""
+    """Make OWNER the owner of the default tenant. Raises RegistryAway or RegistryFailed."""
     async with open_registry(config.registry.require_url()) as registry:
         installation = registry.installation(Actor.program("tunnelmux-api"))
         tenant = await installation.tenants.find_named(DEFAULT_TENANT)
@@ -140,13 +141,13 @@ async def name_owner(config: ApiConfig) -> None:
 
 @contextlib.contextmanager
 def development_provider(port: int) -> Iterator[str]:
-    """A library's provider in a thread of its own, on this port or for 0 on any; gives its issuer.
+    """Run a library's provider in a thread, on this port or for 0 on any; yields its issuer.
 
     Raises ConfigError when it is not installed, or the port is taken.
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of its own dependencies
+            warnings.simplefilter("ignore")  # its dependencies cause warnings
             from oidc_provider_mock import run_server_in_thread
     except ImportError:
         raise ConfigError(
@@ -160,7 +161,8 @@ def development_provider(port: int) -> Iterator[str]:
 
 
 def _check_free(port: int) -> None:
-    """That library would print a text of its own and end the program. Raises ConfigError."""
+    """Check the port first: the library would print its own text and end the program. Raises
+    ConfigError."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -168,5 +170,5 @@ def _check_free(port: int) -> None:
         except OSError as exc:
             raise ConfigError(
                 f"the development provider cannot listen on 127.0.0.1:{port} ({exc.strerror}): end "
-                "the program that does, another tunnelmux-api --quickstart perhaps"
+                "the program that does, perhaps another tunnelmux-api --quickstart"
             ) from None

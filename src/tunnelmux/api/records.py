@@ -1,4 +1,4 @@
-"""Records of the registry as the API shows them, and what all lists have in common."""
+"""Records of the registry as the API shows them, and the common parts of lists."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ R = TypeVar("R")
 
 
 class Record(BaseModel):
-    """Something of the registry, made from its record by `model_validate`."""
+    """A record of the registry; `model_validate` makes it from the registry's own."""
 
     model_config = ConfigDict(from_attributes=True)
 
 
 class ExactInput(BaseModel):
-    """The body of a request: unknown fields are refused, so that a typing error is told, and so is
-    a NUL in text, which PostgreSQL has no place for. Text stays as it was sent."""
+    """The body of a request. Unknown fields are refused, so that typing errors show; so is a NUL in
+    text, which PostgreSQL cannot store. Text stays as it was sent."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -60,7 +60,7 @@ class ExactInput(BaseModel):
 
 
 class Input(ExactInput):
-    """The same, with the white space around text taken away."""
+    """The same, with white space around text removed."""
 
     model_config = ConfigDict(str_strip_whitespace=True)
 
@@ -94,14 +94,15 @@ def _holds_nul(value: object) -> bool:
 
 
 class Listing(BaseModel, Generic[T]):
-    """A part of a list; `next` is what to send as `after` for more, null at the end."""
+    """A part of a list. Send `next` as `after` for more; it is null at the end."""
 
     items: list[T]
     next: str | None
 
 
 TEXT = r"^[^\x00]*$"
-"""A pattern for what is looked for in the registry: PostgreSQL has no text with a NUL in it."""
+"""A pattern for texts that are looked up in the registry: PostgreSQL cannot store a NUL in a
+text."""
 
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most items to send.")]
 After = Annotated[
@@ -124,7 +125,7 @@ def listing(page: registry.Page[R], show: Callable[[R], T]) -> Listing[T]:
 
 
 class Ended(BaseModel):
-    """What a change has ended on the proxies, counted by them."""
+    """How many sessions and visits a change has ended, as the proxies counted."""
 
     sessions: int
     visits: int
@@ -133,13 +134,13 @@ class Ended(BaseModel):
 
     @classmethod
     async def by(cls, source: registry.Registry, change: int) -> Ended:
-        """What the proxies say of this change; waits for them, 2 s at most."""
+        """What the proxies report about this change; waits for them, 2 s at most."""
         effects = await source.changes.effects(change)
         return cls(sessions=effects.sessions, visits=effects.visits, missing=effects.missing)
 
 
 class DeviceState(Record):
-    """What the proxies last saw of a device, some seconds late."""
+    """The state of a device as the proxies last saw it, some seconds late."""
 
     online: bool
     since: datetime | None
@@ -194,7 +195,7 @@ class DeviceSession(Record):
 
 
 class Pairing(Record):
-    """A pairing code, or a device that waits to be let in."""
+    """A pairing code, or a device that waits for approval."""
 
     id: str
     kind: Literal["console", "device"]
@@ -214,7 +215,7 @@ class Pairing(Record):
 
 
 class InstallKey(Record):
-    """A key that lets in many devices."""
+    """A key by which many devices can be paired."""
 
     id: str
     name: str

@@ -1,4 +1,4 @@
-"""Requests to one device as they end, gathered from all proxies: it may move between them."""
+"""Requests to one device as they end, from all proxies, because a device may move between them."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ __all__ = ["watch_requests"]
 _log = get_logger("api.requests")
 
 _LOOK = 2.0
-# Seconds between two looks for proxies that are new, and before one that was lost is asked again.
+# Seconds between two checks for new proxies, and before a lost one is asked again.
 
 
 @asynccontextmanager
 async def watch_requests(
     proxies: Proxies, wanted: RequestFilter
 ) -> AsyncIterator[trio.MemoryReceiveChannel[RequestSeen | int]]:
-    """What all proxies tell, as `ProxyClient.requests` does, for the length of the block. It has
-    begun at the proxies that answer when the block is entered. Nothing is kept here: a reader that
-    is slow holds the proxies, which drop and count."""
+    """The requests of all proxies, like `ProxyClient.requests`, for the length of the block. When
+    the block is entered, it has begun at the proxies that answer. Nothing is kept here: a slow
+    reader makes the proxies wait, which drop requests and count them."""
     send, receive = trio.open_memory_channel[RequestSeen | int](0)
     async with trio.open_nursery() as nursery:
         await nursery.start(_follow_all, proxies, wanted, send)
@@ -71,7 +71,7 @@ async def _follow_all(
                         followed.add(client)
                         await nursery.start(follow, client)
             except RegistryError:
-                pass  # the proxies that are known go on; who is new is found with the next look
+                pass  # the known proxies go on; the next check finds new ones
             if is_first:
                 task_status.started()
                 is_first = False

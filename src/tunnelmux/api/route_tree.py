@@ -9,7 +9,7 @@ __all__ = ["leaves"]
 
 
 def leaves(routes: Iterable[Any]) -> Iterator[Any]:
-    """All routes, those of included routers too: FastAPI keeps routers as one object each."""
+    """All routes, also those of included routers, which FastAPI keeps as one object each."""
     for route in routes:
         inner = getattr(route, "original_router", None) or getattr(route, "router", None)
         if inner is None:

@@ -1,12 +1,12 @@
-"""The HTTP server under the API: connections accepted here, HTTP by anycorn on Trio.
+"""The HTTP server of the API: it accepts connections, and anycorn speaks HTTP on them, on Trio.
 
-What is set here and why: HTTP/2 upgrades are off, since a request that was checked as HTTP/1.1 must
-not become another protocol; a peer that takes nothing is cut by the kernel (`TCP_USER_TIMEOUT`),
-since anycorn shields its writes and such a peer would hold up a shutdown for ever; WebSockets are
-not compressed, since what they carry mostly is already.
+It differs from anycorn's defaults. HTTP/2 upgrades are off, because a request that was checked as
+HTTP/1.1 must not become another protocol. The kernel cuts a peer that acknowledges nothing
+(`TCP_USER_TIMEOUT`), because anycorn shields its writes and such a peer could delay a shutdown for
+ever. WebSockets are not compressed, because most of what they carry is compressed already.
 
-Accepting is ours because anycorn takes every connection there is, and ends as a whole with the
-first that cannot be accepted: so many connections as there are descriptors stopped it.
+anycorn does not accept the connections itself: it would take every one, and end altogether when it
+cannot accept one. Opening as many connections as it has descriptors would stop it.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ __all__ = ["listen", "serve"]
 _log = get_logger("api.server")
 
 _STUCK_PEER_MS = 20_000
-# A peer that takes nothing of what was sent for so long is gone; a phone that changes networks is
-# back sooner.
+# A peer that acknowledges nothing for so long is gone; a phone that changes networks is back
+# sooner.
 
 _HEAD_BYTES = 16_384
 
@@ -52,20 +52,20 @@ _HANDSHAKE = 10.0
 # Seconds for the first byte of a connection, and for the rest of a TLS handshake.
 
 _FAILED_ACCEPT_PAUSE = 0.1
-# Seconds before accepting again when the system has, say, no descriptor left. The connection would
-# be offered again at once, in a loop that takes the processor from those who could finish.
+# Seconds before accepting again when, for example, no descriptor is left. Without the pause it
+# would try at once, in a loop that takes the processor from connections that could finish.
 
 
 async def _stay_with_http_1(self: H11Protocol, event: object) -> None:
-    """In place of anycorn's look for an HTTP/2 upgrade or preface, which no setting turns off."""
+    """Replaces anycorn's check for an HTTP/2 upgrade or preface, which no setting turns off."""
 
 
 H11Protocol._check_protocol = _stay_with_http_1  # type: ignore[method-assign]  # noqa: SLF001
 
 
 class _Connection(TCPServer):
-    """One connection in anycorn's hands, over as soon as its peer has left: anycorn alone would
-    keep the descriptor for as long as it waits for another request."""
+    """One connection for anycorn that ends as soon as its peer has left. anycorn itself would keep
+    the descriptor for as long as it waits for another request."""
 
     async def _read_data(self) -> None:
         await super()._read_data()
@@ -90,8 +90,8 @@ async def serve(
     max_message: int = 1_048_576,
     certificates: ServerCertificates | None = None,
 ) -> AsyncIterator[None]:
-    """Serve *app* while the block runs, over TLS where there are certificates; then requests in
-    flight get `grace` seconds.
+    """Serve *app* while the block runs, over TLS if there are certificates; then requests in flight
+    get `grace` seconds.
 
     A connection holds its place of `admission` to its end; one that gets none is reset. A message
     of a WebSocket has `max_message` bytes at most.
@@ -110,7 +110,7 @@ async def serve(
 
 
 class _Server:
-    """What all connections share."""
+    """The server of all connections."""
 
     def __init__(
         self,
@@ -142,7 +142,7 @@ class _Server:
             except BlockingIOError:
                 continue
             except OSError as error:
-                if error.errno != errno.ECONNABORTED:  # that caller left before being let in
+                if error.errno != errno.ECONNABORTED:  # that caller left before it was accepted
                     await self._after_failed_accept(error)
                 continue
             place = self._admission.enter(str(Address(*address[:2])))
@@ -169,12 +169,12 @@ class _Server:
                     state = ConnectionState(LifespanState())
                     await _Connection(self._app, self._config, self.context, state, stream).run()
             except* (OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.EndOfStream):
-                pass  # it left, or did not say what a TLS handshake says
+                pass  # it left, or its TLS handshake failed
             except* Exception:  # noqa: BLE001  a bug in one connection must not end the others
                 _log.exception("unhandled error in connection")
 
     async def _open(self, connection: socket.socket, place: Place) -> anyio.abc.SocketStream | None:
-        """The connection as anycorn takes it; None when it said nothing."""
+        """The connection as a stream for anycorn; None when the peer sent nothing."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         heard = False
         with trio.move_on_after(_FIRST_BYTE):

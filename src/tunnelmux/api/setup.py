@@ -1,4 +1,4 @@
-"""Whether what this API stands on is there: one finding for each part, with what to do about it."""
+"""Checks the parts that this API needs: one finding for each part, with a fix."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from tunnelmux.errors import RegistryError
 __all__ = ["SetupFinding", "check_setup"]
 
 _TIMEOUT = 5.0
-# Seconds of one check; they run at once, and a person waits for the slowest.
+# Seconds for one check; they run at the same time, and a person waits for the slowest.
 
 _CERTIFICATE_LEFT = 14
 # Days before a certificate's end at which it should have been renewed.
 
 
 class SetupFinding(BaseModel):
-    """One part, and how it is."""
+    """One part and its state."""
 
     part: str
     state: Literal["good", "warn", "bad", "unknown"]
@@ -35,7 +35,7 @@ class SetupFinding(BaseModel):
 
 
 async def check_setup(api: Api) -> list[SetupFinding]:
-    """The findings, always of the same parts in the same order."""
+    """The findings, always for the same parts in the same order."""
     parts: list[tuple[str, Callable[[Api], Awaitable[SetupFinding]]]] = [
         ("Registry", _registry),
         ("Sign-in provider", _provider),
@@ -49,12 +49,12 @@ async def check_setup(api: Api) -> list[SetupFinding]:
     found: dict[str, SetupFinding] = {}
 
     async def look(part: str, check: Callable[[Api], Awaitable[SetupFinding]]) -> None:
-        finding = _bad(f"no answer within {_TIMEOUT:g} s", "look whether it is up and reachable")
+        finding = _bad(f"no answer within {_TIMEOUT:g} s", "check that it is up and reachable")
         with trio.move_on_after(_TIMEOUT):
             try:
                 finding = await check(api)
             except RegistryError as exc:
-                finding = _bad(str(exc), "look at the registry first")
+                finding = _bad(str(exc), "check the registry first")
         found[part] = finding.model_copy(update={"part": part})
 
     async with trio.open_nursery() as nursery:
@@ -81,7 +81,7 @@ def _off(said: str, fix: str) -> SetupFinding:
 
 async def _registry(api: Api) -> SetupFinding:
     await api.registry.check()
-    return _good("it answers, and its tables are those of this version")
+    return _good("it answers, and its tables have this program's version")
 
 
 async def _provider(api: Api) -> SetupFinding:
@@ -90,7 +90,7 @@ async def _provider(api: Api) -> SetupFinding:
         await api.sign_in.provider.check()
     except OIDCError as exc:
         return _bad(str(exc), "see [oidc] issuer of api.toml, and the provider's own log")
-    return _good(f"{issuer} answers, and says where people sign in")
+    return _good(f"{issuer} answers, and names its sign-in page")
 
 
 async def _name(api: Api) -> SetupFinding:
@@ -114,26 +114,26 @@ async def _certificate(api: Api) -> SetupFinding:
             ends = str(stream.getpeercert()["notAfter"])
     except (OSError, ssl.SSLError, trio.BrokenResourceError) as exc:
         cause = exc.__cause__ or exc
-        fix = "look at the certificate there: its names, its end, and that its chain is whole"
-        return _bad(f"{host}:{port} gives no TLS that this machine trusts: {cause}", fix)
+        fix = "check the certificate there: its names, its end, and that its chain is complete"
+        return _bad(f"this machine does not trust the TLS of {host}:{port}: {cause}", fix)
     left = (datetime.fromtimestamp(ssl.cert_time_to_seconds(ends), UTC) - datetime.now(UTC)).days
     if left < _CERTIFICATE_LEFT:
         return _warn(f"the certificate of {host} ends in {left} days", "renew it")
-    return _good(f"the certificate of {host} is good for {left} more days")
+    return _good(f"the certificate of {host} is valid for {left} more days")
 
 
 async def _proxies(api: Api) -> SetupFinding:
     known = [item for item in await api.registry.fleet.proxies() if item.living]
     if not known:
         fix = "start a tunnelmux-proxy with [registry] and [internal] in its proxy.toml"
-        return _bad("none is at work", fix)
+        return _bad("none is running", fix)
     silent = (await api.proxies.survey()).silent
     if silent:
         fix = (
             "they need [internal] in proxy.toml, the secret of [proxies] in api.toml, and a "
-            "way from this machine"
+            "route from this machine"
         )
-        return _bad(f"{', '.join(silent)} cannot be asked", fix)
+        return _bad(f"{', '.join(silent)} cannot be reached", fix)
     return _good(f"{len(known)} at work: {', '.join(sorted(item.name for item in known))}")
 
 
@@ -141,7 +141,7 @@ async def _visitors(api: Api) -> SetupFinding:
     url = await api.visitors.visitors_url()
     if url is None:
         fix = "give a proxy [ingress.http] with domain, to open devices' pages by their names"
-        return _off("no proxy has said where visitors come in", fix)
+        return _off("no proxy has announced an address for visitors", fix)
     host = urlsplit(url).hostname or ""
     if not await _addresses(f"tunnelmux-check.{host}"):
         fix = f"make a DNS record for all names under it: *.{host}"
@@ -158,7 +158,7 @@ async def _gateway(api: Api) -> SetupFinding:
         async with await trio.open_tcp_stream(where.host, where.port) as stream:
             greeting = bytes(await stream.receive_some(255))
     except (OSError, trio.BrokenResourceError) as exc:
-        return _bad(f"{where} cannot be reached: {exc}", "look whether tunnelmux-gateway is up")
+        return _bad(f"{where} cannot be reached: {exc}", "check that tunnelmux-gateway is up")
     if not greeting.startswith(b"SSH-2.0-"):
         return _bad(f"{where} is no SSH server", "write the gateway's address")
     if api.terminals.problem:
@@ -170,7 +170,7 @@ async def _recordings(api: Api) -> SetupFinding:
     folder = api.config.recordings.folder
     if folder is None:
         fix = "write the gateway's folder as [recordings] folder, if this machine sees it"
-        return _off("they are listed here, and can be seen at the gateway only", fix)
+        return _off("they are listed here, and can be played at the gateway only", fix)
     try:
         await trio.to_thread.run_sync(lambda: next(folder.iterdir(), None))
     except OSError as exc:

@@ -1,8 +1,8 @@
 """Terminals in browsers: shells through tunnelmux-gateway, which outlive a lost connection.
 
-A terminal belongs to a task here, not to the WebSocket that shows it. What was sent and not yet
-said to be seen is kept, so that a browser which comes back gets all that it missed; where it takes
-nothing, the shell waits, as a slow terminal makes it.
+A terminal belongs to a task here, not to the WebSocket that shows it. Output is kept until the
+browser acknowledges it, so that a browser that comes back gets all that it missed. When the browser
+takes nothing, the shell waits, as on any slow terminal.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ __all__ = ["Terminal", "Terminals", "read_gateway_key"]
 _log = get_logger("api.terminals")
 
 _KEPT = 262_144
-# Bytes of output that wait to be seen: a screen of a few hundred lines many times over.
+# Bytes of output that may wait for the browser: many screens of a few hundred lines.
 
 _RESUME_FOR = 120.0
 # Seconds for which a terminal waits for its browser: a phone that changes networks, a laptop that
 # is carried to another room.
 
 _INPUT = 64
-# Pieces of input under way, each at most what one message of the browser holds.
+# Pieces of input that may wait, each at most one message of the browser.
 
 
 class Terminal:
@@ -43,13 +43,13 @@ class Terminal:
 
     def __init__(self, owner: str, device_id: str) -> None:
         self.owner = owner
-        """The user who opened it: no other sees it."""
+        """The user who opened it: no other user may see it."""
         self.device_id = device_id
         self.token = secrets.token_urlsafe(24)
-        """What a browser that lost it comes back with."""
+        """The token with which a browser that lost it comes back."""
         self.is_over = trio.Event()
         self.story = ""
-        """How it ended; empty before."""
+        """How it ended, as a sentence; empty while it runs."""
         self._keys, self._typed = trio.open_memory_channel[bytes](_INPUT)
         self.size = (80, 24)
         self._kept = bytearray()
@@ -62,7 +62,7 @@ class Terminal:
 
     @asynccontextmanager
     async def shown(self) -> AsyncIterator[trio.CancelScope]:
-        """Show it for the length of the block; the one that showed it before is cancelled."""
+        """Show it for the length of the block; the browser that showed it before is cancelled."""
         if self._viewer is not None:
             self._viewer.cancel()
         with trio.CancelScope() as scope:
@@ -76,7 +76,7 @@ class Terminal:
                     self._notify()
 
     async def output_after(self, place: int) -> tuple[bytes, int]:
-        """What comes behind this many bytes, and the place behind it; empty at the end."""
+        """The output after this many bytes, and the position after it; empty at the end."""
         while True:
             data = bytes(self._kept[max(0, place - self._seen) :])
             if data or self.is_over.is_set():
@@ -85,24 +85,24 @@ class Terminal:
             await changed.wait()
 
     def seen(self, place: int) -> None:
-        """The browser has shown so many bytes: they are needed no more. What it cannot have seen
-        is ignored."""
+        """Drop the output up to this position, which the browser has shown. A position that it
+        cannot have reached is ignored."""
         if self._seen < place <= self._seen + len(self._kept):
             del self._kept[: place - self._seen]
             self._seen = place
             self._notify()
 
     def has(self, place: int) -> bool:
-        """Whether all that comes behind this place is kept."""
+        """Whether all output after this position is still kept."""
         return self._seen <= place <= self._seen + len(self._kept)
 
     async def type(self, data: bytes) -> None:
-        """Type this; waits while the shell takes nothing more."""
+        """Send this as typed input; waits while the shell takes no more."""
         if not self.is_over.is_set():
             await self._keys.send(data)
 
     def resize(self, columns: int, rows: int) -> None:
-        """The terminal has this size from now on."""
+        """Give the terminal another size."""
         self.size = (columns, rows)
         if self._shell is not None:
             self._shell.resize(columns, rows)
@@ -110,7 +110,7 @@ class Terminal:
     # -- for its task -----------------------------------------------------------------------------
 
     async def run(self, shell: Shell) -> None:
-        """Until the shell ends, or no browser has come back in time."""
+        """Run until the shell ends, or no browser has come back in time."""
         self._shell = shell
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._type, shell)
@@ -124,7 +124,7 @@ class Terminal:
             nursery.cancel_scope.cancel()
 
     def end(self, story: str) -> None:
-        """It is over, for this reason."""
+        """End it with this sentence as the reason."""
         self.story = self.story or story
         self._shell = None
         self.is_over.set()
@@ -164,24 +164,24 @@ class Terminals:
 
     @property
     def problem(self) -> str:
-        """Why there are no terminals; empty where there are."""
+        """Why there can be no terminals; empty if there can."""
         if self._key is None:
             return "No gateway is known: [gateway] address and host_key_file of api.toml name it."
         return ""
 
     async def run(self) -> NoReturn:
-        """Own the terminals, until cancelled."""
+        """Own the terminals' tasks until cancelled."""
         async with trio.open_nursery() as self._nursery:
             await trio.sleep_forever()
         raise AssertionError("unreachable")
 
     def open(self, owner: str, device_id: str, username: str, size: tuple[int, int]) -> Terminal:
-        """A new terminal; `username` is what the gateway is told. Raises Refused."""
+        """A new terminal; `username` is the user name for the gateway. Raises Refused."""
         where = self.gateway.inner_address
         if self._key is None or where is None:
             raise Refused(409, "no_gateway", self.problem)
         if len(self._open) >= self._limit or self._nursery is None:
-            message = "As many terminals are open as this server lets (limits.max_terminals)."
+            message = "As many terminals are open as this server allows (limits.max_terminals)."
             raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
         if sum(one.owner == owner for one in self._open.values()) >= self._per_person:
             message = (
@@ -196,14 +196,14 @@ class Terminals:
         return terminal
 
     def find(self, token: str, owner: str) -> Terminal | None:
-        """The terminal of this user that this token is for, while it lives."""
+        """This user's terminal with this token, while it runs."""
         found = self._open.get(token)
         if found is None or not hmac.compare_digest(found.owner, owner):
             return None
         return found
 
     async def _run(self, terminal: Terminal, host: str, port: int, username: str) -> None:
-        # Imported where a terminal is wanted: asyncssh takes a third of a second to import.
+        # Imported here, when a terminal is opened: asyncssh takes a third of a second to import.
         from tunnelmux.ssh.failure import SshFailure
         from tunnelmux.ssh.shell import ShellLogin, open_shell
 
@@ -222,7 +222,7 @@ class Terminals:
 
 
 def read_gateway_key(gateway: GatewayEndpoint) -> str | None:
-    """The line of `host_key_file`; None where there is none. Raises ConfigError."""
+    """The line in `host_key_file`; None without such a setting. Raises ConfigError."""
     path = gateway.host_key_file
     if path is None:
         return None

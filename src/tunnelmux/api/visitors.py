@@ -1,8 +1,9 @@
-"""What this API signs for visitors of devices: tickets of people who signed in, and links.
+"""The texts that this API signs for visitors of devices: tickets of people who signed in, and
+links.
 
 The keys are those of `browser_sessions.key_file`, so that all processes with that file sign alike.
-Their public halves stand in the registry, where proxies find them; a key that is taken out of the
-file is believed no more from the next start on.
+Their public keys are in the registry, where proxies find them. A key that is removed from the file
+is no longer trusted after the next start.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["VisitorProofs"]
 _log = get_logger("api.visitors")
 
 _PUBLISH = 3600.0
-# Seconds between two times the keys are published: each time is good for a day.
+# Seconds between two publications of the keys: each is valid for a day.
 
 _ASKED_LIFETIME = 600.0
 _SKEW = 30.0
@@ -36,7 +37,7 @@ _VISITOR_PATH = VISITOR_PATH.decode("ascii")
 
 
 class VisitorProofs:
-    """Signs tickets and links. `public_url` is where people sign in."""
+    """Signs tickets and links. `public_url` is the URL at which people sign in."""
 
     def __init__(
         self,
@@ -52,7 +53,7 @@ class VisitorProofs:
         self._now = now
 
     async def publish(self) -> None:
-        """Have our keys believed, and no others of ours. Raises RegistryError."""
+        """Publish our keys, and withdraw our earlier ones. Raises RegistryError."""
         visitors = self._registry.visitors
         # The one that signs comes last: proxies take the URL of the newest.
         for signer in reversed(self._signers):
@@ -60,7 +61,7 @@ class VisitorProofs:
         await visitors.withdraw_keys("api", [signer.key_id for signer in self._signers])
 
     async def keep_published(self) -> NoReturn:
-        """Publish them again and again, until cancelled."""
+        """Publish the keys again and again, until cancelled."""
         while True:
             try:
                 await self.publish()
@@ -71,8 +72,9 @@ class VisitorProofs:
                 await trio.sleep(_PUBLISH)
 
     async def read_asked(self, text: str) -> dict[str, Any]:
-        """What a proxy says of a visitor who is to sign in. Raises Refused where none of ours says
-        it, or did so too long ago: no stranger can have a browser sent anywhere."""
+        """Read a proxy's signed text about a visitor who has to sign in. Raises Refused if none of
+        our proxies signed it, or if it is too old: a stranger must not be able to redirect a
+        browser."""
         keys = {key.id: (key.public, key.maker) for key in await self._registry.visitors.keys()}
         asked = PublicKeys(keys.get).read("asked", text)
         if asked is None or not -_SKEW <= self._now() - float(asked["t"]) < _ASKED_LIFETIME:
@@ -81,8 +83,8 @@ class VisitorProofs:
         return asked
 
     def ticket_url(self, asked: dict[str, Any], session_id: str, who: list[Membership]) -> str:
-        """Where the browser of a person goes who has signed in. Raises Refused for one who is no
-        member of the device's tenant; all else the proxy judges."""
+        """The URL to which the browser of a signed-in person goes. Raises Refused if the person is
+        no member of the device's tenant; the proxy checks the rest."""
         if not any(item.tenant_name == asked["n"] and item.tenant_enabled for item in who):
             message = (
                 "You are signed in, and no member of the tenant that this device belongs to: ask "
@@ -101,12 +103,12 @@ class VisitorProofs:
         return f"{asked['o']}{_VISITOR_PATH}ticket?ticket={ticket}"
 
     async def visitors_url(self) -> str | None:
-        """Where visitors come in; None while no proxy has said it."""
+        """The URL at which visitors reach devices; None while no proxy has announced one."""
         bases = [key.url for key in await self._registry.visitors.keys() if key.maker == "proxy"]
         return next((url for url in reversed(bases) if url), None)
 
     async def link_url(self, link: ServiceLink) -> str | None:
-        """The URL of a link; None while no proxy has said where visitors come in."""
+        """The URL of a link; None while no proxy has announced an address for visitors."""
         text = self._signers[0].sign(
             "link",
             {

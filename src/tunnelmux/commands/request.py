@@ -1,4 +1,4 @@
-"""What to run, where, and as whom: the fields of `execute_command`."""
+"""The request to run a command: the fields of `execute_command`."""
 
 from __future__ import annotations
 

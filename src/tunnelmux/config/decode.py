@@ -1,7 +1,7 @@
 """Turn values from TOML, the environment or flags into configuration objects.
 
-msgspec declares the types; the decoding is ours, because every error names the key, the value and
-what is expected, in TOML's terms and not Python's.
+msgspec declares the types. This module decodes, so that every error names the key, the value and
+the expected value, in TOML's terms and not Python's.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Decoder:
             case (("choice" | "integer"), str()) if value in setting.choices:
                 return value
         wanted = _wanted(setting)
-        # What stands under a secret's key may be the secret, whatever its type.
+        # The value of a secret's key may be the secret, even if its type is wrong.
         shown = "" if setting.kind == "secret" else f", not {_shown(value)}"
         raise InvalidSetting(path, f"must be {wanted}{shown}")
 
@@ -110,7 +110,7 @@ class Decoder:
 
 def parse_text(setting: Setting, text: str) -> object:
     """A value from the environment or a flag, as the TOML type of the setting. Raises ValueError
-    with what is expected.
+    that names the expected value.
     """
     try:
         match setting.kind:
@@ -136,7 +136,7 @@ def _wanted(setting: Setting) -> str:
 
 
 def expand_home(key: str, value: str) -> Path:
-    """The file name with a leading `~` replaced. Raises InvalidSetting where there is no home."""
+    """The file name with a leading `~` replaced. Raises InvalidSetting if there is no home."""
     try:
         return Path(value).expanduser()
     except RuntimeError:

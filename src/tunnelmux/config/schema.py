@@ -30,10 +30,10 @@ _CUSTOM_KINDS: dict[type, Kind] = {Path: "path", Secret: "secret"}
 
 
 class Setting(NamedTuple):
-    """One key that takes a single value. `choices` are the texts it may be, if not any; of an
-    integer, those that it may be as well.
+    """One key with a single value. `choices` are the allowed texts, if they are limited; for an
+    integer they are texts that are allowed beside numbers.
 
-    `default` is None where there is none, and where the key may simply be absent.
+    `default` is None when there is none, and when the key may be absent.
     """
 
     kind: Kind
@@ -42,10 +42,10 @@ class Setting(NamedTuple):
 
 
 class Table(NamedTuple):
-    """One TOML table, and the class its content becomes.
+    """One TOML table, and the class that its content becomes.
 
-    `flat` names the fields that have no table of their own in the file: their keys stand in this
-    one. `required` are the keys that must be there; `is_list` says that it is written `[[…]]`.
+    `flat` names fields without a table in the file: their keys stand in this table. `required` are
+    the keys that must be there; `is_list` says that the table is written `[[…]]`.
     """
 
     cls: type
@@ -136,7 +136,7 @@ def _without_none(kind: msgspec.inspect.Type) -> msgspec.inspect.Type:
 
 
 def _number_or_word(kind: msgspec.inspect.UnionType, field: msgspec.inspect.Field) -> Setting:
-    """A whole number, or one of some words that stand for one."""
+    """A whole number, or one of some words for a number."""
     number, words = sorted(kind.types, key=lambda t: isinstance(t, msgspec.inspect.LiteralType))
     assert isinstance(number, msgspec.inspect.IntType)
     assert isinstance(words, msgspec.inspect.LiteralType)

@@ -1,9 +1,10 @@
 """Which node of a cluster holds the session of a device.
 
-A *node* is one process that agents connect to. Each keeps its own sessions; what all of them have
-to agree on is small, and stands behind one interface: `Directory`. `LocalDirectory` keeps it in
-this process, `WorkersDirectory` in the parent of a proxy's workers, `RedisDirectory` in Redis. All
-can be lost: who may connect stands elsewhere, and each node says again what it holds.
+A *node* is one process that agents connect to. Each keeps its own sessions. The little that all
+nodes have to agree on is behind one interface, `Directory`. `LocalDirectory` keeps it in this
+process, `WorkersDirectory` in the parent of a proxy's workers, `RedisDirectory` in Redis. This data
+may be lost: each node writes its own sessions again, and the list of devices that may connect is
+elsewhere.
 """
 
 from __future__ import annotations

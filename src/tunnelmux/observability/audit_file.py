@@ -1,4 +1,4 @@
-"""The audit's file: it rotates by size, and keeps young records."""
+"""The audit's file: it rotates by size, and keeps recent records."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["LineFile"]
 _log = get_logger("audit")
 
 _PRIVATE = 0o600
-# Commands reveal much about their machines, and may hold secrets by mistake.
+# Commands tell much about their machines, and may contain secrets by mistake.
 
 
 def free_space(folder: Path) -> int:
@@ -26,12 +26,13 @@ def free_space(folder: Path) -> int:
 
 
 class LineFile:
-    """Lines in `path`, readable by its owner only.
+    """Appends lines to `path`, which only its owner can read.
 
     A line that would make the file larger than `max_bytes` goes into a new one: `path` becomes
-    `path.1`, that `path.2`, and so on. `keep` old ones stay, and more while they are younger than
-    `keep_for` and the disk is not nearly full. A file that another program moved away is opened
-    again, so logrotate works as well. Raises ConfigError when the file cannot be opened.
+    `path.1`, `path.1` becomes `path.2`, and so on. `keep` old files stay, and more while they are
+    younger than `keep_for` and the disk is not nearly full. When another program has moved the file
+    away, a new one is opened, so logrotate works too. Raises ConfigError when the file cannot be
+    opened.
     """
 
     def __init__(
@@ -53,21 +54,24 @@ class LineFile:
         except OSError as error:
             raise ConfigError(
                 f"audit.file: {path} cannot be written ({error.strerror}): make its folder, and "
-                "let this program's user write there"
+                "give this program's user write access to it"
             ) from error
 
     def write(self, line: bytes) -> None:
         """Add a line, which ends with a line feed. Raises OSError."""
         if self._is_full(line):
-            # Of several processes on one file, one makes room, and the others find the new file.
-            import fcntl  # not everywhere, and not for those without an audit
+            # When several processes use one file, one of them rotates it, and the others find the
+            # new file.
+            import fcntl  # not on every platform, and only needed with an audit
 
             fcntl.flock(self._file, fcntl.LOCK_EX)
             if self._is_full(line):
                 self._rotate()
             else:
                 fcntl.flock(self._file, fcntl.LOCK_UN)
-        if self._is_torn:  # what is there of the line before must not spoil this one
+        if (
+            self._is_torn
+        ):  # the previous line is incomplete: end it, or this one would be unreadable
             line = b"\n" + line
         # One write, so that lines of two processes on one file do not mix.
         written = os.write(self._file, line)

@@ -179,7 +179,7 @@ class Tracing:
         return {"sent": queue.sent, "dropped": queue.dropped, "failed": queue.failed}
 
     def chooses(self, traceparent: bytes = b"") -> bool:
-        """Whether what comes with this field is to be seen: its flag says so, or, where there is
+        """Whether a request with this field gets spans: its flag says so, or, where there is
         none or no sound one, chance; and there is room for it in this second."""
         if not self._is_wanted(traceparent):
             return False

@@ -81,11 +81,11 @@ async def run_proxy(
 ) -> DrainReport:
     """Run a proxy until it was drained (see `RunningProxy.drain`) or is cancelled.
 
-    With `enrolment`, devices that hold an invitation may join. Who is online is kept in `state_dir`
-    for the next process, unless the configuration names another folder; with neither it is not
-    kept. `announce` is called once, when the listeners are open. With `worker`, this process is
-    one of several that are one proxy. Raises ConfigError, before
-    anything is served, when a file cannot be read or an address cannot be listened on.
+    With `enrolment`, devices that hold an invitation may join. The list of devices that are online
+    is kept for the next process, in the configured folder or else in `state_dir`; with neither, it
+    is not kept. `announce` is called once, when the listeners are open. With `worker`, this process
+    is one worker of a proxy. Raises ConfigError, before anything is served, when a file cannot be
+    read or an address cannot be listened on.
     """
     proxy = RunningProxy(config, enrolment, state_dir, worker)
     await proxy.run(announce, task_status)
@@ -341,7 +341,7 @@ class RunningProxy:
                     if announce is not None:
                         announce(self)
                     task_status.started(self)
-                    # No deadline: a proxy runs until it is told to end.
+                    # No deadline: a proxy runs until it is stopped.
                     await self._drain_wanted.wait()
             finally:
                 self._listeners.close()
@@ -352,7 +352,7 @@ class RunningProxy:
         bound = self._listeners.address("cluster")
         cluster.pump = self._tunnel.pump
         cluster.look_only_for(self.devices.knows)
-        # After the first answer of the directory, or none of it for a second.
+        # Wait for the first answer of the directory, at most a second.
         await self._callers.start(cluster.run, bound, self._internal_url())
 
     async def _clean_up(self) -> None:
@@ -442,7 +442,7 @@ class RunningProxy:
 
         migrate = None if config.registry.migrate else False
         source = partial(open_registry, url, migrate=migrate, timeout=_REGISTRY_TIMEOUT)
-        source()  # so that a URL that cannot be used is said now
+        source()  # so that an unusable URL is reported now
         identity, limits = self._around.identity, config.limits.ingress
         leases = LeaseBook(self.devices, self.visits.cut_lease, limits)
         self._access = AccessFollower(self._gate, self.visits, leases)

@@ -15,8 +15,8 @@ _PROXIES = uuid.UUID("7d0d8d0a-5f0c-7c61-9e0b-3c1d3a6d4b11")
 
 
 def proxy_identity(config: ProxyConfig, worker: str = "") -> ProxyIdentity:
-    """How it is known in the registry, and where its internal API is called. Each worker is a
-    proxy of its own there: what it holds is gone with it."""
+    """The proxy's identity in the registry. Each worker is a separate proxy there, because its
+    sessions end with it."""
     name = config.registry.name or socket.gethostname()
     if worker:
         name = f"{name}/{worker}"

@@ -1,5 +1,4 @@
-"""What a proxy is among: alone, one node of several on different machines, or one of the workers of
-a proxy on this one."""
+"""Whether a proxy process is alone, a node of a cluster, or a worker of a proxy on this machine."""
 
 from __future__ import annotations
 
@@ -35,17 +34,17 @@ __all__ = ["Surroundings", "surroundings_of"]
 
 @dataclass(kw_only=True)
 class Surroundings:
-    """What differs by it."""
+    """The parts of a proxy that depend on it."""
 
     events: EventLog
-    """What happens to the sessions of this process."""
+    """The events of this process's sessions."""
     all_events: EventLog
-    """What readers of the internal API are told: also that of the other workers."""
+    """The events for readers of the internal API: those of other workers too."""
     store: MemoryStore
     identity: ProxyIdentity
     node: ClusterNode | None = None
     redis_node: RedisNode | None = None
-    """The same, where other nodes come in by a listener."""
+    """The same object, if other nodes connect to a listener of this one."""
     siblings: Siblings | None = None
     binder: Binder = field(default_factory=Binder)
     worker: Worker | None = None
@@ -53,8 +52,8 @@ class Surroundings:
     def connect(
         self, listeners: ListenerSet, internal: InternalServer, nursery: trio.Nursery
     ) -> None:
-        """Take what comes by way of the parent, where there is one, now that there is something to
-        take it."""
+        """Let the parent's connections in, if there is a parent; the parts that serve them are
+        ready now."""
         if self.worker is None:
             return
 
@@ -90,11 +89,11 @@ class Surroundings:
         return passing
 
     def presence_in(self, folder: Path | None, config: ProxyConfig) -> PresenceFile | None:
-        """Where is kept who is online, if anywhere."""
+        """The file of the devices that are online, if there is one."""
         if folder is None:
             return None
         own = self.worker.name if self.worker is not None else ""
-        # Devices of another worker may come to this one, and those of one process before.
+        # Devices of another worker, or of an earlier single process, may connect to this worker.
         names = [own, "", *self.worker.others] if self.worker is not None else [own]
         found = [presence_path(folder, config.tunnel.address, name) for name in names]
         paths = [path for path in found if path is not None]
@@ -102,11 +101,12 @@ class Surroundings:
 
 
 def surroundings_of(config: ProxyConfig, worker: Worker | None) -> Surroundings:
-    """What the proxy is among. Raises ConfigError where the other nodes cannot be looked for."""
+    """Make the surroundings. Raises ConfigError when the directory of other nodes cannot be
+    used."""
     internal = config.limits.internal
     expire_after = internal.session_expiry
     if worker is not None:
-        # Not at the top, here and below: who is alone needs nothing of it.
+        # Not at the top, here and below: a proxy that is alone needs none of it.
         from tunnelmux.proxy.cluster.store import ClusterStore
         from tunnelmux.proxy.workers.node import WorkerNode
         from tunnelmux.proxy.workers.siblings import Siblings

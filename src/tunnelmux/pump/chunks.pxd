@@ -13,9 +13,9 @@ cdef enum ChunkStep:
     CONTENT_LF
     END  # behind the last chunk's line
     END_LF
-    TRAILERS  # the bytes from here to a blank line are fields, and the caller's to read
+    TRAILERS  # the bytes from here to a blank line are fields, which the caller reads
     DONE
-    BROKEN  # the next byte must not stand there; nothing more is read
+    BROKEN  # the next byte is not allowed there; nothing more is read
 
 
 cdef struct ChunkState:
@@ -26,9 +26,9 @@ cdef struct ChunkState:
     int line  # bytes of this size line
 
 
-# Read a run of bytes that either all go on as they are (`kept`) or all do not: blanks and extensions
-# behind a size mean nothing to the next reader. Answers how many they are: 0 only at TRAILERS, DONE
-# or BROKEN, or without bytes.
+# Read a run of bytes that are either all passed on as they are (`kept`) or all dropped: blanks and
+# extensions behind a size mean nothing to the next reader. Returns their number: 0 only at TRAILERS,
+# DONE or BROKEN, or when there are no bytes.
 cdef Py_ssize_t read_chunked(
     ChunkState *state, const uint8_t *p, Py_ssize_t size, bint *kept
 ) noexcept nogil

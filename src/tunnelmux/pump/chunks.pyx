@@ -1,4 +1,4 @@
-"""Chunked bodies, read along while they pass, without any I/O.
+"""Chunked bodies, followed while they pass, without any I/O.
 
 The docstrings of the public names are in `chunks.pyi`.
 """
@@ -88,7 +88,7 @@ cdef Py_ssize_t read_chunked(
             state.left -= <uint64_t>take
             at += take
             continue
-        # What a byte is shows the step behind it: a blank, say, ends the digits.
+        # The step before this byte does not yet say what it is: a blank, say, ends the digits.
         keeps = p[at] == CR or not (
             state.step == BLANKS or state.step == EXTENSION
             or state.step == SIZE and hexadecimal(p[at]) < 0

@@ -1,6 +1,6 @@
-"""Cookies that are not a device's to set or to see. The docstrings are in `cookies.pyi`.
+"""Cookies that a device must not set or see. The docstrings are in `cookies.pyi`.
 
-A browser cuts the value at every semicolon, quotes or not (RFC 6265 5.2), and so does this.
+Like a browser, this cuts the value at every semicolon, in quotes or not (RFC 6265 5.2).
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -14,7 +14,7 @@ cdef enum:
     OWN_PLAIN_SIZE = 13  # bytes of b"tunnelmux-dev"
 
 
-cdef inline uint8_t small(uint8_t byte) noexcept nogil:
+cdef inline uint8_t lower(uint8_t byte) noexcept nogil:
     return byte + 0x20 if c"A" <= byte <= c"Z" else byte
 
 
@@ -23,7 +23,7 @@ cdef inline bint is_blank(uint8_t byte) noexcept nogil:
 
 
 cdef inline bint is_plain(uint8_t byte) noexcept nogil:
-    byte = small(byte)
+    byte = lower(byte)
     return c"a" <= byte <= c"z" or c"0" <= byte <= c"9" or byte == c"-" or byte == c"."
 
 
@@ -42,7 +42,7 @@ cdef Py_ssize_t name_size(const uint8_t *host, Py_ssize_t size) noexcept nogil:
 cdef bint is_above(
     const uint8_t *p, Py_ssize_t size, const uint8_t *host, Py_ssize_t host_size
 ) noexcept nogil:
-    """Whether a Domain attribute of this value is taken out."""
+    """Whether a Domain attribute with this value has to be taken out."""
     cdef Py_ssize_t i
     while size and p[0] == c".":
         p += 1
@@ -58,7 +58,7 @@ cdef bint is_above(
     if size >= host_size or host[host_size - size - 1] != c".":
         return False
     for i in range(size):
-        if small(p[i]) != small(host[host_size - size + i]):
+        if lower(p[i]) != lower(host[host_size - size + i]):
             return False
     return True
 
@@ -69,7 +69,7 @@ cdef bint is_domain(const uint8_t *p, Py_ssize_t size) noexcept nogil:
     if size != 6:
         return False
     for i in range(6):
-        if small(p[i]) != <uint8_t>name[i]:
+        if lower(p[i]) != <uint8_t>name[i]:
             return False
     return True
 
@@ -77,7 +77,7 @@ cdef bint is_domain(const uint8_t *p, Py_ssize_t size) noexcept nogil:
 cdef bint names_domain(const uint8_t *p, Py_ssize_t size) noexcept nogil:
     cdef Py_ssize_t at
     for at in range(size - 5):
-        if small(p[at]) == c"d" and is_domain(p + at, 6):
+        if lower(p[at]) == c"d" and is_domain(p + at, 6):
             return True
     return False
 
@@ -137,21 +137,21 @@ cdef bint next_pair(
     return True
 
 
-cdef bint begins_small(
+cdef bint begins_ignoring_case(
     const uint8_t *p, Py_ssize_t size, const char *name, Py_ssize_t name_size
 ) noexcept nogil:
-    """Whether these bytes begin with *name*, which is in small letters, in any case."""
+    """Whether these bytes begin with *name*, in any case. *name* itself is in lower case."""
     cdef Py_ssize_t i
     if size < name_size:
         return False
     for i in range(name_size):
-        if small(p[i]) != <uint8_t>name[i]:
+        if lower(p[i]) != <uint8_t>name[i]:
             return False
     return True
 
 
 cdef bint is_own_cookie(const uint8_t *p, Py_ssize_t size) noexcept nogil:
-    return begins_small(p, size, b"__host-tunnelmux", OWN_SIZE) or begins_small(
+    return begins_ignoring_case(p, size, b"__host-tunnelmux", OWN_SIZE) or begins_ignoring_case(
         p, size, b"tunnelmux-dev", OWN_PLAIN_SIZE
     )
 

@@ -1,10 +1,10 @@
-"""Counters of what comes by the thousand: an addition or two for each, and read when asked for."""
+"""Counters of frequent events: one or two additions for each, and read when asked for."""
 
 from typing import final
 
 @final
 class Histogram:
-    """How many values were at most so large."""
+    """How many values there were up to each of some limits."""
 
     def __init__(self, *limits: float) -> None:
         """*limits* ascend; there are 24 at most, else ValueError."""
@@ -26,13 +26,13 @@ class Histogram:
 
 @final
 class RequestCounts:
-    """Requests that are over, their content and how long they took."""
+    """Requests that have ended, their bytes of content and how long they took."""
 
     def __init__(self, *limits: float) -> None:
         """*limits* are those of `seconds`."""
 
     def add(self, status: int, bytes_in: int, bytes_out: int, seconds: float) -> None:
-        """Count one; its status is 0 where the visitor was given none."""
+        """Count one; *status* is 0 when the visitor got no answer."""
 
     @property
     def by_class(self) -> dict[str, int]:
@@ -40,11 +40,11 @@ class RequestCounts:
 
     @property
     def bytes_in(self) -> int:
-        """Content from visitors."""
+        """Bytes of content from visitors."""
 
     @property
     def bytes_out(self) -> int:
-        """Content to visitors."""
+        """Bytes of content to visitors."""
 
     @property
     def seconds(self) -> Histogram:

@@ -1,4 +1,4 @@
-"""Counters of what comes by the thousand: an addition or two for each, and read when asked for.
+"""Counters of frequent events: one or two additions for each, and read when asked for.
 
 The docstrings of the public names are in `counts.pyi`.
 """

@@ -1,8 +1,8 @@
 """The pump on Trio: one task that moves the bytes of all sessions and relays of a process.
 
-`open_pump` owns that task. A `Session` that is given the pump lends it its socket and keeps every
-decision; what the pump cannot carry (memory, a platform without epoll) goes by Trio streams as
-if there were no pump.
+`open_pump` owns that task. A `Session` that is given the pump lends it its socket and still makes
+every decision. Where the pump cannot carry a transport (memory, a platform without epoll), the
+session uses Trio streams as if there were no pump.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ __all__ = [
 _log = get_logger("pump")
 
 _MOMENT = 0.003
-# Seconds before a deadline in which the pump does not linger: what it may take, and some.
+# Seconds before a deadline in which the pump does not linger: a little more than it may take.
 
 _NEWS_PORTION = 0.002
-# Seconds for which owners are told before the other tasks get their turn: one may make a handshake.
+# Seconds for which owners are called before the other tasks get their turn: one may do a handshake.
 
 _LINES_DELAY = 0.02
-# Seconds for which lines of the log gather: a write for each batch would cost as much as the lines.
+# Seconds for which log lines are gathered: a write for each batch would cost as much as the lines.
 
 _LEAVE_LOOK = 0.05
-# Seconds between looks at connections that are to be reset once their peers have what was sent.
+# Seconds between checks of the connections that are reset once their peers have what was sent.
 
 _LEAVE_PATIENCE = 5.0
-# Seconds they get for it.
+# Seconds that such a connection gets.
 
 _MOST_LINES = 65_536
 # Bytes of lines after which they are written at once.
@@ -76,11 +76,11 @@ class Lent:
     masks: bool = False
     """Whether what is sent must be masked: on the side that dialled."""
     tls: tuple[SSLObject, MemoryBIO, MemoryBIO] | None = None
-    """What encrypts all of it, with what that reads from and writes to."""
+    """The TLS object that encrypts all of it, and the two BIOs that it reads from and writes to."""
     early: bytes = b""
     """Payload that was read before the socket was lent."""
     on_lent: Callable[[ControlSender], None] | None = None
-    """Called with what sends control frames from now on."""
+    """Called with the object that sends control frames from now on."""
     on_control: Callable[[], None] | None = None
     """Called when `frames` holds control frames for the WebSocket library."""
     give_back: Callable[[bool], None] | None = None
@@ -123,13 +123,13 @@ def lend_socket(transport: trio.abc.Stream) -> Lent | None:
     if not isinstance(transport, trio.SSLStream):
         return None
     below = transport.transport_stream
-    # Trio has no public way to these. Should they move, TLS goes by Trio streams again, and a test
-    # says so.
+    # Trio has no public names for these. If they change, TLS uses Trio streams again, and a test
+    # fails.
     names = ("_ssl_object", "_incoming", "_outgoing")
     parts = tuple(getattr(transport, name, None) for name in names)
     if not isinstance(below, trio.SocketStream) or None in parts:
         return None
-    # A server's first session tickets wait for its first write: they go before that.
+    # Trio holds a server's first session tickets back until its first write: send them before it.
     if (held_back := getattr(transport, "_delayed_outgoing", None)) is not None:
         parts[2].write(held_back)  # type: ignore[union-attr]  # checked above
         setattr(transport, "_delayed_outgoing", None)  # noqa: B010  it has no public name
@@ -139,7 +139,7 @@ def lend_socket(transport: trio.abc.Stream) -> Lent | None:
 async def tls_stream(
     below: trio.SocketStream, tls: tuple[SSLObject, MemoryBIO, MemoryBIO]
 ) -> trio.SSLStream[trio.SocketStream]:
-    """The opposite of `lend_socket`: a server's TLS that began elsewhere, as Trio's stream."""
+    """The opposite of `lend_socket`: a Trio stream on a server's TLS whose handshake is done."""
     made, incoming, outgoing = tls
     stream = trio.SSLStream(
         below,
@@ -150,14 +150,14 @@ async def tls_stream(
     for name, part in (("_incoming", incoming), ("_outgoing", outgoing)):
         assert hasattr(stream, name)
         setattr(stream, name, part)
-    await (
-        stream.do_handshake()
-    )  # made already; a first use that is cancelled would break the stream
+    # The handshake is done, but Trio has to notice. It does so in the stream's first use, and when
+    # that is cancelled the stream is broken.
+    await stream.do_handshake()
     return stream
 
 
 class _Made:
-    """Stands for a context, and makes the TLS object that there is already."""
+    """In the place of an `SSLContext`: gives Trio the TLS object that exists already."""
 
     def __init__(self, made: SSLObject) -> None:
         self._made = made
@@ -190,7 +190,7 @@ class DataPump:
         self.core = core
         self._lines = core.lines = LineBuffer(time_of_day)
         self.on_lines: Callable[[bytes], None] | None = None
-        """Gets the lines about requests as well, also where the log does not want them."""
+        """Also gets the lines about requests, even when the log's level leaves them out."""
         self._has_lines = trio.Event()
         self._has_leaving = trio.Event()
         self._news: deque[Member] = deque()
@@ -235,8 +235,8 @@ class DataPump:
             self._write_lines()
 
     async def write_lines(self) -> None:
-        """Write down what the relays said of their requests and connections, soon after; until
-        cancelled."""
+        """Write the relays' log lines about requests and connections, 20 ms later and together.
+        Runs until cancelled."""
         with holding_lines(self._note_lines):
             while True:
                 await self._has_lines.wait()
@@ -244,12 +244,12 @@ class DataPump:
                 self._has_lines = trio.Event()
                 self._write_lines()
 
-    async def see_off(self) -> None:
-        """Reset the connections that are to be, once their peers took what came before; until
-        cancelled, then at once."""
+    async def finish_resets(self) -> None:
+        """Reset the connections that end so, each once its peer took what was sent before.
+        Runs until cancelled; then it resets the rest at once."""
         try:
             while True:
-                # No deadline: it wakes when there is one.
+                # No deadline: it waits for the first such connection.
                 await self._has_leaving.wait()
                 while self.core.leaving_count:
                     await trio.sleep(_LEAVE_LOOK)
@@ -315,7 +315,7 @@ async def open_pump() -> AsyncIterator[DataPump | None]:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pump.run)
         nursery.start_soon(pump.write_lines)
-        nursery.start_soon(pump.see_off)
+        nursery.start_soon(pump.finish_resets)
         try:
             yield pump
         except Exception as exc:  # noqa: BLE001  raised below, where no nursery wraps it in a group

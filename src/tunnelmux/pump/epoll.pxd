@@ -1,4 +1,4 @@
-# The C face of the pump, for what has a socket in it.
+# The C face of the pump, for the modules that keep sockets in it.
 
 from cpython.object cimport PyObject
 from libc.stdint cimport uint8_t, uint32_t
@@ -29,8 +29,8 @@ cdef class Pump:
     cdef uint8_t *input
     cdef void *spare
     cdef Py_ssize_t spare_count
-    cdef bytes dice
-    cdef Py_ssize_t dice_used
+    cdef bytes random_bytes
+    cdef Py_ssize_t random_used
     cdef Link turns
     cdef Link dirty
     cdef list news
@@ -50,7 +50,7 @@ cdef class Pump:
     cdef int tell(self, Member member) except -1
     cdef uint8_t *take_buffer(self) except NULL
     cdef void give_buffer(self, uint8_t *buffer) noexcept
-    cdef int let_out(self, int fd) except -1
+    cdef int delay_reset(self, int fd) except -1
     cdef const uint8_t *next_mask(self) except NULL
     cdef bint is_busy_(self) noexcept
     cdef bint wait_a_moment(self) noexcept

@@ -8,11 +8,11 @@ from tunnelmux.pump.counts import Histogram, RequestCounts
 from tunnelmux.pump.lines import LineBuffer
 
 def trim_heap() -> None:
-    """Give back to the system what the heap holds and nothing uses; with the GNU C library only."""
+    """Give the unused memory of the heap back to the system; with the GNU C library only."""
 
 @final
 class Pump:
-    """Handles what is ready, and says when there is more. One Trio task drives it."""
+    """Handles the sockets that are ready. One Trio task drives it."""
 
     def __init__(self) -> None:
         """Raises OSError when the system has no descriptor left."""
@@ -24,7 +24,7 @@ class Pump:
         With *linger* it also handles what becomes ready within a tenth of a millisecond each time,
         for two milliseconds in all: for when no other task has anything to do.
 
-        Answers the members whose owners have to look: something happened that Python decides on.
+        Returns the members to which something happened that their owners in Python must decide on.
         """
     @property
     def is_busy(self) -> bool:
@@ -36,28 +36,28 @@ class Pump:
     def now(self) -> float:
         """The time of the last batch."""
     lines: LineBuffer | None
-    """Where relays of HTTP requests put the log's lines about them; to be emptied after a batch."""
+    """Where relays of HTTP requests put log lines about them; the caller empties it after a batch."""
     requests: RequestCounts | None
     """Where relays of HTTP requests count them."""
     @property
     def batches(self) -> Histogram:
-        """How long batches took (seconds), without the time in which they waited for more."""
+        """How long batches took (seconds), without the time for which they lingered."""
     def wake(self) -> None:
         """Make the descriptor readable, so that a batch follows soon."""
     @property
     def leaving_count(self) -> int:
-        """Connections that were reset and wait for their peers to take what was sent before."""
+        """How many connections are to be reset once their peers took what was sent before."""
     def close_left(self, now: float, patience: float) -> None:
-        """Reset those of which all was taken, or which wait for *patience* seconds."""
+        """Reset those whose peers took everything, or that have waited for *patience* seconds."""
     def close(self) -> None:
-        """Let go of every socket: what runs on them ends with an OSError."""
+        """Let go of every socket: tunnels and relays on them end with an OSError."""
 
 @disjoint_base
 class Member:
-    """What has a socket in a pump."""
+    """A socket in a pump, with the code that handles it."""
 
     owner: Any
-    """Who is told: its `on_news()` is called after a batch in which it has to look."""
+    """Its `on_news()` is called after a batch in which something happened that it must decide on."""
 
     @property
     def fd(self) -> int:

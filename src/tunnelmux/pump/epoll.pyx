@@ -1,8 +1,8 @@
 """One epoll instance for all the sockets of a process, handled in batches without Python in between.
 
 Linux only. The descriptor of an epoll instance is itself pollable: one Trio task waits for it and
-calls `Pump.batch`, which handles all that is ready, in bounded portions, and answers what Python has
-to see. Sockets are watched edge-triggered, so that an idle one costs no call to the kernel.
+calls `Pump.batch`, which handles all that is ready, in bounded portions, and returns the members that
+Python has to look at. Sockets are watched edge-triggered, so that an idle one costs no system call.
 The docstrings of the public names are in `epoll.pyi`.
 """
 
@@ -73,12 +73,12 @@ cdef extern from "unistd.h" nogil:
     ssize_t write(int fd, const void *data, size_t size)
 
 cdef enum:
-    LINGER = 100_000  # nanoseconds that a look waits, if no other task has anything to do
-    EVENTS = 512  # descriptors handled in one look
+    LINGER = 100_000  # nanoseconds that a batch waits for more, if no other task has anything to do
+    EVENTS = 512  # descriptors handled in one round
     SLACK = 64  # bytes by which frame headers may go over the payload's bound
     KEPT_BUFFERS = 32  # spare output buffers a pump keeps
-    MOST_LEAVING = 1024  # connections that may be kept for their peers to take what was sent
-    DICE = 4096  # bytes of randomness fetched at once: a thousand masks
+    MOST_LEAVING = 1024  # connections kept open until their peers took what was sent
+    RANDOM_BYTES = 4096  # bytes of randomness fetched at once: a thousand masks
 
 
 cdef double PORTION = 0.002  # seconds of a batch, after which the other tasks get their turn
@@ -91,7 +91,7 @@ cdef inline double monotonic() noexcept nogil:
 
 
 cdef int bytes_unsent(int fd) noexcept nogil:
-    """Bytes that the peer has not acknowledged; 0 when that cannot be told."""
+    """Bytes that the peer has not acknowledged; 0 when the system does not say."""
     cdef int count = 0
     return count if ioctl(fd, TIOCOUTQ, &count) == 0 else 0
 
@@ -107,7 +107,7 @@ def trim_heap():
 @cython.final
 cdef class Pump:
     # A member is in `members` from `add` to `remove`, which hold a reference to it, so that links
-    # and epoll need none. `turns` are members that have something left to do, `dirty` the tunnels
+    # and epoll need none. `turns` lists members that have something left to do, `dirty` the tunnels
     # that may have something to send.
 
     def __cinit__(self):
@@ -116,7 +116,7 @@ cdef class Pump:
         init_link(&self.dirty, NULL)
         self.news = []
         self.leaving = []
-        self.dice = b""
+        self.random_bytes = b""
         self.batches = Histogram(0.00001, 0.00003, 0.0001, 0.0003, 0.001, 0.002, 0.005, 0.02, 0.1)
 
     def __init__(self):
@@ -185,7 +185,8 @@ cdef class Pump:
         return news
 
     cdef double moment(self) noexcept:
-        """Seconds on a clock that only goes on, within a batch as well; `now` is Trio's."""
+        """Seconds on the monotonic clock, read now; `now` is the time at which the batch began, on
+        Trio's clock."""
         return monotonic()
 
     cdef bint is_busy_(self) noexcept:
@@ -210,7 +211,7 @@ cdef class Pump:
         return n > 0
 
     cdef int handle_events(self) except -1:
-        """Let every descriptor that is ready be looked at; how many there were."""
+        """Let every member whose descriptor is ready handle it; returns how many were ready."""
         cdef epoll_event events[EVENTS]
         cdef uint64_t count
         cdef Member member
@@ -245,7 +246,7 @@ cdef class Pump:
                 self.remove(member)
         while is_linked(&self.dirty):
             unlink(self.dirty.following)
-        self.wake()  # their owners are to be told
+        self.wake()  # their owners must be called
 
     # -- members --------------------------------------------------------------------------------
 
@@ -291,7 +292,7 @@ cdef class Pump:
         return 0
 
     cdef int replace(self, Member member, Member other) except -1:
-        """Have *other* in the place of *member*, for the same descriptor: no call to the kernel."""
+        """Put *other* in the place of *member*, for the same descriptor: no system call."""
         if not member.registered or other.fd != member.fd:
             raise ValueError(f"descriptor {other.fd} is not that of the member to be replaced")
         member.registered = False
@@ -332,18 +333,18 @@ cdef class Pump:
 
     cdef const uint8_t *next_mask(self) except NULL:
         """Four bytes for a mask, from a strong source of entropy (RFC 6455 section 5.3)."""
-        if self.dice_used + 4 > len(self.dice):
-            self.dice = os.urandom(DICE)
-            self.dice_used = 0
-        self.dice_used += 4
-        return <const uint8_t *>PyBytes_AS_STRING(self.dice) + self.dice_used - 4
+        if self.random_used + 4 > len(self.random_bytes):
+            self.random_bytes = os.urandom(RANDOM_BYTES)
+            self.random_used = 0
+        self.random_used += 4
+        return <const uint8_t *>PyBytes_AS_STRING(self.random_bytes) + self.random_used - 4
 
     # -- connections that end with a reset -----------------------------------------------------
 
-    cdef int let_out(self, int fd) except -1:
-        """Keep the connection behind *fd* until its peer has all that was sent on it, or for a while.
+    cdef int delay_reset(self, int fd) except -1:
+        """Keep the connection of *fd* open until its peer has all that was sent, or for a while.
 
-        A reset discards what the kernel has not sent yet. The owner of *fd* closes it as ever, and
+        A reset discards what the kernel has not sent yet. The owner of *fd* closes it as always, and
         that takes effect when this second descriptor is closed as well."""
         cdef int second
         if bytes_unsent(fd) > 0 and len(self.leaving) < MOST_LEAVING:
@@ -375,7 +376,7 @@ cdef class Pump:
         cdef int left = EVENTS  # the others are first in the next round
         cdef double until = self.began + PORTION  # a turn may hold a TLS handshake
         init_link(&last, NULL)
-        append_link(&self.turns, &last)  # who asks for a turn during this round waits for the next
+        append_link(&self.turns, &last)  # a turn asked for during this round waits for the next one
         while left and self.turns.following != &last:
             left -= 1
             link = self.turns.following
@@ -409,7 +410,7 @@ cdef class Pump:
 
 
 cdef class Member:
-    # What has a socket in a pump: here are the calls it gets.
+    # A socket in a pump. Its subclasses define the calls that they need.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.turn_link, <void *>self)

@@ -13,13 +13,13 @@ cdef enum FieldKind:
     TRANSFER_ENCODING
     CONNECTION
     KEEP_ALIVE
-    FORWARDING  # what only a proxy may say of a visitor: of a request, dropped or replaced
+    FORWARDING  # what only a proxy may say about a visitor: dropped from a request, or replaced
     EXPECT
     HOP  # for the next hop only, beside those above
     TRAILER  # announces trailers
     OWN  # Tunnelmux-*
-    DISGUISED  # one of those from SET_COOKIE on, with some other sign in place of a "-"
+    DISGUISED  # one of those from SET_COOKIE on, with another character in place of a "-"
 
 
-# What a name of *size* > 0 bytes, all of a token, means. Trailers may hold what is ORDINARY only.
+# The kind of the field with this name: *size* > 0 bytes of a token. Trailers may only hold ORDINARY.
 cdef FieldKind kind_of(const uint8_t *p, Py_ssize_t size) noexcept nogil

@@ -25,13 +25,13 @@ _FieldKind: TypeAlias = Literal[
 ]
 
 FORWARDING_NAMES: tuple[bytes, ...]
-"""Names, in small letters, by which a proxy says who sent a request, and for what."""
+"""Names, in lower case, of fields in which a proxy says who sent a request, and for what."""
 
 FORWARDING_PREFIXES: tuple[bytes, ...]
-"""The same for all names that begin like this."""
+"""The same for all names that begin with one of these."""
 
 def field_kind(name: bytes) -> _FieldKind:
-    """What a field of this *name*, in any case, is for.
+    """What a field with this *name*, in any case, means to a proxy.
 
     - "ordinary": passes, in a head and in trailers;
     - "head-only": passes in a head; in trailers it would change framing, routing, authentication or
@@ -39,8 +39,8 @@ def field_kind(name: bytes) -> _FieldKind:
     - "set-cookie", "clear-site-data", "host", "content-length", "transfer-encoding", "connection",
       "keep-alive", "expect", "trailer": the field of that name;
     - "hop": for the next hop only (RFC 9110 section 7.6.1), beside those;
-    - "forwarding": what a proxy says of the visitor behind it, and a visitor may not say itself;
+    - "forwarding": what a proxy says about the visitor, and a visitor may not say itself;
     - "own": `Tunnelmux-*`;
-    - "disguised": neither of the first two, and spelt with another sign in place of a `-`. CGI, WSGI
-      and their like cannot tell `X_Real_IP` or `X.Real.IP` from `X-Real-IP`.
+    - "disguised": any kind but the first two, with another character in place of a `-`. CGI, WSGI
+      and the like cannot tell `X_Real_IP` or `X.Real.IP` from `X-Real-IP`.
     """

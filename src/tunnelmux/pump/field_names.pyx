@@ -1,7 +1,7 @@
 """The table of header fields that mean something to a proxy.
 
-The docstrings are in `field_names.pyi`. A name is looked up by its size and its first byte, then by
-the beginnings of names; nothing is allocated.
+The docstrings are in `field_names.pyi`. A name is looked up among the names of its size, then among
+the prefixes with its first byte; nothing is allocated.
 """
 
 from cpython.bytes cimport PyBytes_AS_STRING
@@ -9,7 +9,7 @@ from libc.stdint cimport uint8_t
 from libc.string cimport memset
 
 FORWARDING_NAMES = (
-    # Who sent it
+    # Who sent the request
     b"client-ip",
     b"fastly-client-ip",
     b"fly-client-ip",
@@ -19,7 +19,7 @@ FORWARDING_NAMES = (
     b"x-originating-ip",
     b"x-proxyuser-ip",
     b"x-true-client-ip",
-    # What for, and how it came in
+    # What it was sent for, and how it came in
     b"front-end-https",
     b"path-info",
     b"script-name",
@@ -32,15 +32,15 @@ FORWARDING_NAMES = (
     b"x-scheme",
     b"x-script-name",
     b"x-url-scheme",
-    # What CGI takes for the environment's HTTP_PROXY ("httpoxy")
+    # CGI makes HTTP_PROXY of it in the environment ("httpoxy")
     b"proxy",
-    # Which files a server in front may send by itself
+    # Which files a server in front may send itself
     b"x-accel-mapping",
     b"x-sendfile-type",
 )
 
 FORWARDING_PREFIXES = (
-    # Who sent it, what for, and how it came in
+    # Who sent the request, what for, and how it came in
     b"cf-connecting-",
     b"forwarded",
     b"proxy-",
@@ -121,11 +121,11 @@ cdef struct Entry:
     FieldKind kind
 
 cdef Entry NAMES[MAX_ENTRIES]  # by size
-cdef int FIRST[LONGEST + 2]  # of each size; behind the last one of a size stands that of the next
+cdef int FIRST[LONGEST + 2]  # where the names of each size begin; they end where the next size begins
 cdef Entry PREFIXES[MAX_ENTRIES]  # by their first byte
-cdef int FIRST_PREFIX[257]  # of each first byte, in the same way
+cdef int FIRST_PREFIX[257]  # where the prefixes with each first byte begin, in the same way
 
-# Letters small, and every sign that a token may hold as "-".
+# Letters in lower case, digits as they are, and "-" for every other byte.
 cdef uint8_t FOLDED[256]
 
 
@@ -140,7 +140,7 @@ cdef int fill_tables() except -1:
     assert len(KINDS) <= MAX_ENTRIES and max(map(len, KINDS)) <= LONGEST
     for size in range(LONGEST + 1):
         FIRST[size] = at
-        for name, kind in KINDS.items():  # which keeps the names alive
+        for name, kind in KINDS.items():  # KINDS keeps the names alive
             if len(name) == size:
                 NAMES[at] = Entry(<const uint8_t *>PyBytes_AS_STRING(name), size, kind)
                 at += 1
@@ -160,7 +160,7 @@ fill_tables()
 
 
 cdef inline bint begins(const uint8_t *p, const Entry *entry) noexcept nogil:
-    """Whether the name at *p*, which is long enough, begins like this entry."""
+    """Whether the name at *p*, which is at least as long, begins with this entry."""
     cdef Py_ssize_t i
     for i in range(entry.size):
         if FOLDED[p[i]] != entry.name[i]:

@@ -9,15 +9,15 @@ from tunnelmux.yamux.ring cimport ByteRing
 
 
 cdef enum RequestState:
-    REQUEST_IDLE  # the next request's first byte is awaited
+    REQUEST_IDLE  # waits for the next request's first byte
     REQUEST_HEAD  # part of its head is kept
-    REQUEST_READY  # its head is kept whole, and waits to be sent
+    REQUEST_READY  # all of its head is kept, and waits to be sent
     REQUEST_LENGTH
     REQUEST_CHUNKS
     REQUEST_TRAILERS
-    REQUEST_DONE  # it was sent whole, and waits for the end of its answer
-    REQUEST_DECLINED  # the kept bytes are not for a follower, but for h11
-    REQUEST_BROKEN  # its body broke its framing
+    REQUEST_DONE  # all of it was sent; it waits for the end of its answer
+    REQUEST_DECLINED  # the scanner does not accept the head: h11 has to read the kept bytes
+    REQUEST_BROKEN  # the framing of its body is malformed
     REQUEST_STATES
 
 
@@ -39,15 +39,15 @@ cdef enum RequestEvent:
 cdef enum AnswerState:
     ANSWER_NONE  # no request waits for one
     ANSWER_HEAD
-    ANSWER_DOUBT  # its head is gathered for the judge
+    ANSWER_DOUBT  # the scanner did not accept its head: it is gathered for the judge
     ANSWER_LENGTH
     ANSWER_CHUNKS
     ANSWER_TRAILERS
     ANSWER_UNTIL_END
     ANSWER_DONE
     ANSWER_MISSING  # the connection ended without a byte of it
-    ANSWER_REFUSED  # its head cannot be passed on, or is not whole: `problem` says why
-    ANSWER_BROKEN  # its body ended too early, or broke its framing
+    ANSWER_REFUSED  # its head cannot be passed on, or is incomplete: `problem` says why
+    ANSWER_BROKEN  # its body ended too early, or its framing is malformed
     ANSWER_UNASKED  # bytes came that belong to no answer
     ANSWER_STATES
 
@@ -72,9 +72,9 @@ cdef enum AnswerEvent:
 
 
 cdef enum Gives:
-    # What goes on of the bytes that a follower took.
+    # What is passed on for the bytes that a follower took.
     GIVES_NOTHING
-    GIVES_SAME  # the very same bytes
+    GIVES_SAME  # the same bytes
     GIVES_MADE  # `made` in their place
 
 
@@ -100,8 +100,8 @@ cdef class RequestFollower:
     cdef bytes said(self)
     cdef bytes span(self, Span span)
     cdef bint is_called(self, const char *method, Py_ssize_t size) noexcept
-    cdef bint only_looks(self) noexcept
-    cdef bint is_safe(self) noexcept
+    cdef bint has_safe_method(self) noexcept
+    cdef bint may_repeat(self) noexcept
     cdef bint in_body(self) noexcept
     cdef Py_ssize_t run_left(self) noexcept
     cdef int skip_run(self, Py_ssize_t size) except -1

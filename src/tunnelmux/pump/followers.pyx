@@ -1,8 +1,8 @@
-"""The two directions of one HTTP connection, read along while they pass, without any I/O.
+"""Followers of the two directions of one HTTP connection, without any I/O.
 
 A `RequestFollower` reads what a visitor sends, an `AnswerFollower` what a target answers. Each takes
-bytes as they come, in any cuts, and says what of them goes on. What each may do when stands in one
-table for each, below; a step that is not in it is a bug, and raises AssertionError.
+bytes as they come, in pieces of any size, and says which bytes to pass on. Each has a table below of
+its states and the steps between them; a step that is not in it is a bug, and raises AssertionError.
 The docstrings of the public names are in `followers.pyi`.
 """
 
@@ -32,7 +32,7 @@ cdef bytes CLOSE = b"Connection: close\r\n"
 
 # -- The tables ---------------------------------------------------------------------------------
 #
-# State: {what happens: the state after it}. A state without a line is left by nothing.
+# State: {event: the state after it}. A state without a line is final.
 
 REQUEST_TABLE = {
     REQUEST_IDLE: {HEAD_BEGAN: REQUEST_HEAD},
@@ -120,8 +120,8 @@ fill_tables()
 
 @cython.final
 cdef class RequestFollower:
-    # `kept` are the bytes of a head, from its first to the end of the answer while it may have to be
-    # sent again, and those of a trailer section.
+    # `kept` holds the bytes of a head, and of a trailer section. A head that may have to be sent
+    # again stays there until the end of the answer.
 
     def __cinit__(self, *args, **kwargs):
         self.kept = ByteRing.__new__(ByteRing)
@@ -177,11 +177,11 @@ cdef class RequestFollower:
         return 0
 
     cdef bytes text(self, Py_ssize_t at, Py_ssize_t end):
-        """These of the kept bytes."""
+        """The kept bytes from *at* to *end*."""
         return (<char *>self.kept.base)[at:end] if end > at else b""
 
     cdef bytes span(self, Span span):
-        """What the shape points at."""
+        """The kept bytes of this span."""
         return self.text(span.at, span.end)
 
     cdef bytes said(self):
@@ -196,11 +196,11 @@ cdef class RequestFollower:
         """Whether the kept head has this method."""
         return self.shape.method_size == size and memcmp(self.kept.base, method, size) == 0
 
-    cdef bint only_looks(self) noexcept:
+    cdef bint has_safe_method(self) noexcept:
         """Whether the method changes nothing (RFC 9110 9.2.1)."""
         return self.shape.is_head or self.is_called(b"GET", 3) or self.is_called(b"OPTIONS", 7)
 
-    cdef bint is_safe(self) noexcept:
+    cdef bint may_repeat(self) noexcept:
         """Whether the request, whose head is kept, changes nothing and has no body."""
         if self.shape.chunked or self.shape.content_length:
             return False
@@ -210,7 +210,7 @@ cdef class RequestFollower:
         return REQUEST_LENGTH <= self.state_ <= REQUEST_TRAILERS
 
     cdef Py_ssize_t run_left(self) noexcept:
-        """How many of the next bytes are content, and go on as they are."""
+        """How many of the next bytes are content, to be passed on as they are."""
         if self.state_ == REQUEST_LENGTH:
             return <Py_ssize_t>self.left
         if self.state_ == REQUEST_CHUNKS and self.chunks.step == CONTENT:
@@ -218,7 +218,7 @@ cdef class RequestFollower:
         return 0
 
     cdef int skip_run(self, Py_ssize_t size) except -1:
-        """*size* of them went on, and their values do not matter."""
+        """*size* of these bytes were passed on without a look at their values."""
         cdef bint kept = True
         if self.state_ == REQUEST_LENGTH:
             self.left -= size
@@ -228,8 +228,8 @@ cdef class RequestFollower:
         return 0
 
     cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take some of these bytes, at least one; `gives` says what goes on. Not when READY, DONE,
-        DECLINED or BROKEN."""
+        """Take some of these bytes, at least one; `gives` says what to pass on. Not to be called when
+        READY, DONE, DECLINED or BROKEN."""
         cdef Py_ssize_t used
         cdef bint kept = True
         if self.state_ == REQUEST_IDLE:
@@ -251,7 +251,7 @@ cdef class RequestFollower:
         if self.chunks.step == DONE:
             self.move(BODY_READ)
         elif self.chunks.step == BROKEN:
-            self.problem = "the request's chunks are not what they should be"
+            self.problem = "the chunked framing of the request is malformed"
             self.move(BODY_BROKE)
         elif self.chunks.step == TRAILERS:
             self.move(TRAILERS_BEGAN)
@@ -290,7 +290,7 @@ cdef class RequestFollower:
             size = end - before
         self.kept.reset()
         if made is None:
-            self.problem = "a trailer field of the request is not what it should be"
+            self.problem = "the trailer fields of the request are malformed"
             self.move(BODY_BROKE)
             return size
         self.gives = GIVES_MADE
@@ -301,12 +301,12 @@ cdef class RequestFollower:
     cdef Py_ssize_t write_head(
         self, const uint8_t *fields, Py_ssize_t fields_size, uint8_t *out
     ) except -1:
-        """The head that is READY, with these lines, as it goes on; `sent` is to follow. There is
-        room for it, which is at most `kept.size` and `fields_size` bytes."""
+        """Write the READY head, with these lines added, to *out*, which has room for `kept.size` and
+        `fields_size` bytes. The caller then calls `sent`."""
         return rewrite_request(self.kept.base, &self.shape, fields, fields_size, out)
 
     cdef int sent(self, bint keep) except -1:
-        """The head went on; *keep* it, for the case that it has to be sent again."""
+        """The head was passed on; *keep* it when it may have to be sent again."""
         self.left = self.shape.content_length
         memset(&self.chunks, 0, sizeof(ChunkState))
         if not keep:
@@ -316,7 +316,7 @@ cdef class RequestFollower:
         return self.move(SENT_WITH_LENGTH if self.left else SENT_WITHOUT_BODY)
 
     cdef int answered(self) except -1:
-        """The request that is DONE was answered whole; the next one may begin."""
+        """The answer to the request that is DONE is complete; the next one may begin."""
         self.move(ANSWERED)
         self.kept.reset()
         self.trailers_steps = 0
@@ -329,7 +329,7 @@ cdef class RequestFollower:
 
 @cython.final
 cdef class AnswerFollower:
-    # `kept` are the bytes of a head, or of a trailer section, that is not whole.
+    # `kept` holds the bytes of an incomplete head or trailer section.
 
     def __cinit__(self, *args, **kwargs):
         self.kept = ByteRing.__new__(ByteRing)
@@ -378,7 +378,7 @@ cdef class AnswerFollower:
         return 0
 
     cdef int asked_(self, bytes method, bint is_last) except -1:
-        """A request was sent with this method; after one that `is_last` the visitor leaves."""
+        """A request was sent with this method; when it `is_last`, the visitor leaves after it."""
         self.move(ASKED)
         self.method = method
         self.to_head = len(method) == 4 and memcmp(PyBytes_AS_STRING(method), b"HEAD", 4) == 0
@@ -390,12 +390,12 @@ cdef class AnswerFollower:
         return 0
 
     cdef bint is_over(self) noexcept:
-        """Whether no byte can be taken: there is no answer to come, or something is wrong with it."""
+        """Whether it takes no more bytes: no answer is expected, or something is wrong with it."""
         return self.state_ == ANSWER_NONE or self.state_ >= ANSWER_DONE
 
     cdef Py_ssize_t take(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Take some of these bytes, at least one unless something is wrong with it then; `gives`
-        says what goes on. Not when `is_over`."""
+        """Take some of these bytes: at least one, unless the answer is found to be wrong. `gives` says
+        what to pass on. Not to be called when `is_over`."""
         if self.state_ == ANSWER_HEAD or self.state_ == ANSWER_DOUBT:
             return self.take_head(data, size)
         if self.state_ == ANSWER_TRAILERS:
@@ -412,7 +412,7 @@ cdef class AnswerFollower:
         return size
 
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Looks at a head where it lies when it is whole, and else at the kept beginning of it."""
+        """Scan a head where it lies when all of it is there, else behind the kept part of it."""
         cdef Py_ssize_t before = self.kept.size, total = size, end = -1
         cdef const uint8_t *p = data
         cdef Verdict verdict
@@ -423,7 +423,7 @@ cdef class AnswerFollower:
         if self.state_ == ANSWER_HEAD:
             verdict = scan_response(p, total, self.max_fields, self.to_head, &self.shape)
             if verdict == ACCEPTED and self.shape.until_end and self.method == b"SOURCE":
-                verdict = DECLINED  # the judge knows what to say of it
+                verdict = DECLINED  # the judge refuses it, and says why
             if verdict == ACCEPTED and self.shape.head_size <= self.max_head:
                 end = self.shape.head_size
                 self.accept(p, before == 0)
@@ -441,7 +441,7 @@ cdef class AnswerFollower:
             if self.state_ == ANSWER_HEAD:
                 self.interim += max(<int64_t>end, LEAST_INTERIM)
                 if self.interim > self.max_head:
-                    # A target could go on with them for ever, and each may have to be judged.
+                    # A target could send them for ever, and each may have to be read by h11.
                     self.gives = GIVES_NOTHING
                     self.refuse(f"its interim answers are larger than {self.max_head} bytes together")
             return end - before
@@ -452,7 +452,7 @@ cdef class AnswerFollower:
         return size
 
     cdef int accept(self, const uint8_t *p, bint in_place) except -1:
-        """The head at *p* is whole, and leaves no doubt."""
+        """Pass on the complete head at *p*, which the scanner accepted."""
         cdef ResponseShape *shape = &self.shape
         cdef bint parts = shape.closes or shape.is_old
         cdef bint changed = shape.has_hop or shape.sets_own or (
@@ -467,8 +467,8 @@ cdef class AnswerFollower:
             self.binds = shape.binds
             if self.is_last or shape.until_end:
                 fields = CLOSE
-            # The visitor's connection can go on, with another one to the target; or it ends, as the
-            # visitor wanted, and the target's may have its own mind (RFC 9112 9.6).
+            # Whether a connection closes is decided for each hop (RFC 9112 9.6). The visitor's can go
+            # on with another one to the target, or end when the visitor wants it.
             changed = changed or self.is_last or (parts and not shape.until_end)
         if changed:
             head = PyBytes_FromStringAndSize(NULL, shape.head_size + len(fields))
@@ -490,7 +490,7 @@ cdef class AnswerFollower:
         return self.begin_body(shape.chunked, shape.content_length)
 
     cdef int consult(self, const uint8_t *p, Py_ssize_t size) except -1:
-        """Have the head at *p* judged, which is whole and leaves a doubt."""
+        """Let the judge read the complete head at *p*, which the scanner declined."""
         verdict = self.judge.answer((<const char *>p)[:size], self.method)
         memset(&self.shape, 0, sizeof(ResponseShape))
         if isinstance(verdict, str):
@@ -517,8 +517,8 @@ cdef class AnswerFollower:
         return self.move(FINAL_WITH_LENGTH if length > 0 else FINAL_WITHOUT_BODY)
 
     cdef bytes hold_cookies(self, bytes head):
-        """The head with no cookie set or cleared for more than the hosts that were asked, and none of
-        ours."""
+        """The head without cookies set or cleared for other hosts than those that were asked, and
+        without the proxy's own cookies."""
         head = head_without_own_cookies(head)
         if self.cookie_hosts:
             head = head_clearing_only_own(head)
@@ -545,7 +545,7 @@ cdef class AnswerFollower:
         if self.chunks.step == DONE:
             self.move(ANSWER_READ)
         elif self.chunks.step == BROKEN:
-            self.problem = "the response's chunks are not what they should be"
+            self.problem = "the chunked framing of the response is malformed"
             self.move(ANSWER_BROKE)
         elif self.chunks.step == TRAILERS:
             self.move(ANSWER_TRAILERS_BEGAN)
@@ -567,7 +567,7 @@ cdef class AnswerFollower:
             size = end - before
         self.kept.reset()
         if made is None:
-            self.problem = "a trailer field of the response is not what it should be"
+            self.problem = "the trailer fields of the response are malformed"
             self.move(ANSWER_BROKE)
             return size
         self.content += end
@@ -576,7 +576,7 @@ cdef class AnswerFollower:
         return size
 
     cdef int ended_(self) except -1:
-        """Nothing more comes from the target."""
+        """The target's connection has ended."""
         if self.kept.size and self.state_ <= ANSWER_DOUBT:
             self.problem = "it closed the connection within the head of its answer"
             self.kept.reset()

@@ -8,7 +8,7 @@ from tunnelmux.pump.spans cimport Span, Spans
 cdef enum Verdict:
     INCOMPLETE  # the blank line has not come, and nothing is wrong so far
     ACCEPTED
-    DECLINED  # not unambiguous: for h11 to judge; the shape means nothing
+    DECLINED  # ambiguous: h11 has to read it; the shape means nothing
 
 
 cdef struct Progress:
@@ -24,7 +24,7 @@ cdef struct Progress:
 
 
 cdef struct RequestShape:
-    # To be zeroed, and then given to `scan_request` each time there is more of the head.
+    # Zeroed by the caller, then given to `scan_request` each time there is more of the head.
     Progress progress
     Py_ssize_t head_size  # through the blank line
     Py_ssize_t line_size  # of the request line, with its CRLF
@@ -35,7 +35,7 @@ cdef struct RequestShape:
     Span host  # the values of these fields; 0 to 0 when there is none
     Span device
     Span service
-    Span access  # of a program: the value of Tunnelmux-Access
+    Span access  # the value of Tunnelmux-Access, the token of a program
     Span login  # the value of Authorization
     Span login_line  # its whole line, for `drop_login`
     Span cookie  # the pair that is the cookie of a visitor who was let in
@@ -45,9 +45,9 @@ cdef struct RequestShape:
     bint chunked
     bint is_head
     bint closes  # the sender has no request after this one
-    bint binds  # it logs in, and the login will belong to the connection
-    Spans dropped  # what the rewritten head is without: whole lines, and cookies of the proxy's own
-    Spans said  # those lines of them that say who asked for what
+    bint binds  # it logs in, and the login belongs to the connection
+    Spans dropped  # what the rewritten head leaves out: whole lines, and the proxy's own cookies
+    Spans said  # the dropped lines that are forwarding fields
 
 
 cdef struct ResponseShape:
@@ -60,16 +60,16 @@ cdef struct ResponseShape:
     bint bodiless  # 1xx, 204, 304, or the answer to HEAD
     bint closes  # the sender ends the connection after this message
     bint is_old  # written as HTTP/1.0
-    bint has_hop  # says something that must not be passed on as it is
-    bint sets_domain  # a cookie of it names a domain
-    bint clears  # it would clear something at the browser
-    bint sets_own  # it would set a cookie of the proxy's own
-    bint binds  # it is part of a login that will belong to the connection
+    bint has_hop  # has a field for this hop only, which must not be passed on
+    bint sets_domain  # one of its cookies names a domain
+    bint clears  # it has Clear-Site-Data
+    bint sets_own  # it would set one of the proxy's own cookies
+    bint binds  # it is part of a login that belongs to the connection
     Spans dropped
 
 
-# Both look at a head that begins at `p` and of which `size` bytes are there, and go on from where
-# they stopped the last time. A head of more than `max_fields` fields is declined.
+# Both scan a head that begins at `p`, of which `size` bytes have come. They go on where they stopped
+# the last time. A head with more than `max_fields` fields is declined.
 cdef Verdict scan_request(
     const uint8_t *p, Py_ssize_t size, int max_fields, RequestShape *shape
 ) noexcept nogil
@@ -78,20 +78,20 @@ cdef Verdict scan_response(
     const uint8_t *p, Py_ssize_t size, int max_fields, bint to_head, ResponseShape *shape
 ) noexcept nogil
 
-# Where a head ends, sound or not, or -1; `looked` is 0 at first.
+# Where a head ends, valid or not, or -1; `looked` is 0 at first.
 cdef Py_ssize_t find_head_end(
     const uint8_t *p, Py_ssize_t size, Py_ssize_t *looked, int64_t *steps
 ) noexcept nogil
 
-# The accepted head with `fields`, whole lines with their CRLF, behind the remaining ones. `out` has
-# room for head_size + fields_size bytes and does not overlap; answers how many were written.
+# Write the accepted head to `out`, with `fields` (whole lines with their CRLF) behind its own. `out`
+# has room for head_size + fields_size bytes and does not overlap. Returns how many were written.
 cdef Py_ssize_t rewrite_request(
     const uint8_t *p, const RequestShape *shape, const uint8_t *fields, Py_ssize_t fields_size,
     uint8_t *out,
 ) noexcept nogil
 
-# Leave Authorization out as well: it was for the proxy. False when that is one place too many; harmless
-# twice.
+# Leave Authorization out as well: it was meant for the proxy. False when `dropped` has no place left.
+# A second call does no harm.
 cdef bint drop_login(RequestShape *shape) noexcept nogil
 
 # The same for a response, written as HTTP/1.1 and without Connection: a caller that closes says so

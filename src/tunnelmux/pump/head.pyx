@@ -52,7 +52,7 @@ cdef struct FieldLine:
 cdef uint64_t ONES = 0x0101010101010101
 cdef uint64_t HIGHS = 0x8080808080808080
 
-# The bytes of a token (RFC 9110 5.6.2), letters small and "_" as "-"; 0 for every other byte.
+# The bytes of a token (RFC 9110 5.6.2), letters in lower case and "_" as "-"; 0 for all others.
 cdef uint8_t FOLDED[256]
 
 cdef void fill_folded() noexcept:
@@ -67,7 +67,7 @@ cdef void fill_folded() noexcept:
 fill_folded()
 
 
-# -- Words ------------------------------------------------------------------------------------
+# -- Names and values -------------------------------------------------------------------------
 
 cdef inline bint is_text(uint8_t byte) noexcept nogil:
     """Whether a field's value may hold it: VCHAR, SP, HTAB or obs-text (RFC 9110 5.5)."""
@@ -95,7 +95,7 @@ cdef Py_ssize_t text_end(const uint8_t *p, Py_ssize_t at, Py_ssize_t size) noexc
 
 
 cdef bint is_name(const uint8_t *p, const char *name, Py_ssize_t size) noexcept nogil:
-    """Whether these bytes are *name*, which is in small letters, in any case."""
+    """Whether these bytes are *name*, in any case. *name* itself is in lower case."""
     cdef Py_ssize_t i
     for i in range(size):
         if FOLDED[p[i]] != <uint8_t>name[i]:
@@ -106,14 +106,14 @@ cdef bint is_name(const uint8_t *p, const char *name, Py_ssize_t size) noexcept 
 cdef bint is_named(
     const uint8_t *p, const FieldLine *line, const char *name, Py_ssize_t size
 ) noexcept nogil:
-    """Whether the field has this name, which is in small letters, in any case."""
+    """Whether the field has this name, in any case. *name* itself is in lower case."""
     return line.name_size == size and is_name(p + line.name_at, name, size)
 
 
 cdef bint is_value(
     const uint8_t *p, const FieldLine *line, const char *value, Py_ssize_t size
 ) noexcept nogil:
-    """Whether the field's value is *value*, which is in small letters, in any case."""
+    """Whether the field's value is *value*, in any case. *value* itself is in lower case."""
     cdef const uint8_t *start = p + line.value_at
     return (
         line.value_end - line.value_at == size
@@ -136,7 +136,7 @@ cdef int64_t decimal(const uint8_t *p, const FieldLine *line) noexcept nogil:
 
 
 cdef bint is_host(const uint8_t *p, Py_ssize_t size) noexcept nogil:
-    """Whether this is a name or an address with an optional port (RFC 9110 7.2), in plain letters."""
+    """Whether this is a name in ASCII or an address, with an optional port (RFC 9110 7.2)."""
     cdef Py_ssize_t at = 0
     if size > 0 and p[0] == OPENING:
         at = 1
@@ -217,8 +217,8 @@ cdef Py_ssize_t find_head_end(
 cdef bint read_field(
     const uint8_t *p, Py_ssize_t start, Py_ssize_t end, FieldLine *line
 ) noexcept nogil:
-    """One field line (RFC 9112 5) from *start* to *end*, its LF the last byte; False when it is
-    none. A folded line begins with no name."""
+    """Read one field line (RFC 9112 5) from *start* to *end*, the byte behind its LF. False when it is
+    malformed; a folded line is, because it begins without a name."""
     cdef Py_ssize_t at = start
     while FOLDED[p[at]]:
         at += 1
@@ -247,10 +247,10 @@ cdef bint read_field(
 cdef bint read_request_line(
     const uint8_t *p, Py_ssize_t size, RequestShape *shape
 ) noexcept nogil:
-    """METHOD SP /TARGET SP HTTP/1.1 CRLF (RFC 9112 3) of *size* bytes, and no CONNECT."""
+    """Read METHOD SP /TARGET SP HTTP/1.1 CRLF (RFC 9112 3) of *size* bytes; no CONNECT."""
     cdef Py_ssize_t at = 0
     cdef const uint8_t *query
-    # Every registered method is written in these. A "head" would be HEAD to some servers.
+    # Every registered method has only these. Some servers would take "head" for HEAD.
     while A <= p[at] <= Z or p[at] == DASH:
         at += 1
     if at == 0 or p[at] != SP or (at == 7 and memcmp(p, b"CONNECT", 7) == 0):
@@ -265,7 +265,7 @@ cdef bint read_request_line(
         at += 1
     shape.target_size = at - shape.target_at
     if shape.target_size >= 23 and memcmp(p + shape.target_at, b"/.well-known/tunnelmux/", 23) == 0:
-        return False  # what the proxy itself may answer
+        return False  # the proxy itself may answer it
     if size - at != 11 or memcmp(p + at, b" HTTP/1.1\r\n", 11) != 0:
         return False
     query = <const uint8_t *>memchr(p + shape.target_at, c"?", shape.target_size)
@@ -277,7 +277,7 @@ cdef bint read_request_line(
 cdef bint read_status_line(
     const uint8_t *p, Py_ssize_t size, ResponseShape *shape
 ) noexcept nogil:
-    """HTTP/1.x SP 3DIGIT SP reason CRLF (RFC 9112 4) of *size* bytes."""
+    """Read HTTP/1.x SP 3DIGIT SP reason CRLF (RFC 9112 4) of *size* bytes."""
     cdef Py_ssize_t i
     if size < 15 or memcmp(p, b"HTTP/1.", 7) != 0 or p[8] != SP or p[12] != SP:
         return False
@@ -301,8 +301,8 @@ cdef bint read_status_line(
 cdef bint note_cookies(
     const uint8_t *p, const FieldLine *line, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
 ) noexcept nogil:
-    """Leave the proxy's own cookies out of this field; False when that takes too many places, or
-    the visitor shows two that let it in."""
+    """Leave the proxy's own cookies out of this field. False when that takes too many places, or
+    when there are two access cookies."""
     cdef Py_ssize_t look = line.value_at, start = 0, stop = 0
     cdef Py_ssize_t kept = -1, drop = line.value_at  # where the last pair that stays ends
     cdef bint dropping = False
@@ -330,7 +330,7 @@ cdef bint note_cookies(
 cdef bint note_proof(
     const uint8_t *p, const FieldLine *line, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
 ) noexcept nogil:
-    """Note who the visitor says it is, if the field says so; False when it says it twice."""
+    """Note the credentials in this field, if it has any. False when it is the second such field."""
     if is_named(p, line, b"cookie", 6):
         return note_cookies(p, line, at, end, shape)
     if is_named(p, line, b"authorization", 13):
@@ -349,7 +349,7 @@ cdef bint drop_login(RequestShape *shape) noexcept nogil:
 cdef bint take_request_field(
     const uint8_t *p, Py_ssize_t at, Py_ssize_t end, RequestShape *shape
 ) noexcept nogil:
-    """Read a request's field; False when it, or what it makes of the others, leaves a doubt."""
+    """Read a request's field. False when it is ambiguous, by itself or with the fields before it."""
     cdef FieldLine line
     cdef Progress *progress = &shape.progress
     cdef Span *place
@@ -383,7 +383,7 @@ cdef bint take_request_field(
         shape.chunked = memcmp(p + line.value_at, b"chunked", 7) == 0
         return shape.chunked
     elif line.kind == HOP or line.kind == DISGUISED:
-        return False  # there is more to do about these than to pass them on or leave them out
+        return False  # passing these on or leaving them out is not enough
     elif line.kind == CONNECTION:
         shape.closes = is_value(p, &line, b"close", 5)
         if progress.has_connection or not (shape.closes or is_value(p, &line, b"keep-alive", 10)):
@@ -415,7 +415,7 @@ cdef Verdict scan_request(
     cdef Py_ssize_t at
     cdef bint good
     if size > 0 and not (A <= p[0] <= Z or p[0] == DASH):
-        return DECLINED  # nothing that a request line begins with: its end need not come
+        return DECLINED  # no request line begins so: do not wait for its end
     while next_line(p, size, progress):
         at = progress.at
         progress.at = progress.looked
@@ -436,8 +436,8 @@ cdef Verdict scan_request(
 cdef bint read_connection(
     const uint8_t *p, const FieldLine *line, ResponseShape *shape
 ) noexcept nogil:
-    """A response's Connection: False when it names more than these three. Servers that offer an
-    upgrade say so in each of their answers (RFC 9110 7.8)."""
+    """Read a response's Connection. False when it names anything but these three. Servers that offer
+    an upgrade may say `upgrade` in every answer (RFC 9110 7.8)."""
     cdef Py_ssize_t at = line.value_at, start
     cdef bint keeps = False, closes = False
     while True:
@@ -506,7 +506,7 @@ cdef bint take_response_field(
         if shape.status < 200:
             return False
         shape.has_hop = True
-    elif line.kind != KEEP_ALIVE:  # one of our own, which is nothing for a target to say
+    elif line.kind != KEEP_ALIVE:  # Tunnelmux-*, which a target must not send
         shape.has_hop = True
     return note_line(&shape.dropped, at, end)
 
@@ -540,7 +540,7 @@ cdef Verdict scan_response(
 
 
 cdef void settle(ResponseShape *shape) noexcept nogil:
-    """Where the body ends (RFC 9112 6.3), once all fields are known."""
+    """Decide where the body ends (RFC 9112 6.3), once all fields are known."""
     cdef bint has_length = shape.progress.has_length
     if shape.bodiless:
         shape.content_length = 0
@@ -571,7 +571,7 @@ cdef Py_ssize_t rewrite_response(
     return size
 
 
-# -- The face to Python -----------------------------------------------------------------------
+# -- For Python -------------------------------------------------------------------------------
 
 
 cdef object verdict_name(Verdict verdict):

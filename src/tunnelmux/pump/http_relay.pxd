@@ -5,24 +5,24 @@ from libc.stdint cimport int64_t, uint8_t, uint32_t
 from tunnelmux.pump.followers cimport AnswerFollower, RequestFollower
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport PumpSocket
-from tunnelmux.pump.sockets cimport Goodbye
+from tunnelmux.pump.sockets cimport LingeringClose
 from tunnelmux.yamux.links cimport Link
 from tunnelmux.yamux.ring cimport ByteRing
 from tunnelmux.yamux.streams cimport EngineStream
 
 
 cdef enum Ending:
-    # What comes after the exchange in progress. It only ever rises until that is over.
+    # What comes after the exchange in progress. Until that is over it can only be raised.
     GOES_ON  # the next request, on the same leg
     PARTS  # the next request, on another leg
-    HANDS_OVER  # what Python makes of the connection
+    HANDS_OVER  # Python takes the connection over
     CLOSES  # nothing: the visitor was told that the connection ends
 
 
 cdef enum LegEnd:
     LEG_KEPT  # idle, for another visitor
     LEG_CLOSED
-    LEG_RESET  # it cannot be of use to anybody: an exchange was not completed
+    LEG_RESET  # it cannot be used again: an exchange was not completed
 
 
 cdef enum Outcome:
@@ -36,7 +36,7 @@ cdef enum Outcome:
 
 cdef class HttpRelay(LegUser):
     cdef PumpSocket local
-    cdef Goodbye goodbye
+    cdef LingeringClose lingering_close
     cdef Py_ssize_t drain_bytes
     cdef object carrier
     cdef bint heeds

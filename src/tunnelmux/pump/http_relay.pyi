@@ -14,21 +14,21 @@ class _Carrier(Protocol):
 
     @property
     def judge(self) -> Judge:
-        """Decides about what the scanner declines."""
+        """Reads what the scanner declines."""
     @property
     def heeds(self) -> bool:
-        """Whether what a request says of who sent it is listened to."""
+        """Whether the connection comes from a trusted proxy, whose forwarding fields count."""
     @property
     def traces(self) -> bool:
-        """Whether some requests are to have spans, so that `traces_this` is asked about each."""
+        """Whether some requests get spans, so that `traces_this` is called for each."""
     def traces_this(self, head: bytes) -> bool:
-        """Whether the request with this head is one of them: it is handed back then."""
+        """Whether the request with this head gets one: it is handed back then."""
     @property
     def by(self) -> object:
-        """What let the last request in; another object is a reason to ask for `fields` again."""
+        """What admitted the last request. When the object changes, `fields` is called again."""
     @property
     def takes_login(self) -> bool:
-        """Whether the `Authorization` of that request stops here."""
+        """Whether the `Authorization` of that request was meant for the proxy, and is left out."""
     def route(
         self,
         host: bytes,
@@ -40,23 +40,24 @@ class _Carrier(Protocol):
         token: bytes,
         crosses: bool,
     ) -> Route | None:
-        """Where a request goes that says and shows this; None when Python has to look at it."""
+        """The route for a request with these fields and credentials; None when Python has to look at
+        it. *crosses* says that another site's page may have sent it, with a cookie."""
     def fields(self, host: bytes, said: bytes) -> bytes:
-        """The lines that a request gets which says this, with the lines *said* of who sent it."""
+        """The lines to add to a request with this host and the forwarding fields *said*."""
     def cookie_hosts(self, host: bytes, said: bytes) -> tuple[bytes, ...]:
-        """The hosts to which the cookies of its answer are held (`pump.cookies`)."""
+        """The only hosts for which the answer may set cookies (`pump.cookies`)."""
     def about(self, destination: Any) -> bytes | None:
-        """What the log's line says first (`pump.lines`) about the request for which `fields` were made
-        last; None when there is to be none."""
+        """The first fields of the log line (`pump.lines`) about the request for which `fields` was
+        called last; None when it gets no line."""
 
 @final
 class HttpRelay(LegUser):
-    """Carries requests that leave no doubt, one after the other, and their answers.
+    """Carries the requests that the scanner accepts, one after the other, and their answers.
 
-    "finished": the last answer said that the connection ends, and was written; the relay leaves by
-    itself then, and its owner is called once the visitor has ended too. "handed back": the
-    next request, or the rest of what came, is for the owner; with `problem`, the request in progress
-    is to be answered with `status`.
+    "finished": the last answer said that the connection ends, and was written. The relay then closes
+    the connection, and its owner is called once the visitor has closed it too. "handed back": the
+    owner goes on with the next request, or with the rest of what came. With `problem`, it has to
+    answer the request in progress with `status`.
     """
 
     def __init__(
@@ -71,11 +72,11 @@ class HttpRelay(LegUser):
         drain_bytes: int,
         early: bytes = b"",
     ) -> None:
-        """*early* is what was read from the socket and not used. Of a visitor who goes on sending
-        at the end, at most *drain_bytes* are thrown away."""
+        """*early* was read from the socket and not used. When the visitor goes on sending after the
+        end, at most *drain_bytes* are read and thrown away."""
     def start(self, instead_of: Member | None = None) -> None:
-        """Carry from now on. The relay takes the place of *instead_of* in the pump, which has the
-        same socket."""
+        """Begin to carry requests. The relay takes the place of *instead_of*, a member of the pump
+        with the same socket, if one is given."""
     @property
     def outcome(
         self,
@@ -83,25 +84,26 @@ class HttpRelay(LegUser):
         """How it ended; None while it runs."""
     @property
     def error(self) -> Exception | None:
-        """What broke, if anything did."""
+        """The error that ended it, if one did."""
     @property
     def destination(self) -> object:
-        """Where the last request went, as its route calls it; None before the first."""
+        """The destination of the last request's route; None before the first."""
     @property
     def stream_id(self) -> int:
-        """The stream it went on; 0 before the first."""
+        """The id of the stream that carried the last request; 0 before the first."""
     @property
     def phase(
         self,
     ) -> Literal[
         "agreeing", "idle", "reading", "sending", "waiting", "answering", "leaving", "left"
     ]:
-        """What it waits for: the device's consent, a request, the rest of a head, the rest of a
-        body, the first byte of an answer, or the rest of one; the visitor's end; nothing."""
+        """What it waits for, in this order: the device's agreement to a new leg, a request, the rest
+        of a head, the rest of a body, the first byte of an answer, the rest of an answer, the
+        visitor's end, nothing."""
     @property
     def phase_since(self) -> float:
-        """When that began, on Trio's clock; of "sending", when a byte came last, and of "waiting", when
-        the request or an interim answer (1xx) was complete."""
+        """When that began, on Trio's clock. For "sending" it is when the last byte came, for "waiting"
+        when the request or an interim answer (1xx) was complete."""
     @property
     def problem(self) -> str | None:
         """What is wrong with the request in progress, for its answer; None when nothing is."""
@@ -110,14 +112,14 @@ class HttpRelay(LegUser):
         """The status of that answer."""
     @property
     def requests(self) -> int:
-        """Requests that were answered whole."""
+        """How many requests were answered in full."""
     @property
     def unfinished(self) -> tuple[str, str, int, int, int, float] | None:
-        """The request in progress, for its line: method, path without query, status of the answer
-        or 0, bytes of its body and of the answer's, seconds. None without one."""
+        """The request in progress, for its log line: method, path without query, status of the answer
+        or 0, bytes of its body, bytes of the answer's body, seconds. None when there is none."""
     @property
     def is_spent(self) -> bool:
-        """Whether the visitor has ended its sending, and all that it sent was used."""
+        """Whether the visitor has sent its end, and all that came before it was used."""
     @property
     def bytes_in(self) -> int:
         """Bytes of the requests' bodies, with their framing."""
@@ -128,15 +130,16 @@ class HttpRelay(LegUser):
     def content_out(self) -> int:
         """Bytes of the answers' bodies, with their framing."""
     def finish_soon(self) -> None:
-        """Hand back once no request is in progress."""
+        """Hand the connection back once no request is in progress."""
     def give_up(self, problem: str | None, status: int) -> None:
-        """Hand back now; with a problem, cut an answer that began, or leave it to be given."""
+        """Hand the connection back now. With a problem, an answer that has begun is cut; otherwise
+        the owner has to answer."""
     def leave(self) -> None:
-        """Of a relay that is over: end the connection as after a last answer."""
+        """Close the connection of a relay that is over, as after a last answer."""
     def abort(self) -> None:
         """End now: the request in progress is reset."""
     def take_pending(self) -> bytes:
-        """What came from the visitor and was not passed on, once it was handed back."""
+        """The bytes of the visitor that were not passed on, once it was handed back."""
     def take_bound(self) -> tuple[EngineStream, Callable[[], object]] | None:
-        """The stream that a login of the visitor belongs to, idle, and what opened it, once the relay
-        was handed back; None when there is none. It is the caller's to end."""
+        """The idle stream to which a login of the visitor belongs, and the opener of its route, once
+        the relay was handed back; None when there is none. The caller has to end it."""

@@ -1,20 +1,20 @@
 """A visitor's HTTP connection in the pump: its requests to targets, and their answers back.
 
-`pump.followers` reads along in both directions; here is what has sockets. One request is in progress
-at a time, and each is routed by its own head: to the leg that it needs, which is a stream to one
-connection of one target. What the followers do not take goes to Python, with every byte that was not
-passed on.
+`pump.followers` follows both directions; this module has the sockets. One request is in progress at
+a time. Each is routed by its own head, to a leg: a stream to one connection of one target. What the
+followers do not accept goes to Python, with every byte that was not passed on.
 The docstrings of the public names are in `http_relay.pyi`.
 
-How a connection goes on after an exchange is one value, its `Ending`. It begins as GOES_ON with each
-request, only rises, and is carried out when the answer is whole and, for the last two, written:
+One value, the `Ending`, says how a connection goes on after an exchange. It begins as GOES_ON with
+each request and can only be raised. It takes effect when the answer is complete and, for the last
+two, written:
 
 | raised to  | by                                                                             |
 |------------|--------------------------------------------------------------------------------|
 | PARTS      | an answer that says the target closes, or is HTTP/1.0; bytes behind an answer  |
-| HANDS_OVER | `finish_soon`, `give_up`, what the followers decline, what has to be refused   |
+| HANDS_OVER | `finish_soon`, `give_up`, what the followers decline, what must be refused     |
 | CLOSES     | a request that says `Connection: close`; a body that ends with its connection; |
-|            | an answer before the end of its request; a visitor that has said all           |
+|            | an answer before the end of its request; a visitor that has sent its end       |
 """
 
 cimport cython
@@ -34,7 +34,7 @@ from tunnelmux.pump.followers cimport (
 from tunnelmux.pump.head cimport RequestShape, drop_login
 from tunnelmux.pump.legs cimport Leg, LegUser, Route
 from tunnelmux.pump.pump_socket cimport BROKEN, PumpSocket
-from tunnelmux.pump.sockets cimport Goodbye
+from tunnelmux.pump.sockets cimport LingeringClose
 from tunnelmux.pump.tunnel cimport Tunnel
 from tunnelmux.yamux.links cimport append_link, init_link, is_linked, unlink
 from tunnelmux.yamux.ring cimport ByteRing
@@ -43,21 +43,21 @@ from tunnelmux.yamux.streams cimport EngineStream
 from tunnelmux.errors import StreamReset
 
 cdef enum:
-    TURN = 65536  # bytes a visitor gives in one turn, and the largest frame that is made of them
-    LONGEST_HEAD = 32768  # bytes of a request's head, which must fit into a frame with what is added
-    RUN = 16384  # bytes of content from which on it is worth a read of its own, without a copy
-    TRAILERS_ROOM = 1024  # bytes by which rewritten trailer fields may be longer than they came
-    SMALL = 16384  # bytes that are rather copied than sent with a call of their own
+    TURN = 65536  # bytes read from a visitor in one turn, and the largest frame made of them
+    LONGEST_HEAD = 32768  # bytes of a request's head: with the added lines it must fit into a frame
+    RUN = 16384  # bytes of content: a longer run is read straight into the frame, without a copy
+    TRAILERS_ROOM = 1024  # bytes by which trailer fields may grow when they are rewritten
+    SMALL = 16384  # bytes: up to this much, a copy costs less than another system call
 
 _OUTCOMES = (None, "finished", "local broke", "stream broke", "aborted", "handed back")
 
 
 @cython.final
 cdef class HttpRelay(LegUser):
-    # `pending` are bytes of the visitor that were read and not used. `unsent` are bytes for the
-    # visitor, `owed` how many of them the leg's peer gets credit for when they are written. `over`
-    # says that only writing them is left to do before the `ending`. A head is kept while it may be
-    # sent again: it has no body, changes nothing, and not a byte of its answer has come.
+    # `pending` holds bytes of the visitor that were read and not used. `unsent` holds bytes for the
+    # visitor; the leg's peer gets credit for `owed` of them when they are written. `over` says that
+    # only writing them is left before the `ending`. A head is kept while it may be sent again: it
+    # has no body, its method is safe, and no byte of its answer has come.
 
     def __cinit__(self, *args, **kwargs):
         self.pending = ByteRing.__new__(ByteRing)
@@ -108,13 +108,13 @@ cdef class HttpRelay(LegUser):
 
     def leave(self):
         self.phase_since = max(self.phase_since, self.pump.now)
-        self.goodbye = Goodbye(
+        self.lingering_close = LingeringClose(
             self.pump, self.local, self.owner, self.drain_bytes, self if self.registered else None
         )
 
     def abort(self):
-        if self.goodbye is not None:
-            self.goodbye.cancel()
+        if self.lingering_close is not None:
+            self.lingering_close.cancel()
         if self.ended_as == RUNNING:
             self.end(ABORTED)
             self.pump.wake()
@@ -144,8 +144,8 @@ cdef class HttpRelay(LegUser):
 
     @property
     def phase(self):
-        if self.goodbye is not None:
-            return "left" if self.goodbye.is_over else "leaving"
+        if self.lingering_close is not None:
+            return "left" if self.lingering_close.is_over else "leaving"
         if self.unsent.size or self.answer.state_ >= ANSWER_LENGTH:
             return "answering"
         if self.request.in_body():
@@ -204,7 +204,7 @@ cdef class HttpRelay(LegUser):
         self.want_turn()
 
     cdef int on_bytes(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Read along what the target sends, and pass it on."""
+        """Follow what the target sends, and pass it on."""
         cdef AnswerFollower answer = self.answer
         cdef Leg leg = self.leg
         cdef Py_ssize_t used = 0, passed = 0, part
@@ -225,7 +225,7 @@ cdef class HttpRelay(LegUser):
         self.give_visitor(data + passed, used - passed, True)
         if used < size:
             leg.stream.give_back(size - used)
-            if answer.is_over():  # the target says what it was not asked
+            if answer.is_over():  # the target sent more than the answer
                 answer.closes = True
                 self.ending = max(self.ending, PARTS)
         if self.ended_as != RUNNING or self.over:
@@ -235,7 +235,7 @@ cdef class HttpRelay(LegUser):
         return self.after_answer()
 
     cdef int on_leg_end(self, bint in_order) except -1:
-        """Nothing more comes from the target."""
+        """The target's connection has ended."""
         cdef AnswerFollower answer = self.answer
         cdef bint agreed = self.leg.agreed
         self.drop_leg(LEG_CLOSED if in_order else LEG_RESET)
@@ -243,9 +243,9 @@ cdef class HttpRelay(LegUser):
             return 0
         if answer.state_ == ANSWER_NONE:
             if agreed:
-                self.want_turn()  # the next request gets another one
+                self.want_turn()  # the next request gets another leg
                 return 0
-            self.request.move(HEAD_DECLINED)  # h11 asks in its own way, and is told why
+            self.request.move(HEAD_DECLINED)  # the path by h11 asks again, and gets the reason
             return self.hand_over(None, 0)
         if not in_order and answer.state_ == ANSWER_UNTIL_END:
             return self.fail_answer("the target broke the connection within its answer", 502)
@@ -268,8 +268,8 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef Py_ssize_t pull(self, Py_ssize_t room) except -2:
-        """What was read and not used, and what the socket has, into the pump's buffer: how many
-        bytes; -1 when the socket broke. `put_rest` is to follow."""
+        """Put the unused bytes and what the socket has into the pump's buffer. Returns how many; -1
+        when the socket broke. The caller then calls `put_rest`."""
         cdef Py_ssize_t have = min(self.pending.size, room)
         cdef ssize_t n
         self.pending.copy_front(self.pump.input, have)
@@ -284,7 +284,7 @@ cdef class HttpRelay(LegUser):
         return have + max(n, 0)
 
     cdef int put_rest(self, Py_ssize_t used, Py_ssize_t size) except -1:
-        """*used* of the *size* bytes that were pulled are done with: keep the others."""
+        """Keep all but the first *used* of the *size* bytes that were pulled."""
         cdef Py_ssize_t had = min(self.pending.size, size)
         self.pending.skip(min(used, had))
         used = max(used, had)
@@ -292,7 +292,7 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int read_head(self) except -1:
-        """Whether the head of the next request is whole now, and is to be sent."""
+        """Read on in the head of the next request; 1 when it is complete and can be sent."""
         cdef RequestFollower request = self.request
         cdef Py_ssize_t used = 0, size
         if not self.local.can_read and not self.pending.size:
@@ -308,20 +308,20 @@ cdef class HttpRelay(LegUser):
         if request.state_ == REQUEST_READY:
             return 1
         if request.state_ == REQUEST_DECLINED or self.local_eof:
-            self.hand_over(None, 0)  # Python finds the end, and whatever came before it
+            self.hand_over(None, 0)  # Python finds the end, and what came before it
         elif self.local.can_read:
             self.want_turn()
         return 0
 
     cdef int send_request(self) except -1:
-        """Send the head that is READY, with what is here of its body, if that is possible now."""
+        """Send the READY head, with the part of its body that has come, if that is possible now."""
         cdef RequestFollower request = self.request
         cdef Tunnel tunnel
         cdef Py_ssize_t limit, used
         cdef uint8_t *gap
         cdef bint keep
         if self.unsent.size:
-            return 0  # the answer before it is to be written first
+            return 0  # the previous answer has to be written first
         if not self.find_leg() or not self.leg.agreed:
             return 0
         self.find_fields()
@@ -330,14 +330,14 @@ cdef class HttpRelay(LegUser):
             return self.hand_over(None, 0)
         limit = self.frame_limit()
         if limit < request.kept.size + len(self.fields) + TRAILERS_ROOM:
-            return 0  # a turn comes with a flush, or with credit
+            return 0  # a flush, or credit from the peer, gives the next turn
         self.note_request()
         tunnel = self.leg.tunnel
         gap = tunnel.place()
         used = request.write_head(
             <const uint8_t *>PyBytes_AS_STRING(self.fields), len(self.fields), gap + HEADER_BYTES
         )
-        keep = self.request.is_safe()
+        keep = self.request.may_repeat()
         if request.shape.binds:
             self.leg.bound = True
         if request.shape.closes:
@@ -355,7 +355,7 @@ cdef class HttpRelay(LegUser):
         return self.after_reading()
 
     cdef int read_body(self) except -1:
-        """The next part of the body, with one frame; long runs straight from the socket."""
+        """Send the next part of the body, in one frame; read long runs straight into it."""
         cdef RequestFollower request = self.request
         cdef Tunnel tunnel = self.leg.tunnel
         cdef Py_ssize_t limit, used
@@ -390,7 +390,7 @@ cdef class HttpRelay(LegUser):
         return self.after_reading()
 
     cdef Py_ssize_t take_body(self, uint8_t *out, Py_ssize_t room) except -1:
-        """What is here of the body, as it goes on, into *out*: how many bytes."""
+        """Write the part of the body that has come to *out*, as it is passed on: how many bytes."""
         cdef RequestFollower request = self.request
         cdef Py_ssize_t size, used = 0, part, written = 0
         room -= request.kept.size + TRAILERS_ROOM
@@ -428,7 +428,7 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef Py_ssize_t frame_limit(self) except -1:
-        """Bytes of payload for which a frame can be placed now; 0 when its time will come."""
+        """How many bytes of payload a frame can have now; 0 when it has to wait: a turn follows."""
         cdef Tunnel tunnel = self.leg.tunnel
         cdef EngineStream stream = self.leg.stream
         cdef Py_ssize_t room = tunnel.engine.frame_room(stream)
@@ -440,7 +440,7 @@ cdef class HttpRelay(LegUser):
         return min(TURN, room)
 
     cdef bint find_leg(self) except -1:
-        """Have a leg to where the head that is READY names; False when Python has to see to it."""
+        """Find a leg for the READY head. False when Python has to handle the request."""
         if self.find_route() and self.leg is None:
             if self.may_send_again():
                 self.leg = self.route.take_idle(self, self.pump.now)
@@ -454,7 +454,7 @@ cdef class HttpRelay(LegUser):
         return True
 
     cdef bint find_route(self) except -1:
-        """Find where the request goes; a leg to somewhere else is left."""
+        """Find the request's route, and leave a leg that belongs to another one."""
         cdef RequestFollower request = self.request
         cdef RequestShape *shape = &request.shape
         cdef Route route = None
@@ -464,7 +464,7 @@ cdef class HttpRelay(LegUser):
                 request.said() if self.heeds else b"",
                 (request.span(shape.cookie), request.span(shape.member)),
                 request.span(shape.login), request.span(shape.access),
-                shape.cookie.end > 0 and not shape.from_here and not request.only_looks(),
+                shape.cookie.end > 0 and not shape.from_here and not request.has_safe_method(),
             )
         if route is not self.route:
             self.drop_leg(LEG_KEPT)
@@ -473,7 +473,7 @@ cdef class HttpRelay(LegUser):
         return route is not None
 
     cdef int find_fields(self) except -1:
-        """The lines that the request gets, which depend on what it says of itself."""
+        """Find the lines to add to the request: they depend on its host and forwarding fields."""
         cdef RequestFollower request = self.request
         cdef bytes host = request.span(request.shape.host)
         cdef bytes said = request.said() if self.heeds else b""
@@ -490,11 +490,11 @@ cdef class HttpRelay(LegUser):
 
     cdef bint may_send_again(self) noexcept:
         """Whether the request, which is READY or DONE, can be sent a second time (RFC 9110 9.2.2)."""
-        return not self.sent_again and self.request.kept.size > 0 and self.request.is_safe()
+        return not self.sent_again and self.request.kept.size > 0 and self.request.may_repeat()
 
     cdef int send_again(self) except -1:
-        """A target may end an idle connection at the moment a request is sent on it. This one is
-        sent once more, on a new one."""
+        """Send the request once more, on a new leg: a target may close an idle connection just when
+        a request is sent on it."""
         self.sent_again = True
         self.answer.state_ = ANSWER_NONE
         self.request.move(SEND_AGAIN)
@@ -502,7 +502,7 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int note_request(self) except -1:
-        """Keep what the log says of this request."""
+        """Keep what the log line of this request needs."""
         cdef RequestFollower request = self.request
         cdef Py_ssize_t at
         self.stream_seen = self.leg.stream.id
@@ -518,7 +518,7 @@ cdef class HttpRelay(LegUser):
     # -- the answers --------------------------------------------------------------------------------
 
     cdef int after_answer(self) except -1:
-        """Bytes of the answer were taken, or its end."""
+        """Call it when bytes of the answer, or its end, were taken."""
         cdef AnswerFollower answer = self.answer
         if answer.state_ == ANSWER_DONE:
             self.answered()
@@ -570,7 +570,7 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int note_answer(self) except -1:
-        """Count the request, and have the log's line written."""
+        """Count the request, and write its log line."""
         cdef int64_t came = self.bytes_in - self.bytes_in_before, went = self.answer.content
         cdef int status = self.answer.status
         cdef double now
@@ -588,8 +588,8 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef int give_visitor(self, const uint8_t *data, Py_ssize_t size, bint owed) except -1:
-        """Bytes for the visitor: to the socket as far as it takes them. For those that are *owed*,
-        the peer gets credit once they are written."""
+        """Send bytes to the visitor, as far as its socket takes them, and keep the rest. When they
+        are *owed*, the leg's peer gets credit once they are written."""
         cdef Py_ssize_t n = 0
         if size == 0 or self.ended_as != RUNNING:
             return 0
@@ -608,7 +608,7 @@ cdef class HttpRelay(LegUser):
         return 0
 
     cdef Py_ssize_t write_some(self, const uint8_t *data, Py_ssize_t size) except -2:
-        """How many bytes the socket took; -1 when it broke, and the relay ended with it."""
+        """How many bytes the socket took; -1 when it broke, which has ended the relay."""
         cdef ssize_t n
         if not self.local.can_write:
             return 0
@@ -620,7 +620,7 @@ cdef class HttpRelay(LegUser):
         return n
 
     cdef int write_unsent(self) except -1:
-        """Give the socket what waits for it, and then what waits for that."""
+        """Write the unsent bytes, then do what had to wait for that."""
         cdef ByteRing unsent = self.unsent
         cdef Py_ssize_t n, credit
         self.local.flush()
@@ -646,7 +646,7 @@ cdef class HttpRelay(LegUser):
     # -- the end ------------------------------------------------------------------------------------
 
     cdef int drop_leg(self, LegEnd how) except -1:
-        """Leave the leg, if there is one, in this way."""
+        """Leave the leg, if there is one, as *how* says."""
         cdef Leg leg = self.leg
         if leg is None:
             return 0
@@ -658,30 +658,30 @@ cdef class HttpRelay(LegUser):
             if not leg.bound:
                 return self.route.keep(leg, self.pump.now)
             if self.ended_as == HANDED_BACK:
-                self.bound = leg.release()  # for the one who goes on with this visitor
+                self.bound = leg.release()  # for `take_bound`
                 return 0
         return leg.part(how != LEG_RESET and leg.agreed)
 
     cdef int fail_answer(self, str problem, int status) except -1:
-        """There is no answer, or only part of one: say what the *problem* is, or cut it."""
+        """There is no answer, or only part of one: answer with the *problem*, or cut the answer."""
         if self.answer.status:
             self.error = StreamReset(problem)
             return self.end(STREAM_BROKE)
         return self.hand_over(problem, status)
 
     cdef int hand_over(self, str problem, int status) except -1:
-        """Let Python go on from here: with the next request, or by saying what the *problem* is
-        with this one. What was received for the visitor is written first."""
+        """Give the connection to Python: for the next request, or to answer this one with the
+        *problem*. What was received for the visitor is written first."""
         if self.ended_as != RUNNING:
             return 0
         self.problem = problem
         self.status = status
         self.ending = max(self.ending, HANDS_OVER) if problem is None else HANDS_OVER
         self.over = True
-        return self.write_unsent()  # which no event of the socket may announce any more
+        return self.write_unsent()  # now: there may be no further event of the socket
 
     cdef int wrap_up(self) except -1:
-        """Carry the ending out, once all was written."""
+        """Do what the ending says, once all was written."""
         if self.unsent.size or self.local.is_sending():
             return 0
         return self.end(FINISHED if self.ending == CLOSES else HANDED_BACK)

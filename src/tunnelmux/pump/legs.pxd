@@ -11,7 +11,7 @@ cdef class Leg  # declared below; each needs the other
 
 
 cdef class LegUser(Member):
-    # What a leg tells its user.
+    # The calls that a leg makes to its user.
     cdef int on_agreed(self) except -1
     cdef int on_bytes(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int on_leg_end(self, bint in_order) except -1

@@ -1,4 +1,4 @@
-"""Legs: streams that lead raw to a connection of a target, used by one visitor at a time."""
+"""Legs: streams joined to one connection of a target each, used by one visitor at a time."""
 
 from collections.abc import Callable
 from typing import final
@@ -8,7 +8,7 @@ from tunnelmux.pump.tunnel import Tunnel
 from tunnelmux.yamux.streams import EngineStream
 
 class LegUser(Member):
-    """Who may use legs."""
+    """A member that may use legs."""
 
 @final
 class Route:
@@ -23,9 +23,9 @@ class Route:
         max_idle: int = 0,
         idle_time: float = 0.0,
     ) -> None:
-        """*opener* opens a stream, with the head on it to which the other side is to agree with
-        exactly *answer*; None when that cannot be had now. At most *max_idle* unused legs are kept,
-        and used again for *idle_time* seconds."""
+        """*opener* opens a stream and writes the head on it that asks for the target; the other side
+        agrees with exactly the bytes of *answer*. It returns None when no stream can be opened now.
+        At most *max_idle* unused legs are kept, each for *idle_time* seconds."""
     @property
     def opener(self) -> Callable[[], tuple[Tunnel, EngineStream] | None]:
         """As given."""
@@ -41,9 +41,9 @@ class Route:
     idle_time: float
     @property
     def idle_count(self) -> int:
-        """Idle legs."""
+        """How many legs are idle."""
     def close_idle(self, before: float) -> None:
-        """End those that have not been used since this moment on Trio's clock."""
+        """End the legs that have not been used since *before*, a time on Trio's clock."""
 
 @final
 class Leg(Member):
@@ -51,13 +51,13 @@ class Leg(Member):
 
     @property
     def route(self) -> Route:
-        """Where it leads."""
+        """The route that it belongs to."""
     @property
     def tunnel(self) -> Tunnel:
-        """What carries its session."""
+        """The tunnel that carries its session."""
     @property
     def stream(self) -> EngineStream:
         """The stream."""
     @property
     def exchanges(self) -> int:
-        """Requests on it that were answered whole."""
+        """How many requests on it were answered in full."""

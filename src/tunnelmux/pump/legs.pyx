@@ -1,4 +1,4 @@
-"""Legs: streams that lead raw to a connection of a target, used by one visitor at a time.
+"""Legs: streams joined to one connection of a target each, used by one visitor at a time.
 
 The docstrings of the public names are in `legs.pyi`.
 """
@@ -30,7 +30,7 @@ cdef class LegUser(Member):
 
 @cython.final
 cdef class Route:
-    # `idle` are legs without a user, the one that was used last at the end.
+    # `idle` holds the legs without a user, the last used one at the end.
 
     def __init__(self, opener not None, bytes answer not None, destination, *,
                  Py_ssize_t max_idle=0, double idle_time=0.0):
@@ -53,8 +53,8 @@ cdef class Route:
             leg.tunnel.want_flush()
 
     cdef Leg open_leg(self, LegUser user):
-        """A new one for *user*, which is told when the target's side has agreed; None when that
-        cannot be had now."""
+        """A new leg for *user*, whose `on_agreed` is called when the target's side has agreed; None
+        when no stream can be opened now."""
         cdef Leg leg
         opened = self.opener()
         if opened is None:
@@ -69,7 +69,7 @@ cdef class Route:
         return leg
 
     cdef Leg take_idle(self, LegUser user, double now):
-        """The one that was used last, if it was not long ago."""
+        """The idle leg that was used last, if that was at most `idle_time` ago."""
         cdef Leg leg
         if not self.idle:
             return None
@@ -100,15 +100,15 @@ cdef class Route:
 
 @cython.final
 cdef class Leg(Member):
-    # A member without a descriptor: it is the owner of its stream, so that the engine gives it what
-    # comes. It has no turns of its own.
+    # A member without a descriptor: it owns its stream, so that the engine gives it the payload that
+    # comes. It never asks for a turn.
 
     def _wake(self):
         self.on_change()
         self.pump.wake()
 
     cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
-        cdef Leg held = self  # its user may leave it, and its stream with it
+        cdef Leg held = self  # keeps a reference: its user may drop it, and its stream with it
         cdef Py_ssize_t wanted
         cdef bytes answer = self.route.answer
         if not self.agreed:
@@ -130,7 +130,7 @@ cdef class Leg(Member):
         if self.user is not None:
             return self.user.on_bytes(data, size)
         self.stream.give_back(size)
-        return self.part(False)  # without a request
+        return self.part(False)  # bytes that no request asked for
 
     cdef int on_change(self) except -1:
         cdef Leg held = self
@@ -150,27 +150,27 @@ cdef class Leg(Member):
             self.user.on_leg_room()
 
     cdef int repay(self, Py_ssize_t size) except -1:
-        """So many bytes are done with: the peer gets credit for them."""
+        """*size* bytes have been passed on: give the peer credit for them."""
         self.stream.give_back(size)
         if self.tunnel.engine.wants_send_():
             self.tunnel.mark_dirty()
         return 0
 
     cdef int refused(self) except -1:
-        """The other side did not agree: Python asks anew, and hears why."""
+        """The other side did not agree: Python repeats the request, and gets the reason."""
         cdef LegUser user = self.user
         self.part(False)
         return user.on_leg_end(False) if user is not None else 0
 
     cdef EngineStream release(self):
-        """The stream, which is the caller's from now on."""
+        """Give the stream to the caller, who owns it from now on."""
         self.user = None
         self.stream.owner = None
         return self.stream
 
     cdef int part(self, bint in_order) except -1:
-        """End the stream; it has no owner then."""
-        cdef Leg held = self  # what is undone here may have been all that did
+        """End the stream and give up owning it."""
+        cdef Leg held = self  # keeps a reference: the others may all go here
         if self.user is None:
             self.route.forget(self)
         self.user = None

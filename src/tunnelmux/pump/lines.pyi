@@ -1,26 +1,26 @@
-"""The log's lines about requests, put together where the requests are carried."""
+"""The log's lines about requests, written by the code that carries the requests."""
 
 from collections.abc import Callable
 from typing import final
 
 @final
 class LineBuffer:
-    """Lines of JSON in ASCII, until they are taken to be written down.
+    """Holds lines of JSON in ASCII until they are written.
 
-    Its user bounds it: it has no limit of its own.
+    It has no limit of its own: its user has to take the lines often enough.
     """
 
     def __init__(self, clock: Callable[[], bytes]) -> None:
-        """*clock* gives the time of day as a line begins with it. It is asked again when a
+        """*clock* returns the time of day with which a line begins. It is called again when a
         millisecond has passed."""
 
     def __len__(self) -> int:
-        """Bytes held."""
+        """How many bytes it holds."""
 
     @property
     def doubtful(self) -> bool:
-        """Whether some path holds an equals sign or a colon, as `token=…` does: then the lines are
-        to be searched for secrets before they are written."""
+        """Whether some path holds an equals sign or a colon, as `token=…` does. Such lines must be
+        searched for secrets before they are written."""
 
     def add_request(
         self,
@@ -34,8 +34,8 @@ class LineBuffer:
         began: float,
         now: float,
     ) -> None:
-        """One line. *about* is what comes before the stream: fields of JSON without braces; *began*
-        and *now* are on one clock (seconds)."""
+        """Add one line. *about* holds the fields before the stream, as JSON without braces; *began*
+        and *now* are seconds on one clock."""
 
     def take(self) -> bytes:
-        """All lines, which are then forgotten."""
+        """Return all lines, and empty the buffer."""

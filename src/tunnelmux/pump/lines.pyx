@@ -1,4 +1,4 @@
-"""The log's lines about requests, put together where the requests are carried.
+"""The log's lines about requests, written by the code that carries the requests.
 
 The docstrings of the public names are in `lines.pyi`.
 """
@@ -12,8 +12,8 @@ from libc.string cimport memcpy
 
 cdef enum:
     DIGITS = 20  # of the longest number
-    AROUND = 256  # bytes of a line that are neither texts nor what they become: names and numbers
-    ESCAPED = 6  # bytes that one byte becomes at most
+    AROUND = 256  # bytes of a line beside its texts: names and numbers
+    ESCAPED = 6  # bytes that one byte of a text becomes at most
 
 cdef double RESOLUTION = 0.001  # seconds for which a time of day is good
 
@@ -93,7 +93,7 @@ cdef class LineBuffer:
         self.capacity = capacity
         return 0
 
-    # Room for all of these was reserved.
+    # The caller has reserved room for what these write.
 
     cdef void put(self, const char *text, Py_ssize_t size) noexcept:
         memcpy(self.base + self.size, text, size)
@@ -103,7 +103,7 @@ cdef class LineBuffer:
         self.put(PyBytes_AS_STRING(text), len(text))
 
     cdef void put_quoted(self, bytes text) noexcept:
-        """The inside of a JSON string, in ASCII (RFC 8259 section 7); bytes count as Latin-1."""
+        """Write the inside of a JSON string, in ASCII (RFC 8259 section 7); bytes are Latin-1."""
         cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(text)
         cdef uint8_t *out = self.base + self.size
         cdef Py_ssize_t i
@@ -127,7 +127,7 @@ cdef class LineBuffer:
         self.size = out - self.base
 
     cdef void put_number(self, int64_t number) noexcept:
-        """A number that is not negative, in decimal."""
+        """Write a number that is not negative, in decimal."""
         cdef char digits[DIGITS]
         cdef int at = DIGITS
         while True:

@@ -3,7 +3,7 @@
 from libc.stdint cimport uint8_t, uint32_t
 
 cdef enum:
-    NOTHING = -1  # there is nothing to be read now
+    NOTHING = -1  # there is nothing to read now
     BROKEN = -2  # nothing more can be read or written: `error` says why
     RECORD = 16384  # bytes of the largest TLS record (RFC 8446 section 5.1)
     CIPHER = 262144  # bytes of records that are read at once

@@ -5,9 +5,9 @@ from typing import final
 
 @final
 class PumpSocket:
-    """One connected stream socket that does not block; its opener closes it.
+    """One connected, non-blocking stream socket; its opener closes it.
 
-    An error of the socket counts once all that came before it was read.
+    An error of the socket is raised once all that came before it was read.
     """
 
     def __init__(
@@ -15,8 +15,8 @@ class PumpSocket:
     ) -> None:
         """*socket* is connected, or being connected, and has a `fileno()`.
 
-        With *tls*, all that is under it: the object, what it reads from and what it writes to. The
-        handshake may still have to be made, and is made by reading.
+        With *tls*, all bytes are under TLS: the TLS object, and the BIOs that it reads from and writes
+        to. The handshake may still have to be done; reading does it.
         """
     @property
     def socket(self) -> object:
@@ -26,7 +26,7 @@ class PumpSocket:
         """Its descriptor, when it was given."""
     @property
     def error(self) -> Exception | None:
-        """What broke it, an OSError or an ssl.SSLError; what came before can still be read."""
+        """The OSError or ssl.SSLError that broke it; what came before can still be read."""
     def fileno(self) -> int:
         """Its descriptor; -1 when it was closed."""
     def receive(self, max_bytes: int) -> bytes | None:
@@ -38,12 +38,12 @@ class PumpSocket:
     def is_secure(self) -> bool:
         """Whether its bytes are under TLS."""
     @property
-    def is_shaken(self) -> bool:
-        """Whether the handshake is done; of a plain socket, always."""
+    def handshake_done(self) -> bool:
+        """Whether the handshake is done; always true for a plain socket."""
     def release(self) -> tuple[SSLObject, MemoryBIO, MemoryBIO] | None:
-        """What it was given as *tls*, for others to go on with from here; nothing is lost.
+        """Return *tls*, so that other code can go on with it from here; nothing is lost.
 
-        The socket is not to be used by the pump again before that.
+        Until that code is done, the pump must not use the socket.
         """
     def send_bare(self, data: bytes) -> None:
         """Send this as it is, past TLS, as far as the kernel takes it now. Never fails."""

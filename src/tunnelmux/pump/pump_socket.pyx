@@ -1,9 +1,9 @@
 """A connected socket as the pump uses it, plain or under TLS.
 
-What the kernel said last is kept: a read that found nothing clears `can_read`, a write that was not
-taken whole clears `can_write`, and the edges of epoll set them again. An error is noted, wherever it
-shows first; what the socket still has to give is read before it counts. Linux keeps what came before
-a reset, and the peer may have said in it why it resets.
+It remembers whether the socket is ready: a read that finds nothing clears `can_read`, a write that
+is not taken in full clears `can_write`, and epoll's events set them again. An error is noted when it
+first shows, and reported once all that the socket still holds was read. Linux keeps what came before
+a reset, and in it the peer may have said why it resets.
 The docstrings of the public names are in `pump_socket.pyi`.
 """
 
@@ -33,18 +33,18 @@ cdef extern from "sys/socket.h" nogil:
         int l_linger
 
 cdef enum:
-    PORTION = 32768  # bytes encrypted at once: they wait for a slow peer, and their room stays taken
-    ANSWERS = 16384  # bytes that TLS may owe the peer before more is read from it
+    PORTION = 32768  # bytes encrypted at once: for a slow peer they stay in memory
+    ANSWERS = 16384  # bytes that TLS may have for the peer before nothing more is read from it
 
-# Where records lie between the kernel and the TLS library, which copies them before it returns.
+# Holds records between the kernel and the TLS library, which copies them before it returns.
 cdef uint8_t records[CIPHER]
 
 
 @cython.final
 cdef class PumpSocket:
-    # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end is to be sent behind
-    # it, `held` that reading waits for it, `garbled` that a record was not what it should be, and
-    # `closed` that close_notify came; `at_end` is set once a read has said so. `error` is set
+    # Under TLS `cipher[cipher_at:]` is being sent. `closing` says that the end has to be sent behind
+    # it, `held` that reading waits for it, `garbled` that a record could not be decrypted, and
+    # `closed` that close_notify came; `at_end` is set once a read has returned 0. `error` is set
     # once, and `hung_up` with it, so that reading goes on to the end.
 
     def __init__(self, socket not None, tls=None):
@@ -70,14 +70,14 @@ cdef class PumpSocket:
         return self.tls is not None
 
     @property
-    def is_shaken(self):
+    def handshake_done(self):
         return self.tls is None or self.tls.version() is not None
 
     def release(self):
         cdef bytes behind
         if self.tls is None:
             return None
-        if self.cipher is not None:  # back to the front of what is to be sent
+        if self.cipher is not None:  # put it back in front of what waits to be sent
             behind = self.outgoing.read()
             self.outgoing.write(self.cipher[self.cipher_at:] + behind)
             self.cipher = None
@@ -98,7 +98,7 @@ cdef class PumpSocket:
             self.socket.close()
 
     cdef int on_event(self, uint32_t events) except -1:
-        """Note what epoll says. An error is noted too; `error` says so from then on."""
+        """Note what epoll reports. An error is kept in `error`."""
         cdef int code
         if events & EPOLLOUT:
             self.can_write = self.error is None
@@ -114,14 +114,14 @@ cdef class PumpSocket:
         return 0
 
     cdef int pending_error(self) noexcept:
-        """The error the kernel has noted for the socket, which asking clears; 0 for none."""
+        """The error that the kernel keeps for the socket; 0 for none. Reading clears it."""
         cdef int code = 0
         cdef unsigned int size = sizeof(int)
         getsockopt(self.fd, SOL_SOCKET, SO_ERROR, &code, &size)
         return code
 
     cdef int fail(self, int code) except -1:
-        """Note an error: nothing is written from now on, and what came before it can be read."""
+        """Note an error: nothing more is written, and what came before it can be read."""
         if self.error is None:
             self.error = os_error(code)
         self.hung_up = self.can_read = True
@@ -129,7 +129,7 @@ cdef class PumpSocket:
         return 0
 
     cdef bint has_input(self) noexcept:
-        """Whether the kernel holds bytes to be read: so it was connected, even if it is no more."""
+        """Whether the kernel holds bytes to read: then it was connected, even if it no longer is."""
         cdef uint8_t one
         return recv(self.fd, &one, 1, MSG_DONTWAIT | MSG_PEEK) > 0
 
@@ -137,7 +137,7 @@ cdef class PumpSocket:
 
     cdef ssize_t read_into(self, uint8_t *data, Py_ssize_t room) except -3:
         """How many bytes were read; 0 at the peer's end, NOTHING when none came, BROKEN when none
-        will and the peer has not ended in order."""
+        will come and the peer did not end in order."""
         cdef ssize_t n
         if self.tls is None:
             n = self.receive_plain(data, room)
@@ -166,18 +166,18 @@ cdef class PumpSocket:
                 return BROKEN
 
     cdef ssize_t receive_records(self, uint8_t *data, Py_ssize_t room) except -3:
-        """The same under TLS. The owner before may have left records unread."""
+        """The same under TLS. A previous owner may have left records unread."""
         cdef Py_ssize_t filled = 0
         cdef ssize_t n = NOTHING
         if self.outgoing.pending > ANSWERS and not self.flush():
-            self.held = True  # it asks and does not listen
+            self.held = True  # the peer makes TLS answer, and does not read the answers
             return NOTHING
         while True:
             if self.incoming.pending or self.tls.pending():
                 filled = self.decrypt(data, room)
             if filled or self.garbled or self.closed:
                 break
-            # No more than the caller takes, and one record: the library's own buffer never shrinks.
+            # No more than the caller takes plus one record: the library's own buffer never shrinks.
             n = self.receive_plain(records, min(CIPHER, room + RECORD))
             if n <= 0:
                 break
@@ -185,7 +185,7 @@ cdef class PumpSocket:
         if self.outgoing.pending:
             self.flush()
         if filled:
-            # What the library still has comes with the next read, and so does what the kernel has.
+            # The next read returns what the library still has, and what the kernel has.
             self.can_read = (
                 self.can_read or self.closed or self.incoming.pending > 0
                 or self.tls.pending() > 0 or self.garbled
@@ -196,7 +196,7 @@ cdef class PumpSocket:
         return BROKEN if self.garbled else n
 
     cdef Py_ssize_t decrypt(self, uint8_t *data, Py_ssize_t room) except -3:
-        """What whole records say, as many as fit; the handshake is made on the way."""
+        """Decrypt the complete records, as many as fit; this also does the handshake."""
         cdef object view = PyMemoryView_FromMemory(<char *>data, room, PyBUF_WRITE)
         cdef Py_ssize_t filled = 0, n
         try:
@@ -207,13 +207,13 @@ cdef class PumpSocket:
                     break
                 filled += n
                 if not self.incoming.pending and not self.tls.pending():
-                    break  # no bytes, no record: the error that says so costs as much
+                    break  # no bytes, no record: an exception that says so would cost as much
         except ssl.SSLWantReadError:
             pass
         except (ssl.SSLZeroReturnError, ssl.SSLEOFError):  # the peer's close
             self.closed = True
         except ssl.SSLError as error:
-            self.garbled = True  # nothing behind it can be understood; an alert says so
+            self.garbled = True  # nothing behind it can be decrypted; an alert tells the peer
             if self.error is None:
                 self.error = error
         return filled
@@ -221,8 +221,8 @@ cdef class PumpSocket:
     # -- writing ----------------------------------------------------------------------------------
 
     cdef ssize_t write(self, const uint8_t *data, Py_ssize_t size) except -3:
-        """How many bytes were taken; BROKEN when none will be. What TLS has taken may have to wait
-        for `flush`, and nothing more is taken until then."""
+        """How many bytes were taken; BROKEN when none ever will be. Bytes that TLS has taken may have
+        to wait for `flush`, and nothing more is taken until then."""
         cdef Py_ssize_t taken = 0
         cdef object view
         if self.tls is None:
@@ -262,7 +262,7 @@ cdef class PumpSocket:
         return self.cipher is not None or (self.tls is not None and self.outgoing.pending > 0)
 
     cdef bint flush(self) except -1:
-        """Send what TLS has taken; whether all of it left."""
+        """Send what TLS has taken. True when all of it has been sent."""
         cdef ssize_t n
         while self.is_sending():
             if self.cipher is None:
@@ -283,11 +283,11 @@ cdef class PumpSocket:
         return True
 
     cdef int end_writing(self) except -1:
-        """Send the end behind what was taken: close_notify (RFC 8446 section 6.1) and FIN."""
+        """Send the end, behind what was taken: close_notify (RFC 8446 section 6.1) and FIN."""
         if self.tls is not None and self.error is None:
             try:
                 self.tls.unwrap()
-            except (ssl.SSLError, ValueError):  # the peer's own is not waited for
+            except (ssl.SSLError, ValueError):  # the peer's close_notify is not waited for
                 pass
             if self.is_sending():
                 self.closing = False

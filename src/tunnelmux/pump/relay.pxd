@@ -1,4 +1,4 @@
-# The C face of a relay, for one that reads what it carries.
+# The C face of a relay.
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -10,7 +10,7 @@ from tunnelmux.pump.tunnel cimport Tunnel
 
 
 cdef enum:
-    TURN = 65536  # bytes a local socket gives in one turn, and the largest frame it makes
+    TURN = 65536  # bytes read from a local socket in one turn, and the largest frame made of them
 
 
 cdef enum Outcome:
@@ -30,7 +30,7 @@ cdef class Relay(Member):
     cdef Link wait_link
     cdef bint reads
     cdef bint writes
-    cdef bint local_told
+    cdef bint local_half_closed
     cdef bint connecting
     cdef bytes answer
     cdef readonly double agreed_at
@@ -44,7 +44,7 @@ cdef class Relay(Member):
     cdef Py_ssize_t send_local(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int write_out(self) except -1
     cdef int pass_on_end(self) except -1
-    cdef int after_goodbye(self) except -1
+    cdef int after_half_close(self) except -1
     cdef int on_connected(self) except -1
     cdef int on_broken(self) except -1
     cdef int look_for_answer(self) except -1

@@ -11,18 +11,18 @@ from tunnelmux.yamux.streams import EngineStream
 
 @disjoint_base
 class Relay(Member):
-    """Bytes both ways between a stream and a socket, until both directions have ended.
+    """Carries bytes both ways between a stream and a socket, until both directions have ended.
 
-    Under TLS, the end of the stream's direction ends both: not every peer knows a half-close there.
-    The socket stays its opener's: at the end it is to be closed by the maker of the relay. While
-    the relay runs, nothing else may use the socket or the stream.
+    Under TLS, the end of the stream's direction ends both: not every peer supports a half-close there.
+    The relay does not close the socket: its maker does that at the end. While the relay runs, nothing
+    else may use the socket or the stream.
     """
 
     def __init__(self, tunnel: Tunnel, stream: EngineStream, socket: object, owner: object) -> None:
         """*socket* is connected, or being connected, and has a `fileno()`; or a PumpSocket."""
     @property
     def tunnel(self) -> Tunnel:
-        """What carries the stream's session."""
+        """The tunnel that carries the stream's session."""
     @property
     def stream(self) -> EngineStream:
         """The stream."""
@@ -36,10 +36,10 @@ class Relay(Member):
     def outcome(
         self,
     ) -> Literal["finished", "local broke", "stream broke", "aborted", "handed back"] | None:
-        """How it ended; None while it runs. "handed back": the stream is whole and for others."""
+        """How it ended; None while it runs. "handed back": the stream is intact, for others to use."""
     @property
     def error(self) -> Exception | None:
-        """What broke, or why it was handed back, if anything did."""
+        """The error that ended it, or why it was handed back, if there was one."""
     @property
     def bytes_in(self) -> int:
         """Bytes carried from the socket to the stream."""
@@ -51,21 +51,21 @@ class Relay(Member):
         """Whether bytes may flow both ways: the answer was received, or sent."""
     @property
     def agreed_at(self) -> float:
-        """When the awaited answer came, or was sent, on Trio's clock; 0 before, and where there is
-        none."""
+        """When the awaited answer came, or was sent, on Trio's clock; 0 before that, and without an
+        answer."""
     def start(self) -> None:
         """Carry bytes both ways from now on."""
     def start_awaiting(self, answer: bytes) -> None:
         """Carry bytes to the stream at once, and back once the stream begins with *answer*.
 
-        The answer is not passed on. If it begins with anything else, or ends, the relay is handed
+        The answer is not passed on. If the stream begins with anything else, or ends, it is handed
         back. Raises ValueError for an answer of more than 64 bytes.
         """
     def start_connecting(self, answer: bytes, head_size: int) -> None:
-        """Begin when the socket, whose connecting was begun, is connected.
+        """Begin when the socket, which is being connected, is connected.
 
         Then the stream's first *head_size* bytes, received already, are dropped and *answer* is
-        sent. When it cannot be connected the relay is handed back with the stream untouched.
+        sent. When the connection fails, the stream is handed back untouched.
         """
     def hand_back(self) -> None:
         """End it, leaving the stream as it is."""

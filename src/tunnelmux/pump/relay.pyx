@@ -1,9 +1,9 @@
 """A stream joined to a local socket, in the pump.
 
 The socket is read straight into the tunnel's output buffer, behind a gap for the frame's header.
-Payload goes from the pump's input buffer straight to the socket; only what the kernel does not take
-is kept, in the stream's inbox, bounded by its window. An end is passed on as an end, FIN for
-shutdown(SHUT_WR), and everything else as a reset, behind what came before it.
+Payload goes from the pump's input buffer straight to the socket. What the kernel does not take is
+kept in the stream's inbox, bounded by its window. An orderly end is passed on as one (a FIN frame is a
+shutdown(SHUT_WR) on the socket), every other end as a reset, behind what came before it.
 The docstrings of the public names are in `relay.pyi`.
 """
 
@@ -27,7 +27,7 @@ _OUTCOMES = (None, "finished", "local broke", "stream broke", "aborted", "handed
 
 cdef class Relay(Member):
     # A relay owns its stream while it runs: `stream.owner` is the relay. It is a member of the
-    # pump from `start` until it ended.
+    # pump from its start to its end.
 
     def __cinit__(self, *args, **kwargs):
         init_link(&self.wait_link, <void *>self)
@@ -71,7 +71,9 @@ cdef class Relay(Member):
 
     def start_awaiting(self, bytes answer not None):
         if len(answer) > LONGEST_ANSWER:
-            raise ValueError(f"an answer of {len(answer)} bytes is none to wait for")
+            raise ValueError(
+                f"the answer has {len(answer)} bytes: a relay waits for {LONGEST_ANSWER} at most"
+            )
         self.reads = True
         self.answer = answer
         self.stream.owner = self
@@ -142,9 +144,9 @@ cdef class Relay(Member):
             return 0
         room = tunnel.engine.frame_room(stream)
         if room == 0:
-            if stream.outbox.size:  # what Python has queued goes first: with the next flush
+            if stream.outbox.size:  # the next flush first sends what Python has queued
                 self.wait_for_flush()
-            return 0  # else `make_ready` gives the next turn, or `on_change` the end
+            return 0  # else `make_ready` gives the next turn, or `on_change` ends the relay
         space = tunnel.space()
         if space < SENSIBLE:
             self.wait_for_flush()
@@ -152,7 +154,7 @@ cdef class Relay(Member):
         room = min(min(stream.send_window.credit_, TURN), space)
         gap = tunnel.place()
         n = self.local.read_into(gap + HEADER_BYTES, room)
-        tunnel.mark_dirty()  # at least the buffer may have been taken for nothing
+        tunnel.mark_dirty()  # even without payload: it may have to give an unused buffer back
         if n > 0:
             tunnel.engine.place_frame(stream, gap, n)
             tunnel.filled += HEADER_BYTES + n
@@ -161,7 +163,7 @@ cdef class Relay(Member):
                 self.want_turn()
         elif n == 0:
             stream.finish()
-            if self.local_told:
+            if self.local_half_closed:
                 self.end(FINISHED)
         elif n == BROKEN:
             self.local_failed()
@@ -175,7 +177,7 @@ cdef class Relay(Member):
     # -- from the stream to the local socket ------------------------------------------------------
 
     cdef int take_payload(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Bytes of the stream: to the socket as far as it takes them, else into the inbox."""
+        """Send bytes of the stream to the socket, as far as it takes them; put the rest in the inbox."""
         cdef EngineStream stream = self.stream
         cdef Py_ssize_t n = 0
         if self.writes and self.local.can_write and stream.inbox.size == 0:
@@ -207,7 +209,7 @@ cdef class Relay(Member):
         return taken
 
     cdef int write_out(self) except -1:
-        """Give the socket what the inbox holds, and then the end, if that has come."""
+        """Write what the inbox holds to the socket, and then the end, if that has come."""
         cdef EngineStream stream = self.stream
         cdef ByteRing inbox = stream.inbox
         cdef Py_ssize_t n
@@ -223,18 +225,18 @@ cdef class Relay(Member):
         return self.pass_on_end()
 
     cdef int pass_on_end(self) except -1:
-        """Called when all that came may have been written."""
+        """Pass the stream's end on, if it has come and all before it was written."""
         cdef EngineStream stream = self.stream
-        if not self.writes or stream.inbox.size or self.local_told:
-            return self.after_goodbye()
+        if not self.writes or stream.inbox.size or self.local_half_closed:
+            return self.after_half_close()
         if stream.remote_fin:
-            self.local_told = True
+            self.local_half_closed = True
             if self.local.at_end and self.local.tls is None:
-                return self.end(FINISHED)  # its owner closes the socket, which says the same
+                return self.end(FINISHED)  # its owner closes the socket, which sends the FIN
             self.local.end_writing()
             if self.local.error is not None:
                 return self.on_broken()
-            return self.after_goodbye()
+            return self.after_half_close()
         elif stream.error_ is not None:
             return self.stream_failed()
         return 0
@@ -246,10 +248,10 @@ cdef class Relay(Member):
         if self.ended_as != RUNNING:
             return 0
         if stream.error_ is not None and not (
-            # All came and all is on its way: what the session does now is of no interest.
+            # Both directions have ended in order: what happens to the session does not matter.
             self.local.at_end and stream.remote_fin and stream.receive_state != RECEIVE_RESET
         ):
-            # What the peer said before it reset the stream is passed on first.
+            # What the peer sent before it reset the stream is passed on first.
             if not self.writes or self.local.error is not None or (
                 stream.inbox.size == 0 and not self.local.is_sending()
             ):
@@ -265,10 +267,10 @@ cdef class Relay(Member):
             self.want_turn()
         return self.write_out()
 
-    cdef int after_goodbye(self) except -1:
-        """TLS has no half-close that every peer knows: what ends one direction ends all, once the
-        end was sent."""
-        if self.local_told and self.local.tls is not None and not self.local.is_sending():
+    cdef int after_half_close(self) except -1:
+        """End the relay under TLS once the stream's end was sent: not every peer supports a
+        half-close there."""
+        if self.local_half_closed and self.local.tls is not None and not self.local.is_sending():
             return self.end(FINISHED)
         return 0
 
@@ -279,7 +281,7 @@ cdef class Relay(Member):
     # -- before bytes flow --------------------------------------------------------------------------
 
     cdef int on_connected(self) except -1:
-        """The connection that was begun came about, or did not: then it is Python's again."""
+        """The socket was connected, or could not be: then Python gets the stream back."""
         cdef int code
         if self.local.error is None and (code := self.local.pending_error()) != 0:
             self.local.fail(code)
@@ -298,7 +300,7 @@ cdef class Relay(Member):
         return 0
 
     cdef int look_for_answer(self) except -1:
-        """Let payload through when the agreed answer has come; anything else is for Python."""
+        """Let payload through when the agreed answer has come; hand anything else to Python."""
         cdef ByteRing inbox = self.stream.inbox
         cdef Py_ssize_t size = len(self.answer)
         cdef uint8_t head[LONGEST_ANSWER]
@@ -317,7 +319,7 @@ cdef class Relay(Member):
     # -- the end ----------------------------------------------------------------------------------
 
     cdef int on_broken(self) except -1:
-        """The socket broke: what it still has to give is passed on before the stream is reset."""
+        """The socket broke: pass on what it still holds, before the stream is reset."""
         if not self.reads or self.local.at_end:
             return self.local_failed()
         self.want_turn()
@@ -337,7 +339,7 @@ cdef class Relay(Member):
             self.stream.close(self.pump.now)
         elif outcome != HANDED_BACK:
             if outcome == STREAM_BROKE and self.bytes_out:
-                self.pump.let_out(self.fd)
+                self.pump.delay_reset(self.fd)
             self.stream.reset_(0, "the relay was cut")
         self.tunnel.mark_dirty()
         return self.pump.tell(self)

@@ -14,7 +14,7 @@ cdef class BareSocket:
 cdef BareSocket bare_socket(int fd, int family)
 
 
-cdef class Goodbye(Member):
+cdef class LingeringClose(Member):
     cdef PumpSocket wire
     cdef Py_ssize_t left
     cdef readonly bint is_over

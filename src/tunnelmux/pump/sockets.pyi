@@ -1,4 +1,4 @@
-"""Sockets that come and go by the thousand. Linux only."""
+"""Short-lived sockets, accepted and connected at little cost. Linux only."""
 
 from collections.abc import Iterable
 from typing import final
@@ -9,8 +9,9 @@ from tunnelmux.pump.pump_socket import PumpSocket
 
 @final
 class BareSocket:
-    """A stream socket that does not block and is not inherited, without what Python keeps of one:
-    an object that asks the kernel for its address when it is made. Closed when nothing refers to it.
+    """A non-blocking stream socket that child processes do not inherit. It costs less than Python's
+    socket object, which asks the kernel for its address when it is made. Closed when nothing refers
+    to it.
     """
 
     def fileno(self) -> int:
@@ -23,7 +24,7 @@ class BareSocket:
         """Close it so that its peer sees a reset. Harmless when it is closed."""
 
     def detach(self) -> int:
-        """The descriptor, which is the caller's to close from now on."""
+        """Return the descriptor; the caller has to close it from now on."""
 
     @property
     def family(self) -> int:
@@ -34,29 +35,29 @@ class Acceptor(Member):
     """A listening socket in the pump; `owner.on_news()` is called when a connection is waiting."""
 
     def __init__(self, pump: Pump, fd: int, owner: Owner) -> None:
-        """Watch the non-blocking listening socket *fd*, which stays the caller's to close.
+        """Watch the non-blocking listening socket *fd*, which the caller has to close.
 
-        Raises OSError when that cannot be, ValueError when it is being pumped already.
+        Raises OSError when the system cannot watch it, ValueError when it is in the pump already.
         """
 
     def accept(self, limit: int) -> list[tuple[BareSocket, str]]:
-        """Those who wait, *limit* at most, each with the peer's address as HOST:PORT.
+        """Accept the waiting connections, *limit* at most, each with the peer's address as HOST:PORT.
 
         When there may be more, the owner is called again in the next batch. Raises OSError when
-        the system cannot accept; `again` then tries anew.
+        the system cannot accept; call `again` to try once more.
         """
 
     def again(self) -> None:
-        """Have the owner called once more in the next batch."""
+        """Call the owner once more in the next batch."""
 
     def stop(self) -> None:
-        """Watch no more. Harmless twice."""
+        """Stop watching. Harmless twice."""
 
 @final
-class Goodbye(Member):
-    """Ends a connection so that its peer can read all that was sent (RFC 9112 section 9.6): its own
-    end is sent, behind what TLS owes, and what comes is thrown away until the peer ends too.
-    `owner.on_news()` is called then; the socket is the caller's to close."""
+class LingeringClose(Member):
+    """Closes a connection so that its peer can read all that was sent (RFC 9112 section 9.6). It sends
+    the end, behind what TLS still has to send, and throws away what comes until the peer ends too.
+    `owner.on_news()` is called then; the caller has to close the socket."""
 
     def __init__(
         self,
@@ -66,25 +67,25 @@ class Goodbye(Member):
         max_bytes: int,
         instead_of: Member | None = None,
     ) -> None:
-        """*wire* is connected. After *max_bytes*, of a peer that goes on, it is over as well. It
-        takes the place of *instead_of*, which has the same socket in the pump, or has none."""
+        """*wire* is connected. When the peer goes on sending, it is over after *max_bytes*. It takes
+        the place of *instead_of*, a member with the same socket, if one is given."""
     @property
     def is_over(self) -> bool:
-        """Whether the peer has ended, or will not be waited for any more."""
+        """Whether the peer has ended, or is no longer waited for."""
     def cancel(self) -> None:
-        """Wait no more, without a call back."""
+        """Stop waiting, without a call of `on_news`."""
 
 @final
 class Dialler:
-    """Connects to one address, again and again."""
+    """Connects to one address, as often as needed."""
 
     def __init__(self, host: str, port: int, options: Iterable[tuple[int, int, int]] = ()) -> None:
-        """*host* is an IPv4 or IPv6 address without a scope; *options* are level, name and value
-        of what is set on each socket before it connects, if the system has it.
+        """*host* is an IPv4 or IPv6 address without a scope. *options* are socket options (level, name
+        and value), set before each connect; one that the system does not have is left out.
 
-        Raises ValueError for anything that is no address.
+        Raises ValueError when *host* is no address.
         """
 
     def dial(self) -> BareSocket:
-        """A socket that is being connected, or is. Raises OSError when the system would not even
+        """A socket that is connected, or being connected. Raises OSError when the system refuses to
         begin."""

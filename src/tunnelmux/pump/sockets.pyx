@@ -1,4 +1,4 @@
-"""Sockets that come and go by the thousand: accepted and connected without Python in between.
+"""Short-lived sockets, accepted and connected at little cost.
 
 The docstrings of the public names are in `sockets.pyi`.
 """
@@ -125,9 +125,9 @@ cdef class Acceptor(Member):
                 accepted.append((bare_socket(fd, address.ss_family), address_text(&address)))
             elif errno == EAGAIN:
                 return accepted
-            elif errno != EINTR and errno != ECONNABORTED:  # aborted: that one left before
+            elif errno != EINTR and errno != ECONNABORTED:  # aborted: that peer has left already
                 if accepted:
-                    break  # those first; the error comes again
+                    break  # return those first; the next call meets the error again
                 raise os_error(errno)
         self.again()
         return accepted
@@ -161,8 +161,8 @@ cdef str address_text(const sockaddr_storage *address):
 
 
 @cython.final
-cdef class Goodbye(Member):
-    # Reads without TLS: what comes is of no interest to anybody.
+cdef class LingeringClose(Member):
+    # Reads without TLS: what comes is thrown away.
 
     def __init__(self, Pump pump not None, PumpSocket wire not None, owner, Py_ssize_t max_bytes,
                  Member instead_of=None):
@@ -194,7 +194,7 @@ cdef class Goodbye(Member):
     cdef int take_turn(self) except -1:
         cdef ssize_t n
         if self.wire.held and self.wire.error is None:
-            return 0  # what came is not read before the peer has read something
+            return 0  # nothing more is read before the peer has read something
         n = self.wire.receive_plain(self.pump.input, min(INPUT, self.left))
         if n == NOTHING:
             self.wire.can_read = False
@@ -229,7 +229,7 @@ cdef class Dialler:
         cdef bytes text = host.encode("ascii")
         memset(&self.address, 0, sizeof(self.address))
         if 0 in text:
-            raise ValueError(f"{host!r} is no address: it holds a zero byte")
+            raise ValueError(f"{host!r} is not an IP address: it holds a zero byte")
         if inet_pton(AF_INET, text, &four.sin_addr) == 1:
             four.sin_family = AF_INET
             four.sin_port = htons(port)
@@ -239,7 +239,7 @@ cdef class Dialler:
             six.sin6_port = htons(port)
             self.address_size = sizeof(sockaddr_in6)
         else:
-            raise ValueError(f"{host!r} is no address: a name has to be looked up first")
+            raise ValueError(f"{host!r} is not an IP address: look the name up first")
         if len(options) > MOST_OPTIONS:
             raise ValueError(f"{len(options)} options are more than {MOST_OPTIONS}")
         for level, name, value in options:
@@ -255,7 +255,7 @@ cdef class Dialler:
         )
         if fd < 0:
             raise os_error(errno)
-        for i in range(self.option_count):  # one that this system does not have is left out
+        for i in range(self.option_count):  # an option that this system does not have is left out
             setsockopt(fd, self.options[i][0], self.options[i][1], &self.options[i][2], sizeof(int))
         if connect(fd, <const sockaddr *>&self.address, self.address_size) < 0 and (
             errno != EINPROGRESS

@@ -1,4 +1,4 @@
-# The parts of a head that are left out when it goes on.
+# The parts of a head that are left out when it is passed on.
 
 from libc.stdint cimport uint8_t
 from libc.string cimport memcpy
@@ -19,7 +19,7 @@ cdef struct Spans:
     Span spans[MAX_DROPPED]
 
 
-# Add what comes behind all the others; False when there are too many.
+# Add a part that lies behind all others; False when there are too many.
 cdef inline bint note_line(Spans *lines, Py_ssize_t at, Py_ssize_t end) noexcept nogil:
     if lines.count and lines.spans[lines.count - 1].end == at:
         lines.spans[lines.count - 1].end = end
@@ -32,7 +32,7 @@ cdef inline bint note_line(Spans *lines, Py_ssize_t at, Py_ssize_t end) noexcept
     return True
 
 
-# Add a line wherever it belongs; harmless twice. False when there are too many.
+# Add a line at the place where it belongs, unless it is there. False when there are too many.
 cdef inline bint add_line(Spans *lines, const Span *line) noexcept nogil:
     cdef int i = 0, j
     while i < lines.count and lines.spans[i].end <= line.at:
@@ -48,8 +48,9 @@ cdef inline bint add_line(Spans *lines, const Span *line) noexcept nogil:
     return True
 
 
-# A head of `size` bytes without those parts, and with `fields`, whole lines, at its end. `out` has room
-# for `size + fields_size` bytes and does not overlap; answers how many were written.
+# Write a head of `size` bytes to `out`, without the dropped parts and with `fields` (whole lines) at
+# its end. `out` has room for `size + fields_size` bytes and does not overlap. Returns how many were
+# written.
 cdef inline Py_ssize_t rewrite(
     const uint8_t *p, Py_ssize_t size, const Spans *dropped,
     const uint8_t *fields, Py_ssize_t fields_size, uint8_t *out,

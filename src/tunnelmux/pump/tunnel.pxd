@@ -1,4 +1,4 @@
-# The C face of a tunnel, for what is relayed through it.
+# The C face of a tunnel, for relays and legs.
 
 from libc.stdint cimport int64_t, uint8_t
 
@@ -10,7 +10,7 @@ from tunnelmux.pump.websocket cimport FrameReader
 
 
 cdef enum:
-    SENSIBLE = 1024  # bytes of room that are worth a read
+    SENSIBLE = 1024  # bytes of room: with less, a read is not worth its cost
 
 
 cdef class PumpedEngine(Engine):

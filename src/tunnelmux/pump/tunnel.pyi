@@ -8,16 +8,16 @@ from tunnelmux.pump.websocket import FrameReader
 from tunnelmux.yamux.engine import Engine
 
 class PumpedEngine(Engine):
-    """An engine whose streams relays may own: their payload never passes through Python."""
+    """An engine whose streams may belong to relays: their payload never passes through Python."""
 
 @final
 class Tunnel(Member):
     """Carries one engine on one connected stream socket, from construction to `detach`."""
 
     watched: bool
-    """While True, the owner is told after every batch that touched the session."""
+    """While True, the owner is called after every batch that touched the session."""
     deadline: float
-    """The earliest deadline of the engine that the owner knows of; it is told of an earlier one."""
+    """The earliest deadline of the engine that the owner knows; it is called for an earlier one."""
 
     def __init__(
         self,
@@ -30,7 +30,7 @@ class Tunnel(Member):
     ) -> None:
         """With *frames*, the bytes on *wire* are WebSocket frames; *masks* is True for the client.
 
-        Raises OSError when the descriptor cannot be watched, ValueError when it is already.
+        Raises OSError when the descriptor cannot be watched, ValueError when it is watched already.
         """
     @property
     def engine(self) -> PumpedEngine:
@@ -46,26 +46,26 @@ class Tunnel(Member):
         """When the last byte came, on Trio's clock."""
     @property
     def bytes_received(self) -> int:
-        """Payload bytes fed to the engine so far."""
+        """How many bytes of payload were fed to the engine so far."""
     @property
     def bytes_sent(self) -> int:
-        """Payload bytes that were made into messages so far."""
+        """How many bytes of payload were put into messages so far."""
     @property
     def is_drained(self) -> bool:
-        """Whether everything the engine had to send has left."""
+        """Whether everything that the engine had to send was sent."""
     @property
     def controls_waiting(self) -> int:
         """How many control frames have not been given to the socket yet."""
     def feed(self, payload: bytes, now: float) -> None:
-        """Payload that was read before the socket came here."""
+        """Take payload that was read before the socket came here."""
     def want_flush(self) -> None:
-        """Have what the engine has to send leave with the next batch."""
+        """Send what the engine has to send with the next batch."""
     def queue_control(self, frame: bytes) -> None:
         """Send this control frame behind the message that is being sent."""
     def withdraw(self) -> None:
-        """Let go of the socket now, because it is about to be closed; the owner is told."""
+        """Let go of the socket now, because it is about to be closed; the owner is called."""
     def detach(self) -> bool:
         """Let go of the socket for good.
 
-        True when part of what was taken from the engine did not leave: the byte stream is cut.
+        True when part of what the engine gave was not sent: the byte stream is cut.
         """

@@ -1,8 +1,8 @@
 """A session's connection in the pump: payload out of frames, and frames around payload.
 
-What comes is unmasked where it lies in the pump's one input buffer and fed to the engine. What goes
-out, frames of relays and of the engine, gathers in one buffer and leaves as one WebSocket message
-with one call; while it leaves, the next one gathers.
+Input is unmasked where it lies, in the pump's one input buffer, and fed to the engine. Output, the
+frames of relays and of the engine, is gathered in one buffer and sent as one WebSocket message with
+one system call. While that is sent, the next message is gathered.
 The docstrings of the public names are in `tunnel.pyi`.
 """
 
@@ -29,7 +29,7 @@ cdef enum:
 
 
 cdef class PumpedEngine(Engine):
-    # An engine whose streams a relay may own; payload for the others is kept for Python.
+    # A relay or leg that owns a stream gets its payload; payload of the others is kept for Python.
 
     cdef int deliver(self, EngineStream stream, const uint8_t *data, Py_ssize_t size) except -1:
         if isinstance(stream.owner, Member):
@@ -44,7 +44,7 @@ cdef class PumpedEngine(Engine):
 
 @cython.final
 cdef class Tunnel(Member):
-    # `out[out_at:out_end]` is being sent, and is freed when it has left. `fill` holds `filled`
+    # `out[out_at:out_end]` is being sent, and is freed after that. `fill` holds `filled`
     # bytes of payload behind its gap; it becomes `out` when that is free. No buffer is held while
     # there is nothing to send.
 
@@ -59,7 +59,7 @@ cdef class Tunnel(Member):
         self.pump = pump
         self.engine = engine
         self.wire = wire
-        wire.portion = MAX_FRAME_HEAD + OUTPUT + CONTROL_ROOM  # a flush leaves with one call
+        wire.portion = MAX_FRAME_HEAD + OUTPUT + CONTROL_ROOM  # a flush takes one call
         self.fd = wire.fd
         self.frames = frames
         self.masks = masks
@@ -103,7 +103,7 @@ cdef class Tunnel(Member):
                 pass
             self.after_touch()
         self.pump.now = now
-        self.receive()  # under TLS, what had been read and not decrypted
+        self.receive()  # under TLS, there may be records that were read and not decrypted
         self.pump.wake()
 
     def withdraw(self):
@@ -124,7 +124,7 @@ cdef class Tunnel(Member):
         if self.out != NULL:
             self.pump.give_buffer(self.out)
         self.fill = self.out = NULL
-        # What was taken from the engine and did not leave is lost, and the stream with it.
+        # What the engine gave and was not sent is lost, so the byte stream is cut.
         torn = torn or self.filled > 0
         self.out_at = self.out_end = self.filled = 0
         return torn
@@ -154,12 +154,12 @@ cdef class Tunnel(Member):
             return 0
         n = self.wire.read_into(self.pump.input, INPUT)
         if self.wire.can_read:
-            self.want_turn()  # after all the others had theirs
+            self.want_turn()  # after the turns of all others
         if self.wire.is_sending():
             self.mark_dirty()
         if n > 0:
             return self.take(self.pump.input, n)
-        if n == 0:  # the next owner of the socket finds the end again, and how it came about
+        if n == 0:  # the next owner of the socket meets the end again, and finds out how it came
             self.ended = True
             return self.pump.tell(self)
         return self.fail(self.wire.error) if n == BROKEN else 0
@@ -195,7 +195,7 @@ cdef class Tunnel(Member):
         return 0
 
     cdef int after_touch(self) except -1:
-        """The engine was given something: pass on to relays and to Python what follows from it."""
+        """Call it when the engine was given something: tell relays and Python what has changed."""
         cdef Engine engine = self.engine
         cdef list changed
         cdef EngineStream stream
@@ -231,7 +231,7 @@ cdef class Tunnel(Member):
             append_link(&self.pump.dirty, &self.dirty_link)
 
     cdef Py_ssize_t space(self) noexcept:
-        """Bytes of payload for which a frame can be placed now."""
+        """How many bytes of payload a frame can have now."""
         if not self.registered or self.ended or self.engine.error_ is not None:
             return 0
         return OUTPUT - self.filled - HEADER_BYTES
@@ -248,7 +248,7 @@ cdef class Tunnel(Member):
             return 0
         for i in range(FLUSHES):
             if self.is_sending() and not self.push_out():
-                return 0  # until the socket takes more
+                return 0  # go on when the socket takes more
             if not self.seal():
                 self.resume_waiting()
                 return self.pump.tell(self) if self.watched else 0
@@ -257,7 +257,7 @@ cdef class Tunnel(Member):
         return 0
 
     cdef bint seal(self) except -1:
-        """Make one message of all there is to send; False when there is nothing."""
+        """Make one message of all that waits to be sent; False when nothing waits."""
         cdef Pump pump = self.pump
         cdef const uint8_t *mask = NULL
         cdef uint8_t *payload
@@ -297,11 +297,11 @@ cdef class Tunnel(Member):
         return self.push_out() or True
 
     cdef bint is_sending(self) except -1:
-        """Whether there is something that was sealed and has not left."""
+        """Whether there is a message that was made and is not yet sent."""
         return self.out != NULL or self.wire.is_sending()
 
     cdef bint push_out(self) except -1:
-        """Send what is sealed; whether all of it left."""
+        """Send the message that was made. True when all of it was sent."""
         cdef ssize_t n
         while self.out_at < self.out_end:
             if self.ended and self.lost is not None:
@@ -320,7 +320,7 @@ cdef class Tunnel(Member):
         return self.wire.flush()
 
     cdef int on_broken(self) except -1:
-        """Nothing can be sent any more; what the peer said before is read first."""
+        """Nothing can be sent any more. Read what the peer sent before that first."""
         if self.engine.error_ is not None:
             return self.fail(self.wire.error)
         self.want_turn()

@@ -1,4 +1,4 @@
-"""The book of live visits: what is noted at the begin, the move and the end of each, by the thousand."""
+"""The book of live visits: a cheap note when each begins, moves to another device, and ends."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,26 +7,26 @@ from typing_extensions import disjoint_base
 
 @disjoint_base
 class VisitEntry:
-    """What is known of one visit."""
+    """One visit as the book keeps it."""
 
     way: Any
     """How it came in: `http` and `tcp` are the ways of visitors, all others calls of the back end."""
     device: str
-    """Where it leads; of HTTP, where its last request went, and empty before the first."""
+    """The device it leads to. With HTTP it is the device of the last request, empty before the first."""
     service: str | None
     """The service asked for; None is the device's default one."""
     visitor: str
     """The visitor's address, as `host:port`."""
     scheme: str
-    """What it came in by: http, https, tcp."""
+    """The scheme it came in by: http, https, tcp."""
     is_exempt: bool
-    """Whether its address stands for many: a trusted proxy's does."""
+    """Whether its address stands for many visitors, as a trusted proxy's does: it has no limit then."""
     lease: str
     """The id of the lease it is under, with which it ends; empty for none."""
     named: str
     """The group that the visitor named, where `device` was chosen from one; else empty."""
     number: int
-    """Counts up from 1 in each process; 0 before the book has it."""
+    """Counts up from 1 in each process; 0 before the visit was added."""
     began: float
     """When it began, on the book's clock."""
     session: Any
@@ -35,15 +35,15 @@ class VisitEntry:
     """The id of its stream on the session, once there is one."""
     waits_for: Any
     until: float
-    """When it has waited too long, on the book's clock."""
+    """When its wait becomes too long, on the book's clock."""
     cut_reason: str | None
     """Why it was cut, in words; None when it was not."""
     by: Any
-    """What let its last request in, where that was judged."""
+    """What admitted its last request, if access was checked."""
     count: Callable[[], tuple[int, int]] | None
-    """Answers the bytes from and to the visitor so far."""
+    """Returns the bytes from and to the visitor so far."""
     on_cut: Callable[[], object] | None
-    """Ends it now, from outside of its task: resets its stream, for one. Does not raise."""
+    """Ends it now, from outside its task: for example, resets its stream. Does not raise."""
     on_late: Callable[[], object] | None
     """Called when `until` has passed."""
 
@@ -57,7 +57,7 @@ class VisitEntry:
         visitor: str,
         scheme: str = "tcp",
     ) -> None:
-        """A visit that begins now, and is not live before `VisitBook.add`."""
+        """A visit that begins now; it is live from `VisitBook.add` on."""
 
     @property
     def _register(self) -> Any:
@@ -65,15 +65,15 @@ class VisitEntry:
 
     @property
     def is_from_outside(self) -> bool:
-        """Whether a visitor makes it, and no call of the back end."""
+        """Whether it is a visitor's, not a call of the back end."""
 
     @property
     def source(self) -> str:
-        """The address that is held to limits."""
+        """The address, or the network, whose visits are counted together for limits."""
 
     @property
     def is_counted(self) -> bool:
-        """Whether `max_streams_per_visitor` holds for it."""
+        """Whether `max_streams_per_visitor` applies to it."""
 
 @disjoint_base
 class VisitBook:
@@ -83,25 +83,25 @@ class VisitBook:
     """The time for which the timer is set."""
 
     def __init__(self, clock: Callable[[], float], source_of: Callable[[str], str]) -> None:
-        """*source_of* answers the address of `host:port` that is held to limits."""
+        """*source_of* returns the address or network as which `host:port` counts for limits."""
 
     @property
     def live(self) -> dict[int, Any]:
-        """All of them, by number."""
+        """All live visits, by number."""
 
     @property
     def due(self) -> list[tuple[float, int]]:
-        """A heap of times and numbers; a visit stands in it once, or seldom twice."""
+        """A heap of times and numbers; a visit is in it once, rarely twice."""
 
     def __len__(self) -> int: ...
     def add(self, visit: VisitEntry) -> None:
-        """Have this visit among the live ones."""
+        """Add a visit to the live ones."""
 
     def remove(self, visit: VisitEntry) -> None:
-        """The visit is over; one that is not here is no error."""
+        """Remove a visit that is over. Harmless when it is not in the book."""
 
     def move(self, visit: VisitEntry, device: str) -> None:
-        """The visit leads to another device from now on."""
+        """Note that the visit leads to another device from now on."""
 
     def of_device(self, device: str) -> list[Any]:
         """The live visits of a device, the oldest first."""
@@ -110,20 +110,20 @@ class VisitBook:
         """How many live visits a device has, idle ones among them."""
 
     def of_way(self, way: str) -> int:
-        """How many there are that came in this way."""
+        """How many live visits came in this way."""
 
     def by_way(self) -> dict[str, int]:
-        """How many live visits there are, by way; once there was one of a way, it stays."""
+        """How many live visits there are, by way; a way that was used once stays in it, with 0."""
 
     def of_address(self, way: str, remote: str) -> int:
-        """How many of these come from the address of `remote` (`host:port`)."""
+        """How many live visits of this way come from the address of `remote` (`host:port`)."""
 
     def crowd(self, device: str, remote: str, enough: int) -> int:
-        """How many visits of a device come from the address of `remote` (`host:port`) now. From
-        `enough` on, those that are idle are left out."""
+        """How many live visits of a device come from the address of `remote` (`host:port`). When
+        there are `enough` or more, idle ones are not counted."""
 
     def note_time(self, visit: VisitEntry) -> bool:
-        """Note when the visit has waited too long; whether the timer has to go off earlier."""
+        """Note the visit's `until`. True when the timer has to go off earlier than it is set."""
 
     def pop_due(self, now: float) -> Any:
         """The next visit whose noted time has passed; None when there is none."""

@@ -1,4 +1,4 @@
-"""The book of live visits: what is noted at the begin, the move and the end of each, by the thousand.
+"""The book of live visits: a cheap note when each begins, moves to another device, and ends.
 
 The docstrings of the public names are in `visits.pyi`.
 """
@@ -6,7 +6,7 @@ The docstrings of the public names are in `visits.pyi`.
 import heapq
 
 cdef enum:
-    STALE = 1024  # times of visits that are over which may stand in the heap, beside the live ones
+    STALE = 1024  # outdated times that the heap may hold beside twice the live ones
 
 cdef double NEVER = float("inf")
 
@@ -61,8 +61,8 @@ cdef class VisitEntry:
 
 
 cdef class VisitBook:
-    # All tables are by number and in the order of the numbers. `watched` has the earliest time at
-    # which each stands in `due`, a heap; `wakes_at` is the time for which the timer is set.
+    # All tables are by number and in the order of the numbers. `watched` has the earliest time of
+    # each visit in `due`, a heap; `wakes_at` is the time for which the timer is set.
     cdef readonly dict live
     cdef readonly list due
     cdef public double wakes_at
@@ -74,7 +74,7 @@ cdef class VisitBook:
     cdef object clock
     cdef object source
     cdef long long last
-    cdef str asked  # what `source_of` was asked last, and its answer: a visit asks several times
+    cdef str asked  # the last argument of `source_of` and its result: a visit asks several times
     cdef str answered
 
     def __init__(self, clock, source_of):

@@ -1,5 +1,5 @@
-# The C face of the framing, for a data plane that reads frames where they lie and writes their heads
-# into a gap before the payload.
+# The C face of the framing, for the tunnel: it reads frames where they lie and writes their heads into
+# a gap before the payload.
 
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
@@ -13,7 +13,7 @@ cdef enum:
 cdef enum Kind:
     PAYLOAD  # of a binary message
     CONTROL
-    SKIPPED  # of a text message: read over, so that a Close behind it is still seen
+    SKIPPED  # of a text message: skipped, so that a Close behind it is still seen
 
 
 cdef void xor_copy(

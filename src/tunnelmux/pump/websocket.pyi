@@ -1,7 +1,7 @@
 """RFC 6455 data framing: binary payload out of frames and into frames, without any I/O.
 
-Only what carries payload is done here. Control frames come out unchanged, for a WebSocket library
-to judge and answer.
+This handles data frames only. Control frames come out unchanged, for a WebSocket library to check and
+answer.
 """
 
 from typing import Final, final
@@ -32,20 +32,20 @@ class FrameReader:
     def receive_data(self, data: bytes | bytearray | memoryview) -> bytes:
         """The payload in *data*, which may be cut anywhere; message boundaries are dropped.
 
-        After a violation nothing more is given; `error` then says what it was.
+        After a protocol violation it returns nothing more; `error` says what it was.
         """
     @property
     def masked(self) -> bool:
         """Whether the peer must mask."""
     @property
     def has_control(self) -> bool:
-        """Whether `take_control` has something to give."""
+        """Whether `take_control` has something to return."""
     def take_control(self) -> bytes:
         """The control frames that came since the last call, as they were on the wire: the latest
         Ping, the latest Pong and the Close, in this order (RFC 6455 section 5.5.3)."""
     @property
     def error(self) -> tuple[int, str] | None:
-        """The close code (section 7.4.1) and the sentence for what the peer did wrong, or None."""
+        """The close code (section 7.4.1) and a sentence about what the peer did wrong, or None."""
     @property
     def close(self) -> tuple[int, str] | None:
         """Code and reason of the peer's Close frame; 1005 and "" when it held none."""

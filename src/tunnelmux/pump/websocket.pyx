@@ -71,9 +71,9 @@ def apply_mask(const uint8_t[::1] data not None, bytes mask not None):
 cdef Py_ssize_t write_frame_head(
     uint8_t *end, Py_ssize_t size, const uint8_t *mask
 ) noexcept nogil:
-    """Write the head of a binary message of *size* bytes so that it ends at *end*; its length.
+    """Write the head of a binary message of *size* bytes so that it ends at *end*. Returns its size.
 
-    MAX_FRAME_HEAD bytes before *end* must be there to be written to. *mask* may be NULL."""
+    There must be room for MAX_FRAME_HEAD bytes before *end*. *mask* may be NULL."""
     cdef Py_ssize_t length = 2 if size <= MAX_CONTROL else 4 if size <= UINT16_MAX else 10
     cdef Py_ssize_t whole = length + (4 if mask != NULL else 0)
     cdef Py_ssize_t i
@@ -117,8 +117,8 @@ cdef class FrameReader:
     # Between frames `head_have` is 0 and `left` is 0. A control frame gathers in `part`. A whole
     # Ping or Pong takes the place of the one before it that was not taken: the latest is all that an
     # answer needs (RFC 6455 section 5.5.3). A whole Close stays in `part`, because nothing is read
-    # after it. So a peer can make us keep three frames, however many it sends. A frame of which
-    # `check_head` or `begin_frame` said no is never begun: `lost` stops the reading.
+    # after it. So a peer can make us keep three frames, however many it sends. A frame that
+    # `check_head` or `begin_frame` refused is never begun: `lost` stops the reading.
 
     def __init__(self, *, bint masked):
         self.masked = masked
@@ -152,7 +152,7 @@ cdef class FrameReader:
             Py_XDECREF(out)
 
     cdef Py_ssize_t split(self, const uint8_t *data, Py_ssize_t size, uint8_t *out) except -1:
-        """Write the payload in *data* to *out*; how many bytes that was."""
+        """Write the payload in *data* to *out*. Returns its size."""
         cdef Py_ssize_t used = 0, written = 0
         while used < size and self.goes_on():
             used += self.take_head(data + used, size - used)
@@ -162,11 +162,11 @@ cdef class FrameReader:
         return written
 
     cdef bint goes_on(self) noexcept:
-        """Whether anything can be made of what comes next."""
+        """Whether the bytes that come next can still be read."""
         return self.close is None and not self.lost
 
     cdef Py_ssize_t take_head(self, const uint8_t *data, Py_ssize_t size) except -1:
-        """Read up to the first byte of a frame's body; how many bytes of *data* that took."""
+        """Read up to the first byte of a frame's body. Returns how many bytes of *data* that took."""
         cdef Py_ssize_t used = 0
         while used < size and self.left == 0 and self.goes_on():
             self.head[self.head_have] = data[used]
@@ -182,9 +182,9 @@ cdef class FrameReader:
     cdef Py_ssize_t take_body(
         self, const uint8_t *data, Py_ssize_t size, uint8_t *out
     ) except -1:
-        """Take what is there of the body that was begun; how many bytes of *data* that was.
+        """Read on in the current frame's body. Returns how many bytes of *data* that took.
 
-        Payload goes to *out*, which may be *data* itself, and `given` says how much of it came."""
+        Payload goes to *out*, which may be *data* itself; `given` says how many bytes it was."""
         cdef Py_ssize_t take = size if <uint64_t>size < self.left else <Py_ssize_t>self.left
         self.given = 0
         if self.kind == PAYLOAD:
@@ -207,8 +207,8 @@ cdef class FrameReader:
         return take
 
     cdef int fail(self, int code, str sentence) except -1:
-        """Note what the peer did wrong first. After a 1002 it cannot be told where the next frame
-        begins, so nothing more is read, whatever was noted before."""
+        """Keep the first thing that the peer did wrong. After a 1002 nothing more is read, because
+        the beginning of the next frame is unknown."""
         if self.error is None:
             self.error = (code, sentence)
         if code == 1002:
@@ -216,7 +216,7 @@ cdef class FrameReader:
         return 0
 
     cdef int check_head(self) except -1:
-        """Judge the first two bytes of a frame (section 5.2), which say how long its head is."""
+        """Check the first two bytes of a frame (section 5.2), which say how long its head is."""
         cdef uint8_t first = self.head[0], second = self.head[1]
         cdef uint8_t length = second & ~MASK_BIT
         self.opcode = first & 0x0F
@@ -247,7 +247,7 @@ cdef class FrameReader:
         return 0
 
     cdef int begin_frame(self) except -1:
-        """The head is complete."""
+        """Read the complete head of a frame."""
         cdef uint8_t length = self.head[1] & ~MASK_BIT
         cdef Py_ssize_t i, end = 4 if length == 126 else 10 if length == 127 else 2
         self.left = length if end == 2 else 0

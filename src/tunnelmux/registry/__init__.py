@@ -1,8 +1,8 @@
 """Who exists and who may: tenants, people, devices, credentials, leases, and the audit of it all.
 
-`open_registry(url)` gives a `Registry`; `registry.tenant(id, by=actor)` what belongs to one tenant.
-This package's own modules hold the words and the promises; `registry.sql` keeps them, on SQLite and
-PostgreSQL, and is the only part of tunnelmux that knows SQL.
+`open_registry(url)` gives a `Registry`; `registry.tenant(id, by=actor)` gives the records of one
+tenant. The modules of this package define records and abstract classes. `registry.sql` implements
+them on SQLite and PostgreSQL, and is the only part of tunnelmux that knows SQL.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Who makes a change, as the audit writes it down."""
+"""Who makes a change, for the audit."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ class Actor:
     id: str
     """The id of the user, token or device; the name of the program."""
     behind: str = ""
-    """For an access token, the id of the user who stands behind it."""
+    """For an access token, the id of the user whose token it is."""
     name: str = ""
-    """How people know it, at the time: names change, entries do not."""
+    """Its name at the time of the change: names change later, entries do not."""
     address: str = ""
-    """Where the request came from; empty for a program's own doing."""
+    """The address that the request came from; empty when a program acts on its own."""
 
     @property
     def user_id(self) -> str:
-        """The user whom records of the registry name; empty when it was none."""
+        """The user to write into records; empty when there is none."""
         return self.id if self.kind == "user" else self.behind
 
     @classmethod
     def program(cls, name: str) -> Actor:
-        """One of our own programs, acting by itself or for the person at its terminal."""
+        """One of our own programs, acting on its own or for the person at its terminal."""
         return cls(kind="program", id=name, name=name)

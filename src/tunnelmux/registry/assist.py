@@ -1,4 +1,4 @@
-"""What a device says of its own switch for remote assistance, and what follows from it."""
+"""The state of a device's own switch for remote assistance, and the check of leases against it."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ AssistMode = Literal["off", "ask", "allow"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AssistState:
-    """What a device would take, as it said last. The device decides by itself in the end: this is
-    for telling people at once what it would refuse."""
+    """Which leases a device would accept, as it last reported. In the end the device decides
+    itself: this is to tell people at once what it would refuse."""
 
     mode: AssistMode
-    """What a request meets now: a refusal, a question at the device, a yes."""
+    """What the device does with a request now: refuse it, ask the person there, or accept it."""
     services: tuple[str, ...]
-    """The services that a lease may be about."""
+    """The services for which it accepts leases."""
     longest: float
-    """Seconds."""
+    """The longest lease it accepts, in seconds."""
     hours: str = ""
-    """When, by the device's own clock, as people read it; empty for always."""
+    """The hours at which it accepts leases, by its own clock, as text; empty for always."""
 
     def check(self, services: Collection[str], starts: datetime, ends: datetime) -> None:
-        """Raise RegistryRefused `device_refuses` for what this device would not take."""
+        """Raise RegistryRefused `device_refuses` for a lease that this device would not accept."""
         if self.mode == "off":
             raise RegistryRefused(
-                "remote assistance is switched off on this device: have it switched on there",
+                "remote assistance is switched off on this device: switch it on there",
                 code="device_refuses",
             )
         missing = [service for service in services if service not in self.services]
@@ -45,18 +45,18 @@ class AssistState:
             )
         if ends - starts > timedelta(seconds=self.longest):
             raise RegistryRefused(
-                f"the device takes {self.longest / 3600:g} h at most: ask for less",
+                f"the device accepts at most {self.longest / 3600:g} h: ask for less",
                 code="device_refuses",
                 field="until",
             )
 
     def as_json(self) -> dict[str, Any]:
-        """For a column."""
+        """The value of a JSON column."""
         return asdict(self) | {"services": list(self.services)}
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> AssistState | None:
-        """From that column."""
+        """Read the value of that column."""
         if not value:
             return None
         return cls(**value | {"services": tuple(value["services"])})

@@ -14,12 +14,12 @@ from tunnelmux.registry.ids import Page, format_time
 __all__ = ["FIRST_HASH", "AuditEntry", "AuditFilter", "AuditTrail", "ChainCheck", "hash_entry"]
 
 FIRST_HASH = "0" * 64
-"""What stands for the entry before the first."""
+"""The `previous_hash` of the first entry."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditEntry:
-    """What was changed. `before` and `after` are JSON texts, empty where there was nothing."""
+    """One change. `before` and `after` are JSON texts, empty when there was nothing."""
 
     number: int
     """From 1, without a gap, for each tenant."""
@@ -36,10 +36,10 @@ class AuditEntry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AuditFilter:
-    """Which entries a list is to hold; what is empty does not count."""
+    """Selects entries for a list; empty fields do not matter."""
 
     action: str = ""
-    """An action (`device.disable`) or the beginning of some (`device.`)."""
+    """An action (`device.disable`) or the beginning of several (`device.`)."""
     object_id: str = ""
     actor_id: str = ""
     since: datetime | None = None
@@ -48,16 +48,16 @@ class AuditFilter:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainCheck:
-    """What a walk along the chain found."""
+    """The result of checking the whole chain."""
 
     entries: int
     broken_at: int | None
-    """The number of the first entry that is not what was written, or is missing."""
+    """The number of the first entry that was changed or is missing; None when all is well."""
     problem: str
 
 
 def hash_entry(tenant_id: str, entry: AuditEntry) -> str:
-    """The SHA-256 over all of an entry but its own hash, its tenant included, in hexadecimal."""
+    """The SHA-256, in hexadecimal, of the tenant and all of an entry but its own hash."""
     content = [
         tenant_id,
         entry.number,
@@ -99,8 +99,9 @@ class AuditTrail(abc.ABC):
         object_id: str,
         details: dict[str, object] | None = None,
     ) -> AuditEntry:
-        """Write down what happened outside the registry: a session closed, a command run."""
+        """Add an entry for an event outside the registry: a session was closed, a command was
+        run."""
 
     @abc.abstractmethod
     async def verify(self) -> ChainCheck:
-        """Walk along the whole chain, in pages."""
+        """Check the whole chain, page by page."""

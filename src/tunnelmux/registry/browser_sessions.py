@@ -1,4 +1,4 @@
-"""The sessions of people's browsers, and what is pending in them."""
+"""The sessions of people's browsers, and the logins that are under way in them."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class BrowserSession:
     id: str
     user_id: str | None
     tenant_id: str | None
-    """The tenant the person works in at the moment."""
+    """The tenant that the person works in now."""
     role: Role | None
-    """The person's role there as far as this session's secret gives it; see `change_secret`."""
+    """The role there for which this session's secret was made; see `change_secret`."""
     issuer: str
     provider_session: str
     """The provider's `sid`, for back-channel logout; empty when it gives none."""
@@ -41,7 +41,7 @@ class BrowserSession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedIn:
-    """Who has just signed in in a browser, as its session is to hold it."""
+    """A sign-in that was just completed in a browser, for its session."""
 
     user_id: str
     tenant_id: str | None
@@ -61,22 +61,23 @@ class NewBrowserSession:
 
 
 class BrowserSessions(abc.ABC):
-    """All browser sessions. Found by the SHA-256 of their secret only."""
+    """All browser sessions. A session can only be found by the SHA-256 of its secret."""
 
     @abc.abstractmethod
     async def begin(
         self, *, idle: float, lifetime: float, pending: bytes, address: str, user_agent: str
     ) -> NewBrowserSession:
-        """A session of no user yet; it ends after `idle` seconds without use, `lifetime` at all.
+        """A session without a user. It ends after `idle` seconds without use, and in any case after
+        `lifetime` seconds.
 
-        Raises RegistryRefused `too_many_sign_ins` when its address began too many lately.
+        Raises RegistryRefused `too_many_sign_ins` when this address has begun too many recently.
         """
 
     @abc.abstractmethod
     async def find(self, secret: Secret) -> BrowserSession | None:
         """The session of a cookie; None when there is none, it has ended, or its user is disabled.
 
-        Being found counts as use, written at most once a minute.
+        Finding it counts as use, which is written at most once a minute.
         """
 
     @abc.abstractmethod
@@ -87,15 +88,16 @@ class BrowserSessions(abc.ABC):
         pending: bytes | None = None,
         tokens: bytes | None = None,
     ) -> BrowserSession | None:
-        """Write what is given, unless the session was written since it was read: then None."""
+        """Write the given fields. None, and nothing written, if the session was changed since it
+        was read."""
 
     @abc.abstractmethod
     async def set_place(
         self, session: BrowserSession, *, tenant_id: str | None, role: Role | None
     ) -> BrowserSession | None:
-        """Put the session into a tenant, with a role there that gives no more than before.
+        """Move the session to a tenant, with a role there that allows no more than before.
 
-        None when the session was written since it was read.
+        None when the session was changed since it was read.
         """
 
     @abc.abstractmethod
@@ -108,19 +110,19 @@ class BrowserSessions(abc.ABC):
         idle: float,
         lifetime: float,
     ) -> NewBrowserSession | None:
-        """Put a signed-in session in the place of this one, under a new secret (session fixation).
+        """Replace this session by a signed-in one, with a new secret (against session fixation).
 
-        The old secret is worth nothing from then on. None when the old one has ended meanwhile.
+        The old secret is invalid from then on. None when the old session has ended meanwhile.
         """
 
     @abc.abstractmethod
     async def change_secret(
         self, session: BrowserSession, *, tenant_id: str | None, role: Role
     ) -> NewBrowserSession | None:
-        """Give a session whose person has a higher role from now on another secret.
+        """Give a session a new secret because the person's role is higher from now on.
 
-        The old one is worth nothing from then on. None when the session has ended meanwhile, or
-        its tenant or role was changed since it was read: of two requests, one gets the secret.
+        The old secret is invalid from then on. None when the session has ended meanwhile, or its
+        tenant or role was changed since it was read: of two requests, one gets the secret.
         """
 
     @abc.abstractmethod
@@ -134,13 +136,14 @@ class BrowserSessions(abc.ABC):
 
     @abc.abstractmethod
     async def end(self, session_id: str, *, user_id: str | None = None) -> bool:
-        """End a session, only if it is this user's where one is given; whether there was one."""
+        """End a session; with a `user_id`, only if it is that user's. True when one was ended."""
 
     @abc.abstractmethod
     async def end_for_provider(
         self, *, issuer: str, subject: str | None, provider_session: str | None
     ) -> int:
-        """End what a back-channel logout names (OpenID Connect Back-Channel Logout 1.0, 2.6)."""
+        """End the sessions that a back-channel logout names (OpenID Connect Back-Channel Logout
+        1.0, 2.6). Returns how many."""
 
     @abc.abstractmethod
     async def use_once(self, key: str, until: datetime) -> bool:

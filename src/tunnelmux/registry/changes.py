@@ -1,4 +1,4 @@
-"""What changed, for processes that hold a copy; and what each proxy did about it."""
+"""The list of changes, for processes that keep a copy, and what each proxy did about a change."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ ChangeKind = Literal[
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """That something about an object changed; what it is now is read from where it stands."""
+    """Something about this object changed; the reader fetches the object to see its new state."""
 
     number: int
-    """Grows by one with each change, in the order in which the changes took hold."""
+    """Grows by one with each change, in the order in which they were committed."""
     at: datetime
     tenant_id: str
     kind: ChangeKind
@@ -36,7 +36,7 @@ class Effect:
     sessions: int
     """Sessions it ended."""
     visits: int
-    """Visitors' connections it ended with them."""
+    """Visits it ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +55,7 @@ class Effects:
 
     @property
     def visits(self) -> int:
-        """Visitors' connections ended in all."""
+        """Visits ended in all."""
         return sum(effect.visits for effect in self.done)
 
 
@@ -64,9 +64,9 @@ class ChangeWatch(abc.ABC):
 
     @abc.abstractmethod
     async def wait(self) -> None:
-        """Return when something may have changed since the last call: within a second of it, and
-        often sooner. It may return without a change, and does not raise when the database is away:
-        the next reader finds out.
+        """Return when something may have changed since the last call, within a second of the change
+        and often sooner. It may return without a change. It does not raise when the database is
+        away: the next read will.
         """
 
 
@@ -79,13 +79,13 @@ class Changes(abc.ABC):
 
     @abc.abstractmethod
     async def after(self, number: int, *, limit: int = 500) -> list[Change] | None:
-        """The changes behind this number, in order; None when some of them are forgotten already
-        (after an hour), and all there is must be read anew."""
+        """The changes after this number, in order. None when some of them were deleted already
+        (after an hour): then the caller must read everything again."""
 
     @abc.abstractmethod
     def watch(self) -> AbstractAsyncContextManager[ChangeWatch]:
-        """Follow the database with a connection of its own while the block runs."""
+        """Watch for changes, with a connection of its own, for the length of the block."""
 
     @abc.abstractmethod
     async def effects(self, number: int, *, within: float = 2.0) -> Effects:
-        """What the proxies did about a change; waits for all living ones, `within` seconds."""
+        """What the proxies did about a change; waits up to `within` seconds for all living ones."""

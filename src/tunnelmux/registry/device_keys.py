@@ -1,4 +1,4 @@
-"""The SSH keys by which devices that have nothing but OpenSSH connect, each for a stated time."""
+"""SSH keys of devices that have no agent and connect by OpenSSH; each key has an end."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ __all__ = ["DeviceSshKey", "DeviceSshKeys", "SshDevice", "SshDevices"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceSshKey:
-    """A public key that a device logs in to the gateway with, until `expires`."""
+    """A public key with which a device may log in to the gateway, until `expires`."""
 
     id: str
     device_id: str
@@ -30,17 +30,17 @@ class DeviceSshKeys(abc.ABC):
 
     @abc.abstractmethod
     async def add(self, device_id: str, key: str, lifetime: float) -> DeviceSshKey:
-        """Let a device in with this key for `lifetime` seconds; one that it has already gets this
-        end. Raises NoSuchRecord; RegistryRefused `invalid`, `taken` where another device has it,
+        """Accept this key of a device for `lifetime` seconds; a key that it has already gets this
+        end. Raises NoSuchRecord; RegistryRefused `invalid`, `taken` (another device has it),
         `too_many`."""
 
     @abc.abstractmethod
     async def of(self, device_id: str) -> list[DeviceSshKey]:
-        """Those that have not expired, the newest first; raises NoSuchRecord."""
+        """The keys that have not expired, the newest first; raises NoSuchRecord."""
 
     @abc.abstractmethod
     async def remove(self, device_id: str, key_id: str) -> int:
-        """Take a key back, and end what the device holds by it; the change's number. Raises
+        """Remove a key, and end the sessions that it opened; returns the change's number. Raises
         NoSuchRecord."""
 
 
@@ -55,25 +55,25 @@ class SshDevice:
     serial: str
 
     def is_called(self, text: str) -> bool:
-        """Whether this is its serial number or one of its names; case does not count."""
+        """Whether this is its serial number or one of its names, in any case."""
         return text.casefold() in {
             name.casefold() for name in (self.name, self.label, self.serial) if name
         }
 
 
 class SshDevices(abc.ABC):
-    """Devices with an SSH key, of all tenants, for the gateway that lets them in."""
+    """Devices with an SSH key, of all tenants, for the gateway."""
 
     @abc.abstractmethod
     async def find(self, fingerprint: str) -> SshDevice | None:
-        """The device of this key; None where the key is not known or over, or the device may not
+        """The device of this key; None when the key is unknown or expired, or the device may not
         connect."""
 
     @abc.abstractmethod
     async def begin(self, key_id: str, address: str) -> Secret | None:
-        """The device has logged in: a token that its tunnel connects with, told this once. What it
-        had by an earlier log-in ends. None where the key is over."""
+        """A device has logged in: make a token for its tunnel, returned only this once. The token
+        of its earlier log-in ends. None when the key has expired."""
 
     @abc.abstractmethod
     async def end(self, token: Secret, reason: str) -> None:
-        """The log-in is over, and what it connected with is worth nothing any more."""
+        """The log-in is over: its token is invalid from now on."""

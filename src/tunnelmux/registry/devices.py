@@ -27,13 +27,13 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceState:
-    """What the proxies last saw of a device; they write it in batches, some seconds late."""
+    """The state of a device as the proxies last saw it; they write it in batches, seconds later."""
 
     online: bool = False
     proxy_id: str | None = None
     """The proxy that holds its session, or held the last one."""
     since: datetime | None = None
-    """When it last came or went."""
+    """When it last went online or offline."""
     last_seen: datetime | None = None
     address: str = ""
     agent_version: str = ""
@@ -42,11 +42,11 @@ class DeviceState:
     reason: str = ""
     """Why the last session ended."""
     rival: str = ""
-    """The address of another machine that has this device's credential, as after cloning a disk:
-    the two replaced each other in turn. Empty when none was seen."""
+    """The address of another machine with this device's credential, for example a cloned disk: the
+    two replace each other's session. Empty when none was seen."""
     rival_seen: datetime | None = None
     assist: AssistState | None = None
-    """What it said last of its switch for remote assistance; None when it never did."""
+    """What it last reported about remote assistance; None when it never did."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,13 +61,13 @@ class Device:
     labels: dict[str, str]
     enabled: bool
     quarantine: str
-    """Why it is held back; empty while it is not."""
+    """Why it is in quarantine; empty when it is not."""
     paired_by: str
-    """The id of the user who let it in; empty when no person did."""
+    """The id of the user who paired it; empty when no person did."""
     paired_by_name: str
     install_key_id: str | None
     rotation_wanted: bool
-    """A new credential is on its way to the device."""
+    """Whether the device is to get a new credential."""
     created: datetime
     state: DeviceState
 
@@ -79,7 +79,7 @@ class Credential:
     id: str
     device_id: str
     state: Literal["active", "new", "ended"]
-    """`new`: made by a rotation and not proved yet; it is as good as an active one meanwhile."""
+    """`new`: made by a rotation and not used yet; it is as valid as an active one."""
     created: datetime
     proved: datetime | None
     ended: datetime | None
@@ -88,12 +88,12 @@ class Credential:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceFilter:
-    """Which devices a list is to hold; what is None or empty does not count."""
+    """Selects devices for a list; fields that are None or empty do not matter."""
 
     name: str = ""
     """A part of the name or the serial number."""
     labels: tuple[tuple[str, str], ...] = ()
-    """All of these labels with these values."""
+    """The device must have all of these labels with these values."""
     online: bool | None = None
     enabled: bool | None = None
     quarantined: bool | None = None
@@ -147,9 +147,9 @@ class Devices(abc.ABC):
         paired_by: str = "",
         paired_by_name: str = "",
     ) -> tuple[Device, Secret]:
-        """A new device and the token it connects with, which is told this once.
+        """A new device and its token, which is returned only this once.
 
-        Raises RegistryRefused: `taken` (the name, or a name that host names could take it for),
+        Raises RegistryRefused: `taken` (the name, or its host name, belongs to another device),
         `serial_taken`, `invalid`.
         """
 
@@ -163,8 +163,7 @@ class Devices(abc.ABC):
 
     @abc.abstractmethod
     async def find_called(self, text: str) -> Device:
-        """The device of this name, else of this serial number, in whatever case; raises
-        NoSuchRecord."""
+        """The device of this name, else of this serial number, in any case; raises NoSuchRecord."""
 
     @abc.abstractmethod
     async def page(
@@ -174,7 +173,7 @@ class Devices(abc.ABC):
 
     @abc.abstractmethod
     async def count(self, where: DeviceFilter | None = None) -> int:
-        """How many devices the filter lets through."""
+        """How many devices match."""
 
     @abc.abstractmethod
     async def change(
@@ -185,15 +184,15 @@ class Devices(abc.ABC):
         serial: str | None = None,
         labels: dict[str, str] | None = None,
     ) -> Device:
-        """Change what is given. A new name ends the session: host names lead elsewhere now."""
+        """Change the given fields. A new name ends the session, because its host names change."""
 
     @abc.abstractmethod
     async def set_enabled(self, device_id: str, enabled: bool) -> Revocation:
-        """Turn a device away, or let it in again."""
+        """Enable or disable a device. A disabled one cannot connect."""
 
     @abc.abstractmethod
     async def set_quarantine(self, device_id: str, reason: str) -> Revocation:
-        """Hold a device back with a reason that people read; an empty one lets it out."""
+        """Put a device into quarantine, with a reason that people read; an empty one ends it."""
 
     @abc.abstractmethod
     async def host_keys(self, device_id: str) -> DeviceHostKeys:
@@ -220,7 +219,7 @@ class Devices(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, device_id: str) -> Revocation:
-        """Forget a device, its credentials and its history. The audit keeps what it was."""
+        """Delete a device, its credentials and its history. The audit keeps its data."""
 
     @abc.abstractmethod
     async def sessions(
@@ -234,11 +233,11 @@ class Credentials(abc.ABC):
 
     @abc.abstractmethod
     async def of(self, device_id: str) -> list[Credential]:
-        """All that the device has and had, the newest first; raises NoSuchRecord."""
+        """All credentials of the device, also ended ones, the newest first; raises NoSuchRecord."""
 
     @abc.abstractmethod
     async def replace(self, device_id: str) -> tuple[Revocation, Secret]:
-        """End all credentials of a device and make one, for a person to carry to it."""
+        """End all credentials of a device and make a new one, which a person brings to it."""
 
     @abc.abstractmethod
     async def revoke(self, device_id: str) -> Revocation:
@@ -247,10 +246,10 @@ class Credentials(abc.ABC):
     @abc.abstractmethod
     async def rotate(self, device_id: str) -> Device:
         """Ask for a new credential. The proxy that holds the device's session makes it and gives it
-        to the agent, now or when the device next connects; the old one ends once the agent has
-        proved the new one. Raises RegistryRefused `not_enabled` for a device that is turned away.
+        to the agent, now or when the device next connects. The old one ends once the agent has used
+        the new one. Raises RegistryRefused `not_enabled` for a device that may not connect.
         """
 
     @abc.abstractmethod
     async def cancel_rotation(self, device_id: str) -> Revocation:
-        """Take the wish back, and end a new credential that was not proved."""
+        """Cancel the rotation, and end a new credential that was not used yet."""

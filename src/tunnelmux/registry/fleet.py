@@ -1,4 +1,4 @@
-"""What a proxy reads of the registry, and what it writes back."""
+"""The part of the registry that proxies read and write."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ __all__ = [
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetDevice:
-    """All a proxy needs to know of a device."""
+    """All that a proxy needs to know about a device."""
 
     device_id: str
     tenant_id: str
     label: str
     """The name by which visitors and callers find it: `name`, or `name--tenant`."""
     digests: dict[str, str]
-    """The SHA-256 of each token it may connect with, in hexadecimal, and the credential's id."""
+    """The id of each credential, by the SHA-256 of its token in hexadecimal."""
     serial: str
     """Its serial number, or empty: visitors and callers find it by that too."""
     refused: str
@@ -41,12 +41,12 @@ class FleetDevice:
     paired_by: str
     rotation_wanted: bool
     rules: dict[str, AccessRule]
-    """Who may visit, by service; empty is the device's own rule."""
+    """Who may visit, by service; the rule of the empty name is for all other services."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FleetLease:
-    """A lease, and whose it is."""
+    """A lease and its tenant."""
 
     tenant_id: str
     lease: Lease
@@ -79,7 +79,7 @@ class SessionEnded:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sighting:
-    """A device was heard from. `services` is None where the agent has not said."""
+    """A device was seen. `services` is None when its agent has not reported them."""
 
     device_id: str
     at: datetime
@@ -88,17 +88,17 @@ class Sighting:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Proxy:
-    """A proxy that is, or was, at work."""
+    """A proxy that runs, or ran."""
 
     id: str
     name: str
     internal_url: str
-    """Where its internal API is called; empty when it has none."""
+    """The URL of its internal API; empty when it has none."""
     version: str
     started: datetime
     beat: datetime
     living: bool
-    """Heard from within the last 15 s."""
+    """Whether its last beat is less than 15 s old."""
 
 
 class Fleet(abc.ABC):
@@ -106,7 +106,7 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def devices(self, *, after: str = "", limit: int = 1000) -> list[FleetDevice]:
-        """Devices by id, from behind this one; fewer than `limit` at the end."""
+        """Devices in the order of their ids, after this id; fewer than `limit` at the end."""
 
     @abc.abstractmethod
     async def devices_with_ids(self, device_ids: list[str]) -> list[FleetDevice]:
@@ -118,7 +118,8 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def identify(self, digest: str) -> FleetDevice | None:
-        """The device one of whose credentials has this SHA-256 (hexadecimal); refused ones too."""
+        """The device with a credential of this SHA-256 (hexadecimal), also one that may not
+        connect."""
 
     @abc.abstractmethod
     async def report(
@@ -129,24 +130,25 @@ class Fleet(abc.ABC):
         ended: list[SessionEnded],
         seen: list[Sighting],
     ) -> None:
-        """Write down what was seen since the last report. Sightings of unknown devices are left
-        out. No entry of the audit: nothing was changed by anybody."""
+        """Write what the proxy saw since its last report. Sightings of unknown devices are left
+        out. There is no entry in the audit, because no person or program made a change."""
 
     @abc.abstractmethod
     async def hello(self, proxy_id: str, *, name: str, internal_url: str, version: str) -> None:
-        """A proxy starts. Sessions that it held under this id before are over."""
+        """A proxy starts. Sessions that it had under this id before are over."""
 
     @abc.abstractmethod
     async def move(self, proxy_id: str, *, internal_url: str) -> None:
-        """From now on others call its internal API there."""
+        """The URL of a proxy's internal API has changed."""
 
     @abc.abstractmethod
     async def beat(self, proxy_id: str, *, applied: int, effects: dict[int, Effect]) -> None:
-        """It is alive, has applied all changes up to this number, and ended so much for these."""
+        """A proxy is alive, has applied all changes up to this number, and ended so much for each
+        of these changes."""
 
     @abc.abstractmethod
     async def goodbye(self, proxy_id: str) -> None:
-        """It ends in order."""
+        """A proxy ends in order."""
 
     @abc.abstractmethod
     async def proxies(self) -> list[Proxy]:
@@ -154,42 +156,43 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def begin_credential(self, device_id: str) -> tuple[str, Secret] | None:
-        """A second credential for a device whose rotation is wanted: its id, and the token to give
-        to the agent, told this once. None when the rotation is not wanted any more.
+        """Make a second credential for a device whose rotation is wanted. Returns its id, and the
+        token for the agent, only this once. None when the rotation is no longer wanted.
 
-        Those that were begun before and not proved stay good until one is, because the agent may
-        have written one down; the oldest ends when there are more than three."""
+        Earlier new credentials stay valid until one of them is used, because the agent may have
+        stored one; the oldest ends when there are more than three."""
 
     @abc.abstractmethod
     async def drop_credential(self, credential_id: str, reason: str) -> None:
-        """End a new credential that the agent has certainly not taken; others stay as they are."""
+        """End a new credential that the agent certainly did not store; others are left alone."""
 
     @abc.abstractmethod
     async def prove_credential(self, credential_id: str) -> bool:
-        """The agent has shown the new token: it is the device's only one from now on.
+        """The agent has used the new token: it is the device's only one from now on.
 
-        False when it is not a new one (it ended, or was proved already)."""
+        False when it is not `new` (it has ended, or was used already)."""
 
     # -- leases -----------------------------------------------------------------------------------
 
     @abc.abstractmethod
     async def leases(self, *, after: str = "", limit: int = 1000) -> list[FleetLease]:
-        """Leases that are not over, by id, from behind this one; fewer than `limit` at the end."""
+        """Leases that are not over, in the order of their ids, after this id; fewer than `limit` at
+        the end."""
 
     @abc.abstractmethod
     async def leases_with_ids(self, lease_ids: list[str]) -> list[FleetLease]:
-        """Those of these leases that exist, the ones that are over too."""
+        """Those of these leases that exist, also ones that are over."""
 
     @abc.abstractmethod
     async def answer_lease(
         self, lease_id: str, device_id: str, *, given: bool, reason: str = ""
     ) -> None:
-        """The device's answer to a lease that was asked for; a refusal ends it. One that is over
-        stays as it is."""
+        """Take the device's answer to a requested lease; a refusal ends it. A lease that is over
+        does not change."""
 
     @abc.abstractmethod
     async def end_lease(self, lease_id: str, device_id: str, reason: str) -> None:
-        """The device has ended a lease of its own accord."""
+        """The device itself has ended a lease."""
 
     @abc.abstractmethod
     async def open_code_lease(
@@ -202,8 +205,8 @@ class Fleet(abc.ABC):
         ends: datetime,
         key_fingerprint: str = "",
     ) -> None:
-        """The device has made a lease for the holder of its code, who has the key of this
-        fingerprint; one that is known gets this end. Raises RegistryRefused `invalid`."""
+        """The device has made a lease for the holder of its code, whose key has this fingerprint. A
+        lease that is known already gets this end. Raises RegistryRefused `invalid`."""
 
     @abc.abstractmethod
     async def code_lease(self, key_fingerprint: str) -> FleetLease | None:
@@ -213,12 +216,12 @@ class Fleet(abc.ABC):
     async def use_lease(
         self, lease_id: str, device_id: str, address: str, details: dict[str, object]
     ) -> None:
-        """Its holder uses a lease from this address, as by a browser that is let in: count it and
-        write down `details`. Raises RegistryRefused `lease_over` where it does not run."""
+        """Count one use of a lease from this address, for example by a browser, and note `details`
+        in the audit. Raises RegistryRefused `lease_over` when it is not running."""
 
     @abc.abstractmethod
     async def report_assist(self, device_id: str, state: AssistState) -> None:
-        """What a device says of its switch for assistance."""
+        """Keep what a device reports about its switch for assistance."""
 
     @abc.abstractmethod
     async def report_serial(self, device_id: str, serial: str) -> str:

@@ -1,4 +1,4 @@
-"""Identifiers, times and cursors, as every list of the registry uses them."""
+"""Identifiers, times and cursors of the registry's lists."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ T = TypeVar("T")
 Clock = Callable[[], datetime]
 
 MAX_PAGE = 200
-"""Records in one page of any list; a larger wish gets so many. A page of devices is about 100 KiB
-of JSON then, and no transaction takes longer than some milliseconds."""
+"""Records in one page of any list; a request for more gets this many. A page of devices is then
+about 100 KiB of JSON, and no transaction takes longer than some milliseconds."""
 
 _RANDOM_BITS = 74
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page(Generic[T]):
-    """A part of a list, and where it goes on."""
+    """A part of a list, and the cursor of the next part."""
 
     items: list[T]
     next: str | None
-    """What to give as `after` for the page behind this one; None at the end."""
+    """The value of `after` for the next page; None at the end."""
 
 
 def new_id() -> str:
@@ -70,7 +70,7 @@ def utc_now() -> datetime:
 def format_time(moment: datetime) -> str:
     """RFC 3339 in UTC with microseconds: `2026-11-27T20:15:00.000000Z`.
 
-    Always as long, so that two of them compare as text.
+    The length is fixed, so that times can be compared as text.
     """
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
@@ -82,7 +82,7 @@ def encode_cursor(*key: str | int) -> str:
 
 
 def decode_cursor(cursor: str, *kinds: type[str | int]) -> list[str | int]:
-    """The key in a cursor, of values of these kinds; raises RegistryRefused `bad_cursor`."""
+    """The sort key in a cursor, with values of these types; raises RegistryRefused `bad_cursor`."""
     try:
         padded = cursor + "=" * (-len(cursor) % 4)
         key = json.loads(base64.urlsafe_b64decode(padded.encode("ascii")))

@@ -1,4 +1,4 @@
-"""Leases: access that ends by itself. Remote assistance is made of them."""
+"""Leases: access with an end. Remote assistance is made of them."""
 
 from __future__ import annotations
 
@@ -31,31 +31,33 @@ LeaseState = Literal["requested", "waiting", "running", "later", "ended", "expir
 Right = Literal["shell", "exec", "sftp", "forward", "agent", "x11"]
 
 RIGHTS: tuple[Right, ...] = ("shell", "exec", "sftp", "forward", "agent", "x11")
-"""What an SSH session may do, each by itself: a terminal, a command, files, `-L` and `-J` to the
-lease's services, the person's own SSH agent, X11."""
+"""What an SSH session may do, each granted separately: a terminal, a command, files, `-L` and `-J`
+to the lease's services, forwarding of the person's own SSH agent, X11."""
 
 MAX_LEASE = timedelta(hours=12)
-"""The furthest a lease's end may be away, at its making and with each extension. Who needs more
-asks again: what is forgotten must not stay open over night."""
+"""The furthest away that a lease's end may be, when it is made and at each extension. For more, ask
+again: a forgotten lease must not stay open over night."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LeaseTerms:
-    """Who may do what with which services of a device, from when until when, and why."""
+    """Who may use which services of a device, with which rights, from when until when, and why."""
 
     device_id: str
     services: tuple[str, ...]
     rights: tuple[Right, ...] = ("shell", "exec")
     holder: str
-    """The id of the user who may; empty for the holder of the device's code (`kind`)."""
+    """The id of the user who holds the lease; empty for the holder of the device's code
+    (`kind`)."""
     holder_name: str = ""
     reason: str
     recorded: bool = True
-    """Sessions may go by the gateway, which keeps what is seen."""
+    """Whether sessions may end at the gateway, which records them."""
     sealed: bool = False
-    """Sessions may go past it (`ssh -J`): it sees ciphertext and notes who, when, bytes."""
+    """Whether sessions may pass through the gateway encrypted (`ssh -J`): it sees ciphertext only,
+    and notes user, time and bytes."""
     addresses: tuple[str, ...] = ()
-    """Networks from which it may be used; empty for all."""
+    """Networks from which it may be used; empty for any."""
     starts: datetime
     ends: datetime
     max_uses: int | None = None
@@ -63,15 +65,15 @@ class LeaseTerms:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Lease(LeaseTerms):
-    """Terms that were asked for, and what became of them."""
+    """A requested lease and its state."""
 
     id: str
     kind: LeaseKind
     """`person`: a user holds it. `code`: the device made it, for support without accounts."""
     approval: Approval
-    """The word of another member of the tenant, where the requester may not decide."""
+    """The decision of another member of the tenant, if the requester may not decide alone."""
     consent: Consent
-    """The word of the device, which is always asked."""
+    """The decision of the device, which is always asked."""
     decided_by: str
     decided: datetime | None
     uses: int
@@ -83,10 +85,10 @@ class Lease(LeaseTerms):
     ended_by_name: str
     end_reason: str
     extended: int
-    """How many times; each is an entry of the audit."""
+    """How many times it was extended; each is an entry of the audit."""
 
     def state(self, now: datetime) -> LeaseState:
-        """What it is worth at this moment: something only while it is `running`."""
+        """Its state at this time. It gives access only while it is `running`."""
         if self.ended is not None:
             return "ended"
         if now >= self.ends:
@@ -105,11 +107,11 @@ class Leases(abc.ABC):
 
     @abc.abstractmethod
     async def add(self, terms: LeaseTerms, *, approved: bool) -> tuple[Lease, int]:
-        """A new lease, and the change's number. The device is asked when it is `approved`, by
-        the one who asks or by `decide`.
+        """A new lease, and the change's number. The device is asked once the lease is `approved`,
+        at once or later by `decide`.
 
-        Raises NoSuchRecord for the device, and RegistryRefused: `invalid`, or `device_refuses` for
-        what the device has said that it would not take.
+        Raises NoSuchRecord for the device, and RegistryRefused: `invalid`, or `device_refuses` when
+        the device has reported that it would not accept it.
         """
 
     @abc.abstractmethod
@@ -130,38 +132,38 @@ class Leases(abc.ABC):
 
     @abc.abstractmethod
     async def running(self, *, holder: str, device_id: str) -> list[Lease]:
-        """What lets this user use this device at this moment: the leases that are running, the
-        one that ends last first."""
+        """The leases by which this user may use this device now; the one that ends last comes
+        first."""
 
     @abc.abstractmethod
     async def decide(self, lease_id: str, approve: bool, reason: str = "") -> tuple[Lease, int]:
         """Approve a request, so that the device is asked, or end it.
 
-        Raises RegistryRefused `own_request` for the one who made it, `lease_over`.
+        Raises RegistryRefused `own_request` when the actor made the request, `lease_over`.
         """
 
     @abc.abstractmethod
     async def use(self, lease_id: str, details: dict[str, object] | None = None) -> Lease:
-        """Count one use, where the lease is running, and write down `details`, as of a visit that
-        begins; raises RegistryRefused `lease_over`."""
+        """Count one use of a running lease, for example a visit that begins, and note `details` in
+        the audit; raises RegistryRefused `lease_over`."""
 
     @abc.abstractmethod
     async def note(self, lease_id: str, what: str, details: dict[str, object]) -> AuditEntry:
-        """Write down what happened under a lease, living or not, as `lease.` and `what`: the end of
-        a visit with its bytes, a command."""
+        """Add an audit entry `lease.<what>` about a lease, also one that is over: the end of a
+        visit with its bytes, a command."""
 
     @abc.abstractmethod
     async def extend(self, lease_id: str, until: datetime) -> tuple[Lease, int]:
-        """A later end, while it is not over, within what the device takes; raises RegistryRefused
-        `lease_over`, `invalid`, `device_refuses`."""
+        """Give a lease that is not over a later end, which the device must accept; raises
+        RegistryRefused `lease_over`, `invalid`, `device_refuses`."""
 
     @abc.abstractmethod
     async def end(self, lease_id: str, reason: str) -> tuple[Lease, int]:
-        """End it now; the lease and the change's number. Ending an ended one changes nothing."""
+        """End it now; returns the lease and the change's number. An ended one does not change."""
 
     @abc.abstractmethod
     async def report(
         self, lease_id: str, *, from_number: int = 1, limit: int = 200
     ) -> list[AuditEntry]:
-        """All that was written down about it, from this number of the audit on, the oldest first;
-        fewer than `limit` at the end."""
+        """The audit entries about a lease, from this number on, the oldest first; fewer than
+        `limit` at the end."""

@@ -1,9 +1,9 @@
-"""What may be called what, so that every name is one label of a host name and leads to one device.
+"""The rules for names: each is one label of a host name, and a host name leads to one device only.
 
-`dev1.DOMAIN` and `web--dev1.DOMAIN` are of the default tenant, `dev1--acme.DOMAIN` and
-`web--dev1--acme.DOMAIN` of the tenant `acme`. With one `--` a label could be read both ways:
-so a tenant never has the name of a device of the default tenant, and one name is taken by one of
-them only. A label has at most 63 bytes (RFC 1035 section 2.3.4).
+`dev1.DOMAIN` and `web--dev1.DOMAIN` belong to the default tenant, `dev1--acme.DOMAIN` and
+`web--dev1--acme.DOMAIN` to the tenant `acme`. A label with one `--` could be read both ways. So a
+tenant never has the name of a device of the default tenant. A label has at most 63 bytes (RFC 1035
+section 2.3.4).
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _MAX_HOST_LABEL = 63
 
 
 def check_tenant_name(name: str) -> None:
-    """Refuse a tenant name that no host name could carry; raises RegistryRefused."""
+    """Raise RegistryRefused for a tenant name that cannot be part of a host name."""
     _check("name", name, MAX_TENANT_NAME)
 
 
 def check_device_name(name: str, tenant: str) -> None:
-    """Refuse a device name that no host name of this tenant could carry."""
+    """Raise RegistryRefused for a device name that cannot be part of a host name of this tenant."""
     _check("name", name, MAX_DEVICE_NAME)
     label = device_label(name, tenant)
     if len(label) > _MAX_HOST_LABEL:
@@ -52,12 +52,13 @@ def check_device_name(name: str, tenant: str) -> None:
 
 
 def device_label(name: str, tenant: str) -> str:
-    """The host name's label that leads to this device, and by which the proxy knows it."""
+    """The label of the device's host name; the proxy knows the device by it."""
     return name if tenant == DEFAULT_TENANT else f"{name}--{tenant}"
 
 
 def check_text(field: str, text: str, most: int, *, least: int = 0) -> str:
-    """The text without the white space around it; refused when too long or not printable."""
+    """The text without white space around it. Raises RegistryRefused when it is too short, too long
+    or not printable."""
     text = text.strip()
     if not least <= len(text) <= most or (text and not text.isprintable()):
         raise RegistryRefused(
@@ -67,7 +68,7 @@ def check_text(field: str, text: str, most: int, *, least: int = 0) -> str:
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:
-    """A device's labels, refused when there are too many or one is too long."""
+    """A device's labels, sorted. Raises RegistryRefused for too many, or one that is too long."""
     if len(labels) > MAX_LABELS:
         raise RegistryRefused(
             f"a device has at most {MAX_LABELS} labels", code="invalid", field="labels"

@@ -1,4 +1,4 @@
-"""How a device gets its credential: pairing codes, both ways, and install keys."""
+"""How a device gets its credential: by a pairing code, in either direction, or an install key."""
 
 from __future__ import annotations
 
@@ -27,53 +27,53 @@ PairingState = Literal["open", "approved", "used", "denied", "cancelled", "burnt
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PairingRules:
-    """The numbers of pairing. Times in seconds."""
+    """The limits of pairing. Times are in seconds."""
 
     lifetime: float = 600.0
-    """How long a code is good for: time to walk to the device and type eight letters."""
+    """How long a code is valid: time to walk to the device and type eight letters."""
     max_guesses: int = 5
-    """Wrong second halves for one first half, after which the codes that begin so are burnt
-    (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
+    """After so many wrong second halves for one first half, all codes with that first half are
+    invalid (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
     address_budget: int = 20
-    """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
-    unseen."""
+    """Wrong codes from one address (IPv6: from one /64) within `budget_period`; further ones are
+    refused without a look."""
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0
     max_waiting: int = 1000
-    """Devices that wait at once and are no tenant's yet. Anybody may ask, so the places are shared
-    out: where all are taken, the block of addresses (/24, of IPv6 /48) that has most gives way."""
+    """Devices without a tenant that may wait at once. Anybody may ask, so the places are shared:
+    when all are taken, the block of addresses (/24, IPv6: /48) that has most of them loses one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pairing:
-    """One code. From the console: an operator made it. From the device: it waits for approval."""
+    """One code. `console`: an operator made it. `device`: the device waits for approval."""
 
     id: str
     kind: Literal["console", "device"]
     state: PairingState
     name: str
-    """The device's name, wished for or fixed; may be empty until it is approved or used."""
+    """The device's name, proposed or fixed; it may be empty until approval or use."""
     serial: str
     labels: dict[str, str]
     address: str
-    """Where the device asked from."""
+    """The address that the device asked from."""
     fingerprint: str
-    """The device's key, or empty: shown on both screens to compare."""
+    """The fingerprint of the device's key, or empty: both screens show it, to compare."""
     agent_version: str
     created_by: str
     created: datetime
     expires: datetime
     decided_by: str
     device_id: str | None
-    """The device that came of it."""
+    """The device that was paired."""
     replaces: str | None
-    """The id of the device whose place it takes."""
+    """The id of the device that it replaces."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Arrival:
-    """A device that is let in: what it is and the token it connects with, told this once."""
+    """A device that was paired, and its token, which is returned only this once."""
 
     tenant_id: str
     device: Device
@@ -89,7 +89,7 @@ class InstallKey:
     labels: dict[str, str]
     needs_approval: bool
     serials: tuple[str, ...]
-    """Only these may use it; empty: any."""
+    """Only devices with these serial numbers may use it; empty: any."""
     max_uses: int
     uses: int
     created_by: str
@@ -100,7 +100,7 @@ class InstallKey:
 
 
 class Pairings(abc.ABC):
-    """Pairing as this tenant's operators see it."""
+    """Pairing, for the operators of this tenant."""
 
     @abc.abstractmethod
     async def make_code(
@@ -112,16 +112,16 @@ class Pairings(abc.ABC):
         replace: str | None = None,
         lifetime: float | None = None,
     ) -> tuple[Pairing, Secret]:
-        """A code that a device exchanges for its credential, `BCDF-GHJK`; told this once.
+        """A code (`BCDF-GHJK`) that a device exchanges for its credential; returned only this once.
 
-        `replace` is the id of a device whose place the new one takes, as in `approve`; `lifetime`
-        is in seconds, by default that of the rules. Raises NoSuchRecord, RegistryRefused `taken`,
+        `replace` is the id of a device that the new one replaces, as in `approve`. `lifetime` is in
+        seconds, by default that of the rules. Raises NoSuchRecord, RegistryRefused `taken`,
         `serial_taken`, `invalid`.
         """
 
     @abc.abstractmethod
     async def find_request(self, code: str) -> Pairing:
-        """The device that shows this code and waits. The code finds; it gives no right.
+        """The request of the waiting device that shows this code. The code alone allows nothing.
 
         Raises RegistryRefused: `code_unknown`, `code_expired`, `code_burnt`, `too_many_guesses`.
         """
@@ -135,20 +135,20 @@ class Pairings(abc.ABC):
         labels: dict[str, str] | None = None,
         replace: str | None = None,
     ) -> Device:
-        """Let a waiting device in, under this name; it fetches its credential itself.
+        """Accept a waiting device under this name; it fetches its credential itself.
 
-        `replace` is the id of a device that was installed anew: it keeps its id, name and history,
-        and its old credentials end. Raises NoSuchRecord, RegistryRefused: `taken`, `serial_taken`,
+        `replace` is the id of a device that was reinstalled: it keeps its id, name and history, and
+        its old credentials end. Raises NoSuchRecord, RegistryRefused: `taken`, `serial_taken`,
         `pairing_over`.
         """
 
     @abc.abstractmethod
     async def deny(self, pairing_id: str) -> None:
-        """Turn a waiting device away, or take a code back before it is used."""
+        """Refuse a waiting device, or cancel a code before it is used."""
 
     @abc.abstractmethod
     async def find(self, pairing_id: str) -> Pairing:
-        """One of this tenant's; raises NoSuchRecord."""
+        """One pairing of this tenant; raises NoSuchRecord."""
 
     @abc.abstractmethod
     async def page(
@@ -171,7 +171,7 @@ class InstallKeys(abc.ABC):
         serials: tuple[str, ...] = (),
         labels: dict[str, str] | None = None,
     ) -> tuple[InstallKey, Secret]:
-        """A new key, told this once."""
+        """A new key and its text, which is returned only this once."""
 
     @abc.abstractmethod
     async def find(self, key_id: str) -> InstallKey:
@@ -185,20 +185,20 @@ class InstallKeys(abc.ABC):
     async def revoke(
         self, key_id: str, *, devices: Literal["keep", "disable"]
     ) -> tuple[InstallKey, list[str], int]:
-        """End it, and say what happens to devices that used it.
+        """End it, and keep or disable the devices that used it.
 
-        Answers the key, the ids of the devices that were disabled, and the change's number.
+        Returns the key, the ids of the devices that were disabled, and the change's number.
         """
 
 
 class Joining(abc.ABC):
-    """Pairing as the device sees it: not signed in, so nothing here names a tenant."""
+    """Pairing, for devices. They are not signed in, so that no call names a tenant."""
 
     @abc.abstractmethod
     async def exchange(
         self, code: str, *, address: str, name: str = "", serial: str = "", agent_version: str = ""
     ) -> Arrival:
-        """Use a code from the console up. The code and the credential change in one step or not.
+        """Exchange a code from the console for a credential, in one transaction.
 
         Raises RegistryRefused: `code_unknown`, `code_expired`, `code_used`, `code_burnt`,
         `too_many_guesses`, `taken`, `serial_taken`, `name_needed`, `wrong_serial`.
@@ -214,15 +214,16 @@ class Joining(abc.ABC):
         fingerprint: str = "",
         agent_version: str = "",
     ) -> tuple[Pairing, Secret, Secret]:
-        """A device asks to be let in: the pairing, the code it shows, and the secret it polls with.
+        """A device asks to be paired. Returns the pairing, the code it shows, and the secret it
+        polls with.
 
         Raises RegistryRefused `too_many_requests`.
         """
 
     @abc.abstractmethod
     async def poll(self, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
-        """What became of a request: still the pairing while it waits; the credential, once.
-        `fingerprint` is that of the key it is for, where there is one: that which was approved.
+        """The state of a request: the pairing while it waits; once approved, the credential, once.
+        `fingerprint` is that of the device's key, if it has one, and must be the approved one.
 
         Raises RegistryRefused: `wrong_key`, `pairing_unknown`, `pairing_denied`, `pairing_expired`,
         `pairing_used`, `pairing_burnt`.
@@ -239,7 +240,7 @@ class Joining(abc.ABC):
         fingerprint: str = "",
         agent_version: str = "",
     ) -> Arrival | tuple[Pairing, Secret]:
-        """Use an install key. With approval: the pairing, and the secret to poll with.
+        """Use an install key. If it needs approval: the pairing, and the secret to poll with.
 
         Raises RegistryRefused: `key_unknown`, `key_expired`, `key_revoked`, `key_used_up`,
         `wrong_serial`, `taken`, `serial_taken`, `too_many_guesses`.

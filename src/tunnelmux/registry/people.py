@@ -1,4 +1,4 @@
-"""Users, what they may do in which tenant, and how they are invited."""
+"""Users, their roles in tenants, and invitations."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ __all__ = [
 Role = Literal["viewer", "operator", "admin", "owner"]
 
 ROLES: tuple[Role, ...] = ("viewer", "operator", "admin", "owner")
-"""From the least to the most."""
+"""From the lowest to the highest."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class User:
-    """A person, as one OIDC provider knows them: (issuer, subject). The e-mail proves nothing."""
+    """A person, identified by (issuer, subject) of an OIDC provider, never by the e-mail."""
 
     id: str
     issuer: str
@@ -44,19 +44,19 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Membership:
-    """What a user is in one tenant."""
+    """A user's role in one tenant."""
 
     tenant_id: str
     tenant_name: str
     tenant_enabled: bool
     role: Role
     source: Literal["grant", "claim"]
-    """`claim`: the provider says so at each sign-in, and may take it back."""
+    """`claim`: the provider states the role at each sign-in, and may stop doing so."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Member:
-    """A user as a member of the tenant that was asked."""
+    """A member of the tenant in question."""
 
     user: User
     role: Role
@@ -66,13 +66,13 @@ class Member:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invitation:
-    """A role that waits for the person it is meant for."""
+    """A role for a person who has not accepted it yet."""
 
     id: str
     email: str
     role: Role
     issuer: str | None
-    """With it, signing in there with this verified e-mail gives the role, without a link."""
+    """If given, a sign-in there with this verified e-mail gives the role without the link."""
     created: datetime
     expires: datetime
     used_by: str | None
@@ -92,12 +92,11 @@ class Users(abc.ABC):
         name: str = "",
         claims: dict[str, Role] | None = None,
     ) -> User:
-        """The user of this issuer and subject, made at the first sign-in.
+        """The user of this issuer and subject; created at the first sign-in.
 
-        `claims` are the roles that the provider gives, by tenant name: they replace all that came
-        from claims before; names of no tenant are left out. Invitations for this issuer and e-mail
-        are redeemed when the provider has verified the e-mail. Raises RegistryRefused
-        `user_disabled`.
+        `claims` are the roles that the provider gives, by tenant name. They replace all earlier
+        roles from claims; unknown tenants are left out. Invitations for this issuer and e-mail are
+        redeemed if the provider has verified the e-mail. Raises RegistryRefused `user_disabled`.
         """
 
     @abc.abstractmethod
@@ -106,11 +105,12 @@ class Users(abc.ABC):
 
     @abc.abstractmethod
     async def memberships(self, user_id: str) -> list[Membership]:
-        """In which tenants this user is what, by tenant name."""
+        """This user's roles in all tenants, sorted by tenant name."""
 
     @abc.abstractmethod
     async def set_enabled(self, user_id: str, enabled: bool) -> User:
-        """A disabled user cannot sign in; all browser sessions and access tokens end."""
+        """Enable or disable a user. A disabled one cannot sign in, and all browser sessions and
+        access tokens end."""
 
     @abc.abstractmethod
     async def grant(
@@ -123,23 +123,22 @@ class Users(abc.ABC):
         email: str | None = None,
         force: bool = False,
     ) -> User | Invitation:
-        """Give a role from outside, by subject or (at the next sign-in) by verified e-mail.
+        """Give a role although no member of the tenant does: by subject at once, or by verified
+        e-mail at the next sign-in. The first owner of a tenant is made so.
 
-        For the first owner: raises RegistryRefused `has_owner` when the tenant has one and `force`
-        is not set.
+        Raises RegistryRefused `has_owner` when the tenant has an owner and `force` is not set.
         """
 
     @abc.abstractmethod
     async def accept_invitation(self, user_id: str, secret: Secret) -> Membership:
-        """Redeem the link of an invitation for this user, once.
+        """Redeem the link of an invitation for this user, once. It never lowers a role.
 
         Raises RegistryRefused: `invitation_unknown`, `invitation_expired`, `invitation_used`.
-        A role the user has already is never lowered by it.
         """
 
 
 class Members(abc.ABC):
-    """Who belongs to this tenant."""
+    """The members of this tenant."""
 
     @abc.abstractmethod
     async def page(self, *, limit: int = 50, after: str | None = None) -> Page[Member]:
@@ -147,7 +146,7 @@ class Members(abc.ABC):
 
     @abc.abstractmethod
     async def role_of(self, user_id: str) -> Role | None:
-        """What this user is here; None when nothing, or disabled."""
+        """This user's role here; None when the user has none, or is disabled."""
 
     @abc.abstractmethod
     async def set_role(self, user_id: str, role: Role) -> Member:
@@ -155,7 +154,8 @@ class Members(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, user_id: str) -> None:
-        """Ends the user's access tokens of this tenant too; raises as `set_role`."""
+        """Remove a member, and end the member's access tokens of this tenant; raises like
+        `set_role`."""
 
 
 class Invitations(abc.ABC):
@@ -165,12 +165,13 @@ class Invitations(abc.ABC):
     async def add(
         self, email: str, role: Role, *, lifetime: float, issuer: str | None = None
     ) -> tuple[Invitation, Secret]:
-        """A new one and the secret of its link, good for `lifetime` seconds and one person."""
+        """A new invitation and the secret of its link, valid for `lifetime` seconds and one
+        person."""
 
     @abc.abstractmethod
     async def page(self, *, limit: int = 50, after: str | None = None) -> Page[Invitation]:
-        """The newest first, used and expired ones included."""
+        """The newest first, also used and expired ones."""
 
     @abc.abstractmethod
     async def revoke(self, invitation_id: str) -> None:
-        """Raises NoSuchRecord; one that was used already stays as it is."""
+        """Revoke an invitation; a used one does not change. Raises NoSuchRecord."""

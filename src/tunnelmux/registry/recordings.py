@@ -1,7 +1,7 @@
-"""Which sessions of people were recorded: who, where, when, and what became of the recording.
+"""The list of recorded SSH sessions: who, where, when, and the state of the recording.
 
-The recordings themselves are files of the gateway that made them; here is what a list shows, and
-what the file is held to (`sha256`).
+The recordings themselves are files of the gateway that made them. A record here has the data for a
+list, and the file's SHA-256.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ __all__ = ["Recorded", "RecordedEnd", "Recording", "Recordings"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recorded:
-    """A session of which a recording begins."""
+    """A session whose recording begins."""
 
     id: str
-    """The recording's: its file is called so."""
+    """The id of the recording, and the name of its file."""
     device_id: str
     device_label: str
     user_id: str
     user_name: str
     account: str
-    """On the device."""
+    """The account on the device."""
     address: str
-    """Where the person's connection came from."""
+    """The address that the person's connection came from."""
     lease_id: str
-    """What it rests on; empty where a role is enough."""
+    """The lease that allows the session; empty when the person's role does."""
     kind: str
     """`shell` or `exec`."""
     command: str
@@ -42,8 +42,8 @@ class Recorded:
     """When the gateway removes the file; the record goes with it."""
 
     def file(self, tenant_id: str) -> PurePath:
-        """Where it is in the folder of recordings; beside it is one of the same name and `.json`
-        that says the same as this record."""
+        """Its path in the folder of recordings. Beside it is a file of the same name with `.json`,
+        which has the same data as this record."""
         return PurePath(tenant_id, f"{self.began.astimezone(UTC):%Y-%m-%d}", f"{self.id}.cast")
 
 
@@ -56,12 +56,12 @@ class RecordedEnd:
     """Bytes of the file."""
     sha256: str
     problem: str = ""
-    """Why it is not whole; empty where it is."""
+    """Why it is incomplete; empty when it is complete."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recording(Recorded):
-    """A recording; without `ended` it goes on, or its gateway was killed."""
+    """A recording. Without `ended` it is still going on, or its gateway was killed."""
 
     ended: datetime | None
     size: int
@@ -95,9 +95,9 @@ class Recordings(abc.ABC):
         limit: int = 50,
         after: str | None = None,
     ) -> Page[Recording]:
-        """The newest first; with `text`, those that have it in the device, the person, the account
-        or the command."""
+        """The newest first; with `text`, those with this text in the name of the device or person,
+        the account or the command."""
 
     @abc.abstractmethod
     async def note_read(self, recording_id: str) -> Recording:
-        """Write down that the actor looks at it; raises NoSuchRecord."""
+        """Note in the audit that the actor looks at it; raises NoSuchRecord."""

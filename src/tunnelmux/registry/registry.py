@@ -1,4 +1,4 @@
-"""The registry as one thing: what is not bound to a tenant, and the way to what is."""
+"""The registry as a whole: the parts that belong to no tenant, and the access to one tenant."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ __all__ = ["Installation", "Registry", "TenantRegistry", "open_registry"]
 
 
 class TenantRegistry(abc.ABC):
-    """What belongs to one tenant. Records of another do not exist here.
+    """The records of one tenant. Records of other tenants do not exist here.
 
-    The tenant and who acts are given when it is made, never with a call: a query without a tenant
-    cannot be written. Every call is one transaction, and every change one entry of the audit.
+    The tenant and the actor are given when it is made, not with each call, so that no query can
+    forget the tenant. Every call is one transaction, and every change one entry of the audit.
     """
 
     tenant_id: str
@@ -56,8 +56,8 @@ class TenantRegistry(abc.ABC):
 
 
 class Installation(abc.ABC):
-    """What is above tenants, done by an actor: its changes are in the audit of the installation,
-    and of the tenant where they touch one."""
+    """The records that belong to no tenant, for one actor. Changes are entered in the audit of the
+    installation, and also of the tenant if they concern one."""
 
     tenants: Tenants
     users: Users
@@ -70,8 +70,8 @@ class Registry(abc.ABC):
     """Who exists and who may.
 
     Any call raises RegistryAway when the database does not answer in time, and RegistryFailed when
-    it answers that it cannot (full, read-only, damaged); nothing has changed then, unless the
-    message says that this is not known.
+    the database fails (full, read-only, damaged). Nothing has changed then, unless the message says
+    that this is unknown.
     """
 
     changes: Changes
@@ -84,39 +84,40 @@ class Registry(abc.ABC):
     @property
     @abc.abstractmethod
     def failures(self) -> Mapping[str, int]:
-        """How many calls failed since it was opened: `away` by RegistryAway, `failed` by
-        RegistryFailed."""
+        """How many calls have failed since it was opened: `away` counts RegistryAway, `failed`
+        counts RegistryFailed."""
 
     @abc.abstractmethod
     def tenant(self, tenant_id: str, by: Actor) -> TenantRegistry:
-        """What belongs to this tenant. A tenant that does not exist has no records; changing
+        """The records of this tenant. A tenant that does not exist has no records; changing
         anything in it raises NoSuchRecord."""
 
     @abc.abstractmethod
     def installation(self, by: Actor) -> Installation:
-        """What is above tenants."""
+        """The records that belong to no tenant."""
 
     @abc.abstractmethod
     async def prove_token(self, token: Secret, *, address: str) -> ProvenToken | None:
-        """Whose access token this is; None when it is unknown, has ended, or its user may nothing.
+        """The access token with its tenant; None when it is unknown or has ended, or when its user
+        has no role there any more.
 
-        Being asked counts as use, written at most once a minute.
+        Calling it counts as use, which is written at most once a minute.
         """
 
     @abc.abstractmethod
     async def redeem_ticket(self, ticket: Secret, *, address: str) -> Ticket | None:
-        """What a ticket is for, the first time it is shown; None when it is used, over, or none,
-        or its user may nothing in the tenant any more."""
+        """The ticket, the first time it is shown; None when it is unknown, used or expired, or when
+        its user has no role in the tenant any more."""
 
     @abc.abstractmethod
     async def check(self) -> None:
-        """Ask the database for a sign of life; raises RegistryAway or RegistryFailed."""
+        """Check that the database answers; raises RegistryAway or RegistryFailed."""
 
     @abc.abstractmethod
     async def tidy(self) -> None:
-        """Forget what is over and of no use any more: old changes, codes, browser sessions.
+        """Delete what is over and useless: old changes, codes, browser sessions. Never the audit.
 
-        To be called once an hour by each process that has a registry open; the audit stays whole.
+        Each process that has a registry open should call it once an hour.
         """
 
 
@@ -130,12 +131,12 @@ def open_registry(
 ) -> AbstractAsyncContextManager[Registry]:
     """A registry at `sqlite:////absolute/path.db` or `postgresql://user@host/name`.
 
-    With `migrate` the schema is made or upgraded first; by default for SQLite only, where nothing
-    else would. `connections` bounds how many calls are under way at once, `timeout` is how many
-    seconds each may take. Raises ConfigError when the URL cannot be used or the libraries are
-    missing, RegistryFailed when the database is of another version, RegistryAway.
+    With `migrate` the schema is first created or upgraded; by default only for SQLite, where no one
+    else does it. `connections` bounds how many calls run at once; `timeout` is how many seconds
+    each may take. Raises ConfigError when the URL cannot be used or the libraries are missing,
+    RegistryFailed when the database has another version of the schema, RegistryAway.
     """
-    # Not at the top: devices and plain proxies have no SQLAlchemy, and need none.
+    # Not at the top: devices and proxies without a registry do not have SQLAlchemy.
     try:
         from tunnelmux.registry.sql import open_sql_registry
     except ImportError as error:

@@ -1,4 +1,4 @@
-"""The SSH keys of people, and tickets that let one session in."""
+"""The SSH keys of people, and tickets for one session each."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ _TYPES = frozenset(
 )
 
 _LEAST_RSA_BITS = 2048
-# As OpenSSH's RequiredRSASize is set by those who set it; NIST SP 800-131A since 2014.
+# NIST SP 800-131A asks for it since 2014; a common value of OpenSSH's RequiredRSASize.
 
 _LONGEST_LINE = 12_000
-# Characters: a key of RSA with 16,384 bits has 2,800.
+# Characters: an RSA key of 16,384 bits has 2,800.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublicKey:
-    """A public key, as a line of OpenSSH has it."""
+    """A public key in OpenSSH's one-line format."""
 
     kind: str
     data: str
@@ -53,7 +53,7 @@ class PublicKey:
 
     @property
     def line(self) -> str:
-        """For authorized_keys, without the comment."""
+        """The line for authorized_keys, without the comment."""
         return f"{self.kind} {self.data}"
 
 
@@ -64,15 +64,15 @@ def parse_public_key(text: str) -> PublicKey:
         raise _bad("is no SSH public key: paste the one line of ~/.ssh/id_ed25519.pub")
     if parts[0] not in _TYPES:
         if parts[0].startswith("-----BEGIN"):
-            raise _bad("looks like a private key, which stays where it is: paste the .pub file")
-        raise _bad(f"is of the type {parts[0][:40]!r}, which is not taken: make an ed25519 key")
+            raise _bad("looks like a private key, which must stay secret: paste the .pub file")
+        raise _bad(f"has the type {parts[0][:40]!r}, which is not accepted: make an ed25519 key")
     try:
         blob = base64.b64decode(parts[1], validate=True)
         fields = _fields(blob)
     except (binascii.Error, struct.error, ValueError):
-        raise _bad("is damaged: its base64 is not that of a key") from None
+        raise _bad("is damaged: its base64 does not hold a key") from None
     if len(fields) < 2 or fields[0].decode("latin-1") != parts[0]:
-        raise _bad("is damaged: its content is not of the type that it names")
+        raise _bad("is damaged: it does not hold a key of the type that it names")
     if parts[0] == "ssh-rsa" and int.from_bytes(fields[2], "big").bit_length() < _LEAST_RSA_BITS:
         raise _bad(f"has fewer than {_LEAST_RSA_BITS} bits: make an ed25519 key")
     comment = "".join(c for c in parts[2] if c.isprintable())[:255] if len(parts) == 3 else ""
@@ -81,12 +81,12 @@ def parse_public_key(text: str) -> PublicKey:
 
 
 def _fields(blob: bytes) -> list[bytes]:
-    """The strings of RFC 4251 section 5 that a key's blob is made of; raises ValueError."""
+    """The strings (RFC 4251 section 5) in a key's blob; raises ValueError."""
     found = []
     while blob:
         (size,) = struct.unpack_from(">I", blob)
         if size > len(blob) - 4:
-            raise ValueError("a string is longer than what holds it")
+            raise ValueError("a string is longer than the blob")
         found.append(blob[4 : 4 + size])
         blob = blob[4 + size :]
     least = 3 if found and found[0] == b"ssh-rsa" else 2
@@ -101,7 +101,7 @@ def _bad(problem: str) -> RegistryRefused:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SshKey:
-    """A public key that stands for a user."""
+    """A public key of a user."""
 
     id: str
     user_id: str
@@ -114,7 +114,7 @@ class SshKey:
 
 
 class SshKeys(abc.ABC):
-    """The SSH keys of all users: a key is one person's, in all tenants."""
+    """The SSH keys of all users. A key belongs to one person, in all tenants."""
 
     @abc.abstractmethod
     async def add(self, user_id: str, key: str, name: str = "") -> SshKey:
@@ -126,33 +126,33 @@ class SshKeys(abc.ABC):
 
     @abc.abstractmethod
     async def find(self, fingerprint: str) -> SshKey | None:
-        """The key of this fingerprint, where its user is enabled."""
+        """The key with this fingerprint, if its user is enabled."""
 
     @abc.abstractmethod
     async def certified(self, authority: str, principals: Sequence[str]) -> CertifiedUser | None:
-        """Whom a certificate is about, by its authority's fingerprint and its principals: the one
-        member with such an e-mail address of a tenant that trusts the authority. None where there
-        is none, or more than one."""
+        """The user that a certificate names, found by its authority's fingerprint and its
+        principals: a member, with one of them as e-mail address, of a tenant that trusts the
+        authority. None when there is no such member, or more than one."""
 
     @abc.abstractmethod
     async def used(self, key_id: str, address: str) -> None:
-        """A log-in with it was signed and good."""
+        """Note a successful log-in with this key."""
 
     @abc.abstractmethod
     async def remove(self, key_id: str, *, user_id: str) -> None:
-        """Forget a key of this user; raises NoSuchRecord."""
+        """Delete a key of this user; raises NoSuchRecord."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ticket:
-    """What lets one SSH session in, once, within minutes, without a key."""
+    """Allows one SSH session, once, within minutes, without a key."""
 
     id: str
     tenant_id: str
     user_id: str
     device_id: str
     lease_id: str | None
-    """The lease that it is used under; None where a grant lets the user in."""
+    """The lease that allows the session; None when the user's role does."""
     expires: datetime
 
 
@@ -163,5 +163,5 @@ class Tickets(abc.ABC):
     async def add(
         self, *, user_id: str, device_id: str, lease_id: str | None = None, lifetime: float = 300.0
     ) -> tuple[Ticket, Secret]:
-        """A new ticket, told this once. Raises NoSuchRecord for the device and the lease,
-        RegistryRefused `lease_over`, `invalid` for more than ten minutes."""
+        """A new ticket and its secret, returned only this once. Raises NoSuchRecord for the device
+        and the lease, RegistryRefused `lease_over`, and `invalid` for more than ten minutes."""

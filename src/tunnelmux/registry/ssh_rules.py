@@ -1,4 +1,4 @@
-"""What a tenant decides about its people's SSH sessions, and whose certificates it trusts."""
+"""A tenant's rules for SSH sessions, and the authorities whose certificates it trusts."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ class SshRules:
     """The rules of one tenant."""
 
     record_input: bool = False
-    """Whether recordings hold what people type, too: passwords are in it."""
+    """Whether recordings also hold what people type, passwords included."""
     on_recording_failure: RecordingFailure = ""
-    """Whether a session ends that cannot be recorded any more; empty: as the gateway says."""
+    """Whether a session ends when it can no longer be recorded; empty: the gateway's setting."""
     user_authorities: tuple[str, ...] = ()
-    """Public keys, a line each: who has a certificate by one of them for an e-mail address of a
-    member is that member."""
+    """Public keys of certificate authorities, a line each. Their certificates for a member's e-mail
+    address identify that member."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,7 +37,7 @@ class TenantSsh(abc.ABC):
 
     @abc.abstractmethod
     async def find(self) -> SshRules:
-        """The rules; those of a tenant that never said anything are the defaults."""
+        """The rules; the defaults if the tenant never changed any."""
 
     @abc.abstractmethod
     async def change(
@@ -47,9 +47,9 @@ class TenantSsh(abc.ABC):
         on_recording_failure: RecordingFailure | None = None,
         user_authorities: list[str] | None = None,
     ) -> SshRules:
-        """Change what is given, and leave the rest; raises RegistryRefused `invalid`, `too_many`.
-        Sessions by the certificates of an authority that is taken out end."""
+        """Change the given rules only; raises RegistryRefused `invalid`, `too_many`. Removing an
+        authority ends the sessions of its certificates."""
 
     @abc.abstractmethod
     async def trusts(self, fingerprint: str) -> bool:
-        """Whether certificates by the authority of this fingerprint are good here."""
+        """Whether the tenant trusts the authority with this fingerprint."""

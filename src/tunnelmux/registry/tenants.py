@@ -19,18 +19,17 @@ class Tenant:
     name: str
     display_name: str
     enabled: bool
-    """False: its devices are turned away and its people see why; nothing is lost."""
+    """When False, its devices cannot connect and its people are told why; no data is lost."""
     created: datetime
 
 
 class Tenants(abc.ABC):
-    """All tenants, for those who run the installation: not bound to one."""
+    """All tenants, for the people who run the installation."""
 
     @abc.abstractmethod
     async def add(self, name: str, *, display_name: str = "", owner: str | None = None) -> Tenant:
-        """A new tenant, and the user with the id `owner` its first member, where one is given.
-        Raises RegistryRefused, `taken` when there is a tenant of that name, or a device of the
-        default tenant that host names could take it for."""
+        """A new tenant. The user with the id `owner`, if given, becomes its first member. Raises
+        RegistryRefused `taken` when a tenant, or a device of the default tenant, has that name."""
 
     @abc.abstractmethod
     async def find(self, tenant_id: str) -> Tenant:
@@ -38,7 +37,7 @@ class Tenants(abc.ABC):
 
     @abc.abstractmethod
     async def find_named(self, name: str) -> Tenant:
-        """Raises NoSuchRecord. The one named `default` is always there."""
+        """Raises NoSuchRecord. The tenant `default` always exists."""
 
     @abc.abstractmethod
     async def page(self, *, limit: int = 50, after: str | None = None) -> Page[Tenant]:
@@ -48,5 +47,6 @@ class Tenants(abc.ABC):
     async def change(
         self, tenant_id: str, *, display_name: str | None = None, enabled: bool | None = None
     ) -> Tenant:
-        """Change what is given, and leave the rest. Disabling ends its devices' sessions. Raises
-        RegistryRefused `default_tenant` for disabling that one: its owners run the installation."""
+        """Change the given fields only. Disabling a tenant ends its devices' sessions. Raises
+        RegistryRefused `default_tenant` when that one would be disabled: its owners run the
+        installation."""

@@ -1,4 +1,4 @@
-"""How a person signs a terminal in: it shows a code, and the person confirms it in a browser.
+"""Signing a terminal in: it shows a code, and the person confirms it in a browser.
 
 The flow is RFC 8628's, with tunnelmux-api as the authorization server. The secret that the terminal
 polls with becomes its access token at the moment of the approval, so no token is ever sent.
@@ -25,15 +25,15 @@ class TerminalRequest:
     id: str
     state: Literal["open", "approved", "denied"]
     client: str
-    """What it says of itself: `ada@laptop`. People read it; nothing proves it."""
+    """Its description of itself, `ada@laptop`: for people to read, not proof of anything."""
     address: str
-    """Where it asked from."""
+    """The address that it asked from."""
     created: datetime
     expires: datetime
 
 
 class TerminalRequests(abc.ABC):
-    """Signing in as the terminal sees it: nothing here names a person."""
+    """Signing in, for the terminal; no call names a person."""
 
     @abc.abstractmethod
     async def ask(self, *, client: str, address: str) -> tuple[TerminalRequest, Secret, Secret]:
@@ -44,18 +44,18 @@ class TerminalRequests(abc.ABC):
 
     @abc.abstractmethod
     async def poll(self, secret: Secret) -> TerminalRequest:
-        """What became of it; `approved`: the secret is an access token now.
+        """The state of the request. When `approved`, the secret is now an access token.
 
         Raises RegistryRefused: `access_denied`, `expired_token`, `request_unknown`.
         """
 
 
 class TerminalApprovals(abc.ABC):
-    """The same as a person sees it who works in this tenant."""
+    """Signing in, for a person who works in this tenant."""
 
     @abc.abstractmethod
     async def find(self, code: str) -> TerminalRequest:
-        """The terminal that shows this code and waits.
+        """The request of the waiting terminal that shows this code.
 
         Raises RegistryRefused: `code_unknown`, `code_expired`, `code_used`, `too_many_guesses`.
         """
@@ -64,9 +64,9 @@ class TerminalApprovals(abc.ABC):
     async def approve(
         self, code: str, *, user_id: str, role: Role, scopes: tuple[str, ...], lifetime: float
     ) -> AccessToken:
-        """Make its secret an access token of this member, for `lifetime` seconds; raises as `find`
-        does."""
+        """Make the terminal's secret an access token of this member, for `lifetime` seconds; raises
+        like `find`."""
 
     @abc.abstractmethod
     async def deny(self, code: str) -> None:
-        """Turn it away; raises as `find` does."""
+        """Refuse the terminal; raises like `find`."""

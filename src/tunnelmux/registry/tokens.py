@@ -1,4 +1,4 @@
-"""Access tokens: how programs prove who they are."""
+"""Access tokens, by which programs authenticate."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ __all__ = ["AccessToken", "AccessTokens", "ProvenToken"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AccessToken:
-    """A token of a program, made by a member who stands behind it."""
+    """A token for a program, made by a member and limited to the member's role."""
 
     id: str
     name: str
     user_id: str
     scopes: tuple[str, ...]
-    """What it may, as the API names it."""
+    """What it may do, in the API's names."""
     role: Role
-    """The most it may; never more than its user may at the moment."""
+    """Its highest role; it never has a higher one than its user has now."""
     created: datetime
     expires: datetime | None
     last_used: datetime | None
@@ -33,7 +33,7 @@ class AccessToken:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProvenToken:
-    """A token that is good, with the tenant it is for and what its user is there now."""
+    """A valid token, with its tenant and its user's current role there."""
 
     tenant_id: str
     token: AccessToken
@@ -53,8 +53,8 @@ class AccessTokens(abc.ABC):
         scopes: tuple[str, ...] = (),
         lifetime: float | None = None,
     ) -> tuple[AccessToken, Secret]:
-        """A new token, told this once. Raises RegistryRefused `too_much` when the user has less
-        than this role, NoSuchRecord when the user is no member."""
+        """A new token and its text, returned only this once. Raises RegistryRefused `too_much` when
+        the user's role is lower than this one, NoSuchRecord when the user is no member."""
 
     @abc.abstractmethod
     async def page(

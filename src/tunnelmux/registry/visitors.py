@@ -1,4 +1,4 @@
-"""Who may visit which service: rules, links, and what proxies ask about those who come."""
+"""Who may visit which service: rules, links, and the state of visitors' sign-ins for proxies."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class DeviceRule:
 
     device_id: str
     service: str
-    """Empty is the device's own rule: for services that have none."""
+    """Empty for the device's own rule, which holds for services without one."""
     rule: AccessRule
     changed: datetime
     changed_by: str
@@ -40,12 +40,13 @@ class RuleChange:
     """A change that may end visits. `change` is its number, for `Changes.effects`."""
 
     rules: list[DeviceRule]
-    """All rules of the device after it."""
+    """All rules of the device after the change."""
     change: int
 
 
 class VisitorRules(abc.ABC):
-    """The rules of this tenant's devices. A device without one is for members who sign in."""
+    """The rules of this tenant's devices. Without a rule, members who sign in may visit a
+    device."""
 
     @abc.abstractmethod
     async def of(self, device_id: str) -> list[DeviceRule]:
@@ -57,7 +58,7 @@ class VisitorRules(abc.ABC):
 
     @abc.abstractmethod
     async def remove(self, device_id: str, service: str) -> RuleChange:
-        """Harmless where there is none; raises NoSuchRecord for the device."""
+        """Harmless when there is none; raises NoSuchRecord for the device."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,10 +70,10 @@ class ServiceLink:
     label: str
     """The device's label in host names."""
     service: str
-    """Empty is the device's default service."""
+    """Empty for the device's default service."""
     note: str
     once: bool
-    """Whether it lets in one browser, and no second one."""
+    """Whether it admits one browser only."""
     uses: int
     last_used: datetime | None
     created: datetime
@@ -94,16 +95,16 @@ class ServiceLinks(abc.ABC):
     async def page(
         self, device_id: str, *, limit: int = 50, after: str | None = None
     ) -> Page[ServiceLink]:
-        """Those of a device, the newest first."""
+        """The links of a device, the newest first."""
 
     @abc.abstractmethod
     async def revoke(self, device_id: str, link_id: str) -> tuple[ServiceLink, int]:
-        """Take it back, and end all visits that came by it; the number of the change too."""
+        """Revoke a link, and end all visits by it. Returns the link and the change's number."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GrantState:
-    """What a visitor may come by, as it is now."""
+    """The current state of what admits a visitor: a sign-in or a link."""
 
     kind: Literal["session", "link"]
     id: str
@@ -114,29 +115,30 @@ class GrantState:
     name: str = ""
     email: str = ""
     roles: Mapping[str, str] = field(default_factory=dict)
-    """Of a session: the person's role by the name of each tenant that is not disabled."""
+    """For a session: the person's role by tenant name, in each tenant that is enabled."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKey:
-    """The public half of a key (Ed25519) by which one of our programs signs."""
+    """The public key (Ed25519) of one of our programs that signs texts."""
 
     id: str
     maker: Literal["proxy", "api"]
     public: bytes
     url: str
-    """Of a tunnelmux-api: where people sign in."""
+    """For a tunnelmux-api: the URL at which people sign in."""
 
 
 class Visitors(abc.ABC):
-    """What proxies and tunnelmux-api must know of each other's visitors, of all tenants."""
+    """What proxies and tunnelmux-api share about visitors, of all tenants."""
 
     @abc.abstractmethod
     async def look_up(
         self, grants: Sequence[tuple[str, str]], *, used: Sequence[tuple[str, str]] = ()
     ) -> list[GrantState]:
-        """What these grants, by kind and id, are now; `used` are noted as used, which puts the idle
-        end of a session off. What does not exist is not living."""
+        """The current state of these grants, given by kind and id. Those in `used` are noted as
+        used, which extends the idle time of a session. A grant that does not exist is not
+        living."""
 
     @abc.abstractmethod
     async def use_ticket(self, ticket_id: str, until: float) -> bool:
@@ -144,18 +146,18 @@ class Visitors(abc.ABC):
 
     @abc.abstractmethod
     async def use_link(self, link_id: str, label: str, service: str) -> bool:
-        """Whether this link lets one more browser into this service; it is counted then."""
+        """Whether this link admits one more browser to this service; if so, it is counted."""
 
     @abc.abstractmethod
     async def publish_key(
         self, key_id: str, public: bytes, *, maker: Literal["proxy", "api"], url: str = ""
     ) -> None:
-        """Have a key believed from now on, for a day; to be called again before."""
+        """Publish a key, which the other programs trust for a day. Call it again before that."""
 
     @abc.abstractmethod
     async def withdraw_keys(self, maker: Literal["proxy", "api"], but: Sequence[str]) -> None:
-        """Have no key of this maker believed any more but these."""
+        """Withdraw all keys of this maker but these."""
 
     @abc.abstractmethod
     async def keys(self) -> list[SigningKey]:
-        """The keys that are believed, the oldest first."""
+        """The trusted keys, the oldest first."""

@@ -33,7 +33,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     by: Literal["public", "login", "lease", ""] = ""
     """What lets them in; empty where nothing does."""
     until: datetime | None = None
-    """When that ends by itself; None where nothing but a change of rule or role ends it."""
+    """When the access ends; None if only a change of rule or role ends it."""
     lease: str = ""
     """The id of the lease that lets them in."""
     rule: DecidingRule

@@ -1,9 +1,9 @@
-"""Socket.IO, client and server: what the relay service's main servers and agents speak.
+"""Socket.IO, client and server: the protocol of the relay service's main servers and agents.
 
-Of version 4; of version 2 too, where the configuration says so.
+Version 4; also version 2, if the configuration says so.
 
-Import this only where a `[socketio]` table asks for it: the packet classes it takes from
-python-engineio and python-socketio bring those packages' whole import time with them.
+Import this only when there is a `[socketio]` table: it uses packet classes of python-engineio and
+python-socketio, and importing those packages takes long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Socket.IO on an Engine.IO connection: one namespace, events both ways, acknowledgements.
 
-That of version 4, and where both ends agree on Engine.IO 3, that of Socket.IO 2: there everybody is
-in the namespace "/" from the start, and joins another one with a query instead of a payload.
+This is Socket.IO 4, or Socket.IO 2 when both ends agree on Engine.IO 3. In Socket.IO 2 every client
+is in the namespace "/" from the start, and joins another one with a query instead of a payload.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ __all__ = ["Event", "Refusal", "Socket", "SocketIOServer", "SocketOver", "connec
 _log = get_logger("socketio")
 
 MAX_CALLS = 1024
-"""Events sent at once whose acknowledgement is awaited; one more fails. Above what the limits on
-commands allow, so that only a mistake of ours meets it."""
+"""Events that may wait for their acknowledgement at once; one more fails. The limits on commands
+allow fewer, so that only a bug can reach this."""
 
 
 class SocketOver(Exception):
@@ -58,7 +58,7 @@ class Refusal(Exception):
 
 
 class Event(NamedTuple):
-    """One event of the other side. `id` is None when it asks for no acknowledgement."""
+    """One event from the other side. `id` is None when it asks for no acknowledgement."""
 
     name: str
     args: list[object]
@@ -66,7 +66,7 @@ class Event(NamedTuple):
 
 
 class Socket:
-    """One namespace on one connection, joined. One task receives; any may send."""
+    """A joined namespace on a connection. One task receives; any may send."""
 
     def __init__(
         self,
@@ -84,13 +84,13 @@ class Socket:
 
     @property
     def reason(self) -> str:
-        """How the connection ended; empty while it has not."""
+        """How the connection ended; empty while it is open."""
         return self._engine.reason
 
     def end(self, reason: str) -> None:
-        """End the connection at once, with a goodbye if there is room for one."""
-        goodbye = SocketPacket(DISCONNECT, self.namespace)
-        for message in encode_socket_packet(goodbye):
+        """End the connection at once, with a DISCONNECT if there is room for one."""
+        disconnect = SocketPacket(DISCONNECT, self.namespace)
+        for message in encode_socket_packet(disconnect):
             self._engine.outgoing.put_soon(EnginePacket(MESSAGE, message))
         self._over(reason)
 
@@ -102,12 +102,12 @@ class Socket:
         await self._send(SocketPacket(EVENT, self.namespace, [name, *args]))
 
     async def call(self, name: str, *args: object, timeout: float) -> list[object]:
-        """Send an event and wait for its acknowledgement, which some task must `receive`.
+        """Send an event and wait for its acknowledgement. Some task must be in `receive` meanwhile.
 
         Raises SocketOver, MessageTooLarge and trio.TooSlowError.
         """
         if len(self._calls) >= MAX_CALLS:
-            raise trio.TooSlowError(f"{MAX_CALLS} acknowledgements are awaited")
+            raise trio.TooSlowError(f"{MAX_CALLS} events wait for an acknowledgement already")
         call, self._next_id = self._next_id, self._next_id + 1
         put, get = trio.open_memory_channel[list[object]](1)
         self._calls[call] = put
@@ -126,7 +126,7 @@ class Socket:
             await self._send(SocketPacket(ACK, self.namespace, list(args), event.id))
 
     async def receive(self) -> Event:
-        """The next event. Raises SocketOver when the other side has left, or was cut."""
+        """The next event. Raises SocketOver when the connection has ended."""
         try:
             while True:
                 packet, self._unread = self._unread, None
@@ -152,7 +152,7 @@ class Socket:
         raise SocketOver(self._engine.reason)
 
     async def leave(self) -> None:
-        """Queue the goodbye: who opened the connection ends it after that. Never raises."""
+        """Queue a DISCONNECT; the opener then ends the connection. Never raises."""
         self._wake_callers()
         with contextlib.suppress(SocketOver):
             await self._send(SocketPacket(DISCONNECT, self.namespace))
@@ -174,10 +174,10 @@ class Socket:
             put.close()
 
     async def _answer_stranger(self, packet: SocketPacket) -> None:
-        """One namespace is all there is on a connection."""
+        """Refuse a packet of another namespace: a connection has one namespace only."""
         version = self._engine.codec.version
         if version == 3 and packet == SocketPacket(DISCONNECT, "/"):
-            return  # the end of the namespace in which everybody is, and of the connection soon
+            return  # it leaves "/", in which every client is; the end of the connection follows
         if packet.kind != CONNECT:
             raise BadPacket("it belongs to a namespace that was not joined")
         said = "one namespace for each connection"
@@ -207,11 +207,11 @@ async def connect_socketio(
 ) -> AsyncIterator[Socket]:
     """A client in the URL's namespace, for the length of the block.
 
-    `query` goes with every request, `auth` with the joining of the namespace; with `version` 3, for
-    servers of Socket.IO 2, `query` goes with that too, and `auth` nowhere. With `auto`, a server
-    that forgets the connection while it is being made is dialled again, by WebSocket: behind a load
-    balancer that needs no cookie to stay at one server. Raises ConnectError; what the block raises
-    comes out unchanged.
+    `query` is sent with every request, `auth` when the namespace is joined. With `version` 3, for
+    servers of Socket.IO 2, `query` is sent in both, and `auth` not at all. With `auto`, a server
+    that does not know the connection while it is being made is dialled again, by WebSocket: a
+    WebSocket stays at one server even behind a load balancer without sticky sessions. Raises
+    ConnectError; errors of the block come out unchanged.
     """
     connect = partial(
         _connect,
@@ -264,7 +264,7 @@ async def _connect(
                 await _join(engine, assembler, url, wish)
         except trio.TooSlowError:
             raise ConnectError(
-                f"{url} did not let us join within {settings.handshake_timeout:g} s"
+                f"{url} did not let us join the namespace within {settings.handshake_timeout:g} s"
             ) from None
         except (EngineOver, BadPacket) as error:
             if isinstance(engine.failure, SessionUnknown):
@@ -285,13 +285,13 @@ async def _join(engine: Engine, assembler: Assembler, url: SocketIOURL, wish: So
     while (packet := assembler.feed(await engine.receive())) is None or (
         packet.namespace != url.namespace and not (is_old and packet.kind == CONNECT_ERROR)
     ):
-        pass  # a server for clients of version 2 joins "/" by itself
+        pass  # a server of Socket.IO 2 first says that we are in "/"
     if packet.kind == CONNECT and (is_old or packet.data):
         return
     if packet.kind == CONNECT:
-        raise BadPacket("it lets us in as Socket.IO 2 does, for which engine_io has to be 3")
+        raise BadPacket("it answers as Socket.IO 2 does, for which engine_io has to be 3")
     if packet.kind != CONNECT_ERROR:
-        raise BadPacket("it answers the joining with something else")
+        raise BadPacket("it answers our CONNECT with another kind of packet")
     said = packet.data.get("message") if isinstance(packet.data, dict) else None
     words = "".join(c for c in said if c.isprintable())[:200] if isinstance(said, str) else "no"
     raise ConnectRefused(f"{url} refused us: {words}", status=403)
@@ -301,14 +301,14 @@ async def _join(engine: Engine, assembler: Assembler, url: SocketIOURL, wish: So
 
 
 class Admitted(NamedTuple):
-    """Who a client is, as `admit` found; and what serves it."""
+    """The result of `admit`: the function that serves the client."""
 
     serve: Callable[[Socket], Awaitable[None]]
 
 
 Admit = Callable[[str, Mapping[str, str], Mapping[str, object], str], Admitted]
-"""`admit(namespace, query, auth, remote)`; raises Refusal. It must not wait: a client that is asked
-who it is holds memory meanwhile."""
+"""`admit(namespace, query, auth, remote)`; raises Refusal. It must not wait: a client that has not
+authenticated yet holds memory meanwhile."""
 
 
 class SocketIOServer(EngineServer):
@@ -347,10 +347,10 @@ class SocketIOServer(EngineServer):
     async def _await_settling(
         self, engine: Engine, assembler: Assembler
     ) -> tuple[SocketPacket, SocketPacket | None]:
-        """Which namespace a client of Socket.IO 2 is in, and what it said there already.
+        """The namespace that a client of Socket.IO 2 is in, and a packet that it has sent there.
 
-        It is told at once that it is in "/", which python-socketio waits for before it joins
-        another one; who wants no other says nothing about it.
+        The client is told at once that it is in "/"; python-socketio waits for that before it joins
+        another namespace. A client that stays in "/" sends nothing about it.
         """
         in_root = SocketPacket(CONNECT, "/")
         await engine.send(encode_socket_packet(in_root))
@@ -364,7 +364,7 @@ class SocketIOServer(EngineServer):
 
     async def _let_in(self, session: Session, packet: SocketPacket) -> Admitted | None:
         if packet.kind != CONNECT:
-            raise BadPacket("a client that has joined nothing sends something")
+            raise BadPacket("the client sends a packet before it has joined a namespace")
         auth = packet.data if isinstance(packet.data, dict) else {}
         version = session.codec.version
         try:
@@ -378,7 +378,7 @@ class SocketIOServer(EngineServer):
             sid: dict[str, object] = {"sid": secrets.token_urlsafe(15)}
             welcome = SocketPacket(CONNECT, packet.namespace, sid)
             await session.engine.send(encode_socket_packet(welcome))
-        elif packet.namespace != "/":  # of which it was told before
+        elif packet.namespace != "/":  # the client was told about "/" before
             welcome = SocketPacket(CONNECT, packet.namespace)
             await session.engine.send(encode_socket_packet(welcome))
         return admitted
@@ -387,5 +387,5 @@ class SocketIOServer(EngineServer):
 def _refusal(namespace: str, message: str, version: int) -> SocketPacket:
     if version == 3:
         return SocketPacket(CONNECT_ERROR, namespace, message)
-    # With `data`, which may be left out: the Go client of zishang520 hides the message without it.
+    # `data` is optional, but without it the Go client of zishang520 hides the message.
     return SocketPacket(CONNECT_ERROR, namespace, {"message": message, "data": {}})

@@ -1,8 +1,8 @@
-"""The cookies of one Socket.IO connection (RFC 6265): what keeps it at one server of several.
+"""The cookies of one Socket.IO connection (RFC 6265): by them a load balancer knows its server.
 
-Load balancers with sticky sessions answer the first request with a cookie and choose the server of
-the later ones by it. The jar lives as long as the connection, whose requests all go to one host and
-one path.
+Load balancers with sticky sessions answer the first request with a cookie, and by it choose the
+server of the later requests. The jar lives as long as the connection; all its requests go to one
+host and one path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from tunnelmux.http import Field
 __all__ = ["CookieJar"]
 
 _MOST_BYTES = 4096
-# Of one cookie, name and value: what RFC 6265 section 6.1 asks clients to keep. A larger one is
-# left out, as browsers do it.
+# For name and value of one cookie: the size that RFC 6265 section 6.1 asks clients to keep. A
+# larger one is left out, as in browsers.
 
 
 class _Cookie(NamedTuple):
@@ -30,7 +30,7 @@ class _Cookie(NamedTuple):
 
 
 class CookieJar:
-    """Takes `Set-Cookie` fields in and gives the `Cookie` field of the next request."""
+    """Takes `Set-Cookie` fields and makes the `Cookie` field of the next request."""
 
     def __init__(self, host: str, path: str, *, is_secure: bool, most: int) -> None:
         self._host = host.lower()
@@ -82,7 +82,7 @@ class CookieJar:
         if lifetime is not None and lifetime <= 0:
             return
         if len(self._cookies) >= self._most:
-            del self._cookies[next(iter(self._cookies))]  # the one that was set longest ago
+            del self._cookies[next(iter(self._cookies))]  # the oldest one
         ends = None if lifetime is None else trio.current_time() + lifetime
         self._cookies[key_of] = _Cookie(value, path, ends)
 
@@ -95,12 +95,13 @@ class CookieJar:
 
 
 def _default_path(path: str) -> str:
-    """Section 5.1.4: that of the request up to its last slash."""
+    """The default path (section 5.1.4): the request's path up to its last slash."""
     return path[: path.rfind("/")] or "/"
 
 
 def _lifetime(attributes: dict[str, str]) -> float | None:
-    """Seconds that the cookie has left; None as long as the connection. Max-Age goes first."""
+    """Seconds until the cookie expires; None when the connection ends it. Max-Age has
+    precedence."""
     age = attributes.get("max-age", "")
     if age.removeprefix("-").isdecimal() and age.isascii() and len(age) < 16:
         return float(age)

@@ -1,8 +1,9 @@
-"""What both ends of an Engine.IO connection share, whatever carries it.
+"""The part of an Engine.IO connection that client and server share, over any transport.
 
-Packets out wait in one bounded queue, from which the transport of the moment takes them; packets
-in are handled one after the other, and the next is taken only when the last was. So a peer that
-sends faster than we handle is slowed down, and one that does not read stops its senders.
+Outgoing packets wait in one bounded queue, from which the current transport takes them. Incoming
+packets are handled one after the other; the next is read when the last was handled. So a peer that
+sends faster than we handle is slowed down, and for one that does not read, senders on this side
+wait.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from tunnelmux.transports import WayOut
 __all__ = ["Engine", "EngineOver", "EngineSettings", "MessageTooLarge", "Outgoing"]
 
 DEFAULT_MAX_PAYLOAD = 1_000_000
-"""What a peer takes in one message when its handshake does not say: socket.io's default."""
+"""Bytes a peer takes in one message when its handshake names no limit: socket.io's default."""
 
 
 class EngineOver(Exception):
@@ -41,7 +42,7 @@ class MessageTooLarge(Exception):
     """The peer would not take a message of that size; nothing was sent."""
 
     def __init__(self, size: int, limit: int) -> None:
-        super().__init__(f"a message of {size} bytes is over the {limit} that the peer takes")
+        super().__init__(f"a message of {size} bytes is larger than the {limit} the peer takes")
         self.size = size
         self.limit = limit
 
@@ -74,23 +75,23 @@ class Outgoing:
         async with self._putting:
             await trio.lowlevel.checkpoint()
             while self._size >= self._limit and self._closed is None:
-                await self._changed.wait()  # until the transport took some: pings bound that
+                await self._changed.wait()  # a peer that takes nothing is ended by its pings
             if self._closed is not None:
                 raise EngineOver(self._closed)
             self._extend(packets)
 
     def put_soon(self, packet: EnginePacket) -> None:
-        """Queue a packet of a few bytes, whatever the limit says; callers bound their number."""
+        """Queue a packet of a few bytes despite the limit; callers bound how many there are."""
         self._extend([packet])
 
     async def take(self, budget: int, *, polling: bool) -> list[EnginePacket]:
         """At least one packet, and as many as fit `budget` bytes on the wire; none at the end."""
         while not self._packets and self._closed is None:
-            await self._changed.wait()  # the next ping at the latest
+            await self._changed.wait()  # until the next ping at the latest
         return self.take_now(budget, polling=polling)
 
     def take_now(self, budget: int, *, polling: bool) -> list[EnginePacket]:
-        """What can be taken without waiting, which may be nothing."""
+        """The packets that can be taken without waiting; there may be none."""
         taken: list[EnginePacket] = []
         while self._packets:
             budget -= encoded_size(self._packets[0], polling=polling)
@@ -104,13 +105,13 @@ class Outgoing:
         return taken
 
     async def drained(self, timeout: float) -> None:
-        """Return when all is taken, or after `timeout` seconds."""
+        """Return when the queue is empty, or after `timeout` seconds."""
         with trio.move_on_after(timeout):
             while self._packets:
                 await self._changed.wait()
 
     def close(self, reason: str) -> None:
-        """Take no more; what is queued can still be taken."""
+        """Accept no more packets; those in the queue can still be taken."""
         self._closed = reason
         self._notify()
 
@@ -126,16 +127,16 @@ class Outgoing:
 
 
 class Engine:
-    """One Engine.IO connection, for the layer above: messages out, messages in, and an end.
+    """One Engine.IO connection, for the layer above: it sends and receives messages.
 
-    The transports live in `engine_client` and `engine_server`; they take from `outgoing` and give
-    what came to `take_in`.
+    The transports are in `engine_client` and `engine_server`; they take packets from `outgoing` and
+    give those that came to `take_in`.
     """
 
     def __init__(self, settings: EngineSettings, codec: Codec, *, is_client: bool) -> None:
         self.settings = settings
         self.codec = codec
-        """How its packets are written: the version of Engine.IO."""
+        """The version of Engine.IO, which decides how packets are encoded."""
         self.sid = ""
         self.peer_max_payload = DEFAULT_MAX_PAYLOAD
         """Bytes the peer takes in one message or polling body."""
@@ -143,12 +144,12 @@ class Engine:
         self.heard = trio.current_time()
         """When the last packet came."""
         self.scope = trio.CancelScope(shield=is_client)
-        """All that works for this connection; `end` cancels it. A client's works on while its user
-        is being cancelled, for the goodbye, which is bounded and followed by `end`."""
+        """The scope of all tasks of this connection; `end` cancels it. A client's tasks go on while
+        its user is being cancelled, so that they can send the CLOSE packet; `end` follows soon."""
         self.reason = ""
         """How it ended."""
         self.failure: Exception | None = None
-        """What ended it, where that was an error of the transport."""
+        """The error of the transport that ended it, if one did."""
         self._answers_pings = is_client is not codec.client_pings
         self._over = trio.Event()
         self._put, self._messages = trio.open_memory_channel[str | bytes](0)
@@ -160,7 +161,7 @@ class Engine:
         return self._over.is_set()
 
     def end(self, reason: str, *, failure: Exception | None = None) -> None:
-        """End the connection; the first reason counts. Wakes all who wait for something of it."""
+        """End the connection; the first reason counts. Wakes all tasks that wait for it."""
         if not self._over.is_set():
             self.reason, self.failure = reason, failure
             self._over.set()
@@ -194,7 +195,7 @@ class Engine:
             raise EngineOver(self.reason) from None
 
     def stop_receiving(self) -> None:
-        """Messages are no longer taken: those that come are dropped, and hold up nothing."""
+        """Drop messages that come from now on, so that they do not hold up other packets."""
         self._messages.close()
 
     # -- for the transports -----------------------------------------------------------------
@@ -202,7 +203,7 @@ class Engine:
     async def take_in(self, packet: EnginePacket) -> None:
         """Handle one packet of the peer. Waits until the layer above has taken a message.
 
-        Raises EngineOver when the connection is over by it or meanwhile, and BadPacket.
+        Raises EngineOver when the connection has ended, also by this packet; and BadPacket.
         """
         if self.is_over:
             raise EngineOver(self.reason)
@@ -213,12 +214,12 @@ class Engine:
             try:
                 await self._put.send(data)
             except trio.BrokenResourceError:
-                pass  # messages are no longer taken
+                pass  # stop_receiving was called
             except trio.ClosedResourceError:
                 raise EngineOver(self.reason) from None
             self.heard = trio.current_time()
         elif kind == PING and self._answers_pings:
-            # The peer may ping as often as it likes: one answer at a time is owed.
+            # However often the peer pings, at most one answer waits in the queue.
             if not self._pong_queued:
                 self._pong_queued = True
                 self.outgoing.put_soon(EnginePacket(PONG))
@@ -229,6 +230,6 @@ class Engine:
             raise BadPacket("it has no place in an open connection")
 
     def sent(self, packets: Iterable[EnginePacket]) -> None:
-        """The transport has these packets now."""
+        """Note that the transport has sent these packets."""
         if any(packet.kind == PONG for packet in packets):
             self._pong_queued = False

@@ -1,4 +1,5 @@
-"""The client's half of Engine.IO: polling, the upgrade to a WebSocket, or that at once."""
+"""The client's side of Engine.IO: polling, then an upgrade to a WebSocket; or a WebSocket at
+once."""
 
 from __future__ import annotations
 
@@ -35,14 +36,14 @@ from tunnelmux.transports import open_tcp
 __all__ = ["EngineVersion", "SocketIOURL", "Transports", "open_engine", "parse_socketio_url"]
 
 Transports = Literal["auto", "polling", "websocket"]
-"""`auto` begins with polling, which passes everywhere, and upgrades where a WebSocket passes."""
+"""`auto` begins with polling, which works everywhere, and upgrades if a WebSocket works."""
 
 EngineVersion = Literal[3, 4]
-"""Of Engine.IO: 4 for servers of Socket.IO 3 and 4, 3 for those of Socket.IO 2."""
+"""The version of Engine.IO: 4 for servers of Socket.IO 3 and 4, 3 for those of Socket.IO 2."""
 
 _SERVERS = {4: "Socket.IO 3 or 4", 3: "Socket.IO 2"}
 
-_GOODBYE = 1.0  # s for the last packets; a server that takes longer notices by its pings
+_GOODBYE = 1.0  # seconds for the last packets; a slower server finds the end by its pings
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ class SocketIOURL:
 
     @property
     def authority(self) -> str:
-        """host:port as a Host field has it, the scheme's default port left out."""
+        """host:port for a Host field, without the scheme's default port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.is_secure else 80) else f"{host}:{self.port}"
 
@@ -65,7 +66,7 @@ class SocketIOURL:
 
 
 def parse_socketio_url(url: str, *, namespace: str) -> SocketIOURL:
-    """Take a URL apart; its path is the namespace, `namespace` when there is none.
+    """Parse a URL; its path is the namespace, or `namespace` when it has no path.
 
     Raises ConfigError.
     """
@@ -94,8 +95,8 @@ async def open_engine(
 ) -> AsyncIterator[Engine]:
     """An open Engine.IO connection for the length of the block.
 
-    `query` goes with every request. Raises ConnectError when there is no connection within the
-    handshake's time, and ConnectRefused when the server says no.
+    `query` is sent with every request. Raises ConnectError when there is no connection within the
+    handshake's timeout, and ConnectRefused when the server refuses.
     """
     codec = Version4() if version == 4 else Version3()
     client = _Client(url, path, query or {}, codec, ssl_context, settings or EngineSettings())
@@ -112,7 +113,7 @@ async def open_engine(
                 await client.say_goodbye()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup:
-        # The transports' tasks never raise; what came through is the block's own.
+        # The transports' tasks never raise, so the error is the block's own.
         if failure is None:
             raise
         raise failure from failure.__cause__
@@ -155,7 +156,7 @@ class _Client:
         self._goodbye_said = trio.Event()
 
     async def open(self, nursery: trio.Nursery, transports: Transports) -> None:
-        """Make the handshake, and start what carries the connection from then on."""
+        """Do the handshake, and start the tasks that carry the connection from then on."""
         limit = self._settings.handshake_timeout
         try:
             with trio.fail_after(limit):
@@ -192,7 +193,7 @@ class _Client:
         first, *self._early = self._codec.decode_payload(body, most) or [EnginePacket(NOOP)]
         self._shake_hands(first)
         if self._early and self._codec.version == 4:
-            raise BadPacket("more than the handshake came first")
+            raise BadPacket("other packets came together with the handshake")
 
     async def _open_websocket(self) -> None:
         self._socket = await self._connect_websocket()
@@ -260,7 +261,7 @@ class _Client:
             self.engine.outgoing.put_soon(EnginePacket(PING))
 
     async def _guarded(self, transport: object) -> None:
-        """Run one of the transports' loops; its failure is the connection's end."""
+        """Run one of the transports' loops; its failure ends the connection."""
         assert callable(transport)
         try:
             await transport()
@@ -274,7 +275,7 @@ class _Client:
     async def say_goodbye(self) -> None:
         """Tell the server that the connection is over, if it is still there."""
         engine = self.engine
-        engine.stop_receiving()  # else the last messages would hold up the goodbye
+        engine.stop_receiving()  # else the last messages could hold up the CLOSE packet
         if self._is_carried and not engine.is_over:
             with trio.move_on_after(_GOODBYE, shield=True):
                 engine.outgoing.put_soon(EnginePacket(CLOSE))
@@ -294,14 +295,14 @@ class _Client:
         for packet in self._early:
             await self.engine.take_in(packet)
         while not self._pausing:
-            # Bounded: the server's next ping or pong comes this way, else _watch ends it.
+            # Bounded: the server's next ping or pong ends the wait, else _watch does.
             body = await self._polling.get(self._target("polling"))
             for packet in self._codec.decode_payload(body, most):
                 await self.engine.take_in(packet)
         self._paused["get"].set()
 
     async def _post(self) -> None:
-        """Bring packets to the server, all that wait in one request."""
+        """Send packets to the server: all that wait, in one request."""
         while not self._pausing:
             packets: list[EnginePacket] = []
             with trio.CancelScope() as self._post_wait:
@@ -321,14 +322,14 @@ class _Client:
     # -- WebSocket --------------------------------------------------------------------------
 
     async def _upgrade(self, nursery: trio.Nursery) -> None:
-        """Try a WebSocket; when it works, let the polls run out and go on there."""
+        """Try a WebSocket; when it works, let the polls end and go on there."""
         socket: WebSocket | None = None
         try:
             with trio.fail_after(self._settings.handshake_timeout):
                 socket = await self._connect_websocket()
                 await self._probe(socket)
         except (ConnectError, WebSocketOver, BadPacket, trio.TooSlowError):
-            # Some middlebox lets no WebSocket through: polling goes on as it was.
+            # A middlebox may block WebSockets: go on with polling.
             if socket is not None:
                 await socket.aclose()
             return
@@ -340,12 +341,12 @@ class _Client:
         self._pausing = True
         if self._post_wait is not None:
             self._post_wait.cancel()
-        # The server answers the poll that still waits, and both loops stop there.
+        # The server answers the poll that still waits; then both loops stop.
         with trio.move_on_after(self._settings.handshake_timeout) as waiting:
             for paused in self._paused.values():
                 await paused.wait()
         if waiting.cancelled_caught:
-            self.engine.end("the server did not let go of polling for the upgrade")
+            self.engine.end("the server did not end polling for the upgrade in time")
             return
         try:
             await socket.send(self._codec.encode_packet(EnginePacket(UPGRADE)))
@@ -357,7 +358,7 @@ class _Client:
     async def _probe(self, socket: WebSocket) -> None:
         await socket.send(self._codec.encode_packet(EnginePacket(PING, "probe")))
         if self._codec.decode_packet(await socket.receive()) != (PONG, "probe"):
-            raise BadPacket("the upgrade does not go as it should")
+            raise BadPacket("the upgrade's probe was not answered with one")
 
     def _start_websocket(self, nursery: trio.Nursery, socket: WebSocket) -> None:
         async def read() -> None:

@@ -1,9 +1,9 @@
-"""The packets of Engine.IO, one by one in WebSocket messages and together in polling bodies.
+"""The packets of Engine.IO: one in each WebSocket message, several in a polling body.
 
-Version 4 is what python-engineio's packet classes read and write; they do no I/O and are taken as
-they are. Version 3, which Socket.IO 2 speaks, is written here: it puts each packet's length before
-it, and heartbeats begin at the client. What both let pass is checked, so that whatever a peer sends
-is either an `EnginePacket` or a `BadPacket`.
+Version 4 uses python-engineio's packet classes, which do no I/O. Version 3, which Socket.IO 2
+speaks, is written here: each packet has its length before it, and the client sends the pings. The
+result of both is checked, so that everything a peer sends becomes either an `EnginePacket` or a
+`BadPacket`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ __all__ = [
 
 OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
 
-# All that reading bytes which mean nothing raises: wrong JSON, wrong base64, wrong UTF-8, a nesting
-# deeper than the interpreter's stack.
+# Everything that reading malformed bytes can raise: wrong JSON, wrong base64, wrong UTF-8, a
+# nesting deeper than the interpreter's stack.
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
 
 _ENVELOPE = 12
-# Bytes of a packet besides its data, at most: in version 3 up to nine digits, a colon and the type.
+# At most so many bytes beside a packet's data: in version 3 nine digits, a colon and the type.
 
 
 class BadPacket(Exception):
-    """The peer sent what no Socket.IO peer may send. The message says what, and quotes nothing."""
+    """The peer sent something malformed. The message says what is wrong, and quotes nothing."""
 
 
 class EnginePacket(NamedTuple):
@@ -56,21 +56,21 @@ class EnginePacket(NamedTuple):
 
 
 class Codec(Protocol):
-    """How one version of Engine.IO writes its packets."""
+    """Encodes and decodes the packets of one version of Engine.IO."""
 
     @property
     def version(self) -> int:
-        """The `EIO` of the requests' query."""
+        """The `EIO` in the query of requests."""
 
     @property
     def client_pings(self) -> bool:
-        """Whether heartbeats begin at the client; else at the server."""
+        """Whether the client sends the pings; else the server does."""
 
     def encode_packet(self, packet: EnginePacket) -> str | bytes:
         """One WebSocket message: text, or bytes for a binary MESSAGE."""
 
     def decode_packet(self, encoded: str | bytes) -> EnginePacket:
-        """What one WebSocket message holds. Raises BadPacket."""
+        """The packet in one WebSocket message. Raises BadPacket."""
 
     def encode_payload(self, packets: Sequence[EnginePacket]) -> bytes:
         """Packets as the body of a polling request or response, which is UTF-8 text."""
@@ -80,9 +80,9 @@ class Codec(Protocol):
 
 
 def encoded_size(packet: EnginePacket, *, polling: bool) -> int:
-    """About how many bytes a packet is on the wire; never less than it is.
+    """An upper bound for the bytes of a packet on the wire.
 
-    Our JSON is ASCII, so that characters are bytes.
+    Our JSON is ASCII, so that each character is one byte.
     """
     if isinstance(packet.data, dict):
         return 1024
@@ -119,9 +119,9 @@ class Version4:
         if body.count(b"\x1e") >= max_packets:
             raise _too_many(max_packets)
         if body.startswith(b"d="):
-            raise BadPacket("it is JSONP, which ended with Engine.IO 3")
+            raise BadPacket("it is JSONP, which Engine.IO 4 does not have")
         if _LENGTH_FIRST.match(body):
-            raise BadPacket("it is a payload of Engine.IO 3, as Socket.IO 2 has it")
+            raise BadPacket("it is a payload of Engine.IO 3, as Socket.IO 2 sends it")
         try:
             decoded = _payload_class(max_packets)(encoded_payload=body.decode("utf-8"))
             return [_checked(packet) for packet in decoded.packets]
@@ -160,8 +160,8 @@ _ASTRAL = re.compile("[\U00010000-\U0010ffff]")
 class Version3:
     """Engine.IO 3, of Socket.IO 2: each packet in a body has its length before it.
 
-    Bodies that are read may be of either kind, all text or with binary packets as they are. Those
-    that are written are text, with binary packets in base64: every peer reads these.
+    It reads both kinds of body: all text, or with raw binary packets. It writes text, with binary
+    packets in base64, which every peer can read.
     """
 
     version: ClassVar[int] = 3
@@ -214,7 +214,7 @@ def _text_of(packet: EnginePacket) -> str:
 
 
 def _read_text(text: str) -> EnginePacket:
-    """A packet of text. Raises one of _UNREADABLE, or BadPacket."""
+    """Read a packet in text form. Raises one of _UNREADABLE, or BadPacket."""
     if text[0] == "b":
         if text[1] != str(MESSAGE):
             raise BadPacket("a binary packet is not a message")
@@ -234,10 +234,9 @@ def _units_in(text: str) -> int:
 
 
 def _cut_text(body: bytes) -> Iterator[str]:
-    """The packets of a body that is text: `LENGTH:PACKET` each, the length in UTF-16 code units.
+    """The packets of a text body: `LENGTH:PACKET` each, the length in UTF-16 code units.
 
-    Raises ValueError. Each character is looked at a fixed number of times, however many packets
-    there are.
+    Raises ValueError. The work is linear in the body's size, however many packets there are.
     """
     text = body.decode("utf-8")
     is_wide = _ASTRAL.search(text) is not None
@@ -253,7 +252,7 @@ def _cut_text(body: bytes) -> Iterator[str]:
         piece = text[colon + 1 : at]
         if is_wide:
             piece = piece.encode("utf-16-le", "surrogatepass").decode("utf-16-le")
-        if piece:  # engine.io writes no packets at all as one empty one
+        if piece:  # engine.io sends one empty packet when it has none
             yield piece
 
 
@@ -269,8 +268,8 @@ def _number(digits: str) -> int:
 
 
 def _cut_binary(body: bytes) -> Iterator[str | bytes]:
-    """The packets of a body with binary in it: 0 for text or 1, the length's digits as bytes, 255,
-    the packet. Raises ValueError.
+    """The packets of a binary body: for each a byte 0 (text) or 1 (binary), the digits of its
+    length as bytes, the byte 255, and the packet. Raises ValueError.
     """
     at = 0
     while at < len(body):

@@ -1,7 +1,8 @@
-"""The server's half of Engine.IO: one listener for polling, upgrades and WebSockets at once.
+"""The server's side of Engine.IO: one listener for polling, upgrades and WebSockets.
 
-A connection of polls is many HTTP requests, which may come over any number of TCP connections; the
-sid in each says whose it is. What a session holds lives in its own task, and ends with its pings.
+A polling session is many HTTP requests, which may come over any number of TCP connections; the sid
+in each names the session. Each session has a task of its own, and ends when its pings stay
+unanswered.
 """
 
 from __future__ import annotations
@@ -48,19 +49,19 @@ __all__ = ["EngineServer", "ServerSettings", "Session"]
 _log = get_logger("socketio")
 
 _NOOP_INTERVAL = 0.1
-# Seconds between two empty answers to the polls of a client that is upgrading, as engine.io does
-# it: the client goes on when its last poll was answered.
+# Seconds between two empty answers to the polls of a client that is upgrading, as in engine.io: the
+# client goes on when its last poll was answered.
 
 _POLL_BUDGET = 262_144
-# Bytes that one poll's answer holds, if it is not one larger packet: what waits behind it is not
-# lost with it, and goes with the next.
+# Bytes in the answer to one poll, unless a single packet is larger. The rest waits for the next
+# poll: if an answer is lost, the rest is not.
 
 _CLOSING = 0.25
-# Seconds all sessions get for that together when the server closes: a client that polls is back
-# within a round trip.
+# Seconds that all sessions together get to end when the server closes: a client that polls asks
+# again within a round trip.
 
 _LOG_INTERVAL = 10.0
-# Seconds between two lines about the same limit: a flood must not fill the log as well.
+# Seconds between two log lines about the same limit: a flood must not fill the log as well.
 
 _WRONG_VERSION = (
     "Unsupported protocol version: this server speaks Engine.IO 4, "
@@ -72,26 +73,26 @@ _ALLOW = "use a client of Socket.IO 3 or 4 there, or set allow_eio3 = true under
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerSettings:
-    """What a server needs to know. A reload replaces it; live sessions keep what they had."""
+    """The settings of a server. A reload replaces them; live sessions keep those they had."""
 
     path: str = "/socket.io/"
     trusted: TrustedProxies = field(default_factory=TrustedProxies)
-    """Whose `X-Forwarded-For` says where a client is."""
+    """The proxies whose `X-Forwarded-For` is believed."""
     allow_eio3: bool = False
-    """Whether clients of Socket.IO 2 are let in too."""
+    """Whether clients of Socket.IO 2 are accepted too."""
     settle: float = 2.0
     """Seconds that a client of Socket.IO 2, which is in "/" from the start, has to join another
-    namespace; who has not by then stays in "/". python-socketio 4 needs two round trips."""
+    namespace; after that it stays in "/". python-socketio 4 needs two round trips."""
     goodbye: float = 1.0
-    """Seconds that a session's last packets may take: a client that polls is back within a round
-    trip."""
+    """Seconds that sending a session's last packets may take: a client that polls asks again within
+    a round trip."""
     tls: ssl.SSLContext | None = field(default=None, repr=False)
     engine: EngineSettings = field(default_factory=EngineSettings)
     http: IngressLimits = field(default_factory=IngressLimits)
 
 
 class _BadRequest(Exception):
-    """A request that is answered with an error, in engine.io's words."""
+    """A request that is answered with an error of engine.io."""
 
     def __init__(self, code: int, message: str, status: int = 400) -> None:
         super().__init__(message)
@@ -100,7 +101,7 @@ class _BadRequest(Exception):
 
 
 class _Arrival:
-    """A TCP connection that was let in: from where, the place it has, and what ends it."""
+    """A TCP connection that was admitted: its peer, its place, and the function that ends it."""
 
     def __init__(self, remote: str, place: Place) -> None:
         self.remote = remote
@@ -109,7 +110,7 @@ class _Arrival:
 
 
 class Session:
-    """One client, from its handshake to its end, whatever carries it."""
+    """One client, from its handshake to its end, over any transport."""
 
     def __init__(
         self, settings: ServerSettings, remote: str, query: Mapping[str, str], place: Place
@@ -122,12 +123,12 @@ class Session:
         self.engine.peer_max_payload = settings.engine.socketio.socketio_max_payload
         self.remote = remote
         self.query = query
-        """Of the handshake's request. It holds what the client proves itself with."""
+        """The query of the handshake's request. It holds the client's credentials."""
         self.is_known = False
-        """Whether the client has proved who it is: until then it may send little."""
+        """Whether the client has authenticated: until then it may send little."""
         self.transport = "polling"
         self.ended = trio.Event()
-        """Set when nothing of it is left."""
+        """Set when the session's task has ended."""
         self._settings = settings
         self._place = place
         self._arrivals: set[Place] = set()
@@ -148,8 +149,8 @@ class Session:
         return self._settings.http.max_head_bytes
 
     def trust(self) -> None:
-        """The client has proved who it is: it needs no place among strangers any more, nor do the
-        connections that carry it."""
+        """The client has authenticated: give back its place among the unknown clients, and the
+        places of the connections that carry it."""
         self.is_known = True
         for place in (self._place, *self._arrivals):
             place.leave()
@@ -157,12 +158,12 @@ class Session:
             self._socket.max_message = self.max_payload
 
     def leave(self) -> None:
-        """Give back what a client holds that never said who it is."""
+        """Give back the place among the unknown clients, if the session still has it."""
         self._place.leave()
 
     @contextlib.contextmanager
     def carried_by(self, place: Place) -> Iterator[None]:
-        """A connection with that place carries a request of this client, for the block's length."""
+        """Within the block, a connection with that place carries a request of this client."""
         self._arrivals.add(place)
         if self.is_known:
             place.leave()
@@ -185,7 +186,7 @@ class Session:
         return EnginePacket(OPEN, content)
 
     async def heartbeat(self) -> None:
-        """Ping, or wait for the client's pings, and end the session when nothing comes."""
+        """Send pings, or wait for the client's, and end the session when nothing comes."""
         engine, limits = self.engine, self._settings.engine.session
         if self.codec.client_pings:
             patience = limits.keepalive_interval + limits.keepalive_timeout
@@ -204,7 +205,7 @@ class Session:
     # -- polling ----------------------------------------------------------------------------
 
     async def poll(self, server: ServerConnection) -> None:
-        """Answer one long poll: with what waits for the client, or what comes next."""
+        """Answer one long poll with the packets that wait for the client, or the next that come."""
         if self._polling or self.transport != "polling":
             self.engine.end("the client polled twice at once")
             raise _BadRequest(3, "Bad request")
@@ -214,23 +215,23 @@ class Session:
             if not packets:
                 raise _BadRequest(1, "Session ID unknown")
             body = self.codec.encode_payload(packets)
-            # Before the answer is out: the client's next poll may be here before this task goes on.
+            # Before the answer is sent: the client's next poll may come before this task goes on.
             self._polling = False
             self.engine.sent(packets)
             await _answer(server, 200, b"text/plain; charset=UTF-8", body)
         except (VisitorGone, trio.Cancelled):
-            # Whether the packets arrived is not known: going on could lose them silently.
+            # It is unknown whether the packets arrived: going on could lose them silently.
             self.engine.end("the client left within a poll")
             raise
 
     async def _next_packets(self, server: ServerConnection) -> list[EnginePacket]:
-        """What goes into the next answer; nothing when the session is over."""
+        """The packets of the next answer; none when the session is over."""
         packets: list[EnginePacket] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._notice_leaving, server, nursery.cancel_scope)
             if self._is_upgrading:
                 nursery.cancel_scope.deadline = trio.current_time() + _NOOP_INTERVAL
-            # Bounded by the next ping or pong, which goes out this way.
+            # Bounded by the next ping or pong, which is one of these packets.
             packets = await self.engine.outgoing.take(_POLL_BUDGET, polling=True)
             nursery.cancel_scope.cancel()
         if not packets and self._is_upgrading:
@@ -238,20 +239,21 @@ class Session:
         return packets
 
     async def _notice_leaving(self, server: ServerConnection, poll: trio.CancelScope) -> None:
-        """A client whose connection ends within a poll is gone: its next one would be lost."""
+        """End the session of a client whose connection ends within a poll: the answer to that poll
+        would be lost."""
         with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
             await server.stream.receive_some(1)
         self.engine.end("the client left within a poll")
         poll.cancel()
 
     async def post(self, server: ServerConnection) -> None:
-        """Take in the packets of one request."""
+        """Handle the packets of one request."""
         if self._posting or self.transport != "polling":
             self.engine.end("the client posted twice at once")
             raise _BadRequest(3, "Bad request")
         self._posting = True
         try:
-            # A body in pieces comes within the time in which a pong has to.
+            # A body in pieces must come within the time that a pong has.
             body = await _read_body(
                 server, self.max_payload, self._settings.engine.session.keepalive_timeout
             )
@@ -263,7 +265,7 @@ class Session:
                 self.engine.end(f"the client broke the protocol: {error}")
                 raise _BadRequest(3, "Bad request") from None
             except EngineOver:
-                pass  # by what was in here: a goodbye
+                pass  # the body held a CLOSE packet
         finally:
             self._posting = False
         await _answer(server, 200, b"text/html", b"ok")
@@ -287,7 +289,7 @@ class Session:
 
     async def _expect(self, socket: WebSocket, packet: EnginePacket) -> None:
         if self.codec.decode_packet(await socket.receive()) != packet:
-            raise BadPacket("the upgrade does not go as it should")
+            raise BadPacket("another packet came than the upgrade needs")
 
     async def carry(self, socket: WebSocket) -> None:
         """Carry the session over a WebSocket to its end."""
@@ -338,8 +340,8 @@ OnSession = Callable[[Session], Awaitable[None]]
 class EngineServer:
     """Sessions, and the HTTP connections that carry them. `run` owns the sessions' tasks.
 
-    `handle` serves one connection, for which the listener gets a place from
-    `admission` first. It holds that until it carries a client that has proved who it is.
+    `handle` serves one connection. The listener first gets a place for it from `admission`; the
+    connection holds that until it carries an authenticated client.
     """
 
     def __init__(self, on_session: OnSession, settings: ServerSettings) -> None:
@@ -354,7 +356,7 @@ class EngineServer:
 
     @property
     def settings(self) -> ServerSettings:
-        """What holds for new connections; may be replaced at any time."""
+        """The settings for new connections; they may be replaced at any time."""
         return self._settings
 
     @settings.setter
@@ -375,25 +377,25 @@ class EngineServer:
 
     @property
     def is_running(self) -> bool:
-        """Whether `run` has been started and goes on."""
+        """Whether `run` is running."""
         return self._nursery is not None
 
     @property
     def session_count(self) -> int:
-        """Clients that are connected, those included that have not said yet who they are."""
+        """How many clients are connected, counting those that have not authenticated yet."""
         return len(self._sessions)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-        """Own the sessions until cancelled. Started when connections may be handled."""
+        """Own the sessions' tasks until cancelled. Reports started when `handle` may be called."""
         try:
             async with trio.open_nursery() as self._nursery:
                 task_status.started()
-                await trio.sleep_forever()  # until cancelled: this is what serving means
+                await trio.sleep_forever()  # no deadline: a server runs until cancelled
         finally:
             self._nursery = None
 
     async def aclose(self) -> None:
-        """End every session, with a moment for what is queued for the clients, and `run`."""
+        """End every session, after a moment for the queued packets, and then `run`."""
         for session in self._sessions.values():
             session.engine.outgoing.put_soon(EnginePacket(CLOSE))
             session.engine.end("the server is closing")
@@ -406,7 +408,7 @@ class EngineServer:
             self._nursery.cancel_scope.cancel(reason="the server is closing")
 
     async def handle(self, stream: trio.abc.Stream, remote: str, place: Place) -> None:
-        """Serve one TCP connection to its end; it is closed then, and its place given back."""
+        """Serve one TCP connection to its end; then close it, and give its place back."""
         settings = self.settings
         scope = trio.CancelScope()
         place.on_give_way = scope.cancel
@@ -448,7 +450,7 @@ class EngineServer:
                 await trio.aclose_forcefully(tls)
 
     def _most_connections(self, settings: ServerSettings) -> int:
-        # A client on polling has two, one on a WebSocket one.
+        # A polling client has two connections, a client on a WebSocket has one.
         return 2 * (settings.engine.socketio.socketio_max_sessions + settings.http.max_handshakes)
 
     def _say_full(self, what: str, limit: int) -> None:
@@ -479,8 +481,8 @@ class EngineServer:
 
     @contextlib.contextmanager
     def _asked_by(self, request: RequestHead, arrival: _Arrival) -> Iterator[tuple[str, Place]]:
-        """Whose request it is, and the place that it holds: those of the connection. Of one from a
-        trusted proxy they are those of the client behind it, for as long as the request takes."""
+        """The address that a request comes from, and its place: those of the connection. Behind a
+        trusted proxy it is the client's address, with a place of its own for this request."""
         client = None
         if self.admission.exempts(arrival.remote):
             client = client_address(request.headers, self.settings.trusted)
@@ -542,7 +544,7 @@ class EngineServer:
                 await socket.aclose()
 
     async def _accept(self, server: ServerConnection, request: RequestHead) -> WebSocket:
-        # HTTP/1.1 whatever the version was; what is no sound upgrade, wsproto refuses.
+        # Taken for HTTP/1.1, whatever its version is; wsproto refuses an invalid upgrade.
         limits = self.settings.http
         try:
             with trio.fail_after(self.settings.engine.handshake_timeout):
@@ -567,7 +569,7 @@ class EngineServer:
             raise _BadRequest(3, "Bad request") from None
         version = query.get("EIO")
         if version != "4" and not (version == "3" and self.settings.allow_eio3):
-            if version in ("2", "3"):  # its own error often keeps back what is answered here
+            if version in ("2", "3"):  # such clients often do not show our answer
                 cause = f"it speaks Engine.IO {version}"
                 _log.warning("client refused", remote=remote, cause=cause, fix=_ALLOW)
             raise _BadRequest(5, _WRONG_VERSION)

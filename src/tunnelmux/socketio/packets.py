@@ -1,9 +1,9 @@
-"""The packets of Socket.IO as python-socketio reads them.
+"""The packets of Socket.IO, read and written by python-socketio's packet classes.
 
-Its packet classes do no I/O and are taken as they are; what they let pass is checked here, so that
-whatever a peer sends is either one of the shapes below or a `BadPacket`. Socket.IO 2, which goes
-with Engine.IO 3, has the same packets but for two: who joins a namespace brings a query with its
-name, and a refusal is a text.
+Those classes do no I/O. What they accept is checked again here, so that everything a peer sends
+becomes either one of the shapes below or a `BadPacket`. Socket.IO 2, which uses Engine.IO 3, has
+the same packets with two differences: a client joins a namespace with a query behind its name, and
+a refusal is a text.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ CONNECT, DISCONNECT, EVENT, ACK, CONNECT_ERROR = range(5)
 _BINARY = {socket.BINARY_EVENT: EVENT, socket.BINARY_ACK: ACK}
 
 _LEAST_ATTACHMENT = 64
-# What one attachment counts for at least, in bytes: an announced million of empty ones is work too.
+# The bytes that one attachment counts for at least: a million empty ones are work too.
 
-_MOST_FIELDS = 64  # of a query, as in that of a request
+_MOST_FIELDS = 64  # of the query behind a namespace; the same limit as for a request's query
 
 # All that the packet classes raise on bytes they cannot use: wrong JSON, a placeholder that points
 # nowhere, a nesting deeper than the interpreter's stack.
@@ -40,7 +40,7 @@ _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, Recu
 
 
 class SocketPacket(NamedTuple):
-    """One Socket.IO packet with its attachments in their places.
+    """One Socket.IO packet, with its attachments put in.
 
     `data` is a list for EVENT (the name first) and ACK, a dict for CONNECT and CONNECT_ERROR, and a
     text in a CONNECT_ERROR that goes to a peer of Socket.IO 2.
@@ -61,12 +61,12 @@ def encode_socket_packet(packet: SocketPacket) -> list[str | bytes]:
 
 
 class Assembler:
-    """Makes Socket.IO packets of Engine.IO messages, which must come in their order."""
+    """Makes Socket.IO packets out of Engine.IO messages, which must come in order."""
 
     def __init__(self, max_bytes: int, version: int) -> None:
         self._max_bytes = max_bytes
         self._version = version
-        """Of Engine.IO, which tells that of Socket.IO."""
+        """The version of Engine.IO; it decides the version of Socket.IO."""
         self._unfinished: socket.Packet | None = None
         self._size = 0
 
@@ -126,7 +126,7 @@ def _checked_socket(packet: socket.Packet) -> SocketPacket:
         case 2 if not (isinstance(data, list) and data and isinstance(data[0], str)):
             raise BadPacket("an event has no name")
         case 3 if not isinstance(data, list) or packet.id is None:
-            raise BadPacket("an acknowledgement says not of what")
+            raise BadPacket("an acknowledgement does not name its event")
         case 0 if not (data is None or isinstance(data, dict)):
             raise BadPacket("the auth payload is not a JSON object")
         case 4 if not isinstance(data, dict):

@@ -1,4 +1,4 @@
-"""Engine.IO's long polling, seen from the client: one HTTP exchange at a time."""
+"""The client's side of Engine.IO's long polling: one HTTP exchange at a time."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from tunnelmux.socketio.cookies import CookieJar
 __all__ = ["Dial", "Polling", "SessionUnknown"]
 
 Dial = Callable[[], Awaitable[trio.abc.Stream]]
-"""Gives a fresh connection to the server, under TLS where the URL says so. Raises ConnectError."""
+"""Makes a new connection to the server, under TLS if the URL says so. Raises ConnectError."""
 
 _MAX_REFUSAL = 4096
 
 _UNKNOWN_SID = 1
-# engine.io's code for it: the request came to another server, or the server has given up on us.
+# engine.io's code for an unknown sid: another server got the request, or the session has ended.
 
 
 class SessionUnknown(ConnectRefused):
@@ -32,9 +32,9 @@ class SessionUnknown(ConnectRefused):
 class Polling:
     """Makes the HTTP exchanges of one Engine.IO connection.
 
-    Each is on a connection of its own: servers close idle ones after about as long as a poll
-    waits, and a request that met such a close could not be told from one that was handled. An
-    upgraded connection makes five of them.
+    Each has a connection of its own. Servers close idle connections after about as long as a poll
+    waits, and then we could not know whether a request was handled. A connection that upgrades
+    makes five exchanges.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Polling:
         return await self._exchange(b"GET", target, None)
 
     async def post(self, target: str, body: bytes) -> None:
-        """Send a payload and see it taken. The caller bounds the wait. Raises ConnectError."""
+        """Send a payload and wait for the answer. The caller bounds the wait. Raises
+        ConnectError."""
         await self._exchange(b"POST", target, body)
 
     async def _exchange(self, method: bytes, target: str, body: bytes | None) -> bytes:
@@ -61,7 +62,7 @@ class Polling:
         except (PeerGone, BadBody) as error:
             raise ConnectError(f"{self._where} broke the polling: {error}") from error
         finally:
-            # The answer was read whole, or is of no use.
+            # The answer was read completely, or is useless.
             await trio.aclose_forcefully(stream)
 
     async def _talk(
@@ -116,7 +117,7 @@ class Polling:
 
 
 def _reading_of(body: bytes) -> tuple[object, str]:
-    """What a server says in its refusal, as engine.io writes it: {"code": 0, "message": "…"}."""
+    """Code and message of a refusal as engine.io writes it: {"code": 0, "message": "…"}."""
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):

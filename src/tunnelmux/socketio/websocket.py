@@ -1,8 +1,8 @@
 """Text and binary messages over one WebSocket (RFC 6455), client and server.
 
-The tunnel's WebSocket (`transports.websocket`) is a byte stream of binary messages; Engine.IO says
-with the kind of message what is in it, and allows little before a peer has said who it is. So this
-one stands on wsproto, whose message pieces can be counted as they come.
+The tunnel's WebSocket (`transports.websocket`) is a byte stream of binary messages. Engine.IO needs
+text and binary messages, and small limits before a peer has authenticated. So this one uses
+wsproto, which gives messages in pieces that can be counted as they come.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ from tunnelmux.socketio.cookies import CookieJar
 __all__ = ["WebSocket", "WebSocketOver"]
 
 _READ_SIZE = 16_384
-# wsproto moves what it has not parsed yet once for each frame: this bounds that to some KiB, also
-# where frames are as small as they can be.
+# wsproto moves the bytes that it has not parsed once for each frame. This bounds that work even
+# when the frames are as small as possible.
 
 _CLOSE_TIMEOUT = 1.0  # s, as for the tunnel's own WebSockets
 _TOO_BIG = 1009
@@ -36,9 +36,9 @@ class WebSocketOver(Exception):
 
 
 class WebSocket:
-    """One open WebSocket on a stream it owns. One task receives; any may send.
+    """One open WebSocket on a stream that it owns. One task receives; any may send.
 
-    A send that is cancelled midway ends the connection: the peer may have half a frame.
+    Cancelling a send ends the connection: the peer may have got half a frame.
     """
 
     def __init__(
@@ -66,9 +66,9 @@ class WebSocket:
         max_message: int,
         jar: CookieJar,
     ) -> WebSocket:
-        """Upgrade a fresh connection; the caller bounds the time, and closes `stream` on errors.
+        """Upgrade a new connection; the caller bounds the time, and closes `stream` on errors.
 
-        Raises ConnectError; ConnectRefused when the answer is no 101.
+        Raises ConnectError; ConnectRefused when the answer is not a 101.
         """
         socket = cls(stream, wsproto.WSConnection(wsproto.ConnectionType.CLIENT), max_message)
         try:
@@ -98,16 +98,16 @@ class WebSocket:
         rest: bytes,
         max_message: int,
     ) -> WebSocket:
-        """Answer an upgrade request whose head was read already; `rest` is what came behind it.
+        """Answer an upgrade request whose head was read already; `rest` came behind the head.
 
-        Raises WebSocketOver when the request is no sound upgrade, with nothing sent, or when the
-        peer has left.
+        Raises WebSocketOver when the request is no valid upgrade (nothing is sent then), or when
+        the peer has left.
         """
         connection = wsproto.WSConnection(wsproto.ConnectionType.SERVER)
         socket = cls(stream, connection, max_message)
         try:
             connection.initiate_upgrade_connection(headers, target)
-            next(iter(connection.events()))  # the request, which the caller has judged
+            next(iter(connection.events()))  # the request, which the caller has checked
         except (ProtocolError, ValueError, UnicodeError, StopIteration) as error:
             raise WebSocketOver(f"it is no WebSocket upgrade: {error}") from None
         await socket._send(events.AcceptConnection())
@@ -118,7 +118,7 @@ class WebSocket:
 
     async def receive(self) -> str | bytes:
         """The next message. Raises WebSocketOver."""
-        # Joined as they come, not collected: a piece may be a byte, or nothing.
+        # Pieces are joined as they come, not kept in a list: a piece may be one byte, or empty.
         text, data = io.StringIO(), bytearray()
         size = 0
         while True:
@@ -153,7 +153,7 @@ class WebSocket:
             await self._send(events.BytesMessage(data=message))
 
     async def aclose(self) -> None:
-        """Say goodbye for at most a second, and close the stream."""
+        """Send a Close frame, for at most a second, and close the stream."""
         try:
             if not self._torn:
                 with trio.move_on_after(_CLOSE_TIMEOUT), contextlib.suppress(WebSocketOver):
@@ -169,7 +169,7 @@ class WebSocket:
                 raise WebSocketOver("an earlier send was cut short")
             try:
                 data = self._connection.send(event)
-                self._torn = True  # until all of it is out
+                self._torn = True  # until all of it is sent
                 await self._stream.send_all(data)
                 self._torn = False
             except ProtocolError as error:
@@ -180,12 +180,12 @@ class WebSocket:
     async def _next_event(self) -> events.Event:
         while True:
             try:
-                # One at a time: a frame of two bytes makes an event of a hundred.
+                # One event at a time: a frame of two bytes makes an event of a hundred.
                 for event in self._events:
                     return event
                 data, self._unread = self._unread or await self._read(), b""
                 if not data:
-                    raise WebSocketOver("the connection ended without a goodbye")
+                    raise WebSocketOver("the connection ended without a Close frame")
                 self._connection.receive_data(data)
                 self._events = self._connection.events()
             except ProtocolError as error:
@@ -193,7 +193,7 @@ class WebSocket:
 
     async def _read(self) -> bytes:
         try:
-            # No deadline here: Engine.IO's pings are how a silent peer is noticed.
+            # No deadline here: Engine.IO's pings find a silent peer.
             return bytes(await self._stream.receive_some(_READ_SIZE))
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise WebSocketOver("the connection broke") from error

@@ -1,7 +1,8 @@
-"""SSH as a client: commands on other machines, by asyncssh behind one bridge, Trio outside.
+"""SSH as a client: commands on other machines. asyncssh does SSH, behind one bridge to Trio.
 
-The pool of connections is in `ssh.pool`. It imports trio-asyncio, which makes asyncio one that runs
-inside Trio, for the whole process: a program that has asyncio as its host uses only what is here.
+The pool of connections is in `ssh.pool`. It imports trio-asyncio, which changes asyncio for the
+whole process. So a program that runs asyncio itself may import only this package, and not
+`ssh.pool`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which algorithms are offered to SSH servers, and what to say of those that know none of them."""
+"""The algorithms that are offered to SSH servers, and the error for a server that knows none."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from tunnelmux.config.execution import OLD_ALGORITHMS
 __all__ = ["Algorithms", "explain_no_algorithm"]
 
 _FIRST_CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-# Before asyncssh's own first choice: these it leaves to OpenSSL whole, while chacha20-poly1305
-# takes several calls from Python for each packet.
+# Offered before asyncssh's own first choice: OpenSSL does all of these in one call, but
+# chacha20-poly1305 takes several calls from Python for each packet.
 
 _SHOWN = 1000
-# Characters of a server's list that are repeated; OpenSSH's longest has some 400.
+# Characters of a server's list that are shown; OpenSSH's longest has some 400.
 
 _KINDS = ("key exchange", "server host key", "encryption", "encryption", "MAC", "MAC")
-# The name-lists of SSH_MSG_KEXINIT in their order (RFC 4253 section 7.1), as far as we look.
+# The first name-lists of SSH_MSG_KEXINIT in their order (RFC 4253 section 7.1).
 
 _NO_ALGORITHMS = ("ext-info-", "kex-strict-")
-# What stands in the list of key exchanges and only says what else a server can (RFC 8308).
+# Entries in the list of key exchanges that announce an extension (RFC 8308), not an algorithm.
 
 _AEAD = ("-gcm@openssh.com", "chacha20-poly1305@openssh.com")
 # Ciphers that need no MAC.
 
 
 class Algorithms:
-    """asyncssh's own algorithms, and behind them the old ones that are allowed."""
+    """asyncssh's own algorithms, followed by the old ones that are allowed."""
 
     def __init__(self, allowed: Sequence[str] = ()) -> None:
         self._allowed = allowed
@@ -55,7 +55,7 @@ class Algorithms:
         }
 
     def offered(self, host_keys: Sequence[str] | None) -> dict[str, list[str]]:
-        """What a server is offered, by kind; `host_keys` where that is known."""
+        """The algorithms a server is offered, by kind; with `host_keys`, if they are known."""
         return self._offered | ({} if host_keys is None else {"server host key": [*host_keys]})
 
 
@@ -66,9 +66,9 @@ def _names(algorithms: Sequence[bytes]) -> list[str]:
 def explain_no_algorithm(
     kexinit: bytes, offered: Mapping[str, Sequence[str]], server: str
 ) -> str | None:
-    """What a server's SSH_MSG_KEXINIT and this side have not in common, with the server's own list.
+    """The kind of algorithm of which a server's SSH_MSG_KEXINIT has none of ours, and its own list.
 
-    None when there is something of each kind.
+    None when both sides have one of each kind in common.
     """
     for kind, theirs in zip(_KINDS, _lists_in(kexinit), strict=False):
         ours = offered.get(kind)
@@ -90,7 +90,7 @@ def explain_no_algorithm(
 
 
 def _lists_in(kexinit: bytes) -> list[list[str]]:
-    """The name-lists in SSH_MSG_KEXINIT, as many as there are of those that count here."""
+    """The first name-lists in SSH_MSG_KEXINIT, as far as it has those of `_KINDS`."""
     position, lists = 17, []  # the message's number and its cookie
     for _ in _KINDS:
         length = int.from_bytes(kexinit[position : position + 4], "big")

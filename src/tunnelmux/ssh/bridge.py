@@ -33,7 +33,7 @@ T = TypeVar("T")
 CANCEL_AGAIN = 1.0
 """Seconds that a cancelled task may take to clean up before it is cancelled once more."""
 
-# About every server without elliptic curves, each time; there is nothing an operator could do.
+# Would come with every connection to a server without elliptic curves, and nothing can be done.
 warnings.filterwarnings("ignore", message="Diffie-Hellman over finite fields")
 
 # asyncssh writes each command at "info" and each packet at "debug", passwords included.
@@ -41,7 +41,7 @@ logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
 class Pending(Generic[T]):
-    """An asyncio task, to be waited for from Trio, or left alone."""
+    """An asyncio task that Trio code can wait for, or leave alone."""
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self._task = task
@@ -57,7 +57,7 @@ class Pending(Generic[T]):
             self._then()
 
     def when_done(self, call: Callable[[], None]) -> None:
-        """Call this once, as soon as the task is over."""
+        """Have `call` called once, as soon as the task is over."""
         assert not self.done
         self._then = call
 
@@ -98,7 +98,7 @@ class Bridge:
 
     @contextmanager
     def entered(self) -> Iterator[None]:
-        """For plain calls into asyncio code: within, this loop is the running one."""
+        """Make this the running loop within the block, for plain calls into asyncio code."""
         token = trio_asyncio.current_loop.set(self._loop)
         try:
             yield
@@ -106,12 +106,12 @@ class Bridge:
             trio_asyncio.current_loop.reset(token)
 
     def start(self, coroutine: Coroutine[Any, Any, T]) -> Pending[T]:
-        """Run an asyncio coroutine as a task. The caller sees to it that it ends."""
+        """Run an asyncio coroutine as a task. The caller must make sure that it ends."""
         with self.entered():
             return Pending(self._loop.create_task(coroutine))
 
     async def call(self, coroutine: Coroutine[Any, Any, T]) -> T:
-        """Run an asyncio coroutine to its end; cancelling it waits until it is unwound."""
+        """Run an asyncio coroutine to its end. When cancelled, it waits until that is unwound."""
         pending = self.start(coroutine)
         try:
             await pending.wait()
@@ -128,6 +128,6 @@ class Bridge:
 
 @asynccontextmanager
 async def open_bridge() -> AsyncIterator[Bridge]:
-    """An asyncio loop for the length of the block. The block must not raise out of it."""
+    """An asyncio loop for the length of the block. The block must not raise."""
     async with trio_asyncio.open_loop() as loop:
         yield Bridge(loop)

@@ -15,34 +15,35 @@ from tunnelmux.commands import StreamName
 __all__ = ["Channel"]
 
 Deliver = Callable[[StreamName, bytes], bool]
-"""Takes output; answers whether more may come at once."""
+"""Takes output; returns whether more may come at once."""
 
 
 class Channel(asyncssh.SSHClientSession[bytes]):
-    """asyncssh calls these methods from its loop; none of them waits."""
+    """The session that asyncssh calls from its loop; none of its methods waits."""
 
     def __init__(self, deliver: Deliver) -> None:
         self._deliver: Deliver | None = deliver
         self._channel: Any = None
         self._closed = False
         self.confirmed = trio.Event()
-        """The server took the channel. Until then, nothing was asked for on it."""
+        """Set when the server has opened the channel. Before that, it was not asked to run
+        anything."""
         self.exited = trio.Event()
-        """How the command ended is known, or the channel is over."""
+        """Set when it is known how the command ended, or when the channel is over."""
         self.ended = trio.Event()
-        """The channel is over on both sides."""
+        """Set when the channel is over on both sides."""
         self.exit_code: int | None = None
-        """The command's own, 128 + n when signal n ended it; None while it is not known."""
+        """The exit status, or 128 + n when signal n ended the command; None while not known."""
         self.lost: Exception | None = None
-        """What the connection ended with, when it was that which ended the channel."""
+        """The error of the connection, when that ended the channel."""
         self.paused = False
         """Whether output waits for its reader."""
         self.received = 0
-        """Bytes that came, discarded ones included."""
+        """How many bytes came, discarded ones included."""
 
     @property
     def unfinished(self) -> bool:
-        """Whether output may still come, or wait here to be taken."""
+        """Whether output may still come, or waits here."""
         return not (self.ended.is_set() or self._closed)
 
     # -- called by asyncssh -----------------------------------------------------------------
@@ -89,25 +90,25 @@ class Channel(asyncssh.SSHClientSession[bytes]):
         self.resume()
 
     def write_input(self, data: bytes | None) -> None:
-        """Give the command its whole input, and the end of it."""
+        """Give the command all its input, and the end of it."""
         with contextlib.suppress(OSError):  # it ended without reading
             if data:
                 self._channel.write(data)
             self._channel.write_eof()
 
     def ask_to_end(self) -> None:
-        """Send SIGTERM the way the protocol has it (RFC 4254 6.9); servers may ignore that."""
+        """Send SIGTERM by SSH's own message (RFC 4254 6.9), which servers may ignore."""
         if not self.ended.is_set():
             with contextlib.suppress(OSError):  # closing already
                 self._channel.send_signal("TERM")
 
     def close(self) -> None:
-        """Give the channel up. The command is not ended by that."""
+        """Give the channel up. That does not end the command."""
         self._closed = True
         if self._channel is not None and not self.ended.is_set():
             self._channel.abort()
 
 
 def _signal_number(name: str) -> int:
-    """The number here of a signal named as in RFC 4254 6.10; 0 for one that is not known here."""
+    """This system's number for a signal of RFC 4254 6.10; 0 for an unknown one."""
     return int(getattr(signal, f"SIG{name}", 0))

@@ -28,18 +28,18 @@ from tunnelmux.transports.tcp import explain_os_error
 __all__ = ["Connection", "Ending", "Login", "Opening", "connect"]
 
 CHANNEL_WINDOW = 262_144
-"""Bytes a server may send on one channel before we have taken them: what a command costs at most
-twice over, here and in the buffer of its reader. 5 MB/s at 50 ms of round trip."""
+"""Bytes a server may send on one channel before we have taken them. A command takes at most twice
+that: here, and in the buffer of its reader. Allows 5 MB/s at a round trip of 50 ms."""
 
 _UNSENT = 4_194_304
 # Bytes that a server may leave unread: what its windows usually take of the input of commands.
 
 CLOSE_TIME = 2.0
-"""Seconds for closing a connection in good order; then it is cut. A round trip and a process that
-ends are all that is waited for."""
+"""Seconds for closing a connection in good order; then it is cut. That takes a round trip and the
+end of a process."""
 
 KEEPALIVES = 3
-"""Signs of life that a server may owe before its connection is closed."""
+"""Unanswered keepalives after which a connection is closed."""
 
 NOTICE_TIME = 0.5
 """Seconds for a channel to end once its command is gone: a round trip and the end of a process."""
@@ -51,13 +51,13 @@ _KILLER_PAUSES = (0.0, 0.1, 0.2, 0.4)
 # Seconds before each attempt to get a channel for it.
 
 _ONE_AT_A_TIME = "dropbear"
-# A server that has all commands of a connection in one process group, and takes no variables: which
-# of two is to be ended could not be told there.
+# This server has all commands of a connection in one process group, and takes no variables: with
+# two commands, we could not end one of them only.
 
 
 Ending = Literal["gone", "no-channel", "unknown"]
-"""What is known of a command that was to be ended: nothing of it is left, the server has no channel
-left on which it could be done, or it may still run."""
+"""What is known about a command after the attempt to end it: it is gone, the server has no channel
+left on which to end it, or it may still run."""
 
 
 def _is_done(killing: Killing | Literal["no-channel"] | None) -> bool:
@@ -72,12 +72,12 @@ class Connection:
         self.capacity = limits.sessions_per_connection
         """Commands at once; less when the server allows fewer."""
         self.running: set[Opening] = set()
-        """Its commands, those whose end is still being seen to included."""
+        """Its commands, also those that are being ended."""
         self.retired = False
         """Whether it takes no new commands, and is closed after the last one."""
         self.idle_since = trio.current_time()
         self.closed = trio.Event()
-        """It is over, by whichever side."""
+        """Set when it is over, whichever side ended it."""
         self._bridge = bridge
         self._limits = limits
         self._connection: Any = None
@@ -90,13 +90,13 @@ class Connection:
         return not self.retired and not self.closed.is_set() and len(self.running) < self.capacity
 
     def attach(self, connection: Any) -> None:
-        """The library's connection, once it is logged in."""
+        """Take the library's connection, once it is logged in."""
         self._connection = connection
         if _ONE_AT_A_TIME in str(connection.get_extra_info("server_version", "")).lower():
             self.capacity = 1
 
     def open(self, request: CommandRequest, channel: Channel) -> Opening:
-        """Begin a command. Takes its place at once; `release` gives it back."""
+        """Begin a command. It takes its place at once; `release` gives the place back."""
         mark = new_mark()
         pending = self._start(request.command, channel, mark)
         opening = Opening(channel, pending, mark, beside=len(self.running))
@@ -104,7 +104,7 @@ class Connection:
         return opening
 
     def release(self, opening: Opening) -> None:
-        """The command is over, or given up."""
+        """Give the place of a command back that is over, or was given up."""
         self.running.discard(opening)
         self.idle_since = trio.current_time()
         self.notify()
@@ -123,7 +123,7 @@ class Connection:
         )
 
     def notify(self) -> None:
-        """Something about it changed."""
+        """Wake the tasks that wait for a change of this connection."""
         self._changed.set()
         self._changed = trio.Event()
 
@@ -132,7 +132,7 @@ class Connection:
     async def end(self, opening: Opening) -> Ending:
         """End a command that is no longer wanted.
 
-        Takes `kill_grace` and a few seconds at most. To be called in a shielded scope.
+        Takes `kill_grace` and a few seconds at most. Call it in a shielded scope.
         """
         channel = opening.channel
         opening.unwanted = True
@@ -150,31 +150,31 @@ class Connection:
         if killing == "no-channel":
             return "no-channel"
         if not _is_done(killing) and not channel.ended.is_set() and self._all_unwanted:
-            # The mark did not arrive. All commands of the connection can be ended together, when
-            # none of them is wanted any more.
-            self.retired = True  # so that no new one comes between
+            # The server did not pass the mark on. All commands of the connection can be ended
+            # together, when none of them is wanted any more.
+            self.retired = True  # so that no new one begins meanwhile
             killing = await self.run_killer(None)
         return await self.conclude(opening, killing)
 
     async def conclude(
         self, opening: Opening, killing: Killing | Literal["no-channel"] | None
     ) -> Ending:
-        """What is known of a command after that attempt to end it. Where it is gone, its channel is
-        over as well; else no new command comes to the connection.
+        """What is known about a command after an attempt to end it. When it is gone, its channel is
+        closed as well; else the connection takes no new command.
         """
         channel = opening.channel
         if _is_done(killing):
             with trio.move_on_after(NOTICE_TIME):
                 await channel.ended.wait()
             with self._bridge.entered():
-                channel.close()  # what it left to others on purpose may hold its output
+                channel.close()  # a process that it left behind may hold its output open
             return "gone"
         if channel.exit_code is not None and not (isinstance(killing, Killing) and killing.left):
             with self._bridge.entered():
                 channel.close()
-            return "gone"  # it ended by itself meanwhile
+            return "gone"  # it has ended meanwhile
         self.retired = True
-        # The protocol's own signal, which servers may ignore, or give to the shell only.
+        # SSH's own signal message; servers may ignore it, or give it to the shell only.
         with self._bridge.entered():
             channel.ask_to_end()
         with trio.move_on_after(NOTICE_TIME):
@@ -182,9 +182,9 @@ class Connection:
         return "unknown"
 
     async def end_with_all(self, opening: Opening) -> None:
-        """End what `end` could not, as soon as the connection has no command that is wanted."""
+        """End a command that `end` could not, once no command of the connection is wanted."""
         while not (self._all_unwanted or opening.channel.ended.is_set()):
-            await self._changed.wait()  # at most the longest of their times
+            await self._changed.wait()  # at most as long as the longest of them may take
         await self.run_killer(None)
         with self._bridge.entered():
             opening.channel.close()
@@ -198,8 +198,8 @@ class Connection:
     ) -> Killing | Literal["no-channel"] | None:
         """End the marked command, or without a mark all of this connection.
 
-        With `anywhere` it is a command of another connection. Answers what came of it,
-        "no-channel" when the server has no channel left for that, and None when nothing is known.
+        With `anywhere` it is a command of another connection. Returns the result, "no-channel" when
+        the server has no channel left for that, and None when nothing is known.
         """
         output = bytearray()
 
@@ -211,7 +211,7 @@ class Connection:
         outcome = None
         with trio.move_on_after(self._limits.kill_grace + self._limits.probe_timeout):
             async with self._killing:
-                # The place of a first attempt may not be cleared away yet.
+                # The server may not have cleared the channel of a first attempt away yet.
                 for pause in _KILLER_PAUSES if mark is None else (0.0,):
                     await trio.sleep(pause)
                     outcome = await self._run_beside(command, Channel(keep))
@@ -220,7 +220,7 @@ class Connection:
         return outcome if outcome == "no-channel" else read_killing(bytes(output))
 
     async def _run_beside(self, command: str, channel: Channel) -> Literal["no-channel"] | None:
-        """Run one command to its end, in no place of those for others."""
+        """Run one command to its end, without taking one of the places for commands."""
         pending = self._start(command, channel, "")
         try:
             await pending.wait()
@@ -228,13 +228,13 @@ class Connection:
             await channel.ended.wait()
         except asyncssh.ChannelOpenError:
             return None if self.closed.is_set() else "no-channel"
-        except Exception:  # noqa: BLE001  whatever it is, nothing is known then
+        except Exception:  # noqa: BLE001  after any error, the result is unknown
             return None
         finally:
             with self._bridge.entered():
                 channel.close()
             if not pending.done:
-                self.abort()  # it does not even open a channel any more
+                self.abort()  # the server does not even open a channel any more
         return None
 
     # -- the end ----------------------------------------------------------------------------
@@ -263,7 +263,7 @@ class Connection:
 
     @property
     def channel_count(self) -> int:
-        """Channels that are open, as the library counts them."""
+        """How many channels are open, as the library counts them."""
         return len(self._connection._channels)  # noqa: SLF001  there is no public way
 
 
@@ -273,16 +273,17 @@ class Opening:
     def __init__(self, channel: Channel, pending: Pending[Any], mark: str, *, beside: int) -> None:
         self.channel = channel
         self.pending = pending
-        """Over when the server runs the command, or does not."""
+        """Done when the server has started the command, or has refused to."""
         self.mark = mark
         self.beside = beside
-        """How many others ran there. With none, silence means a dead connection."""
+        """How many other commands ran there. When there were none, silence means a dead
+        connection."""
         self.refused = False
-        """Whether it came to nothing."""
+        """Whether the command was not started here."""
         self.unwanted = False
         """Whether it is being ended."""
         self.answered = channel.confirmed
-        """The server took the channel, or it is known that it will not."""
+        """Set when the server has opened the channel, or when it is known that it will not."""
         pending.when_done(self._over)
         self._was_confirmed = False
 
@@ -292,19 +293,19 @@ class Opening:
 
     @property
     def asked(self) -> bool:
-        """Whether the server may have been asked to run the command."""
+        """Whether the server may have got the request to run the command."""
         return self._was_confirmed if self.pending.done else self.channel.confirmed.is_set()
 
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What all connections of a pool have in common."""
+    """The settings that all connections of a pool share."""
 
     limits: ExecLimits
     host_keys: HostKeys
     ssh_agent: Path | None = None
     algorithms: tuple[str, ...] = ()
-    """Old algorithms that may be used as well: of OLD_ALGORITHMS."""
+    """Old algorithms that may be used as well, out of OLD_ALGORITHMS."""
 
 
 async def connect(
@@ -342,7 +343,7 @@ async def _dial(key: LoginKey, request: CommandRequest) -> socket.socket:
 
 
 def _is_refusal(exc: BaseException) -> bool:
-    """Whether the host is there and nothing listens; Trio groups one error per address."""
+    """Whether the host answered that nothing listens there; Trio groups one error per address."""
     if isinstance(exc, BaseExceptionGroup):
         return any(_is_refusal(inner) for inner in exc.exceptions)
     if isinstance(exc, OSError) and exc.errno == errno.ECONNREFUSED:
@@ -351,7 +352,7 @@ def _is_refusal(exc: BaseException) -> bool:
 
 
 class _Client(asyncssh.SSHClient):
-    """Hears what becomes of a connection."""
+    """Gets asyncssh's callbacks about one connection."""
 
     def __init__(self, check: HostKeyCheck, password: PasswordOnce, closed: trio.Event) -> None:
         self._check = check
@@ -365,7 +366,8 @@ class _Client(asyncssh.SSHClient):
 
     @property
     def kexinit(self) -> bytes:
-        """The server's SSH_MSG_KEXINIT, which the library keeps for its signature; or nothing."""
+        """The server's SSH_MSG_KEXINIT, which the library keeps for its signature; empty if
+        none."""
         return bytes(getattr(self._connection, "_server_kexinit", b""))
 
     def connection_made(self, conn: Any) -> None:
@@ -421,7 +423,7 @@ async def _log_in(
                 client_factory=lambda: client,
                 keepalive_interval=login.limits.ssh_keepalive,
                 keepalive_count_max=KEEPALIVES,
-                login_timeout=0,  # counted by who called
+                login_timeout=0,  # the caller has a deadline
                 **algorithms.options(),
                 **keys,
                 **options,
@@ -429,9 +431,9 @@ async def _log_in(
         )
     except SshFailure:
         raise
-    except Exception as exc:  # a server must not end the pool with what its library stumbles over
+    except Exception as exc:  # no error that a server can cause in the library may end the pool
         if check.must_pin and isinstance(exc, asyncssh.PermissionDenied):
-            await _pin(check, login.host_keys)  # it proved who it is before it refused
+            await _pin(check, login.host_keys)  # it proved that it has the key before it refused
         offered = algorithms.offered(keys.get("server_host_key_algs"))
         mismatch = explain_no_algorithm(client.kexinit, offered, str(key))
         if check.problem is None and mismatch is not None:
@@ -482,7 +484,7 @@ async def _open_agent(path: str) -> Any:
 
 
 def explain_failure(exc: Exception, key: LoginKey, request: CommandRequest) -> SshFailure:
-    """What a connection or channel failed with, in words for who asked for the command."""
+    """The error of a connection or channel as a sentence for the caller of the command."""
     match exc:
         case asyncssh.PermissionDenied():
             return SshFailure("auth-failed", _denied(key, request))
@@ -493,7 +495,7 @@ def explain_failure(exc: Exception, key: LoginKey, request: CommandRequest) -> S
         case asyncssh.ConnectionLost() | OSError():
             return SshFailure("failed", f"{key} closed the connection: {_words(exc)}")
         case _:
-            return SshFailure("failed", f"{key} and this side found no way to talk: {_words(exc)}")
+            return SshFailure("failed", f"the SSH connection to {key} failed: {_words(exc)}")
 
 
 def _words(exc: Exception) -> str:
@@ -507,5 +509,10 @@ def _denied(key: LoginKey, request: CommandRequest) -> str:
         offered.append("the privateKey")
     if request.password is not None:
         offered.append("the password")
-    what = " and ".join(offered) or "what could be offered without a password or privateKey"
+    if not offered:
+        return (
+            f'{key} did not let the user "{request.username}" log in: the command came without a '
+            "password or privateKey"
+        )
+    what = " and ".join(offered)
     return f'{key} did not accept {what} for the user "{request.username}"'

@@ -1,4 +1,4 @@
-"""How to log in: the credentials of a request, made ready for the SSH library."""
+"""How to log in: the credentials of a request as options of the SSH library."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from tunnelmux.ssh.failure import SshFailure
 __all__ = ["LoginKey", "PasswordOnce", "login_key", "login_options"]
 
 _DIGEST_KEY = secrets.token_bytes(32)
-"""Keeps what a pool remembers of a credential from being of use to anybody else."""
+"""Makes the digests that a pool keeps of credentials useless to anyone who reads them."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoginKey:
-    """What two commands must have in common to share a connection."""
+    """The key of a connection: commands with the same one may share it."""
 
     host: str
     port: int
     username: str
     credential: bytes = field(repr=False)
-    """A keyed digest: the pool does not hold the credential itself longer than logging in takes."""
+    """A keyed digest: the pool keeps the credential itself only while it logs in."""
 
     def __str__(self) -> str:
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -53,10 +53,10 @@ def _feed(digest: Any, text: str | None) -> None:
 
 
 class PasswordOnce:
-    """The password of one login, which a server gets once, whichever way it asks.
+    """The password of one login. A server gets it once, in whichever way it asks.
 
-    A second time it would be a second guess, of those that lock an account; and what is asked for
-    behind it may be a new password.
+    Sent twice, it would count as two wrong guesses, and accounts are locked after a few. And the
+    second question may be for a new password.
     """
 
     def __init__(self, request: CommandRequest) -> None:
@@ -64,7 +64,7 @@ class PasswordOnce:
 
     @property
     def is_there(self) -> bool:
-        """Whether there is one that was not given yet."""
+        """Whether there is a password that was not given yet."""
         return self._password is not None
 
     def take(self) -> str | None:
@@ -73,10 +73,10 @@ class PasswordOnce:
         return password.reveal() if password is not None else None
 
     def answer(self, prompts: Sequence[tuple[str, bool]]) -> list[str] | None:
-        """What to answer to a keyboard-interactive request (RFC 4256 section 3.2), or None.
+        """The answers to a keyboard-interactive request (RFC 4256 section 3.2), or None.
 
-        One prompt whose answer is not shown is for the password, in whichever language it asks. No
-        prompts want no answers: they come with a message.
+        A single prompt whose answer is not shown asks for the password, in whatever language. A
+        request without prompts only shows a message, and gets no answers.
         """
         if not prompts:
             return []
@@ -105,7 +105,7 @@ async def login_options(request: CommandRequest) -> dict[str, Any]:
         "host_based_auth": False,
     }
     if request.private_key is not None:
-        # Decrypting one takes as long as its maker wished: bcrypt with many rounds.
+        # Decrypting a key can take long: its maker chose how many rounds of bcrypt.
         options["client_keys"] = await trio.to_thread.run_sync(
             _load_key, request, abandon_on_cancel=True
         )
@@ -118,14 +118,15 @@ def _load_key(request: CommandRequest) -> list[Any]:
     text = request.private_key.reveal().strip() + "\n"
     if "PRIVATE KEY-----" not in text:
         raise SshFailure(
-            "bad-key", "the privateKey is no private key: give OpenSSH's format or PEM, whole"
+            "bad-key",
+            "the privateKey is not a private key: give all of it, in OpenSSH's format or PEM",
         )
     try:
         key = asyncssh.import_private_key(text, passphrase)
     except asyncssh.KeyEncryptionError:
         raise SshFailure("bad-key", "the passphrase of the privateKey is wrong") from None
     except (ValueError, asyncssh.Error):
-        # Their words are left out: an error about a key must not show a piece of it.
+        # The library's text is left out: an error about a key must not show a part of it.
         if passphrase is None:
             hint = "it is damaged, of an unknown kind, or encrypted and there is no passphrase"
         else:

@@ -1,6 +1,6 @@
 """The SSH server of the demo's devices: a shell that knows a few commands and no more.
 
-Everybody on this machine can sign in to the demo, so it is not the shell of its own user.
+Everybody on this machine can sign in to the demo, so this must not be a real shell of its user.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ COMMANDS = {
     "uname": ("uname", "-a"),
     "uptime": ("uptime",),
 }
-"""What may be typed, and the program that is run. They only read, and take no arguments."""
+"""Each command, and the program that it runs. They only read, and take no arguments."""
 
 _PATIENCE = 10
-# Seconds for one of them: df waits for a network drive that is away.
+# Seconds for one of them: df waits for a network drive that does not answer.
 
 _HELP = f"Commands here: {', '.join(COMMANDS)}, help, exit.\n"
 
@@ -43,10 +43,10 @@ def new_key() -> tuple[str, str]:
 
 @asynccontextmanager
 async def serve_demo_shell(name: str, trusted: Sequence[str]) -> AsyncIterator[int]:
-    """The server on a loopback port, which is given, for the length of the block.
+    """Run the server on a loopback port, which is yielded, for the length of the block.
 
-    `trusted` are lines of an authorized_keys file. `name` is what the prompt says. The block must
-    not raise out of it.
+    `trusted` are lines of an authorized_keys file. `name` stands in the prompt. The block must not
+    raise.
     """
     shell = _DemoShell(name)
     keys = asyncssh.import_authorized_keys("".join(f"{line.strip()}\n" for line in trusted))
@@ -76,7 +76,7 @@ async def serve_demo_shell(name: str, trusted: Sequence[str]) -> AsyncIterator[i
 
 
 class _DemoShell:
-    """What all connections share."""
+    """The shell behind all connections."""
 
     def __init__(self, name: str) -> None:
         self._name = name

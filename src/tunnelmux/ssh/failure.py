@@ -1,4 +1,4 @@
-"""Why a command could not be run, for its caller."""
+"""The error that says why a command could not be run."""
 
 from __future__ import annotations
 
@@ -16,5 +16,5 @@ class SshFailure(TunnelmuxError):
         self.reason = reason
 
     def exited(self) -> Exited:
-        """The same as the end of a command that never ran."""
+        """The same as the end event of a command that never ran."""
         return failure(self.reason, str(self))

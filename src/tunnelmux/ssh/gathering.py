@@ -1,7 +1,7 @@
-"""What asyncssh writes in one turn of its loop goes to the socket in one piece.
+"""Gathers what asyncssh writes in one turn of its loop, and writes it to the socket in one piece.
 
-It writes each packet by itself, and before each one that is only there to be ignored: ten system
-calls for a command, of which each wakes the server.
+asyncssh writes each packet on its own, with an SSH_MSG_IGNORE before it. Without this, a command
+takes ten system calls, and each wakes the server.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["GatheringTransport", "Way"]
 
 
 class Way:
-    """The way to a server over a socket that is connected. asyncssh takes it for a tunnel."""
+    """Gives asyncssh, as its `tunnel`, a socket that is connected already."""
 
     def __init__(self, sock: socket.socket) -> None:
         self._sock = sock
@@ -23,7 +23,7 @@ class Way:
     async def create_connection(
         self, factory: Callable[[], asyncio.Protocol], _host: str, _port: int
     ) -> tuple[asyncio.BaseTransport, asyncio.Protocol]:
-        """The protocol on the socket, which its transport owns from then on."""
+        """Put the protocol on the socket; its transport owns the socket from then on."""
         protocol = factory()
         loop = asyncio.get_running_loop()
         transport, _ = await loop.create_connection(lambda: _Between(protocol), sock=self._sock)
@@ -31,7 +31,7 @@ class Way:
 
 
 class _Between(asyncio.Protocol):
-    """Passes on what it hears, with a GatheringTransport in the transport's place."""
+    """Passes all callbacks on, with a GatheringTransport in place of the transport."""
 
     def __init__(self, protocol: asyncio.Protocol) -> None:
         self.connection_lost = protocol.connection_lost  # type: ignore[method-assign]
@@ -89,7 +89,7 @@ class GatheringTransport(asyncio.Transport):
         return sum(map(len, self._pieces)) + self._transport.get_write_buffer_size()
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
-        """As the socket's transport has it."""
+        """The same as of the socket's transport."""
         return self._transport.get_extra_info(name, default)
 
     def pause_reading(self) -> None:

@@ -1,4 +1,4 @@
-"""Whose SSH server that is: known host keys, and those pinned at the first meeting."""
+"""Checks SSH servers by their host keys: known ones, and those pinned at the first connection."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ __all__ = ["HostKeyCheck", "HostKeyMode", "HostKeys"]
 
 HostKeyMode = Literal["tofu", "known_hosts", "off"]
 """`tofu`: a server met for the first time is trusted, and its key pinned. `known_hosts`: only keys
-in the file are trusted. `off`: every key is."""
+in the file are trusted. `off`: every key is trusted."""
 
 _DEFAULT_PORT = 22
 
 _MOST_TOLD = 10
-# Servers named in one line of the log.
+# How many servers one log line names.
 
 _ALGORITHMS = (
     "ssh-ed25519",
@@ -36,15 +36,15 @@ _ALGORITHMS = (
     "rsa-sha2-512",
     "rsa-sha2-256",
 )
-"""What servers are asked for, best first. No certificates: without their authority's key in the
-known hosts they prove nothing, and OpenSSH falls back to the plain key when they are not asked
-for."""
+"""The host key algorithms that servers are offered, best first. No certificates: without their
+authority's key in the known hosts they prove nothing, and without them OpenSSH uses the plain
+key."""
 
 _log = get_logger("ssh")
 
 
 class HostKeys:
-    """What is known about servers' keys. Changed in the Trio task, written from a thread."""
+    """The known keys of servers. Changed in the Trio task, written from a thread."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class HostKeys:
         store: Path | None = None,
         algorithms: Sequence[str] = (),
     ) -> None:
-        """`algorithms` are old ones, of which those for host keys may be used as well."""
+        """`algorithms` are old ones that may be used as well; only those for host keys matter."""
         self.mode: HostKeyMode = mode
         old = OLD_ALGORITHMS["server host key"]
         self.algorithms = (*_ALGORITHMS, *(name for name in old if name in algorithms))
@@ -76,10 +76,10 @@ class HostKeys:
             ) from exc
 
     def check(self, host: str, port: int) -> HostKeyCheck:
-        """How the key of one server is to be judged, for one connection.
+        """The check of one server's key, for one connection.
 
-        Reads files of a few kilobytes. Raises SshFailure when one cannot be read: a check that
-        was asked for is not left out because its file is away.
+        Reads files of a few kilobytes. Raises SshFailure when one cannot be read: a check must not
+        be skipped because its file is missing.
         """
         known = self._read_known_hosts() if self.mode != "off" else None
         pinned = None
@@ -94,8 +94,8 @@ class HostKeys:
         return HostKeyCheck(self, host, port, known, () if pinned is None else (pinned,))
 
     def pin(self, host: str, port: int, key: str) -> None:
-        """Keep what a server showed at the first meeting. Raises SshFailure when another connection
-        met another key meanwhile.
+        """Keep the key that a server showed at the first connection. Raises SshFailure when another
+        connection saw another key meanwhile.
         """
         name = entry_name(host, port)
         if self._read_store().get(name, key) != key:
@@ -105,8 +105,8 @@ class HostKeys:
         self._unsaved[name] = key
 
     def save(self) -> None:
-        """Write the pinned keys to their file, in a thread. What cannot be written is logged, and
-        holds until the program ends.
+        """Write the pinned keys to their file; called in a thread. A failure is logged, and the
+        keys then hold until the program ends.
         """
         if self._store is None:
             return
@@ -123,7 +123,7 @@ class HostKeys:
                     "host keys not kept",
                     file=str(self._store),
                     cause=exc.strerror if isinstance(exc, OSError) else str(exc),
-                    effect="servers met now are trusted anew after a restart",
+                    effect="after a restart, servers met now are trusted again as new ones",
                 )
                 return
             for name in new:
@@ -147,7 +147,7 @@ class HostKeys:
             ) from exc
 
     def _read_store(self) -> dict[str, str]:
-        """What is pinned now; a line that was removed from the file counts no more."""
+        """The keys that are pinned now; a line that was removed from the file no longer counts."""
         stamp = _stamp_of(self._store)
         if stamp != self._stamp:
             self._file = _read_pinned(self._store)
@@ -165,7 +165,7 @@ class HostKeys:
 
 
 class HostKeyCheck:
-    """Judges one server's key, and says afterwards what was wrong with it."""
+    """Checks one server's key, and says afterwards what was wrong with it."""
 
     def __init__(
         self, keys: HostKeys, host: str, port: int, known: Any, pinned: Sequence[str]
@@ -203,9 +203,10 @@ class HostKeyCheck:
         }
 
     def _algorithms(self) -> list[str]:
-        """The kinds of the keys that are known come first, so that the server shows one of them.
+        """The algorithms of the known keys come first, so that the server shows one of these keys.
 
-        The others follow: a server that has none of them any more is to be told from a broken one.
+        The others follow: so a server whose key has changed is recognised, and not taken for a
+        broken one.
         """
         known = [name.decode("ascii") for key in self._trusted for name in key.sig_algorithms]
         wanted = self._keys.algorithms
@@ -213,7 +214,7 @@ class HostKeyCheck:
         return first + [name for name in wanted if name not in first]
 
     def accept(self, key: Any) -> bool:
-        """Whether a key that is none of the trusted ones is accepted all the same."""
+        """Whether to accept a key that is not among the trusted ones."""
         shown = f"{key.get_algorithm()} {key.get_fingerprint()}"
         where = entry_name(self._host, self._port)
         line = " ".join(key.export_public_key().decode("ascii").split()[:2])
@@ -223,8 +224,8 @@ class HostKeyCheck:
             self.problem = SshFailure(
                 "host-key-changed",
                 f"the host key of {where} has changed: it shows {shown}, and {place} has another; "
-                "either an attacker is between here and there, or the server was set up anew, and "
-                "then its old line is to be removed there",
+                "either an attacker is in between, or the server was set up anew; if so, remove "
+                "its old line there",
             )
             return False
         if self._keys.mode == "known_hosts":
@@ -244,11 +245,11 @@ class HostKeyCheck:
 
     @property
     def must_pin(self) -> bool:
-        """Whether the server was met for the first time, and its key is to be pinned."""
+        """Whether the server was met for the first time, so that its key must be pinned."""
         return self._seen is not None
 
     def pin(self) -> None:
-        """Keep the key of the server, which has proved by now that it has its private half."""
+        """Keep the server's key; by now the server has proved that it has the private key."""
         assert self._seen is not None
         self._keys.pin(self._host, self._port, self._seen)
         _log.info("host key pinned", host=entry_name(self._host, self._port), file=self._keys.where)
@@ -265,24 +266,24 @@ def _stamp_of(store: Path | None) -> tuple[int, ...] | None:
     try:
         status = store.stat() if store is not None else None
     except OSError:
-        return None  # reading it tells what is wrong, if anything is
+        return None  # reading the file will raise the error, if there is one
     return None if status is None else (status.st_ino, status.st_mtime_ns, status.st_size)
 
 
 @dataclass(slots=True)
 class _PinFile:
-    """What is in the file of pinned keys."""
+    """The content of the file of pinned keys."""
 
     keys: dict[str, str] = field(default_factory=dict)
     """The key of each server, by its name."""
     damaged: set[str] = field(default_factory=set)
-    """Servers whose line cannot be used; that it was there says that they are not new."""
+    """Servers whose line cannot be used. They had a line, so they are not new."""
     unusable: list[str] = field(default_factory=list)
-    """Those lines, and others of which nothing can be read, as they are."""
+    """All lines that cannot be used, as they are in the file."""
 
 
 def _read_pinned(store: Path | None) -> _PinFile:
-    """Raises SshFailure when the file cannot be read. A damaged line costs that line only."""
+    """Read the file. Raises SshFailure when that fails. Only damaged lines are left out."""
     file = _PinFile()
     if store is None:
         return file
@@ -293,8 +294,8 @@ def _read_pinned(store: Path | None) -> _PinFile:
     except OSError as exc:
         raise SshFailure(
             "host-key-unknown",
-            f"cannot read the pinned host keys in {store} ({exc.strerror}); nothing is trusted "
-            "meanwhile",
+            f"cannot read the pinned host keys in {store} ({exc.strerror}); until that works, no "
+            "server is trusted",
         ) from exc
     for line in text.split("\n"):
         written, _, key = line.strip().partition(" ")
@@ -317,7 +318,7 @@ def _read_pinned(store: Path | None) -> _PinFile:
 
 
 def _canonical_name(written: str) -> str | None:
-    """The name of an entry in ASCII, as earlier versions did not write it; None for no name."""
+    """The name of an entry in ASCII (earlier versions wrote others); None when it is no name."""
     match = _ENTRY.fullmatch(written)
     if match is None:
         return None

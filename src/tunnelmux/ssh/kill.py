@@ -1,14 +1,16 @@
-"""Ending a command for good: what is run on the server when asking nicely is not possible.
+"""Ends a command on the server by running a second one, which kills it.
 
-SSH has a message for signals, but OpenSSH does not obey it for root and other sessions that run as
-the daemon itself, Dropbear gives it to the shell only and not to what that started, and a closed
-channel leaves its command running. So a second command is run, which sends the signals and looks
-what is left. It knows what to end without any change to what the user asked for: a server starts
-every command of a connection as a child of one process, OpenSSH each in a session (and process
-group) of its own, and each command of ours carries a mark in its environment. Debian, Red Hat and
-others let `LC_*` through (AcceptEnv); where the mark does not arrive, all commands of the
-connection are ended at once, when none of them is wanted any more. Dropbear takes no variables and
-has all commands of a connection in one group, so it gets one command for each connection.
+SSH has a message for signals, but it is not enough. OpenSSH does not obey it for root and other
+sessions that run as the daemon itself. Dropbear gives it to the shell only, not to the shell's
+children. And a closed channel leaves its command running.
+
+So a second command sends the signals and looks which processes are left. It finds the right ones
+although the user's command is unchanged: a server starts every command of a connection as a child
+of one process, OpenSSH each in its own session (and process group), and each command of ours has a
+mark in its environment. Debian, Red Hat and others let `LC_*` through (AcceptEnv). Where the mark
+does not arrive, all commands of the connection are ended together, once none of them is wanted any
+more. Dropbear takes no variables and has all commands of a connection in one group, so there each
+connection gets one command at a time.
 """
 
 from __future__ import annotations
@@ -21,17 +23,17 @@ __all__ = ["MARK_VARIABLE", "Killing", "kill_command", "new_mark", "read_killing
 MARK_VARIABLE = "LC_TUNNELMUX"
 """The environment variable that carries the mark."""
 
-# Words of a POSIX shell, without a single quote, backslash, exclamation mark or line break, so that
-# any login shell passes them on as they are. $1 is the mark, or empty for every command of the
+# A script for a POSIX shell, without a single quote, backslash, exclamation mark or line break, so
+# that any login shell passes it on as it is. $1 is the mark, or empty for every command of the
 # connection; $2 tenths of a second between SIGTERM and SIGKILL; $3 is "any" when this runs on
 # another connection than the command, else empty.
 #
-# s  lists all processes that are no zombies in $t, as PID:PARENT:GROUP. j takes one apart.
-# b  says whether a process is to be ended, that is in $l; h whether it carries the mark.
-# i  finds what to end: children of this shell's parent ($p) that carry the mark. With "any" it is
-#    what carries the mark, and whose parent does not and is not init. Without a mark it is all
-#    those children; and all of this shell's group ($r) where that parent leads it (Dropbear).
-# w  adds what they have started. k signals all of them and their groups, a counts what is left.
+# s  lists all processes but zombies in $t, as PID:PARENT:GROUP. j splits one entry.
+# b  says whether a process has to be ended (is in $l); h whether it carries the mark.
+# i  finds the processes to end: children of this shell's parent ($p) that carry the mark. With
+#    "any" those that carry the mark, and whose parent does not and is not init. Without a mark all
+#    those children, and all of this shell's group ($r) if that parent leads it (Dropbear).
+# w  adds their descendants. k signals all of them and their groups, a counts those that are left.
 #
 # It prints how many commands it found, and how many processes are left.
 _SCRIPT = (
@@ -66,27 +68,27 @@ _SCRIPT = (
 
 @dataclass(frozen=True, slots=True)
 class Killing:
-    """What a run of it came to."""
+    """The result of one run of the killing command."""
 
     found: int
-    """Commands that it was to end and that were there."""
+    """How many of the commands that it had to end were running."""
 
     left: int
-    """Processes of theirs that are there all the same."""
+    """How many of their processes still run."""
 
     @property
     def is_done(self) -> bool:
-        """Whether something was ended, and nothing of it is left."""
+        """Whether it found a command and ended all of its processes."""
         return self.found > 0 and self.left == 0
 
 
 def new_mark() -> str:
-    """A mark for one command. It cannot be guessed, so no other process can pass for that one."""
+    """A mark for one command. It cannot be guessed, so no other process can fake it."""
     return secrets.token_hex(8)
 
 
 def kill_command(mark: str | None, grace: float, *, anywhere: bool = False) -> str:
-    """What to run to end the marked command, or without a mark every command of the connection.
+    """The command that ends the marked command, or without a mark all of the connection.
 
     With `anywhere` it is run on another connection than the command. SIGTERM first, SIGKILL after
     `grace` seconds.
@@ -97,7 +99,7 @@ def kill_command(mark: str | None, grace: float, *, anywhere: bool = False) -> s
 
 
 def read_killing(output: bytes) -> Killing | None:
-    """What it printed; None when that is something else, so that nothing is known."""
+    """Read what the killing command printed; None when that is something else."""
     words = output.split()
     if len(words) != 2 or not all(word.isdigit() and len(word) < 10 for word in words):
         return None

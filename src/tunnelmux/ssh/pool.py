@@ -1,4 +1,4 @@
-"""Commands over SSH on connections that are kept for the next one."""
+"""Runs commands over SSH, on connections that are kept for the next command."""
 
 from __future__ import annotations
 
@@ -39,54 +39,55 @@ from tunnelmux.ssh.run import Run
 __all__ = ["PoolFigures", "SshPool", "open_pool"]
 
 REAP_INTERVAL = 5.0
-"""Seconds between two looks for idle connections, or less when they are kept for less."""
+"""Seconds between two checks for idle connections; less when they are kept for less."""
 
 QUIET_AFTER_EXIT = 2.0
 """Seconds without output after which the channel of a command that has exited is closed. A process
-that it left in the background holds its output open, and ssh would wait for that one for ever."""
+that it left in the background holds its output open, and ssh would wait for that process for
+ever."""
 
 CLOSE_GRACE = 10.0
 """Seconds that closing a pool may take: commands are ended first, each within kill_grace and a few
 seconds."""
 
 LOST_CONNECTIONS = 2
-"""Connections found dead before one command was asked for, after which it fails. One is what a
-restarted server leaves behind, another may have been made in the same moment."""
+"""Dead connections that one command may meet before it was started; then it fails. A restarted
+server leaves one behind, and another may have been made in the same moment."""
 
 MOST_REFUSALS = 8
-"""Times that a server may refuse a channel to one command while nothing else runs there, before one
-more connection is tried."""
+"""How often a server may refuse one command a channel, while nothing else runs there, before
+another connection is tried."""
 
 REFUSAL_PAUSE = 0.1
 """Seconds to wait after the first such refusal, twice as long after the second, and so on: 3.6 s in
-all, in which a server has seen a process end."""
+all, enough for a server to notice that a process has ended."""
 
 _PASSING = frozenset({asyncssh.OPEN_CONNECT_FAILED, asyncssh.OPEN_RESOURCE_SHORTAGE})
-# Refusals of a channel that may be no more than a lack of places (RFC 4254 section 5.1).
+# Refusals of a channel that may only mean that no place is free (RFC 4254 section 5.1).
 
 ATTEMPT_PAUSE = 1.0
-"""Seconds before one more connection is tried where others to that server work: it has its reasons
-(MaxStartups), and commands can wait for a place on those."""
+"""Seconds after a failed attempt before one more connection is tried, when others to that server
+work: it may limit them (MaxStartups), and commands can wait for a place on the others."""
 
 _log = get_logger("ssh")
 
 
 @dataclass(slots=True)
 class PoolFigures:
-    """What a pool has done so far, for metrics."""
+    """Counters of a pool, for metrics."""
 
     commands: int = 0
     connects: int = 0
     connect_failures: int = 0
     reused: int = 0
-    """Commands that ran on a connection which was there already."""
+    """Commands that ran on a connection made for an earlier one."""
     killed: int = 0
     not_killed: int = 0
-    """Commands that may still run after their time."""
+    """Commands that may still run although their time is over."""
 
 
 class _Attempt:
-    """One connection being made, for all who wait for it."""
+    """One attempt to make a connection, for all commands that wait for it."""
 
     def __init__(self) -> None:
         self.scope = trio.CancelScope()
@@ -96,19 +97,19 @@ class _Attempt:
         self._seconds = 0.0
 
     def end(self, result: CameBy) -> None:
-        """The connection is there, or will never be."""
+        """Note the result: there is a connection now, or it failed."""
         self._result = result
         self._seconds = trio.current_time() - self._began
 
     def tell(self, run: Run) -> None:
-        """Give the result to a command that waited; to the first only, so that it counts once."""
+        """Give the result to the first command that waited, so that it counts once."""
         if self._result is not None:
             run.came_by, run.connect_seconds = self._result, self._seconds
             self._result = None
 
 
 class _Group:
-    """The connections with one login, and who waits for one."""
+    """The connections with one login, and the commands that wait for one."""
 
     def __init__(self) -> None:
         self.connections: list[Connection] = []
@@ -162,14 +163,14 @@ class SshPool:
             run.leave()
 
     async def run(self, request: CommandRequest) -> CommandResult:
-        """Run one command to its end, and give all of it back in one object."""
+        """Run one command to its end, and return its result in one object."""
         async with self.execute(request) as events:
             return await collect(events)
 
     # -- one command ------------------------------------------------------------------------
 
     async def _drive(self, run: Run) -> None:
-        """See one command to its end, whatever that is; this task owns its channel."""
+        """Run one command until it has ended in any way; this task owns its channel."""
         key = login_key(run.request)
         connection: Connection | None = None
         opening: Opening | None = None
@@ -178,29 +179,29 @@ class SshPool:
                 with trio.CancelScope(deadline=run.deadline):
                     while opening is None or opening.refused:
                         connection = await self._acquire(key, run)
-                        # No other task can have taken the place: no await lies in between.
+                        # No other task can have taken the place: there is no await in between.
                         run.channel = Channel(run.deliver)
                         opening = connection.open(run.request, run.channel)
                         await self._opened(connection, opening, run)
                     run.report_started()
                     await _to_its_end(self._bridge, opening.channel)
                 if opening is not None and opening.channel.exit_code is not None:
-                    # Only its output is still under way, at its reader's pace.
+                    # It has exited; only output is still to come, as fast as its reader takes it.
                     await _to_its_end(self._bridge, opening.channel)
         except SshFailure as problem:
             run.finish(problem.exited())
         finally:
-            with trio.CancelScope(shield=True):  # bounded: each wait in _finish has its time
+            with trio.CancelScope(shield=True):  # bounded: each wait in _finish has a deadline
                 await self._finish(run, connection, opening)
             self._runs.discard(run)
             self._note_idle()
 
     async def _opened(self, connection: Connection, opening: Opening, run: Run) -> None:
-        """Return when the server runs the command, or with `opening.refused` when another
-        connection is to be tried, which is only so while the server was not asked to run it.
+        """Return when the server runs the command, or with `opening.refused` to try another
+        connection. That is done only if the server was not asked to run the command.
 
-        Opening the channel is also the probe of a connection that was idle: it costs nothing that
-        would not be needed anyway. Raises SshFailure.
+        Opening the channel also probes a connection that was idle, at no extra cost. Raises
+        SshFailure.
         """
         limits = self._limits
         with trio.move_on_after(math.inf if opening.beside else limits.probe_timeout):
@@ -235,16 +236,16 @@ class SshPool:
             run.lost_connections += 1
             return run.lost_connections <= LOST_CONNECTIONS
         if opening.beside:
-            # The server allows fewer channels than we thought; one stays free to end commands with.
+            # The server allows fewer channels than we thought; keep one free to end commands with.
             connection.capacity = max(1, min(connection.capacity, opening.beside) - 1)
             return True
         if exc.code not in _PASSING:
             return False
-        # Nothing else runs there as far as we know, but the server has not cleared the last one
-        # away yet; or something that was left behind has its place.
+        # No other command of ours runs there. The server may not have cleared the last channel away
+        # yet, or a process that was left behind still has it.
         run.refusals += 1
         if run.refusals > MOST_REFUSALS:
-            self._close_idle(connection)  # the next command, or this one, gets another
+            self._close_idle(connection)  # this command, or the next one, gets a new connection
         return run.refusals <= MOST_REFUSALS + 1
 
     async def _finish(
@@ -252,7 +253,7 @@ class SshPool:
     ) -> None:
         late = f"no end within {run.request.timeout:g} s"
         if connection is None or opening is None or opening.refused:
-            run.finish(run.cut or failure("timeout", f"{late}: it was not even begun"))
+            run.finish(run.cut or failure("timeout", f"{late}: it was not even started"))
             return
         channel = opening.channel
         if channel.exit_code is not None and not channel.unfinished:
@@ -261,7 +262,9 @@ class SshPool:
             run.finish(_without_status(connection, channel))
         else:
             if not opening.pending.done:
-                run.finish(run.cut or failure("timeout", f"{late}: it may still be begun and end"))
+                run.finish(
+                    run.cut or failure("timeout", f"{late}: it may still be started and run")
+                )
             if not await self._end(connection, opening, run.request):
                 message = f"{late}: it could not be killed and may still run"
                 run.finish(run.cut or failure("timeout", message))
@@ -270,7 +273,7 @@ class SshPool:
         self._release(connection, opening)
 
     async def _end(self, connection: Connection, opening: Opening, request: CommandRequest) -> bool:
-        """End a command; whether it is gone, and its place to be released."""
+        """End a command. True when it is gone, so that its place can be released."""
         ending = await connection.end(opening)
         if ending == "no-channel":
             ending = await self._end_from_elsewhere(connection, opening, request)
@@ -287,7 +290,7 @@ class SshPool:
     async def _end_from_elsewhere(
         self, connection: Connection, opening: Opening, request: CommandRequest
     ) -> Ending:
-        """End a command where its own connection has no channel for that (MaxSessions 1)."""
+        """End a command when its own connection has no channel for that (MaxSessions 1)."""
         other: Connection | None = None
         try:
             with trio.move_on_after(self._limits.probe_timeout):
@@ -305,7 +308,7 @@ class SshPool:
     async def _end_later(self, connection: Connection, opening: Opening) -> None:
         self._ending += 1
         try:
-            await connection.end_with_all(opening)  # at most the longest of the others' times
+            await connection.end_with_all(opening)  # as long as the other commands may take
         finally:
             self._release(connection, opening)
             self._ending -= 1
@@ -330,7 +333,7 @@ class SshPool:
                 raise SshFailure(attempt.error.reason, str(attempt.error))
 
     def _attempt(self, key: LoginKey, request: CommandRequest, group: _Group) -> _Attempt | None:
-        """The connection being made for the group, begun now if there may be one more."""
+        """The group's attempt to connect. Starts one if there is none and one more is allowed."""
         if group.attempt is not None or self._closing:
             return group.attempt
         if len(group.connections) >= self._limits.connections_per_login:
@@ -354,7 +357,7 @@ class SshPool:
             await event.wait()  # within the command's own time
         except BaseException:
             if event.is_set():
-                group.wake()  # another task's turn then
+                group.wake()  # give the turn to another task
             else:
                 group.waiting.remove(event)
             if group.attempt is not None and not group.waiting:
@@ -369,7 +372,7 @@ class SshPool:
     async def _make(
         self, key: LoginKey, request: CommandRequest, group: _Group, attempt: _Attempt
     ) -> None:
-        """Make one connection for all who wait in the group, and see it to its end."""
+        """Make one connection for all that wait in the group, and watch it until it is closed."""
         connection = None
         try:
             with attempt.scope:
@@ -388,7 +391,7 @@ class SshPool:
             group.wake_all()
             self._forget(key, group)
         if connection is not None:
-            await connection.closed.wait()  # for as long as it lives; idle ones are closed
+            await connection.closed.wait()  # no deadline: as long as the connection lasts
             connection.notify()
             self._drop(connection)
 
@@ -405,7 +408,7 @@ class SshPool:
             self._starved.popleft().wake_all()
 
     def _drop(self, connection: Connection) -> None:
-        """Stop offering it, and offer its place to the tasks that wait."""
+        """Take the connection out, and give its place to the tasks that wait."""
         group = self._groups.get(connection.key)
         if group is not None and connection in group.connections:
             group.connections.remove(connection)
@@ -419,7 +422,7 @@ class SshPool:
             self._groups.pop(key, None)
 
     def _has_room(self) -> bool:
-        """Whether one more connection may be made, if need be in the place of an idle one."""
+        """Whether one more connection may be made; closes an idle one if needed."""
         groups = self._groups.values()
         count = self.connection_count + sum(group.attempt is not None for group in groups)
         if count < self._limits.max_connections:
@@ -439,7 +442,7 @@ class SshPool:
 
     @property
     def connection_count(self) -> int:
-        """Connections that commands can be given to."""
+        """How many connections can be given commands."""
         return sum(len(group.connections) for group in self._groups.values())
 
     def _now(self) -> SshUse:
@@ -448,17 +451,17 @@ class SshPool:
 
     @property
     def running(self) -> int:
-        """Commands that are not over, those included whose end is still being seen to."""
+        """How many commands are not over, counting those that are being ended."""
         return len(self._runs)
 
     def connections(self) -> list[Connection]:
-        """All connections, for those who count."""
+        """All connections, for counting."""
         return [one for group in self._groups.values() for one in group.connections]
 
-    # -- as long as the pool lives ----------------------------------------------------------
+    # -- for the pool's whole life ----------------------------------------------------------
 
     async def reap(self) -> None:
-        """Close connections that were not used for `idle_connection` seconds."""
+        """Close connections that have been idle for `idle_connection` seconds. Runs for ever."""
         most = self._limits.idle_connection
         while True:
             await trio.sleep(_reap_interval(most))
@@ -472,7 +475,7 @@ class SshPool:
             self._idle.set()
 
     async def close(self) -> None:
-        """End all commands and close all connections, within CLOSE_GRACE. Shield this."""
+        """End all commands and close all connections, within CLOSE_GRACE. Call it shielded."""
         self._closing = True
         with trio.move_on_after(CLOSE_GRACE):
             for run in self._runs:
@@ -512,7 +515,7 @@ def _without_status(connection: Connection, channel: Channel) -> Exited:
 
 @asynccontextmanager
 async def open_pool(login: Login) -> AsyncIterator[SshPool]:
-    """A pool for the length of the block; at its end all commands and connections are."""
+    """A pool for the length of the block; its end also ends all commands and connections."""
     raised: Exception | None = None
     async with open_bridge() as bridge, trio.open_nursery() as nursery:
         pool = SshPool(bridge, nursery, login)

@@ -1,12 +1,12 @@
-"""What trio-asyncio 0.16 lacks for CPython 3.14 and later.
+"""Makes trio-asyncio 0.16 work on CPython 3.14 and later.
 
-Its import fails there, and what it would start would not run, for three reasons:
+It cannot be imported there, and its tasks would not run, for three reasons:
 
 - 3.14 gave asyncio's policy base class an underscore and removed the child watchers, both of which
   trio-asyncio subclasses at import.
-- 3.14's compiled `Task.__step` insists that the loop which the C code knows as running is the
-  task's own. trio-asyncio answers `get_running_loop()` from Python, where the C code does not look,
-  so it must be told around each callback.
+- 3.14's compiled `Task.__step` insists that the running loop, as the C code knows it, is the task's
+  own. trio-asyncio sets the running loop in Python, where the C code does not look. So the C code
+  must be told around each callback.
 - 3.15's transports pass `context=` to the private `_add_reader` and `_add_writer`.
 
 Nothing here runs on 3.13 and earlier, and nothing changes for loops other than trio-asyncio's.
@@ -29,7 +29,7 @@ _PYTHON: tuple[int, ...] = tuple(sys.version_info[:2])
 
 
 def repair_asyncio() -> None:
-    """To be called before trio_asyncio is imported. May be called again."""
+    """Call this before trio_asyncio is imported. It may be called again."""
     if _PYTHON < (3, 14):
         return
     events: Any = asyncio.events
@@ -64,7 +64,7 @@ def _announce_running_loop() -> None:
 
 
 def repair_trio_asyncio(loop_class: Any) -> None:
-    """To be called with trio-asyncio's base loop class once that is imported. May be repeated."""
+    """Call this with trio-asyncio's base loop class, after the import. It may be called again."""
     if _PYTHON < (3, 15):
         return
     for name in ("_add_reader", "_add_writer"):

@@ -26,39 +26,39 @@ from tunnelmux.ssh.channel import Channel
 __all__ = ["Run"]
 
 UNREAD = 262_144
-"""Bytes of output that may wait for a reader; then the server is not read from any more. As much
+"""Bytes of output that may wait for a reader; with more, nothing is read from the server. As much
 as one window of its channel."""
 
 LARGEST_PIECE = 65_536
-"""Bytes of one Output event: small pieces that wait together are given together."""
+"""Bytes of one Output event: small pieces that wait are joined up to this size."""
 
 
 class Run:
-    """What the caller of a command holds: its events, in order, and the way to give it up."""
+    """One command for its caller: its events in order, and the way to give it up."""
 
     def __init__(
         self, bridge: Bridge, request: CommandRequest, limit: int, pool_now: Callable[[], SshUse]
     ) -> None:
-        """`pool_now` says how large the pool is; how this command used it is added to that."""
+        """`pool_now` returns the pool's size; this command's own use of it is added to that."""
         self.request = request
         self.started = trio.current_time()
         self.deadline = self.started + request.timeout
         self.scope = trio.CancelScope()
         """Cancelled when the command is no longer wanted."""
         self.over = trio.Event()
-        """The end is known; the last events may still wait to be read."""
+        """Set when the end is known; the last events may still wait to be read."""
         self.channel: Channel | None = None
-        """What feeds it, from before its first byte."""
+        """The channel that delivers its output; set before the first byte."""
         self.lost_connections = 0
-        """How many connections were found dead before it could be asked for."""
+        """How many dead connections it has met before it was started."""
         self.refusals = 0
         """How often it got no channel on a connection where nothing else ran."""
         self.cut: Exited | None = None
-        """The end to report when it was not the command's time that was over."""
+        """The end to report when the command was ended for another reason than its time."""
         self.came_by: CameBy | None = None
-        """How it came by its connection, until an event has told that."""
+        """How it got its connection; None once an event has reported it."""
         self.connect_seconds: float | None = None
-        """What making that took, where it was made for this command."""
+        """How long connecting took, if a connection was made for this command."""
         self._pool_now = pool_now
         self._bridge = bridge
         self._limit = limit
@@ -82,7 +82,7 @@ class Run:
             raise StopAsyncIteration
         while not self._events:
             self._something = trio.Event()
-            await self._something.wait()  # for as long as the command may take
+            await self._something.wait()  # no deadline here: the command has one
         event = self._take()
         if isinstance(event, Exited):
             self._ended = True
@@ -121,13 +121,13 @@ class Run:
         self.scope.cancel(reason="the pool is closing")
 
     def report_started(self) -> None:
-        """The server runs it. Its output may have told so before."""
+        """Report that the server runs the command, unless its output has shown that before."""
         if not self._is_started:
             self._is_started = True
             self._put(Started(self.request.command_id, time.time(), self._tell_use()))
 
     def deliver(self, stream: StreamName, data: bytes) -> bool:
-        """Take output; answers whether more may come at once."""
+        """Take output; returns whether more may come at once."""
         self.report_started()
         room = self._limit - self._counted[stream]
         self._counted[stream] += len(data)
@@ -141,7 +141,7 @@ class Run:
         return self._waiting < UNREAD
 
     def finish(self, end: Exited) -> None:
-        """The end, once; later calls change nothing."""
+        """Report the end; later calls change nothing."""
         if self._end is not None:
             return
         self._end = Exited(

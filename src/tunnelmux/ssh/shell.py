@@ -19,32 +19,33 @@ from tunnelmux.transports.tcp import explain_os_error
 __all__ = ["Shell", "ShellLogin", "open_shell", "read_host_key"]
 
 _WINDOW = 65_536
-# Bytes the server may send that were not taken yet: what a stopped terminal costs.
+# Bytes the server may send before we have taken them: the memory that a stopped terminal holds.
 
 _CLOSE_TIME = 2.0
 # Seconds for a connection to be closed in good order; then it is cut.
 
 _KEEPALIVE = 15
-# Seconds between two signs of life, of which three may be missing.
+# Seconds between two keepalives; three may go unanswered.
 
 
 @dataclass(frozen=True, slots=True)
 class ShellLogin:
-    """Where a shell is opened, and as whom. The user name is all that proves who it is."""
+    """Where to open a shell, and for which user. The user name is the only proof: it is a
+    ticket."""
 
     host: str
     port: int
     username: str = field(repr=False)
     host_key: str
-    """The one key that the server may have, as a `.pub` file has it."""
+    """The only key that the server may have, in the format of a `.pub` file."""
     columns: int = 80
     rows: int = 24
     timeout: float = 30.0
-    """Seconds until there is a shell."""
+    """Seconds within which the shell must be open."""
 
 
 class Shell:
-    """One shell. `receive` and `send` are for one task each."""
+    """One shell. Only one task may call `receive`, and only one `send`."""
 
     def __init__(self, bridge: Bridge, session: _Session, process: Any) -> None:
         self._bridge = bridge
@@ -52,7 +53,7 @@ class Shell:
         self._channel = process
 
     async def receive(self) -> bytes:
-        """What the terminal shows next; empty at the end of the shell."""
+        """The next output for the terminal; empty at the end of the shell."""
         session = self._session
         while not session.output and not session.ended.is_set():
             session.changed = trio.Event()
@@ -66,21 +67,21 @@ class Shell:
         return data
 
     async def send(self, data: bytes) -> None:
-        """Type this; waits while the server takes nothing more."""
+        """Send this as typed input; waits while the server takes no more."""
         with self._bridge.entered():
             if not self._session.ended.is_set():
                 self._channel.write(data)
         await self._session.writable.wait()
 
     def resize(self, columns: int, rows: int) -> None:
-        """The terminal has another size now."""
+        """Tell the server that the terminal has another size now."""
         with self._bridge.entered():
             if not self._session.ended.is_set():
                 self._channel.change_terminal_size(columns, rows)
 
     @property
     def story(self) -> str:
-        """How it ended, in words; only after its end."""
+        """A sentence about how it ended; only to be read after its end."""
         session = self._session
         if session.status is not None:
             return "the shell ended" + (f" with {session.status}" if session.status else "")
@@ -88,7 +89,7 @@ class Shell:
 
 
 class _Session(asyncssh.SSHClientSession[bytes]):
-    """Called by asyncssh; none of it waits."""
+    """The session that asyncssh calls; none of its methods waits."""
 
     def __init__(self) -> None:
         self.output = bytearray()
@@ -128,11 +129,11 @@ class _Session(asyncssh.SSHClientSession[bytes]):
 
 
 class _Client(asyncssh.SSHClient):
-    """Answers what the server asks for before it lets a person in: nothing but a greeting."""
+    """Answers the server during the login: it has no prompts, at most a message."""
 
     def __init__(self) -> None:
         self.said = ""
-        """What the server said in place of letting a person in."""
+        """The server's message when it refuses the login."""
 
     def auth_banner_received(self, msg: str, _lang: str) -> None:
         self.said = self.said or msg
@@ -148,7 +149,7 @@ class _Client(asyncssh.SSHClient):
 
 
 def read_host_key(line: str) -> str:
-    """The same line, seen to be a public key. Raises ValueError."""
+    """Return the line if it is a public key. Raises ValueError otherwise."""
     try:
         asyncssh.import_public_key(line)
     except asyncssh.KeyImportError as exc:
@@ -160,7 +161,7 @@ def read_host_key(line: str) -> str:
 async def open_shell(login: ShellLogin) -> AsyncIterator[Shell]:
     """A shell for the length of the block. Raises SshFailure."""
     problem: Exception | None = None
-    async with open_bridge() as bridge:  # nothing is raised through it
+    async with open_bridge() as bridge:  # no error may pass through it
         connection: Any = None
         shell: Shell | None = None
         sock: socket.socket | None = None
@@ -185,7 +186,7 @@ async def open_shell(login: ShellLogin) -> AsyncIterator[Shell]:
             if connection is not None:
                 await _close(bridge, connection)
             if sock is not None:
-                sock.close()  # asyncio would close it in a later turn than this loop has
+                sock.close()  # asyncio would close it in a later turn, and this loop has none left
     if problem is not None:
         raise problem
 
@@ -216,7 +217,7 @@ async def _dial(login: ShellLogin, client: _Client, sock: socket.socket) -> Any:
         agent_path=None,
         preferred_auth="keyboard-interactive",
         keepalive_interval=_KEEPALIVE,
-        login_timeout=0,  # counted by who called
+        login_timeout=0,  # the caller has a deadline
     )
 
 

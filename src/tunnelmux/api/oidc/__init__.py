@@ -1,3 +1,3 @@
-"""OpenID Connect as a back end for the browser: the code flow with PKCE."""
+"""OpenID Connect for the browser's back end: the code flow with PKCE."""
 
 from __future__ import annotations

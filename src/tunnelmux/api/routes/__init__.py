@@ -1,3 +1,3 @@
-"""The routes, one module for each kind of thing."""
+"""The routes, one module for each kind of object."""
 
 from __future__ import annotations

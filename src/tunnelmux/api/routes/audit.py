@@ -1,4 +1,4 @@
-"""What was changed by whom: `/api/audit`."""
+"""The audit, who changed what: `/api/audit`."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ class AuditEntry(Record):
 
 
 class ChainCheck(BaseModel):
-    """What a walk along the chain found."""
+    """The result of checking the chain."""
 
     entries: int
     broken_at: int | None
@@ -77,7 +77,7 @@ async def list_audit(
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[AuditEntry]:
-    """Entries, the newest first. `action` may be the beginning of some: `device.`"""
+    """Entries, the newest first. `action` may be the beginning of several: `device.`"""
     where = AuditFilter(
         action=action, object_id=object_id, actor_id=actor_id, since=since, until=until
     )
@@ -98,7 +98,7 @@ async def export_audit(
 
 @router.get("/verify")
 async def verify_audit(api: ApiDependency, principal: Admin) -> ChainCheck:
-    """Walk along the whole chain."""
+    """Check the whole chain of hashes."""
     check = await tenant_for(api, principal).audit.verify()
     return ChainCheck(entries=check.entries, broken_at=check.broken_at, problem=check.problem)
 

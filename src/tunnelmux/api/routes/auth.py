@@ -21,7 +21,7 @@ _NEVER_CACHED = {"cache-control": "no-store"}
 
 
 class TenantMembership(BaseModel):
-    """A tenant of which the person is a member."""
+    """A tenant that the person is a member of."""
 
     tenant_id: str
     tenant: str
@@ -29,7 +29,7 @@ class TenantMembership(BaseModel):
 
 
 class Me(BaseModel):
-    """Who is signed in, and where they work."""
+    """The caller, and the tenant that the caller works in."""
 
     user_id: str
     name: str
@@ -40,13 +40,13 @@ class Me(BaseModel):
 
 
 class TenantChoice(Input):
-    """The tenant to go on in."""
+    """The tenant to work in."""
 
     tenant_id: RecordId
 
 
 class SignedOut(BaseModel):
-    """What is left to do after signing out here."""
+    """The next step after signing out here."""
 
     redirect: str | None
     """The page at which the browser signs out at the provider too; null if it has none."""
@@ -72,7 +72,7 @@ async def login(
 
 @router.get("/callback", include_in_schema=False)
 async def callback(request: Request, api: ApiDependency, _principal: MaybeSignedIn) -> Response:
-    """Take the provider's answer."""
+    """Handle the provider's answer."""
     query = dict(request.query_params)
     with api.metrics.counting_sign_in() as count:
         landing = await api.sign_in.finish(request.cookies.get(COOKIE), query)
@@ -82,7 +82,7 @@ async def callback(request: Request, api: ApiDependency, _principal: MaybeSigned
 
 @router.get("/me")
 async def me(api: ApiDependency, principal: SignedIn) -> Me:
-    """Who is signed in, and in which tenants they are what."""
+    """Who is signed in, with the roles in all tenants."""
     users = api.installation.users
     user = await users.find(principal.user_id)
     memberships = await users.memberships(principal.user_id)
@@ -108,7 +108,7 @@ async def choose_tenant(
     _principal: SignedIn,
     choice: TenantChoice,
 ) -> None:
-    """Go on in another of the person's tenants."""
+    """Switch to another of the person's tenants."""
     cookie = await api.sign_in.choose_tenant(session_of(request), choice.tenant_id)
     if cookie is not None:
         set_session_cookie(response, cookie)
@@ -116,7 +116,7 @@ async def choose_tenant(
 
 @router.post("/logout")
 async def logout(request: Request, api: ApiDependency, principal: SignedIn) -> SignedOut:
-    """End what the caller signed in with: this browser's session, or its own access token."""
+    """Sign out: end this browser's session, or the access token that is used."""
     if principal.token_id is not None and principal.tenant_id is not None:
         await tenant_for(api, principal).access_tokens.revoke(principal.token_id)
         return SignedOut(redirect=None)
@@ -129,13 +129,13 @@ async def backchannel_logout(
     _principal: MaybeSignedIn,
     logout_token: Annotated[str, Form(max_length=16_384)],
 ) -> Response:
-    """Take the provider's word that a session of its own is over (Back-Channel Logout 1.0)."""
+    """The provider reports that a session has ended (Back-Channel Logout 1.0)."""
     ended = await api.sign_in.end_for_provider(logout_token)
     return JSONResponse({"ended": ended}, headers=_NEVER_CACHED)
 
 
 def set_session_cookie(response: Response, value: str) -> None:
-    """Have the browser send this from now on, and scripts and other hosts never see it."""
+    """Set the session's cookie, so that scripts and other hosts never see it."""
     response.headers.append("set-cookie", session_cookie(value))
 
 

@@ -1,11 +1,11 @@
-"""Terminals in the browser: a WebSocket that shows a shell on a device, by way of the gateway.
+"""Terminals in the browser: a WebSocket that shows a shell on a device, through the gateway.
 
-The person is let in by a ticket that is made for this one shell, so that the gateway judges,
-records and ends it as it does every other. Binary messages are what the terminal shows and what is
-typed. Text messages are JSON: the browser begins with `{"account", "columns", "rows"}`, or after a
-lost connection with `{"resume", "at", …}`; then `{"seen": BYTES}` says what it has shown, and
-`{"columns", "rows"}` its new size. It is told `{"kind": "open", "resume": TOKEN}`, and at the end
-`{"kind": "over", "story": WORDS}`.
+The gateway admits the person by a ticket made for this one shell, so that it checks, records and
+ends the shell like any other. Binary messages hold output and typed input. Text messages are JSON.
+The browser begins with `{"account", "columns", "rows"}`, or after a lost connection with
+`{"resume", "at", …}`. Then `{"seen": BYTES}` says how much it has shown, and `{"columns", "rows"}`
+gives its new size. The server sends `{"kind": "open", "resume": TOKEN}`, and at the end `{"kind":
+"over", "story": WORDS}`.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["termin
 Viewer = Annotated[Principal, need(Role.VIEWER, "leases")]
 
 ACCOUNT = r"^[A-Za-z_][A-Za-z0-9_.-]{0,31}\$?$"
-"""An account on a device, as the gateway takes it."""
+"""An account on a device, as the gateway accepts it."""
 
 _FIRST_MESSAGE = 10.0
 # Seconds for the browser to say which terminal it wants: its script does at once.
 
 _RECHECK = 1.0
-# Seconds between two looks whether the person may still: rights end within two.
+# Seconds between two checks of the person's rights: they end within two seconds.
 
 _STUCK = 20.0
-# Seconds after which a browser that takes nothing is taken for gone; the terminal waits for it.
+# Seconds after which a browser that takes nothing counts as gone; the terminal waits for it.
 
 _GONE = (trio.TooSlowError, trio.BrokenResourceError, RuntimeError, WebSocketDisconnect)
 
@@ -59,7 +59,7 @@ class _Wish(BaseModel):
 
 
 class _Word(BaseModel):
-    """Each later one that is text."""
+    """Each later text message."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -101,7 +101,7 @@ async def terminal(
 
 def _check(api: Api, principal: Principal) -> None:
     if not principal.is_browser:
-        message = "Terminals are for people in a browser; from a shell: ssh by the gateway."
+        message = "Terminals are for people in a browser; in a shell, use ssh through the gateway."
         raise Refused(403, "no_browser_session", message)
     if api.terminals.problem:
         raise Refused(409, "no_gateway", api.terminals.problem)
@@ -124,7 +124,7 @@ async def _terminal(api: Api, principal: Principal, device_id: str, wish: _Wish)
 async def _show(
     websocket: WebSocket, api: Api, principal: Principal, shown: Terminal, place: int
 ) -> None:
-    """Until the terminal is over, its browser is gone, or another one has taken it over."""
+    """Show it until the terminal is over, its browser is gone, or another browser took it over."""
     story: str | None = None
 
     async def down() -> None:
@@ -143,7 +143,7 @@ async def _show(
                 await trio.sleep(_RECHECK)
             story = "you are signed out, or have another role now"
         except Refused:
-            pass  # the registry is away: the browser comes back, and is looked at again
+            pass  # the registry is away: the browser comes back, and is checked again then
         nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
@@ -159,7 +159,7 @@ async def _show(
 
 
 async def _send_output(websocket: WebSocket, shown: Terminal, place: int) -> None:
-    """Return at the terminal's end. Raises what `_GONE` names."""
+    """Send output until the terminal's end. Raises the errors in `_GONE`."""
     with trio.fail_after(_STUCK):
         await websocket.send_text(json.dumps({"kind": "open", "resume": shown.token}))
     while True:
@@ -172,7 +172,7 @@ async def _send_output(websocket: WebSocket, shown: Terminal, place: int) -> Non
 
 
 async def _listen(websocket: WebSocket, shown: Terminal) -> None:
-    """Until the browser is gone, or says what none of ours does."""
+    """Read until the browser is gone, or sends an invalid message."""
     while (message := await websocket.receive())["type"] == "websocket.receive":
         typed: bytes | None = message.get("bytes")
         if typed is not None:

@@ -37,10 +37,10 @@ _MOST_PATTERNS = 32
 # Of the words that name devices, those that are patterns: each is compared with each device.
 
 _AUDITED = 4096
-# Characters of a command in the audit; whatever is longer is a script, and its beginning tells.
+# Characters of a command in the audit; a longer one is a script, and its beginning is enough.
 
 _HEARTBEAT = 15.0
-# Seconds between two signs of life in a stream of events, for the proxies in between.
+# Seconds between two signs of life in a stream of events, for proxies on the way.
 
 
 Password = Annotated[str, Field(max_length=4096)]
@@ -76,7 +76,7 @@ class Command(ExactInput):
 
 
 class CommandResults(BaseModel):
-    """A command and what came of it on each device."""
+    """A command and its result on each device."""
 
     commandId: str  # noqa: N815
     devices: list[str]
@@ -131,8 +131,8 @@ async def execute(
 async def get_command(
     api: ApiDependency, principal: Operator, command_id: Annotated[str, Path(max_length=64)]
 ) -> CommandResults:
-    """What has come of a command so far. Kept in memory, by the process that runs it: the last
-    1,000 commands, and 64 MiB of output; of several servers, ask the one that was called."""
+    """The results of a command so far. The process that runs it keeps them in memory: the last
+    1,000 commands, and 64 MiB of output. With several servers, ask the one that ran it."""
     assert principal.tenant_id is not None
     record = api.commands.find(principal.tenant_id, command_id)
     if record is None:
@@ -149,7 +149,7 @@ def _stream_kind(accept: str) -> str | None:
 
 
 async def _chosen(tenant: TenantRegistry, wanted: list[str]) -> list[Device]:
-    """The devices of these ids, names and patterns. Raises Refused for one that finds none."""
+    """The devices with these ids, names or patterns. Raises Refused for one that matches none."""
     unmatched, chosen = set(wanted), dict[str, Device]()
     patterns = [word for word in unmatched if any(mark in word for mark in "*?[")]
     if len(patterns) > _MOST_PATTERNS:
@@ -211,7 +211,7 @@ class _CommandResponse(Response):
         headers = [
             (b"content-type", self._kind.encode("ascii")),
             (b"cache-control", b"no-store"),
-            (b"x-accel-buffering", b"no"),  # nginx would keep events back
+            (b"x-accel-buffering", b"no"),  # otherwise nginx buffers events
         ]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         lock = trio.Lock()
@@ -224,7 +224,7 @@ class _CommandResponse(Response):
         async def tell_event(device: str, event: Event) -> None:
             self._collector.add(device, event)
             fields = event_fields(device, event)
-            if "commandId" in fields:  # a proxy with one device of several calls it otherwise
+            if "commandId" in fields:  # each proxy has its own id for its part
                 several = len(self._record.devices) > 1
                 fields["commandId"] = f"{self._record.id}.{device}" if several else self._record.id
             await tell(fields)

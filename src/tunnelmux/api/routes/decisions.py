@@ -1,6 +1,6 @@
-"""May this person reach that service now? As JSON, and as a page of the console.
+"""Answers whether a person may reach a service now, as JSON and as a page of the console.
 
-The proxy answers that would let them in, since the rules of its proxy.toml count too.
+A proxy gives the answer, because the rules in its proxy.toml count too.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Decision(BaseModel):
     allowed: bool
     by: Literal["public", "login", "lease", ""]
     until: datetime | None
-    """When it ends by itself; null where only a change of rule or role ends it."""
+    """When the access ends; null if only a change of rule or role ends it."""
     lease: str
     rule: DecidingRule
     reason: str
@@ -87,7 +87,7 @@ async def decide(
 
 
 async def _ask(api: Api, device: Device, service: str, user: str, **more: str) -> dict[str, object]:
-    """What the proxy says that has the device, or else the first that answers."""
+    """The answer of the proxy that has the device, else of the first proxy that answers."""
     holders = [found.client for found in (await api.proxies.survey(device.label)).sessions]
     for client in (*holders, *(await api.proxies.clients())):
         try:
@@ -104,7 +104,7 @@ async def _ask(api: Api, device: Device, service: str, user: str, **more: str) -
             "reason": found.reason,
             "rule": {name: getattr(rule, name) for name in rule.__struct_fields__},
         }
-    message = "No proxy answers, and it is a proxy that decides: start one with [internal]."
+    message = "No proxy answers, and only a proxy can decide: start one with [internal]."
     raise Refused(502, "proxy_away", message)
 
 

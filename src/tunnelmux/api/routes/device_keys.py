@@ -1,6 +1,6 @@
-"""SSH keys of devices that have nothing but OpenSSH: `/api/devices/…/ssh-keys`.
+"""SSH keys of devices without an agent, which connect by OpenSSH: `/api/devices/…/ssh-keys`.
 
-The device itself calls the first of them, with a proof in place of an identity.
+The device itself calls the first route, with a proof instead of an identity.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ _LONGEST_NAME = 40
 _DAY = 86_400.0
 
 KEY_SHOWN = "SSH key"
-"""How the fingerprint of a request begins that is for an SSH key, which an operator compares."""
+"""The beginning of the fingerprint, which an operator compares, in a request for an SSH key."""
 
 
 class NewDeviceKey(ExactInput):
-    """A device's public key, and what proves that it may have one: exactly one of the four, or
-    the identity of an operator."""
+    """A device's public key, and the proof that it may have one: exactly one of the four, or an
+    operator's identity."""
 
     key: Annotated[str, Field(max_length=12_000)]
     lifetime: Annotated[float, Field(ge=60, le=366 * _DAY)] = _DAY
@@ -64,8 +64,8 @@ class DeviceKey(Record):
 
 
 class AddedDeviceKey(BaseModel):
-    """The key, and how the device is called. `token` is told once, where the proof was one that
-    works once: it proves the device's next keys."""
+    """The key, and the device's name. If the proof works only once, the answer has a `token`, shown
+    only here: it proves the device's next keys."""
 
     ssh_key: DeviceKey
     device: str
@@ -81,11 +81,11 @@ async def add_device_key(
     serial: Serial,
     new: NewDeviceKey,
 ) -> AddedDeviceKey | Waiting:
-    """Let the device of this serial number log in to the gateway with this key, for `lifetime`
+    """Let the device with this serial number log in to the gateway with this key, for `lifetime`
     seconds. The proof is a pairing `code`, an `install_key`, the `secret` of a request that an
-    operator has approved, the `token` from the answer before, or an operator's identity. 202
-    while an operator has to approve it: the same again with `secret`."""
-    parse_public_key(new.key)  # before the proof, which may work once only
+    operator has approved, the `token` of an earlier answer, or an operator's identity. The status
+    is 202 while an operator has to approve it: then send the same again with `secret`."""
+    parse_public_key(new.key)  # before the proof, which may work only once
     response.headers["cache-control"] = "no-store"
     found = await _proven(request, api, principal, serial, new)
     if isinstance(found, Waiting):
@@ -122,7 +122,7 @@ async def remove_device_key(
     device_id: DeviceId,
     device_key_id: Annotated[str, Path(max_length=64)],
 ) -> Ended:
-    """Take a key back; a device that is connected by it is cut."""
+    """Remove a key; a device that is connected by it is disconnected."""
     change = await tenant_for(api, principal).device_ssh_keys.remove(device_id, device_key_id)
     return await Ended.by(api.registry, change)
 
@@ -130,7 +130,7 @@ async def remove_device_key(
 async def _proven(
     request: Request, api: Api, principal: Principal | None, serial: str, new: NewDeviceKey
 ) -> tuple[str, Device, Secret | None] | Waiting:
-    """The tenant and the device that the proof is for, and a token where it made one."""
+    """The tenant and the device of the proof, and a token if the proof created one."""
     joining, address = api.registry.joining, _address(request)
     name = new.name or _NOT_IN_NAMES.sub("-", serial.lower())[:_LONGEST_NAME].strip("-")
     shown = f"{KEY_SHOWN} {parse_public_key(new.key).fingerprint}"
@@ -171,7 +171,7 @@ async def _proven(
 async def _by_token(api: Api, serial: str, token: Secret) -> tuple[str, Device, None]:
     found = await api.registry.fleet.identify(hash_token(token))
     if found is None or found.refused:
-        raise RegistryRefused("this token is no device's that may connect", code="key_unknown")
+        raise RegistryRefused("no device that may connect has this token", code="key_unknown")
     by = Actor(kind="device", id=found.device_id)
     device = await api.registry.tenant(found.tenant_id, by).devices.find(found.device_id)
     _check_serial(device, serial)
@@ -181,7 +181,7 @@ async def _by_token(api: Api, serial: str, token: Secret) -> tuple[str, Device, 
 def _check_serial(device: Device, serial: str) -> None:
     if serial.casefold() not in (device.serial.casefold(), device.name):
         raise RegistryRefused(
-            "this proof is for a device of another serial number", code="wrong_serial"
+            "this proof is for a device with another serial number", code="wrong_serial"
         )
 
 

@@ -48,7 +48,7 @@ class NewDevice(Input):
 
 
 class DeviceChange(Input):
-    """What to change; what is left out stays."""
+    """The fields to change; fields that are left out stay."""
 
     name: Name | None = None
     serial: Serial | None = None
@@ -56,24 +56,24 @@ class DeviceChange(Input):
 
 
 class Quarantine(Input):
-    """Why a device is held back; people read it."""
+    """Why a device is in quarantine; people read it."""
 
     reason: Annotated[str, Field(min_length=1, max_length=500)]
 
 
 class BulkChange(Input):
-    """What to do with many devices, each by itself."""
+    """A change of many devices, each separately."""
 
     ids: Annotated[
         list[Annotated[str, Field(max_length=64)]], Field(min_length=1, max_length=MAX_PAGE)
     ]
     action: Literal["enable", "disable", "label", "revoke"]
     label: Annotated[str, Field(max_length=320)] = ""
-    """With `label`: the one to set on each, as `key=value`."""
+    """With the action `label`: the label to set on each, as `key=value`."""
 
 
 class NotChanged(BaseModel):
-    """A device that stayed as it was, and why."""
+    """A device that was not changed, and why."""
 
     device_id: str
     code: str
@@ -88,7 +88,7 @@ class BulkChanged(BaseModel):
 
 
 class DeviceWithToken(BaseModel):
-    """A device, and the token it connects with, which is told this once."""
+    """A device and its token, which is shown only this once."""
 
     device: Device
     token: str
@@ -130,7 +130,7 @@ async def list_devices(
 
 @router.post("", status_code=201)
 async def add_device(api: ApiDependency, principal: Operator, new: NewDevice) -> DeviceWithToken:
-    """Add a device by hand and tell the token that it connects with."""
+    """Add a device by hand; the answer has its token."""
     user = await api.installation.users.find(principal.user_id)
     device, token = await tenant_for(api, principal).devices.add(
         new.name,
@@ -144,8 +144,8 @@ async def add_device(api: ApiDependency, principal: Operator, new: NewDevice) ->
 
 @router.post("/bulk")
 async def change_devices(api: ApiDependency, principal: Operator, wish: BulkChange) -> BulkChanged:
-    """Enable, disable, label or revoke many devices, one after the other: what fails with one is
-    told, and the others are changed."""
+    """Enable, disable, label or revoke many devices, one after the other. When one fails, the
+    answer says so, and the others are still changed."""
     if (wish.action == "label") != ("=" in wish.label[1:]):
         raise Refused(409, "invalid", 'Send label, as key=value, with the action "label".')
     tenant = tenant_for(api, principal)
@@ -188,7 +188,7 @@ async def change_device(
 async def remove_device(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> ChangedDevice:
-    """Forget a device, its credentials and its history."""
+    """Delete a device, its credentials and its history."""
     return await _changed(api, await tenant_for(api, principal).devices.remove(device_id))
 
 
@@ -205,7 +205,7 @@ async def enable_device(
 async def disable_device(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> ChangedDevice:
-    """Turn a device away until it is enabled; its session and visits end."""
+    """Disable a device: it cannot connect until it is enabled; its session and visits end."""
     devices = tenant_for(api, principal).devices
     return await _changed(api, await devices.set_enabled(device_id, False))
 
@@ -222,7 +222,7 @@ async def revoke_device(
 async def quarantine_device(
     api: ApiDependency, principal: Operator, device_id: DeviceId, wish: Quarantine
 ) -> ChangedDevice:
-    """Hold a device back with a reason."""
+    """Put a device into quarantine, with a reason."""
     tenant = tenant_for(api, principal)
     return await _changed(api, await tenant.devices.set_quarantine(device_id, wish.reason))
 
@@ -231,14 +231,14 @@ async def quarantine_device(
 async def release_device(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> ChangedDevice:
-    """Let a device out of quarantine."""
+    """End a device's quarantine."""
     devices = tenant_for(api, principal).devices
     return await _changed(api, await devices.set_quarantine(device_id, ""))
 
 
 @router.post("/{device_id}/credentials/rotate")
 async def rotate_credential(api: ApiDependency, principal: Operator, device_id: DeviceId) -> Device:
-    """Have the device get a new credential over its tunnel; then the old one ends."""
+    """Give the device a new credential over its tunnel; then the old one ends."""
     return Device.model_validate(await tenant_for(api, principal).credentials.rotate(device_id))
 
 
@@ -246,7 +246,7 @@ async def rotate_credential(api: ApiDependency, principal: Operator, device_id: 
 async def cancel_rotation(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> ChangedDevice:
-    """Take the wish for a new credential back."""
+    """Cancel a rotation that is not complete yet."""
     return await _changed(
         api, await tenant_for(api, principal).credentials.cancel_rotation(device_id)
     )
@@ -256,7 +256,7 @@ async def cancel_rotation(
 async def replace_credential(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> DeviceWithToken:
-    """End all credentials of a device and make one, to be carried to it by hand."""
+    """End all credentials of a device and make a new one, which a person brings to it."""
     revocation, token = await tenant_for(api, principal).credentials.replace(device_id)
     changed = await _changed(api, revocation)
     return DeviceWithToken(device=changed.device, token=token.reveal(), ended=changed.ended)
@@ -266,7 +266,7 @@ async def replace_credential(
 async def list_credentials(
     api: ApiDependency, principal: Viewer, device_id: DeviceId
 ) -> list[Credential]:
-    """The credentials that a device has and had, the newest first; never the tokens."""
+    """A device's current and earlier credentials, the newest first; never the tokens."""
     credentials = await tenant_for(api, principal).credentials.of(device_id)
     return [Credential.model_validate(item) for item in credentials]
 
@@ -279,7 +279,7 @@ async def list_device_sessions(
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[DeviceSession]:
-    """The sessions that a device has and had, the newest first."""
+    """A device's current and earlier sessions, the newest first."""
     devices = tenant_for(api, principal).devices
     page = await devices.sessions(device_id, limit=limit, after=after)
     return listing(page, DeviceSession.model_validate)

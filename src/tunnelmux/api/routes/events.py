@@ -1,4 +1,4 @@
-"""Following what happens: `/api/events`, as server-sent events."""
+"""The events of a tenant: `/api/events`, as server-sent events."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ async def follow_events(
     principal: Viewer,
     last_event_id: Annotated[str | None, Header(max_length=64)] = None,
 ) -> EventStream:
-    """What happens in the tenant from now on, or from behind `Last-Event-ID`; the event `gap` says
-    that some are missing: read the lists anew. It ends when the reader's rights do."""
+    """Events of the tenant from now on, or after `Last-Event-ID`. The event `gap` says that some
+    are missing: then read the lists again. The stream ends when the reader's rights end."""
     over = take_place(api, principal)
 
     async def write(say: Say) -> None:
@@ -38,10 +38,10 @@ async def follow_events(
 
 
 def take_place(api: Api, principal: Principal) -> Callable[[], None]:
-    """Have a place among those who follow something, until what this answers is called; raises
-    Refused where there is none."""
+    """Take one of the places of followers; the returned function gives it back. Raises Refused when
+    there is none."""
     if not api.followers.take(principal.user_id):
-        message = "As many callers follow events as this server lets (limits.max_events)."
+        message = "As many callers follow events as this server allows (limits.max_events)."
         if not api.followers.has_room(principal.user_id):
             message = (
                 f"You follow events {api.followers.per_person} times already: close some pages of "
@@ -54,7 +54,7 @@ def take_place(api: Api, principal: Principal) -> Callable[[], None]:
 async def end_with_rights(
     request: Request, api: Api, principal: Principal, scope: trio.CancelScope
 ) -> None:
-    """Cancel the scope once the reader may not read on, or the server ends."""
+    """Cancel the scope when the reader loses the right to read, or the server ends."""
     while not api.hub.is_over and await api.identification(request) == principal:  # noqa: ASYNC110
         await trio.sleep(RECHECK)
     scope.cancel()
@@ -86,7 +86,7 @@ async def _tell(
 
 
 def _place(api: Api, last_event_id: str | None) -> tuple[int, bool]:
-    """From which number on, and whether some before are missing for certain."""
+    """The number after which to begin, and whether some events are certainly missing."""
     if last_event_id is None:
         return api.hub.last_number, False
     epoch, _, number = last_event_id.partition("-")

@@ -1,4 +1,4 @@
-"""Reaching the services of a device, for programs: HTTP, WebSockets and raw connections.
+"""Services of devices, for programs: HTTP, WebSockets and raw connections.
 
 Only access tokens may use these: a page that a device sends must not run with the rights of the
 person whose browser shows it. People reach devices by host name.
@@ -53,7 +53,7 @@ _PATH_PARAMETER = {
     "in": "path",
     "required": True,
     "schema": {"type": "string"},
-    "description": "The path for the service, passed on as it is written.",
+    "description": "The path for the service, passed on unchanged.",
 }
 
 for _method in _METHODS:
@@ -93,7 +93,7 @@ async def connect(
     device_id: DeviceId,
     service: Service,
 ) -> None:
-    """A raw connection to a service: the bytes of binary messages; an empty message is the end of
+    """A raw connection to a service: binary messages hold its bytes; an empty message is the end of
     one direction."""
     try:
         device = await _device(api, principal, device_id)
@@ -118,10 +118,10 @@ async def _device(api: Api, principal: Principal, device_id: str) -> Device:
 
 
 def _target(scope: Scope, marker: bytes) -> bytes:
-    """The path behind the service, as the caller wrote it, and the query.
+    """The path after the service, as the caller wrote it, with the query.
 
-    Steps up are refused here, for what they mean is the target's to say, and a decoded `%2e%2e`
-    would leave the service's own path.
+    Steps up are refused: targets read them in different ways, and a decoded `%2e%2e` would leave
+    the service's own path.
     """
     raw: bytes = scope["raw_path"]
     query: bytes = scope["query_string"]

@@ -1,4 +1,4 @@
-"""Whether the API is alive, and whether it can work: for load balancers and supervisors."""
+"""Health checks for load balancers and supervisors: alive, and ready."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The inspector: requests to one service of a device, kept for a time at the proxies.
 
-Each inspection is switched on by an operator and stands in the audit, as do its end and each
-repetition. Proxies keep what they carried, in memory, and forget it at the end.
+An operator starts each inspection. The audit has an entry for its start, its end and each repeated
+request. Proxies keep the requests that they carried in memory, and drop them at the end.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ RequestId = Annotated[str, Path(max_length=64)]
 T = TypeVar("T")
 
 _LONGEST = 3600
-# Seconds: what a proxy allows where its limits say nothing else.
+# Seconds: the default limit of a proxy.
 
 
 class NewInspection(ExactInput):
-    """What is to be inspected."""
+    """The service to inspect."""
 
     service: Annotated[str, Field(min_length=1, max_length=63)]
     seconds: Annotated[int, Field(ge=10, le=_LONGEST)] = 600
     bodies: bool = False
-    """Whether bodies are kept too, up to 64 KiB each. Their secrets are not hidden."""
+    """Whether bodies are kept too, up to 64 KiB each. Secrets in them are not hidden."""
 
 
 class Inspection(BaseModel):
@@ -64,8 +64,8 @@ class Inspection(BaseModel):
 
 
 class InspectedRequest(BaseModel):
-    """One request and its answer, with `***` for what may be a secret. `answered_after` and
-    `seconds` are seconds from its begin; bodies are base64."""
+    """One request and its answer, with `***` in place of possible secrets. `answered_after` and
+    `seconds` are seconds from its beginning; bodies are base64."""
 
     id: str
     at: datetime
@@ -90,7 +90,8 @@ class InspectedRequest(BaseModel):
 
 
 class WholeRequest(InspectedRequest):
-    """The same with its bodies, as far as they were kept, and as a command for a shell."""
+    """The same with its bodies, as far as they were kept, and with a shell command that sends
+    it."""
 
     body: str | None
     answer_body: str | None
@@ -107,12 +108,12 @@ class InspectionDetails(Inspection):
 async def begin_inspection(
     api: ApiDependency, principal: Operator, device_id: DeviceId, wanted: NewInspection
 ) -> Inspection:
-    """Keep the requests to a service for a time. One that runs for the service ends. While it runs,
-    the service's requests are slower: each is read along."""
+    """Keep the requests to a service for a time. An earlier inspection of the service ends. While
+    it runs, the service's requests are slower, because each is read."""
     tenant = tenant_for(api, principal)
     device = await tenant.devices.find(device_id)
     inspection_id = new_id()
-    # In the audit first: nothing is looked at that does not stand there.
+    # The audit entry comes first: nothing may be inspected without one.
     details: dict[str, object] = {
         "inspection": inspection_id,
         "service": wanted.service,
@@ -135,7 +136,7 @@ async def begin_inspection(
 
     begun, problems = await _ask_all(api, begin)
     if not begun:
-        problem = problems[0] if problems else "no proxy is there"
+        problem = problems[0] if problems else "there is no proxy"
         raise Refused(502, "proxy_away", f"No proxy inspects the service: {problem}.")
     return _inspection(device, begun)
 
@@ -144,7 +145,7 @@ async def begin_inspection(
 async def list_inspections(
     api: ApiDependency, principal: Operator, device_id: DeviceId
 ) -> list[Inspection]:
-    """What is inspected of a device now, the oldest first."""
+    """The inspections of a device that run now, the oldest first."""
     device = await tenant_for(api, principal).devices.find(device_id)
     answers, _ = await _ask_all(api, ProxyClient.list_inspections)
     by_id: dict[str, list[kept.Inspection]] = {}
@@ -165,8 +166,8 @@ async def get_inspection(
     status: Annotated[str, Query(max_length=64)] = "",
     path: Annotated[str, Query(max_length=256)] = "",
 ) -> InspectionDetails:
-    """An inspection with its requests, without bodies. `method`, `status` and `path` choose among
-    them, the latter as for `/requests`."""
+    """An inspection with its requests, without bodies. `method`, `status` and `path` select
+    requests, the last two as for `/requests`."""
     device = await tenant_for(api, principal).devices.find(device_id)
     try:
         wanted = RequestFilter.parse({"status": status, "path": path})
@@ -208,7 +209,7 @@ async def replay_request(
     inspection_id: InspectionId,
     request_id: RequestId,
 ) -> WholeRequest:
-    """Send a request once more through the tunnel, without what was hidden of it."""
+    """Send a request once more through the tunnel, without the parts that were hidden."""
     tenant = tenant_for(api, principal)
     device = await tenant.devices.find(device_id)
     client, known = await _holder(api, device, inspection_id, request_id)
@@ -236,7 +237,7 @@ async def replay_request(
 async def end_inspection(
     api: ApiDependency, principal: Operator, device_id: DeviceId, inspection_id: InspectionId
 ) -> None:
-    """End an inspection now; what it kept is forgotten."""
+    """End an inspection now; the requests that it kept are dropped."""
     tenant = tenant_for(api, principal)
     device = await tenant.devices.find(device_id)
     await _details(api, device, inspection_id)
@@ -254,7 +255,7 @@ async def end_inspection(
 async def _ask_all(
     api: Api, ask: Callable[[ProxyClient], Awaitable[T]]
 ) -> tuple[list[T], list[str]]:
-    """What the proxies answer, and what is wrong with those that do not."""
+    """The answers of the proxies, and the problems of those that did not answer."""
     answers: list[T] = []
     problems: list[str] = []
 
@@ -273,7 +274,7 @@ async def _ask_all(
 async def _details(
     api: Api, device: Device, inspection_id: str
 ) -> list[tuple[kept.Inspection, list[kept.InspectedRequest]]]:
-    """What the proxies have of it; raises Refused when it is over, or about another device."""
+    """The inspection at each proxy; raises Refused when it is over, or about another device."""
 
     async def get(
         client: ProxyClient,
@@ -307,11 +308,11 @@ async def _holder(
 
 
 def _no_inspection() -> Refused:
-    return Refused(404, "not_found", "It is over, or was never there: nothing of it is kept.")
+    return Refused(404, "not_found", "There is no such inspection, or it is over.")
 
 
 def _inspection(device: Device, found: list[kept.Inspection]) -> Inspection:
-    """The parts at several proxies, as one."""
+    """The parts at several proxies, as one inspection."""
     first = found[0]
     return Inspection(
         id=first.id,

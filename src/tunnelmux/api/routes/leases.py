@@ -1,4 +1,4 @@
-"""Leases, what they let people do, and the SSH keys that people prove themselves with."""
+"""Leases, their tickets, and people's SSH keys."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ Network = Annotated[str, Field(min_length=1, max_length=64)]
 
 
 def _check_text(value: object) -> object:
-    """Numbers would be taken for seconds since 1970, which no caller means."""
+    """Refuse numbers: they would be read as seconds since 1970, which no caller means."""
     if not isinstance(value, str) or len(value) > _LONGEST_TIME:
-        raise ValueError("write the time as RFC 3339 has it: 2026-11-27T20:15:00Z")
+        raise ValueError("write the time in RFC 3339 format: 2026-11-27T20:15:00Z")
     return value
 
 
@@ -56,7 +56,7 @@ State = Literal["requested", "waiting", "running", "later", "ended", "expired", 
 
 
 class NewLease(Input):
-    """What is asked for. The end is `until`, or `seconds` after the start."""
+    """A request for a lease. It ends at `until`, or `seconds` after the start."""
 
     device: Annotated[str, Field(min_length=1, max_length=128)]
     """The device's id, name or serial number."""
@@ -64,7 +64,7 @@ class NewLease(Input):
     rights: Annotated[list[Right], Field(max_length=6)] = Field(default=["shell", "exec"])
     reason: Annotated[str, Field(min_length=1, max_length=1000)]
     holder: RecordId | None = None
-    """The user who gets it; the caller, where it is left out."""
+    """The user who gets it; the caller, if it is left out."""
     recorded: bool = True
     sealed: bool = False
     addresses: Annotated[list[Network], Field(max_length=32)] = Field(default_factory=list)
@@ -75,20 +75,20 @@ class NewLease(Input):
 
 
 class Decision(Input):
-    """Why, in words; people read it."""
+    """The reason; people read it."""
 
     reason: Reason = ""
 
 
 class Extension(Input):
-    """The new end, or so many seconds behind the present one."""
+    """The new end: a time, or so many seconds after the current end."""
 
     until: Moment | None = None
     seconds: Annotated[float, Field(ge=60, le=12 * 3600)] | None = None
 
 
 class Lease(Record):
-    """A lease, and what has become of it."""
+    """A lease and its state."""
 
     id: str
     kind: Literal["person", "code"]
@@ -128,7 +128,7 @@ class ChangedLease(BaseModel):
 
 
 class LeaseEntry(BaseModel):
-    """One thing that was written down about a lease."""
+    """One audit entry about a lease."""
 
     number: int
     at: datetime
@@ -149,7 +149,7 @@ class NewSshKey(Input):
 
 
 class SshKey(Record):
-    """A public key that stands for the caller."""
+    """A public key of the caller."""
 
     id: str
     name: str
@@ -161,7 +161,7 @@ class SshKey(Record):
 
 
 class MadeTicket(BaseModel):
-    """What lets one SSH session in; the ticket itself is told this once."""
+    """A ticket for one SSH session; it is shown only this once."""
 
     ticket: str
     expires: datetime
@@ -231,7 +231,7 @@ async def get_lease(api: ApiDependency, principal: Viewer, lease_id: LeaseId) ->
 
 @leases.post("/{lease_id}/approve")
 async def approve_lease(api: ApiDependency, principal: Operator, lease_id: LeaseId) -> Lease:
-    """Let a request of another person go to the device."""
+    """Approve a request of another person: it then goes to the device."""
     lease, _ = await tenant_for(api, principal).leases.decide(lease_id, True)
     return _shown(lease)
 
@@ -249,7 +249,7 @@ async def deny_lease(
 async def extend_lease(
     api: ApiDependency, principal: Operator, lease_id: LeaseId, wish: Extension
 ) -> Lease:
-    """Give a lease that is not over a later end, within what the device takes."""
+    """Give a lease that is not over a later end, which the device must accept."""
     tenant = tenant_for(api, principal)
     before = await tenant.leases.find(lease_id)
     until = _one_end(wish.until, wish.seconds, before.ends)
@@ -261,7 +261,8 @@ async def extend_lease(
 async def end_lease(
     api: ApiDependency, principal: Viewer, lease_id: LeaseId, decision: Decision
 ) -> ChangedLease:
-    """End a lease now: all that goes on under it ends within 2 s. A viewer ends their own."""
+    """End a lease now: all sessions and visits under it end within 2 s. Viewers may end their
+    own."""
     tenant = tenant_for(api, principal)
     _require_own(await tenant.leases.find(lease_id), principal, "End")
     lease, number = await tenant.leases.end(lease_id, decision.reason)
@@ -276,7 +277,7 @@ async def report_lease(
     from_number: Annotated[int, Query(ge=1)] = 1,
     limit: Limit = 200,
 ) -> list[LeaseEntry]:
-    """All that was written down about a lease, the oldest first: fewer than `limit` at the end."""
+    """The audit entries about a lease, the oldest first; fewer than `limit` at the end."""
     tenant = tenant_for(api, principal)
     _require_own(await tenant.leases.find(lease_id), principal, "Read the report of")
     entries = await tenant.leases.report(lease_id, from_number=from_number, limit=limit)
@@ -285,7 +286,7 @@ async def report_lease(
 
 @leases.post("/{lease_id}/ticket", status_code=201)
 async def make_ticket(api: ApiDependency, principal: Viewer, lease_id: LeaseId) -> MadeTicket:
-    """A ticket for one SSH session under a lease of one's own, good for five minutes."""
+    """A ticket for one SSH session under the caller's own lease, valid for five minutes."""
     tenant = tenant_for(api, principal)
     lease = await tenant.leases.find(lease_id)
     ticket, secret = await tenant.tickets.add(
@@ -303,7 +304,7 @@ async def list_ssh_keys(api: ApiDependency, principal: SignedIn) -> list[SshKey]
 
 @ssh_keys.post("", status_code=201)
 async def add_ssh_key(api: ApiDependency, principal: SignedIn, new: NewSshKey) -> SshKey:
-    """Register a public key of the caller's."""
+    """Register a public key of the caller."""
     _require_browser(principal)
     keys = installation_for(api, principal).ssh_keys
     return SshKey.model_validate(await keys.add(principal.user_id, new.key, new.name))
@@ -313,7 +314,7 @@ async def add_ssh_key(api: ApiDependency, principal: SignedIn, new: NewSshKey) -
 async def remove_ssh_key(
     api: ApiDependency, principal: SignedIn, ssh_key_id: Annotated[str, Path(max_length=64)]
 ) -> None:
-    """Forget a public key of the caller's."""
+    """Delete a public key of the caller."""
     keys = installation_for(api, principal).ssh_keys
     await keys.remove(ssh_key_id, user_id=principal.user_id)
 
@@ -325,7 +326,7 @@ def _times(new: NewLease) -> tuple[datetime, datetime]:
 
 def _one_end(until: datetime | None, seconds: float | None, behind: datetime) -> datetime:
     if (until is None) == (seconds is None):
-        raise Refused(409, "invalid", "Give the end as until or as seconds, one of the two.")
+        raise Refused(409, "invalid", "Give the end either as until or as seconds.")
     return until if until is not None else behind + timedelta(seconds=seconds or 0)
 
 
@@ -350,9 +351,9 @@ def _require_own(lease: LeaseRecord, principal: Principal, what: str) -> None:
 
 
 def _require_browser(principal: Principal) -> None:
-    # A key outlives the token that registered it: one that leaked would live on in others.
+    # A key outlives the token that registered it: a leaked token could so leave access behind.
     if not principal.is_browser:
-        message = "Register SSH keys signed in, in a browser; a token registers none."
+        message = "Register SSH keys in a browser, signed in; an access token cannot do it."
         raise Refused(403, "no_browser_session", message)
 
 

@@ -1,4 +1,4 @@
-"""What runs now: the tunnels of devices, and the visits that go through them."""
+"""The tunnels of devices that are connected now, and the visits through them."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class LiveTunnel(BaseModel):
 
 
 class LiveTunnels(BaseModel):
-    """All tunnels of the tenant's devices; `silent` are proxies that did not answer."""
+    """All tunnels of the tenant's devices; `silent` names proxies that did not answer."""
 
     items: list[LiveTunnel]
     silent: list[str]
@@ -95,7 +95,7 @@ async def close_session(api: ApiDependency, principal: Operator, device_id: Devi
 async def list_visits(
     api: ApiDependency, principal: Viewer, device_id: DeviceId
 ) -> list[LiveVisit]:
-    """Who uses a device now, the oldest first."""
+    """The visits to a device that go on now, the oldest first."""
     device = await tenant_for(api, principal).devices.find(device_id)
     visits: list[LiveVisit] = []
     for client in await api.proxies.clients():
@@ -136,7 +136,7 @@ async def close_visit(
                 return Closed(closed=1)
         except (ConnectError, ApiCallFailed):
             continue
-    raise Refused(404, "not_found", "There is no such visit any more.")
+    raise Refused(404, "not_found", "There is no such visit, or it is over.")
 
 
 async def _by_label(api: Api, principal: Principal) -> dict[str, Device]:

@@ -28,7 +28,7 @@ Operator = Annotated[Principal, need(Role.OPERATOR, "logs")]
 DeviceId = Annotated[str, Path(max_length=64)]
 
 _MOST_LINES = 100_000
-# What a device can keep at most.
+# The most lines that a device can keep.
 
 _LOST = (PeerGone, BadBody, trio.TooSlowError)
 
@@ -43,10 +43,10 @@ async def read(
     follow: bool = False,
     last_event_id: Annotated[str, Header(max_length=64)] = "",
 ) -> EventStream:
-    """The last lines of the agent's log, events `line`, and with `follow` those that come;
-    `begin` says where they begin, `missing` that some are not kept any more. `Last-Event-ID` gets
-    what came since. It ends when the device goes away, and with
-    the reader's rights; `[log] keep_lines` of the device says how many lines there are."""
+    """The last lines of the agent's log as events `line`, and with `follow` also new ones. `begin`
+    says where they begin, `missing` that some are no longer kept. With `Last-Event-ID`, only later
+    lines are sent. The stream ends when the device disconnects, and when the reader's rights end.
+    `[log] keep_lines` of the device sets how many lines are kept."""
     device = await tenant_for(api, principal).devices.find(device_id)
     over = take_place(api, principal)
 
@@ -101,7 +101,7 @@ async def _tell(
                 kind = "missing" if line.missing else "line" if line.event else "begin"
                 await say(sse(kind, msgspec.json.encode(line).decode(), line.position))
         except _LOST:
-            pass  # the stream ends with it: the reader asks again
+            pass  # this ends the stream: the reader asks again
         nursery.cancel_scope.cancel()
 
 

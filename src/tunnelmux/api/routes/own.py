@@ -1,4 +1,4 @@
-"""What belongs to the caller: browser sessions and access tokens."""
+"""The caller's own browser sessions and access tokens."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class BrowserSession(Record):
 
 
 class NewAccessToken(Input):
-    """What a program's token may; without scopes, it may all that its role may."""
+    """The rights of a program's token; without scopes, it may do all that its role may."""
 
     name: Annotated[str, Field(min_length=1, max_length=100)]
     role: Literal["viewer", "operator", "admin", "owner"] = "viewer"
@@ -76,7 +76,7 @@ class AccessToken(Record):
 
 
 class MadeAccessToken(BaseModel):
-    """An access token; the token itself is told this once."""
+    """An access token; its text is shown only this once."""
 
     access_token: AccessToken
     token: str
@@ -109,7 +109,7 @@ async def add_access_token(
     request: Request, api: ApiDependency, principal: Viewer, new: NewAccessToken
 ) -> MadeAccessToken:
     """A token for a program, with no more rights than the person who makes it."""
-    session_of(request)  # a token makes no tokens: one that leaked would live on in others
+    session_of(request)  # a token may not make tokens: a leaked one could so leave access behind
     record, token = await tenant_for(api, principal).access_tokens.add(
         new.name,
         user_id=principal.user_id,
@@ -139,7 +139,7 @@ async def list_access_tokens(
 
 @access_tokens.delete("/{token_id}", status_code=204)
 async def revoke_access_token(api: ApiDependency, principal: Viewer, token_id: RecordPath) -> None:
-    """End a token of one's own now; an admin may end everyone's."""
+    """End one of the caller's own tokens now; an admin may end everyone's."""
     tokens = tenant_for(api, principal).access_tokens
     token = await tokens.find(token_id)
     if token.user_id != principal.user_id:

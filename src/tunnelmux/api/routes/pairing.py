@@ -1,5 +1,5 @@
-"""How devices are let in: `/api/pairings` and `/api/install-keys` for operators, `/api/pairing` for
-the devices themselves, which prove a code or a key and nothing else."""
+"""Pairing devices: `/api/pairings` and `/api/install-keys` for operators, and `/api/pairing` for
+devices, which only have a code or a key."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ _POLL_SECONDS = 3
 
 
 class NewCode(Input):
-    """What a device that uses the code will be, most of which may be left to the device."""
+    """The properties of the device that uses the code; most can be left to the device."""
 
     name: Name = ""
     serial: Serial = ""
@@ -59,7 +59,7 @@ class NewCode(Input):
 
 
 class MadeCode(BaseModel):
-    """A code, told this once, and the command to type on the device."""
+    """A code, shown only this once, and the command to type on the device."""
 
     pairing: Pairing
     code: str
@@ -73,7 +73,7 @@ class CodeShown(Input):
 
 
 class Approval(Input):
-    """Under which name a device is let in; `replace`: whose place it takes."""
+    """The name under which a device is approved; `replace` is the device that it replaces."""
 
     name: Annotated[str, Field(min_length=1, max_length=63)]
     labels: Labels | None = None
@@ -92,7 +92,7 @@ class NewInstallKey(Input):
 
 
 class MadeInstallKey(BaseModel):
-    """An install key; the key itself is told this once."""
+    """An install key; its text is shown only this once."""
 
     install_key: InstallKey
     key: str
@@ -106,7 +106,7 @@ class KeyRevocation(Input):
 
 
 class RevokedInstallKey(BaseModel):
-    """What revoking a key did."""
+    """The result of revoking a key."""
 
     install_key: InstallKey
     disabled: list[str]
@@ -114,7 +114,7 @@ class RevokedInstallKey(BaseModel):
 
 
 class JoinByCode(Input):
-    """A code from the console, and what the device says of itself."""
+    """A code from the console, and what the device reports about itself."""
 
     code: Code
     name: Name = ""
@@ -123,7 +123,7 @@ class JoinByCode(Input):
 
 
 class JoinRequest(Input):
-    """A device asks to be let in."""
+    """A device asks to be paired."""
 
     name: Name = ""
     serial: Serial = ""
@@ -132,7 +132,7 @@ class JoinRequest(Input):
 
 
 class JoinByKey(Input):
-    """An install key, and what the device says of itself."""
+    """An install key, and what the device reports about itself."""
 
     key: Annotated[str, Field(min_length=8, max_length=256)]
     name: Annotated[str, Field(min_length=1, max_length=63)]
@@ -142,13 +142,13 @@ class JoinByKey(Input):
 
 
 class PollSecret(Input):
-    """What the device got with its request."""
+    """The secret that the device got with its request."""
 
     secret: Annotated[str, Field(min_length=8, max_length=256)]
 
 
 class Joined(BaseModel):
-    """All a device needs to connect; told this once."""
+    """All that a device needs to connect; shown only this once."""
 
     device: str
     label: str
@@ -172,8 +172,8 @@ class Waiting(BaseModel):
 
 @pairings.post("", status_code=201)
 async def make_code(api: ApiDependency, principal: Operator, new: NewCode) -> MadeCode:
-    """A code that a device exchanges for its credential: one use, and 10 minutes if nothing else
-    is said. `replace`: the id of a device whose place the new one takes."""
+    """A code that a device exchanges for its credential. It works once, by default for 10 minutes.
+    `replace` is the id of a device that the new one replaces."""
     pairing, code = await tenant_for(api, principal).pairings.make_code(
         name=new.name,
         serial=new.serial,
@@ -193,7 +193,7 @@ async def list_pairings(
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[Pairing]:
-    """Codes and requests, the newest first; `waiting`: those that can still be decided or used."""
+    """Codes and requests, the newest first; `waiting`: only those that can be decided or used."""
     tenant = tenant_for(api, principal)
     page = await tenant.pairings.page(waiting=waiting, limit=limit, after=after)
     return listing(page, Pairing.model_validate)
@@ -201,7 +201,7 @@ async def list_pairings(
 
 @pairings.post("/find")
 async def find_request(api: ApiDependency, principal: Operator, shown: CodeShown) -> Pairing:
-    """The device that shows this code and waits."""
+    """The request of the waiting device that shows this code."""
     with codes_refused():
         return Pairing.model_validate(
             await tenant_for(api, principal).pairings.find_request(shown.code)
@@ -218,7 +218,7 @@ async def get_pairing(api: ApiDependency, principal: Operator, pairing_id: Pairi
 async def approve(
     api: ApiDependency, principal: Operator, pairing_id: PairingId, approval: Approval
 ) -> Device:
-    """Let a waiting device in; it fetches its credential itself."""
+    """Approve a waiting device; it fetches its credential itself."""
     device = await tenant_for(api, principal).pairings.approve(
         pairing_id, name=approval.name, labels=approval.labels, replace=approval.replace
     )
@@ -227,7 +227,7 @@ async def approve(
 
 @pairings.post("/{pairing_id}/deny", status_code=204)
 async def deny(api: ApiDependency, principal: Operator, pairing_id: PairingId) -> None:
-    """Turn a waiting device away, or take a code back."""
+    """Refuse a waiting device, or cancel a code."""
     await tenant_for(api, principal).pairings.deny(pairing_id)
 
 
@@ -235,7 +235,7 @@ async def deny(api: ApiDependency, principal: Operator, pairing_id: PairingId) -
 async def add_install_key(
     api: ApiDependency, principal: Admin, new: NewInstallKey
 ) -> MadeInstallKey:
-    """A key that lets in many devices."""
+    """A key by which many devices can be paired."""
     record, key = await tenant_for(api, principal).install_keys.add(
         new.name,
         lifetime=new.lifetime,
@@ -263,7 +263,7 @@ async def list_install_keys(
 async def revoke_install_key(
     api: ApiDependency, principal: Admin, key_id: PairingId, wish: KeyRevocation
 ) -> RevokedInstallKey:
-    """End a key: no device gets in with it any more. Say what happens to those that did."""
+    """End a key, so that no device can be paired with it; keep or disable those that were."""
     keys = tenant_for(api, principal).install_keys
     record, disabled, change = await keys.revoke(key_id, devices=wish.devices)
     return RevokedInstallKey(
@@ -284,7 +284,7 @@ async def exchange_code(
     _principal: MaybeSignedIn,
     joining_device: JoinByCode,
 ) -> Joined:
-    """Use a code from the console up."""
+    """Exchange a code from the console for a credential."""
     with codes_refused():
         arrival = await api.registry.joining.exchange(
             joining_device.code,
@@ -305,7 +305,7 @@ async def request_joining(
     _principal: MaybeSignedIn,
     joining_device: JoinRequest,
 ) -> Waiting:
-    """Begin from the device: it shows a code and waits for an operator."""
+    """Begin on the device: it shows a code and waits for an operator."""
     with codes_refused():
         pairing, code, secret = await api.registry.joining.request(
             address=_address(request), **joining_device.model_dump()
@@ -324,7 +324,7 @@ async def request_joining(
 async def poll_request(
     response: Response, api: ApiDependency, _principal: MaybeSignedIn, known: PollSecret
 ) -> Joined | Waiting:
-    """What became of a request: 202 while it waits, the credential once, then never again."""
+    """The state of a request: 202 while it waits; once approved, the credential, only once."""
     with codes_refused():
         result = await api.registry.joining.poll(Secret(known.secret))
     response.headers["cache-control"] = "no-store"
@@ -343,7 +343,7 @@ async def install(
     _principal: MaybeSignedIn,
     joining_device: JoinByKey,
 ) -> Joined | Waiting:
-    """Use an install key; with approval, the device waits like one that asked by itself."""
+    """Use an install key; if the key needs approval, the device waits for an operator."""
     said = joining_device.model_dump(exclude={"key"})
     with codes_refused():
         result = await api.registry.joining.install(
@@ -374,7 +374,7 @@ def _joined(api: Api, arrival: Arrival) -> Joined:
 
 
 class codes_refused:  # noqa: N801  reads like the context managers of contextlib
-    """Guessing gets 429 with a time to wait; everything else about a code is a conflict."""
+    """Answers too many guesses with 429 and a time to wait, other problems of a code with 409."""
 
     def __enter__(self) -> None:
         """Nothing yet."""

@@ -45,7 +45,7 @@ class Tenant(Record):
 
 
 class TenantChange(Input):
-    """What to change."""
+    """The fields to change."""
 
     display_name: Annotated[str, Field(max_length=100)]
 
@@ -69,7 +69,7 @@ class RoleChange(Input):
 
 
 class NewInvitation(Input):
-    """Whom to invite as what."""
+    """The person to invite, and the role."""
 
     email: Email
     role: RoleName
@@ -77,7 +77,7 @@ class NewInvitation(Input):
 
 
 class Invitation(Record):
-    """A role that waits for the person it is meant for."""
+    """A role for a person who has not accepted it yet."""
 
     id: str
     email: str
@@ -89,20 +89,20 @@ class Invitation(Record):
 
 
 class MadeInvitation(BaseModel):
-    """An invitation, and its link, which is told this once."""
+    """An invitation and its link, which is shown only this once."""
 
     invitation: Invitation
     url: str
 
 
 class InvitationSecret(Input):
-    """The end of an invitation's link."""
+    """The secret at the end of an invitation's link."""
 
     secret: Annotated[str, Field(min_length=8, max_length=256)]
 
 
 class Accepted(BaseModel):
-    """What the invitation gave."""
+    """The membership that the invitation gave."""
 
     tenant_id: str
     tenant: str
@@ -118,7 +118,7 @@ async def get_tenant(api: ApiDependency, principal: TenantViewer) -> Tenant:
 
 @tenant_routes.patch("")
 async def change_tenant(api: ApiDependency, principal: TenantOwner, change: TenantChange) -> Tenant:
-    """Change the name that people see."""
+    """Change the display name."""
     assert principal.tenant_id is not None
     tenants = installation_for(api, principal).tenants
     return Tenant.model_validate(
@@ -127,7 +127,7 @@ async def change_tenant(api: ApiDependency, principal: TenantOwner, change: Tena
 
 
 class TenantSsh(Record):
-    """What the tenant decides about its people's SSH sessions."""
+    """The tenant's rules for SSH sessions."""
 
     record_input: bool
     on_recording_failure: Literal["", "stop", "continue"]
@@ -135,21 +135,21 @@ class TenantSsh(Record):
 
 
 class TenantSshChange(Input):
-    """What to change; the rest stays."""
+    """The fields to change; the others stay."""
 
     record_input: StrictBool | None = Field(
         default=None,
-        description="Whether recordings hold what people type, too: passwords are in it.",
+        description="Whether recordings also hold what people type, passwords included.",
     )
     on_recording_failure: Literal["", "stop", "continue"] | None = Field(
         default=None,
-        description="Whether a session ends that cannot be recorded any more, or goes on; empty: "
-        "as the gateway is configured.",
+        description="Whether a session stops or continues when it can no longer be recorded; "
+        "empty: the gateway's setting.",
     )
     user_authorities: Annotated[list[_KeyLine], Field(max_length=10)] | None = Field(
         default=None,
-        description="Public keys of authorities: who has a certificate by one of them for the "
-        "e-mail address of a member is that member.",
+        description="Public keys of certificate authorities: their certificates for a member's "
+        "e-mail address identify that member.",
     )
 
 
@@ -163,8 +163,8 @@ async def get_tenant_ssh(api: ApiDependency, principal: TenantViewer) -> TenantS
 async def change_tenant_ssh(
     api: ApiDependency, principal: TenantOwner, change: TenantSshChange
 ) -> TenantSsh:
-    """Change the rules for SSH sessions: they hold for those that begin. Sessions by certificates
-    of an authority that is taken out end."""
+    """Change the rules for SSH sessions; they hold for new sessions. Removing an authority ends the
+    sessions of its certificates."""
     return TenantSsh.model_validate(
         await tenant_for(api, principal).ssh.change(
             record_input=change.record_input,
@@ -178,7 +178,7 @@ async def change_tenant_ssh(
 async def list_members(
     api: ApiDependency, principal: Viewer, limit: Limit = 50, after: After = None
 ) -> Listing[Member]:
-    """The tenant's people in the order in which they joined."""
+    """The tenant's members in the order in which they joined."""
     page = await tenant_for(api, principal).members.page(limit=limit, after=after)
     return listing(page, _member)
 
@@ -187,7 +187,7 @@ async def list_members(
 async def set_role(
     api: ApiDependency, principal: Admin, user_id: RecordPath, change: RoleChange
 ) -> Member:
-    """Change a role, up to one's own."""
+    """Change a member's role, at most to the caller's own."""
     await _check_reach(api, principal, user_id, Role.parse(change.role))
     tenant = tenant_for(api, principal)
     return _member(await tenant.members.set_role(user_id, change.role))
@@ -195,7 +195,7 @@ async def set_role(
 
 @members.delete("/{user_id}", status_code=204)
 async def remove_member(api: ApiDependency, principal: Admin, user_id: RecordPath) -> None:
-    """Take a person out of the tenant; their access tokens end."""
+    """Remove a person from the tenant; their access tokens end."""
     await _check_reach(api, principal, user_id, Role.VIEWER)
     await tenant_for(api, principal).members.remove(user_id)
 
@@ -221,7 +221,7 @@ async def list_invitations(
 async def revoke_invitation(
     api: ApiDependency, principal: Admin, invitation_id: RecordPath
 ) -> None:
-    """Take an invitation back."""
+    """Revoke an invitation."""
     await tenant_for(api, principal).invitations.revoke(invitation_id)
 
 
@@ -233,7 +233,7 @@ async def accept_invitation(
     principal: SignedIn,
     known: InvitationSecret,
 ) -> Accepted:
-    """Become a member with the secret of a link, and go on in that tenant."""
+    """Become a member with the secret of a link, and switch to that tenant."""
     if not principal.is_browser:
         message = "An access token cannot accept an invitation: open the link in a browser."
         raise Refused(403, "no_browser_session", message)
@@ -247,10 +247,10 @@ async def accept_invitation(
 
 
 def made_invitation(api: Api, made: tuple[InvitationRecord, Secret]) -> MadeInvitation:
-    """An invitation as it is told once, with its link."""
+    """A new invitation with its link, which is shown only once."""
     invitation, secret = made
     base = api.config.api.public_url.rstrip("/")
-    # Behind "#", so that it reaches no log and no Referer.
+    # Behind "#", so that it gets into no log and no Referer.
     url = f"{base}/invitation#{secret.reveal()}"
     return MadeInvitation(invitation=Invitation.model_validate(invitation), url=url)
 
@@ -268,7 +268,8 @@ def _member(record: MemberRecord) -> Member:
 
 
 async def _check_reach(api: Api, principal: Principal, user_id: str, role: Role) -> None:
-    """One changes only people whose role is no higher than one's own, and gives no higher one."""
+    """Allow the caller to change only people with at most the caller's role, and to at most
+    that."""
     current = await tenant_for(api, principal).members.role_of(user_id)
     if current is not None:
         _check_role(principal, Role.parse(current))
@@ -278,5 +279,5 @@ async def _check_reach(api: Api, principal: Principal, user_id: str, role: Role)
 def _check_role(principal: Principal, role: Role) -> None:
     assert principal.role is not None
     if role > principal.role:
-        message = f"Your role is {principal.role}: it gives and takes no role above it."
+        message = f"Your role is {principal.role}: you cannot give or take a higher one."
         raise Refused(403, "insufficient_role", message)

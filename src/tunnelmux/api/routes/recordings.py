@@ -29,7 +29,7 @@ ASCIICAST = "application/x-asciicast"
 
 
 class RecordingRecord(Record):
-    """A recorded session. Without `ended` it goes on, or its gateway was killed."""
+    """A recorded session. Without `ended` it still goes on, or its gateway was killed."""
 
     id: str
     device_id: str
@@ -68,7 +68,7 @@ async def list_recordings(
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[RecordingRecord]:
-    """Recorded sessions, the newest first: an admin's list has all, others' have their own."""
+    """Recorded sessions, the newest first; an admin sees all, other people see their own."""
     page = await tenant_for(api, principal).recordings.page(
         device_id=device_id or None,
         user_id=(user_id or None) if _sees_all(principal) else principal.user_id,
@@ -84,7 +84,7 @@ async def list_recordings(
 async def get_recording(
     api: ApiDependency, principal: Viewer, recording_id: RecordingId
 ) -> RecordingRecord:
-    """One of them."""
+    """One recorded session."""
     return RecordingRecord.model_validate(await _find(api, principal, recording_id))
 
 
@@ -92,16 +92,16 @@ async def get_recording(
 async def read_recording(
     api: ApiDependency, principal: Viewer, recording_id: RecordingId
 ) -> StreamingResponse:
-    """What was seen, as asciicast version 2; of a session that goes on, what is there so far.
+    """The recording, as asciicast version 2; of a session that still goes on, the part so far.
 
-    Each look at a recording is an entry of the audit.
+    Each call adds an entry to the audit.
     """
     recording = await _find(api, principal, recording_id)
     folder = api.config.recordings.folder
     if folder is None:
         message = f'The recording is at the gateway "{recording.gateway}"; this server reads none.'
         raise Refused(409, "recording_elsewhere", message)
-    assert principal.tenant_id is not None  # `need` has seen to it
+    assert principal.tenant_id is not None  # `need` has checked it
     try:
         file = await trio.open_file(folder / recording.file(principal.tenant_id), "rb")
     except OSError as exc:
@@ -121,7 +121,7 @@ async def read_recording(
 
 
 async def _find(api: Api, principal: Principal, recording_id: str) -> Recording:
-    """Raises NoSuchRecord, for another person's recording too."""
+    """Raises NoSuchRecord, also for another person's recording."""
     recording = await tenant_for(api, principal).recordings.find(recording_id)
     if not _sees_all(principal) and recording.user_id != principal.user_id:
         raise NoSuchRecord("recording", recording_id)

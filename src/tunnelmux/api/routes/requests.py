@@ -34,10 +34,10 @@ async def watch(
     status: Annotated[str, Query(max_length=64)] = "",
     path: Annotated[str, Query(max_length=256)] = "",
 ) -> EventStream:
-    """Requests to the device, each when it is over: events `request`; `dropped` says how many this
-    reader was too slow for. `status` is `404` or `5xx`, or several with commas; `path` is how it
-    begins, or a pattern with `*`. It goes on over the device's reconnects, and ends with the
-    reader's rights."""
+    """Requests to the device as events `request`, each when it is over. `dropped` says how many
+    this reader has missed because it was too slow. `status` is `404` or `5xx`, or several with
+    commas; `path` is a prefix, or a pattern with `*`. The stream goes on when the device
+    reconnects, and ends when the reader's rights end."""
     device = await tenant_for(api, principal).devices.find(device_id)
     said = {"device": device.label, "service": service, "status": status, "path": path}
     try:

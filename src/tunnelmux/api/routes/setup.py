@@ -17,6 +17,6 @@ Admin = Annotated[Principal, need(Role.ADMIN, "tenant")]
 
 @router.get("")
 async def get_setup(api: ApiDependency, _principal: Admin) -> list[SetupFinding]:
-    """Whether provider, names, certificate, proxies, visitors, gateway and recordings are there,
-    looked at now: at most 5 seconds."""
+    """Check the registry, the provider, names, certificate, proxies, visitors, gateway and
+    recordings now; this takes at most 5 seconds."""
     return await check_setup(api)

@@ -1,7 +1,7 @@
-"""All tenants, for those who run the installation: `/api/tenants`.
+"""All tenants, for the people who run the installation: `/api/tenants`.
 
-These are the owners of the tenant `default`. To an owner of another tenant there are no tenants
-here but names that are taken; what concerns the own one is at `/api/tenant`.
+These are the owners of the tenant `default`. Owners of other tenants see no tenants here; their own
+one is at `/api/tenant`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ Owner = Annotated[Principal, need(Role.OWNER, "tenants")]
 TenantPath = Annotated[str, Path(max_length=64)]
 
 _INVITED_FOR = 7 * 86_400.0
-# Seconds that the link of a new tenant's first owner is good for, as of other invitations.
+# Seconds that the link of a new tenant's first owner is valid, like other invitations.
 
 
 class TenantRecord(Record):
@@ -41,7 +41,7 @@ class TenantRecord(Record):
 
 
 class NewTenant(Input):
-    """A tenant to make, and whom to invite as its owner besides the caller."""
+    """A tenant to create, and the person to invite as another owner beside the caller."""
 
     name: Annotated[str, Field(min_length=1, max_length=20)]
     display_name: Annotated[str, Field(max_length=100)] = ""
@@ -49,14 +49,14 @@ class NewTenant(Input):
 
 
 class MadeTenant(BaseModel):
-    """The tenant, and the link for the owner who was invited; it is told this once."""
+    """The tenant, and the link for the invited owner, which is shown only this once."""
 
     tenant: TenantRecord
     invitation: MadeInvitation | None
 
 
 class TenantSettings(Input):
-    """What to change; the rest stays."""
+    """The fields to change; the others stay."""
 
     display_name: Annotated[str, Field(max_length=100)] | None = None
     enabled: StrictBool | None = None
@@ -66,14 +66,14 @@ class TenantSettings(Input):
 async def list_tenants(
     api: ApiDependency, principal: Owner, limit: Limit = 50, after: After = None
 ) -> Listing[TenantRecord]:
-    """All tenants by name. This and what follows is for owners of the tenant `default`."""
+    """All tenants by name. The routes of `/api/tenants` are for owners of the tenant `default`."""
     tenants = await _tenants(api, principal)
     return listing(await tenants.page(limit=limit, after=after), TenantRecord.model_validate)
 
 
 @router.post("", status_code=201)
 async def add_tenant(api: ApiDependency, principal: Owner, new: NewTenant) -> MadeTenant:
-    """Make a tenant; the caller is its first owner, and may leave it to the one who is invited."""
+    """Create a tenant. The caller is its first owner, and may leave it to the invited one."""
     tenants = await _tenants(api, principal)
     made = await tenants.add(new.name, display_name=new.display_name, owner=principal.user_id)
     invitation: MadeInvitation | None = None
@@ -96,8 +96,8 @@ async def get_tenant(api: ApiDependency, principal: Owner, tenant_id: TenantPath
 async def change_tenant(
     api: ApiDependency, principal: Owner, tenant_id: TenantPath, settings: TenantSettings
 ) -> TenantRecord:
-    """Change the name that people see, or disable a tenant: its devices are turned away, its people
-    and programs have no rights in it, and nothing is lost."""
+    """Change the display name, or disable a tenant: its devices cannot connect, its people and
+    programs have no rights in it, and no data is lost."""
     tenants = await _tenants(api, principal, tenant_id)
     return TenantRecord.model_validate(
         await tenants.change(
@@ -107,9 +107,9 @@ async def change_tenant(
 
 
 async def _tenants(api: Api, principal: Principal, tenant_id: str | None = None) -> Tenants:
-    """All tenants. Raises Refused, or NoSuchRecord of the one that was named, to those who do not
-    run the installation."""
-    assert principal.tenant_id is not None  # `need` has seen to it
+    """All tenants. For a caller who does not run the installation, raises Refused, or NoSuchRecord
+    for the tenant that was named."""
+    assert principal.tenant_id is not None  # `need` has checked it
     tenants = installation_for(api, principal).tenants
     home = await tenants.find(principal.tenant_id)
     if home.name == DEFAULT_TENANT:

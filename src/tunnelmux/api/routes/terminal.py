@@ -1,6 +1,6 @@
 """Signing a terminal in, RFC 8628: the terminal asks and polls, a person confirms in a browser.
 
-The page is plain HTML without scripts; it is the only one that this server makes by itself.
+The page is plain HTML without scripts, and not a page of the console.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from tunnelmux.registry import TerminalRequest
 router = APIRouter(route_class=AccessRoute, tags=["signing in: terminals"])
 
 _INTERVAL = 2
-# Seconds between two polls: a person sees the terminal go on at once.
+# Seconds between two polls: short, so that the terminal goes on soon after the person's answer.
 
 _NOT_FOR_TERMINALS = frozenset({"tenant", "members", "tokens", "audit"})
-# What no command of `tunnelmux` does, so that a token that is lost cannot do it either.
+# Scopes that no command of `tunnelmux` needs, so that a lost token does not have them either.
 
 _TOO_MANY = frozenset({"too_many_guesses", "too_many_requests"})
 
@@ -42,7 +42,7 @@ _HEADERS = {
 
 
 class TerminalAsks(Input):
-    """What the terminal says of itself: `ada@laptop`."""
+    """The terminal's description of itself: `ada@laptop`."""
 
     client: Annotated[str, Field(min_length=1, max_length=100)]
 
@@ -59,7 +59,7 @@ class TerminalWaits(BaseModel):
 
 
 class TerminalPolls(Input):
-    """What the terminal got with its request."""
+    """The secret that the terminal got with its request."""
 
     device_code: Annotated[str, Field(min_length=8, max_length=256)]
 
@@ -81,7 +81,7 @@ class TerminalPending(BaseModel):
 async def ask(
     request: Request, api: ApiDependency, _principal: MaybeSignedIn, asking: TerminalAsks
 ) -> TerminalWaits:
-    """Begin from the terminal: it shows a code and waits for its person."""
+    """Begin on the terminal: it shows a code and waits for the person."""
     address = request.client.host if request.client is not None else ""
     try:
         waiting, code, secret = await api.registry.terminals.ask(
@@ -107,12 +107,12 @@ async def ask(
     responses={202: {"model": TerminalPending, "description": "Not decided yet."}},
 )
 async def poll(api: ApiDependency, _principal: MaybeSignedIn, polling: TerminalPolls) -> Response:
-    """What became of it: 202 while it waits, then the access token; or why there is none."""
+    """The state of the request: 202 while it waits, then the access token, or why there is none."""
     waiting = await api.registry.terminals.poll(Secret(polling.device_code))
     never = {"cache-control": "no-store"}
     if waiting.state == "open":
         return JSONResponse(TerminalPending().model_dump(), 202, never)
-    # What it polled with is its token since the approval.
+    # Since the approval, the secret that it polls with is its token.
     signed_in = TerminalSignedIn(access_token=polling.device_code)
     return JSONResponse(signed_in.model_dump(), 200, never)
 
@@ -147,14 +147,14 @@ async def decide(
     code: Annotated[Code, Form()],
     decision: Annotated[Literal["approve", "deny"], Form()],
 ) -> Response:
-    """The person's word."""
+    """The person's decision."""
     if principal is None:
         return _to_sign_in(code)
     refusal = _refusal_of(principal)
     if refusal is not None:
         return _answer(403, refusal)
     terminals = tenant_for(api, principal).terminals
-    assert principal.role is not None  # _refusal_of has seen to it
+    assert principal.role is not None  # _refusal_of has checked it
     try:
         if decision == "deny":
             await terminals.deny(code)

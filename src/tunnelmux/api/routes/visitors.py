@@ -1,4 +1,4 @@
-"""Who may visit a device: its rules, links to its services, and how a visitor signs in."""
+"""Who may visit a device: its rules, links to its services, and the sign-in of visitors."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FieldName = Annotated[str, Field(pattern=r"^[A-Za-z0-9-]+$", max_length=64)]
 
 
 class RuleInput(Input):
-    """Who may visit. Each way in `let_in` is enough; the address lists come before all of them."""
+    """Who may visit. One of the ways in `let_in` is enough; the address lists are checked first."""
 
     let_in: Annotated[
         list[Literal["public", "login", "basic", "link", "token", "lease"]],
@@ -61,10 +61,10 @@ class RuleInput(Input):
 
 
 class ShownRule(BaseModel):
-    """A rule as it is read: of users and tokens only the names."""
+    """A rule as it is shown: only the names of users and tokens."""
 
     service: str
-    """Empty is the device's own rule: for services that have none."""
+    """Empty for the device's own rule, which holds for services without one."""
     let_in: list[str]
     roles: list[str]
     people: list[str]
@@ -89,7 +89,7 @@ class ChangedRules(BaseModel):
 
 
 class NewLink(Input):
-    """A link to make: its holder may visit that service until it ends."""
+    """A link to make: its holder may visit the service until it ends."""
 
     service: Annotated[str, Field(pattern=r"^([a-z0-9]+(-[a-z0-9]+)*)?$", max_length=63)] = ""
     lifetime: Annotated[float, Field(ge=60, le=31 * 86_400)] = 3600.0
@@ -98,7 +98,7 @@ class NewLink(Input):
 
 
 class Link(Record):
-    """A link. Its URL is told once, when it is made."""
+    """A link. Its URL is shown only once, when it is made."""
 
     id: str
     service: str
@@ -113,21 +113,21 @@ class Link(Record):
 
 
 class MadeLink(BaseModel):
-    """A new link, and where it leads: to be opened in a browser."""
+    """A new link and its URL, which is for a browser."""
 
     link: Link
     url: str
 
 
 class RevokedLink(BaseModel):
-    """A link that was taken back, and the visits that ended with it."""
+    """A revoked link, and the visits that ended with it."""
 
     link: Link
     ended: Ended
 
 
 class Key(BaseModel):
-    """A public key as RFC 8037 writes it."""
+    """A public key in the format of RFC 8037."""
 
     kty: Literal["OKP"] = "OKP"
     crv: Literal["Ed25519"] = "Ed25519"
@@ -145,7 +145,7 @@ class KeySet(BaseModel):
 
 @rules.get("/{device_id}/access")
 async def list_rules(api: ApiDependency, principal: Viewer, device_id: DeviceId) -> list[ShownRule]:
-    """Who may visit a device and its services; where there is no rule, members who sign in."""
+    """Who may visit a device and its services; without a rule, members who sign in may."""
     found = await tenant_for(api, principal).visitor_rules.of(device_id)
     return [_shown(one.service, one.rule, one.changed, one.changed_by) for one in found]
 
@@ -154,7 +154,7 @@ async def list_rules(api: ApiDependency, principal: Viewer, device_id: DeviceId)
 async def set_device_rule(
     api: ApiDependency, principal: Admin, device_id: DeviceId, rule: RuleInput
 ) -> ChangedRules:
-    """Say who may visit those services of a device that have no rule of their own."""
+    """Set who may visit those services of a device that have no rule of their own."""
     return await _set(api, principal, device_id, "", rule)
 
 
@@ -162,7 +162,7 @@ async def set_device_rule(
 async def remove_device_rule(
     api: ApiDependency, principal: Admin, device_id: DeviceId
 ) -> ChangedRules:
-    """Go back to members who sign in."""
+    """Remove the device's own rule: then members who sign in may visit."""
     return await _changed(api, await tenant_for(api, principal).visitor_rules.remove(device_id, ""))
 
 
@@ -170,7 +170,7 @@ async def remove_device_rule(
 async def set_service_rule(
     api: ApiDependency, principal: Admin, device_id: DeviceId, service: ServiceName, rule: RuleInput
 ) -> ChangedRules:
-    """Say who may visit one service."""
+    """Set who may visit one service."""
     return await _set(api, principal, device_id, service, rule)
 
 
@@ -178,7 +178,7 @@ async def set_service_rule(
 async def remove_service_rule(
     api: ApiDependency, principal: Admin, device_id: DeviceId, service: ServiceName
 ) -> ChangedRules:
-    """Have the device's own rule hold for this service."""
+    """Remove a service's rule, so that the device's own rule holds for it."""
     tenant = tenant_for(api, principal)
     return await _changed(api, await tenant.visitor_rules.remove(device_id, service))
 
@@ -191,7 +191,7 @@ async def add_link(
     tenant = tenant_for(api, principal)
     await tenant.devices.find(device_id)
     if await api.visitors.visitors_url() is None:
-        message = "No proxy has said where visitors come in: start one with [ingress.http]."
+        message = "No proxy has announced an address for visitors: start one with [ingress.http]."
         raise Refused(409, "no_ingress", message)
     link = await tenant.service_links.add(
         device_id, new.service, lifetime=new.lifetime, once=new.once, note=new.note
@@ -217,7 +217,7 @@ async def list_links(
 async def revoke_link(
     api: ApiDependency, principal: Operator, device_id: DeviceId, link_id: LinkId
 ) -> RevokedLink:
-    """Take a link back; visitors who came by it are cut."""
+    """Revoke a link; visits by it end."""
     link, change = await tenant_for(api, principal).service_links.revoke(device_id, link_id)
     return RevokedLink(link=_link(link), ended=await Ended.by(api.registry, change))
 
@@ -228,7 +228,8 @@ async def sign_in(
     principal: MaybeSignedIn,
     asked: Annotated[str, Query(max_length=4096)],
 ) -> Response:
-    """Give a visitor whom a proxy sends a ticket, after signing in where that is needed."""
+    """Give a ticket to a visitor that a proxy has sent here; the visitor may have to sign in
+    first."""
     wish = await api.visitors.read_asked(asked)
     if principal is None or principal.session_id is None:
         back = quote(f"/api/access/sign-in?asked={asked}", safe="")

@@ -1,7 +1,7 @@
-"""Whether a person may reach a service now, and which rule says so.
+"""Decides whether a person may reach a service now, and names the rule.
 
-It is the gate's own judgement, of a person who is asked about instead of one who shows a cookie:
-what is told here is what would be done.
+It uses the gate's own code, for a person who is named instead of one who shows a cookie. So the
+answer is always what the gate would do.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ def decide(
     service: str | None,
     sender: Sender | None,
 ) -> Decision:
-    """Whether the person of this grant may come by this rule, from there; without a sender, from
-    an address that the lists let in."""
+    """Whether this rule admits the person of this grant, from the sender's address; without a
+    sender, from an address that the lists allow."""
     shown = _shown(rule)
     answer = partial(Decision, device=device, service=service or "", rule=shown)
     about = f"{_where(rule, device, service)} {_let_in(rule)}"
@@ -38,11 +38,11 @@ def decide(
         return answer(allowed=False, reason=f"No: {about}; {why}.")
 
     if sender is not None and not rule.addresses.admit(sender.address):
-        return no(f"{sender.address} is not an address that it takes")
+        return no(f"it does not allow the address {sender.address}")
     if "public" in rule.ways:
         return answer(allowed=True, by="public", reason=f"Yes: {about}.")
     if sign_in is None or not {"login", "lease"} & rule.ways:
-        return no("signing in is of no use there")
+        return no("signing in does not help there")
     who = grant.email or grant.name or grant.user_id
     role = grant.roles.get(rule.tenant)
     if role is None:
@@ -89,15 +89,16 @@ def _where(rule: Rule, device: str, service: str | None) -> str:
 
 
 def _let_in(rule: Rule) -> str:
-    """Who a rule lets in, in words."""
+    """Who a rule lets in, as text."""
     said = rule.said
     if not rule.ways:
         return "lets in no visitors"
     members = "members who sign in"
     if said.roles:
         members = f"members with the role {' or '.join(said.roles)}"
-    if said.people:
-        members += f"{' and' if said.roles else ', of whom only'} those that it names"
+        members += " and those that it names" if said.people else ""
+    elif said.people:
+        members = "those members that it names"
     words = {
         "public": "everybody",
         "login": members,

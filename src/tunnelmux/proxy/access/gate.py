@@ -203,7 +203,7 @@ class Gate:
         self, device: str, service: str | None, grant: Grant, sender: Sender | None = None
     ) -> Decision:
         """Whether the person of this grant may reach the service now, and by which rule: what
-        `admit` would do, for who asks about it."""
+        `admit` would do, for a caller who asks about it."""
         rule = self.rules.find(device, service)
         return decide(rule, self.sign_in, grant, device, service, sender)
 

@@ -167,8 +167,8 @@ class SignIn:
     def denied(
         self, rule: Rule, grant: Grant, device: str, service: str | None, sender: Sender
     ) -> Refusal:
-        """What a person is told who has signed in and may not use the service: a member, by which
-        rule; all others no more than that."""
+        """The message for a person who has signed in and may not use the service: a member, by
+        which rule; all others no more than that."""
         who = grant.email or grant.name or grant.user_id
         message = f"You are signed in as {who}, who may not use this service."
         if "lease" in rule.ways:

@@ -37,7 +37,7 @@ class HopDoors:
             limit=limits.max_handshakes,
             per_address=limits.max_arrivals_per_address,
         )
-        """The places of who has not shown yet that it is a node."""
+        """The places of connections that have not proved yet that they are a node's."""
         self._nodes: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
 

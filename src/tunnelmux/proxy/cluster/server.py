@@ -29,9 +29,9 @@ class HopServer:
 
     def __init__(self, limits: Limits, http_limits: IngressLimits) -> None:
         self.pump: DataPump | None = None
-        """The pump for new hops, where there is one."""
+        """The pump for new hops, if there is one."""
         self.membership: Membership[OwnHandle] | None = None
-        """Says which sessions are here; without it, there are none."""
+        """Knows the sessions of this node; without it, there are none."""
         self._limits = limits
         self._http_limits = http_limits
 
@@ -56,7 +56,7 @@ class HopServer:
             async for stream in session:
                 nursery.start_soon(self._serve_stream, stream)
         except SessionError:
-            return  # `_serve` logs it
+            return  # `serve` logs it
 
     async def _serve_stream(self, stream: Stream) -> None:
         server = ServerConnection(stream, self._http_limits)

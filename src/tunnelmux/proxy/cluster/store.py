@@ -34,8 +34,8 @@ async def _no_device(_token: str) -> str:
 
 
 class ClusterStore(MemoryStore):
-    """Look-ups by device name include other nodes; tokens, lists and events are about sessions of
-    this node only.
+    """Look-ups by device name include other nodes; look-ups by token, lists and events are about
+    sessions of this node only.
     """
 
     reaches_others = True
@@ -43,12 +43,13 @@ class ClusterStore(MemoryStore):
     def __init__(self, *, expire_after: float | None, events: EventLog) -> None:
         super().__init__(expire_after=expire_after, events=events)
         self.membership: Membership[OwnHandle] | None = None
-        """Gets the arrivals and ends of sessions, once it is set."""
+        """Is told when sessions begin and end, once it is set."""
         self.hops: Hops | None = None
         self.is_known: Callable[[str], bool] = lambda _device: True
-        """Whether there is a device of this name: others are asked about no other."""
+        """Whether a device of this name exists; if not, other nodes are not asked."""
         self.device_of_token: Callable[[str], Awaitable[str]] = _no_device
-        """The device whose session has that token, where others can be asked about tokens."""
+        """Finds the device whose session, at another worker, has this token; empty if there is
+        none."""
         self._there: dict[str, ThereHandle] = {}
         self._unreachable: dict[str, float] = {}
         self._looking: dict[str, trio.Event] = {}

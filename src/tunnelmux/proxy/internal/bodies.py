@@ -111,7 +111,7 @@ class CommandOutput(msgspec.Struct, frozen=True, kw_only=True, rename="camel", o
     """Present when invalid UTF-8 was replaced."""
     truncated: bool = False
     reason: str | None = None
-    """Why it did not end by itself."""
+    """Why it was ended, if it was."""
 
 
 class ExecResult(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -113,7 +113,7 @@ class InspectionCalls:
         return Answer.of(begun.show())
 
     async def list(self, _: Call) -> Answer:
-        """What is inspected now."""
+        """The inspections that run now."""
         return Answer.of(InspectionList([one.show() for one in self._inspector.list()]))
 
     async def show(self, call: Call) -> Answer:
@@ -139,7 +139,9 @@ class InspectionCalls:
         if kept.show(bodies=False).is_websocket:
             raise ApiError("INVALID_REQUEST", "a WebSocket cannot be repeated")
         if len(kept.body) != kept.bytes_in:
-            message = "the request's content was not kept whole: inspect with bodies, up to 64 KiB"
+            message = (
+                "the request's content was not kept completely: inspect with bodies, up to 64 KiB"
+            )
             raise ApiError("INVALID_REQUEST", message)
         handle = await self._store.find_device(inspection.device)
         if handle is None:

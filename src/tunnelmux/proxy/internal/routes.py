@@ -24,16 +24,16 @@ class Others(Protocol):
 
     @property
     def names(self) -> Sequence[str]:
-        """What they are called, whether they run or not."""
+        """Their names, whether they run or not."""
 
     async def ask_all(self, method: bytes, target: bytes, body: bytes = b"") -> list[Answer]:
-        """What those answer that do, in no order."""
+        """The answers of all that answer, in no order."""
 
     def stream(self, name: str, target: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
-        """The content of one's answer, as it comes. Raises ConnectError."""
+        """The content of one worker's answer, as it comes. Raises ConnectError."""
 
     def tell_figures(self, text: bytes) -> None:
-        """Have the parent know this worker's metrics, as they were last shown."""
+        """Send the parent this worker's metrics, as they were last shown."""
 
     async def ended_figures(self) -> bytes:
         """The counters of workers that have ended, as metrics."""
@@ -51,11 +51,11 @@ class Call:
     """The values of `{name}` parts of the path."""
     query: Mapping[str, str] = field(default_factory=dict)
     remote: str = ""
-    """Where the caller is, as `host:port`."""
+    """The caller's address, as `host:port`."""
     others: Others | None = None
-    """The other workers, where the answer is to be about them as well."""
+    """The other workers, if the answer has to include theirs."""
     body: bytes | None = None
-    """Its content, where that was read already."""
+    """Its content, if that was read already."""
 
     @property
     def query_token(self) -> str:
@@ -75,7 +75,7 @@ class Route:
     answer: Callable[[Call], Awaitable[Answer]] | None = None
     stream: Callable[[Call], Awaitable[None]] | None = None
     gather: Callable[[Callable[[Call], Awaitable[Answer]], Call], Awaitable[Answer]] | None = None
-    """What makes one answer of those of all workers, where this is one of several."""
+    """Combines the answers of all workers into one, when the proxy has several."""
     is_work: bool = False
     """Whether a drain waits for this stream to end, as it does for every plain answer."""
 

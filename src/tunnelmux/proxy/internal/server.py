@@ -78,8 +78,8 @@ class InternalSettings:
 class InternalServer:
     """Serves the connections of callers.
 
-    `events` are told to readers, `counts` are those of this process. `gauges` and the collectors
-    `more` answer what the metrics show of the rest of the proxy, `dispatcher` runs commands.
+    `events` are sent to readers, `counts` are those of this process. `gauges` and the collectors
+    `more` return the metrics of the rest of the proxy; `dispatcher` runs commands.
     """
 
     def __init__(
@@ -95,9 +95,9 @@ class InternalServer:
         counts: Mapping[str, int] | None = None,
     ) -> None:
         self.decisions = DecisionCalls()
-        """Answers who may come in, once it has the gate of visitors."""
+        """Answers questions about visitors' access, once it has the gate of visitors."""
         self.others: Others | None = None
-        """The other workers, whose part of an answer is asked for."""
+        """The other workers, which are asked for their part of an answer."""
         self._lease_runs = lease_runs
         self._settings = settings or InternalSettings()
         self.is_draining = False
@@ -108,7 +108,7 @@ class InternalServer:
         self._callers: set[ApiConnection] = set()
         self._strangers = Admission("internal", grace=_GRACE)
         """The places for callers that are not authenticated yet."""
-        self._known: set[Place] = set()  # the former places of those that have
+        self._known: set[Place] = set()  # the former places of authenticated callers
         self._refusing = 0
         self._gate = ForwardGate()
         self._http = HttpForwarder(store, self._gate, dispatcher.visits.feed)
@@ -198,7 +198,7 @@ class InternalServer:
 
     @property
     def open_connections(self) -> int:
-        """Those of callers, and of who has not said yet what it wants."""
+        """How many connections are open, authenticated or not."""
         return len(self._known) + len(self._strangers)
 
     async def wait_for_place(self, remote: str) -> Place | None:
@@ -213,8 +213,8 @@ class InternalServer:
     async def handle(
         self, stream: trio.abc.Stream, remote: str, place: Place | None = None
     ) -> None:
-        """Serve one caller until its connection is over, and close it. `remote` is `host:port`; who
-        has no `place` is told that there is none."""
+        """Serve one caller until its connection is over, and close it. `remote` is `host:port`. A
+        caller without a `place` is refused."""
         settings = self._settings
         if place is None:
             await self._turn_away(stream, remote, settings)
@@ -236,7 +236,7 @@ class InternalServer:
             self._known.discard(place)
 
     def _know(self, place: Place) -> None:
-        """The caller has proved that it may call: it gives way to no stranger."""
+        """Note that the caller has authenticated: it keeps its connection when places run out."""
         if place.is_held:
             place.leave()
             self._known.add(place)
@@ -271,8 +271,8 @@ class InternalServer:
             self._callers.discard(server)
 
     async def serve_sibling(self, stream: trio.abc.Stream, name: str) -> None:
-        """Serve one call of another worker, which has seen to who called. Its answer is about this
-        process alone."""
+        """Serve one call of another worker, which has authenticated the caller. The answer is about
+        this process only."""
         server = ApiConnection(stream, self._settings.http_limits)
         self._callers.add(server)
         try:
@@ -315,7 +315,8 @@ class InternalServer:
         settings: InternalSettings,
         place: Place | None,
     ) -> bool:
-        """Whether the connection can go on. Without a place it is that of another worker."""
+        """Serve one request; returns whether the connection can go on. A connection without a place
+        is another worker's."""
         try:
             request = await server.read_request()
         except Refused as refused:
@@ -493,7 +494,7 @@ class InternalServer:
     async def _metrics(self, _: Call) -> Answer:
         answer = self.metrics.render()
         if self.others is not None:
-            # What was shown once must not be less later, when this process has ended.
+            # Counters must not fall when this process ends: the parent keeps them.
             self.others.tell_figures(answer.body)
         return answer
 

@@ -56,8 +56,8 @@ async def find_session(store: DeviceStore, token: str) -> SessionHandle:
 
 
 def response_timeout(handle: SessionHandle, service: str | None) -> float | None:
-    """Seconds that the device gives the service's target to begin an answer, where they are other
-    than those of all; None is its default service."""
+    """Seconds that the device gives the service's target to begin an answer, if the service has its
+    own setting. A `service` of None is the default one."""
     return handle.timeouts.get(service)
 
 

@@ -82,5 +82,5 @@ def pin_of(certificate: Path) -> str:
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{certificate} cannot be used ({error}): remove it and its key, and start "
-            "tunnelmux-proxy --quickstart again; devices must then join anew"
+            "tunnelmux-proxy --quickstart again; devices must then join again"
         ) from error

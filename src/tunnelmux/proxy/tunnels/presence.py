@@ -1,6 +1,6 @@
-"""A file with the devices that were online, for the next proxy process. Visitors of a device that
-was online before a restart wait for it, and the facts about offline devices (last seen, why lost)
-are kept.
+"""A file with the devices that were online, for the next proxy process. With it, visitors of a
+device that was online before a restart wait for it, and what is known about offline devices (last
+seen, why lost) is kept.
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ class _Content(msgspec.Struct):
 
 
 def presence_path(state_dir: Path, tunnel: Address, process: str = "") -> Path | None:
-    """Where the proxy that listens at `tunnel` keeps it, or one of its processes; None for a port
-    that changes with every start, at which no device could come back.
+    """The file of the proxy that listens at `tunnel`, or of one of its processes. None for a port
+    that changes with every start: no device could come back to it.
     """
     if tunnel.port == 0:
         return None
@@ -50,14 +50,14 @@ def presence_path(state_dir: Path, tunnel: Address, process: str = "") -> Path |
 
 
 def _rank(one: Presence) -> tuple[bool, datetime]:
-    """Of two processes, the one that has the device, or had it last, is believed."""
+    """The sort key of two processes' facts: the one that has the device, or had it last, wins."""
     return one.online, one.last_seen
 
 
 class PresenceFile:
-    """Follows a store's events and writes down who is online. What cannot be written is told once,
-    and everything else goes on. The files `others` are those of other processes of the proxy, whose
-    devices may come here now."""
+    """Follows a store's events and writes the devices that are online to the file. A failed write
+    is logged once, and everything else goes on. `others` are the files of other processes of the
+    proxy, whose devices may connect here now."""
 
     def __init__(
         self, path: Path, store: MemoryStore, events: EventLog, others: Sequence[Path] = ()
@@ -96,7 +96,7 @@ class PresenceFile:
         except OSError as error:
             self._tell(f"{path} cannot be read ({error.strerror})")
         except (ValueError, RecursionError) as error:
-            self._tell(f"{path} is damaged ({error}); it is written anew")
+            self._tell(f"{path} is damaged ({error}); it will be overwritten")
         return {}
 
     async def run(self) -> None:

@@ -1,7 +1,6 @@
 """Answers the pump's questions about requests: their destinations, their fields, their log lines.
-The followers of `pump.followers` decide for each request whether the pump carries it; whether a
-service can be reached raw its agent says, when it connects or in an answer. All other requests come
-back to h11.
+The followers of `pump.followers` decide for each request whether the pump carries it. An agent says
+which services take raw connections, when it connects or in an answer. All other requests go to h11.
 """
 
 from __future__ import annotations
@@ -81,8 +80,8 @@ class PumpRoutes:
         self.limits = IngressLimits()
         """The limits of idle connections."""
         self.tracing: Tracing | None = None
-        """Makes spans of requests, where it is set: requests that it samples are served with h11,
-        which sees their steps.
+        """Makes spans of requests, if it is set. Requests that it samples are served with h11,
+        where each step can be seen.
         """
         self._router = router
         self._services: WeakKeyDictionary[Session, dict[str | None, Route]] = WeakKeyDictionary()
@@ -125,7 +124,7 @@ class PumpRoutes:
         return self._router.place_now(named, Wish(address, member, present))
 
     def default_service(self, device: str) -> str:
-        """The name of the device's default service, as far as its agent has said it."""
+        """The name of the device's default service, if its agent has named it."""
         handle = self._router.handle_now(device) or self._router.there_now(device)
         if handle is None:
             return ""
@@ -227,11 +226,11 @@ class Carrier:
         """Whether its `Authorization` was for the proxy, and must not go to the service."""
         self.traces = routes.tracing is not None
         """Whether some requests get spans."""
-        self._is_chosen: bool | None = None  # the request of now, once that was asked
+        self._is_chosen: bool | None = None  # about the current request; None until asked
         self._gate = gate
         self._sender = Sender(visitor.address, visitor.scheme)
         self.client: str | None = None
-        """Who made the last request, where its trusted proxies say so."""
+        """Who made the last request, as trusted proxies report it."""
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether the peer is a trusted proxy, whose fields about the sender count."""
@@ -285,21 +284,22 @@ class Carrier:
         return route
 
     def traces_this(self, head: bytes) -> bool:
-        """Whether the request with this head, which the scanner has accepted, is to have spans."""
+        """Whether the request with this head, which the scanner has accepted, gets spans."""
         self._tried = None
         found = _TRACEPARENT.search(head)
         return self.is_chosen(found[1] if found is not None else b"")
 
     def is_chosen(self, traceparent: bytes) -> bool:
-        """Whether the request of now is to have spans; the same until it is `forget_choice`, or
-        carried, however often it changes hands."""
+        """Whether the current request gets spans. The answer stays the same until `forget_choice`
+        or until the request is carried, even if pump and h11 pass it to each other several
+        times."""
         if self._is_chosen is None:
             tracing = self._routes.tracing
             self._is_chosen = tracing is not None and tracing.chooses(traceparent)
         return self._is_chosen
 
     def forget_choice(self) -> None:
-        """The next request is another one."""
+        """Note that the next call of `is_chosen` is about another request."""
         self._is_chosen = None
 
     def has_tried(self, relay: HttpRelay) -> bool:

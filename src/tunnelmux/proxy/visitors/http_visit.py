@@ -6,16 +6,16 @@ hand-over: the next part gets every byte that was received and not passed on.
 
 | stage   | what has the connection                     | waits for, until (`visit.PATIENCE`)     |
 |---------|---------------------------------------------|-----------------------------------------|
-| seen    | the pump, which looks and does not read | the same as carried                     |
-| carried | a relay in the pump, to its goodbye         | handshake, silent, the relay's phases   |
+| seen    | the pump, which looks and does not read     | the same as carried                     |
+| carried | a relay in the pump, to its close           | handshake, silent, the relay's phases   |
 | judged  | a task, in which h11 reads and writes       | the times of `tunnelmux.http`           |
 | over    | nothing: it is closed                       |                                         |
 
 | from    | to      | when                                                                      |
 |---------|---------|---------------------------------------------------------------------------|
-| seen    | carried | it is to be served here                                                   |
+| seen    | carried | it will be served here                                                    |
 | seen    | over    | it was passed to the worker that has its device                           |
-| carried | judged  | the relay hands back a request, whole or in part, or a problem to be told |
+| carried | judged  | the relay hands back a request, or a part of it, or a problem to answer   |
 | judged  | carried | the next request is one that the pump can carry                           |
 | any     | over    | the visitor left or broke it, it was cut, its time is over                |
 
@@ -101,7 +101,7 @@ class IngressParts:
 
 class HttpVisit(Visit):
     """One connection. Until its first request it has no device, and holds a place of the admission.
-    Begin it with `arrive`, or with `serve` where it stays with h11.
+    Start it with `arrive`, or with `serve` when it stays with h11.
     """
 
     __slots__ = (
@@ -144,7 +144,7 @@ class HttpVisit(Visit):
         self.relay: HttpRelay | None = None
         """The relay that carries its requests, while the pump does."""
         self.by_h11: RequestsByH11 | None = None
-        """What serves its requests in a task, once one had to be."""
+        """Serves its requests with h11 in a task, once a request needs that."""
         self.local: BareSocket | socket.socket | None = None
         self._wire: PumpSocket | None = None  # the same socket, as the pump uses it
         self._parts = parts
@@ -185,7 +185,7 @@ class HttpVisit(Visit):
 
     @property
     def has_asked(self) -> bool:
-        """Whether a request of the connection was judged already."""
+        """Whether the access of a request of the connection was decided already."""
         return self._has_asked
 
     @property
@@ -221,7 +221,7 @@ class HttpVisit(Visit):
             phase = self.relay.phase
             if phase == "left":
                 return "leaving"
-            if phase != "leaving" and not self._wire.is_shaken:
+            if phase != "leaving" and not self._wire.handshake_done:
                 return "handshake"
             return "silent" if phase == "idle" and not self._has_asked else phase
         if self._stage == "seen":
@@ -252,7 +252,7 @@ class HttpVisit(Visit):
     def stop(self) -> None:
         """End now: an answer in progress must not look complete."""
         if self._stage == "judged":
-            self._scope.cancel()  # which resets the connection
+            self._scope.cancel()  # this resets the connection
             return
         if self._stage == "over":
             return
@@ -274,14 +274,14 @@ class HttpVisit(Visit):
     # -- in the pump ------------------------------------------------------------------------------
 
     def arrive(self, nursery: trio.Nursery, local: BareSocket) -> None:
-        """Serve the connection from its accepting on, TLS handshake included. `nursery` owns the
-        tasks for requests that need one."""
+        """Serve a connection that was just accepted, including its TLS handshake. `nursery` owns
+        the tasks for requests that need one."""
         self._nursery, self.local = nursery, local
         self._carry(_accepted(local, self.settings.tls), b"")
 
     def arrive_to_be_passed(self, nursery: trio.Nursery, local: BareSocket) -> None:
-        """The same where another worker may have the device that the visitor wants: then that one
-        gets the connection, of which nothing was read."""
+        """The same when another worker may have the visitor's device: then that worker gets the
+        connection, and nothing was read from it here."""
         from tunnelmux.pump.passing import FirstLook
 
         assert self._parts.pump is not None
@@ -329,7 +329,7 @@ class HttpVisit(Visit):
         return self.local
 
     def _passes(self, way: WayThere) -> bool:
-        """Pass the connection on; whether it is gone from here."""
+        """Pass the connection on. True if another worker has it now."""
         if not way.pass_on(self._parts.slot, self._bare, self.visitor):
             return False
         self.end()
@@ -351,12 +351,12 @@ class HttpVisit(Visit):
         return self._parts.router.named(destination.device) if destination is not None else ""
 
     def _serve_seen(self) -> None:
-        """Read what was looked at."""
+        """Serve the connection here, after the first look at it."""
         look, self._look = self._look, None
         self._carry(_accepted(self._bare, self.settings.tls), b"", instead_of=look)
 
     def _carry(self, wire: PumpSocket, early: _Bytes, instead_of: FirstLook | None = None) -> None:
-        """Have the pump carry requests from now on; these bytes of them were read already."""
+        """Let the pump carry requests from now on; the bytes *early* were read already."""
         assert self._parts.pump is not None
         self._stage = "carried"
         self._wire = wire
@@ -379,7 +379,7 @@ class HttpVisit(Visit):
 
     def _after_relay(self, relay: HttpRelay) -> None:
         assert self._wire is not None
-        if not self._wire.is_shaken:
+        if not self._wire.handshake_done:
             self._end_handshake(relay.error)
         elif relay.outcome != "handed back":
             self.carrier.log_end(relay)
@@ -394,7 +394,8 @@ class HttpVisit(Visit):
             self._judge_soon(relay)
 
     def _end_handshake(self, error: BaseException | None) -> None:
-        """Tell the visitor why the TLS handshake failed, where it can understand that."""
+        """Tell the visitor that the TLS handshake failed: by an HTTP answer if it speaks plain
+        HTTP, else by the TLS alert."""
         assert self._wire is not None
         problem = explain_handshake(error)
         if not isinstance(error, ssl.SSLError):
@@ -421,8 +422,7 @@ class HttpVisit(Visit):
             self.relay.leave()
             self._watch_time()
 
-    # -- deadlines
-    # ------------------------------------------------------------------------------------
+    # -- deadlines ---------------------------------------------------------------------------
 
     def _watch_time(self) -> None:
         # The relay changes what it waits for without a notice. Its next wait begins after this
@@ -475,7 +475,7 @@ class HttpVisit(Visit):
             if state == "agreeing":
                 message = f"The target took no connection within {limits.connect_timeout:g} s."
                 self._overdue = Refusal(504, "target-timeout", message)
-            relay.give_up(None, 0)  # the bytes of the request that came decide the answer
+            relay.give_up(None, 0)  # the answer depends on the part of the request that came
 
     # -- in a task --------------------------------------------------------------------------------
 
@@ -507,8 +507,8 @@ class HttpVisit(Visit):
         begun: Refusal | None,
         bound: tuple[object, Stream] | None,
     ) -> None:
-        """Serve requests with h11 until the pump can go on. These bytes of the next request have
-        come. With `insists`, h11 serves it in any case. `begun` is the refusal for the request in
+        """Serve requests with h11 until the pump can go on. *early* are bytes of the next request.
+        With `insists`, h11 serves that one in any case. `begun` is the refusal for the request in
         progress.
         """
         goes_on = False

@@ -123,7 +123,7 @@ class HttpIngressServer:
     def take(
         self, nursery: trio.Nursery, local: BareSocket, remote: str, *, is_passed: bool = False
     ) -> bool:
-        """Serve one visitor in the pump; whether that is possible now.
+        """Serve one visitor in the pump. False if that is not possible now.
 
         `nursery` owns the tasks for requests that need one. With `is_passed`, another worker has
         passed it on to this one.
@@ -140,7 +140,7 @@ class HttpIngressServer:
         return True
 
     def _has_room(self, remote: str) -> bool:
-        """Whether there is room for another visitor; if need be, a silent or idle one gives way."""
+        """Whether there is room for another visitor; ends silent or idle ones if needed."""
         limits = self._settings.limits
         if host_of(remote) not in self._settings.trusted:
             most = limits.max_visitors_per_address

@@ -1,4 +1,4 @@
-"""The proxy's listening sockets: opened with errors a person can act on, changed while in use."""
+"""The proxy's listening sockets: they can be changed while in use, and errors name the fix."""
 
 from __future__ import annotations
 
@@ -49,24 +49,25 @@ def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]
 
 
 class Places(Protocol):
-    """Who deals out the places of a listener."""
+    """Gives out the places of a listener."""
 
     async def wait_for_place(self, remote: str, /) -> Place | None:
         """A place for the connection from `remote` (`host:port`); None when there is none."""
 
 
 class Binder:
-    """Where listening sockets come from: by default, this process makes its own."""
+    """Makes listening sockets; by default in this process."""
 
     async def open(self, slot: str, address: Address) -> list[trio.SocketListener]:  # noqa: ARG002
         """The sockets that listen at *address*. Raises ConfigError."""
         return await open_listeners(address.host, address.port)
 
     def closed(self, slot: str, address: Address) -> None:
-        """That slot is to listen there no more."""
+        """Note that the slot no longer listens there."""
 
     def feeds(self, slot: str) -> bool:  # noqa: ARG002
-        """Whether connections of that slot are given by `ListenerSet.adopt`, and not accepted."""
+        """Whether connections of that slot come by `ListenerSet.adopt`, and are not accepted
+        here."""
         return False
 
 
@@ -128,8 +129,8 @@ class _Open:
 
 
 class ListenerSet:
-    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept. With a pump, the
-    listeners whose connections need no task are accepted from by that. *binder* makes sockets."""
+    """The listeners of one proxy, by slot; `nursery` owns the tasks that accept. A pump, if there
+    is one, accepts for listeners whose connections need no task. *binder* makes sockets."""
 
     def __init__(
         self, nursery: trio.Nursery, pump: DataPump | None = None, binder: Binder | None = None
@@ -142,7 +143,7 @@ class ListenerSet:
         self._is_closed = False
 
     def address(self, slot: str) -> Address | None:
-        """Where the slot's listener is bound, or None when it has none."""
+        """The address of the slot's listener, or None when it has none."""
         entry = self._open.get(slot)
         return entry.address if entry else None
 
@@ -234,8 +235,8 @@ class ListenerSet:
             connection.close()
 
     def adopt(self, slot: str, connection: socket.socket, seated: Callable[[], None]) -> None:
-        """Serve a connection that was accepted elsewhere; *seated* is called when it waits for no
-        place any more."""
+        """Serve a connection that another process accepted; *seated* is called when it no longer
+        waits for a place."""
         self._nursery.start_soon(self._adopt, slot, connection, seated)
 
     async def _adopt(
@@ -375,7 +376,7 @@ class _PumpedListener:
 
 
 def lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:
-    """Who may connect there at all."""
+    """The addresses that may connect to this listener."""
     return AddressLists(listener.allow_from, listener.deny_from)
 
 

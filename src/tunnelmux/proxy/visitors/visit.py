@@ -1,4 +1,4 @@
-"""One visitor's use of one service, and the register of all that are live."""
+"""One visitor's use of one service, and the register of all live visits."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _log = get_logger("proxy.visits")
 
 Way = Literal["http", "tcp", "raw", "api", "ws", "exec"]
 """How a visit came in: an ingress (http, tcp), or a call of the back end; `api` is a raw forward
-that has named the one request for which it is."""
+for one named request."""
 
 Wait = Literal[
     "device", "connect", "answer", "nothing",
@@ -74,8 +74,8 @@ IN_THE_PUMP: tuple[Wait, ...] = (
 
 
 class Visit(VisitEntry):
-    """One visit, from its begin to `end`. Made by `VisitRegister.begin`; a context manager, which
-    ends it."""
+    """One visit, from its beginning to `end`. Made by `VisitRegister.begin`. As a context manager,
+    it ends with the block."""
 
     __slots__ = ()
 
@@ -130,7 +130,7 @@ class Visit(VisitEntry):
 
     @property
     def agreed_after(self) -> float | None:
-        """Seconds until its target took the connection, where that was noted."""
+        """Seconds until its target accepted the connection, if that was noted."""
         return None
 
     @property
@@ -210,9 +210,9 @@ class Visit(VisitEntry):
 
 
 class VisitRegister(VisitBook):
-    """All live visits of a proxy: those of one device are found by its name.
+    """All live visits of a proxy; those of a device can be found by its name.
 
-    `run` watches their times.
+    `run` watches their deadlines.
     """
 
     def __init__(self, *, clock: Callable[[], datetime] = utc_now) -> None:
@@ -229,7 +229,7 @@ class VisitRegister(VisitBook):
         self._timer = trio.CancelScope()
 
     def __iter__(self) -> Iterator[Visit]:
-        """Those that are live now, the oldest first; they may end meanwhile."""
+        """The visits that are live now, the oldest first; they may end meanwhile."""
         return iter(list(self.live.values()))
 
     def begin(
@@ -289,11 +289,10 @@ class VisitRegister(VisitBook):
 
     @property
     def times_kept(self) -> int:
-        """Times that are noted now: at most about twice as many as there are visits."""
+        """How many deadlines are noted now: at most about twice as many as there are visits."""
         return len(self.due)
 
-    # -- deadlines
-    # ------------------------------------------------------------------------------------
+    # -- deadlines ---------------------------------------------------------------------------
 
     def watch(self, visit: Visit) -> None:
         """Call `visit.late` when its time has passed."""
@@ -304,7 +303,7 @@ class VisitRegister(VisitBook):
         """Watch the deadlines of visits until cancelled."""
         while True:
             self.wakes_at = self.due[0][0] if self.due else float("inf")
-            # Endless while no visit has a time: `watch` moves the deadline.
+            # Without an end while no visit has a deadline: `watch` moves it.
             with trio.CancelScope(deadline=self.wakes_at) as self._timer:
                 await trio.sleep_forever()
             now = trio.current_time()

@@ -1,4 +1,4 @@
-"""What happens to the sessions of all workers, as one sequence."""
+"""The events of all workers' sessions, as one sequence."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ _AGAIN = "the device connected again"
 
 
 class SharedEvents:
-    """The last *history* events, numbered in the order in which the parent heard of them, so that
-    a reader can go on at any worker. Events are JSON, as they are told."""
+    """The last *history* events, numbered in the order in which the parent got them, so that a
+    reader can go on at any worker. Events are kept as JSON."""
 
     def __init__(self, history: int) -> None:
         self._epoch = secrets.token_hex(4)
@@ -28,7 +28,7 @@ class SharedEvents:
         self._counts: Counter[str] = Counter()
 
     def welcome(self) -> Welcome:
-        """What a worker that begins has to know."""
+        """The first message for a worker that starts."""
         return Welcome(self._epoch, [msgspec.Raw(event) for event in self._kept])
 
     def sessions_of(self, worker: str) -> int:
@@ -36,8 +36,8 @@ class SharedEvents:
         return self._counts[worker]
 
     def take(self, worker: str, told: bytes) -> bytes | None:
-        """Number what a worker tells; None where it is no news, because the device has a newer
-        session at another one."""
+        """Number a worker's event. None if the event is outdated, because the device has a newer
+        session at another worker."""
         event = msgspec.json.decode(told, type=SessionEvent)
         where, before = self._live.get(event.device_id, ("", None))
         if event.type == "lost":
@@ -53,7 +53,7 @@ class SharedEvents:
         return self._number(event)
 
     def worker_ended(self, worker: str) -> list[bytes]:
-        """The loss of all sessions that it had."""
+        """The events for the loss of all its sessions."""
         gone = [event for where, event in self._live.values() if where == worker]
         lost = []
         for event in gone:

@@ -1,8 +1,8 @@
 """Messages and descriptors between a proxy's parent and one of its workers.
 
-One Unix stream socket, which the worker inherits. Each side calls the other and gets an answer, or
-tells it something and gets none. Descriptors travel with the message they belong to (SCM_RIGHTS,
-unix(7)); what is told arrives in the order in which it was told.
+It is one Unix stream socket, which the worker inherits. Each side can call the other and gets an
+answer, or send a message without one. Descriptors travel with their message (SCM_RIGHTS, unix(7)).
+Messages arrive in the order in which they were sent.
 """
 
 from __future__ import annotations
@@ -35,40 +35,40 @@ _CALL, _ANSWER, _PROBLEM, _TELL = range(4)
 _READ_SIZE = 65_536
 
 _MOST_DESCRIPTORS = 64
-# With one message: what a listener that is bound to all addresses of a name takes, and more.
+# Descriptors with one message: enough for a listener that is bound to all addresses of a name.
 
 _LARGEST_MESSAGE = 16 * 1024 * 1024
 # Bytes of a body: the events that are kept, at most.
 
 _MOST_WAITING = 64 * 1024 * 1024
-# Bytes that the other side has not read. It is stopped, or hangs: it is given up.
+# Bytes that wait for the other side. With more, it is stopped or hangs, and is given up.
 
 
 class LinkLost(TunnelmuxError):
-    """The other process has ended, or does not read any more."""
+    """The other process has ended, or no longer reads."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a call is answered with. The descriptors are the caller's to close."""
+    """The answer to a call. The caller has to close the descriptors."""
 
     body: bytes = b""
     descriptors: Sequence[int] = field(default=())
 
 
 class LinkOwner(Protocol):
-    """What is done with what comes. Descriptors that come are its own to close."""
+    """Handles the messages that come. It has to close the descriptors that come."""
 
     async def answer(self, what: str, body: bytes) -> Reply:
         """Answer a call; a ConfigError is raised where it was called. The reply's descriptors are
         closed when they are sent."""
 
     def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
-        """Take what was told."""
+        """Handle a message."""
 
 
 class Link:
-    """This end of it. `run` does the work, until the other end is gone."""
+    """One end of the link. `run` does the work, until the other end is gone."""
 
     def __init__(self, connected: socket.socket, owner: LinkOwner) -> None:
         connected.setblocking(False)
@@ -93,8 +93,8 @@ class Link:
             self._lose()
 
     async def call(self, what: str, body: bytes = b"") -> Reply:
-        """What the other side answers; raises its ConfigError, and LinkLost. The caller bounds the
-        wait."""
+        """Call the other side and return its answer; raises its ConfigError, and LinkLost. The
+        caller bounds the wait."""
         number = next(self._numbers)
         waiting = self._calls[number] = _Waiting()
         try:
@@ -109,8 +109,8 @@ class Link:
         return waiting.take()
 
     def tell(self, what: str, body: bytes = b"", descriptors: Sequence[int] = ()) -> None:
-        """Send it as soon as that goes; the descriptors are the link's to close from now on.
-        Raises LinkLost."""
+        """Send a message as soon as possible; the link will close the descriptors. Raises
+        LinkLost."""
         self._queue(_TELL, what, 0, body, descriptors)
 
     def _queue(
@@ -209,7 +209,7 @@ class Link:
                 waiting.reply = Reply(body, passed)
             waiting.answered.set()
         else:
-            close_all(passed)  # who called has given up
+            close_all(passed)  # the caller has given up
 
     async def _answer(self, what: str, number: int, body: bytes) -> None:
         with contextlib.suppress(LinkLost):

@@ -1,4 +1,4 @@
-"""A worker as a node: its directory is its parent's, and hops are pairs of sockets."""
+"""A worker as a node: the parent keeps its directory, and hops are pairs of sockets."""
 
 from __future__ import annotations
 

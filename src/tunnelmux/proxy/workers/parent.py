@@ -1,6 +1,7 @@
-"""The parent of a proxy's workers: binds what they listen on, and keeps them and their directory.
+"""The parent of a proxy's workers: binds their listeners, supervises them, and keeps their
+directory.
 
-No byte of a visitor passes here. It accepts agents, for it knows which worker has the fewest.
+No byte of a visitor passes here. It accepts agents, because it knows which worker has the fewest.
 """
 
 from __future__ import annotations
@@ -58,20 +59,20 @@ _AGENTS_SLOT = "tunnel"
 
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 10.0
-# Seconds before a worker is started again, doubled each time: one that cannot start must not keep
-# a core busy.
+# Seconds before a worker is started again, doubled each time: a worker that cannot start must not
+# keep a core busy.
 
 _CALM = 30.0
-# Seconds after which a worker that ends is the first again.
+# Seconds that a worker must have run for the pause before its restart to begin small again.
 
 _MOST_UNSEATED = 64
 # Agents that wait in one worker for a place to shake hands; the others wait in the kernel.
 
 _FAILED_ACCEPT_PAUSE = 0.1
-# Seconds until an accept is tried again that failed, for want of descriptors mostly.
+# Seconds until a failed accept is tried again; mostly no descriptor was left.
 
 _EXPECTED = 10.0
-# Seconds after which an agent that was passed on and has no session is not counted any more.
+# Seconds after which an agent that was passed on and has no session no longer counts.
 
 _RELOAD_TIMEOUT = 30.0
 # Seconds a worker may take to read its configuration again.
@@ -80,7 +81,7 @@ _NOT_STARTED = 126
 # The status of a program that cannot be executed, as a shell has it.
 
 _KILL_AFTER = 5.0
-# Seconds that a worker has to end once it has lost its parent's ear, or its grace is over.
+# Seconds that a worker has to end once its link is closed, or its grace period is over.
 
 
 @dataclass(eq=False)
@@ -107,14 +108,14 @@ class _Seat:
 
 @dataclass(eq=False)
 class _Bound:
-    """One listener, and who listens on it."""
+    """One listener, and the workers that listen on it."""
 
     listeners: list[trio.SocketListener]
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
     holders: set[str] = field(default_factory=set)
 
     def close(self) -> None:
-        self.scope.cancel(reason="nothing listens there any more")
+        self.scope.cancel(reason="no worker listens there any more")
         for listener in self.listeners:
             listener.socket.close()
 
@@ -151,8 +152,8 @@ class WorkersParent:
     async def run(
         self, *, task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Run the workers until all were drained. Started when all of them serve; raises
-        ConfigError where one cannot begin."""
+        """Run the workers until all were drained. Reports started when all of them serve; raises
+        ConfigError if one cannot start."""
         try:
             async with trio.open_nursery() as self._nursery:
                 for seat in self._seats.values():
@@ -173,8 +174,8 @@ class WorkersParent:
             raise self._failure
 
     async def reload(self) -> ReloadReport:
-        """Have all workers read their configuration again. Raises ConfigError where one of them
-        cannot use it."""
+        """Make all workers read their configuration again. Raises ConfigError if one of them cannot
+        use it."""
         reports: list[Reloaded] = []
         problems: list[ConfigError] = []
 
@@ -224,7 +225,7 @@ class WorkersParent:
     # -- one worker ---------------------------------------------------------------------------
 
     async def _keep(self, seat: _Seat) -> None:
-        """Run the worker, again and again."""
+        """Run the worker, and start it again whenever it ends."""
         backoff = _FIRST_BACKOFF
         while not self._stopping.is_set():
             began = trio.current_time()
@@ -249,7 +250,7 @@ class WorkersParent:
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
     async def _run_once(self, seat: _Seat) -> tuple[bool, int]:
-        """Whether it came to serve, and how it ended."""
+        """Run the worker once. Returns whether it served, and its exit status."""
         ours, theirs = socket.socketpair()
         incarnation = new_incarnation(int(time.time() * 1000))
         with theirs:
@@ -309,7 +310,7 @@ class WorkersParent:
         raise ConfigError(f"there is no {what}")
 
     def hear(self, seat: _Seat, what: str, body: bytes) -> None:
-        """Take what a worker tells."""
+        """Handle a message of a worker."""
         if what == EVENT:
             event = self._events.take(seat.name, body)
             if event is not None:
@@ -360,8 +361,8 @@ class WorkersParent:
                 self._bound.pop(address).close()
 
     def _reach(self, seat: _Seat, wanted: Reach) -> Reply:
-        """Connect two workers. Each end comes from here, and from nowhere else:
-        it needs no proof of who has the other one."""
+        """Connect two workers. Only this makes such connections, so that they need no
+        authentication."""
         other = self._seats.get(wanted.node)
         if other is None or other is seat or other.link is None or not other.is_ready:
             return Reply()
@@ -440,7 +441,7 @@ class WorkersParent:
 
 
 class _Ear:
-    """One worker's link, as its parent hears it."""
+    """Handles the messages of one worker's link."""
 
     def __init__(self, parent: WorkersParent, seat: _Seat) -> None:
         self._parent = parent
@@ -459,7 +460,7 @@ _OF_THE_PARENT = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 
 
 def worker_names(count: int) -> list[str]:
-    """What the workers of one proxy are called."""
+    """The names of the workers of one proxy."""
     return [f"worker-{number}" for number in range(1, count + 1)]
 
 

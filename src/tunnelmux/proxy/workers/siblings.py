@@ -1,4 +1,4 @@
-"""The other workers, as the internal API of one asks them."""
+"""Calls of one worker's internal API to the other workers."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ __all__ = ["Siblings"]
 _log = get_logger("proxy.workers")
 
 _ANSWER_TIMEOUT = 5.0
-# Seconds for another worker to answer: one that is stopped must not hold up what the others say.
+# Seconds for another worker to answer: a stopped worker must not delay the answers of the others.
 
 
 class Siblings:
-    """Calls each over a connection of its own, made by the parent: who has one is believed."""
+    """Calls each worker over a separate connection. The parent makes it, so that it needs no
+    authentication."""
 
     def __init__(self, worker: Worker, limits: IngressLimits) -> None:
         self.names = worker.others
@@ -37,7 +38,7 @@ class Siblings:
         self._limits = limits
 
     async def ask_all(self, method: bytes, target: bytes, body: bytes = b"") -> list[Answer]:
-        """What those answer that do, in no order."""
+        """The answers of all that answer, in no order."""
         answers: list[Answer] = []
 
         async def ask(name: str) -> None:
@@ -66,7 +67,7 @@ class Siblings:
 
     @asynccontextmanager
     async def stream(self, name: str, target: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
-        """The content of one's answer, as it comes. Raises ConnectError."""
+        """The content of one worker's answer, as it comes. Raises ConnectError."""
         async with self._exchange(name, b"GET", target, b"") as client:
             with trio.move_on_after(_ANSWER_TIMEOUT) as waiting:
                 await client.read_head()
@@ -75,7 +76,7 @@ class Siblings:
             yield _content(client, name)
 
     async def device_of_token(self, token: str) -> str:
-        """The device whose session has that token at another worker; empty where none has."""
+        """The device whose session at another worker has this token; empty if there is none."""
         path = f"/internal/session/{quote(token, safe='')}".encode("ascii")
         for answer in await self.ask_all(b"GET", path):
             if answer.status == 200:
@@ -83,7 +84,7 @@ class Siblings:
         return ""
 
     def tell_figures(self, text: bytes) -> None:
-        """Have the parent know this worker's metrics, as they were last shown."""
+        """Send the parent this worker's metrics, as they were last shown."""
         self._worker.tell_figures(text)
 
     async def ended_figures(self) -> bytes:

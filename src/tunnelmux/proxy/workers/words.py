@@ -1,4 +1,4 @@
-"""What a proxy's parent and its workers say to each other over a `Link`."""
+"""The messages between a proxy's parent and its workers over a `Link`."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ LISTEN = "listen"
 """Worker calls with `Address`; answered by the listening sockets, which all workers share."""
 
 UNLISTEN = "unlisten"
-"""Worker tells `Address`: its configuration names it no more."""
+"""Worker tells `Address`: its configuration no longer names it."""
 
 REACH = "reach"
-"""Worker calls with `Reach`; answered by a connected socket, or by none where there is no such
-worker now. The other end is told that worker as `REACHED`."""
+"""Worker calls with `Reach`; answered by a connected socket, or by none if that worker does not
+run. That worker gets the other end as `REACHED`."""
 
 REACHED = "reached"
-"""Parent tells `Reach`, with a connected socket; its node is the one at the other end."""
+"""Parent tells `Reach`, with a connected socket; its node is the worker at the other end."""
 
 READY = "ready"
 """Worker tells: it serves."""
@@ -56,13 +56,13 @@ AGENT = "agent"
 """Parent tells `Agent`, with a connection that it has accepted."""
 
 SEATED = "seated"
-"""Worker tells: one such connection does not wait for a place any more."""
+"""Worker tells: one such connection no longer waits for a place."""
 
 FIGURES = "figures"
 """Worker tells: its metrics, as they were last shown."""
 
 ENDED_FIGURES = "ended figures"
-"""Worker calls; answered by what workers that have ended had counted, as metrics."""
+"""Worker calls; answered by the counters of workers that have ended, as metrics."""
 
 WELCOME = "welcome"
 """Parent tells `Welcome` first of all."""
@@ -82,7 +82,7 @@ with visitors' connections."""
 
 
 class Address(msgspec.Struct, frozen=True):
-    """One listener. *slot* tells apart those that have port 0."""
+    """One listener. *slot* distinguishes listeners with port 0."""
 
     slot: str
     host: str
@@ -103,14 +103,14 @@ class Agent(msgspec.Struct, frozen=True):
 
 
 class Welcome(msgspec.Struct, frozen=True):
-    """What a worker has to know: the events so far, and how they are numbered."""
+    """The data that a worker needs first: the events so far, and their numbering."""
 
     epoch: str
     events: list[msgspec.Raw]
 
 
 class Reloaded(msgspec.Struct, frozen=True):
-    """What came of a reload in one worker."""
+    """The result of a reload in one worker."""
 
     kicked: list[str]
     problems: list[str]

@@ -1,4 +1,4 @@
-"""One worker of a proxy, as the rest of the proxy sees its parent and the other workers."""
+"""One worker of a proxy: gives the rest of the process its parent and the other workers."""
 
 from __future__ import annotations
 
@@ -52,27 +52,27 @@ Reloads = Callable[[], Awaitable[Reloaded]]
 
 
 class Worker(Binder):
-    """This process as a worker. `run` has to run all the while."""
+    """This process as a worker. `run` must be running while it is used."""
 
     def __init__(
         self, connected: socket.socket, name: str, incarnation: str, *, others: Sequence[str] = ()
     ) -> None:
         self.name = name
         self.others = [other for other in others if other != name]
-        """What the other workers are called, whether they run or not."""
+        """The names of the other workers, whether they run or not."""
         self.incarnation = incarnation
         self.events = EventLog(history=0)
         """The events of all workers."""
         self.drain_wanted = trio.Event()
-        """Set when the worker is to end in order; also when the parent has ended."""
+        """Set when the worker has to end in order; also when the parent has ended."""
         self.is_orphan = False
         """Whether the parent has ended."""
         self.on_reload: Reloads | None = None
         self.on_reached: dict[Way, Callable[[socket.socket, str], None]] = {}
-        """What is called with the other end of a connection that another worker has asked for."""
+        """Called with this end of a connection that another worker has asked for."""
         self.on_agent: Callable[[str, socket.socket, Callable[[], None]], None] | None = None
-        """Called with the slot of a listener, a connection that came there, and what is to be
-        called when it waits for no place any more."""
+        """Called with the slot of a listener, a connection that came there, and a function to call
+        when the connection no longer waits for a place."""
         self._link = Link(connected, self)
         self._news = trio.Event()
 
@@ -92,15 +92,15 @@ class Worker(Binder):
         self.events = EventLog(history)
 
     def record(self, event: SessionEvent) -> None:
-        """Tell all of an event of this worker."""
+        """Report an event of this worker to all workers."""
         self._tell(EVENT, msgspec.json.encode(event))
 
     def tell_figures(self, text: bytes) -> None:
-        """Tell the parent what this worker's metrics showed last."""
+        """Send the parent this worker's metrics, as they were last shown."""
         self._tell(FIGURES, text)
 
     async def ended_figures(self) -> bytes:
-        """What workers that have ended had counted, as metrics. The caller bounds the wait."""
+        """The counters of workers that have ended, as metrics. The caller bounds the wait."""
         return (await self._link.call(ENDED_FIGURES)).body
 
     def _tell(self, what: str, body: bytes = b"") -> None:
@@ -124,7 +124,7 @@ class Worker(Binder):
         return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
 
     def closed(self, slot: str, address: ConfigAddress) -> None:
-        """This worker is not to listen there any more."""
+        """Note that this worker no longer listens there."""
         self._tell(UNLISTEN, msgspec.json.encode(Address(slot, address.host, address.port)))
 
     def feeds(self, slot: str) -> bool:
@@ -170,7 +170,7 @@ class Worker(Binder):
         raise ConfigError(f"{self.name} knows no {what}")
 
     def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
-        """Take what the parent tells."""
+        """Handle a message from the parent."""
         if what == NEWS:
             self._news.set()
         elif what == EVENT:

@@ -61,7 +61,7 @@ class SqlAuditTrail(Repository, AuditTrail):
         return tx.record(action, object_kind, object_id, after=details)
 
     async def verify(self) -> ChainCheck:
-        # In pages, each a transaction of its own: entries are only ever added.
+        # In pages, each in its own transaction: entries are only ever added.
         number, previous = 0, FIRST_HASH
         while entries := await self.export(from_number=number + 1, limit=_BATCH):
             for entry in entries:
@@ -93,7 +93,7 @@ class SqlAuditTrail(Repository, AuditTrail):
     def _head(self, tx: Transaction, at_least: int) -> tuple[int, str]:
         """How many entries there must be, and the last one's hash.
 
-        Where more were written meanwhile, those up to `at_least` are right already.
+        If more were written meanwhile, the entries up to `at_least` are right.
         """
         tenants = schema.tenants
         row = tx.execute(

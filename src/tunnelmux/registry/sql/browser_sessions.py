@@ -35,8 +35,8 @@ _log = get_logger("registry")
 
 _MOST_BEGUN = 300
 _BEGUN_PERIOD = 600.0
-# Sessions without a user that one address, of IPv6 one /64, may begin within so many seconds: room
-# for an office behind one address in the morning. Each is a row that a stranger may write.
+# Sessions without a user that one address (IPv6: one /64) may begin within so many seconds: enough
+# for an office behind one address in the morning. Each is a row that a stranger can cause.
 
 _USE_WRITTEN = timedelta(minutes=1)
 
@@ -55,7 +55,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         address: str,
         user_agent: str,
     ) -> NewBrowserSession:
-        # Made without anybody having signed in, so nothing goes into the audit.
+        # There is no user yet, so there is no entry in the audit.
         if not spend(tx, f"sign-in {network_of(address)}", _MOST_BEGUN, _BEGUN_PERIOD):
             raise RegistryRefused(
                 "too many sign-ins were begun from here: try again in some minutes",
@@ -90,7 +90,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         row = tx.execute(_living(tx).where(_B.c.digest == digest)).first()
         if row is None:
             return None
-        # An idle end of minutes must be put off more often than once a minute.
+        # An idle time of minutes must be extended more often than once a minute.
         due = min(_USE_WRITTEN, timedelta(seconds=row.idle / 4))
         return _session(row), row.last_seen < tx.now - due
 
@@ -143,7 +143,7 @@ class SqlBrowserSessions(Repository, BrowserSessions):
         idle: float,
         lifetime: float,
     ) -> NewBrowserSession | None:
-        # A row is deleted once: of two sign-ins that end at once in one browser, one goes on.
+        # A row is deleted once: when two sign-ins end at the same time in one browser, one wins.
         if not tx.execute(_B.delete().where(_B.c.id == session.id)).rowcount:
             return None
         new = _insert(

@@ -18,13 +18,13 @@ from tunnelmux.registry.sql.watch import open_watch
 __all__ = ["KEPT", "PROXY_SILENCE", "SqlChanges", "is_living"]
 
 KEPT = timedelta(hours=1)
-"""How long a change is remembered. A reader that was away for longer reads everything anew."""
+"""How long a change is kept. A reader that was away for longer reads everything again."""
 
 PROXY_SILENCE = timedelta(seconds=15)
-"""A proxy that has not written for so long counts as gone: three of its beats."""
+"""A proxy that has not written for this long counts as gone: three of its beats."""
 
 _LOOK = 0.05
-# Seconds between two looks at what the proxies have confirmed, while a caller waits for it.
+# Seconds between two checks of what the proxies have confirmed, while a caller waits for it.
 
 _C = schema.changes
 _E = schema.change_effects
@@ -45,7 +45,7 @@ class SqlChanges(Repository, Changes):
         ).all()
         if rows and rows[0].number != number + 1:
             return None
-        # Behind: forgotten meanwhile. Ahead: another database, restored from a backup.
+        # Too low: deleted meanwhile. Too high: the database was restored from a backup.
         if not rows and tx.last_change() != number:
             return None
         return [
@@ -95,5 +95,5 @@ class SqlChanges(Repository, Changes):
 
 
 def is_living(proxy: sa.Row[Any], tx: Transaction) -> bool:
-    """Whether a proxy is at work, as far as it has said."""
+    """Whether a proxy has written recently enough."""
     return bool(proxy.working) and proxy.beat > tx.now - PROXY_SILENCE

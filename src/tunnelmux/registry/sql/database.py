@@ -1,4 +1,4 @@
-"""One database, from Trio: each transaction in a thread, bounded in number and in time."""
+"""One database, for Trio: each transaction runs in a thread, bounded in number and in time."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ __all__ = ["CONNECT_TIMEOUT", "Database", "parse_url"]
 T = TypeVar("T")
 
 _TRIES = 3
-# Of a transaction that PostgreSQL gave up in favour of another (40001, 40P01).
+# Attempts at a transaction that PostgreSQL gives up in favour of another (40001, 40P01).
 
 _CANCEL_TIME = 0.5
-# Seconds PostgreSQL gets to cancel a statement whose time is over, before the connection is cut.
+# Seconds that PostgreSQL gets to cancel a late statement, before the connection is cut.
 
 CONNECT_TIMEOUT = 3
 """Seconds for a new connection to PostgreSQL; libpq knows no less than 2."""
 
 
 class _Call:
-    """One transaction on its way: which connection it has, and whether its time is over."""
+    """One transaction under way: its connection, and whether its time is over."""
 
     __slots__ = ("connection", "is_late")
 
@@ -49,8 +49,8 @@ class Database:
     """The engine, its threads and its connections.
 
     There are as many turns as connections, so that no thread ever waits for a connection. Waiting
-    for a turn can be cancelled; a transaction that has begun is shielded: it commits, or is rolled
-    back, within its timeout, and its thread always comes back.
+    for a turn can be cancelled. A transaction that has begun is shielded: it commits, or is rolled
+    back, within its timeout, and its thread always ends.
     """
 
     def __init__(self, url: Secret, *, connections: int, timeout: float) -> None:
@@ -59,10 +59,10 @@ class Database:
         self.url = parsed
         shown = parsed.set(drivername="postgresql").render_as_string()
         self.place = parsed.database or "" if self.is_sqlite else shown
-        """The database as messages and logs may show it."""
+        """The name of the database for messages and logs, without a password."""
         self.timeout = timeout
         self.failures = {"away": 0, "failed": 0}
-        """How many calls of `run` ended so, since the beginning."""
+        """How many calls of `run` have failed in these ways."""
         self._calls = threading.local()
         if self.is_sqlite:
             self.engine = self._sqlite_engine(parsed, connections, timeout)
@@ -71,14 +71,14 @@ class Database:
         self._cover_pings()
         self._threads = trio.CapacityLimiter(2 * connections + 2)
         self._reading = trio.CapacityLimiter(connections)
-        # SQLite has one writer at a time; those of one process wait here, in order.
+        # SQLite has one writer at a time; the writers of this process wait here, in order.
         self._writing = trio.CapacityLimiter(1) if self.is_sqlite else self._reading
 
     async def run(self, work: Callable[[Connection], T], *, write: bool) -> T:
-        """What `work` answers, done in one transaction in a thread.
+        """Call `work` within one transaction, in a thread, and return its result.
 
-        Raises RegistryAway and RegistryFailed for what the database says, and whatever `work`
-        raises; the transaction is rolled back then.
+        Raises RegistryAway and RegistryFailed for errors of the database, and any error of `work`;
+        the transaction is then rolled back.
         """
         turns = self._writing if write else self._reading
         await turns.acquire()
@@ -117,7 +117,7 @@ class Database:
     def run_here(
         self, work: Callable[[Connection], T], write: bool, call: _Call | None = None
     ) -> T:
-        """As `run`, in this thread, without a deadline."""
+        """Like `run`, in this thread, without a deadline."""
         self._calls.now = call
         for attempt in range(1, _TRIES + 1):
             try:
@@ -140,7 +140,7 @@ class Database:
                 return work(connection)
 
     async def _end_late(self, call: _Call) -> None:
-        """Make a call come back whose time is over."""
+        """End a call whose time is over."""
         await trio.sleep(self.timeout)
         call.is_late = True
         connection: Any = call.connection
@@ -149,14 +149,14 @@ class Database:
         if self.is_sqlite:
             connection.interrupt()
             return
-        with contextlib.suppress(Exception):  # a server that is frozen cannot be asked
+        with contextlib.suppress(Exception):  # a frozen server does not answer this either
             await trio.to_thread.run_sync(
                 lambda: connection.cancel_safe(timeout=_CANCEL_TIME),
                 limiter=trio.CapacityLimiter(1),
             )
         await trio.sleep(_CANCEL_TIME)
         # A frozen server answers nothing, and no timeout of libpq ends that wait. The descriptor is
-        # doubled, because closing the driver's own would free its number under its feet.
+        # duplicated: closing the driver's own would free its number while the driver still uses it.
         if call.connection is not None and not connection.closed:
             cut = socket.socket(fileno=os.dup(connection.fileno()))
             with contextlib.suppress(OSError):
@@ -170,8 +170,9 @@ class Database:
     # -- engines ------------------------------------------------------------------------------
 
     def _sqlite_engine(self, url: sa.URL, connections: int, timeout: float) -> Engine:
-        # A short code could be found from its SHA-256: the file is for its owner and group only,
-        # and SQLite gives the files beside it the same mode. What goes wrong here, it tells better.
+        # A short code could be found from its SHA-256, so the file is for its owner and group only,
+        # and SQLite gives the files beside it the same mode. For an error here, SQLite's own
+        # message, which follows, is better.
         with contextlib.suppress(OSError):
             os.close(os.open(self.place, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o660))
         engine = sa.create_engine(
@@ -185,17 +186,17 @@ class Database:
 
         @event.listens_for(engine, "connect")
         def prepare(connection: sqlite3.Connection, _record: object) -> None:
-            connection.isolation_level = None  # the driver begins nothing by itself
+            connection.isolation_level = None  # the driver must not begin transactions itself
             connection.execute("PRAGMA foreign_keys=ON")
             connection.execute("PRAGMA synchronous=NORMAL")
-            # Asked before it is set: a database that can only be read can be read all the same.
+            # Set only if it differs, so that a read-only database can still be read.
             (mode,) = connection.execute("PRAGMA journal_mode").fetchone()
             if mode != "wal":
                 connection.execute("PRAGMA journal_mode=WAL")
 
         @event.listens_for(engine, "begin")
         def begin(connection: Connection) -> None:
-            # A transaction that reads first and writes later fails at once, whatever the timeout,
+            # A transaction that reads first and writes later fails at once, despite the timeout,
             # when another process has written in between (SQLITE_BUSY_SNAPSHOT).
             write = connection.get_execution_options().get("tunnelmux_write")
             connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
@@ -229,13 +230,14 @@ class Database:
         def refuse_when_late(*_: object) -> None:
             call: _Call | None = getattr(self._calls, "now", None)
             if call is not None and call.is_late:
-                # The ping found the connection dead only when the call's time was over already.
+                # The ping took so long to find the connection dead that the call's time is over.
                 raise RegistryAway(f"the registry at {self.place} does not answer")
 
         return engine
 
     def _cover_pings(self) -> None:
-        """Let a call's deadline reach the pool's ping too, which comes before its connection."""
+        """Make a call's deadline hold for the pool's ping too, which comes before the
+        connection."""
         dialect = self.engine.dialect
         ping = dialect.do_ping
 
@@ -249,12 +251,12 @@ class Database:
 
 
 def parse_url(url: Secret) -> sa.URL:
-    """The URL in SQLAlchemy's terms; raises ConfigError, without showing a password."""
+    """The URL as SQLAlchemy's; raises ConfigError, without showing a password."""
     example = "sqlite:////var/lib/tunnelmux/registry.db or postgresql://tunnelmux@db.example.com/tunnelmux"
     try:
         parsed = sa.make_url(url.reveal())
     except (sa.exc.ArgumentError, ValueError):
-        raise ConfigError(f"registry.url: it is no URL: write it as {example}") from None
+        raise ConfigError(f"registry.url is not a URL: write it as {example}") from None
     if parsed.drivername in ("postgresql", "postgres", "postgresql+psycopg"):
         if importlib.util.find_spec("psycopg") is None:
             raise ConfigError(
@@ -264,7 +266,7 @@ def parse_url(url: Secret) -> sa.URL:
         return parsed.set(drivername="postgresql+psycopg")
     if parsed.drivername != "sqlite":
         raise ConfigError(
-            f'registry.url: "{parsed.drivername}" is no database that is supported: write it as '
+            f'registry.url: the database "{parsed.drivername}" is not supported: write the URL as '
             f"{example}"
         )
     if not parsed.database or not os.path.isabs(parsed.database):  # noqa: PTH117 - text of a URL

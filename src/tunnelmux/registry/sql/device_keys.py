@@ -27,7 +27,7 @@ _D = schema.devices
 _T = schema.tenants
 
 _MOST_KEYS = 10
-# Of one device that are good at once: it makes another before the last one is over.
+# Valid keys of one device at once: it makes the next one before the last one expires.
 
 _LONGEST = 366 * 86_400.0
 
@@ -41,7 +41,7 @@ class SqlDeviceSshKeys(Repository, DeviceSshKeys):
         find_device(tx, device_id)
         if not 0 < lifetime <= _LONGEST:
             raise RegistryRefused(
-                "a device's key is good for a year at most", code="invalid", field="lifetime"
+                "a device's key is valid for a year at most", code="invalid", field="lifetime"
             )
         tx.delete(_K, _K.c.expires <= tx.now)
         expires = tx.now + timedelta(seconds=lifetime)
@@ -50,7 +50,7 @@ class SqlDeviceSshKeys(Repository, DeviceSshKeys):
         if mine is not None:
             tx.update(_K, _K.c.id == mine.id, expires=expires)
         else:
-            # The one question across tenants: the gateway finds the device by it.
+            # This looks into all tenants, because the gateway finds the device by the key alone.
             if tx.above().execute(sa.select(_K.c.id).where(same, _K.c.expires > tx.now)).first():
                 raise RegistryRefused(
                     "another device has this key: make one for each", code="taken", field="key"
@@ -88,7 +88,7 @@ class SqlDeviceSshKeys(Repository, DeviceSshKeys):
         tx.delete(_K, _K.c.id == key_id)
         before = {"device": row.device_id, "fingerprint": row.fingerprint}
         tx.record("device_ssh_key.remove", "device_ssh_key", key_id, before=before)
-        _end(tx, _C.c.ssh_key_id == key_id, reason="its SSH key was taken back")
+        _end(tx, _C.c.ssh_key_id == key_id, reason="its SSH key was removed")
         return tx.announce("device", row.device_id)
 
 
@@ -118,7 +118,7 @@ class SqlSshDevices(Repository, SshDevices):
         _end(
             inner,
             sa.and_(_C.c.device_id == row.device_id, _C.c.ssh_key_id.is_not(None)),
-            reason="logged in anew",
+            reason="logged in again",
         )
         token = add_credential(inner, row.device_id, state="active")
         inner.update(_C, _C.c.digest == digest_of(token), ssh_key_id=key_id)
@@ -139,7 +139,7 @@ class SqlSshDevices(Repository, SshDevices):
 
 
 def _end(tx: Transaction, which: sa.ColumnElement[bool], *, reason: str) -> int:
-    """End those of these credentials that live; how many there were."""
+    """End those of these credentials that are living; how many there were."""
     rows = tx.execute(tx.select(_C).where(which, _C.c.state == "active")).all()
     for row in rows:
         tx.update(_C, _C.c.id == row.id, state="ended", ended=tx.now, end_reason=reason)

@@ -96,7 +96,7 @@ class SqlDevices(Repository, Devices):
 
     @reads
     def find_called(self, tx: Transaction, text: str) -> Device:
-        # Without case: OpenSSH turns the names of hosts into lower case.
+        # In any case: OpenSSH turns host names into lower case.
         text = text.strip()
         for condition in (_D.c.name == text.lower(), _D.c.serial_key == serial_key(text)):
             row = tx.execute(_devices(tx).where(condition)).first() if text else None
@@ -254,7 +254,7 @@ class SqlCredentials(Repository, Credentials):
         before = find_device(tx, device_id)
         if not before.enabled or before.quarantine:
             raise RegistryRefused(
-                f'"{before.name}" is turned away and could not take a new credential: let it in '
+                f'"{before.name}" may not connect and so cannot get a new credential: enable it '
                 "first",
                 code="not_enabled",
             )
@@ -296,7 +296,7 @@ def add_device(
     paired_by_name: str,
     install_key_id: str | None = None,
 ) -> str:
-    """A new device without a credential, written down in the audit; its id."""
+    """Add a device without a credential, with its audit entry; returns its id."""
     device_id = new_id()
     label = names.device_label(name, tenant_name(tx))
     serial = _clean_serial(serial)
@@ -324,7 +324,7 @@ def add_device(
 
 
 def add_credential(tx: Transaction, device_id: str, *, state: str) -> Secret:
-    """A new credential of a device, written down in the audit; its token."""
+    """Add a credential of a device, with its audit entry; returns its token."""
     secret, digest = new_secret("tmd")
     credential_id = new_id()
     tx.insert(
@@ -359,24 +359,24 @@ def end_credentials(
             after={"reason": reason},
         )
     if state is None and not but:
-        # Nor may it come back by what it logs in to the gateway with.
+        # Nor may it come back by an SSH key at the gateway.
         tx.delete(schema.device_ssh_keys, schema.device_ssh_keys.c.device_id == device_id)
-        # Whatever other machine had it, it is worth nothing there now.
+        # Another machine that had the credential cannot use it any more.
         tx.update(_S, _S.c.device_id == device_id, rival="", rival_seen=None)
     return len(rows)
 
 
 def check_serial_free(tx: Transaction, serial: str, device_id: str) -> None:
-    """Refuse a serial number that another device of this tenant has."""
+    """Raise RegistryRefused for a serial number that another device of this tenant has."""
     if not serial:
         return
-    # Whatever the case, as it is looked for.
+    # In any case, as in a search.
     same = _D.c.serial_key == serial_key(serial)
     other = tx.execute(tx.select(_D, _D.c.name).where(same, _D.c.id != device_id)).scalar()
     if other is not None:
         raise RegistryRefused(
-            f'the device "{other}" has this serial number: if it was installed anew, let the new '
-            "one replace it",
+            f'the device "{other}" has this serial number: if it was reinstalled, let the new one '
+            "replace it",
             code="serial_taken",
             field="serial",
         )
@@ -386,25 +386,23 @@ def check_serial_free(tx: Transaction, serial: str, device_id: str) -> None:
 
 
 def check_name_free(tx: Transaction, name: str) -> None:
-    """Refuse a name that cannot be a device's in this tenant, or is one already."""
+    """Raise RegistryRefused for a name that no device may have in this tenant, or that one has."""
     tenant = tenant_name(tx)
     names.check_device_name(name, tenant)
     taken = tx.execute(tx.select(_D, _D.c.id).where(_D.c.name == name)).first() is not None
     if not taken and tenant == names.DEFAULT_TENANT:
-        # The one question about other tenants: whether one has this name, which host names tell
-        # anyway.
+        # This tells whether another tenant has the name, which host names tell anyway.
         taken = tx.label_is_taken(name)
     if taken:
         raise RegistryRefused(
-            f'"{name}" is taken: a device has it, or a tenant, which host names could not tell '
-            "from it",
+            f'"{name}" is taken: a device has it, or a tenant, whose host names would be the same',
             code="taken",
             field="name",
         )
 
 
 def _take_name(tx: Transaction, name: str, device_id: str) -> str:
-    """Give a device another name; its label in host names."""
+    """Give a device another name; returns its label in host names."""
     check_name_free(tx, name)
     label = names.device_label(name, tenant_name(tx))
     tx.update(_L, _L.c.device_id == device_id, label=label)
@@ -412,7 +410,8 @@ def _take_name(tx: Transaction, name: str, device_id: str) -> str:
 
 
 def _change(tx: Transaction, before: Device, action: str, values: dict[str, Any]) -> int:
-    """Write what is different; the change's number, or that of the last one when nothing is."""
+    """Write the values that differ. Returns the change's number; without a difference, that of the
+    last change."""
     changed = {key: value for key, value in values.items() if getattr(before, key) != value}
     if not changed:
         return tx.last_change()
@@ -423,7 +422,7 @@ def _change(tx: Transaction, before: Device, action: str, values: dict[str, Any]
 
 
 def serial_key(serial: str) -> str:
-    """What is compared of a serial number: case does not count, nor space around it."""
+    """The form in which serial numbers are compared: without case, and without space around."""
     return serial.strip().casefold()[:255]
 
 
@@ -433,7 +432,7 @@ def _clean_serial(serial: str) -> str:
 
 def _with_state(tx: Transaction) -> sa.sql.selectable.Join:
     mine = sa.and_(_S.c.device_id == _D.c.id, _S.c.tenant_id == tx.tenant)
-    # A proxy that died has written no goodbyes: what it held is offline all the same.
+    # A proxy that died could not write that its sessions ended: its devices count as offline.
     living = sa.and_(
         _P.c.id == _S.c.proxy_id, _P.c.working.is_(sa.true()), _P.c.beat > tx.now - PROXY_SILENCE
     )

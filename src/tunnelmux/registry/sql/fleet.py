@@ -1,4 +1,4 @@
-"""What proxies read and write, in SQL."""
+"""The part of the registry for proxies, in SQL."""
 
 from __future__ import annotations
 
@@ -37,11 +37,10 @@ _P = schema.proxies
 _E = schema.change_effects
 
 _MOST_NEW = 3
-# Credentials of one device that were begun and not proved.
+# New credentials of one device that it has not used yet.
 
 _KEPT_SESSIONS = 200
-# Sessions of a device that its history holds; a device that comes and goes each second must not
-# fill the disk.
+# Sessions in a device's history; a device that connects every second must not fill the disk.
 
 
 class SqlFleet(SqlFleetLeases):
@@ -88,7 +87,7 @@ class SqlFleet(SqlFleetLeases):
                 self._note_end(tx, end)
 
     def _tenants_of(self, tx: Transaction, device_ids: Iterable[str]) -> dict[str, str]:
-        """The tenants of those devices that exist, and go on existing until the end."""
+        """The tenants of those of these devices that exist; they are locked until the end."""
         rows = tx.execute(
             sa.select(_D.c.id, _D.c.tenant_id)
             .where(_D.c.id.in_(sorted(device_ids)))
@@ -161,7 +160,7 @@ class SqlFleet(SqlFleetLeases):
                 bytes_from_device=end.bytes_from_device,
             )
         )
-        # Of that session only: a late goodbye must not hide the one that replaced it.
+        # Only if it is the current session: a late end must not hide the one that replaced it.
         tx.execute(
             _S.update()
             .where(_S.c.device_id == end.device_id, _S.c.session_id == end.session_id)
@@ -172,7 +171,7 @@ class SqlFleet(SqlFleetLeases):
     def hello(
         self, tx: Transaction, proxy_id: str, *, name: str, internal_url: str, version: str
     ) -> None:
-        self._forget_sessions(tx, proxy_id, "the proxy was started anew")
+        self._forget_sessions(tx, proxy_id, "the proxy was restarted")
         values: dict[str, Any] = {
             "name": name,
             "internal_url": internal_url,
@@ -180,7 +179,7 @@ class SqlFleet(SqlFleetLeases):
             "started": tx.now,
             "beat": tx.now,
             "working": True,
-            # What it reads from now on holds all changes so far.
+            # It reads everything after this, so it has all changes up to now.
             "applied": tx.last_change(),
         }
         if not tx.execute(_P.update().where(_P.c.id == proxy_id).values(**values)).rowcount:
@@ -304,7 +303,7 @@ class SqlFleet(SqlFleetLeases):
 
 
 def _end_new(tx: Transaction, credential_id: str, reason: str) -> str | None:
-    """End this credential if it is a new one; the id of its device then."""
+    """End this credential if it is a new one; returns the id of its device, if it was."""
     row = tx.one(_C, credential_id, "credential")
     if row.state != "new":
         return None

@@ -1,4 +1,4 @@
-"""What proxies read and write of leases, in SQL; `SqlFleet` is made of it."""
+"""The part of the registry for proxies that concerns leases, in SQL; `SqlFleet` inherits it."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ _L = schema.leases
 _S = schema.device_states
 
 _CLOCKS = timedelta(days=1, hours=1)
-# By how much a device's clock may be wrong where it says when it made a lease.
+# How far a device's clock may be off when it reports a lease that it made.
 
 
 class SqlFleetLeases(Repository, Fleet):
-    """The part of `Fleet` that is about leases and what devices say of themselves."""
+    """The part of `Fleet` for leases and for what devices report about themselves."""
 
     @reads
     def leases(self, tx: Transaction, *, after: str = "", limit: int = 1000) -> list[FleetLease]:
@@ -95,8 +95,9 @@ class SqlFleetLeases(Repository, Fleet):
     ) -> None:
         inner = self._in_tenant_of(tx, device_id)
         if not is_id(lease_id) or not services or ends <= starts or ends - starts > MAX_LEASE:
-            raise RegistryRefused("this is no lease that a device may make", code="invalid")
-        # Its length is the device's word; the moment is not, where the clock there is wrong.
+            raise RegistryRefused("a device may not make such a lease", code="invalid")
+        # Its length comes from the device; its start does not, because the clock there may be
+        # wrong.
         if abs(starts - tx.now) > _CLOCKS:
             starts, ends = tx.now, tx.now + (ends - starts)
         row = tx.execute(sa.select(_L.c.tenant_id).where(_L.c.id == lease_id)).first()
@@ -144,7 +145,7 @@ class SqlFleetLeases(Repository, Fleet):
 
     @writes
     def report_assist(self, tx: Transaction, device_id: str, state: AssistState) -> None:
-        # No entry of the audit: the device says how it is, as with its services.
+        # No entry in the audit: this is a state that the device reports, like its services.
         inner = self._in_tenant_of(tx, device_id)
         inner.update(_S, _S.c.device_id == device_id, assist=state.as_json())
 
@@ -182,7 +183,7 @@ class SqlFleetLeases(Repository, Fleet):
         )
 
     def _in_tenant_of(self, tx: Transaction, device_id: str) -> Transaction:
-        """The transaction, bound to a device's tenant, with the device as the one who acts."""
+        """The transaction, bound to a device's tenant, with the device as the actor."""
         row = tx.execute(sa.select(_D.c.tenant_id, _D.c.name).where(_D.c.id == device_id)).first()
         if row is None:
             raise NoSuchRecord("device", device_id)

@@ -1,8 +1,8 @@
-"""The second net under the tenants: no statement leaves for the database without its tenant.
+"""The second protection between tenants: no statement reaches the database without its tenant.
 
-The first is that the tenant is part of the object that makes the statements. This one looks at the
-finished statement: each table of a tenant in it must be held to `tenant_id = <this tenant>`, among
-conditions that all must be true.
+The first protection is that the tenant is part of the object that makes the statements. This one
+checks the finished statement: for each table that belongs to tenants, `tenant_id = <this tenant>`
+must be among the conditions that all have to be true.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ __all__ = ["WithoutTenant", "check_tenant"]
 
 
 class WithoutTenant(AssertionError):
-    """A mistake of ours: a statement would have touched rows of any tenant."""
+    """A bug in tunnelmux: a statement would have touched rows of any tenant."""
 
 
 Rows = Sequence[Mapping[str, object]] | None
 
 
 def check_tenant(statement: sa.Executable, tenant_id: str, rows: Rows = None) -> None:
-    """Raise WithoutTenant unless all the statement touches is of this tenant.
+    """Raise WithoutTenant unless the statement can only touch rows of this tenant.
 
-    `rows` are what an INSERT of many is executed with.
+    `rows` are the parameters of an INSERT of many rows.
     """
     if isinstance(statement, sa.TextClause):
         raise WithoutTenant("plain SQL text in a tenant's transaction")
@@ -54,7 +54,7 @@ def check_tenant(statement: sa.Executable, tenant_id: str, rows: Rows = None) ->
 
 
 def _tables(source: object) -> Iterator[sa.Table]:
-    """The tables of a FROM that belong to tenants. A subquery is looked at by itself."""
+    """The tables of a FROM that belong to tenants. A subquery is checked separately."""
     if isinstance(source, sa.Table):
         if _tenant_column(source) is not None:
             yield source
@@ -62,7 +62,7 @@ def _tables(source: object) -> Iterator[sa.Table]:
         yield from _tables(source.left)
         yield from _tables(source.right)
     elif isinstance(source, sa.Alias):
-        raise WithoutTenant("an alias hides which table is meant: write the query without one")
+        raise WithoutTenant("an alias hides the table: write the query without one")
 
 
 def _tenant_column(table: sa.Table) -> sa.Column[str] | None:
@@ -70,7 +70,7 @@ def _tenant_column(table: sa.Table) -> sa.Column[str] | None:
 
 
 def _held(condition: object, tenant_id: str) -> Iterator[sa.FromClause]:
-    """The tables that a condition holds to this tenant, whatever else is true."""
+    """The tables that a condition limits to this tenant in any case."""
     if isinstance(condition, BooleanClauseList):
         if condition.operator is operators.and_:
             for clause in condition.clauses:
@@ -89,7 +89,7 @@ def _held(condition: object, tenant_id: str) -> Iterator[sa.FromClause]:
 
 def _held_by_joins(source: object, tenant_id: str) -> Iterator[sa.FromClause]:
     if isinstance(source, Join):
-        # The condition of an outer join holds its right side only.
+        # The condition of an outer join limits its right side only.
         held = _held(source.onclause, tenant_id)
         if not source.full:
             yield from (table for table in held if not source.isouter or table is source.right)
@@ -103,6 +103,6 @@ def _inserts_into(insert: Insert, tenant_id: str, rows: Rows) -> bool:
     if rows is not None:
         return all(row.get("tenant_id") == tenant_id for row in rows)
     values = cast(Mapping[object, object], insert._values or {})  # noqa: SLF001
-    # By name, or by column where one was given as the key.
+    # The keys are names, or columns.
     given = values.get("tenant_id", values.get(insert.table.c.tenant_id))
     return isinstance(given, BindParameter) and given.value == tenant_id

@@ -1,5 +1,5 @@
-"""What strangers may do so often: wrong codes are counted against the codes they come near and
-against who tries them, and sign-ins that are begun against who begins them."""
+"""Limits how often strangers may guess codes and begin sign-ins. A wrong code counts against the
+codes with the same first half, and against the address and tenant that it came from."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _G = schema.guesses
 
 
 class Guesser:
-    """One who tries codes, with the budgets that it draws on."""
+    """The source of a guess, with the budgets that it uses up."""
 
     def __init__(self, rules: PairingRules, *, address: str, tenant_id: str | None = None) -> None:
         self._rules = rules
@@ -33,7 +33,7 @@ class Guesser:
             self._budgets[f"tenant {tenant_id}"] = rules.tenant_budget
 
     def refusal(self, tx: Transaction) -> RegistryRefused | None:
-        """Why nothing is looked up for it at the moment, or None."""
+        """Why no code is looked up for this source now, or None."""
         counts: dict[str, int] = {row.subject: row.guesses for row in self._rows(tx)}
         if all(counts.get(subject, 0) < most for subject, most in self._budgets.items()):
             return None
@@ -54,7 +54,7 @@ class Guesser:
 
 
 def spend(tx: Transaction, subject: str, most: int, period: float) -> bool:
-    """Count one more for this subject; False when it had `most` within `period` seconds."""
+    """Count one more for this subject. False when it had `most` already within `period` seconds."""
     rows = _counted(tx, [subject], period)
     if rows and rows[0].guesses >= most:
         return False
@@ -78,9 +78,9 @@ def _count(tx: Transaction, subject: str, *, is_known: bool) -> None:
 def find_code(
     tx: Transaction, code: str, *, kind: str, guesser: Guesser, rules: PairingRules
 ) -> Row[Any] | RegistryRefused:
-    """The open pairing of this code, or why there is none, with the guess counted.
+    """The open pairing of this code, or why there is none; a wrong guess is counted.
 
-    `tx` is bound to no tenant. A refusal is returned, not raised: the count must be committed.
+    `tx` is bound to no tenant. A refusal is returned, not raised, so that the count is committed.
     """
     refusal = guesser.refusal(tx)
     if refusal is not None:
@@ -111,7 +111,7 @@ def _refusal_of(tx: Transaction, pairing: Row[Any]) -> RegistryRefused | None:
     again = "make another"
     if pairing.state == "burnt":
         return RegistryRefused(
-            f"this code was guessed at too often and is worth nothing now: {again}",
+            f"too many wrong codes came close to this one, so it is no longer valid: {again}",
             code="code_burnt",
         )
     if pairing.state != "open":

@@ -1,4 +1,4 @@
-"""Pairing in SQL, as the device sees it."""
+"""Pairing in SQL, for devices."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class SqlJoining(Repository, Joining):
                 field="name",
             )
         inner = _as_device(tx, name, address).within(found.tenant_id)
-        # First, and only where it is still open: of two devices with one code, one gets in.
+        # First of all, and only if it is still open: of two devices with one code, one is accepted.
         used = inner.update(
             _P,
             _P.c.id == found.id,
@@ -125,7 +125,7 @@ class SqlJoining(Repository, Joining):
         return as_pairing(tx, row), code, poll
 
     def _make_room(self, tx: Transaction, address: str) -> None:
-        """See to it that one more request may wait; raises RegistryRefused where none may."""
+        """Make room for one more waiting request; raises RegistryRefused when there is none."""
         since = tx.now - timedelta(seconds=self._rules.budget_period)
         waiting = tx.execute(  # no more rows than `max_waiting`
             sa.select(_P.c.id, _P.c.address, _P.c.created)
@@ -276,17 +276,17 @@ def _decided(tx: Transaction, row: Row[Any] | None, fingerprint: str) -> Pairing
 
 
 _OVER: dict[str, tuple[str, str]] = {
-    "used": ("this request was answered already: ask anew", "pairing_used"),
-    "denied": ("an operator has turned this device away", "pairing_denied"),
-    "cancelled": ("this request was taken back: ask anew", "pairing_denied"),
-    "burnt": ("the code was guessed at too often: ask anew", "pairing_burnt"),
-    "expired": ("this request has expired: ask anew", "pairing_expired"),
+    "used": ("this request was answered already: ask again", "pairing_used"),
+    "denied": ("an operator has refused this device", "pairing_denied"),
+    "cancelled": ("this request was cancelled: ask again", "pairing_denied"),
+    "burnt": ("too many wrong codes came close to this one: ask again", "pairing_burnt"),
+    "expired": ("this request has expired: ask again", "pairing_expired"),
 }
 
 
 def _give_way(tx: Transaction, waiting: Sequence[Row[Any]], address: str) -> None:
-    """End the oldest request of the block that has most, for one of a block that has at least two
-    less; raises RegistryRefused where there is none."""
+    """End the oldest request of the block of addresses that has most, if the new request's block
+    has at least two fewer; raises RegistryRefused otherwise."""
     blocks: dict[str, list[str]] = {}
     for row in waiting:
         blocks.setdefault(block_of(row.address), []).append(row.id)
@@ -298,12 +298,12 @@ def _give_way(tx: Transaction, waiting: Sequence[Row[Any]], address: str) -> Non
 
 def _too_many_wait() -> RegistryRefused:
     return RegistryRefused(
-        "too many devices wait to be let in: try again in some minutes", code="too_many_requests"
+        "too many devices wait for approval: try again in some minutes", code="too_many_requests"
     )
 
 
 def _clean(about: dict[str, str]) -> dict[str, str]:
-    """What a device says of itself, within bounds."""
+    """What a device reports about itself, cut to bounds."""
     bounds = {"name": 63, "serial": 128, "agent_version": 64}
     return {key: names.check_text(key, value, bounds[key]) for key, value in about.items()}
 

@@ -29,10 +29,10 @@ _A = schema.audit
 _MAX_ADDRESSES = 32
 _MAX_SERVICES = 64
 _MAX_DETAILS = 4096
-# Bytes of JSON about one thing that happened: a command's first 4,000 characters.
+# Bytes of JSON about one event: room for a command's first 4,000 characters.
 
 _SLACK = timedelta(seconds=30)
-# What two clocks may differ by where "in 12 h" was reckoned by another than this one.
+# How far apart two clocks may be: another program's clock may have computed "in 12 h".
 
 
 class SqlLeases(Repository, Leases):
@@ -92,9 +92,7 @@ class SqlLeases(Repository, Leases):
     ) -> tuple[Lease, int]:
         before = _not_over(tx, lease_id)
         if before.approval != "asked":
-            raise RegistryRefused(
-                "this lease does not wait for anybody's approval", code="not_asked"
-            )
+            raise RegistryRefused("this lease does not wait for an approval", code="not_asked")
         if approve and tx.actor.user_id == before.created_by:
             raise RegistryRefused(
                 "this request is your own: ask another person to approve it", code="own_request"
@@ -179,7 +177,7 @@ def is_living(now: datetime) -> sa.ColumnElement[bool]:
 def change_lease(
     tx: Transaction, before: Lease, action: str, values: dict[str, Any]
 ) -> tuple[Lease, int]:
-    """Write this, in the audit too; the lease after it, and the change's number."""
+    """Write these values and an audit entry. Returns the changed lease and the change's number."""
     tx.update(_L, _L.c.id == before.id, **values)
     was = {key: getattr(before, key) for key in values}
     tx.record(action, "lease", before.id, before=was, after=values)
@@ -194,7 +192,7 @@ def end_lease(
     action: str = "lease.end",
     more: dict[str, Any] | None = None,
 ) -> tuple[Lease, int]:
-    """End a lease that has not ended, by the one who acts."""
+    """End a lease that has not ended; the actor did it."""
     values: dict[str, Any] = {
         "ended": tx.now,
         "ended_by": tx.actor.user_id or tx.actor.id,
@@ -208,7 +206,7 @@ def end_lease(
 
 
 def use_lease(tx: Transaction, lease_id: str, details: dict[str, object]) -> Lease:
-    """Count one use and write it down; raises RegistryRefused `lease_over`."""
+    """Count one use, with an audit entry; raises RegistryRefused `lease_over`."""
     before = _not_over(tx, lease_id)
     if before.state(tx.now) != "running":
         raise RegistryRefused("this lease is not running yet", code="lease_over")
@@ -242,7 +240,7 @@ def _check_end(ends: datetime, now: datetime) -> None:
 
 
 def _checked(terms: LeaseTerms, now: datetime) -> dict[str, Any]:
-    """The columns of these terms; raises RegistryRefused `invalid`."""
+    """The columns for these terms; raises RegistryRefused `invalid`."""
     if terms.ends <= max(terms.starts, now):
         raise RegistryRefused(
             "a lease must end after it starts, and in the future", code="invalid", field="until"
@@ -252,7 +250,7 @@ def _checked(terms: LeaseTerms, now: datetime) -> dict[str, Any]:
         raise RegistryRefused("max_uses must be 1 or more", code="invalid", field="max_uses")
     if not 1 <= len(terms.services) <= _MAX_SERVICES:
         raise RegistryRefused(
-            f"a lease is about 1 to {_MAX_SERVICES} services", code="invalid", field="services"
+            f"a lease has 1 to {_MAX_SERVICES} services", code="invalid", field="services"
         )
     unknown = [right for right in terms.rights if right not in RIGHTS]
     if unknown:
@@ -291,13 +289,13 @@ def _networks(texts: tuple[str, ...]) -> list[str]:
 
 
 def _details(details: dict[str, object]) -> dict[str, object]:
-    """What an entry may hold: each text cut, so that the whole stays small."""
+    """The details for an entry, with each text cut, so that the whole stays small."""
     share = _MAX_DETAILS // max(1, len(details))
     cut = {
         key: value[:share] if isinstance(value, str) else value for key, value in details.items()
     }
     if len(json.dumps(cut, default=str)) > 4 * _MAX_DETAILS:
-        raise RegistryRefused("too much to write down at once", code="invalid")
+        raise RegistryRefused("too many details for one entry", code="invalid")
     return cut
 
 

@@ -18,13 +18,13 @@ __all__ = ["follow_postgresql"]
 _log = get_logger("registry")
 
 _LOOK = 1.0
-# Seconds between two looks at whether the connection is still there.
+# Seconds between two checks that the connection still works.
 
 _RETRY = 0.5
 
 
 async def follow_postgresql(database: Database, signal: Signal) -> None:
-    """Set the signal whenever a change is announced, and after each time that none could be."""
+    """Set the signal whenever a change is announced, and after each time without a connection."""
     parameters = database.url.set(drivername="postgresql").render_as_string(hide_password=False)
     # A limiter of its own: while the server is frozen, its threads hang until the timeout.
     threads = trio.CapacityLimiter(2)
@@ -50,8 +50,8 @@ async def follow_postgresql(database: Database, signal: Signal) -> None:
 
 
 class _Opening:
-    """A connection that is being made in a thread, and closed there when no caller waits any
-    more."""
+    """A connection that is being made in a thread; if the caller stops waiting, it is closed
+    there."""
 
     def __init__(self, parameters: str) -> None:
         self._connect = partial(

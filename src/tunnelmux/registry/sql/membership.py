@@ -1,4 +1,4 @@
-"""One membership in SQL: what makes a person a member of a tenant."""
+"""Memberships in SQL: making a person a member of a tenant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _M = schema.memberships
 def set_member(
     tx: Transaction, user_id: str, role: Role, source: str, before: Row[Any] | None
 ) -> None:
-    """Give a user a role in the transaction's tenant; `before` is their membership so far."""
+    """Give a user a role in the transaction's tenant; `before` is the current membership."""
     if before is None:
         tx.insert(_M, user_id=user_id, role=role, source=source, since=tx.now)
     else:

@@ -1,4 +1,4 @@
-"""Lists in pages, by a cursor that names the last record of the page before."""
+"""Lists in pages, with a cursor that names the last record of the previous page."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def ascending(
     limit: int,
     after: str | None,
 ) -> Page[T]:
-    """A page by this column, which tells all rows of the query apart, the smallest first."""
+    """A page sorted by this column, which must be unique in the query, the smallest first."""
     if after is not None:
         query = query.where(column > _key(after, column))
     return _page(transaction, query.order_by(column), column, build, limit)
@@ -40,7 +40,7 @@ def descending(
     limit: int,
     after: str | None,
 ) -> Page[T]:
-    """As `ascending`, the largest first: for ids, the newest."""
+    """Like `ascending`, but the largest first: for ids, the newest."""
     if after is not None:
         query = query.where(column < _key(after, column))
     return _page(transaction, query.order_by(column.desc()), column, build, limit)

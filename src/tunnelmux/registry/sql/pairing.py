@@ -1,4 +1,4 @@
-"""Pairings and install keys in SQL, as a tenant's operators see them."""
+"""Pairings and install keys in SQL, for a tenant's operators."""
 
 from __future__ import annotations
 
@@ -109,7 +109,8 @@ class SqlPairings(Repository, Pairings):
         if isinstance(found, RegistryRefused):
             return found
         if found.tenant_id not in (None, tx.tenant):
-            # An install key's owner has it already. The code was right, so no guess is counted.
+            # A request by install key belongs to its tenant. The code was right, so no guess
+            # counts.
             return RegistryRefused("there is no such code", code="code_unknown", field="code")
         return as_pairing(tx, found)
 
@@ -144,7 +145,7 @@ class SqlPairings(Repository, Pairings):
             device_id=device_id,
             name=find_device(tx, device_id).name,
             replaces=replace,
-            # It has as long again to fetch its credential.
+            # From now it has the same time again to fetch its credential.
             expires=tx.now + timedelta(seconds=self._rules.lifetime),
         )
         tx.announce("device", device_id)
@@ -237,7 +238,7 @@ class SqlInstallKeys(Repository, InstallKeys):
             disabled = list(tx.execute(used_it.order_by(_D.c.id)).scalars())
         if row.revoked is None:
             tx.update(_K, _K.c.id == key_id, revoked=tx.now)
-        # Those that still wait for approval came by it, too.
+        # Devices that still wait for approval used the key, too.
         tx.update(_P, _P.c.install_key_id == key_id, _P.c.state == "open", state="cancelled")
         tx.record(
             "install_key.revoke",
@@ -262,7 +263,7 @@ class SqlInstallKeys(Repository, InstallKeys):
 
 
 def take_place(tx: Transaction, device: str, serial: str) -> str:
-    """Make room for a new installation of this device: its id. Its old credentials end."""
+    """Prepare a device for its new installation, and end its old credentials. Returns its id."""
     device_id = find_device(tx, device).id
     check_serial_free(tx, serial, device_id)
     end_credentials(tx, device_id, "replaced by a new installation")
@@ -288,7 +289,7 @@ def insert_pairing(
     lifetime: float | None = None,
     **values: object,
 ) -> tuple[str, Secret]:
-    """A new open pairing, in a transaction bound to no tenant; its id and its code."""
+    """Add an open pairing, in a transaction bound to no tenant; returns its id and its code."""
     pairing_id = new_id()
     code = new_code()
     while tx.execute(  # one in 2^34
@@ -312,7 +313,7 @@ def insert_pairing(
 
 
 def as_pairing(tx: Transaction, row: Row[Any]) -> Pairing:
-    """The record of a row, as it stands at this moment."""
+    """The record of a row, with its current state."""
     state: PairingState = row.state
     if state in ("open", "approved") and row.expires <= tx.now:
         state = "expired"
@@ -336,7 +337,7 @@ def as_pairing(tx: Transaction, row: Row[Any]) -> Pairing:
 
 
 def _decidable(tx: Transaction, pairing_id: str, *, kinds: tuple[str, ...]) -> Row[Any]:
-    """A pairing this tenant may decide about: its own, or one that is no tenant's yet."""
+    """A pairing that this tenant may decide about: its own, or one without a tenant yet."""
     row = (
         tx.above()
         .execute(
@@ -354,7 +355,7 @@ def _decidable(tx: Transaction, pairing_id: str, *, kinds: tuple[str, ...]) -> R
         raise NoSuchRecord("pairing", pairing_id)
     if row.state != "open" or row.expires <= tx.now:
         raise RegistryRefused(
-            "this pairing is over: it was decided about, used or has expired; ask for another code",
+            "this pairing was decided, used or has expired already: ask for another code",
             code="pairing_over",
         )
     return row

@@ -37,7 +37,7 @@ _I = schema.invitations
 _T = schema.tenants
 
 _MAX_IDENTITY = 255
-# Characters: OpenID Connect Core 1.0 section 2 allows a subject that many.
+# Characters: OpenID Connect Core 1.0 section 2 allows so many in a subject.
 
 _GRANT_LIFETIME = timedelta(days=7)
 # How long a role given by e-mail waits for the person to sign in.
@@ -100,7 +100,7 @@ class SqlUsers(Repository, Users):
         return user_id
 
     def _take_claims(self, tx: Transaction, user_id: str, claims: dict[str, Role]) -> None:
-        """Make the memberships from claims exactly these."""
+        """Make these the only memberships that come from claims."""
         wanted = {
             row.id: claims[row.name]
             for row in tx.execute(
@@ -115,7 +115,7 @@ class SqlUsers(Repository, Users):
         for tenant_id in sorted(wanted.keys() | held.keys()):
             mine = held.get(tenant_id)
             if mine is not None and mine.source == "grant":
-                continue  # what people gave here is not the provider's to change
+                continue  # the provider must not change a role that a person gave here
             role = wanted.get(tenant_id)
             if role is None:
                 _remove_member(tx.within(tenant_id), user_id, mine)
@@ -194,7 +194,7 @@ class SqlUsers(Repository, Users):
         if subject is None:
             if not email:
                 raise RegistryRefused(
-                    "say who: by subject or by email", code="invalid", field="subject"
+                    "name the person by subject or by email", code="invalid", field="subject"
                 )
             invitation, _ = _invite(inner, email, role, issuer=issuer, lifetime=_GRANT_LIFETIME)
             return invitation
@@ -210,7 +210,7 @@ class SqlUsers(Repository, Users):
         row = tx.execute(sa.select(_I).where(_I.c.digest == digest_of(secret))).first()
         if row is None or row.revoked:
             raise RegistryRefused(
-                "there is no such invitation, or it was taken back: ask for another",
+                "there is no such invitation, or it was revoked: ask for another",
                 code="invitation_unknown",
             )
         if row.used_by is not None:
@@ -238,7 +238,7 @@ class SqlMembers(Repository, Members):
 
     @reads
     def page(self, tx: Transaction, *, limit: int = 50, after: str | None = None) -> Page[Member]:
-        # User ids grow with time, so their order is that in which people came.
+        # User ids grow with time, so they sort in the order in which people came.
         query = _members(tx)
         return paging.ascending(tx, query, _M.c.user_id, _member, limit=limit, after=after)
 
@@ -297,7 +297,7 @@ class SqlInvitations(Repository, Invitations):
 
 
 def role_in(tx: Transaction, user_id: str) -> Role | None:
-    """What this user is in the transaction's tenant; None when nothing, or disabled."""
+    """This user's role in the transaction's tenant; None when it has none, or is disabled."""
     role: Role | None = tx.execute(
         tx.select(_M, _M.c.role)
         .join(_U, _U.c.id == _M.c.user_id)
@@ -307,7 +307,7 @@ def role_in(tx: Transaction, user_id: str) -> Role | None:
 
 
 def _check_identity(issuer: str, subject: str) -> None:
-    """Refuse what is no identity. Cut short, it would be another person's."""
+    """Raise RegistryRefused for an invalid identity. Cut short, it could be another person's."""
     for field, text in (("issuer", issuer), ("subject", subject)):
         if len(text) > _MAX_IDENTITY:
             raise RegistryRefused(
@@ -386,7 +386,7 @@ def _invite(
 
 
 def _redeem(tx: Transaction, user_id: str, invitation: Row[Any]) -> None:
-    # The condition decides who is first, where two try at once.
+    # When two try at once, the condition lets one of them win.
     if not tx.update(_I, _I.c.id == invitation.id, _I.c.used_by.is_(None), used_by=user_id):
         raise RegistryRefused("this invitation was used already", code="invitation_used")
     mine = _member_row(tx, user_id)

@@ -1,4 +1,4 @@
-"""What a database's errors mean, in the words of the registry, with what to do about them."""
+"""Translates a database's errors into the registry's, with the cause and the fix."""
 
 from __future__ import annotations
 
@@ -16,11 +16,9 @@ _AWAY_STATES = {"53300", "55P03", "25P03"}
 _RETRY_STATES = {"40001", "40P01"}
 
 _DISK_FULL = (
-    "its disk is full: make room there; nothing was changed, and it goes on by itself afterwards"
+    "its disk is full: make room there; nothing was changed, and no restart is needed afterwards"
 )
-_READ_ONLY = (
-    "it can only be read: let this program's user write the database and the folder it is in"
-)
+_READ_ONLY = "it is read-only: give this program's user write access to the database and its folder"
 
 
 def is_worth_another_try(error: sa.exc.DBAPIError) -> bool:
@@ -29,17 +27,17 @@ def is_worth_another_try(error: sa.exc.DBAPIError) -> bool:
 
 
 def translate(error: sa.exc.SQLAlchemyError, place: str, timeout: float) -> RegistryError:
-    """The error to raise instead. `place` is the database as messages may show it."""
+    """The error to raise instead. `place` is the database's name for messages."""
     here = f"the registry at {place}"
     if isinstance(error, sa.exc.TimeoutError):
         return RegistryAway(f"{here} is busy: all connections were in use for {timeout:g} s")
     if isinstance(error, sa.exc.IntegrityError):
         return RegistryRefused(
-            "that collides with something that was made at the same moment: try again",
+            "this conflicts with something that was made at the same moment: try again",
             code="conflict",
         )
     if isinstance(error, sa.exc.DataError):
-        # A NUL in a search, a name far too long: PostgreSQL refuses what SQLite would look for.
+        # A NUL in a search, a name far too long: PostgreSQL refuses these, SQLite does not.
         return RegistryRefused(
             "a value has a character or a length that cannot be stored", code="invalid"
         )
@@ -54,7 +52,7 @@ def translate(error: sa.exc.SQLAlchemyError, place: str, timeout: float) -> Regi
 def _of_sqlite(error: sqlite3.Error, here: str, timeout: float) -> RegistryError:
     name = getattr(error, "sqlite_errorname", None) or ""
     if name.startswith(("SQLITE_BUSY", "SQLITE_LOCKED")):
-        return RegistryAway(f"{here} is busy: another program has had it locked for {timeout:g} s")
+        return RegistryAway(f"{here} is busy: another program has locked it for {timeout:g} s")
     if name.startswith("SQLITE_INTERRUPT"):
         return RegistryAway(f"{here} took longer than {timeout:g} s; nothing was changed")
     if name.startswith("SQLITE_FULL"):
@@ -67,19 +65,19 @@ def _of_sqlite(error: sqlite3.Error, here: str, timeout: float) -> RegistryError
             "to write there"
         )
     if name.startswith("SQLITE_IOERR"):
-        # A quota and a file system at its end say this instead of "full" at times.
+        # A quota or a full file system sometimes gives this error instead of "full".
         return RegistryFailed(
             f"{here} cannot be read or written ({name}): look at the disk, its space and its log"
         )
     if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
         return RegistryFailed(f"{here} is no database or is damaged: restore it from a backup")
-    return RegistryFailed(f"{here} cannot do that: {error}")
+    return RegistryFailed(f"{here} failed: {error}")
 
 
 def _of_postgresql(error: BaseException | None, here: str, timeout: float) -> RegistryError:
     state = getattr(error, "sqlstate", None)
     if state is None:
-        # psycopg's own: no connection was made, or the one there was is lost.
+        # An error of psycopg itself: it could not connect, or has lost the connection.
         return RegistryAway(f"{here} does not answer: {_first_line(error)}")
     if state == "57014":
         return RegistryAway(f"{here} took longer than {timeout:g} s; nothing was changed")
@@ -93,7 +91,7 @@ def _of_postgresql(error: BaseException | None, here: str, timeout: float) -> Re
         )
     if state in _RETRY_STATES:
         return RegistryAway(f"{here} is busy: it gave this change up in favour of others")
-    return RegistryFailed(f"{here} cannot do that: {_first_line(error)}")
+    return RegistryFailed(f"{here} failed: {_first_line(error)}")
 
 
 def _first_line(error: BaseException | None) -> str:

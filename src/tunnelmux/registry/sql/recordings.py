@@ -19,7 +19,7 @@ __all__ = ["SqlRecordings"]
 _R = schema.recordings
 
 _LONGEST_COMMAND = 4096
-# Characters of it in the list: the audit of its lease and the gateway's own file have it whole.
+# Characters of a command in the list: the audit of its lease and the gateway's file have all of it.
 
 
 class SqlRecordings(Repository, Recordings):
@@ -29,7 +29,7 @@ class SqlRecordings(Repository, Recordings):
     def begin(self, tx: Transaction, recorded: Recorded) -> None:
         find_device(tx, recorded.device_id)
         values = asdict(recorded)
-        # A terminal may send what no database takes as text.
+        # A terminal may send characters that a database does not accept in a text.
         values["command"] = recorded.command.replace("\0", "�")[:_LONGEST_COMMAND]
         tx.insert(_R, **values)
         after = {name: values[name] for name in ("user_id", "device_id", "account", "kind")}

@@ -1,4 +1,4 @@
-"""The registry in SQL, put together."""
+"""The registry in SQL, made of its parts."""
 
 from __future__ import annotations
 
@@ -156,7 +156,7 @@ class SqlInstallation(Installation):
 
 
 class _Keeper(Repository):
-    """What is done for the database itself."""
+    """Calls for the database itself."""
 
     @reads
     def check(self, tx: Transaction) -> None:

@@ -1,7 +1,7 @@
 """The tables, for SQLite and PostgreSQL alike.
 
-Every table that belongs to a tenant has `tenant_id`, and rows point at each other by (tenant, id)
-where both sides have one, so that the database itself lets no row lead into another tenant.
+Every table that belongs to a tenant has `tenant_id`. Foreign keys use (tenant, id) when both sides
+have a tenant, so that the database itself allows no reference into another tenant.
 Migrations (`migrations/versions`) make these tables; a test compares the two.
 """
 
@@ -18,11 +18,11 @@ from sqlalchemy.engine import Dialect
 __all__ = ["SYSTEM_TENANT", "metadata"]
 
 SYSTEM_TENANT = "00000000-0000-7000-8000-000000000000"
-"""The row whose audit chain is the installation's own. No list shows it, nothing belongs to it."""
+"""The id of a row for the installation's own audit chain. No list shows it, and it owns nothing."""
 
 
 class Utc(sa.TypeDecorator[datetime]):
-    """A moment in UTC, to the microsecond; a time without a zone is refused."""
+    """A time in UTC, to the microsecond; a time without a zone is refused."""
 
     impl = sa.DateTime(timezone=True)
     cache_ok = True
@@ -125,7 +125,7 @@ ssh_authorities = Table(
 host_labels = Table(
     "host_labels",
     metadata,
-    # One name leads to one thing: a tenant, or a device of the default tenant, has it, not both.
+    # A name belongs to a tenant or to a device of the default tenant, never to both.
     Column("label", sa.String(63), primary_key=True),
     _tenant(),
     Column("device_id", Id, nullable=True),
@@ -185,7 +185,7 @@ devices = Table(
     Column("name", sa.String(63), nullable=False),
     Column("label", sa.String(63), nullable=False, unique=True),
     Column("serial", Short, nullable=False, server_default=""),
-    # What it is found by: the same in one case.
+    # For searches: the same in lower case.
     Column("serial_key", Short, nullable=False, server_default=""),
     Column("labels", Json, nullable=False),
     _flag("enabled", default=True),
@@ -220,7 +220,7 @@ device_states = Table(
     _text("reason"),
     _text("rival"),
     _time("rival_seen", nullable=True),
-    # What the device says of its switch for assistance; nothing where it has not said.
+    # What the device reports about its switch for assistance; NULL when it has not reported.
     Column("assist", Json, nullable=True),
     Index(None, "proxy_id", "online"),
 )
@@ -253,7 +253,7 @@ credentials = Table(
     _time("proved", nullable=True),
     _time("ended", nullable=True),
     _text("end_reason"),
-    # Of a device that logs in to the gateway by SSH: the key that it did so with.
+    # For a device that logs in to the gateway by SSH: the key that it used.
     Column("ssh_key_id", Id, nullable=True),
     Index(None, "tenant_id", "device_id"),
     Index(None, "device_id", "state"),
@@ -263,7 +263,7 @@ pairings = Table(
     "pairings",
     metadata,
     _id(),
-    # None while a device waits that no tenant has taken in yet.
+    # NULL while a device waits that no tenant has approved yet.
     Column("tenant_id", Id, ForeignKey("tenants.id"), nullable=True),
     Column("kind", sa.String(16), nullable=False),
     Column("state", sa.String(16), nullable=False),
@@ -337,7 +337,7 @@ terminal_requests = Table(
     _id(),
     Column("state", sa.String(16), nullable=False),
     Column("code_digest", Digest, nullable=False),
-    # What the terminal polls with, and what is an access token once it is approved.
+    # The secret that the terminal polls with; once approved, it is an access token.
     Column("digest", Digest, nullable=False, unique=True),
     _text("client"),
     _text("address"),
@@ -353,9 +353,9 @@ browser_sessions = Table(
     _id(),
     Column("digest", Digest, nullable=False, unique=True),
     Column("user_id", Id, ForeignKey("users.id"), nullable=True),
-    # Where the person works, not whose the row is: a browser belongs to its user.
+    # The tenant that the person works in; the row does not belong to it, but to the user.
     Column("works_in", Id, ForeignKey("tenants.id"), nullable=True),
-    # The role there that the secret gives: a higher one needs another secret.
+    # The role there for which the secret was made: a higher one needs a new secret.
     Column("role", sa.String(16), nullable=True),
     Column("issuer", Short, nullable=False, server_default=""),
     Column("provider_session", Short, nullable=False, server_default=""),
@@ -386,7 +386,7 @@ used_once = Table(
 guesses = Table(
     "guesses",
     metadata,
-    # An address or a tenant, and how often it was wrong since then.
+    # An address or a tenant, and how often it was wrong since `since`.
     Column("subject", Short, primary_key=True),
     _time("since"),
     _number("guesses"),
@@ -397,7 +397,7 @@ access_rules = Table(
     "access_rules",
     metadata,
     *_device(primary_key=True),
-    # Empty: the device's own rule, for services that have none.
+    # Empty: the device's own rule, for services without one.
     Column("service", sa.String(63), primary_key=True),
     Column("rule", Json, nullable=False),
     _time("changed"),
@@ -425,7 +425,7 @@ service_links = Table(
 signing_keys = Table(
     "signing_keys",
     metadata,
-    # The public halves of the keys by which our programs sign what others of them believe.
+    # The public keys with which our programs check each other's signed texts.
     Column("id", sa.String(64), primary_key=True),
     Column("maker", sa.String(16), nullable=False),
     Column("public", sa.LargeBinary, nullable=False),
@@ -439,7 +439,7 @@ leases = Table(
     metadata,
     _id(),
     _tenant(),
-    # No foreign key: a lease outlives its device in the list of what there was.
+    # No foreign key: the record of a lease outlives its device.
     Column("device_id", Id, nullable=False),
     Column("services", Json, nullable=False),
     Column("holder", Id, nullable=False),
@@ -466,7 +466,7 @@ leases = Table(
     _time("decided", nullable=True),
     _text("created_by_name"),
     _text("ended_by_name"),
-    # Of a lease by code: what the holder's key is found by. The key itself is the device's.
+    # For a lease by code: the fingerprint of the holder's key. The device has the key itself.
     Column("key_fingerprint", sa.String(64), nullable=False, server_default=""),
     Index(None, "key_fingerprint"),
     Index(None, "tenant_id", "id"),
@@ -523,7 +523,7 @@ recordings = Table(
     metadata,
     _id(),
     _tenant(),
-    # No foreign keys: what was recorded outlives device and person in the list of what there was.
+    # No foreign keys: the record of a recording outlives device and person.
     Column("device_id", Id, nullable=False),
     _text("device_label"),
     Column("user_id", Id, nullable=False, server_default=""),

@@ -1,4 +1,4 @@
-"""The random secrets that are told once, and what is kept of them."""
+"""Random secrets, which are shown once, and the digests that are kept of them."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ __all__ = [
 ]
 
 CODE_LETTERS = "BCDFGHJKLMNPQRSTVWXZ"
-"""RFC 8628 section 6.1: no vowels, so no words; none that is easily taken for another."""
+"""RFC 8628 section 6.1: no vowels, so no words; no letters that are easily confused."""
 
 _GROUP = 4
 _SECRET_BYTES = 32
 
 
 def new_secret(prefix: str) -> tuple[Secret, str]:
-    """A secret of 256 bits and its SHA-256. The prefix says what was lost when one is found."""
+    """A secret of 256 bits and its SHA-256. The prefix shows the kind of a secret that was
+    leaked."""
     secret = Secret(f"{prefix}_{secrets.token_urlsafe(_SECRET_BYTES)}")
     return secret, hash_token(secret)
 
@@ -41,7 +42,7 @@ def new_code() -> Secret:
 
 
 def normal_code(code: str) -> str | None:
-    """The one form of a code as people type it (lower case, with spaces); None if it is none."""
+    """The canonical form of a code as typed (lower case, with spaces); None if it is no code."""
     letters = "".join(code.split()).replace("-", "").upper()
     if len(letters) != 2 * _GROUP or any(letter not in CODE_LETTERS for letter in letters):
         return None

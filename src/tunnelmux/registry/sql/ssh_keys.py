@@ -31,7 +31,7 @@ _M = schema.memberships
 
 _MOST_KEYS = 50
 _LONGEST_TICKET = 600.0
-# Seconds: a ticket is for one command that a person is about to run.
+# Seconds: a ticket is for a command that a person runs at once.
 
 
 class SqlSshKeys(Repository, SshKeys):
@@ -46,7 +46,7 @@ class SqlSshKeys(Repository, SshKeys):
         ).first()
         if user is None:
             raise NoSuchRecord("user", user_id)
-        # One answer in all cases: whose keys there are is not for others to learn.
+        # The same answer in all cases, so that a person cannot learn whose key it is.
         if tx.execute(sa.select(_K.c.id).where(_K.c.fingerprint == public.fingerprint)).first():
             raise RegistryRefused("this key is registered already", code="taken", field="key")
         count: int = tx.execute(
@@ -126,7 +126,7 @@ class SqlTickets(Repository, Tickets):
         find_device(tx, device_id)
         if not 0 < lifetime <= _LONGEST_TICKET:
             raise RegistryRefused(
-                f"a ticket is good for {_LONGEST_TICKET / 60:g} minutes at most",
+                f"a ticket is valid for {_LONGEST_TICKET / 60:g} minutes at most",
                 code="invalid",
                 field="lifetime",
             )
@@ -146,7 +146,7 @@ class SqlTickets(Repository, Tickets):
 
 
 class TicketDesk(Repository):
-    """Takes tickets, of all tenants."""
+    """Redeems tickets of all tenants."""
 
     @writes
     def redeem(self, tx: Transaction, secret: Secret, address: str) -> Ticket | None:
@@ -160,7 +160,7 @@ class TicketDesk(Repository):
         ).first()
         if row is None:
             return None
-        # Of two who come with it at once, one finds it used.
+        # When two use it at once, one of them finds it used.
         if not tx.execute(_T.update().where(fresh).values(used=tx.now)).rowcount:
             return None
         inner = tx.within(row.tenant_id)

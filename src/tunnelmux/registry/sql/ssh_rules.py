@@ -23,7 +23,7 @@ _M = schema.memberships
 _T = schema.tenants
 
 _MOST_AUTHORITIES = 10
-# Of one tenant: the one in use and its successor, for a few issuers.
+# Authorities of one tenant: one in use and its successor, for a few issuers.
 
 
 class SqlTenantSsh(Repository, TenantSsh):
@@ -101,7 +101,7 @@ def certified_user(
         )
         .limit(2)
     ).all()
-    # Of two members with the address neither is meant: the order of rows must not decide.
+    # With two members of that address, it is neither: the order of rows must not decide.
     if len(rows) != 1:
         return None
     return CertifiedUser(tenant_id=rows[0].tenant_id, user_id=rows[0].user_id)

@@ -34,7 +34,7 @@ class SqlTenants(Repository, Tenants):
         if tx.execute(sa.select(labels.c.label).where(labels.c.label == name)).first():
             raise RegistryRefused(
                 f'"{name}" is taken: a tenant has it, or a device of the tenant '
-                f'"{names.DEFAULT_TENANT}", which host names could not tell from it',
+                f'"{names.DEFAULT_TENANT}", whose host names would be the same',
                 code="taken",
                 field="name",
             )

@@ -1,4 +1,4 @@
-"""Terminals that people sign in, in SQL."""
+"""Signing terminals in, in SQL."""
 
 from __future__ import annotations
 
@@ -158,7 +158,7 @@ class SqlTerminalApprovals(Repository, TerminalApprovals):
         return None
 
     def _waiting(self, tx: Transaction, code: str) -> Row[Any] | RegistryRefused:
-        """The row, or why there is none, which is returned so that a guess stays counted."""
+        """The row, or why there is none: returned, not raised, so that the guess is counted."""
         above = tx.above()
         guesser = Guesser(self._rules, address=tx.actor.address, tenant_id=tx.tenant)
         refusal = guesser.refusal(above)

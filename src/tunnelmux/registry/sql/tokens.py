@@ -30,7 +30,7 @@ _T = schema.tenants
 _log = get_logger("registry")
 
 _USE_WRITTEN = timedelta(minutes=1)
-# How stale last_used may be: a program that calls each second writes nothing each second.
+# How old last_used may be: a program that calls every second must not cause a write every second.
 
 
 class SqlAccessTokens(Repository, AccessTokens):
@@ -82,7 +82,7 @@ class SqlAccessTokens(Repository, AccessTokens):
 
 
 class TokenProofs(Repository):
-    """Whose a token is, whatever the tenant."""
+    """Finds the owner of a token, in all tenants."""
 
     async def prove(self, secret: Secret, address: str) -> ProvenToken | None:
         """See `Registry.prove_token`."""
@@ -94,7 +94,7 @@ class TokenProofs(Repository):
             try:
                 await self._touch(proven.token.id, address[:64])
             except RegistryError as error:
-                # The proof stands; a database that is full must not lock programs out.
+                # The token is valid; a full database must not lock programs out.
                 _log.warning("use of a token not written down", cause=str(error))
         return proven
 
@@ -136,14 +136,14 @@ def add_token(
     scopes: tuple[str, ...],
     lifetime: float | None,
 ) -> AccessToken:
-    """The secret of this digest as an access token from now on; raises as `AccessTokens.add`."""
+    """Make the secret with this digest an access token; raises like `AccessTokens.add`."""
     name = names.check_text("name", name, 255, least=1)
     held = role_in(tx, user_id)
     if held is None:
         raise NoSuchRecord("member", user_id)
     if ROLES.index(role) > ROLES.index(held):
         raise RegistryRefused(
-            f"a token cannot be {role}: the one who makes it is {held}",
+            f"a token cannot have the role {role}: its maker has the role {held}",
             code="too_much",
             field="role",
         )

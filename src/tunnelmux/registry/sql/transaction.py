@@ -1,4 +1,4 @@
-"""One transaction of the registry: what it may touch, what it writes down, whom it tells."""
+"""One transaction of the registry: its tenant, its audit entries and the changes it announces."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ R = TypeVar("R", bound="Repository")
 
 
 class Transaction:
-    """A connection, bound to a tenant and to who acts.
+    """A connection, bound to a tenant and an actor.
 
     Statements go through `execute`, which refuses those that do not name this tenant. Without a
-    tenant (`tenant_id` None) it is for what is above tenants; `within` leads into one.
+    tenant (`tenant_id` None) it is for records that belong to no tenant; `within` binds it to one.
     """
 
     def __init__(
@@ -65,18 +65,18 @@ class Transaction:
         return inner
 
     def above(self) -> Transaction:
-        """The same transaction, bound to no tenant: for what belongs to none yet."""
+        """The same transaction, bound to no tenant, for records that belong to none yet."""
         return Transaction(self._connection, tenant_id=None, actor=self.actor, now=self.now)
 
     def acting(self, actor: Actor) -> Transaction:
-        """The same transaction, done by another actor: who it is was found out on the way."""
+        """The same transaction with another actor, who became known within the transaction."""
         return Transaction(self._connection, tenant_id=self.tenant_id, actor=actor, now=self.now)
 
     def lock(self) -> None:
         """Be the only writer in this tenant until the end; raises NoSuchRecord.
 
-        So what was looked up before a change still holds when it is made. FOR NO KEY UPDATE: a
-        plain FOR UPDATE would deadlock with the foreign keys' own checks.
+        So what was read before a change is still true when the change is made. FOR NO KEY UPDATE,
+        because a plain FOR UPDATE would deadlock with the checks of foreign keys.
         """
         tenants = schema.tenants
         row = self._connection.execute(
@@ -116,14 +116,14 @@ class Transaction:
         return self.execute(table.delete().where(table.c.tenant_id == self.tenant, *where)).rowcount
 
     def one(self, table: sa.Table, row_id: str, kind: str) -> Row[Any]:
-        """This tenant's row of this id; raises NoSuchRecord."""
+        """This tenant's row with this id; raises NoSuchRecord."""
         row = self.execute(self.select(table).where(table.c.id == row_id)).first()
         if row is None:
             raise NoSuchRecord(kind, row_id)
         return row
 
     def label_is_taken(self, label: str) -> bool:
-        """Whether host names with this label lead to something already, in whatever tenant."""
+        """Whether host names with this label are used already, in any tenant."""
         labels = schema.host_labels
         return (
             self._connection.execute(
@@ -140,7 +140,7 @@ class Transaction:
         ).scalar_one()
         return number
 
-    # -- what everybody shall know --------------------------------------------------------------
+    # -- the audit and announcements ------------------------------------------------------------
 
     def record(
         self,
@@ -151,9 +151,9 @@ class Transaction:
         before: dict[str, Any] | None = None,
         after: dict[str, Any] | None = None,
     ) -> AuditEntry:
-        """Write the audit's entry of a change, behind the one before it.
+        """Write the audit entry of a change, chained to the previous one.
 
-        Without a tenant it is the installation's own.
+        Without a tenant it goes into the installation's own audit.
         """
         tenants = schema.tenants
         tenant_id = self.tenant_id or schema.SYSTEM_TENANT
@@ -194,9 +194,9 @@ class Transaction:
         return AuditEntry(**content, actor=actor, hash=hashed)
 
     def announce(self, kind: ChangeKind, object_id: str) -> int:
-        """Tell all who hold a copy that this object changed; the change's number.
+        """Announce to all readers that this object changed; returns the change's number.
 
-        Called last: the counter is locked from here to the end of the transaction, so that numbers
+        Call it last: the counter is locked from here to the end of the transaction, so that numbers
         appear in the order in which they were given, and a reader misses none.
         """
         counters = schema.counters
@@ -218,7 +218,7 @@ class Transaction:
 
 
 class Repository:
-    """One concern's records, of one tenant or of none, changed by one actor.
+    """One kind of records, of one tenant or of none, for one actor.
 
     Its methods are marked `reads` or `writes`: each call is one transaction.
     """
@@ -243,14 +243,15 @@ class Repository:
 def reads(
     method: Callable[Concatenate[R, Transaction, P], T],
 ) -> Callable[Concatenate[R, P], Coroutine[Any, Any, T]]:
-    """Make a method that is given a transaction one that is called without, from Trio."""
+    """Turn a method that takes a transaction into an async one that makes the transaction
+    itself."""
     return _in_transaction(method, write=False)
 
 
 def writes(
     method: Callable[Concatenate[R, Transaction, P], T],
 ) -> Callable[Concatenate[R, P], Coroutine[Any, Any, T]]:
-    """As `reads`, in a transaction that may change something."""
+    """Like `reads`, with a transaction that may write."""
     return _in_transaction(method, write=True)
 
 
@@ -268,7 +269,7 @@ def _in_transaction(
 
 
 def as_json(content: dict[str, Any] | None) -> str:
-    """The one way an object is written into the audit; nothing at all for None."""
+    """The JSON of an object in the audit; an empty text for None."""
     if content is None:
         return ""
     return json.dumps(
@@ -279,4 +280,4 @@ def as_json(content: dict[str, Any] | None) -> str:
 def _plain(value: object) -> object:
     if isinstance(value, datetime):
         return format_time(value)
-    raise TypeError(f"{type(value).__name__} has no form in the audit")
+    raise TypeError(f"a {type(value).__name__} cannot be written into the audit")

@@ -1,4 +1,4 @@
-"""Which version the database has, and how it gets the one this program needs."""
+"""Finds the version of the database, and upgrades it to the version that this program needs."""
 
 from __future__ import annotations
 
@@ -27,10 +27,11 @@ _LOCK = 7_212_050
 
 
 def upgrade_database(url: Secret, *, timeout: float = 60.0) -> str:
-    """Make the tables, or bring them up to this program's version; the version they had before.
+    """Create the tables, or upgrade them to this program's version. Returns the version before
+    that, empty for a database without tables.
 
-    Empty for a database that had none. All of it is one transaction. Raises ConfigError,
-    RegistryFailed for a database of a newer version, RegistryAway.
+    All of it is one transaction. Raises ConfigError, RegistryFailed for a database of a newer
+    version, RegistryAway.
     """
     database = Database(url, connections=1, timeout=timeout)
     try:
@@ -50,19 +51,19 @@ async def prepare(database: Database, *, migrate: bool) -> None:
         return
     _check_known(version, database)
     if not migrate:
-        state = "is empty" if version is None else f"is of version {version}"
+        state = "is empty" if version is None else f"has version {version}"
         raise RegistryFailed(
             f"the registry at {database.place} {state}, and this program needs version "
             f"{REVISIONS[-1]}: run `tunnelmux-api db upgrade` with the same registry.url"
         )
-    # As long as it takes: it is done or undone as a whole.
+    # No deadline: it is done completely or not at all.
     await trio.to_thread.run_sync(partial(database.run_here, _upgrade, write=True))
 
 
 def _check_known(version: str | None, database: Database) -> None:
     if version is not None and version not in REVISIONS:
         raise RegistryFailed(
-            f"the registry at {database.place} is of version {version}, which is newer than this "
+            f"the registry at {database.place} has version {version}, which is newer than this "
             f"program ({REVISIONS[-1]}): use the newer tunnelmux with it; nothing was changed"
         )
 
@@ -77,7 +78,7 @@ def _version(connection: Connection) -> str | None:
 
 
 def _upgrade(connection: Connection) -> None:
-    # Alembic is not imported where there is nothing to upgrade.
+    # Alembic is imported only when there is something to upgrade.
     from alembic import command
     from alembic.config import Config
 

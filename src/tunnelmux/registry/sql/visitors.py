@@ -43,10 +43,10 @@ _T = schema.tenants
 _U = schema.users
 
 _MOST_RULES = 64
-# Of one device: as many as a proxy knows services of it.
+# Rules of one device: as many as a proxy knows services of it.
 
 _MOST_LINKS = 1000
-# Of one device that are not over; a program that makes one for each visit must take some back.
+# Links to one device that are not over; a program that makes one for each visit must revoke some.
 
 _KEY_LIFETIME = timedelta(days=1)
 
@@ -67,7 +67,7 @@ class SqlVisitorRules(Repository, VisitorRules):
         before = {one.service: one.rule for one in _rules(tx, device_id)}
         if service not in before and len(before) >= _MOST_RULES:
             raise RegistryRefused(
-                f"a device has at most {_MOST_RULES} rules: remove one that is of no use",
+                f"a device has at most {_MOST_RULES} rules: remove one",
                 code="too_many",
             )
         values = {"rule": _as_json(rule), "changed": tx.now, "changed_by": tx.actor.user_id}
@@ -110,7 +110,7 @@ class SqlServiceLinks(Repository, ServiceLinks):
         find_device(tx, device_id)
         if not 0 < lifetime <= _LONGEST_LINK:
             raise RegistryRefused(
-                "a link is good for 31 days at most", code="invalid", field="lifetime"
+                "a link is valid for 31 days at most", code="invalid", field="lifetime"
             )
         living = tx.execute(
             tx.select(_L, sa.func.count()).where(
@@ -119,7 +119,7 @@ class SqlServiceLinks(Repository, ServiceLinks):
         ).scalar_one()
         if living >= _MOST_LINKS:
             raise RegistryRefused(
-                f"{_MOST_LINKS} links to this device are good already: take some back",
+                f"this device has {_MOST_LINKS} valid links already: revoke some",
                 code="too_many",
             )
         link_id = new_id()
@@ -198,7 +198,7 @@ class SqlVisitors(Repository, Visitors):
     @writes
     def use_ticket(self, tx: Transaction, ticket_id: str, until: float) -> bool:
         digest = hash_token(f"ticket {ticket_id}")
-        # What is stale goes with each that comes: the table holds what was used lately.
+        # Each call also deletes expired ones: the table holds the tickets used recently.
         tx.execute(_O.delete().where(_O.c.until <= tx.now))
         if tx.execute(sa.select(_O.c.key).where(_O.c.key == digest)).first():
             return False
@@ -263,7 +263,7 @@ class SqlVisitors(Repository, Visitors):
 
 
 def rules_of(tx: Transaction, device_ids: Iterable[str]) -> dict[str, dict[str, AccessRule]]:
-    """The rules of these devices, of whatever tenant, by device and service."""
+    """The rules of these devices, of any tenant, by device and service."""
     found: dict[str, dict[str, AccessRule]] = defaultdict(dict)
     query = sa.select(_R.c.device_id, _R.c.service, _R.c.rule)
     for row in tx.execute(query.where(_R.c.device_id.in_(list(device_ids)))):
@@ -272,7 +272,7 @@ def rules_of(tx: Transaction, device_ids: Iterable[str]) -> dict[str, dict[str, 
 
 
 def read_rule(content: object) -> AccessRule:
-    """A rule as it is kept. One that a newer version wrote, or a hand, refuses all."""
+    """Read a stored rule. One that cannot be read, for example of a newer version, refuses all."""
     try:
         return msgspec.convert(content, AccessRule)
     except msgspec.ValidationError:

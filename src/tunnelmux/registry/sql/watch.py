@@ -1,4 +1,4 @@
-"""How a process hears that the database changed: data_version on SQLite, NOTIFY on PostgreSQL."""
+"""Notices changes of the database: by data_version on SQLite, by NOTIFY on PostgreSQL."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ __all__ = ["Signal", "open_watch"]
 _log = get_logger("registry")
 
 _SQLITE_LOOK = 0.25
-# Seconds between two looks at data_version, which cost 5 µs each.
+# Seconds between two reads of data_version, which cost 5 µs each.
 
 _LONGEST = 1.0
-# Seconds after which a reader looks at the table without having been told: a notification can be
-# lost with its connection, and that may not be noticed for a while.
+# Seconds after which a reader looks at the table without a notification: one can be lost with its
+# connection, and that may go unnoticed for a while.
 
 _RETRY = 0.5
 
 
 class Signal(ChangeWatch):
-    """What was set since the last wait; several at once are one."""
+    """Remembers whether it was set since the last wait; several times count as one."""
 
     def __init__(self, longest: float) -> None:
         self._longest = longest
@@ -45,7 +45,7 @@ class Signal(ChangeWatch):
 
 @asynccontextmanager
 async def open_watch(database: Database) -> AsyncIterator[ChangeWatch]:
-    """Follow the database with a connection of its own while the block runs."""
+    """Watch the database, with a connection of its own, for the length of the block."""
     signal = Signal(_LONGEST)
     follow = _follow_sqlite
     if not database.is_sqlite:
@@ -67,8 +67,8 @@ async def _follow_sqlite(database: Database, signal: Signal) -> None:
             )
             seen = None
             while True:
-                # The same connection each time, with no transaction open: it is told of all that
-                # others write, its own process's other connections included.
+                # The same connection each time, with no transaction open: its data_version changes
+                # with every write of another connection, also one of this process.
                 version = await trio.to_thread.run_sync(_version, connection, limiter=threads)
                 if version != seen:
                     seen = version

@@ -555,7 +555,7 @@ def _first_rows() -> None:
         sa.column("created", sa.DateTime(timezone=True)),
         sa.column("audit_hash", sa.String),
     )
-    # The names of the installation's own chain cannot be a tenant's: no label begins with "-".
+    # No tenant can have the name of the installation's own row: no label begins with "-".
     rows = [(_SYSTEM, "-installation"), (_DEFAULT, "default")]
     op.bulk_insert(
         tenants,

@@ -1,4 +1,4 @@
-"""Who may visit: rules of services, links, and the keys by which visitors are believed."""
+"""Who may visit: rules of services, links, and the keys that check visitors' signed tickets."""
 
 from __future__ import annotations
 

@@ -10,5 +10,5 @@ down_revision = "0004"
 
 
 def upgrade() -> None:
-    """To this version. Sessions of before have no role yet: the next request renews their id."""
+    """To this version. Earlier sessions have no role yet: the next request renews their secret."""
     op.add_column("browser_sessions", sa.Column("role", sa.String(length=16), nullable=True))

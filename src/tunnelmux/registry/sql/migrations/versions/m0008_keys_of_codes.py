@@ -1,4 +1,4 @@
-"""By which key the holder of a device's code is known."""
+"""The fingerprint of the key by which the holder of a device's code is known."""
 
 from __future__ import annotations
 
