@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from support.registries import Templates
 from support.sshd import CONFIGURATION, DEBIANS, make_privilege_separation_folder
 from support.terminal import Terminal, open_terminal
 from support.tree import ROOT
-from tunnelmux.api.browser_sessions.keys import new_key_line
+from tunnelmux.api.browser_sessions.cookie import COOKIE
+from tunnelmux.api.browser_sessions.keys import new_key_line, read_key_file
 from tunnelmux.config import Secret
-from tunnelmux.registry import LeaseTerms, TenantRegistry, open_registry
+from tunnelmux.registry import Registry, Role, SignedIn, TenantRegistry, open_registry
 
 pytestmark = [
     pytest.mark.long,
@@ -114,23 +115,106 @@ def ssh_words(program: Program, folder: Path, key: str, *words: str) -> list[str
     return [program("ssh", "openssh-client"), "-F", "none", *options, "-p", "3803", *words]
 
 
-async def lease_of_bob(tenant: TenantRegistry, device_id: str, holder: str) -> None:
-    now = datetime.now(UTC)
-    terms = LeaseTerms(
-        device_id=device_id,
-        services=("ssh", "web"),
-        rights=("shell", "forward"),
-        sealed=True,
-        holder=holder,
-        reason="ticket 7",
-        starts=now - timedelta(seconds=1),
-        ends=now + timedelta(hours=1),
+@dataclass(frozen=True)
+class Browser:
+    """A person at home with the console open: what its pages send to the API."""
+
+    nets: Nets
+    curl: str
+    cookie: str
+
+    def post(self, path: str, **body: object) -> dict[str, Any]:
+        """The answer to a page's request."""
+        words = [self.curl, "-sS", "--fail-with-body", f"http://{GATEWAY_OF_PEOPLE}:3802{path}"]
+        words += ["-H", f"Cookie: {COOKIE}={self.cookie}", "-H", "Sec-Fetch-Site: same-origin"]
+        done = subprocess.run(
+            self.nets.at("person", *words, "--json", json.dumps(body)),
+            capture_output=True,
+            check=False,
+            timeout=60,
+        )
+        assert done.returncode == 0, done.stdout
+        answer: dict[str, Any] = json.loads(done.stdout)
+        return answer
+
+
+async def signed_in(
+    nets: Nets, registry: Registry, folder: Path, curl: str, name: str, role: Role
+) -> Browser:
+    """A person's browser behind the sign-in, which the tests of tests/api go through: here there
+    is no provider."""
+    installation = registry.installation(TEST)
+    tenant = await installation.tenants.find_named("default")
+    issuer = "https://id.example.com"
+    person = await installation.users.sign_in(
+        issuer=issuer, subject=name, email=f"{name}@example.com"
     )
-    lease, _ = await tenant.leases.add(terms, approved=True)
+    await installation.users.grant(tenant.id, role, issuer=issuer, subject=name, force=True)
+    sessions = installation.browser_sessions
+    began = await sessions.begin(
+        idle=3600, lifetime=3600, pending=b"", address="203.0.113.2", user_agent="curl"
+    )
+    signed = SignedIn(
+        user_id=person.id,
+        tenant_id=tenant.id,
+        role=role,
+        issuer=issuer,
+        provider_session="",
+        tokens=b"",
+    )
+    new = await sessions.renew(began.session, signed, pending=b"", idle=3600, lifetime=3600)
+    assert new is not None
+    keys = read_key_file("key_file", folder / "session-keys")
+    return Browser(nets, curl, keys.sign(new.secret.reveal()))
+
+
+async def lease_of_bob(bob: Browser, ann: Browser, tenant: TenantRegistry) -> None:
+    """Asked for by bob and approved by ann, each in a browser; the device agrees."""
+    asked = bob.post(
+        "/api/leases",
+        device="SN-0001",
+        services=["ssh", "web"],
+        rights=["shell", "forward"],
+        sealed=True,
+        reason="ticket 7",
+        seconds=3600,
+    )
+    ann.post(f"/api/leases/{asked['id']}/approve")
     with trio.fail_after(60):
-        while lease.consent != "given":
+        while (await tenant.leases.find(asked["id"])).consent != "given":  # noqa: ASYNC110
             await trio.sleep(0.05)
-            lease = await tenant.leases.find(lease.id)
+
+
+def jump_file(folder: Path) -> Path:
+    """A configuration for bob's ssh, as the README has people write it: the gateway is gw."""
+    file = folder / "bob_ssh_config"
+    file.write_text(
+        f"Host gw\n HostName {GATEWAY_OF_PEOPLE}\n Port 3803\n User any\n"
+        f"Host *\n IdentityFile {folder}/bob\n IdentitiesOnly yes\n IdentityAgent none\n"
+        f" UserKnownHostsFile {folder}/known_hosts_jump\n StrictHostKeyChecking accept-new\n"
+        " BatchMode yes\n ConnectTimeout 30\n"
+    )
+    return file
+
+
+async def sealed(nets: Nets, folder: Path, program: Program) -> None:
+    """By `-J` to the device's own sshd, and by `-L` to its page in the person's browser."""
+    ssh = [program("ssh", "openssh-client"), "-F", str(jump_file(folder))]
+    jump = [*ssh, "-J", "gw", "root@SN-0001", "ip -o addr show eth0; echo sealed"]
+    with trio.fail_after(60):
+        done = await trio.run_process(
+            nets.at("person", *jump), stdin=b"", capture_stdout=True, capture_stderr=True
+        )
+    assert b"inet 192.168.7.2" in done.stdout
+    assert done.stdout.endswith(b"sealed\n")
+    forward = [*ssh, "-N", "-L", "127.0.0.1:8080:web--sn-0001:80", "gw"]
+    curl = [program("curl", "curl"), "-sSf", "--retry", "20", "--retry-connrefused"]
+    async with running(nets.at("person", *forward), folder / "forward.log"):
+        with trio.fail_after(60):
+            page = await trio.run_process(
+                nets.at("person", *curl, "http://127.0.0.1:8080/index.html"), capture_stdout=True
+            )
+    assert page.stdout == b"the device's page\n"
 
 
 def check_recording(program: Program, folder: Path, shown: str) -> None:
@@ -190,19 +274,23 @@ async def test_device_and_person_behind_nat_with_nothing_but_openssh(
             (tmp_path / "ca.pub").write_bytes(authority.stdout)
             installation = registry.installation(TEST)
             tenant = registry.tenant((await installation.tenants.find_named("default")).id, TEST)
-            bob = await installation.users.sign_in(
-                issuer="https://id.example.com", subject="bob", email="bob@example.com"
-            )
-            await installation.users.grant(
-                tenant.tenant_id, "viewer", issuer=bob.issuer, subject="bob", force=True
-            )
-            await installation.ssh_keys.add(bob.id, (tmp_path / "bob.pub").read_text())
+            curl = debian_program("curl", "curl")
+            bob = await signed_in(nets, registry, tmp_path, curl, "bob", "viewer")
+            ann = await signed_in(nets, registry, tmp_path, curl, "ann", "operator")
+            key = (tmp_path / "bob.pub").read_text()
+            bob.post("/api/ssh-keys", key=key, name="laptop")
+            (tmp_path / "user_key.pub").write_text(key)  # the device knows him, too, for -J
             _, code = await tenant.pairings.make_code()
-            await story(nets, tmp_path, debian_program, tenant, bob.id, code.reveal())
+            await story(nets, tmp_path, debian_program, tenant, (bob, ann), code.reveal())
 
 
 async def story(
-    nets: Nets, folder: Path, program: Program, tenant: TenantRegistry, bob: str, code: str
+    nets: Nets,
+    folder: Path,
+    program: Program,
+    tenant: TenantRegistry,
+    people: tuple[Browser, Browser],
+    code: str,
 ) -> None:
     curl = program("curl", "curl")
     # 1. Neither of the two can be dialled, but both reach the server.
@@ -228,7 +316,7 @@ async def story(
                 if state.assist is not None and set(state.services) == {"ssh", "web"}:
                     break
                 await trio.sleep(0.05)
-        await lease_of_bob(tenant, device.id, bob)
+        await lease_of_bob(*people, tenant)
         # 4. The person is there, by SSH and by HTTP.
         page = ssh_words(
             program, folder, "bob", "-W", "web--sn-0001:80", f"any@{GATEWAY_OF_PEOPLE}"
@@ -240,6 +328,7 @@ async def story(
             check=False,
         )
         assert shown.stdout.endswith(b"the device's page\n"), shown
+        await sealed(nets, folder, program)
         target = f"root@SN-0001@{GATEWAY_OF_PEOPLE}"
         session = nets.at("person", *ssh_words(program, folder, "bob", "-tt", target))
         async with await open_terminal(session) as terminal:
