@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import subprocess
 from collections.abc import Callable
@@ -127,10 +128,32 @@ async def test_addresses_are_held_to_a_list_and_to_a_number_of_failures(
         refused = await site.ssh(bob, f"{site.sshd.user}@cam1", "true")
         assert refused.returncode == 255
         assert b"not known" not in refused.stderr
-        elsewhere = await site.ssh(
-            bob, f"{site.sshd.user}@cam1", "true", options=["-o", "BindAddress=127.0.0.2"]
-        )
+        # Its next thousand are not greeted, so that each costs an accept; others do not notice.
+        async with trio.open_nursery() as nursery:
+            greetings: list[bytes] = []
+            for _ in range(20):
+                nursery.start_soon(come_again, site.port, 50, greetings)
+            elsewhere = await site.ssh(
+                bob, f"{site.sshd.user}@cam1", "true", options=["-o", "BindAddress=127.0.0.2"]
+            )
         assert elsewhere.returncode == 0, elsewhere.stderr
+        assert greetings == [b""] * 1000
+        failed = [line for line in site.gateway.events if line.get("event") == "ssh login failed"]
+        assert len(failed) == 3  # no line for each of the thousand
+
+
+async def come_again(port: int, times: int, greetings: list[bytes]) -> None:
+    """Connect so often, and keep what the gateway says to it first."""
+    for _ in range(times):
+        with trio.fail_after(40):
+            stream = await trio.open_tcp_stream("127.0.0.1", port)
+            async with stream:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await stream.send_all(b"SSH-2.0-again\r\n")
+                try:
+                    greetings.append(bytes(await stream.receive_some()))
+                except trio.BrokenResourceError:
+                    greetings.append(b"")
 
 
 async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None:
