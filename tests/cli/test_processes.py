@@ -44,7 +44,7 @@ def test_a_port_in_use_is_one_line_and_status_2(tmp_path, port):
     file = tmp_path / "proxy.toml"
     file.write_text(f'[tunnel]\nlisten = "127.0.0.1:{port}"\n')
     with start_proxy(file) as process:
-        output, errors = process.communicate(timeout=20)
+        output, errors = process.communicate(timeout=45)
     assert process.returncode == 2
     assert output == ""
     sentence = errors.splitlines()[-1]
@@ -68,7 +68,7 @@ def test_sighup_reloads_and_sigterm_ends_it_with_status_0(tmp_path):
         kept = wait_for_event(process, "configuration not reloaded; the one before stays")
         assert kept["error"] == f'{file}: tunel: is not a known key: did you mean "tunnel"?'
         process.send_signal(signal.SIGTERM)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=45)
     assert process.returncode == 0
     assert [json.loads(line)["level"] for line in errors.splitlines()].count("error") == 0
 
@@ -90,14 +90,14 @@ def test_sighup_reloads_a_quickstart_proxy_and_ends_it_no_more(tmp_path):
         told = wait_for_event(process, "configuration reloaded")
         assert told["changed"] == "+devices.dev9"
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=20)
+        process.communicate(timeout=45)
     assert process.returncode == 0
     assert (tmp_path / "state" / "tunnel.crt").read_bytes() == certificate
     assert "dev9" in (tmp_path / "state" / "quickstart.json").read_text()
 
 
 def wait_until_listening(port: int) -> None:
-    deadline = time.monotonic() + 20
+    deadline = time.monotonic() + 45
     while True:
         try:
             socket.create_connection(("127.0.0.1", port), timeout=1).close()

@@ -115,7 +115,7 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
         b"Connection: close, X-Forwarded-For, X-Forwarded-Proto\r\n",
     ]
     async with FRONTS[name](tmp_path, debian_program, tunnel.at_http) as front:
-        with trio.fail_after(20):
+        with trio.fail_after(45):
             seen = await see_head(front, b"".join(spoofed))
             await see_websocket(front)
             assert await see_body(front, b"/accel") == b"mine"

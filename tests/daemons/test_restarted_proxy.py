@@ -46,7 +46,7 @@ async def test_a_visitor_who_asks_at_once_waits_for_the_device(
         await trio.sleep(1.5)
         await start_proxy()
         answers = []
-        with trio.fail_after(20):
+        with trio.fail_after(45):
             async with trio.open_nursery() as visitors:
                 for _ in range(3):
                     visitors.start_soon(partial(_ask, tunnel, answers))

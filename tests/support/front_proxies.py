@@ -139,7 +139,7 @@ async def _running(
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_print, Path(command[0]).name, process.stderr)
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(45):
                 await _until_listening(address, process)
             yield
         finally:
