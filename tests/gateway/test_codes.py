@@ -1,4 +1,4 @@
-"""The holder of a device's code, who is no user: to that one device, sealed, for that lease."""
+"""The holder of a device's code, who is no user: to that one device, for that lease."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from support.gateways import Site, User
+from support.terminal import open_terminal
 from tunnelmux.agent.assist.code import derive_key, normal_code
 from tunnelmux.agent.assist.orders import Order
 
@@ -54,7 +55,7 @@ async def test_a_code_leads_to_its_device_while_its_lease_runs(open_site: OpenSi
         lease, holder = await holder_of_a_code(site)
         result = await site.run(through(site, holder, "sn123", "echo in"))
         assert (result.stdout, result.returncode) == (b"in\n", 0), result.stderr
-        assert site.recordings() == []
+        assert site.recordings() == []  # past the gateway
         records = [
             item["action"] for item in await site.records(await site.tenant.leases.find(lease))
         ]
@@ -62,8 +63,25 @@ async def test_a_code_leads_to_its_device_while_its_lease_runs(open_site: OpenSi
         await site.tenant.devices.add("cam2", serial="SN124")
         refused = await site.run(through(site, holder, "sn124", "true"))
         assert b'you reach no device called "sn124"' in refused.stderr
-        recorded = await site.ssh(holder, f"{site.sshd.user}@SN123", "true")
-        assert b"you may forward" in recorded.stderr
+        # Recorded: the code's key is in the person's agent, and logs in to the device from there.
+        target, command = f"{site.sshd.user}@SN123", "echo in $TUNNELMUX_LEASE"
+        refused = await site.ssh(holder, target, command)
+        assert b"with your own SSH agent: use ssh -A" in refused.stderr
+        async with site.ssh_agent(holder.key) as socket:
+            with_agent = ["-A", "-o", f"IdentityAgent={socket}"]
+            recorded = await site.ssh(holder, target, command, options=with_agent)
+            assert recorded.stdout == f"in {lease}\n".encode(), recorded.stderr
+            elsewhere = await site.ssh(holder, "root@SN124", "true", options=with_agent)
+            assert b'you reach no device called "SN124"' in elsewhere.stderr
+            words = [site.program("ssh", "openssh-client"), *with_agent, *site.client(holder)]
+            words += ["-p", str(site.port), "-tt", "-l", site.sshd.user, "127.0.0.1"]
+            async with await open_terminal(words) as terminal:
+                await terminal.type("exit 3\n")  # to the one device, without a list
+                assert await terminal.wait() == 3
+        running = await site.tenant.leases.find(lease)
+        sessions = await site.records_of(running, 2, "lease.session")
+        assert [item["kind"] for item in sessions] == ["exec", "shell"]
+        assert len(site.recordings()) == 2
         web = await site.ssh(holder, "code", options=["-W", "web--sn123:80"])
         assert b"has no service web for you (it has ssh)" in web.stderr
         async with trio.open_nursery() as nursery:

@@ -34,6 +34,18 @@ async def in_session(site: Site, user: User) -> Terminal:
     return terminal
 
 
+async def test_a_tenants_people_come_from_its_addresses_only(site: Site) -> None:
+    bob = await site.user("bob")
+    await site.lease(bob)
+    await site.tenant.ssh.change(addresses=["127.0.0.1"])
+    async with await in_session(site, bob) as terminal:
+        elsewhere = ["-o", "BindAddress=127.0.0.2"]
+        refused = await site.ssh(bob, f"{site.sshd.user}@cam1", "true", options=elsewhere)
+        assert b"does not let its people use SSH from this address" in refused.stderr
+        await site.tenant.ssh.change(addresses=["192.0.2.0/24"])
+        await terminal.expect("your access was taken back")
+
+
 async def test_what_is_taken_back_ends_at_once(site: Site) -> None:
     for number, (how, end) in enumerate(ENDS.items()):
         user = await site.user(f"user{number}")

@@ -73,6 +73,6 @@ def test_a_list_is_narrowed_by_typing_and_chosen_from_by_number() -> None:
     assert b"cam1" in menu.typed(b"cam\r").echo
     assert menu.typed(b"2\n").device == "cam2"
     assert menu.typed(b"xx\x7f\x7fdoor\r").device == "door1"
-    assert b"No name has that" in menu.typed(b"\x1b[Anothing\r").echo
+    assert b"No device has that" in menu.typed(b"\x1b[Anothing\r").echo
     assert menu.typed(b"\x04").leaves
     assert len(menu.typed(b"y" * 10_000).echo) == 64

@@ -6,6 +6,8 @@ import hashlib
 import json
 import os
 import subprocess
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,8 @@ from support.gateways import Site
 from tunnelmux.gateway.recording import Recording, remove_old
 
 pytestmark = pytest.mark.slow
+
+OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 
 
 async def test_a_command_goes_through_with_its_streams_and_its_status(site: Site) -> None:
@@ -126,6 +130,61 @@ async def test_files_go_both_ways_by_sftp_scp_rsync_and_git(site: Site, tmp_path
     assert result.returncode == 0, result.stderr
     records = await site.records_of(lease, 4, "lease.session")
     assert [record["kind"] for record in records] == ["sftp", "exec", "exec", "exec"]
+    # The old protocol is a command, which says the path; the new one is told file by file.
+    assert records[1]["text"] == f"scp -t {there}/1"
+    (copied,) = await site.records_of(lease, 1, "lease.files")
+    assert f"write {there}/0 ({len(data)} bytes written)" in copied["files"]
+    assert copied["recording"] == records[0]["recording"]
+
+
+async def test_what_sftp_does_is_written_down_file_by_file(open_site: OpenSite) -> None:
+    async with open_site("[limits]\nmax_file_lines = 6\n") as site:
+        bob = await site.user("bob")
+        lease = await site.lease(bob)
+        there = site.folder / "there"
+        there.mkdir()
+        (there / "old").write_bytes(b"o" * 70_000)
+        (site.folder / "new").write_bytes(b"n" * 50_000)
+        orders = f"""\
+get {there}/old {site.folder}/got
+put {site.folder}/new {there}/new
+-get /nothing/at/all {site.folder}/none
+mkdir {there}/folder
+rename {there}/new {there}/folder/new
+chmod 600 {there}/folder/new
+rm {there}/folder/new
+rmdir {there}/folder
+"""
+        sftp = site.program("sftp", "openssh-client")
+        words = [sftp, *site.client(bob, f"User={site.sshd.user}@cam1"), "-P", str(site.port)]
+        result = await site.run([*words, "-b", "-", "127.0.0.1"], send=orders.encode())
+        assert result.returncode == 0, result.stderr
+        assert (site.folder / "got").read_bytes() == b"o" * 70_000
+        expected = [
+            f"read {there}/old (70000 bytes read)",
+            f"write {there}/new (50000 bytes written)",
+            f"make directory {there}/folder",
+            f"rename {there}/new to {there}/folder/new",
+            f"set attributes of {there}/folder/new",
+            f"remove {there}/folder/new",
+            f"remove directory {there}/folder",
+        ]
+        (session,) = await site.records_of(lease, 1, "lease.session")
+        (recording,) = site.recordings()
+        assert session["recording"] == recording.stem
+        listed = await site.listed(recording)
+        assert (listed.kind, listed.problem) == ("sftp", "")
+        events = [json.loads(line) for line in recording.read_text().splitlines()[1:]]
+        lines = "".join(text for _, kind, text in events if kind == "o").splitlines()
+        assert [line for line in lines if line in expected] == expected
+        # The record of the lease has as many as fit.
+        with trio.fail_after(30):
+            while True:
+                entries = await site.records_of(lease, 1, "lease.files")
+                written = [line for entry in entries for line in entry["files"]]
+                if written[-1].startswith("and "):
+                    break
+        assert written == [*lines[:6], f"and {len(lines) - 6} more, which the recording has"]
 
 
 async def test_a_reader_that_stops_holds_the_device_back(site: Site) -> None:

@@ -41,6 +41,18 @@ async def test_a_tenant_says_how_its_sessions_are_recorded(
     assert (await acme.audit.page(limit=1)).items == before
 
 
+async def test_a_tenant_says_from_where_its_people_may_come(acme: TenantRegistry) -> None:
+    changed = await acme.ssh.change(addresses=["192.0.2.0/24", "2001:db8::1"])
+    assert changed == await acme.ssh.find()
+    assert changed.addresses == ("192.0.2.0/24", "2001:db8::1/128")
+    assert (await acme.ssh.change(record_input=True)).addresses == changed.addresses
+    for wrong in (["here"], ["192.0.2.1/24"], ["192.0.2.0/24"] * 33):
+        with pytest.raises(RegistryRefused) as refused:
+            await acme.ssh.change(addresses=wrong)
+        assert (refused.value.code, refused.value.field) == ("invalid", "addresses")
+    assert (await acme.ssh.change(addresses=[])).addresses == ()
+
+
 async def test_a_certificate_is_about_the_one_member_of_the_tenant_that_trusts_it(
     registry: Registry, acme: TenantRegistry, other: TenantRegistry
 ) -> None:

@@ -29,7 +29,7 @@ __all__ = [
     "TunnelsConfig",
 ]
 
-_RIGHTS = ("shell", "exec", "sftp", "forward", "agent")
+_RIGHTS = ("shell", "exec", "sftp", "forward", "agent", "x11")
 
 
 class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -72,7 +72,7 @@ class AccessConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
 
     standing_rights: list[str] = []
     """What operators, admins and owners of a tenant may do on its devices without a lease: `shell`,
-    `exec`, `sftp`, `forward`, `agent`. Empty: everyone needs a lease."""
+    `exec`, `sftp`, `forward`, `agent`, `x11`. Empty: everyone needs a lease."""
 
     authority_file: Path | None = None
     """The key behind the tenants' authorities, made by `tunnelmux-gateway keys new-authority`. With
@@ -170,6 +170,11 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     failure_period: float = 600.0
     """Seconds after which failed log-ins are forgotten."""
 
+    max_file_lines: int = 1000
+    """Operations on files of one sftp session that the log and the record of the lease list, some
+    100 bytes each: more say nothing to a reader. The recording of the session lists all.
+    """
+
     connect_timeout: float = 20.0
     """Seconds for connecting to a device and logging in to its sshd."""
 
@@ -180,6 +185,7 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ("max_sessions", 1000),
             ("max_tries", 1000),
             ("max_failures", 100_000),
+            ("max_file_lines", 100_000),
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to {most}")

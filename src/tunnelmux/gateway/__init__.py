@@ -1,7 +1,7 @@
-"""The SSH server for people: who they are, which devices they reach, what is kept of it.
+"""The SSH server for people: it finds out who they are, and joins and records their sessions.
 
-A process of its own: asyncio runs it, because asyncssh does, and Trio is its guest (`guest`). The
-rest of tunnelmux is Trio as everywhere.
+It is a process of its own. asyncssh needs asyncio, so asyncio is the host and Trio its guest
+(`guest`).
 """
 
 from __future__ import annotations

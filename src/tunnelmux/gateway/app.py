@@ -26,10 +26,12 @@ from tunnelmux.gateway.confirmation import Confirmations
 from tunnelmux.gateway.connection import PersonConnection
 from tunnelmux.gateway.devices import Devices as DeviceStreams
 from tunnelmux.gateway.failures import Failures
+from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.gateway.recording import Recording, RecordingStopped, remove_old
-from tunnelmux.gateway.relay import WINDOW, PersonSession
+from tunnelmux.gateway.relay import PersonSession
+from tunnelmux.gateway.side_channels import WINDOW, SideChannel
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
@@ -160,11 +162,25 @@ class Gateway:
             raise RecordingStopped("no recording can be listed now: try again") from exc
         return recording
 
+    def new_file_record(
+        self, connection: PersonConnection, access: Access, recording: Recording
+    ) -> FileRecord:
+        """The record of an sftp session."""
+
+        def write(lines: list[str]) -> None:
+            details: dict[str, object] = {"files": lines, "recording": recording.path.stem}
+            self._over("ssh files", "files", connection, access, details)
+
+        return FileRecord(recording, self.config.limits.max_file_lines, write)
+
     def session_over(
         self, connection: PersonConnection, session: PersonSession, access: Access
     ) -> None:
         """A session has ended: finish its recording, and write it down."""
-        recording = session.opened.recording if session.opened is not None else None
+        opened = session.opened
+        recording = opened.recording if opened is not None else None
+        if opened is not None and opened.files is not None:
+            opened.files.end()
         details: dict[str, object] = {
             "kind": session.request.kind,
             "text": session.request.text,
@@ -176,8 +192,6 @@ class Gateway:
         if recording is not None:
             details["recording"] = recording.path.stem
             self.bridge.start(self._end_recording(recording, access))
-        else:
-            details["recording"] = "none: this is not recorded"
         self._over("ssh session over", "session", connection, access, details)
 
     async def _end_recording(self, recording: Recording, access: Access) -> None:
@@ -234,6 +248,18 @@ class Gateway:
             "recording": "none: this is sealed",
         }
         self._over("ssh forward over", "forward", connection, access, details)
+
+    def side_channel_over(
+        self, connection: PersonConnection, channel: SideChannel, access: Access
+    ) -> None:
+        """A connection to a person's agent or display has ended: write it down."""
+        details: dict[str, object] = {
+            "what": channel.kind,
+            "to_device": channel.sent,
+            "from_device": channel.received,
+            "recording": "none: this is not recorded",
+        }
+        self._over("ssh side channel over", "forward", connection, access, details)
 
     def _over(
         self,
@@ -502,7 +528,7 @@ async def _options(config: GatewayConfig, key: Any) -> Any:
         server_host_keys=host_keys,
         encoding=None,
         line_editor=False,
-        agent_forwarding=True,
+        agent_forwarding=False,  # as X11: by `side_channels`, where the right is there
         x11_forwarding=False,
         allow_scp=False,
         encryption_algs=[*CIPHERS, "aes128-ctr"],

@@ -23,6 +23,8 @@ __all__ = ["Access", "AccessDenied", "Authority", "Person"]
 
 _log = get_logger("gateway")
 
+_NOT_FROM_HERE = "your organisation does not let its people use SSH from this address"
+
 _LISTED = 200
 # Devices of one tenant in the list to choose from: more do not fit on a screen.
 
@@ -42,7 +44,7 @@ class Person:
     authority: str = ""
     """The fingerprint of the authority whose certificate proved it; empty for other proofs."""
     tenant_id: str = ""
-    """The only tenant of this proof, and `device_id` its only device; empty for all."""
+    """The only tenant that this proof is good for; `device_id` the only device. Empty for all."""
     device_id: str = ""
     lease_id: str = ""
     """Of the holder of a device's code, who is no user: the one lease that counts."""
@@ -155,7 +157,11 @@ class Authority:
             return await self._by_code(person, device, address)
         found: list[Access] = []
         seen = False
-        for membership in await self._memberships(person):
+        memberships = await self._memberships(person)
+        allowed = await self._from_here(memberships, address)
+        if memberships and not allowed:
+            raise AccessDenied(_NOT_FROM_HERE)
+        for membership in allowed:
             record = await self._find(membership, device, person)
             if record is not None:
                 seen = True
@@ -199,11 +205,9 @@ class Authority:
         raise denied
 
     async def reachable(self, person: Person, address: str) -> list[Access]:
-        """The devices that are connected and that the person may into, by name."""
+        """The connected devices that a user may use, by label. Raises RegistryError."""
         found: list[Access] = []
-        if person.lease_id:
-            return found
-        for membership in await self._memberships(person):
+        for membership in await self._from_here(await self._memberships(person), address):
             tenant = self._registry.tenant(membership.tenant_id, self._actor(person, address))
             page = await tenant.devices.page(limit=_LISTED)
             for device in page.items:
@@ -220,7 +224,8 @@ class Authority:
                 return await self._by_code(access.person, "", address)
             except AccessDenied:
                 return None
-        for membership in await self._memberships(access.person):
+        memberships = await self._memberships(access.person)
+        for membership in await self._from_here(memberships, address):
             if membership.tenant_id == access.tenant_id:
                 tenant = self._registry.tenant(membership.tenant_id, self._actor(access.person, ""))
                 try:
@@ -269,13 +274,16 @@ class Authority:
             )
 
     async def _by_code(self, person: Person, text: str, address: str) -> Access:
-        """What the holder of a code may: the services of that one device, past the gateway."""
+        """What the holder of a code may: the services of that one device. The account's line of
+        authorized_keys forwards no X11 (`restrict`)."""
         tenant = self._registry.tenant(person.tenant_id, self._actor(person, address))
         try:
             device = await tenant.devices.find(person.device_id)
             lease = await tenant.leases.find(person.lease_id)
         except NoSuchRecord as exc:
             raise AccessDenied("your lease is over") from exc
+        if not _lies_in(address, (await tenant.ssh.find()).addresses):
+            raise AccessDenied(_NOT_FROM_HERE)
         names = {name.casefold() for name in (device.name, device.label, device.serial) if name}
         if text and text.casefold() not in names:
             raise AccessDenied(f'you reach no device called "{text}"')
@@ -283,7 +291,8 @@ class Authority:
             raise AccessDenied("your lease is over")
         if not device.enabled or device.quarantine:
             raise AccessDenied(f'nothing lets you into "{device.name}" now')
-        return Access(person, person.tenant_id, device, lease, frozenset[Right](("forward",)))
+        rights = frozenset(lease.rights) - {"x11"}
+        return Access(person, person.tenant_id, device, lease, rights)
 
     def _actor(self, person: Person, address: str) -> Actor:
         if person.lease_id:
@@ -304,6 +313,18 @@ class Authority:
             for membership in await users.memberships(person.user_id)
             if membership.tenant_enabled
             and (not person.tenant_id or membership.tenant_id == person.tenant_id)
+        ]
+
+    async def _from_here(self, memberships: list[Membership], address: str) -> list[Membership]:
+        """The memberships in tenants whose people may use the gateway from this address."""
+        program = Actor.program("tunnelmux-gateway")
+        return [
+            membership
+            for membership in memberships
+            if _lies_in(
+                address,
+                (await self._registry.tenant(membership.tenant_id, program).ssh.find()).addresses,
+            )
         ]
 
     async def _find(self, membership: Membership, text: str, person: Person) -> Device | None:

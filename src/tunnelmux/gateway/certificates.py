@@ -66,9 +66,17 @@ class Authorities:
         return f"{key} tunnelmux-{tenant_name}"
 
     def certify(
-        self, tenant_id: str, account: str, identity: Identity, now: datetime
+        self,
+        tenant_id: str,
+        account: str,
+        identity: Identity,
+        now: datetime,
+        *,
+        agent: bool = False,
+        x11: bool = False,
     ) -> tuple[Any, Any]:
-        """A new key and the certificate by which it may log in to `account`, for some minutes."""
+        """A new key and the certificate by which it may log in to `account`, for some minutes.
+        `agent` and `x11`: sshd may forward them."""
         key = asyncssh.generate_private_key("ssh-ed25519")
         at = int(now.timestamp())
         certificate = self._authority(tenant_id).generate_user_certificate(
@@ -78,8 +86,8 @@ class Authorities:
             principals=[account],
             valid_after=at - _BACKDATED,
             valid_before=at + _LIFETIME,
-            permit_x11_forwarding=False,
-            permit_agent_forwarding=False,
+            permit_x11_forwarding=x11,
+            permit_agent_forwarding=agent,
             permit_port_forwarding=False,
             permit_user_rc=False,
         )

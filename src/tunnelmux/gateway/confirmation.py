@@ -1,8 +1,8 @@
-"""People whose SSH key is not known yet: they confirm who they are in a browser.
+"""Log-ins with an unknown SSH key: the person confirms in a browser who they are.
 
-The code is that of `tunnelmux login` (RFC 8628), and what the browser approves is used at once and
-ended. The key itself is registered at the next log-in that is signed with it, not before: until
-then nothing shows that the person has it.
+This uses the codes of `tunnelmux login` (RFC 8628). The token that the browser approves tells who
+it is, and is revoked at once. The key is registered at the next log-in that is signed with it:
+until then nothing proves that the person has it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Confirmations:
         return Asked(code.reveal(), secret)
 
     async def wait(self, asked: Asked, fingerprint: str, address: str) -> Person | None:
-        """Who has confirmed; None when it was not confirmed while the code was good. Raises
+        """The person who has confirmed; None if the code was not confirmed in time. Raises
         RegistryError.
 
         No deadline of its own: the code has one, and the log-in that waits.

@@ -1,4 +1,4 @@
-"""One SSH connection of a person: who it is, and the sessions and forwards they open on it."""
+"""One SSH connection: the log-in, and the sessions and forwards that the person opens on it."""
 
 from __future__ import annotations
 
@@ -21,8 +21,15 @@ from tunnelmux.gateway.deadline import LEASE_OVER, Deadline
 from tunnelmux.gateway.devices import DeviceAway
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.identity import Proof
-from tunnelmux.gateway.relay import WINDOW, Opened, PersonSession
+from tunnelmux.gateway.relay import Opened, PersonSession
 from tunnelmux.gateway.reverse import DeviceTunnel
+from tunnelmux.gateway.side_channels import (
+    WINDOW,
+    PersonAgent,
+    SideChannel,
+    carry_back,
+    take_requests,
+)
 from tunnelmux.gateway.upstream import SshdRefused, log_in
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import SshDevice
@@ -37,12 +44,12 @@ __all__ = ["TAKEN_BACK", "PersonConnection"]
 _log = get_logger("gateway")
 
 _OF_TICKET = "."
-# In place of a device's name where a ticket says which; no name is this.
+# Stands for the device of the person's ticket. No device can have this name.
 
 TAKEN_BACK = "your access was taken back"
 
 _SLACK = 2.0
-# Seconds by which another clock may end a lease before this one does.
+# Seconds by which another machine's clock may be ahead, so that it ends a lease first.
 
 _UNSENT_BEFORE_LOGIN = 65_536
 _UNSENT = 16 * WINDOW
@@ -52,13 +59,19 @@ _AGENT_TIMEOUT = 5.0
 # Seconds that a person's own SSH agent has to list its keys.
 
 
+_Use = PersonSession | Forward | SideChannel
+
+_DeviceKey = tuple[str, str, str, bool, bool]
+# Account, device, lease; whether sshd may forward the agent, and X11.
+
+
 class PersonConnection(asyncssh.SSHServer):
-    """What asyncssh calls about one connection; in asyncio."""
+    """asyncssh calls this about one connection, in asyncio."""
 
     def __init__(self, gateway: Gateway, address: str) -> None:
         self.address = address
-        self.uses: dict[PersonSession | Forward, tuple[Access, Deadline]] = {}
-        """What goes on, and what it rests on."""
+        self.uses: dict[_Use, tuple[Access, Deadline]] = {}
+        """The sessions and forwards that are open, with the access that allows each."""
         self._gateway = gateway
         self._bridge = gateway.bridge
         self._connection: Any = None
@@ -67,13 +80,13 @@ class PersonConnection(asyncssh.SSHServer):
         self._open: set[object] = set()
         self._is_lost = False
         self._leases: set[str] = {""}
-        self._devices: dict[tuple[str, str, str], asyncio.Task[Any]] = {}
+        self._devices: dict[_DeviceKey, asyncio.Task[Any]] = {}
         self._has_logged_in = False
         self._tunnel: DeviceTunnel | None = None
 
     @property
     def person(self) -> Person:
-        """Who it is; only for what comes after the log-in."""
+        """The person; only after the log-in."""
         assert self._proof is not None
         assert self._proof.person is not None
         return self._proof.person
@@ -108,13 +121,13 @@ class PersonConnection(asyncssh.SSHServer):
         return True
 
     def validate_ca_key(self, _user: str, _key: Any) -> bool:
-        return True  # as below: `Proof.check` has asked whose authority it is
+        return True  # `Proof.check` has judged the authority
 
     def validate_public_key(self, _user: str, _key: Any) -> bool:
-        return True  # asyncssh is left with the signature: `Proof.check` has judged the key
+        return True  # `Proof.check` has judged the key; asyncssh checks the signature
 
     def kbdint_auth_supported(self) -> bool:
-        # It comes last: for tickets, and to say what to do to people whose key is not known.
+        # Offered for tickets, and to tell people with an unknown key what to do.
         assert self._proof is not None
         proof = self._proof
         has_ticket = proof.login is not None and proof.login.ticket is not None
@@ -124,7 +137,6 @@ class PersonConnection(asyncssh.SSHServer):
         assert self._proof is not None
         if await self._proof.redeem():
             return True
-        self._end_if_spent()
         console = self._gateway.config.gateway.console_url
         code = await self._proof.ask() if console is not None else None
         if code is None:
@@ -150,7 +162,7 @@ class PersonConnection(asyncssh.SSHServer):
         if proof.login is None:
             return "tunnelmux: write ssh ACCOUNT@DEVICE@GATEWAY, or ssh -J GATEWAY ACCOUNT@DEVICE"
         if proof.login.ticket is not None:
-            return "tunnelmux: this ticket is used, over, or none: ask for a new one"
+            return "tunnelmux: this ticket is not valid, or was used before: ask for a new one"
         where = self._gateway.config.gateway.console_url or "the console"
         return f"tunnelmux: the key {proof.unknown} is not known: register it at {where}"
 
@@ -179,14 +191,15 @@ class PersonConnection(asyncssh.SSHServer):
         for task in self._devices.values():
             task.cancel()
             task.add_done_callback(_close_connection)
-        has_tried = self._proof is not None and (self._proof.tries > 0 or self._proof.is_spent)
-        self._gateway.left(self, failed=has_tried and not self._has_logged_in)
+        # From here on it counts: the key exchange is most of the work of a log-in.
+        has_keys = self._connection.get_extra_info("send_cipher") is not None
+        self._gateway.left(self, failed=has_keys and not self._has_logged_in)
 
     # -- devices --------------------------------------------------------------------------------
 
     @property
     def tunnel(self) -> DeviceTunnel | None:
-        """What a device has, where one has logged in; None for a person."""
+        """The tunnel of the device that has logged in; None for a person."""
         return self._tunnel
 
     def _begin_device(self, device: SshDevice) -> None:
@@ -219,10 +232,12 @@ class PersonConnection(asyncssh.SSHServer):
             device = _OF_TICKET
         session = PersonSession(self, device, self._bridge.start)
         self._open.add(session)
-        return new_session_channel(self._connection, WINDOW), session
+        channel = new_session_channel(self._connection, WINDOW)
+        take_requests(channel, session)
+        return channel, session
 
     async def list_devices(self) -> list[str]:
-        """Labels of the devices that the person may into now."""
+        """Labels of the devices that the person may use now."""
         try:
             found = await self._bridge.in_trio(
                 self._gateway.authority.reachable, self.person, self.address
@@ -257,10 +272,12 @@ class PersonConnection(asyncssh.SSHServer):
         }
         rules = await gateway.ssh_rules_of(access)
         await self._use(access, details)
-        connection = await self._device_connection(account, access)
-        recording = None
-        if session.request.subsystem is None:
-            recording = await gateway.new_recording(self, access, account, session, rules)
+        carried = self._carried(session, access)
+        connection = await self._device_connection(account, access, *carried)
+        recording = await gateway.new_recording(self, access, account, session, rules)
+        files = None
+        if session.request.kind == "sftp":
+            files = gateway.new_file_record(self, access, recording)
         self._watch(session, access)
         _log.info(
             "ssh session begins",
@@ -278,6 +295,8 @@ class PersonConnection(asyncssh.SSHServer):
                 b"TUNNELMUX_ACTOR": self.person.name.encode("utf-8"),
                 b"TUNNELMUX_LEASE": access.lease_id.encode("ascii"),
             },
+            session.request.x11 if carried[1] else None,
+            files,
             records_input=rules.record_input and session.request.has_terminal,
         )
 
@@ -325,27 +344,71 @@ class PersonConnection(asyncssh.SSHServer):
             raise AccessDenied("your use of the lease cannot be written down now") from exc
         self._leases.add(access.lease_id)
 
-    async def _device_connection(self, account: str, access: Access) -> Any:
-        """The connection to the device's sshd: one for all sessions of this connection."""
-        key = (account, access.device.id, access.lease_id)
+    def _carried(self, session: PersonSession, access: Access) -> tuple[bool, bool]:
+        """Whether the person's agent and display are forwarded to the device: they must ask for it
+        and have the right."""
+        asked = {"agent": session.request.wants_agent, "x11": session.request.x11 is not None}
+        if not self._has_certificates(access):
+            asked["agent"] = False  # the gateway itself uses the agent, and does not forward it
+        for right, name in (("agent", "your SSH agent"), ("x11", "X11")):
+            if asked[right] and right not in access.rights:
+                session.tell(f"{name} is not forwarded: that needs the right {right} in a lease")
+                asked[right] = False
+        return asked["agent"], asked["x11"]
+
+    def _has_certificates(self, access: Access) -> bool:
+        """Whether the gateway logs in by a certificate. A device that made a code has agreed to the
+        code's key only, which is in the person's agent."""
+        return self._gateway.authorities is not None and not access.person.lease_id
+
+    async def _device_connection(self, account: str, access: Access, agent: bool, x11: bool) -> Any:
+        """The connection to the device's sshd: one for all sessions that ask for the same."""
+        key = (account, access.device.id, access.lease_id, agent, x11)
         task = self._devices.get(key)
         if task is None or (task.done() and _is_gone(task)):
-            task = self._bridge.loop.create_task(self._connect(account, access))
+            task = self._bridge.loop.create_task(self._connect(account, access, agent, x11))
             self._devices[key] = task
         return await asyncio.shield(task)
 
-    async def _connect(self, account: str, access: Access) -> Any:
+    async def _connect(self, account: str, access: Access, agent: bool, x11: bool) -> Any:
+        connection = await self._log_in(account, access, agent, x11)
+        carry_back(
+            connection,
+            self._connection,
+            lambda kind: self._begin_side_channel(kind, access),
+            lambda session: session.x11_failed(),
+            agent=agent,
+            x11=x11,
+        )
+        return connection
+
+    def _begin_side_channel(self, kind: str, access: Access) -> SideChannel:
+        self._need_room()
+
+        def over(channel: SideChannel) -> None:
+            self._open.discard(channel)
+            use = self.uses.pop(channel, None)
+            if use is not None:
+                use[1].cancel()
+                self._gateway.side_channel_over(self, channel, use[0])
+
+        channel = SideChannel(kind, over)
+        self._open.add(channel)
+        self._watch(channel, access)
+        return channel
+
+    async def _log_in(self, account: str, access: Access, agent: bool, x11: bool) -> Any:
         gateway = self._gateway
-        agent: Any = None
-        if gateway.authorities is not None:
+        own_agent: Any = None
+        if gateway.authorities is not None and self._has_certificates(access):
             identity = Identity(self.person.name, access.lease_id)
             pair = gateway.authorities.certify(
-                access.tenant_id, account, identity, datetime.now(UTC)
+                access.tenant_id, account, identity, datetime.now(UTC), agent=agent, x11=x11
             )
             keys: list[Any] = [pair]
         else:
             access.need("agent")
-            agent, keys = await self._agent_keys()
+            own_agent, keys = await self._agent_keys()
         try:
             stream = await self._bridge.in_trio(
                 gateway.devices.connect,
@@ -365,19 +428,22 @@ class PersonConnection(asyncssh.SSHServer):
         except DeviceAway as exc:
             raise SshdRefused(f'"{access.device.name}": {exc}') from exc
         finally:
-            if agent is not None:
-                agent.close()  # else the person's ssh would never end
+            if own_agent is not None:
+                own_agent.close()  # otherwise the person's ssh would never end
 
     async def _agent_keys(self) -> tuple[Any, list[Any]]:
         agent: Any = None
         keys: list[Any] = []
         try:
-            agent = await asyncio.wait_for(asyncssh.connect_agent(self._connection), _AGENT_TIMEOUT)
+            connecting = asyncssh.connect_agent(PersonAgent(self._connection))
+            agent = await asyncio.wait_for(connecting, _AGENT_TIMEOUT)
             keys = list(await asyncio.wait_for(agent.get_keys(), _AGENT_TIMEOUT))
         except (OSError, asyncssh.Error, TimeoutError):
-            pass  # the same as none
+            pass  # treated like an agent without keys
         if not keys:
-            raise SshdRefused("the device is logged in to by your own SSH agent: use ssh -A")
+            raise SshdRefused(
+                "the gateway logs in to the device with your own SSH agent: use ssh -A"
+            )
         return agent, keys
 
     # -- forwards -------------------------------------------------------------------------------
@@ -441,13 +507,13 @@ class PersonConnection(asyncssh.SSHServer):
         if len(self._open) >= most:
             raise ChannelOpenError(SHORTAGE, f"{most} sessions and forwards are open here")
 
-    def _watch(self, use: PersonSession | Forward, access: Access) -> None:
+    def _watch(self, use: _Use, access: Access) -> None:
         deadline = Deadline(self._bridge.loop, use)
         deadline.set(access.ends)
         self.uses[use] = (access, deadline)
 
-    def rejudged(self, use: PersonSession | Forward, access: Access | None) -> None:
-        """What goes on rests on this now, or on nothing."""
+    def rejudged(self, use: _Use, access: Access | None) -> None:
+        """Take the new access of a session or forward; without one it ends."""
         if use not in self.uses:
             return
         if access is None:

@@ -78,6 +78,7 @@ class Proof:
         self.device: SshDevice | None = None
         """The device that it is, where it is one that connects by SSH."""
         self.tries = 0
+        """Keys and other credentials that were shown."""
         self.unknown = ""
         """The fingerprint of a key that was shown and is not known here."""
         self.is_away = False
@@ -99,7 +100,7 @@ class Proof:
         return self.tries > self._max_tries or self._refusals > _REFUSALS_PER_TRY * self._max_tries
 
     def count_refusal(self) -> None:
-        """It was told which ways in there are."""
+        """Count a refusal: each tells which methods there are."""
         self._refusals += 1
 
     def begin(self, user: str) -> None:

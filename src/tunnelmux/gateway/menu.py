@@ -1,4 +1,4 @@
-"""The list of devices for a person who named none."""
+"""The list of devices for a person who has not named one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _LEAVE = b"\x03\x04"
 
 @dataclass(frozen=True, slots=True)
 class Typed:
-    """What became of some keys."""
+    """The effect of some keys that were typed."""
 
     echo: bytes = b""
     device: str = ""
@@ -23,7 +23,7 @@ class Typed:
 
 
 class Menu:
-    """Devices by number; a part of a name narrows the list."""
+    """A list of devices to choose from by number; a part of a name narrows it."""
 
     def __init__(self, labels: list[str]) -> None:
         self._labels = labels
@@ -31,9 +31,9 @@ class Menu:
         self._line = b""
 
     def screen(self) -> bytes:
-        """The list and a prompt."""
+        """The list and a prompt, as bytes for a terminal."""
         if not self._labels:
-            text = "No device that you reach is connected now. Ctrl-D leaves.\r\n> "
+            text = "None of your devices is connected now. Ctrl-D leaves.\r\n> "
             return text.encode()
         shown = self._matching[:_SHOWN]
         lines = [f"{number:4}  {label}" for number, label in enumerate(shown, 1)]
@@ -41,10 +41,10 @@ class Menu:
         if more > 0:
             lines.append(f"      and {more} more: type a part of a name")
         lines.append("A number, or a part of a name (Ctrl-D leaves): ")
-        return "\r\n".join(["", "Devices that you reach:", *lines]).encode()
+        return "\r\n".join(["", "Your devices:", *lines]).encode()
 
     def typed(self, data: bytes) -> Typed:
-        """Take keys; what they mean."""
+        """Take some keys; return their effect."""
         echo = b""
         for number in data:
             key = bytes([number])
@@ -74,5 +74,5 @@ class Menu:
         if len(matching) == 1:
             return Typed(f"\r\n{matching[0]}\r\n".encode(), matching[0])
         self._matching = matching or self._labels
-        note = b"" if matching else b"\r\nNo name has that in it."
+        note = b"" if matching else b"\r\nNo device has that in its name."
         return Typed(note + self.screen())

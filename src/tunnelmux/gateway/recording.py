@@ -1,7 +1,7 @@
-"""Recordings: what a person saw, as asciicast version 2, and beside it who, where and when.
+"""Recordings of sessions as asciicast version 2, which any player of asciicast shows.
 
-A line a piece of output, with the seconds since the beginning: any player of asciicast shows it.
-The file with the same name and `.json` says what it is a recording of, and how it ended.
+Each line is a piece of output with the seconds since the beginning. The `.json` file of the same
+name says who had the session, where and when, and how it ended.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class RecordingStopped(Exception):
 class Recording:
     """One session's recording. Called in asyncio; it writes in a thread.
 
-    `about` is what its `.json` file holds. `on_room` is called when the disk has caught up after
-    `output` answered False, `on_stop` once when it cannot go on.
+    `about` is the content of its `.json` file. `on_room` is called when the disk has caught up
+    after `output` returned False, and `on_stop` once, when the recording cannot go on.
     """
 
     path: Path

@@ -14,17 +14,17 @@ from typing import Any, Protocol
 import asyncssh
 
 from tunnelmux.gateway.authority import Access, AccessDenied
+from tunnelmux.gateway.file_operations import TooManyRequests
+from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.menu import Menu
 from tunnelmux.gateway.recording import Recording, RecordingStopped
+from tunnelmux.gateway.side_channels import WINDOW, X11Request
 from tunnelmux.gateway.upstream import SshdRefused
 from tunnelmux.observability import get_logger
 
-__all__ = ["WINDOW", "Opened", "PersonSession", "Request", "SessionOwner"]
+__all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
 
 _log = get_logger("gateway")
-
-WINDOW = 512 * 1024
-"""Bytes that a channel may have under way."""
 
 _MOST_EARLY = 64
 # Window changes and signals that wait for the device; a person makes none, a program might.
@@ -44,6 +44,10 @@ class Request:
     size: tuple[int, int, int, int] = (0, 0, 0, 0)
     modes: dict[int, int] = field(default_factory=dict)
     environment: dict[bytes, bytes] = field(default_factory=dict)
+    wants_agent: bool = False
+    """Whether the person's SSH agent is to be forwarded (`ssh -A`)."""
+    x11: X11Request | None = None
+    """What is to be known of the person's X11 display (`ssh -X`)."""
 
     @property
     def has_terminal(self) -> bool:
@@ -70,6 +74,10 @@ class Opened:
     connection: Any
     recording: Recording | None
     environment: dict[bytes, bytes]
+    x11: X11Request | None = None
+    """What the device's sshd is asked to forward."""
+    files: FileRecord | None = None
+    """Of an sftp session, whose bytes are not for people."""
     records_input: bool = False
     """Whether the recording holds what the person types, too."""
 
@@ -135,6 +143,16 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self.request.modes = dict(term_modes)
         return True
 
+    def agent_requested(self) -> bool:
+        """The person's ssh offers its agent. Its use is decided with the session."""
+        self.request.wants_agent = True
+        return True
+
+    def x11_requested(self, x11: X11Request) -> bool:
+        """The person's ssh offers its display. Its use is decided with the session."""
+        self.request.x11 = x11
+        return True
+
     def shell_requested(self) -> bool:
         return True
 
@@ -192,7 +210,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
                 term_modes=request.modes,
                 encoding=None,
                 window=WINDOW,
-                x11_forwarding=False,
+                x11_forwarding="ignore_failure" if opened.x11 is not None else False,
+                x11_display=opened.x11,
+                x11_single_connection=opened.x11 is not None and opened.x11.is_single,
             )
         except (OSError, asyncssh.Error) as exc:
             self.tell(f"the device's sshd gave no session: {exc}")
@@ -220,15 +240,27 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         assert opened is not None
         assert self._other is not None
         self.sent += len(data)
-        recording = opened.recording if opened.records_input else None
-        if recording is not None and not recording.input(data):
+        try:
+            may_go_on = self._recorded_input(opened, data)
+        except TooManyRequests as exc:
+            self.cut(f"this session cannot be recorded: {exc}")
+            return
+        if not may_go_on:
             self._channel.pause_reading()
         self._other.channel.write(data)
+
+    def _recorded_input(self, opened: Opened, data: bytes) -> bool:
+        if opened.files is not None:
+            return opened.files.from_person(data)
+        if opened.records_input and opened.recording is not None:
+            return opened.recording.input(data)
+        return True
 
     def _read_person_again(self) -> None:
         """Both that may be behind must have room: the device, and the recording."""
         opened = self.opened
-        recording = opened.recording if opened is not None and opened.records_input else None
+        reads_along = opened is not None and (opened.records_input or opened.files is not None)
+        recording = opened.recording if opened is not None and reads_along else None
         is_behind = recording is not None and recording.is_full
         if not self._is_over and not self._is_held and not is_behind:
             self._channel.resume_reading()
@@ -243,7 +275,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
                 self._to_device(data)
         else:
             self._early.append(data)
-            self._channel.pause_reading()  # not before: asyncssh itself begins to read later
+            self._channel.pause_reading()  # not earlier: asyncssh begins to read later
 
     def _choose(self, data: bytes) -> None:
         assert self._menu is not None
@@ -351,13 +383,23 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
     def from_device(self, data: bytes, datatype: Any) -> bool:
         """Record what the device says and pass it on; whether more may come at once."""
         self.received += len(data)
-        may_go_on = True
-        recording = self.opened.recording if self.opened is not None else None
-        if recording is not None:
-            may_go_on = recording.output(data)
+        try:
+            may_go_on = self._recorded_output(data, datatype)
+        except TooManyRequests as exc:
+            self.cut(f"this session cannot be recorded: {exc}")
+            return True
         if self._may_write:
             self._channel.write(data, datatype)
         return may_go_on
+
+    def _recorded_output(self, data: bytes, datatype: Any) -> bool:
+        opened = self.opened
+        if opened is None or opened.recording is None:
+            return True
+        if opened.files is None:
+            return opened.recording.output(data)
+        # What sftp-server says besides the protocol is for people.
+        return opened.files.from_device(data) if datatype is None else True
 
     def device_eof(self) -> None:
         """The device says no more."""
@@ -368,8 +410,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._channel.write_eof()
 
     def _when_recorded(self, done: Callable[[], object]) -> None:
-        """Do it once all is recorded: behind the end, no word can be said of a recording that
-        failed."""
+        """Call `done` once everything is recorded. After the end of the channel, the person could
+        not be told that the recording failed."""
         recording = self.opened.recording if self.opened is not None else None
         if recording is None:
             done()
@@ -427,6 +469,10 @@ class DeviceSession(asyncssh.SSHClientSession[bytes]):
     def connection_made(self, chan: Any) -> None:
         self.channel = chan
         self._person.attach(self)
+
+    def x11_failed(self) -> None:
+        """The device's sshd forwards no X11."""
+        self._person.tell("the device's sshd forwards no X11: has it X11Forwarding and xauth?")
 
     def data_received(self, data: bytes, datatype: Any) -> None:
         if not self._person.from_device(data, datatype):

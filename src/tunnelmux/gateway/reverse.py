@@ -334,13 +334,13 @@ class DeviceTunnel:
             ),
             device=Device(name=self.device.name, serial=self.device.serial, state_dir=folder),
             services=[_service(forward) for forward in forwards],
-            # Who runs this command on a device has switched assistance on; ending it ends all.
+            # Running this command on a device switches assistance on; its end ends all.
             assist=AssistConfig(mode="allow", longest=_LONGEST),
         )
 
 
 def _service(forward: ReverseForward) -> ServiceConfig:
-    """What is behind a forward, as far as name and port tell: the device's ssh knows its target."""
+    """The service of a forward. Name and port tell its kind; only the device knows the target."""
     where = f"localhost:{forward.port}"
     if forward.service == "ssh" or forward.port == 22:
         return ServiceConfig(name=forward.service, target=f"tcp://{where}")

@@ -19,7 +19,7 @@ from tunnelmux.ssh.back_pressure import BackPressure
 __all__ = ["CIPHERS", "KEY_EXCHANGES", "HostKeyPins", "SshdRefused", "log_in"]
 
 CIPHERS = ("aes128-gcm@openssh.com", "aes256-gcm@openssh.com")
-"""What people's clients are offered: their order decides, and ChaCha20 costs half as much again."""
+"""Offered to people's clients. Their order decides, and ChaCha20 costs half as much again."""
 
 _TO_DEVICES = (*CIPHERS, "aes128-ctr", "aes256-ctr")
 # Dropbear has no GCM.
@@ -152,7 +152,7 @@ class _Client(asyncssh.SSHClient):
 
 
 class _StreamTunnel:
-    """What asyncssh takes for `tunnel=`: a transport of one connection over a Trio stream.
+    """A transport over a Trio stream, for the `tunnel=` of asyncssh.
 
     asyncssh does not heed its transport's back-pressure: of what it writes, the windows of the
     channels bound the data, and BackPressure the answers to a device that asks and does not read.

@@ -8,6 +8,9 @@ section 2.3.4).
 
 from __future__ import annotations
 
+import ipaddress
+from collections.abc import Sequence
+
 from tunnelmux.config import InvalidSetting
 from tunnelmux.config.rules import check_label
 from tunnelmux.errors import RegistryRefused
@@ -30,6 +33,7 @@ MAX_TENANT_NAME = 20
 MAX_LABELS = 32
 MAX_LABEL_KEY = 63
 MAX_LABEL_VALUE = 255
+MAX_NETWORKS = 32
 _MAX_HOST_LABEL = 63
 
 
@@ -65,6 +69,22 @@ def check_text(field: str, text: str, most: int, *, least: int = 0) -> str:
             f"{field} must be {least} to {most} printable characters", code="invalid", field=field
         )
     return text
+
+
+def check_networks(field: str, texts: Sequence[str]) -> list[str]:
+    """Networks as `ipaddress` writes them; refused when there are too many or one is none."""
+    if len(texts) > MAX_NETWORKS:
+        raise RegistryRefused(
+            f"{field} must be {MAX_NETWORKS} networks at most", code="invalid", field=field
+        )
+    try:
+        return [str(ipaddress.ip_network(text)) for text in texts]
+    except ValueError:
+        raise RegistryRefused(
+            f'{field} must be networks, like "192.0.2.0/24" or "2001:db8::1"',
+            code="invalid",
+            field=field,
+        ) from None
 
 
 def check_labels(labels: dict[str, str]) -> dict[str, str]:

@@ -22,6 +22,8 @@ class SshRules:
     user_authorities: tuple[str, ...] = ()
     """Public keys of certificate authorities, a line each. Their certificates for a member's e-mail
     address identify that member."""
+    addresses: tuple[str, ...] = ()
+    """Networks from which people may use the gateway; empty for all."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,9 +48,10 @@ class TenantSsh(abc.ABC):
         record_input: bool | None = None,
         on_recording_failure: RecordingFailure | None = None,
         user_authorities: list[str] | None = None,
+        addresses: list[str] | None = None,
     ) -> SshRules:
         """Change the given rules only; raises RegistryRefused `invalid`, `too_many`. Removing an
-        authority ends the sessions of its certificates."""
+        authority ends the sessions of its certificates, and addresses end those from others."""
 
     @abc.abstractmethod
     async def trusts(self, fingerprint: str) -> bool:

@@ -159,7 +159,7 @@ class AssistService:
                 services=services,
                 rights=("shell", "exec"),
                 seconds=seconds,
-                recorded=False,
+                recorded=True,
                 sealed=True,
                 kind="code",
                 key=key.fingerprint,

@@ -33,6 +33,7 @@ Admin = Annotated[Principal, need(Role.ADMIN, "members")]
 Email = Annotated[str, Field(min_length=3, max_length=254, pattern=r"^[^@\s]+@[^@\s]+$")]
 RecordPath = Annotated[str, Path(max_length=64)]
 _KeyLine = Annotated[str, Field(max_length=12_000)]
+_Network = Annotated[str, Field(max_length=64)]
 
 
 class Tenant(Record):
@@ -132,6 +133,7 @@ class TenantSsh(Record):
     record_input: bool
     on_recording_failure: Literal["", "stop", "continue"]
     user_authorities: list[str]
+    addresses: list[str]
 
 
 class TenantSshChange(Input):
@@ -151,6 +153,10 @@ class TenantSshChange(Input):
         description="Public keys of certificate authorities: their certificates for a member's "
         "e-mail address identify that member.",
     )
+    addresses: Annotated[list[_Network], Field(max_length=32)] | None = Field(
+        default=None,
+        description="Networks from which people may use the SSH gateway; empty for all.",
+    )
 
 
 @tenant_routes.get("/ssh")
@@ -164,12 +170,13 @@ async def change_tenant_ssh(
     api: ApiDependency, principal: TenantOwner, change: TenantSshChange
 ) -> TenantSsh:
     """Change the rules for SSH sessions; they hold for new sessions. Removing an authority ends the
-    sessions of its certificates."""
+    sessions of its certificates; `addresses` end the sessions from other networks."""
     return TenantSsh.model_validate(
         await tenant_for(api, principal).ssh.change(
             record_input=change.record_input,
             on_recording_failure=change.on_recording_failure,
             user_authorities=change.user_authorities,
+            addresses=change.addresses,
         )
     )
 

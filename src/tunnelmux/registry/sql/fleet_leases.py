@@ -115,7 +115,7 @@ class SqlFleetLeases(Repository, Fleet):
             "holder": "",
             "holder_name": "the holder of the code",
             "reason": "assistance by code, opened on the device",
-            "recorded": False,
+            "recorded": True,
             "sealed": True,
             "addresses": [],
             "approval": "not_needed",

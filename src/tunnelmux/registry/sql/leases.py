@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import json
 from datetime import datetime, timedelta
 from typing import Any
@@ -26,7 +25,6 @@ __all__ = ["SqlLeases", "change_lease", "end_lease", "find_lease", "is_living", 
 _L = schema.leases
 _A = schema.audit
 
-_MAX_ADDRESSES = 32
 _MAX_SERVICES = 64
 _MAX_DETAILS = 4096
 # Bytes of JSON about one event: room for a command's first 4,000 characters.
@@ -267,25 +265,10 @@ def _checked(terms: LeaseTerms, now: datetime) -> dict[str, Any]:
             for service in dict.fromkeys(terms.services)
         ],
         "rights": [right for right in RIGHTS if right in terms.rights],
-        "addresses": _networks(terms.addresses),
+        "addresses": names.check_networks("addresses", terms.addresses),
         "holder_name": names.check_text("holder_name", terms.holder_name, 255),
         "reason": names.check_text("reason", terms.reason, 1000),
     }
-
-
-def _networks(texts: tuple[str, ...]) -> list[str]:
-    if len(texts) > _MAX_ADDRESSES:
-        raise RegistryRefused(
-            f"a lease has at most {_MAX_ADDRESSES} networks", code="invalid", field="addresses"
-        )
-    try:
-        return [str(ipaddress.ip_network(text)) for text in texts]
-    except ValueError:
-        raise RegistryRefused(
-            'addresses are networks, like "192.0.2.0/24" or "2001:db8::1"',
-            code="invalid",
-            field="addresses",
-        ) from None
 
 
 def _details(details: dict[str, object]) -> dict[str, object]:

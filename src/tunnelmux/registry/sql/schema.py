@@ -111,6 +111,7 @@ ssh_rules = Table(
     Column("tenant_id", Id, ForeignKey("tenants.id"), primary_key=True),
     _flag("record_input", default=False),
     Column("on_recording_failure", sa.String(16), nullable=False, server_default=""),
+    Column("addresses", Json, nullable=False, server_default="[]"),
 )
 
 ssh_authorities = Table(

@@ -9,6 +9,7 @@ from typing import Any, cast
 import sqlalchemy as sa
 
 from tunnelmux.errors import RegistryRefused
+from tunnelmux.registry import names
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.ssh_keys import parse_public_key
@@ -41,6 +42,7 @@ class SqlTenantSsh(Repository, TenantSsh):
         record_input: bool | None = None,
         on_recording_failure: RecordingFailure | None = None,
         user_authorities: list[str] | None = None,
+        addresses: list[str] | None = None,
     ) -> SshRules:
         before = _rules(tx)
         after = before
@@ -49,6 +51,8 @@ class SqlTenantSsh(Repository, TenantSsh):
             after = replace(after, record_input=record_input)
         if on_recording_failure is not None:
             after = replace(after, on_recording_failure=on_recording_failure)
+        if addresses is not None:
+            after = replace(after, addresses=tuple(names.check_networks("addresses", addresses)))
         if user_authorities is not None:
             keys = {key.fingerprint: key.line for key in map(parse_public_key, user_authorities)}
             if len(keys) > _MOST_AUTHORITIES:
@@ -67,6 +71,7 @@ class SqlTenantSsh(Repository, TenantSsh):
         values = {
             "record_input": after.record_input,
             "on_recording_failure": after.on_recording_failure,
+            "addresses": list(after.addresses),
         }
         if not tx.update(_R, **values):
             tx.insert(_R, **values)
@@ -115,6 +120,7 @@ def _rules(tx: Transaction) -> SshRules:
     return SshRules(
         record_input=row.record_input,
         on_recording_failure=cast("RecordingFailure", row.on_recording_failure),
+        addresses=tuple(row.addresses),
         user_authorities=tuple(lines),
     )
 
@@ -124,4 +130,5 @@ def _told(rules: SshRules) -> dict[str, Any]:
         "record_input": rules.record_input,
         "on_recording_failure": rules.on_recording_failure,
         "user_authorities": list(rules.user_authorities),
+        "addresses": list(rules.addresses),
     }

@@ -16,7 +16,7 @@ from tunnelmux.registry.sql.database import Database
 
 __all__ = ["REVISIONS", "prepare", "upgrade_database"]
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010", "0011")
+REVISIONS = tuple(f"{number:04}" for number in range(1, 13))
 """The migrations, the first to the last. Known without Alembic, which takes longer to import than
 all the rest of a proxy; a test compares."""
 
