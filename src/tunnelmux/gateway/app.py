@@ -1,4 +1,4 @@
-"""The gateway as one running thing: its listener, its connections, what goes on in them."""
+"""The running gateway: its listener, its connections, and what they share."""
 
 from __future__ import annotations
 
@@ -57,16 +57,16 @@ __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
 _log = get_logger("gateway")
 
 _LAST_NOTES = 5.0
-# Seconds, at the end, for writing down how the last sessions and recordings ended.
+# Seconds at the end for writing down how the last sessions and recordings ended.
 
 _TIDY = 3600.0
-# Seconds between two looks for recordings that are old enough to go.
+# Seconds between two searches for recordings that are old enough to remove.
 
 _HOST_KEY = "ssh_host_ed25519_key"
 
 
 class Gateway:
-    """What all connections share, and those that there are."""
+    """The connections, and what all of them share."""
 
     def __init__(self, config: GatewayConfig, registry: Registry, bridge: Bridge) -> None:
         """Raises ConfigError for an unusable file."""
@@ -90,7 +90,7 @@ class Gateway:
     # -- called by connections, in asyncio ------------------------------------------------------
 
     def logged_in(self, connection: PersonConnection) -> None:
-        """A person has proved who they are."""
+        """A person or a device has logged in."""
         self.connections.add(connection)
         self.failures.forgive(connection.address)
         self.bridge.spawn(self._note_login, connection)
@@ -112,7 +112,7 @@ class Gateway:
         session: PersonSession,
         tenant: SshRules,
     ) -> Recording:
-        """A recording that has begun. Raises RecordingStopped."""
+        """Begin a recording. Raises RecordingStopped."""
         now = datetime.now(UTC)
         request = session.request
         rules = self.config.recording
@@ -207,11 +207,11 @@ class Gateway:
         try:
             await self.bridge.in_trio(recordings.end, recording.path.stem, end)
         except (RegistryError, NoSuchRecord) as exc:
-            # It is listed as one that goes on; its own .json file says how it ended.
+            # The list shows it as still going on; its own .json file says how it ended.
             _log.error("not written down", what="recording", problem=str(exc))
 
     async def ssh_rules_of(self, access: Access) -> SshRules:
-        """What the tenant decides about the sessions of its people; raises RecordingStopped."""
+        """The tenant's rules for SSH sessions; raises RecordingStopped."""
         program = Actor.program("tunnelmux-gateway")
         try:
             return await self.bridge.in_trio(
@@ -222,7 +222,7 @@ class Gateway:
             raise RecordingStopped(problem) from exc
 
     def devices_of(self, access: Access) -> Devices:
-        """The devices of the tenant that it is about, where their host keys are kept."""
+        """The registry's devices of the tenant, which hold the host keys."""
         program = Actor.program("tunnelmux-gateway")
         return self.registry.tenant(access.tenant_id, program).devices
 
@@ -288,7 +288,7 @@ class Gateway:
             _log.warning("not written down", what="login", problem=str(exc))
 
     async def follow(self) -> NoReturn:
-        """Judge anew what goes on whenever the registry says that something changed."""
+        """Check open sessions and forwards again whenever the registry has changed."""
         number: int | None = None
         async with self.registry.changes.watch() as watch:
             while True:
@@ -306,7 +306,7 @@ class Gateway:
                             number = changes[-1].number
                             continue
                 except RegistryError as exc:
-                    # What was allowed goes on until its end; each lease has its own timer.
+                    # Sessions go on meanwhile; each lease still ends by its timer.
                     _log.warning("changes not read", problem=str(exc))
                     await trio.sleep(1)
                 await watch.wait()
@@ -362,8 +362,8 @@ class Listener:
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
         """For as long as the gateway takes connections."""
         async with trio.open_nursery() as nursery:
-            # asyncssh costs a millisecond for each connection, and clients speak first: only those
-            # who do, or wait for its greeting, are its own.
+            # asyncssh takes a millisecond for each connection, so it gets only those that have
+            # sent something, or wait for its greeting.
             nursery.start_soon(self._lobby.run)
             await self._accept_all(listener)
         raise AssertionError("unreachable")
@@ -381,7 +381,7 @@ class Listener:
                 _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
                 sock.close()
             elif self._gateway.failures.is_barred(host):
-                sock.close()  # no line for each: it is counted where it failed
+                sock.close()  # not logged: its failures were
             elif (place := self._admission.enter(host)) is None:
                 sock.close()
             else:
@@ -443,7 +443,7 @@ async def serve_gateway(
     async with _running(config, loop) as running:
         task_status.started(running)
         await running.is_leaving.wait()
-        # What goes on has its grace from `drain`, which ends it then.
+        # `drain` gives open connections their grace, and then ends them.
         while running.gateway.connections:
             await running.gateway.no_connections.wait()
         with trio.move_on_after(_LAST_NOTES):

@@ -1,7 +1,6 @@
-"""Who may what: the registry, asked for one person and one device at a time.
+"""What a person may do with a device, as the registry says at this moment.
 
-Nothing is remembered between two questions but who a connection's person is: what was allowed a
-minute ago may not be allowed now.
+The registry is asked each time: what was allowed a minute ago may not be allowed now.
 """
 
 from __future__ import annotations
@@ -30,24 +29,24 @@ _LISTED = 200
 
 
 class AccessDenied(Exception):
-    """Told to the person: what they may not, and why."""
+    """The person may not do this; the message says why, and is shown to them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Person:
-    """Who has proved to be whom."""
+    """A person who has proved who they are."""
 
     user_id: str
     name: str
     key_id: str = ""
-    """The SSH key that proved it; empty for a ticket."""
+    """The id of the SSH key that proved it; empty for a ticket."""
     authority: str = ""
-    """The fingerprint of the authority whose certificate proved it; empty for other proofs."""
+    """The fingerprint of the authority that signed their certificate; empty for other proofs."""
     tenant_id: str = ""
     """The only tenant that this proof is good for; `device_id` the only device. Empty for all."""
     device_id: str = ""
     lease_id: str = ""
-    """Of the holder of a device's code, who is no user: the one lease that counts."""
+    """The lease of the person who holds a device's code, and is no user; else empty."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,12 +57,12 @@ class Access:
     tenant_id: str
     device: Device
     lease: Lease | None
-    """What it rests on; None where the person's role is enough."""
+    """The lease that allows it; None where the person's role does."""
     rights: frozenset[Right]
 
     @property
     def services(self) -> tuple[str, ...]:
-        """The services that it is about."""
+        """The names of the services that the person may reach."""
         offered = self.device.state.services
         if self.lease is None:
             return offered
@@ -81,12 +80,12 @@ class Access:
 
     @property
     def recorded(self) -> bool:
-        """Whether sessions may go by the gateway, which keeps what is seen."""
+        """Whether sessions may end at the gateway, which records them."""
         return self.lease is None or self.lease.recorded
 
     @property
     def sealed(self) -> bool:
-        """Whether sessions may go past it (`ssh -J`)."""
+        """Whether sessions may go through it encrypted (`ssh -J`)."""
         return self.lease is None or self.lease.sealed
 
     def need(self, right: Right) -> None:
@@ -109,7 +108,7 @@ class Authority:
         self._installation = registry.installation(program)
 
     async def person_of_key(self, fingerprint: str) -> Person | None:
-        """Whose key that is; None where it is not known. Raises RegistryError."""
+        """The person who has registered this key; None for an unknown key. Raises RegistryError."""
         key = await self._installation.ssh_keys.find(fingerprint)
         if key is None:
             found = await self._registry.fleet.code_lease(fingerprint)
@@ -122,7 +121,7 @@ class Authority:
         return await self._registry.ssh_devices.find(fingerprint)
 
     async def person_of_ticket(self, ticket: Secret, address: str) -> Person | None:
-        """Who has this ticket, the first time it is shown. Raises RegistryError."""
+        """The person whom this ticket lets in, once; None for a used one. Raises RegistryError."""
         found = await self._registry.redeem_ticket(ticket, address=address)
         if found is None:
             return None
@@ -133,8 +132,8 @@ class Authority:
     async def person_of_certificate(
         self, authority: str, principals: Sequence[str]
     ) -> Person | None:
-        """The member whom a certificate by this authority names, in the tenant that
-        trusts it; None where there is no such member, or more than one. Raises RegistryError."""
+        """The member whom a certificate of this authority names, in the tenant that trusts the
+        authority; None where no member has that name, or several do. Raises RegistryError."""
         found = await self._installation.ssh_keys.certified(authority, principals)
         if found is None:
             return None
@@ -147,11 +146,11 @@ class Authority:
             await self._installation.ssh_keys.used(person.key_id, address)
 
     async def access(self, person: Person, device: str, address: str) -> Access:
-        """What the person may with the device of this name, label or serial number; with an empty
-        one, with the device of their ticket.
+        """What the person may do with the device of this name, label or serial number. An empty
+        name means the device of their ticket.
 
-        Raises AccessDenied, in the same words whether there is no such device or it is one that the
-        person may not know of; RegistryError.
+        Raises AccessDenied and RegistryError. A device that does not exist, and one that the person
+        may not know of, are refused in the same words.
         """
         if person.lease_id:
             return await self._by_code(person, device, address)
@@ -182,7 +181,7 @@ class Authority:
     async def forward(
         self, person: Person, host: str, port: int, address: str
     ) -> tuple[Access, str]:
-        """The access and the service that `host:port` means to this person; raises as `access`."""
+        """The service that `host:port` means, and the access to it; raises as `access` does."""
         meanings = forward_names(host, port)
         denied: AccessDenied | None = None
         for device, services in meanings:
@@ -218,7 +217,7 @@ class Authority:
         return sorted(found, key=lambda access: access.device.label)
 
     async def again(self, access: Access, address: str) -> Access | None:
-        """What became of an access: None where nothing is left of it. Raises RegistryError."""
+        """The access as it is now; None where the person has lost it. Raises RegistryError."""
         if access.person.lease_id:
             try:
                 return await self._by_code(access.person, "", address)
@@ -257,8 +256,8 @@ class Authority:
     async def note(
         self, access: Access, address: str, what: str, details: dict[str, object]
     ) -> None:
-        """Write down what happened under a lease, where there is one; a registry that is away is
-        told in the log, with what it missed."""
+        """Write down what happened under a lease, where there is one. If the registry is away, the
+        entry goes to the log."""
         if access.lease is None:
             return
         tenant = self._registry.tenant(access.tenant_id, self._actor(access.person, address))
@@ -296,7 +295,7 @@ class Authority:
 
     def _actor(self, person: Person, address: str) -> Actor:
         if person.lease_id:
-            # No user: the device itself has let the holder of its code in.
+            # The person is no user: the device itself has let them in.
             return Actor(kind="device", id=person.device_id, name=person.name, address=address)
         return Actor(kind="user", id=person.user_id, name=person.name, address=address)
 
@@ -328,7 +327,7 @@ class Authority:
         ]
 
     async def _find(self, membership: Membership, text: str, person: Person) -> Device | None:
-        """The device of a tenant that is called so, by name, serial number or label."""
+        """The tenant's device of this name, serial number or label; None where there is none."""
         tenant = self._registry.tenant(membership.tenant_id, self._actor(person, ""))
         if not text and person.device_id:
             try:

@@ -13,7 +13,7 @@ from tunnelmux.gateway.guest import Bridge
 __all__ = ["BufferedChannel"]
 
 _HELD = 256 * 1024
-# Bytes that may wait for the Trio side; beyond that the channel is not read.
+# Bytes that may wait for the Trio side. With more, the channel is not read.
 
 
 class BufferedChannel(asyncssh.SSHTCPSession[bytes]):

@@ -1,7 +1,8 @@
-"""The gateway's proof to a device's sshd: a user certificate of minutes, by the tenant's authority.
+"""The certificates with which the gateway logs in to devices' sshd, each good for some minutes.
 
-Each tenant has an authority of its own. All are derived (HKDF, RFC 5869) from one key in a file,
-so that nothing has to be kept for a tenant, and no tenant's authority says anything about another.
+Each tenant has an authority of its own, which signs them. All are derived (HKDF, RFC 5869) from one
+key in a file, so nothing has to be stored for a tenant, and one authority tells nothing about
+another.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["Authorities", "Identity", "new_authority_key"]
 _KEY = re.compile(r"[0-9a-f]{64}")
 
 _LIFETIME = 300
-# Seconds: a certificate is for one log-in, which is made at once; sshd asks for it only then.
+# Seconds. Each log-in makes a certificate and uses it at once; sshd looks at it only then.
 
 _BACKDATED = 60
 # Seconds by which a device's clock may be behind.
@@ -39,11 +40,11 @@ def new_authority_key() -> str:
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """For whom a certificate is made: sshd writes it into its log as the certificate's id."""
+    """The person a certificate is made for. sshd writes it into its log as the certificate's id."""
 
     actor: str
     lease: str
-    """The lease's id; empty where the person's role lets them in."""
+    """The lease's id; empty where the person's role is enough."""
 
     @property
     def text(self) -> str:
@@ -53,7 +54,7 @@ class Identity:
 
 
 class Authorities:
-    """All tenants' authorities."""
+    """The authorities of all tenants."""
 
     def __init__(self, file: Path) -> None:
         """Raises InvalidSetting when the file does not hold a key."""

@@ -18,7 +18,7 @@ _WINDOW = 512 * 1024
 
 
 class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
-    """A channel's two directions. A cut is told from an end: it raises BrokenResourceError."""
+    """Both directions of a channel. A connection that was cut raises BrokenResourceError."""
 
     def __init__(self, bridge: Bridge) -> None:
         super().__init__(bridge)
@@ -37,7 +37,7 @@ class ChannelStream(BufferedChannel, trio.abc.HalfCloseableStream):
                 if self._is_lost:
                     raise trio.BrokenResourceError("the device cut the connection")
                 self._something = trio.Event()
-                # No deadline: who reads has one, or waits for as long as the other side likes.
+                # No deadline: the caller has one, or waits as long as the other side takes.
                 await self._something.wait()
             data = self._waiting.popleft()
             if max_bytes is not None and len(data) > max_bytes:

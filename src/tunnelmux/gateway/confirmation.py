@@ -23,24 +23,24 @@ __all__ = ["Asked", "Confirmations"]
 _log = get_logger("gateway")
 
 _POLL = 1.0
-# Seconds between two looks whether the person has confirmed.
+# Seconds between two checks whether the person has confirmed.
 
 _KEPT = 600.0
-# Seconds in which a confirmed key has to be used, to be registered.
+# Seconds for which a confirmed key can be registered by using it.
 
 _MOST_KEPT = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """A code that is shown, and what stands behind it."""
+    """A code that is shown to the person, and the secret to poll with."""
 
     code: str
     secret: Secret
 
 
 class Confirmations:
-    """Asks, waits, and remembers which key belongs to whom until it is used."""
+    """Asks people to confirm, and remembers their keys until they are used."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
@@ -81,7 +81,7 @@ class Confirmations:
         return person
 
     def owner(self, fingerprint: str) -> Person | None:
-        """Who has confirmed that this key is theirs, and has not used it yet."""
+        """The person who has confirmed this key and not used it yet; None where there is none."""
         found = self._keys.get(fingerprint)
         if found is None or found[1] < trio.current_time():
             self._keys.pop(fingerprint, None)
@@ -89,7 +89,7 @@ class Confirmations:
         return found[0]
 
     async def register(self, fingerprint: str, line: str) -> None:
-        """The key was used, signed: it is the person's from now on."""
+        """Register a key that has signed a log-in for the person who confirmed it."""
         person = self.owner(fingerprint)
         if person is None:
             return

@@ -1,4 +1,4 @@
-"""The end of what rests on a lease, at its second, by this machine's own clock."""
+"""Ends sessions and forwards when their lease ends, by this machine's own clock."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class _Use(Protocol):
 
 
 class Deadline:
-    """Ends one session or forward. `tell(sentence)` of it, where it has that, warns before."""
+    """Ends one session or forward; warns before by its method `tell`, where it has one."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, use: _Use) -> None:
         self._loop = loop
@@ -27,7 +27,7 @@ class Deadline:
         self._timers: list[asyncio.TimerHandle] = []
 
     def set(self, ends: datetime | None) -> None:
-        """End it then, and not when it was to end before; None for never."""
+        """Set the moment of the end, in place of an earlier one; None for no end."""
         self.cancel()
         if ends is None:
             return
@@ -38,7 +38,7 @@ class Deadline:
         self._timers.append(self._loop.call_later(max(0.0, left), self._end))
 
     def cancel(self) -> None:
-        """Let it be."""
+        """Forget the end and the warnings."""
         for timer in self._timers:
             timer.cancel()
         self._timers.clear()

@@ -1,4 +1,4 @@
-"""The way to a device's service: a stream through its tunnel."""
+"""Streams to the services of devices, through their tunnels."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from tunnelmux.wire import LEASE_FIELD
 __all__ = ["DeviceAway", "Devices"]
 
 _PROXY_BEHIND = 3.0
-# Seconds: proxies follow the registry within 2.
+# Seconds to wait for a proxy to learn of a new lease; it takes 2 at most.
 
 _AGAIN = 0.25
-# Seconds between two attempts meanwhile.
+# Seconds between two attempts.
 
 
 class DeviceAway(Exception):
@@ -24,7 +24,7 @@ class DeviceAway(Exception):
 
 
 class Devices:
-    """Opens connections to services of devices, by way of the proxies that hold their tunnels."""
+    """Opens connections to services of devices, through the proxies that hold their tunnels."""
 
     def __init__(self, proxies: Proxies, timeout: float) -> None:
         self._proxies = proxies
@@ -34,7 +34,8 @@ class Devices:
     async def connect(self, label: str, service: str, lease: str) -> trio.abc.HalfCloseableStream:
         """A raw connection to a service, for the caller to close; raises DeviceAway.
 
-        `lease` is the id of what it rests on, or empty. Proxy and agent end it with the lease too.
+        `lease` is the id of the lease that allows it, or empty. Proxy and agent end it with the
+        lease too.
         """
         headers = [(LEASE_FIELD, lease.encode("ascii"))] if lease else []
         try:
@@ -60,7 +61,7 @@ class Devices:
             raise DeviceAway(f"no connection within {self._timeout:g} s") from exc
 
     async def _open(self, label: str, lease: str) -> trio.abc.HalfCloseableStream:
-        """Waits for a proxy that has not read yet what the registry says of the lease."""
+        """Open a stream; try again while the proxy does not know of the lease yet."""
         until = trio.current_time() + _PROXY_BEHIND
         while True:
             try:

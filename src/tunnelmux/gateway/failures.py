@@ -11,11 +11,11 @@ from tunnelmux.transports.admission import source_of
 __all__ = ["Failures"]
 
 _MOST_SOURCES = 10_000
-# Addresses that are remembered; the one that failed longest ago is forgotten first.
+# Addresses to remember; the one that failed longest ago is dropped first.
 
 
 class Failures:
-    """Says which addresses are not listened to, because too many of their log-ins failed."""
+    """Knows the addresses that are refused because too many log-ins from there failed."""
 
     def __init__(self, most: int, period: float) -> None:
         self._most = most
@@ -23,7 +23,7 @@ class Failures:
         self._sources: OrderedDict[str, list[float]] = OrderedDict()
 
     def count(self, address: str) -> None:
-        """One log-in from there has failed."""
+        """Count a failed log-in from this address."""
         source = source_of(address)
         times = self._sources.setdefault(source, [])
         times.append(trio.current_time())
@@ -33,11 +33,11 @@ class Failures:
             self._sources.popitem(last=False)
 
     def forgive(self, address: str) -> None:
-        """A person there has logged in."""
+        """Forget the failures of this address: a person there has logged in."""
         self._sources.pop(source_of(address), None)
 
     def is_barred(self, address: str) -> bool:
-        """Whether an address has to wait."""
+        """Whether connections from this address are refused now."""
         times = self._sources.get(source_of(address))
         if times is None or len(times) < self._most:
             return False

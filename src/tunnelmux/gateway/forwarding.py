@@ -1,7 +1,7 @@
-"""An SSH channel joined to a Trio stream: what `-W`, `-L` and `-J` ask for.
+"""An SSH channel joined to a Trio stream, for `-W`, `-L` and `-J`.
 
-Both directions end for themselves (EOF for FIN), and what one side does not take holds the other
-back: the channel by its window, the stream by not being read.
+Each direction ends by itself (EOF for FIN). A side that takes nothing holds the other back: the
+channel by its window, the stream because it is not read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Forward(BufferedChannel):
         self._when_over = when_over
 
     def cut(self, _reason: str) -> None:
-        """End both at once; there is nowhere to say why."""
+        """End both at once. SSH has no field for the reason."""
         if self._channel is not None and not self._is_lost:
             self._channel.abort()
 
@@ -63,9 +63,9 @@ class Forward(BufferedChannel):
                 await trio.aclose_forcefully(self._stream)
 
     async def _from_channel(self) -> None:
-        """Until the channel's EOF, or its end."""
+        """Copy until the channel's EOF, or its end."""
         while True:
-            # No deadline: a forward lasts as long as its visitor keeps it, and its access.
+            # No deadline: a forward lasts until its user closes it or loses access.
             await self._something.wait()
             self._something = trio.Event()
             while self._waiting and not self._is_lost:
@@ -81,7 +81,7 @@ class Forward(BufferedChannel):
                 return
 
     async def _from_stream(self) -> None:
-        """Until the stream's FIN."""
+        """Copy until the stream's FIN."""
         async for data in self._stream:
             if self._is_lost:
                 return

@@ -1,8 +1,8 @@
 """asyncio as host and Trio as its guest, in one thread, by public interfaces of both.
 
-asyncssh's callbacks run in asyncio. They may wait for Trio with `in_trio`, and start tasks there
-with `spawn`. Trio tasks call asyncssh's plain functions directly: a guest's turn is a callback of
-the host, so the host's loop is the running one.
+asyncssh's callbacks run in asyncio. They wait for Trio with `in_trio`, and start tasks there with
+`spawn`. Trio tasks may call asyncssh's plain functions directly: they run inside callbacks of the
+asyncio loop.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ _log = get_logger("gateway")
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
 
-# Each packet for a peer that is gone would be a line of its own.
+# It would write a line for each packet to a peer that is gone.
 logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 # It writes each command at "info".
 logging.getLogger("asyncssh").setLevel(logging.WARNING)
 
 
 class Bridge:
-    """The way between the two loops. Its tasks belong to the nursery that it was made with."""
+    """Calls between the two loops. Its Trio tasks belong to the nursery it was made with."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, nursery: trio.Nursery) -> None:
         self.loop = loop
@@ -127,7 +127,7 @@ def run_as_guest(main: Callable[[asyncio.AbstractEventLoop], Awaitable[T]]) -> T
 
 
 def _tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    """One unhandled error in a callback ends nothing but what it was about."""
+    """Log an unhandled error of a callback; everything else goes on."""
     _log.error(
         "unhandled error in callback",
         problem=context.get("message", ""),

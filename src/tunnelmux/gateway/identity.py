@@ -1,9 +1,9 @@
 """How a person proves who they are: by a registered SSH key, a certificate by an authority that
 their tenant trusts, a ticket, or in a browser.
 
-asyncssh asks `validate_public_key` before a signature was checked as well as after, in the same
-words. Who it is counts only once the signature is good, so the one place that sees key and
-signature together is wrapped (`Proof.check`).
+asyncssh calls `validate_public_key` both before and after it has checked a signature, and does not
+say which. A key proves something only once the signature is good, so the one function that sees key
+and signature together is replaced (`Proof.check`).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ __all__ = ["Proof", "fingerprint_of"]
 _log = get_logger("gateway")
 
 _MAY_BE_DEVICE = re.compile(r"[^\s@#]{1,128}")
-# Names that have a device behind an @ are of people.
+# A user name with a device after an @ belongs to a person.
 
 _CERTIFICATE = "-cert-v01@openssh.com"
 
@@ -38,7 +38,7 @@ _REFUSALS_PER_TRY = 4
 # whether a key would do.
 
 _MOST_PRINCIPALS = 32
-# Names of one certificate that are looked up: a person has an address or two.
+# Names of one certificate that are looked up; a person has one or two addresses.
 
 Check = Callable[[str, bytes, bytes, bytes], Awaitable[bool]]
 
@@ -56,7 +56,7 @@ def _kind_of(blob: bytes) -> str:
 
 
 class Proof:
-    """What one connection has shown of who is behind it."""
+    """What one connection has proved about its person or device."""
 
     def __init__(
         self,
@@ -72,17 +72,17 @@ class Proof:
         """`check` is asyncssh's own, of one connection."""
         self._takes_devices = takes_devices
         self.login: Login | None = None
-        """What the user name asks for; None where it is nothing."""
+        """What the user name asks for; None where it cannot be understood."""
         self.person: Person | None = None
-        """Who it is, once that is proved."""
+        """The person, once proved."""
         self.device: SshDevice | None = None
-        """The device that it is, where it is one that connects by SSH."""
+        """The device, where a device that connects by SSH is proved."""
         self.tries = 0
         """Keys and other credentials that were shown."""
         self.unknown = ""
-        """The fingerprint of a key that was shown and is not known here."""
+        """The fingerprint of an unknown key that was shown."""
         self.is_away = False
-        """Whether the registry could not be asked."""
+        """Whether the registry did not answer."""
         self._bridge = bridge
         self._authority = authority
         self._confirmations = confirmations
@@ -96,7 +96,7 @@ class Proof:
 
     @property
     def is_spent(self) -> bool:
-        """Whether the connection has shown as much as it may."""
+        """Whether the connection has used up its attempts."""
         return self.tries > self._max_tries or self._refusals > _REFUSALS_PER_TRY * self._max_tries
 
     def count_refusal(self) -> None:
@@ -104,14 +104,14 @@ class Proof:
         self._refusals += 1
 
     def begin(self, user: str) -> None:
-        """A user name was said; nothing that was proved for another one counts."""
+        """Begin with a new user name; what was proved for another one does not count."""
         self._user = user
         self.login = parse_login(user)
         self.person = None
         self.device = None
 
     async def check(self, user: str, key: bytes, message: bytes, signature: bytes) -> bool:
-        """In place of asyncssh's own, which it calls: remembers who has signed."""
+        """Called in place of asyncssh's own check, which it calls: remembers who has signed."""
         self.tries += 1
         if self.is_spent:
             return False
@@ -138,8 +138,8 @@ class Proof:
         return True
 
     async def _check_certificate(self, key: bytes, message: bytes, signature: bytes) -> bool:
-        """Whether a certificate is about a member of a tenant that trusts its authority, is good
-        now and from this address, and has signed."""
+        """Whether a certificate names a member of a tenant that trusts its authority, is valid now
+        and from this address, and has signed."""
         try:
             certificate = decode_ssh_certificate(key)
         except KeyImportError:
@@ -148,7 +148,7 @@ class Proof:
             return False
         principals = list(certificate.principals)[:_MOST_PRINCIPALS]
         if not principals:
-            return False  # sshd takes one without names for every user
+            return False  # OpenSSH would take one without names for any user
         authority = fingerprint_of(certificate.signing_key.public_data)
         try:
             person = await self._bridge.in_trio(
@@ -166,7 +166,7 @@ class Proof:
         return True
 
     async def redeem(self) -> bool:
-        """Whether the ticket in the user name lets them in; it is used up by asking."""
+        """Whether the ticket in the user name is good. Asking uses it up."""
         self.tries += 1
         if self.is_spent or self.login is None or self.login.ticket is None:
             return False
@@ -179,8 +179,8 @@ class Proof:
         return self.person is not None
 
     async def ask(self) -> str | None:
-        """A code for the person to confirm in a browser whose the unknown key is; None where there
-        is none, because too many were asked for."""
+        """A code with which the person confirms in a browser that the unknown key is theirs; None
+        where there is no such key, or too many codes were asked for."""
         self.tries += 1
         if self.is_spent or not self.unknown:
             return None
@@ -194,7 +194,7 @@ class Proof:
         return self._asked.code
 
     async def wait_confirmed(self) -> bool:
-        """Whether the person confirms, while the code is good."""
+        """Whether the person confirms before the code expires."""
         if self._asked is None:
             return False
         asked, self._asked = self._asked, None
@@ -213,7 +213,7 @@ class Proof:
             self._tell_away(exc)
 
     async def _device_of(self, fingerprint: str) -> SshDevice | None:
-        """The device of this key, where the user name is its serial number or its name."""
+        """The device that has this key, if the user name is its serial number or name."""
         if not self._takes_devices or not _MAY_BE_DEVICE.fullmatch(self._user):
             return None
         try:

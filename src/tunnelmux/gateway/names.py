@@ -1,8 +1,8 @@
-"""What people write in front of the gateway's name, and behind `-W`, `-L` and `-J`.
+"""The user names and the targets of forwards that people write.
 
 ssh root@cam1@GATEWAY          the account root on the device cam1 (also root#cam1)
 ssh root@GATEWAY               a list of devices to choose from
-ssh ticket-ABC…@GATEWAY        who has a ticket
+ssh ticket-ABC…@GATEWAY        with a ticket
 ssh -J GATEWAY root@cam1       asks the gateway for cam1, port 22
 ssh -L 8080:web--cam1:80 …     the service web of cam1
 """
@@ -25,7 +25,7 @@ _DEVICE = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,62})")
 # A name, a label of a host name, or a serial number.
 
 _WELL_KNOWN = {22: ("ssh",), 80: ("web", "http"), 443: ("https",)}
-# Which service is meant where only a port is said, as behind `ssh -J`, which asks for port 22.
+# The service that a port means where no service is named; `ssh -J` asks for port 22.
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +40,7 @@ class Login:
 
 
 def parse_login(user: str) -> Login | None:
-    """What this user name asks for; None where it is nothing that can be asked for."""
+    """What this user name asks for; None where it cannot be understood."""
     if user.startswith(TICKET_PREFIX):
         ticket, _, account = user.removeprefix(TICKET_PREFIX).partition("@")
         if account and not _ACCOUNT.fullmatch(account):
@@ -55,8 +55,8 @@ def parse_login(user: str) -> Login | None:
 
 
 def forward_names(host: str, port: int) -> list[tuple[str, tuple[str, ...]]]:
-    """What `host:port` may mean, the likeliest first: the device as it is written, and the names of
-    services of which the first that the device has is meant."""
+    """What `host:port` may mean, the likeliest first: a device, and names of services. The first of
+    these that the device offers is meant."""
     if not _DEVICE.fullmatch(host):
         return []
     meanings = []

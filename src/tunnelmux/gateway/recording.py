@@ -24,7 +24,7 @@ __all__ = ["Recording", "RecordingStopped", "remove_old"]
 _log = get_logger("gateway")
 
 _UNWRITTEN = 1024 * 1024
-# Characters that may wait for the disk; then the device is not read.
+# Bytes that may wait for the disk. With more, the gateway stops reading from the device.
 
 
 class RecordingStopped(Exception):
@@ -84,16 +84,16 @@ class Recording:
             raise RecordingStopped(f"no recording can be made ({exc.strerror})") from exc
 
     def output(self, data: bytes) -> bool:
-        """Take what the person is about to see; whether more may come at once."""
+        """Record output that the person is about to see. False: wait for `on_room` with more."""
         return self._event("o", self._decoder.decode(data))
 
     def input(self, data: bytes) -> bool:
-        """Take what the person typed; whether more may come at once."""
+        """Record what the person typed. False: wait for `on_room` with more."""
         return self._event("i", self._typed.decode(data))
 
     @property
     def size(self) -> int:
-        """Bytes that are in the file."""
+        """Bytes in the file."""
         return self._size
 
     @property
@@ -109,11 +109,11 @@ class Recording:
 
     @property
     def is_full(self) -> bool:
-        """Whether the disk is behind."""
+        """Whether too much waits for the disk."""
         return self._is_full
 
     def resized(self, columns: int, rows: int) -> None:
-        """The person's window has this size now."""
+        """Record a new size of the person's window."""
         self._event("r", f"{columns}x{rows}")
 
     def mark(self, text: str) -> None:
@@ -121,14 +121,14 @@ class Recording:
         self._event("m", text)
 
     def when_written(self, done: Callable[[], object]) -> None:
-        """Call `done` once all that came so far is in the file, or will not be."""
+        """Call `done` once everything so far is written, or cannot be written."""
         if self._writer is None or self._writer.done():
             done()
         else:
             self._writer.add_done_callback(lambda _: done())
 
     async def close(self, end: dict[str, Any]) -> None:
-        """Write what waits, and how it ended."""
+        """Write what waits, and then `end` into the `.json` file."""
         if self._is_closed:
             return
         self._is_closed = True
@@ -145,7 +145,7 @@ class Recording:
         event = f'[{seconds:.6f}, "{kind}", {json.dumps(text, ensure_ascii=False)}]\n'
         line = event.encode("utf-8", "surrogatepass")
         if self._taken + len(line) > self.max_bytes:
-            # At once, and not when the disk comes to it: by then the person would have seen more.
+            # Now, and not when the disk gets there: by then the person would have seen more.
             self._stop("it has reached recording.max_bytes")
             return True
         self._taken += len(line)
@@ -178,7 +178,7 @@ class Recording:
         self._size += len(data)
 
     def _stop(self, problem: str) -> None:
-        """Take nothing more; what was taken before is still written."""
+        """Record nothing more. What was taken before is still written."""
         self._problem = problem
         _log.error("recording stopped", file=str(self.path), problem=problem)
         if self._is_full:

@@ -1,8 +1,8 @@
 """One SSH session of a person, joined to one on the device: bytes, sizes, signals, the exit status.
 
-`PersonSession` is what asyncssh calls about the person's channel, `DeviceSession` about the
-device's. Everything passes as it comes, so a terminal, scp, sftp, rsync and git are all the same
-here; what the device says goes through the recording first.
+asyncssh calls `PersonSession` about the person's channel, and `DeviceSession` about the device's.
+Everything is passed on as it comes, so terminals, scp, sftp, rsync and git are all the same here.
+Output of the device is recorded before the person gets it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
 _log = get_logger("gateway")
 
 _MOST_EARLY = 64
-# Window changes and signals that wait for the device; a person makes none, a program might.
+# Window changes and signals that wait until the device is connected. Only a program makes many.
 
 _EXIT_USAGE = 64
 _EXIT_FAILED = 255
@@ -36,7 +36,7 @@ _EXIT_INTERRUPTED = 130
 
 @dataclass(slots=True)
 class Request:
-    """What a person's channel asks for."""
+    """The requests that a person's channel has made."""
 
     command: str | None = None
     subsystem: str | None = None
@@ -68,7 +68,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """What the owner has made ready for a session: the device's connection, and its recording."""
+    """The connection to the device, the recording and other things that a session needs."""
 
     access: Access
     connection: Any
@@ -86,8 +86,8 @@ class SessionOwner(Protocol):
     """The connection that a session belongs to."""
 
     async def open_device(self, session: PersonSession, device: str) -> Opened:
-        """Judge, connect and begin the record. Raises AccessDenied, SshdRefused,
-        RecordingStopped."""
+        """Check what the person may do, connect to the device, and begin the recording. Raises
+        AccessDenied, SshdRefused, RecordingStopped."""
 
     async def list_devices(self) -> list[str]:
         """Labels of devices to choose from."""
@@ -116,7 +116,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self.received = 0
         """Bytes from it."""
         self.end_reason = ""
-        """Why it ended, where it was not the device's or the person's doing."""
+        """Why the gateway ended it; empty where the device or the person did."""
         self._owner = owner
         self._device = device
         self._start = start
@@ -186,7 +186,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self.tell(str(exc))
             self._exit(_EXIT_FAILED)
             return
-        except Exception as exc:  # noqa: BLE001  the person must not wait for nothing
+        except Exception as exc:  # noqa: BLE001  else the person would wait for ever
             _log.error("unhandled error in session", device=self._device, exc_info=exc)
             self.tell("the gateway failed on this session; its log says how")
             self._exit(_EXIT_FAILED)
@@ -221,7 +221,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         self._go()
 
     def _go(self) -> None:
-        """The device is ready: give it what has come meanwhile."""
+        """Send the device what the person has sent before it was connected."""
         assert self._other is not None
         if self._is_over:
             self._other.channel.close()
@@ -257,7 +257,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         return True
 
     def _read_person_again(self) -> None:
-        """Both that may be behind must have room: the device, and the recording."""
+        """Read from the person again, if the device and the recording have room."""
         opened = self.opened
         reads_along = opened is not None and (opened.records_input or opened.files is not None)
         recording = opened.recording if opened is not None and reads_along else None
@@ -343,13 +343,13 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
 
     @property
     def _may_write(self) -> bool:
-        """Whether the person still reads: one that was ended is over when its peer says so."""
+        """Whether anything can still be written to the person."""
         if self._is_over or self._channel is None:
             return False
         return not self._channel.is_closing()
 
     def tell(self, sentence: str) -> None:
-        """Write a line of ours to the person: on the screen, or to standard error."""
+        """Write a line of the gateway's to the person: on the screen, or to standard error."""
         if self._may_write:
             end = "\r\n" if self.request.has_terminal else "\n"
             line = f"tunnelmux: {sentence}{end}".encode()
@@ -369,7 +369,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._other.channel.abort()
 
     def attach(self, other: DeviceSession) -> None:
-        """The device's session has a channel."""
+        """Take the device's session, whose channel is open now."""
         self._other = other
         if self._is_full:
             other.channel.pause_reading()
@@ -381,7 +381,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._read_person_again()
 
     def from_device(self, data: bytes, datatype: Any) -> bool:
-        """Record what the device says and pass it on; whether more may come at once."""
+        """Record the device's output and pass it on. False: wait for `room` with more."""
         self.received += len(data)
         try:
             may_go_on = self._recorded_output(data, datatype)
@@ -402,7 +402,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         return opened.files.from_device(data) if datatype is None else True
 
     def device_eof(self) -> None:
-        """The device says no more."""
+        """The device has sent its last output."""
         self._when_recorded(self._pass_on_eof)
 
     def _pass_on_eof(self) -> None:
@@ -424,7 +424,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         return self._is_full
 
     def hold(self, held: bool) -> None:
-        """Read the person no more, or again: the device takes nothing."""
+        """Stop reading from the person while the device takes nothing, or read again."""
         self._is_held = held
         if self._is_over:
             return
@@ -479,7 +479,7 @@ class DeviceSession(asyncssh.SSHClientSession[bytes]):
             self.channel.pause_reading()
 
     def room(self) -> None:
-        """One of the two that may have been full has room again; both must."""
+        """Read from the device again, if the person and the recording have room."""
         recording = self._person.opened.recording if self._person.opened is not None else None
         if not self._person.is_full and not (recording is not None and recording.is_full):
             self.channel.resume_reading()
@@ -501,4 +501,4 @@ class DeviceSession(asyncssh.SSHClientSession[bytes]):
         self._person.hold(False)
 
     def connection_lost(self, _exc: Exception | None) -> None:
-        self._person.device_over(self._status, self._signal)  # after the last data
+        self._person.device_over(self._status, self._signal)  # comes after the last data

@@ -3,9 +3,9 @@
     ssh -N -R ssh:22:localhost:22 -R web:80:localhost:80 SN123@GATEWAY
     ssh SN123@GATEWAY -R ssh:22:localhost:22 'assist --for 2h'
 
-Nothing is listened on. For as long as the connection lasts, the gateway is the device's agent, with
-a tunnel to the proxy and a token that is good for this one log-in; a connection to a service is a
-channel that the device's own ssh joins to its target.
+The gateway does not listen on any port for them. While the connection lasts, it is the device's
+agent, with a tunnel to the proxy and a token that is good for this one log-in. A connection to a
+service is a channel, which the device's own ssh joins to its target.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ __all__ = [
 _log = get_logger("gateway")
 
 _SETTLED = 0.3
-# Seconds without another forward, after which the services are complete: OpenSSH asks for all of
+# Seconds without another forward after which the list counts as complete. OpenSSH asks for all of
 # them at once, without waiting for answers.
 
 _UNNAMED = frozenset({"", "localhost", "127.0.0.1", "::1", "*", "0.0.0.0", "::"})  # noqa: S104
-# What clients write as the address to listen on where the user named none.
+# The addresses that clients send where the user named none.
 
 _BY_PORT = {22: "ssh", 2222: "ssh", 80: "web", 8080: "web", 443: "https", 8443: "https"}
-# What a forward without a name is called.
+# The names of forwards that have none, by their port.
 
 _LABEL = re.compile(r"[a-z0-9](?:[a-z0-9]|-(?!-)){0,30}[a-z0-9]|[a-z0-9]")
 
@@ -66,7 +66,7 @@ _ASSIST = re.compile(r"assist(?:\s+--for[\s=]+([0-9]{1,5})(s|m|h))?\s*")
 _UNITS = {"s": 1, "m": 60, "h": 3600}
 
 _LONGEST = 12 * 3600.0
-# Seconds, as of every lease.
+# Seconds; the same as for leases.
 
 KEY_EXPIRED = "the time of its SSH key is over: bring another"
 
@@ -79,12 +79,12 @@ _MOST_REFUSED = 100
 # Forwards that one connection may ask for in vain: each is a line of the log. Then it is ended.
 
 _FIRST_PORT = 40_000
-# Answered to clients that leave the choice to the server: a number that nothing listens on.
+# The first port that clients are told which leave the choice to the server. Nothing listens there.
 
 
 @dataclass(frozen=True, slots=True)
 class ReverseForward:
-    """One `-R`: how the device's ssh knows it, and the service that it is."""
+    """One `-R`: the host and port that the device's ssh knows it by, and its service."""
 
     host: str
     port: int
@@ -92,10 +92,10 @@ class ReverseForward:
 
 
 def service_of(host: str, port: int, taken: set[str]) -> str | None:
-    """The name of the service that `-R host:port:…` offers; None where there is none for it.
+    """The name of the service that `-R host:port:…` offers; None where no name fits.
 
-    A name in the place of the address is the service's. Without one, well-known ports say what
-    it is, and port 0 is the first of ssh and web that is free.
+    A name in place of the address is the service's name. Without one, well-known ports have names,
+    and port 0 is the first of ssh and web that is free.
     """
     if host not in _UNNAMED:
         name = host if _LABEL.fullmatch(host) else None
@@ -117,7 +117,7 @@ def parse_assist(command: str) -> float | None:
 
 
 class DeviceTunnel:
-    """What one connection of a device offers, and the tunnel that leads to it."""
+    """The services that one connection of a device offers, and the tunnel to them."""
 
     def __init__(
         self,
@@ -153,7 +153,7 @@ class DeviceTunnel:
         self._bridge.spawn(self.run)
 
     def forward_requested(self, host: str, port: int) -> Any:
-        """The listener of asyncssh that stands for a forward, or False."""
+        """What asyncssh keeps as the listener of a forward; False to refuse it."""
         service = service_of(host, port, set(self._forwards))
         if service is None or len(self._forwards) >= self._max_forwards:
             self._tell(
@@ -217,7 +217,7 @@ class DeviceTunnel:
         self._sessions.discard(session)
 
     def summary(self) -> str:
-        """What is offered now, for the person at the device."""
+        """A sentence for the person at the device: what it offers now."""
         names = ", ".join(sorted(self._forwards)) or "nothing yet: add -R ssh:22:localhost:22"
         return f"{self.device.name} ({self.device.serial or 'no serial number'}) offers {names}"
 
@@ -244,11 +244,11 @@ class DeviceTunnel:
 
     @property
     def rests_on(self) -> set[str]:
-        """The ids of what lets it in: a change of one of them is looked at."""
+        """The ids of the records that let it in: when one changes, it is checked again."""
         return {self.device.key.device_id, self.device.tenant_id}
 
     def rejudged(self, found: SshDevice | None) -> None:
-        """What the registry says of its key now."""
+        """Take what the registry says about its key now."""
         if found is None or found.key.id != self.device.key.id:
             self.end(TAKEN_BACK)
         elif found.key.expires != self.device.key.expires:
@@ -289,14 +289,14 @@ class DeviceTunnel:
             try:
                 await self._registry.ssh_devices.end(token, reason[:200])
             except RegistryError as exc:
-                # Its only copy goes with this task; the next log-in ends the record too.
+                # Only this task has the token; the next log-in ends its record too.
                 _log.warning("ssh device not served", device=self.device.label, problem=str(exc))
         _log.info("ssh device over", device=self.device.label, reason=reason)
 
     async def _serve(self, token: Secret) -> None:
         with tempfile.TemporaryDirectory(prefix="tunnelmux-") as folder:
             while True:
-                # No deadline: a device that offers nothing may yet.
+                # No deadline: a device that offers nothing yet may do so later.
                 await self._changed.wait()
                 while self._changed.is_set():
                     self._changed = trio.Event()
@@ -345,13 +345,13 @@ def _service(forward: ReverseForward) -> ServiceConfig:
     if forward.service == "ssh" or forward.port == 22:
         return ServiceConfig(name=forward.service, target=f"tcp://{where}")
     if forward.service == "https" or forward.port == 443:
-        # Between ssh's end and the target only the device itself can sit.
+        # Nothing but the device itself is between ssh's end and the target.
         return ServiceConfig(name=forward.service, target=f"https://{where}", verify=False)
     return ServiceConfig(name=forward.service, target=f"http://{where}")
 
 
 class _Listener(asyncssh.SSHListener):
-    """What asyncssh keeps for a forward: nothing listens."""
+    """What asyncssh keeps for a forward. It does not listen."""
 
     def __init__(self, port: int, when_closed: Callable[[], None]) -> None:
         super().__init__()
@@ -369,7 +369,7 @@ class _Listener(asyncssh.SSHListener):
 
 
 class DeviceSession(asyncssh.SSHServerSession[bytes]):
-    """What a device's own ssh without `-N` shows, and where it says how long."""
+    """The session of a device's ssh without `-N`: it says for how long, and shows the services."""
 
     def __init__(self, tunnel: DeviceTunnel) -> None:
         self._tunnel = tunnel
@@ -401,7 +401,7 @@ class DeviceSession(asyncssh.SSHServerSession[bytes]):
                 self._channel.exit(64)
                 return
             self._tunnel.limit(seconds)
-        # The forwards come before the session, and are known by the next turn.
+        # OpenSSH asks for the forwards before the session, so they are known here.
         self._write(f"{self._tunnel.summary()}. Ctrl-C ends it.")
 
     def data_received(self, data: bytes, _datatype: object) -> None:
@@ -416,7 +416,7 @@ class DeviceSession(asyncssh.SSHServerSession[bytes]):
         self._tunnel.session_over(self)
 
     def end(self, reason: str, *, status: int = 0) -> None:
-        """End it with a word; the device's ssh ends too."""
+        """End it and say why; the device's ssh ends too."""
         if not self._is_over:
             self._is_over = True
             self._write(reason)

@@ -232,7 +232,7 @@ class _StreamTunnel:
 
     async def _send(self, scope: trio.CancelScope) -> None:
         while True:
-            # No deadline: the other end sends when there is something.
+            # No deadline: there is nothing to send until asyncssh writes.
             await self._something.wait()
             self._something = trio.Event()
             while self._waiting:
