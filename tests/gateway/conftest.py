@@ -19,6 +19,13 @@ from tunnelmux.registry import open_registry
 OpenSite = Callable[..., AbstractAsyncContextManager[Site]]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Each of these tests starts several programs, which takes its time on a busy machine."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent and not item.get_closest_marker("timeout"):
+            item.add_marker(pytest.mark.timeout(180))
+
+
 @pytest.fixture(scope="session")
 def templates(tmp_path_factory: pytest.TempPathFactory) -> Templates:
     return Templates(tmp_path_factory.mktemp("templates"))
