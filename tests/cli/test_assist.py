@@ -170,7 +170,7 @@ def test_a_second_agent_of_this_name_is_told(running: tuple[Path, Running]) -> N
 def test_without_the_agent_the_switch_holds_for_its_next_start(tmp_path: Path) -> None:
     file = write_config(tmp_path, "allow")
     said = run(file, "off")
-    assert (said.return_value, "next start" in said.output) == (0, True)
+    assert (said.return_value, "takes effect when it starts" in said.output) == (0, True)
     with Running(file) as there:
         assert "switched off" in there.offer(OFFER).reason
     assert run(file, "yes", OFFER.id).return_value == 1

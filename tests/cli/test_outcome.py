@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 
 import click
@@ -69,3 +70,22 @@ def test_a_bug_keeps_its_traceback(monkeypatch, bug):
     monkeypatch.setattr(sys, "argv", ["prog"])
     with pytest.raises(type(bug)):
         run_command(command, "prog")
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "utf-8"])
+def test_a_terminal_without_utf_8_shows_a_mark_and_no_traceback(monkeypatch, encoding) -> None:
+    @click.command()
+    def command() -> None:
+        click.echo("3 minutes …")
+        raise ConfigError("café …")
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2))
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    with pytest.raises(SystemExit) as ended:
+        run_command(command, "prog", [])
+    out.flush()
+    err.flush()
+    assert ended.value.code == 2
+    assert out.buffer.getvalue() == "3 minutes …\n".encode(encoding, "replace")
+    assert err.buffer.getvalue() == "prog: error: café …\n".encode(encoding, "replace")

@@ -28,7 +28,7 @@ def done(installation: Installation, *words: str) -> str:
 
 def test_a_device_is_added_renamed_disabled_and_revoked(installation: Installation) -> None:
     made = installation.run("device", "add", "gate", "--serial", "G1", "--label", "site=north")
-    assert made.stderr == b"gate is known. Its token, which is told this once:\n"
+    assert made.stderr == b"gate is known. Its token, which is shown only this once:\n"
     assert made.stdout.startswith(b"tmd_")
     assert made.stdout.count(b"\n") == 1
     assert done(installation, "device", "rename", "gate", "gate-1") == (
@@ -121,7 +121,7 @@ def test_a_device_that_shows_a_code_is_approved(installation: Installation) -> N
     ).json()
     refused = installation.run("invite", "approve", asked["code"])
     assert refused.returncode == 2
-    assert b"asks at 127.0.0.1, key SHA256:abc gets in as asks. Say so" in refused.stderr
+    assert b"asks at 127.0.0.1, key SHA256:abc will be let in as asks. Say so" in refused.stderr
     done(installation, "invite", "approve", asked["code"], "--name", "asked", "--yes")
     assert installation.json("ls", "asked")[0]["serial"] == "A1"
 

@@ -181,6 +181,18 @@ async def test_a_server_that_does_not_serve() -> None:
     assert (list(seen)[-1], seen["server"].outcome) == ("server", "bad")
 
 
+async def test_a_refusal_is_no_measurement_of_the_throughput() -> None:
+    def refuse(head: bytes) -> bytes:
+        return http("401 Unauthorized", body="no") if b"/big" in head else well(head)
+
+    async with server(refuse) as port:
+        seen = await found(probe(port))
+    assert (seen["throughput"].outcome, seen["throughput"].said) == (
+        "unknown",
+        "nothing to download",
+    )
+
+
 async def test_what_speaks_no_http() -> None:
     async with server(lambda _head: b"SSH-2.0-OpenSSH_9.2\r\n") as port:
         seen = await found(probe(port))

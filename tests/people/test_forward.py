@@ -88,7 +88,7 @@ def test_what_is_wrong_is_told_before_it_listens(installation: Installation) -> 
     for words, status, says in (
         (("dev9:echo",), 4, b'no device is called "dev9"'),
         (("dev1",), 2, b'"dev1" is neither DEVICE:SERVICE nor the port for one'),
-        (("dev1:echo", "70000"), 2, b"70000 is no port"),
+        (("dev1:echo", "70000"), 2, b"70000 is not a port"),
     ):
         done = installation.run("forward", *words)
         assert (done.returncode, done.stdout) == (status, b""), done.stderr

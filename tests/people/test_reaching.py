@@ -89,7 +89,7 @@ def test_curl_calls_a_service(installation: Installation, way: str) -> None:
 def test_open_makes_a_link_that_lets_a_browser_in(installation: Installation) -> None:
     made = installation.run("open", "dev1", "web", "--for", "10", "--no-browser")
     assert made.returncode == 0, made.stderr
-    assert made.stderr == b"Good for 10 min: its holder gets in.\n"
+    assert made.stderr == b"Valid for 10 min, for all who have it.\n"
     link = urlsplit(made.stdout.decode().strip())
     assert link.hostname == "web--dev1.localhost"
 

@@ -42,7 +42,7 @@ __all__ = ["main"]
 _PROGRAM = "tunnelmux-agent"
 
 _OTHERS = {"assist": "tunnelmux.cli.assist", "pair": "tunnelmux.cli.pair"}
-# Commands of the same name, by the modules they are in.
+# Commands, and the modules that define them under the same name.
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -52,15 +52,15 @@ _LONGEST_INPUT = 16_384
 _EXAMPLES = """\b
 Examples:
   tunnelmux-agent --join tunnelmux-join:… --name dev1 --service web=8000
-      With the line that a proxy's quickstart printed. It is good for one
-      device; what was learned is kept, so the same command works again.
+      With the line that a proxy's quickstart printed. It works for one
+      device; the token it brings is kept, so the same command works again.
   tunnelmux-proxy invite | ssh device tunnelmux-agent --join - --name dev2
       The same without the line in any list of processes.
   tunnelmux-agent --url ws://proxy.example.com:3800/tunnel/connect \\
       --token-file token --name dev1 --service ssh=tcp://127.0.0.1:22
       Without a file.
   tunnelmux-agent check --config agent.toml
-      Is the file right, and what comes out of it?
+      Check the file, and print the settings that result.
   kill -HUP PID
       Read the file again: services and lists of commands change, and the
       session goes on.
@@ -115,7 +115,7 @@ _PROXY_OPTIONS = (
         "--http-proxy",
         "proxy.http_proxy",
         metavar="URL",
-        help="The HTTP proxy that leads out of this network; else HTTPS_PROXY and so on count.",
+        help="The HTTP proxy that leads out of this network.  [default: HTTPS_PROXY and its like]",
     ),
     setting("--url", "proxy.url", metavar="URL", help="The proxy's tunnel endpoint."),
     setting(
@@ -142,7 +142,7 @@ def _agent_settings(function: F) -> F:
             "--state-dir",
             "device.state_dir",
             metavar="DIR",
-            help="Where what --join brought is kept.  [default: ~/.local/state/tunnelmux-agent]",
+            help="Where the token from --join is kept.  [default: ~/.local/state/tunnelmux-agent]",
         ),
         setting(
             "--service",
@@ -162,7 +162,7 @@ def _agent_settings(function: F) -> F:
 
 
 class _Commands(click.Group):
-    """Imports the commands that are not for running the agent when they are asked for."""
+    """Imports the commands that do not run the agent only when one is called."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), *_OTHERS])

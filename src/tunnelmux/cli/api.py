@@ -48,7 +48,7 @@ Examples:
   tunnelmux-api keys new >> session-keys
       Make the key behind browsers' cookies; put a new one on top to rotate.
   tunnelmux-api check --config api.toml
-      Is the file right, and what comes out of it?
+      Check the file, and print the settings that result.
   tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\
       --email ada@example.com
       Name the first owner, who then invites the others.
@@ -80,7 +80,7 @@ def _api_settings(function: F) -> F:
             "--public-url",
             "api.public_url",
             metavar="URL",
-            help="The URL that people type, as seen from outside.",
+            help="The URL under which people reach it, as seen from outside.",
         ),
         setting("--listen", "api.listen", metavar="HOST:PORT", help="Where to listen."),
         config_option,
@@ -94,7 +94,7 @@ def _api_settings(function: F) -> F:
 @click.option(
     "--quickstart",
     is_flag=True,
-    help="Look around without a file: a development provider lets everybody in, on loopback only.",
+    help="Look around without a file: a development provider lets anyone in, on loopback only.",
 )
 @click.option(
     "--state-dir",
@@ -122,7 +122,7 @@ def api(
         return _run_quickstart(context, config_file, state_dir)
     if config_file is None:
         raise click.UsageError(
-            f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
+            f"no configuration: give --config FILE, or try {_PROGRAM} --quickstart"
         )
     return _run(context, config_file)
 
@@ -170,7 +170,7 @@ async def _say_ready(registry: Registry) -> None:
 
 @api.group()
 def admin() -> None:
-    """What is above tenants, for those who may read the configuration."""
+    """Manage tenants and their owners; for those who can read the configuration."""
 
 
 @admin.command(epilog=_GRANT_EXAMPLES)
@@ -178,17 +178,17 @@ def admin() -> None:
 @click.option("--issuer", required=True, metavar="URL", help="The person's OIDC provider.")
 @click.option("--subject", metavar="ID", help="The person's `sub` at the provider.")
 @click.option(
-    "--email", metavar="EMAIL", help="Or the e-mail that the provider has verified for them."
+    "--email", metavar="EMAIL", help="Or the person's e-mail address, if the provider verified it."
 )
 @click.option(
     "--role",
     type=click.Choice(["viewer", "operator", "admin", "owner"]),
     default="owner",
     show_default=True,
-    help="What they are to be.",
+    help="The role to give.",
 )
 @click.option("--tenant", default="default", show_default=True, help="In which tenant.")
-@click.option("--force", is_flag=True, help="Also where the tenant has an owner.")
+@click.option("--force", is_flag=True, help="Even if the tenant has an owner already.")
 def grant(
     config_file: Path | None,
     issuer: str,

@@ -27,16 +27,16 @@ _PATIENCE = 60.0
 _EXAMPLES = """\b
 Examples:
   tunnelmux-agent assist on --for 2h --services ssh,web
-      Let people of the tenant in whose lease is about these, for two hours.
+      For two hours, let in people of the tenant who have a lease for these.
   tunnelmux-agent assist status --watch
       Show requests as they come, and ask about each in this terminal.
   tunnelmux-agent assist on --code --services ssh
-      Show a code for a person without an account, whom it lets log in.
+      Show a code with which a person without an account can log in.
   tunnelmux-agent assist off
-      End all that goes on, at once, and refuse everything until the next on.
+      End all assistance at once, and refuse every request until the next on.
 \b
-They work without a network. Where the agent does not run, on and off hold
-for its next start.
+These commands need no network. If the agent is not running, on and off
+take effect when it starts.
 \b
 Exit status: 0 done, 1 it could not be done, 2 wrong option or setting."""
 
@@ -62,7 +62,7 @@ def _where(function: Any) -> Any:
             "--state-dir",
             "device.state_dir",
             metavar="DIR",
-            help="Where the agent keeps what it learned.  [default: as the agent's]",
+            help="Where the agent keeps its state.  [default: as the agent's]",
         ),
         config_option,
     ):
@@ -94,7 +94,7 @@ def assist() -> None:
     "--code",
     "by_code",
     is_flag=True,
-    help="Let in the holder of the code that this shows, and no other.",
+    help="Show a code, and let in only the person who has it.",
 )
 @click.pass_context
 def turn_on(
@@ -106,7 +106,7 @@ def turn_on(
     by_code: bool,
     **_settings: object,
 ) -> int:
-    """Let requests in for a time without asking."""
+    """Accept requests for a time without asking."""
     order: dict[str, Any] = {"do": "code" if by_code else "on", "services": services}
     if seconds is not None:
         order["seconds"] = seconds
@@ -140,8 +140,8 @@ def turn_off(context: click.Context, /, config_file: Path | None, **_settings: o
 
 @assist.command()
 @_where
-@click.option("--watch", is_flag=True, help="Go on showing it, and ask about each request here.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, one object in each line.")
+@click.option("--watch", is_flag=True, help="Keep showing it, and ask about each request here.")
+@click.option("--json", "as_json", is_flag=True, help="Write JSON, one object a line.")
 @click.pass_context
 def status(
     context: click.Context,
@@ -187,7 +187,7 @@ def _answering(word: str, text: str) -> None:
 
 _answering("yes", "Agree to the request LEASE.")
 _answering("no", "Refuse the request LEASE.")
-_answering("stop", "End the LEASE that runs, and leave the others.")
+_answering("stop", "End the running LEASE, and no other.")
 
 
 # -- the agent ------------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _load(context: click.Context, config_file: Path | None) -> AgentConfig:
 
 
 def _order(config: AgentConfig, order: dict[str, Any]) -> dict[str, Any]:
-    """What the agent answers; where it does not run, the order is written down for its start."""
+    """The agent's answer. If it is not running, the order is stored for its next start."""
     connection = _connected(config)
     if connection is None:
         return _order_without_agent(config, order)
@@ -214,7 +214,7 @@ def _order(config: AgentConfig, order: dict[str, Any]) -> dict[str, Any]:
 def _watch(config: AgentConfig) -> Iterator[dict[str, Any]]:
     connection = _connected(config)
     if connection is None:
-        raise click.ClickException("the agent does not run, so there is nothing to watch")
+        raise click.ClickException("the agent is not running, so there is nothing to watch")
     with connection:
         connection.sendall(b'{"do": "watch"}\n')
         yield from _lines(connection)
@@ -254,9 +254,9 @@ def _order_without_agent(config: AgentConfig, order: dict[str, Any]) -> dict[str
 
     configure_logs("error", "text")
     if order["do"] not in ("on", "off", "status"):
-        return {"problem": "the agent does not run: there are no requests", "status": None}
-    click.echo(f"{_PROGRAM}: the agent does not run; this holds for its next start", err=True)
-    # With its account: what ends now is taken out of it now.
+        return {"problem": "the agent is not running: there are no requests", "status": None}
+    click.echo(f"{_PROGRAM}: the agent is not running; this takes effect when it starts", err=True)
+    # With the device's account, so that the keys of leases that end now are removed from it now.
     return obey(AssistService(config).desk, Order(**order), by="at its terminal")
 
 

@@ -1,4 +1,4 @@
-"""Whether a person here has a browser to open something in."""
+"""Whether a browser can be opened for the person at this terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["has_browser"]
 
 
 def has_browser() -> bool:
-    """Whether there is one that shows itself: a text browser would take the terminal over."""
+    """Whether there is a graphical browser: a text browser would take over the terminal."""
     if not sys.stdin.isatty() or os.environ.get("SSH_CONNECTION"):
         return False
     return sys.platform == "darwin" or bool(

@@ -1,4 +1,4 @@
-"""tunnelmux completion: what a shell completes, names of devices and services among it."""
+"""tunnelmux completion: shell completion, with the names of devices and services."""
 
 from __future__ import annotations
 
@@ -33,5 +33,5 @@ def completion(context: click.Context, /, shell: str) -> None:
     kind = get_completion_class(shell)
     assert kind is not None  # click has all three
     maker = kind(context.find_root().command, {}, _PROGRAM, _VARIABLE)
-    # What source() does, without its look for the shell on this machine.
+    # As source() does, but without looking for the shell on this machine.
     click.echo(maker.source_template % maker.source_vars())

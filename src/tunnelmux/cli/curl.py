@@ -26,7 +26,7 @@ __all__ = ["curl"]
         ("tunnelmux curl dev1/web/", "The front page of its service web."),
         (
             'tunnelmux curl dev1/web/api/items --json \'{"name": "x"}\'',
-            "What stands behind the path is for curl itself.",
+            "Options after the path are passed to curl.",
         ),
         ("tunnelmux curl 'dev1/web/search?q=a&n=10' -sS -o found.html", "Quote a query."),
         more="Exit status: that of curl; 2 to 5 as below when it could not be started.",
@@ -55,7 +55,7 @@ def curl(target: str, curl_options: tuple[str, ...], **options: Any) -> int:
 async def _run(program: str, access: HttpAccess, path: str, words: tuple[str, ...]) -> int:
     import trio
 
-    # By a pipe: what stands on a command line, every user of this machine can read.
+    # By a pipe: every user of this machine can read a command line.
     reading, writing = os.pipe()
     with os.fdopen(writing, "w", encoding="utf-8") as config:
         if access.token is not None:

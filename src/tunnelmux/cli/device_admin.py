@@ -1,4 +1,4 @@
-"""tunnelmux device …, invite …: who is in the fleet. For installations with tunnelmux-api."""
+"""tunnelmux device …, invite …: add and remove devices. For installations with tunnelmux-api."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class _Invitations(msgspec.Struct):
 
 
 def _run(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -> int:
-    """Run what only tunnelmux-api can do."""
+    """Run work that only tunnelmux-api can do."""
 
     async def at_api(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.by_api import ApiFleet
@@ -77,7 +77,7 @@ def _run(options: dict[str, Any], work: Callable[[ApiFleet], Awaitable[None]]) -
 
 
 def _confirm(question: str, yes: bool) -> None:
-    """Ask a person; a program has to say --yes."""
+    """Ask the person at the terminal; a program has to give --yes."""
     if yes:
         return
     if not sys.stdin.isatty():
@@ -99,7 +99,7 @@ def _tell_ended(ended: _Ended) -> None:
 
 @click.group(
     epilog=examples(
-        ("tunnelmux device disable dev1", "Turn it away until it is enabled."),
+        ("tunnelmux device disable dev1", "Refuse it until it is enabled."),
         ("tunnelmux device revoke dev1 --yes", "Its token was lost: it has to be paired again."),
         more="To let a new device in, tunnelmux invite is the usual way.",
     )
@@ -116,7 +116,11 @@ def device() -> None:
 @click.argument("name")
 @click.option("--serial", default="", metavar="SERIAL", help="Its serial number.")
 @click.option(
-    "--label", "labels", multiple=True, metavar="KEY=VALUE", help="Something to find it by."
+    "--label",
+    "labels",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="A serial number, by which it can be found too.",
 )
 @place_options
 def add(name: str, serial: str, labels: tuple[str, ...], **options: Any) -> int:
@@ -126,7 +130,7 @@ def add(name: str, serial: str, labels: tuple[str, ...], **options: Any) -> int:
     async def work(fleet: ApiFleet) -> None:
         content = {"name": name, "serial": serial, "labels": wanted}
         made = await fleet.client.post("/api/devices", _WithToken, content)
-        click.echo(f"{name} is known. Its token, which is told this once:", err=True)
+        click.echo(f"{name} is known. Its token, which is shown only this once:", err=True)
         click.echo(made.token)
 
     return _run(options, work)
@@ -172,7 +176,7 @@ def enable(device: str, **options: Any) -> int:
 @click.argument("device", type=DEVICE)
 @place_options
 def disable(device: str, **options: Any) -> int:
-    """Turn DEVICE away until it is enabled; its tunnel and visits end."""
+    """Refuse DEVICE until it is enabled; its tunnel and visits end."""
 
     async def work(fleet: ApiFleet) -> None:
         path = f"/api/devices/{await fleet.find_id(device)}/disable"
@@ -205,16 +209,19 @@ def revoke(device: str, yes: bool, **options: Any) -> int:
 
 @device.command(
     epilog=examples(
-        ("tunnelmux device rotate dev1", "The device gets it over its tunnel, and stays there."),
+        (
+            "tunnelmux device rotate dev1",
+            "The device gets it over its tunnel, and stays connected.",
+        ),
         ("tunnelmux device rotate dev1 --by-hand", "Print a new one, and end the old one now."),
     )
 )
 @click.argument("device", type=DEVICE)
-@click.option("--by-hand", is_flag=True, help="Print the new token, to be carried there.")
+@click.option("--by-hand", is_flag=True, help="Print the new token, to be copied to the device.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @place_options
 def rotate(device: str, by_hand: bool, yes: bool, **options: Any) -> int:
-    """Have DEVICE get a new token."""
+    """Give DEVICE a new token."""
     if by_hand:
         _confirm(f"The tunnel of {device} ends until it has the new token.", yes)
 
@@ -295,7 +302,7 @@ def show_host_keys(device: str, accept: bool, yes: bool, as_json: bool, **option
         ("tunnelmux invite approve BCDF-GHJK --name dev8", "A device that shows this code."),
     ),
 )
-@click.option("--name", metavar="NAME", default="", help="How the device will be called.")
+@click.option("--name", metavar="NAME", default="", help="The name that the device gets.")
 @click.option("--serial", metavar="SERIAL", default="", help="Only this device may use it.")
 @click.option("--replace", metavar="DEVICE", type=DEVICE, help="Whose place it takes.")
 @click.option(
@@ -319,7 +326,7 @@ def invite(
 ) -> int:
     """Let a device in.
 
-    By a code that is made for it here, or by approving the one that it shows.
+    By a code that is made here, or by approving the code that the device shows.
     """
     if context.invoked_subcommand is not None:
         return 0
@@ -359,7 +366,7 @@ def list_invitations(as_json: bool, **options: Any) -> int:
         elif found:
             _print_invitations(found)
         else:
-            click.echo("No code is open, and no device waits.", err=True)
+            click.echo("There are no open codes, and no device waits for approval.", err=True)
 
     return _run(options, work)
 
@@ -394,11 +401,11 @@ def _print_invitations(found: list[Invitation]) -> None:
 @click.argument("id")
 @place_options
 def cancel(id: str, **options: Any) -> int:
-    """Take a code back, or turn a device away that waits."""
+    """Withdraw a code, or refuse a device that waits for approval."""
 
     async def work(fleet: ApiFleet) -> None:
         await fleet.client.call("POST", f"/api/pairings/{id}/deny", {})
-        click.echo("It is worth nothing now.")
+        click.echo("It is no longer valid.")
 
     return _run(options, work)
 
@@ -407,7 +414,7 @@ def cancel(id: str, **options: Any) -> int:
     epilog=examples(("tunnelmux invite approve BCDF-GHJK", "Under the name that it asks for."))
 )
 @click.argument("code")
-@click.option("--name", metavar="NAME", default="", help="How it will be called.")
+@click.option("--name", metavar="NAME", default="", help="Its name from now on.")
 @click.option("--replace", metavar="DEVICE", type=DEVICE, help="Whose place it takes.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @place_options
@@ -422,10 +429,10 @@ def approve(code: str, name: str, replace: str | None, yes: bool, **options: Any
     found = shown[0]
     called = name or found.name or replace or ""
     if not called:
-        raise click.UsageError("the device says no name: give one with --name")
+        raise click.UsageError("the device gives no name: choose one with --name")
     about = f"{printable(found.name) or 'A device'} at {found.address}"
     marks = f", key {printable(found.fingerprint)}" if found.fingerprint else ""
-    _confirm(f"{about}{marks} gets in as {called}.", yes)
+    _confirm(f"{about}{marks} will be let in as {called}.", yes)
 
     async def let_in(fleet: ApiFleet) -> None:
         content: dict[str, Any] = {"name": called}

@@ -1,4 +1,4 @@
-"""Names of devices on the command line, completed with those that there are."""
+"""Names of devices on the command line, and their completion."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 __all__ = ["DEVICE", "DEVICE_AND_PATH", "DEVICE_AND_SERVICE", "SERVICE"]
 
 _PATIENCE = 2.0
-# Seconds that a person at a prompt waits for Tab; then there is nothing to offer.
+# Seconds that a person waits after pressing Tab; then nothing is offered.
 
 
 class _DeviceName(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes none
@@ -28,7 +28,7 @@ class _DeviceName(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
         text = str(value)
         if not text or "/" in text or text != text.strip():
-            self.fail(f'"{text}" is no name of a device', param, ctx)
+            self.fail(f'"{text}" is not a device name', param, ctx)
         return text
 
     def shell_complete(
@@ -58,7 +58,7 @@ class _DeviceAndMore(click.ParamType):  # type: ignore[type-arg]  # click 8.1 ta
         param: click.Parameter,  # noqa: ARG002
         incomplete: str,
     ) -> list[CompletionItem]:
-        """Devices, then the services of the one that stands there."""
+        """Devices; after a device, its services."""
         device, mark, part = incomplete.partition(self._mark)
 
         async def names(fleet: Fleet) -> list[str]:
@@ -74,7 +74,7 @@ class _DeviceAndMore(click.ParamType):  # type: ignore[type-arg]  # click 8.1 ta
 
 
 class _Service(click.ParamType):  # type: ignore[type-arg]  # click 8.1 takes none
-    """A service of the device that stands before it."""
+    """A service of the device given before it."""
 
     name = "service"
 
@@ -101,7 +101,7 @@ SERVICE = _Service()
 
 
 def _ask(ctx: click.Context, names: Callable[[Fleet], Awaitable[list[str]]]) -> list[str]:
-    """What the fleet has; nothing when it cannot be asked: a prompt is no place for errors."""
+    """The names that the fleet has; none when it cannot be asked: a prompt shows no errors."""
     import trio
 
     from tunnelmux.cli.fleet.opening import find_place, open_fleet

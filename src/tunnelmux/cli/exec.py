@@ -40,13 +40,13 @@ Examples:
   tunnelmux exec 'cam-*' dev7 -- df -h /
       On many: each line says where it comes from; a table at the end.
   tunnelmux exec all --concurrency 5 --abort-on-error -- 'apt update'
-      Five at a time, and no further once it failed on one.
+      Five at a time; stop everywhere once it fails on one.
   tunnelmux exec dev1 --host 192.168.1.20 --user pi --password-file pw -- ls
       Another machine, which dev1 reaches.
   tunnelmux exec dev1 --stdin -- 'cat > notes' < notes
 \b
-One word after -- is a line for the device's shell. Several are quoted, so
-that each arrives there as the one word it is here.
+A single word after -- is a line for the device's shell. Several words are
+quoted, so that each arrives as one word.
 \b
 Exit status: that of the command; of many, the highest. 255 when it was not
 run or its end is not known, 124 timed out, 126 the device does not allow it,
@@ -54,7 +54,7 @@ run or its end is not known, 124 timed out, 126 the device does not allow it,
 
 
 class _DevicesThenCommand(click.Command):
-    """Keeps what stands behind `--` away from the parser, which would mix it with the devices."""
+    """Keeps the words after `--` from the parser, which would take them for devices."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         cut = args.index("--") if "--" in args else len(args)
@@ -98,7 +98,7 @@ def _file_option(*names: str, **attributes: Any) -> Callable[[Any], Any]:
     help="Devices at a time.  [default: what the proxy allows]",
 )
 @click.option(
-    "--abort-on-error", is_flag=True, help="Once it failed on one device, end it everywhere."
+    "--abort-on-error", is_flag=True, help="When it fails on one device, end it everywhere."
 )
 @click.option(
     "--json", "as_json", is_flag=True, help="Write each event as a line of JSON, for programs."
@@ -170,7 +170,7 @@ def _read_secret(option: str, file: Path) -> str:
     except OSError as error:
         raise ConfigError(f"{option}: {file} cannot be read ({error.strerror})") from None
     if not content or len(content) > _LARGEST_SECRET:
-        problem = "is too long to be that" if content else "is empty"
+        problem = "is too long for that" if content else "is empty"
         raise ConfigError(f"{option}: {file} {problem}: is it the right file?")
     _warn_if_exposed(file)
     try:

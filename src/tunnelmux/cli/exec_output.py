@@ -49,7 +49,7 @@ _COLORS = (36, 33, 35, 32, 34, 96, 93, 95, 92, 94)
 # SGR codes for the names of devices, one after the other (ECMA-48 section 8.3.117).
 
 _UNSAFE = re.compile(rb"\x1b(?!\[[0-9;]*m)[\[\]PX^_]?|[\x00-\x08\x0b-\x1a\x1c-\x1f\x7f]")
-# What would let a device's line leave its place on the screen; colours may stay.
+# Sequences that would move the cursor; colours are kept.
 
 
 class OutputClosed(Exception):
@@ -82,7 +82,7 @@ class OneDevice:
                 _tell(f"{device}: {event.message or event.reason}")
 
     async def show_progress(self) -> None:
-        await trio.sleep_forever()  # there is none: the command may draw on the screen itself
+        await trio.sleep_forever()  # no progress line: the command may draw on the screen itself
 
     def finish(self, ends: Mapping[str, Exited], *, interrupted: bool) -> None:
         if interrupted and not ends:
@@ -100,11 +100,11 @@ class JsonLines:
         await trio.sleep_forever()
 
     def finish(self, ends: Mapping[str, Exited], *, interrupted: bool) -> None:
-        """What there is to say was said by the events."""
+        """The events have said all of it."""
 
 
 class ManyDevices:
-    """Says in front of every line where it comes from."""
+    """Writes the name of the device in front of each line."""
 
     def __init__(self, devices: list[str]) -> None:
         self._devices = devices
@@ -211,7 +211,7 @@ class ManyDevices:
 
         self._clear()
         if interrupted:
-            _tell("interrupted; what still ran is being ended")
+            _tell("interrupted; commands that were still running are being ended")
         if ends:
             print_table(Console(stderr=True, highlight=False), self._devices, ends)
 
@@ -298,9 +298,9 @@ def _tell(sentence: str) -> None:
 
 
 async def _write(file: int, data: bytes) -> None:
-    """Write all of it. A reader that is slow holds us up, and through us the devices."""
+    """Write all of it. A slow reader delays this program, and so the devices."""
     try:
-        # In a thread, so that Ctrl-C is heard while a pager reads nothing.
+        # In a thread, so that Ctrl-C works while a pager reads nothing.
         await trio.to_thread.run_sync(_write_all, file, data, abandon_on_cancel=True)
     except BrokenPipeError:
         raise OutputClosed from None

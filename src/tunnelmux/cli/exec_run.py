@@ -1,4 +1,4 @@
-"""A command on devices, watched by a person: what is shown while it runs, and what it ends with."""
+"""One run of a command on devices: what is shown while it runs, and the exit status."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _EXIT_INTERRUPTED = 130  # 128 + SIGINT, what a shell expects
 _EXIT_READER_GONE = 141  # 128 + SIGPIPE, the same
 
 _NOT_ITS_OWN = frozenset({"aborted", "skipped"})
-# Reasons of devices on which the command did not fail, but was ended because it had elsewhere.
+# Reasons of devices on which the command was ended because it failed on another.
 
 
 class Runner(Protocol):

@@ -1,4 +1,4 @@
-"""tunnelmux explain: why a request to a device gets what it gets, now."""
+"""tunnelmux explain: why a request to a device gets the answer that it gets now."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _OFFLINE = 5
     epilog=examples(
         ("tunnelmux explain dev1", "Is it known, let in, connected, and are its services there?"),
         ("tunnelmux explain dev1 web", "Only this service."),
-        more="Each service is connected to once, from the device, and left at once.",
+        more="The device connects to each service once, and closes the connection again.",
     )
 )
 @click.argument("device", type=DEVICE)
@@ -89,7 +89,7 @@ def _state(details: DeviceDetails) -> Finding:
                 check="let in",
                 outcome="bad",
                 said=f"it is held back{why}: visitors get 503 device-offline",
-                fix="an operator lets it out: DELETE /api/devices/…/quarantine",
+                fix="an operator can release it: DELETE /api/devices/…/quarantine",
             )
         case "offline":
             seen = ago(device.last_seen)
@@ -128,7 +128,7 @@ async def _service(fleet: Fleet, device: str, service: str, known: list[str]) ->
             fix = f"it has {', '.join(known)}" if known else "declare it in agent.toml"
         elif isinstance(exc, NotThere) and exc.code == "device_offline":
             status = "503 device-offline"
-            fix = "it went away just now: see the agent's log"
+            fix = "it disconnected just now: see the agent's log"
         elif not isinstance(exc, NotThere):
             status, fix = "an error", "see who you are: tunnelmux whoami"
         return Finding(check=service, outcome="bad", said=f"visitors get {status}: {said}", fix=fix)

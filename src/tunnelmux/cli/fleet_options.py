@@ -1,4 +1,4 @@
-"""What the commands for people have in common: where the fleet is, `--json`, how they run."""
+"""Options that all commands for people share, and how these commands are run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ OWN_VARIABLES = frozenset(
         *("TUNNELMUX_API_SECRET_FILE", "TUNNELMUX_API_CA_FILE"),
     }
 )
-"""Variables of the environment by which commands for people are told where the fleet is."""
+"""Environment variables that name the fleet for these commands."""
 
 EXIT_STATUSES = """\
 Exit status: 0 done, 1 failed, 2 wrong option or setting, 3 not signed
@@ -80,7 +80,7 @@ def place_options(function: F) -> F:
 
 
 def explained(place: Place, error: TunnelmuxError) -> TunnelmuxError | str:
-    """The error, or what is behind it where no place was named."""
+    """The error; or, if no server was named, a sentence that says so."""
     if place.is_guess and isinstance(error, ConnectError):
         return (
             f"you are not signed in, and no proxy answers at {place.url} ({error}): run "
@@ -118,7 +118,7 @@ def place_of(options: dict[str, Any]) -> Place:
 
 
 def place_arguments(options: dict[str, Any]) -> list[str]:
-    """The same options again, for a command line of ours that another program runs."""
+    """The same options as words, for a command line that another program runs."""
     words: list[str] = []
     if options["url"] is not None:
         words += ["--url", options["url"]]

@@ -1,4 +1,4 @@
-"""tunnelmux events, watch: what happens, as it happens."""
+"""tunnelmux events, watch: follow what happens to devices."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 __all__ = ["events", "watch"]
 
 _REDRAW = 5.0
-# Seconds after which the times in the table are old, though nothing has happened.
+# Seconds after which the table is drawn again because its times are out of date.
 
 _TOGETHER = 0.2
-# Seconds in which events that come together become one new table.
+# Seconds for which further events are awaited before the table is drawn again.
 
 _STYLES = {"device.connected": "good", "device.lost": "bad", "gap": "warn"}
 

@@ -58,7 +58,7 @@ class _Wish:
     metavar="ADDRESS",
     default="127.0.0.1",
     show_default=True,
-    help="Where to listen; beyond this machine, everybody there reaches the devices as you.",
+    help="Where to listen. All who can reach this address reach the devices as you.",
 )
 @click.option(
     "--wait",
@@ -72,8 +72,7 @@ class _Wish:
 def forward(wishes: tuple[str, ...], listen: str, wait: float, **options: Any) -> int:
     """Forward ports of this machine to services of devices.
 
-    Until Ctrl-C. Nothing listens on the proxy for it. A device that goes away and comes back is
-    found again.
+    Until Ctrl-C, and over the devices' reconnects. The proxy needs no port for it.
     """
     wanted = _read(wishes)
 
@@ -92,7 +91,7 @@ def _read(words: tuple[str, ...]) -> list[_Wish]:
         elif word.isascii() and word.isdigit() and wanted and not wanted[-1].port:
             wanted[-1].port = int(word)
             if not 1 <= wanted[-1].port <= 65_535:
-                raise click.UsageError(f"{word} is no port: they go from 1 to 65535")
+                raise click.UsageError(f"{word} is not a port: ports go from 1 to 65535")
         else:
             raise click.UsageError(
                 f'"{word}" is neither DEVICE:SERVICE nor the port for one: write it like dev1:web '
@@ -115,7 +114,9 @@ class _Forwarding:
         from tunnelmux.cli.fleet.fleet import check_service
 
         for name in dict.fromkeys(wish.device for wish in wanted):
-            details = await self._fleet.details(name)  # a name that is wrong is told now, not later
+            details = await self._fleet.details(
+                name
+            )  # report a wrong name now, and not with the first connection
             for wish in wanted:
                 if wish.device == name:
                     check_service(details, wish.service)
@@ -163,7 +164,7 @@ class _Forwarding:
         await abort(local)
 
     def _goes_away(self, wish: _Wish, exc: Exception) -> None:
-        """Say it once, and not for every connection that finds it out."""
+        """Report it once, and not for every connection."""
         if str(wish) not in self._is_away:
             self._is_away.add(str(wish))
             click.echo(f"{wish} is away: {exc}", err=True)

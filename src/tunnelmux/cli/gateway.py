@@ -42,11 +42,11 @@ Examples:
   (umask 077; tunnelmux-gateway keys new-authority > authority.key)
       Make the key by which the gateway logs in to devices.
   tunnelmux-gateway authority --config gateway.toml
-      What a device's sshd has to trust: a line for TrustedUserCAKeys.
+      Print the key that a device's sshd must trust, for TrustedUserCAKeys.
   tunnelmux-gateway host-key --config gateway.toml gateway.example.com
-      The line for people's known_hosts.
+      Print the line for people's known_hosts.
   tunnelmux-gateway check --config gateway.toml
-      Is the file right, and what comes out of it?
+      Check the file, and print the settings that result.
   tunnelmux-gateway --config gateway.toml
       Run.
 \b
@@ -54,7 +54,7 @@ People then write:
   ssh -p 2222 root@cam1@gateway.example.com
       A recorded session on the device cam1.
   ssh -J gateway.example.com:2222 root@cam1
-      A sealed one: the gateway sees ciphertext.
+      A sealed session: the gateway sees ciphertext only.
 \b
 Exit status: 0 stopped as asked, 1 failed or cut short, 2 wrong option,
 setting or address."""
@@ -81,7 +81,7 @@ def gateway(context: click.Context, /, config_file: Path | None, **_settings: ob
         return 0
     require_libraries(_LIBRARIES, _INSTALL)
     if config_file is None:
-        raise click.UsageError("nothing says what to run: give --config FILE")
+        raise click.UsageError("no configuration: give --config FILE")
     return _run(context, config_file)
 
 

@@ -34,7 +34,7 @@ __all__ = ["inspect"]
 _CLASSES = {2: "good", 3: "", 4: "warn", 5: "bad"}
 
 _MORE = """\
-REQUEST is a number of tunnelmux inspect ls, or the whole id of --json."""
+REQUEST is a number from tunnelmux inspect ls, or a whole id from --json."""
 
 
 @click.group(
@@ -44,7 +44,7 @@ REQUEST is a number of tunnelmux inspect ls, or the whole id of --json."""
         ("tunnelmux inspect show dev1 17", "One of them, with both heads."),
         ("tunnelmux inspect replay dev1 17", "The same request once more, to the device."),
         more="Secrets in heads are hidden before anything is kept. While it runs, the\n"
-        "service's requests are somewhat slower; at its end all is forgotten.",
+        "service's requests are somewhat slower. When it ends, all is deleted.",
     )
 )
 def inspect() -> None:
@@ -66,7 +66,7 @@ def inspect() -> None:
     type=click.FloatRange(0.2, 60),
     default=10.0,
     show_default=True,
-    help="How long it goes on.",
+    help="How long it runs.",
 )
 @click.option("--bodies", is_flag=True, help="Keep bodies, too; secrets in them are not hidden.")
 @json_option
@@ -74,7 +74,7 @@ def inspect() -> None:
 def start(
     device: str, service: str, minutes: float, bodies: bool, as_json: bool, **options: Any
 ) -> int:
-    """Begin to keep the requests to SERVICE of DEVICE."""
+    """Start to keep the requests to SERVICE of DEVICE."""
 
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.fleet import check_service
@@ -155,7 +155,7 @@ def show(device: str, request: str, as_json: bool, **options: Any) -> int:
 @inspect.command(
     epilog=examples(
         ("tunnelmux inspect compare dev1 17 18", "As a unified diff: - of 17, + of 18."),
-        more=f"{_MORE}\nExit status 1 says that they differ.",
+        more=f"{_MORE}\nExit status 1 means that they differ.",
     )
 )
 @click.argument("device", type=DEVICE)
@@ -186,7 +186,7 @@ def compare(device: str, first: str, second: str, **options: Any) -> int:
 
 @inspect.command(
     epilog=examples(
-        ("tunnelmux inspect curl dev1 17", "To copy; what was hidden is left out."), more=_MORE
+        ("tunnelmux inspect curl dev1 17", "To copy; hidden secrets are left out."), more=_MORE
     )
 )
 @click.argument("device", type=DEVICE)
@@ -208,7 +208,7 @@ def curl(device: str, request: str, **options: Any) -> int:
 @inspect.command(
     epilog=examples(
         ("tunnelmux inspect replay dev1 17", "What the service answers now."),
-        more=f"{_MORE}\nIt is sent without what was hidden of it.",
+        more=f"{_MORE}\nSecrets that were hidden are not sent.",
     )
 )
 @click.argument("device", type=DEVICE)
@@ -280,7 +280,7 @@ async def _find(inspector: Inspector, device: str, name: str) -> tuple[Inspectio
                 found.append((one, item.id))
     if len(found) > 1:
         ids = " and ".join(item for _, item in found)
-        raise NoSuchThing(f"{name} can be {ids}: write it whole")
+        raise NoSuchThing(f"{name} could be {ids}: write the whole id")
     if not found:
         raise NoSuchThing(
             f'no request "{name}" is kept of {device}: tunnelmux inspect ls {device} has them'
@@ -331,7 +331,7 @@ def _print_requests(requests: list[InspectedRequest]) -> None:
 def _show_one(
     options: dict[str, Any], device: str, name: str, *, as_json: bool, replay: bool = False
 ) -> int:
-    """Show a request that was kept, or what came of sending it again."""
+    """Show a kept request, or the result of sending it again."""
 
     async def work(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.inspecting import inspector_of

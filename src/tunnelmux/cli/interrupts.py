@@ -12,7 +12,7 @@ Arguments = TypeVarTuple("Arguments")
 
 
 def run_interruptible(function: Callable[[*Arguments], Awaitable[T]], *arguments: *Arguments) -> T:
-    """Run `function` in Trio: what it returns. Raises KeyboardInterrupt after SIGINT.
+    """Run `function` in Trio, and return its result. Raises KeyboardInterrupt after SIGINT.
 
     SIGINT cancels at the next checkpoint and nowhere else. Python would raise it between any two
     steps of a task, at the start of an `__aexit__` for instance, which then closes nothing: the
@@ -23,7 +23,7 @@ def run_interruptible(function: Callable[[*Arguments], Awaitable[T]], *arguments
     try:
         return trio.run(function, *arguments, restrict_keyboard_interrupt_to_checkpoints=True)
     except BaseExceptionGroup as group:
-        # Nurseries have wrapped it, with what broke while everything was cancelled.
+        # Nurseries wrap it together with errors that came while everything was cancelled.
         interrupts = group.subgroup(KeyboardInterrupt)
         if interrupts is None:
             raise

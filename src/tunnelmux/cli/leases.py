@@ -1,4 +1,4 @@
-"""tunnelmux lease, assist: ask for access to a device for a time, and use what its code gives."""
+"""tunnelmux lease, assist: access to a device for a time, by a lease or by the device's code."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class _Entry(msgspec.Struct):
 
 
 def _run(options: dict[str, Any], work: Callable[[ApiClient, Fleet], Awaitable[None]]) -> int:
-    """Run this with tunnelmux-api; a proxy alone keeps no leases."""
+    """Run this with tunnelmux-api: a proxy alone has no leases."""
 
     async def with_client(fleet: Fleet) -> None:
         from tunnelmux.cli.fleet.by_api import ApiFleet
@@ -141,7 +141,7 @@ def lease() -> None:
     type=click.Choice(_RIGHTS),
     help="What SSH may do; repeatable.  [default: shell, exec]",
 )
-@click.option("--sealed", is_flag=True, help="By ssh -J, which cannot be recorded.")
+@click.option("--sealed", is_flag=True, help="For ssh -J, which cannot be recorded.")
 @json_option
 @place_options
 def request(
@@ -173,9 +173,12 @@ def request(
 
 
 @lease.command(
-    "ls", epilog=examples(("tunnelmux lease ls --all --json", "All there ever were, for a script."))
+    "ls",
+    epilog=examples(
+        ("tunnelmux lease ls --all --json", "All leases, ended ones too, for a script.")
+    ),
 )
-@click.option("--all", "everything", is_flag=True, help="Those that are over, too.")
+@click.option("--all", "everything", is_flag=True, help="Ended ones too.")
 @click.option("--mine", is_flag=True, help="Only your own.")
 @json_option
 @place_options
@@ -228,7 +231,11 @@ def _print_leases(found: list[_Lease]) -> None:
 
 def _deciding(word: str, text: str, path: str, *, with_reason: bool) -> None:
     @lease.command(
-        word, help=text, epilog=examples((f"tunnelmux lease {word} LEASE", "The id is that of ls."))
+        word,
+        help=text,
+        epilog=examples(
+            (f"tunnelmux lease {word} LEASE", "LEASE is an id from tunnelmux lease ls.")
+        ),
     )
     @click.argument("lease_id", metavar="LEASE")
     @json_option
@@ -257,16 +264,16 @@ def _deciding(word: str, text: str, path: str, *, with_reason: bool) -> None:
 
 _deciding("approve", "Let the request LEASE go to its device.", "approve", with_reason=False)
 _deciding("deny", "Refuse the request LEASE.", "deny", with_reason=True)
-_deciding("end", "End LEASE now, with all that goes on under it.", "end", with_reason=True)
+_deciding("end", "End LEASE now, and cut all connections under it.", "end", with_reason=True)
 
 
 @lease.command(epilog=examples(("tunnelmux lease extend LEASE --for 30m", "Half an hour more.")))
 @click.argument("lease_id", metavar="LEASE")
-@click.option("--for", "seconds", type=TIME, required=True, help="So much longer.")
+@click.option("--for", "seconds", type=TIME, required=True, help="How much longer.")
 @json_option
 @place_options
 def extend(lease_id: str, seconds: float, as_json: bool, **options: Any) -> int:
-    """Give LEASE a later end, within what the device takes."""
+    """Extend LEASE, within what the device allows."""
 
     async def work(client: ApiClient, _fleet: Fleet) -> None:
         target = f"/api/leases/{_checked(lease_id)}/extend"
@@ -276,9 +283,11 @@ def extend(lease_id: str, seconds: float, as_json: bool, **options: Any) -> int:
 
 
 def _checked(lease_id: str) -> str:
-    """The id, which stands in a path."""
+    """The id, safe to put into a path."""
     if not re.fullmatch(r"[0-9a-f-]{36}", lease_id):
-        raise click.BadParameter("it is the id that `tunnelmux lease ls` shows", param_hint="LEASE")
+        raise click.BadParameter(
+            "LEASE must be an id that `tunnelmux lease ls` shows", param_hint="LEASE"
+        )
     return lease_id
 
 
@@ -319,7 +328,7 @@ def assist() -> None:
 @json_option
 @place_options
 def report(lease_id: str, as_json: bool, **options: Any) -> int:
-    """Print all that was written down about LEASE, for the customer."""
+    """Print the record of LEASE, for the customer."""
 
     async def work(client: ApiClient, _fleet: Fleet) -> None:
         path, number = f"/api/leases/{_checked(lease_id)}/report", 1
@@ -368,7 +377,7 @@ def _text(value: Any) -> str:
 
 
 class _SshCommand(click.Command):
-    """Keeps what stands behind `--`, the command on the device, away from the parser."""
+    """Keeps the words after `--`, the command on the device, from the parser."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         cut = args.index("--") if "--" in args else len(args)
@@ -387,14 +396,20 @@ class _SshCommand(click.Command):
             "tunnelmux assist ssh SN-0001 --lease LEASE",
             "A shell on the device; the code is asked for.",
         ),
-        ("tunnelmux assist ssh … --key-file key", "Write the key for plain ssh -i, and no more."),
-        more="The device shows code and lease: tunnelmux-agent assist on --code. The way\n"
-        "there is the one of tunnelmux ssh.",
+        ("tunnelmux assist ssh … --key-file key", "Only write the key, for plain ssh -i."),
+        more="The device shows code and lease: tunnelmux-agent assist on --code. The\n"
+        "connection takes the same way as tunnelmux ssh.",
     ),
 )
 @click.argument("device", metavar="[USER@]SERIAL")
 @click.option("--code", metavar="CODE", prompt=True, help="The 16 letters.  [default: asked for]")
-@click.option("--lease", "lease_id", required=True, metavar="LEASE", help="What the code is for.")
+@click.option(
+    "--lease",
+    "lease_id",
+    required=True,
+    metavar="LEASE",
+    help="The id that the device shows with the code.",
+)
 @click.option("--service", default="ssh", show_default=True, metavar="NAME", help="Its SSH server.")
 @click.option(
     "--key-file",
@@ -418,7 +433,7 @@ def assist_ssh(
     settings: tuple[str, ...],
     **options: Any,
 ) -> int:
-    """Log in to the device SERIAL by the code that it shows."""
+    """Log in to the device SERIAL with the code that it shows."""
     from tunnelmux.agent.assist.code import derive_key, normal_code
 
     user, at, serial = device.rpartition("@")
@@ -449,7 +464,7 @@ def _run_ssh(ssh: list[str], private: str, target: list[str]) -> int:
         _write_key(file, private)
         words = [*ssh, "-i", str(file), "-o", "IdentitiesOnly=yes", *target]
         sys.stdout.flush()
-        # The key is to be gone afterwards, so ssh cannot take our place.
+        # The key must be removed afterwards, so ssh cannot replace this process.
         return subprocess.run(words, check=False).returncode  # noqa: S603
 
 

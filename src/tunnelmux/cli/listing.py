@@ -32,7 +32,7 @@ _STATES = {"online": "good", "offline": "dim", "disabled": "warn", "quarantined"
 @click.command(
     epilog=examples(
         ("tunnelmux ls", "All devices."),
-        ("tunnelmux ls cam --online", 'Those that have "cam" in their name and are there.'),
+        ("tunnelmux ls cam --online", 'Those that have "cam" in their name and are connected.'),
         ("tunnelmux ls --json | jq -r '.[].name'", "Their names, for a script."),
     )
 )
@@ -142,7 +142,7 @@ def _print_details(details: DeviceDetails) -> None:
             ("Labels", ", ".join(f"{key}={value}" for key, value in device.labels.items())),
             ("Paired by", details.paired_by),
             ("Added", ago(details.created)),
-            ("Token", "a new one is wanted" if details.rotation_wanted else ""),
+            ("Token", "a new one was asked for" if details.rotation_wanted else ""),
             ("Id", device.id),
         ]
     )

@@ -21,25 +21,25 @@ _LEVELS = ("debug", "info", "warning", "error", "critical")
 _STYLES = {"debug": "dim", "warning": "warn", "error": "bad", "critical": "bad"}
 
 _RETRY = 2.0
-# Seconds before a device that went away is asked again.
+# Seconds before a device that disconnected is asked again.
 
 _MORE = """\
 The lines come from the device itself, which keeps the last 500 of them in
 memory ([log] keep_lines in its agent.toml); after a restart of its agent
-the older ones are in the device's own journal only."""
+older ones are only in the device's own journal."""
 
 
 @click.command(
     epilog=examples(
         ("tunnelmux logs dev1", "The last 100 lines of its agent's log."),
-        ("tunnelmux logs dev1 -f", "And those to come, over its reconnects, until Ctrl-C."),
-        ("tunnelmux logs dev1 -n 500 --level warning", "Of the last 500, those that tell trouble."),
+        ("tunnelmux logs dev1 -f", "And new ones, over its reconnects, until Ctrl-C."),
+        ("tunnelmux logs dev1 -n 500 --level warning", "Of the last 500, warnings and errors."),
         ("tunnelmux logs dev1 -f --json | jq -r .event", "One JSON object a line."),
         more=_MORE,
     )
 )
 @click.argument("device", type=DEVICE)
-@click.option("--follow", "-f", is_flag=True, help="Go on with the lines that come.")
+@click.option("--follow", "-f", is_flag=True, help="Go on with new lines as they come.")
 @click.option(
     "--lines",
     "-n",
@@ -53,7 +53,7 @@ the older ones are in the device's own journal only."""
     "--level",
     type=click.Choice(_LEVELS[:4]),
     default="debug",
-    help="Only lines as important as this.  [default: all that the agent writes]",
+    help="Only lines of this level and above.  [default: all]",
 )
 @json_option
 @place_options
@@ -71,7 +71,7 @@ def logs(device: str, follow: bool, lines: int, level: str, as_json: bool, **opt
 
 
 class _Reader:
-    """Writes the lines, and knows which was the last."""
+    """Writes the lines, and remembers the last one."""
 
     def __init__(self, device: str, level: str, *, as_json: bool) -> None:
         self._device = device
@@ -97,7 +97,7 @@ class _Reader:
                 self._print(line)
 
     async def follow(self, fleet: Fleet, lines: int) -> None:
-        """For ever, over the device's reconnects. What is wrong at the beginning is raised."""
+        """Until cancelled, over the device's reconnects. Raises errors of the first attempt."""
         import trio
 
         from tunnelmux.cli.fleet.errors import NoSuchThing, NotThere

@@ -58,7 +58,7 @@ _WORDS_OF_OTHERS = {
     ),
     **dict.fromkeys(("help",), "tunnelmux --help"),
 }
-"""What people type who come from another program of this kind, and what it is here."""
+"""Words from other programs of this kind, and the command that does the same here."""
 
 
 class _Commands(click.Group):
@@ -67,7 +67,7 @@ class _Commands(click.Group):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """As click, with a word for those who know another program."""
+        """As click does it, with a hint for people who know another program."""
         known = _WORDS_OF_OTHERS.get(args[0])
         if known is not None and self.get_command(ctx, args[0]) is None:
             ctx.fail(f"There is no command '{args[0]}'. It is here: {known}")

@@ -1,4 +1,4 @@
-"""tunnelmux man: manual pages, made from what `--help` is made of."""
+"""tunnelmux man: manual pages, made from the texts of `--help`."""
 
 from __future__ import annotations
 
@@ -103,6 +103,6 @@ def _paragraphs(text: str) -> Iterator[str]:
 
 
 def _text(text: str) -> str:
-    """With what roff would read as its own escaped."""
+    """The text with roff's special characters escaped."""
     escaped = text.replace("\\", "\\e").replace("-", "\\-").replace("\b", "")
     return f"\\&{escaped}" if escaped.startswith((".", "'")) else escaped

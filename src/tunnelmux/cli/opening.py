@@ -1,4 +1,4 @@
-"""tunnelmux open: a web service of a device in the browser, by a link that ends."""
+"""tunnelmux open: a web service of a device in the browser, by a link that expires."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ class _Made(msgspec.Struct):
     type=click.FloatRange(1, 44_640),
     default=60.0,
     show_default=True,
-    help="How long the link is good for.",
+    help="How long the link is valid.",
 )
-@click.option("--once", is_flag=True, help="Good in the first browser that opens it only.")
+@click.option("--once", is_flag=True, help="Valid only in the first browser that opens it.")
 @click.option("--no-browser", is_flag=True, help="Only print the link.")
 @json_option
 @place_options
@@ -64,7 +64,7 @@ def open_device(
 ) -> int:
     """Open a web service of DEVICE in the browser.
 
-    By a signed link: its holder may visit that service until it ends.
+    By a signed link. All who have it may visit the service until it expires.
     """
 
     async def work(fleet: Fleet) -> None:
@@ -83,7 +83,7 @@ def open_device(
             return
         left = duration((made.link.ends - datetime.now(UTC)).total_seconds() + 1)
         click.echo(made.url)
-        click.echo(f"Good for {left}: its holder gets in.", err=True)
+        click.echo(f"Valid for {left}, for all who have it.", err=True)
         if not no_browser and has_browser():
             webbrowser.open(made.url)
 

@@ -114,7 +114,7 @@ def refuse_options_before_command(context: click.Context) -> None:
 
 
 def log_warning(sentence: str) -> None:
-    """Tell in the log what is worth telling and no error."""
+    """Write a warning to the log."""
     _log.warning("odd configuration", problem=sentence)
 
 
@@ -124,7 +124,7 @@ def all_option(function: F) -> F:
         "--all",
         "show_all",
         is_flag=True,
-        help="Show all of [limits], and not only what differs from the defaults.",
+        help="Show all of [limits], not only what differs from the defaults.",
     )(function)
 
 
@@ -167,5 +167,5 @@ def print_checked(
 
 
 def print_warning(program: str, sentence: str) -> None:
-    """Tell on standard error, before there is a log, what is worth telling and no error."""
+    """Write a warning to standard error, where there is no log yet."""
     click.echo(f"{program}: warning: {sentence}", err=True)

@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -39,6 +40,7 @@ def run_command(
 
     An error of ours is one line on standard error; anything else is a bug and keeps its traceback.
     """
+    _show_what_the_terminal_can()
     try:
         status = command.main(args=arguments, prog_name=program, standalone_mode=False, obj=given)
     except click.ClickException as error:
@@ -55,8 +57,15 @@ def run_command(
     sys.exit(status if isinstance(status, int) else 0)
 
 
+def _show_what_the_terminal_can() -> None:
+    """Where it is not UTF-8, a character that it does not have is shown as `?`, and is no error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and not stream.encoding.lower().startswith("utf"):
+            stream.reconfigure(errors="replace")
+
+
 def _known_error(error: Exception) -> TunnelmuxError | None:
-    """The error to tell about: a nursery may have wrapped it, alone or with others like it."""
+    """The error to report: a nursery may have wrapped it, alone or with others of its kind."""
     if isinstance(error, TunnelmuxError):
         return error
     if isinstance(error, ExceptionGroup):

@@ -30,7 +30,7 @@ _STYLES = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "bold": "1", "":
 
 _GAP = 2
 _LEAST = 8
-# Columns of the screen: what a column is shortened to at most, before others are left out.
+# Characters: the least that a column is shortened to.
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,13 +53,13 @@ class Column:
 
 
 def may_color(out: TextIO | None = None) -> bool:
-    """Whether a person sees the output, in colours."""
+    """Whether the output goes to a terminal that shows colours."""
     stream = out or sys.stdout
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 
 
 def styled(text: str, style: str, out: TextIO | None = None) -> str:
-    """The text, coloured if that is of any use."""
+    """The text, coloured where the terminal shows colours."""
     code = _STYLES[style]
     return f"\x1b[{code}m{text}\x1b[m" if code and text and may_color(out) else text
 
@@ -72,7 +72,7 @@ def width_of_terminal() -> int | None:
 
 
 def printable(text: str) -> str:
-    """The text without what could move the cursor or hide something: it came from elsewhere."""
+    """Text from elsewhere, without characters that could move the cursor or hide something."""
     return "".join(char if char.isprintable() else "�" for char in text)
 
 
@@ -106,7 +106,7 @@ def _cell(value: str | Cell) -> Cell:
 
 
 def _is_used(cells: list[list[Cell]], index: int) -> bool:
-    """A column in which nothing stands says nothing."""
+    """Whether any row has a text in this column; an empty column is left out."""
     return not cells or any(row[index].text for row in cells)
 
 
@@ -118,7 +118,7 @@ def _fit(columns: Sequence[Column], widths: dict[int, int], shown: list[int]) ->
     def too_much() -> int:
         return sum(widths[index] for index in shown) + _GAP * (len(shown) - 1) - limit
 
-    # First the last column gives way, then those that can be spared go, then all are shortened.
+    # From the last on, spare columns are shortened or left out; then the widest are shortened.
     for index in [index for index in reversed(shown) if columns[index].is_spare]:
         if too_much() <= 0:
             return shown
@@ -147,7 +147,7 @@ def print_fields(fields: Sequence[tuple[str, str | Cell]]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """As people say it: `12 s`, `3 min`, `2 h`, `5 d`."""
+    """A short text for people: `12 s`, `3 min`, `2 h`, `5 d`."""
     seconds = max(seconds, 0)
     for limit, unit, name in ((60, 1, "s"), (3600, 60, "min"), (48 * 3600, 3600, "h")):
         if seconds < limit:
@@ -164,7 +164,7 @@ def ago(moment: datetime | None, now: datetime | None = None) -> str:
 
 
 def size(count: float) -> str:
-    """Bytes as people say it: `3.4 MiB`."""
+    """Bytes as a short text for people: `3.4 MiB`."""
     if count < 1024:
         return f"{int(count)} B"
     for unit in ("KiB", "MiB", "GiB"):

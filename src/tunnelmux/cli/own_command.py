@@ -1,4 +1,4 @@
-"""How this very program is started again, by ssh or from a configuration of its."""
+"""The command line that starts this program again, for ssh and its configuration."""
 
 from __future__ import annotations
 

@@ -64,14 +64,14 @@ Exit status: 0 paired, 1 failed, 2 wrong option or file, 3 refused."""
     "--ca-file",
     metavar="FILE",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    help="The authorities that sign the server's certificate; the system's without.",
+    help="PEM file of the authority that signed the server's certificate.",
 )
 @click.option(
-    "--http-proxy", metavar="URL", help="The HTTP proxy that leads out; else HTTPS_PROXY counts."
+    "--http-proxy", metavar="URL", help="The HTTP proxy that leads out.  [default: HTTPS_PROXY]"
 )
 @click.option("--no-qr", is_flag=True, help="Show the link as text only.")
 def pair(**options: Any) -> None:
-    """Let this device in with a CODE from the console, or with one that it shows itself."""
+    """Pair this device with a CODE from the console, or with one that it shows itself."""
     _Pairing(**options).run()
 
 
@@ -106,7 +106,7 @@ class _Pairing:
         token_file = write_configuration(self.file, joined, serial=self.serial, services=services)
         click.echo(f"Paired as {joined.device}. Wrote {self.file} and {token_file}.")
         if not services:
-            click.echo(f"Add a [[services]] table to {self.file} for what it is to offer.")
+            click.echo(f"Add a [[services]] table to {self.file} for each service to offer.")
         click.echo(f"Start it with: tunnelmux-agent --config {self.file}")
 
     async def _join(self, server: PairingServer, key: str | None) -> Joined:
@@ -147,7 +147,7 @@ def _service(text: str) -> tuple[str, str]:
     try:
         ServiceConfig(name=name, target=target)
     except InvalidSetting as error:
-        # Now, and not when the code was used up and the file is written.
+        # Checked now, and not after the code was used.
         raise click.BadParameter(f"{text}: {error.problem}", param_hint="--service") from None
     return name, target
 

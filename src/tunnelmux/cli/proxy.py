@@ -42,7 +42,7 @@ Examples:
   tunnelmux-proxy invite
       The line for the next device; it works once, within 15 minutes.
   tunnelmux-proxy invite --replace dev1
-      For a new machine in the place of dev1, whose token then ends."""
+      For a new machine in place of dev1, whose token then ends."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -51,7 +51,7 @@ Examples:
   tunnelmux-proxy --quickstart
       No file, no keys: makes its own and prints the line to paste on a device.
   tunnelmux-proxy check --config proxy.toml
-      Is the file right, and what comes out of it?
+      Check the file, and print the settings that result.
   tunnelmux-proxy --config proxy.toml --http 0.0.0.0:8080
       Run; --http replaces what the file says about listen in [ingress.http].
   kill -HUP PID
@@ -94,7 +94,7 @@ def _state_dir_option(function: F) -> F:
         "--state-dir",
         metavar="DIR",
         type=click.Path(path_type=Path, file_okay=False),
-        help="Where is kept who was online, and quickstart's keys, invitations and devices.  "
+        help="Where it keeps who was online, and quickstart's keys, invitations and devices.  "
         "[default: ~/.local/state/tunnelmux-proxy]",
     )(function)
 
@@ -110,7 +110,7 @@ def _state_dir_option(function: F) -> F:
 @click.option(
     "--public-host",
     metavar="HOST",
-    help="With --quickstart: the name or address devices reach this machine by.",
+    help="With --quickstart: the name or address by which devices reach this machine.",
 )
 @click.option(
     "--public",
@@ -129,7 +129,7 @@ def proxy(
     public: bool,
     **_settings: object,
 ) -> int:
-    """Let agents connect, and lead visitors to their devices."""
+    """Accept agents, and connect visitors with their devices."""
     if context.invoked_subcommand is not None:
         refuse_options_before_command(context)
         return 0
@@ -137,10 +137,12 @@ def proxy(
         folder = state_dir or default_state_dir(_PROGRAM, os.environ)
         return _run_quickstart(context, config_file, folder, public_host, public=public)
     if public:
-        raise click.UsageError("--public goes with --quickstart: a file says who may visit itself")
+        raise click.UsageError(
+            "--public goes with --quickstart; in a file, [access] says who may visit"
+        )
     if config_file is None:
         raise click.UsageError(
-            f"nothing says what to run: give --config FILE, or try {_PROGRAM} --quickstart"
+            f"no configuration: give --config FILE, or try {_PROGRAM} --quickstart"
         )
     return _run(context, config_file, state_dir)
 
@@ -196,7 +198,7 @@ def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> i
 
 
 def told_of_reload(changed: str, report: ReloadReport) -> dict[str, object]:
-    """What the log says of a reload; listeners that could not be opened have lines of their own."""
+    """Fields of the log line of a reload; failed listeners have lines of their own."""
     ended = {"ended": ", ".join(report.kicked)} if report.kicked else {}
     return {"changed": changed, **ended}
 
@@ -205,7 +207,7 @@ def _state_dir_if_any() -> Path | None:
     try:
         return default_state_dir(_PROGRAM, os.environ)
     except ConfigError:
-        return None  # a user without a home directory: what is kept there is no must
+        return None  # a user without a home directory: that state is optional
 
 
 def _run_quickstart(
@@ -251,12 +253,12 @@ def _run_quickstart(
 def password(name: str) -> None:
     """Ask for a password, and print the line for users under [access].
 
-    Where stdin is no terminal, its first line is the password.
+    If standard input is not a terminal, its first line is the password.
     """
     from tunnelmux.access.passwords import MAX_PASSWORD, hash_password
 
     if not name or ":" in name or not name.isprintable():
-        raise click.UsageError("a name has printable characters and no colon")
+        raise click.UsageError("a name must have printable characters only, and no colon")
     if sys.stdin.isatty():
         text = click.prompt("Password", hide_input=True, confirmation_prompt=True)
     else:

@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 __all__ = ["connect", "ssh", "ssh_config"]
 
 _ENDING = ".tunnelmux"
-# What `ssh-config` puts behind a device's name, so that one Host block stands for all devices.
+# `ssh-config` appends this to a device's name, so that one Host block serves all devices.
 
 _SSH_SERVICE = "ssh"
 
 
 @click.command(
     epilog=examples(
-        ("tunnelmux connect dev1 ssh", "The bytes of its SSH server; ssh talks over this."),
-        ("printf 'PING\\r\\n' | tunnelmux connect dev1 redis", "Ask a service something."),
+        ("tunnelmux connect dev1 ssh", "A connection to its SSH server, for ssh."),
+        ("printf 'PING\\r\\n' | tunnelmux connect dev1 redis", "Send a request to a service."),
     )
 )
 @click.argument("device", type=DEVICE)
@@ -48,7 +48,7 @@ def connect(device: str, service: str, **options: Any) -> int:
 
 
 class _SshCommand(click.Command):
-    """Keeps what stands behind `--`, and ssh's own options, away from the parser."""
+    """Keeps the words after `--`, and ssh's own options, from the parser."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         cut = args.index("--") if "--" in args else len(args)
@@ -67,7 +67,7 @@ class _SshCommand(click.Command):
         ("tunnelmux ssh pi@dev1 -- uptime", "One command, as another user."),
         (
             "tunnelmux ssh dev1 -L 8080:localhost:80",
-            "What stands behind the device's name is for ssh itself.",
+            "Options after the device's name are passed to ssh.",
         ),
         more="The device offers its SSH server as a service, by default one called ssh: in\n"
         'its agent.toml, [[services]] name = "ssh" and target = "tcp://127.0.0.1:22".\n'
@@ -79,7 +79,7 @@ class _SshCommand(click.Command):
     metavar="NAME",
     default=_SSH_SERVICE,
     show_default=True,
-    help="The service behind which its SSH server is.",
+    help="The service that is its SSH server.",
 )
 @place_options
 @click.argument("device", metavar="[USER@]DEVICE", type=DEVICE)
@@ -136,7 +136,7 @@ def ssh(
     metavar="NAME",
     default=_SSH_SERVICE,
     show_default=True,
-    help="The service behind which the SSH servers are.",
+    help="The service that is their SSH server.",
 )
 @place_options
 def ssh_config(devices: tuple[str, ...], user: str | None, service: str, **options: Any) -> None:

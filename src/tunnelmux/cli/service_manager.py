@@ -1,7 +1,7 @@
-"""What a daemon tells the service manager that started it: systemd, by sd_notify(3).
+"""State messages from a daemon to the service manager that started it: sd_notify(3) of systemd.
 
-One datagram for each state, to the socket that NOTIFY_SOCKET names. Without that variable there is
-nothing to tell, and nothing happens.
+One datagram for each state, to the socket that NOTIFY_SOCKET names. Without that variable
+nothing is sent.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class ServiceManager:
         self._watchdog = _watchdog_seconds(environ) if self._address is not None else None
 
     def ready(self) -> None:
-        """The daemon serves; also what ends a reload."""
+        """The daemon serves; also the message that ends a reload."""
         self._send("READY=1", "STATUS=")
 
     def reloading(self) -> None:
@@ -44,7 +44,7 @@ class ServiceManager:
         self._send("STOPPING=1", "STATUS=draining")
 
     async def watch(self) -> None:
-        """Tell the watchdog that the event loop turns, twice in each of its periods.
+        """Tell the watchdog that the event loop runs, twice in each of its periods.
 
         Runs until it is cancelled, or returns at once where no watchdog waits for this process.
         """
@@ -57,7 +57,7 @@ class ServiceManager:
     def _send(self, *states: str) -> None:
         if self._address is None:
             return
-        # A manager that is away, or too busy to read, must not hold up a daemon.
+        # A manager that is gone or too busy must not delay a daemon.
         with (
             contextlib.suppress(OSError),
             socket.socket(

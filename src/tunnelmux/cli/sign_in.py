@@ -59,9 +59,9 @@ class _Answer(msgspec.Struct):
 def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     """Sign in at tunnelmux-api.
 
-    Without URL, at that of the last time. A browser, on this machine or any other, confirms the
-    code that is shown (RFC 8628). The token goes into ~/.config/tunnelmux/login.json, which only
-    you can read.
+    Without URL, at the server of the last sign-in. A browser, on this machine or any other,
+    confirms the code that is shown (RFC 8628). The token goes into
+    ~/.config/tunnelmux/login.json, which only you can read.
     """
     from tunnelmux.cli.fleet.api_client import ApiClient
     from tunnelmux.cli.fleet.sign_in_file import read_sign_in, sign_in_file
@@ -70,7 +70,9 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     if server is None:
         before = read_sign_in(file)
         if before is None:
-            raise click.UsageError("say where: tunnelmux login https://tunnels.example.com")
+            raise click.UsageError(
+                "which server? Write tunnelmux login https://tunnels.example.com"
+            )
         server, ca_file = before.server, ca_file or before.ca_file
     if "://" not in server:
         server = f"https://{server}"
@@ -111,7 +113,7 @@ async def _wait(client: ApiClient, waiting: _Waiting) -> str:
             try:
                 answer = await client.post("/api/auth/terminal/poll", _Answer, asked)
             except ConnectError:
-                continue  # a network that is away for a moment
+                continue  # the network is gone for a moment
             except TunnelmuxError as exc:
                 raise NotAllowed(str(exc)) from exc
             if answer.access_token:
@@ -123,7 +125,7 @@ async def _wait(client: ApiClient, waiting: _Waiting) -> str:
 def logout() -> None:
     """Sign out.
 
-    The token ends at the server, and its file is taken away.
+    The token is revoked at the server, and its file is removed.
     """
     from tunnelmux.cli.fleet.api_client import ApiClient
     from tunnelmux.cli.fleet.errors import NotAllowed
@@ -142,12 +144,12 @@ def logout() -> None:
     try:
         run_interruptible(end)
     except NotAllowed:
-        pass  # the token had ended already
+        pass  # the token was void already
     except ConnectError as exc:
         forget_sign_in(file)
         raise ConfigError(
-            f"{file} is gone, but the token was not ended at the server: {exc}. It ends by itself, "
-            "or when it is revoked there"
+            f"{file} is removed, but the token could not be revoked at the server: {exc}. It "
+            "expires by itself, or revoke it there"
         ) from exc
     forget_sign_in(file)
     click.echo(f"Signed out at {found.server}.")

@@ -26,7 +26,7 @@ class Drainable(Protocol):
     """A running daemon, as far as signals are concerned."""
 
     async def drain(self, grace: float) -> object:
-        """Take nothing new, and return when what runs has finished, or after `grace` seconds."""
+        """Accept nothing new; return when running work has finished, or after `grace` seconds."""
 
 
 D = TypeVar("D", bound=Drainable)
@@ -39,14 +39,14 @@ async def run_until_signalled(
     reload: Callable[[D], Awaitable[dict[str, object] | None]] | None = None,
     manager: ServiceManager | None = None,
 ) -> int:
-    """Run a daemon until it ends by itself or by a signal; answers the exit status.
+    """Run a daemon until it ends by itself or by a signal; returns the exit status.
 
-    `start` is a function for `nursery.start` that answers the running daemon. SIGTERM and SIGINT
+    `start` is a function for `nursery.start` that returns the running daemon. SIGTERM and SIGINT
     drain it within `grace` seconds; a second one ends it at once, with status 1. SIGHUP calls
     `reload`, whose ConfigError is logged and changes nothing, and whose fields go into the log's
     line; without `reload` SIGHUP keeps its usual meaning. What the daemon raises comes out of here,
     in the groups its nurseries make. `manager`, by default the one that the environment names, is
-    told what becomes of the daemon.
+    told the state of the daemon.
     """
     wanted = [signal.SIGTERM, signal.SIGINT]
     if reload is not None:

@@ -15,7 +15,7 @@ _PIECE = 65_536
 
 
 async def carry(stream: trio.abc.HalfCloseableStream) -> None:
-    """Bytes both ways until the other side has ended. The end of input is passed on.
+    """Carry bytes both ways until the other side has ended. The end of input is passed on.
 
     Raises NotThere when the connection breaks.
     """
@@ -47,8 +47,8 @@ async def carry(stream: trio.abc.HalfCloseableStream) -> None:
 
 
 class _Input:
-    """A file descriptor to read from, of whatever kind. Files and terminals are read in a thread:
-    epoll takes no files, and a terminal that does not block would trouble the shell."""
+    """A file descriptor of any kind to read from. Files and terminals are read in a thread: epoll
+    takes no files, and a non-blocking terminal would disturb the shell."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor

@@ -28,7 +28,7 @@ _CLASSES = {2: "good", 3: "", 4: "warn", 5: "bad"}
 @click.command(
     epilog=examples(
         ("tunnelmux tail dev1", "A line for each request, until Ctrl-C."),
-        ("tunnelmux tail dev1 --service web --status 5xx", "Only what fails, of one service."),
+        ("tunnelmux tail dev1 --service web --status 5xx", "Only failed requests, of one service."),
         ("tunnelmux tail dev1 --path '/api/*' --json", "One JSON object a line."),
         more=_MORE,
     )
@@ -36,13 +36,16 @@ _CLASSES = {2: "good", 3: "", 4: "warn", 5: "bad"}
 @click.argument("device", type=DEVICE)
 @click.option("--service", metavar="NAME", type=SERVICE, default="", help="Only of this service.")
 @click.option(
-    "--status", metavar="LIST", default="", help="Only with these: 404, 5xx; several with commas."
+    "--status",
+    metavar="LIST",
+    default="",
+    help="Only these statuses, like 404 or 5xx; several with commas.",
 )
 @click.option(
     "--path",
     metavar="START",
     default="",
-    help="Only paths that begin so; with *, ? or [...] a pattern for all of the path.",
+    help="Only paths that begin with this; with *, ? or [...] a pattern for the whole path.",
 )
 @json_option
 @place_options

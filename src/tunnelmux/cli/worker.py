@@ -36,7 +36,7 @@ _Load = Callable[[Callable[[str], None]], ProxyConfig]
 
 @dataclass(frozen=True, slots=True)
 class WorkerStart:
-    """What the parent gave to this process."""
+    """What this process got from its parent."""
 
     link: socket.socket
     name: str
@@ -44,7 +44,7 @@ class WorkerStart:
 
 
 def run_worker(start: WorkerStart, load: _Load, state_dir: Path | None) -> int:
-    """Serve as one of the workers until the parent ends it, or a signal does; answers the exit
+    """Serve as one of the workers until the parent ends it, or a signal does; returns the exit
     status."""
     config = load(_say_nothing)
     configure_logs(config.log.level, config.log.format)
@@ -121,7 +121,7 @@ def _say_nothing(_sentence: str) -> None:
 def main() -> None:
     """What the parent starts."""
     *arguments, descriptor, name, incarnation = sys.argv[1:]
-    # The parent asks for a reload by its link; of a signal to the whole group it hears as well.
+    # The parent asks for a reload by its link; a signal to the whole group reaches it too.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     os.set_inheritable(int(descriptor), False)
     link = socket.socket(fileno=int(descriptor))

@@ -1,4 +1,4 @@
-"""A proxy of several processes: what its first process does."""
+"""A proxy of several processes: its first process."""
 
 from __future__ import annotations
 

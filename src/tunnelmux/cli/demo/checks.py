@@ -20,7 +20,7 @@ from tunnelmux.cli.demo.stage import DEVICE, Stage
 __all__ = ["CHECK_TIMEOUT", "Check", "CheckFailed", "Result", "checks_of", "run_check"]
 
 CHECK_TIMEOUT = 10.0
-"""Seconds one check may take; on one machine they take milliseconds."""
+"""Seconds that one check may take; on one machine it takes milliseconds."""
 
 _UPLOAD_SIZE = 4 * 1024 * 1024
 _UPLOAD_PIECE = 64 * 1024
@@ -35,16 +35,16 @@ class Check:
 
     name: str
     through: str
-    """The way it takes."""
+    """The way that it takes."""
     run: Callable[[], Awaitable[str]]
-    """Does it and says what was seen; raises CheckFailed, or what the network raises."""
+    """Does it, and returns what was seen. Raises CheckFailed, or an error of the network."""
     timeout: float | None = None
     """Seconds it may take; None is CHECK_TIMEOUT."""
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What came of a check."""
+    """The result of a check."""
 
     name: str
     through: str
@@ -54,11 +54,11 @@ class Result:
 
 
 class CheckFailed(Exception):
-    """Not what a working tunnel answers; the message says what came instead."""
+    """The answer is not that of a working tunnel; the message says what came instead."""
 
 
 async def run_check(check: Check) -> Result:
-    """Run it, for as long as it may take. Never raises but for what is a bug."""
+    """Run it, within its time. Raises nothing, except for a bug."""
     started = trio.current_time()
     timeout = CHECK_TIMEOUT if check.timeout is None else check.timeout
     passed = False
@@ -104,7 +104,7 @@ def checks_of(stage: Stage) -> list[Check]:
 
 
 class _Visitor:
-    """Comes in at the proxy's public ports, like anybody else."""
+    """Comes in at the proxy's public ports, as every visitor does."""
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage

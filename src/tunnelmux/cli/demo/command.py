@@ -31,7 +31,7 @@ Examples:
   tunnelmux demo
       Run it, look at the page, try the printed commands; Ctrl-C ends it.
   tunnelmux demo --once
-      Only the checks: is everything in order on this machine?
+      Only the checks, to see whether all works on this machine.
   tunnelmux demo --console
       A whole installation: console, sign-in, SSH gateway, three devices.
 \b
@@ -42,7 +42,7 @@ Exit status: 0 every check passed, 1 one failed or it could not start."""
 @click.option("--console", is_flag=True, help="A whole installation, with the console.")
 @click.option("--once", is_flag=True, help="End after the checks.")
 @click.option(
-    "--any-ports", is_flag=True, help="Listen on free ports, not on those of the documentation."
+    "--any-ports", is_flag=True, help="Listen on free ports instead of those in the documentation."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print the result as one JSON object.")
 @click.option("--verbose", "-v", is_flag=True, help="Show what the proxy and the agent log.")
@@ -52,11 +52,11 @@ def demo(console: bool, once: bool, any_ports: bool, as_json: bool, verbose: boo
     Runs a proxy, an agent and the page; with --console an API with its console, a sign-in, a
     gateway and three devices as well.
 
-    Everything listens on ports that only this machine can reach. Others on this machine can, too.
+    Everything listens on loopback: other users of this machine can reach it, other machines cannot.
     """
     if console:
         require_libraries(_LIBRARIES, 'pip install ".[quickstart]"')
-    # A page that is closed, or a port scanned, is no news here; --verbose shows the lot.
+    # A closed page or a scanned port is not worth a line here; --verbose shows all.
     configure_logs("info" if verbose else "error")
 
     # Trio and the daemons take a moment to import, which --help does not need.
@@ -83,7 +83,7 @@ def demo(console: bool, once: bool, any_ports: bool, as_json: bool, verbose: boo
             once=once,
             preferred=stage.Ports(0, 0, 0) if any_ports else stage.PREFERRED,
         )
-    # Nothing here is worth waiting for: an open page would hold a drain up until its last second.
+    # No grace period: a page that is left open would use all of it.
     status = trio.run(partial(run_until_signalled, running.run, grace=0.0))
     if running.results is None:
         return status or _EXIT_INTERRUPTED

@@ -24,7 +24,7 @@ __all__ = ["JsonReport", "Report", "Shown", "StageReport", "TextReport"]
 
 
 class Shown(Protocol):
-    """What every stage of the demo tells."""
+    """What every stage of the demo can say about itself."""
 
     @property
     def moved(self) -> dict[int, int]:
@@ -39,7 +39,7 @@ S_contra = TypeVar("S_contra", bound=Shown, contravariant=True)
 
 
 class Report(AbstractContextManager[object], Protocol[S_contra]):
-    """Who is told what happens; a context for as long as the demo runs."""
+    """Is told what happens; a context manager for the time that the demo runs."""
 
     def step(self, sentence: str) -> None:
         """Something has started."""
@@ -48,14 +48,14 @@ class Report(AbstractContextManager[object], Protocol[S_contra]):
         """This check begins."""
 
     def show(self, stage: S_contra, results: list[Result], *, stays: bool) -> None:
-        """Every check was made; `stays` says whether the demo now goes on running."""
+        """All checks are done; `stays` says whether the demo goes on running."""
 
     def stopping(self) -> None:
         """The user ends the demo."""
 
 
 class _StandardOutput(Console):
-    """Falls silent when its reader leaves (`tunnelmux demo --once | head`); the demo goes on."""
+    """Stops writing when its reader leaves (`tunnelmux demo --once | head`); the demo goes on."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -180,7 +180,7 @@ class StageReport(Report[S], Generic[S]):
         self._console.print(self._text(text), soft_wrap=True)
 
     def _text(self, text: Text) -> Text:
-        """The same in ASCII where the terminal has no more."""
+        """The same in ASCII, for terminals without UTF-8."""
         if self._unicode:
             return text
         for sign, plain in _ASCII.items():
@@ -194,10 +194,10 @@ class StageReport(Report[S], Generic[S]):
 
 
 class TextReport(StageReport[Stage]):
-    """What is said of a proxy and one agent."""
+    """The report about a proxy and one agent."""
 
     def _picture(self, stage: Stage) -> None:
-        """The path, with the tunnel's arrow the way it was dialled."""
+        """The path; the tunnel's arrow points in the direction in which it was dialled."""
         self._line(
             Text.assemble(
                 "  you ──► ",

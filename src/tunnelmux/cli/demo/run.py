@@ -1,4 +1,4 @@
-"""The demo as one running thing: start, check, show, and stay until told to end."""
+"""Runs the demo: start, check, show, and stay until it is ended."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Demo", "Play", "tunnel_demo"]
 S = TypeVar("S", bound=Shown)
 
 Play = Callable[[Callable[[str], None]], AbstractAsyncContextManager[tuple[S, Sequence[Check]]]]
-"""Starts everything, says each step, and gives what runs with the checks to make."""
+"""Starts everything, reports each step, and returns what runs and the checks to make."""
 
 
 class Demo(Generic[S]):
@@ -48,7 +48,7 @@ class Demo(Generic[S]):
                     await trio.sleep_forever()  # until Ctrl-C
 
     async def drain(self, grace: float) -> None:  # noqa: ARG002  nothing here is waited for
-        """End at once: there is no work in a demo that anybody would miss."""
+        """End at once: a demo has no work that must be finished."""
         self._report.stopping()
         await trio.lowlevel.checkpoint()
 

@@ -34,7 +34,7 @@ from tunnelmux.wire import TUNNEL_PATH
 __all__ = ["DEVICE", "PREFERRED", "Ports", "Serve", "Stage", "running_stage"]
 
 Serve = Callable[..., Awaitable[object]]
-"""A server for `nursery.start`, which answers the addresses it listens on."""
+"""A server for `nursery.start`, which returns the addresses it listens on."""
 
 DEVICE = "demo"
 _CONNECT_TIMEOUT = 10.0
@@ -131,7 +131,7 @@ async def _start_proxy(nursery: trio.Nursery, token: Secret, preferred: Ports) -
     try:
         proxy: RunningProxy = await nursery.start(partial(run_proxy, _proxy_config(ports, token)))
     except ConfigError:
-        # Another program took one since we looked; the system's own choice is free when it is made.
+        # Another program took one after we looked; a port that the system chooses is free.
         config = _proxy_config(Ports(0, 0, 0), token)
         proxy = await nursery.start(partial(run_proxy, config))
     return proxy

@@ -35,11 +35,14 @@ _TARGET_TIMEOUT = 5.0
 
 @click.command(
     epilog=examples(
-        ("tunnelmux doctor", "The way from here to the server where you are signed in."),
-        ("tunnelmux doctor --agent agent.toml", "On a device: its proxy, and its own services."),
+        ("tunnelmux doctor", "Check the way from here to the server where you are signed in."),
+        (
+            "tunnelmux doctor --agent agent.toml",
+            "On a device: check the way to its proxy, and its services.",
+        ),
         more="It stops at the first thing without which the rest cannot work. To measure\n"
         "the throughput it moves at most 16 MiB, with --agent 4 MiB each way, and\n"
-        "takes some seconds. Exit status 1 says that something is wrong.",
+        "takes some seconds. Exit status 1 means that something is wrong.",
     )
 )
 @click.option(
@@ -60,13 +63,13 @@ _TARGET_TIMEOUT = 5.0
 @json_option
 @place_options
 def doctor(agent_file: Path | None, timeout: float, as_json: bool, **options: Any) -> int:
-    """Find out what stands between this machine and the server."""
+    """Find out why this machine does not reach the server."""
     from tunnelmux.cli.doctor.server import check_descriptors
 
     if agent_file is not None:
         from tunnelmux.config.load import load_agent_config
 
-        # What this program reads itself is no setting of the agent's, which refuses unknown ones.
+        # The agent refuses unknown settings, and these variables are of this program.
         theirs = {name: value for name, value in os.environ.items() if name not in OWN_VARIABLES}
         config = load_agent_config(agent_file, environ=theirs)
         checks = _of_agent(config, timeout)
@@ -126,13 +129,13 @@ def probe_of_place(place: Place) -> Probe:
     if sign_in is not None:
         return Probe(
             server,
-            # No device has this id: the server says so, but to a WebSocket only.
+            # No device has this id: the server says so, but only to a WebSocket.
             upgrade_path=f"{prefix}/api/devices/none/connect/none",
             plain_path=f"{prefix}/api/health",
             download_path=f"{prefix}/api/openapi.json",
             upgrade_answers=frozenset({403, 404}),
             upgrade_marks=(b"There is no such device", b"insufficient"),
-            # The server asks who it is before it sees whether it is a WebSocket.
+            # The server checks the caller before it looks for a WebSocket.
             upgrade_unclear=b"not_signed_in",
         )
     return Probe(
@@ -189,7 +192,7 @@ def probe_of_agent(config: AgentConfig) -> Probe:
     url = parse_url(config.proxy.url)
     tls = client_context(config.proxy.ca_file, config.proxy.pin) if url.is_secure else None
     server = Server(host=url.host, port=url.port, tls=tls, http_proxy=config.proxy.way_out)
-    # Without a token, so that the agent that runs is not replaced: the proxy's own no is enough.
+    # Without a token, so that the running agent is not replaced: the proxy's refusal is enough.
     return Probe(
         server,
         upgrade_path=url.target,

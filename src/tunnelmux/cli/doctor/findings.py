@@ -1,4 +1,4 @@
-"""What a check found: how it stands, what was seen, and what to do about it."""
+"""The result of a check: good or bad, what was seen, and what to do about it."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Checks of the way to one server: each needs the one before it, and the first that fails ends
-them, with the cause that it saw."""
+"""Checks of the way to one server. Each needs the one before it; the first failure ends them, and
+says the cause."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from http import HTTPStatus
 
 import trio
 
@@ -39,7 +40,7 @@ _CERTIFICATE_LEFT = 14 * 86_400.0
 
 _ROUND_TRIPS = 5
 _SLOW = 0.5
-# Seconds of a round trip that people notice with every key they press.
+# Seconds: a round trip that people notice with each key they press.
 
 _MOST = 16_777_216
 # Bytes that are downloaded to measure.
@@ -53,7 +54,7 @@ _DNS_FIX = "check the DNS servers in /etc/resolv.conf, and that UDP port 53 gets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Server:
-    """Where it is, and how it is reached."""
+    """The server's address, and the way to it."""
 
     host: str
     port: int
@@ -79,9 +80,9 @@ class Probe:
     upgrade_answers: frozenset[int] = frozenset({101})
     """Statuses with which the server itself answers the handshake, even when it refuses."""
     upgrade_marks: tuple[bytes, ...] = ()
-    """Fields of which one is in such an answer: what stands between cannot know them."""
+    """One of these is in such an answer; a proxy in between does not write it."""
     upgrade_unclear: bytes = b""
-    """What is in an answer that says nothing about the upgrade: the server looked at who asks."""
+    """This is in an answer that says nothing about the upgrade: the caller was refused first."""
     now: datetime | None = None
     download_time: float = 1.0
     """Seconds."""
@@ -260,7 +261,9 @@ class Probe:
         try:
             there = parsedate_to_datetime((date or b"").decode("latin-1"))
         except (ValueError, TypeError):
-            return Finding(check="clock", outcome="unknown", said="the server does not say its own")
+            return Finding(
+                check="clock", outcome="unknown", said="the server does not tell its time"
+            )
         skew = (self._time() - there.astimezone(UTC)).total_seconds()
         if abs(skew) > _CLOCK_SKEW:
             direction = "ahead of" if skew > 0 else "behind"
@@ -268,8 +271,8 @@ class Probe:
                 check="clock",
                 outcome="bad",
                 said=f"{duration(abs(skew))} {direction} the server's",
-                fix="set this machine's clock (timedatectl set-ntp true): certificates and tokens "
-                "are judged by it",
+                fix="set this machine's clock (timedatectl set-ntp true): the validity of "
+                "certificates and tokens depends on it",
             )
         return Finding(check="clock", outcome="good", said=f"within {max(abs(skew), 1):.0f} s")
 
@@ -298,7 +301,7 @@ class Probe:
             return Finding(
                 check="WebSocket",
                 outcome="unknown",
-                said="the server says nothing of it to one who is not signed in",
+                said="not known: the server asks who you are first",
             )
         by = first_value(head.headers, b"server")
         who = f" by {by.decode('latin-1')}" if by else ""
@@ -379,9 +382,9 @@ class Probe:
             client = ClientConnection(stream, IngressLimits())
             headers = [(b"Host", self.server.authority.encode("ascii")), *self.server.headers]
             await client.send_request(b"GET", path.encode("ascii"), headers, end=True)
-            while (await client.read_head()).is_interim:
+            while (head := await client.read_head()).is_interim:
                 pass
-            end = False
+            end = head.status != HTTPStatus.OK  # a refusal is too short to measure
             while not end:
                 piece, end = await client.read_body()
                 yield piece
@@ -439,7 +442,7 @@ def check_descriptors() -> Finding:
             said=f"{soft} files and sockets at once, {hard} at most",
             fix="ulimit -n 4096, or LimitNOFILE= in the unit: each connection takes one or two",
         )
-    words = "as many as it likes" if soft == resource.RLIM_INFINITY else str(soft)
+    words = "unlimited" if soft == resource.RLIM_INFINITY else str(soft)
     return Finding(check="descriptors", outcome="good", said=f"{words} files and sockets at once")
 
 

@@ -46,7 +46,7 @@ class ApiClient:
     """tunnelmux-api at `server` (`https://tunnels.example.com`).
 
     Calls raise ConnectError when it cannot be reached, and FleetError with the server's own words
-    when it says no. The HTTP proxy of the environment is used as curl would. Raises ConfigError
+    when it refuses. The HTTP proxy of the environment is used as curl would. Raises ConfigError
     for a URL that cannot be used.
     """
 
@@ -92,7 +92,7 @@ class ApiClient:
         *,
         query: Mapping[str, Any] | None = None,
     ) -> bytes:
-        """The body of a good answer."""
+        """The body of a successful answer."""
         try:
             with trio.fail_after(_TIMEOUT):
                 async with self.open(method, path, content, query=query) as connection:
@@ -110,7 +110,7 @@ class ApiClient:
         query: Mapping[str, Any] | None = None,
         fields: list[Field] | None = None,
     ) -> AsyncIterator[ClientConnection]:
-        """A connection on which the head of a good answer was read, for the length of the block."""
+        """A connection on which the head of a successful answer was read, within the block."""
         given = {key: value for key, value in (query or {}).items() if value is not None}
         target = f"{self._prefix}{path}" + (f"?{urlencode(given, doseq=True)}" if given else "")
         body = b"" if content is None else msgspec.json.encode(content)
@@ -158,14 +158,14 @@ class ApiClient:
         except trio_websocket.ConnectionRejected as exc:
             self.refuse(exc.status_code, exc.body or b"")
         except trio_websocket.HandshakeError as exc:
-            raise ConnectError(f"{self.server} took no WebSocket: {exc}") from exc
+            raise ConnectError(f"{self.server} did not accept the WebSocket: {exc}") from exc
         except trio.TooSlowError:
             raise ConnectError(f"{self.server} did not answer in time") from None
         finally:
             await trio.aclose_forcefully(stream)
 
     def refuse(self, status: int, body: bytes) -> NoReturn:
-        """Raise what an answer means that is not good."""
+        """Raise the error that an unsuccessful answer means."""
         try:
             problem = msgspec.json.decode(body, type=_Problem)
         except (msgspec.MsgspecError, UnicodeDecodeError):

@@ -43,7 +43,7 @@ _SILENCE = 45.0
 # Seconds without a byte after which an event stream is lost: three of the server's heartbeats.
 
 _RETRY = 2.0
-# Seconds before an event stream that was lost is asked for again.
+# Seconds before a lost event stream is opened again.
 
 
 class _State(msgspec.Struct):
@@ -221,7 +221,7 @@ class ApiFleet(Fleet):
         taken_apart: Callable[[T], tuple[list[R], str | None]],
         **query: Any,
     ) -> list[R]:
-        """All parts of a list, one after the other."""
+        """All pages of a list, one after the other."""
         found: list[R] = []
         after: str | None = None
         while True:
@@ -261,7 +261,7 @@ class ApiFleet(Fleet):
         *,
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Pass the events on; a connection that is lost is made again where it was."""
+        """Pass the events on; after a lost connection, go on where it was."""
         names: dict[str, str] = {}
         last: str | None = None
         is_first = True
@@ -311,7 +311,7 @@ class ApiFleet(Fleet):
     async def _said(
         self, make: Callable[[dict[str, str]], T], path: str, **more: Any
     ) -> AsyncIterator[AsyncIterator[T]]:
-        """What is made of the fields of each event of a stream."""
+        """Makes a record of the fields of each event of a stream."""
         async with self.client.open("GET", path, **more) as connection:
 
             async def read() -> AsyncGenerator[T, None]:
@@ -373,11 +373,11 @@ def _device(found: _Device, live: _Live | None) -> Device:
         is_online = True
         since, last_seen, address = tunnel.connected_at, tunnel.last_heartbeat, tunnel.address
     else:
-        # Where a proxy did not answer, what the registry knows is the best there is.
+        # A proxy did not answer: the registry's record is the best that there is.
         is_online = seen.online and (live is None or bool(live.silent))
         since, last_seen, address = seen.since, seen.last_seen, seen.address
         if seen.online and not is_online:
-            since = None  # it went away just now, and when is not written down yet
+            since = None  # it disconnected just now, and the time is not stored yet
     state: State = "online" if is_online else "offline"
     reason = seen.reason
     if not found.enabled:

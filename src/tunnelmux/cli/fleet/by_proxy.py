@@ -39,10 +39,10 @@ __all__ = ["ProxyFleet"]
 T = TypeVar("T")
 
 _ANSWER = 15.0
-# Seconds an agent has to reach its target: its own limit is shorter, and its reason better.
+# Seconds for an agent to reach its target. Its own limit is shorter, and its reason says more.
 
 _RETRY = 2.0
-# Seconds before an event stream that was lost is asked for again.
+# Seconds before a lost event stream is opened again.
 
 _MAX_INFO = 1024 * 1024
 
@@ -76,7 +76,7 @@ class ProxyFleet(Fleet):
         session = await self._session(name)
         device = _device(session)
         visits = await self.ask(partial(self.client.list_visits, name))
-        info = await self._info(session)  # after the visits: it would be one itself
+        info = await self._info(session)  # after the visits, because it would count as one
         device.version = info.version
         device.services = [service.name for service in info.services]
         return DeviceDetails(
@@ -109,7 +109,7 @@ class ProxyFleet(Fleet):
     @asynccontextmanager
     async def http(self, device: str, service: str) -> AsyncIterator[HttpAccess]:
         session = await self._session(device)
-        # A socket in a folder of the user's own: a TCP port would let everybody on this machine in.
+        # A socket in the user's own folder: a TCP port would be open to all users here.
         with tempfile.TemporaryDirectory(prefix="tunnelmux-") as folder:
             path = str(Path(folder) / "http")
             listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
@@ -162,7 +162,7 @@ class ProxyFleet(Fleet):
             await trio.aclose_forcefully(stream)
 
     async def ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """What a call of the client brings. Raises NotAllowed and FleetError where it says no."""
+        """The result of a call of the client. Raises NotAllowed or FleetError for a refusal."""
         try:
             return await call()
         except ApiCallFailed as exc:
@@ -256,7 +256,7 @@ class ProxyFleet(Fleet):
                     body += piece
             return msgspec.json.decode(body, type=_Info)
         except (PeerGone, BadBody, trio.TooSlowError, msgspec.MsgspecError):
-            return _Info()  # an agent of another make: all else is known without it
+            return _Info()  # not our agent: everything else is known without it
         finally:
             await trio.aclose_forcefully(stream)
 

@@ -1,4 +1,4 @@
-"""What a command ends with when it cannot be done. Each has an exit status of its own."""
+"""Errors of commands. Each has an exit status of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class FleetError(TunnelmuxError):
 
 
 class NotAllowed(FleetError):
-    """No person is signed in, or the person may not do this."""
+    """The caller is not signed in, or may not do this."""
 
     exit_status = 3
 
@@ -34,14 +34,14 @@ class NoSuchThing(FleetError):
 
 
 class NotThere(FleetError):
-    """The device is offline, or its service does not answer: it may be there later."""
+    """The device is offline, or its service does not answer: it may answer later."""
 
     exit_status = 5
 
 
 @asynccontextmanager
 async def one_error() -> AsyncIterator[None]:
-    """Within the block, an exception that nurseries have wrapped alone comes out as itself."""
+    """Within the block, unwrap an exception that is alone in the groups of nurseries."""
     try:
         yield
     except BaseExceptionGroup as group:

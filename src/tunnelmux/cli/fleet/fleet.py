@@ -45,7 +45,7 @@ class HttpAccess:
 class Fleet(abc.ABC):
     """The devices that a person may reach. Made by `open_fleet`.
 
-    Calls raise ConnectError when the server cannot be reached, and FleetError for every no.
+    Calls raise ConnectError when the server cannot be reached, and FleetError for every refusal.
     """
 
     server: str
@@ -53,7 +53,7 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def account(self) -> Account:
-        """Who the caller is there."""
+        """The caller's account there."""
 
     @abc.abstractmethod
     async def devices(self, part: str = "") -> list[Device]:
@@ -65,7 +65,7 @@ class Fleet(abc.ABC):
 
     @abc.abstractmethod
     async def details(self, name: str) -> DeviceDetails:
-        """All there is to know of one device. Raises NoSuchThing."""
+        """All that is known of one device. Raises NoSuchThing."""
 
     @abc.abstractmethod
     def connect(
@@ -90,7 +90,7 @@ class Fleet(abc.ABC):
         self, device: str, wanted: RequestFilter
     ) -> AbstractAsyncContextManager[AsyncIterator[SeenRequest]]:
         """Requests to a device as they end, from now on, over its reconnects. A connection that
-        is lost is made again. Raises NoSuchThing for a device that is known to be none."""
+        is lost is made again. Raises NoSuchThing when there is no such device."""
 
     @abc.abstractmethod
     def log(
@@ -118,7 +118,7 @@ def no_such_device(name: str, known: Iterable[str], where: str) -> NoSuchThing:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
         hint = f"there is {shown}"
     else:
-        hint = "there is none at all"
+        hint = "there are none at all"
     return NoSuchThing(f'no device is called "{name}" at {where}: {hint}', code="no_such_device")
 
 

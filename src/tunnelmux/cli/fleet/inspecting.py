@@ -25,8 +25,8 @@ T = TypeVar("T")
 
 
 class Inspection(msgspec.Struct, kw_only=True):
-    """One service under inspection. `seen` counts requests since its begin, `forgotten` those that
-    had to make room."""
+    """One service under inspection. `seen` counts the requests since it began, `forgotten` those
+    that were dropped for newer ones."""
 
     id: str
     device: str
@@ -41,7 +41,7 @@ class Inspection(msgspec.Struct, kw_only=True):
 
 class InspectedRequest(msgspec.Struct, kw_only=True):
     """A request and its answer, with `***` for what may be a secret; sizes in bytes, times in
-    seconds. Bodies, base64 in JSON, and `curl` are there where one is asked for."""
+    seconds. Bodies (base64 in JSON) and `curl` are set only when one request is asked for."""
 
     id: str
     at: datetime
@@ -69,7 +69,7 @@ class InspectedRequest(msgspec.Struct, kw_only=True):
 
 
 class Inspector(abc.ABC):
-    """What can be done with it. Calls raise as those of `Fleet`, and NoSuchThing for an inspection
+    """Its operations. Calls raise as those of `Fleet`, and NoSuchThing for an inspection
     that is over."""
 
     @abc.abstractmethod
@@ -90,7 +90,7 @@ class Inspector(abc.ABC):
     async def request(
         self, inspection: Inspection, request_id: str, *, replay: bool = False
     ) -> InspectedRequest:
-        """One with its bodies; or, with `replay`, what comes of sending it again."""
+        """One request with its bodies; with `replay`, the result of sending it again."""
 
     @abc.abstractmethod
     async def end(self, inspection: Inspection) -> None:
@@ -184,7 +184,7 @@ class _ProxyInspector(Inspector):
         try:
             return await self._fleet.ask(call)
         except SessionNotFound as exc:
-            raise NoSuchThing("the inspection is over: nothing of it is kept") from exc
+            raise NoSuchThing("the inspection has ended, and its requests are gone") from exc
         except ApiCallFailed as exc:
             raise FleetError(str(exc), code=exc.code) from exc
 

@@ -1,4 +1,4 @@
-"""Which fleet a command works on: what was said, what the environment says, who is signed in."""
+"""Which fleet a command works on: by options, the environment, or the sign-in."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Place:
     secret: Secret | None = None
     ca_file: Path | None = None
     is_guess: bool = False
-    """Whether nothing was said at all, and the proxy of this machine is tried."""
+    """Whether neither options nor a sign-in name a server, and this machine's proxy is tried."""
     warnings: tuple[str, ...] = ()
 
 
@@ -99,14 +99,13 @@ def _sign_in(environ: Mapping[str, str], ca_file: Path | None) -> SignIn | None:
 
 
 def _quickstart(environ: Mapping[str, str]) -> Place | None:
-    """The internal API of a quickstart proxy that runs, with the state directory it has by
-    itself."""
+    """The internal API of a running quickstart proxy that has the default state directory."""
     try:
         state_dir = default_state_dir("tunnelmux-proxy", environ)
         url = QuickstartState.read(state_dir).internal_url
         if url is None:
             return None
-        # A proxy that was killed left its address here, and another may run at the usual one.
+        # A killed proxy leaves its address here, while another may run at the usual one.
         where = split_url("url", url, ("http",), DEFAULT_URL)
         with socket.create_connection((where.hostname or "", where.port or 80), _PATIENCE):
             secret = read_token_file("--secret-file", state_dir / INTERNAL_SECRET)

@@ -1,4 +1,4 @@
-"""What `tunnelmux login` leaves behind: the server and the token, in a file of the person's own."""
+"""The file that `tunnelmux login` writes: the server and the token, readable by its owner only."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def write_sign_in(file: Path, sign_in: SignIn) -> None:
 
 
 def forget_sign_in(file: Path) -> None:
-    """Take the file away. Raises ConfigError."""
+    """Remove the file. Raises ConfigError."""
     try:
         file.unlink(missing_ok=True)
     except OSError as exc:
