@@ -251,7 +251,7 @@ async def measure_sessions(stage: Stage, way: Way, _seconds: float) -> Sample:
 async def measure_echo(stage: Stage, way: Way, seconds: float) -> Sample:
     """Keys in a terminal while another session copies text without end."""
     times: list[float] = []
-    copying = stage.words(way, f"while :; do cat {stage.folder}/text; done")
+    copying = stage.words(way, f"while cat {stage.folder}/text; do :; done")
     command = "stty raw -echo; echo up; exec cat"
     async with (
         trio.open_nursery() as nursery,
