@@ -6,6 +6,7 @@ import contextlib
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.tenants import TEST, person
+from tunnelmux.config import Secret
 from tunnelmux.config.api import ApiLimits
 from tunnelmux.errors import RegistryAway
 
@@ -179,3 +181,38 @@ async def test_one_person_does_not_take_all_places(tmp_path: Path) -> None:
         async with following(api, bob.token) as follower:
             await add_device(api, ada.token, "dev1")
             assert (await follower.device_event())[0] == "device.changed"
+
+
+async def test_a_flood_of_one_tenants_events_costs_another_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with live_api(tmp_path) as api:
+        ada = await person(api, "ada")
+        hub, registry = api.running.api.hub, api.running.api.registry
+        prove, looks = registry.prove_token, 0
+
+        async def counted(token: Secret, *, address: str) -> object:
+            nonlocal looks
+            looks += 1
+            return await prove(token, address=address)
+
+        async with following(api, ada.token) as follower:
+            seen = hub.last_number
+            hub._record(ada.tenant_id, "device.lost", "mine", datetime.now(UTC))
+            assert (await follower.device_event())[0] == "device.lost"
+            monkeypatch.setattr(registry, "prove_token", counted)
+            began = trio.current_time()
+            for _ in range(5000):
+                hub._record("evil", "device.lost", "theirs", datetime.now(UTC))
+                await trio.lowlevel.checkpoint()
+            hub._record(ada.tenant_id, "device.connected", "mine", datetime.now(UTC))
+            kinds = []
+            while kinds[-1:] != ["device.connected"]:
+                kinds.append((await follower.event())[0])
+            passed = trio.current_time() - began
+            assert "gap" not in kinds
+            assert looks <= passed + 1  # one each second, and not one for each event
+        found, has_gap = hub.after(seen, ada.tenant_id)
+        assert [event.object_id for event in found].count("mine") == 2
+        assert not has_gap
+        assert hub.after(seen, "evil")[1]

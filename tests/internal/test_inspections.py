@@ -124,3 +124,13 @@ async def test_the_oldest_requests_make_room() -> None:
         _, requests = await bench.client.get_inspection("inspection-1")
         assert [one.id for one in requests] == last[:0:-1]
         assert bench.dispatcher.visits.inspector.kept_bytes <= 150_000
+
+
+async def test_a_tenants_services_take_three_quarters_of_the_inspections_at_most() -> None:
+    async with running_bench(limits=InternalLimits(max_inspections=4)) as bench:
+        begin = bench.client.begin_inspection
+        for number in range(3):
+            await begin(f"inspection-{number}", f"dev{number}--evil", "web", 60)
+        with pytest.raises(ApiCallFailed, match="of this tenant"):
+            await begin("inspection-3", "dev3--evil", "web", 60)
+        await begin("inspection-4", "dev1--good", "web", 60)

@@ -234,6 +234,25 @@ async def test_commands_at_once_are_bounded() -> None:
     assert len(target.asked) == 4
 
 
+async def test_a_tenants_devices_take_three_quarters_of_the_places_at_most() -> None:
+    dispatcher, _ = make_dispatcher(max_commands=8)
+    evil, good = FakeTarget("dev1--evil"), FakeTarget("dev1--good")
+    gate = evil.gate = good.gate = trio.Event()
+    dispatcher.add(evil)
+    dispatcher.add(good)
+    async with trio.open_nursery() as nursery:
+        for _ in range(20):
+            nursery.start_soon(run, dispatcher, "dev1--evil")
+        await trio.testing.wait_all_tasks_blocked()
+        assert evil.busy == 6
+        for _ in range(2):
+            nursery.start_soon(run, dispatcher, "dev1--good")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (evil.busy, good.busy) == (6, 2)
+        gate.set()
+    assert (len(evil.asked), len(good.asked)) == (20, 2)
+
+
 async def test_commands_for_devices_that_are_away_do_not_fill_the_audit() -> None:
     dispatcher, records = make_dispatcher("dev1")
     dispatcher.add(FakeTarget("p1"))

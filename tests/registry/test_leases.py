@@ -220,6 +220,38 @@ async def test_a_device_makes_a_lease_for_whoever_has_its_code(
     assert (await acme.leases.find(odd)).ends == clock.now + HOUR
 
 
+async def test_a_device_makes_so_many_codes_and_none_with_the_key_of_another(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry, clock: WallClock
+) -> None:
+    mine, theirs = await terms_for(acme, clock), await terms_for(other, clock)
+    until = {"services": ("ssh",), "starts": clock.now, "ends": clock.now + HOUR}
+    open_it = registry.fleet.open_code_lease
+    first = new_id()
+    await open_it(first, mine.device_id, key_fingerprint="SHA256:x", **until)  # type: ignore[arg-type]
+    stolen = open_it(new_id(), theirs.device_id, key_fingerprint="SHA256:x", **until)  # type: ignore[arg-type]
+    assert (await refusal(stolen)).code == "invalid"
+    found = await registry.fleet.code_lease("SHA256:x")
+    assert found is not None
+    assert found.lease.id == first
+    for _ in range(15):
+        await open_it(new_id(), mine.device_id, **until)  # type: ignore[arg-type]
+    assert (await refusal(open_it(new_id(), mine.device_id, **until))).code == "too_many"  # type: ignore[arg-type]
+    clock.pass_time(3601)
+    until |= {"starts": clock.now, "ends": clock.now + HOUR}
+    await open_it(new_id(), mine.device_id, **until)  # type: ignore[arg-type]
+
+
+async def test_one_person_has_so_many_leases_of_a_device(
+    acme: TenantRegistry, clock: WallClock
+) -> None:
+    terms = await terms_for(acme, clock)
+    for _ in range(50):
+        last, _ = await acme.leases.add(terms, approved=False)
+    assert (await refusal(acme.leases.add(terms, approved=False))).code == "too_many"
+    await acme.leases.end(last.id, "enough")
+    await acme.leases.add(terms, approved=False)
+
+
 async def test_a_device_is_found_by_name_and_by_serial_number_whatever_the_case(
     registry: Registry, acme: TenantRegistry, other: TenantRegistry
 ) -> None:

@@ -1,17 +1,18 @@
 """The events of a tenant: changes in the registry, and tunnels that begin and end.
 
 One task of the process follows the registry, and one follows each proxy. Each reader has its own
-position in the last events and costs only its connection. Ids contain the process's epoch: a reader
-that comes back to another process, or too late, is told of a gap and must read the lists again.
+position in the last events of its tenant; those of other tenants neither wake it nor push these
+out. Ids contain the process's epoch: a reader that comes back to another process, or too late, is
+told of a gap and must read the lists again.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections import deque
+from collections import defaultdict, deque
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import takewhile
 from typing import NoReturn
 
 import trio
@@ -28,8 +29,8 @@ __all__ = ["EventHub", "TenantEvent"]
 
 _log = get_logger("api.events")
 
-_HISTORY = 2000
-# Events of all tenants that are kept for readers who come back: minutes of a busy fleet.
+_HISTORY = 1000
+# Events of each tenant that are kept for readers who come back: minutes of a busy fleet.
 
 _RETRY = 1.0
 # Seconds after which a registry or proxy that was away is asked again.
@@ -59,6 +60,27 @@ class TenantEvent:
         return said | {key: value for key, value in more.items() if value}
 
 
+class _Recent:
+    """The last events of one tenant."""
+
+    def __init__(self) -> None:
+        self.events: deque[TenantEvent] = deque(maxlen=_HISTORY)
+        self.forgotten = 0
+        """The number of the last event that is not kept any more; 0 for none."""
+        self.news = trio.Event()
+
+    def add(self, event: TenantEvent) -> None:
+        if len(self.events) == _HISTORY:
+            self.forgotten = self.events[0].number
+        self.events.append(event)
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake all who wait."""
+        self.news.set()
+        self.news = trio.Event()
+
+
 class EventHub:
     """The last events. `run` collects them until it is cancelled."""
 
@@ -69,9 +91,8 @@ class EventHub:
         """Whether the API is ending, so that no more events come."""
         self._registry = registry
         self._proxies = proxies
-        self._events: deque[TenantEvent] = deque(maxlen=_HISTORY)
+        self._recent: defaultdict[str, _Recent] = defaultdict(_Recent)
         self._devices: dict[str, FleetDevice] = {}
-        self._news = trio.Event()
 
     async def run(self) -> NoReturn:
         """Follow the registry and the proxies."""
@@ -82,24 +103,24 @@ class EventHub:
                 await trio.sleep_forever()
         finally:
             self.is_over = True
-            self._news.set()
+            for recent in self._recent.values():
+                recent.tell()
 
     def after(self, number: int, tenant_id: str) -> tuple[list[TenantEvent], bool]:
         """A tenant's events after this number, and whether some of them were dropped already."""
-        oldest = self._events[0].number if self._events else self.last_number + 1
-        # Look at those events only: every follower calls this for each event.
-        newest = islice(reversed(self._events), max(self.last_number - number, 0))
-        found = [event for event in newest if event.tenant_id == tenant_id]
-        return found[::-1], number + 1 < oldest
+        recent = self._recent[tenant_id]
+        newest = takewhile(lambda event: event.number > number, reversed(recent.events))
+        return list(newest)[::-1], number < recent.forgotten
 
-    async def wait_after(self, number: int) -> None:
-        """Return when there is an event of any tenant after this number, or the API ends."""
-        while self.last_number <= number and not self.is_over:
-            await self._news.wait()
+    async def wait_after(self, number: int, tenant_id: str) -> None:
+        """Return when there is an event of this tenant after this number, or the API ends."""
+        recent = self._recent[tenant_id]
+        while not self.is_over and (not recent.events or recent.events[-1].number <= number):
+            await recent.news.wait()
 
     def _record(self, tenant_id: str, kind: str, object_id: str, at: datetime, **more: str) -> None:
         self.last_number += 1
-        self._events.append(
+        self._recent[tenant_id].add(
             TenantEvent(
                 number=self.last_number,
                 tenant_id=tenant_id,
@@ -109,8 +130,6 @@ class EventHub:
                 **more,
             )
         )
-        self._news.set()
-        self._news = trio.Event()
 
     # The registry
 

@@ -22,6 +22,7 @@ __all__ = [
     "check_tenant_name",
     "check_text",
     "device_label",
+    "tenant_in_label",
 ]
 
 DEFAULT_TENANT = "default"
@@ -58,6 +59,11 @@ def check_device_name(name: str, tenant: str) -> None:
 def device_label(name: str, tenant: str) -> str:
     """The label of the device's host name; the proxy knows the device by it."""
     return name if tenant == DEFAULT_TENANT else f"{name}--{tenant}"
+
+
+def tenant_in_label(label: str) -> str:
+    """The tenant that a device's label names; empty for the default one."""
+    return label.partition("--")[2]
 
 
 def check_text(field: str, text: str, most: int, *, least: int = 0) -> str:

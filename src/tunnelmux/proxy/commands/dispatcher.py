@@ -18,7 +18,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractAsyncContextManager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import replace
 from typing import Protocol
 
@@ -42,6 +42,7 @@ from tunnelmux.proxy.commands.figures import CommandFigures, PooledConnections
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
+from tunnelmux.registry.names import tenant_in_label
 from tunnelmux.sessions import DeviceStore
 
 __all__ = ["EVERYTHING", "NOT_RUN", "Dispatcher", "Target", "UnknownDevices"]
@@ -119,6 +120,7 @@ class Dispatcher:
         self._busy: Counter[str] = Counter()
         self._expected: dict[str, str | None] = {}
         self._lost_at: dict[str, float] = {}
+        self._shares: dict[str, trio.CapacityLimiter] = {}
         self._arrival = trio.Event()
         self.configure(limits or InternalLimits(), http_limits or IngressLimits())
 
@@ -245,7 +247,7 @@ class Dispatcher:
 
         end: Exited | None = None
         try:
-            async with self._places:
+            async with self._share_of(name), self._places:
                 end = await self._run(name, request, asked_by, pass_on)
             self._note_ssh(name, end, told)
             end = replace(end, ssh=None)
@@ -256,6 +258,24 @@ class Dispatcher:
         finally:
             trail.close()
             self.figures.ended(end, trail.duration)
+
+    @asynccontextmanager
+    async def _share_of(self, name: str) -> AsyncIterator[None]:
+        """Hold a place of three quarters of all, which are the most that the devices of one tenant
+        have: commands that do not end keep no other tenant's out."""
+        tenant = tenant_in_label(name)
+        if not tenant:
+            yield
+            return
+        most = int(self._places.total_tokens)
+        share = self._shares.setdefault(tenant, trio.CapacityLimiter(max(1, most - most // 4)))
+        try:
+            async with share:
+                yield
+        finally:
+            now = share.statistics()
+            if not now.borrowed_tokens and not now.tasks_waiting:
+                self._shares.pop(tenant, None)
 
     def _note_ssh(self, name: str, event: Started | Exited, told: set[str]) -> None:
         """Count the agent's report on its SSH connections, once per command."""

@@ -17,6 +17,7 @@ from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, HttpForwar
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.inspector import Inspector, RunningInspection, TappedRequest
 from tunnelmux.pump.field_names import field_kind
+from tunnelmux.registry.names import tenant_in_label
 from tunnelmux.sessions import DeviceStore, SessionHandle
 from tunnelmux.sessions.inspections import HIDDEN, InspectedRequest, Inspection
 from tunnelmux.wire import SERVICE_FIELD
@@ -98,6 +99,15 @@ class InspectionCalls:
                 "TOO_MANY_INSPECTIONS",
                 f"{limits.max_inspections} services are inspected: end one of them, or raise "
                 "limits.max_inspections",
+                headers=[(b"Retry-After", b"30")],
+            )
+        tenant = tenant_in_label(wanted.device)
+        of_tenant = sum(tenant_in_label(one.device) == tenant for one in running)
+        share = max(1, limits.max_inspections - limits.max_inspections // 4)
+        if is_new and tenant and of_tenant >= share:
+            raise ApiError(
+                "TOO_MANY_INSPECTIONS",
+                f"{share} services of this tenant are inspected: end one of them",
                 headers=[(b"Retry-After", b"30")],
             )
         inspector.most_requests = limits.inspection_requests

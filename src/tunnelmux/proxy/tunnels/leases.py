@@ -34,6 +34,17 @@ _log = get_logger("proxy.leases")
 _RETRY = 5.0
 # Seconds until the next try after a failed call to an agent or the registry.
 
+_LONGEST = 43_200.0
+# Seconds, as of every lease.
+
+_WORDS_AT_ONCE = 60
+_WORDS_PER_SECOND = 1.0
+# Events of one agent that are taken at once, and how many more each second. Each is written into
+# the registry, some for good; a person at the device makes some in a minute.
+
+_MOST_OFFERED = 900
+# Leases that a new session is told of, of the 1,000 words that may wait.
+
 CutVisits = Callable[[str, str, str], int]
 """`cut(device label, lease id, reason)` ends the visits under the lease; returns how many."""
 
@@ -201,7 +212,10 @@ class LeaseBook:
                     nursery.start_soon(self._follow, handle, device_id, news.clone())
                 else:
                     self._offer_all(device_id, news)
+                allowance = _Allowance()
                 async for what in work:
+                    if isinstance(what, AgentEvent):
+                        await allowance.wait()
                     await self._patiently(handle, device_id, what, assists)
                 nursery.cancel_scope.cancel(reason="the session is over")
         except Exception:  # noqa: BLE001 - a bug met with one device must not end the others
@@ -216,7 +230,7 @@ class LeaseBook:
             session[1].close()
 
     def _offer_all(self, device_id: str, news: trio.MemorySendChannel[str | AgentEvent]) -> None:
-        for lease_id in list(self._by_device.get(device_id, {})):
+        for lease_id in list(self._by_device.get(device_id, {}))[:_MOST_OFFERED]:
             news.send_nowait(lease_id)
 
     async def _follow(
@@ -225,10 +239,16 @@ class LeaseBook:
         device_id: str,
         news: trio.MemorySendChannel[str | AgentEvent],
     ) -> None:
+        is_told = False
+
         def take(event: AgentEvent) -> None:
+            nonlocal is_told
             try:
                 news.send_nowait(event)
             except trio.WouldBlock:
+                if is_told:
+                    return
+                is_told = True
                 _log.warning("agent tells too much of leases", device=handle.device)
 
         with news:
@@ -304,9 +324,9 @@ class LeaseBook:
                     device_id,
                     AssistState(
                         mode=event.mode,  # type: ignore[arg-type]  # it is one of them
-                        services=tuple(event.services[:64]),
-                        longest=event.longest,
-                        hours=event.hours[:64],
+                        services=_names_in(event.services),
+                        longest=max(0.0, min(_LONGEST, event.longest)),
+                        hours=_printable(event.hours[:64]),
                     ),
                 )
             case "answer":
@@ -323,9 +343,9 @@ class LeaseBook:
                 await fleet.open_code_lease(
                     event.lease,
                     device_id,
-                    services=tuple(event.services[:64]),
-                    starts=now + timedelta(seconds=max(-43_200.0, min(0.0, event.began))),
-                    ends=now + timedelta(seconds=min(43_200.0, event.seconds)),
+                    services=_names_in(event.services),
+                    starts=now + timedelta(seconds=max(-_LONGEST, min(0.0, event.began))),
+                    ends=now + timedelta(seconds=max(0.0, min(_LONGEST, event.seconds))),
                     key_fingerprint=event.key,
                 )
             case _:
@@ -365,3 +385,28 @@ class LeaseBook:
             known = self._leases.get(lease_id)
             if known is not None and known.until <= now:
                 yield lease_id
+
+
+class _Allowance:
+    """How often an agent is heard."""
+
+    def __init__(self) -> None:
+        self._left = float(_WORDS_AT_ONCE)
+        self._at = trio.current_time()
+
+    async def wait(self) -> None:
+        """Return when one more word may be taken."""
+        now = trio.current_time()
+        self._left = min(_WORDS_AT_ONCE, self._left + (now - self._at) * _WORDS_PER_SECOND)
+        self._at = now
+        self._left -= 1
+        if self._left < 0:
+            await trio.sleep(-self._left / _WORDS_PER_SECOND)
+
+
+def _names_in(services: list[str]) -> tuple[str, ...]:
+    return tuple(_printable(service[:63]) for service in services[:64])
+
+
+def _printable(text: str) -> str:
+    return "".join(letter for letter in text if letter.isprintable())

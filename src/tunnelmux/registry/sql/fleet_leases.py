@@ -33,6 +33,9 @@ _D = schema.devices
 _L = schema.leases
 _S = schema.device_states
 
+_MOST_CODES = 16
+# Living leases by code of one device: a person there makes one, and another when it is lost.
+
 _CLOCKS = timedelta(days=1, hours=1)
 # How far a device's clock may be off when it reports a lease that it made.
 
@@ -107,6 +110,13 @@ class SqlFleetLeases(Repository, Fleet):
                 values = {"ends": ends, "extended": lease.extended + 1}
                 change_lease(inner, lease, "lease.extend", values)
             return
+        mine = sa.and_(_L.c.device_id == device_id, _L.c.kind == "code", is_living(tx.now))
+        if inner.execute(inner.select(_L, sa.func.count()).where(mine)).scalar_one() >= _MOST_CODES:
+            message = f"{_MOST_CODES} codes of this device are good already"
+            raise RegistryRefused(message, code="too_many")
+        if key_fingerprint and self._is_another_code(tx, key_fingerprint):
+            # The holder of a code would be led to whichever device is found first.
+            raise RegistryRefused("this key is that of another code", code="invalid")
         values = {
             "device_id": device_id,
             "kind": "code",
@@ -181,6 +191,10 @@ class SqlFleetLeases(Repository, Fleet):
             "its SSH server has new host keys: an operator has to accept them on the device's page "
             "of the console, or with: tunnelmux device host-keys DEVICE --accept"
         )
+
+    def _is_another_code(self, tx: Transaction, key_fingerprint: str) -> bool:
+        same = sa.and_(_L.c.key_fingerprint == key_fingerprint[:64], _L.c.kind == "code")
+        return tx.execute(sa.select(_L.c.id).where(same, is_living(tx.now))).first() is not None
 
     def _in_tenant_of(self, tx: Transaction, device_id: str) -> Transaction:
         """The transaction, bound to a device's tenant, with the device as the actor."""

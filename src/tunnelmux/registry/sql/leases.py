@@ -25,6 +25,11 @@ __all__ = ["SqlLeases", "change_lease", "end_lease", "find_lease", "is_living", 
 _L = schema.leases
 _A = schema.audit
 
+_MOST_OF_A_PERSON = 50
+_MOST_OF_A_DEVICE = 500
+# Living leases of one device, those that wait among them: the proxies keep all of them, and agents
+# are told of all when they connect.
+
 _MAX_SERVICES = 64
 _MAX_DETAILS = 4096
 # Bytes of JSON about one event: room for a command's first 4,000 characters.
@@ -42,6 +47,7 @@ class SqlLeases(Repository, Leases):
         values = _checked(terms, tx.now)
         if device.state.assist is not None:
             device.state.assist.check(terms.services, max(terms.starts, tx.now), terms.ends)
+        _need_room(tx, terms.device_id)
         lease_id = new_id()
         values |= {
             "kind": "person",
@@ -214,6 +220,18 @@ def use_lease(tx: Transaction, lease_id: str, details: dict[str, object]) -> Lea
     if before.max_uses is not None and before.uses + 1 >= before.max_uses:
         tx.announce("lease", lease_id)
     return find_lease(tx, lease_id)
+
+
+def _need_room(tx: Transaction, device_id: str) -> None:
+    here = sa.and_(_L.c.device_id == device_id, _L.c.kind == "person", is_living(tx.now))
+    count = tx.select(_L, sa.func.count()).where(here)
+    mine: int = tx.execute(count.where(_L.c.created_by == tx.actor.user_id)).scalar_one()
+    if mine >= _MOST_OF_A_PERSON or tx.execute(count).scalar_one() >= _MOST_OF_A_DEVICE:
+        raise RegistryRefused(
+            f"{mine} leases of this device that you asked for are not over, and a person has at "
+            f"most {_MOST_OF_A_PERSON}, a device {_MOST_OF_A_DEVICE}: end some",
+            code="too_many",
+        )
 
 
 def _not_over(tx: Transaction, lease_id: str) -> Lease:
