@@ -235,7 +235,7 @@ def test_all_is_well(machine: Machine) -> None:
     assert device["service"]["said"] == "web at 127.0.0.1:3721 answers"
     assert human["throughput"]["outcome"] == device["throughput"]["outcome"] == "good"
     rate = r"[\d.]+ [KMG]iB/s"
-    time = r"(less than 1 s|\d+ (s|min))"
+    time = r"(less than 1 s|\d+ (s|min|h|d))"
     assert re.fullmatch(
         rf"at least {rate} from there \(.*\): 10 MiB take {time}", human["throughput"]["said"]
     )
@@ -329,7 +329,7 @@ def test_a_way_that_is_long_or_thin(machine: Machine) -> None:
         assert faults(found) == {}
         assert found["throughput"]["outcome"] == "warning"
         assert re.match(rf"(at least )?[\d.]+ (KiB|B)/s {says}", found["throughput"]["said"])
-        assert re.search(r"10 MiB take \d+ (min|h)", found["throughput"]["said"])
+        assert re.search(r"10 MiB take \d+ (min|h|d)", found["throughput"]["said"])
         assert "see what else uses this line" in found["throughput"]["fix"]
 
 
