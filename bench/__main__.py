@@ -8,13 +8,15 @@ import shlex
 import shutil
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
 from bench import machine, micro
 from bench.agents import measure_agents
 from bench.charts import write_charts
-from bench.columns import COLUMNS
+from bench.columns import COLUMNS, Sample
+from bench.load import LoadFailure
 from bench.origin import OriginProcesses, find_nginx
 from bench.peers import PEERS
 from bench.peers.tunnel import Peer, Unavailable
@@ -25,10 +27,12 @@ from bench.returning import measure_returning
 from bench.rounds import Outcome, prepare, run_rounds, scratch_folder
 from bench.ssh import CLIENTS, LEVELS, SSH, measure_ssh
 from bench.tree import IMAGES, RESULTS, ROOT
+from bench.workers import measure_workers
 
 TUNNELS = "tunnels"
 AGENTS = "agents"
 FLEET = "fleet"
+WORKERS = "workers"
 PARTS = (TUNNELS, SSH, *micro.PARTS)
 """What runs when nothing is named."""
 PARTIAL_RESULTS = ROOT / "build" / "bench"
@@ -89,7 +93,7 @@ def peer_names() -> list[str]:
 
 
 def column_names() -> list[str]:
-    return [*(column.name for column in COLUMNS), AGENTS, FLEET, *LEVELS]
+    return [*(column.name for column in COLUMNS), AGENTS, FLEET, WORKERS, *LEVELS]
 
 
 def parts_of(arguments: argparse.Namespace) -> list[str]:
@@ -125,6 +129,7 @@ def show_list() -> None:
         print(f"{column.name:18} {column.what}")
     print(f"{AGENTS:18} proxy memory per idle agent (once, not in every round)")
     print(f"{FLEET:18} agents that connect at once, and the start of one (once)")
+    print(f"{WORKERS:18} a request with two workers beside one process (once)")
     print("\nof the part ssh:\n")
     for client in CLIENTS:
         print(f"{client.name:18} {client.what}")
@@ -161,21 +166,32 @@ def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Pee
                 seconds=arguments.seconds,
                 outcome=outcome,
             )
-    if AGENTS in arguments.columns and any(peer.name == WS for peer in peers):
-        print("idle agents:", *arguments.agents, flush=True)
-        try:
-            outcome.add(WS, AGENTS, measure_agents(arguments.agents))
-        except (StartFailure, Unavailable) as exc:
-            outcome.failures.append(f"{WS}, {AGENTS}: {exc}")
-            print(f"  failed: {exc}")
-    if FLEET in arguments.columns and any(peer.name == WS for peer in peers):
-        print("a fleet that comes back", flush=True)
-        try:
-            outcome.add(WS, FLEET, measure_returning())
-        except (StartFailure, Unavailable) as exc:
-            outcome.failures.append(f"{WS}, {FLEET}: {exc}")
-            print(f"  failed: {exc}")
+    if any(peer.name == WS for peer in peers):
+        measure_once(arguments, outcome, nginx)
     return peers
+
+
+def measure_once(arguments: argparse.Namespace, outcome: Outcome, nginx: str) -> None:
+    """The columns of plain WebSocket that are measured once, and not in every round."""
+
+    def workers() -> Sample:
+        with scratch_folder() as folder, OriginProcesses(Started(folder), nginx) as origin:
+            return measure_workers(origin)
+
+    columns: dict[str, tuple[str, Callable[[], Sample]]] = {
+        AGENTS: (f"idle agents: {arguments.agents}", lambda: measure_agents(arguments.agents)),
+        FLEET: ("a fleet that comes back", measure_returning),
+        WORKERS: ("two workers beside one process", workers),
+    }
+    for column, (what, measure) in columns.items():
+        if column not in arguments.columns:
+            continue
+        print(what, flush=True)
+        try:
+            outcome.add(WS, column, measure())
+        except (StartFailure, Unavailable, LoadFailure) as exc:
+            outcome.failures.append(f"{WS}, {column}: {exc}")
+            print(f"  failed: {exc}")
 
 
 def prepare_peers(arguments: argparse.Namespace) -> None:

@@ -149,6 +149,9 @@ TARGETS: tuple[Target, ...] = (
     Target("agents_10000_known_vs_100", 0.9, WS, "fleet", "rate_10000_known_vs_100"),
     at_most("agent_idle_mib", 30.0, WS, "fleet", "agent_idle_mib"),
     at_most("agent_connect_s", 0.35, WS, "fleet", "agent_connect_s"),
+    # Two workers, half of the visitors at the wrong one.
+    at_most("workers_kept_cpu_vs_one", 1.1, WS, "workers", "kept_two_vs_one"),
+    at_most("workers_new_cpu_vs_one", 1.1, WS, "workers", "new_two_vs_one"),
 )
 
 

@@ -149,6 +149,7 @@ def markdown(result: Result) -> str:
     parts += [
         agents_part(result),
         fleet_part(result),
+        workers_part(result),
         ssh_part(result),
         micro_part(result),
         problems(result),
@@ -229,6 +230,14 @@ def fleet_part(result: Result) -> str:
         return ""
     rows = [(metric, f"{figure['median']:.2f}") for metric, figure in fleet.items()]
     return f"## A fleet that comes back at once\n\n{table(('what', 'figure'), rows)}"
+
+
+def workers_part(result: Result) -> str:
+    workers = result["medians"].get("tunnelmux-ws", {}).get("workers")
+    if not workers:
+        return ""
+    rows = [(metric, f"{figure['median']:.3f}") for metric, figure in workers.items()]
+    return f"## Two workers beside one process\n\n{table(('what', 'figure'), rows)}"
 
 
 def ssh_part(result: Result) -> str:

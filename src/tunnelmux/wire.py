@@ -34,6 +34,7 @@ __all__ = [
     "MEMBER_COOKIE_PLAIN",
     "MOST_HOST_KEYS",
     "MOST_SERVICES",
+    "MOVE_PATH",
     "PROVED",
     "PROVE_FIELD",
     "REASON_FIELD",
@@ -86,6 +87,10 @@ with a sentence, 204 where it knows of no cause.
 
 LOGS_PATH = b"/v1/logs"
 """Where the agent's own API shows the last lines of its log, and follows it."""
+
+MOVE_PATH = b"/v1/move"
+"""Where the agent's own API is asked to make its next session before the proxy ends this one: 204
+when that is there, 502 when it could not be made."""
 
 CREDENTIAL_PATH = b"/v1/credential"
 """Where the agent's own API takes a new token for its device."""

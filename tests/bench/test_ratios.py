@@ -41,6 +41,8 @@ NAMES = {
     "idle_relay_kib",
     "agents_per_second_ws",
     "agents_per_second_wss",
+    "workers_kept_cpu_vs_one",
+    "workers_new_cpu_vs_one",
     "agents_10000_known_vs_100",
     "agent_idle_mib",
     "agent_connect_s",
@@ -74,7 +76,7 @@ def test_the_names_are_those_of_the_targets():
 
 
 def test_every_ratio_is_about_a_column_that_is_measured_of_its_tunnel():
-    columns = {column.name for column in COLUMNS} | {"agents", "fleet"}
+    columns = {column.name for column in COLUMNS} | {"agents", "fleet", "workers"}
     only = {peer.name: peer.columns or columns for peer in PEERS}
     for target in TARGETS:
         assert target.column in only[target.ours], target.name

@@ -22,19 +22,18 @@ from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.own_shell import OwnShell, account_of
 from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
+from tunnelmux.agent.sessions import Successor, end_of, log_end, printable, replaced_by
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.agent.targets import OpenTarget
 from tunnelmux.config import Address, AgentConfig, Secret
 from tunnelmux.endpoints import dial, response_headers
-from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, ProtocolError, SessionError
+from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, SessionError
 from tunnelmux.mux import Session, open_session
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.spans import close_tracing, tracing_from
 from tunnelmux.pump.data_pump import DataPump, open_pump
-from tunnelmux.transports import WebSocketStream
 from tunnelmux.wire import (
     ASSIST_FIELD,
-    CLOSE_REPLACED,
     DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
     HOST_KEYS_FIELD,
@@ -98,11 +97,14 @@ class RunningAgent:
         """The shell of the agent itself, for devices without an SSH server."""
         self._link = _proxy_link(config)
         self._streams.rotation = Rotation(lambda: self._link, self._prove)
+        self._streams.move = self.move
         self.main_server = _main_server_client(config, self.commands, uniform)
         """The connection to a main server of the relay service, or None without [socketio]."""
         self._pump: DataPump | None = None
         self._direct: DirectConnector | None = None
         self._session: Session | None = None
+        self._next: list[Successor] = []
+        self._serving: dict[Session, trio.CancelScope] = {}
         self._connected = trio.Event()
         self._was_connected = False
         self.is_draining = False
@@ -113,7 +115,6 @@ class RunningAgent:
         self._reloading = trio.Lock()
         self._running = trio.Event()
         self._stopped = trio.Event()
-        self._serving = trio.CancelScope()
         self._without_session = trio.CancelScope()
 
     @property
@@ -170,16 +171,55 @@ class RunningAgent:
             await self._drain_tunnel(grace)
 
     async def _drain_tunnel(self, grace: float) -> None:
-        session = self._session
-        if session is None:
+        sessions = list(self._serving)
+        if not sessions:
             self._without_session.cancel(reason="the agent is draining")
         else:
-            _log.info("draining", streams=session.stream_count, grace=grace)
-            session.go_away()
+            count = sum(session.stream_count for session in sessions)
+            _log.info("draining", streams=count, grace=grace)
+            for session in sessions:
+                session.go_away()
             with trio.move_on_after(grace):
-                await session.wait_closed()
-            self._serving.cancel(reason="the grace period is over")
+                for session in sessions:
+                    await session.wait_closed()
+            self._leave_sessions("the grace period is over")
         await self._stopped.wait()  # bounded: closing a session gives each step a deadline
+
+    def _leave_sessions(self, reason: str) -> None:
+        for scope in self._serving.values():
+            scope.cancel(reason=reason)
+
+    async def move(self) -> bool:
+        """Make the next session while the present one goes on; whether it is there. The proxy asks
+        for it before it makes way for another process, and ends the present session itself.
+        """
+        before = self._session
+        if before is None or self.is_draining:
+            return False
+        if not self._next or self._next[-1].is_up:
+            self._next.append(Successor())
+            self._servers.start_soon(self._hold_next, self._next[-1], before)
+        successor = self._next[-1]
+        await successor.began.wait()  # bounded by the time for a handshake
+        return successor.is_up
+
+    async def _hold_next(self, successor: Successor, before: Session) -> None:
+        try:
+            with successor.scope:
+                successor.replaced_by = await self._hold_session(successor)
+        except (ConnectError, ConfigError) as error:
+            successor.problem = error
+            _log.warning("not moved", cause=str(error), effect="the session before goes on")
+        finally:
+            successor.end()
+        if successor not in self._next or before not in self._serving:
+            return  # the session before it is over, and what served that goes on from here
+        self._next.remove(successor)
+        if successor.is_up and before.is_draining:
+            self._serving[before].cancel(reason="the session after it is over")
+        else:
+            self._session = before  # its proxy has not gone after all
+            self._connected.set()
 
     # -- another configuration --------------------------------------------------------------
 
@@ -309,7 +349,7 @@ class RunningAgent:
     def _renew_session(self) -> None:
         if self._session is not None:
             self._renewing = True
-            self._serving.cancel(reason="the configuration changed")
+            self._leave_sessions("the configuration changed")
         else:
             self._without_session.cancel(reason="the configuration changed")
 
@@ -380,6 +420,8 @@ class RunningAgent:
                 delay = await self._attempt()
                 if not self.is_draining:
                     await trio.sleep(delay)
+        for successor in self._next:
+            successor.scope.cancel(reason="the agent is draining")
 
     async def _attempt(self) -> float:
         """Make one session and serve it to its end. Returns the seconds to wait before the next
@@ -388,6 +430,12 @@ class RunningAgent:
         started = trio.current_time()
         try:
             replaced_by = await self._hold_session()
+            while self._next:
+                successor = self._next.pop(0)
+                await successor.over.wait()  # no deadline: it is the session of now
+                if successor.problem is not None:
+                    raise successor.problem
+                replaced_by = successor.replaced_by
         except ConnectError as error:
             self.figures.attempt_failed(error)
             assert self._link is not None  # a link exists when it was dialled
@@ -427,9 +475,9 @@ class RunningAgent:
             _log.info("connecting again", retry_in=round(delay, 3))
         return delay
 
-    async def _hold_session(self) -> str | None:
+    async def _hold_session(self, successor: Successor | None = None) -> str | None:
         """Serve one session to its end. Returns the address of the agent that replaced it, if one
-        did.
+        did. A `successor` is told when the session begins.
         """
         link = self._link
         assert link is not None  # set before this is called
@@ -457,8 +505,10 @@ class RunningAgent:
                 limits=self.config.limits.session,
                 pump=self._pump,
             ) as session:
+                if successor is not None:
+                    successor.begin()
                 await self._serve(link, session)
-            return _replaced_by(transport)
+            return replaced_by(transport)
 
     def _said_of_assist(self) -> list[tuple[bytes, bytes]]:
         fields = []
@@ -508,7 +558,7 @@ class RunningAgent:
             _log.warning(
                 "two agents with one credential",
                 device=self.name,
-                rival=_printable(rival),
+                rival=printable(rival),
                 fix="another machine and this one replace each other in turn, as after cloning a "
                 "disk: give each a name and a token of its own",
             )
@@ -568,13 +618,15 @@ class RunningAgent:
                 return
             await self._serve_streams(session)
         finally:
-            self._session = None
-            self._connected = trio.Event()
-            self.figures.session_ended(_end_of(session))
-            _log_end(link, session, trio.current_time() - started)
+            self._serving.pop(session, None)
+            if self._session is session:
+                self._session = None
+                self._connected = trio.Event()
+            self.figures.session_ended(session, end_of(session))
+            log_end(link, session, trio.current_time() - started)
 
     async def _serve_streams(self, session: Session) -> None:
-        with trio.CancelScope() as self._serving:
+        with trio.CancelScope() as self._serving[session]:
             async with trio.open_nursery() as handlers:
                 direct = DirectConnector(
                     session,
@@ -591,43 +643,13 @@ class RunningAgent:
                     async for stream in session:
                         handlers.start_soon(self._streams.serve, stream)
                 except SessionError:
-                    pass  # _log_end logs it from `session.error`
+                    pass  # log_end logs it from `session.error`
                 # The streams have ended with their session; only connections to targets are left.
                 handlers.cancel_scope.cancel(reason="the session is over")
 
 
-def _log_end(link: ProxyLink, session: Session, duration: float) -> None:
-    error = session.error
-    write = _log.error if isinstance(error, ProtocolError) else _log.info
-    write(
-        "session ended",
-        device=link.device,
-        proxy=str(link.url),
-        duration=round(duration, 3),
-        bytes_to_proxy=session.bytes_sent,
-        bytes_from_proxy=session.bytes_received,
-        reason=_end_of(session),
-    )
-
-
-def _end_of(session: Session) -> str:
-    return str(session.error) if session.error is not None else "closed by this agent"
-
-
 def _lower(field: bytes) -> str:
     return field.decode("ascii").lower()
-
-
-def _printable(text: str) -> str:
-    return "".join(c for c in text if c.isprintable())[:128]
-
-
-def _replaced_by(transport: trio.abc.Stream) -> str | None:
-    """The address of the connection that replaced this one, if the proxy sent it."""
-    close = transport.peer_close if isinstance(transport, WebSocketStream) else None
-    if close is None or close[0] != CLOSE_REPLACED:
-        return None
-    return _printable(close[1])
 
 
 def _proxy_link(config: AgentConfig) -> ProxyLink | None:

@@ -42,7 +42,7 @@ class AgentFigures:
         """When the present session began or the last one ended."""
         self.why = "no attempt has been made yet"
         """Why there is no session; empty while there is one."""
-        self._session: Session | None = None
+        self._live: list[Session] = []
         self._bytes_to_proxy = 0
         self._bytes_from_proxy = 0
         self._window_stalls = 0
@@ -52,42 +52,39 @@ class AgentFigures:
     @property
     def is_up(self) -> bool:
         """Whether there is a session now."""
-        return self._session is not None
+        return bool(self._live)
 
     @property
     def bytes_to_proxy(self) -> int:
         """Bytes of all sessions, counted as in the proxy's metrics."""
-        now = self._session.bytes_sent if self._session is not None else 0
-        return self._bytes_to_proxy + now
+        return self._bytes_to_proxy + sum(session.bytes_sent for session in self._live)
 
     @property
     def bytes_from_proxy(self) -> int:
         """The same in the other direction."""
-        now = self._session.bytes_received if self._session is not None else 0
-        return self._bytes_from_proxy + now
+        return self._bytes_from_proxy + sum(session.bytes_received for session in self._live)
 
     @property
     def window_stalls(self) -> int:
         """How often a stream of any session waited because the proxy had not read."""
-        now = self._session.window_stalls if self._session is not None else 0
-        return self._window_stalls + now
+        return self._window_stalls + sum(session.window_stalls for session in self._live)
 
     def session_began(self, session: Session) -> None:
         """Record a new session."""
         self.sessions += 1
-        self._session = session
+        self._live.append(session)
         self.why = ""
         self.changed_at = datetime.now(UTC)
 
-    def session_ended(self, why: str) -> None:
-        """Record the end of the session."""
-        if self._session is not None:
-            self._bytes_to_proxy += self._session.bytes_sent
-            self._bytes_from_proxy += self._session.bytes_received
-            self._window_stalls += self._session.window_stalls
-            self._session = None
+    def session_ended(self, session: Session, why: str) -> None:
+        """Record the end of a session."""
+        self._live.remove(session)
+        self._bytes_to_proxy += session.bytes_sent
+        self._bytes_from_proxy += session.bytes_received
+        self._window_stalls += session.window_stalls
+        if not self._live:
             self.changed_at = datetime.now(UTC)
-        self.why = why
+            self.why = why
 
     def attempt_failed(self, error: ConnectError | ConfigError) -> None:
         """Count a failed attempt. The time since when there is no session stays unchanged."""

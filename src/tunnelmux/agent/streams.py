@@ -5,7 +5,7 @@ refuse.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -51,6 +51,7 @@ from tunnelmux.wire import (
     IDENTITY_FIELDS,
     LEASE_FIELD,
     LOGS_PATH,
+    MOVE_PATH,
     RELAY_FIELD,
     SERVICE_FIELD,
     SILENCE_PATH,
@@ -65,6 +66,7 @@ _log = get_logger("agent")
 
 _CREDENTIAL = CREDENTIAL_PATH.decode("ascii")
 _LOGS = LOGS_PATH.decode("ascii")
+_MOVE = MOVE_PATH.decode("ascii")
 _SILENCE = SILENCE_PATH.decode("ascii")
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
@@ -93,6 +95,8 @@ class StreamServer:
         """Counts streams, requests and failures of targets."""
         self.rotation: Rotation | None = None
         """Takes new tokens for this device, where that is possible."""
+        self.move: Callable[[], Awaitable[bool]] | None = None
+        """Makes the next session before the present one ends; whether that is there."""
         self.desk: AssistDesk | None = None
         """Decides about leases."""
         self.is_ending = False
@@ -262,6 +266,9 @@ class StreamServer:
         if request.path == _CREDENTIAL and self.rotation is not None:
             await self.rotation.serve(server, request, self._limits.response_timeout)
             return
+        if request.path == _MOVE and self.move is not None:
+            await self._move(server, request, self.move)
+            return
         if request.path == _LOGS:
             await serve_logs(server, request, lambda: self.is_ending)
             return
@@ -288,6 +295,17 @@ class StreamServer:
             first=b"" if request.method == b"HEAD" else body,
             end=True,
         )
+
+    async def _move(
+        self, server: ServerConnection, request: RequestHead, move: Callable[[], Awaitable[bool]]
+    ) -> None:
+        if request.method != b"POST":
+            allow = [(b"Allow", b"POST")]
+            raise Refused(Refusal(405, "bad-request", f"{_MOVE} takes POST only.", headers=allow))
+        if not await move():
+            message = "The next session could not be made: the log of this agent says why."
+            raise Refused(Refusal(502, "device-offline", message))
+        await server.send_response(204, b"No Content", [], end=True)
 
     async def _explain_silence(self, server: ServerConnection, request: RequestHead) -> None:
         wanted = first_value(request.headers, SERVICE_FIELD.lower())

@@ -24,6 +24,7 @@ from tunnelmux.cli.options import (
     setting,
 )
 from tunnelmux.cli.outcome import run_command
+from tunnelmux.cli.starts import SuccessorStart, WorkerStart
 from tunnelmux.config import Flag, ProxyConfig, load_proxy_config
 from tunnelmux.config.changes import changes_between
 from tunnelmux.config.state_dir import default_state_dir
@@ -32,6 +33,7 @@ from tunnelmux.observability import configure_logs
 
 if TYPE_CHECKING:
     from tunnelmux.proxy import ReloadReport, RunningProxy
+    from tunnelmux.proxy.workers.upgrade import NextProgram
 
 __all__ = ["main"]
 
@@ -43,6 +45,11 @@ Examples:
       The line for the next device; it works once, within 15 minutes.
   tunnelmux-proxy invite --replace dev1
       For a new machine in place of dev1, whose token then ends."""
+
+_UPGRADE_EXAMPLES = """\b
+Examples:
+  tunnelmux-proxy upgrade $(systemctl show --value -p MainPID tunnelmux-proxy)
+      After a new version was installed, or for a setting that needs a restart."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -171,20 +178,22 @@ def _load(
 def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> int:
     load = partial(_load, context, config_file)
     given = context.find_root().obj
-    if given is not None:
+    if isinstance(given, WorkerStart):
         from tunnelmux.cli.worker import run_worker
 
         return run_worker(given, load, state_dir or _state_dir_if_any())
+    link = given.link if isinstance(given, SuccessorStart) else None
     config = load_for_running(load)
     if config.proxy.count > 1:
         from tunnelmux.cli.workers import run_parent
 
-        return run_parent(config, load)
+        return run_parent(config, load, link)
 
     # Trio and the proxy take a fifth of a second to import, which --help and check do not need.
     import trio
 
     from tunnelmux.cli.signals import run_until_signalled
+    from tunnelmux.cli.upgrade import follow, upgrader
     from tunnelmux.proxy import run_proxy
 
     async def reload(running: RunningProxy) -> dict[str, object]:
@@ -193,8 +202,16 @@ def _run(context: click.Context, config_file: Path, state_dir: Path | None) -> i
         changed = changes_between(running.config, new)
         return told_of_reload(changed, await running.reload(new))
 
-    start = partial(run_proxy, config, state_dir=state_dir or _state_dir_if_any())
-    return trio.run(partial(run_until_signalled, start, grace=config.drain.grace, reload=reload))
+    upgrade = upgrader()
+
+    async def make_way(running: RunningProxy, nursery: trio.Nursery) -> NextProgram:
+        return await upgrade(running.succession, nursery)
+
+    proxy = partial(run_proxy, config, state_dir=state_dir or _state_dir_if_any())
+    start, grace = partial(follow, proxy, link), config.drain.grace
+    return trio.run(
+        partial(run_until_signalled, start, grace=grace, reload=reload, upgrade=make_way)
+    )
 
 
 def told_of_reload(changed: str, report: ReloadReport) -> dict[str, object]:
@@ -266,6 +283,20 @@ def password(name: str) -> None:
     if not text or len(text.encode()) > MAX_PASSWORD:
         raise click.UsageError(f"a password has 1 to {MAX_PASSWORD} bytes")
     click.echo(f"{name}:{hash_password(text)}")
+
+
+@proxy.command(epilog=_UPGRADE_EXAMPLES)
+@click.argument("process", metavar="PID", type=click.IntRange(min=1))
+def upgrade(process: int) -> None:
+    """Have the proxy with this process id start its program anew, and lose no request.
+
+    The new program gets the listening sockets, then all agents, then the visitors; the old one lets
+    its own finish and ends. Prints the new process id. Where the new program cannot serve, the old
+    one goes on.
+    """
+    from tunnelmux.cli.upgrade_signal import ask_for_upgrade
+
+    click.echo(ask_for_upgrade(process))
 
 
 @proxy.command(epilog=_INVITE_EXAMPLES)

@@ -39,6 +39,10 @@ class ServiceManager:
         """The configuration before stays; `systemctl status` shows why."""
         self._send("READY=1", "STATUS=not reloaded: " + " ".join(cause.split()))
 
+    def followed_by(self, process: int) -> None:
+        """That process is the daemon from now on; this ends a reload as well."""
+        self._send(f"MAINPID={process}", "READY=1", "STATUS=")
+
     def stopping(self) -> None:
         """The daemon drains."""
         self._send("STOPPING=1", "STATUS=draining")

@@ -11,6 +11,7 @@ import trio
 
 from tunnelmux.cli.outcome import EXIT_CUT_SHORT
 from tunnelmux.cli.service_manager import ServiceManager
+from tunnelmux.cli.upgrade_signal import UPGRADE_SIGNAL, tell_of_upgrade
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -29,6 +30,17 @@ class Drainable(Protocol):
         """Accept nothing new; return when running work has finished, or after `grace` seconds."""
 
 
+class Follower(Protocol):
+    """The program that serves in the place of this one."""
+
+    @property
+    def pid(self) -> int:
+        """Its process id."""
+
+    async def flush(self) -> None:
+        """Return when it has all that it was given."""
+
+
 D = TypeVar("D", bound=Drainable)
 
 
@@ -37,6 +49,7 @@ async def run_until_signalled(
     *,
     grace: float,
     reload: Callable[[D], Awaitable[dict[str, object] | None]] | None = None,
+    upgrade: Callable[[D, trio.Nursery], Awaitable[Follower]] | None = None,
     manager: ServiceManager | None = None,
 ) -> int:
     """Run a daemon until it ends by itself or by a signal; returns the exit status.
@@ -44,14 +57,17 @@ async def run_until_signalled(
     `start` is a function for `nursery.start` that returns the running daemon. SIGTERM and SIGINT
     drain it within `grace` seconds; a second one ends it at once, with status 1. SIGHUP calls
     `reload`, whose ConfigError is logged and changes nothing, and whose fields go into the log's
-    line; without `reload` SIGHUP keeps its usual meaning. What the daemon raises comes out of here,
-    in the groups its nurseries make. `manager`, by default the one that the environment names, is
-    told the state of the daemon.
+    line; without `reload` SIGHUP keeps its usual meaning. SIGUSR2 calls `upgrade`, which starts the
+    next program and returns once that serves; then this one drains. What the daemon raises comes
+    out of here, in the groups its nurseries make. `manager`, by default the one that the
+    environment names, is told what becomes of the daemon.
     """
     wanted = [signal.SIGTERM, signal.SIGINT]
     if reload is not None:
         wanted.append(signal.SIGHUP)
-    supervisor = _Supervisor(start, grace, reload, manager or ServiceManager())
+    if upgrade is not None:
+        wanted.append(UPGRADE_SIGNAL)
+    supervisor = _Supervisor(start, grace, reload, upgrade, manager or ServiceManager())
     # The receiver is open before the daemon starts, so that no signal is lost in between.
     with trio.open_signal_receiver(*wanted) as signals:
         return await supervisor.run(signals)
@@ -65,11 +81,14 @@ class _Supervisor(Generic[D]):
         start: Callable[..., Awaitable[object]],
         grace: float,
         reload: Callable[[D], Awaitable[dict[str, object] | None]] | None,
+        upgrade: Callable[[D, trio.Nursery], Awaitable[Follower]] | None,
         manager: ServiceManager,
     ) -> None:
         self._start = start
         self._grace = grace
         self._reload = reload
+        self._upgrade = upgrade
+        self._upgrading: trio.CancelScope | None = None
         self._manager = manager
         self._daemon: D | None = None
         self._failure: Exception | None = None
@@ -101,7 +120,9 @@ class _Supervisor(Generic[D]):
 
     async def _obey(self, signals: AsyncIterator[int], nursery: trio.Nursery) -> None:
         async for number in signals:
-            if number not in (signal.SIGINT, signal.SIGTERM):
+            if number == UPGRADE_SIGNAL:
+                nursery.start_soon(self._upgrade_now, nursery)
+            elif number == signal.SIGHUP:
                 await self._reload_now()
             elif self._is_stopping:
                 _log.warning("stopped before the drain was over")
@@ -109,16 +130,45 @@ class _Supervisor(Generic[D]):
                 nursery.cancel_scope.cancel()
             else:
                 self._is_stopping = True
+                if self._upgrading is not None:
+                    self._upgrading.cancel(reason="this process is to end")
                 self._manager.stopping()
                 _log.info("stopping", signal=signal.Signals(number).name, grace=self._grace)
                 nursery.start_soon(self._drain, nursery.cancel_scope)
 
-    async def _drain(self, scope: trio.CancelScope) -> None:
+    async def _drain(self, scope: trio.CancelScope, new: Follower | None = None) -> None:
         if self._daemon is not None:  # else it is still starting, and has nothing to finish
             with trio.move_on_after(self._grace + _DRAIN_MARGIN):
                 await self._daemon.drain(self._grace)
+                if new is not None:
+                    await new.flush()
         _log.info("stopped")
         scope.cancel()
+
+    async def _upgrade_now(self, nursery: trio.Nursery) -> None:
+        if self._upgrade is None or self._daemon is None or self._is_stopping:
+            tell_of_upgrade(None, "it is starting or ending")
+            return
+        if self._upgrading is not None:
+            return  # its end is told
+        problem = "this process was told to end meanwhile"
+        new: Follower | None = None
+        self._manager.reloading()
+        try:
+            with trio.CancelScope() as self._upgrading:
+                new = await self._upgrade(self._daemon, nursery)
+        except ConfigError as error:
+            problem = str(error)
+        self._upgrading = None
+        tell_of_upgrade(new.pid if new is not None else None, problem)
+        if new is None:
+            self._manager.reload_failed(problem)
+            _log.error("not upgraded; this process goes on", cause=problem)
+            return
+        self._is_stopping = True
+        self._manager.followed_by(new.pid)
+        _log.info("upgraded", pid=new.pid, grace=self._grace)
+        await self._drain(nursery.cancel_scope, new)
 
     async def _reload_now(self) -> None:
         if self._reload is None or self._daemon is None or self._is_stopping:

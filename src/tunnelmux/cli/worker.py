@@ -8,7 +8,6 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from tunnelmux.cli.outcome import EXIT_CUT_SHORT, run_command
 from tunnelmux.cli.proxy import proxy as command
 from tunnelmux.cli.service_manager import ServiceManager
 from tunnelmux.cli.signals import run_until_signalled
+from tunnelmux.cli.starts import WorkerStart
 from tunnelmux.config import ProxyConfig
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.observability import configure_logs
@@ -27,20 +27,11 @@ from tunnelmux.proxy.workers.parent import worker_names
 from tunnelmux.proxy.workers.words import Reloaded
 from tunnelmux.proxy.workers.worker import Worker
 
-__all__ = ["WorkerStart", "main", "run_worker"]
+__all__ = ["main", "run_worker"]
 
 _PROGRAM = "tunnelmux-proxy"
 
 _Load = Callable[[Callable[[str], None]], ProxyConfig]
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerStart:
-    """What this process got from its parent."""
-
-    link: socket.socket
-    name: str
-    incarnation: str
 
 
 def run_worker(start: WorkerStart, load: _Load, state_dir: Path | None) -> int:
@@ -96,6 +87,7 @@ class _WorkerProcess:
                 worker=worker,
                 task_status=task_status,
             )
+            await worker.flush()
             nursery.cancel_scope.cancel(reason="the worker was drained")
 
     async def _drain_when_told(self, worker: Worker) -> None:

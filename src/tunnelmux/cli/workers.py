@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import sys
 from collections.abc import Callable
 from functools import partial
@@ -11,20 +12,35 @@ import trio
 from tunnelmux.cli.options import log_warning
 from tunnelmux.cli.proxy import told_of_reload
 from tunnelmux.cli.signals import run_until_signalled
+from tunnelmux.cli.upgrade import follow, upgrader
 from tunnelmux.config import ProxyConfig
 from tunnelmux.config.changes import changes_between
 from tunnelmux.observability import configure_logs
+from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.workers.parent import WorkersParent, worker_command
 
 __all__ = ["run_parent"]
 
 
-def run_parent(config: ProxyConfig, load: Callable[[Callable[[str], None]], ProxyConfig]) -> int:
+def run_parent(
+    config: ProxyConfig,
+    load: Callable[[Callable[[str], None]], ProxyConfig],
+    link: socket.socket | None = None,
+) -> int:
     """Start as many workers as the configuration says, and be their parent until a signal ends it;
-    answers the exit status. `load` reads the configuration again."""
+    answers the exit status. `load` reads the configuration again, and `link` leads to the program
+    before this one."""
     count = config.proxy.count
     history = config.limits.internal.event_history
-    parent = WorkersParent(count, worker_command(sys.argv[1:]), history=history)
+
+    async def start(
+        *,
+        binder: Binder | None = None,
+        task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED,
+    ) -> None:
+        command = worker_command(sys.argv[1:])
+        parent = WorkersParent(count, command, history=history, binder=binder)
+        await parent.run(task_status=task_status)
 
     async def reload(running: WorkersParent) -> dict[str, object]:
         nonlocal config
@@ -37,4 +53,7 @@ def run_parent(config: ProxyConfig, load: Callable[[Callable[[str], None]], Prox
         return told_of_reload(changed, report)
 
     grace = config.drain.grace
-    return trio.run(partial(run_until_signalled, parent.run, grace=grace, reload=reload))
+    begin = partial(follow, start, link)
+    return trio.run(
+        partial(run_until_signalled, begin, grace=grace, reload=reload, upgrade=upgrader())
+    )

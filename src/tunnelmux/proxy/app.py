@@ -32,6 +32,7 @@ from tunnelmux.proxy.internal.arrivals import Arrivals
 from tunnelmux.proxy.internal.traffic import Traffic
 from tunnelmux.proxy.names import internal_url, node_name
 from tunnelmux.proxy.reports import DrainReport, ReloadReport
+from tunnelmux.proxy.succession import AGENTS_FIRST, Succession
 from tunnelmux.proxy.surroundings import surroundings_of
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
@@ -40,7 +41,7 @@ from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
 from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
-from tunnelmux.proxy.visitors.listeners import ListenerPlan, ListenerSet, lists_of
+from tunnelmux.proxy.visitors.listeners import Binder, ListenerPlan, ListenerSet, lists_of
 from tunnelmux.proxy.visitors.long_visits import tell_long_visits
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import open_pump
@@ -77,6 +78,7 @@ async def run_proxy(
     state_dir: Path | None = None,
     announce: Callable[[RunningProxy], None] | None = None,
     worker: Worker | None = None,
+    binder: Binder | None = None,
     task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
 ) -> DrainReport:
     """Run a proxy until it was drained (see `RunningProxy.drain`) or is cancelled.
@@ -84,10 +86,10 @@ async def run_proxy(
     With `enrolment`, devices that hold an invitation may join. The list of devices that are online
     is kept for the next process, in the configured folder or else in `state_dir`; with neither, it
     is not kept. `announce` is called once, when the listeners are open. With `worker`, this process
-    is one worker of a proxy. Raises ConfigError, before anything is served, when a file cannot be
-    read or an address cannot be listened on.
+    is one worker of a proxy; `binder` makes the listening sockets. Raises ConfigError, before
+    anything is served, when a file cannot be read or an address cannot be listened on.
     """
-    proxy = RunningProxy(config, enrolment, state_dir, worker)
+    proxy = RunningProxy(config, enrolment, state_dir, worker, binder)
     await proxy.run(announce, task_status)
     return proxy.report
 
@@ -101,17 +103,17 @@ class RunningProxy:
         enrolment: Enrolment | None,
         state_dir: Path | None = None,
         worker: Worker | None = None,
+        binder: Binder | None = None,
     ) -> None:
         self.config = config
         self.report = DrainReport()
         self._enrolment = enrolment
-        self._around = surroundings_of(config, worker)
+        self._around = surroundings_of(config, worker, binder)
         self.events = self._around.events
         self.store = self._around.store
         self.cluster = self._around.node
-        self.devices = DeviceRegister(
-            devices_from_config(config), enrolment.load() if enrolment else ()
-        )
+        enrolled = enrolment.load() if enrolment else ()
+        self.devices = DeviceRegister(devices_from_config(config), enrolled)
         self._gate = Gate(self.devices, self.store)
         self.visits = VisitRegister()
         self._access: AccessFollower | None = None
@@ -315,26 +317,33 @@ class RunningProxy:
     ) -> list[ConfigError]:
         async with trio.open_nursery() as accepting:
             self._listeners = ListenerSet(accepting, self._tunnel.pump, self._around.binder)
+            lists = [self._listeners, self._private_listeners]
+            self.succession = Succession(
+                lists, self._http, self._tunnel, self._presence, self.registered
+            )
             try:
-                passing = self._around.hand_over(
-                    self._listeners, self.devices, self._tunnel.pump, self.visits.figures
-                )
-                if passing is not None:
-                    self._http.hand_over_by(passing, "http")
-                    self._tcp.hand_over = passing
+                ways, pump = (self._http, self._tcp), self._tunnel.pump
+                if passing := self._around.hand_over(self._listeners, self.devices, ways, pump):
                     accepting.start_soon(passing.run)
                 await self._serve_agents()
                 if self._presence is not None:
                     await self._presence.load(
                         self.devices.knows, self.config.limits.ingress.reconnect_wait
                     )
-                problems = await self._listeners.apply(self._plans())
-                problems += await self._private_listeners.apply(self._private_plans())
+                plans, private = self._plans(), self._private_plans()
+                problems = await self._listeners.apply(plans, held=plans.keys() - AGENTS_FIRST)
+                problems += await self._private_listeners.apply(private, held=private)
                 if not problems:
                     if self.cluster is not None:
                         await self._start_node(self.cluster)
-                    self._around.connect(self._listeners, self._internal, self._callers)
+                    self._around.connect(
+                        self._listeners, self._internal, self._callers, self.succession
+                    )
                     self._say_where()
+                    # Of another program that makes way, agents come before visitors.
+                    await self._around.binder.takes_agents()
+                    self._listeners.release()
+                    self._private_listeners.release()
                     self._callers.start_soon(self._clean_up)
                     if self._presence is not None:
                         self._callers.start_soon(self._presence.run)
@@ -366,9 +375,9 @@ class RunningProxy:
     async def _drain(self) -> None:
         started = trio.current_time()
         if self._presence is not None:
-            await self._presence.finish()  # this takes only as long as writing one small local file
+            await self._presence.finish()  # as long as writing one small local file takes
         self._tunnel.is_draining = True
-        if self.cluster is not None:
+        if self.cluster is not None and not self.succession.is_followed:
             self.cluster.leave()
         if self.registered is not None:
             self.registered.leases.fall_silent()
@@ -376,11 +385,13 @@ class RunningProxy:
         self._internal.drain()
         sessions = self._tunnel.sessions
         streams = _live_streams(sessions)
-        for handle in sessions:
-            handle.session.go_away()
+        if not self.succession.is_followed:  # else their agents have others already
+            for handle in sessions:
+                handle.session.go_away()
         with self._grace:
             while (  # noqa: ASYNC110
-                self._visitors.child_tasks
+                self.succession.is_awaited
+                or self._visitors.child_tasks
                 or self._http.visitor_count
                 or _live_streams(sessions)
                 or self._internal.in_progress

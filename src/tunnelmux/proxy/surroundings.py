@@ -15,7 +15,6 @@ from tunnelmux.proxy.names import node_name, proxy_identity
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.tunnels.presence import PresenceFile, presence_path
 from tunnelmux.proxy.tunnels.registered import ProxyIdentity
-from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.pump.data_pump import DataPump
@@ -24,9 +23,12 @@ from tunnelmux.sessions import EventLog, MemoryStore
 if TYPE_CHECKING:
     from tunnelmux.proxy.cluster.node import ClusterNode, RedisNode
     from tunnelmux.proxy.internal import InternalServer
+    from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
+    from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
     from tunnelmux.proxy.visitors.listeners import ListenerSet
     from tunnelmux.proxy.workers.hand_over import HandOver
     from tunnelmux.proxy.workers.siblings import Siblings
+    from tunnelmux.proxy.workers.upgrade import MakesWay
     from tunnelmux.proxy.workers.worker import Worker
 
 __all__ = ["Surroundings", "surroundings_of"]
@@ -50,10 +52,15 @@ class Surroundings:
     worker: Worker | None = None
 
     def connect(
-        self, listeners: ListenerSet, internal: InternalServer, nursery: trio.Nursery
+        self,
+        listeners: ListenerSet,
+        internal: InternalServer,
+        nursery: trio.Nursery,
+        running: MakesWay,
     ) -> None:
         """Let the parent's connections in, if there is a parent; the parts that serve them are
         ready now."""
+        self.binder.take_visitor = listeners.serve_released
         if self.worker is None:
             return
 
@@ -63,16 +70,19 @@ class Surroundings:
 
         internal.others = self.siblings
         self.worker.on_agent = listeners.adopt
+        self.worker.on_move = running.move_agents
+        self.worker.on_make_way = partial(running.make_way, self.worker.pass_visitor)
         self.worker.on_reached["internal"] = take_call
 
     def hand_over(
         self,
         listeners: ListenerSet,
         devices: DeviceRegister,
+        ways: tuple[HttpIngressServer, TcpIngressServer],
         pump: DataPump | None,
-        figures: VisitorFigures,
     ) -> HandOver | None:
-        """What passes visitors to other workers, where there are some."""
+        """Have visitors who come in by these ways passed to other workers, where there are some.
+        What does that has to run."""
         if self.worker is None or pump is None:
             return None
         from tunnelmux.proxy.workers.hand_over import HandOver
@@ -80,12 +90,14 @@ class Surroundings:
         passing = HandOver(
             Router(self.store, devices),
             pump,
-            figures,
+            ways[0].visits.figures,
             reach=partial(self.worker.reach, way="visitors"),
             serve=listeners.serve_passed,
             listens=listeners.listens,
         )
         self.worker.on_reached["visitors"] = passing.take_from
+        for way in ways:
+            way.hand_over_by(passing)
         return passing
 
     def presence_in(self, folder: Path | None, config: ProxyConfig) -> PresenceFile | None:
@@ -100,9 +112,11 @@ class Surroundings:
         return PresenceFile(paths[0], self.store, self.events, paths[1:]) if paths else None
 
 
-def surroundings_of(config: ProxyConfig, worker: Worker | None) -> Surroundings:
-    """Make the surroundings. Raises ConfigError when the directory of other nodes cannot be
-    used."""
+def surroundings_of(
+    config: ProxyConfig, worker: Worker | None, binder: Binder | None = None
+) -> Surroundings:
+    """Make the surroundings. Listening sockets come from *binder*, those of a worker from its
+    parent. Raises ConfigError when the directory of other nodes cannot be used."""
     internal = config.limits.internal
     expire_after = internal.session_expiry
     if worker is not None:
@@ -139,10 +153,12 @@ def surroundings_of(config: ProxyConfig, worker: Worker | None) -> Surroundings:
             identity=proxy_identity(config),
             node=node,
             redis_node=node,
+            binder=binder or Binder(),
         )
     return Surroundings(
         events=events,
         all_events=events,
         store=MemoryStore(expire_after=expire_after, events=events),
         identity=proxy_identity(config),
+        binder=binder or Binder(),
     )

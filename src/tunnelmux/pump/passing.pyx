@@ -14,7 +14,9 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, Member, Pump, os_error
-from tunnelmux.pump.sockets cimport BareSocket, bare_socket
+from tunnelmux.pump.sockets cimport BareSocket
+
+from tunnelmux.pump.sockets import adopted
 
 cdef extern from "sys/uio.h" nogil:
     struct iovec:
@@ -35,13 +37,12 @@ cdef extern from "sys/socket.h" nogil:
     ssize_t recv(int fd, void *data, size_t size, int flags)
     ssize_t sendmsg(int fd, const msghdr *message, int flags)
     ssize_t recvmsg(int fd, msghdr *message, int flags)
-    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
     cmsghdr *CMSG_FIRSTHDR(msghdr *message)
     unsigned char *CMSG_DATA(cmsghdr *part)
     size_t CMSG_SPACE(size_t size)
     size_t CMSG_LEN(size_t size)
     int MSG_CMSG_CLOEXEC, MSG_DONTWAIT, MSG_NOSIGNAL, MSG_PEEK
-    int SCM_RIGHTS, SOL_SOCKET, SO_DOMAIN
+    int SCM_RIGHTS, SOL_SOCKET
 
 cdef extern from "string.h" nogil:
     void *memmem(const void *data, size_t size, const void *wanted, size_t wanted_size)
@@ -202,13 +203,11 @@ cdef BareSocket passed(msghdr *header):
     """The connection that came with a message; None where it has none, or where this process has no
     descriptor left for it."""
     cdef cmsghdr *rights = CMSG_FIRSTHDR(header)
-    cdef int fd = -1, family = 0
-    cdef unsigned int size = sizeof(int)
+    cdef int fd = -1
     if (
         rights == NULL or rights.cmsg_level != SOL_SOCKET or rights.cmsg_type != SCM_RIGHTS
         or rights.cmsg_len < CMSG_LEN(sizeof(int))
     ):
         return None
     memcpy(&fd, CMSG_DATA(rights), sizeof(int))
-    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size)
-    return bare_socket(fd, family)
+    return adopted(fd)

@@ -11,9 +11,6 @@ cdef class BareSocket:
     cdef void shut(self) noexcept
 
 
-cdef BareSocket bare_socket(int fd, int family)
-
-
 cdef class LingeringClose(Member):
     cdef PumpSocket wire
     cdef Py_ssize_t left

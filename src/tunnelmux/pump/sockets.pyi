@@ -30,6 +30,9 @@ class BareSocket:
     def family(self) -> int:
         """`socket.AF_INET` or `socket.AF_INET6`."""
 
+def adopted(fd: int) -> BareSocket:
+    """The socket with this descriptor, which it owns from now on."""
+
 @final
 class Acceptor(Member):
     """A listening socket in the pump; `owner.on_news()` is called when a connection is waiting."""

@@ -19,9 +19,10 @@ cdef extern from "sys/socket.h" nogil:
         unsigned short ss_family
     int accept4(int fd, sockaddr *address, unsigned int *size, int flags)
     int connect(int fd, const sockaddr *address, unsigned int size)
+    int getsockopt(int fd, int level, int name, void *value, unsigned int *size)
     int setsockopt(int fd, int level, int name, const void *value, unsigned int size)
     int socket(int family, int kind, int protocol)
-    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER
+    int AF_INET, AF_INET6, SOCK_STREAM, SOCK_NONBLOCK, SOCK_CLOEXEC, SOL_SOCKET, SO_LINGER, SO_DOMAIN
     struct linger:
         int l_onoff
         int l_linger
@@ -101,6 +102,13 @@ cdef BareSocket bare_socket(int fd, int family):
     made.fd = fd
     made.of_family = family
     return made
+
+
+def adopted(int fd):
+    cdef int family = 0
+    cdef unsigned int size = sizeof(int)
+    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size)
+    return bare_socket(fd, family)
 
 
 @cython.final

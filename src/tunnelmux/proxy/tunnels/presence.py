@@ -100,8 +100,9 @@ class PresenceFile:
         return {}
 
     async def run(self) -> None:
-        """Write after every change, at most once a second, until cancelled or finished."""
-        while not self._finished:
+        """Write after every change, at most once a second, until cancelled; not while it is
+        finished."""
+        while True:
             seen = self._events.last_seq
             await self._write()
             await trio.sleep(_BATCH)
@@ -114,6 +115,10 @@ class PresenceFile:
         """
         await self._write()
         self._finished = True
+
+    def go_on(self) -> None:
+        """It was not the last time."""
+        self._finished = False
 
     async def _write(self) -> None:
         async with self._writing:

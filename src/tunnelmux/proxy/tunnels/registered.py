@@ -148,6 +148,8 @@ class RegisteredDevices:
         self._live: dict[LocalHandle, tuple[str, str]] = {}
         self._serials: dict[str, tuple[LocalHandle, str]] = {}
         self._host_keys: dict[str, tuple[LocalHandle, tuple[str, ...]]] = {}
+        self.is_followed = False
+        """Whether another program has the place of this proxy in the registry by now."""
         self._rotations = trio.CapacityLimiter(_MAX_ROTATIONS)
         self._rotation_due = trio.Event()
         self._next_try: dict[LocalHandle, float] = {}
@@ -577,7 +579,7 @@ class RegisteredDevices:
             await registry.fleet.report(self._identity.id, began=[], ended=[], seen=part)
 
     async def _say_goodbye(self, registry: Registry) -> None:
-        if not self._is_greeted or self._away is not None:
+        if not self._is_greeted or self._away is not None or self.is_followed:
             return
         with trio.move_on_after(_GOODBYE, shield=True):
             try:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -79,6 +80,9 @@ _log = get_logger("proxy.http")
 
 _Bytes = bytes  # Visit has a property `bytes`
 
+_SLOT = "http"
+# The name of the ingress' listener.
+
 _AT_REST = frozenset({"idle", "leaving", "left"})
 # Phases of a relay in which no request is in progress.
 
@@ -94,8 +98,8 @@ class IngressParts:
     """The pump that carries requests, while it runs."""
     hand_over: HandsOver | None = None
     """What passes visitors to other workers, where there are some."""
-    slot: str = ""
-    """The name of the ingress' listener."""
+    pass_visitor: Callable[[str, int, str], bool] | None = None
+    """Gives a connection to the program that follows this one, where one does."""
     is_draining: bool = False
 
 
@@ -330,7 +334,7 @@ class HttpVisit(Visit):
 
     def _passes(self, way: WayThere) -> bool:
         """Pass the connection on. True if another worker has it now."""
-        if not way.pass_on(self._parts.slot, self._bare, self.visitor):
+        if not way.pass_on(_SLOT, self._bare, self.visitor):
             return False
         self.end()
         return True
@@ -387,11 +391,22 @@ class HttpVisit(Visit):
                 self._reset()
             self._close()
         elif self._is_finishing and relay.phase == "idle":
-            self._leave()
+            if self._parts.pass_visitor is None or self.settings.tls is not None:
+                self._leave()
+            else:
+                self._go_to(self._parts.pass_visitor)
         elif relay.problem is None and relay.is_spent:
             self._close()
         else:
             self._judge_soon(relay)
+
+    def _go_to(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
+        """Have the next program go on: of the next request nothing was read here."""
+        assert self.local is not None
+        if (bound := self._drop_relay()) is not None:
+            bound[1].reset()
+        self.end()
+        pass_visitor(_SLOT, self.local.detach(), self.visitor)
 
     def _end_handshake(self, error: BaseException | None) -> None:
         """Tell the visitor that the TLS handshake failed: by an HTTP answer if it speaks plain

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import TYPE_CHECKING, NoReturn
 
 import trio
@@ -114,11 +115,13 @@ class HttpIngressServer:
             visit.finish_soon()
         self._parts.routes.drain()
 
-    def hand_over_by(self, hand_over: HandsOver, slot: str) -> None:
-        """Pass visitors to the workers that have their devices, from now on; *slot* is the name of
-        this listener.
-        """
-        self._parts.hand_over, self._parts.slot = hand_over, slot
+    def hand_over_by(self, hand_over: HandsOver) -> None:
+        """Pass visitors to the workers that have their devices, from now on."""
+        self._parts.hand_over = hand_over
+
+    def pass_visitors(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
+        """Give visitors who are between two requests away when their connections are to end."""
+        self._parts.pass_visitor = pass_visitor
 
     def take(
         self, nursery: trio.Nursery, local: BareSocket, remote: str, *, is_passed: bool = False

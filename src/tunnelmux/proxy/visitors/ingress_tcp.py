@@ -59,8 +59,7 @@ class TcpIngressServer:
         self._router = Router(store, devices, groups)
         self._limits = IngressLimits()
         self._visitors: Counter[tuple[str, str]] = Counter()
-        self.hand_over: HandsOver | None = None
-        """Passes visitors to other workers, where there are some."""
+        self._hand_over: HandsOver | None = None
         self.tracing: Tracing | None = None
         """What makes spans of connections, if anything does."""
 
@@ -68,6 +67,10 @@ class TcpIngressServer:
         """Use these limits for new connections."""
         self._limits = limits
         self._router.reserved_streams = limits.reserved_streams
+
+    def hand_over_by(self, hand_over: HandsOver) -> None:
+        """Pass visitors to the workers that have their devices, from now on."""
+        self._hand_over = hand_over
 
     def take_or_pass(
         self,
@@ -81,10 +84,10 @@ class TcpIngressServer:
         """Like `take`, for a visitor who came to the listener of that slot, and may be passed to
         the worker that has the device.
         """
-        if self.hand_over is not None:
-            way = self.hand_over.way_to(device)
+        if self._hand_over is not None:
+            way = self._hand_over.way_to(device)
             if way == "unknown":
-                if self.hand_over.pass_later(nursery, device, slot, local, remote):
+                if self._hand_over.pass_later(nursery, device, slot, local, remote):
                     return True
             elif way != "here" and way.pass_on(slot, local, remote):
                 return True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
@@ -31,7 +31,7 @@ from tunnelmux.transports.tcp import (
 if TYPE_CHECKING:
     from tunnelmux.pump.sockets import BareSocket
 
-__all__ = ["Binder", "ListenerPlan", "ListenerSet", "lists_of"]
+__all__ = ["Binder", "ListenerPlan", "ListenerSet", "listeners_of", "lists_of"]
 
 _log = get_logger("proxy.listeners")
 
@@ -58,12 +58,18 @@ class Places(Protocol):
 class Binder:
     """Makes listening sockets; by default in this process."""
 
+    take_visitor: Callable[[str, BareSocket, str], None] | None = None
+    """Serves a visitor's connection, by slot and address, that another program let go of."""
+
     async def open(self, slot: str, address: Address) -> list[trio.SocketListener]:  # noqa: ARG002
         """The sockets that listen at *address*. Raises ConfigError."""
         return await open_listeners(address.host, address.port)
 
     def closed(self, slot: str, address: Address) -> None:
         """Note that the slot no longer listens there."""
+
+    async def takes_agents(self) -> None:
+        """This process would take agents now. Returns when it is to take visitors as well."""
 
     def feeds(self, slot: str) -> bool:  # noqa: ARG002
         """Whether connections of that slot come by `ListenerSet.adopt`, and are not accepted
@@ -108,6 +114,8 @@ class _Open:
     """The same sockets, to accept several connections in one turn."""
     pumped: list[_PumpedListener] = field(default_factory=list)
     """The sockets that the pump watches."""
+    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
+    """What ends the tasks that accept."""
 
     def __post_init__(self) -> None:
         for listener in self.sockets:
@@ -139,6 +147,8 @@ class ListenerSet:
         self._nursery = nursery
         self._pump = pump
         self._open: dict[str, _Open] = {}
+        self._held: list[str] = []
+        self._pass_visitor: Callable[[str, int, str], bool] | None = None
         self._lobby: Lobby | None = None
         self._is_closed = False
 
@@ -147,10 +157,39 @@ class ListenerSet:
         entry = self._open.get(slot)
         return entry.address if entry else None
 
-    async def apply(self, plans: Mapping[str, ListenerPlan]) -> list[ConfigError]:
+    def sockets_at(self, slot: str, address: Address) -> list[int]:
+        """Copies of the sockets of that slot, if its plan has this address; the caller closes
+        them."""
+        entry = self._open.get(slot)
+        if entry is None or entry.plan.address != address:
+            return []
+        return [os.dup(listener.socket.fileno()) for listener in entry.sockets]
+
+    def release(self) -> None:
+        """Accept from the listeners that `apply` has only opened."""
+        held, self._held = self._held, []
+        for slot in held:
+            if slot in self._open:
+                self._begin(slot, self._open[slot])
+
+    def pause_slot(self, slot: str) -> None:
+        """Accept nothing there for now."""
+        if slot in self._open:
+            self._open[slot].scope.cancel(reason="another process accepts there")
+
+    def resume_slot(self, slot: str) -> None:
+        """Accept there again."""
+        if slot in self._open:
+            self._open[slot].scope = trio.CancelScope()
+            self._begin(slot, self._open[slot])
+
+    async def apply(
+        self, plans: Mapping[str, ListenerPlan], *, held: Collection[str] = ()
+    ) -> list[ConfigError]:
         """Open, replace and close listeners to match `plans`. Returns the failures. A slot with an
         unchanged address keeps its socket and uses the new plan for new connections. A slot that
-        cannot move to its new address stays at the old one.
+        cannot move to its new address stays at the old one. New ones in `held` accept after
+        `release`.
         """
         for slot in self._open.keys() - plans.keys():
             entry = self._open.pop(slot)
@@ -162,10 +201,16 @@ class ListenerSet:
                 kept.plan = plan
                 continue
             try:
-                await self._listen(slot, plan)
+                await self._listen(slot, plan, is_held=slot in held)
             except ConfigError as problem:
                 problems.append(problem)
         return problems
+
+    def give_up(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
+        """Stop listening everywhere, for good, because the next program does. Visitors whom another
+        worker still passes here are given to it (slot, descriptor, address)."""
+        self._pass_visitor = pass_visitor
+        self.close()
 
     def close(self) -> None:
         """Stop listening everywhere, for good; connections go on."""
@@ -176,7 +221,7 @@ class ListenerSet:
         if self._lobby is not None:
             self._lobby.close()
 
-    async def _listen(self, slot: str, plan: ListenerPlan) -> None:
+    async def _listen(self, slot: str, plan: ListenerPlan, *, is_held: bool) -> None:
         try:
             sockets = await self._binder.open(slot, plan.address)
         except ConfigError as error:
@@ -189,10 +234,17 @@ class ListenerSet:
             self._close(slot, old)
         self._open[slot] = entry
         _log.info("listening", setting=plan.key, address=str(entry.address))
+        if is_held:
+            self._held.append(slot)
+        else:
+            self._begin(slot, entry)
+
+    def _begin(self, slot: str, entry: _Open) -> None:
+        """Accept from its sockets."""
         for listener in entry.sockets:
             if self._binder.feeds(slot):
                 continue
-            if self._pump is not None and plan.take is not None:
+            if self._pump is not None and entry.plan.take is not None:
                 own = entry.accepting[listener]
                 entry.pumped.append(_PumpedListener(self, entry, own, self._pump))
             else:
@@ -204,17 +256,28 @@ class ListenerSet:
         self._binder.closed(slot, entry.plan.address)
 
     def listens(self, slot: str) -> bool:
-        """Whether there is such a listener."""
-        return slot in self._open
+        """Whether a visitor who came to such a listener would be served by way of this one."""
+        return slot in self._open or self._pass_visitor is not None
 
     def serve_passed(self, slot: str, connection: BareSocket, remote: str) -> None:
         """Serve a visitor's connection that came to the same listener of another worker."""
         entry = self._open.get(slot)
-        if entry is None:
+        if entry is None and self._pass_visitor is not None:
+            self._pass_visitor(slot, connection.detach(), remote)
+        elif entry is None:
             connection.reset()
         else:
             plan = entry.plan
             self.serve(plan, connection, remote, plan.take_passed or plan.take)
+
+    def serve_released(self, slot: str, connection: BareSocket, remote: str) -> None:
+        """Serve a visitor's connection that came to that listener of the program before this
+        one."""
+        entry = self._open.get(slot)
+        if entry is None:
+            connection.reset()
+        else:
+            self.serve(entry.plan, connection, remote, entry.plan.take)
 
     def serve(
         self,
@@ -254,6 +317,10 @@ class ListenerSet:
             seated()
 
     async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
+        with entry.scope:
+            await self._accept_on(entry, listener)
+
+    async def _accept_on(self, entry: _Open, listener: trio.SocketListener) -> None:
         while True:
             try:
                 await trio.lowlevel.wait_readable(listener.socket)
@@ -373,6 +440,14 @@ class _PumpedListener:
         plan = self._entry.plan
         for connection, remote in arrived:
             self._listeners.serve(plan, connection, remote, plan.take)
+
+
+def listeners_of(descriptors: Sequence[int]) -> list[trio.SocketListener]:
+    """Listeners on these sockets, which they own from now on."""
+    sockets = [socket.socket(fileno=descriptor) for descriptor in descriptors]
+    for one in sockets:
+        one.setblocking(False)
+    return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
 
 
 def lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:

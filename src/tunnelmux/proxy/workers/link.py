@@ -79,6 +79,7 @@ class Link:
         self._waiting: deque[tuple[bytes, Sequence[int]]] = deque()
         self._waiting_bytes = 0
         self._work = trio.Event()
+        self._sent = trio.Event()
         self._descriptors: deque[int] = deque()
         self._is_lost = False
 
@@ -113,6 +114,11 @@ class Link:
         LinkLost."""
         self._queue(_TELL, what, 0, body, descriptors)
 
+    async def flush(self) -> None:
+        """Return when all that was said is on its way, or the link is lost."""
+        while not self._is_lost and (self._waiting or self._waiting_bytes):
+            await self._sent.wait()  # no deadline: who does not read any more is given up
+
     def _queue(
         self, kind: int, what: str, number: int, body: bytes, descriptors: Sequence[int]
     ) -> None:
@@ -141,6 +147,8 @@ class Link:
                     finally:
                         self._waiting_bytes -= len(message)
                         close_all(descriptors)
+                self._sent.set()
+                self._sent = trio.Event()
         except OSError:
             scope.cancel(reason="the other process is gone")
 
@@ -161,6 +169,8 @@ class Link:
                 more, passed, _, _ = await self._socket.recvmsg(
                     _READ_SIZE, space, socket.MSG_CMSG_CLOEXEC
                 )
+            except ConnectionResetError:
+                continue  # it stands in front of what was sent before it
             except OSError:
                 return
             if not more:
@@ -222,6 +232,7 @@ class Link:
 
     def _lose(self) -> None:
         self._is_lost = True
+        self._sent.set()
         self._socket.close()
         for waiting in self._calls.values():
             waiting.answered.set()

@@ -16,18 +16,22 @@ import time
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
 
+from tunnelmux.config import Address as ConfigAddress
 from tunnelmux.directory import PlaceBook, new_incarnation
 from tunnelmux.directory.workers import DirectoryDesk
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.sums import add_up
 from tunnelmux.proxy.reports import ReloadReport
+from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.workers.events import SharedEvents
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
+from tunnelmux.proxy.workers.upgrade import PassVisitor
 from tunnelmux.proxy.workers.words import (
     AGENT,
     DIRECTORY,
@@ -36,20 +40,27 @@ from tunnelmux.proxy.workers.words import (
     EVENT,
     FIGURES,
     LISTEN,
+    MAKE_WAY,
+    MOVE,
     NEWS,
     REACH,
     REACHED,
     READY,
     RELOAD,
     SEATED,
+    TAKES_AGENTS,
     UNLISTEN,
+    VISITOR,
     WELCOME,
     Address,
     Agent,
     Reach,
     Reloaded,
+    Visitor,
 )
-from tunnelmux.transports.tcp import open_listeners
+
+if TYPE_CHECKING:
+    from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["WorkersParent", "worker_command", "worker_names"]
 
@@ -75,7 +86,7 @@ _EXPECTED = 10.0
 # Seconds after which an agent that was passed on and has no session no longer counts.
 
 _RELOAD_TIMEOUT = 30.0
-# Seconds a worker may take to read its configuration again.
+# Seconds a worker may take to read its configuration again, and to have its agents move.
 
 _NOT_STARTED = 126
 # The status of a program that cannot be executed, as a shell has it.
@@ -92,6 +103,7 @@ class _Seat:
     process: trio.Process | None = None
     link: Link | None = None
     desk: DirectoryDesk | None = None
+    takes_agents: bool = False
     is_ready: bool = False
     sessions: int = 0
     figures: bytes = b""
@@ -131,7 +143,12 @@ class WorkersParent:
         *,
         history: int,
         environ: Mapping[str, str] = os.environ,
+        binder: Binder | None = None,
     ) -> None:
+        self._binder = binder or Binder()
+        self._binder.take_visitor = self._take_visitor
+        self._pass_visitor: PassVisitor | None = None
+        self._takes_visitors = trio.Event()
         self._command = list(command)
         self._environ = {
             name: value for name, value in environ.items() if name not in _OF_THE_PARENT
@@ -146,6 +163,7 @@ class WorkersParent:
         self._seated = trio.Event()
         self._news = trio.Event()
         self._failure: ConfigError | None = None
+        self._turn = 0
 
     # -- from start to end --------------------------------------------------------------------
 
@@ -156,6 +174,7 @@ class WorkersParent:
         ConfigError if one cannot start."""
         try:
             async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._wait_for_agents)
                 for seat in self._seats.values():
                     self._nursery.start_soon(self._keep, seat)
                 while not all(seat.is_ready for seat in self._seats.values()):
@@ -172,6 +191,16 @@ class WorkersParent:
                 bound.close()
         if self._failure is not None:
             raise self._failure
+
+    async def _wait_for_agents(self) -> None:
+        """Let the workers take visitors once all take agents, and those have come that another
+        program has made way for."""
+        while not all(seat.takes_agents for seat in self._seats.values()):
+            if self._stopping.is_set() or self._failure is not None:
+                return
+            await self._news.wait()  # no deadline: a worker says why it cannot begin
+        await self._binder.takes_agents()
+        self._takes_visitors.set()
 
     async def reload(self) -> ReloadReport:
         """Make all workers read their configuration again. Raises ConfigError if one of them cannot
@@ -208,6 +237,8 @@ class WorkersParent:
         with trio.move_on_after(grace + _KILL_AFTER):
             for process in running:
                 await process.wait()
+            while any(seat.link is not None for seat in self._seats.values()):
+                await self._news.wait()  # what they said last
             return
         for process in running:
             process.kill()
@@ -221,6 +252,63 @@ class WorkersParent:
             if seat.link is not None:
                 with contextlib.suppress(LinkLost):
                     seat.link.tell(DRAIN)
+
+    # -- the next program ---------------------------------------------------------------------
+
+    def sockets_at(self, slot: str, address: ConfigAddress) -> list[int]:
+        """Copies of the sockets that listen there for that slot."""
+        bound = self._bound.get(Address(slot, address.host, address.port))
+        return [os.dup(one.socket.fileno()) for one in bound.listeners] if bound else []
+
+    async def move_agents(self) -> None:
+        """Accept no more agents; those that are here make sessions with the next program."""
+        for bound in self._bound.values():
+            bound.scope.cancel(reason="another program accepts there")
+        await self._call_all(MOVE)
+
+    def keep_agents(self) -> None:
+        """Accept agents again: the next program has failed."""
+        for address, bound in self._bound.items():
+            bound.scope = trio.CancelScope()
+            self._accept_from(address, bound)
+
+    async def make_way(self, pass_visitor: PassVisitor) -> None:
+        """The next program serves. Returns when no worker accepts any more; a drain follows."""
+        self._pass_visitor = pass_visitor
+        await self._call_all(MAKE_WAY)
+
+    async def _call_all(self, what: str) -> None:
+        """Call all workers that serve; one that does not answer is left alone after a while."""
+
+        async def call(link: Link) -> None:
+            with contextlib.suppress(LinkLost, ConfigError):
+                await link.call(what)
+
+        with trio.move_on_after(_RELOAD_TIMEOUT):
+            async with trio.open_nursery() as nursery:
+                for seat in self._seats.values():
+                    if seat.link is not None and seat.is_ready:
+                        nursery.start_soon(call, seat.link)
+
+    def take_released(self, body: bytes, descriptors: Sequence[int]) -> None:
+        """Give the next program a visitor whom a worker let go of."""
+        told = msgspec.json.decode(body, type=Visitor)
+        for descriptor in descriptors:
+            if self._pass_visitor is None:
+                os.close(descriptor)
+            else:
+                self._pass_visitor(told.slot, descriptor, told.remote)
+
+    def _take_visitor(self, slot: str, connection: BareSocket, remote: str) -> None:
+        """Give a worker a visitor whom the program before this one let go of."""
+        self._turn += 1
+        ready = [seat.link for seat in self._seats.values() if seat.is_ready and seat.link]
+        told = msgspec.json.encode(Visitor(slot, remote))
+        if ready:
+            with contextlib.suppress(LinkLost):
+                ready[self._turn % len(ready)].tell(VISITOR, told, [connection.detach()])
+        else:
+            connection.reset()
 
     # -- one worker ---------------------------------------------------------------------------
 
@@ -284,7 +372,8 @@ class WorkersParent:
         return was_ready, await process.wait()
 
     def _forget(self, seat: _Seat) -> None:
-        seat.is_ready, seat.link, seat.process = False, None, None
+        seat.takes_agents = seat.is_ready = False
+        seat.link = seat.process = None
         seat.sessions = seat.unseated = 0
         seat.expected.clear()
         self._ended_figures = add_up([self._ended_figures, seat.figures], is_over=True)
@@ -303,6 +392,11 @@ class WorkersParent:
             return Reply(seat.desk.answer(body))
         if what == LISTEN:
             return await self._listen(seat, msgspec.json.decode(body, type=Address))
+        if what == TAKES_AGENTS:
+            seat.takes_agents = True
+            self._tell_all_of_news()
+            await self._takes_visitors.wait()  # no deadline: the others say why they cannot begin
+            return Reply()
         if what == ENDED_FIGURES:
             return Reply(self._ended_figures)
         if what == REACH:
@@ -339,11 +433,10 @@ class WorkersParent:
                 raise ConfigError("the proxy is stopping")
             bound = self._bound.get(address)
             if bound is None:
-                listeners = await open_listeners(address.host, address.port)
+                wanted = ConfigAddress(address.host, address.port)
+                listeners = await self._binder.open(address.slot, wanted)
                 bound = self._bound[address] = _Bound(listeners)
-                if address.slot == _AGENTS_SLOT:
-                    for listener in listeners:
-                        self._nursery.start_soon(self._accept_agents, bound, listener)
+                self._accept_from(address, bound)
         bound.holders.add(seat.name)
         try:
             return Reply(descriptors=[os.dup(one.socket.fileno()) for one in bound.listeners])
@@ -352,6 +445,12 @@ class WorkersParent:
             raise ConfigError(
                 f"{cause}; if files ran out, raise LimitNOFILE (ulimit -n)"
             ) from error
+
+    def _accept_from(self, address: Address, bound: _Bound) -> None:
+        """Accept agents, if it is their listener."""
+        if address.slot == _AGENTS_SLOT:
+            for listener in bound.listeners:
+                self._nursery.start_soon(self._accept_agents, bound, listener)
 
     def _unlisten(self, seat: _Seat, address: Address) -> None:
         bound = self._bound.get(address)
@@ -429,7 +528,7 @@ class WorkersParent:
         free = [
             seat
             for seat in self._seats.values()
-            if seat.is_ready and seat.link is not None and seat.unseated < _MOST_UNSEATED
+            if seat.takes_agents and seat.link is not None and seat.unseated < _MOST_UNSEATED
         ]
         return min(free, key=lambda seat: seat.load, default=None)
 
@@ -451,7 +550,10 @@ class _Ear:
         return await self._parent.answer(self._seat, what, body)
 
     def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
-        close_all(descriptors)  # workers pass none here
+        if what == VISITOR:
+            self._parent.take_released(body, descriptors)
+            return
+        close_all(descriptors)  # workers pass no others here
         self._parent.hear(self._seat, what, body)
 
 

@@ -14,18 +14,23 @@ __all__ = [
     "EVENT",
     "FIGURES",
     "LISTEN",
+    "MAKE_WAY",
+    "MOVE",
     "NEWS",
     "REACH",
     "REACHED",
     "READY",
     "RELOAD",
     "SEATED",
+    "TAKES_AGENTS",
     "UNLISTEN",
+    "VISITOR",
     "WELCOME",
     "Address",
     "Agent",
     "Reach",
     "Reloaded",
+    "Visitor",
     "Way",
     "Welcome",
 ]
@@ -46,8 +51,22 @@ run. That worker gets the other end as `REACHED`."""
 REACHED = "reached"
 """Parent tells `Reach`, with a connected socket; its node is the worker at the other end."""
 
+TAKES_AGENTS = "takes agents"
+"""Worker calls: it would take agents now. Answered when it is to take visitors as well: at once, or
+after the agents of the program before this one have moved."""
+
 READY = "ready"
 """Worker tells: it serves."""
+
+MOVE = "move"
+"""Parent calls; answered when the agents of the worker have sessions with the next program."""
+
+MAKE_WAY = "make way"
+"""Parent calls: the next program serves. Answered when the worker accepts nothing any more; a drain
+follows."""
+
+VISITOR = "visitor"
+"""Told with `Visitor` and his connection: the next program is to serve him."""
 
 EVENT = "event"
 """Worker tells a `SessionEvent` of its own; parent tells it to all, with its number."""
@@ -100,6 +119,13 @@ class Agent(msgspec.Struct, frozen=True):
     """An agent that has connected to the listener of that slot."""
 
     slot: str
+
+
+class Visitor(msgspec.Struct, frozen=True):
+    """A visitor who came to the listener of that slot, and of whom nothing unread was taken."""
+
+    slot: str
+    remote: str
 
 
 class Welcome(msgspec.Struct, frozen=True):

@@ -14,7 +14,7 @@ from tunnelmux.directory import Node
 from tunnelmux.directory.workers import WorkersDirectory
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.visitors.listeners import Binder
+from tunnelmux.proxy.visitors.listeners import Binder, listeners_of
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
 from tunnelmux.proxy.workers.words import (
     AGENT,
@@ -24,18 +24,23 @@ from tunnelmux.proxy.workers.words import (
     EVENT,
     FIGURES,
     LISTEN,
+    MAKE_WAY,
+    MOVE,
     NEWS,
     REACH,
     REACHED,
     READY,
     RELOAD,
     SEATED,
+    TAKES_AGENTS,
     UNLISTEN,
+    VISITOR,
     WELCOME,
     Address,
     Agent,
     Reach,
     Reloaded,
+    Visitor,
     Way,
     Welcome,
 )
@@ -70,6 +75,10 @@ class Worker(Binder):
         self.on_reload: Reloads | None = None
         self.on_reached: dict[Way, Callable[[socket.socket, str], None]] = {}
         """Called with this end of a connection that another worker has asked for."""
+        self.on_move: Callable[[], Awaitable[None]] | None = None
+        """Has the agents make sessions with the next program."""
+        self.on_make_way: Callable[[], Awaitable[None]] | None = None
+        """Has nothing accepted here any more, because that serves."""
         self.on_agent: Callable[[str, socket.socket, Callable[[], None]], None] | None = None
         """Called with the slot of a listener, a connection that came there, and a function to call
         when the connection no longer waits for a place."""
@@ -82,6 +91,10 @@ class Worker(Binder):
         _log.error("parent lost", effect="this worker ends")
         self.is_orphan = True
         self.drain_wanted.set()
+
+    async def flush(self) -> None:
+        """Return when all that was told is on its way."""
+        await self._link.flush()
 
     def ready(self) -> None:
         """Tell the parent that this worker serves."""
@@ -118,10 +131,17 @@ class Worker(Binder):
         """The sockets that listen there for all workers. Raises ConfigError."""
         wanted = msgspec.json.encode(Address(slot, address.host, address.port))
         reply = await self._link.call(LISTEN, wanted)
-        sockets = [socket.socket(fileno=descriptor) for descriptor in reply.descriptors]
-        for one in sockets:
-            one.setblocking(False)
-        return [trio.SocketListener(trio.socket.from_stdlib_socket(one)) for one in sockets]
+        return listeners_of(reply.descriptors)
+
+    async def takes_agents(self) -> None:
+        await self._link.call(TAKES_AGENTS)
+
+    def pass_visitor(self, slot: str, descriptor: int, remote: str) -> bool:
+        """Give a visitor's connection to the next program, which closes it; whether that goes."""
+        with contextlib.suppress(LinkLost):
+            self._link.tell(VISITOR, msgspec.json.encode(Visitor(slot, remote)), [descriptor])
+            return True
+        return False
 
     def closed(self, slot: str, address: ConfigAddress) -> None:
         """Note that this worker no longer listens there."""
@@ -167,6 +187,12 @@ class Worker(Binder):
         """Answer the parent's call; raises ConfigError."""
         if what == RELOAD and self.on_reload is not None:
             return Reply(msgspec.json.encode(await self.on_reload()))
+        if what == MOVE and self.on_move is not None:
+            await self.on_move()
+            return Reply()
+        if what == MAKE_WAY and self.on_make_way is not None:
+            await self.on_make_way()
+            return Reply()
         raise ConfigError(f"{self.name} knows no {what}")
 
     def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
@@ -182,6 +208,12 @@ class Worker(Binder):
                 self.events.add(msgspec.json.decode(event, type=SessionEvent))
         elif what == DRAIN:
             self.drain_wanted.set()
+        elif what == VISITOR and self.take_visitor is not None:
+            from tunnelmux.pump.sockets import adopted
+
+            told = msgspec.json.decode(body, type=Visitor)
+            self.take_visitor(told.slot, adopted(descriptors[0]), told.remote)
+            return
         elif what == REACHED:
             self._take_reached(msgspec.json.decode(body, type=Reach), descriptors)
             return
