@@ -186,3 +186,21 @@ def test_a_socket_that_a_dead_agent_left_is_replaced(tmp_path: Path) -> None:
         left.bind(str(path))
     with Running(file):
         assert run(file, "status").return_value == 0
+
+
+def test_a_folder_with_a_long_path_has_a_socket_too(tmp_path: Path) -> None:
+    """A socket's path has 107 bytes; the folder of a device's state may be deeper."""
+    folder = tmp_path / ("deep-" * 15) / ("deeper-" * 12)
+    folder.mkdir(parents=True)
+    file = write_config(folder)
+    with Running(file):
+        said = run(file, "on", "--for", "1h")
+        assert (said.return_value, "SN-7" in said.output) == (0, True), said.output
+        second = AssistService(load_agent_config(file, environ={}))
+        with pytest.raises(Exception, match="another agent with this name"), second.opened():
+            pass
+    assert not (folder / "cam1.assist.sock").exists()
+    long_name = folder / "agent.toml"
+    long_name.write_text(CONFIG.format(folder=folder, mode="ask").replace("cam1", "c" * 58))
+    with Running(long_name):
+        assert run(long_name, "status").return_value == 0

@@ -51,6 +51,7 @@ def test_once_walks_the_main_path_and_ends_with_status_0(folder: Path) -> None:
     told = of_whole("tunnelmux demo --console", done.stdout)
     assert [(check.name, check.passed) for check in told.checks] == [
         ("sign in", True),
+        ("a call for help", True),
         ("pair a device", True),
         ("a page, signed in", True),
         ("a command", True),
@@ -79,7 +80,7 @@ def test_it_stays_says_where_to_look_and_ends_by_a_signal(folder: Path) -> None:
         url = shown[-1].split()[2]
         text = "".join(shown)
         assert 'Type "owner" as the sub' in text, text
-        assert "All 4 checks passed." in text
+        assert "All 5 checks passed." in text
         with urllib.request.urlopen(f"{url}api/ready", timeout=60) as answer:
             assert answer.status == 200
         process.send_signal(signal.SIGINT)

@@ -297,7 +297,7 @@ async def test_recordings_are_found_and_shown_to_those_who_may(tmp_path: Path) -
         assert f"/api/recordings/{recorded.id}/cast" in html
 
 
-async def test_the_set_up_is_looked_at(tmp_path: Path) -> None:
+async def test_the_set_up_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with console(tmp_path, gateway=GatewayEndpoint(address="127.0.0.1:9")) as here:
         admin = await here.sign_in("anna", "admin")
         answer = await admin.get(here.api.base + "/api/setup")
@@ -318,6 +318,14 @@ async def test_the_set_up_is_looked_at(tmp_path: Path) -> None:
         here.provider.metadata["issuer"] = "https://another.example.com"
         broken = (await admin.get(here.api.base + "/api/setup")).json()[1]
         assert broken["state"] == "bad"
+
+        async def at_localhost() -> str:
+            return "http://localhost:8080"
+
+        monkeypatch.setattr(here.api.running.api.visitors, "visitors_url", at_localhost)
+        names = (await admin.get(here.api.base + "/api/setup")).json()[5]
+        # Browsers know where they lead; whether a resolver does is not asked.
+        assert (names["part"], names["state"]) == ("Visitors", "good")
 
 
 async def test_many_devices_are_changed_at_once(tmp_path: Path) -> None:
@@ -442,7 +450,7 @@ async def test_a_code_for_a_device_comes_with_its_picture(tmp_path: Path) -> Non
         assert made.headers["cache-control"] == "no-store"
         command = re.search(r"<code>tunnelmux-agent pair (\S+) --url", made.text)
         assert command is not None
-        assert "<svg" in made.text.partition("for a camera")[2]
+        assert "<svg" in made.text.partition("as a QR code")[2]
         joined = await here.api.call("POST", "/api/pairing/exchange", json={"code": command[1]})
         assert joined.json()["device"] == "cam-1"
         crossed = await operator.request(

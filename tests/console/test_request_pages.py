@@ -11,14 +11,11 @@ import pytest
 import trio
 
 from support.browser import BrowserPage, browser_page
-from support.consoles import Console, console
+from support.consoles import EVIL, Console, console, keep_two
 from support.internal import Bench, running_bench
 from support.tenants import TEST
 from tunnelmux.config.access import AccessConfig, ServiceAccess
-from tunnelmux.http import RequestHead, ResponseHead
 from tunnelmux.registry import new_id
-
-EVIL = "<script>alert(1)</script>"
 
 
 @asynccontextmanager
@@ -31,24 +28,6 @@ async def with_a_proxy(here: Console, monkeypatch: pytest.MonkeyPatch) -> AsyncI
 
         monkeypatch.setattr(here.api.running.api.proxies, "clients", clients)
         yield bench
-
-
-def keep_two(bench: Bench) -> list[str]:
-    """The ids of two requests that the inspection has kept, with content that would be a script."""
-    running = bench.dispatcher.visits.inspector.get("inspection-1")
-    assert running is not None
-    ids = []
-    for number in (1, 2):
-        fields = [(b"Host", b"cam-1.example"), (b"X-Evil", EVIL.encode())]
-        fields += [(b"Cookie", b"sid=1"), (b"X-Number", b"%d" % number)]
-        head = RequestHead(b"POST", b"/x?a=" + EVIL.encode(), b"1.1", fields)
-        kept = running.tap(head, "192.0.2.1:5", "https")
-        kept.asked(EVIL.encode())
-        kept.began(ResponseHead(200, b"OK", [(b"Content-Type", b"text/plain")]))
-        kept.answered(b"\xff\xfe")
-        kept.over(200)
-        ids.append(kept.id)
-    return ids
 
 
 @pytest.mark.slow
@@ -206,6 +185,33 @@ async def test_who_may_reach_a_service_is_answered_with_the_rule(
         assert (answer.status_code, answer.json()["code"]) == (502, "proxy_away")
         page = await here.page(viewer, f"{asked}?service=web")
         assert "No proxy answers" in page
+
+
+@pytest.mark.slow
+async def test_proxies_that_do_not_agree_are_told_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A visitor may come to any proxy: who is let in by one of two only is not let in."""
+    async with console(tmp_path) as here, running_bench() as lax, running_bench() as strict:
+        viewer = await here.sign_in("eve", "viewer")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        device, _ = await registry.tenant(home.id, TEST).devices.add("dev1")
+        rule = ServiceAccess(device="dev1", service="web", let_in=["login"])
+        strict.gate.configure(AccessConfig(rules=[rule]), is_local=True)
+        asked = f"/devices/{device.id}/access"
+        for order in ([lax, strict], [strict, lax]):
+
+            async def clients(order: list[Bench] = order) -> list[object]:
+                return [bench.client for bench in order]
+
+            monkeypatch.setattr(here.api.running.api.proxies, "clients", clients)
+            told = (await viewer.get(f"{here.api.base}/api{asked}/web/decision")).json()
+            assert (told["allowed"], told["rule"]["let_in"]) == (False, ["login"])
+            other = "Yes: no rule is written for it, so it lets in everybody."
+            assert told["otherwise"] == [other]
+        page = await here.page(viewer, f"{asked}?service=web")
+        assert f"Another one says: {other}" in page
 
 
 async def no_proxies() -> list[object]:

@@ -107,3 +107,14 @@ def test_open_makes_a_link_that_lets_a_browser_in(installation: Installation) ->
     installation.here(visit)
     refused = installation.run("open", "dev1", env=installation.by_proxy)
     assert refused.returncode == 3
+
+
+def test_a_long_folder_of_temporary_files_is_no_obstacle(
+    installation: Installation, tmp_path: Path
+) -> None:
+    """`curl` is led to a Unix socket, whose path has 107 bytes."""
+    folder = tmp_path / ("long-" * 25)
+    folder.mkdir()
+    env = installation.way("proxy") | {"TMPDIR": str(folder)}
+    done = installation.run("curl", "dev1/web/", "-s", env=env)
+    assert done.returncode == 0, done.stderr

@@ -31,7 +31,7 @@ from tunnelmux.errors import SessionError
 from tunnelmux.http import ConnectFailed, open_connect
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy import RunningProxy
-from tunnelmux.registry import Lease, LeaseTerms, Registry, TenantRegistry
+from tunnelmux.registry import DeviceFilter, Lease, LeaseTerms, Registry, TenantRegistry
 from tunnelmux.wire import LEASE_FIELD
 
 pytestmark = pytest.mark.parametrize("kind", ["sqlite"], indirect=True)
@@ -288,6 +288,14 @@ async def test_a_lease_outlives_its_tunnel_and_the_agents_restart_but_not_its_en
 ) -> None:
     async with scene(acme, database_url, tmp_path, mode="ask") as on:
         on.agent.assist.desk.turn_on(600, by="me")
+        asks = DeviceFilter(asks_for_help=True)
+        with trio.fail_after(LONG):
+            while not (found := (await acme.devices.page(where=asks)).items):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assist = found[0].state.assist
+        assert assist is not None
+        assert assist.until is not None
+        assert timedelta(0) < assist.until - datetime.now(UTC) <= timedelta(seconds=600)
         lease = await on.running()
         session = on.agent.session
         assert session is not None

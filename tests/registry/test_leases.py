@@ -17,6 +17,7 @@ from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import (
     Actor,
     AssistState,
+    DeviceFilter,
     LeaseTerms,
     Registry,
     TenantRegistry,
@@ -170,6 +171,25 @@ async def test_what_the_device_would_refuse_is_refused_at_once(
     await registry.fleet.report_assist(terms.device_id, replace(ALLOW, mode="off"))
     error = await refusal(acme.leases.add(terms, approved=True))
     assert (error.code, "switched off" in str(error)) == ("device_refuses", True)
+
+
+async def test_a_device_where_assistance_is_switched_on_asks_for_help(
+    registry: Registry, acme: TenantRegistry, other: TenantRegistry, clock: WallClock
+) -> None:
+    asks = DeviceFilter(asks_for_help=True)
+    first = (await terms_for(acme, clock)).device_id
+    await terms_for(acme, clock)  # one that has said nothing
+    await terms_for(other, clock)
+    await registry.fleet.report_assist(first, replace(ALLOW, mode="ask"))
+    assert (await acme.devices.page(where=asks)).items == []
+    until = (clock.now + HOUR).replace(microsecond=0)
+    await registry.fleet.report_assist(first, replace(ALLOW, until=until))
+    [found] = (await acme.devices.page(where=asks)).items
+    assert (found.id, found.state.assist) == (first, replace(ALLOW, until=until))
+    assert await acme.devices.count(DeviceFilter(asks_for_help=False)) == 1
+    assert await other.devices.count(asks) == 0
+    clock.now = until
+    assert await acme.devices.count(asks) == 0
 
 
 async def test_proxies_read_the_living_leases_of_all_tenants(

@@ -14,12 +14,16 @@ import httpx2
 
 from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider, fake_provider
+from support.internal import Bench
 from support.oidc import Browser
 from support.tenants import TEST
 from tunnelmux.config.api import OIDCConfig
+from tunnelmux.http import RequestHead, ResponseHead
 from tunnelmux.registry import Registry, Role, SessionBegan, Sighting, new_id
 
-__all__ = ["Console", "connected", "console"]
+__all__ = ["EVIL", "Console", "connected", "console", "keep_two"]
+
+EVIL = "<script>alert(1)</script>"
 
 
 @dataclass
@@ -83,6 +87,24 @@ async def connected(registry: Registry, device_id: str, *services: str) -> None:
     )
     seen = Sighting(device_id=device_id, at=now, services=services)
     await fleet.report(proxy_id, began=[began], ended=[], seen=[seen])
+
+
+def keep_two(bench: Bench) -> list[str]:
+    """The ids of two requests that the inspection has kept, with content that would be a script."""
+    running = bench.dispatcher.visits.inspector.get("inspection-1")
+    assert running is not None
+    ids = []
+    for number in (1, 2):
+        fields = [(b"Host", b"cam-1.example"), (b"X-Evil", EVIL.encode())]
+        fields += [(b"Cookie", b"sid=1"), (b"X-Number", b"%d" % number)]
+        head = RequestHead(b"POST", b"/x?a=" + EVIL.encode(), b"1.1", fields)
+        kept = running.tap(head, "192.0.2.1:5", "https")
+        kept.asked(EVIL.encode())
+        kept.began(ResponseHead(200, b"OK", [(b"Content-Type", b"text/plain")]))
+        kept.answered(b"\xff\xfe")
+        kept.over(200)
+        ids.append(kept.id)
+    return ids
 
 
 def check_headers(answer: httpx2.Response) -> None:

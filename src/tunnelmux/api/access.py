@@ -70,7 +70,7 @@ _DEVICE_KEY = re.compile(r"/api/devices/[^/]+/ssh-keys")
 SCOPES = {
     "self": "who the token is, and where it may work",
     "tenant": "read and change the tenant's own settings",
-    "tenants": "list, make and disable tenants, for an owner of the tenant `default`",
+    "tenants": "list, make and disable tenants, for an owner of the tenant default",
     "members": "list, invite and remove people, and change their roles",
     "devices:read": "list devices and look at them",
     "access": "say who may visit the services of devices, and make links to them",

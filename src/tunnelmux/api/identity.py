@@ -79,6 +79,7 @@ class Identification:
             tenant_id=session.tenant_id if role is not None else None,
             role=Role.parse(role) if role is not None else None,
             session_id=session.id,
+            name=session.user_name,
             address=_address_of(connection),
         )
 

@@ -139,6 +139,17 @@ class Ended(BaseModel):
         return cls(sessions=effects.sessions, visits=effects.visits, missing=effects.missing)
 
 
+class Assistance(Record):
+    """What a device said last of its switch for remote assistance."""
+
+    mode: Literal["off", "ask", "allow"]
+    services: list[str]
+    longest: float
+    hours: str
+    until: datetime | None
+    """When assistance goes off by itself that a person at the device has switched on."""
+
+
 class DeviceState(Record):
     """The state of a device as the proxies last saw it, some seconds late."""
 
@@ -149,6 +160,7 @@ class DeviceState(Record):
     agent_version: str
     services: list[str]
     reason: str
+    assist: Assistance | None
 
 
 class Device(Record):

@@ -143,6 +143,8 @@ async def _visitors(api: Api) -> SetupFinding:
         fix = "give a proxy [ingress.http] with domain, to open devices' pages by their names"
         return _off("no proxy has announced an address for visitors", fix)
     host = urlsplit(url).hostname or ""
+    if host == "localhost":  # RFC 6761: browsers look up no name under it
+        return _good("devices are at DEVICE.localhost, for browsers on this machine")
     if not await _addresses(f"tunnelmux-check.{host}"):
         fix = f"make a DNS record for all names under it: *.{host}"
         return _bad(f"names under {host} have no address", fix)

@@ -46,6 +46,7 @@ from tunnelmux.sessions import (
 )
 from tunnelmux.sessions.decisions import Decision
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
+from tunnelmux.sessions.traffic import TrafficList
 from tunnelmux.transports.dialling import open_tcp
 from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD, SERVICE_FIELD
 
@@ -229,9 +230,7 @@ class ProxyClient:
     async def list_visits(
         self, device: str | None = None, *, limit: int | None = None
     ) -> list[VisitSummary]:
-        """The live visits, oldest first: of all devices, or of one; at most `limit` (1000 when
-        None).
-        """
+        """The live visits, oldest first: of all devices, or of one; at most `limit` (or 1000)."""
         asked = {"device": device, "limit": limit}
         query = urlencode({key: value for key, value in asked.items() if value is not None})
         body = await self._call("GET", f"/internal/visits?{query}" if query else "/internal/visits")
@@ -244,6 +243,11 @@ class ProxyClient:
         except SessionNotFound:
             message = "the proxy has no live visit of this id"
             raise ApiCallFailed(message, status=404, code="NOT_FOUND") from None
+
+    async def list_traffic(self, *, tenant: str = "", top: int = 20) -> TrafficList:
+        """How much devices have moved, the busiest first: those of one tenant, or all."""
+        path = f"/internal/traffic?{urlencode({'top': top, 'tenant': tenant})}"
+        return msgspec.json.decode(await self._call("GET", path), type=TrafficList)
 
     # -- forwarding -----------------------------------------------------------------------------
 

@@ -222,11 +222,13 @@ def _watch(config: AgentConfig) -> Iterator[dict[str, Any]]:
 
 def _connected(config: AgentConfig) -> socket.socket | None:
     from tunnelmux.agent.assist.service import assist_file
+    from tunnelmux.agent.assist.socket_path import socket_path
 
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     path = assist_file(config, "sock")
     try:
-        connection.connect(str(path))
+        with socket_path(path) as name:
+            connection.connect(name)
     except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
 from tunnelmux.errors import RegistryRefused
@@ -27,6 +27,9 @@ class AssistState:
     """The longest lease it accepts, in seconds."""
     hours: str = ""
     """The hours at which it accepts leases, by its own clock, as text; empty for always."""
+    until: datetime | None = None
+    """When assistance goes off by itself that a person at the device has switched on, which is how
+    a device asks for help; None where no person did."""
 
     def check(self, services: Collection[str], starts: datetime, ends: datetime) -> None:
         """Raise RegistryRefused `device_refuses` for a lease that this device would not accept."""
@@ -52,11 +55,19 @@ class AssistState:
 
     def as_json(self) -> dict[str, Any]:
         """The value of a JSON column."""
-        return asdict(self) | {"services": list(self.services)}
+        until = self.until.astimezone(UTC).isoformat(timespec="seconds") if self.until else None
+        return asdict(self) | {"services": list(self.services), "until": until}
 
     @classmethod
     def from_json(cls, value: dict[str, Any] | None) -> AssistState | None:
         """Read the value of that column."""
         if not value:
             return None
-        return cls(**value | {"services": tuple(value["services"])})
+        until = value.get("until")
+        return cls(
+            **value
+            | {
+                "services": tuple(value["services"]),
+                "until": datetime.fromisoformat(until) if until else None,
+            }
+        )

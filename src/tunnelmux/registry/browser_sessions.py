@@ -18,6 +18,9 @@ class BrowserSession:
 
     id: str
     user_id: str | None
+    user_name: str
+    """What its person is called: their name, else their e-mail address, else their subject at the
+    provider; empty without a user."""
     tenant_id: str | None
     """The tenant that the person works in now."""
     role: Role | None

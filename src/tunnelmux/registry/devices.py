@@ -97,6 +97,8 @@ class DeviceFilter:
     online: bool | None = None
     enabled: bool | None = None
     quarantined: bool | None = None
+    asks_for_help: bool | None = None
+    """Whether a person at the device has assistance switched on now."""
     install_key_id: str | None = None
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -14,6 +13,7 @@ import trio
 
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.orders import MAX_ORDER, Order, obey, read_order
+from tunnelmux.agent.assist.socket_path import socket_path
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -25,9 +25,6 @@ _ORDER_TIMEOUT = 10.0
 _MAX_CALLERS = 32
 # Concurrent connections; each is a person's terminal.
 
-_MAX_PATH = 107
-# Bytes of a path in sockaddr_un on Linux, unix(7).
-
 MakeCode = Callable[[Order], Awaitable[dict[str, Any]]]
 """Makes a lease with a code; see `AssistService`."""
 
@@ -37,11 +34,6 @@ def open_control(path: Path) -> socket.socket:
 
     Raises ConfigError.
     """
-    if len(os.fsencode(path)) > _MAX_PATH:
-        raise ConfigError(
-            f"device.state_dir: {path} is longer than the {_MAX_PATH} bytes that a socket's path "
-            "has: choose a shorter folder"
-        )
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
     try:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -50,10 +42,14 @@ def open_control(path: Path) -> socket.socket:
         # Bound under a temporary name, so that it appears with its mode set and listening.
         hidden = path.with_name(".s")
         hidden.unlink(missing_ok=True)
-        listener.bind(str(hidden))
+        with socket_path(hidden) as name:
+            listener.bind(name)
         hidden.chmod(0o600)
         listener.listen(_MAX_CALLERS)
         hidden.rename(path)
+    except ConfigError:
+        listener.close()
+        raise
     except OSError as error:
         listener.close()
         raise ConfigError(
@@ -66,7 +62,8 @@ def open_control(path: Path) -> socket.socket:
 def _remove_stale(path: Path) -> None:
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
         try:
-            probe.connect(str(path))
+            with socket_path(path) as name:
+                probe.connect(name)
         except ConnectionRefusedError:
             path.unlink()
             return

@@ -143,13 +143,17 @@ class AssistDesk:
 
     def state_line(self) -> dict[str, Any]:
         """The state of the switch, for proxies."""
-        return {
+        state = {
             "type": "state",
             "mode": self.mode,
             "services": list(self._services),
             "longest": self.config.longest,
             "hours": self.config.hours,
         }
+        if self._switch == "on" and self._switch_until is not None:
+            # Seconds: a person here has switched assistance on, for so long.
+            state["on_for"] = round(max(0.0, self._switch_until - self.clock.now()), 1)
+        return state
 
     def status(self) -> dict[str, Any]:
         """The status for a person at the device."""

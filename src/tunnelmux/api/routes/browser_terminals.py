@@ -52,8 +52,8 @@ class _Wish(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     account: Annotated[str, Field(pattern=ACCOUNT)] = "root"
-    columns: Annotated[int, Field(ge=2, le=1000)] = 80
-    rows: Annotated[int, Field(ge=2, le=1000)] = 24
+    columns: Annotated[int, Field(ge=1, le=1000)] = 80
+    rows: Annotated[int, Field(ge=1, le=1000)] = 24
     resume: Annotated[str, Field(max_length=64)] = ""
     at: Annotated[int, Field(ge=0)] = 0
 
@@ -64,8 +64,8 @@ class _Word(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     seen: Annotated[int, Field(ge=0)] | None = None
-    columns: Annotated[int, Field(ge=2, le=1000)] | None = None
-    rows: Annotated[int, Field(ge=2, le=1000)] | None = None
+    columns: Annotated[int, Field(ge=1, le=1000)] | None = None
+    rows: Annotated[int, Field(ge=1, le=1000)] | None = None
 
 
 @router.websocket("/{device_id}/terminal")

@@ -6,8 +6,9 @@ which the API would not. Changes are made by the API itself, called from the pag
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any, Literal
 from urllib.parse import urlencode
 
@@ -19,20 +20,23 @@ from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn, tenant_for
 from tunnelmux.api.identity import session_of
 from tunnelmux.api.problems import Refused, registry_refusal
-from tunnelmux.api.records import TEXT, After, Device, DeviceSession, Pairing
-from tunnelmux.api.routes import auth, devices, host_keys, leases, live, pairing
+from tunnelmux.api.records import TEXT, After, Device, Pairing
+from tunnelmux.api.routes import audit, auth, devices, host_keys, leases, live, overview, pairing
+from tunnelmux.api.routes.audit import AuditEntry
 from tunnelmux.api.routes.browser_terminals import ACCOUNT
 from tunnelmux.api.routes.leases import Lease
-from tunnelmux.console import PAGE_HEADERS, Assets, Condition, Pages, condition_of
-from tunnelmux.errors import RegistryError
+from tunnelmux.api.routes.overview import STATES, condition_of_device, count_devices
+from tunnelmux.api.timeline import timeline_of
+from tunnelmux.console import PAGE_HEADERS, Assets, Pages
+from tunnelmux.errors import NoSuchRecord, RegistryError
 from tunnelmux.registry import DeviceFilter
 
 __all__ = [
     "PageRoute",
     "assets",
-    "condition_of_device",
     "frame_of",
     "has_role",
+    "names_of",
     "router",
     "show",
     "stranger",
@@ -45,17 +49,8 @@ State = Literal["", "online", "offline", "quarantine", "disabled"]
 _ROWS = 100
 # Devices on one page of the list: a screen or two of a desk, and 40 kB of HTML.
 
-_LOOKED_AT, _SHOWN = 50, 6
-# Devices in trouble that are looked at for the overview, and those of them that it names.
-
-_STATES: dict[str, dict[str, Any]] = {
-    "": {},
-    "online": {"online": True, "enabled": True, "quarantined": False},
-    "offline": {"online": False, "enabled": True, "quarantined": False},
-    "quarantine": {"quarantined": True},
-    "disabled": {"enabled": False, "quarantined": False},
-}
-# For each choice what a device has to be: each is in one of them, as `condition_of` says it.
+_WAITING = 50
+# Of pairings and of leases, how many are looked through for what waits for a person.
 
 _NAVIGATION = (
     ("o", "/", "Overview", "home", Role.VIEWER),
@@ -126,19 +121,18 @@ async def asset(request: Request, _principal: MaybeSignedIn, version: str, name:
 
 
 @router.get("/")
-async def overview(request: Request, api: ApiDependency, principal: Viewer) -> Response:
-    """How many devices are how, and what needs a person."""
+async def overview_page(request: Request, api: ApiDependency, principal: Viewer) -> Response:
+    """How many devices are how, what they move, and what needs a person."""
     me = await frame_of(request, api, principal)
-    counts = await _counts(api, principal, DeviceFilter())
     running = await leases.list_leases(api, principal, living=True, limit=20)
     return show(
         "overview",
         "/",
         me,
-        counts=counts,
+        found=await overview.overview(api, principal),
         may_pair=has_role(principal, Role.OPERATOR),
         leases=running.items,
-        attention=await _attention(api, principal),
+        names=await names_of(api, principal, running.items),
     )
 
 
@@ -157,11 +151,11 @@ async def device_list(
     labels = [word for word in words if "=" in word[1:]]
     name = " ".join(word for word in words if word not in labels)
     found = await devices.list_devices(
-        api, principal, name, labels, **_STATES[state], limit=_ROWS, after=after
+        api, principal, name, labels, **STATES[state], limit=_ROWS, after=after
     )
     pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in labels))
     asked: list[tuple[str, str]] = [("label", item) for item in labels]
-    asked += [(key, str(value).lower()) for key, value in _STATES[state].items()]
+    asked += [(key, str(value).lower()) for key, value in STATES[state].items()]
     if name:
         asked.append(("name", name))
     more = urlencode({"q": q, "state": state, "after": found.next}) if found.next else ""
@@ -170,7 +164,7 @@ async def device_list(
         "/devices",
         me,
         devices=[(device, condition_of_device(device)) for device in found.items],
-        counts=await _counts(api, principal, DeviceFilter(name=name, labels=pairs)),
+        counts=await count_devices(api, principal, DeviceFilter(name=name, labels=pairs)),
         q=q,
         state=state,
         query=urlencode(asked),
@@ -191,6 +185,7 @@ async def device_page(
     sessions = (await devices.list_device_sessions(api, principal, device.id, limit=10)).items
     held = (await leases.list_leases(api, principal, device=device.id, limit=10)).items
     operates = has_role(principal, Role.OPERATOR)
+    assist = device.state.assist if condition.mark == "online" else None
     return show(
         "device",
         "/devices",
@@ -203,9 +198,11 @@ async def device_page(
         sessions=sessions,
         leases=held,
         host_keys=await host_keys.list_host_keys(api, principal, device_id),
-        timeline=_timeline(device, sessions),
+        timeline=timeline_of(device, sessions, held, await _changes(api, principal, device)),
         may={
             "operate": operates,
+            "asked": assist is not None and assist.until is not None,
+            "lend": sorted(assist.services) if assist and assist.mode != "off" else [],
             "terminal": condition.mark == "online" and not api.terminals.problem,
             "approve": {
                 lease.id
@@ -301,10 +298,22 @@ async def waiting_for(api: Api, principal: Principal) -> list[Pairing | Lease]:
     """What waits for this person's word: devices to let in, and leases that are others' wishes."""
     if not has_role(principal, Role.OPERATOR) or principal.tenant_id is None:
         return []
-    asked = await pairing.list_pairings(api, principal, waiting=True, limit=_LOOKED_AT)
-    wished = await leases.list_leases(api, principal, living=True, limit=_LOOKED_AT)
+    asked = await pairing.list_pairings(api, principal, waiting=True, limit=_WAITING)
+    wished = await leases.list_leases(api, principal, living=True, limit=_WAITING)
     requests = [item for item in asked.items if item.kind == "device"]
     return [*requests, *(item for item in wished.items if item.state == "requested")]
+
+
+async def names_of(
+    api: Api, principal: Principal, items: Sequence[Pairing | Lease]
+) -> dict[str, str]:
+    """The names of the devices of leases, by id."""
+    known = tenant_for(api, principal).devices
+    names = {}
+    for device_id in {item.device_id for item in items if isinstance(item, Lease)}:
+        with contextlib.suppress(NoSuchRecord):  # it was removed just now
+            names[device_id] = (await known.find(device_id)).name
+    return names
 
 
 async def _refused(request: Request, refusal: Refused) -> Response:
@@ -323,40 +332,11 @@ async def _refused(request: Request, refusal: Refused) -> Response:
     return response
 
 
-async def _counts(api: Api, principal: Principal, where: DeviceFilter) -> dict[str, int]:
-    known = tenant_for(api, principal).devices
-    counts: dict[str, int] = {}
-    for state, wish in _STATES.items():
-        wanted = DeviceFilter(name=where.name, labels=where.labels, **wish)
-        counts[state or "all"] = await known.count(wanted)
-    return counts
-
-
-async def _attention(api: Api, principal: Principal) -> list[tuple[Device, Condition]]:
-    """A few devices that are turned away or not connected: what went last is first."""
-    seen: dict[str, tuple[Device, Condition]] = {}
-    for state in ("disabled", "quarantine", "offline"):
-        listed = await devices.list_devices(api, principal, **_STATES[state], limit=_LOOKED_AT)
-        seen |= {device.id: (device, condition_of_device(device)) for device in listed.items}
-
-    def urgency(item: tuple[Device, Condition]) -> tuple[bool, float]:
-        _, condition = item
-        since = condition.since.timestamp() if condition.since is not None else 0.0
-        return condition.mark != "refused", -since
-
-    return sorted(seen.values(), key=urgency)[:_SHOWN]
-
-
-def condition_of_device(device: Device) -> Condition:
-    """How a device is, for people."""
-    state = device.state
-    return condition_of(
-        enabled=device.enabled,
-        quarantine=device.quarantine,
-        online=state.online,
-        since=state.since,
-        reason=state.reason,
-    )
+async def _changes(api: Api, principal: Principal, device: Device) -> list[AuditEntry]:
+    """The device's entries of the audit, for those who may read it."""
+    if not has_role(principal, Role.ADMIN):
+        return []
+    return (await audit.list_audit(api, principal, object_id=device.id, limit=20)).items
 
 
 def _commands(api: Api, device: Device, service: str) -> list[tuple[str, str]]:
@@ -397,21 +377,6 @@ async def _page_urls(api: Api, device: Device) -> dict[str, str]:
         for name in device.state.services
         if name != "ssh"
     }
-
-
-def _timeline(device: Device, sessions: list[DeviceSession]) -> list[dict[str, Any]]:
-    """The last things that happened, the newest first."""
-    by = f"by {device.paired_by_name}" if device.paired_by_name else ""
-    entries: list[dict[str, Any]] = [
-        {"kind": "accent", "title": "let in", "text": by, "at": device.created}
-    ]
-    for session in sessions:
-        where = f"from {session.address}" if session.address else ""
-        entries.append({"kind": "good", "title": "connected", "text": where, "at": session.started})
-        if session.ended is not None:
-            text = session.reason
-            entries.append({"kind": "warn", "title": "lost", "text": text, "at": session.ended})
-    return sorted(entries, key=lambda entry: entry["at"], reverse=True)[:12]
 
 
 def has_role(principal: Principal, least: Role) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Annotated
 from urllib.parse import urlencode
 
@@ -11,12 +10,19 @@ from fastapi import APIRouter, Form, Query, Request, Response
 from markupsafe import Markup
 
 from tunnelmux.api.access import SCOPES, Principal, Role, need
-from tunnelmux.api.context import Api, ApiDependency, MaybeSignedIn, tenant_for
-from tunnelmux.api.records import TEXT, After, Pairing
+from tunnelmux.api.context import ApiDependency, MaybeSignedIn
+from tunnelmux.api.records import TEXT, After
 from tunnelmux.api.routes import audit, own, pairing, people
-from tunnelmux.api.routes.console import PageRoute, frame_of, has_role, show, stranger, waiting_for
-from tunnelmux.api.routes.leases import Lease
-from tunnelmux.errors import NoSuchRecord, RegistryRefused
+from tunnelmux.api.routes.console import (
+    PageRoute,
+    frame_of,
+    has_role,
+    names_of,
+    show,
+    stranger,
+    waiting_for,
+)
+from tunnelmux.errors import RegistryRefused
 
 router = APIRouter(route_class=PageRoute, include_in_schema=False)
 
@@ -39,7 +45,7 @@ async def inbox(request: Request, api: ApiDependency, principal: Operator) -> Re
         "/inbox",
         me,
         waiting=waiting,
-        names=await _names_of(api, principal, waiting),
+        names=await names_of(api, principal, waiting),
         user_id=principal.user_id,
     )
 
@@ -158,16 +164,3 @@ async def audit_page(
 
 def _roles_up_to(principal: Principal) -> list[str]:
     return [str(role) for role in Role if has_role(principal, role)]
-
-
-async def _names_of(
-    api: Api, principal: Principal, waiting: list[Pairing | Lease]
-) -> dict[str, str]:
-    """The names of the devices that leases are asked for, by id."""
-    known = tenant_for(api, principal).devices
-    wanted = {item.device_id for item in waiting if isinstance(item, Lease)}
-    names = {}
-    for device_id in wanted:
-        with contextlib.suppress(NoSuchRecord):  # it was removed just now
-            names[device_id] = (await known.find(device_id)).name
-    return names

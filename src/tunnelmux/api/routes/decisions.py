@@ -1,13 +1,15 @@
 """Answers whether a person may reach a service now, as JSON and as a page of the console.
 
-A proxy gives the answer, because the rules in its proxy.toml count too.
+All proxies are asked, since a visitor may come to any of them, and each has its own proxy.toml.
 """
 
 from __future__ import annotations
 
+import contextlib
 from datetime import datetime
 from typing import Annotated, Literal
 
+import trio
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel
 
@@ -16,12 +18,14 @@ from tunnelmux.api.context import Api, ApiDependency, tenant_for
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import RecordId
 from tunnelmux.api.routes import people
-from tunnelmux.api.routes.console import PageRoute, condition_of_device, frame_of, show
+from tunnelmux.api.routes.console import PageRoute, frame_of, show
 from tunnelmux.api.routes.devices import DeviceId, get_device
+from tunnelmux.api.routes.overview import condition_of_device
 from tunnelmux.api.routes.visitors import ServiceName, list_rules
-from tunnelmux.backend import ApiCallFailed
+from tunnelmux.backend import ApiCallFailed, ProxyClient
 from tunnelmux.errors import ConnectError, NoSuchRecord
 from tunnelmux.registry import Device
+from tunnelmux.sessions.decisions import Decision as ProxyDecision
 
 router = APIRouter(prefix="/api/devices", route_class=AccessRoute, tags=["visitors"])
 pages = APIRouter(route_class=PageRoute, include_in_schema=False)
@@ -59,6 +63,9 @@ class Decision(BaseModel):
     lease: str
     rule: DecidingRule
     reason: str
+    otherwise: list[str]
+    """What proxies with another answer say: their proxy.toml has other rules, or a change has not
+    come to all of them yet. `allowed` is false then."""
 
 
 @router.get("/{device_id}/access/{service}/decision")
@@ -87,25 +94,30 @@ async def decide(
 
 
 async def _ask(api: Api, device: Device, service: str, user: str, **more: str) -> dict[str, object]:
-    """The answer of the proxy that has the device, else of the first proxy that answers."""
-    holders = [found.client for found in (await api.proxies.survey(device.label)).sessions]
-    for client in (*holders, *(await api.proxies.clients())):
-        try:
-            found = await client.decide_access(device.label, service, user, **more)
-        except (ConnectError, ApiCallFailed):
-            continue
-        rule = found.rule
-        return {
-            "service": found.service,
-            "allowed": found.allowed,
-            "by": found.by,
-            "until": found.until,
-            "lease": found.lease,
-            "reason": found.reason,
-            "rule": {name: getattr(rule, name) for name in rule.__struct_fields__},
-        }
-    message = "No proxy answers, and only a proxy can decide: start one with [internal]."
-    raise Refused(502, "proxy_away", message)
+    """What the proxies say, in the words of one that refuses, if there is one."""
+    answers: list[ProxyDecision] = []
+
+    async def one(client: ProxyClient) -> None:
+        with contextlib.suppress(ConnectError, ApiCallFailed):
+            answers.append(await client.decide_access(device.label, service, user, **more))
+
+    async with trio.open_nursery() as nursery:
+        for client in await api.proxies.clients():
+            nursery.start_soon(one, client)
+    if not answers:
+        message = "No proxy answers, and it is a proxy that decides: start one with [internal]."
+        raise Refused(502, "proxy_away", message)
+    found = min(answers, key=lambda answer: answer.allowed)
+    return {
+        "service": found.service,
+        "allowed": found.allowed,
+        "by": found.by,
+        "until": found.until,
+        "lease": found.lease,
+        "reason": found.reason,
+        "rule": {name: getattr(found.rule, name) for name in found.rule.__struct_fields__},
+        "otherwise": sorted({one.reason for one in answers if one.allowed != found.allowed}),
+    }
 
 
 @pages.get("/devices/{device_id}/access")

@@ -116,13 +116,21 @@ async def list_devices(
     online: bool | None = None,
     enabled: bool | None = None,
     quarantined: bool | None = None,
+    asks_for_help: Annotated[
+        bool | None, Query(description="Whether assistance is switched on there.")
+    ] = None,
     limit: Limit = 50,
     after: After = None,
 ) -> Listing[Device]:
     """The tenant's devices by name."""
     pairs = tuple((key, value) for key, _, value in (item.partition("=") for item in label or ()))
     where = DeviceFilter(
-        name=name, labels=pairs, online=online, enabled=enabled, quarantined=quarantined
+        name=name,
+        labels=pairs,
+        online=online,
+        enabled=enabled,
+        quarantined=quarantined,
+        asks_for_help=asks_for_help,
     )
     page = await tenant_for(api, principal).devices.page(where=where, limit=limit, after=after)
     return listing(page, Device.model_validate)

@@ -1,12 +1,15 @@
 """The devices and people of `tunnelmux demo --console`.
 
 `camera` has a page, an SSH server and commands; `meter` a page and a TCP port; `till` a page, and
-an SSH server that is closed but for leases, for one of which Vera asks. `lamp` came with an install
-key, and waits in the inbox to be let in.
+an SSH server that is closed except to leases. A person at `till` asks for help, by the command that
+people have for it, and Vera asks for a lease. `lamp` came with an install key, and waits in the
+inbox to be let in.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -21,6 +24,7 @@ from tunnelmux.cli.demo.origin import serve_echo, serve_page
 from tunnelmux.config import AgentConfig, Device, ExecConfig, ProxyEndpoint, Secret, ServiceConfig
 from tunnelmux.config.api import ApiConfig
 from tunnelmux.config.assist import AssistConfig
+from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConnectError, TunnelmuxError
 from tunnelmux.gateway.certificates import Authorities
 from tunnelmux.proxy import RunningProxy
@@ -37,7 +41,7 @@ HELPER = "vera"
 """The person who asks for a lease: what to type at the development provider to be her."""
 
 ASKING = "till"
-"""The device that needs help, about which there is a request."""
+"""The device whose people ask for help."""
 
 WAITING = "lamp"
 """The device that is to be let in."""
@@ -49,6 +53,8 @@ _AGAIN = 60.0
 # Seconds after which a device that was turned away asks again.
 
 _KEY_LIFETIME = 86_400.0
+
+_AGENT = (sys.executable, "-c", "from tunnelmux.cli.agent import main; main()")
 
 _LEASE = timedelta(hours=1)
 
@@ -109,7 +115,7 @@ class Cast:
             )
             ids[part.name] = device.id
             await self._start(part, token, trusted)
-        await self._ask_for_help(home, ids[ASKING])
+        await self._offer_help(home, ids[ASKING])
         _, key = await tenant.install_keys.add(
             "lamps from the factory", lifetime=_KEY_LIFETIME, max_uses=10, needs_approval=True
         )
@@ -142,7 +148,7 @@ class Cast:
                 )
                 for service, target in targets.items()
             ],
-            assist=AssistConfig(mode="allow" if name == ASKING else "off"),
+            assist=AssistConfig(mode="ask" if name == ASKING else "off"),
             exec=ExecConfig(
                 enabled="ssh" in targets and name != ASKING,
                 hosts=["127.0.0.1"],
@@ -157,9 +163,11 @@ class Cast:
                 f'the device "{name}" did not connect within {_CONNECTED:g} s: run it with '
                 "--verbose to see why"
             )
+        if name == ASKING:
+            await _ask_for_help(config, self._folder / name)
 
-    async def _ask_for_help(self, home: Tenant, device_id: str) -> None:
-        """Vera, who may look but not touch, asks for a shell on the till."""
+    async def _offer_help(self, home: Tenant, device_id: str) -> None:
+        """Vera, who may look but not touch, asks for a lease of the till's shell."""
         installation = self._registry.installation(Actor.program(_ACTOR))
         vera = await installation.users.grant(
             home.id, "viewer", issuer=self._config.oidc.issuer, subject=HELPER, force=True
@@ -171,7 +179,7 @@ class Cast:
             services=("ssh",),
             holder=vera.id,
             holder_name=HELPER,
-            reason="The shop calls: no receipts since this morning. I would like to have a look.",
+            reason="The shop asks for help: no receipts since this morning.",
             starts=now,
             ends=now + _LEASE,
         )
@@ -193,6 +201,38 @@ class Cast:
             targets = {"web": f"http://{host}:{port}"}
             await self._connect(joined.label, Secret(joined.token), targets)
             await trio.sleep_forever()
+
+
+async def _ask_for_help(config: AgentConfig, folder: Path) -> None:
+    """What a person at the device does: `tunnelmux-agent assist on`. Raises TunnelmuxError."""
+    proxy, state_dir = config.proxy, config.device.state_dir
+    assert proxy is not None  # it is connected there
+    assert isinstance(proxy.token, Secret)
+    file = folder / "agent.toml"
+    text = f"""
+[proxy]
+url = {json.dumps(proxy.url)}
+token = {json.dumps(proxy.token.reveal())}
+[device]
+name = {json.dumps(config.device.name)}
+state_dir = {json.dumps(str(state_dir))}
+[[services]]
+name = "ssh"
+target = {json.dumps(config.services[-1].target)}
+[assist]
+mode = "ask"
+"""
+    write_private(file, text.encode("utf-8"))
+    words = ["assist", "on", "--for", "1h", "--services", "ssh", "--config", str(file)]
+    said = f"no answer within {_CONNECTED:g} s"
+    with trio.move_on_after(_CONNECTED):
+        done = await trio.run_process(
+            [*_AGENT, *words], capture_stdout=True, capture_stderr=True, check=False
+        )
+        if done.returncode == 0:
+            return
+        said = done.stderr.decode("utf-8", "replace").strip()
+    raise TunnelmuxError(f"{config.device.name}: assistance was not switched on: {said}")
 
 
 async def _run_shell(

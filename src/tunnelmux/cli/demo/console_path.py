@@ -30,6 +30,7 @@ async def console_checks(stage: ConsoleStage, *, once: bool) -> AsyncIterator[li
         path = _Path(stage, visitor)
         steps: list[tuple[str, str, Callable[[], Awaitable[str]], bool]] = [
             ("sign in", "the provider", path.sign_in, False),
+            ("a call for help", "assist on, at till", path.see_who_asks, False),
             ("pair a device", "the inbox", path.pair, True),
             ("a page, signed in", "camera's own host name", path.open_page, False),
             ("a command", "/api/exec, SSH", path.execute, False),
@@ -59,6 +60,14 @@ class _Path:
         if "Overview" not in page.text:
             raise CheckFailed("the console's first page is another one")
         return f"as {OWNER}, role {me['role']}"
+
+    async def see_who_asks(self) -> str:
+        async def asking() -> Any:
+            found = await self._visitor.api("GET", "/api/overview")
+            return next((one for one in found["attention"] if one["until"]), None)
+
+        one = await self._until(asking)
+        return f"{one['device']} {one['state']}"
 
     async def pair(self) -> str:
         waiting = await self._until(self._waiting_device)

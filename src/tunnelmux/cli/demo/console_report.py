@@ -52,6 +52,7 @@ class ConsoleReport(StageReport[ConsoleStage]):
         )
         self._heading("Look at")
         for what, where in (
+            (f"Overview: a person at {ASKING} asks for help", ""),
             (f"Inbox: {WAITING} wants in, and {HELPER} wants to help at {ASKING}", "inbox"),
             (f'Devices, camera, "Terminal": as {ACCOUNT}, by the gateway, recorded', "devices"),
             ("Requests to a device as they come, and what is in them", "devices"),

@@ -28,7 +28,8 @@ class Visitor:
     def __init__(self, client: httpx2.AsyncClient, base: str) -> None:
         self._client = client
         self._base = base.rstrip("/")
-        self._cookies: dict[str, dict[str, str]] = {}
+        self.cookies: dict[str, dict[str, str]] = {}
+        """What it keeps, by the host and port that set it."""
         self.here = ""
         """The URL of the page that it shows."""
 
@@ -111,13 +112,13 @@ class Visitor:
         return answer
 
     def _keep(self, host: str, answer: httpx2.Response) -> None:
-        jar = self._cookies.setdefault(host, {})
+        jar = self.cookies.setdefault(host, {})
         for line in answer.headers.get_list("set-cookie"):
             name, _, value = line.partition(";")[0].partition("=")
             jar[name] = value
 
     def _cookie(self, url: str) -> str:
-        jar = self._cookies.get(urlsplit(url).netloc, {})
+        jar = self.cookies.get(urlsplit(url).netloc, {})
         return "; ".join(f"{name}={value}" for name, value in jar.items())
 
 

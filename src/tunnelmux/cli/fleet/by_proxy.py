@@ -3,6 +3,7 @@ tunnelmux-api. Only devices that are connected are known there."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -43,6 +44,9 @@ _ANSWER = 15.0
 
 _RETRY = 2.0
 # Seconds before a lost event stream is opened again.
+
+_LONGEST_FOLDER = 80
+# Bytes; a folder of its own and the socket's name come behind it.
 
 _MAX_INFO = 1024 * 1024
 
@@ -110,7 +114,7 @@ class ProxyFleet(Fleet):
     async def http(self, device: str, service: str) -> AsyncIterator[HttpAccess]:
         session = await self._session(device)
         # A socket in the user's own folder: a TCP port would be open to all users here.
-        with tempfile.TemporaryDirectory(prefix="tunnelmux-") as folder:
+        with tempfile.TemporaryDirectory(prefix="tunnelmux-", dir=_short_folder()) as folder:
             path = str(Path(folder) / "http")
             listener = trio.socket.socket(trio.socket.AF_UNIX, trio.socket.SOCK_STREAM)
             await listener.bind(path)
@@ -293,6 +297,12 @@ class ProxyFleet(Fleet):
             except ApiCallFailed as exc:
                 _refuse(exc)
             await trio.sleep(_RETRY)
+
+
+def _short_folder() -> str | None:
+    """The folder for a socket: that of temporary files, or /tmp where its path is too long for
+    one (107 bytes, unix(7))."""
+    return "/tmp" if len(os.fsencode(tempfile.gettempdir())) > _LONGEST_FOLDER else None  # noqa: S108
 
 
 def _refuse(exc: ApiCallFailed) -> NoReturn:

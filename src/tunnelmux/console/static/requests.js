@@ -1,10 +1,15 @@
 /* <tm-requests src="/api/devices/…/requests">: requests as they come, the newest on top.
-   <tm-refetch>: a page's [data-part] elements fetched anew while somebody looks at them. */
+   <tm-refetch>: fetches a page's [data-part] elements again and again while its tab is in sight. */
 import { fetchInto } from "./swap.js";
 
-const MOST = 300;        // rows that stay: more than anybody reads, little for the browser
+const MOST = 300;        // rows that stay: more than a person reads, and little for the browser
 const PAUSE = 2000;      // ms between two fetches
 
+const size = (bytes) => {
+  let unit = 0;
+  for (; bytes >= 1000 && unit < 4; unit += 1) bytes /= 1000;
+  return `${Number(bytes.toPrecision(3))} ${["B", "kB", "MB", "GB", "TB"][unit]}`;
+};
 const duration = (seconds) => (seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`);
 
 /* A tab out of sight holds no stream: browsers have few connections to one host. */
@@ -35,8 +40,8 @@ class Requests extends Watching {
     this.stream.onerror = () => this.tell("lost", "not live, trying again");
     this.stream.addEventListener("request", (event) => this.add(JSON.parse(event.data)));
     this.stream.addEventListener("dropped", (event) => this.miss(JSON.parse(event.data).count));
-    const empty = document.querySelector("[data-empty]");
-    if (empty) empty.onclick = () => { this.rows.replaceChildren(); this.missed = 0; this.miss(0); };
+    const clear = document.querySelector("[data-clear]");
+    if (clear) clear.onclick = () => { this.rows.replaceChildren(); this.missed = 0; this.miss(0); };
   }
   end() {
     this.stream?.close();
@@ -50,7 +55,7 @@ class Requests extends Watching {
     put("path", seen.path ?? "");
     put("more", [
       new Date(seen.at).toLocaleTimeString(), seen.service, duration(seen.seconds ?? 0),
-      `${seen.bytesIn ?? 0} B in, ${seen.bytesOut ?? 0} B out`, seen.visitor,
+      `${size(seen.bytesIn ?? 0)} in, ${size(seen.bytesOut ?? 0)} out`, seen.visitor,
       seen.problem ?? seen.ended ?? seen.reason,
     ].filter(Boolean).join(" · "));
     this.rows.prepend(row);

@@ -1,10 +1,11 @@
-/* <tm-terminal src="…/terminal" account="root">: xterm.js on a WebSocket. Bytes are typed and shown, text is
-   JSON. The server keeps what was not said to be seen: after a lost connection nothing is missing. */
+/* <tm-terminal src="…/terminal" account="root">: xterm.js on a WebSocket. Binary messages are what is typed and
+   shown, text messages are JSON. The server keeps all output until the page has said that it showed it, so
+   that nothing is missing after a lost connection. */
 import "./styles-under-csp.js";
 import { FitAddon } from "./addon-fit.mjs";
 import { LOOK, Terminal } from "./screen.js";
 
-const ACKNOWLEDGE = 16384;   // bytes shown between two words of it
+const ACKNOWLEDGE = 16384;   // bytes shown between two messages that say so
 const encoder = new TextEncoder();
 
 class TerminalPage extends HTMLElement {
@@ -14,8 +15,9 @@ class TerminalPage extends HTMLElement {
     this.term.loadAddon(this.fit);
     this.term.open(this);
     this.term.textarea?.setAttribute("aria-label", "Terminal");
-    this.fit.fit();
-    new ResizeObserver(() => this.fit.fit()).observe(this);
+    const fit = () => { if (this.clientWidth > 40 && this.clientHeight > 40) this.fit.fit(); };   // not while it is out of sight
+    fit();
+    new ResizeObserver(fit).observe(this);
     this.term.onData((text) => this.type(encoder.encode(text)));
     this.term.onBinary((text) => this.type(Uint8Array.from(text, (c) => c.charCodeAt(0))));
     this.term.onResize(({ cols, rows }) => this.say({ columns: cols, rows }));

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import heapq
 
+from tunnelmux.proxy.access.rules import tenant_of
 from tunnelmux.proxy.internal.answers import Answer
-from tunnelmux.proxy.internal.bodies import DeviceTraffic, OtherTraffic, TrafficList
 from tunnelmux.proxy.internal.queries import TrafficQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.sessions import DeviceStore, LocalHandle
+from tunnelmux.sessions.traffic import DeviceTraffic, OtherTraffic, TrafficList
 
 __all__ = ["TrafficCalls", "moved"]
 
@@ -22,14 +23,17 @@ class TrafficCalls:
         self._visits = visits
 
     async def list(self, call: Call) -> Answer:
-        """The devices that moved the most bytes since they connected; `?top=` says how many."""
-        top = read_query(call.query, TrafficQuery).top
+        """The devices that moved the most bytes since they connected; `?top=` says how many,
+        `?tenant=` whose.
+        """
+        query = read_query(call.query, TrafficQuery)
         all_of_them = [
             self._of(handle)
             for summary in await self._store.list()
-            if isinstance(handle := self._store.live_device(summary.device_id), LocalHandle)
+            if query.tenant in ("", tenant_of(summary.device_id))
+            and isinstance(handle := self._store.live_device(summary.device_id), LocalHandle)
         ]
-        shown = heapq.nlargest(top, all_of_them, key=moved)
+        shown = heapq.nlargest(query.top, all_of_them, key=moved)
         rest = OtherTraffic(
             devices=len(all_of_them) - len(shown),
             bytes_to_device=sum(one.bytes_to_device for one in all_of_them)

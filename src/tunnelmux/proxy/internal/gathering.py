@@ -14,24 +14,21 @@ import msgspec
 
 from tunnelmux.observability.sums import add_up
 from tunnelmux.proxy.internal.answers import Answer, ApiError
-from tunnelmux.proxy.internal.bodies import (
-    DeviceTraffic,
-    OtherTraffic,
-    SessionList,
-    TrafficList,
-    VisitList,
-)
+from tunnelmux.proxy.internal.bodies import SessionList, VisitList
 from tunnelmux.proxy.internal.body import read_whole_body
 from tunnelmux.proxy.internal.device_traffic import moved
 from tunnelmux.proxy.internal.inspections import LARGEST_CALL, InspectionDetails, InspectionList
 from tunnelmux.proxy.internal.queries import TrafficQuery, VisitsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call, Others
+from tunnelmux.sessions.decisions import Decision
 from tunnelmux.sessions.inspections import Inspection
+from tunnelmux.sessions.traffic import DeviceTraffic, OtherTraffic, TrafficList
 
 __all__ = [
     "Gather",
     "all_inspections",
     "all_of_one",
+    "decision",
     "everywhere",
     "figures",
     "holder",
@@ -138,6 +135,14 @@ async def traffic(plain: _Plain, call: Call) -> Answer:
         bytes_from_device=sum(one.bytes_from_device for one in parts),
     )
     return Answer.of(TrafficList(shown, other))
+
+
+async def decision(plain: _Plain, call: Call) -> Answer:
+    """GET /internal/access. Each worker follows the registry by itself, so one may know of a change
+    a moment before the others. A visitor may come to any of them: until all would let the person
+    in, the answer is the refusal."""
+    found = [msgspec.json.decode(one, type=Decision) for one in await _bodies(plain, call)]
+    return Answer.of(next((one for one in found if not one.allowed), found[0]))
 
 
 async def all_inspections(plain: _Plain, call: Call) -> Answer:

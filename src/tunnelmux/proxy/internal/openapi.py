@@ -16,7 +16,6 @@ from tunnelmux.proxy.internal.bodies import (
     Session,
     SessionList,
     Status,
-    TrafficList,
     VisitList,
 )
 from tunnelmux.proxy.internal.forward_http import ForwardHTTPRequest, ForwardHTTPResponse
@@ -38,6 +37,7 @@ from tunnelmux.proxy.internal.routes import TOKEN_FIELD, Route
 from tunnelmux.sessions import RequestSeen
 from tunnelmux.sessions.decisions import DecidingRule, Decision
 from tunnelmux.sessions.inspections import InspectedRequest, Inspection
+from tunnelmux.sessions.traffic import TrafficList
 from tunnelmux.wire import LEASE_FIELD, REQUEST_FIELD
 
 __all__ = ["describe"]

@@ -60,6 +60,7 @@ class TrafficQuery(msgspec.Struct, frozen=True):
     """The query of GET /internal/traffic."""
 
     top: Annotated[int, Meta(ge=1, le=1000, description="The number of devices.")] = 20
+    tenant: Annotated[str, Meta(max_length=64, description="Only devices of this tenant.")] = ""
 
 
 class WebSocketQuery(msgspec.Struct, frozen=True):

@@ -149,7 +149,12 @@ class InternalServer:
                 gather=gathering.sessions,
             ),
             Route("GET", "/internal/traffic", answer=traffic.list, gather=gathering.traffic),
-            Route("GET", "/internal/access", answer=self.decisions.decide),
+            Route(
+                "GET",
+                "/internal/access",
+                answer=self.decisions.decide,
+                gather=gathering.decision,
+            ),
             Route("GET", "/internal/visits", answer=visits.list, gather=gathering.visits),
             Route("POST", "/internal/visits/{id}/close", answer=visits.close, gather=holder),
             Route("GET", "/internal/events", stream=self._events.serve),

@@ -61,6 +61,7 @@ class AgentEvent(msgspec.Struct):
     services: list[str] = []
     longest: float = 0.0
     hours: str = ""
+    on_for: float = 0.0
     serial: str = ""
     began: float = 0.0
     seconds: float = 0.0

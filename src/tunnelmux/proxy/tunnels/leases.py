@@ -313,6 +313,12 @@ class LeaseBook:
         else:
             await registry.fleet.end_lease(lease.id, device_id, reason)
 
+    def _switched_on_until(self, event: AgentEvent) -> datetime | None:
+        """When assistance goes off again that a person at the device switched on."""
+        if not 0 < event.on_for <= _LONGEST:
+            return None
+        return (self._clock() + timedelta(seconds=event.on_for)).replace(microsecond=0)
+
     async def _heard(self, device_id: str, handle: LocalHandle, event: AgentEvent) -> None:
         registry = self._registry
         if registry is None:
@@ -327,6 +333,7 @@ class LeaseBook:
                         services=_names_in(event.services),
                         longest=max(0.0, min(_LONGEST, event.longest)),
                         hours=_printable(event.hours[:64]),
+                        until=self._switched_on_until(event),
                     ),
                 )
             case "answer":

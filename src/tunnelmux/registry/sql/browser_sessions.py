@@ -240,7 +240,12 @@ class SqlBrowserSessions(Repository, BrowserSessions):
 
 def _living(tx: Transaction) -> sa.Select[Any]:
     return (
-        sa.select(_B)
+        sa.select(
+            _B,
+            _U.c.name.label("user_name"),
+            _U.c.email.label("user_email"),
+            _U.c.subject.label("user_subject"),
+        )
         .outerjoin(_U, _U.c.id == _B.c.user_id)
         .where(
             _B.c.idle_ends > tx.now,
@@ -275,7 +280,7 @@ def _insert(tx: Transaction, idle: float, lifetime: float, **values: object) -> 
             **values,
         )
     )
-    row = tx.execute(sa.select(_B).where(_B.c.id == session_id)).one()
+    row = tx.execute(_living(tx).where(_B.c.id == session_id)).one()
     return NewBrowserSession(session=_session(row), secret=secret)
 
 
@@ -296,6 +301,7 @@ def _session(row: Row[Any]) -> BrowserSession:
     return BrowserSession(
         id=row.id,
         user_id=row.user_id,
+        user_name=row.user_name or row.user_email or row.user_subject or "",
         tenant_id=row.works_in,
         role=row.role,
         issuer=row.issuer,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import UTC
 from typing import Any
 
 import sqlalchemy as sa
@@ -113,7 +114,7 @@ class SqlDevices(Repository, Devices):
         limit: int = 50,
         after: str | None = None,
     ) -> Page[Device]:
-        query = _devices(tx).where(*_conditions(where or DeviceFilter()))
+        query = _devices(tx).where(*_conditions(tx, where or DeviceFilter()))
         return paging.ascending(tx, query, _D.c.name, _device, limit=limit, after=after)
 
     @reads
@@ -121,7 +122,7 @@ class SqlDevices(Repository, Devices):
         query = (
             tx.select(_D, sa.func.count())
             .select_from(_with_state(tx))
-            .where(*_conditions(where or DeviceFilter()))
+            .where(*_conditions(tx, where or DeviceFilter()))
         )
         number: int = tx.execute(query).scalar_one()
         return number
@@ -447,7 +448,7 @@ def _devices(tx: Transaction) -> sa.Select[Any]:
 _IS_ONLINE = sa.and_(_S.c.online.is_(sa.true()), _P.c.id.is_not(None))
 
 
-def _conditions(where: DeviceFilter) -> list[sa.ColumnElement[bool]]:
+def _conditions(tx: Transaction, where: DeviceFilter) -> list[sa.ColumnElement[bool]]:
     found: list[sa.ColumnElement[bool]] = []
     if where.name:
         found.append(
@@ -463,6 +464,11 @@ def _conditions(where: DeviceFilter) -> list[sa.ColumnElement[bool]]:
         found.append(_D.c.enabled.is_(where.enabled))
     if where.quarantined is not None:
         found.append(_D.c.quarantine != "" if where.quarantined else _D.c.quarantine == "")
+    if where.asks_for_help is not None:
+        # Written by AssistState.as_json in one format, of which texts sort as their times.
+        until = sa.func.coalesce(_S.c.assist["until"].as_string(), "")
+        now = tx.now.astimezone(UTC).isoformat(timespec="seconds")
+        found.append(until > now if where.asks_for_help else until <= now)
     if where.install_key_id is not None:
         found.append(_D.c.install_key_id == where.install_key_id)
     return found

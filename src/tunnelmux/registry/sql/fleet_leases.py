@@ -157,7 +157,10 @@ class SqlFleetLeases(Repository, Fleet):
     def report_assist(self, tx: Transaction, device_id: str, state: AssistState) -> None:
         # No entry in the audit: this is a state that the device reports, like its services.
         inner = self._in_tenant_of(tx, device_id)
+        known = find_device(inner, device_id).state.assist
         inner.update(_S, _S.c.device_id == device_id, assist=state.as_json())
+        if known is None or (known.mode, known.until) != (state.mode, state.until):
+            inner.announce("device", device_id)
 
     @writes
     def report_serial(self, tx: Transaction, device_id: str, serial: str) -> str:

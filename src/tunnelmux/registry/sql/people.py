@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import sqlalchemy as sa
@@ -63,7 +63,7 @@ class SqlUsers(Repository, Users):
             sa.select(_U).where(_U.c.issuer == issuer, _U.c.subject == subject)
         ).first()
         if row is None:
-            user_id = self._add(tx, issuer, subject, email, name)
+            user_id = self._add(tx, issuer, subject, email, name, last_sign_in=tx.now)
         elif not row.enabled:
             raise RegistryRefused(
                 "this user is disabled: ask the administrator of this installation",
@@ -82,7 +82,16 @@ class SqlUsers(Repository, Users):
             self._redeem_by_email(tx, user_id, issuer, email)
         return _find_user(tx, user_id)
 
-    def _add(self, tx: Transaction, issuer: str, subject: str, email: str, name: str) -> str:
+    def _add(
+        self,
+        tx: Transaction,
+        issuer: str,
+        subject: str,
+        email: str,
+        name: str,
+        *,
+        last_sign_in: datetime | None = None,
+    ) -> str:
         user_id = new_id()
         tx.execute(
             _U.insert().values(
@@ -92,7 +101,7 @@ class SqlUsers(Repository, Users):
                 email=email,
                 name=name,
                 created=tx.now,
-                last_sign_in=tx.now,
+                last_sign_in=last_sign_in,
             )
         )
         after = {"issuer": issuer, "subject": subject, "email": email}
