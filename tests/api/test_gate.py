@@ -63,6 +63,20 @@ async def test_a_refusal_reaches_a_caller_that_is_still_sending(tmp_path: Path) 
             assert answer.status_code == 401
 
 
+async def test_a_caller_who_sends_without_end_is_left(tmp_path: Path) -> None:
+    """Its connection ends although it never stops, and what it sends waits for nobody."""
+    async with live_api(tmp_path) as api:
+        for _ in range(5):
+            stream = await trio.open_tcp_stream("127.0.0.1", api.running.port)
+            async with stream:
+                await stream.send_all(
+                    b"POST /api/devices HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000\r\n\r\n"
+                )
+                with trio.fail_after(20), pytest.raises(trio.BrokenResourceError):
+                    while True:
+                        await stream.send_all(b"x" * 65_536)
+
+
 @pytest.mark.parametrize(
     ("trusted", "field", "address"),
     [

@@ -133,7 +133,7 @@ def test_a_viewers_request_is_approved_or_denied(device: Installation) -> None:
 
 def test_what_the_device_does_not_take_is_said_at_once(device: Installation) -> None:
     done = device.run("lease", "request", SERIAL, "--for", "9h", "-r", "x")
-    assert b"the device takes 2 h at most" in done.stderr
+    assert b"the device accepts at most 2 h" in done.stderr
     assert (
         b"no assistance with vnc"
         in device.run("lease", "request", SERIAL, "--services", "vnc", "-r", "x").stderr

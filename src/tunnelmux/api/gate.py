@@ -201,11 +201,12 @@ class _Exchange:
             names & {b"content-length", b"transfer-encoding"}
         )
         self._problem: tuple[int, str, str] | None = None
+        self._end: Message | None = None  # the disconnect that `_throw_away` has taken
 
     async def receive(self) -> Message:
         """The next message; a disconnect when the body stalls or is too large."""
         if not self._more:
-            return await self._receive()
+            return self._end or await self._receive()
         with trio.move_on_after(self._limits.body_stall):
             message = await self._receive()
             self._more = message.get("more_body", False)
@@ -255,7 +256,33 @@ class _Exchange:
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             await self._drain()
-        await self._send(self._with_cookie(message))
+            is_last = self._more
+        else:
+            is_last = message["type"] == "websocket.close"
+        if is_last:
+            await self._send_last(message)
+        else:
+            await self._send(self._with_cookie(message))
+
+    async def _send_last(self, message: Message) -> None:
+        """Send the last message while more may come from the caller. The server announces the end
+        in the queue of what came: where that is full, it would wait for room for ever."""
+        problem: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._throw_away)
+            try:
+                await self._send(message)
+            except Exception as error:  # noqa: BLE001  raised again below, outside of a group
+                problem = error
+            nursery.cancel_scope.cancel()
+        if problem is not None:
+            raise problem
+
+    async def _throw_away(self) -> None:
+        while self._end is None:
+            message = await self._receive()
+            if message["type"].endswith("disconnect"):
+                self._end = message
 
     async def fail(self) -> None:
         """Answer in place of an application that raised an error before its answer."""
