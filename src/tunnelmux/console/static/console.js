@@ -121,7 +121,7 @@ addEventListener("submit", async (event) => {
   if (told.failed?.length) toast(`${told.changed} changed, ${told.failed.length} not: ${told.failed[0].detail}`, "bad");
   else toast(form.dataset.done ?? "Done");
   if (form.dataset.chosen) choose(false);
-  if (form.dataset.tell) {                                 // told once: it is nowhere else
+  if (form.dataset.tell) {                                 // a secret that is shown only once
     const place = document.getElementById(form.dataset.tell);
     place.querySelector("code").textContent = told.token ?? told.url;
     place.hidden = false;

@@ -1,10 +1,10 @@
 /* <tm-live kinds="device.changed …">: follows /api/events and keeps the page's [data-part] elements
-   true, by fetching the page again. Presentation lives on the server alone, and a burst of events
-   costs one fetch. A tab out of sight holds no stream: browsers have few connections to one host. */
+   up to date by fetching the page again. Only the server renders, and a burst of events costs one fetch.
+   A tab that is not visible holds no stream: browsers allow few connections to one host. */
 import { fetchInto } from "./swap.js";
 
 const PAUSE = 1000;      // ms between two fetches at the least
-const LATE = 4000;       // ms until what proxies write down late is there: their reports come in batches
+const LATE = 4000;       // ms: proxies write in batches, so that some changes come later than their event
 
 class Live extends HTMLElement {
   connectedCallback() {

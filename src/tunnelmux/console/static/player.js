@@ -11,7 +11,7 @@ class Player extends HTMLElement {
     const [cols, rows] = [head.width, head.height];
     let at = 0;
     let then = 0;
-    if (lines.length > 1 && !lines.at(-1).endsWith("]")) lines.pop();     // it goes on, and this line is half written
+    if (lines.length > 1 && !lines.at(-1).endsWith("]")) lines.pop();     // the session goes on, and its last line is incomplete
     this.events = lines.slice(1).filter((line) => line[0] === "[").map((line) => {
       const [time, kind, text] = JSON.parse(line);
       at += Math.min(time - then, head.idle_time_limit ?? 2);

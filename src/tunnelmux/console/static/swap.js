@@ -1,5 +1,5 @@
-/* Parts of pages, fetched and put in place. The URL stays true, so that reload, back, forward and
-   "open in a new tab" need no code here. Only the server's own HTML passes the one policy. */
+/* Fetches parts of pages and puts them in place. The URL always matches the page, so that reload, back,
+   forward and "open in a new tab" need no code here. The one policy admits only the server's own HTML. */
 const policy = globalThis.trustedTypes?.createPolicy("tunnelmux", { createHTML: (html) => html });
 
 export function parse(html) {
@@ -8,15 +8,15 @@ export function parse(html) {
   return template.content;
 }
 
-/* What a person is in the midst of is not taken away: a field with the cursor, a chosen row, an open
-   dialog or menu. */
+/* Whether a person is using this part now, so that it must not be replaced: a field with the cursor, a
+   chosen row, an open dialog or menu. */
 function isInUse(place) {
   return Boolean(
     place.querySelector("dialog[open], :popover-open, details[open], tbody input:checked") ||
     place.querySelector("input:focus, select:focus, textarea:focus"));
 }
 
-/* Put the parts with these ids of a page in place of those that are here. */
+/* Replace the parts of this page with those of the fetched one that have the same ids. */
 function put(fresh, selector) {
   for (const part of fresh.querySelectorAll(selector)) {
     const place = part.id && document.getElementById(part.id);
@@ -30,7 +30,7 @@ function put(fresh, selector) {
 
 let running;
 
-/* Fetch a page of this server and put the parts that `selector` names in place. False: it could not be. */
+/* Fetch a page of this server and replace the parts that `selector` names. False when it failed. */
 export async function fetchInto(url, selector) {
   running?.abort();
   running = new AbortController();
