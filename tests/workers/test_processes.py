@@ -209,6 +209,7 @@ async def test_a_reload_reaches_all_workers(workers: Workers) -> None:
     workers.proxy.send_signal(signal.SIGHUP)
     told = await workers.proxy.logged("configuration reloaded", since=since)
     assert told["ended"] == "dev2"
+    assert await workers.agents["dev2"].wait() != 0, "its token is refused, so that it ends"
     raw = await workers.proxy.listening("ingress.tcp[0].listen", since=since)
     for _ in range(6):
         visitor = Peer(await workers.visit(raw))
