@@ -73,13 +73,7 @@ async def freeze_worker(stage: Stage) -> None:
     stage.signal(pid, signal.SIGCONT)
 
 
-async def kill_parent(stage: Stage) -> None:
-    stage.kill("a")
-    await trio.sleep(RESTART)
-    await stage.start_proxy("a")
-
-
-async def kill_only_proxy(stage: Stage) -> None:
+async def kill_and_restart(stage: Stage) -> None:
     stage.kill("a")
     await trio.sleep(RESTART)
     await stage.start_proxy("a")
@@ -93,6 +87,6 @@ SCENARIOS = [
     Scenario("redis-frozen", "Redis hangs for 30 s", freeze_redis, 45),
     Scenario("worker-killed", "One of two workers is killed", kill_worker, 20, 1, 2),
     Scenario("worker-frozen", "One of two workers hangs for 30 s", freeze_worker, 60, 1, 2),
-    Scenario("parent-killed", "The parent of two workers is killed", kill_parent, 30, 1, 2),
-    Scenario("proxy-killed", "The only proxy is killed", kill_only_proxy, 30, 1, 1),
+    Scenario("parent-killed", "The parent of two workers is killed", kill_and_restart, 30, 1, 2),
+    Scenario("proxy-killed", "The only proxy is killed", kill_and_restart, 30, 1, 1),
 ]

@@ -64,7 +64,7 @@ class CommandExecutor:
             from tunnelmux.ssh.pool import open_pool
 
             login = self._login()
-        except Exception as exc:  # noqa: BLE001  whatever its libraries fail with, the rest works
+        except Exception as exc:  # noqa: BLE001  any failure of its libraries: the rest works
             _log.exception("commands unavailable", effect="services can still be reached")
             self._unavailable = f"this device cannot run commands: {exc}"
             yield

@@ -99,7 +99,7 @@ class OwnShell:
         try:
             module = importlib.import_module("tunnelmux.ssh.device_shell")
             return module, self._host_key(module)
-        except Exception as exc:  # noqa: BLE001  whatever its libraries fail with, the rest works
+        except Exception as exc:  # noqa: BLE001  any failure of its libraries: the rest works
             _log.error("shell unavailable", cause=str(exc), effect="services can still be reached")
             return None, ""
 

@@ -121,7 +121,7 @@ class Authority:
         return await self._registry.ssh_devices.find(fingerprint)
 
     async def person_of_ticket(self, ticket: Secret, address: str) -> Person | None:
-        """The person whom this ticket lets in, once; None for a used one. Raises RegistryError."""
+        """The person of a ticket that is good once; None for a used one. Raises RegistryError."""
         found = await self._registry.redeem_ticket(ticket, address=address)
         if found is None:
             return None
@@ -132,7 +132,7 @@ class Authority:
     async def person_of_certificate(
         self, authority: str, principals: Sequence[str]
     ) -> Person | None:
-        """The member whom a certificate of this authority names, in the tenant that trusts the
+        """The member that a certificate of this authority names, in the tenant that trusts the
         authority; None where no member has that name, or several do. Raises RegistryError."""
         found = await self._installation.ssh_keys.certified(authority, principals)
         if found is None:

@@ -207,13 +207,13 @@ class ListenerSet:
         return problems
 
     def give_up(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
-        """Stop listening everywhere, for good, because the next program does. Visitors whom another
-        worker still passes here are given to it (slot, descriptor, address)."""
+        """Close all listeners: the next program has them now. It also gets the visitors that
+        another worker still passes here (slot, descriptor, address)."""
         self._pass_visitor = pass_visitor
         self.close()
 
     def close(self) -> None:
-        """Stop listening everywhere, for good; connections go on."""
+        """Close all listeners; connections go on."""
         self._is_closed = True
         for entry in self._open.values():
             entry.close()

@@ -229,7 +229,7 @@ class _Way:
         return any(passed.local.fileno() >= 0 for passed in self._passed)
 
     def _end(self) -> None:
-        """The other worker has ended: those whom it did not take are served here."""
+        """The other worker has ended: serve the visitors here that it did not take."""
         while self._read_answers():
             if not self._passed:
                 break

@@ -291,7 +291,7 @@ class WorkersParent:
                         nursery.start_soon(call, seat.link)
 
     def take_released(self, body: bytes, descriptors: Sequence[int]) -> None:
-        """Give the next program a visitor whom a worker let go of."""
+        """Give the next program a visitor that one of the workers gave up."""
         told = msgspec.json.decode(body, type=Visitor)
         for descriptor in descriptors:
             if self._pass_visitor is None:
@@ -300,7 +300,7 @@ class WorkersParent:
                 self._pass_visitor(told.slot, descriptor, told.remote)
 
     def _take_visitor(self, slot: str, connection: BareSocket, remote: str) -> None:
-        """Give a worker a visitor whom the program before this one let go of."""
+        """Give a worker a visitor that the program before this one gave up."""
         self._turn += 1
         ready = [seat.link for seat in self._seats.values() if seat.is_ready and seat.link]
         told = msgspec.json.encode(Visitor(slot, remote))
