@@ -18,6 +18,7 @@ __all__ = [
     "Limits",
     "ShellLimits",
     "SocketIOLimits",
+    "most_of_one_tenant",
 ]
 
 INITIAL_WINDOW = 262_144
@@ -28,6 +29,12 @@ INTERIM_COST = 256
 """Bytes that each interim head (1xx) of an answer counts as at least, whatever its size: reading an
 odd one costs as much as 256 bytes of a large head, or more. With max_head_bytes as it is, an answer
 may have 256 of them: one every 10 s for most of an hour."""
+
+
+def most_of_one_tenant(places: int) -> int:
+    """How many of the places that all tenants share one tenant may take: three quarters. The
+    default tenant may take all, because most installations have no other."""
+    return max(1, places - places // 4)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -249,7 +256,8 @@ class AccessLimits:
 
     access_max_waiting_checks: int = 64
     """Requests that wait for such a check; one more gets 429. With two at once, 1.3 s of work:
-    no visitor waits longer for an answer."""
+    no visitor waits longer for an answer. Those for devices of one tenant take three quarters of
+    them, those from one address (of IPv6, one /64) one quarter."""
 
     access_max_sign_ins: int = 60
     """Tickets and links accepted in a minute for one session or link; more get 429. Each is a write
@@ -290,7 +298,8 @@ class InternalLimits:
 
     max_feed_readers: int = 64
     """Callers of /internal/requests at once; one more gets 503. Each reads a line for each request:
-    meant for a few people who watch, not as a second log.
+    meant for a few people who watch, not as a second log. Those of devices of one tenant take
+    three quarters at most.
     """
 
     feed_backlog: int = 1000
@@ -447,7 +456,8 @@ class AuditLimits:
 
     refusals_per_minute: int = 60
     """Records of commands that were not run. More of them in one minute are counted by reason, and
-    a line says how many: a caller in a loop is seen with less."""
+    a line says how many: a caller in a loop is seen with less. Those of one tenant's devices take
+    three quarters of them at most."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

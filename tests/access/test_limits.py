@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from support.visiting import World, visiting
 from tunnelmux.access.passwords import hash_password
 from tunnelmux.config.access import AccessConfig
 from tunnelmux.http.head import RequestHead
+from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import AccessLimits
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.access.passwords import PasswordCheck, TooManyGuesses
@@ -125,6 +127,73 @@ async def test_so_many_wait_for_a_check(checks: Checks) -> None:
             await check.check(users, "anna", b"geheim", "192.0.2.9")
         checks.go_on.set()
     assert await check.check(users, "anna", b"geheim", "192.0.2.9")
+
+
+@pytest.mark.parametrize(
+    ("most", "addresses", "tenant"),
+    [
+        pytest.param(9, [f"198.51.100.{number}" for number in range(12)], "evil", id="one tenant"),
+        pytest.param(3, ["2001:db8:0:1::1", "2001:db8:0:1::2"], "", id="one address"),
+    ],
+)
+async def test_one_tenant_or_address_leaves_places_for_others(
+    checks: Checks, most: int, addresses: list[str], tenant: str
+) -> None:
+    """Of twelve places, with the one that is checked."""
+    check = PasswordCheck()
+    check.configure(AccessLimits(access_max_checks=1, access_max_waiting_checks=11))
+    users = {"anna": HASH}
+    refused = 0
+
+    async def try_from(address: str, tenant: str) -> None:
+        nonlocal refused
+        try:
+            await check.check(users, "anna", b"geheim", address, tenant)
+        except TooManyGuesses:
+            refused += 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(12):
+            nursery.start_soon(try_from, addresses[number % len(addresses)], tenant)
+        await until(lambda: checks.running == 1)
+        await trio.testing.wait_all_tasks_blocked()
+        assert refused == 12 - most
+        for number in range(12 - most):
+            nursery.start_soon(try_from, f"192.0.2.{number}", "good")
+        await trio.testing.wait_all_tasks_blocked()
+        assert refused == 12 - most
+        checks.go_on.set()
+    # Those that ended hold no place.
+    assert not check._waiting
+
+
+async def test_passwords_for_one_tenants_devices_leave_places_for_others(checks: Checks) -> None:
+    names = ["dev1--evil", "dev1--good"]
+    devices = [KnownDevice(name=one, token_sha256=bytes([n]) * 32) for n, one in enumerate(names)]
+    gate = Gate(DeviceRegister(devices), MemoryStore())
+    limits = AccessLimits(access_max_checks=1, access_max_waiting_checks=3)
+    gate.configure(AccessConfig(let_in=["basic"], users=[f"anna:{HASH}"]), limits, is_local=True)
+    login = b"Basic " + base64.b64encode(b"anna:geheim")
+    statuses = []
+
+    async def ask(device: str, address: str) -> None:
+        asked = Asked(RequestHead(b"GET", b"/", b"1.1", []), Sender(address), login=login)
+        try:
+            await gate.admit(device, None, asked)
+            statuses.append((device, 200))
+        except Refused as exc:
+            statuses.append((device, exc.refusal.status))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(10):
+            nursery.start_soon(ask, "dev1--evil", f"198.51.100.{number}")
+        await until(lambda: checks.running == 1)
+        nursery.start_soon(ask, "dev1--good", "192.0.2.1")
+        await trio.testing.wait_all_tasks_blocked()
+        checks.go_on.set()
+    assert sorted(statuses) == [("dev1--evil", 200)] * 3 + [("dev1--evil", 429)] * 7 + [
+        ("dev1--good", 200)
+    ]
 
 
 async def test_so_many_guessers_are_remembered(checks: Checks) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import AsyncExitStack
 
 import pytest
 import trio
@@ -36,6 +37,20 @@ async def test_there_are_so_many_readers_and_no_more() -> None:
             assert (answer.status, answer.code) == (503, "TOO_MANY_READERS")
         answer = await bench.ask("GET", "/internal/requests?status=no")
         assert (answer.status, answer.code) == (400, "INVALID_REQUEST")
+
+
+async def test_readers_of_one_tenant_take_three_quarters_of_the_places_at_most() -> None:
+    async with (
+        running_bench(limits=InternalLimits(max_feed_readers=4)) as bench,
+        AsyncExitStack() as s,
+    ):
+        for number in range(3):
+            wanted = RequestFilter(device=f"dev{number}--evil")
+            await s.enter_async_context(bench.client.requests(wanted))
+        answer = await bench.ask("GET", "/internal/requests?device=dev4--evil")
+        assert (answer.status, answer.code) == (503, "TOO_MANY_READERS")
+        assert "of this tenant" in answer.json["error"]["message"]
+        await s.enter_async_context(bench.client.requests(RequestFilter(device="dev1--good")))
 
 
 async def test_a_reader_that_is_too_slow_is_told_how_many_it_missed() -> None:

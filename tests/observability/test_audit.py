@@ -292,6 +292,21 @@ def test_a_refusal_that_was_counted_is_told_with_the_next_record_or_at_the_end(
     assert json.loads(file.read_bytes().splitlines()[-1])["reasons"] == {"forbidden": 2}
 
 
+def test_refusals_of_one_tenant_leave_room_for_those_of_others(tmp_path: Path) -> None:
+    file, clock = tmp_path / "audit.jsonl", Clock()
+    log = open_log(file, clock=clock, refusals_per_minute=4)
+    for _ in range(2):
+        for _ in range(10):
+            log.record(record(1, reason="forbidden"), is_refusal=True, tenant="evil")
+        for tenant in ("good", ""):
+            log.record(record(2, reason="forbidden"), is_refusal=True, tenant=tenant)
+        clock.now += 60
+    log.close()
+    lines = [json.loads(line) for line in file.read_bytes().splitlines()]
+    assert [line.get("command_id") for line in lines] == [*["cmd_1"] * 3, "cmd_2", None] * 2
+    assert [line["refusals_not_recorded"] for line in lines if "reasons" in line] == [8, 8]
+
+
 def test_made_up_reasons_are_not_counted_apart_for_ever(tmp_path: Path) -> None:
     file = tmp_path / "audit.jsonl"
     log = open_log(file, refusals_per_minute=1)

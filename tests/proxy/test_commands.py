@@ -264,6 +264,14 @@ async def test_commands_for_devices_that_are_away_do_not_fill_the_audit() -> Non
     assert reasons == ["device-offline"] * 60 + [None] * 70
 
 
+async def test_refusals_of_one_tenant_leave_records_to_those_of_others() -> None:
+    dispatcher, records = make_dispatcher("dev1--evil", "dev1--good")
+    for _ in range(70):
+        await run(dispatcher, "dev1--evil")
+    await run(dispatcher, "dev1--good")
+    assert [record.device for record in records.all] == ["dev1--evil"] * 45 + ["dev1--good"]
+
+
 async def test_cancelling_ends_the_command_and_writes_it_down() -> None:
     dispatcher, records = make_dispatcher()
     dispatcher.add(target := FakeTarget("p1"))

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import msgspec
 
-from tunnelmux.limits import AuditLimits
+from tunnelmux.limits import AuditLimits, most_of_one_tenant
 from tunnelmux.observability.audit_file import LineFile
 from tunnelmux.observability.logs import get_logger
 
@@ -142,7 +142,7 @@ class AuditLog:
         self._fallback = LogSink()
         self._minute_began = clock() - _MINUTE
         self._since = datetime.now(UTC)
-        self._refusals = 0
+        self._recorded: Counter[str] = Counter()  # refusals of this minute, by tenant
         self._not_recorded: Counter[str] = Counter()
         self.failures = 0
         """Records that a sink could not take."""
@@ -153,12 +153,13 @@ class AuditLog:
         sinks = [] if file is None else [FileSink(LineFile(file, limits))]
         return cls(sinks, limits)
 
-    def record(self, record: AuditRecord, *, is_refusal: bool = False) -> None:
+    def record(self, record: AuditRecord, *, is_refusal: bool = False, tenant: str = "") -> None:
         """Write one record to all sinks, without blocking on other programs. `is_refusal` says that
-        nothing was run, so that a caller can cause any number of these.
+        nothing was run, so that a caller can cause any number of these; those of one `tenant` other
+        than the default one leave room for those of others.
         """
         self.tell_refusals()
-        if is_refusal and not self._may_record(record):
+        if is_refusal and not self._may_record(record, tenant):
             return
         command = record.command.encode("utf-8", "replace")
         self._write(
@@ -171,13 +172,15 @@ class AuditLog:
             )
         )
 
-    def _may_record(self, record: AuditRecord) -> bool:
+    def _may_record(self, record: AuditRecord, tenant: str) -> bool:
         now = self._clock()
         if now >= self._minute_began + _MINUTE:
             self._minute_began, self._since = now, datetime.now(UTC)
-            self._refusals = 0
-        self._refusals += 1
-        if self._refusals <= self._limits.refusals_per_minute:
+            self._recorded.clear()
+        most = self._limits.refusals_per_minute
+        share = most_of_one_tenant(most) if tenant else most
+        if self._recorded.total() < most and self._recorded[tenant] < share:
+            self._recorded[tenant] += 1
             return True
         reason = record.reason or ""
         if reason not in self._not_recorded and len(self._not_recorded) >= _MOST_REASONS:

@@ -26,6 +26,7 @@ from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, 
 from tunnelmux.proxy.access.rules import Rule, RuleBook
 from tunnelmux.proxy.access.sign_in import ASSERTION_LIFETIME, SignIn
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
+from tunnelmux.registry.names import tenant_in_label
 from tunnelmux.sessions import DeviceStore
 from tunnelmux.sessions.decisions import Decision
 from tunnelmux.wire import ASSERTION_FIELD, EMAIL_FIELD, ROLES_FIELD, USER_FIELD, VISITOR_PATH
@@ -273,7 +274,9 @@ class Gate:
         name, password = login
         address = asked.sender.address
         try:
-            right = await self._passwords.check(rule.users, name, password, address)
+            right = await self._passwords.check(
+                rule.users, name, password, address, tenant_in_label(device)
+            )
         except TooManyGuesses as exc:
             message = "Too many wrong passwords came from here: wait a moment."
             refusal = Refusal(429, "too-many-guesses", message, retry_after=exc.retry_after)

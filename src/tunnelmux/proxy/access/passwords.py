@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 
 import trio
 
 from tunnelmux.access.passwords import DECOY, is_password
 from tunnelmux.config.networks import network_of
-from tunnelmux.limits import AccessLimits
+from tunnelmux.limits import AccessLimits, most_of_one_tenant
 
 __all__ = ["PasswordCheck", "TooManyGuesses"]
 
@@ -30,7 +30,7 @@ class PasswordCheck:
     def __init__(self) -> None:
         self._limits = AccessLimits()
         self._turns = trio.CapacityLimiter(self._limits.access_max_checks)
-        self._waiting = 0
+        self._waiting: Counter[tuple[str, str]] = Counter()
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
 
     def configure(self, limits: AccessLimits) -> None:
@@ -38,8 +38,11 @@ class PasswordCheck:
         self._limits = limits
         self._turns.total_tokens = limits.access_max_checks
 
-    async def check(self, users: dict[str, str], name: str, password: bytes, source: str) -> bool:
-        """Whether this is the user's password; as slow for an unknown name.
+    async def check(
+        self, users: dict[str, str], name: str, password: bytes, source: str, tenant: str = ""
+    ) -> bool:
+        """Whether this is the user's password; as slow for an unknown name. `source` is the
+        visitor's address, `tenant` that of the device, empty for the default one.
 
         Raises TooManyGuesses.
         """
@@ -49,20 +52,31 @@ class PasswordCheck:
             since, count = trio.current_time(), 0
         if count >= self._limits.access_max_guesses:
             raise TooManyGuesses(max(1, round(since + _PERIOD - trio.current_time())))
-        if self._waiting >= self._limits.access_max_waiting_checks + self._limits.access_max_checks:
+        held = self._places(network, tenant)
+        if any(self._waiting[key] >= most for key, most in held.items()):
             raise TooManyGuesses(2)
         # Counted as wrong before the check: many at once from one address must not all be checked.
         self._note(network, since, count + 1)
-        self._waiting += 1
+        self._waiting.update(held.keys())
         try:
             kept = users.get(name, DECOY)
             right = await trio.to_thread.run_sync(is_password, password, kept, limiter=self._turns)
         finally:
-            self._waiting -= 1
+            self._waiting.subtract(held.keys())
+            self._waiting = +self._waiting  # without those at zero
         right = right and name in users
         if right:
             self._wrong.pop(network, None)
         return right
+
+    def _places(self, network: str, tenant: str) -> dict[tuple[str, str], int]:
+        """What one check counts against, each with its most: all checks, those from one network,
+        and those for the devices of one tenant."""
+        most = self._limits.access_max_waiting_checks + self._limits.access_max_checks
+        held = {("all", ""): most, ("network", network): max(1, most // 4)}
+        if tenant:
+            held["tenant", tenant] = most_of_one_tenant(most)
+        return held
 
     def _note(self, network: str, since: float, count: int) -> None:
         self._wrong[network] = since, count

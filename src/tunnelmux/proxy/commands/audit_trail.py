@@ -8,6 +8,7 @@ import trio
 
 from tunnelmux.commands import EXIT_FAILED, CommandRequest, Event, Exited, Output, Started
 from tunnelmux.observability import AuditLog, AuditRecord
+from tunnelmux.registry.names import tenant_in_label
 
 __all__ = ["NOT_BEGUN", "AuditTrail"]
 
@@ -84,4 +85,5 @@ class AuditTrail:
                 reason=end.reason if end else _CANCELLED,
             ),
             is_refusal=not self._has_begun and end is not None and end.reason in NOT_BEGUN,
+            tenant=tenant_in_label(self._device),
         )

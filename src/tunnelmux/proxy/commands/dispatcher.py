@@ -34,7 +34,7 @@ from tunnelmux.commands import (
     failure,
 )
 from tunnelmux.errors import TunnelmuxError
-from tunnelmux.limits import IngressLimits, InternalLimits
+from tunnelmux.limits import IngressLimits, InternalLimits, most_of_one_tenant
 from tunnelmux.observability import AuditLog, get_logger
 from tunnelmux.proxy.commands.audit_trail import AuditTrail
 from tunnelmux.proxy.commands.device_target import DeviceTarget, tunnel_name
@@ -261,14 +261,14 @@ class Dispatcher:
 
     @asynccontextmanager
     async def _share_of(self, name: str) -> AsyncIterator[None]:
-        """Hold a place of three quarters of all, which are the most that the devices of one tenant
-        have: commands that do not end keep no other tenant's out."""
+        """Hold one of the places that the devices of one tenant may take: commands that do not end
+        keep no other tenant's out."""
         tenant = tenant_in_label(name)
         if not tenant:
             yield
             return
-        most = int(self._places.total_tokens)
-        share = self._shares.setdefault(tenant, trio.CapacityLimiter(max(1, most - most // 4)))
+        most = most_of_one_tenant(int(self._places.total_tokens))
+        share = self._shares.setdefault(tenant, trio.CapacityLimiter(most))
         try:
             async with share:
                 yield

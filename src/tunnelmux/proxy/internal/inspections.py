@@ -9,7 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tunnelmux.http import RequestHead
-from tunnelmux.limits import InternalLimits
+from tunnelmux.limits import InternalLimits, most_of_one_tenant
 from tunnelmux.proxy.internal.answers import Answer, ApiError
 from tunnelmux.proxy.internal.bodies import Closed
 from tunnelmux.proxy.internal.body import read_whole_body
@@ -103,7 +103,7 @@ class InspectionCalls:
             )
         tenant = tenant_in_label(wanted.device)
         of_tenant = sum(tenant_in_label(one.device) == tenant for one in running)
-        share = max(1, limits.max_inspections - limits.max_inspections // 4)
+        share = most_of_one_tenant(limits.max_inspections)
         if is_new and tenant and of_tenant >= share:
             raise ApiError(
                 "TOO_MANY_INSPECTIONS",

@@ -11,11 +11,13 @@ import trio
 
 from tunnelmux.errors import ConnectError
 from tunnelmux.http import UpstreamGone
+from tunnelmux.limits import most_of_one_tenant
 from tunnelmux.proxy.internal.answers import ApiError
 from tunnelmux.proxy.internal.event_stream import HELLO, STILL_HERE, Send, stream_events, write_all
 from tunnelmux.proxy.internal.queries import RequestsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.feed import RequestFeed
+from tunnelmux.registry.names import tenant_in_label
 from tunnelmux.sessions import RequestFilter
 
 __all__ = ["RequestFeedCalls"]
@@ -49,6 +51,14 @@ class RequestFeedCalls:
                 "TOO_MANY_READERS",
                 f"{limits.max_feed_readers} callers watch requests: end some of them, or raise "
                 "limits.max_feed_readers",
+                headers=[(b"Retry-After", b"5")],
+            )
+        tenant = tenant_in_label(wanted.device)
+        share = most_of_one_tenant(limits.max_feed_readers)
+        if tenant and self._feed.readers_of(tenant) >= share:
+            raise ApiError(
+                "TOO_MANY_READERS",
+                f"{share} callers watch requests of this tenant: end some of them",
                 headers=[(b"Retry-After", b"5")],
             )
         async with AsyncExitStack() as stack:

@@ -15,6 +15,7 @@ import msgspec
 import trio
 
 from tunnelmux.observability.logs import without_secrets
+from tunnelmux.registry.names import tenant_in_label
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.sessions.requests import RequestFilter, RequestSeen
 
@@ -95,6 +96,10 @@ class RequestFeed:
     def reader_count(self) -> int:
         """The number of readers."""
         return len(self._readers)
+
+    def readers_of(self, tenant: str) -> int:
+        """The number of readers that watch a device of this tenant."""
+        return sum(tenant_in_label(reader.wanted.device) == tenant for reader in self._readers)
 
     @contextmanager
     def reading(self, wanted: RequestFilter, most: int) -> Iterator[FeedReader]:
