@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from support.front_proxies import running_haproxy
 from support.gateways import TEST, Site, User
 from tunnelmux.registry import Actor
 
@@ -255,3 +256,34 @@ async def test_a_certificate_by_the_tenants_authority_is_its_member(site: Site) 
         await site.tenant.ssh.change(user_authorities=[])
         await terminal.expect("your access was taken back")
         assert await terminal.wait() != 0
+
+
+async def test_behind_a_load_balancer_each_address_counts_for_itself(
+    open_site: OpenSite, tmp_path: Path, debian_program: Callable[[str, str], str]
+) -> None:
+    """HAProxy in front, which speaks of two addresses: one may come in, one not."""
+    more = '[gateway]\ntrusted_proxies = ["127.0.0.1"]\nallow = ["127.0.0.2"]\n'
+    async with open_site(more) as site:
+        bob = await site.user("bob")
+        await site.lease(bob)
+        async with running_haproxy(tmp_path, debian_program, site.port) as port:
+            known = (tmp_path / "gateway_known_hosts").read_text().partition(" ")[2]
+            (tmp_path / "behind_haproxy").write_text(f"gateway {known}")
+            hosts = [
+                "-o",
+                "HostKeyAlias=gateway",
+                "-o",
+                f"UserKnownHostsFile={tmp_path}/behind_haproxy",
+            ]
+            for address, outcome in (("127.0.0.2", 0), ("127.0.0.3", 255)):
+                options = [*hosts, "-o", f"BindAddress={address}", "-p", str(port)]
+                result = await site.ssh(bob, f"{site.sshd.user}@cam1", "true", options=options)
+                assert result.returncode == outcome, result.stderr
+        await site.gateway.logged("ssh connection refused", address="127.0.0.3")
+        # What comes from the balancer's address without a head is not a person's.
+        stream = await trio.open_tcp_stream("127.0.0.1", site.port)
+        async with stream:
+            await stream.send_all(b"SSH-2.0-direct\r\n")
+            with trio.fail_after(30), contextlib.suppress(trio.BrokenResourceError):
+                assert await stream.receive_some() == b""
+        await site.gateway.logged("no PROXY protocol head")

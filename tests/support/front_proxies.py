@@ -1,8 +1,9 @@
-"""A real nginx and a real Caddy, configured by the blocks of docs/operations.md."""
+"""A real nginx, a real Caddy and a real HAProxy: configured by the blocks of the pages."""
 
 from __future__ import annotations
 
 import re
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
@@ -16,9 +17,11 @@ from support.proxies import free_port
 from support.tree import ROOT
 from tunnelmux.config import Address
 
-__all__ = ["FrontProxy", "running_caddy", "running_nginx", "sample"]
+__all__ = ["FrontProxy", "running_caddy", "running_haproxy", "running_nginx", "sample"]
 
 Program = Callable[[str, str], str]
+
+TWO_GATEWAYS = "## Two gateways behind one name"
 
 DOMAIN = "devices.example.com"
 
@@ -50,6 +53,15 @@ CADDY = """\
 """
 
 
+HAPROXY = """\
+defaults
+    timeout connect 30s
+    timeout client 60s
+    timeout server 60s
+{sample}
+"""
+
+
 class FrontProxy:
     """Where it listens, and how a visitor knows it."""
 
@@ -67,12 +79,19 @@ class FrontProxy:
         return tls
 
 
-def sample(language: str, changes: Mapping[str, str]) -> str:
+def sample(
+    language: str,
+    changes: Mapping[str, str],
+    *,
+    page: str = "operations.md",
+    section: str = "### Visitors over HTTP",
+) -> str:
     """The block of the page in that language; each change must be one that the block has."""
-    page = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    whole = (ROOT / "docs" / page).read_text("utf-8")
     text: str
-    visitors = page.split("### Visitors over HTTP")[1].split("\n### ")[0]
-    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", visitors, re.MULTILINE | re.DOTALL)
+    end = "\n" + section.partition(" ")[0] + " "
+    part = whole.split(section + "\n")[1].split(end)[0]
+    (text,) = re.findall(rf"^```{language}\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
     for before, after in changes.items():
         assert before in text, f"{before!r} is not in the {language} block"
         text = text.replace(before, after)
@@ -113,6 +132,31 @@ async def running_caddy(
     homes = {name: str(folder) for name in ("HOME", "XDG_CONFIG_HOME", "XDG_DATA_HOME")}
     async with _running(command, homes, Address("127.0.0.1", port)):
         yield FrontProxy(Address("127.0.0.1", port), authority)
+
+
+@asynccontextmanager
+async def running_haproxy(folder: Path, program: Program, target: int) -> AsyncIterator[int]:
+    """HAProxy before the gateway on this port; its own port. It is configured by the block of
+    docs/gateway.md, and inherits its socket, where connections wait until it has started."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        file = folder / "haproxy.cfg"
+        changes = {
+            "bind :2222": f"bind fd@{listener.fileno()}",
+            "192.0.2.21:2222 send-proxy-v2 check": f"127.0.0.1:{target} send-proxy-v2",
+            "    server b 192.0.2.22:2222 send-proxy-v2 check\n": "",
+        }
+        text = sample("haproxy", changes, page="gateway.md", section=TWO_GATEWAYS)
+        file.write_text(HAPROXY.format(sample=text))
+        command = [program("haproxy", "haproxy"), "-db", "-f", str(file)]
+        process = await trio.lowlevel.open_process(
+            command, stdin=subprocess.DEVNULL, pass_fds=[listener.fileno()]
+        )
+        try:
+            yield int(listener.getsockname()[1])
+        finally:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + 30):
+                process.terminate()
+                await process.wait()
 
 
 def _certificate(folder: Path) -> trustme.CA:

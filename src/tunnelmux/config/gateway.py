@@ -49,6 +49,11 @@ class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     allow: list[str] = []
     """Addresses and networks from which connections are accepted; empty for all."""
 
+    trusted_proxies: list[str] = []
+    """Addresses and networks of load balancers in front, which must begin each connection with a
+    head of the PROXY protocol (version 1 or 2). The address in it is the person's.
+    """
+
     console_url: str | None = None
     """The URL where people register their SSH keys; shown to a person whose key is not known."""
 
@@ -56,6 +61,8 @@ class GatewayListener(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
         parse_address("listen", self.listen)
         for network in self.allow:
             check_network("allow", network)
+        for network in self.trusted_proxies:
+            check_network("trusted_proxies", network)
         if self.console_url is not None:
             split_url(
                 "console_url", self.console_url, ("https", "http"), "https://tunnels.example.com"

@@ -50,6 +50,7 @@ from tunnelmux.registry import (
 from tunnelmux.registry.ids import format_time, new_id
 from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.lobby import Lobby
+from tunnelmux.transports.proxy_protocol import BadProxyHead, read_head
 from tunnelmux.transports.tcp import listening_socket
 
 __all__ = ["Gateway", "RunningGateway", "read_host_key", "serve_gateway"]
@@ -61,6 +62,9 @@ _LAST_NOTES = 5.0
 
 _TIDY = 3600.0
 # Seconds between two searches for recordings that are old enough to remove.
+
+_HEAD_TIMEOUT = 10.0
+# Seconds for a load balancer's PROXY head, which it sends as soon as it has connected.
 
 _HOST_KEY = "ssh_host_ed25519_key"
 
@@ -352,10 +356,12 @@ class Listener:
         self._options = options
         self._allowed = gateway.config.gateway.allow
         self._networks = TrustedProxies.parse(self._allowed)
+        self._balancers = TrustedProxies.parse(gateway.config.gateway.trusted_proxies)
         self._admission = Admission(
             "gateway.listen",
             limit=limits.max_connections,
             per_address=limits.max_connections_per_address,
+            exempt=self._balancers,
         )
         self._lobby = Lobby()
 
@@ -365,10 +371,12 @@ class Listener:
             # asyncssh takes a millisecond for each connection, so it gets only those that have
             # sent something, or wait for its greeting.
             nursery.start_soon(self._lobby.run)
-            await self._accept_all(listener)
+            await self._accept_all(listener, nursery)
         raise AssertionError("unreachable")
 
-    async def _accept_all(self, listener: trio.socket.SocketType) -> NoReturn:
+    async def _accept_all(
+        self, listener: trio.socket.SocketType, nursery: trio.Nursery
+    ) -> NoReturn:
         while True:
             try:
                 sock, address = await listener.accept()
@@ -377,18 +385,53 @@ class Listener:
                 await trio.sleep(0.1)
                 continue
             host = address[0].removeprefix("::ffff:")
-            if self._allowed and host not in self._networks:
-                _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
-                sock.close()
-            elif self._gateway.failures.is_barred(host):
-                sock.close()  # not logged: its failures were
-            elif (place := self._admission.enter(host)) is None:
+            if host in self._balancers:
+                self._read_head(sock, f"{host}:{address[1]}", nursery)
+            else:
+                self._take(sock, host)
+
+    def _read_head(
+        self, sock: trio.socket.SocketType, balancer: str, nursery: trio.Nursery
+    ) -> None:
+        """Take a load balancer's connection once its PROXY head says who is behind it."""
+        place = self._admission.enter(balancer)
+        if place is None:
+            sock.close()
+            return
+
+        async def read() -> None:
+            try:
+                with trio.fail_after(_HEAD_TIMEOUT):
+                    host = await read_head(sock)
+            except trio.ClosedResourceError:
+                pass  # another connection got its place
+            except (BadProxyHead, OSError, trio.TooSlowError) as exc:
+                problem = str(exc) or f"no head came within {_HEAD_TIMEOUT:g} s"
+                _log.warning("no PROXY protocol head", address=balancer, problem=problem)
                 sock.close()
             else:
-                raw = socket.socket(fileno=sock.detach())
-                raw.setblocking(False)
-                raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                self._lobby.enter(raw, place, partial(self._begin, raw, host, place))
+                place.leave()
+                self._take(sock, host or balancer.rpartition(":")[0])
+            finally:
+                place.leave()
+
+        place.on_give_way = sock.close  # which ends `read` too
+        nursery.start_soon(read)
+
+    def _take(self, sock: trio.socket.SocketType, host: str) -> None:
+        """Take a connection from this address, if there may be one."""
+        if self._allowed and host not in self._networks:
+            _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
+            sock.close()
+        elif self._gateway.failures.is_barred(host):
+            sock.close()  # not logged: its failures were
+        elif (place := self._admission.enter(host)) is None:
+            sock.close()
+        else:
+            raw = socket.socket(fileno=sock.detach())
+            raw.setblocking(False)
+            raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._lobby.enter(raw, place, partial(self._begin, raw, host, place))
 
     def _begin(self, sock: socket.socket, host: str, place: Place) -> None:
         place.on_give_way = sock.close
