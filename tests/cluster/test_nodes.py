@@ -356,7 +356,7 @@ async def test_who_is_no_node_gets_nowhere(nodes: Nodes) -> None:
 
     node = nodes["a"].store.membership.me  # type: ignore[attr-defined]
     host, _, port = node.address.rpartition(":")
-    stranger = NodeIdentity("a")
+    stranger = NodeIdentity.made_for("a")
     with structlog.testing.capture_logs() as logs, trio.fail_after(30):
         tls = trio.SSLStream(
             await trio.open_tcp_stream(host, int(port)),

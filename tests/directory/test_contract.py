@@ -112,7 +112,7 @@ def worker_of(nursery: trio.Nursery, book: PlaceBook, name: str, start: str) -> 
     class Parent:
         async def answer(self, what: str, body: bytes) -> Reply:
             assert what == "directory"
-            return Reply(desk.answer(body))
+            return Reply(await desk.answer(body))
 
         def hear(self, what: str, body: bytes, descriptors: Sequence[int]) -> None:
             raise AssertionError(what, body, descriptors)

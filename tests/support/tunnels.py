@@ -29,14 +29,15 @@ class Tunnel:
     def __init__(self, daemons: DaemonSet) -> None:
         self.daemons = daemons
         self.agents: dict[str, Daemon] = {}
-        self._tokens: dict[str, str] = {}
+        self.tokens: dict[str, str] = {}
+        """Those of the devices; another proxy may know the same."""
 
     def token(self, device: str) -> str:
         """The device's token, which no process may ever write."""
-        if device not in self._tokens:
-            self._tokens[device] = secrets.token_hex(16)
-            self.daemons.secrets.add(self._tokens[device])
-        return self._tokens[device]
+        if device not in self.tokens:
+            self.tokens[device] = secrets.token_hex(16)
+            self.daemons.secrets.add(self.tokens[device])
+        return self.tokens[device]
 
     # -- the proxy --------------------------------------------------------------------------
 

@@ -269,11 +269,9 @@ def test_auto_is_one_for_each_core() -> None:
     assert ProcessConfig(workers="auto").count == min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
-def test_workers_and_nodes_do_not_go_together() -> None:
+def test_a_node_may_have_several_workers() -> None:
     cluster = ClusterConfig(redis=Secret("redis://10.0.0.5"), listen="127.0.0.1:3803")
-    ProxyConfig(cluster=cluster)
-    with pytest.raises(InvalidSetting, match="do not go together"):
-        ProxyConfig(cluster=cluster, proxy=ProcessConfig(workers=2))
+    assert ProxyConfig(cluster=cluster, proxy=ProcessConfig(workers=2)).cluster == cluster
 
 
 # -- files that processes share ------------------------------------------------------------------

@@ -34,6 +34,8 @@ class Places:
         await trio.lowlevel.checkpoint()
         if device == "dev2":
             self.known[device] = "worker-2"
+        if device == "dev3":
+            self.known[device] = "another-machine"
 
 
 @dataclass
@@ -59,6 +61,7 @@ class Stage:
             Places(),  # type: ignore[arg-type]
             self.pump,
             self.figures,
+            others=["worker-2"],
             reach=self._reach,
             serve=lambda slot, local, remote: self.served.append((slot, local, remote)),
             listens=lambda slot: slot == "http",
@@ -210,6 +213,12 @@ async def test_one_is_served_here_where_the_other_cannot_be_reached(
             assert stage.hand_over.pass_later(nursery, device, "http", visitor()[1], device)
     assert sorted(remote for _, _, remote in stage.served) == ["dev2", "unknown"]
     assert stage.hand_over.way_to("dev1") == "here"
+
+
+async def test_a_device_of_another_machine_is_reached_from_here(stage: Stage) -> None:
+    await stage.hand_over.find_way("dev3")
+    assert stage.hand_over.way_to("dev3") == "here"
+    assert stage.others == []
 
 
 async def test_taking_is_said_before_anybody_is_served(stage: Stage, visitor: Visitors) -> None:

@@ -23,6 +23,7 @@ from tunnelmux.errors import TunnelmuxError
 from tunnelmux.observability import configure_logs
 from tunnelmux.observability.logs import name_process
 from tunnelmux.proxy import RunningProxy, run_proxy
+from tunnelmux.proxy.names import node_name
 from tunnelmux.proxy.workers.parent import worker_names
 from tunnelmux.proxy.workers.words import Reloaded
 from tunnelmux.proxy.workers.worker import Worker
@@ -68,7 +69,8 @@ class _WorkerProcess:
     ) -> None:
         """Run the proxy of this worker until it was drained."""
         start, config = self._start, self._config
-        others = worker_names(config.proxy.count)
+        node = node_name(config) if config.cluster is not None else ""
+        others = worker_names(config.proxy.count, node)
         worker = Worker(start.link, start.name, start.incarnation, others=others)
         worker.keep_events(config.limits.internal.event_history)
         worker.on_reload = self._reload

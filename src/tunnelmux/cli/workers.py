@@ -16,6 +16,7 @@ from tunnelmux.cli.upgrade import follow, upgrader
 from tunnelmux.config import ProxyConfig
 from tunnelmux.config.changes import changes_between
 from tunnelmux.observability import configure_logs
+from tunnelmux.proxy.names import node_name
 from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.workers.parent import WorkersParent, worker_command
 
@@ -39,7 +40,10 @@ def run_parent(
         task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         command = worker_command(sys.argv[1:])
-        parent = WorkersParent(count, command, history=history, binder=binder)
+        node = node_name(config) if config.cluster is not None else ""
+        parent = WorkersParent(
+            count, command, history=history, binder=binder, node=node, cluster=config.cluster
+        )
         await parent.run(task_status=task_status)
 
     async def reload(running: WorkersParent) -> dict[str, object]:

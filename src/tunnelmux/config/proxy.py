@@ -599,12 +599,6 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     def _check_workers(self) -> None:
         if self.proxy.count == 1:
             return
-        if self.cluster is not None:
-            raise InvalidSetting(
-                "proxy.workers",
-                "and [cluster] do not go together: on each machine start several nodes with one "
-                "worker, or leave [cluster] out",
-            )
         if self.socketio is not None:
             raise InvalidSetting(
                 "proxy.workers",

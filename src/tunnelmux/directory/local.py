@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
@@ -44,7 +44,8 @@ class PlaceBook:
 
     *clock* gives seconds since a fixed moment. A node is dead after *lease* seconds without a beat;
     with `math.inf`, when it leaves, and not before. *on_news* is called with the name of a node
-    whose next beat has something new to tell. Nothing here waits.
+    whose next beat has something new to tell, *on_change* with a device whose places may have
+    changed. Nothing here waits.
     """
 
     def __init__(
@@ -53,10 +54,13 @@ class PlaceBook:
         *,
         lease: float = LEASE,
         on_news: Callable[[str], None] = lambda _node: None,
+        on_change: Callable[[str], None] = lambda _device: None,
     ) -> None:
         self._clock = clock
         self._lease = lease
         self._on_news = on_news
+        self._on_change = on_change
+        self._others: dict[str, Node] = {}
         self._places: dict[str, list[Place]] = {}
         self._live: dict[str, _Live] = {}
         self._numbers = itertools.count(1)
@@ -89,6 +93,7 @@ class PlaceBook:
         for place in gone:
             if place.node != node and self._is_live(place):
                 self._tell(place.node, held.device, place.generation)
+        self._on_change(held.device)
         return Claim(generation, gone)
 
     def release(self, node: str, device: str, generation: int) -> bool:
@@ -96,7 +101,30 @@ class PlaceBook:
         old = self._places.get(device, [])
         kept = [p for p in old if (p.node, p.generation) != (node, generation)]
         self._put(device, kept)
+        self._on_change(device)
         return len(kept) < len(old)
+
+    def supersede(self, device: str) -> None:
+        """The device has a newer session on a node that does not use this book."""
+        for place in self.find(device):
+            self._tell(place.node, device, place.generation)
+        self._put(device, [])
+
+    def take_others(self, nodes: Mapping[str, Node]) -> None:
+        """Have beats tell of these nodes as well. They do not use this book."""
+        if self._others != nodes:
+            self._others = dict(nodes)
+            self._tell_of_nodes()
+
+    @property
+    def nodes(self) -> list[Node]:
+        """The live nodes that use this book."""
+        return [node.record for node in self._live.values()]
+
+    @property
+    def devices(self) -> list[str]:
+        """The devices with a place."""
+        return list(self._places)
 
     def find(self, device: str) -> list[Place]:
         """The places on live nodes, newest first."""
@@ -121,7 +149,7 @@ class PlaceBook:
         while known.inbox and known.inbox[0][0] <= seen:
             known.inbox.popleft()
         version = str(self._nodes_changed)
-        nodes = {name: node.record for name, node in self._live.items()}
+        nodes = self._others | {name: node.record for name, node in self._live.items()}
         return Beat(
             heard=Heard(str(known.inbox[-1][0]) if known.inbox else heard.message, version),
             superseded=[(device, generation) for _, device, generation in known.inbox],
@@ -174,6 +202,9 @@ class PlaceBook:
     def _forget(self, name: str) -> None:
         del self._live[name]
         self._tell_of_nodes()
+        for device, places in list(self._places.items()):
+            if any(place.node == name for place in places):
+                self._on_change(device)
 
 
 class LocalDirectory(Directory):

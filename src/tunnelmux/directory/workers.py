@@ -118,17 +118,36 @@ class WorkersDirectory(Directory):
 class DirectoryDesk:
     """The parent's end of one worker's `WorkersDirectory`."""
 
-    def __init__(self, book: PlaceBook, node: str, incarnation: str) -> None:
+    def __init__(
+        self,
+        book: PlaceBook,
+        node: str,
+        incarnation: str,
+        find_elsewhere: Callable[[str], Awaitable[list[Place]]] | None = None,
+    ) -> None:
+        """*find_elsewhere* finds places of devices on nodes that do not use the book."""
         self._book = book
         self._node = node
         self._incarnation = incarnation
+        self._find_elsewhere = find_elsewhere
 
-    def answer(self, message: bytes) -> bytes:
+    async def answer(self, message: bytes) -> bytes:
         """What the worker is answered. Raises msgspec.DecodeError where it asks nonsense."""
+        call = _read_call.decode(message)
         try:
-            return msgspec.msgpack.encode(self._do(_read_call.decode(message)))
+            if isinstance(call, _Find) and self._find_elsewhere is not None:
+                return msgspec.msgpack.encode(await self._find(call.device, self._find_elsewhere))
+            return msgspec.msgpack.encode(self._do(call))
         except NodeNameTaken:
             return _NAME_TAKEN
+
+    async def _find(
+        self, device: str, elsewhere: Callable[[str], Awaitable[list[Place]]]
+    ) -> list[Place]:
+        found = self._book.find(device)
+        if any(place.node != self._node for place in found):
+            return found  # at once, also while other machines cannot be asked
+        return found + await elsewhere(device)
 
     def close(self) -> None:
         """The worker has ended: nothing of it is found from now on."""

@@ -589,8 +589,8 @@ class RunningProxy:
         yield self._http.admission
         if self._agent_server is not None:
             yield self._agent_server.admission
-        if self._around.redis_node is not None:
-            yield self._around.redis_node.doors.admission
+        if self.cluster is not None and self.cluster.doors is not None:
+            yield self.cluster.doors.admission
 
     # -- listeners -----------------------------------------------------------------
 
@@ -606,13 +606,14 @@ class RunningProxy:
                 addresses=lists_of(self.config.tunnel),
             )
         }
-        if self.config.cluster is not None and (node := self._around.redis_node) is not None:
+        doors = self.cluster.doors if self.cluster is not None else None
+        if self.config.cluster is not None and doors is not None:
             plans["cluster"] = ListenerPlan(
                 key="cluster.listen",
                 address=self.config.cluster.listen_address,
-                handler=node.doors.handle,
+                handler=doors.handle,
                 nursery=self._agents,
-                admission=node.doors.admission,
+                admission=doors.admission,
             )
         socketio = self.config.socketio
         if socketio is not None and self._agent_server is not None:

@@ -21,7 +21,7 @@ from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import EventLog, MemoryStore
 
 if TYPE_CHECKING:
-    from tunnelmux.proxy.cluster.node import ClusterNode, RedisNode
+    from tunnelmux.proxy.cluster.node import ClusterNode
     from tunnelmux.proxy.internal import InternalServer
     from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
     from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
@@ -45,8 +45,6 @@ class Surroundings:
     store: MemoryStore
     identity: ProxyIdentity
     node: ClusterNode | None = None
-    redis_node: RedisNode | None = None
-    """The same object, if other nodes connect to a listener of this one."""
     siblings: Siblings | None = None
     binder: Binder = field(default_factory=Binder)
     worker: Worker | None = None
@@ -91,6 +89,7 @@ class Surroundings:
             Router(self.store, devices),
             pump,
             ways[0].visits.figures,
+            others=self.worker.others,
             reach=partial(self.worker.reach, way="visitors"),
             serve=listeners.serve_passed,
             listens=listeners.listens,
@@ -133,7 +132,7 @@ def surroundings_of(
             events=events,
             all_events=worker.events,
             store=store,
-            identity=proxy_identity(config, worker.name),
+            identity=proxy_identity(config, worker.name.rpartition("~")[2]),
             node=WorkerNode(worker, config, store),
             siblings=siblings,
             binder=worker,
@@ -152,7 +151,6 @@ def surroundings_of(
             store=store,
             identity=proxy_identity(config),
             node=node,
-            redis_node=node,
             binder=binder or Binder(),
         )
     return Surroundings(

@@ -28,8 +28,11 @@ _log = get_logger("proxy.cluster")
 class HopDoors:
     """Connects to other nodes, and lets those in that the directory names."""
 
-    def __init__(self, identity: NodeIdentity, server: HopServer, limits: IngressLimits) -> None:
-        self._identity = identity
+    def __init__(
+        self, identity: NodeIdentity | None, server: HopServer, limits: IngressLimits
+    ) -> None:
+        self.identity = identity
+        """What this node shows to others. It can be set later; until then none is let in."""
         self._server = server
         self._handshake_timeout = limits.handshake_timeout
         self.admission = Admission(
@@ -69,20 +72,22 @@ class HopDoors:
     def _context(self) -> ssl.SSLContext:
         """What trusts the nodes of now."""
         members = self._server.membership
-        if members is None:
+        if members is None or self.identity is None:
             raise ConnectError("this node is no member of its cluster yet")
         nodes = {
             node.certificate: node.name
             for node in members.nodes.values()
-            if node.name != members.me.name
+            if node.certificate and node.name != members.me.name
         }
         if self._tls is None or nodes != self._nodes:
-            self._tls = self._identity.server_context(nodes)
+            self._tls = self.identity.server_context(nodes)
             self._nodes = nodes
         return self._tls
 
     async def dial(self, node: Node) -> trio.abc.Stream:
         """A connection to the node. Raises ConnectError."""
+        if self.identity is None:
+            raise ConnectError("this node is no member of its cluster yet")
         host, _, port = node.address.rpartition(":")
         address = Address(host.strip("[]"), int(port))
         with trio.move_on_after(DIAL_TIMEOUT):
@@ -92,7 +97,7 @@ class HopDoors:
                 cause = error.strerror or str(error)
                 raise ConnectError(f"{node.address} cannot be connected to: {cause}") from error
             configure_socket(stream)
-            context = self._identity.client_context(node.certificate)
+            context = self.identity.client_context(node.certificate)
             tls = trio.SSLStream(stream, context, server_hostname=node.name)
             is_ready = False
             try:

@@ -137,6 +137,11 @@ class ThereHandle(SessionHandle):
         return self.node
 
     @property
+    def there(self) -> DeviceThere:
+        """What the node said of the device."""
+        return self._there
+
+    @property
     def credential(self) -> bytes:
         return bytes.fromhex(self._there.credential)
 

@@ -22,11 +22,20 @@ _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RF
 
 
 class NodeIdentity:
-    """A key of this process only, and its self-signed certificate, which other nodes trust because
-    the directory has it. The key is outside the process's memory only while it is loaded.
+    """A key of this start of the node only, and its self-signed certificate, which other nodes
+    trust because the directory has it. The key is outside of memory only while it is loaded.
     """
 
-    def __init__(self, node: str) -> None:
+    def __init__(self, pem: bytes) -> None:
+        self.pem = pem
+        """Certificate and key, for the processes of this node only."""
+        der = x509.load_pem_x509_certificate(pem).public_bytes(serialization.Encoding.DER)
+        self.certificate = base64.b64encode(der).decode("ascii")
+        """The certificate, DER in Base64, for the directory."""
+
+    @classmethod
+    def made_for(cls, node: str) -> NodeIdentity:
+        """A new one for the node of that name."""
         key = ec.generate_private_key(ec.SECP256R1())
         # RFC 5280 appendix A.1: a common name has 64 characters at the most.
         name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, node[:64])])
@@ -41,15 +50,15 @@ class NodeIdentity:
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .sign(key, hashes.SHA256())
         )
-        self._pem = certificate.public_bytes(serialization.Encoding.PEM)
-        self._pem += key.private_bytes(
-            serialization.Encoding.PEM,
-            serialization.PrivateFormat.PKCS8,
-            serialization.NoEncryption(),
+        pem = certificate.public_bytes(serialization.Encoding.PEM)
+        return cls(
+            pem
+            + key.private_bytes(
+                serialization.Encoding.PEM,
+                serialization.PrivateFormat.PKCS8,
+                serialization.NoEncryption(),
+            )
         )
-        der = certificate.public_bytes(serialization.Encoding.DER)
-        self.certificate = base64.b64encode(der).decode("ascii")
-        """The certificate, DER in Base64, for the directory."""
 
     def client_context(self, peer: str) -> ssl.SSLContext:
         """A context to dial the node with this certificate (DER in Base64)."""
@@ -75,7 +84,7 @@ class NodeIdentity:
             file = Path(folder) / "node.pem"
             descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "wb") as writer:
-                writer.write(self._pem)
+                writer.write(self.pem)
             context.load_cert_chain(file)
         return context
 

@@ -51,6 +51,8 @@ class ClusterNode(abc.ABC):
             keepalive_timeout=min(session.keepalive_timeout, 2.0),
         )
         self.server = HopServer(self._limits, self._http_limits)
+        self.doors: HopDoors | None = None
+        """Lets nodes of other machines in, if there can be any."""
         self._running = trio.CancelScope()
 
     def look_only_for(self, is_known: Callable[[str], bool]) -> None:
@@ -84,7 +86,7 @@ class ClusterNode(abc.ABC):
             membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
             self.server.membership = self._store.membership = membership
             self.server.pump = self.pump
-            self._store.hops = hops = Hops(
+            self._store.hops = self.server.hops = hops = Hops(
                 membership, dial, self._limits, self._http_limits, lambda: self.pump, nursery
             )
             await nursery.start(self._be_member, membership)
@@ -119,8 +121,8 @@ class RedisNode(ClusterNode):
         super().__init__(name, config, store)
         self._settings = settings
         self._redis_url = settings.read_redis()
-        self._identity = NodeIdentity(self.name)
-        self.doors = HopDoors(self._identity, self.server, config.limits.ingress)
+        self._identity = NodeIdentity.made_for(self.name)
+        self._doors = self.doors = HopDoors(self._identity, self.server, config.limits.ingress)
 
     async def run(
         self,
@@ -141,5 +143,5 @@ class RedisNode(ClusterNode):
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
         async with open_redis(url, ca_file) as redis:
             directory = RedisDirectory(redis, self.name, incarnation)
-            await self.be_node(me, directory, self.doors.dial, task_status)
+            await self.be_node(me, directory, self._doors.dial, task_status)
         raise AssertionError  # it is a node until it is cancelled

@@ -5,23 +5,34 @@ from __future__ import annotations
 import msgspec
 import trio
 
+from tunnelmux.directory import Node
 from tunnelmux.directory.membership import Membership
-from tunnelmux.errors import SessionDraining, SessionError
+from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import RequestHead, ServerConnection, VisitorGone, accept_connect
 from tunnelmux.http.head import first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
 from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, join
 from tunnelmux.sessions import LocalHandle, OwnHandle
 from tunnelmux.wire import GENERATION_FIELD
 
-__all__ = ["HopServer"]
+__all__ = ["HopServer", "is_worker"]
 
 _log = get_logger("proxy.cluster")
+
+
+_MOST_KNOWN = 10_000
+# Devices of other workers whose sessions are cached.
+
+
+def is_worker(node: Node) -> bool:
+    """Whether this is another process of this machine's proxy: the parent connects those."""
+    return not node.address
 
 
 class HopServer:
@@ -32,15 +43,21 @@ class HopServer:
         """The pump for new hops, if there is one."""
         self.membership: Membership[OwnHandle] | None = None
         """Knows the sessions of this node; without it, there are none."""
+        self.hops: Hops | None = None
+        """The ways to other processes."""
+        self._at_workers: dict[str, ThereHandle] = {}
         self._limits = limits
         self._http_limits = http_limits
 
-    async def serve(self, stream: trio.abc.Stream, name: str, remote: str) -> None:
-        """Serve one connection until it ends, of the node that is known to be *name*."""
+    async def serve(
+        self, stream: trio.abc.Stream, name: str, remote: str, *, from_worker: bool = False
+    ) -> None:
+        """Serve one connection until it ends, of the node that is known to be *name*. What another
+        machine asks goes on to the worker that has the device; what a worker asks does not."""
         session = Session(stream, is_client=False, limits=self._limits, pump=self.pump)
         _log.info("hop opened", node=name, remote=remote)
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._take_streams, session, nursery)
+            nursery.start_soon(self._take_streams, session, nursery, from_worker)
             await session.run()
             nursery.cancel_scope.cancel()
         _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
@@ -51,14 +68,16 @@ class HopServer:
             raise Refused(Refusal(503, MOVED, "This node is no member of its cluster yet."))
         return self.membership
 
-    async def _take_streams(self, session: Session, nursery: trio.Nursery) -> None:
+    async def _take_streams(
+        self, session: Session, nursery: trio.Nursery, from_worker: bool
+    ) -> None:
         try:
             async for stream in session:
-                nursery.start_soon(self._serve_stream, stream)
+                nursery.start_soon(self._serve_stream, stream, from_worker)
         except SessionError:
             return  # `serve` logs it
 
-    async def _serve_stream(self, stream: Stream) -> None:
+    async def _serve_stream(self, stream: Stream, from_worker: bool) -> None:
         server = ServerConnection(stream, self._http_limits)
         try:
             request = await server.read_request()
@@ -66,9 +85,9 @@ class HopServer:
                 await server.close()
                 return
             if request.method == b"CONNECT":
-                await self._join(server, stream, request)
+                await self._join(server, stream, request, from_worker)
             else:
-                await self._tell(server, request)
+                await self._tell(server, request, from_worker)
         except Refused as refused:
             try:
                 await server.refuse(refused.refusal)
@@ -83,22 +102,50 @@ class HopServer:
             stream.reset()
             raise
 
-    def _find(self, device: str) -> LocalHandle:
-        """The session of the device on this node; raises Refused."""
+    def _own(self, device: str) -> LocalHandle | None:
         handle = self._members.session_of(device)
-        if not isinstance(handle, LocalHandle) or handle.is_closed:
-            raise Refused(Refusal(503, MOVED, f"Device {device} is not on this node."))
-        return handle
+        return handle if isinstance(handle, LocalHandle) and not handle.is_closed else None
 
-    async def _join(self, server: ServerConnection, stream: Stream, request: RequestHead) -> None:
+    async def _at_worker(self, device: str, wanted: bytes) -> ThereHandle:
+        """The session of the device at another worker, of that generation if it is known; raises
+        Refused."""
+        known = self._at_workers.get(device)
+        if known is not None and not known.is_closed and wanted == b"%d" % known.generation:
+            return known
+        for place in await self._members.find(device):
+            node = self._members.nodes.get(place.node)
+            if node is None or not is_worker(node) or self.hops is None:
+                continue
+            try:
+                there = await self.hops.reach(device, place)
+            except ConnectError:
+                continue  # that worker has just ended
+            if there is not None:
+                self._at_workers[device] = there
+                if len(self._at_workers) > _MOST_KNOWN:
+                    del self._at_workers[next(iter(self._at_workers))]
+                return there
+        raise _moved(f"Device {device} is not on this node.")
+
+    async def _join(
+        self, server: ServerConnection, stream: Stream, request: RequestHead, from_worker: bool
+    ) -> None:
         device = request.target.decode("latin-1")
-        handle = self._find(device)
         wanted = first_value(request.headers, GENERATION_FIELD.lower()) or b""
-        if wanted != b"%d" % self._members.generation_of(device):
-            raise Refused(Refusal(503, MOVED, f"That session of device {device} is not here."))
+        handle: LocalHandle | ThereHandle | None = self._own(device)
+        generation = self._members.generation_of(device)
+        if handle is None:
+            if from_worker:
+                raise _moved(f"Device {device} is not at this worker.")
+            handle = there = await self._at_worker(device, wanted)
+            generation = there.generation
+        if wanted != b"%d" % generation:
+            raise _moved(f"That session of device {device} is not here.")
         try:
             with trio.fail_after(self._http_limits.connect_timeout):
                 onward = await handle.open_stream()
+        except SessionClosed:
+            raise _moved(f"Device {device} has just left this node.") from None
         except SessionDraining:
             raise _busy("device-draining", f"Device {device} is about to restart.") from None
         except SessionError as error:
@@ -112,32 +159,44 @@ class HopServer:
             raise
         await join(stream, onward, early)
 
-    async def _tell(self, server: ServerConnection, request: RequestHead) -> None:
+    async def _tell(
+        self, server: ServerConnection, request: RequestHead, from_worker: bool
+    ) -> None:
         path = request.target.decode("latin-1")
         if request.method != b"GET" or not path.startswith(DEVICE_PATH):
             raise Refused(Refusal(400, "bad-request", f"There is no {path} on a hop."))
         device = path.removeprefix(DEVICE_PATH)
-        handle = self._find(device)
-        generation = self._members.generation_of(device)
-        if not generation:
-            raise Refused(Refusal(503, MOVED, f"Device {device} has just come to this node."))
-        summary = handle.summary()
-        body = msgspec.json.encode(
-            DeviceThere(
-                generation=generation,
-                user_id=summary.user_id,
-                connected_at=summary.connected_at,
-                last_heartbeat=summary.last_heartbeat,
-                remote_addr=summary.remote_addr,
-                credential=handle.credential.hex(),
-                default_service=handle.default_service,
-                relayed={name or "": service for name, service in handle.relayed.items()},
-                timeouts={name or "": seconds for name, seconds in handle.timeouts.items()},
-            )
-        )
+        if (handle := self._own(device)) is not None:
+            there = self._described(handle, self._members.generation_of(device))
+        elif not from_worker:
+            there = (await self._at_worker(device, b"")).there
+        else:
+            raise _moved(f"Device {device} is not at this worker.")
+        body = msgspec.json.encode(there)
         headers = [(b"Content-Type", b"application/json")]
         await server.send_response(200, b"OK", headers, length=len(body), first=body, end=True)
         await server.close()
+
+    @staticmethod
+    def _described(handle: LocalHandle, generation: int) -> DeviceThere:
+        if not generation:
+            raise _moved(f"Device {handle.device} has just come to this node.")
+        summary = handle.summary()
+        return DeviceThere(
+            generation=generation,
+            user_id=summary.user_id,
+            connected_at=summary.connected_at,
+            last_heartbeat=summary.last_heartbeat,
+            remote_addr=summary.remote_addr,
+            credential=handle.credential.hex(),
+            default_service=handle.default_service,
+            relayed={name or "": service for name, service in handle.relayed.items()},
+            timeouts={name or "": seconds for name, seconds in handle.timeouts.items()},
+        )
+
+
+def _moved(message: str) -> Refused:
+    return Refused(Refusal(503, MOVED, message))
 
 
 def _busy(reason: str, message: str) -> Refused:

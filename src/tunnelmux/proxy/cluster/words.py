@@ -1,6 +1,7 @@
 """The protocol between nodes on the streams of a hop. `CONNECT dev1` with the generation of the
 session begins a stream to that device, byte for byte. `GET /v1/devices/dev1` asks for the node's
-data about it. Both concern sessions of the asked node only: no stream goes over two hops.
+data about it. Both concern sessions of the asked node only, at whichever of its workers: no stream
+goes over three machines.
 """
 
 from __future__ import annotations

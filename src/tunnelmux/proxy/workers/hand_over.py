@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -69,17 +69,20 @@ class HandOver:
         pump: DataPump,
         figures: VisitorFigures,
         *,
+        others: Collection[str],
         reach: Callable[[str], Awaitable[socket.socket]],
         serve: Callable[[str, BareSocket, str], None],
         listens: Callable[[str], bool],
     ) -> None:
-        """*reach* connects to another worker by its name, or raises ConnectError. *serve* serves a
-        visitor here, by slot and address, and *listens* tells whether it would."""
+        """*others* are the names of the other workers; *reach* connects to one, or raises
+        ConnectError. *serve* serves a visitor here, by slot and address, and *listens* tells
+        whether it would."""
         self.serve = serve
         self.listens = listens
         self.figures = figures
         self._router = router
         self._pump = pump
+        self._others = frozenset(others)
         self._reach = reach
         self._ways: dict[str, _Way] = {}
         self._opening: dict[str, trio.Event] = {}
@@ -103,14 +106,15 @@ class HandOver:
         node = self._router.elsewhere(device)
         if node is None:
             return "unknown"
-        if not node:
-            return "here"
+        if node not in self._others:
+            return "here"  # or on another machine, to which each worker has a way
         return self._ways.get(node, "unknown")
 
     async def find_way(self, device: str) -> None:
         if self._router.elsewhere(device) is None:
             await self._router.look_for(device)
-        if node := self._router.elsewhere(device):
+        node = self._router.elsewhere(device)
+        if node and node in self._others:
             await self._make_way(node)
 
     def pass_later(

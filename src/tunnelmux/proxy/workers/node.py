@@ -11,7 +11,10 @@ import trio
 from tunnelmux.config import Address, ProxyConfig
 from tunnelmux.directory import Node
 from tunnelmux.observability import get_logger
+from tunnelmux.proxy.cluster.doors import HopDoors
+from tunnelmux.proxy.cluster.identity import NodeIdentity
 from tunnelmux.proxy.cluster.node import ClusterNode
+from tunnelmux.proxy.cluster.server import is_worker
 from tunnelmux.proxy.cluster.store import ClusterStore
 from tunnelmux.proxy.workers.worker import Worker
 
@@ -26,6 +29,8 @@ class WorkerNode(ClusterNode):
     def __init__(self, worker: Worker, config: ProxyConfig, store: ClusterStore) -> None:
         super().__init__(worker.name, config, store)
         self._worker = worker
+        if config.cluster is not None:
+            self.doors = HopDoors(None, self.server, config.limits.ingress)
 
     async def run(
         self,
@@ -35,11 +40,18 @@ class WorkerNode(ClusterNode):
         task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
     ) -> NoReturn:
         worker = self._worker
+        if self.doors is not None:
+            self.doors.identity = NodeIdentity(await worker.node_key())
         me = Node(name=self.name, incarnation=worker.incarnation, internal_url=internal_url)
         async with trio.open_nursery() as nursery:
             worker.on_reached["hop"] = partial(self._take_hop, nursery)
-            await self.be_node(me, worker.directory, worker.dial, task_status)
+            await self.be_node(me, worker.directory, self._dial, task_status)
         raise AssertionError  # it is a node until it is cancelled
+
+    async def _dial(self, node: Node) -> trio.abc.Stream:
+        if self.doors is None or is_worker(node):
+            return await self._worker.dial(node)
+        return await self.doors.dial(node)
 
     def _take_hop(self, nursery: trio.Nursery, connected: socket.socket, name: str) -> None:
         nursery.start_soon(self._serve_hop, connected, name)
@@ -47,7 +59,7 @@ class WorkerNode(ClusterNode):
     async def _serve_hop(self, connected: socket.socket, name: str) -> None:
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         try:
-            await self.server.serve(stream, name, name)
+            await self.server.serve(stream, name, name, from_worker=True)
         except Exception:  # noqa: BLE001  a bug met by one hop must not end the worker
             _log.exception("unhandled error in hop", node=name)
         finally:

@@ -22,6 +22,7 @@ import msgspec
 import trio
 
 from tunnelmux.config import Address as ConfigAddress
+from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.directory import PlaceBook, new_incarnation
 from tunnelmux.directory.workers import DirectoryDesk
 from tunnelmux.errors import ConfigError
@@ -43,6 +44,7 @@ from tunnelmux.proxy.workers.words import (
     MAKE_WAY,
     MOVE,
     NEWS,
+    NODE_KEY,
     REACH,
     REACHED,
     READY,
@@ -60,13 +62,14 @@ from tunnelmux.proxy.workers.words import (
 )
 
 if TYPE_CHECKING:
+    from tunnelmux.proxy.workers.shared_node import SharedNode
     from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["WorkersParent", "worker_command", "worker_names"]
 
 _log = get_logger("proxy.workers")
 
-_AGENTS_SLOT = "tunnel"
+_AGENTS_SLOT, _NODES_SLOT = "tunnel", "cluster"
 
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 10.0
@@ -134,7 +137,8 @@ class _Bound:
 
 class WorkersParent:
     """*count* workers, each started by *command* with a descriptor, a name and an incarnation
-    behind it. *history* is how many events are kept."""
+    behind it. *history* is how many events are kept. With *cluster*, all workers together are the
+    node of that name. Raises InvalidSetting where its Redis cannot be used."""
 
     def __init__(
         self,
@@ -144,6 +148,8 @@ class WorkersParent:
         history: int,
         environ: Mapping[str, str] = os.environ,
         binder: Binder | None = None,
+        node: str = "",
+        cluster: ClusterConfig | None = None,
     ) -> None:
         self._binder = binder or Binder()
         self._binder.take_visitor = self._take_visitor
@@ -153,8 +159,14 @@ class WorkersParent:
         self._environ = {
             name: value for name, value in environ.items() if name not in _OF_THE_PARENT
         }
-        self._seats = {name: _Seat(name) for name in worker_names(count)}
-        self._book = PlaceBook(lease=math.inf, on_news=self._tell_news)
+        self._seats = {name: _Seat(name) for name in worker_names(count, node)}
+        self._book = PlaceBook(lease=math.inf, on_news=self._tell_news, on_change=self._note_change)
+        self._node: SharedNode | None = None
+        if cluster is not None:
+            # Here: a proxy without other nodes needs none of it.
+            from tunnelmux.proxy.workers.shared_node import SharedNode
+
+            self._node = SharedNode(node, cluster, self._book)
         self._bound: dict[Address, _Bound] = {}
         self._binding = trio.Lock()
         self._events = SharedEvents(history)
@@ -173,24 +185,40 @@ class WorkersParent:
         """Run the workers until all were drained. Reports started when all of them serve; raises
         ConfigError if one cannot start."""
         try:
-            async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._wait_for_agents)
-                for seat in self._seats.values():
-                    self._nursery.start_soon(self._keep, seat)
-                while not all(seat.is_ready for seat in self._seats.values()):
-                    if self._failure is not None:
-                        break
-                    await self._news.wait()  # no deadline: a worker says why it cannot begin
-                if self._failure is None:
-                    _log.info("workers started", count=len(self._seats))
-                    task_status.started(self)
-                else:
-                    self._stop()
+            async with trio.open_nursery() as around:
+                await self._run_workers(around, task_status)
+                around.cancel_scope.cancel(reason="all workers have ended")
         finally:
             for bound in self._bound.values():
                 bound.close()
         if self._failure is not None:
             raise self._failure
+
+    async def _run_workers(
+        self, around: trio.Nursery, task_status: trio.TaskStatus[WorkersParent]
+    ) -> None:
+        async with trio.open_nursery() as self._nursery:
+            self._nursery.start_soon(self._wait_for_agents)
+            for seat in self._seats.values():
+                self._nursery.start_soon(self._keep, seat)
+            while not all(seat.is_ready for seat in self._seats.values()):
+                if self._failure is not None:
+                    self._stop()
+                    return
+                await self._news.wait()  # no deadline: a worker says why it cannot begin
+            if self._node is not None:
+                # Waits for the first answer of Redis, at most a second.
+                await around.start(self._node.run, str(self.address_of(_NODES_SLOT)))
+            _log.info("workers started", count=len(self._seats))
+            task_status.started(self)
+
+    def address_of(self, slot: str) -> ConfigAddress | None:
+        """Where the workers listen for that slot, with the port the system chose for 0."""
+        for address, bound in self._bound.items():
+            if address.slot == slot:
+                port = bound.listeners[0].socket.getsockname()[1]
+                return ConfigAddress(address.host, port)
+        return None
 
     async def _wait_for_agents(self) -> None:
         """Let the workers take visitors once all take agents, and those have come that another
@@ -245,6 +273,8 @@ class WorkersParent:
 
     def _stop(self) -> None:
         self._stopping.set()
+        if self._node is not None and self._pass_visitor is None:
+            self._node.leave()  # else the next program is that node
         self._tell_all_of_news()
         for bound in self._bound.values():
             bound.close()  # first here: the last of those that share a socket refuses who waits
@@ -354,7 +384,8 @@ class WorkersParent:
                 _log.error("worker not started", worker=seat.name, error=error.strerror)
                 return False, _NOT_STARTED
         seat.process = process
-        seat.desk = DirectoryDesk(self._book, seat.name, incarnation)
+        elsewhere = self._node.find if self._node is not None else None
+        seat.desk = DirectoryDesk(self._book, seat.name, incarnation, elsewhere)
         seat.link = Link(ours, _Ear(self, seat))
         seat.link.tell(WELCOME, msgspec.json.encode(self._events.welcome()))
         if self._stopping.is_set():
@@ -389,7 +420,7 @@ class WorkersParent:
         """Answer a worker's call; raises ConfigError."""
         if what == DIRECTORY:
             assert seat.desk is not None  # it runs
-            return Reply(seat.desk.answer(body))
+            return Reply(await seat.desk.answer(body))
         if what == LISTEN:
             return await self._listen(seat, msgspec.json.decode(body, type=Address))
         if what == TAKES_AGENTS:
@@ -399,6 +430,8 @@ class WorkersParent:
             return Reply()
         if what == ENDED_FIGURES:
             return Reply(self._ended_figures)
+        if what == NODE_KEY and self._node is not None:
+            return Reply(self._node.identity.pem)
         if what == REACH:
             return self._reach(seat, msgspec.json.decode(body, type=Reach))
         raise ConfigError(f"there is no {what}")
@@ -483,6 +516,10 @@ class WorkersParent:
             with contextlib.suppress(LinkLost):
                 seat.link.tell(NEWS)
 
+    def _note_change(self, device: str) -> None:
+        if self._node is not None:
+            self._node.note_change(device)
+
     def _tell_events(self, events: Sequence[bytes]) -> None:
         for seat in self._seats.values():
             if seat.link is not None:
@@ -561,9 +598,11 @@ _OF_THE_PARENT = frozenset({"NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID"})
 # Variables by which the service manager knows the process that it started.
 
 
-def worker_names(count: int) -> list[str]:
-    """The names of the workers of one proxy."""
-    return [f"worker-{number}" for number in range(1, count + 1)]
+def worker_names(count: int, node: str = "") -> list[str]:
+    """The names of the workers of one proxy; in a cluster they begin with that of its *node*, so
+    that none is another node's."""
+    prefix = f"{node}~" if node else ""
+    return [f"{prefix}worker-{number}" for number in range(1, count + 1)]
 
 
 def worker_command(arguments: Sequence[str]) -> list[str]:

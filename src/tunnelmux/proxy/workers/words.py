@@ -17,6 +17,7 @@ __all__ = [
     "MAKE_WAY",
     "MOVE",
     "NEWS",
+    "NODE_KEY",
     "REACH",
     "REACHED",
     "READY",
@@ -43,6 +44,9 @@ LISTEN = "listen"
 
 UNLISTEN = "unlisten"
 """Worker tells `Address`: its configuration no longer names it."""
+
+NODE_KEY = "node key"
+"""Worker calls; answered by the key and certificate of the node that all workers are together."""
 
 REACH = "reach"
 """Worker calls with `Reach`; answered by a connected socket, or by none if that worker does not

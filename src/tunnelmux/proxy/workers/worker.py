@@ -27,6 +27,7 @@ from tunnelmux.proxy.workers.words import (
     MAKE_WAY,
     MOVE,
     NEWS,
+    NODE_KEY,
     REACH,
     REACHED,
     READY,
@@ -121,6 +122,10 @@ class Worker(Binder):
             self._link.tell(what, body)
 
     # -- what the parent gives ------------------------------------------------------------------
+
+    async def node_key(self) -> bytes:
+        """Key and certificate by which other nodes of the cluster know this machine, as PEM."""
+        return (await self._link.call(NODE_KEY)).body
 
     @property
     def directory(self) -> WorkersDirectory:
