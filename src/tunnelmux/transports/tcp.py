@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import select
 import socket
 import struct
 from collections.abc import Awaitable, Callable
@@ -27,6 +28,7 @@ __all__ = [
     "bound_addresses",
     "configure_socket",
     "explain_os_error",
+    "has_hung_up",
     "listening_socket",
     "open_listeners",
     "python_socket",
@@ -114,6 +116,22 @@ def explain_os_error(exc: BaseException) -> str:
     if isinstance(current, OSError) and current.errno:
         return os.strerror(current.errno).lower()
     return str(current) or type(current).__name__
+
+
+def has_hung_up(stream: trio.abc.Stream) -> bool:
+    """Whether the peer has closed or reset the TCP connection below this stream, also where bytes
+    that it sent before are still to be read. Linux tells; elsewhere, and without a socket, False.
+    """
+    while not isinstance(stream, trio.SocketStream):
+        below = getattr(stream, "transport_stream", None) or getattr(stream, "transport", None)
+        if below is None:
+            return False
+        stream = below
+    if not hasattr(select, "POLLRDHUP") or stream.socket.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(stream.socket.fileno(), select.POLLRDHUP)
+    return bool(poll.poll(0))
 
 
 async def open_listeners(host: str, port: int) -> list[trio.SocketListener]:

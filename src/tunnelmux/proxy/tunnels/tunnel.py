@@ -38,7 +38,7 @@ from tunnelmux.transports import (
 )
 from tunnelmux.transports.admission import Admission, Place
 from tunnelmux.transports.handshake import Headers
-from tunnelmux.transports.tcp import configure_socket
+from tunnelmux.transports.tcp import configure_socket, has_hung_up
 from tunnelmux.wire import (
     ASSIST_FIELD,
     CLOSE_REPLACED,
@@ -222,7 +222,7 @@ class TunnelServer:
             def farewell(address: str) -> None:
                 websocket.goodbye = (CLOSE_REPLACED, address[:_LONGEST_ADDRESS])
 
-            await self._hold(session, admitted, remote, farewell)
+            await self._hold(session, websocket, admitted, remote, farewell)
 
     async def _shake_hands(
         self, stream: trio.abc.Stream, remote: str, place: Place
@@ -233,10 +233,7 @@ class TunnelServer:
         settings = self.settings
         deadline = place.since + settings.ingress.handshake_timeout
         if isinstance(stream, trio.SocketStream):
-            configure_socket(stream)
-            patience = settings.ingress.first_byte_timeout
-            if not await place.hear(stream, patience):
-                raise ConnectError(f"it sent nothing within {patience:g} s")
+            await self._hear(stream, place, settings.ingress.first_byte_timeout)
 
         def time_left() -> float:
             return max(deadline - trio.current_time(), 0.0)
@@ -273,6 +270,16 @@ class TunnelServer:
         return admitted, accept_websocket(
             request, headers=answer, handshake_timeout=max(time_left(), 0.1)
         )
+
+    async def _hear(self, stream: trio.SocketStream, place: Place, patience: float) -> None:
+        """Wait for the first byte of a connection. Raises ConnectError where its agent is gone."""
+        configure_socket(stream)
+        if not await place.hear(stream, patience):
+            raise ConnectError(f"it sent nothing within {patience:g} s")
+        if has_hung_up(stream):
+            # This process did not run for a while. The device is connected elsewhere by now, and a
+            # session here would take the place of that one.
+            raise ConnectError("it was gone before this proxy came to it")
 
     def forget_device(self, name: str) -> None:
         """Drop what is kept of a device that may not connect any more."""
@@ -448,6 +455,7 @@ class TunnelServer:
     async def _hold(
         self,
         session: Session,
+        websocket: WebSocketStream,
         admitted: _Admitted,
         remote: str,
         farewell: Callable[[str], None],
@@ -476,6 +484,8 @@ class TunnelServer:
             elif not self._devices.may_go_on(device):
                 # A reload or the registry has changed the device since the token was checked.
                 await handle.close("the device was removed or changed by a reload")
+            elif has_hung_up(websocket):
+                await handle.close("its agent was gone before the session began")
             else:
                 await self._store.register(handle.token, handle)
                 _log.info("session started", device=device.name, remote=remote)
