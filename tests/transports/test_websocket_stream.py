@@ -416,3 +416,21 @@ async def test_a_handshake_that_was_cancelled_leaves_nothing_behind(
         return outcome
 
     assert await at_every_checkpoint(attempt) >= 2
+
+
+async def test_a_connection_that_breaks_under_the_request_ends_the_handshake_at_once(
+    nursery: trio.Nursery, autojump_clock: trio.testing.MockClock
+) -> None:
+    class Reset(MemoryStream):
+        async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError
+
+    mine, _theirs = memory_stream_pair()
+    mine.__class__ = Reset
+    began = trio.current_time()
+    with pytest.raises(ConnectError, match="broke during the handshake"):
+        await start_websocket_client(nursery, mine, TUNNEL_URL)
+    assert trio.current_time() == began
+    await trio.testing.wait_all_tasks_blocked()
+    assert not nursery.child_tasks

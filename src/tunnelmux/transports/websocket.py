@@ -80,7 +80,7 @@ class _Wire(trio.abc.Stream):
         self.response_headers: Headers = ()
         self.torn = False
         self.frames = FrameReader(masked=request is not None)
-        self._where = where
+        self.where = where
         self._awaits_response = awaits_response
         self._head = request.head if request is not None else b""
         self._behind_head = request.rest if request is not None else b""
@@ -176,7 +176,7 @@ class _Wire(trio.abc.Stream):
         if self._awaits_response:
             self._awaits_response = False
             data, rest, self.response_headers = await read_response(
-                self.transport.receive_some, self._where
+                self.transport.receive_some, self.where
             )
             self._behind_head = rest
             return data
@@ -449,6 +449,13 @@ class _Handshake:
                 _log.warning("websocket failed", error=repr(exc))
             else:
                 self._failure = exc
+                self._opening.cancel()
+        else:
+            if self._opening is not None:
+                # It could not send the request, and tells the task that awaits the answer nothing.
+                self._failure = ConnectError(
+                    f"the connection to {self._wire.where} broke during the handshake"
+                )
                 self._opening.cancel()
         finally:
             await self._wire.drop()
