@@ -57,13 +57,15 @@ async def live_api(
     limits: ApiLimits | None = None,
     trusted_proxies: list[str] | None = None,
     tls: CertificatePair | None = None,
+    public_url: str | None = None,
     **more: Any,
 ) -> AsyncIterator[LiveApi]:
     """An API on a free port while the block runs.
 
     `oidc` is called with the API's own URL and gives the settings of the provider, as an
     asynchronous context manager; without it, no provider answers. With `tls` it speaks TLS, and a
-    client has to trust the certificate: `client` does not.
+    client has to trust the certificate: `client` does not. With `public_url` there is another
+    server in front.
     """
     listener = server.listen("api.listen", Address("127.0.0.1", 0))
     address = f"127.0.0.1:{listener.getsockname()[1]}"
@@ -76,13 +78,14 @@ async def live_api(
     async def no_provider(_base: str) -> AsyncIterator[OIDCConfig]:
         yield OIDCConfig(issuer="http://127.0.0.1:9", client_id="public", timeout=1)
 
-    async with (oidc or no_provider)(base) as provider:
+    public = public_url or base
+    async with (oidc or no_provider)(public) as provider:
         config = ApiConfig(
             api=ApiListener(
                 listen=address,
                 tls_certificate=tls[0] if tls else None,
                 tls_key=tls[1] if tls else None,
-                public_url=base,
+                public_url=public,
                 trusted_proxies=trusted_proxies or [],
             ),
             registry=RegistryConfig(url=Secret(registry_url or f"sqlite:///{folder}/registry.db")),

@@ -8,6 +8,7 @@ import ssl
 import subprocess
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import trio
@@ -17,7 +18,14 @@ from support.proxies import free_port
 from support.tree import ROOT
 from tunnelmux.config import Address
 
-__all__ = ["FrontProxy", "running_caddy", "running_haproxy", "running_nginx", "sample"]
+__all__ = [
+    "FrontProxy",
+    "running_caddy",
+    "running_haproxy",
+    "running_nginx",
+    "running_nginx_before_apis",
+    "sample",
+]
 
 Program = Callable[[str, str], str]
 
@@ -210,3 +218,60 @@ async def _print(name: str, log: trio.abc.ReceiveStream) -> None:
         async for data in log:
             text += data.decode("utf-8", "replace")
     print(f"--- {name} ---\n{text}")  # noqa: T201
+
+
+class NginxBeforeApis:
+    """nginx before the copies of tunnelmux-api, by the block of docs/cluster.md. It inherits its
+    socket, so that its URL is known, and taken, before the copies have started."""
+
+    def __init__(
+        self, folder: Path, program: Program, listener: socket.socket, nursery: trio.Nursery
+    ) -> None:
+        self._folder = folder
+        self._program = program("nginx", "nginx-light")
+        self._nursery = nursery
+        self._listener = listener
+        authority = trustme.CA()
+        pair = authority.issue_cert("localhost")
+        (folder / "tunnels.pem").write_bytes(b"".join(p.bytes() for p in pair.cert_chain_pems))
+        pair.private_key_pem.write_to_path(folder / "tunnels.key")
+        self.port: int = self._listener.getsockname()[1]
+        self.url = f"https://localhost:{self.port}"
+        self.context = ssl.create_default_context()
+        authority.configure_trust(self.context)
+
+    async def start(self, ports: list[int]) -> None:
+        """Lead to the copies on these two ports, until the nursery is cancelled."""
+        first, second = ports
+        changes = {
+            "192.0.2.31:3721": f"127.0.0.1:{first}",
+            "192.0.2.32:3721": f"127.0.0.1:{second}",
+            "listen 443 ssl": f"listen 127.0.0.1:{self.port} ssl",
+            "tunnels.example.com": "localhost",
+            "/etc/ssl": str(self._folder),
+        }
+        text = sample("nginx", changes, page="cluster.md", section="## Two of each")
+        file = self._folder / "nginx.conf"
+        file.write_text(NGINX.format(folder=self._folder, sample=text))
+        command = [self._program, "-e", "stderr", "-p", str(self._folder), "-c", str(file)]
+        descriptor = self._listener.fileno()
+        await self._nursery.start(
+            partial(
+                trio.run_process,
+                command,
+                env={"NGINX": f"{descriptor};"},
+                pass_fds=[descriptor],
+                stdin=subprocess.DEVNULL,
+            )
+        )
+
+
+@asynccontextmanager
+async def running_nginx_before_apis(
+    folder: Path, program: Program
+) -> AsyncIterator[NginxBeforeApis]:
+    """The same for the length of the block, once it is started."""
+    async with trio.open_nursery() as nursery:
+        with socket.create_server(("127.0.0.1", 0)) as listener:
+            yield NginxBeforeApis(folder, program, listener, nursery)
+            nursery.cancel_scope.cancel()

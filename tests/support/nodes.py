@@ -46,8 +46,8 @@ class Nodes:
     def config(self, name: str, **more: object) -> ProxyConfig:
         cluster = ClusterConfig(redis=Secret(self.redis.url), listen="127.0.0.1:0", node=name)
         config = proxy_config(tcp=("127.0.0.1:0",))
-        internal = InternalListener(listen="127.0.0.1:0")
-        return msgspec.structs.replace(config, cluster=cluster, internal=internal, **more)
+        settings = {"internal": InternalListener(listen="127.0.0.1:0"), "cluster": cluster} | more
+        return msgspec.structs.replace(config, **settings)
 
     async def start(self, name: str, **more: object) -> RunningProxy:
         """Start a node, and wait until all know each other."""
