@@ -5,8 +5,11 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import psycopg
@@ -21,6 +24,7 @@ from tunnelmux.config import Secret, hash_token
 from tunnelmux.errors import RegistryAway, RegistryFailed
 from tunnelmux.registry import Registry, TenantRegistry, open_registry
 from tunnelmux.registry.sql import upgrade_database
+from tunnelmux.registry.sql.database import Database
 
 WRITER = [sys.executable, str(Path(__file__).with_name("writer.py"))]
 
@@ -53,6 +57,26 @@ async def test_a_killed_writer_leaves_nothing_half(database_url: str, acme: Tena
     assert await acme.devices.count() == 0
     await acme.devices.add("half")
     assert (await acme.audit.verify()).entries == entries + 2
+
+
+async def test_connections_in_use_are_closed_when_their_calls_end(database_url: str) -> None:
+    """A session may write to the registry while its proxy ends."""
+    database = Database(Secret(database_url), connections=2, timeout=50)
+    used: list[Any] = []
+    go_on = threading.Event()
+
+    def work(connection: sa.Connection) -> None:
+        used.append(connection.connection.dbapi_connection)
+        go_on.wait(50)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(database.run, work, write=False))
+        while not used:  # noqa: ASYNC110  a thread tells no task
+            await trio.sleep(0.001)
+        database.close()
+        go_on.set()
+    with pytest.raises((sqlite3.ProgrammingError, psycopg.OperationalError), match="closed"):
+        used[0].execute("SELECT 1")
 
 
 async def test_a_failure_at_any_statement_of_an_exchange_leaves_the_code_as_it_was(

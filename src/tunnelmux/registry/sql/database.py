@@ -64,6 +64,7 @@ class Database:
         self.failures = {"away": 0, "failed": 0}
         """How many calls of `run` have failed in these ways."""
         self._calls = threading.local()
+        self._is_closed = False
         if self.is_sqlite:
             self.engine = self._sqlite_engine(parsed, connections, timeout)
         else:
@@ -87,6 +88,8 @@ class Database:
                 answer = await self._run(work, write)
         finally:
             turns.release()
+            if self._is_closed:
+                self.engine.pool.dispose()
         return answer
 
     async def _run(self, work: Callable[[Connection], T], write: bool) -> T:
@@ -164,8 +167,11 @@ class Database:
             cut.close()
 
     def close(self) -> None:
-        """Close all connections that are not in use."""
-        self.engine.dispose()
+        """Close all connections; those in use, when their calls end. Callers that are cancelled
+        with the owner of this may still be in a transaction."""
+        self._is_closed = True
+        # Not the engine's dispose: it would leave connections in use to the garbage collector.
+        self.engine.pool.dispose()
 
     # -- engines ------------------------------------------------------------------------------
 
