@@ -16,7 +16,8 @@ import trio
 import trustme
 
 from support.programs import require_program
-from support.redis_server import RedisServer, free_port, run_redis
+from support.proxies import free_port
+from support.redis_server import RedisServer, run_redis
 from tunnelmux.directory import Heard, Held, Node
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis

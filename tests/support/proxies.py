@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import random
 import socket
+from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -84,11 +84,27 @@ _LOWEST, _PORTS = 10_000, 20_000
 
 _numbers = itertools.count(random.randrange(_PORTS))
 
+_held: deque[socket.socket] = deque()
+_MOST_HELD = 64  # the longest ago are given up: no test is as long as that
+
 
 def free_port() -> int:
-    """A loopback port nobody listens on now, and which this process is not given again."""
+    """A loopback port for a server of a test: no other test and no other program gets it.
+
+    It stays bound here, which keeps all from it but a server that asks for it with SO_REUSEADDR, as
+    servers do. Connections to it are refused until there is one.
+    """
     while True:
+        holder = socket.socket()
         port = _LOWEST + next(_numbers) % _PORTS
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
+        try:
+            # Without SO_REUSEADDR: else it would be bound beside the holder of another process.
+            holder.bind(("127.0.0.1", port))
+        except OSError:
+            holder.close()
+            continue
+        holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _held.append(holder)
+        if len(_held) > _MOST_HELD:
+            _held.popleft().close()
+        return port

@@ -14,17 +14,9 @@ import pytest
 
 from support.programs import require_program
 
-__all__ = ["RedisServer", "free_port", "run_redis"]
+__all__ = ["RedisServer", "run_redis"]
 
 _STARTING = 30.0
-
-
-def free_port() -> int:
-    """A TCP port that is free now: Redis cannot be asked which one it got."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 class RedisServer:
