@@ -129,7 +129,9 @@ async def fleet(folder: Path) -> AsyncIterator[tuple[LiveApi, TenantRegistry]]:
     @asynccontextmanager
     async def provider(base: str) -> AsyncIterator[OIDCConfig]:
         async with oidc_provider(base) as running:
-            yield OIDCConfig(issuer=running.issuer, client_id="public", prompt="consent")
+            yield OIDCConfig(
+                issuer=running.issuer, client_id="public", prompt="consent", timeout=30
+            )
 
     key = folder / "gateway.pub"
     key.write_text(SSH_KEY)

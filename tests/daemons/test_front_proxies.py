@@ -117,6 +117,9 @@ async def test_what_a_target_sees_behind_a_proxy_of_the_documentation(
     async with FRONTS[name](tmp_path, debian_program, tunnel.at_http) as front:
         with trio.fail_after(45):
             seen = await see_head(front, b"".join(spoofed))
+            # One that says the same as the proxy in front, and more, would be believed.
+            same = b'for=127.0.0.1;host="%s:%d";proto=https' % (HOST.encode(), front.port)
+            assert b"6.6.6.6" not in await see_head(front, b"Forwarded: %s;by=6.6.6.6\r\n" % same)
             await see_websocket(front)
             assert await see_body(front, b"/accel") == b"mine"
             # What the proxy in front decided by, a block for dev2 for one, is where it goes.

@@ -404,7 +404,7 @@ class Away:
 
     async def check_back(self, proxy: RunningProxy, live: Session) -> None:
         """Changes have their effect again."""
-        async with open_registry(Secret(self.url)) as registry:
+        async with open_registry(Secret(self.url), timeout=30) as registry:
             tenant = await registry.installation(ANN).tenants.find_named("default")
             devices = registry.tenant(tenant.id, by=ANN).devices
             device = await devices.find_named("cam1")
@@ -476,7 +476,7 @@ async def test_a_proxy_starts_without_its_registry_and_finds_it_later(
             assert await refusal_of(proxy, token) == (503, "registry-away")
             await trio.to_thread.run_sync(own_server.start)
             assert proxy.registered is not None
-            await proxy.registered.wait_loaded(10)
+            await proxy.registered.wait_loaded(30)
             async with agent_with(proxy, token):
                 await online(proxy, "cam1")
     assert [log["event"] for log in logs].count("registry away") == 1

@@ -80,7 +80,7 @@ async def test_the_agent_gets_the_fields_of_the_specification(transports):
                 "password": "pw",
                 "privateKey": "KEY",
                 "command": "echo hello",
-                "timeout": 5000,
+                "timeout": 30_000,
             }
             await answer(agent, stdout="hello\n")
             assert (await run.ended()).stdout_bytes == 6

@@ -19,7 +19,7 @@ SECRET = "the-secret-of-the-internal-api"
 pytestmark = [
     pytest.mark.slow,  # each starts processes
     pytest.mark.usefixtures("npm_peers"),
-    pytest.mark.timeout(60, func_only=True),
+    pytest.mark.timeout(150, func_only=True),
 ]
 
 
@@ -78,7 +78,7 @@ async def test_an_agent_without_a_proxy_runs_a_main_servers_commands_over_ssh(
             "username": sshd.user,
             "privateKey": (folder / "user_key").read_text(),
             "command": "echo out; echo err >&2; exit 7",
-            "timeout": 10000,
+            "timeout": 60_000,
         }
         await server.do("execute", data=command)
         assert (await server.expect("result"))["data"] == {

@@ -129,14 +129,16 @@ async def test_an_agent_that_pings_all_the_time_gets_one_pong_at_a_time():
 
 
 async def test_an_agent_that_does_not_ping_is_let_go():
-    limits = limits_with(keepalive_interval=0.1, keepalive_timeout=0.1)
+    limits = limits_with(keepalive_interval=0.4, keepalive_timeout=0.4)
     async with (
         agent_side(allow_eio3=True, limits=limits) as side,
         websocket(side.port, "EIO=3&transport=websocket") as (send, receive),
     ):
         assert (await receive()).startswith("0{")
         await send(f"4{JOIN}")
-        await side.connected(PROXY_ID)
+        with trio.fail_after(30):
+            while not side.server.connected:  # noqa: ASYNC110
+                await trio.sleep(0.001)
         await side.connected()
 
 

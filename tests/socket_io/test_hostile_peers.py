@@ -259,7 +259,7 @@ async def test_who_never_says_who_it_is_is_let_go():
 
 
 async def test_an_agent_that_answers_no_ping_is_let_go():
-    limits = limits_with(keepalive_interval=0.1, keepalive_timeout=0.1)
+    limits = limits_with(keepalive_interval=0.4, keepalive_timeout=0.4)
     async with agent_side(limits=limits) as side, websocket(side.port) as (send, receive):
         await receive()
         await send(f"40/proxy,{AUTH}")
@@ -282,8 +282,13 @@ async def test_two_polls_at_once_end_the_session():
 async def test_a_client_that_leaves_within_a_poll_is_gone():
     async with agent_side() as side:
         query = await joined(side.port)
-        with trio.move_on_after(0.1):
-            await exchange(side.port, query=query)
+        [session] = side.server._sessions.values()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(partial(exchange, side.port, query=query))
+            with trio.fail_after(30):
+                while not session._polling:  # noqa: ASYNC110
+                    await trio.sleep(0.001)
+            nursery.cancel_scope.cancel()
         await side.connected()
 
 

@@ -93,8 +93,10 @@ async def test_a_caller_that_leaves_ends_the_command():
     executor = ScriptedExecutor()
     async with agent_side() as side, our_agent(side, executor):
         await side.connected(PROXY_ID)
-        with trio.move_on_after(0.3):
-            await side.run(PROXY_ID, request(command="wait"))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(side.run, PROXY_ID, request(command="wait"))
+            await executor.wait_begun(1)
+            nursery.cancel_scope.cancel()
         with trio.fail_after(20):
             while executor.running:  # noqa: ASYNC110
                 await trio.sleep(0.01)

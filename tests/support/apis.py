@@ -88,7 +88,10 @@ async def live_api(
                 public_url=public,
                 trusted_proxies=trusted_proxies or [],
             ),
-            registry=RegistryConfig(url=Secret(registry_url or f"sqlite:///{folder}/registry.db")),
+            registry=RegistryConfig(
+                url=Secret(registry_url or f"sqlite:///{folder}/registry.db"),
+                timeout=30,  # a busy machine writes slowly
+            ),
             oidc=provider,
             browser_sessions=BrowserSessionConfig(key_file=keys),
             limits=limits or ApiLimits(),

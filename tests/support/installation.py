@@ -242,7 +242,7 @@ async def _installation(
 
         @asynccontextmanager
         async def oidc(_base: str) -> AsyncIterator[OIDCConfig]:
-            yield OIDCConfig(issuer=provider.issuer, client_id=provider.client_id)
+            yield OIDCConfig(issuer=provider.issuer, client_id=provider.client_id, timeout=30)
 
         daemons = DaemonSet(folder, nursery, bytecode)
         async with contextlib.AsyncExitStack() as stack:

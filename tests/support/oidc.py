@@ -42,10 +42,10 @@ class OidcProvider:
 
 
 @asynccontextmanager
-async def oidc_provider(base: str, **options: object) -> AsyncIterator[OidcProvider]:
+async def oidc_provider(base: str) -> AsyncIterator[OidcProvider]:
     """A provider that knows the API at `base`; killed at the end of the block."""
     command = build_program("oidc", "provider")
-    async with running([*command, json.dumps({"base": base, **options})]) as program:
+    async with running([*command, json.dumps({"base": base})]) as program:
         listening = await program.expect("listening", within=30)
         yield OidcProvider(listening["issuer"], program)
 

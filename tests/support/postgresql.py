@@ -143,8 +143,16 @@ class PostgreSQL:
     def lock(self, url: str, tables: str) -> psycopg.Connection:
         """Keep everybody from these tables until the connection is closed."""
         connection = psycopg.connect(url)
-        connection.execute(f"LOCK TABLE {tables}")
-        return connection
+        try:
+            while True:
+                # Transactions that are under way may have taken them in another order.
+                with suppress(psycopg.errors.DeadlockDetected):
+                    connection.execute(f"LOCK TABLE {tables}")
+                    return connection
+                connection.rollback()
+        except BaseException:
+            connection.close()
+            raise
 
     def execute(self, url: str, statement: str) -> list[tuple[object, ...]]:
         """What a statement answers, run beside the registry's own connections."""

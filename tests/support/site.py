@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -42,6 +43,11 @@ class SmallDevice:
         self.requests = 0
 
     async def serve(self, stream: trio.SocketStream) -> None:
+        # An agent that is stopped leaves within an exchange.
+        with contextlib.suppress(trio.BrokenResourceError):
+            await self._serve(stream)
+
+    async def _serve(self, stream: trio.SocketStream) -> None:
         data = b""
         while b"\r\n\r\n" not in data:
             data += (piece := await stream.receive_some())
@@ -75,15 +81,12 @@ class SmallDevice:
             b"HTTP/1.1 200 OK\r\nConnection: close\r\n"
             b"Content-Type: multipart/x-mixed-replace; boundary=frame\r\n\r\n"
         )
-        try:
-            while True:
-                await stream.send_all(
-                    b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n"
-                    % (len(FRAME), FRAME)
-                )
-                await trio.sleep(FRAME_INTERVAL)
-        except trio.BrokenResourceError:
-            return
+        while True:
+            await stream.send_all(
+                b"--frame\r\nContent-Type: image/jpeg\r\nContent-Length: %d\r\n\r\n%s\r\n"
+                % (len(FRAME), FRAME)
+            )
+            await trio.sleep(FRAME_INTERVAL)
 
     async def _websocket(self, stream: trio.SocketStream, data: bytes) -> None:
         async with trio.open_nursery() as nursery:

@@ -35,7 +35,7 @@ def request(command_id: str = "c1", command: str = "echo hello", **more: object)
         "username": "root",
         "password": "pw",
         "command": command,
-        "timeout": 5000,
+        "timeout": 30_000,
     }
     return CommandRequest.from_json(content | more)
 
@@ -53,6 +53,18 @@ class AgentSide:
         with trio.fail_after(30):
             while self.server.connected != sorted(names):  # noqa: ASYNC110  nobody tells
                 await trio.sleep(0.01)
+
+    async def heard_of(self, name: str, times: int) -> None:
+        """Return when packets of this one agent came at so many times from now on; all the while
+        it is connected."""
+        [session] = self.server._sessions.values()
+        with trio.fail_after(30):
+            for _ in range(times):
+                last = session.engine.heard
+                while session.engine.heard == last:  # noqa: ASYNC110  nobody tells
+                    await trio.sleep(0.01)
+        assert self.server.connected == [name]
+        assert list(self.server._sessions.values()) == [session]
 
     async def run(self, name: str, command: CommandRequest) -> tuple[list[Event], Exited]:
         """Run a command on an agent or a group: its events, and its end."""

@@ -1,12 +1,12 @@
 // An OpenID provider for the tests of tunnelmux-api: PKCE enforced, a public and a confidential
 // client, refresh tokens that rotate, back-channel logout. Everybody who names themself is let in.
-// argv: JSON {base, accessTokenSeconds}. Tells what happens in lines of JSON.
+// argv: JSON {base}. Tells what happens in lines of JSON.
 import { generateKeyPairSync, randomUUID } from 'node:crypto';
 import { createServer } from 'node:http';
 import { createInterface } from 'node:readline';
 import { Provider } from 'oidc-provider';
 
-const { base, accessTokenSeconds = 3600 } = JSON.parse(process.argv[2]);
+const { base } = JSON.parse(process.argv[2]);
 console.info = console.error; // the provider's own remarks
 const tell = (event, more = {}) => console.log(JSON.stringify({ event, ...more }));
 
@@ -41,7 +41,7 @@ const start = () => {
     conformIdTokenClaims: false,
     rotateRefreshToken: true,
     issueRefreshToken: async () => true,
-    ttl: { AccessToken: accessTokenSeconds },
+    ttl: { AccessToken: 3600 },
     cookies: { keys: ['of-the-tests'] },
     // The provider refuses calls to loopback addresses by itself; here everything is on loopback.
     fetch: (url, options) => {

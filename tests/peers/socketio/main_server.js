@@ -36,6 +36,7 @@ proxies.on('connection', (socket) => {
   const { auth, query } = socket.handshake;
   tell('connected', { proxyId: query.proxyId, auth, transport: engine.transport.name });
   engine.once('upgrade', () => tell('upgraded', { transport: engine.transport.name }));
+  engine.on('heartbeat', () => tell('heartbeat')); // a ping or pong of the client's came
   socket.on('command_result', (data) => {
     tell('result', { data });
     if (acknowledges) socket.emit('command_result_received', { success: true });
