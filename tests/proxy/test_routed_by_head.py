@@ -12,7 +12,10 @@ from structlog.testing import capture_logs
 from support.carried_http import OK, Target, get, rig
 from support.http_rig import Peer
 from support.proxies import agent_of, proxy_config, running
+from tunnelmux.http.head import RequestHead
+from tunnelmux.http.refusal import Refused
 from tunnelmux.mux import Session
+from tunnelmux.proxy.visitors.routing import Destination, find_destination
 
 AGREED = b"HTTP/1.1 200 OK\r\n\r\n"
 RELAYABLE = b"HTTP/1.1 200 OK\r\nTunnelmux-Relay: web\r\nContent-Length: 2\r\n\r\nok"
@@ -132,3 +135,12 @@ async def test_behind_a_trusted_proxy_requests_are_carried_with_what_it_says(way
 async def until_logged(target: Target) -> None:
     await target.visitor.stream.aclose()
     await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("host", [b"tunnel.example.com", b"Tunnel.Example.com.:443"])
+def test_the_field_names_the_device_where_the_host_is_the_domain_itself(host: bytes) -> None:
+    request = RequestHead(b"GET", b"/", b"1.1", [(b"Host", host), (b"Tunnelmux-Device", b"dev1")])
+    assert find_destination(request, "tunnel.example.com") == Destination("dev1")
+    with pytest.raises(Refused, match="counts only where") as refused:
+        find_destination(request, "example.org")
+    assert refused.value.refusal.status == 403
