@@ -434,11 +434,14 @@ class Listener:
             self._lobby.enter(raw, place, partial(self._begin, raw, host, place))
 
     def _begin(self, sock: socket.socket, host: str, place: Place) -> None:
-        place.on_give_way = sock.close
-        self._gateway.bridge.start(self._serve(sock, host, place))
+        task = self._gateway.bridge.start(self._serve(sock, host, place))
+        # Never by closing the socket: asyncio would go on with its descriptor, which the next
+        # connection gets.
+        place.on_give_way = task.cancel
+        task.add_done_callback(lambda _: sock.close())
 
     async def _serve(self, sock: socket.socket, host: str, place: Place) -> None:
-        """One connection, in asyncio."""
+        """One connection, in asyncio, until it is over or gives way (cancelled)."""
         connection = PersonConnection(self._gateway, host)
         try:
             with place:
@@ -446,13 +449,15 @@ class Listener:
                     sock, options=self._options, server_factory=lambda: connection
                 )
                 place.has_spoken()
-                await running.wait_closed()
+                try:
+                    await running.wait_closed()
+                finally:
+                    running.abort()
+                    await running.wait_closed()
         except (OSError, asyncssh.Error, TimeoutError, ValueError) as exc:
             _log.debug("ssh connection failed", address=host, problem=str(exc))
         except Exception as exc:  # noqa: BLE001  one connection's failure is its own
             _log.error("unhandled error in connection", address=host, exc_info=exc)
-        finally:
-            sock.close()
 
 
 class RunningGateway:
