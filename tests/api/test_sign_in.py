@@ -575,12 +575,33 @@ async def test_another_sites_page_cannot_sign_a_person_out(tmp_path: Path) -> No
             {"sec-fetch-site": "same-site"},
             {"origin": "https://evil.example"},
             {"origin": "null"},
+            {"origin": "http://["},
+            {"origin": f"{api.base}@evil.example"},
             {},
         ):
             answer = await browser.request("POST", f"{api.base}/api/auth/logout", headers=headers)
             assert isinstance(answer, httpx2.Response)
             assert (answer.status_code, answer.json()["code"]) == (403, "cross_origin")
         assert await who(browser, api) == "alice@example.com"
+
+
+async def test_only_the_cookie_of_exactly_this_name_is_a_session(tmp_path: Path) -> None:
+    # A device's page may set a cookie for a whole domain under a name that looks like ours.
+    async with api_with_fake(tmp_path) as (api, fake):
+        browser = api.browser()
+        await sign_in(browser, api, fake)
+        ours = f"{COOKIE}={cookie_of(browser, api)}".encode("ascii")
+        for field, status in (
+            (b"a=b;" + ours, 200),
+            (b"\xa0" + ours, 401),
+            (b"a=b; \x85" + ours, 401),
+            (b"a=b;\x1f" + ours, 401),
+            (ours + b"; " + ours, 401),
+            (ours.lower(), 401),
+        ):
+            headers: Any = {"cookie": field}
+            answer = await api.client.get(f"{api.base}/api/auth/me", headers=headers)
+            assert answer.status_code == status, field
 
 
 async def test_back_channel_logout_ends_the_sessions_it_names(tmp_path: Path) -> None:

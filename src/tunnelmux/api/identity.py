@@ -5,7 +5,7 @@ from __future__ import annotations
 from starlette.requests import HTTPConnection
 
 from tunnelmux.api.access import Principal, Role, is_public
-from tunnelmux.api.browser_sessions.cookie import COOKIE
+from tunnelmux.api.browser_sessions.cookie import shown_cookie
 from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.problems import Refused, registry_refusal
 from tunnelmux.config import Secret
@@ -57,7 +57,7 @@ class Identification:
         )
 
     async def _of_cookie(self, connection: HTTPConnection) -> Principal | None:
-        session = await self._sign_in.session_of(connection.cookies.get(COOKIE))
+        session = await self._sign_in.session_of(shown_cookie(connection))
         if session is None or session.user_id is None:
             return None
         if not await self._sign_in.keep_fresh(session):

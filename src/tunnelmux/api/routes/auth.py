@@ -9,7 +9,7 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tunnelmux.api.access import AccessRoute
-from tunnelmux.api.browser_sessions.cookie import COOKIE, session_cookie
+from tunnelmux.api.browser_sessions.cookie import session_cookie, shown_cookie
 from tunnelmux.api.browser_sessions.sign_in import Landing
 from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn, tenant_for
 from tunnelmux.api.identity import session_of
@@ -62,7 +62,7 @@ async def login(
     """Send the browser to the provider."""
     with api.metrics.counting_sign_in():
         landing = await api.sign_in.begin(
-            request.cookies.get(COOKIE),
+            shown_cookie(request),
             return_to,
             address=request.client.host if request.client is not None else "",
             user_agent=request.headers.get("user-agent", ""),
@@ -75,7 +75,7 @@ async def callback(request: Request, api: ApiDependency, _principal: MaybeSigned
     """Handle the provider's answer."""
     query = dict(request.query_params)
     with api.metrics.counting_sign_in() as count:
-        landing = await api.sign_in.finish(request.cookies.get(COOKIE), query)
+        landing = await api.sign_in.finish(shown_cookie(request), query)
         count("signed_in" if landing.cookie is not None else "signed_in_already")
     return _land(landing)
 
