@@ -212,6 +212,29 @@ async def test_so_many_guessers_are_remembered(checks: Checks) -> None:
     assert not await check.check(users, "anna", b"wrong", "192.0.2.1")
 
 
+async def test_who_came_in_before_is_not_kept_out_by_guesses_from_the_same_address(
+    checks: Checks,
+) -> None:
+    checks.go_on.set()
+    check = PasswordCheck()
+    check.configure(AccessLimits(access_max_guesses=2, access_max_passes=1))
+    users, here = {"anna": HASH, "berta": HASH}, "192.0.2.1"
+    assert await check.check(users, "anna", b"geheim", here)
+    for name in ("anna", "berta"):
+        assert not await check.check(users, name, b"wrong", here)
+    for name, password in (("anna", b"wrong"), ("berta", b"geheim"), ("no one", b"geheim")):
+        with pytest.raises(TooManyGuesses):
+            await check.check(users, name, password, here)
+    assert await check.check(users, "anna", b"geheim", here)
+    changed = {"anna": hash_password("geheim")}
+    with pytest.raises(TooManyGuesses):
+        await check.check(changed, "anna", b"geheim", here)
+    # As many are remembered as other proofs.
+    assert await check.check(users, "berta", b"geheim", "192.0.2.2")
+    with pytest.raises(TooManyGuesses):
+        await check.check(users, "anna", b"geheim", here)
+
+
 async def test_one_session_signs_in_so_often_in_a_minute(tmp_path: Path) -> None:
     """Each is a write to the registry, where stale ones go with each that comes."""
     async with visiting(tmp_path) as world:

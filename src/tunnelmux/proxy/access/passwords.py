@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import secrets
 from collections import Counter, OrderedDict
 
 import trio
@@ -32,6 +34,8 @@ class PasswordCheck:
         self._turns = trio.CapacityLimiter(self._limits.access_max_checks)
         self._waiting: Counter[tuple[str, str]] = Counter()
         self._wrong: OrderedDict[str, tuple[float, int]] = OrderedDict()
+        self._right: OrderedDict[bytes, None] = OrderedDict()
+        self._key = secrets.token_bytes(32)
 
     def configure(self, limits: AccessLimits) -> None:
         """Use these limits from now on."""
@@ -44,8 +48,14 @@ class PasswordCheck:
         """Whether this is the user's password; as slow for an unknown name. `source` is the
         visitor's address, `tenant` that of the device, empty for the default one.
 
-        Raises TooManyGuesses.
+        Raises TooManyGuesses, but not for a login that was right before: who guesses behind the
+        same address, or from many, does not keep that person out.
         """
+        kept = users.get(name, DECOY)
+        login = self._digest(name, password, kept)
+        if login in self._right:
+            self._right.move_to_end(login)
+            return True
         network = network_of(source)
         since, count = self._wrong.get(network, (trio.current_time(), 0))
         if trio.current_time() - since >= _PERIOD:
@@ -59,7 +69,6 @@ class PasswordCheck:
         self._note(network, since, count + 1)
         self._waiting.update(held.keys())
         try:
-            kept = users.get(name, DECOY)
             right = await trio.to_thread.run_sync(is_password, password, kept, limiter=self._turns)
         finally:
             self._waiting.subtract(held.keys())
@@ -67,7 +76,17 @@ class PasswordCheck:
         right = right and name in users
         if right:
             self._wrong.pop(network, None)
+            self._right[login] = None
+            if len(self._right) > self._limits.access_max_passes:
+                self._right.popitem(last=False)
         return right
+
+    def _digest(self, name: str, password: bytes, kept: str) -> bytes:
+        """What is remembered of a right login: it changes with the user's password."""
+        digest = hashlib.blake2b(key=self._key, digest_size=32)
+        for part in (name.encode("utf-8"), password, kept.encode("utf-8")):
+            digest.update(b"%d:" % len(part) + part)
+        return digest.digest()
 
     def _places(self, network: str, tenant: str) -> dict[tuple[str, str], int]:
         """What one check counts against, each with its most: all checks, those from one network,
