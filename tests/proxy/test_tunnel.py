@@ -70,6 +70,18 @@ async def test_a_refusal_names_cause_and_fix_at_both_ends(
     assert await bench.store.list() == []
 
 
+async def test_wrong_tokens_without_end_are_counted_not_written(nursery: trio.Nursery) -> None:
+    bench = TunnelBench(nursery)
+    with capture_logs() as logs:
+        for _ in range(40):
+            with pytest.raises(ConnectRefused):
+                async with bench.dial("wrong-token"):
+                    pass
+    assert sum(line["event"] == "tunnel refused" for line in logs) == 30
+    [line] = [line for line in logs if line["event"] == "lines left out"]
+    assert (line["of"], line["address"]) == ("tunnel refused", "192.0.2.7")
+
+
 async def test_a_refusal_names_the_device_that_was_claimed(nursery: trio.Nursery) -> None:
     bench = TunnelBench(nursery)
     with capture_logs() as logs:

@@ -34,7 +34,7 @@ from tunnelmux.gateway.relay import PersonSession
 from tunnelmux.gateway.side_channels import WINDOW, SideChannel
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.registry import (
     Actor,
     Change,
@@ -48,7 +48,7 @@ from tunnelmux.registry import (
     open_registry,
 )
 from tunnelmux.registry.ids import format_time, new_id
-from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.admission import Admission, Place, source_of
 from tunnelmux.transports.lobby import Lobby
 from tunnelmux.transports.proxy_protocol import BadProxyHead, read_head
 from tunnelmux.transports.tcp import listening_socket
@@ -87,6 +87,7 @@ class Gateway:
         state_dir = config.gateway.state_dir
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
+        self._failed_logins = RepeatedLines("ssh login failed")
         self.connections: set[PersonConnection] = set()
         self.no_connections = trio.Event()
         self._nothing_left()
@@ -102,7 +103,8 @@ class Gateway:
     def left(self, connection: PersonConnection, *, failed: bool) -> None:
         """A connection is over."""
         if failed:
-            _log.info("ssh login failed", address=connection.address)
+            if self._failed_logins.may_write(source_of(connection.address)):
+                _log.info("ssh login failed", address=connection.address)
             self.bridge.soon(self.failures.count, connection.address)
         self.connections.discard(connection)
         if not self.connections:
@@ -364,6 +366,7 @@ class Listener:
             exempt=self._balancers,
         )
         self._lobby = Lobby()
+        self._refusals = RepeatedLines("ssh connection refused")
 
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
         """For as long as the gateway takes connections."""
@@ -421,7 +424,8 @@ class Listener:
     def _take(self, sock: trio.socket.SocketType, host: str) -> None:
         """Take a connection from this address, if there may be one."""
         if self._allowed and host not in self._networks:
-            _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
+            if self._refusals.may_write(source_of(host)):
+                _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
             sock.close()
         elif self._gateway.failures.is_barred(host):
             sock.close()  # not logged: its failures were

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from tunnelmux.config.access import AccessConfig
+from tunnelmux.config.networks import network_of
 from tunnelmux.http.head import Field
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import AccessLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.access.decision import decide
 from tunnelmux.proxy.access.passwords import PasswordCheck, TooManyGuesses
 from tunnelmux.proxy.access.proofs import Asked, Grant, Identity, Pass, Sender, basic_login
@@ -74,6 +75,7 @@ class Gate:
         self._now = now
         self._passes: dict[tuple[object, ...], Pass] = {}
         self._passwords = PasswordCheck()
+        self._wrong_passwords = RepeatedLines("wrong password")
         self._limits = AccessLimits()
 
     def configure(
@@ -282,7 +284,9 @@ class Gate:
             refusal = Refusal(429, "too-many-guesses", message, retry_after=exc.retry_after)
             raise Refused(refusal) from None
         if not right:
-            _log.warning("wrong password", device=device, service=service or "", visitor=address)
+            if self._wrong_passwords.may_write(network_of(address)):
+                about = {"device": device, "service": service or "", "visitor": address}
+                _log.warning("wrong password", **about)
             return None
         found = Pass(rule, Identity("user", name), until=self._now() + _PASSWORD_FOR, by="basic")
         shown = asked.sender, asked.cookie, asked.login, asked.token

@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
 from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
 from tunnelmux.limits import IngressLimits, InternalLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
 from tunnelmux.proxy.internal import gathering
 from tunnelmux.proxy.internal.access import Access
@@ -42,7 +42,7 @@ from tunnelmux.proxy.internal.visits import VisitCalls
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, EventLog, SessionHandle, shorten_token
 from tunnelmux.transports import start_server_tls
-from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.admission import Admission, Place, source_of
 
 __all__ = ["InternalServer", "InternalSettings"]
 
@@ -110,6 +110,7 @@ class InternalServer:
         """The places for callers that are not authenticated yet."""
         self._known: set[Place] = set()  # the former places of authenticated callers
         self._refusing = 0
+        self._turned_away = RepeatedLines("internal call refused")
         self._gate = ForwardGate()
         self._http = HttpForwarder(store, self._gate, dispatcher.visits.feed)
         self._events = EventStreamer(events)
@@ -235,7 +236,8 @@ class InternalServer:
             if scope.cancelled_caught:
                 await abort(stream)
         except ConnectError as error:
-            _log.info("internal call refused", caller=remote, cause=str(error))
+            if self._turned_away.may_write(source_of(remote)):
+                _log.info("internal call refused", caller=remote, cause=str(error))
             await abort(stream)
         finally:
             self._known.discard(place)
@@ -298,7 +300,9 @@ class InternalServer:
         self, stream: trio.abc.Stream, remote: str, settings: InternalSettings
     ) -> None:
         limit = settings.limits.max_callers
-        _log.warning("internal call refused", caller=remote, code="TOO_MANY_CALLERS", limit=limit)
+        if self._turned_away.may_write(source_of(remote)):
+            what = {"caller": remote, "code": "TOO_MANY_CALLERS", "limit": limit}
+            _log.warning("internal call refused", **what)
         if settings.access.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
             await abort(stream)
             return
@@ -419,6 +423,8 @@ class InternalServer:
     def _log_refusal(
         self, request: RequestHead, route: Route | None, error: ApiError, remote: str
     ) -> None:
+        if error.status == 401 and not self._turned_away.may_write(source_of(remote)):
+            return  # a stranger's; what our own back end does wrong is always said
         _log.warning(
             "internal call refused",
             caller=remote,

@@ -17,7 +17,7 @@ from tunnelmux.errors import ConnectError, ProtocolError, RegistryError
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.tunnels.assistance import said_serial
 from tunnelmux.proxy.tunnels.devices import DeviceRegister, KnownDevice
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
@@ -168,6 +168,8 @@ class TunnelServer:
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
         self._measurements = Measurements()
+        self._refusals = RepeatedLines("tunnel refused")
+        self._failures = RepeatedLines("tunnel handshake failed")
         self.figures = TunnelFigures()
         """Counters of finished connections."""
 
@@ -186,7 +188,8 @@ class TunnelServer:
             await self._serve(stream, remote, place)
         except ConnectError as error:
             self.figures.refused[_NO_HANDSHAKE] += 1
-            _log.info("tunnel handshake failed", remote=remote, cause=str(error))
+            if self._failures.may_write(place.source):
+                _log.info("tunnel handshake failed", remote=remote, cause=str(error))
         finally:
             place.leave()
 
@@ -255,7 +258,7 @@ class TunnelServer:
         except Refused as refused:
             if refused.refusal.reason != PROVED:
                 self.figures.refused[refused.refusal.reason] += 1
-            await _refuse(request, refused.refusal, remote)
+            await self._refuse(request, refused.refusal, remote, place)
             return None
         answer: Headers = ()
         if admitted.only_measures:
@@ -305,6 +308,25 @@ class TunnelServer:
                 "name and a token of its own",
             )
         return rival
+
+    async def _refuse(
+        self, request: UpgradeRequest, refusal: Refusal, remote: str, place: Place
+    ) -> None:
+        if refusal.reason != PROVED and self._refusals.may_write(place.source):
+            # The name is not verified, but shows which machine to look at.
+            claimed = (request.header(_DEVICE) or "")[:_LONGEST_CLAIM]
+            _log.warning(
+                "tunnel refused",
+                remote=remote,
+                **({"claimed": claimed} if claimed.isprintable() and claimed else {}),
+                status=refusal.status,
+                reason=refusal.reason,
+                cause=refusal.message,
+            )
+        headers = list(refusal.headers)
+        if refusal.retry_after is not None:
+            headers.append((b"Retry-After", b"%d" % refusal.retry_after))
+        await request.refuse(refusal.status, refusal.reason, refusal.message, headers=headers)
 
     async def _admit(self, request: UpgradeRequest, remote: str) -> _Admitted:
         if self.is_draining:
@@ -563,24 +585,6 @@ def _unknown_token() -> Refused:
 def _unauthorized(message: str, *, reason: str = "unauthorized") -> Refused:
     # RFC 9110 section 11.6.1: a 401 names how to authenticate.
     return Refused(Refusal(401, reason, message, headers=[(b"WWW-Authenticate", b"Bearer")]))
-
-
-async def _refuse(request: UpgradeRequest, refusal: Refusal, remote: str) -> None:
-    if refusal.reason != PROVED:
-        # The name is not verified, but shows which machine to look at.
-        claimed = (request.header(_DEVICE) or "")[:_LONGEST_CLAIM]
-        _log.warning(
-            "tunnel refused",
-            remote=remote,
-            **({"claimed": claimed} if claimed.isprintable() and claimed else {}),
-            status=refusal.status,
-            reason=refusal.reason,
-            cause=refusal.message,
-        )
-    headers = list(refusal.headers)
-    if refusal.retry_after is not None:
-        headers.append((b"Retry-After", b"%d" % refusal.retry_after))
-    await request.refuse(refusal.status, refusal.reason, refusal.message, headers=headers)
 
 
 def _log_end(handle: LocalHandle, duration: float) -> None:
