@@ -10,14 +10,12 @@ from pathlib import Path
 import pytest
 
 from support.consoles import Console, check_headers, console
-from support.tenants import SSH_KEY, TEST, a_recording, objects_of, person
+from support.tenants import HOST_KEYS, SSH_KEY, TEST, a_recording, objects_of, person
 from tunnelmux.api.routes import console as console_routes
 from tunnelmux.config.api import GatewayEndpoint, RecordingsConfig
 from tunnelmux.registry import LeaseTerms, TenantRegistry, parse_public_key
 
 EVIL = "<script>alert(1)</script>"
-
-HOST_KEYS = ["ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + mark * 43 for mark in ("A", "B")]
 
 ASSET = re.compile(r'(?:href|src)="(/static/[^"#]+)')
 
@@ -458,6 +456,25 @@ async def test_a_code_for_a_device_comes_with_its_picture(tmp_path: Path) -> Non
         )
         assert not isinstance(crossed, str)
         assert crossed.status_code == 403
+
+
+async def test_a_person_who_never_signed_in_is_shown(tmp_path: Path) -> None:
+    async with console(tmp_path) as here:
+        owner = await here.sign_in("olga", "owner")
+        registry = here.api.running.api.registry
+        home = await registry.installation(TEST).tenants.find_named("default")
+        users = registry.installation(TEST).users
+        known = {"issuer": here.provider.issuer, "force": True}
+        await users.grant(home.id, "operator", subject="nora", **known)
+        await users.grant(home.id, "viewer", email="nick@example.com", **known)
+        html = await here.page(owner, "/people")
+        members = (await owner.get(f"{here.api.base}/api/members")).json()["items"]
+        [nora] = [one for one in members if one["last_sign_in"] is None]
+        assert nora["role"] == "operator"
+        assert "<strong>has not signed in yet</strong>" in html
+        assert 'aria-label="Role of a person who has not signed in yet"' in html
+        assert f"/api/members/{nora['user_id']}" in _actions(html)  # an owner may take it back
+        assert "<strong>nick@example.com</strong>" in html.partition('id="invitations"')[2]
 
 
 async def test_people_and_tokens_offer_what_the_role_may(tmp_path: Path) -> None:

@@ -59,6 +59,15 @@ def test_from_its_begin_to_its_end(installation: Installation) -> None:
     assert (again["replay_of"], again["status"]) == (first["id"], 404)
     assert base64.b64decode(again["answer_body"]) == b"no such page\n"  # the service's own
 
+    vera = installation.here(partial(person, installation.api, "vera", "viewer"))
+    for method, path in (
+        ("POST", base),
+        ("GET", f"{base}/{inspection}"),
+        ("POST", f"{base}/{inspection}/requests/{first['id']}/replay"),
+        ("DELETE", f"{base}/{inspection}"),
+    ):
+        wish = {"json": {"service": "web"}} if path == base else {}
+        assert call(installation, method, path, vera, **wish).status_code == 403, (method, path)
     eve = installation.here(partial(person, installation.api, "eve", tenant="acme"))
     for method, path in (
         ("GET", f"{base}/{inspection}"),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from types import FrameType
+
 import trio
 import trio.lowlevel
 from trio.testing import MockClock
@@ -131,3 +134,35 @@ def test_what_may_be_a_secret_is_hidden() -> None:
     assert (
         masked_target("/x?a=1&password=p&sig=s#token=t") == "/x?a=1&password=***&sig=***#token=***"
     )
+
+
+async def test_while_nothing_is_inspected_none_of_its_code_runs() -> None:
+    ours = ("visitors/inspector.py", "http/tap.py")
+    called: set[str] = set()
+
+    def note(frame: FrameType, event: str, _argument: object) -> None:
+        if event == "call" and frame.f_code.co_filename.endswith(ours):
+            called.add(frame.f_code.co_name)
+
+    async with rig() as target:
+        figures = target.proxy.visits.figures
+        before = sys.getprofile()
+        sys.setprofile(note)
+        try:
+            await target.first_exchange()  # by h11
+            peer, _ = await target.ask(get("/1"))
+            await peer.send(OK + b"ok")
+            await target.visitor.read_until(b"ok")
+        finally:
+            sys.setprofile(before)
+        assert (figures.by_pump.by_class["2xx"], figures.by_h11.by_class["2xx"]) == (1, 1)
+        assert called == {"is_on"}  # whether a dictionary is empty
+        inspection = inspect(target)
+        sys.setprofile(note)
+        try:
+            peer, _ = await target.ask(get("/2"))
+            await peer.send(OK + b"ok")
+            await over(inspection, 1)
+        finally:
+            sys.setprofile(before)
+    assert {"find", "tap", "began", "answered", "end"} <= called

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import httpx2
+import trio
 
 from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider, fake_provider
@@ -21,7 +22,7 @@ from tunnelmux.config.api import OIDCConfig
 from tunnelmux.http import RequestHead, ResponseHead
 from tunnelmux.registry import Registry, Role, SessionBegan, Sighting, new_id
 
-__all__ = ["EVIL", "Console", "connected", "console", "keep_two"]
+__all__ = ["EVIL", "Console", "beating", "connected", "console", "keep_two"]
 
 EVIL = "<script>alert(1)</script>"
 
@@ -73,8 +74,10 @@ class Console:
         return str(answer.text)
 
 
-async def connected(registry: Registry, device_id: str, *services: str) -> None:
-    """Have the registry believe that a proxy has a tunnel of this device."""
+async def connected(registry: Registry, device_id: str, *services: str) -> str:
+    """Have the registry believe that a proxy has a tunnel of this device, for the 15 s until it
+    takes the proxy for dead. Returns the id of the proxy.
+    """
     fleet = registry.fleet
     proxy_id, now = new_id(), datetime.now(UTC)
     await fleet.hello(proxy_id, name="edge", internal_url="", version="1")
@@ -87,6 +90,14 @@ async def connected(registry: Registry, device_id: str, *services: str) -> None:
     )
     seen = Sighting(device_id=device_id, at=now, services=services)
     await fleet.report(proxy_id, began=[began], ended=[], seen=[seen])
+    return proxy_id
+
+
+async def beating(registry: Registry, proxy_id: str) -> None:
+    """Have the registry believe that this proxy lives, until cancelled."""
+    while True:
+        await registry.fleet.beat(proxy_id, applied=0, effects={})
+        await trio.sleep(1)
 
 
 def keep_two(bench: Bench) -> list[str]:

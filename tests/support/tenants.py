@@ -10,13 +10,16 @@ from support.apis import LiveApi
 from tunnelmux.api.access import SCOPES
 from tunnelmux.registry import Actor, LeaseTerms, Recorded, Role, new_id
 
-__all__ = ["TEST", "Person", "a_recording", "everything", "objects_of", "person"]
+__all__ = ["HOST_KEYS", "TEST", "Person", "a_recording", "everything", "objects_of", "person"]
 
 TEST = Actor.program("tests")
 
 SSH_KEY = (
     "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHV8UtMQ1eUuXHUDYhAvEMNpVIFzRHnbCxR4lEGFIzNq ada@work"
 )
+
+HOST_KEYS = tuple("ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAI" + mark * 43 for mark in "AB")
+"""What the SSH server of a device shows, before and after it was installed anew."""
 
 
 @dataclass

@@ -58,7 +58,7 @@ addEventListener("click", (event) => {
 /* Keys: "/" to the search field, "g d" and the like from the rail's data-key, "?" to the list of them. */
 let before = "";
 addEventListener("keydown", (event) => {
-  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog")) return;
+  if (event.ctrlKey || event.metaKey || event.altKey || event.target.closest("input, textarea, select, dialog[open]")) return;
   if (event.key === "/") {
     event.preventDefault();
     (document.querySelector("main input[type=search]") ?? document.querySelector("[role=search] input"))?.focus();
