@@ -24,6 +24,7 @@ import trio_websocket
 from tunnelmux.backend.commands import CommandEvents, DeviceResult, decode_results, encode_call
 from tunnelmux.backend.event_reader import EventReader, Fields
 from tunnelmux.backend.kept import KeptConnections
+from tunnelmux.backend.raw_stream import RawStream
 from tunnelmux.commands import CommandRequest
 from tunnelmux.errors import (
     ConnectError,
@@ -324,7 +325,7 @@ class ProxyClient:
         except BaseException:
             await abort(stream)
             raise
-        return _RawStream(stream, client.take_buffer())
+        return RawStream(stream, client.take_buffer())
 
     @asynccontextmanager
     async def open_websocket(
@@ -627,39 +628,6 @@ def _decoded(data: bytes, kind: type[T]) -> T:
         return msgspec.json.decode(data, type=kind)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise BadBody(f"an event is malformed: {error}") from None
-
-
-class _RawStream(trio.abc.HalfCloseableStream):
-    """A connection after the answer's head, as a stream. Over TLS, `send_eof` closes both
-    directions.
-    """
-
-    def __init__(self, stream: trio.abc.Stream, early: bytes) -> None:
-        self._stream = stream
-        self._early = early
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        await self._stream.send_all(data)
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def send_eof(self) -> None:
-        if isinstance(self._stream, trio.abc.HalfCloseableStream):
-            await self._stream.send_eof()
-        else:
-            await self._stream.aclose()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        if self._early:
-            cut = len(self._early) if max_bytes is None else max_bytes
-            data, self._early = self._early[:cut], self._early[cut:]
-            await trio.lowlevel.checkpoint()
-            return data
-        return await self._stream.receive_some(max_bytes)
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 def _path_of(token: str) -> str:

@@ -24,7 +24,7 @@ from tunnelmux.gateway.authority import Access, Authority
 from tunnelmux.gateway.certificates import Authorities
 from tunnelmux.gateway.confirmation import Confirmations
 from tunnelmux.gateway.connection import PersonConnection
-from tunnelmux.gateway.devices import Devices as DeviceStreams
+from tunnelmux.gateway.devices import Devices as DeviceSockets
 from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.forwarding import Forward
@@ -83,7 +83,7 @@ class Gateway:
         if config.access.authority_file is not None:
             self.authorities = Authorities(config.access.authority_file)
         self.proxies = Proxies(registry, config.proxies)
-        self.devices = DeviceStreams(self.proxies, config.limits.connect_timeout)
+        self.devices = DeviceSockets(bridge, self.proxies, config.limits.connect_timeout)
         state_dir = config.gateway.state_dir
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)

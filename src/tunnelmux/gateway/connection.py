@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import asyncssh
-import trio
 from asyncssh import OPEN_ADMINISTRATIVELY_PROHIBITED as PROHIBITED
 from asyncssh import OPEN_CONNECT_FAILED as FAILED
 from asyncssh import OPEN_RESOURCE_SHORTAGE as SHORTAGE
@@ -410,7 +409,7 @@ class PersonConnection(asyncssh.SSHServer):
             access.need("agent")
             own_agent, keys = await self._agent_keys()
         try:
-            stream = await self._bridge.in_trio(
+            device_socket = await self._bridge.in_trio(
                 gateway.devices.connect,
                 access.device.label,
                 gateway.config.access.ssh_service,
@@ -418,7 +417,7 @@ class PersonConnection(asyncssh.SSHServer):
             )
             return await log_in(
                 self._bridge,
-                stream,
+                device_socket,
                 account,
                 keys,
                 gateway.devices_of(access),
@@ -480,12 +479,9 @@ class PersonConnection(asyncssh.SSHServer):
         if service == gateway.config.access.ssh_service and not access.sealed:
             raise AccessDenied(f"this lease is for recorded sessions: ssh ACCOUNT@{host}@GATEWAY")
         await self._use(access, {"what": "forward", "service": service})
-        stream = await self._bridge.in_trio(
+        device_socket = await self._bridge.in_trio(
             gateway.devices.connect, access.device.label, service, access.lease_id
         )
-        if self._is_lost:
-            self._bridge.spawn(trio.aclose_forcefully, stream)
-            raise DeviceAway("the connection is over")
         began = self._bridge.loop.time()
 
         def over(forward: Forward) -> None:
@@ -496,8 +492,12 @@ class PersonConnection(asyncssh.SSHServer):
             seconds = self._bridge.loop.time() - began
             gateway.forward_over(self, forward, access, service, seconds)
 
-        forward = Forward(self._bridge, stream, over)
+        forward = Forward(over)
+        await device_socket.create_connection(lambda: forward.service)
         self._watch(forward, access)
+        if self._is_lost:  # asyncssh never asks for this one
+            forward.connection_lost(None)
+            raise DeviceAway("the connection is over")
         return forward
 
     # -- ends -----------------------------------------------------------------------------------

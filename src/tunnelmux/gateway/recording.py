@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from tunnelmux.observability import get_logger
 
 __all__ = ["Recording", "RecordingStopped", "remove_old"]
@@ -25,6 +27,10 @@ _log = get_logger("gateway")
 
 _UNWRITTEN = 1024 * 1024
 # Bytes that may wait for the disk. With more, the gateway stops reading from the device.
+
+_GATHERED = 0.02
+_PIECE = 256 * 1024
+# Seconds, and bytes, of events that are written together: each write takes a switch of threads.
 
 
 class RecordingStopped(Exception):
@@ -55,6 +61,7 @@ class Recording:
     _decoder: Any = None
     _typed: Any = None
     _writer: asyncio.Task[None] | None = None
+    _timer: asyncio.TimerHandle | None = None
     _is_full: bool = False
     _problem: str = ""
     _is_closed: bool = False
@@ -122,6 +129,7 @@ class Recording:
 
     def when_written(self, done: Callable[[], object]) -> None:
         """Call `done` once everything so far is written, or cannot be written."""
+        self._write_now()
         if self._writer is None or self._writer.done():
             done()
         else:
@@ -132,6 +140,7 @@ class Recording:
         if self._is_closed:
             return
         self._is_closed = True
+        self._write_now()
         if self._writer is not None:
             await self._writer
         if self._file is not None:
@@ -142,8 +151,7 @@ class Recording:
         if not text or self._is_closed or self._problem:
             return True
         seconds = time.monotonic() - self._began
-        event = f'[{seconds:.6f}, "{kind}", {json.dumps(text, ensure_ascii=False)}]\n'
-        line = event.encode("utf-8", "surrogatepass")
+        line = b'[%.6f, "%s", %s]\n' % (seconds, kind.encode("ascii"), msgspec.json.encode(text))
         if self._taken + len(line) > self.max_bytes:
             # Now, and not when the disk gets there: by then the person would have seen more.
             self._stop("it has reached recording.max_bytes")
@@ -151,10 +159,19 @@ class Recording:
         self._taken += len(line)
         self._lines.append(line)
         self._unwritten += len(line)
-        if self._writer is None or self._writer.done():
-            self._writer = asyncio.get_running_loop().create_task(self._write_waiting())
+        if self._unwritten >= _PIECE:
+            self._write_now()
+        elif self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(_GATHERED, self._write_now)
         self._is_full = self._unwritten >= _UNWRITTEN
         return not self._is_full
+
+    def _write_now(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._lines and (self._writer is None or self._writer.done()):
+            self._writer = asyncio.get_running_loop().create_task(self._write_waiting())
 
     async def _write_waiting(self) -> None:
         while self._lines:

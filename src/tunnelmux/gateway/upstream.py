@@ -1,4 +1,4 @@
-"""The gateway as a client of a device's sshd, over a stream through the device's tunnel."""
+"""The gateway as a client of a device's sshd, through the device's tunnel."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 import asyncssh
-import trio
 
 from tunnelmux.errors import NoSuchRecord, RegistryError
+from tunnelmux.gateway.devices import DeviceSocket
 from tunnelmux.gateway.guest import Bridge
 from tunnelmux.registry import Device, DeviceHostKeys
 from tunnelmux.ssh import HostKeyCheck, HostKeys, SshFailure
@@ -69,7 +69,7 @@ class SshdRefused(Exception):
 
 async def log_in(
     bridge: Bridge,
-    stream: trio.abc.HalfCloseableStream,
+    device_socket: DeviceSocket,
     account: str,
     client_keys: list[Any],
     pins: HostKeyPins,
@@ -77,7 +77,7 @@ async def log_in(
     *,
     timeout: float,
 ) -> Any:
-    """A connection to the sshd at the other end of `stream`, which it closes at its end.
+    """A connection to the sshd at the other end of `device_socket`, which it closes at its end.
 
     Awaited in asyncio. Its host key must be a pinned one; where the device has reported none, the
     first that is met is pinned. Raises SshdRefused.
@@ -86,17 +86,17 @@ async def log_in(
         known = await bridge.in_trio(pins.host_keys, device.id)
         check = HostKeys("tofu").check_pinned(device.id, _SSH_PORT, known.pinned)
     except (RegistryError, NoSuchRecord) as exc:
-        await bridge.in_trio(trio.aclose_forcefully, stream)
+        device_socket.reset()
         raise SshdRefused("the device's host key cannot be looked up now: try again") from exc
     except SshFailure as exc:
-        await bridge.in_trio(trio.aclose_forcefully, stream)
+        device_socket.reset()
         raise SshdRefused(str(exc)) from exc
     try:
         connection = await asyncio.wait_for(
             asyncssh.connect(
                 device.id,
                 _SSH_PORT,
-                tunnel=_StreamTunnel(bridge, stream),
+                tunnel=device_socket,
                 client_factory=lambda: _Client(check),
                 username=account,
                 client_keys=client_keys,
@@ -150,103 +150,5 @@ class _Client(asyncssh.SSHClient):
     def validate_host_public_key(self, _host: str, _addr: str, _port: int, key: Any) -> bool:
         return self._check.accept(key)
 
-
-class _StreamTunnel:
-    """A transport over a Trio stream, for the `tunnel=` of asyncssh.
-
-    asyncssh does not heed its transport's back-pressure: of what it writes, the windows of the
-    channels bound the data, and BackPressure the answers to a device that asks and does not read.
-    """
-
-    def __init__(self, bridge: Bridge, stream: trio.abc.HalfCloseableStream) -> None:
-        self._bridge = bridge
-        self._stream = stream
-        self._waiting = bytearray()
-        self._something = trio.Event()
-        self._is_closed = False
-        self._may_read = trio.Event()
-        self._may_read.set()
-        self._connection: Any = None
-
-    async def create_connection(self, factory: Any, _host: str, _port: int) -> Any:
-        """Called by asyncssh."""
-        self._connection = factory()
-        self._connection.connection_made(self)
-        BackPressure(self._connection, self._bridge.loop, _UNSENT)
-        self._bridge.spawn(self._run)
-        return self, self._connection
-
-    def get_extra_info(self, _name: str, default: Any = None) -> Any:
-        """Called by asyncssh; there is no socket."""
-        return default
-
-    def is_closing(self) -> bool:
-        """Called by asyncssh."""
-        return self._is_closed
-
-    def get_write_buffer_size(self) -> int:
-        """Called by BackPressure."""
-        return len(self._waiting)
-
-    def pause_reading(self) -> None:
-        """Called by BackPressure."""
-        self._may_read = trio.Event()
-
-    def resume_reading(self) -> None:
-        """Called by BackPressure."""
-        self._bridge.soon(self._may_read.set)
-
-    def write(self, data: bytes) -> None:
-        """Called by asyncssh."""
-        if not self._waiting:
-            self._bridge.soon(self._wake)
-        self._waiting += data
-
-    def close(self) -> None:
-        """Called by asyncssh."""
-        self._is_closed = True
-        self._bridge.soon(self._wake)
-
-    abort = close
-
-    def _wake(self) -> None:
-        self._something.set()
-
-    async def _run(self) -> None:
-        problem: Exception | None = None
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._send, nursery.cancel_scope)
-                async for data in self._stream:
-                    self._connection.data_received(bytes(data))
-                    # No deadline: asyncssh's keepalive ends a connection that is read no more.
-                    await self._may_read.wait()
-                nursery.cancel_scope.cancel()
-        except* (trio.BrokenResourceError, trio.ClosedResourceError) as group:
-            problem = ConnectionError(str(_first(group)))
-        finally:
-            self._is_closed = True
-            self._connection.connection_lost(problem)
-            with trio.CancelScope(shield=True):
-                await trio.aclose_forcefully(self._stream)
-
-    async def _send(self, scope: trio.CancelScope) -> None:
-        while True:
-            # No deadline: there is nothing to send until asyncssh writes.
-            await self._something.wait()
-            self._something = trio.Event()
-            while self._waiting:
-                data, self._waiting = self._waiting, bytearray()
-                await self._stream.send_all(data)
-            if self._is_closed:
-                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._stream.send_eof()
-                scope.cancel()
-                return
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error.__cause__ or error
+    def connection_made(self, conn: Any) -> None:
+        BackPressure(conn, asyncio.get_running_loop(), _UNSENT)

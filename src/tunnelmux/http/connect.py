@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import socket
 from typing import NoReturn
 
 import msgspec
@@ -20,6 +21,7 @@ from tunnelmux.http.head import Field, RequestHead, ResponseHead, first_value
 from tunnelmux.http.refusal import PROBLEM_TYPE
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
+from tunnelmux.transports.tcp import take_socket
 from tunnelmux.wire import REASON_FIELD
 
 __all__ = ["ConnectFailed", "ConnectStream", "accept_connect", "open_connect", "requested_service"]
@@ -129,6 +131,15 @@ class ConnectStream(trio.abc.HalfCloseableStream):
             await trio.lowlevel.checkpoint()
             return data
         return await self.stream.receive_some(max_bytes)
+
+    def take_socket(self) -> tuple[socket.socket, bytes] | None:
+        """See `transports.tcp.take_socket`; only after `wait_answer`."""
+        taken = take_socket(self.stream)
+        if taken is None:
+            return None
+        sock, below = taken
+        early, self._early = self._early, b""
+        return sock, early + below
 
     async def aclose(self) -> None:
         await self.stream.aclose()

@@ -35,6 +35,7 @@ __all__ = [
     "reset_socket",
     "serve_connections",
     "set_socket_options",
+    "take_socket",
 ]
 
 _log = get_logger("transports")
@@ -166,6 +167,21 @@ def reset_socket(sock: socket.socket | trio.socket.SocketType) -> None:
     with contextlib.suppress(OSError):  # already closed, or no TCP socket
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_ZERO)
     sock.close()
+
+
+def take_socket(stream: trio.abc.AsyncResource) -> tuple[socket.socket, bytes] | None:
+    """The socket below a stream, and what the stream has received and not given yet; None where
+    more than a socket is below, such as TLS.
+
+    The socket does not block. The stream is not to be used any more.
+    """
+    if isinstance(stream, trio.SocketStream):
+        sock = socket.socket(fileno=stream.socket.detach())
+        sock.setblocking(False)
+        return sock, b""
+    take = getattr(stream, "take_socket", None)
+    taken: tuple[socket.socket, bytes] | None = take() if take is not None else None
+    return taken
 
 
 def listening_socket(key: str, address: Address) -> socket.socket:
