@@ -9,8 +9,10 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from support.counted_bytes import CountedBytes, Work
 from support.internal import SECRET, running_bench
 from tunnelmux.limits import InternalLimits
+from tunnelmux.proxy.internal.event_stream import HELLO, STILL_HERE, EventSplitter
 from tunnelmux.sessions import RequestFilter, RequestSeen
 
 ASK = (
@@ -163,3 +165,15 @@ async def test_one_that_is_cut_is_a_reset_to_the_device() -> None:
         visit.cut("its device was removed")
         with pytest.raises(trio.BrokenResourceError):
             await device.read_all()
+
+
+def test_events_of_another_worker_are_looked_at_once_in_any_pieces() -> None:
+    event = b'event: request\ndata: "' + b"x" * 5000 + b'"\n\n'
+    raw = HELLO + event + STILL_HERE + event
+    work, splitter = Work(), EventSplitter()
+    told = [
+        one for at in range(len(raw)) for one in splitter.feed(CountedBytes(raw[at : at + 1], work))
+    ]
+    assert told == [event, event]
+    assert work.bytes <= 2 * len(raw)
+    assert EventSplitter().feed(raw) == [event, event]

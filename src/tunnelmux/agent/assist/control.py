@@ -14,6 +14,7 @@ import trio
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.orders import MAX_ORDER, Order, obey, read_order
 from tunnelmux.agent.assist.socket_path import socket_path
+from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 
@@ -94,14 +95,7 @@ async def _serve(
 
 
 async def _serve_one(stream: trio.SocketStream, desk: AssistDesk, make_code: MakeCode) -> None:
-    data = b""
-    with trio.move_on_after(_ORDER_TIMEOUT):
-        while b"\n" not in data and len(data) <= MAX_ORDER:
-            piece = await stream.receive_some()
-            if not piece:
-                break
-            data += piece
-    order = read_order(data.partition(b"\n")[0])
+    order = read_order(await _read_line(stream))
     if isinstance(order, str):
         await _send(stream, {"problem": order, "status": desk.status()})
     elif order.do == "watch":
@@ -110,6 +104,19 @@ async def _serve_one(stream: trio.SocketStream, desk: AssistDesk, make_code: Mak
         await _send(stream, await make_code(order))
     else:
         await _send(stream, obey(desk, order, by="at its terminal"))
+
+
+async def _read_line(stream: trio.abc.ReceiveStream) -> bytes:
+    """What the caller sends in its first line; a line that is too long, or late, is cut."""
+    splitter = LineSplitter()
+    with trio.move_on_after(_ORDER_TIMEOUT):
+        while splitter.waiting <= MAX_ORDER:
+            piece = await stream.receive_some()
+            if not piece:
+                break
+            if lines := splitter.feed(piece):
+                return lines[0]
+    return splitter.take()
 
 
 async def _watch(stream: trio.SocketStream, desk: AssistDesk) -> None:

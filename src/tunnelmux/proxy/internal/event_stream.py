@@ -6,11 +6,12 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import trio
 
+from tunnelmux.commands import LineSplitter
 from tunnelmux.http import VisitorGone
 from tunnelmux.proxy.internal.answers import ApiConnection
 from tunnelmux.proxy.internal.routes import Call
 
-__all__ = ["HELLO", "STILL_HERE", "Send", "stream_events", "write_all"]
+__all__ = ["HELLO", "STILL_HERE", "EventSplitter", "Send", "stream_events", "write_all"]
 
 HELLO = b"retry: 1000\n\n"
 """The first bytes of every stream."""
@@ -23,6 +24,27 @@ _SEND_TIMEOUT = 30.0
 # back with Last-Event-ID.
 
 Send = Callable[[bytes], Awaitable[None]]
+
+
+class EventSplitter:
+    """Splits a stream of this kind into its events, in pieces of any size. Each byte is scanned
+    once, even when the pieces are small.
+    """
+
+    def __init__(self) -> None:
+        self._lines = LineSplitter()
+        self._event: list[bytes] = []
+
+    def feed(self, data: bytes) -> list[bytes]:
+        """Add bytes; returns the events that are complete now, without comments and advice."""
+        complete = []
+        for line in self._lines.feed(data):
+            self._event.append(line)
+            if not line:
+                event, self._event = self._event, []
+                if event[0].startswith(b"event:"):
+                    complete.append(b"\n".join([*event, b""]))
+        return complete
 
 
 async def write_all(send: Send, writers: Sequence[Callable[[Send], Awaitable[None]]]) -> None:

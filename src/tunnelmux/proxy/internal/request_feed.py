@@ -13,7 +13,14 @@ from tunnelmux.errors import ConnectError
 from tunnelmux.http import UpstreamGone
 from tunnelmux.limits import most_of_one_tenant
 from tunnelmux.proxy.internal.answers import ApiError
-from tunnelmux.proxy.internal.event_stream import HELLO, STILL_HERE, Send, stream_events, write_all
+from tunnelmux.proxy.internal.event_stream import (
+    HELLO,
+    STILL_HERE,
+    EventSplitter,
+    Send,
+    stream_events,
+    write_all,
+)
 from tunnelmux.proxy.internal.queries import RequestsQuery, read_query
 from tunnelmux.proxy.internal.routes import Call
 from tunnelmux.proxy.visitors.feed import RequestFeed
@@ -123,11 +130,9 @@ class _Elsewhere:
 
     @staticmethod
     async def _pass_on(content: AsyncIterator[bytes], send: Send) -> None:
-        rest = b""
+        # Not its comments and its advice: the reader gets those of this worker.
+        splitter = EventSplitter()
         with contextlib.suppress(ConnectError):  # that worker has ended
             async for data in content:
-                *events, rest = (rest + data).split(b"\n\n")
-                # Not its comments and its advice: the reader gets those of this worker.
-                told = [event + b"\n\n" for event in events if event.startswith(b"event:")]
-                if told:
+                if told := splitter.feed(data):
                     await send(b"".join(told))
