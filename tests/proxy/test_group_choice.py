@@ -8,7 +8,13 @@ import trio
 from trio.testing import MockClock
 
 from tunnelmux.config.groups import GroupConfig
-from tunnelmux.proxy.visitors.groups import FAILED_FOR, Group, Groups, Wish
+from tunnelmux.proxy.visitors.groups import (
+    FAILED_FOR,
+    MOST_FAILURES,
+    Group,
+    Groups,
+    Wish,
+)
 
 DEVICES = ["a", "b", "c", "d"]
 ANYONE = Wish("192.0.2.1")
@@ -59,7 +65,20 @@ async def test_failures_of_other_devices_are_not_kept() -> None:
     groups, _ = groups_of({})
     for number in range(1000):
         groups.failed(f"device-{number}", None)
-    assert not groups._failed_until
+    assert not len(groups._failed)
+
+
+async def test_services_that_visitors_invent_are_no_more_than_a_bound() -> None:
+    """And do not make the proxy forget which device failed."""
+    groups, group = groups_of({"b": 1, "c": 1, "d": 1})
+    groups.failed("a", "web", "target-down")
+    for number in range(5 * MOST_FAILURES):
+        groups.failed("b", f"invented-{number}", "unknown-service")
+    assert len(groups._unknown) == MOST_FAILURES
+    assert groups.choose(group, "web", DEVICES, ANYONE) != "a"
+    for number in range(5 * MOST_FAILURES):
+        groups.failed("b", f"service-{number}", "target-down")
+    assert len(groups._failed) == MOST_FAILURES
 
 
 async def test_where_a_device_is_missing_only_its_visitors_go_elsewhere() -> None:

@@ -194,7 +194,8 @@ class RequestsByH11:
                 refusal = exc.refusal
             if upstream is None:
                 if refusal is None or refusal.reason in FAILURES:
-                    self._router.groups.failed(destination.device, destination.service)
+                    why = refusal.reason if refusal is not None else ""
+                    self._router.groups.failed(destination.device, destination.service, why)
                 if await self._go_elsewhere(request, destination, tried):
                     continue
             if refusal is not None:
@@ -482,7 +483,8 @@ class RequestsByH11:
             self.kept.put_back(destination, self._upstream)
         self._named = self._destination = self._stream = self._upstream = None
         if destination is not None and exchange.reason in FAILURES:
-            self._router.groups.failed(destination.device, destination.service)
+            why = exchange.reason
+            self._router.groups.failed(destination.device, destination.service, why)
         self._end_trace(exchange, destination)
         self.is_idle = True
         self._visit.count_more(exchange.bytes_in, exchange.bytes_out)

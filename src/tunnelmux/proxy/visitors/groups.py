@@ -7,6 +7,7 @@ chosen. A device whose target failed is passed over for a while, unless none is 
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -37,6 +38,10 @@ FAILURES = frozenset(
     }
 )
 """The Tunnelmux-Reasons of a device that cannot serve now, where another one perhaps can."""
+
+MOST_FAILURES = 1024
+"""Failures that are kept, the latest ones; twice, because those of services that a device does not
+have are kept apart: their names are the visitor's, who may invent any number."""
 
 
 def member_cookie(request: RequestHead) -> bytes:
@@ -77,7 +82,7 @@ class Group:
 
     def has_cookie_of(self, device: str, cookie: bytes) -> bool:
         """Whether a browser's cookie names this device."""
-        return cookie.partition(b"=")[2] == self._marks[device]
+        return _mark_in(cookie) == self._marks[device]
 
     def cookie_for(self, device: str, *, is_secure: bool) -> bytes:
         """The value of the `Set-Cookie` field that brings a browser back to this device; it lives
@@ -90,14 +95,41 @@ class Group:
         """The one of these devices that the visitor should get without regard to how busy they
         are; None where that decides."""
         if self._config.sticky == "cookie" and wish.cookie:
+            mark = _mark_in(wish.cookie)
             for device in devices:
-                if self.has_cookie_of(device, wish.cookie):
+                if self._marks[device] == mark:
                     return device
         if self._config.sticky == "address":
             return next(name for name in _order(wish.address, self.devices) if name in devices)
         if self._config.balance == "failover":
             return next(name for name in self.devices if name in devices)
         return None
+
+
+class Failures:
+    """Which devices failed a moment ago, by service. Each call is one step, however many there are,
+    and the oldest one is forgotten for the newest."""
+
+    def __init__(self) -> None:
+        self._until: OrderedDict[tuple[str, str | None], float] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._until)
+
+    def add(self, device: str, service: str | None, now: float) -> None:
+        """The device failed now."""
+        self._until[device, service] = now + FAILED_FOR
+        self._until.move_to_end((device, service))
+        if len(self._until) > MOST_FAILURES:
+            self._until.popitem(last=False)
+
+    def has(self, device: str, service: str | None, now: float) -> bool:
+        """Whether it is passed over now."""
+        return self._until.get((device, service), now) > now
+
+    def clear(self) -> None:
+        """Forget all."""
+        self._until.clear()
 
 
 class Groups:
@@ -107,7 +139,8 @@ class Groups:
         self._visits_of = visits_of
         self._groups: dict[str, Group] = {}
         self._members: frozenset[str] = frozenset()
-        self._failed_until: dict[tuple[str, str | None], float] = {}
+        self._failed = Failures()
+        self._unknown = Failures()
         self._turn = 0
 
     def configure(self, groups: Iterable[GroupConfig]) -> None:
@@ -116,7 +149,8 @@ class Groups:
         self._members = frozenset(
             device for group in self._groups.values() for device in group.devices
         )
-        self._failed_until.clear()
+        self._failed.clear()
+        self._unknown.clear()
 
     def find(self, name: str) -> Group | None:
         """The group of this name."""
@@ -129,19 +163,22 @@ class Groups:
         least. A connection stays with its device as long as no other one is less busy.
         """
         now = trio.current_time()
-        well = [name for name in reachable if self._failed_until.get((name, service), 0.0) <= now]
+        well = [
+            name
+            for name in reachable
+            if not self._failed.has(name, service, now)
+            and not self._unknown.has(name, service, now)
+        ]
         preferred = group.preferred(well or reachable, wish)
         if preferred is not None:
             return preferred
         return self._least_busy(well or list(reachable), wish.present)
 
-    def failed(self, device: str, service: str | None) -> None:
-        """Pass over this device for a while: its target failed."""
-        if device not in self._members:
-            return
-        now = trio.current_time()
-        self._failed_until = {key: at for key, at in self._failed_until.items() if at > now}
-        self._failed_until[device, service] = now + FAILED_FOR
+    def failed(self, device: str, service: str | None, reason: str = "") -> None:
+        """Pass over this device for a while: its target failed, for this Tunnelmux-Reason."""
+        if device in self._members:
+            book = self._unknown if reason == "unknown-service" else self._failed
+            book.add(device, service, trio.current_time())
 
     def _least_busy(self, devices: list[str], present: str) -> str:
         self._turn += 1
@@ -157,6 +194,10 @@ class Groups:
 def _mark(group: str, device: str) -> bytes:
     """What stands for a device in a cookie: the same at every proxy, and not its name."""
     return hashlib.sha256(f"{group}/{device}".encode()).hexdigest()[:16].encode("ascii")
+
+
+def _mark_in(cookie: bytes) -> bytes:
+    return cookie.partition(b"=")[2]
 
 
 @lru_cache(maxsize=4096)
