@@ -121,7 +121,9 @@ def worker_of(nursery: trio.Nursery, book: PlaceBook, name: str, start: str) -> 
     nursery.start_soon(Link(ours, Parent()).run)
     worker = Worker(theirs, name, start)
     nursery.start_soon(worker.run)
-    return worker.directory
+    directory = worker.directory
+    directory._timeout = 30  # a busy machine is no parent that hangs
+    return directory
 
 
 class RedisClock:
