@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import trio
 import trustme
 
+from support.origin import serving
 from support.programs import require_program
 from support.proxies import free_port
 from support.redis_server import RedisServer, run_redis
@@ -210,3 +212,48 @@ async def test_what_is_no_url_of_a_redis_is_said_without_showing_it(url: str) ->
         async with open_redis(url):
             pass
     assert "secret-word" not in str(caught.value)
+
+
+OKAY = b"*6\r\n$2\r\nok\r\n:1\r\n:1\r\n*0\r\n$1\r\n1\r\n*0\r\n"
+"""What the script of a beat answers."""
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b":abc\r\n",
+        b"$abc\r\n",
+        b"*abc\r\n",
+        b"$-5\r\n",
+        b"\xff\xfe\r\n",
+        b"HTTP/1.1 400 Bad Request\r\n\r\n",
+        b"*1\r\n" * 5000,
+        b"*99999999\r\n" + b":1\r\n" * 3000,
+        b"$99999999\r\n",
+        b"$-1\r\n",
+        b"*0\r\n",
+        b":1\r\n",
+        b"$3\r\n\xff\xff\xff\r\n",
+        b"+OK\r\n",
+        OKAY.replace(b"*0", b"*1\r\n$3\r\nodd", 1),
+        OKAY.replace(b"*0", b"*1\r\n*2\r\n$3\r\nodd\r\n*0", 1),
+        OKAY.replace(b":1", b"$1\r\nx"),
+    ],
+    ids=lambda answer: repr(answer[:20]),
+)
+async def test_what_is_no_answer_of_ours_means_that_redis_is_away(
+    answer: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.directory.resp._LARGEST_REPLY", 1_000_000)
+
+    async def serve(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            async for _ in stream:
+                await stream.send_all(answer)
+
+    async with serving(serve) as address, open_redis(f"redis://{address}") as redis:
+        directory = RedisDirectory(redis, "a", "1", timeout=20)
+        with pytest.raises(DirectoryAway):
+            await directory.beat(ME, Heard())
+        with pytest.raises(DirectoryAway):
+            await directory.claim("dev1", "i1")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import msgspec
@@ -24,14 +26,20 @@ from tunnelmux.directory.places import (
 from tunnelmux.directory.resp import Redis, RedisFailed, Script
 from tunnelmux.directory.scripts import PREFIX, SCRIPTS, whole
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
+from tunnelmux.observability import get_logger
 
 __all__ = ["RedisDirectory"]
+
+_log = get_logger("directory")
 
 ANSWER_TIMEOUT = 1.0
 """Seconds that Redis gets for an answer: beats come every two, and visitors wait."""
 
 _SHARDS = 16
 # Hashes that the devices are spread over, so that one sweep never blocks Redis for long.
+
+_NAME = re.compile(r"[!-{}~]{1,255}")
+# A printable ASCII name, without the character between the parts of an entry.
 
 _BATCH = 500
 # Sessions that one call publishes again: about 10 ms of Redis' time.
@@ -59,41 +67,44 @@ class RedisDirectory(Directory):
 
     async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
         arguments = (device, self._node, self._incarnation, instance, least)
-        generation, gone, writes = await self._run("claim", [_shard(device)], arguments)
-        self._writes = max(self._writes, writes)
-        return Claim(int(generation), _places_in(gone))
+        answer = await self._run("claim", [_shard(device)], arguments)
+        with _understood():
+            generation, gone, writes = answer
+            self._writes = max(self._writes, writes)
+            return Claim(int(generation), _places_in(gone))
 
     async def release(self, device: str, generation: int) -> bool:
         arguments = (device, self._node, self._incarnation, generation)
-        removed, writes = await self._run("release", [_shard(device)], arguments)
-        self._writes = max(self._writes, writes)
-        return bool(removed == 1)
+        answer = await self._run("release", [_shard(device)], arguments)
+        with _understood():
+            removed, writes = answer
+            self._writes = max(self._writes, writes)
+            return bool(removed == 1)
 
     async def find(self, device: str) -> list[Place]:
-        return _places_in(await self._run("find", [_shard(device)], [device]))
+        answer = await self._run("find", [_shard(device)], [device])
+        with _understood():
+            return _places_in(answer)
 
     async def beat(self, me: Node, heard: Heard) -> Beat:
         written = self._writes  # read before the call: the answer to a claim may come while it runs
         record = msgspec.json.encode(me).decode()
         arguments = [me.name, me.incarnation, record, heard.message, heard.nodes]
         answer = await self._run("beat", [], arguments)
-        if answer[0] == "taken":
-            raise NodeNameTaken(me.name)
-        _, complete, writes, messages, version, records = answer
-        superseded, last = [], heard.message
-        for number, fields in messages:
-            pairs = dict(zip(fields[::2], fields[1::2], strict=True))
-            superseded.append((pairs["device"], int(pairs["generation"])))
-            last = _after(number)
-        nodes = None
-        if version != heard.nodes:
-            decoded = [msgspec.json.decode(one, type=Node) for one in records]
-            nodes = {one.name: one for one in decoded}
-        # Fewer writes than before: a replica that lacked some of them took over.
-        lost = writes < written
-        if lost:
-            self._writes = writes
-        return Beat(Heard(last, version), superseded, nodes, resync=lost or not complete)
+        with _understood():
+            if answer[0] == "taken":
+                raise NodeNameTaken(me.name)
+            _, complete, writes, messages, version, records = answer
+            superseded, last = [], heard.message
+            for number, fields in messages:
+                superseded += _superseded_by(fields)
+                last = _after(number)
+            nodes = _nodes_in(records) if version != heard.nodes else None
+            # Fewer writes than before: a replica that lacked some of them took over.
+            lost = writes < written
+            if lost:
+                self._writes = writes
+            return Beat(Heard(last, version), superseded, nodes, resync=lost or not complete)
 
     async def republish(self, held: Sequence[Held]) -> None:
         by_shard = defaultdict(list)
@@ -105,7 +116,8 @@ class RedisDirectory(Directory):
                 for one in sessions[start : start + _BATCH]:
                     arguments += [one.device, one.instance, one.generation]
                 writes = await self._run("republish", [key], arguments)
-                self._writes = max(self._writes, writes)
+                with _understood():
+                    self._writes = max(self._writes, writes)
         await self._run("complete", [], [f"{self._node}|{self._incarnation}"])
 
     async def sweep(self) -> int:
@@ -114,8 +126,10 @@ class RedisDirectory(Directory):
             cursor = "0"
             while True:  # until Redis has gone through all of the hash
                 key = f"{PREFIX}places:{number}"
-                cursor, removed = await self._run("sweep", [key], [cursor])
-                count += removed
+                answer = await self._run("sweep", [key], [cursor])
+                with _understood():
+                    cursor, removed = answer
+                    count += removed
                 if cursor == "0":
                     break
         return count
@@ -136,6 +150,15 @@ class RedisDirectory(Directory):
             raise DirectoryAway(f"Redis: {error}") from error
 
 
+@contextmanager
+def _understood() -> Iterator[None]:
+    """Raises DirectoryAway where the block finds something else than what the script answers."""
+    try:
+        yield
+    except (ValueError, TypeError, IndexError) as error:
+        raise DirectoryAway("Redis answered something that none of our scripts does") from error
+
+
 def _shard(device: str) -> str:
     return f"{PREFIX}places:{zlib.crc32(device.encode()) % _SHARDS}"
 
@@ -146,6 +169,32 @@ def _places_in(text: str) -> list[Place]:
         generation, node, incarnation, instance = item.split("|")
         found.append(Place(node, incarnation, int(generation), instance))
     return found
+
+
+def _superseded_by(fields: list[str]) -> list[tuple[str, int]]:
+    """The device and generation of one message; none where it is not one of ours."""
+    pairs = dict(zip(fields[::2], fields[1::2], strict=False))
+    try:
+        return [(pairs["device"], int(pairs["generation"]))]
+    except (KeyError, ValueError):
+        return []
+
+
+def _nodes_in(records: list[str]) -> dict[str, Node]:
+    """The nodes by name. A record that is not one of ours is left out: it must not cost the others
+    their cluster."""
+    nodes = {}
+    for record in records:
+        try:
+            one = msgspec.json.decode(record, type=Node)
+        except msgspec.DecodeError as error:
+            _log.warning("record of a node not read", cause=str(error))
+            continue
+        if _NAME.fullmatch(one.name):  # it goes into fields of requests
+            nodes[one.name] = one
+        else:
+            _log.warning("record of a node not read", cause="its name cannot be a node's")
+    return nodes
 
 
 def _after(number: str) -> str:

@@ -34,8 +34,15 @@ _READ_SIZE = 65_536
 _LONGEST_LINE = 65_536
 # Bytes of a line: Redis sends a number or the text of an error.
 
-_LARGEST_REPLY = 64 * 1024 * 1024
-# Bytes of one string. A beat's answer is some hundred bytes for each node.
+_LARGEST_REPLY = 16 * 1024 * 1024
+# Bytes of one answer with all its parts. A beat's answer is a thousand bytes for each node, and
+# some hundred for each of at most a thousand messages.
+
+_PART = 512
+# Bytes that a part of an answer counts beside its text: a million numbers take long to read.
+
+_DEEPEST = 8
+# Lists within lists: the answer to a beat has three.
 
 
 class RedisFailed(TunnelmuxError):
@@ -133,8 +140,8 @@ class Redis:
                 problem = str(error) or problem
                 continue
             match reply:
-                case [str(found), str(number)]:
-                    return found, int(number)
+                case [str(found), str(number)] if 0 < (port := _number(number)) <= 65535:
+                    return found, port
             problem = f'they know no primary "{self._place.primary}"'
         raise RedisFailed(f"the Sentinels did not tell where the primary is: {problem}")
 
@@ -148,6 +155,8 @@ class Redis:
                 stream = await trio.open_tcp_stream(host, port)
         except OSError as error:
             raise RedisFailed(f"it cannot be reached: {error.strerror or error}") from error
+        except UnicodeError as error:
+            raise RedisFailed(f"{host!r} is no host") from error
         connection = _Connection(stream)
         is_ready = False
         try:
@@ -191,12 +200,24 @@ class _ErrorReply(RedisFailed):
     """Redis answered with an error."""
 
 
+def _number(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise _not_redis() from None
+
+
+def _not_redis() -> RedisFailed:
+    return RedisFailed("what answers there does not speak the protocol of Redis")
+
+
 class _Connection:
     """One connection, for one call at a time."""
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._buffer = bytearray()
+        self._left = 0  # bytes that the answer may still have
 
     def close(self) -> None:
         # At once: RESP2 has no closing handshake.
@@ -213,43 +234,54 @@ class _Connection:
             data = word.encode()
             parts.append(b"$%d\r\n%s\r\n" % (len(data), data))
         await self._stream.send_all(b"".join(parts))
+        self._left = _LARGEST_REPLY
         reply = await self._read()
         if isinstance(reply, _ErrorReply):
             raise reply
         return reply
 
-    async def _read(self) -> Reply | _ErrorReply:
+    async def _read(self, depth: int = 0) -> Reply | _ErrorReply:
         line = await self._read_line()
         kind, text = line[:1], line[1:]
+        self._count(_PART + len(line))
         match kind:
             case "+":
                 return text
             case "-":
                 return _ErrorReply(text)
             case ":":
-                return int(text)
-            case "$" if -1 <= (size := int(text)) <= _LARGEST_REPLY:
-                return None if size < 0 else (await self._take(size + 2))[:-2].decode()
-            case "*" if -1 <= (count := int(text)) <= _LARGEST_REPLY:
+                return _number(text)
+            case "$" if (size := _number(text)) >= -1:
+                if size < 0:
+                    return None
+                self._count(size)
+                # What is not UTF-8 is another program's, and must not hide the rest.
+                return (await self._take(size + 2))[:-2].decode(errors="replace")
+            case "*" if (count := _number(text)) >= -1 and depth < _DEEPEST:
                 if count < 0:
                     return None
                 found: list[Reply] = []
                 for _ in range(count):
-                    item = await self._read()
+                    item = await self._read(depth + 1)
                     if isinstance(item, _ErrorReply):
                         raise item
                     found.append(item)
                 return found
-        raise RedisFailed("what answers there does not speak the protocol of Redis")
+        raise _not_redis()
+
+    def _count(self, size: int) -> None:
+        self._left -= size
+        if self._left < 0:
+            raise RedisFailed(f"it answers with more than {_LARGEST_REPLY} bytes")
 
     async def _read_line(self) -> str:
         searched = 0
         while (end := self._buffer.find(b"\r\n", searched)) < 0:
             if len(self._buffer) > _LONGEST_LINE:
-                raise RedisFailed("what answers there does not speak the protocol of Redis")
+                raise _not_redis()
             searched = max(0, len(self._buffer) - 1)
             await self._receive()
-        return (await self._take(end + 2))[:-2].decode()
+        return (await self._take(end + 2))[:-2].decode(errors="replace")
 
     async def _take(self, size: int) -> bytes:
         while len(self._buffer) < size:

@@ -20,10 +20,13 @@ local function now()
   local t = redis.call('TIME')
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
+-- Places whose generation no node has counted are left out: Lua's numbers are whole up to 2^53.
 local function read(text)
   local places = {}
   for g, n, i, x in string.gmatch(text or '', '(%d+)|([^|;]*)|([^|;]*)|([^|;]*)') do
-    places[#places + 1] = {generation = tonumber(g), node = n, incarnation = i, instance = x}
+    if #g < 16 then
+      places[#places + 1] = {generation = tonumber(g), node = n, incarnation = i, instance = x}
+    end
   end
   return places
 end
@@ -146,7 +149,11 @@ end
 if seen ~= '' then redis.call('XTRIM', P .. 'inbox:' .. me, 'MINID', seen) end
 local messages = redis.call('XRANGE', P .. 'inbox:' .. me, '-', '+', 'COUNT', 1000)
 local nodes = {}
-if now_version ~= version then nodes = redis.call('HVALS', P .. 'nodes') end
+if now_version ~= version then
+  for _, one in ipairs(redis.call('HVALS', P .. 'nodes')) do
+    if #one <= MOST_BYTES then nodes[#nodes + 1] = one end
+  end
+end
 local complete = redis.call('HEXISTS', P .. 'complete', me)
 local writes = tonumber(redis.call('HGET', P .. 'writes', me) or '0')
 return {'ok', complete, writes, messages, now_version, nodes}
@@ -201,7 +208,11 @@ SCRIPTS = {
 """The scripts by name, without the prelude that `whole` puts before them."""
 
 
+_MOST_BYTES = 16_384
+# Bytes of one node's record: it has two addresses and a certificate of some 500 bytes.
+
+
 def whole(name: str, *, lease: float, most_places: int) -> str:
     """The script of that name as it is sent to Redis; *lease* in seconds."""
-    head = f"local LEASE, MOST_PLACES = {int(lease * 1000)}, {most_places}\n"
-    return head + _FUNCTIONS + SCRIPTS[name]
+    numbers = f"{int(lease * 1000)}, {most_places}, {_MOST_BYTES}"
+    return f"local LEASE, MOST_PLACES, MOST_BYTES = {numbers}\n" + _FUNCTIONS + SCRIPTS[name]

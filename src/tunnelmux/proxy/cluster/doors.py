@@ -6,7 +6,7 @@ import ssl
 
 import trio
 
-from tunnelmux.config import Address
+from tunnelmux.config.rules import InvalidSetting, parse_address
 from tunnelmux.directory import Node
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import IngressLimits
@@ -88,8 +88,10 @@ class HopDoors:
         """A connection to the node. Raises ConnectError."""
         if self.identity is None:
             raise ConnectError("this node is no member of its cluster yet")
-        host, _, port = node.address.rpartition(":")
-        address = Address(host.strip("[]"), int(port))
+        try:
+            address = parse_address("address", node.address)
+        except InvalidSetting as error:
+            raise ConnectError(f"it gives an address that is none: {error}") from error
         with trio.move_on_after(DIAL_TIMEOUT):
             try:
                 stream = await trio.open_tcp_stream(address.host, address.port)
@@ -98,7 +100,8 @@ class HopDoors:
                 raise ConnectError(f"{node.address} cannot be connected to: {cause}") from error
             configure_socket(stream)
             context = self.identity.client_context(node.certificate)
-            tls = trio.SSLStream(stream, context, server_hostname=node.name)
+            # Without a name: the certificate is pinned, and not every node's name is a host's.
+            tls = trio.SSLStream(stream, context)
             is_ready = False
             try:
                 await tls.do_handshake()

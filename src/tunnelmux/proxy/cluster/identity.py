@@ -15,7 +15,11 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from tunnelmux.observability import get_logger
+
 __all__ = ["NodeIdentity", "shown_certificate"]
+
+_log = get_logger("proxy.cluster")
 
 _CLOCK_SKEW = datetime.timedelta(days=1)
 _NO_END = datetime.datetime(9999, 12, 31, 23, 59, 59, tzinfo=datetime.UTC)  # RFC 5280 4.1.2.5
@@ -76,9 +80,12 @@ class NodeIdentity:
         context.check_hostname = False  # the certificate itself is pinned
         context.verify_mode = ssl.CERT_REQUIRED
         context.minimum_version = ssl.TLSVersion.TLSv1_3
-        trusted = b"".join(base64.b64decode(peer) for peer in peers if peer)
-        if trusted:
-            context.load_verify_locations(cadata=trusted)
+        for peer in filter(None, peers):
+            # One at a time: a node that names no certificate must not lock the others out.
+            try:
+                context.load_verify_locations(cadata=base64.b64decode(peer))
+            except (ValueError, ssl.SSLError) as error:
+                _log.warning("certificate of a node not read", cause=str(error))
         # The ssl module loads keys only from files.
         with TemporaryDirectory(prefix="tunnelmux-") as folder:
             file = Path(folder) / "node.pem"

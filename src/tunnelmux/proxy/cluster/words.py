@@ -7,8 +7,12 @@ goes over three machines.
 from __future__ import annotations
 
 from datetime import datetime
+from typing import Annotated
 
 import msgspec
+
+from tunnelmux.config.rules import DOMAIN_LABEL
+from tunnelmux.wire import LONGEST_TIMEOUT, MOST_SERVICES
 
 __all__ = ["DEVICE_PATH", "MOVED", "DeviceThere"]
 
@@ -19,18 +23,26 @@ MOVED = "device-moved"
 """The Tunnelmux-Reason where the session is not, or no longer, on the asked node."""
 
 
+_Generation = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
+_Time = Annotated[datetime, msgspec.Meta(tz=True)]
+_Digest = Annotated[str, msgspec.Meta(pattern=r"^([0-9a-f]{2})*\Z")]
+_Seconds = Annotated[float, msgspec.Meta(ge=0, le=LONGEST_TIMEOUT)]
+_Service = Annotated[str, msgspec.Meta(pattern=rf"^({DOMAIN_LABEL.pattern})?\Z")]
+_OfServices = msgspec.Meta(max_length=2 * MOST_SERVICES)
+
+
 class DeviceThere(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """A node's answer about a device whose session it has."""
 
-    generation: int
+    generation: _Generation
     user_id: str = ""
-    connected_at: datetime
-    last_heartbeat: datetime
+    connected_at: _Time
+    last_heartbeat: _Time
     remote_addr: str = ""
-    credential: str = ""
+    credential: _Digest = ""
     """The digest of `SessionHandle.credential`, in hexadecimal."""
-    default_service: str = ""
-    relayed: dict[str, str] = {}
+    default_service: _Service = ""
+    relayed: Annotated[dict[_Service, _Service], _OfServices] = {}
     """Services that take raw connections; the empty name is the default service."""
-    timeouts: dict[str, float] = {}
+    timeouts: Annotated[dict[str, _Seconds], _OfServices] = {}
     """Response timeouts in seconds by service; the empty name is the default service."""
