@@ -99,8 +99,14 @@ async def test_one_client_behind_a_trusted_proxy_takes_no_more_places_than_anoth
         _, body = await exchange(side.port, query=QUERY, fields=fields)
         upgrade = "EIO=4&transport=websocket&sid=" + body.split('"sid":"')[1].split('"')[0]
         stack.push_async_callback(side.server.aclose)
-        for _ in range(2):  # and never go on
-            await stack.enter_async_context(websocket(side.port, upgrade, client="192.0.2.1"))
+        # Neither goes on: an upgrade, and a poll.
+        await stack.enter_async_context(websocket(side.port, upgrade, client="192.0.2.1"))
+        poll = await stack.enter_async_context(await trio.open_tcp_stream("127.0.0.1", side.port))
+        target = "/socket.io/?" + upgrade.replace("websocket", "polling")
+        await poll.send_all(f"GET {target} HTTP/1.1\r\nHost: h\r\n{fields}\r\n".encode())
+        with trio.fail_after(30):
+            while len(side.server.admission) < 2:  # noqa: ASYNC110
+                await trio.sleep(0.01)
         async with websocket(side.port, upgrade, client="192.0.2.1") as (_, receive):
             assert await receive() == 503
         async with websocket(side.port, client="192.0.2.2") as (_, receive):

@@ -153,6 +153,7 @@ class Engine:
         self._answers_pings = is_client is not codec.client_pings
         self._over = trio.Event()
         self._put, self._messages = trio.open_memory_channel[str | bytes](0)
+        self._ping_queued = False
         self._pong_queued = False
 
     @property
@@ -229,7 +230,16 @@ class Engine:
         elif kind not in (NOOP, PONG):
             raise BadPacket("it has no place in an open connection")
 
+    def ping(self) -> None:
+        """Queue a ping. However often this side wants to, at most one waits in the queue."""
+        if not self._ping_queued:
+            self._ping_queued = True
+            self.outgoing.put_soon(EnginePacket(PING))
+
     def sent(self, packets: Iterable[EnginePacket]) -> None:
         """Note that the transport has sent these packets."""
-        if any(packet.kind == PONG for packet in packets):
-            self._pong_queued = False
+        for packet in packets:
+            if packet.kind == PONG:
+                self._pong_queued = False
+            elif packet.kind == PING:
+                self._ping_queued = False

@@ -43,6 +43,13 @@ EngineVersion = Literal[3, 4]
 
 _SERVERS = {4: "Socket.IO 3 or 4", 3: "Socket.IO 2"}
 
+_LEAST_PING_INTERVAL = 0.05
+# Seconds between two pings at least, whatever the server asks for: a server that asks for thousands
+# a second must not keep the processor busy.
+
+_LONGEST_SID = 1024
+# Characters: each request has the sid in its target. Servers make some 20 to 40.
+
 _GOODBYE = 1.0  # seconds for the last packets; a slower server finds the end by its pings
 
 
@@ -144,7 +151,7 @@ class _Client:
             most=settings.socketio.socketio_max_cookies,
         )
         self._polling = Polling(self._dial, url.authority, str(url), self._max_payload, self._jar)
-        self._upgrades: list[object] = []
+        self._may_upgrade = False
         self._ping_interval = 0.0  # s
         self._patience = 0.0  # s of silence after which the server is dead
         self._early: list[EnginePacket] = []  # what came with the handshake
@@ -207,6 +214,8 @@ class _Client:
         interval, timeout = content.get("pingInterval"), content.get("pingTimeout")
         if not isinstance(sid, str) or not sid or not isinstance(upgrades, list):
             raise BadPacket("its handshake has no sid or no upgrades")
+        if len(sid) > _LONGEST_SID:
+            raise BadPacket(f"its sid has more than {_LONGEST_SID} characters")
         if not _is_time(interval) or not _is_time(timeout):
             raise BadPacket("its handshake has no pingInterval or no pingTimeout above 0")
         assert isinstance(interval, int | float)
@@ -223,7 +232,7 @@ class _Client:
         if isinstance(most, int) and not isinstance(most, bool) and most > 0:
             self.engine.peer_max_payload = most
         self.engine.sid = sid
-        self._upgrades = upgrades
+        self._may_upgrade = "websocket" in upgrades
 
     # -- while it is open -------------------------------------------------------------------
 
@@ -241,7 +250,7 @@ class _Client:
                     else:
                         nursery.start_soon(self._guarded, self._poll)
                         nursery.start_soon(self._guarded, self._post)
-                        if transports == "auto" and "websocket" in self._upgrades:
+                        if transports == "auto" and self._may_upgrade:
                             nursery.start_soon(self._upgrade, nursery)
         finally:
             self._goodbye_said.set()
@@ -255,10 +264,8 @@ class _Client:
 
     async def _ping(self) -> None:
         while True:
-            await trio.sleep(self._ping_interval)
-            # Without an answer, _watch ends the connection before a third one is queued: at most
-            # two wait where the server takes nothing.
-            self.engine.outgoing.put_soon(EnginePacket(PING))
+            await trio.sleep(max(self._ping_interval, _LEAST_PING_INTERVAL))
+            self.engine.ping()
 
     async def _guarded(self, transport: object) -> None:
         """Run one of the transports' loops; its failure ends the connection."""

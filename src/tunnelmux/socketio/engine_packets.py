@@ -12,9 +12,9 @@ import base64
 import json
 import re
 from collections.abc import Iterator, Sequence
-from functools import cache
-from typing import ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
+from engineio import json as engine_json
 from engineio import packet as engine
 from engineio.payload import Payload
 
@@ -27,6 +27,7 @@ __all__ = [
     "PONG",
     "UPGRADE",
     "BadPacket",
+    "BoundedJson",
     "Codec",
     "EnginePacket",
     "Version3",
@@ -39,6 +40,10 @@ OPEN, CLOSE, PING, PONG, MESSAGE, UPGRADE, NOOP = range(7)
 # Everything that reading malformed bytes can raise: wrong JSON, wrong base64, wrong UTF-8, a
 # nesting deeper than the interpreter's stack.
 _UNREADABLE = (ValueError, TypeError, KeyError, IndexError, AttributeError, RecursionError)
+
+MOST_VALUES = 100_000
+"""Values in one JSON text. A command's result has about ten; its output is one text. Sixteen
+megabytes of empty objects would take 400 MB, and more than a second of all other work."""
 
 _ENVELOPE = 12
 # At most so many bytes beside a packet's data: in version 3 nine digits, a colon and the type.
@@ -53,6 +58,29 @@ class EnginePacket(NamedTuple):
 
     kind: int
     data: str | bytes | dict[str, object] = ""
+
+
+class BoundedJson:
+    """JSON as the packet classes of python-engineio and python-socketio want it, with a bound."""
+
+    dumps = staticmethod(engine_json.dumps)
+
+    @staticmethod
+    def loads(text: str) -> Any:
+        """The value of a peer's text. Raises ValueError, RecursionError, and BadPacket for more
+        than MOST_VALUES values, which are counted first: that costs little."""
+        if len(text) > MOST_VALUES:
+            # Without escaped quotes, every second part between quotes is outside of strings.
+            unescaped = text.replace("\\\\", "").replace('\\"', "")
+            parts = unescaped.split('"', 2 * MOST_VALUES)
+            count = sum(part.count(",") + part.count("[") + part.count("{") for part in parts[::2])
+            if count > MOST_VALUES or len(parts) > 2 * MOST_VALUES:
+                raise BadPacket(f"it has more than {MOST_VALUES} values")
+        return engine_json.loads(text)
+
+
+class _Packet(engine.Packet):  # type: ignore[misc]  # the library has no types
+    json = BoundedJson
 
 
 class Codec(Protocol):
@@ -102,17 +130,17 @@ class Version4:
     client_pings: ClassVar[bool] = False
 
     def encode_packet(self, packet: EnginePacket) -> str | bytes:
-        encoded: str | bytes = engine.Packet(*packet).encode()
+        encoded: str | bytes = _Packet(*packet).encode()
         return encoded
 
     def decode_packet(self, encoded: str | bytes) -> EnginePacket:
         try:
-            return _checked(engine.Packet(encoded_packet=encoded))
+            return _checked(_Packet(encoded_packet=encoded))
         except _UNREADABLE:
             raise BadPacket("it is no Engine.IO packet") from None
 
     def encode_payload(self, packets: Sequence[EnginePacket]) -> bytes:
-        payload: str = Payload([engine.Packet(*packet) for packet in packets]).encode()
+        payload: str = Payload([_Packet(*packet) for packet in packets]).encode()
         return payload.encode("utf-8")
 
     def decode_payload(self, body: bytes, max_packets: int) -> list[EnginePacket]:
@@ -123,19 +151,13 @@ class Version4:
         if _LENGTH_FIRST.match(body):
             raise BadPacket("it is a payload of Engine.IO 3, as Socket.IO 2 sends it")
         try:
-            decoded = _payload_class(max_packets)(encoded_payload=body.decode("utf-8"))
-            return [_checked(packet) for packet in decoded.packets]
+            pieces = body.decode("utf-8").split("\x1e") if body else []
+            return [_checked(_Packet(encoded_packet=piece)) for piece in pieces]
         except _UNREADABLE:
             raise BadPacket("it is no Engine.IO payload") from None
 
 
 _LENGTH_FIRST = re.compile(rb"[0-9]{1,9}:0\{|\x00[\x00-\x09]{1,9}\xff0\{")
-
-
-@cache
-def _payload_class(max_packets: int) -> type[Payload]:
-    # The library's own limit (16) is less than a busy npm client puts into one request.
-    return type("BoundedPayload", (Payload,), {"max_decode_packets": max_packets})
 
 
 def _checked(packet: engine.Packet) -> EnginePacket:
@@ -222,7 +244,7 @@ def _read_text(text: str) -> EnginePacket:
     kind = "0123456".index(text[0])
     if kind != OPEN:
         return EnginePacket(kind, text[1:])
-    handshake = json.loads(text[1:])
+    handshake = BoundedJson.loads(text[1:])
     if not isinstance(handshake, dict):
         raise BadPacket("its handshake is not a JSON object")
     return EnginePacket(kind, handshake)

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 from socketio import packet as socket
 
-from tunnelmux.socketio.engine_packets import BadPacket
+from tunnelmux.socketio.engine_packets import BadPacket, BoundedJson
 
 __all__ = [
     "ACK",
@@ -52,10 +52,14 @@ class SocketPacket(NamedTuple):
     id: int | None = None
 
 
+class _Packet(socket.Packet):  # type: ignore[misc]  # the library has no types
+    json = BoundedJson
+
+
 def encode_socket_packet(packet: SocketPacket) -> list[str | bytes]:
     """The Engine.IO messages of one Socket.IO packet: its text, then its attachments."""
     namespace = None if packet.namespace == "/" else packet.namespace
-    made = socket.Packet(packet.kind, data=packet.data, namespace=namespace, id=packet.id)
+    made = _Packet(packet.kind, data=packet.data, namespace=namespace, id=packet.id)
     encoded = made.encode()
     return encoded if isinstance(encoded, list) else [encoded]
 
@@ -86,7 +90,7 @@ class Assembler:
             raise BadPacket("a message is empty")
         if self._version == 3 and message[0] == str(CONNECT):
             return _joining_of_version3(message)
-        packet = socket.Packet(encoded_packet=message)
+        packet = _Packet(encoded_packet=message)
         if not packet.attachment_count:
             return _checked_socket(packet)
         if packet.packet_type not in _BINARY:
