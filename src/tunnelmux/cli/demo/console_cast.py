@@ -2,8 +2,8 @@
 
 `camera` has a page, an SSH server and commands; `meter` a page and a TCP port; `till` a page, and
 an SSH server that is closed except to leases. A person at `till` asks for help, by the command that
-people have for it, and Vera asks for a lease. `lamp` came with an install key, and waits in the
-inbox to be let in.
+people have for it, and Vera asks for a lease. `lamp`, with a page and an SSH server, came
+with an install key, and waits in the inbox to be let in.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Cast:
         _, key = await tenant.install_keys.add(
             "lamps from the factory", lifetime=_KEY_LIFETIME, max_uses=10, needs_approval=True
         )
-        self._nursery.start_soon(self._wait_to_be_let_in, key)
+        self._nursery.start_soon(self._wait_to_be_let_in, key, trusted)
 
     async def _start(self, part: _Part, token: Secret, trusted: list[str]) -> None:
         """Run a device's services and its agent; return when it is connected."""
@@ -186,9 +186,9 @@ class Cast:
         asking = self._registry.tenant(home.id, Actor(kind="user", id=vera.id, name=HELPER))
         await asking.leases.add(terms, approved=False)
 
-    async def _wait_to_be_let_in(self, key: Secret) -> NoReturn:
+    async def _wait_to_be_let_in(self, key: Secret, trusted: list[str]) -> NoReturn:
         """Ask for a place by an install key, again and again until an operator gives one, and
-        connect with it."""
+        connect with it, with a page and an SSH server."""
         server = PairingServer(self._config.api.public_url, environ={})
         host, port = (await self._nursery.start(serve_page))[0]
         while True:
@@ -198,7 +198,8 @@ class Cast:
             except ConnectError:
                 await trio.sleep(_AGAIN)
                 continue
-            targets = {"web": f"http://{host}:{port}"}
+            shell = await self._nursery.start(_run_shell, WAITING, trusted)
+            targets = {"web": f"http://{host}:{port}", "ssh": f"tcp://127.0.0.1:{shell}"}
             await self._connect(joined.label, Secret(joined.token), targets)
             await trio.sleep_forever()
 
