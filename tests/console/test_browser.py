@@ -70,9 +70,10 @@ async def accept_invitation(page: BrowserPage, base: str, secret: str) -> None:
     await page.wait_until("location.pathname === '/' && document.querySelector('nav.rail')")
 
 
-async def look_at(page: BrowserPage, base: str, path: str, *looks: tuple[int, str]) -> None:
+async def look_at(page: BrowserPage, base: str, path: str, *looks: tuple[int, str]) -> set[str]:
     """Open a page: its script runs, nothing is refused, no other host is asked. In each width and
-    scheme it fits; in the last, what looks for obstacles to people finds none."""
+    scheme it fits; in the last, what looks for obstacles to people finds none. Returns where the
+    page says that its data are."""
     await set_look(page, *looks[0])
     page.events.clear()
     await open_page(page, base + path)
@@ -88,6 +89,8 @@ async def look_at(page: BrowserPage, base: str, path: str, *looks: tuple[int, st
         if event["method"] == "Network.requestWillBeSent":
             url = event["params"]["request"]["url"]
             assert url.startswith(base + "/"), f"{path} asks {url}"
+    links = "[...document.querySelectorAll('main a[href^=\"/api/\"]')]"
+    return set(await page.evaluate(f"{links}.map((one) => one.getAttribute('href'))"))
 
 
 async def set_look(page: BrowserPage, width: int, scheme: str) -> None:
@@ -227,11 +230,14 @@ async def test_every_page_in_a_browser(
         pages += ["/recordings", f"/recordings/{recording}", *REFUSED]
         pages += [f"/devices/{device.id}/{part}" for part in PARTS]
         pages += await inspected(bench, device)
+        data: set[str] = set()
         for number, path in enumerate(pages):
             for some in looks:
                 with trio.fail_after(PATIENCE):
-                    await look_at(page, api.base, path, *(some if number % 2 else some[::-1]))
+                    order = some if number % 2 else some[::-1]
+                    data |= await look_at(page, api.base, path, *order)
         steps: list[tuple[Callable[..., Awaitable[None]], tuple[object, ...]]] = [
+            (check_data, (page, sorted(data - {"/api/auth/login?return_to=/invitation"}))),
             (check_keyboard, (page, api.base, device.id)),
             (check_kill, (page, api, bench, device)),
             (check_player, (page, api, recording)),
@@ -278,6 +284,24 @@ async def furnish(api: LiveApi, tenant: TenantRegistry, casts: Path) -> tuple[De
     )
     await tenant.leases.add(terms, approved=False)
     return device, held, await keep_recording(api, tenant, device.id, casts)
+
+
+async def check_data(page: BrowserPage, links: list[str]) -> None:
+    """What the pages show is there for programs too."""
+    kinds = {"overview", "devices", "visits", "sessions", "leases", "access", "inspections"}
+    kinds |= {"decision", "pairings", "members", "invitations", "access-tokens", "recordings"}
+    kinds |= {"audit", "setup", "cast", "requests"}
+    assert kinds <= {word for link in links for word in link.partition("?")[0].split("/")}
+    await page.evaluate(
+        "globalThis.answers = null;"
+        f"Promise.all({links!r}.map((link) => fetch(link).then((answer) =>"
+        "  [link, answer.status, answer.headers.get('content-type')])))"
+        ".then((found) => { globalThis.answers = found; }); undefined"
+    )
+    await page.wait_until("globalThis.answers")
+    for link, status, kind in await page.evaluate("globalThis.answers"):
+        assert (link, status) == (link, 200)
+        assert "json" in kind or "asciicast" in kind, (link, kind)
 
 
 async def ask_to_pair(api: LiveApi, name: str, key: str = "") -> str:
