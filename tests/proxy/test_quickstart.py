@@ -399,3 +399,26 @@ async def test_an_internal_api_of_its_own_configuration_is_kept(tmp_path: Path) 
     async with quickstarted(tmp_path, lambda _: None, config=config) as proxy:
         assert proxy.config.internal == internal
         assert json.loads((tmp_path / "quickstart.json").read_bytes())["internal_url"] is None
+
+
+async def test_processes_that_share_a_folder_learn_who_joined_and_who_was_replaced(
+    tmp_path: Path,
+) -> None:
+    async with (
+        quickstarted(tmp_path, lambda _: None) as one,
+        quickstarted(tmp_path, lambda _: None) as other,
+    ):
+        # What a parent does for its workers.
+        one._tunnel.tell_enrolled = other._tunnel.take_enrolled
+        other._tunnel.tell_enrolled = one._tunnel.take_enrolled
+        made = await trio.to_thread.run_sync(invite, tmp_path)  # leads to the later one
+        async with joined(made.join, "dev1") as (session, _):
+            assert await other.store.wait_for_device("dev1", trio.current_time() + 30)
+            assert one.devices.names == ["dev1"]
+            replacing = await trio.to_thread.run_sync(partial(invite, tmp_path, replace="dev1"))
+            at_one = f"wss://{one.tunnel_address}/tunnel/connect"
+            join = join_to(decode_join("join", replacing.join), at_one)
+            async with joined(join, "dev1"):
+                with trio.fail_after(30):
+                    await session.wait_closed()
+                assert await one.store.wait_for_device("dev1", trio.current_time() + 30)

@@ -238,12 +238,14 @@ def _run_quickstart(
     flags = flags_of(context)
     if public:
         flags.append(Flag("--public", "access.let_in", ["public"]))
-    config = load_proxy_config(config_file, environ=os.environ, flags=flags)
+    load = partial(load_proxy_config, config_file, environ=os.environ, flags=flags)
+    config = load()
     if config.proxy.count > 1:
-        raise ConfigError(
-            "proxy.workers: --quickstart is one process: leave workers at 1, or write a proxy.toml "
-            "and start with --config"
-        )
+        from tunnelmux.cli.quickstart_workers import run_quickstart_workers
+        from tunnelmux.proxy.quickstart import Quickstart
+
+        made = Quickstart(state_dir, public_host, public=public)
+        return run_quickstart_workers(made, lambda warn: load(warn=warn), context.find_root().obj)
     configure_logs(config.log.level, config.log.format)
 
     import trio
@@ -253,7 +255,7 @@ def _run_quickstart(
 
     async def reload(running: RunningProxy) -> dict[str, object]:
         nonlocal config
-        new = load_proxy_config(config_file, environ=os.environ, flags=flags, warn=log_warning)
+        new = load(warn=log_warning)
         configure_logs(new.log.level, new.log.format)
         report = await reload_quickstart(running, state_dir, public_host, config=new, public=public)
         changed, config = changes_between(config, new), new

@@ -24,6 +24,7 @@ from tunnelmux.observability import configure_logs
 from tunnelmux.observability.logs import name_process
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.proxy.names import node_name
+from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.workers.parent import worker_names
 from tunnelmux.proxy.workers.words import Reloaded
 from tunnelmux.proxy.workers.worker import Worker
@@ -35,13 +36,15 @@ _PROGRAM = "tunnelmux-proxy"
 _Load = Callable[[Callable[[str], None]], ProxyConfig]
 
 
-def run_worker(start: WorkerStart, load: _Load, state_dir: Path | None) -> int:
+def run_worker(
+    start: WorkerStart, load: _Load, state_dir: Path | None, enrolment: Enrolment | None = None
+) -> int:
     """Serve as one of the workers until the parent ends it, or a signal does; returns the exit
-    status."""
+    status. With *enrolment*, devices that hold an invitation may join."""
     config = load(_say_nothing)
     configure_logs(config.log.level, config.log.format)
     name_process(worker=start.name)
-    running = _WorkerProcess(start, config, load, state_dir)
+    running = _WorkerProcess(start, config, load, state_dir, enrolment)
     silent, grace = ServiceManager({}), config.drain.grace  # the parent tells the service manager
     try:
         return trio.run(partial(run_until_signalled, running.run, grace=grace, manager=silent))
@@ -56,12 +59,18 @@ class _NotBegun(TunnelmuxError):
 
 class _WorkerProcess:
     def __init__(
-        self, start: WorkerStart, config: ProxyConfig, load: _Load, state_dir: Path | None
+        self,
+        start: WorkerStart,
+        config: ProxyConfig,
+        load: _Load,
+        state_dir: Path | None,
+        enrolment: Enrolment | None,
     ) -> None:
         self._start = start
         self._config = config
         self._load = load
         self._state_dir = state_dir
+        self._enrolment = enrolment
         self._proxy: RunningProxy | None = None
 
     async def run(
@@ -84,6 +93,7 @@ class _WorkerProcess:
             nursery.start_soon(self._drain_when_told, worker)
             await run_proxy(
                 config,
+                enrolment=self._enrolment,
                 state_dir=self._state_dir,
                 announce=announced,
                 worker=worker,

@@ -23,14 +23,22 @@ from tunnelmux.proxy.workers.parent import WorkersParent, worker_command
 __all__ = ["run_parent"]
 
 
+def _do_nothing(_parent: WorkersParent, _config: ProxyConfig) -> None:
+    """A proxy with a file has no more to tell."""
+
+
 def run_parent(
     config: ProxyConfig,
     load: Callable[[Callable[[str], None]], ProxyConfig],
     link: socket.socket | None = None,
+    *,
+    on_started: Callable[[WorkersParent, ProxyConfig], None] = _do_nothing,
+    on_reloaded: Callable[[WorkersParent, ProxyConfig], None] = _do_nothing,
 ) -> int:
     """Start as many workers as the configuration says, and be their parent until a signal ends it;
     answers the exit status. `load` reads the configuration again, and `link` leads to the program
-    before this one."""
+    before this one. *on_started* and *on_reloaded* are called with the parent and the
+    configuration, once all workers serve and after each reload."""
     count = config.proxy.count
     history = config.limits.internal.event_history
 
@@ -44,7 +52,8 @@ def run_parent(
         parent = WorkersParent(
             count, command, history=history, binder=binder, node=node, cluster=config.cluster
         )
-        await parent.run(task_status=task_status)
+        announce = partial(on_started, parent, config)
+        await parent.run(announce, task_status=task_status)
 
     async def reload(running: WorkersParent) -> dict[str, object]:
         nonlocal config
@@ -53,6 +62,7 @@ def run_parent(
             log_warning(f"proxy.workers: {count} go on: another number needs a restart")
         configure_logs(new.log.level, new.log.format)
         report = await running.reload()
+        on_reloaded(running, new)
         changed, config = changes_between(config, new), new
         return told_of_reload(changed, report)
 

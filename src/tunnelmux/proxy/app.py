@@ -337,8 +337,13 @@ class RunningProxy:
                     if self.cluster is not None:
                         await self._start_node(self.cluster)
                     self._around.connect(
-                        self._listeners, self._internal, self._callers, self.succession
+                        self._listeners,
+                        self._internal,
+                        self._callers,
+                        self.succession,
+                        self._tunnel,
                     )
+                    await self._tunnel.take_enrolled()  # what was told before that
                     self._say_where()
                     # Of another program that makes way, agents come before visitors.
                     await self._around.binder.takes_agents()

@@ -8,6 +8,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -31,7 +32,15 @@ from tunnelmux.proxy.tunnels.certificate import make_certificate, pin_of
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.invitations import INVITATION_LIFETIME, Invitations
 
-__all__ = ["Invitation", "invite", "own_address", "reload_quickstart", "run_quickstart"]
+__all__ = [
+    "Invitation",
+    "Listening",
+    "Quickstart",
+    "invite",
+    "own_address",
+    "reload_quickstart",
+    "run_quickstart",
+]
 
 _HTTP_LISTEN = "127.0.0.1:8080"
 _PUBLIC_LISTEN = "0.0.0.0:8080"
@@ -61,6 +70,87 @@ class Invitation(NamedTuple):
     """The name in that line."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Listening:
+    """Where a proxy listens, with the ports that the system chose for 0."""
+
+    tunnel: Address
+    http: Address
+    internal: Address | None
+
+    @classmethod
+    def of(cls, proxy: RunningProxy) -> Listening:
+        """Where this proxy of one process does."""
+        assert proxy.http_address is not None  # `Quickstart` has one configured
+        return cls(
+            tunnel=proxy.tunnel_address, http=proxy.http_address, internal=proxy.internal_address
+        )
+
+
+class Quickstart:
+    """What a proxy without a file keeps in its state directory, and tells its operator.
+
+    *public_host* is how devices reach this machine (default: what was given before, else the
+    address it listens at, or its own when that is every one). With *public*, visitors come in from
+    all machines at port 8080, else those of this one at 127.0.0.1:8080, where the configuration has
+    no HTTP ingress. *clock* answers seconds since the epoch.
+    """
+
+    def __init__(
+        self,
+        state_dir: Path,
+        public_host: str | None = None,
+        *,
+        public: bool = False,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.state_dir = state_dir
+        self.enrolment = Enrolment(state_dir, clock=clock)
+        self._public_host = public_host
+        self._public = public
+        self._clock = clock
+
+    def complete(self, config: ProxyConfig) -> ProxyConfig:
+        """The configuration with all that it does not say itself. The first time, a certificate is
+        made. Raises ConfigError when the state directory cannot be used."""
+        host = _reached_at(config, self._host())
+        return _complete(config, self.state_dir, host, self._clock, public=self._public)
+
+    def renew_secret(self, config: ProxyConfig) -> None:
+        """Write a new secret for the internal API, if the configuration has none of its own: before
+        the proxy starts. Raises ConfigError."""
+        if _has_own_internal(config, self.state_dir):
+            _renew_secret(self.state_dir)
+
+    def tell(self, config: ProxyConfig, listening: Listening) -> None:
+        """Write the state file for other programs on this machine. *config* is complete."""
+        self._tell(config, listening)
+
+    def welcome(self, config: ProxyConfig, listening: Listening) -> str:
+        """Do the same, and answer the text for the operator; as long as no device is known, with a
+        new invitation, the line to paste on a device."""
+        host = self._tell(config, listening)
+        names = {device.name for device in config.devices}
+        names |= {device.name for device in self.enrolment.load()}
+        if names:
+            return _welcome_back(config, listening, host, sorted(names))
+        return _welcome(config, listening, host, invite(self.state_dir, clock=self._clock))
+
+    def forget(self) -> None:
+        """The proxy has ended: other programs are not to call its internal API."""
+        _forget_internal_url(self.state_dir)
+
+    def _host(self) -> str | None:
+        return self._public_host or _remembered_host(self.state_dir)
+
+    def _tell(self, config: ProxyConfig, listening: Listening) -> str:
+        """Returns the host by which devices reach the proxy."""
+        public_host = self._host()
+        host = _reached_at(config, public_host)
+        _write_state(config, listening, self.state_dir, host, public_host)
+        return host
+
+
 async def run_quickstart(
     state_dir: Path,
     public_host: str | None = None,
@@ -71,44 +161,32 @@ async def run_quickstart(
     clock: Callable[[], float] = time.time,
     task_status: trio.TaskStatus[RunningProxy] = trio.TASK_STATUS_IGNORED,
 ) -> DrainReport:
-    """Run a proxy that keeps all it needs in `state_dir`, until it was drained or is cancelled.
+    """Run a proxy that keeps all it needs in `state_dir`, until it was drained or is cancelled; the
+    options are those of `Quickstart`.
 
-    The first time, a TLS certificate is made there for `public_host`, by which devices reach this
-    machine (default: what was given before, else the address it listens at, or its own when that is
-    every one). Once the proxy listens, `announce` gets the text for the operator; as long as no
-    device is known, with a new invitation, the line to paste on a device. `config` may set other
-    things, a certificate of its own included; without an HTTP ingress in it, visitors of this
-    machine come in at 127.0.0.1:8080, with `public` those of all machines at port 8080; `config`
-    then says who may. Without an internal API in it, there is one for programs of this user, which
-    find it in the state directory. `clock` answers seconds since the epoch.
+    Once the proxy listens, `announce` gets the text for the operator. `config` may set other
+    things, a certificate of its own included; it then says who may visit. Without an internal API
+    in it, there is one for programs of this user, which find it in the state directory.
 
     Raises ConfigError when the state directory cannot be used or an address cannot be listened on.
     """
-    config = config or ProxyConfig()
-    public_host = public_host or _remembered_host(state_dir)
-    host = _reached_at(config, public_host)
-    config = _complete(config, state_dir, host, clock, public=public)
-    if _has_own_internal(config, state_dir):
-        _renew_secret(state_dir)
-    enrolment = Enrolment(state_dir, clock=clock)
+    quickstart = Quickstart(state_dir, public_host, public=public, clock=clock)
+    config = quickstart.complete(config or ProxyConfig())
+    quickstart.renew_secret(config)
 
     def welcome(proxy: RunningProxy) -> None:
-        url = _write_state(proxy, state_dir, host, public_host)
-        if proxy.devices.names:
-            announce(_welcome_back(proxy, url, host))
-        else:
-            announce(_welcome(proxy, url, host, invite(state_dir, clock=clock)))
+        announce(quickstart.welcome(proxy.config, Listening.of(proxy)))
 
     try:
         return await run_proxy(
             config,
-            enrolment=enrolment,
+            enrolment=quickstart.enrolment,
             state_dir=state_dir,
             announce=welcome,
             task_status=task_status,
         )
     finally:
-        _forget_internal_url(state_dir)
+        quickstart.forget()
 
 
 async def reload_quickstart(
@@ -123,10 +201,9 @@ async def reload_quickstart(
     """Give a proxy that `run_quickstart` started a new configuration, and the devices that
     devices.json has now. Its certificate stays. Raises ConfigError, with nothing changed.
     """
-    public_host = public_host or _remembered_host(state_dir)
-    host = _reached_at(config, public_host)
-    report = await proxy.reload(_complete(config, state_dir, host, clock, public=public))
-    _write_state(proxy, state_dir, host, public_host)
+    quickstart = Quickstart(state_dir, public_host, public=public, clock=clock)
+    report = await proxy.reload(quickstart.complete(config))
+    quickstart.tell(proxy.config, Listening.of(proxy))
     return report
 
 
@@ -142,21 +219,26 @@ def _remembered_host(state_dir: Path) -> str | None:
         return None  # the first start
 
 
-def _write_state(proxy: RunningProxy, state_dir: Path, host: str, public_host: str | None) -> str:
-    """Write the state file for other programs on this machine. Returns the URL for devices."""
-    tunnel = proxy.config.tunnel
-    assert tunnel.tls_certificate is not None  # _complete set it
-    url = f"wss://{Address(host, proxy.tunnel_address.port)}{tunnel.path}"
-    is_own = _has_own_internal(proxy.config, state_dir)
+def _url(config: ProxyConfig, listening: Listening, host: str) -> str:
+    """The URL for devices."""
+    return f"wss://{Address(host, listening.tunnel.port)}{config.tunnel.path}"
+
+
+def _write_state(
+    config: ProxyConfig, listening: Listening, state_dir: Path, host: str, public_host: str | None
+) -> None:
+    """Write the state file for other programs on this machine."""
+    certificate = config.tunnel.tls_certificate
+    assert certificate is not None  # _complete set it
+    is_own = _has_own_internal(config, state_dir)
     state = QuickstartState(
-        url=url,
-        certificate=str(tunnel.tls_certificate.absolute()),
-        configured=[device.name for device in proxy.config.devices],
+        url=_url(config, listening, host),
+        certificate=str(certificate.absolute()),
+        configured=[device.name for device in config.devices],
         public_host=public_host,
-        internal_url=f"http://{proxy.internal_address}" if is_own else None,
+        internal_url=f"http://{listening.internal}" if is_own else None,
     )
     state.write(state_dir)
-    return url
 
 
 def _has_own_internal(config: ProxyConfig, state_dir: Path) -> bool:
@@ -287,11 +369,10 @@ def _is_domain(host: str) -> bool:
     return not host.rpartition(".")[2].isdigit()  # an address is not a domain
 
 
-def _visited_at(proxy: RunningProxy, host: str) -> str:
+def _visited_at(config: ProxyConfig, listening: Listening, host: str) -> str:
     """The URL for visitors on other machines."""
-    http, address = proxy.config.ingress.http, proxy.http_address
+    http, address = config.ingress.http, listening.http
     assert http is not None  # _complete set it
-    assert address is not None
     scheme = "https" if http.tls_certificate is not None else "http"
     if address.host not in _EVERYWHERE:
         return f"{scheme}://{address}"
@@ -300,38 +381,36 @@ def _visited_at(proxy: RunningProxy, host: str) -> str:
     return f"{scheme}://{Address(host, address.port)}"
 
 
-def _own_url(proxy: RunningProxy) -> str:
+def _own_url(listening: Listening) -> str:
     """The URL for visitors on this machine."""
-    address = proxy.http_address
-    assert address is not None
+    address = listening.http
     return (
         f"http://127.0.0.1:{address.port}" if address.host in _EVERYWHERE else f"http://{address}"
     )
 
 
-def _welcome(proxy: RunningProxy, url: str, host: str, invitation: Invitation) -> str:
+def _welcome(config: ProxyConfig, listening: Listening, host: str, invitation: Invitation) -> str:
     minutes = round(INVITATION_LIFETIME / 60)
     return f"""\
-Devices connect to {url}
-Visitors come in at {_visited_at(proxy, host)}
+Devices connect to {_url(config, listening, host)}
+Visitors come in at {_visited_at(config, listening, host)}
 
 Paste this line on a device, with the service it is to offer. It works once, within
 {minutes} minutes; "tunnelmux-proxy invite" makes another.
 
 {invitation.command}
 
-Then, on this machine: curl {_own_url(proxy)}/ -H "Tunnelmux-Device: {invitation.device}"
+Then, on this machine: curl {_own_url(listening)}/ -H "Tunnelmux-Device: {invitation.device}"
 Commands that name devices, such as tunnelmux ls: tunnelmux --help
 """
 
 
-def _welcome_back(proxy: RunningProxy, url: str, host: str) -> str:
-    names = proxy.devices.names
+def _welcome_back(config: ProxyConfig, listening: Listening, host: str, names: list[str]) -> str:
     some = ", ".join(names[:_NAMES_SHOWN])
     others = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
     return f"""\
-Devices connect to {url}
-Visitors come in at {_visited_at(proxy, host)}
+Devices connect to {_url(config, listening, host)}
+Visitors come in at {_visited_at(config, listening, host)}
 
 These may connect: {some}{others}.
 "tunnelmux-proxy invite" prints the line for another.

@@ -23,6 +23,7 @@ from tunnelmux.sessions import EventLog, MemoryStore
 if TYPE_CHECKING:
     from tunnelmux.proxy.cluster.node import ClusterNode
     from tunnelmux.proxy.internal import InternalServer
+    from tunnelmux.proxy.tunnels.tunnel import TunnelServer
     from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
     from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
     from tunnelmux.proxy.visitors.listeners import ListenerSet
@@ -55,6 +56,7 @@ class Surroundings:
         internal: InternalServer,
         nursery: trio.Nursery,
         running: MakesWay,
+        tunnel: TunnelServer,
     ) -> None:
         """Let the parent's connections in, if there is a parent; the parts that serve them are
         ready now."""
@@ -68,6 +70,10 @@ class Surroundings:
 
         internal.others = self.siblings
         self.worker.on_agent = listeners.adopt
+        self.worker.on_enrolled, tunnel.tell_enrolled = (
+            tunnel.take_enrolled,
+            self.worker.tell_enrolled,
+        )
         self.worker.on_move = running.move_agents
         self.worker.on_make_way = partial(running.make_way, self.worker.pass_visitor)
         self.worker.on_reached["internal"] = take_call

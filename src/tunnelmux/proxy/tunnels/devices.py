@@ -153,6 +153,10 @@ class DeviceRegister:
         self._index()
         return {name for name, device in before.items() if not self.may_go_on(device)}
 
+    def replace_enrolled(self, enrolled: Iterable[KnownDevice]) -> set[str]:
+        """Use these enrolled devices. Returns those that may not stay connected, as above."""
+        return self.replace_configured(list(self._configured.values()), enrolled)
+
     def replace_registered(
         self, fresh: Mapping[str, KnownDevice | None], *, everything: bool = False
     ) -> dict[str, tuple[str, str]]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import secrets
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,6 +54,7 @@ class Enrolment:
     def __init__(self, state_dir: Path, *, clock: Callable[[], float] = time.time) -> None:
         self.invitations = Invitations(state_dir, clock=clock)
         self._file = state_dir / "devices.json"
+        self._lock = state_dir / "devices.lock"
         self._writing = trio.Lock()
 
     def load(self) -> list[KnownDevice]:
@@ -87,8 +91,12 @@ class Enrolment:
         # long as writing two small local files.
         with trio.CancelScope(shield=True):
             async with self._writing:
-                enrolled = await trio.to_thread.run_sync(self._enrol, name, invitation)
+                enrolled = await trio.to_thread.run_sync(self._enrol_alone, name, invitation)
         return enrolled
+
+    def _enrol_alone(self, name: str, invitation: str) -> Enrolled | None:
+        with _locked(self._lock):  # a proxy's workers share the file
+            return self._enrol(name, invitation)
 
     def _enrol(self, name: str, invitation: str) -> Enrolled | None:
         devices = {device.name: device for device in self.load()}
@@ -112,3 +120,17 @@ class Enrolment:
         ]
         write_private(self._file, msgspec.json.format(msgspec.json.encode(entries)))
         return Enrolled(device=new, token=token, replaced=before is not None)
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Keep other processes that do the same out, for the length of the block."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if sys.platform != "win32":  # there, a proxy is one process
+            import fcntl
+
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

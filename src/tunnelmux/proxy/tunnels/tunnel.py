@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import ssl
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field, replace
 
@@ -164,6 +164,8 @@ class TunnelServer:
         self._devices = devices
         self._store = store
         self._enrolment = enrolment
+        self.tell_enrolled: Callable[[], Awaitable[None]] | None = None
+        """Tells the other processes of this proxy that a device has enrolled."""
         self._registered = registered
         self._live: set[LocalHandle] = set()
         self._rivals = Rivals()
@@ -450,6 +452,8 @@ class TunnelServer:
         if enrolled is None:
             raise unknown
         self._devices.add_enrolled(enrolled.device)
+        if self.tell_enrolled is not None:
+            await self.tell_enrolled()
         if enrolled.replaced:
             await self._end_replaced(name, remote)
         else:
@@ -460,6 +464,13 @@ class TunnelServer:
             enrolled=True,
             replaced=enrolled.replaced,
         )
+
+    async def take_enrolled(self) -> None:
+        """Read the enrolled devices again: another process of this proxy has let one in. Sessions
+        that it replaced end."""
+        if self._enrolment is not None:
+            for name in sorted(self._devices.replace_enrolled(self._enrolment.load())):
+                await self._end_replaced(name, "")
 
     async def _end_replaced(self, name: str, remote: str) -> None:
         """End the session of a device that another one replaced by invitation."""

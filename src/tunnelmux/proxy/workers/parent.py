@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -38,6 +38,7 @@ from tunnelmux.proxy.workers.words import (
     DIRECTORY,
     DRAIN,
     ENDED_FIGURES,
+    ENROLLED,
     EVENT,
     FIGURES,
     LISTEN,
@@ -90,6 +91,9 @@ _EXPECTED = 10.0
 
 _RELOAD_TIMEOUT = 30.0
 # Seconds a worker may take to read its configuration again, and to have its agents move.
+
+_ENROLLED_TIMEOUT = 5.0
+# Seconds in which all workers should know a device that has enrolled at one of them: it waits.
 
 _NOT_STARTED = 126
 # The status of a program that cannot be executed, as a shell has it.
@@ -180,13 +184,16 @@ class WorkersParent:
     # -- from start to end --------------------------------------------------------------------
 
     async def run(
-        self, *, task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED
+        self,
+        announce: Callable[[], None] | None = None,
+        *,
+        task_status: trio.TaskStatus[WorkersParent] = trio.TASK_STATUS_IGNORED,
     ) -> None:
-        """Run the workers until all were drained. Reports started when all of them serve; raises
-        ConfigError if one cannot start."""
+        """Run the workers until all were drained. Calls *announce* and reports started when all of
+        them serve; raises ConfigError if one cannot start."""
         try:
             async with trio.open_nursery() as around:
-                await self._run_workers(around, task_status)
+                await self._run_workers(around, announce, task_status)
                 around.cancel_scope.cancel(reason="all workers have ended")
         finally:
             for bound in self._bound.values():
@@ -195,7 +202,10 @@ class WorkersParent:
             raise self._failure
 
     async def _run_workers(
-        self, around: trio.Nursery, task_status: trio.TaskStatus[WorkersParent]
+        self,
+        around: trio.Nursery,
+        announce: Callable[[], None] | None,
+        task_status: trio.TaskStatus[WorkersParent],
     ) -> None:
         async with trio.open_nursery() as self._nursery:
             self._nursery.start_soon(self._wait_for_agents)
@@ -210,6 +220,8 @@ class WorkersParent:
                 # Waits for the first answer of Redis, at most a second.
                 await around.start(self._node.run, str(self.address_of(_NODES_SLOT)))
             _log.info("workers started", count=len(self._seats))
+            if announce is not None:
+                announce()
             task_status.started(self)
 
     def address_of(self, slot: str) -> ConfigAddress | None:
@@ -307,17 +319,20 @@ class WorkersParent:
         self._pass_visitor = pass_visitor
         await self._call_all(MAKE_WAY)
 
-    async def _call_all(self, what: str) -> None:
+    async def _call_all(
+        self, what: str, *, timeout: float = _RELOAD_TIMEOUT, but: _Seat | None = None
+    ) -> None:
         """Call all workers that serve; one that does not answer is left alone after a while."""
 
         async def call(link: Link) -> None:
             with contextlib.suppress(LinkLost, ConfigError):
                 await link.call(what)
 
-        with trio.move_on_after(_RELOAD_TIMEOUT):
+        with trio.move_on_after(timeout):
             async with trio.open_nursery() as nursery:
                 for seat in self._seats.values():
-                    if seat.link is not None and seat.is_ready:
+                    serves = seat.is_ready or what == ENROLLED  # who begins hears of that as well
+                    if seat.link is not None and serves and seat is not but:
                         nursery.start_soon(call, seat.link)
 
     def take_released(self, body: bytes, descriptors: Sequence[int]) -> None:
@@ -427,6 +442,9 @@ class WorkersParent:
             seat.takes_agents = True
             self._tell_all_of_news()
             await self._takes_visitors.wait()  # no deadline: the others say why they cannot begin
+            return Reply()
+        if what == ENROLLED:
+            await self._call_all(ENROLLED, timeout=_ENROLLED_TIMEOUT, but=seat)
             return Reply()
         if what == ENDED_FIGURES:
             return Reply(self._ended_figures)

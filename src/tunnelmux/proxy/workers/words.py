@@ -11,6 +11,7 @@ __all__ = [
     "DIRECTORY",
     "DRAIN",
     "ENDED_FIGURES",
+    "ENROLLED",
     "EVENT",
     "FIGURES",
     "LISTEN",
@@ -71,6 +72,10 @@ follows."""
 
 VISITOR = "visitor"
 """Told with `Visitor` and his connection: the next program is to serve him."""
+
+ENROLLED = "enrolled"
+"""Worker calls: it has let a device in by invitation. Parent calls all others, and answers when
+they have read the list of such devices again."""
 
 EVENT = "event"
 """Worker tells a `SessionEvent` of its own; parent tells it to all, with its number."""

@@ -21,6 +21,7 @@ from tunnelmux.proxy.workers.words import (
     DIRECTORY,
     DRAIN,
     ENDED_FIGURES,
+    ENROLLED,
     EVENT,
     FIGURES,
     LISTEN,
@@ -78,6 +79,8 @@ class Worker(Binder):
         """Called with this end of a connection that another worker has asked for."""
         self.on_move: Callable[[], Awaitable[None]] | None = None
         """Has the agents make sessions with the next program."""
+        self.on_enrolled: Callable[[], Awaitable[None]] | None = None
+        """Reads the list of devices that have enrolled."""
         self.on_make_way: Callable[[], Awaitable[None]] | None = None
         """Has nothing accepted here any more, because that serves."""
         self.on_agent: Callable[[str, socket.socket, Callable[[], None]], None] | None = None
@@ -116,6 +119,11 @@ class Worker(Binder):
     async def ended_figures(self) -> bytes:
         """The counters of workers that have ended, as metrics. The caller bounds the wait."""
         return (await self._link.call(ENDED_FIGURES)).body
+
+    async def tell_enrolled(self) -> None:
+        """Return when all other workers know the device that has just enrolled here."""
+        with contextlib.suppress(LinkLost):
+            await self._link.call(ENROLLED)
 
     def _tell(self, what: str, body: bytes = b"") -> None:
         with contextlib.suppress(LinkLost):  # this process is about to end
@@ -194,6 +202,10 @@ class Worker(Binder):
             return Reply(msgspec.json.encode(await self.on_reload()))
         if what == MOVE and self.on_move is not None:
             await self.on_move()
+            return Reply()
+        if what == ENROLLED:
+            if self.on_enrolled is not None:  # else it reads that list when it begins
+                await self.on_enrolled()
             return Reply()
         if what == MAKE_WAY and self.on_make_way is not None:
             await self.on_make_way()
