@@ -39,7 +39,7 @@ def test_groups_fit_the_devices(groups: list[GroupConfig], problem: str) -> None
     ("name", "devices", "problem"),
     [
         ("web--shop", ["dev1"], 'contains "--"'),
-        ("shop", [], "needs at least one device"),
+        ("shop", [], "needs devices or a label, and not both"),
         ("shop", ["dev1", "dev1"], "is there twice"),
         ("shop", [f"dev{number}" for number in range(65)], "more than 64 entries"),
     ],
@@ -47,6 +47,20 @@ def test_groups_fit_the_devices(groups: list[GroupConfig], problem: str) -> None
 def test_a_group_by_itself(name: str, devices: list[str], problem: str) -> None:
     with pytest.raises(InvalidSetting, match=problem):
         GroupConfig(name=name, devices=devices)
+
+
+@pytest.mark.parametrize("label", ["role", "role=", "=shop", " role=shop", "role=a\nb", ""])
+def test_a_label_has_a_key_and_a_value(label: str) -> None:
+    with pytest.raises(InvalidSetting, match="is no label: write key=value"):
+        GroupConfig(name="shop", label=label)
+    with pytest.raises(InvalidSetting, match="is no label: write key=value"):
+        DeviceConfig(name="dev1", token=Secret("dev1"), labels=[label])
+
+
+def test_a_group_has_a_label_in_place_of_devices() -> None:
+    assert GroupConfig(name="shop", label="role=shop").wanted_label == ("role", "shop")
+    with pytest.raises(InvalidSetting, match="and not both"):
+        GroupConfig(name="shop", label="role=shop", devices=["dev1"])
 
 
 def test_devices_of_a_registry_may_be_in_a_group() -> None:

@@ -130,6 +130,7 @@ def test_what_the_sample_shows_as_default_is_the_default(program, sample):
         "devices",
         "key",
         "hook",
+        "labels",
         "name",
         "page_origins",
         "serial_command",

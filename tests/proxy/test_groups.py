@@ -304,3 +304,29 @@ async def test_a_reload_changes_the_devices_of_a_group() -> None:
         only = [GroupConfig(name="shop", devices=["shop-3"])]
         await this.proxy.reload(msgspec.structs.replace(this.proxy.config, groups=only))
         assert (await visitor.ask()).body == "shop-3"
+
+
+async def test_a_label_names_the_devices_of_a_group() -> None:
+    async with shop() as made:
+        config = made.proxy.config
+        labels = {"shop-1": ["role=shop"], "shop-2": ["role=shop", "site=here"], "shop-3": []}
+        devices = [
+            msgspec.structs.replace(device, labels=labels[device.name]) for device in config.devices
+        ]
+
+        async def have(label: str) -> None:
+            groups = [GroupConfig(name="shop", label=label)]
+            await made.proxy.reload(msgspec.structs.replace(config, devices=devices, groups=groups))
+
+        await have("role=shop")
+        assert {await made.ask() for _ in range(6)} == {"shop-1", "shop-2"}
+        await have("site=here")
+        assert {await made.ask() for _ in range(3)} == {"shop-2"}
+        await made.end_agent("shop-2")
+        await have("role=nothing")
+        async with made.visitor() as visitor:
+            answer = await visitor.ask()
+        assert answer.status == 503
+        assert (
+            "No device of the group shop serves this now. No device has its label." in answer.body
+        )

@@ -15,7 +15,7 @@ from tunnelmux.proxy.visitors.routing import Destination, find_destination
 
 
 def registered(
-    device_id: str, name: str, *tokens: str, refused: str = ""
+    device_id: str, name: str, *tokens: str, refused: str = "", **labels: str
 ) -> dict[str, KnownDevice | None]:
     digests = {hashlib.sha256(token.encode()).digest(): token for token in tokens}
     first, *others = sorted(digests) or [b""]
@@ -25,6 +25,7 @@ def registered(
             token_sha256=first,
             also_sha256=tuple(others),
             enabled=not refused,
+            labels=labels,
             registration=Registration(
                 device_id=device_id,
                 tenant_id="t",
@@ -53,6 +54,25 @@ def test_the_file_and_the_enrolled_hide_devices_of_the_registry() -> None:
     # What the file hid is there once the file does not say it any more.
     register.replace_configured([])
     assert name_of(register, "registry-0") == "cam1"
+
+
+def test_a_label_finds_the_devices_that_have_it_now() -> None:
+    register = DeviceRegister([known("cam0", "file")])
+    for number, name in enumerate(("cam2", "cam1", "cam3--acme")):
+        register.replace_registered(registered(str(number), name, f"t{number}", role="shop"))
+    # Not that of a tenant, whose people set labels themselves.
+    assert register.labelled("role", "shop") == ("cam1", "cam2")
+    assert register.labelled("role", "other") == register.labelled("site", "shop") == ()
+    register.replace_registered(registered("0", "cam2", "t0", role="other"))
+    assert register.labelled("role", "shop") == ("cam1",)
+    assert register.labelled("role", "other") == ("cam2",)
+    # The file hides a device of the registry, with its labels.
+    register.replace_configured([known("cam1", "file")])
+    assert register.labelled("role", "shop") == ()
+    register.replace_configured([])
+    assert register.labelled("role", "shop") == ("cam1",)
+    register.replace_registered({"1": None})
+    assert register.labelled("role", "shop") == ()
 
 
 def test_a_token_of_two_devices_is_that_of_the_file() -> None:

@@ -63,6 +63,20 @@ async def test_a_device_of_the_registry_connects_and_says_who_paired_it(
         assert (summary.device_id, summary.user_id) == ("cam1--acme", "ann")
 
 
+async def test_a_label_of_the_registry_is_known_as_soon_as_it_is_set(
+    database_url: str, default: TenantRegistry
+) -> None:
+    device, token = await default.devices.add("cam1", labels={"role": "shop"})
+    async with following(config_for(database_url)) as proxy, agent_with(proxy, token):
+        await online(proxy, "cam1")
+        assert proxy.devices.labelled("role", "shop") == ("cam1",)
+        await default.devices.change(device.id, labels={"role": "other"})
+        with trio.fail_after(30):
+            while proxy.devices.labelled("role", "other") != ("cam1",):  # noqa: ASYNC110
+                await trio.sleep(0.05)
+        assert proxy.devices.labelled("role", "shop") == ()
+
+
 async def test_the_registry_says_on_which_port_the_internal_api_was_bound(
     database_url: str, registry: Registry
 ) -> None:

@@ -10,7 +10,7 @@ import msgspec
 
 from tunnelmux.config.access import AccessConfig, check_address_lists
 from tunnelmux.config.cluster import ClusterConfig
-from tunnelmux.config.groups import GroupConfig
+from tunnelmux.config.groups import GroupConfig, read_label
 from tunnelmux.config.process import AuditConfig, DrainConfig, LimitsConfig, LogConfig, OtelConfig
 from tunnelmux.config.registry import RegistryAddress
 from tunnelmux.config.rules import (
@@ -337,8 +337,13 @@ class DeviceConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     enabled: bool = True
     """False refuses the device with 403, and keeps its entry."""
 
+    labels: list[str] = []
+    """Labels like `role=shop`, by which `[[groups]]` can name it."""
+
     def __post_init__(self) -> None:
         check_label("name", self.name)
+        for label in self.labels:
+            read_label("labels", label)
         given = [self.token, self.token_sha256, self.token_file]
         if sum(value is not None for value in given) != 1:
             raise InvalidSetting(

@@ -54,7 +54,7 @@ class PlaceBook:
         *,
         lease: float = LEASE,
         on_news: Callable[[str], None] = lambda _node: None,
-        on_change: Callable[[str], None] = lambda _device: None,
+        on_change: Callable[[str], None] | None = None,
     ) -> None:
         self._clock = clock
         self._lease = lease
@@ -93,7 +93,7 @@ class PlaceBook:
         for place in gone:
             if place.node != node and self._is_live(place):
                 self._tell(place.node, held.device, place.generation)
-        self._on_change(held.device)
+        self._note_change(held.device)
         return Claim(generation, gone)
 
     def release(self, node: str, device: str, generation: int) -> bool:
@@ -101,7 +101,7 @@ class PlaceBook:
         old = self._places.get(device, [])
         kept = [p for p in old if (p.node, p.generation) != (node, generation)]
         self._put(device, kept)
-        self._on_change(device)
+        self._note_change(device)
         return len(kept) < len(old)
 
     def supersede(self, device: str) -> None:
@@ -202,9 +202,14 @@ class PlaceBook:
     def _forget(self, name: str) -> None:
         del self._live[name]
         self._tell_of_nodes()
-        for device, places in list(self._places.items()):
-            if any(place.node == name for place in places):
-                self._on_change(device)
+        if self._on_change is not None:
+            for device, places in list(self._places.items()):
+                if any(place.node == name for place in places):
+                    self._on_change(device)
+
+    def _note_change(self, device: str) -> None:
+        if self._on_change is not None:
+            self._on_change(device)
 
 
 class LocalDirectory(Directory):

@@ -127,7 +127,7 @@ class RunningProxy:
             registered=self.registered,
         )
         self._certificates: ServerCertificates | None = None
-        self._groups = Groups(self.visits.count_of)
+        self._groups = Groups(self.visits.count_of, self.devices.labelled)
         shared = self.store, self.devices, self.visits, self._groups
         self._http, self._tcp = HttpIngressServer(*shared, self._gate), TcpIngressServer(*shared)
         self.dispatcher = Dispatcher(

@@ -34,6 +34,7 @@ class FleetDevice:
     """The name by which visitors and callers find it: `name`, or `name--tenant`."""
     digests: dict[str, str]
     """The id of each credential, by the SHA-256 of its token in hexadecimal."""
+    labels: dict[str, str]
     serial: str
     """Its serial number, or empty: visitors and callers find it by that too."""
     refused: str

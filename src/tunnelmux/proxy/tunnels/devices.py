@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 
 from tunnelmux.config import ProxyConfig
 from tunnelmux.config.access import AccessRule
+from tunnelmux.config.groups import read_label
 
 __all__ = ["DeviceRegister", "KnownDevice", "Registration", "devices_from_config"]
 
@@ -50,6 +51,7 @@ class KnownDevice:
     """The same of further valid tokens: there are two during a rotation."""
     registration: Registration | None = None
     """Its data from the registry; None for a device of proxy.toml or an enrolled one."""
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tokens_sha256(self) -> frozenset[bytes]:
@@ -64,7 +66,10 @@ def devices_from_config(config: ProxyConfig) -> list[KnownDevice]:
     """
     return [
         KnownDevice(
-            name=device.name, token_sha256=bytes.fromhex(token_sha256), enabled=device.enabled
+            name=device.name,
+            token_sha256=bytes.fromhex(token_sha256),
+            enabled=device.enabled,
+            labels=dict(read_label("labels", label) for label in device.labels),
         )
         for token_sha256, device in config.read_token_hashes().items()
     ]
@@ -113,6 +118,15 @@ class DeviceRegister:
         if label in self._by_name:
             return label
         return self._by_serial.get(label, label)
+
+    def labelled(self, key: str, value: str) -> tuple[str, ...]:
+        """The devices with this label, sorted by name. Those of tenants are left out: their people
+        set labels themselves.
+        """
+        label = key, value
+        if label not in self._sorted:
+            self._sorted[label] = tuple(sorted(self._by_label.get(label, ())))
+        return self._sorted[label]
 
     def is_configured(self, name: str) -> bool:
         """Whether the device is in proxy.toml, so that no other can enrol under its name."""
@@ -219,6 +233,8 @@ class DeviceRegister:
         self._by_token: dict[bytes, KnownDevice] = {}
         self._by_replaced: dict[bytes, KnownDevice] = {}
         self._by_serial: dict[str, str] = {}
+        self._by_label: dict[tuple[str, str], set[str]] = {}
+        self._sorted: dict[tuple[str, str], tuple[str, ...]] = {}
         registered = {device.name: device for device in self._registered.values()}
         for device in (registered | self._enrolled | self._configured).values():
             self._remember(device)
@@ -227,6 +243,9 @@ class DeviceRegister:
         self._by_name[device.name] = device
         if label := _serial_label(device):
             self._by_serial[label] = device.name
+        for pair in _labels_of(device):
+            self._by_label.setdefault(pair, set()).add(device.name)
+            self._sorted.pop(pair, None)
         for digest in device.tokens_sha256:
             # For a token with two devices, proxy.toml wins over enrolled ones, and these over the
             # registry.
@@ -240,6 +259,9 @@ class DeviceRegister:
         label = _serial_label(device)
         if self._by_serial.get(label) == device.name:
             del self._by_serial[label]
+        for pair in _labels_of(device):
+            self._by_label[pair].discard(device.name)
+            self._sorted.pop(pair, None)
         for digest in device.tokens_sha256:
             if self._by_token.get(digest) is device:
                 del self._by_token[digest]
@@ -254,6 +276,11 @@ def _serial_label(device: KnownDevice) -> str:
         return ""
     _, dashes, tenant = device.name.partition("--")
     return serial + dashes + tenant
+
+
+def _labels_of(device: KnownDevice) -> Iterable[tuple[str, str]]:
+    """Its labels, by which groups find it."""
+    return () if "--" in device.name else device.labels.items()
 
 
 def _id_of(device: KnownDevice) -> str | None:

@@ -621,6 +621,7 @@ def _known(device: FleetDevice) -> KnownDevice:
         token_sha256=first,
         also_sha256=tuple(others),
         enabled=not device.refused,
+        labels=device.labels,
         registration=Registration(
             device_id=device.device_id,
             tenant_id=device.tenant_id,

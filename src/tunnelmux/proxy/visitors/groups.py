@@ -14,7 +14,7 @@ from functools import lru_cache
 
 import trio
 
-from tunnelmux.config.groups import GroupConfig
+from tunnelmux.config.groups import MAX_DEVICES, GroupConfig
 from tunnelmux.http.head import RequestHead
 from tunnelmux.pump.cookies import split_own_cookies
 from tunnelmux.wire import MEMBER_COOKIE, MEMBER_COOKIE_PLAIN
@@ -44,6 +44,13 @@ MOST_FAILURES = 1024
 have are kept apart: their names are the visitor's, who may invent any number."""
 
 
+Labelled = Callable[[str, str], tuple[str, ...]]
+
+
+def _none_labelled(_key: str, _value: str) -> tuple[str, ...]:
+    return ()
+
+
 def member_cookie(request: RequestHead) -> bytes:
     """The pair `name=value` by which a browser comes back to a device; empty without one."""
     for name, value in request.headers:
@@ -67,13 +74,21 @@ class Wish:
 
 
 class Group:
-    """One group. `devices` are those of the configuration, in its order."""
+    """One group. *labelled* finds the devices with a label."""
 
-    def __init__(self, config: GroupConfig) -> None:
+    def __init__(self, config: GroupConfig, labelled: Labelled = _none_labelled) -> None:
         self.name = config.name
-        self.devices = tuple(config.devices)
         self._config = config
-        self._marks = {device: _mark(config.name, device) for device in self.devices}
+        self._listed = tuple(config.devices)
+        self._label = config.wanted_label
+        self._labelled = labelled
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """Those of the configuration, in its order, or those that have its label now."""
+        if self._config.label is None:
+            return self._listed
+        return self._labelled(*self._label)[:MAX_DEVICES]
 
     @property
     def needs_cookie(self) -> bool:
@@ -82,14 +97,14 @@ class Group:
 
     def has_cookie_of(self, device: str, cookie: bytes) -> bool:
         """Whether a browser's cookie names this device."""
-        return _mark_in(cookie) == self._marks[device]
+        return _mark_in(cookie) == _mark(self.name, device)
 
     def cookie_for(self, device: str, *, is_secure: bool) -> bytes:
         """The value of the `Set-Cookie` field that brings a browser back to this device; it lives
         as long as the browser's session (RFC 6265 section 5.3)."""
         name = MEMBER_COOKIE if is_secure else MEMBER_COOKIE_PLAIN
         secure = b"; Secure" if is_secure else b""
-        return b"%s=%s; Path=/; HttpOnly; SameSite=Lax%s" % (name, self._marks[device], secure)
+        return b"%s=%s; Path=/; HttpOnly; SameSite=Lax%s" % (name, _mark(self.name, device), secure)
 
     def preferred(self, devices: Collection[str], wish: Wish) -> str | None:
         """The one of these devices that the visitor should get without regard to how busy they
@@ -97,12 +112,13 @@ class Group:
         if self._config.sticky == "cookie" and wish.cookie:
             mark = _mark_in(wish.cookie)
             for device in devices:
-                if self._marks[device] == mark:
+                if _mark(self.name, device) == mark:
                     return device
         if self._config.sticky == "address":
-            return next(name for name in _order(wish.address, self.devices) if name in devices)
+            order = _order(wish.address, self.devices)
+            return next((name for name in order if name in devices), None)
         if self._config.balance == "failover":
-            return next(name for name in self.devices if name in devices)
+            return next((name for name in self.devices if name in devices), None)
         return None
 
 
@@ -133,22 +149,24 @@ class Failures:
 
 
 class Groups:
-    """The groups of a proxy. `visits_of(device)` is how many visits a device has now."""
+    """The groups of a proxy. `visits_of(device)` is how many visits a device has now,
+    `labelled(key, value)` the devices with a label."""
 
-    def __init__(self, visits_of: Callable[[str], int]) -> None:
+    def __init__(
+        self,
+        visits_of: Callable[[str], int],
+        labelled: Labelled = _none_labelled,
+    ) -> None:
         self._visits_of = visits_of
+        self._labelled = labelled
         self._groups: dict[str, Group] = {}
-        self._members: frozenset[str] = frozenset()
         self._failed = Failures()
         self._unknown = Failures()
         self._turn = 0
 
     def configure(self, groups: Iterable[GroupConfig]) -> None:
         """Have these groups from now on."""
-        self._groups = {config.name: Group(config) for config in groups}
-        self._members = frozenset(
-            device for group in self._groups.values() for device in group.devices
-        )
+        self._groups = {config.name: Group(config, self._labelled) for config in groups}
         self._failed.clear()
         self._unknown.clear()
 
@@ -176,7 +194,7 @@ class Groups:
 
     def failed(self, device: str, service: str | None, reason: str = "") -> None:
         """Pass over this device for a while: its target failed, for this Tunnelmux-Reason."""
-        if device in self._members:
+        if any(device in group.devices for group in self._groups.values()):
             book = self._unknown if reason == "unknown-service" else self._failed
             book.add(device, service, trio.current_time())
 
@@ -191,6 +209,7 @@ class Groups:
         return best
 
 
+@lru_cache(maxsize=4096)
 def _mark(group: str, device: str) -> bytes:
     """What stands for a device in a cookie: the same at every proxy, and not its name."""
     return hashlib.sha256(f"{group}/{device}".encode()).hexdigest()[:16].encode("ascii")

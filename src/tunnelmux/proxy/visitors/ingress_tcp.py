@@ -156,9 +156,9 @@ class TcpIngressServer:
         """
         groups, named = self._router.groups, Destination(visit.device, visit.service)
         wish, tried = Wish(visit.source), set[str]()
+        place = await self._router.place(named, wish)
+        assert place is not None  # with no device, the group itself
         while True:
-            place = await self._router.place(named, wish, without=tried)
-            assert place is not None  # there was another one, as below
             tried.add(place.device)
             visit.go_to(place.device, place.service, named.device)
             try:
@@ -166,8 +166,10 @@ class TcpIngressServer:
             except (Refused, UpstreamGone) as exc:
                 if not isinstance(exc, Refused) or exc.refusal.reason in FAILURES:
                     groups.failed(place.device, place.service)
-                if await self._router.place(named, wish, without=tried) is None:
+                other = await self._router.place(named, wish, without=tried)
+                if other is None:
                     raise
+                place = other
 
     async def _connect(self, visit: Visit) -> trio.abc.HalfCloseableStream:
         """A stream to the service on the visit's device. Raises Refused; UpstreamGone when the

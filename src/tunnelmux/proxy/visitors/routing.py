@@ -222,10 +222,10 @@ class Router:
     ) -> Destination | None:
         """The same, after a search for devices on other nodes, and without some devices of a group.
         Where none can be reached, it is the one that was lost last, which may come back at once;
-        None where none is left.
+        None where none is left. A group that has no device at all stays, and is refused later.
         """
         group = self.groups.find(named.device)
-        if group is None:
+        if group is None or not (group.devices or without):
             return named
         devices = [device for device in group.devices if device not in without]
         async with trio.open_nursery() as nursery:
@@ -386,6 +386,10 @@ class Router:
 
     async def _find(self, device: str, limits: IngressLimits) -> SessionHandle:
         known = self._devices.find(device)
+        if known is None and self.groups.find(device) is not None:
+            message = "No device has its label."
+            retry_after = OFFLINE_RETRY_AFTER
+            raise Refused(Refusal(503, "device-offline", message, retry_after=retry_after))
         if known is None:
             message = f"There is no device {device} here."
             raise Refused(Refusal(404, "unknown-device", message))
