@@ -9,6 +9,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -16,8 +17,9 @@ from bench import machine, micro
 from bench.agents import measure_agents
 from bench.charts import write_charts
 from bench.columns import COLUMNS, Sample
+from bench.hop import measure_hop
 from bench.load import LoadFailure
-from bench.origin import OriginProcesses, find_nginx
+from bench.origin import Origin, OriginProcesses, find_nginx
 from bench.peers import PEERS
 from bench.peers.tunnel import Peer, Unavailable
 from bench.processes import Started, StartFailure
@@ -33,6 +35,7 @@ TUNNELS = "tunnels"
 AGENTS = "agents"
 FLEET = "fleet"
 WORKERS = "workers"
+HOP = "hop"
 PARTS = (TUNNELS, SSH, *micro.PARTS)
 """What runs when nothing is named."""
 PARTIAL_RESULTS = ROOT / "build" / "bench"
@@ -93,7 +96,7 @@ def peer_names() -> list[str]:
 
 
 def column_names() -> list[str]:
-    return [*(column.name for column in COLUMNS), AGENTS, FLEET, WORKERS, *LEVELS]
+    return [*(column.name for column in COLUMNS), AGENTS, FLEET, WORKERS, HOP, *LEVELS]
 
 
 def parts_of(arguments: argparse.Namespace) -> list[str]:
@@ -130,6 +133,7 @@ def show_list() -> None:
     print(f"{AGENTS:18} proxy memory per idle agent (once, not in every round)")
     print(f"{FLEET:18} agents that connect at once, and the start of one (once)")
     print(f"{WORKERS:18} a request with two workers beside one process (once)")
+    print(f"{HOP:18} a request that goes from node to node beside one that does not (once)")
     print("\nof the part ssh:\n")
     for client in CLIENTS:
         print(f"{client.name:18} {client.what}")
@@ -174,14 +178,15 @@ def measure_tunnels(arguments: argparse.Namespace, outcome: Outcome) -> list[Pee
 def measure_once(arguments: argparse.Namespace, outcome: Outcome, nginx: str) -> None:
     """The columns of plain WebSocket that are measured once, and not in every round."""
 
-    def workers() -> Sample:
+    def with_origin(measure: Callable[[Origin], Sample]) -> Sample:
         with scratch_folder() as folder, OriginProcesses(Started(folder), nginx) as origin:
-            return measure_workers(origin)
+            return measure(origin)
 
     columns: dict[str, tuple[str, Callable[[], Sample]]] = {
         AGENTS: (f"idle agents: {arguments.agents}", lambda: measure_agents(arguments.agents)),
         FLEET: ("a fleet that comes back", measure_returning),
-        WORKERS: ("two workers beside one process", workers),
+        WORKERS: ("two workers beside one process", partial(with_origin, measure_workers)),
+        HOP: ("a hop beside none", partial(with_origin, measure_hop)),
     }
     for column, (what, measure) in columns.items():
         if column not in arguments.columns:

@@ -149,7 +149,8 @@ def markdown(result: Result) -> str:
     parts += [
         agents_part(result),
         fleet_part(result),
-        workers_part(result),
+        once_part(result, "workers", "Two workers beside one process"),
+        once_part(result, "hop", "A hop beside none"),
         ssh_part(result),
         micro_part(result),
         problems(result),
@@ -232,12 +233,13 @@ def fleet_part(result: Result) -> str:
     return f"## A fleet that comes back at once\n\n{table(('what', 'figure'), rows)}"
 
 
-def workers_part(result: Result) -> str:
-    workers = result["medians"].get("tunnelmux-ws", {}).get("workers")
-    if not workers:
+def once_part(result: Result, column: str, title: str) -> str:
+    """A column that is measured once, of our tunnel only."""
+    found = result["medians"].get("tunnelmux-ws", {}).get(column)
+    if not found:
         return ""
-    rows = [(metric, f"{figure['median']:.3f}") for metric, figure in workers.items()]
-    return f"## Two workers beside one process\n\n{table(('what', 'figure'), rows)}"
+    rows = [(metric, f"{figure['median']:.3f}") for metric, figure in found.items()]
+    return f"## {title}\n\n{table(('what', 'figure'), rows)}"
 
 
 def ssh_part(result: Result) -> str:

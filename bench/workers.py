@@ -28,7 +28,8 @@ KINDS = {"kept": (), "new": ("Connection: close",)}
 
 def measure_workers(origin: Origin) -> Sample:
     """Milliseconds of processor time for a request, of all processes of proxy and agents, and how
-    many times that of one process two workers take."""
+    many times that of one process two workers take; also how many times the requests they answer,
+    which says something where load, origin and agents leave them cores."""
     found: dict[str, list[float]] = {}
     for _ in range(PAIRS):
         one, two = cost_of(1, origin), cost_of(2, origin)
@@ -36,11 +37,13 @@ def measure_workers(origin: Origin) -> Sample:
             found.setdefault(f"{kind}_ms_one", []).append(one[kind])
             found.setdefault(f"{kind}_ms_two", []).append(two[kind])
             found.setdefault(f"{kind}_two_vs_one", []).append(two[kind] / one[kind])
+            rates = two[f"{kind}_rate"] / one[f"{kind}_rate"]
+            found.setdefault(f"{kind}_rate_two_vs_one", []).append(rates)
     return {what: statistics.median(values) for what, values in found.items()}
 
 
 def cost_of(workers: int, origin: Origin) -> dict[str, float]:
-    """Milliseconds for a request, by kind of connection."""
+    """Milliseconds for a request, by kind of connection, and requests a second."""
     with scratch_folder() as folder, Started(folder) as started:
         tunnel, http = free_ports(2)
         proxy = f'[tunnel]\nlisten = "{HOST}:{tunnel}"\n'
@@ -64,6 +67,7 @@ def cost_of(workers: int, origin: Origin) -> dict[str, float]:
             before = cpu_seconds(processes)
             count = ask_all(url, fields, SECONDS)
             costs[kind] = (cpu_seconds(processes) - before) / count * 1000
+            costs[f"{kind}_rate"] = count / SECONDS
         started.check()
         return costs
 
