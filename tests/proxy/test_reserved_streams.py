@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
 from functools import partial
+from typing import Any
 
 import msgspec
+import pytest
 import trio
 
 from support.proxies import agent_of, proxy_config, running
@@ -78,3 +81,29 @@ async def test_unfinished_uploads_leave_streams_for_all_but_visitors() -> None:
         assert b"http://agent.tunnelmux/v1/credential " in await answered(session, rotate)
         for visitor in visitors:
             await trio.aclose_forcefully(visitor)
+
+
+@pytest.mark.parametrize(
+    ("limits", "most"),
+    [
+        pytest.param({"max_streams_per_visitor": 2}, 2, id="of one address"),
+        pytest.param({"max_visitors": 2}, 2, id="of one port"),
+        pytest.param({"reserved_streams": 2}, 14, id="but for the reserve"),
+    ],
+)
+async def test_visitors_of_a_tcp_port_get_so_many_streams_in_the_pump_too(
+    limits: dict[str, Any], most: int
+) -> None:
+    config = msgspec.structs.replace(
+        proxy_config(tcp=("127.0.0.1:0",)),
+        limits=LimitsConfig(session=Limits(max_streams=16), ingress=IngressLimits(**limits)),
+    )
+    async with running(config) as proxy, agent_of(proxy, "dev1") as session:
+        (address,) = proxy.tcp_addresses
+        async with AsyncExitStack() as stack:
+            for _ in range(most):
+                await stack.enter_async_context(await trio.open_tcp_stream(*address))
+                await next_head(session)
+            one_more = await stack.enter_async_context(await trio.open_tcp_stream(*address))
+            with trio.fail_after(30), pytest.raises(trio.BrokenResourceError):
+                await one_more.receive_some()
