@@ -33,6 +33,11 @@ def options_of(language, transports):
     return {} if transports == "auto" else {"transports": [transports]}
 
 
+def settle_of(language):
+    """What the server waits for a client to join its namespace: the Go agent stays in "/"."""
+    return 0.2 if language == "go3" else 30.0
+
+
 # -- agents of Socket.IO 2 with us ----------------------------------------------------------
 
 
@@ -42,7 +47,7 @@ async def test_an_old_agent_runs_commands_where_it_is_allowed(old_agent, transpo
     options = options_of(old_agent, transports)
     limits = limits_with(keepalive_interval=0.1)
     async with (
-        agent_side(allow_eio3=True, limits=limits) as side,
+        agent_side(allow_eio3=True, limits=limits, settle=settle_of(old_agent)) as side,
         sample_agent(old_agent, side.port, options=options) as agent,
     ):
         await agent.expect("connected")
@@ -62,9 +67,10 @@ async def test_an_old_agent_runs_commands_where_it_is_allowed(old_agent, transpo
 async def test_an_old_agent_sends_much_and_its_end_is_noticed(old_agent):
     limits = limits_with(keepalive_interval=0.3, keepalive_timeout=10.0)
     async with (
-        agent_side(allow_eio3=True, limits=limits) as side,
+        agent_side(allow_eio3=True, limits=limits, settle=settle_of(old_agent)) as side,
         sample_agent(old_agent, side.port) as agent,
     ):
+        await agent.expect("connected")
         await side.connected(PROXY_ID)
         text = "head -c 500000 /dev/zero | tr '\\0' x"
         result = await side.result(PROXY_ID, request(command=text))
@@ -77,7 +83,7 @@ async def test_an_old_agent_sends_much_and_its_end_is_noticed(old_agent):
 async def test_an_old_agent_in_the_namespace_it_is_in_by_itself(old):
     build(old)
     async with (
-        agent_side(allow_eio3=True) as side,
+        agent_side(allow_eio3=True, settle=0.2) as side,
         sample_agent(old, side.port, namespace="/") as agent,
     ):
         await agent.expect("connected")
@@ -87,7 +93,7 @@ async def test_an_old_agent_in_the_namespace_it_is_in_by_itself(old):
 
 
 async def test_an_old_agent_with_a_wrong_key_is_refused(old_agent):
-    async with agent_side(allow_eio3=True) as side:
+    async with agent_side(allow_eio3=True, settle=settle_of(old_agent)) as side:
         async with sample_agent(old_agent, side.port, api_key="wrong") as agent:
             await agent.expect("refused")
         assert side.server.connected == []
@@ -237,7 +243,7 @@ async def test_the_server_is_told_of_the_end_and_tells_of_its_own(transports):
 @pytest.mark.parametrize("namespace", ["/proxy", "/"])
 async def test_both_ends_in_version_3(transports, namespace):
     async with (
-        agent_side(allow_eio3=True) as side,
+        agent_side(allow_eio3=True, settle=0.2) as side,
         connected(side.port, transports, namespace=namespace) as socket,
     ):
         await side.connected(PROXY_ID)

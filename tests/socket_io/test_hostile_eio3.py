@@ -142,6 +142,24 @@ async def test_an_agent_that_does_not_ping_is_let_go():
         await side.connected()
 
 
+async def test_a_client_that_is_slow_to_join_its_namespace_is_served_there():
+    """A slow device or a long line: it was taken for one that stays in "/", and heard nothing."""
+    async with (
+        agent_side(allow_eio3=True, settle=0.05) as side,
+        websocket(side.port, f"EIO=3&transport=websocket&{QUERY}") as (send, receive),
+    ):
+        assert (await receive()).startswith("0{")
+        assert await receive() == "40"
+        await side.connected(PROXY_ID)
+        await send("40/admin")
+        assert await receive() == '44/admin,"Invalid namespace"'
+        await send(f"4{JOIN}")
+        assert await receive() == "40/proxy,"
+        await send('42/proxy,["command_result",{"commandId":"c","result":{}}]')
+        assert (await receive()).startswith('42/proxy,["command_result_received",')
+        assert side.server.connected == [PROXY_ID]
+
+
 async def test_who_is_in_the_root_and_proves_nothing_is_refused():
     async with agent_side(allow_eio3=True, settle=0.05) as side:
         query = await session(side.port)

@@ -105,10 +105,11 @@ async def agent_side(
     path: str = "/socket.io/",
     port: int = 0,
     allow_eio3: bool = False,
-    settle: float = 0.2,
+    settle: float = 30.0,
     trusted_proxies: tuple[str, ...] = (),
 ) -> AsyncIterator[AgentSide]:
-    """The proxy's side for the length of the block; by default PROXY_ID may connect."""
+    """The proxy's side for the length of the block; by default PROXY_ID may connect. Clients of
+    Socket.IO 2 that stay in "/" are served after `settle` seconds."""
     config = ProxyConfig(
         socketio=SocketIOListener(
             listen="127.0.0.1:0",

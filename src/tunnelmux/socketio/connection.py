@@ -74,8 +74,11 @@ class Socket:
         assembler: Assembler,
         namespace: str,
         unread: SocketPacket | None = None,
+        *,
+        admit_to: Callable[[str], object] | None = None,
     ) -> None:
         self.namespace = namespace
+        self._admit_to = admit_to
         self._engine = engine
         self._assembler = assembler
         self._unread = unread
@@ -174,13 +177,23 @@ class Socket:
             put.close()
 
     async def _answer_stranger(self, packet: SocketPacket) -> None:
-        """Refuse a packet of another namespace: a connection has one namespace only."""
+        """Refuse a packet of another namespace: a connection has one namespace only. A client of
+        Socket.IO 2 that was slow to join its own goes there from "/"; `admit_to` raises Refusal."""
         version = self._engine.codec.version
         if version == 3 and packet == SocketPacket(DISCONNECT, "/"):
             return  # it leaves "/", in which every client is; the end of the connection follows
         if packet.kind != CONNECT:
             raise BadPacket("it belongs to a namespace that was not joined")
         said = "one namespace for each connection"
+        if version == 3 and self.namespace == "/" and self._admit_to is not None:
+            try:
+                self._admit_to(packet.namespace)
+            except Refusal as refusal:
+                said = str(refusal)
+            else:
+                self.namespace = packet.namespace
+                await self._send(SocketPacket(CONNECT, packet.namespace))
+                return
         await self._send(_refusal(packet.namespace, said, version))
 
     async def _send(self, packet: SocketPacket) -> None:
@@ -335,7 +348,13 @@ class SocketIOServer(EngineServer):
             return
         if admitted is None:
             return
-        socket = Socket(engine, assembler, wish.namespace, unread)
+        socket = Socket(
+            engine,
+            assembler,
+            wish.namespace,
+            unread,
+            admit_to=lambda namespace: self._admit(namespace, session.query, {}, session.remote),
+        )
         try:
             await admitted.serve(socket)
         except SocketOver:

@@ -12,7 +12,7 @@ const config = {
   apiKey: process.env.API_KEY || 'your-api-key',
 };
 
-const socket = io(`${config.serverUrl}/proxy`, {
+const socket = io(`${config.serverUrl}${process.env.NAMESPACE || '/proxy'}`, {
   query: {
     proxyId: config.proxyId,
     apiKey: config.apiKey,
