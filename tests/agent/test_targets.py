@@ -117,6 +117,22 @@ async def test_a_target_behind_tls(
     assert site.asked_for == [None, "router.lan", None]  # no SNI for an address (RFC 6066 3)
 
 
+async def test_a_target_whose_authority_the_system_trusts_needs_no_setting(
+    proxy: FakeProxy,
+    make_config: MakeConfig,
+    start_agent: StartAgent,
+    start_target: StartTarget,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    site = TlsSite(tmp_path, NAMES, page)
+    monkeypatch.setenv("SSL_CERT_FILE", str(site.ca_file))  # where OpenSSL has the system's
+    url = f"https://127.0.0.1:{await start_target(site.serve)}"
+    await start_agent(make_config(ServiceConfig(name="web", target=url)))
+    answer = await ask(await proxy.next_session())
+    assert answer.startswith(b"HTTP/1.1 200 OK\r\n") and answer.endswith(b"\r\n\r\nrouter")
+
+
 @pytest.mark.parametrize(
     "changes",
     [{}, {"server_name": "other.lan", "ca_file": "ca.pem"}, {"server_name": "router.lan"}],
