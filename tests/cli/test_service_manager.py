@@ -173,3 +173,9 @@ def test_the_units_wait_for_what_the_daemons_say(program):
             f"/opt/tunnelmux/bin/tunnelmux-{program} check --config /etc/tunnelmux/{program}.toml"
         )
         assert hang_up == "/bin/kill -HUP $MAINPID"
+
+
+def test_the_unit_of_the_proxy_waits_for_a_program_that_an_upgrade_has_started():
+    # That is no child of systemd, which with "mixed" waits for the main process only if it is one.
+    unit = (ROOT / "cmd" / "tunnelmux-proxy" / "tunnelmux-proxy.service").read_text()
+    assert "\nKillMode=control-group\n" in unit
