@@ -8,6 +8,7 @@ from typing import Any
 
 import asyncssh
 import pytest
+from structlog.testing import capture_logs
 
 from support.hostile_ssh import HostileClient
 from tunnelmux.config.gateway import GatewayLimits, TunnelsConfig
@@ -90,10 +91,12 @@ def tunnel_of(wire: Wire, loop: Any) -> DeviceTunnel:
 async def test_a_device_that_asks_for_forwards_in_vain_for_ever_is_ended() -> None:
     wire = Wire()
     tunnel = tunnel_of(wire, None)
-    for _ in range(1000):
-        tunnel.forward_requested("no name", 80)
+    with capture_logs() as logs:
+        for _ in range(1000):
+            tunnel.forward_requested("no name " * 10_000, 80)
     assert wire.ended == ["it asks for too many forwards that are refused"]
     assert len(wire.told) < 200
+    assert sum(map(len, wire.told)) < 50_000 and len(str(logs)) < 100_000
 
 
 async def test_a_device_has_so_many_sessions_and_one_time_to_end() -> None:

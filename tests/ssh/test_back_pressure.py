@@ -1,8 +1,10 @@
-"""A peer that asks and does not read, or asks for more than is answered, fills no memory."""
+"""A peer that asks and does not read, or asks for more than is answered, fills no memory, and one
+that takes its data byte by byte takes no processor."""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,9 +12,9 @@ from typing import Any
 
 import asyncssh
 import pytest
-from asyncssh.packet import Boolean, String, UInt32
+from asyncssh.packet import Boolean, SSHPacket, String, UInt32
 
-from support.hostile_ssh import GLOBAL_REQUEST, IGNORE, HostileClient
+from support.hostile_ssh import GLOBAL_REQUEST, IGNORE, OPEN, OPENED, HostileClient
 from tunnelmux.ssh.back_pressure import BackPressure
 
 MOST_UNSENT = 32_768
@@ -37,6 +39,9 @@ class Server(asyncssh.SSHServer):
 
     def password_auth_supported(self) -> bool:
         return True
+
+    def session_requested(self) -> asyncssh.SSHServerSession[str]:
+        return asyncssh.SSHServerSession()
 
     async def server_requested(self, _host: str, _port: int) -> bool:
         return False
@@ -113,6 +118,42 @@ def test_what_comes_while_a_log_in_waits_is_little() -> None:
             return len(Server.last.connection._inpbuf)
 
     assert asyncio.run(attack()) < 500_000
+
+
+@pytest.mark.parametrize(("size", "is_ended"), [(1, True), (1023, True), (1024, False)])
+@pytest.mark.parametrize("opener", ["peer", "we"])
+def test_a_peer_that_takes_tiny_packets_is_ended(opener: str, size: int, *, is_ended: bool) -> None:
+    window = UInt32(2**31 - 1)
+
+    def confirm(client: HostileClient, _type: int, _id: int, packet: SSHPacket) -> bool:
+        packet.get_string()
+        number = UInt32(packet.get_uint32())
+        client.send_packet(OPENED, number, UInt32(0), window, UInt32(size))
+        return True
+
+    def is_open(server: Any) -> bool:
+        sizes = [channel._send_pktsize for channel in server._channels.values()]
+        return server._transport is not None and sizes == [size]
+
+    async def attack() -> bool:
+        async with hostile_client(needs_proof=False) as client:
+            await client.log_in()
+            client.on(OPEN, confirm)
+            client.on(OPENED, lambda *_: True)
+            server = Server.last.connection
+            if opener == "peer":
+                client.send_packet(OPEN, String("session"), UInt32(0), window, UInt32(size))
+            else:
+                asking = server.create_connection(asyncssh.SSHTCPSession, "web", 80)
+                opening = asyncio.ensure_future(asking)
+            while not server.is_closed() and not is_open(server):  # noqa: ASYNC110  asyncssh has no event for either
+                await asyncio.sleep(0)
+            if opener == "we":
+                with contextlib.suppress(asyncssh.Error):
+                    await opening
+            return bool(server.is_closed())
+
+    assert asyncio.run(attack()) == is_ended
 
 
 @pytest.mark.slow

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
 from asyncssh.connection import SSHClientConnection
 from asyncssh.packet import String
 
-__all__ = ["AUTH_REQUEST", "GLOBAL_REQUEST", "IGNORE", "HostileClient"]
+__all__ = ["AUTH_REQUEST", "GLOBAL_REQUEST", "IGNORE", "OPEN", "OPENED", "HostileClient"]
 
-IGNORE, AUTH_REQUEST, GLOBAL_REQUEST, REFUSED = 2, 50, 80, 82
+IGNORE, AUTH_REQUEST, GLOBAL_REQUEST, REFUSED, OPEN, OPENED = 2, 50, 80, 82, 90, 91
 
 _BUFFERS = 32_768
 # Bytes that the kernel may keep for it: what is not read shall soon be noticed.
@@ -34,6 +35,10 @@ class HostileClient(SSHClientConnection):
 
     def try_next_auth(self, **_: Any) -> None:
         self.is_ready.set()
+
+    def on(self, packet: int, answer: Callable[..., Any]) -> None:
+        """Have packets of this type handled by `answer(client, type, number, packet)`."""
+        self._packet_handlers[packet] = answer
 
     @property
     def unsent(self) -> int:

@@ -78,6 +78,9 @@ _GOODBYE = 3.0
 _MOST_REFUSED = 100
 # Forwards that one connection may ask for in vain: each is a line of the log. Then it is ended.
 
+_LONGEST_SHOWN = 64
+# Characters of a name that are said again: as long as a good one, where one of 250 kB may come.
+
 _FIRST_PORT = 40_000
 # The first port that clients are told which leave the choice to the server. Nothing listens there.
 
@@ -155,9 +158,10 @@ class DeviceTunnel:
     def forward_requested(self, host: str, port: int) -> Any:
         """What asyncssh keeps as the listener of a forward; False to refuse it."""
         service = service_of(host, port, set(self._forwards))
+        shown = f"{host[:_LONGEST_SHOWN]}:{port}"
         if service is None or len(self._forwards) >= self._max_forwards:
             self._tell(
-                f"-R {host}:{port} is refused: write -R NAME:PORT:HOST:PORT with a new name of "
+                f"-R {shown} is refused: write -R NAME:PORT:HOST:PORT with a new name of "
                 f"letters, digits and hyphens, {self._max_forwards} times at most"
             )
             return False
@@ -166,7 +170,7 @@ class DeviceTunnel:
         try:
             self._config([*self._forwards.values(), forward], Secret("x" * 20), Path("/"))
         except ConfigError as exc:
-            self._tell(f"-R {host}:{port} is refused: {exc}")
+            self._tell(f"-R {shown} is refused: {exc}")
             return False
         self._forwards[service] = forward
         self._bridge.soon(self._wake)

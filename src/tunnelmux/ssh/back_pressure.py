@@ -2,13 +2,17 @@
 
 asyncssh answers a request whether or not its answers are read, and goes on reading while it works
 on one. A peer that asks and does not read would fill the memory of this process, before it has
-logged in as well as after. So its connection is not read while too much of it waits.
+logged in as well as after. So its connection is not read while too much of it waits. And asyncssh
+makes packets as small as the peer wants them: with a byte in each, one peer would take the whole
+processor. So its connection ends.
 """
 
 from __future__ import annotations
 
 import asyncio
 from typing import Any
+
+import asyncssh
 
 __all__ = ["BackPressure"]
 
@@ -22,6 +26,10 @@ _MOST_REQUESTS = 16
 _MOST_DEFERRED = 4096
 # Packets that wait for the end of a key exchange: more than all windows of a busy connection hold.
 
+_LEAST_PACKET = 1024
+# Bytes of a channel's data that a peer takes in one packet. It has to take packets of 32,768 (RFC
+# 4253 section 6.1), and the smallest servers and clients take 2,048.
+
 _AT_ONCE = 65_536
 # Bytes read in one turn of the loop, so that a flood of small packets takes a few milliseconds
 # before others have their turn.
@@ -31,7 +39,8 @@ _LOOK = 0.02
 
 
 class BackPressure:
-    """Reads a connection of asyncssh no further while its peer is behind.
+    """Reads a connection of asyncssh no further while its peer is behind, and ends it where the
+    peer wants its data in tiny packets.
 
     To be made where asyncssh says that the connection is made. Its transport tells how much it has
     not sent yet, and can pause reading.
@@ -63,9 +72,18 @@ class BackPressure:
 
     def _received(self, data: bytes, datatype: Any = None) -> None:
         self._take(data, datatype)
+        # Before anything is written to a channel that was opened just now.
+        if any(0 < size < _LEAST_PACKET for size in self._packet_sizes()):
+            reason = f"a channel must take packets of {_LEAST_PACKET} bytes"
+            self._connection.disconnect(asyncssh.DISC_PROTOCOL_ERROR, reason)
         if not self._transport.is_closing() and self.is_behind:
             self._transport.pause_reading()
             self._look_later()
+
+    def _packet_sizes(self) -> list[int]:
+        """What each channel's peer takes in a packet; 0 where it has not said."""
+        channels = list(self._connection._channels.values())  # noqa: SLF001
+        return [channel._send_pktsize for channel in channels]  # noqa: SLF001
 
     def _look_later(self) -> None:
         # asyncssh has no callback for when one of these grows shorter.
