@@ -230,12 +230,8 @@ class SqlBrowserSessions(Repository, BrowserSessions):
 
     @writes
     def use_once(self, tx: Transaction, key: str, until: datetime) -> bool:
-        digest = hash_token(key)
         tx.execute(_O.delete().where(_O.c.until <= tx.now))
-        if tx.execute(sa.select(_O.c.key).where(_O.c.key == digest)).first():
-            return False
-        tx.execute(_O.insert().values(key=digest, until=until))
-        return True
+        return tx.insert_new(_O, key=hash_token(key), until=until)
 
 
 def _living(tx: Transaction) -> sa.Select[Any]:

@@ -72,7 +72,9 @@ def _count(tx: Transaction, subject: str, *, is_known: bool) -> None:
         tx.execute(_G.update().where(_G.c.subject == subject).values(guesses=_G.c.guesses + 1))
     else:
         tx.execute(_G.delete().where(_G.c.subject == subject))
-        tx.execute(_G.insert().values(subject=subject, since=tx.now, guesses=1))
+        # Another transaction may count the same one first in this moment.
+        more = {"guesses": _G.c.guesses + 1}
+        tx.insert_new(_G, more, subject=subject, since=tx.now, guesses=1)
 
 
 def find_code(

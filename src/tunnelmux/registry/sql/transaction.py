@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from datetime import datetime
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, CursorResult, Row
 
 from tunnelmux.errors import NoSuchRecord
@@ -104,6 +105,23 @@ class Transaction:
     def insert(self, table: sa.Table, **values: object) -> None:
         """INSERT of one row of this tenant."""
         self.execute(table.insert().values(tenant_id=self.tenant, **values))
+
+    def insert_new(
+        self, table: sa.Table, on_known: Mapping[str, object] | None = None, **values: object
+    ) -> bool:
+        """INSERT of one row of no tenant, unless there is one with its key: then `on_known` are
+        its new values. Whether it was inserted, or changed. Two transactions that do it at once
+        are both right, where one of a SELECT and an INSERT would fail."""
+        insert = (
+            postgresql.insert if self._connection.dialect.name == "postgresql" else sqlite.insert
+        )
+        statement = insert(table).values(**values)
+        key = list(table.primary_key)
+        if on_known is None:
+            statement = statement.on_conflict_do_nothing(index_elements=key)
+        else:
+            statement = statement.on_conflict_do_update(index_elements=key, set_=on_known)
+        return self.execute(statement.returning(*key)).first() is not None
 
     def update(self, table: sa.Table, *where: sa.ColumnElement[bool], **values: object) -> int:
         """UPDATE of this tenant's rows; how many there were."""

@@ -197,13 +197,10 @@ class SqlVisitors(Repository, Visitors):
 
     @writes
     def use_ticket(self, tx: Transaction, ticket_id: str, until: float) -> bool:
-        digest = hash_token(f"ticket {ticket_id}")
         # Each call also deletes expired ones: the table holds the tickets used recently.
         tx.execute(_O.delete().where(_O.c.until <= tx.now))
-        if tx.execute(sa.select(_O.c.key).where(_O.c.key == digest)).first():
-            return False
-        tx.execute(_O.insert().values(key=digest, until=datetime.fromtimestamp(until, UTC)))
-        return True
+        key = hash_token(f"ticket {ticket_id}")
+        return tx.insert_new(_O, key=key, until=datetime.fromtimestamp(until, UTC))
 
     @writes
     def use_link(self, tx: Transaction, link_id: str, label: str, service: str) -> bool:
