@@ -11,8 +11,10 @@ import pytest
 import trio
 
 from support.apis import LiveApi, live_api
+from support.crowds import dial_from
 from support.own_thread import replace_here
 from support.tenants import person
+from tunnelmux.config import Address
 from tunnelmux.config.api import ApiLimits
 
 
@@ -125,14 +127,50 @@ async def test_connections_that_say_nothing_give_way(tmp_path: Path) -> None:
 async def test_an_address_has_so_many_connections(tmp_path: Path) -> None:
     limits = ApiLimits(max_connections_per_address=3)
     async with live_api(tmp_path, limits=limits) as api:
+        ann = await person(api, "ann")
         opened = await silent_connections(api, 3)
         for connection in opened:
-            connection.sendall(b"GET / HTTP/1.1\r\n")
-        await _until_status(api, None)  # when the server has seen the bytes: silence gives way
+            await trio.to_thread.run_sync(_ask, connection, ann.token)
+        await _until_status(api, None)  # people keep their connections
         opened.pop().close()
         await _until_status(api, 401)
         for connection in opened:
             connection.close()
+
+
+async def test_strangers_who_begin_requests_keep_no_one_out(tmp_path: Path) -> None:
+    limits = ApiLimits(max_connections=6, max_connections_per_address=6)
+    async with live_api(tmp_path, limits=limits) as api:
+        ann = await person(api, "ann")
+        [anns] = await silent_connections(api, 1)
+        assert b" 200 " in await trio.to_thread.run_sync(_ask, anns, ann.token)
+        strangers = []
+        for number in range(18):
+            stranger = await dial_from(
+                f"127.0.1.{1 + number}", Address("127.0.0.1", api.running.port)
+            )
+            await stranger.send_all(b"GET /api/health HTTP/1.1\r\n")
+            strangers.append(stranger)
+        for _ in range(3):
+            assert b" 200 " in await trio.to_thread.run_sync(_ask, anns, ann.token)
+            assert (await api.call("GET", "/api/auth/me", ann.token)).status_code == 200
+        anns.close()
+        for stranger in strangers:
+            await stranger.aclose()
+
+
+def _ask(connection: socket.socket, token: str) -> bytes:
+    """The first bytes of the answer, on a connection that stays open."""
+    connection.settimeout(30)
+    field = f"Authorization: Bearer {token}"
+    connection.sendall(f"GET /api/auth/me HTTP/1.1\r\nHost: x\r\n{field}\r\n\r\n".encode("ascii"))
+    answer = b""
+    while not answer.endswith(b"}"):
+        part = connection.recv(65_536)
+        if not part:
+            break
+        answer += part
+    return answer[:20]
 
 
 async def test_who_takes_all_descriptors_does_not_stop_the_server(

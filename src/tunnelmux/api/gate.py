@@ -30,7 +30,7 @@ from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.transports.admission import source_of
 
-__all__ = ["Gate", "GateLimits"]
+__all__ = ["PLACE", "Gate", "GateLimits"]
 
 _log = get_logger("api")
 
@@ -44,6 +44,9 @@ _DRAIN_SECONDS = 2.0
 
 _LONGEST_PAGE = 2048
 # Characters of a page's path and query that a person is sent back to.
+
+PLACE = "tunnelmux.place"
+"""Where the server puts the place of a connection into the state of its requests."""
 
 _GOES_TO_DEVICE = re.compile(r"/api/devices/[^/\0]+/(?:http|ws)/[^/\0]+/")
 # The path behind this is for a service of a device, which checks it itself.
@@ -156,6 +159,8 @@ class Gate:
         except Refused as exc:
             return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
         scope["state"]["principal"] = principal
+        if principal is not None and (place := scope["state"].get(PLACE)) is not None:
+            place.has_spoken()
         if principal is None and not is_public(scope["path"]):
             return _not_signed_in(scope)
         if scope.get("method") in _SAFE_METHODS or principal is None or not principal.is_browser:

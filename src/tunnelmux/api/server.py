@@ -27,6 +27,7 @@ from anycorn.utils import wrap_app
 from anycorn.worker_context import WorkerContext
 from anyio.streams.tls import TLSStream
 
+from tunnelmux.api.gate import PLACE
 from tunnelmux.config import Address
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import reset_socket
@@ -164,16 +165,18 @@ class _Server:
         with place, contextlib.closing(connection), trio.CancelScope() as scope:
             place.on_give_way = scope.cancel
             try:
-                stream = await self._open(connection, place)
+                stream = await self._open(connection)
                 if stream is not None:
-                    state = ConnectionState(LifespanState())
+                    # The gate says there when a request shows who is behind it: until then, this
+                    # connection gives way to others, whatever it has sent.
+                    state = ConnectionState(LifespanState({PLACE: place}))
                     await _Connection(self._app, self._config, self.context, state, stream).run()
             except* (OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.EndOfStream):
                 pass  # it left, or its TLS handshake failed
             except* Exception:  # noqa: BLE001  a bug in one connection must not end the others
                 _log.exception("unhandled error in connection")
 
-    async def _open(self, connection: socket.socket, place: Place) -> anyio.abc.SocketStream | None:
+    async def _open(self, connection: socket.socket) -> anyio.abc.SocketStream | None:
         """The connection as a stream for anycorn; None when the peer sent nothing."""
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         heard = False
@@ -182,7 +185,6 @@ class _Server:
             heard = True
         if not heard:
             return None
-        place.has_spoken()
         connection.getpeername()  # or OSError: it has left
         plain = await anyio.abc.SocketStream.from_socket(connection)
         if self._certificates is None:

@@ -338,7 +338,7 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     max_connections: int = 4096
     """Connections at once, and never more than half of the descriptors that the process may have
-    (LimitNOFILE). With more, the oldest that has sent nothing gives way."""
+    (LimitNOFILE). With more, the oldest on which no caller has proved who they are gives way."""
 
     max_connections_per_address: int = 256
     """Connections at once from one address, of IPv6 from one /64; more are reset. Room for an
