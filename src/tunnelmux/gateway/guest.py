@@ -123,7 +123,9 @@ def run_as_guest(main: Callable[[asyncio.AbstractEventLoop], Awaitable[T]]) -> T
         result: T = (await over).unwrap()
         return result
 
-    return asyncio.run(host())
+    # Not the policy's loop: where trio-asyncio is imported, that is one on a Trio of its own.
+    with asyncio.Runner(loop_factory=asyncio.SelectorEventLoop) as runner:
+        return runner.run(host())
 
 
 def _tell(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
