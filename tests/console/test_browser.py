@@ -492,6 +492,7 @@ async def check_player(page: BrowserPage, api: LiveApi, recording: str) -> None:
     await page.evaluate("document.querySelector('tm-player').seek(2.3)")
     shown = "document.querySelector('.xterm-rows').innerText"
     await page.wait_until(f"{shown}.includes('last words') && {shown}.includes('first words')")
+    await keep_picture(page, "player-at-its-end", *LOOKS[0])
 
 
 async def check_bulk(page: BrowserPage, api: LiveApi, tenant: TenantRegistry) -> None:
