@@ -290,3 +290,21 @@ async def test_many_sessions_are_said_again_in_one_call(cluster: Cluster) -> Non
     for number in (0, 599, 1199):
         [place] = await a.directory.find(f"dev{number}")
         assert (place.generation, place.instance) == (1000 + number, f"i{number}")
+
+
+@pytest.mark.parametrize("hours", [1, -1])
+async def test_a_clock_that_jumps_loses_no_living_node_and_keeps_no_dead_one(
+    cluster: Cluster, hours: int
+) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    before = await b.directory.claim("dev1", "i1")
+    cluster.let_pass(hours * 3600)
+    await a.beat()
+    await b.beat()
+    [place] = await a.directory.find("dev1")
+    assert place.generation == before.generation, "both live, though one was heard late"
+    cluster.let_pass(hours * 3600)
+    await beats(cluster, 3 * LEASE, a)
+    assert await a.directory.find("dev1") == [], "b was not heard any more"
+    after = await a.directory.claim("dev1", "i2", before.generation)
+    assert after.generation > before.generation

@@ -143,6 +143,8 @@ class PlaceBook:
             known.record = me
             self._tell_of_nodes()
         known.until = now + self._lease
+        for node in self._live.values():  # of a clock that was set back
+            node.until = min(node.until, known.until)
         for name in [name for name, node in self._live.items() if node.until <= now]:
             self._forget(name)
         seen = int(heard.message or 0)

@@ -136,6 +136,10 @@ redis.call('SET', P .. 'last', string.format('%.0f', time))
 if last > 0 and math.abs(time - last) > LEASE / 2 then
   grace = time + LEASE
   redis.call('SET', P .. 'grace', string.format('%.0f', grace))
+  -- Where it was set back, the dead would count as living until it is where it was.
+  local least = '(' .. string.format('%.0f', grace)
+  local ahead = redis.call('ZRANGEBYSCORE', P .. 'live', least, '+inf')
+  for _, other in ipairs(ahead) do redis.call('ZADD', P .. 'live', grace, other) end
 end
 if time >= grace then
   local dead = redis.call('ZRANGEBYSCORE', P .. 'live', '-inf', time, 'LIMIT', 0, 16)
