@@ -20,7 +20,7 @@ from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.config.groups import GroupConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.cluster.hops import ThereHandle
-from tunnelmux.relay import reset_socket
+from tunnelmux.relay import relay, reset_socket
 from tunnelmux.sessions import OwnHandle
 
 
@@ -327,6 +327,45 @@ async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
                 while not answers:  # noqa: ASYNC110
                     await trio.sleep(0.02)
         assert answers == {"/slow": 200}
+
+
+@pytest.mark.slow
+async def test_devices_of_a_node_that_drains_are_reached_while_a_visitor_takes_his_time(
+    nodes: Nodes, origin: Origin, web: Address
+) -> None:
+    asked, go_on = trio.Event(), trio.Event()
+
+    async def slow(peer: Peer, _head: bytes) -> None:
+        asked.set()
+        await go_on.wait()
+        await peer.send(reply(b"slow"))
+
+    origin.pages[b"/slow"] = slow
+    answers: dict[str, int] = {}
+    turn = ["b", "a"]
+
+    async def visit(path: str) -> None:
+        answers[path] = (await nodes.get("a", path)).status
+
+    async def balance(stream: trio.SocketStream) -> None:
+        address = nodes[turn.pop(0) if len(turn) > 1 else "a"].tunnel_address
+        assert address is not None
+        await relay(stream, await trio.open_tcp_stream(address.host, address.port))
+
+    async with (
+        serving(balance) as balancer,
+        nodes.agent("b", {"web": f"http://{web}"}, at=balancer),
+    ):
+        async with trio.open_nursery() as visitors:
+            visitors.start_soon(visit, "/slow")
+            await asked.wait()
+            visitors.start_soon(nodes["b"].drain, 300)
+            await nodes.holds("a")
+            assert (await nodes.get("a")).status == 200
+            assert answers == {}, "it goes on over the session before"
+            go_on.set()
+        assert answers == {"/slow": 200}
+        assert (await nodes.get("a")).status == 200
 
 
 @pytest.mark.slow

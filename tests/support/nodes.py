@@ -14,6 +14,7 @@ from support.redis_server import RedisServer
 from support.visitor import Answer, fetch
 from tunnelmux.agent import run_agent
 from tunnelmux.config import (
+    Address,
     AgentConfig,
     BackoffConfig,
     Device,
@@ -77,13 +78,20 @@ class Nodes:
 
     @asynccontextmanager
     async def agent(
-        self, name: str, targets: dict[str, str], device: str = "dev1"
+        self,
+        name: str,
+        targets: dict[str, str],
+        device: str = "dev1",
+        *,
+        at: Address | None = None,
     ) -> AsyncIterator[None]:
-        """The device's agent, connected to that node; all nodes can find it."""
-        proxy = self.by_name[name]
+        """The device's agent, connected to that node, by a load balancer *at* that address if one
+        is given; all nodes can find it.
+        """
+        at = at or self.by_name[name].tunnel_address
         config = AgentConfig(
             proxy=ProxyEndpoint(
-                url=f"ws://{proxy.tunnel_address}/tunnel/connect",
+                url=f"ws://{at}/tunnel/connect",
                 token=Secret(f"token-of-{device}"),
             ),
             device=Device(name=device),

@@ -383,7 +383,7 @@ class RunningProxy:
             await self._presence.finish()  # as long as writing one small local file takes
         self._tunnel.is_draining = True
         if self.cluster is not None and not self.succession.is_followed:
-            self.cluster.leave()
+            await self.succession.leave(self.cluster, self._grace.deadline)
         if self.registered is not None:
             self.registered.leases.fall_silent()
         self._http.drain()

@@ -17,6 +17,7 @@ from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.listeners import ListenerSet
 
 if TYPE_CHECKING:
+    from tunnelmux.proxy.cluster.node import ClusterNode
     from tunnelmux.proxy.workers.upgrade import PassVisitor
 
 __all__ = ["AGENTS_FIRST", "Succession"]
@@ -68,6 +69,16 @@ class Succession:
         if self._presence is not None:
             await self._presence.finish()
         await move_agents(self._tunnel.sessions, self._tunnel.settings.ingress)
+
+    async def leave(self, cluster: ClusterNode, until: float) -> None:
+        """Leave the cluster. Agents make their next session at another node, if there is one, while
+        visitors go on here; *until* then (`trio.current_time()`) at the latest.
+        """
+        has_others = cluster.has_others
+        cluster.leave()
+        if has_others:
+            with trio.move_on_at(until):
+                await self.move_agents()
 
     def keep_agents(self) -> None:
         """Accept agents again: the next program has failed."""

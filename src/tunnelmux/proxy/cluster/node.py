@@ -59,6 +59,11 @@ class ClusterNode(abc.ABC):
         """Ask other nodes only about devices of these names."""
         self._store.is_known = is_known
 
+    @property
+    def has_others(self) -> bool:
+        """Whether agents can go on at another node of the cluster when this one ends."""
+        return False
+
     def leave(self) -> None:
         """Leave the cluster: other nodes no longer find devices here. Streams on hops go on."""
         self._running.cancel(reason="the node leaves its cluster")
@@ -123,6 +128,11 @@ class RedisNode(ClusterNode):
         self._redis_url = settings.read_redis()
         self._identity = NodeIdentity.made_for(self.name)
         self._doors = self.doors = HopDoors(self._identity, self.server, config.limits.ingress)
+
+    @property
+    def has_others(self) -> bool:
+        membership = self.server.membership
+        return membership is not None and len(membership.nodes) > 1
 
     async def run(
         self,
