@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pwd
 import subprocess
@@ -127,6 +128,18 @@ def open_stage(tmp_path: Path, debian_program: Callable[[str, str], str]) -> Ope
             nursery.cancel_scope.cancel()
 
     return make
+
+
+async def test_a_connection_that_does_not_log_in_is_ended_after_login_timeout(
+    open_stage: OpenStage,
+) -> None:
+    async with open_stage(limits=ShellLimits(login_timeout=0.2)) as stage:
+        silent = await trio.open_tcp_stream("127.0.0.1", stage.port)
+        async with silent:
+            await silent.send_all(b"SSH-2.0-silent\r\n")
+            with trio.fail_after(30), contextlib.suppress(trio.BrokenResourceError):
+                while await silent.receive_some():
+                    pass
 
 
 async def test_a_command_has_its_streams_its_status_and_none_of_the_agents_variables(

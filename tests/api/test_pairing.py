@@ -131,7 +131,7 @@ async def test_a_device_shows_a_code_and_waits_for_an_operator(tmp_path: Path) -
         with trio.fail_after(30):
             assert await process.wait() == 0
         written = tomllib.loads((tmp_path / "agent.toml").read_text())
-        assert written["device"]["name"] == "kitchen"
+        assert written["device"] == {"name": "kitchen", "serial": "SN123"}
         nursery.cancel_scope.cancel()
 
 

@@ -40,7 +40,7 @@ async def test_a_jump_reaches_the_devices_own_sshd(site: Site) -> None:
 
 async def test_only_declared_services_of_the_lease_are_reached(site: Site) -> None:
     bob = await site.user("bob")
-    await site.lease(bob, services=("web",), rights=("forward",))
+    lease = await site.lease(bob, services=("web",), rights=("forward",))
     file = site.jump_configuration(bob)
     ssh = site.program("ssh", "openssh-client")
     port = free_port()
@@ -55,6 +55,8 @@ async def test_only_declared_services_of_the_lease_are_reached(site: Site) -> No
     finally:
         process.terminate()
         await process.wait()
+    (forward, *_) = await site.records_of(lease, 1, "lease.forward")
+    assert (forward["service"], forward["recording"]) == ("web", "none: this is sealed")
     for target, why in (
         ("cam1:22", b"no service ssh for you (it has web)"),
         ("cam1:8080", b"is no service: write SERVICE--cam1"),

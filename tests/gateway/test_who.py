@@ -186,13 +186,23 @@ async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None
     assert (await site.ssh(bob, f"{site.sshd.user}@cam1", "true")).returncode == 0
 
 
-async def test_connections_from_elsewhere_are_closed_at_once(open_site: OpenSite) -> None:
-    async with open_site('[gateway]\nallow = ["192.0.2.0/24"]\n') as site:
-        stream = await trio.open_tcp_stream("127.0.0.1", site.port)
+async def test_connections_from_elsewhere_end_at_once_and_those_without_a_log_in_after_a_time(
+    open_site: OpenSite,
+) -> None:
+    more = '[gateway]\nallow = ["127.0.0.1/32"]\n[limits]\nlogin_timeout = 1\n'
+    async with open_site(more) as site:
+        elsewhere = "127.0.0.2"
+        stream = await trio.open_tcp_stream("127.0.0.1", site.port, local_address=elsewhere)
         async with stream:
-            with trio.fail_after(20):
+            with trio.fail_after(30):
                 assert await stream.receive_some() == b""
         await site.gateway.logged("ssh connection refused", reason="not in gateway.allow")
+        stream = await trio.open_tcp_stream("127.0.0.1", site.port)
+        async with stream:
+            await stream.send_all(b"SSH-2.0-silent\r\n")
+            with trio.fail_after(30), contextlib.suppress(trio.BrokenResourceError):
+                while await stream.receive_some():
+                    pass
 
 
 async def test_a_host_certificate_is_served(open_site: OpenSite, tmp_path: Path) -> None:

@@ -407,8 +407,9 @@ secret_file = "{folder}/internal.secret"
 """
     access = f'[access]\nauthority_file = "{folder}/authority.key"\n'
     if more.startswith("[gateway]"):
-        tables = tables.replace("[gateway]", more)
-        more = ""
+        own, bracket, rest = more.partition("\n[")
+        tables = tables.replace("[gateway]", own)
+        more = bracket.lstrip() + rest
     if "[access]" in more:
         return tables + more.replace("[access]", access.rstrip())
     return tables + access + more

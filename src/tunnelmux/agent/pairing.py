@@ -275,7 +275,7 @@ def write_configuration(
         "",
         "[device]",
         f"name = {json.dumps(joined.device)}",
-        *([f"# serial = {json.dumps(serial)}"] if serial else []),
+        *([f"serial = {json.dumps(serial)}"] if serial else []),
     ]
     for name, target in services:
         lines += [

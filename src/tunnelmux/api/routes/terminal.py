@@ -216,8 +216,9 @@ def _question(waiting: TerminalRequest, code: str, who: str, role: str) -> str:
 <dt>It says it is</dt><dd>{html.escape(waiting.client)}</dd>
 <dt>It asked from</dt><dd>{html.escape(waiting.address)}</dd>
 <dt>It will act as</dt><dd>{html.escape(who)}, {html.escape(role)}</dd></dl>
-<p><strong>Go on only if you have just run <code>tunnelmux login</code> yourself and it shows this
-code.</strong> If another person sent you here, deny: they would get your rights.</p>
+<p><strong>Go on only if you have just run <code>tunnelmux login</code> or <code>ssh</code>
+yourself and it shows this code.</strong> If another person sent you here, deny: they would get
+your rights.</p>
 <form method="post" action="/terminal"><input type="hidden" name="code" value="{shown}">
 <p><button name="decision" value="approve">Sign it in</button>
 <button name="decision" value="deny">Deny</button></p></form>"""
