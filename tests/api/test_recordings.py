@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from support.apis import live_api
 from support.tenants import TEST, a_recording, person
 from tunnelmux.config.api import RecordingsConfig
-from tunnelmux.registry import RecordedEnd
+from tunnelmux.registry import IndexPoint, RecordedEnd
 
 CAST = b'{"version": 2, "width": 80, "height": 24}\n[0.1, "o", "hello"]\n'
 
@@ -62,3 +64,46 @@ async def test_a_file_that_is_elsewhere_or_gone_is_said_to_be(tmp_path: Path) ->
             await tenant.recordings.begin(recorded)
             answer = await api.call("GET", f"/api/recordings/{recorded.id}/cast", admin.token)
             assert answer.json()["code"] == code
+
+
+async def test_a_large_one_is_read_in_the_pieces_of_its_index(tmp_path: Path) -> None:
+    folder = tmp_path / "casts"
+    async with live_api(tmp_path, recordings=RecordingsConfig(folder=folder)) as api:
+        admin = await person(api, "admin", "admin")
+        tenant = api.running.api.registry.tenant(admin.tenant_id, TEST)
+        device, _ = await tenant.devices.add("cam1")
+        recorded = a_recording(device.id, admin.user_id)
+        await tenant.recordings.begin(recorded)
+        file = folder / recorded.file(tenant.tenant_id)
+        file.parent.mkdir(parents=True)
+        head, first, second = CAST.partition(b"\n")[0] + b"\n", b'[0.1, "o", "a"]\n', b"[7.0,...\n"
+        file.write_bytes(head + first + second)
+        start, middle = len(head), len(head) + len(first)
+        points = [IndexPoint(0.1, 0.1, start, 80, 24), IndexPoint(7.0, 2.1, middle, 100, 40)]
+        index = file.with_suffix(".index")
+
+        async def asked(what: str) -> Any:
+            return await api.call("GET", f"/api/recordings/{recorded.id}/{what}", admin.token)
+
+        # A recording that was made without an index is read as a whole.
+        assert (await asked("index")).json() == {"points": [], "complete": False}
+        assert (await asked("cast?piece=0")).json()["code"] == "recording_piece_unknown"
+        # One that goes on has a last line that is not whole yet.
+        index.write_bytes(b"".join(point.line for point in points) + b"[8.0, 3")
+        told = (await asked("index")).json()
+        assert not told["complete"]
+        shown = {"seconds": 7.0, "played": 2.1, "columns": 100, "rows": 40}
+        assert told["points"][1] == shown
+        assert (await asked("cast?piece=0")).content.partition(b"\n")[2] == first
+        last = (await asked("cast?piece=1")).content
+        assert last.partition(b"\n")[2] == second
+        assert json.loads(last.partition(b"\n")[0]) == {"version": 2, "width": 100, "height": 40}
+        end = IndexPoint(7.0, 2.1, file.stat().st_size, 100, 40)
+        index.write_bytes(b"".join(point.line for point in [*points, end]))
+        assert (await asked("index")).json()["complete"]
+        assert (await asked("cast?piece=1")).content == last
+        assert (await asked("cast?piece=3")).status_code == 404
+        # What is no index is none.
+        index.write_bytes(b"rubbish\n")
+        assert (await asked("index")).json()["points"] == []
+        assert (await asked("cast")).content == head + first + second

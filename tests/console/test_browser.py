@@ -24,7 +24,14 @@ from support.oidc import oidc_provider
 from support.peers import build_program
 from support.tenants import HOST_KEYS, SSH_KEY, TEST, a_recording, person
 from tunnelmux.config.api import GatewayEndpoint, OIDCConfig, RecordingsConfig
-from tunnelmux.registry import AssistState, Device, DeviceFilter, LeaseTerms, TenantRegistry
+from tunnelmux.registry import (
+    AssistState,
+    Device,
+    DeviceFilter,
+    IndexPoint,
+    LeaseTerms,
+    TenantRegistry,
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -493,6 +500,39 @@ async def check_player(page: BrowserPage, api: LiveApi, recording: str) -> None:
     shown = "document.querySelector('.xterm-rows').innerText"
     await page.wait_until(f"{shown}.includes('last words') && {shown}.includes('first words')")
     await keep_picture(page, "player-at-its-end", *LOOKS[0])
+    await check_pieces(page, api, recording)
+
+
+async def check_pieces(page: BrowserPage, api: LiveApi, recording: str) -> None:
+    """Of a large recording only those pieces are read that are looked at."""
+    folder = api.running.api.config.recordings.folder
+    assert folder is not None
+    (file,) = folder.rglob(f"{recording}.cast")
+    data, points = b'{"version": 2, "width": 80, "height": 24}\n', []
+    for number in range(6):
+        points.append(IndexPoint(number + 1.0, number + 1.0, len(data), 80, 24))
+        data += b'[%d.0, "o", "piece %d\\r\\n"]\n[%d.5, "o", "then\\r\\n"]\n' % (
+            *(number + 1, number),
+            number + 1,
+        )
+    file.write_bytes(data)
+    points.append(IndexPoint(6.5, 6.5, len(data), 80, 24))
+    file.with_suffix(".index").write_bytes(b"".join(point.line for point in points))
+    await open_page(page, f"{api.base}/recordings/{recording}")
+    player = "document.querySelector('tm-player')"
+    await page.wait_until(f"{player}.length === 6.5 && {player}.bar")
+    await page.evaluate(f"{player}.seek(5.2)")
+    shown = "document.querySelector('.xterm-rows').innerText"
+    await page.wait_until(f"{shown}.includes('piece 4')")
+    assert await page.evaluate(f"{shown}.includes('piece 3') && !{shown}.includes('piece 2')")
+    assert await page.evaluate(f"!{shown}.includes('piece 5')")
+    asked = "performance.getEntriesByType('resource').map(e => e.name.split('?piece=')[1] ?? '')"
+    await page.wait_until(f"{asked}.filter(Boolean).join() === '0,3,4'")
+    # Playing goes on into the next piece, and to the end.
+    await page.evaluate(f"{player}.querySelector('[data-play]').click()")
+    await page.wait_until(f"{shown}.includes('piece 5') && {player}.at === 6.5")
+    await page.evaluate(f"{player}.seek(1.2)")
+    await page.wait_until(f"{shown}.includes('piece 0') && !{shown}.includes('piece 3')")
 
 
 async def check_bulk(page: BrowserPage, api: LiveApi, tenant: TenantRegistry) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import os
@@ -210,11 +211,11 @@ async def test_a_reader_that_stops_holds_the_device_back(site: Site) -> None:
 async def test_what_is_old_is_removed(tmp_path: Path) -> None:
     folder = tmp_path / "tenant" / "2020-01-01"
     folder.mkdir(parents=True)
-    for name in ("old.cast", "old.json", "new.cast"):
+    for name in ("old.cast", "old.index", "old.json", "new.cast"):
         (folder / name).write_text("x")
-    for name in ("old.cast", "old.json"):
+    for name in ("old.cast", "old.index", "old.json"):
         os.utime(folder / name, (1, 1))
-    assert remove_old(tmp_path, 3600) == 2
+    assert remove_old(tmp_path, 3600) == 3
     assert [file.name for file in folder.iterdir()] == ["new.cast"]
 
 
@@ -228,6 +229,6 @@ def test_recordings_are_for_the_group_where_their_folder_is(
     recording.begin(80, 24, "xterm")
     for folder in path.parents[:2]:
         assert folder.stat().st_mode & 0o777 == modes[0]
-    for file in (path, path.with_suffix(".json")):
+    for file in (path, path.with_suffix(".index"), path.with_suffix(".json")):
         assert file.stat().st_mode & 0o777 == modes[1]
-    recording._file.close()
+    asyncio.run(recording.close({}))

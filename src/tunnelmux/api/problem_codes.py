@@ -89,6 +89,7 @@ CODES: dict[str, tuple[int, str]] = {
     # Recordings
     "recording_elsewhere": (409, "this server reads no recordings: see `[recordings] folder`"),
     "recording_gone": (404, "the recording's file is gone"),
+    "recording_piece_unknown": (404, "the recording has no such piece"),
     # Devices and commands
     "no_such_device": (404, "no device has this name, id or pattern"),
     "no_such_service": (404, "the device offers no service of this name"),

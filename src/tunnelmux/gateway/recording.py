@@ -1,7 +1,8 @@
 """Recordings of sessions as asciicast version 2, which any player of asciicast shows.
 
 Each line is a piece of output with the seconds since the beginning. The `.json` file of the same
-name says who had the session, where and when, and how it ended.
+name says who had the session, where and when, and how it ended. The `.index` file has the places
+from which a player can begin, so that it needs only a part of a large recording.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from typing import Any
 import msgspec
 
 from tunnelmux.observability import get_logger
+from tunnelmux.registry import IndexPoint
 
-__all__ = ["Recording", "RecordingStopped", "remove_old"]
+__all__ = ["INDEX_EVERY", "Recording", "RecordingStopped", "remove_old"]
 
 _log = get_logger("gateway")
 
@@ -31,6 +33,14 @@ _UNWRITTEN = 1024 * 1024
 _GATHERED = 0.02
 _PIECE = 256 * 1024
 # Seconds, and bytes, of events that are written together: each write takes a switch of threads.
+
+INDEX_EVERY = 1024 * 1024
+"""Bytes of a recording from one point of its index to the next."""
+
+_LONGEST_PAUSE = 2.0
+# Seconds: what players make of a longer pause.
+
+_SUFFIXES = (".cast", ".index", ".json")
 
 
 class RecordingStopped(Exception):
@@ -51,6 +61,12 @@ class Recording:
     on_room: Callable[[], object]
     on_stop: Callable[[str], object]
     _file: Any = None
+    _index: Any = None
+    _points: list[IndexPoint] = field(default_factory=list)
+    _next_point: int = 0
+    _window: tuple[int, int] = (80, 24)
+    _seconds: float = 0.0
+    _played: float = 0.0
     _mode: int = 0o600
     _began: float = 0.0
     _lines: list[bytes] = field(default_factory=list)
@@ -68,10 +84,11 @@ class Recording:
 
     def begin(self, columns: int, rows: int, term: str) -> None:
         """Make the file. Raises RecordingStopped."""
+        self._window = (columns or 80, rows or 24)
         header = {
             "version": 2,
-            "width": columns or 80,
-            "height": rows or 24,
+            "width": self._window[0],
+            "height": self._window[1],
             "timestamp": int(time.time()),
             "env": {"TERM": term or "dumb"},
         }
@@ -81,10 +98,9 @@ class Recording:
         self._began = time.monotonic()
         try:
             self._mode = _make_folder(self.path)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
-            self._file = os.fdopen(os.open(self.path, flags, 0o600), "wb", buffering=0)
-            os.fchmod(self._file.fileno(), self._mode)
-            self._write(json.dumps(header).encode("utf-8") + b"\n")
+            self._file = self._new_file(self.path)
+            self._index = self._new_file(self.path.with_suffix(".index"))
+            self._write(json.dumps(header).encode("utf-8") + b"\n", [])
             self._taken = self._size
             self._write_about({})
         except OSError as exc:
@@ -121,6 +137,7 @@ class Recording:
 
     def resized(self, columns: int, rows: int) -> None:
         """Record a new size of the person's window."""
+        self._window = (columns, rows)
         self._event("r", f"{columns}x{rows}")
 
     def mark(self, text: str) -> None:
@@ -144,8 +161,7 @@ class Recording:
         if self._writer is not None:
             await self._writer
         if self._file is not None:
-            file, self._file = self._file, None
-            await asyncio.to_thread(self._finish, file, end)
+            await asyncio.to_thread(self._finish, end)
 
     def _event(self, kind: str, text: str) -> bool:
         if not text or self._is_closed or self._problem:
@@ -156,6 +172,11 @@ class Recording:
             # Now, and not when the disk gets there: by then the person would have seen more.
             self._stop("it has reached recording.max_bytes")
             return True
+        self._played += min(seconds - self._seconds, _LONGEST_PAUSE)
+        self._seconds = seconds
+        if self._taken >= self._next_point:
+            self._points.append(self._point(self._taken))
+            self._next_point = self._taken + INDEX_EVERY
         self._taken += len(line)
         self._lines.append(line)
         self._unwritten += len(line)
@@ -176,8 +197,9 @@ class Recording:
     async def _write_waiting(self) -> None:
         while self._lines:
             lines, self._lines, self._unwritten = self._lines, [], 0
+            points, self._points = self._points, []
             try:
-                await asyncio.to_thread(self._write, b"".join(lines))
+                await asyncio.to_thread(self._write, b"".join(lines), points)
             except OSError as exc:
                 self._lines.clear()
                 self._unwritten = 0
@@ -187,12 +209,21 @@ class Recording:
                 self._is_full = False
                 self.on_room()
 
-    def _write(self, data: bytes) -> None:
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+    def _new_file(self, path: Path) -> Any:
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        file = os.fdopen(os.open(path, flags, 0o600), "wb", buffering=0)
+        os.fchmod(file.fileno(), self._mode)
+        return file
+
+    def _point(self, offset: int) -> IndexPoint:
+        return IndexPoint(self._seconds, self._played, offset, *self._window)
+
+    def _write(self, data: bytes, points: list[IndexPoint]) -> None:
+        _write_all(self._file, data)
         self._digest.update(data)
         self._size += len(data)
+        # Behind the events, so that a reader finds all that a point promises.
+        _write_all(self._index, b"".join(point.line for point in points))
 
     def _stop(self, problem: str) -> None:
         """Record nothing more. What was taken before is still written."""
@@ -203,9 +234,11 @@ class Recording:
             self.on_room()
         self.on_stop(problem)
 
-    def _finish(self, file: Any, end: dict[str, Any]) -> None:
-        file.close()
+    def _finish(self, end: dict[str, Any]) -> None:
+        file, index, self._file, self._index = self._file, self._index, None, None
         try:
+            with file, index:
+                _write_all(index, self._point(self._size).line)
             self._write_about(end)
         except OSError as exc:
             _log.error("recording stopped", file=str(self.path), problem=str(exc.strerror))
@@ -222,6 +255,12 @@ class Recording:
         draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         draft.chmod(self._mode)
         draft.replace(path)
+
+
+def _write_all(file: Any, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[file.write(view) :]
 
 
 def _make_folder(file: Path) -> int:
@@ -245,7 +284,7 @@ def remove_old(folder: Path, keep: float) -> int:
         return removed
     oldest = time.time() - keep
     for file in folder.rglob("*"):
-        if file.suffix in (".cast", ".json") and file.stat().st_mtime < oldest:
+        if file.suffix in _SUFFIXES and file.stat().st_mtime < oldest:
             file.unlink(missing_ok=True)
             removed += 1
     return removed

@@ -66,7 +66,7 @@ from tunnelmux.registry.people import (
     User,
     Users,
 )
-from tunnelmux.registry.recordings import Recorded, RecordedEnd, Recording, Recordings
+from tunnelmux.registry.recordings import IndexPoint, Recorded, RecordedEnd, Recording, Recordings
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry, open_registry
 from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_public_key
 from tunnelmux.registry.ssh_rules import CertifiedUser, RecordingFailure, SshRules, TenantSsh
@@ -121,6 +121,7 @@ __all__ = [
     "FleetDevice",
     "FleetLease",
     "GrantState",
+    "IndexPoint",
     "InstallKey",
     "InstallKeys",
     "Installation",

@@ -10,10 +10,13 @@ import abc
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import PurePath
+from typing import Self
+
+import msgspec
 
 from tunnelmux.registry.ids import Page
 
-__all__ = ["Recorded", "RecordedEnd", "Recording", "Recordings"]
+__all__ = ["IndexPoint", "Recorded", "RecordedEnd", "Recording", "Recordings"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,6 +48,34 @@ class Recorded:
         """Its path in the folder of recordings. Beside it is a file of the same name with `.json`,
         which has the same data as this record."""
         return PurePath(tenant_id, f"{self.began.astimezone(UTC):%Y-%m-%d}", f"{self.id}.cast")
+
+
+@dataclass(frozen=True, slots=True)
+class IndexPoint:
+    """A place in a recording's file from which a player can begin: a line of the file `.index`. The
+    last one of a recording that has ended is its end."""
+
+    seconds: float
+    """Seconds from the recording's beginning to the event there."""
+    played: float
+    """The same with each pause cut to two seconds, as players do."""
+    offset: int
+    """Bytes of the file before that event."""
+    columns: int
+    rows: int
+
+    @property
+    def line(self) -> bytes:
+        """As it is in the file."""
+        numbers = (self.seconds, self.played, self.offset, self.columns, self.rows)
+        return b"[%.6f, %.6f, %d, %d, %d]\n" % numbers
+
+    @classmethod
+    def read(cls, data: bytes) -> list[Self]:
+        """The points of an index, without a last line that is not whole yet. Raises ValueError."""
+        kind = tuple[float, float, int, int, int]
+        whole = data[: data.rfind(b"\n") + 1].splitlines()
+        return [cls(*msgspec.json.decode(line, type=kind)) for line in whole]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,25 +1,22 @@
-/* <tm-player src="…/cast">: asciicast version 2 on xterm.js: play, seek, speed; pauses are cut to two seconds. */
+/* <tm-player src="…/cast">: asciicast version 2 on xterm.js: play, seek, speed; pauses are cut to two seconds.
+   A large recording is read in the pieces of its index, those that are looked at. */
 import { LOOK, Terminal } from "./screen.js";
 
 class Player extends HTMLElement {
   async connectedCallback() {
-    const answer = await fetch(this.getAttribute("src"));
-    if (!answer.ok) return this.fail((await answer.json().catch(() => ({}))).detail ?? `The server refused it (${answer.status}).`);
-    const lines = (await answer.text()).trim().split("\n");
-    let head;
-    try { head = JSON.parse(lines[0]); } catch { return this.fail("The file is no recording."); }
-    const [cols, rows] = [head.width, head.height];
-    let at = 0;
-    let then = 0;
-    if (lines.length > 1 && !lines.at(-1).endsWith("]")) lines.pop();     // the session goes on, and its last line is incomplete
-    this.events = lines.slice(1).filter((line) => line[0] === "[").map((line) => {
-      const [time, kind, text] = JSON.parse(line);
-      at += Math.min(time - then, head.idle_time_limit ?? 2);
-      then = time;
-      return { at, kind, text };
-    });
-    this.length = at;
-    this.next = 0; this.at = 0; this.speed = 1;
+    const source = this.getAttribute("src");
+    let index;
+    try { index = await this.get(source.replace(/cast$/, "index"), "json"); } catch (error) { return this.fail(error.message); }
+    const { points, complete } = index;
+    const count = points.length - (complete ? 1 : 0);
+    // Each piece with the moment at which it begins; its events are there once it has been read.
+    this.pieces = count > 1
+      ? points.slice(0, count).map(({ played, columns, rows }, number) => ({ at: number && played, cols: columns, rows, url: `${source}?piece=${number}` }))
+      : [{ at: 0, url: source }];
+    this.length = complete && count > 1 ? points.at(-1).played : 0;
+    this.piece = 0; this.next = 0; this.at = 0; this.speed = 1;
+    try { await this.read(0); if (!this.length) await this.read(this.pieces.length - 1); } catch (error) { return this.fail(error.message); }
+    const { cols, rows } = this.pieces[0];
     this.term = new Terminal({ ...LOOK, cols, rows, disableStdin: true, cursorInactiveStyle: "block" });
     const face = this.querySelector(".face");
     this.term.open(face);
@@ -34,28 +31,77 @@ class Player extends HTMLElement {
     this.querySelector("select").onchange = (event) => { this.speed = Number(event.target.value); };
     this.seek(0);
   }
+  async get(url, kind) {
+    const answer = await fetch(url);
+    if (!answer.ok) throw new Error((await answer.json().catch(() => ({}))).detail ?? `The server refused it (${answer.status}).`);
+    return answer[kind]();
+  }
+  /* The events of a piece. */
+  read(number) {
+    const piece = this.pieces[number];
+    piece.reading ??= this.get(piece.url, "text").then((text) => {
+      const lines = text.trim().split("\n");
+      let head;
+      try { head = JSON.parse(lines[0]); } catch { throw new Error("The file is no recording."); }
+      if (lines.length > 1 && !lines.at(-1).endsWith("]")) lines.pop();     // the session goes on, and its last line is incomplete
+      let at = piece.at;
+      let then = number ? null : 0;
+      piece.events = lines.slice(1).filter((line) => line[0] === "[").map((line) => {
+        const [time, kind, said] = JSON.parse(line);
+        at += Math.min(time - (then ?? time), head.idle_time_limit ?? 2);
+        then = time;
+        return { at, kind, text: said };
+      });
+      piece.cols = head.width; piece.rows = head.height;
+      if (number === this.pieces.length - 1) this.length = at;
+    });
+    piece.reading.catch(() => { piece.reading = null; });
+    return piece.reading;
+  }
   fail(words) {
     const place = this.querySelector("[data-problem]");
     place.textContent = words;
     place.hidden = false;
   }
+  /* Show the moment `at`. Far from what is shown, that begins a piece earlier, so that the screen is full. */
   seek(at) {
-    if (at < this.at || at === 0) { this.term.reset(); this.next = 0; }
+    const wanted = Math.max(0, this.pieces.findLastIndex((piece) => piece.at <= at));
+    if (at < this.at || at === 0 || wanted > this.piece + 1) {
+      this.term.reset();
+      this.piece = Math.max(0, wanted - 1);
+      this.next = 0;
+      if (this.pieces[this.piece].cols) this.term.resize(this.pieces[this.piece].cols, this.pieces[this.piece].rows);
+    }
     this.at = at;
     this.write();
   }
   write() {
     let text = "";
-    for (; this.next < this.events.length && this.events[this.next].at <= this.at; this.next += 1) {
-      const { kind, text: said } = this.events[this.next];
-      if (kind === "o") text += said;
-      else if (kind === "r") { if (text) this.term.write(text); text = ""; this.term.resize(...said.split("x").map(Number)); }
+    while (true) {
+      const { events } = this.pieces[this.piece];
+      if (!events) { this.wait(this.piece); break; }
+      for (; this.next < events.length && events[this.next].at <= this.at; this.next += 1) {
+        const { kind, text: said } = events[this.next];
+        if (kind === "o") text += said;
+        else if (kind === "r") { if (text) this.term.write(text); text = ""; this.term.resize(...said.split("x").map(Number)); }
+      }
+      if (this.next < events.length || this.piece === this.pieces.length - 1 || this.pieces[this.piece + 1].at > this.at) break;
+      this.piece += 1;
+      this.next = 0;
     }
     if (text) this.term.write(text);
+    this.bar.max = this.length;
     this.bar.value = this.at;
     const words = (s) => `${Math.floor(s / 60)}:${String(Math.floor(s % 60)).padStart(2, "0")}`;
     this.querySelector("output").textContent = `${words(this.at)} / ${words(this.length)}`;
     this.bar.setAttribute("aria-valuetext", words(this.at));
+  }
+  /* Go on once this piece is there. */
+  async wait(number) {
+    if (this.waiting) return;
+    this.waiting = true;
+    try { await this.read(number); } catch (error) { this.stop(); return this.fail(error.message); } finally { this.waiting = false; }
+    this.write();
   }
   play() {
     if (this.at >= this.length) this.seek(0);
@@ -64,7 +110,7 @@ class Player extends HTMLElement {
     let last = performance.now();
     const step = (now) => {
       if (!this.playing) return;
-      this.at = Math.min(this.length, this.at + (now - last) / 1000 * this.speed);
+      if (!this.waiting) this.at = Math.min(this.length, this.at + (now - last) / 1000 * this.speed);
       last = now;
       this.write();
       if (this.at >= this.length) this.stop(); else this.playing = requestAnimationFrame(step);
