@@ -184,6 +184,17 @@ async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None
     assert (await site.ssh(bob, "u" * 10_240, "true")).returncode == 255
     await site.lease(bob)
     assert (await site.ssh(bob, f"{site.sshd.user}@cam1", "true")).returncode == 0
+    # Without a device a program is told the same, and a person gets a list.
+    refused = await site.ssh(bob, site.sshd.user, "true")
+    assert b"no device is named: write ssh ACCOUNT@DEVICE@GATEWAY" in refused.stderr
+    async with await site.terminal(bob, site.sshd.user) as terminal:
+        await terminal.expect("1  cam1")
+        await terminal.expect("A number, or a part of a name")
+        await terminal.type("1\r")
+        await terminal.type("echo the de''vice\n")
+        await terminal.expect("the device")
+        await terminal.type("exit 3\n")
+        assert await terminal.wait() == 3
 
 
 async def test_connections_from_elsewhere_end_at_once_and_those_without_a_log_in_after_a_time(

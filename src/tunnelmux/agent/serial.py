@@ -15,6 +15,8 @@ _log = get_logger("agent")
 
 _TIMEOUT = 5.0
 _LONGEST = 128
+_READ = 1024
+# Bytes of a file or an output that are looked at.
 
 
 async def read_serial(device: Device) -> str:
@@ -34,7 +36,7 @@ async def read_serial(device: Device) -> str:
         cause = f"it took longer than {_TIMEOUT:g} s" if not str(error) else str(error)
         _log.warning("no serial number", device=device.name, cause=cause)
         return ""
-    serial = data[:1024].decode("utf-8", "replace").strip(" \t\r\n\0")
+    serial = data[:_READ].decode("utf-8", "replace").strip(" \t\r\n\0")
     if not serial or len(serial) > _LONGEST or not serial.isprintable():
         cause = f"it must be one line of 1 to {_LONGEST} printable characters"
         _log.warning("no serial number", device=device.name, cause=cause)
@@ -43,6 +45,22 @@ async def read_serial(device: Device) -> str:
 
 
 async def _output_of(command: list[str]) -> bytes:
-    with trio.fail_after(_TIMEOUT):
-        done = await trio.run_process(command, capture_stdout=True, stdin=subprocess.DEVNULL)
-    return done.stdout
+    """What it prints; of one that prints more than a serial number can have, the beginning."""
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+    )
+    assert process.stdout is not None  # a pipe was asked for
+    data = b""
+    async with process.stdout:
+        try:
+            with trio.fail_after(_TIMEOUT):
+                while len(data) <= _READ and (more := await process.stdout.receive_some(_READ)):
+                    data += more
+                if len(data) <= _READ and await process.wait():
+                    raise subprocess.CalledProcessError(process.returncode or 0, command)
+        finally:
+            if process.returncode is None:
+                process.kill()
+                with trio.CancelScope(shield=True):  # it cannot refuse
+                    await process.wait()
+    return data
