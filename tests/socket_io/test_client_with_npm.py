@@ -98,6 +98,7 @@ async def test_pings_are_answered(transports):
         assert [told for told in server.told() if told["event"] == "disconnected"] == []
 
 
+@pytest.mark.slow  # it waits out the silence
 @pytest.mark.parametrize("transports", ["polling", "websocket"])
 async def test_silence_of_a_server_is_noticed(transports):
     async with (

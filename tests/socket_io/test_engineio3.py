@@ -194,6 +194,7 @@ async def test_we_ping(transports):
 
 
 @pytest.mark.usefixtures("npm")
+@pytest.mark.slow  # it waits out the silence
 @pytest.mark.parametrize("transports", ["polling", "websocket"])
 async def test_silence_of_an_old_server_is_noticed(transports):
     async with (
