@@ -267,6 +267,10 @@ TOKEN_FIELD = b"Tunnelmux-Token"
 REPLACED_FIELD = b"Tunnelmux-Replaced"
 """In the 101 to a device that has just joined: it took the place of another one of its name."""
 
+RESERVED_FIELD = b"Tunnelmux-Reserved"
+"""Between nodes, with a CONNECT to a device: the stream is no visitor's, and may be one of those
+that are kept from visitors."""
+
 INSTANCE_FIELD = b"Tunnelmux-Instance"
 """From an agent: a random name of its process. Two processes that replace each other in turn are
 two devices with one credential, and not one that reconnects."""

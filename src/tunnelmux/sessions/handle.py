@@ -65,6 +65,11 @@ class SessionHandle(abc.ABC):
     async def open_stream(self) -> trio.abc.HalfCloseableStream:
         """A new stream to the agent; raises SessionClosed, SessionDraining or TooManyStreams."""
 
+    async def open_reserved_stream(self) -> trio.abc.HalfCloseableStream:
+        """The same for what is no visitor's: it may be one of the streams that are kept from
+        visitors."""
+        return await self.open_stream()
+
     def way_now(self) -> tuple[Session, bytes, bytes] | None:
         """How compiled code reaches the agent without waiting, where the session is on another
         node: a session to open a stream on, the head to send first, and the answer to expect.
@@ -164,6 +169,15 @@ class LocalHandle(OwnHandle):
     @property
     def credential(self) -> bytes:
         return self._credential
+
+    async def open_reserved_stream(self) -> Stream:
+        return await self.open_stream()
+
+    def has_room(self, reserved: int) -> bool:
+        """Whether a visitor may have a stream, where so many are kept for others: an eighth of all
+        at most."""
+        most = self.session.limits.max_streams
+        return self.session.stream_count < most - min(reserved, most // 8)
 
     async def open_stream(self) -> Stream:
         if self.is_closed:

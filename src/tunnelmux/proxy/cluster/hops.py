@@ -14,7 +14,7 @@ import trio
 from tunnelmux.directory import Node, Place
 from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
-from tunnelmux.http import ConnectFailed, UpstreamGone, open_connect
+from tunnelmux.http import ConnectFailed, Field, UpstreamGone, open_connect
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.connection import ClientConnection
@@ -25,7 +25,7 @@ from tunnelmux.proxy.cluster.words import DEVICE_PATH, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
 from tunnelmux.sessions import OwnHandle, SessionHandle, SessionSummary
-from tunnelmux.wire import GENERATION_FIELD
+from tunnelmux.wire import GENERATION_FIELD, RESERVED_FIELD
 
 __all__ = ["DIAL_TIMEOUT", "Hops", "ThereHandle"]
 
@@ -146,6 +146,12 @@ class ThereHandle(SessionHandle):
         return bytes.fromhex(self._there.credential)
 
     async def open_stream(self) -> Stream:
+        return await self._open_stream([])
+
+    async def open_reserved_stream(self) -> Stream:
+        return await self._open_stream([(RESERVED_FIELD, b"1")])
+
+    async def _open_stream(self, more: list[Field]) -> Stream:
         if self.is_closed:
             raise SessionClosed(f"device {self._device!r} is not on node {self.node!r} any more")
         try:
@@ -156,9 +162,13 @@ class ThereHandle(SessionHandle):
         is_joined = False
         try:
             timeout = self._limits.connect_timeout
-            generation = [(GENERATION_FIELD, b"%d" % self.generation)]
+            generation = (GENERATION_FIELD, b"%d" % self.generation)
             connect = await open_connect(
-                stream, self._device, self._limits, answer_timeout=timeout, headers=generation
+                stream,
+                self._device,
+                self._limits,
+                answer_timeout=timeout,
+                headers=[generation, *more],
             )
             await connect.wait_answer()
             is_joined = True

@@ -19,7 +19,7 @@ from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, join
 from tunnelmux.sessions import LocalHandle, OwnHandle
-from tunnelmux.wire import GENERATION_FIELD
+from tunnelmux.wire import GENERATION_FIELD, RESERVED_FIELD
 
 __all__ = ["HopServer", "is_worker"]
 
@@ -141,9 +141,19 @@ class HopServer:
             generation = there.generation
         if wanted != b"%d" % generation:
             raise _moved(f"That session of device {device} is not here.")
+        is_reserved = first_value(request.headers, RESERVED_FIELD.lower()) is not None
+        if (
+            not is_reserved
+            and isinstance(handle, LocalHandle)
+            and not handle.has_room(self._http_limits.reserved_streams)
+        ):
+            raise _busy("device-busy", f"Device {device} has no stream left for visitors.")
         try:
             with trio.fail_after(self._http_limits.connect_timeout):
-                onward = await handle.open_stream()
+                if is_reserved:
+                    onward = await handle.open_reserved_stream()
+                else:
+                    onward = await handle.open_stream()
         except SessionClosed:
             raise _moved(f"Device {device} has just left this node.") from None
         except SessionDraining:

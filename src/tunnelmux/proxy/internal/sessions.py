@@ -65,7 +65,7 @@ async def open_stream(handle: SessionHandle, timeout: float) -> trio.abc.HalfClo
     """A new stream to the agent within `timeout` seconds. Raises ApiError."""
     try:
         with trio.fail_after(timeout):
-            return await handle.open_stream()
+            return await handle.open_reserved_stream()
     except trio.TooSlowError:
         raise ApiError(
             "TIMEOUT",

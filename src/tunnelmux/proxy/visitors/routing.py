@@ -284,6 +284,8 @@ class Router:
             self._require_room(handle, limits, visit)
             try:
                 with trio.fail_after(limits.connect_timeout):
+                    if visit is not None and not visit.is_from_outside:
+                        return await handle.open_reserved_stream()
                     return await handle.open_stream()
             except SessionClosed:
                 continue  # lost between look-up and opening: it may come back
@@ -301,7 +303,7 @@ class Router:
     ) -> None:
         if visit is not None and not visit.is_from_outside:
             return
-        if isinstance(handle, LocalHandle) and not self._has_room(handle.session):
+        if isinstance(handle, LocalHandle) and not handle.has_room(self.reserved_streams):
             raise _busy(
                 handle.device,
                 "device-busy",
@@ -311,11 +313,6 @@ class Router:
             return  # `HttpVisit.admit` has checked each of its requests
         if (refusal := crowd_refusal(visit, limits)) is not None:
             raise Refused(refusal)
-
-    def _has_room(self, session: Session) -> bool:
-        """Whether the session has more free streams than the reserve."""
-        most = session.limits.max_streams
-        return session.stream_count < most - min(self.reserved_streams, most // 8)
 
     def is_tenant(self, name: str) -> bool:
         """Whether `name` is a tenant, so that host names ending in `--name` are its devices'."""
@@ -372,7 +369,7 @@ class Router:
         if known is None or not known.enabled:
             return None
         handle = self._store.live_device(device)
-        if not isinstance(handle, LocalHandle) or not self._has_room(handle.session):
+        if not isinstance(handle, LocalHandle) or not handle.has_room(self.reserved_streams):
             return None
         return handle
 
