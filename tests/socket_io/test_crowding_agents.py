@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 from trio.testing import MockClock
 
 from support.http_rig import Peer
@@ -128,3 +130,21 @@ async def test_a_sid_that_would_fill_every_request_is_none() -> None:
         with pytest.raises(ConnectError, match="its sid has more than 1024 characters"):
             async with connect_socketio(url, auth={"apiKey": API_KEY}):
                 pass
+
+
+async def test_what_an_agent_or_a_stranger_sends_wrongly_does_not_fill_the_log() -> None:
+    with capture_logs() as logs:
+        async with agent_side(allow_eio3=False) as side:
+            for _ in range(40):
+                assert (await exchange(side.port, query="EIO=3&transport=polling"))[0] == 400
+            async with side.agent() as socket:
+                for number in range(100):
+                    await socket.emit("command_result", {})
+                    await socket.emit("command_result", {"commandId": f"c{number}", "result": {}})
+                with trio.fail_after(30):
+                    for _ in range(200):
+                        assert (await socket.receive()).name == "command_result_received"
+    count = Counter(line["event"] for line in logs)
+    for event in ("client refused", "malformed result", "a result came too late"):
+        assert 30 <= count[event] <= 35, event
+    assert count["lines left out"] >= 3

@@ -17,7 +17,7 @@ from tunnelmux.errors import ConnectError
 from tunnelmux.http import Refused, RequestHead, ServerConnection, VisitorGone
 from tunnelmux.http.fields import client_address
 from tunnelmux.http.head import has_member
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.socketio.engine_packets import CLOSE, EnginePacket
 from tunnelmux.socketio.engine_session import (
     Arrival,
@@ -29,7 +29,7 @@ from tunnelmux.socketio.engine_session import (
 )
 from tunnelmux.socketio.websocket import WebSocket, WebSocketOver
 from tunnelmux.transports import start_server_tls
-from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.admission import Admission, Place, source_of
 
 __all__ = ["EngineServer", "ServerSettings", "Session"]
 
@@ -66,6 +66,7 @@ class EngineServer:
         self.settings = settings
         self._on_session = on_session
         self._said_full: dict[str, float] = {}
+        self._refusals = RepeatedLines("client refused")
         self._sessions: dict[str, Session] = {}
         self._connections: set[trio.CancelScope] = set()
         self._nursery: trio.Nursery | None = None
@@ -298,7 +299,8 @@ class EngineServer:
         if version != "4" and not (version == "3" and self.settings.allow_eio3):
             if version in ("2", "3"):  # such clients often do not show our answer
                 cause = f"it speaks Engine.IO {version}"
-                _log.warning("client refused", remote=remote, cause=cause, fix=_ALLOW)
+                if self._refusals.may_write(source_of(remote)):
+                    _log.warning("client refused", remote=remote, cause=cause, fix=_ALLOW)
             raise BadRequest(5, _WRONG_VERSION)
         if query.get("transport") != transport:
             raise BadRequest(0, "Transport unknown")

@@ -10,13 +10,13 @@ from tunnelmux.config.rules import InvalidSetting, parse_address
 from tunnelmux.directory import Node
 from tunnelmux.errors import ConnectError
 from tunnelmux.limits import IngressLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.cluster.hops import DIAL_TIMEOUT
 from tunnelmux.proxy.cluster.identity import NodeIdentity, shown_certificate
 from tunnelmux.proxy.cluster.server import HopServer
 from tunnelmux.relay import abort
 from tunnelmux.transports import start_server_tls
-from tunnelmux.transports.admission import Admission, Place
+from tunnelmux.transports.admission import Admission, Place, source_of
 from tunnelmux.transports.tcp import configure_socket
 from tunnelmux.transports.tls import explain_tls_error
 
@@ -41,6 +41,7 @@ class HopDoors:
             per_address=limits.max_arrivals_per_address,
         )
         """The places of connections that have not proved yet that they are a node's."""
+        self._refusals = RepeatedLines("hop refused")
         self._nodes: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -56,7 +57,8 @@ class HopDoors:
             if scope.cancelled_caught:
                 await abort(stream)
         except ConnectError as error:
-            _log.warning("hop refused", remote=remote, cause=str(error))
+            if self._refusals.may_write(source_of(remote)):
+                _log.warning("hop refused", remote=remote, cause=str(error))
             await abort(stream)
 
     async def _serve(self, stream: trio.SocketStream, remote: str, place: Place) -> None:

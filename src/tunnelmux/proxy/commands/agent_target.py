@@ -29,7 +29,7 @@ from tunnelmux.commands import (
     failure,
 )
 from tunnelmux.limits import SocketIOLimits
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.socketio import MessageTooLarge, Socket, SocketOver
 
 __all__ = ["AgentTarget", "Connection"]
@@ -103,6 +103,7 @@ class AgentTarget:
         """Its live connection, or None while there is none."""
         self._limits = limits
         self._reconnect_wait = reconnect_wait
+        self._late = RepeatedLines("a result came too late")
         self._commands: dict[str, _Command] = {}
 
     @property
@@ -147,7 +148,8 @@ class AgentTarget:
         command = self._commands.get(command_id)
         if command is None or command.is_over:
             # The command was reported as lost, or its caller has left.
-            _log.warning("a result came too late", agent=self.name, command=command_id)
+            if self._late.may_write(self.name):
+                _log.warning("a result came too late", agent=self.name, command=command_id)
             return
         command.result = result
         command.notify()

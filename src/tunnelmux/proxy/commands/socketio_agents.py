@@ -16,7 +16,7 @@ from functools import partial
 from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config import ProxyConfig, SocketIOAgent, hash_token
 from tunnelmux.http.fields import TrustedProxies
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.access.by_address import LISTS_CHANGED, is_listed
 from tunnelmux.proxy.commands.agent_target import AgentTarget, Connection
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
@@ -31,6 +31,7 @@ from tunnelmux.socketio import (
     SocketOver,
 )
 from tunnelmux.transports import server_context
+from tunnelmux.transports.admission import source_of
 
 __all__ = ["NAMESPACES", "AgentServer", "agent_settings"]
 
@@ -53,6 +54,8 @@ class AgentServer(SocketIOServer):
         self._dispatcher = dispatcher
         self._known: dict[str, SocketIOAgent] = {}
         self._targets: dict[str, AgentTarget] = {}
+        self._refusals = RepeatedLines("agent refused")
+        self._malformed = RepeatedLines("malformed result")
 
     def configure(
         self,
@@ -105,7 +108,9 @@ class AgentServer(SocketIOServer):
         api_key = auth.get("apiKey", query.get("apiKey"))
         agent = self._known.get(proxy_id) if isinstance(proxy_id, str) else None
         if not isinstance(api_key, str) or not _is_right(api_key, agent):
-            _log.warning("agent refused", agent=agent.proxy_id if agent else None, remote=remote)
+            if self._refusals.may_write(source_of(remote)):
+                name = agent.proxy_id if agent else None
+                _log.warning("agent refused", agent=name, remote=remote)
             raise Refusal("unauthorized: the proxyId is unknown or the apiKey is wrong")
         assert agent is not None  # an unknown agent must be refused with any key
         return Admitted(partial(self._serve_agent, agent, auth, remote))
@@ -167,15 +172,19 @@ class AgentServer(SocketIOServer):
         """Pass a command_result on. Returns the acknowledgement for the agent."""
         command_id = content.get("commandId") if isinstance(content, dict) else None
         if not isinstance(command_id, str) or not 0 < len(command_id) <= _MAX_ID:
-            _log.warning("malformed result", agent=target.name, field="commandId")
+            self._note_malformed(target, "commandId")
             return {"success": False, "error": "commandId must be a text"}
         assert isinstance(content, dict)
         result = content.get("result")
         if not isinstance(result, dict):
-            _log.warning("malformed result", agent=target.name, field="result")
+            self._note_malformed(target, "result")
             result = {"exitCode": "missing"}  # take_result ends the command with a message about it
         target.take_result(command_id, result)
         return {"success": True, "commandId": command_id}
+
+    def _note_malformed(self, target: AgentTarget, field: str) -> None:
+        if self._malformed.may_write(target.name):
+            _log.warning("malformed result", agent=target.name, field=field)
 
 
 def agent_settings(config: ProxyConfig) -> ServerSettings:
