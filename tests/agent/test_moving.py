@@ -81,6 +81,23 @@ async def test_one_that_cannot_move_stays(make_config: MakeConfig, start_agent: 
         await proxy.next_session()
 
 
+async def test_a_proxy_that_never_ends_a_session_gets_so_many_and_no_more(
+    make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    async with fake_proxy(Answers()) as proxy:
+        await start_agent(config_at(make_config, proxy))
+        sessions = [await proxy.next_session()]
+        for _ in range(4):
+            assert await ask(sessions[-1]) == 204
+            sessions.append(await proxy.next_session())
+        assert await ask(sessions[-1]) == 502
+        assert len(proxy.requests) == 5
+        await sessions[0].aclose()  # the second takes its place
+        with trio.fail_after(30):
+            while await ask(sessions[-1]) != 204:  # noqa: ASYNC110
+                await trio.sleep(0.01)
+
+
 @pytest.mark.parametrize("leaves", [True, False])
 async def test_a_next_session_that_breaks(
     make_config: MakeConfig, start_agent: StartAgent, leaves: bool

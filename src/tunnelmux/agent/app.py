@@ -58,6 +58,9 @@ __all__ = ["RunningAgent", "run_agent"]
 
 _log = get_logger("agent")
 
+_MOST_NEXT = 4
+# Next sessions beside the present one: a proxy ends the older ones within its drain.
+
 _GOODBYE = 5.0
 # Seconds that commands may take to end when the agent stops.
 
@@ -197,6 +200,8 @@ class RunningAgent:
         if before is None or self.is_draining:
             return False
         if not self._next or self._next[-1].is_up:
+            if len(self._next) >= _MOST_NEXT:
+                return False
             self._next.append(Successor())
             self._servers.start_soon(self._hold_next, self._next[-1], before)
         successor = self._next[-1]
