@@ -10,6 +10,7 @@ import trio
 from structlog.testing import capture_logs
 from trio.testing import MockClock
 
+from support.daemons import DaemonSet
 from support.http_rig import Peer
 from support.socketio_peers import API_KEY, PROXY_ID
 from support.socketio_proxy import agent_side, known_agent, limits_with
@@ -148,3 +149,23 @@ async def test_what_an_agent_or_a_stranger_sends_wrongly_does_not_fill_the_log()
     for event in ("client refused", "malformed result", "a result came too late"):
         assert 30 <= count[event] <= 35, event
     assert count["lines left out"] >= 3
+
+
+@pytest.mark.slow
+async def test_sixteen_megabytes_of_objects_take_a_proxy_no_more_memory_than_of_text(
+    daemons: DaemonSet,
+) -> None:
+    """Asserted on resident memory (VmHWM); they took 400 MB."""
+    daemons.secrets.add(API_KEY)
+    proxy = await daemons.start(
+        "proxy",
+        '[tunnel]\nlisten = "127.0.0.1:0"\n[socketio]\nlisten = "127.0.0.1:0"\n'
+        f'[[socketio.agents]]\nproxy_id = "{PROXY_ID}"\napi_key = "{API_KEY}"\n',
+    )
+    at = await proxy.listening("socketio.listen")
+    sizes = []
+    for content in ('"' + "x" * 15_000_000 + '"', "[" + "{}," * 5_000_000 + "{}]"):
+        query = await joined(at.port)
+        await exchange(at.port, "POST", query, f'42/proxy,["x",{content}]')
+        sizes.append(proxy.peak_memory)
+    assert sizes[1] - sizes[0] < 100_000_000
