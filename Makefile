@@ -12,7 +12,7 @@
 # make check   format, lint, types, stubs, layers           (make -k check: does not stop at the first error)
 # make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
-# make failures  what visitors see when a part is killed or hangs: ten minutes, redis-server; docs/failures.md
+# make failures  docs/failures.md, from killing and freezing each part: 20 minutes, as root (see --help)
 # make bench-gateway   the ways of SSH to a device, ours beside OpenSSH as a jump host: 10 minutes
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
@@ -98,7 +98,7 @@ layers: .venv/.check
 bench: .venv/.bench build
 	@$(BIN)/python -m bench $(ARGS)
 
-failures: .venv/.bench build
+failures: .venv/.bench .venv/.test build
 	@$(BIN)/python -m bench.failures $(ARGS)
 
 demo-cluster: .venv/.bench build

@@ -125,6 +125,10 @@ class Started:
         self._processes.append((name, process))
         return process.pid
 
+    def has_ended(self, pid: int) -> bool:
+        """Whether this process, one of these, is over."""
+        return all(one.poll() is not None for _name, one in self._processes if one.pid == pid)
+
     def log(self, name: str) -> str:
         return (self.folder / f"{name}.log").read_text("utf-8", "replace")
 

@@ -1,33 +1,33 @@
-"""Devices of a fleet: `python -m bench.failures.devices URL COUNT` runs that many agents, each with
-a web server that answers with the device's name."""
+"""Devices of a fleet: `python -m bench.failures.devices URL TOKENS` runs an agent for each line of
+that file, each with a web server that answers with the device's name."""
 
 from __future__ import annotations
 
 import sys
 from functools import partial
+from pathlib import Path
 
 import trio
 
-from bench.fleet import device_name, device_token
+from bench.fleet import device_name
 from bench.processes import HOST
 from tunnelmux.agent import run_agent
 from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
 
 
-async def main(url: str, count: int) -> None:
+async def main(url: str, tokens: list[str]) -> None:
     async with trio.open_nursery() as nursery:
-        for number in range(count):
-            nursery.start_soon(run_device, nursery, url, number)
+        for number, token in enumerate(tokens):
+            nursery.start_soon(run_device, nursery, url, device_name(number), token)
 
 
-async def run_device(nursery: trio.Nursery, url: str, number: int) -> None:
-    name = device_name(number)
+async def run_device(nursery: trio.Nursery, url: str, name: str, token: str) -> None:
     serve = partial(trio.serve_tcp, partial(answer, name.encode()), 0, host=HOST)
     (listener,) = await nursery.start(serve)
     port = listener.socket.getsockname()[1]
     await run_agent(
         AgentConfig(
-            proxy=ProxyEndpoint(url=url, token=Secret(device_token(number))),
+            proxy=ProxyEndpoint(url=url, token=Secret(token)),
             device=Device(name=name),
             services=[ServiceConfig(name="web", target=f"http://{HOST}:{port}")],
         )
@@ -49,4 +49,4 @@ async def answer(name: bytes, stream: trio.SocketStream) -> None:
 
 
 if __name__ == "__main__":
-    trio.run(main, sys.argv[1], int(sys.argv[2]))
+    trio.run(main, sys.argv[1], Path(sys.argv[2]).read_text("utf-8").split())

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 
 import trio
 
-from bench.processes import HOST
-
 VISITORS = 200
 THINK = 0.5
 """Seconds between an answer and the next request of one visitor, on average."""
@@ -38,6 +36,17 @@ class Request:
     sent once more on a new one, as browsers do with a GET (RFC 9112 section 9.3.1)."""
     wrong: str = ""
     """The device that answered in place of the one that was asked for."""
+    asked: str = ""
+    """The proxy that was asked; of two, the second."""
+
+
+@dataclass(frozen=True)
+class Door:
+    """Where visitors come in: a proxy and its address."""
+
+    proxy: str
+    host: str
+    port: int
 
 
 class Lost(Exception):
@@ -53,7 +62,7 @@ class Crowd:
     """VISITORS tasks, each of which asks for one device, by one proxy until that fails."""
 
     devices: Sequence[str]
-    ports: Sequence[int]
+    doors: Sequence[Door]
     requests: list[Request] = field(default_factory=list)
 
     async def run(self) -> None:
@@ -63,7 +72,7 @@ class Crowd:
                 nursery.start_soon(self._visit, device, number // len(self.devices))
 
     async def _visit(self, device: str, first: int) -> None:
-        visitor = Visitor(device, self.ports, first)
+        visitor = Visitor(device, self.doors, first)
         await trio.sleep(random.uniform(0, THINK))
         while True:
             request = await visitor.ask()
@@ -74,11 +83,15 @@ class Crowd:
 class Visitor:
     """One visitor, and the connection that it keeps."""
 
-    def __init__(self, device: str, ports: Sequence[int], turn: int) -> None:
+    def __init__(self, device: str, doors: Sequence[Door], turn: int) -> None:
         self._device = device
-        self._ports = ports
+        self._doors = doors
         self._turn = turn
         self._stream: trio.SocketStream | None = None
+
+    @property
+    def _door(self) -> Door:
+        return self._doors[self._turn % len(self._doors)]
 
     async def ask(self) -> Request:
         """Make one request. After a failure the next one goes to another proxy."""
@@ -105,17 +118,18 @@ class Visitor:
             problem = "connection refused"
         except Lost as exc:
             problem = str(exc)
+        asked = self._door.proxy
         if problem:
             await self.leave()
         wrong = answered if answered not in ("", self._device) else ""
         ended = trio.current_time()
-        return Request(self._device, began, ended, problem, retried, wrong)
+        return Request(self._device, began, ended, problem, retried, wrong, asked)
 
     async def _ask_once(self) -> str:
         self._is_kept = self._stream is not None
         if self._stream is None:
-            port = self._ports[self._turn % len(self._ports)]
-            self._stream = await trio.open_tcp_stream(HOST, port)
+            door = self._door
+            self._stream = await trio.open_tcp_stream(door.host, door.port)
         return await _ask(self._stream, self._device)
 
     async def leave(self) -> None:

@@ -8,6 +8,7 @@ import importlib.util
 import os
 import secrets
 import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from http.client import HTTPConnection, HTTPMessage
 from pathlib import Path
@@ -195,9 +196,17 @@ class OverPlainTcp(Tunnelmux):
         return Running(web, server, client, echo)
 
 
-def start_daemon(started: Started, name: str, configuration: str, called: str | None = None) -> int:
+def start_daemon(
+    started: Started,
+    name: str,
+    configuration: str,
+    called: str | None = None,
+    *,
+    within: Sequence[str] = (),
+    environment: Mapping[str, str] | None = None,
+) -> int:
     """`tunnelmux-NAME` with that configuration; its log is what the daemon writes. *called* tells
-    several of one kind apart."""
+    several of one kind apart; *within* stands before its command."""
     called = called or name
     file = started.folder / f"{called}.toml"
     file.touch(mode=0o600)
@@ -205,8 +214,8 @@ def start_daemon(started: Started, name: str, configuration: str, called: str | 
     launcher = ROOT / "cmd" / f"tunnelmux-{name}"
     # The modules this process has are those the daemons shall have.
     source = Path(tunnelmux.__file__).parents[1]
-    command = [sys.executable, str(launcher), "--config", str(file)]
-    return started.start(called, command, {"PYTHONPATH": str(source)})
+    command = [*within, sys.executable, str(launcher), "--config", str(file)]
+    return started.start(called, command, {"PYTHONPATH": str(source), **(environment or {})})
 
 
 def make_certificate(folder: Path, name: str) -> tuple[Path, Path, str]:
