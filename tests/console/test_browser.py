@@ -255,6 +255,7 @@ async def test_every_page_in_a_browser(
         if len(looks) > 1:  # the long variant
             readable = [path for path in pages if path != "/invitation"]
             steps.insert(0, (check_dialogs, (page, api.base, device.id)))
+            steps.append((check_late, (page, api, tenant)))
             steps.insert(1, (check_without_script, (page, api.base, readable)))
         for step, arguments in steps:
             with trio.fail_after(PATIENCE):
@@ -552,6 +553,23 @@ async def check_bulk(page: BrowserPage, api: LiveApi, tenant: TenantRegistry) ->
     await page.evaluate("document.querySelector('main form').requestSubmit()")
     await page.wait_until("location.href.endsWith('/audit?action=recording.')")
     await page.wait_until("!document.querySelector('#entries').innerText.includes('device.')")
+
+
+async def check_late(page: BrowserPage, api: LiveApi, tenant: TenantRegistry) -> None:
+    """What a proxy writes down long after its event is shown too."""
+    late, _ = await tenant.devices.add("late-1")
+    await open_page(page, f"{api.base}/devices?q=late-1")
+    await page.wait_until("document.querySelector('[data-live=on]')")
+    shown = "document.querySelector('tbody').innerText"
+    await tenant.devices.change(late.id, labels={"event": "now"})
+    await page.wait_until(f"{shown}.includes('event=now')")
+    await trio.sleep(6)  # more than the first late look waits
+    assert "never seen" in await page.evaluate(shown)
+    registry = api.running.api.registry
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(beating, registry, await connected(registry, late.id))
+        await page.wait_until(f"{shown}.includes('online')")
+        nursery.cancel_scope.cancel()
 
 
 async def check_live(

@@ -5,6 +5,7 @@ import { fetchInto } from "./swap.js";
 
 const PAUSE = 1000;      // ms between two fetches at the least
 const LATE = 4000;       // ms: proxies write in batches, so that some changes come later than their event
+const LATEST = 60000;    // ms: after 4, 16 and 64 s without another event there is no more to come
 
 class Live extends HTMLElement {
   connectedCallback() {
@@ -43,8 +44,14 @@ class Live extends HTMLElement {
       this.soon = null;
     }, Math.max(100, PAUSE - (performance.now() - (this.last ?? -PAUSE))));
     this.last = performance.now();
+    this.lookLater(LATE);
+  }
+  lookLater(wait) {
     clearTimeout(this.later);
-    this.later = setTimeout(() => fetchInto(location.href, "[data-part]"), LATE);
+    this.later = setTimeout(() => {
+      fetchInto(location.href, "[data-part]");
+      if (wait < LATEST) this.lookLater(wait * 4);
+    }, wait);
   }
   tell(state, words) {
     for (const mark of document.querySelectorAll("[data-live]")) {
