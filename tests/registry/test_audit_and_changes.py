@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import timedelta
 
 import pytest
@@ -207,6 +208,56 @@ async def test_what_a_proxy_saw_stands_with_the_device(
     clock.pass_time(16)
     assert not (await acme.devices.find(device.id)).state.online
     assert [p.living for p in await registry.fleet.proxies()] == [False]
+
+
+async def test_a_device_with_two_sessions_is_online_until_both_are_over(
+    registry: Registry, acme: TenantRegistry, clock: WallClock
+) -> None:
+    """One with each of two nodes of a cluster."""
+    device, _ = await acme.devices.add("cam1")
+    proxies = [new_id(), new_id()]
+    began = []
+    for number, proxy in enumerate(proxies):
+        await registry.fleet.hello(proxy, name=f"p{number}", internal_url="", version="1")
+        clock.pass_time(1)
+        began.append(
+            SessionBegan(
+                session_id=new_id(),
+                device_id=device.id,
+                at=clock.now,
+                address=f"203.0.113.{number}",
+                agent_version="0.1",
+            )
+        )
+        await registry.fleet.report(proxy, began=began[-1:], ended=[], seen=[])
+
+    async def end(number: int) -> None:
+        ended = SessionEnded(
+            session_id=began[number].session_id,
+            device_id=device.id,
+            at=clock.now,
+            reason="over",
+            bytes_to_device=0,
+            bytes_from_device=0,
+        )
+        await registry.fleet.report(proxies[number], began=[], ended=[ended], seen=[])
+
+    await end(1)
+    state = (await acme.devices.find(device.id)).state
+    assert (state.online, state.proxy_id, state.reason) == (True, proxies[0], "")
+    assert (state.since, state.address) == (began[0].at, "203.0.113.0")
+    # The node of the newest session dies, and cannot say so.
+    again = replace(began[1], session_id=new_id(), at=clock.now)
+    await registry.fleet.report(proxies[1], began=[again], ended=[], seen=[])
+    for _ in range(2):
+        clock.pass_time(8)
+        await registry.fleet.beat(proxies[0], applied=0, effects={})
+    assert (await acme.devices.find(device.id)).state.online
+    assert await acme.devices.count(DeviceFilter(online=True)) == 1
+    await end(0)
+    state = (await acme.devices.find(device.id)).state
+    assert not state.online
+    assert await acme.devices.count(DeviceFilter(online=False)) == 1
 
 
 async def test_a_history_of_sessions_is_bounded(

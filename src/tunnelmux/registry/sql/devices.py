@@ -442,10 +442,21 @@ def _with_state(tx: Transaction) -> sa.sql.selectable.Join:
 
 def _devices(tx: Transaction) -> sa.Select[Any]:
     state = [column for column in _S.c if column.name not in ("tenant_id", "device_id", "online")]
-    return tx.select(_D, _D, *state, _IS_ONLINE.label("online")).select_from(_with_state(tx))
+    return tx.select(_D, _D, *state, _is_online(tx).label("online")).select_from(_with_state(tx))
 
 
-_IS_ONLINE = sa.and_(_S.c.online.is_(sa.true()), _P.c.id.is_not(None))
+def _is_online(tx: Transaction) -> sa.ColumnElement[bool]:
+    """Whether the proxy with the newest session lives, or one that has another session."""
+    living = (
+        sa.select(_P.c.id)
+        .where(_P.c.working.is_(sa.true()), _P.c.beat > tx.now - PROXY_SILENCE)
+        .correlate(None)
+    )
+    elsewhere = sa.select(_H.c.device_id).where(
+        _H.c.tenant_id == tx.tenant, _H.c.ended.is_(None), _H.c.proxy_id.in_(living)
+    )
+    newest = sa.and_(_S.c.online.is_(sa.true()), _P.c.id.is_not(None))
+    return sa.or_(newest, _D.c.id.in_(elsewhere))
 
 
 def _conditions(tx: Transaction, where: DeviceFilter) -> list[sa.ColumnElement[bool]]:
@@ -459,7 +470,7 @@ def _conditions(tx: Transaction, where: DeviceFilter) -> list[sa.ColumnElement[b
         )
     found.extend(_D.c.labels[key].as_string() == value for key, value in where.labels)
     if where.online is not None:
-        found.append(_IS_ONLINE if where.online else sa.not_(_IS_ONLINE))
+        found.append(_is_online(tx) if where.online else sa.not_(_is_online(tx)))
     if where.enabled is not None:
         found.append(_D.c.enabled.is_(where.enabled))
     if where.quarantined is not None:

@@ -19,7 +19,7 @@ from tunnelmux.registry.fleet import (
     Sighting,
 )
 from tunnelmux.registry.sql import schema
-from tunnelmux.registry.sql.changes import is_living
+from tunnelmux.registry.sql.changes import PROXY_SILENCE, is_living
 from tunnelmux.registry.sql.devices import add_credential, end_credentials
 from tunnelmux.registry.sql.fleet_leases import SqlFleetLeases
 from tunnelmux.registry.sql.secrets import digest_of
@@ -161,11 +161,37 @@ class SqlFleet(SqlFleetLeases):
             )
         )
         # Only if it is the current session: a late end must not hide the one that replaced it.
-        tx.execute(
-            _S.update()
-            .where(_S.c.device_id == end.device_id, _S.c.session_id == end.session_id)
-            .values(online=False, since=end.at, last_seen=end.at, reason=end.reason)
-        )
+        current = _S.c.device_id == end.device_id, _S.c.session_id == end.session_id
+        values = {"online": False, "since": end.at, "last_seen": end.at, "reason": end.reason}
+        tx.execute(_S.update().where(*current).values(self._session_beside(tx, end) or values))
+
+    @staticmethod
+    def _session_beside(tx: Transaction, end: SessionEnded) -> dict[str, Any] | None:
+        """The state by another session of the device, with another node of its cluster."""
+        row = tx.execute(
+            sa.select(_H)
+            .join(_P, _P.c.id == _H.c.proxy_id)
+            .where(
+                _H.c.device_id == end.device_id,
+                _H.c.ended.is_(None),
+                _P.c.working.is_(sa.true()),
+                _P.c.beat > tx.now - PROXY_SILENCE,
+            )
+            .order_by(_H.c.id.desc())
+            .limit(1)
+        ).first()
+        if row is None:
+            return None
+        return {
+            "online": True,
+            "proxy_id": row.proxy_id,
+            "session_id": row.id,
+            "since": row.started,
+            "last_seen": end.at,
+            "address": row.address,
+            "agent_version": row.agent_version,
+            "reason": "",
+        }
 
     @writes
     def hello(

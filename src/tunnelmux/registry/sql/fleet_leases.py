@@ -39,6 +39,11 @@ _MOST_CODES = 16
 _CLOCKS = timedelta(days=1, hours=1)
 # How far a device's clock may be off when it reports a lease that it made.
 
+_SAME_END = timedelta(seconds=5)
+# How much later an end may be that a device reports once more, as to the node of its second
+# session: it tells the seconds that are left, which take their time to arrive. People prolong by
+# minutes.
+
 
 class SqlFleetLeases(Repository, Fleet):
     """The part of `Fleet` for leases and for what devices report about themselves."""
@@ -106,7 +111,8 @@ class SqlFleetLeases(Repository, Fleet):
         row = tx.execute(sa.select(_L.c.tenant_id).where(_L.c.id == lease_id)).first()
         if row is not None:
             _, lease = self._of_device(tx, lease_id, device_id)
-            if lease.kind == "code" and lease.ended is None and ends > lease.ends:
+            longer = ends - lease.ends > _SAME_END
+            if lease.kind == "code" and lease.ended is None and longer:
                 values = {"ends": ends, "extended": lease.extended + 1}
                 change_lease(inner, lease, "lease.extend", values)
             return
