@@ -202,6 +202,11 @@ class IngressLimits:
     """Streams between two nodes of a cluster at once, in one direction: visitors at one of them of
     all devices on the other. One more is refused. Each costs some hundred bytes at rest."""
 
+    max_device_sessions: int = 4
+    """Sessions of one device on as many nodes of a cluster; one more closes the oldest. An agent
+    keeps two, and may be moving both. Each costs memory on its node, and look-ups read them all.
+    With 1, agents are told of no other nodes."""
+
     reserved_streams: int = 64
     """Streams of each device that visitors leave free, but no more than an eighth of max_streams:
     with all others taken, the back end, commands and the agent's own API still get through."""

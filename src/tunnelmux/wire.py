@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 __all__ = [
     "ACCESS_COOKIE",
@@ -14,6 +15,7 @@ __all__ = [
     "ASSERTION_FIELD",
     "ASSIST_FIELD",
     "ASSIST_PATH",
+    "BESIDE_FIELD",
     "CLOSE_REPLACED",
     "CREDENTIAL_PATH",
     "DEFAULT_SERVICE_FIELD",
@@ -33,8 +35,11 @@ __all__ = [
     "MEMBER_COOKIE",
     "MEMBER_COOKIE_PLAIN",
     "MOST_HOST_KEYS",
+    "MOST_NODES",
     "MOST_SERVICES",
     "MOVE_PATH",
+    "NODES_FIELD",
+    "NODES_PATH",
     "PROVED",
     "PROVE_FIELD",
     "REASON_FIELD",
@@ -46,6 +51,7 @@ __all__ = [
     "SERIAL_FIELD",
     "SERVICES_FIELD",
     "SERVICE_FIELD",
+    "SESSIONS_FIELD",
     "SIGN_IN_COOKIE",
     "SIGN_IN_COOKIE_PLAIN",
     "SILENCE_PATH",
@@ -54,10 +60,14 @@ __all__ = [
     "TUNNEL_PATH",
     "USER_FIELD",
     "VISITOR_PATH",
+    "AgentNode",
     "list_host_keys",
+    "list_nodes",
     "list_relayed",
     "list_timeouts",
     "read_host_keys",
+    "read_instance",
+    "read_nodes",
     "read_relayed",
     "read_timeouts",
 ]
@@ -91,6 +101,10 @@ LOGS_PATH = b"/v1/logs"
 MOVE_PATH = b"/v1/move"
 """Where the agent's own API is asked to make its next session before the proxy ends this one: 204
 when that is there, 502 when it could not be made."""
+
+NODES_PATH = b"/v1/nodes"
+"""Where the agent's own API is told of the nodes of the cluster, when another one has joined: the
+body is what NODES_FIELD has."""
 
 CREDENTIAL_PATH = b"/v1/credential"
 """Where the agent's own API takes a new token for its device."""
@@ -274,6 +288,72 @@ that are kept from visitors."""
 INSTANCE_FIELD = b"Tunnelmux-Instance"
 """From an agent: a random name of its process. Two processes that replace each other in turn are
 two devices with one credential, and not one that reconnects."""
+
+_INSTANCE = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+def read_instance(value: str | None) -> str:
+    """The name in INSTANCE_FIELD; empty where there is none, or one that is no name."""
+    return value if value is not None and _INSTANCE.fullmatch(value) else ""
+
+
+SESSIONS_FIELD = b"Tunnelmux-Sessions"
+"""From an agent: the number of sessions that it keeps where there are several nodes. Without the
+field it is one, and a new session replaces the one before."""
+
+BESIDE_FIELD = b"Tunnelmux-Beside"
+"""From an agent: the names of nodes where it has sessions already, with commas between them. This
+one is to be on another node."""
+
+NODES_FIELD = b"Tunnelmux-Nodes"
+"""In the 101 to an agent that keeps several sessions: nodes of the cluster, as `list_nodes` writes
+them. A proxy that is alone sends no such field."""
+
+MOST_NODES = 8
+"""Nodes that an agent is told of. Some of a large cluster are enough for a second session, and the
+field stays far below what a head may have."""
+
+_NODE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_NODE_URL = re.compile(r"wss?://[!-+\--:<-~]{1,255}")
+# Visible ASCII without comma and semicolon, which stand between the parts of the field.
+
+
+class AgentNode(NamedTuple):
+    """A node of a cluster, as agents are told of it."""
+
+    name: str
+    url: str = ""
+    """Where agents reach this node and no other; empty where that is not known."""
+    domain: str = ""
+    """What fails as a whole with this node, such as a rack or a site; empty where not known."""
+    is_here: bool = False
+    """Whether it is the node that says so."""
+
+
+def list_nodes(nodes: Iterable[AgentNode]) -> bytes:
+    """Nodes as `a;here, b;url=wss://b.example/tunnel/connect;domain=rack-2`, for NODES_FIELD."""
+    listed = [
+        node.name
+        + (";here" if node.is_here else "")
+        + (f";url={node.url}" if node.url else "")
+        + (f";domain={node.domain}" if node.domain else "")
+        for node in nodes
+    ]
+    return ", ".join(listed[:MOST_NODES]).encode("ascii")
+
+
+def read_nodes(value: str) -> list[AgentNode]:
+    """The nodes in NODES_FIELD. What cannot be read is left out."""
+    nodes = []
+    for item in value.split(",", MOST_NODES)[:MOST_NODES]:
+        name, *parts = item.strip().split(";")
+        said = dict(part.partition("=")[::2] for part in parts)
+        url, domain = said.get("url", ""), said.get("domain", "")
+        if _NODE.fullmatch(name) and (not url or _NODE_URL.fullmatch(url)):
+            domain = domain if _NODE.fullmatch(domain) else ""
+            nodes.append(AgentNode(name, url, domain, "here" in said))
+    return nodes
+
 
 RIVAL_FIELD = b"Tunnelmux-Rival"
 """In the 101 to such an agent: the address of the other one."""

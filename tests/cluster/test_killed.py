@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from support.daemons import Daemon, DaemonSet
+from support.doors import open_doors
 from support.origin import Origin, serving
 from support.redis_server import RedisServer, run_redis
 from support.tunnels import Tunnel
@@ -76,3 +77,73 @@ async def run(daemons: DaemonSet, redis: RedisServer, web: Address) -> None:
         assert (await answered(visit_a)).body == b"hello\n"
         await nodes["a"][0].logged("node gone", node="b")
         assert (await fetch(visit_a)).body == b"hello\n"
+
+
+class Load:
+    """Visitors of one address, each with one request after the other."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.answers = 0
+        self.failed: list[tuple[float, int, str]] = []
+        """When a request began that failed, and how it was answered."""
+
+    async def visit(self) -> None:
+        while True:  # until it is cancelled
+            began = trio.current_time()
+            try:
+                answer = await fetch(self.address)
+            except Exception:
+                self.failed.append((began, 0, "cut"))
+                continue
+            self.answers += 1
+            if answer.status != 200:
+                self.failed.append((began, answer.status, answer.reason or ""))
+
+    async def more(self, count: int) -> None:
+        """Return when there were so many more answers."""
+        wanted = self.answers + count
+        with trio.fail_after(PATIENCE):
+            while self.answers < wanted:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.01)
+
+
+@pytest.mark.long
+async def test_a_killed_node_costs_a_device_with_two_sessions_what_was_in_flight(
+    daemons: DaemonSet,
+) -> None:
+    """Visitors come to a third node, which reaches the device over a hop, now to another one."""
+    async with open_doors("a", "b") as doors, serving(Origin().handle) as web:
+        with run_redis() as redis:
+            tunnel = Tunnel(daemons)
+            nodes: dict[str, Daemon] = {}
+            for name in ("c", "a", "b"):
+                reached = f'agent_url = "{doors.url(name)}"' if name != "c" else ""
+                cluster = f'redis = "{redis.url}"\nlisten = "127.0.0.1:0"\nnode = "{name}"'
+                await tunnel.start_proxy(more=f"[cluster]\n{cluster}\n{reached}")
+                nodes[name] = tunnel.proxy
+                if name == "c":
+                    visited = tunnel.at_http
+                doors.leads_to[name] = tunnel.at_tunnel
+            for name in "ab":
+                await nodes["c"].logged("node joined", node=name)
+            await nodes["b"].logged("node joined", node="a")
+            agent = await tunnel.start_agent({"web": f"http://{web}"})
+            await agent.logged("session started", node="a")
+            assert (await answered(visited)).body == b"hello\n"
+            load = Load(visited)
+            async with trio.open_nursery() as nursery:
+                for _ in range(5):
+                    nursery.start_soon(load.visit)
+                await load.more(50)
+                assert load.failed == []
+                # The newest place comes first: that is the second session's.
+                doors.leads_to.pop("a")
+                nodes["a"].send_signal(signal.SIGKILL)
+                await nodes["a"].wait()
+                killed = trio.current_time()
+                await load.more(50)
+                await load.more(20)
+                nursery.cancel_scope.cancel()
+            assert [one for one in load.failed if one[0] > killed] == []
+            assert {reason for _, _, reason in load.failed} <= {"cut", "tunnel-lost"}

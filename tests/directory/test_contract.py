@@ -7,6 +7,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 
@@ -57,10 +58,14 @@ class Cluster:
     """Makes members of one directory, and lets its time pass."""
 
     def __init__(
-        self, make: Callable[[str, str], Directory], let_pass: Callable[[float], None]
+        self,
+        make: Callable[[str, str], Directory],
+        let_pass: Callable[[float], None],
+        options: dict[str, int],
     ) -> None:
         self._make = make
         self.let_pass = let_pass
+        self.options = options
 
     async def join(self, name: str, incarnation: str = "1") -> Member:
         me = Node(name=name, incarnation=incarnation, address=f"{name}.example:3802")
@@ -75,8 +80,16 @@ def redis_server() -> Iterator[RedisServer]:
         yield server
 
 
+@pytest.fixture
+def cluster_of() -> dict[str, int]:
+    """The options of the directory."""
+    return {}
+
+
 @pytest.fixture(params=KINDS)
-async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
+async def cluster(
+    request: pytest.FixtureRequest, cluster_of: dict[str, int]
+) -> AsyncIterator[Cluster]:
     if request.param in ("local", "workers"):
         now = time.time()
 
@@ -87,12 +100,12 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
             nonlocal now
             now += seconds
 
-        book = PlaceBook(clock)
+        book = PlaceBook(clock, **cluster_of)  # type: ignore[arg-type]  # only numbers of places
         if request.param == "local":
-            yield Cluster(lambda name, start: LocalDirectory(book, name, start), pass_locally)
+            yield Cluster(partial(LocalDirectory, book), pass_locally, cluster_of)
             return
         async with trio.open_nursery() as nursery:
-            yield Cluster(partial(worker_of, nursery, book), pass_locally)
+            yield Cluster(partial(worker_of, nursery, book), pass_locally, cluster_of)
             nursery.cancel_scope.cancel()
         return
     server = request.getfixturevalue("redis_server")
@@ -100,8 +113,9 @@ async def cluster(request: pytest.FixtureRequest) -> AsyncIterator[Cluster]:
     async with open_redis(server.url) as redis:
         clock_of_redis = RedisClock(server)
         yield Cluster(
-            lambda name, start: RedisDirectory(redis, name, start, timeout=30),
+            lambda name, start: RedisDirectory(redis, name, start, timeout=30, **cluster_of),
             clock_of_redis.let_pass,
+            cluster_of,
         )
 
 
@@ -273,12 +287,39 @@ async def test_nodes_are_told_once_and_again_when_they_change(cluster: Cluster) 
     assert (await a.beat()).nodes is None
 
 
-async def test_a_device_keeps_four_places(cluster: Cluster) -> None:
+@pytest.mark.parametrize("cluster_of", [{}, {"most_places": 2}], ids=["four", "two"])
+async def test_a_device_keeps_so_many_places_and_no_more(cluster: Cluster) -> None:
+    most = cluster.options.get("most_places", 4)
     members = [await cluster.join(name) for name in "abcde"]
     claims = [await member.directory.claim("dev1", "i1") for member in members]
     found = await members[0].directory.find("dev1")
-    assert [place.node for place in found] == ["e", "d", "c", "b"]
+    assert [place.node for place in found] == list("edcb")[:most]
     assert (await members[0].beat()).superseded == [("dev1", claims[0].generation)]
+    assert (await members[4].beat()).superseded == []
+
+
+async def test_a_node_is_found_as_it_describes_itself(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    url = "wss://a.example/tunnel/connect"
+    a.me = msgspec.structs.replace(a.me, agent_url=url, domain="rack-1")
+    await a.beat()
+    assert (await b.beat()).nodes == {"a": a.me, "b": b.me}
+
+
+async def test_one_of_two_sessions_ends_and_the_other_stays(cluster: Cluster) -> None:
+    a, b = await cluster.join("a"), await cluster.join("b")
+    one = await a.directory.claim("dev1", "i1")
+    two = await b.directory.claim("dev1", "i1")
+    assert await b.directory.release("dev1", two.generation)
+    assert [place.node for place in await b.directory.find("dev1")] == ["a"]
+    three = await b.directory.claim("dev1", "i1", least=two.generation)
+    assert [p.generation for p in await a.directory.find("dev1")] == [
+        three.generation,
+        one.generation,
+    ]
+    await beats(cluster, LEASE, a)  # b is dead: what it had is not found, the other place is
+    assert [place.node for place in await a.directory.find("dev1")] == ["a"]
+    assert (await a.beat()).superseded == []
 
 
 async def test_many_sessions_are_said_again_in_one_call(cluster: Cluster) -> None:

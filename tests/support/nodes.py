@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
+from types import MappingProxyType
 from typing import Any
 
 import msgspec
 import trio
 
+from support.doors import Doors
 from support.proxies import proxy_config
 from support.redis_server import RedisServer
 from support.visitor import Answer, fetch
-from tunnelmux.agent import run_agent
+from tunnelmux.agent import RunningAgent, run_agent
 from tunnelmux.config import (
     Address,
     AgentConfig,
@@ -35,8 +37,13 @@ PATIENCE = 30.0
 class Nodes:
     """The proxies by name, each in a nursery of its own."""
 
-    def __init__(self, redis: RedisServer, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, redis: RedisServer, nursery: trio.Nursery, doors: Doors | None = None
+    ) -> None:
         self.redis = redis
+        self.doors = doors
+        self.domains: dict[str, str] = {}
+        """The failure domains of nodes, by name."""
         self.by_name: dict[str, RunningProxy] = {}
         self._nursery = nursery
         self._scopes: dict[str, trio.CancelScope] = {}
@@ -45,7 +52,13 @@ class Nodes:
         return self.by_name[name]
 
     def config(self, name: str, **more: object) -> ProxyConfig:
-        cluster = ClusterConfig(redis=Secret(self.redis.url), listen="127.0.0.1:0", node=name)
+        cluster = ClusterConfig(
+            redis=Secret(self.redis.url),
+            listen="127.0.0.1:0",
+            node=name,
+            agent_url=self.doors.url(name) if self.doors is not None else None,
+            failure_domain=self.domains.get(name),
+        )
         config = proxy_config(tcp=("127.0.0.1:0",))
         settings = {"internal": InternalListener(listen="127.0.0.1:0"), "cluster": cluster} | more
         return msgspec.structs.replace(config, **settings)
@@ -59,11 +72,15 @@ class Nodes:
                 await run_proxy(self.config(name, **more), task_status=task_status)
 
         self.by_name[name] = await self._nursery.start(run)
+        if self.doors is not None:
+            self.doors.leads_to[name] = self.by_name[name].tunnel_address
         await self.know_each_other()
         return self.by_name[name]
 
     def stop(self, name: str) -> None:
         """Cut a node off at once."""
+        if self.doors is not None:
+            self.doors.leads_to.pop(name, None)
         self._scopes.pop(name).cancel()
         del self.by_name[name]
 
@@ -88,12 +105,18 @@ class Nodes:
         """The device's agent, connected to that node, by a load balancer *at* that address if one
         is given; all nodes can find it.
         """
-        at = at or self.by_name[name].tunnel_address
+        url = f"ws://{at or self.by_name[name].tunnel_address}/tunnel/connect"
+        async with self.agent_at(url, targets, device):
+            await self.holds(name, device)
+            yield
+
+    @asynccontextmanager
+    async def agent_at(
+        self, url: str, targets: dict[str, str], device: str = "dev1", sessions: int = 2
+    ) -> AsyncIterator[RunningAgent]:
+        """The device's agent, which dials this URL."""
         config = AgentConfig(
-            proxy=ProxyEndpoint(
-                url=f"ws://{at}/tunnel/connect",
-                token=Secret(f"token-of-{device}"),
-            ),
+            proxy=ProxyEndpoint(url=url, token=Secret(f"token-of-{device}"), sessions=sessions),
             device=Device(name=device),
             services=[
                 ServiceConfig(name=service, target=target) for service, target in targets.items()
@@ -101,9 +124,7 @@ class Nodes:
             backoff=BackoffConfig(minimum=0.01, early=0.02, maximum=0.1),
         )
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(run_agent, config)
-            await self.holds(name, device)
-            yield
+            yield await nursery.start(run_agent, config)
             nursery.cancel_scope.cancel()
 
     async def holds(self, name: str, device: str = "dev1") -> None:
@@ -124,12 +145,18 @@ class Nodes:
 
 @asynccontextmanager
 async def running_nodes(
-    redis: RedisServer, names: Sequence[str] = ("a", "b"), **more: Any
+    redis: RedisServer,
+    names: Sequence[str] = ("a", "b"),
+    *,
+    doors: Doors | None = None,
+    domains: Mapping[str, str] = MappingProxyType({}),
+    **more: Any,
 ) -> AsyncIterator[Nodes]:
     """These nodes for the length of the block, on an empty Redis."""
     redis.command("FLUSHALL")
     async with trio.open_nursery() as nursery:
-        nodes = Nodes(redis, nursery)
+        nodes = Nodes(redis, nursery, doors)
+        nodes.domains |= domains
         for name in names:
             await nodes.start(name, **more)
         try:

@@ -4,49 +4,40 @@ from __future__ import annotations
 
 import random
 import secrets
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager
 from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 import trio
 
 from tunnelmux.agent.assist.service import AssistService
-from tunnelmux.agent.backoff import ReplacedBackoff, new_backoff
 from tunnelmux.agent.commands import CommandExecutor
-from tunnelmux.agent.direct import DirectConnector
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.host_keys import HostKeyScan, ssh_service_of
 from tunnelmux.agent.link import ProxyLink, needs_new_session
 from tunnelmux.agent.own_shell import OwnShell, account_of
-from tunnelmux.agent.refusal import refused_for_good
 from tunnelmux.agent.rotation import Rotation
-from tunnelmux.agent.sessions import Successor, end_of, log_end, printable, replaced_by
+from tunnelmux.agent.sessions import SessionNow
 from tunnelmux.agent.streams import StreamServer
 from tunnelmux.agent.targets import OpenTarget
+from tunnelmux.agent.tunnels import Dial, Tunnels, Uniform
 from tunnelmux.config import Address, AgentConfig, Secret
-from tunnelmux.endpoints import dial, response_headers
-from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused, SessionError
-from tunnelmux.mux import Session, open_session
+from tunnelmux.endpoints import dial
+from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
+from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.spans import close_tracing, tracing_from
-from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.wire import (
     ASSIST_FIELD,
     DEFAULT_SERVICE_FIELD,
     DEVICE_FIELD,
     HOST_KEYS_FIELD,
-    INSTANCE_FIELD,
     PROVE_FIELD,
     PROVED,
     RELAY_FIELD,
-    REPLACED_FIELD,
-    RIVAL_FIELD,
     SERIAL_FIELD,
     SERVICES_FIELD,
     TIMEOUTS_FIELD,
-    TOKEN_FIELD,
     list_host_keys,
 )
 
@@ -58,14 +49,8 @@ __all__ = ["RunningAgent", "run_agent"]
 
 _log = get_logger("agent")
 
-_MOST_NEXT = 4
-# Next sessions beside the present one: a proxy ends the older ones within its drain.
-
 _GOODBYE = 5.0
 # Seconds that commands may take to end when the agent stops.
-
-Uniform = Callable[[float, float], float]
-Dial = Callable[..., AbstractAsyncContextManager[trio.abc.Stream]]
 
 
 class RunningAgent:
@@ -82,8 +67,6 @@ class RunningAgent:
         """The current configuration."""
         self._uniform = uniform
         self._dial = dial
-        self._set_backoff(config)
-        self._instance = secrets.token_hex(8).encode("ascii")
         self.commands = CommandExecutor(config)
         """Runs commands, from the proxy and from a main server."""
         self.figures = AgentFigures()
@@ -98,27 +81,30 @@ class RunningAgent:
         self._streams.desk = self.assist.desk
         self.own_shell = self._streams.shell = OwnShell(config, self.assist.desk.note)
         """The shell of the agent itself, for devices without an SSH server."""
-        self._link = _proxy_link(config)
-        self._streams.rotation = Rotation(lambda: self._link, self._prove)
-        self._streams.move = self.move
+        self.tunnels = Tunnels(
+            config,
+            secrets.token_hex(8),
+            self._streams,
+            self.figures,
+            uniform,
+            dial,
+            self._said_of_device,
+            reaches_targets=self._reaches_targets,
+        )
+        """The sessions with the proxy."""
+        self.tunnels.link = _proxy_link(config)
+        self._streams.rotation = Rotation(lambda: self.tunnels.link, self._prove)
+        self._streams.move = self.tunnels.move
+        self._streams.learn_nodes = self.tunnels.learn_nodes
         self.main_server = _main_server_client(config, self.commands, uniform)
         """The connection to a main server of the relay service, or None without [socketio]."""
-        self._pump: DataPump | None = None
-        self._direct: DirectConnector | None = None
-        self._session: Session | None = None
-        self._next: list[Successor] = []
-        self._serving: dict[Session, trio.CancelScope] = {}
-        self._connected = trio.Event()
-        self._was_connected = False
         self.is_draining = False
         """Whether it is draining."""
-        self._renewing = False
         self._monitoring: MonitoringListener | None = None
         self._monitored = trio.CancelScope()
         self._reloading = trio.Lock()
         self._running = trio.Event()
         self._stopped = trio.Event()
-        self._without_session = trio.CancelScope()
 
     @property
     def name(self) -> str:
@@ -127,13 +113,18 @@ class RunningAgent:
 
     @property
     def session(self) -> Session | None:
-        """The session with the proxy, or None while there is none."""
-        return self._session
+        """A session with the proxy, or None while there is none."""
+        return self.tunnels.session
+
+    @property
+    def sessions_now(self) -> list[SessionNow]:
+        """The sessions with the proxy that are up."""
+        return self.tunnels.sessions_now
 
     @property
     def has_proxy(self) -> bool:
         """Whether a proxy is configured."""
-        return self._link is not None
+        return self.tunnels.link is not None
 
     @property
     def main_server_is_connected(self) -> bool | None:
@@ -161,8 +152,7 @@ class RunningAgent:
 
     async def wait_connected(self) -> None:
         """Return once there is a session."""
-        while self._session is None:
-            await self._connected.wait()
+        await self.tunnels.wait_connected()
 
     async def drain(self, grace: float) -> None:
         """Take no new streams, let the live ones finish for at most `grace` seconds, and stop."""
@@ -171,60 +161,8 @@ class RunningAgent:
         async with trio.open_nursery() as nursery:
             if self.main_server is not None:
                 nursery.start_soon(self.main_server.drain, grace)
-            await self._drain_tunnel(grace)
-
-    async def _drain_tunnel(self, grace: float) -> None:
-        sessions = list(self._serving)
-        if not sessions:
-            self._without_session.cancel(reason="the agent is draining")
-        else:
-            count = sum(session.stream_count for session in sessions)
-            _log.info("draining", streams=count, grace=grace)
-            for session in sessions:
-                session.go_away()
-            with trio.move_on_after(grace):
-                for session in sessions:
-                    await session.wait_closed()
-            self._leave_sessions("the grace period is over")
-        await self._stopped.wait()  # bounded: closing a session gives each step a deadline
-
-    def _leave_sessions(self, reason: str) -> None:
-        for scope in self._serving.values():
-            scope.cancel(reason=reason)
-
-    async def move(self) -> bool:
-        """Make the next session while the present one goes on; whether it is there. The proxy asks
-        for it before it makes way for another process, and ends the present session itself.
-        """
-        before = self._session
-        if before is None or self.is_draining:
-            return False
-        if not self._next or self._next[-1].is_up:
-            if len(self._next) >= _MOST_NEXT:
-                return False
-            self._next.append(Successor())
-            self._servers.start_soon(self._hold_next, self._next[-1], before)
-        successor = self._next[-1]
-        await successor.began.wait()  # bounded by the time for a handshake
-        return successor.is_up
-
-    async def _hold_next(self, successor: Successor, before: Session) -> None:
-        try:
-            with successor.scope:
-                successor.replaced_by = await self._hold_session(successor)
-        except (ConnectError, ConfigError) as error:
-            successor.problem = error
-            _log.warning("not moved", cause=str(error), effect="the session before goes on")
-        finally:
-            successor.end()
-        if successor not in self._next or before not in self._serving:
-            return  # the session before it is over, and what served that goes on from here
-        self._next.remove(successor)
-        if successor.is_up and before.is_draining:
-            self._serving[before].cancel(reason="the session after it is over")
-        else:
-            self._session = before  # its proxy has not gone after all
-            self._connected.set()
+            await self.tunnels.drain(grace)
+            await self._stopped.wait()  # bounded: closing a session gives each step a deadline
 
     # -- another configuration --------------------------------------------------------------
 
@@ -245,8 +183,8 @@ class RunningAgent:
             if config.shell.enabled:
                 account_of(config)
             renew = needs_new_session(before, config)
-            if self._link is not None:
-                renew = renew or self._link.has_another_token()
+            if self.tunnels.link is not None:
+                renew = renew or self.tunnels.link.has_another_token()
             commands = self._commands_for(config)
             main_server = self._main_server_for(config, commands)
             monitoring = await self._monitoring_for(config)
@@ -260,16 +198,11 @@ class RunningAgent:
             self.assist.configure(config)
             self.own_shell.configure(config)
             self.config = config
-            if config.backoff != before.backoff:
-                self._set_backoff(config)
+            self.tunnels.configure(config)
             await self._change_commands(commands)
             self._change_main_server(main_server)
-            if self._direct is not None:
-                timeout = config.limits.ingress.connect_timeout
-                self._direct.configure(self._streams.services, timeout)
-            if renew:
-                self._link = link
-                self._renew_session()
+            if renew and link is not None:
+                self.tunnels.renew(link)
 
     async def _monitoring_for(self, config: AgentConfig) -> MonitoringListener | None:
         """The present monitoring listener if its settings are unchanged, else a new one or None.
@@ -298,10 +231,6 @@ class RunningAgent:
     ) -> None:
         with scope:
             await listener.run()
-
-    def _set_backoff(self, config: AgentConfig) -> None:
-        self._backoff = new_backoff(config.backoff, self._uniform)
-        self._replaced = ReplacedBackoff(config.backoff.replaced, uniform=self._uniform)
 
     def _commands_for(self, config: AgentConfig) -> CommandExecutor:
         """The present executor if its settings are unchanged, else a new one."""
@@ -351,13 +280,6 @@ class RunningAgent:
         if client is not None:
             await client.run()
 
-    def _renew_session(self) -> None:
-        if self._session is not None:
-            self._renewing = True
-            self._leave_sessions("the configuration changed")
-        else:
-            self._without_session.cancel(reason="the configuration changed")
-
     # -- the loop ---------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -405,10 +327,9 @@ class RunningAgent:
             if self.main_server is not None:
                 self._servers.start_soon(self.main_server.run)
             self._running.set()
-            if self._link is not None:
+            if self.tunnels.link is not None:
                 try:
-                    async with open_pump() as self._pump:
-                        await self._hold_sessions()
+                    await self.tunnels.run()
                 except (ConnectError, ConfigError) as error:
                     # Raised outside of the nursery, which would wrap it in a group.
                     problem = error
@@ -418,105 +339,16 @@ class RunningAgent:
         if problem is not None:
             raise problem
 
-    async def _hold_sessions(self) -> None:
-        while not self.is_draining:
-            # Cancelled by a drain or a reload, and only while no session is there.
-            with trio.CancelScope() as self._without_session:
-                delay = await self._attempt()
-                if not self.is_draining:
-                    await trio.sleep(delay)
-        for successor in self._next:
-            successor.scope.cancel(reason="the agent is draining")
-
-    async def _attempt(self) -> float:
-        """Make one session and serve it to its end. Returns the seconds to wait before the next
-        attempt.
-        """
-        started = trio.current_time()
-        try:
-            replaced_by = await self._hold_session()
-            while self._next:
-                successor = self._next.pop(0)
-                await successor.over.wait()  # no deadline: it is the session of now
-                if successor.problem is not None:
-                    raise successor.problem
-                replaced_by = successor.replaced_by
-        except ConnectError as error:
-            self.figures.attempt_failed(error)
-            assert self._link is not None  # a link exists when it was dialled
-            if not error.retryable and not await self._falls_back(self._link, error):
-                source = self._link.credentials.source
-                raise refused_for_good(error, credential=source) from error
-            delay = self._backoff.next_delay(error.retry_after, is_ours=error.is_ours)
-            _log.warning("not connected", cause=str(error), retry_in=round(delay, 3))
-            return delay
-        except ConfigError as error:
-            # A token file that is being replaced must not end a running agent.
-            if not self._was_connected:
-                raise
-            self.figures.attempt_failed(error)
-            delay = self._backoff.next_delay()
-            _log.error("not connected", cause=str(error), retry_in=round(delay, 3))
-            return delay
-        if self._renewing:
-            self._renewing = False
-            _log.info("connecting again", retry_in=0.0)
-            return 0.0
-        held = trio.current_time() - started
-        if replaced_by is not None and not self.is_draining:
-            delay = self._replaced.next_delay(held)
-            _log.warning(
-                "replaced by another agent",
-                device=self.name,
-                by=replaced_by,
-                fix="it has this device's token; stop one of the two, or give each machine a name "
-                "and a token of its own",
-                retry_in=round(delay, 3),
-            )
-            return delay
-        self._backoff.held(held)
-        delay = self._backoff.next_delay()
-        if not self.is_draining:
-            _log.info("connecting again", retry_in=round(delay, 3))
-        return delay
-
-    async def _hold_session(self, successor: Successor | None = None) -> str | None:
-        """Serve one session to its end. Returns the address of the agent that replaced it, if one
-        did. A `successor` is told when the session begins.
-        """
-        link = self._link
-        assert link is not None  # set before this is called
-        async with self._dial(
-            link.dialled,
-            token=link.token().reveal(),
-            headers=[
-                (DEVICE_FIELD, link.device.encode("ascii")),
-                (INSTANCE_FIELD, self._instance),
-                (SERVICES_FIELD, self._streams.services.listing),
-                (RELAY_FIELD, self._streams.services.relayed),
-                (TIMEOUTS_FIELD, self._streams.services.timeouts),
-                *self._said_of_assist(),
-                *await self._said_of_sshd(),
-                (DEFAULT_SERVICE_FIELD, self._streams.services.default_name),
-            ],
-            ssl_context=link.ssl_context,
-            timeout=self.config.limits.ingress.handshake_timeout,
-            way=link.way,
-        ) as transport:
-            await self._read_news(link, response_headers(transport))
-            async with open_session(
-                transport,
-                is_client=True,
-                limits=self.config.limits.session,
-                pump=self._pump,
-            ) as session:
-                if successor is not None:
-                    successor.begin()
-                await self._serve(link, session)
-            return replaced_by(transport)
-
-    def _said_of_assist(self) -> list[tuple[bytes, bytes]]:
-        fields = []
+    async def _said_of_device(self) -> list[tuple[bytes, bytes]]:
+        """What a handshake says of this device."""
+        services = self._streams.services
+        fields = [
+            (SERVICES_FIELD, services.listing),
+            (RELAY_FIELD, services.relayed),
+            (TIMEOUTS_FIELD, services.timeouts),
+            (DEFAULT_SERVICE_FIELD, services.default_name),
+            *await self._said_of_sshd(),
+        ]
         if self.assist.desk.serial:
             fields.append((SERIAL_FIELD, quote(self.assist.desk.serial).encode("ascii")))
         if self.assist.is_on:
@@ -548,113 +380,6 @@ class RunningAgent:
         except ConnectRefused as answer:
             if answer.reason != PROVED:
                 raise
-
-    async def _read_news(self, link: ProxyLink, headers: dict[str, str]) -> None:
-        """Read the fields about this device in the proxy's answer to the handshake."""
-        await self._keep_accepted(link)
-        await self._keep_token(link, headers.get(_lower(TOKEN_FIELD)))
-        if _lower(REPLACED_FIELD) in headers:
-            _log.warning(
-                "joined in place of another",
-                device=self.name,
-                effect="the machine that had this name cannot connect any more",
-            )
-        if rival := headers.get(_lower(RIVAL_FIELD)):
-            _log.warning(
-                "two agents with one credential",
-                device=self.name,
-                rival=printable(rival),
-                fix="another machine and this one replace each other in turn, as after cloning a "
-                "disk: give each a name and a token of its own",
-            )
-
-    async def _keep_token(self, link: ProxyLink, token: str | None) -> None:
-        if token is None or link.credentials.path is None:
-            return
-        if link.credentials.has_joined:
-            # Only the first use of a join line is answered so. What the device has is good.
-            _log.warning(
-                "token ignored",
-                device=link.device,
-                cause="the proxy gave another token without being asked",
-                fix="look whether proxy.url leads to your proxy; tokens are changed by `rotate`",
-            )
-            return
-        try:
-            await trio.to_thread.run_sync(link.learn, Secret(token))
-        except ConfigError as error:
-            _log.error("token not kept", cause=str(error))
-        else:
-            _log.info("joined", device=link.device, token_file=str(link.credentials.path))
-
-    async def _falls_back(self, link: ProxyLink, error: ConnectError) -> bool:
-        """Whether an earlier token is left to be shown to a proxy that does not know this one."""
-        if not isinstance(error, ConnectRefused) or error.status != 401:
-            return False
-        return await trio.to_thread.run_sync(link.fall_back)
-
-    async def _keep_accepted(self, link: ProxyLink) -> None:
-        """Put an earlier token back into its place, if it is what the proxy took."""
-        if not link.shows_earlier:
-            return
-        try:
-            await trio.to_thread.run_sync(link.keep_earlier)
-        except ConfigError as error:
-            _log.error("token not kept", cause=str(error))
-        else:
-            _log.warning(
-                "token put back",
-                device=link.device,
-                token_file=str(link.credentials.kept_in),
-                cause="the proxy refused the one that replaced it",
-                fix="if that was not you, look at what the device was connected to before",
-            )
-
-    async def _serve(self, link: ProxyLink, session: Session) -> None:
-        started = trio.current_time()
-        self._session = session
-        self.figures.session_began(session)
-        self._was_connected = True
-        self._connected.set()
-        _log.info("session started", device=link.device, proxy=str(link.url))
-        try:
-            if self.is_draining or self._link is not link:  # requested after dialling
-                self._renewing = not self.is_draining
-                return
-            await self._serve_streams(session)
-        finally:
-            self._serving.pop(session, None)
-            if self._session is session:
-                self._session = None
-                self._connected = trio.Event()
-            self.figures.session_ended(session, end_of(session))
-            log_end(link, session, trio.current_time() - started)
-
-    async def _serve_streams(self, session: Session) -> None:
-        with trio.CancelScope() as self._serving[session]:
-            async with trio.open_nursery() as handlers:
-                direct = DirectConnector(
-                    session,
-                    self._streams,
-                    self._streams.services,
-                    handlers,
-                    self.config.limits.ingress.connect_timeout,
-                )
-                self._direct = direct
-                if self._reaches_targets:
-                    session.on_offer = direct.take
-                handlers.start_soon(direct.run)
-                try:
-                    async for stream in session:
-                        handlers.start_soon(self._streams.serve, stream)
-                except SessionError:
-                    pass  # log_end logs it from `session.error`
-                # The streams have ended with their session; only connections to targets are left.
-                handlers.cancel_scope.cancel(reason="the session is over")
-
-
-def _lower(field: bytes) -> str:
-    return field.decode("ascii").lower()
 
 
 def _proxy_link(config: AgentConfig) -> ProxyLink | None:

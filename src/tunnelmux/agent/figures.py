@@ -27,7 +27,9 @@ class AgentFigures:
 
     def __init__(self) -> None:
         self.sessions = 0
-        """Sessions with the proxy, including the present one."""
+        """Sessions with the proxy, including the present ones."""
+        self.reconnects = 0
+        """Sessions that followed an earlier one."""
         self.connect_failures: Counter[str] = Counter()
         """Failed attempts to make one, by the proxy's reason, `unreachable` or `configuration`."""
         self.streams = 0
@@ -55,6 +57,11 @@ class AgentFigures:
         return bool(self._live)
 
     @property
+    def sessions_now(self) -> int:
+        """Sessions that are up."""
+        return len(self._live)
+
+    @property
     def bytes_to_proxy(self) -> int:
         """Bytes of all sessions, counted as in the proxy's metrics."""
         return self._bytes_to_proxy + sum(session.bytes_sent for session in self._live)
@@ -69,9 +76,10 @@ class AgentFigures:
         """How often a stream of any session waited because the proxy had not read."""
         return self._window_stalls + sum(session.window_stalls for session in self._live)
 
-    def session_began(self, session: Session) -> None:
-        """Record a new session."""
+    def session_began(self, session: Session, *, again: bool) -> None:
+        """Record a new session; `again` when there was one before it that it follows."""
         self.sessions += 1
+        self.reconnects += again
         self._live.append(session)
         self.why = ""
         self.changed_at = datetime.now(UTC)

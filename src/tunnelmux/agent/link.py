@@ -6,9 +6,13 @@ import ssl
 
 from tunnelmux.agent.credentials import Credentials
 from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret
+from tunnelmux.errors import ConfigError
 from tunnelmux.transports import WayOut, client_context, parse_url
 
 __all__ = ["ProxyLink", "needs_new_session"]
+
+_MOST_WAYS = 32
+# URLs of nodes whose way is kept. A proxy tells of 8 nodes at a time.
 
 
 class ProxyLink:
@@ -26,9 +30,30 @@ class ProxyLink:
         if self.url.is_secure:
             self.ssl_context = client_context(proxy.ca_file, proxy.pin)
         self.dialled = proxy.url
+        self._ways = {proxy.url: self.way}
         self._shown: Secret | None = None
         self._kept: Secret | None = None  # what stands in the file, or in the configuration
         self._earlier: list[Secret] | None = None  # left to be shown; None while none was wanted
+
+    def may_dial(self, url: str) -> bool:
+        """Whether a node's URL, which the proxy has told, may be shown the token: it must not be
+        weaker than the configured one."""
+        try:
+            return parse_url(url).is_secure or not self.url.is_secure
+        except ConfigError:
+            return False
+
+    def context_for(self, url: str) -> ssl.SSLContext | None:
+        """The TLS context for the proxy's URL or that of a node."""
+        return self.ssl_context if parse_url(url).is_secure else None
+
+    def way_to(self, url: str) -> WayOut:
+        """The way to the proxy's URL or that of a node; kept between connections."""
+        if url not in self._ways:
+            if len(self._ways) > _MOST_WAYS:
+                self._ways = {self.dialled: self.way}
+            self._ways[url] = WayOut(self.way.http_proxy)
+        return self._ways[url]
 
     def token(self) -> Secret:
         """The token to send now; reads one line of a local file. Raises ConfigError.

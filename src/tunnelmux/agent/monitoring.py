@@ -20,6 +20,7 @@ import tunnelmux
 from tunnelmux.agent.figures import AgentFigures
 from tunnelmux.agent.health import HealthChecks
 from tunnelmux.agent.local_http import LocalHttp, send_content
+from tunnelmux.agent.sessions import SessionNow
 from tunnelmux.config import Address
 from tunnelmux.config.rules import names_this_machine
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
@@ -62,6 +63,10 @@ class Monitored(Protocol):
     @property
     def main_server_is_connected(self) -> bool | None:
         """Whether the connection to the main server is up; None without one."""
+
+    @property
+    def sessions_now(self) -> list[SessionNow]:
+        """The sessions with the proxy that are up."""
 
     @property
     def streams_now(self) -> int:
@@ -151,10 +156,14 @@ def describe_health(agent: Monitored) -> dict[str, object]:
         if not figures.is_up:
             session["why"] = figures.why
         content["session"] = session
+        content["sessions"] = [
+            {"node": now.node or None, "proxy": now.url, "since": _time(now.since)}
+            for now in agent.sessions_now
+        ]
     if agent.main_server_is_connected is not None:
         content["main_server"] = {"up": agent.main_server_is_connected}
     return content | {
-        "reconnects": max(0, figures.sessions - 1),
+        "reconnects": figures.reconnects,
         "streams": agent.streams_now,
         "bytes": {"to_proxy": figures.bytes_to_proxy, "from_proxy": figures.bytes_from_proxy},
         "services": [
@@ -206,6 +215,8 @@ class _Now(Collector):
         if agent.has_proxy:
             text = "1 while there is a session with the proxy."
             yield GaugeMetricFamily("tunnelmux_agent_session_up", text, value=figures.is_up)
+            text = "Sessions with the proxy that are up: two where it has several nodes."
+            yield GaugeMetricFamily("tunnelmux_agent_sessions_up", text, value=figures.sessions_now)
             text = "When the present session began or the last one ended."
             moment = figures.changed_at.timestamp()
             yield GaugeMetricFamily(
@@ -215,7 +226,7 @@ class _Now(Collector):
             text = "1 while the connection to the main server is up."
             value = agent.main_server_is_connected
             yield GaugeMetricFamily("tunnelmux_agent_main_server_up", text, value=value)
-        text = "Sessions with the proxy; all after the first are reconnects."
+        text = "Sessions with the proxy that were made."
         yield CounterMetricFamily("tunnelmux_agent_sessions", text, value=figures.sessions)
         failures = CounterMetricFamily(
             "tunnelmux_agent_connect_failures",

@@ -2,24 +2,49 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from datetime import datetime
+
 import trio
 
-from tunnelmux.agent.link import ProxyLink
 from tunnelmux.errors import ProtocolError
 from tunnelmux.mux import Session
 from tunnelmux.observability import get_logger
-from tunnelmux.transports import WebSocketStream
+from tunnelmux.transports import WebSocketStream, parse_url
 from tunnelmux.wire import CLOSE_REPLACED
 
-__all__ = ["Successor", "end_of", "log_end", "printable", "replaced_by"]
+__all__ = ["SessionNow", "Successor", "end_of", "log_end", "printable", "replaced_by"]
 
 _log = get_logger("agent")
+
+
+@dataclass(frozen=True, slots=True)
+class SessionNow:
+    """What the agent knows of a session that is up."""
+
+    node: str
+    """The node that has it; empty where the proxy does not say."""
+    dialled: str = field(repr=False)
+    since: datetime
+
+    @property
+    def url(self) -> str:
+        """What was dialled, without its query, which may hold a token."""
+        return str(parse_url(self.dialled))
+
+    @property
+    def about(self) -> dict[str, str]:
+        """The node for the log, if it is known."""
+        return {"node": self.node} if self.node else {}
 
 
 class Successor:
     """The session that follows the present one: it begins, or cannot; later it is over."""
 
-    def __init__(self) -> None:
+    def __init__(self, leaves: str | None = None) -> None:
+        self.leaves = leaves
+        """The node that it is not to be on; empty where that has no name, and None where the
+        same node may have it."""
         self.began = trio.Event()
         """Set when it is up, and when it will not be."""
         self.over = trio.Event()
@@ -43,14 +68,15 @@ class Successor:
         self.over.set()
 
 
-def log_end(link: ProxyLink, session: Session, duration: float) -> None:
+def log_end(device: str, now: SessionNow, session: Session, duration: float) -> None:
     """Tell the log that a session of *duration* seconds is over."""
     error = session.error
     write = _log.error if isinstance(error, ProtocolError) else _log.info
     write(
         "session ended",
-        device=link.device,
-        proxy=str(link.url),
+        device=device,
+        proxy=now.url,
+        **now.about,
         duration=round(duration, 3),
         bytes_to_proxy=session.bytes_sent,
         bytes_from_proxy=session.bytes_received,

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TYPE_CHECKING, Literal
 
 import trio
@@ -39,9 +40,10 @@ from tunnelmux.http import (
     forward,
     requested_service,
 )
+from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
 from tunnelmux.http.head import Field, first_value
-from tunnelmux.mux import Stream
+from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.wire import (
@@ -52,6 +54,7 @@ from tunnelmux.wire import (
     LEASE_FIELD,
     LOGS_PATH,
     MOVE_PATH,
+    NODES_PATH,
     RELAY_FIELD,
     SERVICE_FIELD,
     SILENCE_PATH,
@@ -67,7 +70,11 @@ _log = get_logger("agent")
 _CREDENTIAL = CREDENTIAL_PATH.decode("ascii")
 _LOGS = LOGS_PATH.decode("ascii")
 _MOVE = MOVE_PATH.decode("ascii")
+_NODES = NODES_PATH.decode("ascii")
 _SILENCE = SILENCE_PATH.decode("ascii")
+
+_LONGEST_NODES = 16_384
+# Bytes of what a proxy tells of its nodes: as much as the head of its answer may have.
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
     None: None,
@@ -95,8 +102,10 @@ class StreamServer:
         """Counts streams, requests and failures of targets."""
         self.rotation: Rotation | None = None
         """Takes new tokens for this device, where that is possible."""
-        self.move: Callable[[], Awaitable[bool]] | None = None
-        """Makes the next session before the present one ends; whether that is there."""
+        self.move: Callable[[Session], Awaitable[bool]] | None = None
+        """Makes the session that follows this one, before it ends; whether that is there."""
+        self.learn_nodes: Callable[[Session, str], None] | None = None
+        """Is told of the nodes of the proxy's cluster."""
         self.desk: AssistDesk | None = None
         """Decides about leases."""
         self.is_ending = False
@@ -209,7 +218,7 @@ class StreamServer:
         visit: LeaseVisit | None = None
         try:
             if request.authority is not None and request.authority.lower() == AGENT_AUTHORITY:
-                await self._answer_itself(server, request)
+                await self._answer_itself(server, request, stream)
                 return
             wanted = first_value(request.headers, SERVICE_FIELD.lower())
             service = self._services.for_http(wanted.decode("latin-1") if wanted else None)
@@ -259,7 +268,9 @@ class StreamServer:
                 None if fine else exchange.problem,
             )
 
-    async def _answer_itself(self, server: ServerConnection, request: RequestHead) -> None:
+    async def _answer_itself(
+        self, server: ServerConnection, request: RequestHead, stream: Stream
+    ) -> None:
         if request.path == EXEC_PATH:
             await serve_exec(server, request, self._commands, self._limits.response_timeout)
             return
@@ -267,7 +278,10 @@ class StreamServer:
             await self.rotation.serve(server, request, self._limits.response_timeout)
             return
         if request.path == _MOVE and self.move is not None:
-            await self._move(server, request, self.move)
+            await self._move(server, request, partial(self.move, stream.session))
+            return
+        if request.path == _NODES and self.learn_nodes is not None:
+            await self._take_nodes(server, request, partial(self.learn_nodes, stream.session))
             return
         if request.path == _LOGS:
             await serve_logs(server, request, lambda: self.is_ending)
@@ -305,6 +319,26 @@ class StreamServer:
         if not await move():
             message = "The next session could not be made: the log of this agent says why."
             raise Refused(Refusal(502, "device-offline", message))
+        await server.send_response(204, b"No Content", [], end=True)
+
+    async def _take_nodes(
+        self, server: ServerConnection, request: RequestHead, learn: Callable[[str], None]
+    ) -> None:
+        if request.method != b"POST":
+            allow = [(b"Allow", b"POST")]
+            raise Refused(Refusal(405, "bad-request", f"{_NODES} takes POST only.", headers=allow))
+        body = b""
+        try:
+            with trio.fail_after(self._limits.response_timeout):
+                is_over = False
+                while not is_over and len(body) <= _LONGEST_NODES:
+                    data, is_over = await server.read_body()
+                    body += data
+        except trio.TooSlowError:
+            raise Refused(Refusal(408, "body-stalled", "The body did not come in time.")) from None
+        except BadBody as error:
+            raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
+        learn(body[:_LONGEST_NODES].decode("latin-1"))
         await server.send_response(204, b"No Content", [], end=True)
 
     async def _explain_silence(self, server: ServerConnection, request: RequestHead) -> None:

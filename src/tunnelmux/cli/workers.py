@@ -50,7 +50,13 @@ def run_parent(
         command = worker_command(sys.argv[1:])
         node = node_name(config) if config.cluster is not None else ""
         parent = WorkersParent(
-            count, command, history=history, binder=binder, node=node, cluster=config.cluster
+            count,
+            command,
+            history=history,
+            binder=binder,
+            node=node,
+            cluster=config.cluster,
+            max_device_sessions=config.limits.ingress.max_device_sessions,
         )
         announce = partial(on_started, parent, config)
         await parent.run(announce, task_status=task_status)

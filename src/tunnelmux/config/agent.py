@@ -100,7 +100,13 @@ class ProxyEndpoint(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     the login, or `https://`. Empty text: none. Without the key, the variables HTTPS_PROXY,
     HTTP_PROXY, ALL_PROXY and NO_PROXY count, as curl reads them."""
 
+    sessions: int = 2
+    """Sessions with the proxy, where it tells of several nodes: 2, on different nodes, so that the
+    device stays reachable when one fails; or 1. With a proxy that is alone it is one."""
+
     def __post_init__(self) -> None:
+        if self.sessions not in (1, 2):
+            raise InvalidSetting("sessions", f"{self.sessions} is not 1 or 2")
         if self.join_file is not None:
             self._read_join_file(self.join_file)
         if self.join is not None:

@@ -7,19 +7,23 @@ from pathlib import Path
 
 import msgspec
 
+from tunnelmux.config.join import TUNNEL_URL_SCHEMES
 from tunnelmux.config.redis_url import RedisPlace
 from tunnelmux.config.rules import (
     Address,
     InvalidSetting,
     check_one_line,
     parse_address,
+    split_url,
 )
 from tunnelmux.config.secret import Secret
 from tunnelmux.config.token_file import read_token_file
+from tunnelmux.wire import AgentNode, list_nodes, read_nodes
 
 __all__ = ["ClusterConfig"]
 
 _NODE = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_AGENT_URL = "wss://proxy-1.example.com/tunnel/connect"
 _ANY = frozenset({"0.0.0.0", "::", ""})  # noqa: S104 - looked for, not bound
 
 
@@ -55,6 +59,15 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     node: str | None = None
     """The name of this node, unique in the cluster; by default the name of the machine."""
 
+    agent_url: str | None = None
+    """The URL by which agents reach this node and no other, as `proxy.url` in agent.toml has it:
+    `wss://proxy-1.example.com/tunnel/connect`. Agents of other nodes are told of it, and keep a
+    second session here. Without it, they do not."""
+
+    failure_domain: str | None = None
+    """What fails as a whole with this node, such as its rack or site: agents prefer a second
+    session in another one, and visitors are led to a node in the same one."""
+
     def __post_init__(self) -> None:
         if (self.redis is None) == (self.redis_file is None):
             raise InvalidSetting(
@@ -75,6 +88,23 @@ class ClusterConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             raise InvalidSetting(
                 "node",
                 f'"{self.node}" cannot be a name: use 1 to 128 of a-z, A-Z, 0-9, ".", "_", "-"',
+            )
+
+        if self.failure_domain is not None and not _NODE.fullmatch(self.failure_domain):
+            raise InvalidSetting(
+                "failure_domain",
+                f'"{self.failure_domain}" cannot be a name: use 1 to 128 of a-z, A-Z, 0-9, ".", '
+                '"_", "-"',
+            )
+        if self.agent_url is not None:
+            self._check_agent_url(self.agent_url)
+
+    @staticmethod
+    def _check_agent_url(url: str) -> None:
+        split_url("agent_url", url, TUNNEL_URL_SCHEMES, _AGENT_URL)
+        if read_nodes(list_nodes([AgentNode("a", url)]).decode("ascii")) != [AgentNode("a", url)]:
+            raise InvalidSetting(
+                "agent_url", f'must be short, without "," and ";": write it as "{_AGENT_URL}"'
             )
 
     @property

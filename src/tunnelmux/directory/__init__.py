@@ -14,6 +14,7 @@ from tunnelmux.directory.local import LocalDirectory, PlaceBook
 from tunnelmux.directory.places import (
     BEAT_INTERVAL,
     LEASE,
+    MOST_PLACES,
     Beat,
     Claim,
     Heard,
@@ -26,6 +27,7 @@ from tunnelmux.directory.places import (
 __all__ = [
     "BEAT_INTERVAL",
     "LEASE",
+    "MOST_PLACES",
     "Beat",
     "Claim",
     "Directory",

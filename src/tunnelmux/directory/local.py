@@ -43,9 +43,9 @@ class PlaceBook:
     """The places of all devices and the nodes they are on; shared by all nodes.
 
     *clock* gives seconds since a fixed moment. A node is dead after *lease* seconds without a beat;
-    with `math.inf`, when it leaves, and not before. *on_news* is called with the name of a node
-    whose next beat has something new to tell, *on_change* with a device whose places may have
-    changed. Nothing here waits.
+    with `math.inf`, when it leaves, and not before. A device has at most *most_places*. *on_news*
+    is called with the name of a node whose next beat has something new to tell, *on_change* with a
+    device whose places may have changed. Nothing here waits.
     """
 
     def __init__(
@@ -53,11 +53,13 @@ class PlaceBook:
         clock: Callable[[], float] = trio.current_time,
         *,
         lease: float = LEASE,
+        most_places: int = MOST_PLACES,
         on_news: Callable[[str], None] = lambda _node: None,
         on_change: Callable[[str], None] | None = None,
     ) -> None:
         self._clock = clock
         self._lease = lease
+        self._most_places = most_places
         self._on_news = on_news
         self._on_change = on_change
         self._others: dict[str, Node] = {}
@@ -88,8 +90,8 @@ class PlaceBook:
             (kept if stays else gone).append(place)
         kept.append(Place(node, incarnation, generation, held.instance))
         kept.sort(key=lambda place: -place.generation)
-        gone += kept[MOST_PLACES:]
-        self._places[held.device] = kept[:MOST_PLACES]
+        gone += kept[self._most_places :]
+        self._places[held.device] = kept[: self._most_places]
         for place in gone:
             if place.node != node and self._is_live(place):
                 self._tell(place.node, held.device, place.generation)

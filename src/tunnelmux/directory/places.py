@@ -26,7 +26,8 @@ LEASE = 6.0
 """Seconds after its last beat at which a node counts as dead, with all that it held."""
 
 MOST_PLACES = 4
-"""Most places of one device: an agent keeps two sessions, and may have just moved both."""
+"""Most places of one device, unless configured: an agent keeps two sessions, and may have just
+moved both. One more supersedes the oldest."""
 
 
 class Node(msgspec.Struct, frozen=True, kw_only=True):
@@ -42,6 +43,10 @@ class Node(msgspec.Struct, frozen=True, kw_only=True):
     """The certificate it uses there, and as a client of other nodes: DER in Base64."""
     internal_url: str = ""
     """The URL of its internal API, for back ends."""
+    agent_url: str = ""
+    """Where agents reach this node and no other; empty where that is not known."""
+    domain: str = ""
+    """What fails as a whole with this node; empty where that is not known."""
 
 
 class Place(msgspec.Struct, frozen=True):

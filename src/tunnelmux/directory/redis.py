@@ -46,7 +46,8 @@ _BATCH = 500
 
 
 class RedisDirectory(Directory):
-    """One node's view of the directory in a Redis. Each call is one script, which is atomic."""
+    """One node's view of the directory in a Redis. Each call is one script, which is atomic. Of a
+    device that this node claims, *most_places* stay."""
 
     def __init__(
         self,
@@ -55,6 +56,7 @@ class RedisDirectory(Directory):
         incarnation: str,
         *,
         timeout: float = ANSWER_TIMEOUT,
+        most_places: int = MOST_PLACES,
     ) -> None:
         self._node = node
         self._incarnation = incarnation
@@ -62,7 +64,7 @@ class RedisDirectory(Directory):
         self._writes = 0
         self._redis = redis
         self._scripts = {
-            name: Script(whole(name, lease=LEASE, most_places=MOST_PLACES)) for name in SCRIPTS
+            name: Script(whole(name, lease=LEASE, most_places=most_places)) for name in SCRIPTS
         }
 
     async def claim(self, device: str, instance: str, least: int = 0) -> Claim:

@@ -334,7 +334,11 @@ class DeviceTunnel:
         assert endpoint.url is not None  # else no device is let in
         return AgentConfig(
             proxy=ProxyEndpoint(
-                url=endpoint.url, token=token, ca_file=endpoint.ca_file, pin=endpoint.pin
+                url=endpoint.url,
+                token=token,
+                ca_file=endpoint.ca_file,
+                pin=endpoint.pin,
+                sessions=1,  # this gateway is one thing that can fail, as is the device's ssh
             ),
             device=Device(name=self.device.name, serial=self.device.serial, state_dir=folder),
             services=[_service(forward) for forward in forwards],

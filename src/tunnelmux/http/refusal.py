@@ -38,6 +38,7 @@ REASONS: dict[str, int] = {
     "unknown-service": 404,
     "body-stalled": 408,
     "head-timeout": 408,
+    "already-here": 409,
     "too-many-guesses": 429,
     "head-too-large": 431,
     "target-broke": 502,

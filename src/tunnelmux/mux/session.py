@@ -123,6 +123,7 @@ class Session:
         self._acceptors = trio.lowlevel.ParkingLot()
         self._pingers = trio.lowlevel.ParkingLot()
         self._flushers = trio.lowlevel.ParkingLot()
+        self._leavers = trio.lowlevel.ParkingLot()
         self._writer: trio.lowlevel.Task | None = None
         self._timer = trio.CancelScope()
         self._write_scope = trio.CancelScope()
@@ -339,6 +340,12 @@ class Session:
     async def wait_closed(self) -> None:
         """Return when the session is over."""
         await self._over.wait()
+
+    async def wait_draining(self) -> None:
+        """Return when a GoAway was sent or received, or the session is over."""
+        await trio.lowlevel.checkpoint()
+        while not (self._engine.is_draining or self._engine.is_closed):
+            await self._leavers.park()
 
     async def wait_flushed(self) -> None:
         """Return when the transport has taken more of what is queued, or the session is over."""
@@ -568,6 +575,8 @@ class Session:
             self._openers.unpark_all()
         if self._pingers:
             self._pingers.unpark_all()
+        if self._leavers and engine.is_draining:
+            self._leavers.unpark_all()
 
     def _reset_offers(self) -> None:
         while (offered := self._engine.accept_stream()) is not None:
@@ -583,7 +592,13 @@ class Session:
         if self._over.is_set():
             return
         self._over.set()
-        for lot in (self._acceptors, self._openers, self._pingers, self._flushers):
+        for lot in (
+            self._acceptors,
+            self._openers,
+            self._pingers,
+            self._flushers,
+            self._leavers,
+        ):
             lot.unpark_all()
         self._timer.cancel()
         self._write_scope.deadline = trio.current_time() + CLOSE_TIMEOUT

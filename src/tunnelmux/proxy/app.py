@@ -61,8 +61,7 @@ __all__ = ["DrainReport", "ReloadReport", "RunningProxy", "run_proxy"]
 _log = get_logger("proxy")
 
 _DRAIN_LOOK = 0.05
-# Seconds between two checks of what still runs while draining. Polling, so that no stream pays for
-# announcing its end at other times.
+# Seconds between two checks of what still runs while draining: so no stream tells of its end.
 
 _REGISTRY_TIMEOUT = 2.0
 # Seconds that each read of the registry may take, also the first one, which agents wait for.
@@ -363,11 +362,13 @@ class RunningProxy:
         return problems
 
     async def _start_node(self, cluster: ClusterNode) -> None:
-        bound = self._listeners.address("cluster")
         cluster.pump = self._tunnel.pump
         cluster.look_only_for(self.devices.knows)
+        self._tunnel.neighbours = cluster if self.config.cluster is not None else None
         # Wait for the first answer of the directory, at most a second.
+        bound = self._listeners.address("cluster")
         await self._callers.start(cluster.run, bound, self._internal_url())
+        self._callers.start_soon(self._tunnel.tell_of_nodes)
 
     async def _clean_up(self) -> None:
         while True:  # until the proxy ends
@@ -510,7 +511,6 @@ class RunningProxy:
         )
         self.dispatcher.configure(config.limits.internal, limits)
         self.store.expire_after = config.limits.internal.session_expiry
-
         if self._agent_server is None:
             self._set_agents(config)
 

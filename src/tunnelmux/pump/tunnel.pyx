@@ -216,7 +216,7 @@ cdef class Tunnel(Member):
                     tell = True
             if not again:
                 break
-        if tell or engine.error_ is not None or engine.accept_pending:
+        if tell or engine.error_ is not None or engine.accept_pending or engine.remote_go_away_:
             self.pump.tell(self)
         elif engine.deadline() < self.deadline:
             self.pump.tell(self)

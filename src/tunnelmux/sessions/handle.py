@@ -106,6 +106,10 @@ class SessionHandle(abc.ABC):
 class OwnHandle(SessionHandle):
     """A session that this process itself holds: what its store registers."""
 
+    instance = ""
+    """The name of the agent's process, if it keeps several sessions, on different nodes: those of
+    one name exist side by side. Empty for an agent that keeps one."""
+
     async def make_way(self, address: str) -> None:  # noqa: ARG002
         """End the session because its device has connected again, from `address`."""
         await self.close(REPLACED)
@@ -144,6 +148,7 @@ class LocalHandle(OwnHandle):
         """The name of this node in its cluster, if it has one."""
         self.internal_url = ""
         """The URL of its internal API."""
+        self.instance = ""
         self.replaced_by = ""
         """The address of the connection that replaced this one, if one did."""
         self._farewell = farewell

@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -55,6 +55,8 @@ class Hop:
         self._session: Session | None = None
         self._dialling = trio.Lock()
         self._not_before = -math.inf
+        self.has_failed = False
+        """Whether the node could not be reached when it was dialled last."""
 
     @property
     def is_there(self) -> bool:
@@ -89,6 +91,7 @@ class Hop:
             try:
                 self._session = await self._owner.dial(self.node)
             except ConnectError as error:
+                self.has_failed = True
                 self._not_before = trio.current_time() + _REDIAL
                 _log.warning(
                     "node not reached",
@@ -97,6 +100,7 @@ class Hop:
                     cause=str(error),
                 )
                 raise
+            self.has_failed = False
             return self._session
 
 
@@ -265,6 +269,19 @@ class Hops:
                 raise ConnectError(f"node {place.node} did not answer: {error}") from error
             return ThereHandle(hop, device, there, self._http_limits) if there else None
         raise ConnectError(f"node {place.node} gave no answer in time")
+
+    def nearest_first(self, places: Sequence[Place]) -> list[Place]:
+        """Places of one device, newest first, in the order in which to try them: nodes that could
+        not be reached come last, those in the failure domain of this one first."""
+        own = self.membership.me.domain
+
+        def rank(place: Place) -> tuple[bool, bool]:
+            node = self.membership.nodes.get(place.node)
+            hop = self._by_start.get((place.node, place.incarnation))
+            is_far = not own or node is None or node.domain != own
+            return hop is not None and hop.has_failed, is_far
+
+        return sorted(places, key=rank)
 
     def tidy(self) -> None:
         """Close sessions to nodes that have left."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import abc
+import math
+import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -23,8 +25,10 @@ from tunnelmux.proxy.cluster.hops import Hops
 from tunnelmux.proxy.cluster.identity import NodeIdentity
 from tunnelmux.proxy.cluster.server import HopServer
 from tunnelmux.proxy.cluster.store import ClusterStore
+from tunnelmux.proxy.names import node_name
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.sessions import OwnHandle
+from tunnelmux.wire import MOST_NODES, AgentNode
 
 __all__ = ["ClusterNode", "RedisNode"]
 
@@ -32,6 +36,9 @@ _log = get_logger("proxy.cluster")
 
 _TIDY = 5.0
 # Seconds between two searches for sessions to nodes that have left.
+
+_LEAST_SESSIONS = 2
+# Where a device may have fewer, agents are told of no other node.
 
 
 class ClusterNode(abc.ABC):
@@ -41,6 +48,14 @@ class ClusterNode(abc.ABC):
     def __init__(self, name: str, config: ProxyConfig, store: ClusterStore) -> None:
         self.name = name
         self.pump: DataPump | None = None
+        self.membership: Membership[OwnHandle] | None = None
+        """Set while it is a node."""
+        self.node_name = node_name(config) if config.cluster is not None else ""
+        """The name of the node that other nodes and agents know, of which this may be a worker."""
+        self._cluster = config.cluster
+        self.domain = (config.cluster.failure_domain or "") if config.cluster is not None else ""
+        """Its failure domain; empty where that is not known."""
+        self._most_sessions = config.limits.ingress.max_device_sessions
         self._store = store
         self._http_limits = config.limits.ingress
         session = config.limits.session
@@ -54,6 +69,34 @@ class ClusterNode(abc.ABC):
         self.doors: HopDoors | None = None
         """Lets nodes of other machines in, if there can be any."""
         self._running = trio.CancelScope()
+
+    def nodes_told(self) -> list[AgentNode]:
+        """The nodes for an agent of this one that keeps several sessions, this one first; empty
+        where agents keep one."""
+        members, cluster = self.membership, self._cluster
+        if members is None or cluster is None or self._most_sessions < _LEAST_SESSIONS:
+            return []
+        domain = self.domain
+        known = members.nodes.values()
+        others = [node for node in known if node.agent_url and node.name != self.node_name]
+        # Each agent gets another selection, so that second sessions spread over all nodes.
+        random.shuffle(others)
+        others.sort(key=lambda node: node.domain == domain)
+        told = [AgentNode(self.node_name, cluster.agent_url or "", domain, is_here=True)]
+        told += [AgentNode(node.name, node.agent_url, node.domain) for node in others]
+        return told[:MOST_NODES]
+
+    async def wait_joined(self) -> None:
+        """Return when there may be more in `nodes_told` than before."""
+        members = self.membership
+        assert members is not None  # it runs
+        before = {(node.name, node.agent_url) for node in members.nodes.values()}
+        while True:  # until another one has joined
+            await members.wait_change(math.inf)
+            nodes = {(node.name, node.agent_url) for node in members.nodes.values()}
+            if nodes - before:
+                return
+            before = nodes
 
     def look_only_for(self, is_known: Callable[[str], bool]) -> None:
         """Ask other nodes only about devices of these names."""
@@ -89,7 +132,7 @@ class ClusterNode(abc.ABC):
         """Be *me* in that directory; *dial* connects to another node, or raises ConnectError."""
         async with trio.open_nursery() as nursery:
             membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
-            self.server.membership = self._store.membership = membership
+            self.membership = self.server.membership = self._store.membership = membership
             self.server.pump = self.pump
             self._store.hops = self.server.hops = hops = Hops(
                 membership, dial, self._limits, self._http_limits, lambda: self.pump, nursery
@@ -149,9 +192,13 @@ class RedisNode(ClusterNode):
             address=address,
             certificate=self._identity.certificate,
             internal_url=internal_url,
+            agent_url=self._settings.agent_url or "",
+            domain=self.domain,
         )
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
         async with open_redis(url, ca_file) as redis:
-            directory = RedisDirectory(redis, self.name, incarnation)
+            directory = RedisDirectory(
+                redis, self.name, incarnation, most_places=self._most_sessions
+            )
             await self.be_node(me, directory, self._doors.dial, task_status)
         raise AssertionError  # it is a node until it is cancelled

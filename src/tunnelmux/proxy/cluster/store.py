@@ -59,8 +59,9 @@ class ClusterStore(MemoryStore):
         self._there.pop(handle.device, None)
         self._unreachable.pop(handle.device, None)
         if self.membership is not None and not handle.is_closed:
-            # Any other session of the device is older, because an agent keeps one.
-            self.membership.arrived(handle.device, secrets.token_hex(8), handle)
+            # An agent that keeps one session has none anywhere else that is newer.
+            instance = handle.instance or secrets.token_hex(8)
+            self.membership.arrived(handle.device, instance, handle)
 
     def _remove(self, handle: OwnHandle, *, replaced: bool = False) -> None:
         super()._remove(handle, replaced=replaced)
@@ -131,7 +132,7 @@ class ClusterStore(MemoryStore):
     async def _look(
         self, membership: Membership[OwnHandle], hops: Hops, name: str
     ) -> SessionHandle | None:
-        places = await membership.find(name)
+        places = hops.nearest_first(await membership.find(name))
         for place in places:
             try:
                 there = await hops.reach(name, place)

@@ -24,6 +24,12 @@ from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.figures import TunnelFigures
 from tunnelmux.proxy.tunnels.invitations import InvitationRefused, NameRefused
 from tunnelmux.proxy.tunnels.measuring import Measurements
+from tunnelmux.proxy.tunnels.neighbours import (
+    Neighbours,
+    instance_of,
+    refuse_double,
+    tell_of_nodes,
+)
 from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.rivals import Rivals
 from tunnelmux.pump.data_pump import DataPump
@@ -48,6 +54,7 @@ from tunnelmux.wire import (
     INSTANCE_FIELD,
     MEASURE_PATH,
     MOST_SERVICES,
+    NODES_FIELD,
     PROVE_FIELD,
     PROVED,
     RELAY_FIELD,
@@ -58,6 +65,7 @@ from tunnelmux.wire import (
     TIMEOUTS_FIELD,
     TOKEN_FIELD,
     TUNNEL_PATH,
+    list_nodes,
     read_host_keys,
     read_relayed,
     read_timeouts,
@@ -134,6 +142,8 @@ class _Admitted:
     """Whether it takes leases, or may later."""
     default_service: str = ""
     """The default service."""
+    instance: str = ""
+    """The name of the agent's process, if it keeps several sessions."""
     rival: str = ""
     """The address of another agent with this credential, if the two replace each other."""
     only_measures: bool = False
@@ -161,6 +171,8 @@ class TunnelServer:
         self.is_draining = False
         self.pump: DataPump | None = None
         """The pump for new sessions, where there is one."""
+        self.neighbours: Neighbours | None = None
+        """This proxy as a node of its cluster, if it is one."""
         self._devices = devices
         self._store = store
         self._enrolment = enrolment
@@ -262,9 +274,18 @@ class TunnelServer:
                 self.figures.refused[refused.refusal.reason] += 1
             await self._refuse(request, refused.refusal, remote, place)
             return None
-        answer: Headers = ()
         if admitted.only_measures:
             return admitted, accept_websocket(request, handshake_timeout=max(time_left(), 0.1))
+        admitted, answer = self._answer(admitted, request, remote)
+        return admitted, accept_websocket(
+            request, headers=answer, handshake_timeout=max(time_left(), 0.1)
+        )
+
+    def _answer(
+        self, admitted: _Admitted, request: UpgradeRequest, remote: str
+    ) -> tuple[_Admitted, Headers]:
+        """What the answer to the handshake says about the device."""
+        answer: Headers = ()
         if admitted.enrolled:
             answer = ((TOKEN_FIELD, admitted.token.reveal().encode("ascii")),)
         if admitted.replaced:
@@ -272,9 +293,10 @@ class TunnelServer:
         if rival := self._rival(admitted.device.name, request, remote):
             answer = (*answer, (RIVAL_FIELD, rival.encode("ascii", "replace")))
             admitted = replace(admitted, rival=rival)
-        return admitted, accept_websocket(
-            request, headers=answer, handshake_timeout=max(time_left(), 0.1)
-        )
+        told = self.neighbours.nodes_told() if self.neighbours is not None else []
+        if admitted.instance and told:
+            answer = (*answer, (NODES_FIELD, list_nodes(told)))
+        return admitted, answer
 
     async def _hear(self, stream: trio.SocketStream, place: Place, patience: float) -> None:
         """Wait for the first byte of a connection. Raises ConnectError where its agent is gone."""
@@ -285,6 +307,13 @@ class TunnelServer:
             # This process did not run for a while. The device is connected elsewhere by now, and a
             # session here would take the place of that one.
             raise ConnectError("it was gone before this proxy came to it")
+
+    async def tell_of_nodes(self) -> None:
+        """Tell agents of nodes that join, in a cluster; until cancelled."""
+        if self.neighbours is not None:
+            await tell_of_nodes(
+                self.neighbours, lambda: self.sessions, lambda: self.settings.ingress
+            )
 
     def forget_device(self, name: str) -> None:
         """Drop what is kept of a device that may not connect any more."""
@@ -317,7 +346,9 @@ class TunnelServer:
         if refusal.reason != PROVED and self._refusals.may_write(place.source):
             # The name is not verified, but shows which machine to look at.
             claimed = (request.header(_DEVICE) or "")[:_LONGEST_CLAIM]
-            _log.warning(
+            # An agent that comes by a load balancer cannot know which node it will meet.
+            write = _log.info if refusal.reason == "already-here" else _log.warning
+            write(
                 "tunnel refused",
                 remote=remote,
                 **({"claimed": claimed} if claimed.isprintable() and claimed else {}),
@@ -354,6 +385,7 @@ class TunnelServer:
         if only_measures:
             self._measurements.check_place(device.name, self.settings.ingress.max_measurements)
             return _Admitted(device=device, token=Secret(token), only_measures=True)
+        refuse_double(request, self.neighbours)
         if self._registered is not None and device.registration is not None:
             await self._prove(self._registered, device, request, token)
         name = request.header(_DEVICE)
@@ -372,6 +404,7 @@ class TunnelServer:
             host_keys=read_host_keys(request.header(_HOST_KEYS) or ""),
             assists=request.header(_ASSIST) is not None,
             default_service=_name_in(request.header(_DEFAULT_SERVICE) or ""),
+            instance=instance_of(request),
         )
 
     async def _look_up(self, registered: RegisteredDevices, token: str) -> KnownDevice | None:
@@ -463,6 +496,7 @@ class TunnelServer:
             token=enrolled.token,
             enrolled=True,
             replaced=enrolled.replaced,
+            instance=instance_of(request),
         )
 
     async def take_enrolled(self) -> None:
@@ -507,6 +541,8 @@ class TunnelServer:
             farewell=farewell,
         )
         handle.node, handle.internal_url = self.settings.node, self.settings.internal_url
+        if self.neighbours is not None:
+            handle.instance = admitted.instance
         handle.relayed = admitted.relayed
         handle.timeouts = admitted.timeouts
         handle.default_service = admitted.default_service

@@ -42,7 +42,12 @@ class WorkerNode(ClusterNode):
         worker = self._worker
         if self.doors is not None:
             self.doors.identity = NodeIdentity(await worker.node_key())
-        me = Node(name=self.name, incarnation=worker.incarnation, internal_url=internal_url)
+        me = Node(
+            name=self.name,
+            incarnation=worker.incarnation,
+            internal_url=internal_url,
+            domain=self.domain,
+        )
         async with trio.open_nursery() as nursery:
             worker.on_reached["hop"] = partial(self._take_hop, nursery)
             await self.be_node(me, worker.directory, self._dial, task_status)

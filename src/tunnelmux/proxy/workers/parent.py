@@ -23,7 +23,7 @@ import trio
 
 from tunnelmux.config import Address as ConfigAddress
 from tunnelmux.config.cluster import ClusterConfig
-from tunnelmux.directory import PlaceBook, new_incarnation
+from tunnelmux.directory import MOST_PLACES, PlaceBook, new_incarnation
 from tunnelmux.directory.workers import DirectoryDesk
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
@@ -142,7 +142,8 @@ class _Bound:
 class WorkersParent:
     """*count* workers, each started by *command* with a descriptor, a name and an incarnation
     behind it. *history* is how many events are kept. With *cluster*, all workers together are the
-    node of that name. Raises InvalidSetting where its Redis cannot be used."""
+    node of that name, and a device has *max_device_sessions* on as many nodes. Raises
+    InvalidSetting where its Redis cannot be used."""
 
     def __init__(
         self,
@@ -154,6 +155,7 @@ class WorkersParent:
         binder: Binder | None = None,
         node: str = "",
         cluster: ClusterConfig | None = None,
+        max_device_sessions: int = MOST_PLACES,
     ) -> None:
         self._binder = binder or Binder()
         self._binder.take_visitor = self._take_visitor
@@ -164,13 +166,16 @@ class WorkersParent:
             name: value for name, value in environ.items() if name not in _OF_THE_PARENT
         }
         self._seats = {name: _Seat(name) for name in worker_names(count, node)}
-        self._book = PlaceBook(lease=math.inf, on_news=self._tell_news, on_change=self._note_change)
+        # Of an agent's two sessions, none is on the same machine as the other.
+        self._book = PlaceBook(
+            lease=math.inf, most_places=1, on_news=self._tell_news, on_change=self._note_change
+        )
         self._node: SharedNode | None = None
         if cluster is not None:
             # Here: a proxy without other nodes needs none of it.
             from tunnelmux.proxy.workers.shared_node import SharedNode
 
-            self._node = SharedNode(node, cluster, self._book)
+            self._node = SharedNode(node, cluster, self._book, max_device_sessions)
         self._bound: dict[Address, _Bound] = {}
         self._binding = trio.Lock()
         self._events = SharedEvents(history)

@@ -34,15 +34,18 @@ class _Held:
 
 
 class SharedNode:
-    """Keeps what the workers' book says of this machine's devices in the cluster's directory, and
-    tells the workers of the other nodes. Raises InvalidSetting where the file with the URL of Redis
-    cannot be used."""
+    """Keeps what the workers' book says of this machine's devices in the cluster's directory, where
+    a device has at most *most_places*, and tells the workers of the other nodes. Raises
+    InvalidSetting where the file with the URL of Redis cannot be used."""
 
-    def __init__(self, name: str, settings: ClusterConfig, book: PlaceBook) -> None:
+    def __init__(
+        self, name: str, settings: ClusterConfig, book: PlaceBook, most_places: int
+    ) -> None:
         self.name = name
         self.identity = NodeIdentity.made_for(name)
         """The key that all workers use."""
         self._settings = settings
+        self._most_places = most_places
         self._redis_url = settings.read_redis()
         self._book = book
         self._held: dict[str, _Held] = {}
@@ -61,11 +64,15 @@ class SharedNode:
             address=self._settings.address or bound,
             certificate=self.identity.certificate,
             internal_url=next((one.internal_url for one in self._book.nodes), ""),
+            agent_url=self._settings.agent_url or "",
+            domain=self._settings.failure_domain or "",
         )
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
         with self._running:
             async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
-                directory = RedisDirectory(redis, self.name, incarnation)
+                directory = RedisDirectory(
+                    redis, self.name, incarnation, most_places=self._most_places
+                )
                 membership = Membership[_Held](directory, me, self._superseded)
                 self._membership = membership
                 for device in self._book.devices:

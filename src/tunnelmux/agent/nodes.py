@@ -1,0 +1,47 @@
+"""The nodes of the proxy's cluster, as this agent was told of them, and which of them to dial."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+
+from tunnelmux.wire import AgentNode, read_nodes
+
+__all__ = ["KnownNodes"]
+
+
+class KnownNodes:
+    """What the agent was told last. `may_dial` decides about the URL of a node."""
+
+    def __init__(self) -> None:
+        self._nodes: dict[str, AgentNode] = {}
+        self._failed: set[str] = set()
+
+    def learn(self, value: str, may_dial: Callable[[str], bool]) -> str:
+        """Take what the proxy has told; empty for one that is alone. Returns the name of the node
+        that told it."""
+        told = read_nodes(value)
+        self._nodes = {
+            node.name: node if may_dial(node.url) else node._replace(url="") for node in told
+        }
+        self._failed &= self._nodes.keys()
+        return next((node.name for node in told if node.is_here), "")
+
+    def choose(self, held: Collection[str]) -> AgentNode | None:
+        """The node for one more session beside those that are held; None where there is none.
+
+        One in a domain without a session comes before others, and one that was not tried in vain
+        before one that was.
+        """
+        found = [node for node in self._nodes.values() if node.url and node.name not in held]
+        if all(node.name in self._failed for node in found):
+            self._failed.clear()
+        domains = {node.domain for node in self._nodes.values() if node.name in held}
+        return min(
+            found,
+            key=lambda node: (node.name in self._failed, node.domain in domains - {""}),
+            default=None,
+        )
+
+    def failed(self, name: str) -> None:
+        """This node was dialled in vain."""
+        self._failed.add(name)

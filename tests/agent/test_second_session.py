@@ -1,0 +1,269 @@
+"""The second session of an agent whose proxy tells it of another node."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import pytest
+import trio
+
+from support.fake_proxy import FakeProxy, No, fake_proxy
+from tunnelmux import Session
+from tunnelmux.agent import RunningAgent
+from tunnelmux.agent.link import ProxyLink
+from tunnelmux.agent.monitoring import describe_health
+from tunnelmux.agent.nodes import KnownNodes
+from tunnelmux.config import AgentConfig, BackoffConfig, Device, ProxyEndpoint, Secret
+from tunnelmux.config.rules import InvalidSetting
+from tunnelmux.transports import UpgradeRequest
+from tunnelmux.wire import AgentNode, list_nodes, read_nodes
+
+StartAgent = Callable[[AgentConfig], Awaitable[RunningAgent]]
+MakeConfig = Callable[..., AgentConfig]
+FAST = BackoffConfig(minimum=0.01, maximum=0.02)
+
+
+@dataclass
+class Pair:
+    """Two nodes that tell of each other. The agent's configuration leads to `a`."""
+
+    a: FakeProxy
+    b: FakeProxy
+    tells: bool = True
+    refuses: No | None = None
+
+    def nodes(self, here: str) -> bytes:
+        urls = {"a": self.a.url, "b": self.b.url}
+        return list_nodes(AgentNode(name, url, "", name == here) for name, url in urls.items())
+
+    def config(self, make_config: MakeConfig, sessions: int = 2) -> AgentConfig:
+        proxy = ProxyEndpoint(url=self.a.url, token=Secret("t1"), sessions=sessions)
+        return make_config(proxy=proxy, backoff=FAST)
+
+
+@pytest.fixture
+async def pair() -> AsyncIterator[Pair]:
+    async with two_nodes() as pair:
+        yield pair
+
+
+@asynccontextmanager
+async def two_nodes() -> AsyncIterator[Pair]:
+    def answer_at(here: str) -> Callable[[UpgradeRequest], No | list[tuple[bytes, bytes]]]:
+        def answer(_: UpgradeRequest) -> No | list[tuple[bytes, bytes]]:
+            if here == "b" and pair.refuses is not None:
+                return pair.refuses
+            return [(b"Tunnelmux-Nodes", pair.nodes(here))] if pair.tells else []
+
+        return answer
+
+    async with fake_proxy(answer_at("a")) as a, fake_proxy(answer_at("b")) as b:
+        pair = Pair(a, b)
+        yield pair
+
+
+async def call(session: Session, method: str, path: str, body: str = "") -> int:
+    """The status of the agent's answer."""
+    head = f"{method} http://agent.tunnelmux{path} HTTP/1.1\r\nHost: agent.tunnelmux\r\n"
+    stream = await session.open_stream()
+    with trio.fail_after(30):
+        head += f"Content-Length: {len(body)}\r\nConnection: close\r\n\r\n{body}"
+        await stream.send_all(head.encode())
+        return int(b"".join([data async for data in stream]).split()[1])
+
+
+async def test_either_serves_and_the_second_says_beside_which_it_is(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    agent = await start_agent(pair.config(make_config))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    for session in (first, second):
+        assert await call(session, "GET", "/v1/info") == 200
+    (to_a,), (to_b,) = pair.a.requests, pair.b.requests
+    assert to_a.header("Tunnelmux-Sessions") == to_b.header("Tunnelmux-Sessions") == "2"
+    assert to_a.header("Tunnelmux-Instance") == to_b.header("Tunnelmux-Instance")
+    assert (to_a.header("Tunnelmux-Beside"), to_b.header("Tunnelmux-Beside")) == (None, "a")
+    assert to_b.token == "t1"
+    health = describe_health(agent)
+    assert [(one["node"], one["proxy"]) for one in health["sessions"]] == [  # type: ignore[attr-defined]
+        ("a", pair.a.url),
+        ("b", pair.b.url),
+    ]
+    assert (health["reconnects"], agent.figures.sessions_now) == (0, 2)
+
+
+async def test_each_is_made_again_by_itself(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    agent = await start_agent(pair.config(make_config))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    second.abort()
+    second = await pair.b.next_session()
+    assert not first.is_closed
+    first.abort()
+    first = await pair.a.next_session()
+    assert await call(second, "GET", "/v1/info") == 200
+    assert pair.a.requests[-1].header("Tunnelmux-Beside") == "b"
+    assert describe_health(agent)["reconnects"] == 2
+    # Both are lost at once, as when the network of the device changes.
+    first.abort()
+    second.abort()
+    for proxy in (pair.a, pair.b):
+        assert await call(await proxy.next_session(), "GET", "/v1/info") == 200
+
+
+async def test_an_agent_may_be_told_later(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    pair.tells = False
+    await start_agent(pair.config(make_config))
+    first = await pair.a.next_session()
+    assert await call(first, "GET", "/v1/nodes") == 405
+    assert await call(first, "POST", "/v1/nodes", "\0;url=x, ,;, " * 5000) == 204
+    assert await call(first, "POST", "/v1/nodes", pair.nodes("a").decode()) == 204
+    await pair.b.next_session()
+    assert len(pair.a.requests) == 1
+
+
+async def test_a_second_node_that_does_not_know_the_device_ends_nothing(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    pair.refuses = No(401, "unauthorized", "no device has this token")
+    agent = await start_agent(pair.config(make_config))
+    first = await pair.a.next_session()
+    with trio.fail_after(30):
+        while len(pair.b.requests) < 3:  # noqa: ASYNC110  it is asked again and again
+            await trio.sleep(0.01)
+    assert await call(first, "GET", "/v1/info") == 200
+    pair.refuses = None
+    await pair.b.next_session()
+    assert agent.figures.connect_failures["unauthorized"] >= 3
+
+
+async def test_the_configuration_says_how_many(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    agent = await start_agent(pair.config(make_config))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    await agent.reload(pair.config(make_config, sessions=1))
+    alone = await pair.a.next_session()
+    assert await call(alone, "GET", "/v1/info") == 200
+    await first.wait_closed()
+    await second.wait_closed()
+    assert pair.a.requests[-1].header("Tunnelmux-Sessions") is None
+    assert len(agent.sessions_now) == 1
+    await agent.reload(pair.config(make_config))
+    await pair.a.next_session()
+    await pair.b.next_session()
+
+
+async def test_a_drain_ends_both(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    agent = await start_agent(pair.config(make_config))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    with trio.fail_after(30):
+        await agent.drain(5)
+    assert first.is_closed
+    assert second.is_closed
+
+
+async def test_the_second_moves_to_the_same_node_when_it_is_asked_to(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    """As the proxy asks before another program takes its place."""
+    await start_agent(pair.config(make_config))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    assert await call(second, "POST", "/v1/move") == 204
+    third = await pair.b.next_session()
+    assert pair.b.requests[-1].header("Tunnelmux-Beside") == "a"
+    await second.aclose()
+    assert await call(third, "GET", "/v1/info") == 200
+    assert not first.is_closed
+    assert len(pair.a.requests) == 1
+
+
+async def test_a_session_whose_proxy_will_end_it_is_followed_before_it_does(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    await start_agent(pair.config(make_config, sessions=1))
+    first = await pair.a.next_session()
+    stream = await first.open_stream()
+    await stream.send_all(b"GET ")  # what keeps the session
+    first.go_away()
+    next_one = await pair.a.next_session()
+    assert not first.is_closed
+    assert await call(next_one, "GET", "/v1/info") == 200
+    await first.aclose()
+    assert await call(next_one, "GET", "/v1/info") == 200
+    assert len(pair.a.requests) == 2
+
+
+# ------------------------------------------------------------------------ which node is dialled
+
+
+def known(*nodes: AgentNode) -> KnownNodes:
+    found = KnownNodes()
+    found.learn(list_nodes(nodes).decode(), lambda url: url.startswith("wss:"))
+    return found
+
+
+def names(found: KnownNodes, held: set[str]) -> Iterator[str | None]:
+    while (node := found.choose(held)) is not None:
+        yield node.name
+        found.failed(node.name)
+
+
+def test_another_domain_comes_first_and_what_failed_last() -> None:
+    a, b, c = [
+        AgentNode(name, f"wss://{name}.example/t", domain)
+        for name, domain in (("a", "rack-1"), ("b", "rack-1"), ("c", "rack-2"))
+    ]
+    found = known(a._replace(is_here=True), b, c)
+    tried = names(found, {"a"})
+    assert [next(tried) for _ in range(4)] == ["c", "b", "c", "b"]
+    assert known(a, b, c).choose({"a", "b", "c"}) is None
+    assert known(b._replace(url=""), c._replace(url="ws://c.example/t")).choose(set()) is None
+    # Where no domain is told, none is taken for the same.
+    plain = known(a._replace(domain=""), b._replace(domain=""))
+    assert plain.choose({"a"}) == b._replace(domain="")
+
+
+def test_a_list_of_nodes_is_read_as_it_was_written() -> None:
+    nodes = [
+        AgentNode("a", is_here=True),
+        AgentNode("b.c_d-1", "wss://b.example:443/tunnel/connect?x=1", "rack-1"),
+    ]
+    assert read_nodes(list_nodes(nodes).decode()) == nodes
+    assert list_nodes(nodes).startswith(b"a;here, b.c_d-1;url=wss://")
+    many = [AgentNode(f"n{number}") for number in range(100)]
+    assert read_nodes(list_nodes(many).decode()) == many[:8]
+    assert read_nodes("a;url=http://x, b;url=wss://x y, ;here, c;domain=\n, \xff") == [
+        AgentNode("c")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("configured", "told", "may"),
+    [
+        ("wss://p.example/t", "wss://q.example/t", True),
+        ("wss://p.example/t", "ws://q.example/t", False),
+        ("ws://p.example/t", "ws://q.example/t", True),
+        ("ws://p.example/t", "wss://q.example/t", True),
+        ("ws://p.example/t", "wss://q:x@q.example/t", False),
+        ("ws://p.example/t", "gopher://q.example/t", False),
+    ],
+)
+def test_the_token_is_not_shown_where_the_way_is_weaker(
+    configured: str, told: str, may: bool
+) -> None:
+    endpoint = ProxyEndpoint(url=configured, token=Secret("t1"))
+    assert ProxyLink(endpoint, Device(name="dev1")).may_dial(told) is may
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_other_numbers_of_sessions_are_refused(count: int) -> None:
+    with pytest.raises(InvalidSetting, match=f"{count} is not 1 or 2"):
+        ProxyEndpoint(url="ws://proxy/t", token=Secret("t"), sessions=count)
