@@ -72,6 +72,8 @@ def test_a_list_is_narrowed_by_typing_and_chosen_from_by_number() -> None:
     menu = Menu(["cam1", "cam2", "door1"])
     assert b"cam1" in menu.typed(b"cam\r").echo
     assert menu.typed(b"2\n").device == "cam2"
+    pasted = menu.typed(b"cam\r1\rls\r")
+    assert (pasted.device, pasted.rest) == ("cam1", b"ls\r")
     assert menu.typed(b"xx\x7f\x7fdoor\r").device == "door1"
     assert b"No device has that" in menu.typed(b"\x1b[Anothing\r").echo
     assert menu.typed(b"\x04").leaves

@@ -190,8 +190,7 @@ async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None
     async with await site.terminal(bob, site.sshd.user) as terminal:
         await terminal.expect("1  cam1")
         await terminal.expect("A number, or a part of a name")
-        await terminal.type("1\r")
-        await terminal.type("echo the de''vice\n")
+        await terminal.type("1\recho the de''vice\r")  # the second for the device
         await terminal.expect("the device")
         await terminal.type("exit 3\n")
         assert await terminal.wait() == 3

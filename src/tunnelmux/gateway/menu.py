@@ -20,6 +20,8 @@ class Typed:
     echo: bytes = b""
     device: str = ""
     leaves: bool = False
+    rest: bytes = b""
+    """What was typed after the choice, for the device."""
 
 
 class Menu:
@@ -46,13 +48,16 @@ class Menu:
     def typed(self, data: bytes) -> Typed:
         """Take some keys; return their effect."""
         echo = b""
-        for number in data:
+        for place, number in enumerate(data, 1):
             key = bytes([number])
             if key in _LEAVE:
                 return Typed(echo + b"\r\n", leaves=True)
             if key in _ENTER:
                 answer = self._entered()
-                return Typed(echo + answer.echo, answer.device, answer.leaves)
+                echo += answer.echo
+                if answer.device:
+                    return Typed(echo, answer.device, rest=data[place:])
+                continue
             if key in _BACKSPACE:
                 if self._line:
                     self._line = self._line[:-1]

@@ -287,6 +287,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         elif answer.device:
             self._menu = None
             self._device = answer.device
+            if answer.rest:
+                self._early.append(answer.rest)
+                self._channel.pause_reading()
             self._start(self._begin())
 
     def eof_received(self) -> bool:
