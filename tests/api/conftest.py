@@ -30,5 +30,5 @@ def real_provider(request: pytest.FixtureRequest) -> Oidc:
 
 def settings(issuer: str, client_id: str = "public", secret: Any = None) -> OIDCConfig:
     return OIDCConfig(
-        issuer=issuer, client_id=client_id, client_secret=secret, prompt="consent", timeout=30
+        issuer=issuer, client_id=client_id, client_secret=secret, prompt="consent", timeout=60
     )

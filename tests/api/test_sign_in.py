@@ -104,7 +104,7 @@ async def test_a_provider_that_starts_anew_has_other_keys(tmp_path: Path) -> Non
         async with oidc_provider(base) as running:
             providers.append(running)
             yield OIDCConfig(
-                issuer=running.issuer, client_id="public", prompt="consent", timeout=30
+                issuer=running.issuer, client_id="public", prompt="consent", timeout=60
             )
 
     async with live_api(tmp_path, provider) as api:
@@ -159,7 +159,7 @@ async def api_with_real(
         async with oidc_provider(base) as running:
             found.append(running)
             yield OIDCConfig(
-                issuer=running.issuer, client_id="public", prompt="consent", timeout=30
+                issuer=running.issuer, client_id="public", prompt="consent", timeout=60
             )
 
     async with live_api(folder, provider) as api:

@@ -90,7 +90,7 @@ async def live_api(
             ),
             registry=RegistryConfig(
                 url=Secret(registry_url or f"sqlite:///{folder}/registry.db"),
-                timeout=30,  # a busy machine writes slowly
+                timeout=60,  # a busy machine writes slowly
             ),
             oidc=provider,
             browser_sessions=BrowserSessionConfig(key_file=keys),
@@ -98,7 +98,7 @@ async def live_api(
             **more,
         )
         async with (
-            httpx2.AsyncClient(trust_env=False, timeout=30, follow_redirects=False) as client,
+            httpx2.AsyncClient(trust_env=False, timeout=90, follow_redirects=False) as client,
             run_api(config, listener) as running,
         ):
             yield LiveApi(base, running, client)
