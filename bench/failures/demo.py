@@ -54,7 +54,10 @@ async def show(once: bool) -> int:
                 total += len(seen)
                 if second == KILLED_AT:
                     this.kill("b")
-                    print("        node b is killed: its devices dial again", flush=True)
+                    print(
+                        "        node b is killed: sessions with node a serve its devices",
+                        flush=True,
+                    )
                 if second == BACK_AT:
                     nursery.start_soon(this.start_proxy, "b")
                     print("        node b is started again", flush=True)

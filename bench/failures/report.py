@@ -144,8 +144,8 @@ INTRODUCTION = f"""\
 
 This page is made by `make failures`, from a whole run. {VISITORS} visitors ask for {DEVICES}
 devices, each one over a connection of its own that it keeps, every {THINK:g} s on average. Half of
-them ask one proxy and half the other, and half of the devices are at each, where there are two. As
-browsers do, a visitor whose kept connection has ended asks once more on a new one, at the next
+them ask one proxy and half the other, where there are two.
+As browsers do, a visitor whose kept connection has ended asks once more on a new one, at the next
 proxy; it gives a request up after {TIMEOUT:g} s, and goes on with another proxy {RETRY:g} s later.
 Devices dial a load balancer that leads to each proxy in turn, and knows nothing of their health.
 Everything runs on one machine, so the figures tell what the programs do, and not what a network

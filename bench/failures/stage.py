@@ -52,6 +52,7 @@ CLUSTER = """\
 redis = "redis://{redis}"
 listen = "{host}:{hop}"
 node = "{name}"
+agent_url = "ws://{host}:{tunnel}/tunnel/connect"
 """
 
 REGISTRY = """\
@@ -302,7 +303,7 @@ def describe_proxy(this: Stage, name: str, workers: int, tokens: Sequence[str]) 
     text = PROXY.format(host=host, tunnel=tunnel, http=http, internal=internal)
     if this.redis_port:
         redis = f"{this.redis_host}:{this.redis_port}"
-        text += CLUSTER.format(host=host, redis=redis, hop=hop, name=name)
+        text += CLUSTER.format(host=host, redis=redis, hop=hop, name=name, tunnel=tunnel)
     if workers > 1:
         text = f"[proxy]\nworkers = {workers}\n{text}"
     if this.database is not None:
