@@ -1,6 +1,7 @@
 # make demo    a proxy, an agent and a small web page, seen through the tunnel (ONCE=1: check and end)
 #              CONSOLE=1: a whole installation with its console
-# make demo-cluster  two proxies of one cluster, of which one is killed under load; needs redis-server
+# make demo-cluster  deploy/compose without containers, under load: a proxy is killed, then a copy of the API;
+#              needs redis-server, postgresql, nginx  (ONCE=1: check and end)
 # make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
 # make marks   whether a test takes more than a second and is not marked slow: on a quiet machine
 # make long    the long variants of some tests: a few minutes
@@ -101,8 +102,8 @@ bench: .venv/.bench build
 failures: .venv/.bench .venv/.test build
 	@$(BIN)/python -m bench.failures $(ARGS)
 
-demo-cluster: .venv/.bench build
-	@$(BIN)/python -m bench.failures.demo $(if $(ONCE),--once)
+demo-cluster: .venv/.bench .venv/.test .venv/.quickstart build
+	@$(BIN)/python -m bench.cluster $(if $(ONCE),--once)
 
 bench-gateway: .venv/.bench .venv/.test build
 	@$(BIN)/python -m bench.gateway $(ARGS)

@@ -1,0 +1,1 @@
+"""A whole installation of several processes, to look at: `make demo-cluster`."""
