@@ -113,6 +113,7 @@ async def test_an_id_of_another_process_is_a_gap(tmp_path: Path) -> None:
                 assert (await follower.event())[0] == "gap"
 
 
+@pytest.mark.slow
 async def test_it_ends_with_the_token(tmp_path: Path) -> None:
     async with live_api(tmp_path) as api:
         ada = await person(api, "ada")
@@ -136,6 +137,7 @@ async def test_it_ends_with_the_token(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow  # the registry is asked again after a second
+@pytest.mark.slow
 async def test_it_goes_on_after_the_registry_was_away(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

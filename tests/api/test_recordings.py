@@ -8,8 +8,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from support.apis import live_api
 from support.tenants import TEST, a_recording, person
+from tunnelmux.config import DrainConfig
 from tunnelmux.config.api import RecordingsConfig
 from tunnelmux.registry import IndexPoint, RecordedEnd
 
@@ -107,3 +110,23 @@ async def test_a_large_one_is_read_in_the_pieces_of_its_index(tmp_path: Path) ->
         index.write_bytes(b"rubbish\n")
         assert (await asked("index")).json()["points"] == []
         assert (await asked("cast")).content == head + first + second
+
+
+async def test_a_connection_by_which_one_was_read_does_not_outlast_the_api(tmp_path: Path) -> None:
+    """An answer that is streamed ends like any other: its connection is idle then, and is closed
+    after a time or when the server stops, without waiting for the grace."""
+    folder = tmp_path / "casts"
+    with trio.fail_after(60):
+        async with live_api(
+            tmp_path, recordings=RecordingsConfig(folder=folder), drain=DrainConfig(grace=3600)
+        ) as api:
+            admin = await person(api, "admin", "admin")
+            tenant = api.running.api.registry.tenant(admin.tenant_id, TEST)
+            device, _ = await tenant.devices.add("cam1")
+            recorded = a_recording(device.id, admin.user_id)
+            await tenant.recordings.begin(recorded)
+            file = folder / recorded.file(tenant.tenant_id)
+            file.parent.mkdir(parents=True)
+            file.write_bytes(CAST)
+            read = await api.call("GET", f"/api/recordings/{recorded.id}/cast", admin.token)
+            assert read.content == CAST

@@ -64,7 +64,7 @@ def test_check_prints_the_whole_configuration_as_toml_without_secrets(run, tmp_p
     assert result.exit_code == 0
     assert result.stderr == ""
     printed = tomllib.loads(result.stdout)
-    assert printed["devices"] == [{"name": "dev1", "token": "***", "enabled": True}]
+    assert printed["devices"] == [{"name": "dev1", "token": "***", "enabled": True, "labels": []}]
     assert printed["ingress"]["http"]["listen"] == "127.0.0.1:80"
     assert printed["drain"]["grace"] == 3.0
     assert printed["limits"]["max_streams"] == 1024
@@ -184,6 +184,7 @@ def test_an_agent_without_a_file(run, tmp_path):
     assert printed["proxy"] == {
         "url": "ws://proxy.example:3800",
         "token_file": str(tmp_path / "token"),
+        "sessions": 2,
     }
     assert [service["target"] for service in printed["services"]] == [
         "http://127.0.0.1:8000",
@@ -195,7 +196,8 @@ def test_an_agent_that_joins(run):
     invitation = JoinInvitation(url="wss://h:3800/x", token=Secret("hunter2"))
     result = run(agent, "check", "--join", encode_join(invitation), *AGENT_FLAGS)
     assert result.exit_code == 0, result.output
-    assert tomllib.loads(result.stdout)["proxy"] == {"url": "wss://h:3800/x", "join": "***"}
+    printed = tomllib.loads(result.stdout)["proxy"]
+    assert printed == {"url": "wss://h:3800/x", "join": "***", "sessions": 2}
 
 
 @pytest.mark.parametrize(

@@ -64,8 +64,10 @@ async def test_an_old_agent_runs_commands_where_it_is_allowed(old_agent, transpo
         assert result == {"stdout": "again\n", "stderr": "", "exitCode": 0}
 
 
+@pytest.mark.slow
 async def test_an_old_agent_sends_much_and_its_end_is_noticed(old_agent):
-    limits = limits_with(keepalive_interval=0.3, keepalive_timeout=10.0)
+    # Where it polls, nothing but its silence tells of its end.
+    limits = limits_with(keepalive_interval=0.3, keepalive_timeout=5.0)
     async with (
         agent_side(allow_eio3=True, limits=limits, settle=settle_of(old_agent)) as side,
         sample_agent(old_agent, side.port) as agent,

@@ -261,13 +261,21 @@ class _Exchange:
     async def _pass_on(self, message: Message) -> None:
         if message["type"] == "http.response.body" and not message.get("more_body"):
             await self._drain()
-            is_last = self._more
-        else:
-            is_last = message["type"] == "websocket.close"
-        if is_last:
+            if self._more:
+                await self._send_last(message)
+            else:
+                await self._end_answer(message)
+        elif message["type"] == "websocket.close":
             await self._send_last(message)
         else:
             await self._send(self._with_cookie(message))
+
+    async def _end_answer(self, message: Message) -> None:
+        """Send the last message of an answer. With it the server tells the application that the
+        caller has gone, at which Starlette cancels an answer that streams: within this very call,
+        before the server begins to watch the connection as an idle one."""
+        with trio.CancelScope(shield=True):  # the server's writes are shielded anyway
+            await self._send(message)
 
     async def _send_last(self, message: Message) -> None:
         """Send the last message while more may come from the caller. The server announces the end
