@@ -2,7 +2,7 @@
 #              CONSOLE=1: a whole installation with its console
 # make demo-cluster  deploy/compose without containers, under load: a proxy is killed, then a copy of the API;
 #              needs redis-server, postgresql, nginx  (ONCE=1: check and end)
-# make test    the tests, in as many processes as there are cores  (ARGS="-k name" goes to pytest)
+# make test    the tests, in one process more than there are cores  (ARGS="-k name" goes to pytest)
 # make marks   whether a test takes more than a second and is not marked slow: on a quiet machine
 # make long    the long variants of some tests: a few minutes
 # make interop every case with every other yamux implementation: some minutes, and Go, cargo, npm
@@ -36,8 +36,11 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 demo: build $(if $(CONSOLE),.venv/.quickstart)
 	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
 
+# One process more than cores, for tests wait much: 4 at most, which memory bears on any machine.
+PROCESSES := $(shell cores=$$(getconf _NPROCESSORS_ONLN); echo $$((cores < 4 ? cores + 1 : 4)))
+
 test: .venv/.test build
-	@$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+	@$(BIN)/python -m pytest -n $(PROCESSES) $(ARGS)
 
 marks: .venv/.test build
 	@PYTHONPATH=tests $(BIN)/python -m support.slow_marks -n auto --maxprocesses 4 $(ARGS)

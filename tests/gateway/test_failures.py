@@ -42,3 +42,20 @@ async def test_what_is_remembered_is_bounded() -> None:
         failures.count(f"10.{number // 256 % 256}.{number % 256}.1")
     assert not failures.is_barred("10.0.0.1")
     assert failures.is_barred("10.41.3.1")
+
+
+async def test_where_a_person_logged_in_lately_a_neighbours_failures_bar_no_one(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    failures = Failures(2, 600.0)
+    failures.forgive("192.0.2.1")
+    for _ in range(1000):
+        failures.count("192.0.2.1")
+    assert not failures.is_barred("192.0.2.1")
+    await trio.sleep(86_400)
+    failures.count("192.0.2.1")
+    failures.count("192.0.2.1")
+    assert failures.is_barred("192.0.2.1")
+    for number in range(10_500):
+        failures.forgive(f"10.{number // 256 % 256}.{number % 256}.1")
+    assert len(failures._good) <= 10_000

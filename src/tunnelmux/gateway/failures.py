@@ -11,16 +11,24 @@ from tunnelmux.transports.admission import source_of
 __all__ = ["Failures"]
 
 _MOST_SOURCES = 10_000
-# Addresses to remember; the one that failed longest ago is dropped first.
+# Addresses to remember of either kind; the oldest is dropped first.
+
+_KNOWN = 86_400.0
+# Seconds for which an address is known for a good log-in.
 
 
 class Failures:
-    """Knows the addresses that are refused because too many log-ins from there failed."""
+    """Knows the addresses that are refused because too many log-ins from there failed.
+
+    One where a person has logged in within a day is not: many people may share it, and a neighbour
+    who keeps failing would keep them out. What it may have at once is limited all the same.
+    """
 
     def __init__(self, most: int, period: float) -> None:
         self._most = most
         self._period = period
         self._sources: OrderedDict[str, list[float]] = OrderedDict()
+        self._good: OrderedDict[str, float] = OrderedDict()
 
     def count(self, address: str) -> None:
         """Count a failed log-in from this address."""
@@ -34,11 +42,18 @@ class Failures:
 
     def forgive(self, address: str) -> None:
         """Forget the failures of this address: a person there has logged in."""
-        self._sources.pop(source_of(address), None)
+        source = source_of(address)
+        self._sources.pop(source, None)
+        self._good[source] = trio.current_time()
+        self._good.move_to_end(source)
+        if len(self._good) > _MOST_SOURCES:
+            self._good.popitem(last=False)
 
     def is_barred(self, address: str) -> bool:
         """Whether connections from this address are refused now."""
-        times = self._sources.get(source_of(address))
-        if times is None or len(times) < self._most:
+        source, now = source_of(address), trio.current_time()
+        times = self._sources.get(source)
+        if times is None or len(times) < self._most or now - times[0] >= self._period:
             return False
-        return trio.current_time() - times[0] < self._period
+        good = self._good.get(source)
+        return good is None or now - good >= _KNOWN
