@@ -294,10 +294,8 @@ async def test_a_visitor_waits_for_a_device_whose_node_was_killed(
         assert answers == [200]
 
 
-@pytest.mark.slow
-async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
-    nodes: Nodes, origin: Origin, web: Address
-) -> None:
+def slow_page(origin: Origin) -> tuple[trio.Event, trio.Event]:
+    """Give it a page `/slow`: the event of its being asked for, and the one that lets it answer."""
     asked, go_on = trio.Event(), trio.Event()
 
     async def slow(peer: Peer, _head: bytes) -> None:
@@ -306,6 +304,14 @@ async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
         await peer.send(reply(b"slow"))
 
     origin.pages[b"/slow"] = slow
+    return asked, go_on
+
+
+@pytest.mark.slow
+async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
+    nodes: Nodes, origin: Origin, web: Address
+) -> None:
+    asked, go_on = slow_page(origin)
     answers: dict[str, int] = {}
 
     async def visit(path: str) -> None:
@@ -333,14 +339,7 @@ async def test_a_node_that_drains_finishes_what_runs_and_its_device_moves(
 async def test_devices_of_a_node_that_drains_are_reached_while_a_visitor_takes_his_time(
     nodes: Nodes, origin: Origin, web: Address
 ) -> None:
-    asked, go_on = trio.Event(), trio.Event()
-
-    async def slow(peer: Peer, _head: bytes) -> None:
-        asked.set()
-        await go_on.wait()
-        await peer.send(reply(b"slow"))
-
-    origin.pages[b"/slow"] = slow
+    asked, go_on = slow_page(origin)
     answers: dict[str, int] = {}
     turn = ["b", "a"]
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import select
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
+from typing import Any
 
 import pytest
 import trio
@@ -40,6 +41,17 @@ def wait_for_end(proxys: trio.SocketStream) -> None:
     assert poll.poll(30_000), "the end of the connection did not come"
 
 
+async def handle(bench: TunnelBench, proxys: trio.SocketStream) -> MutableMapping[str, Any]:
+    """Have the proxy take up this connection: the one line that it logs."""
+    place = await bench.server.admission.wait_for_place("192.0.2.8:50001")
+    assert place is not None
+    with capture_logs() as logs, trio.fail_after(30):
+        async with proxys:
+            await bench.server.handle(proxys, "192.0.2.8:50001", place)
+    [line] = logs
+    return line
+
+
 @pytest.mark.parametrize("leave", [socket.socket.close, reset_socket])
 async def test_an_agent_that_left_before_it_was_heard_replaces_no_session(
     nursery: trio.Nursery, leave: Callable[[socket.socket], None]
@@ -51,14 +63,9 @@ async def test_an_agent_that_left_before_it_was_heard_replaces_no_session(
         agent.sendall(REQUEST)
         leave(agent)
         wait_for_end(proxys)
-        place = await bench.server.admission.wait_for_place("192.0.2.8:50001")
-        assert place is not None
-        with capture_logs() as logs, trio.fail_after(30):
-            async with proxys:
-                await bench.server.handle(proxys, "192.0.2.8:50001", place)
+        line = await handle(bench, proxys)
         assert await bench.store.find_device("dev1") is live
         assert not live.is_closed
-        [line] = logs
         assert line["event"] == "tunnel handshake failed"
         assert "it was gone before this proxy came to it" in line["cause"]
 
@@ -81,12 +88,7 @@ async def test_an_agent_that_leaves_during_its_handshake_replaces_no_session(
         live = await bench.arrived()
         is_second = True
         agent.sendall(REQUEST)
-        place = await bench.server.admission.wait_for_place("192.0.2.8:50001")
-        assert place is not None
-        with capture_logs() as logs, trio.fail_after(30):
-            async with proxys:
-                await bench.server.handle(proxys, "192.0.2.8:50001", place)
+        line = await handle(bench, proxys)
         assert await bench.store.find_device("dev1") is live
         assert not live.is_closed
-        [line] = logs
         assert line["reason"] == "its agent was gone before the session began"

@@ -168,7 +168,7 @@ class _Server:
                 stream = await self._open(connection)
                 if stream is not None:
                     # The gate says there when a request shows who is behind it: until then, this
-                    # connection gives way to others, whatever it has sent.
+                    # connection gives way to others, also after it has sent something.
                     state = ConnectionState(LifespanState({PLACE: place}))
                     await _Connection(self._app, self._config, self.context, state, stream).run()
             except* (OSError, trio.TooSlowError, anyio.BrokenResourceError, anyio.EndOfStream):

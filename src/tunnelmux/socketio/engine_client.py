@@ -44,8 +44,8 @@ EngineVersion = Literal[3, 4]
 _SERVERS = {4: "Socket.IO 3 or 4", 3: "Socket.IO 2"}
 
 _LEAST_PING_INTERVAL = 0.05
-# Seconds between two pings at least, whatever the server asks for: a server that asks for thousands
-# a second must not keep the processor busy.
+# Seconds between two pings at least, even if the server wants more: thousands in a second would
+# keep the processor busy.
 
 _LONGEST_SID = 1024
 # Characters: each request has the sid in its target. Servers make some 20 to 40.
