@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import AsyncIterator, Iterator
 
 import pytest
 import structlog
@@ -12,8 +11,8 @@ import trio
 
 from support.http_rig import Peer
 from support.nodes import Nodes, running_nodes
-from support.origin import Origin, numbered_blocks, reply, serving
-from support.redis_server import RedisServer, run_redis
+from support.origin import Origin, numbered_blocks, reply, serving, slow_page
+from support.redis_server import RedisServer
 from tunnelmux.backend import ProxyClient
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Address, LimitsConfig
@@ -22,30 +21,6 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.proxy.cluster.hops import ThereHandle
 from tunnelmux.relay import relay, reset_socket
 from tunnelmux.sessions import OwnHandle
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with run_redis() as server:
-        yield server
-
-
-@pytest.fixture
-async def nodes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
-    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
-    async with running_nodes(redis) as nodes:
-        yield nodes
-
-
-@pytest.fixture
-async def origin() -> Origin:
-    return Origin()
-
-
-@pytest.fixture
-async def web(origin: Origin) -> AsyncIterator[Address]:
-    async with serving(origin.handle) as address:
-        yield address
 
 
 async def test_http_of_a_device_on_another_node(nodes: Nodes, web: Address) -> None:
@@ -292,19 +267,6 @@ async def test_a_visitor_waits_for_a_device_whose_node_was_killed(
             while not answers:  # noqa: ASYNC110  bounded by the visit's own time
                 await trio.sleep(0.02)
         assert answers == [200]
-
-
-def slow_page(origin: Origin) -> tuple[trio.Event, trio.Event]:
-    """Give it a page `/slow`: the event of its being asked for, and the one that lets it answer."""
-    asked, go_on = trio.Event(), trio.Event()
-
-    async def slow(peer: Peer, _head: bytes) -> None:
-        asked.set()
-        await go_on.wait()
-        await peer.send(reply(b"slow"))
-
-    origin.pages[b"/slow"] = slow
-    return asked, go_on
 
 
 @pytest.mark.slow

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 
 import msgspec
 import pytest
 import trio
 
 from support.nodes import Nodes, running_nodes
-from support.origin import Origin, serving
-from support.redis_server import RedisServer, run_redis
+from support.redis_server import RedisServer
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.directory import Node
 from tunnelmux.directory.redis import _shard
@@ -42,24 +41,12 @@ ODD_NODES = {
 """What another program, or a node that lies, may write into the list of nodes."""
 
 
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with run_redis() as server:
-        yield server
-
-
 @pytest.fixture
 async def nodes(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Nodes]:
     monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
     limits = LimitsConfig(ingress=IngressLimits(reconnect_wait=0.1))
     async with running_nodes(redis, limits=limits) as nodes:
         yield nodes
-
-
-@pytest.fixture
-async def web() -> AsyncIterator[Address]:
-    async with serving(Origin().handle) as address:
-        yield address
 
 
 def plant(redis: RedisServer, device: str, places: str) -> None:

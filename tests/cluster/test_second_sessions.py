@@ -2,39 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import pytest
 import trio
 
 from support.doors import Doors, open_doors
-from support.http_rig import Peer
 from support.nodes import Nodes, running_nodes
-from support.origin import Origin, reply, serving
-from support.redis_server import RedisServer, run_redis
+from support.origin import Origin, slow_page
+from support.redis_server import RedisServer
 from tunnelmux.agent import RunningAgent
 from tunnelmux.config import Address
 
 PATIENCE = 45.0
 DOMAINS = {"a": "rack-1", "b": "rack-1", "c": "rack-2"}
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with run_redis() as server:
-        yield server
-
-
-@pytest.fixture
-async def origin() -> Origin:
-    return Origin()
-
-
-@pytest.fixture
-async def web(origin: Origin) -> AsyncIterator[Address]:
-    async with serving(origin.handle) as address:
-        yield address
 
 
 @pytest.fixture
@@ -184,15 +166,8 @@ async def test_an_agent_that_is_told_to_go_dials_first(
     redis: RedisServer, doors: Doors, origin: Origin, web: Address
 ) -> None:
     """A node drains while a long answer holds its session. The next one is made meanwhile."""
-    asked, go_on = trio.Event(), trio.Event()
+    asked, go_on = slow_page(origin)
     answers: list[bytes] = []
-
-    async def slow(peer: Peer, _head: bytes) -> None:
-        asked.set()
-        await go_on.wait()
-        await peer.send(reply(b"slow"))
-
-    origin.pages[b"/slow"] = slow
     async with (
         cluster(redis, doors, "a", "b", "c") as nodes,
         nodes.agent_at(doors.url("a"), {"web": f"http://{web}"}) as agent,

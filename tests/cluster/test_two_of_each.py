@@ -21,7 +21,7 @@ from support.nodes import Nodes, running_nodes
 from support.oidc import Browser
 from support.origin import Origin, serving
 from support.postgresql import PostgreSQL, run_postgresql
-from support.redis_server import RedisServer, run_redis
+from support.redis_server import RedisServer
 from support.registered import agent_at
 from support.registries import Templates
 from support.tenants import TEST, Person, person
@@ -83,12 +83,6 @@ class Stage:
     async def ask(self, path: str, token: str = "", **options: Any) -> list[httpx2.Response]:
         """What each copy answers."""
         return [await api.call("GET", path, token, **options) for api in self.copies]
-
-
-@pytest.fixture(scope="module")
-def redis() -> Iterator[RedisServer]:
-    with run_redis() as server:
-        yield server
 
 
 @pytest.fixture(scope="module")

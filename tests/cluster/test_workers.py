@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -12,7 +13,7 @@ from support.origin import Origin, serving
 from support.redis_server import RedisServer, run_redis
 from support.tunnels import Tunnel
 from support.visitor import fetch
-from support.workers import PATIENCE, Workers
+from support.workers import PATIENCE, SECRET, Workers
 from tunnelmux.config import Address
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
@@ -22,6 +23,21 @@ AT_ONCE = "[backoff]\nminimum = 0.05\nearly = 0.1\nmaximum = 0.2\n"
 
 def as_node(redis: RedisServer, name: str) -> str:
     return f'[cluster]\nredis = "{redis.url}"\nlisten = "127.0.0.1:0"\nnode = "{name}"\n'
+
+
+INTERNAL = f'[internal]\nlisten = "127.0.0.1:0"\nsecret = "{SECRET}"\n'
+
+
+async def called_by_token(many: Workers, one: Address) -> None:
+    """A back end calls either machine about a session that is at any worker of either."""
+    fields = [("Authorization", f"Bearer {SECRET}")]
+    for at, other in ((many.at_internal, one), (one, many.at_internal)):
+        answer = await fetch(at, "/internal/sessions", headers=fields)
+        for session in json.loads(answer.body)["sessions"]:
+            for _ in range(4):  # calls come to either worker
+                path = f"/internal/session/{session['token']}"
+                told = json.loads((await fetch(other, path, headers=fields)).body)
+                assert told["device_id"] == session["deviceId"]
 
 
 async def reaches(address: Address, device: str) -> None:
@@ -46,7 +62,7 @@ async def run(daemons: DaemonSet, redis: RedisServer, web: Address) -> None:
     assert many.worker_of("dev1") != many.worker_of("dev2")
     # The other machine's node has the name that a worker would have without a cluster.
     one.tokens = many.tokens
-    await one.start_proxy(devices=devices, more=as_node(redis, "worker-2"))
+    await one.start_proxy(devices=devices, more=as_node(redis, "worker-2") + INTERNAL)
     await one.proxy.logged("node joined", node="a")
     await one.start_agent({"web": f"http://{web}"}, device="dev3", more=AT_ONCE)
     assert redis.command("HLEN", "tunnelmux:nodes") == b":2\r\n"
@@ -57,6 +73,8 @@ async def run(daemons: DaemonSet, redis: RedisServer, web: Address) -> None:
         for _ in range(6):  # visitors come to either worker, too
             await reaches(many.at_http, device)
     assert redis.command("HLEN", "tunnelmux:incarnations") == b":2\r\n"
+
+    await called_by_token(many, await one.proxy.listening("internal.listen"))
 
     # A worker is killed: its device goes to the other one, and is found there from both machines.
     dies, since = many.worker_of("dev2"), len(many.proxy.events)

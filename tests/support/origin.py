@@ -13,7 +13,7 @@ import trio
 from support.http_rig import Peer
 from tunnelmux.config import Address
 
-__all__ = ["Origin", "numbered_blocks", "reply", "serving"]
+__all__ = ["Origin", "numbered_blocks", "reply", "serving", "slow_page"]
 
 Page = Callable[[Peer, bytes], Awaitable[None]]
 Handler = Callable[[trio.SocketStream], Awaitable[None]]
@@ -70,3 +70,16 @@ async def hello(peer: Peer, _head: bytes) -> None:
 
 async def not_found(peer: Peer, _head: bytes) -> None:
     await peer.send(reply(b"no such page\n", "404 Not Found"))
+
+
+def slow_page(origin: Origin) -> tuple[trio.Event, trio.Event]:
+    """Give it a page `/slow`: the event of its being asked for, and the one that lets it answer."""
+    asked, go_on = trio.Event(), trio.Event()
+
+    async def slow(peer: Peer, _head: bytes) -> None:
+        asked.set()
+        await go_on.wait()
+        await peer.send(reply(b"slow"))
+
+    origin.pages[b"/slow"] = slow
+    return asked, go_on

@@ -82,6 +82,7 @@ class Membership(Generic[S]):
         self._claiming: dict[str, int] = {}  # the highest generation that was superseded
         self._unsettled: dict[str, None] = {}
         self._work = trio.Event()
+        self._claimed = trio.Event()
         self._known: dict[str, list[Place]] = {}
         self._change = trio.Event()
         self._is_complete = False
@@ -99,6 +100,8 @@ class Membership(Generic[S]):
         if held is not None and held.session is session:
             del self._mine[device]
             self._unsettle(device)
+            self._claimed.set()
+            self._claimed = trio.Event()
 
     # -- what it knows ----------------------------------------------------------------------
 
@@ -106,6 +109,17 @@ class Membership(Generic[S]):
         """The generation of the session here; 0 while there is none."""
         held = self._mine.get(device)
         return held.generation if held is not None else 0
+
+    async def wait_claimed(self, device: str) -> None:
+        """Return when the session here has its generation, or is over. The caller bounds the
+        wait."""
+        while (held := self._mine.get(device)) is not None and not held.generation:
+            await self._claimed.wait()
+
+    @property
+    def others(self) -> list[Node]:
+        """The live nodes without this one, as of the last beat."""
+        return [node for node in self.nodes.values() if node.name != self.me.name]
 
     def session_of(self, device: str) -> S | None:
         """The device's session on this node."""
@@ -291,6 +305,8 @@ class Membership(Generic[S]):
             claim = await self._directory.claim(device, held.instance, self._newest.get(device, 0))
         finally:
             superseded_to = self._claiming.pop(device)
+            self._claimed.set()
+            self._claimed = trio.Event()
         self._newest[device] = self._published[device] = claim.generation
         if self._mine.get(device) is not held:
             self._unsettle(device)  # it ended meanwhile, or another session replaced it

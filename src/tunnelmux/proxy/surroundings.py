@@ -133,7 +133,6 @@ def surroundings_of(
         events = EventLog(internal.event_history, on_record=worker.record)
         store = ClusterStore(expire_after=expire_after, events=events)
         siblings = Siblings(worker, config.limits.ingress)
-        store.device_of_token = siblings.device_of_token
         return Surroundings(
             events=events,
             all_events=worker.events,

@@ -9,7 +9,7 @@ A session here is one agent's live connection; the yamux session inside it is
 from __future__ import annotations
 
 from tunnelmux.sessions.events import EventLog, SessionEvent
-from tunnelmux.sessions.handle import LocalHandle, OwnHandle, SessionHandle
+from tunnelmux.sessions.handle import CLOSED_BY_CALL, LocalHandle, OwnHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
 from tunnelmux.sessions.requests import RequestFilter, RequestSeen
@@ -18,6 +18,7 @@ from tunnelmux.sessions.summary import Presence, SessionSummary, VisitSummary, s
 
 __all__ = [
     "CLEANUP_INTERVAL",
+    "CLOSED_BY_CALL",
     "DeviceStore",
     "EventLog",
     "LocalHandle",

@@ -16,11 +16,14 @@ from tunnelmux.sessions.summary import SessionSummary, shorten_token
 if TYPE_CHECKING:
     from tunnelmux.mux import Session, Stream
 
-__all__ = ["LocalHandle", "OwnHandle", "SessionHandle", "utc_now"]
+__all__ = ["CLOSED_BY_CALL", "LocalHandle", "OwnHandle", "SessionHandle", "utc_now"]
 
 
 REPLACED = "replaced by a new connection of the same device"
 """The reason of a session's end that logs, events and the documentation know."""
+
+CLOSED_BY_CALL = "closed through the internal API"
+"""The reason where a back end closed it."""
 
 
 def utc_now() -> datetime:

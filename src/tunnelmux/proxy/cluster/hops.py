@@ -5,7 +5,7 @@ it.
 from __future__ import annotations
 
 import math
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 
 import msgspec
@@ -21,7 +21,12 @@ from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
-from tunnelmux.proxy.cluster.words import DEVICE_PATH, DeviceThere
+from tunnelmux.proxy.cluster.words import (
+    DEVICE_PATH,
+    SESSION_PATH,
+    SESSION_TOKEN_FIELD,
+    DeviceThere,
+)
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort
 from tunnelmux.sessions import OwnHandle, SessionHandle, SessionSummary
@@ -82,6 +87,43 @@ class Hop:
         """
         return await (self.session or await self._dial()).open_stream()
 
+    async def ask(self, method: bytes, path: bytes, *more: Field) -> bytes | None:
+        """The node's answer; None where it does not have what is asked about. Raises ConnectError,
+        also when it gives none in time.
+        """
+        with trio.move_on_after(DIAL_TIMEOUT + _ASK_TIMEOUT):
+            try:
+                return await self._ask(method, path, list(more))
+            except (SessionError, UpstreamGone, BadBody) as error:
+                raise ConnectError(f"node {self.node.name} did not answer: {error}") from error
+        raise ConnectError(f"node {self.node.name} gave no answer in time")
+
+    async def end_session(self, device: str, generation: int) -> bool:
+        """Have the node end that session. Whether it has none of that generation now."""
+        field = GENERATION_FIELD, b"%d" % generation
+        try:
+            await self.ask(b"DELETE", f"{DEVICE_PATH}{device}".encode("ascii"), field)
+        except ConnectError as error:
+            _log.warning("session not ended", device=device, node=self.node.name, cause=str(error))
+            return False
+        return True
+
+    async def _ask(self, method: bytes, path: bytes, more: list[Field]) -> bytes | None:
+        stream = await self.open_stream()
+        try:
+            client = ClientConnection(stream, self._owner.http_limits)
+            headers = [(b"Host", self.node.name.encode("ascii")), (b"Connection", b"close")]
+            await client.send_request(method, path, headers + more)
+            while (head := await client.read_head()).is_interim:
+                pass
+            body, is_over = b"", False
+            while not is_over and len(body) <= _MOST_BYTES:
+                data, is_over = await client.read_body()
+                body += data
+        finally:
+            await abort(stream)
+        return body if head.status == 200 else None
+
     async def _dial(self) -> Session:
         async with self._dialling:
             if self.session is not None:
@@ -107,13 +149,16 @@ class Hop:
 class ThereHandle(SessionHandle):
     """A device's session on another node, as that node described it."""
 
-    def __init__(self, hop: Hop, device: str, there: DeviceThere, limits: IngressLimits) -> None:
+    def __init__(
+        self, hop: Hop, device: str, there: DeviceThere, limits: IngressLimits, token: str = ""
+    ) -> None:
         self.generation = there.generation
         self.default_service = there.default_service
         self.relayed = {name or None: service for name, service in there.relayed.items()}
         self.timeouts = {name or None: seconds for name, seconds in there.timeouts.items()}
         self._hop = hop
         self._device = device
+        self._token = token
         self._there = there
         self._limits = limits
         self._has_moved = False
@@ -125,7 +170,8 @@ class ThereHandle(SessionHandle):
 
     @property
     def token(self) -> str:
-        return ""  # tokens are known only in the process that has the session
+        """Empty where the session was found by its device: other nodes tell no tokens."""
+        return self._token
 
     @property
     def device(self) -> str:
@@ -202,8 +248,10 @@ class ThereHandle(SessionHandle):
         raise SessionClosed(str(error)) from error
 
     async def close(self, reason: str = "closed by the proxy") -> None:  # noqa: ARG002
-        """Drop the handle only: the node that has the session ends it itself."""
-        self._has_moved = True
+        """Have the node end it, which says in its own words why. Without effect where the node does
+        not answer in time: its session may go on."""
+        if not self.is_closed:
+            self._has_moved = await self._hop.end_session(self._device, self.generation)
 
     @property
     def is_closed(self) -> bool:
@@ -212,7 +260,7 @@ class ThereHandle(SessionHandle):
     def summary(self) -> SessionSummary:
         there = self._there
         return SessionSummary(
-            token="",
+            token=self._token,
             user_id=there.user_id,
             device_id=self._device,
             connected_at=there.connected_at,
@@ -250,7 +298,7 @@ class Hops:
         self.membership = membership
         self._dial = dial
         self._limits = limits
-        self._http_limits = http_limits
+        self.http_limits = http_limits
         self._pump = pump
         self._nursery = nursery
         self._by_start: dict[tuple[str, str], Hop] = {}
@@ -262,13 +310,34 @@ class Hops:
         hop = self._hop_to(place)
         if hop is None:
             return None
-        with trio.move_on_after(DIAL_TIMEOUT + _ASK_TIMEOUT):
+        body = await hop.ask(b"GET", f"{DEVICE_PATH}{device}".encode("ascii"))
+        if body is None:
+            return None
+        return ThereHandle(hop, device, _there_in(body, place.node), self.http_limits)
+
+    async def reach_session(self, token: str, nodes: Iterable[Node]) -> ThereHandle | None:
+        """The session of this token, if one of these nodes says that it has it; all are asked at
+        once.
+        """
+        found: ThereHandle | None = None
+
+        async def ask(hop: Hop) -> None:
+            nonlocal found
+            field = SESSION_TOKEN_FIELD, token.encode("ascii")
             try:
-                there = await self._ask(hop, device)
-            except (SessionError, UpstreamGone, BadBody, msgspec.DecodeError) as error:
-                raise ConnectError(f"node {place.node} did not answer: {error}") from error
-            return ThereHandle(hop, device, there, self._http_limits) if there else None
-        raise ConnectError(f"node {place.node} gave no answer in time")
+                body = await hop.ask(b"GET", SESSION_PATH.encode("ascii"), field)
+                there = _there_in(body, hop.node.name) if body is not None else None
+            except ConnectError as error:
+                _log.info("node not asked for a session", node=hop.node.name, cause=str(error))
+                return
+            if there is not None and there.device:
+                found = ThereHandle(hop, there.device, there, self.http_limits, token)
+                nursery.cancel_scope.cancel(reason="the session is found")
+
+        async with trio.open_nursery() as nursery:
+            for node in nodes:
+                nursery.start_soon(ask, self._hop_with(node))
+        return found
 
     def nearest_first(self, places: Sequence[Place]) -> list[Place]:
         """Places of one device, newest first, in the order in which to try them: nodes that could
@@ -295,27 +364,13 @@ class Hops:
         node = self.membership.nodes.get(place.node)
         if node is None or node.incarnation != place.incarnation:
             return None
+        return self._hop_with(node)
+
+    def _hop_with(self, node: Node) -> Hop:
         key = node.name, node.incarnation
         if key not in self._by_start:
             self._by_start[key] = Hop(self, node)
         return self._by_start[key]
-
-    async def _ask(self, hop: Hop, device: str) -> DeviceThere | None:
-        stream = await hop.open_stream()
-        try:
-            client = ClientConnection(stream, self._http_limits)
-            path = f"{DEVICE_PATH}{device}".encode("ascii")
-            headers = [(b"Host", hop.node.name.encode("ascii")), (b"Connection", b"close")]
-            await client.send_request(b"GET", path, headers)
-            while (head := await client.read_head()).is_interim:
-                pass
-            body, is_over = b"", False
-            while not is_over and len(body) <= _MOST_BYTES:
-                data, is_over = await client.read_body()
-                body += data
-        finally:
-            await abort(stream)
-        return msgspec.json.decode(body, type=DeviceThere) if head.status == 200 else None
 
     async def dial(self, node: Node) -> Session:
         """A new session with the node. Raises ConnectError."""
@@ -327,3 +382,11 @@ class Hops:
         self._nursery.start_soon(session.run)
         _log.info("hop made", node=node.name, address=node.address)
         return session
+
+
+def _there_in(body: bytes, node: str) -> DeviceThere:
+    """Raises ConnectError."""
+    try:
+        return msgspec.json.decode(body, type=DeviceThere)
+    except msgspec.DecodeError as error:
+        raise ConnectError(f"node {node} answered something else: {error}") from error

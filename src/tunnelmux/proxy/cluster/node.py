@@ -134,6 +134,7 @@ class ClusterNode(abc.ABC):
             membership = Membership[OwnHandle](directory, me, partial(self._supersede, nursery))
             self.membership = self.server.membership = self._store.membership = membership
             self.server.pump = self.pump
+            self.server.lookup = self._store.lookup
             self._store.hops = self.server.hops = hops = Hops(
                 membership, dial, self._limits, self._http_limits, lambda: self.pump, nursery
             )

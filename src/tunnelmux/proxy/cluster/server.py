@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
+
 import msgspec
 import trio
 
@@ -15,10 +17,16 @@ from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
-from tunnelmux.proxy.cluster.words import DEVICE_PATH, MOVED, DeviceThere
+from tunnelmux.proxy.cluster.words import (
+    DEVICE_PATH,
+    MOVED,
+    SESSION_PATH,
+    SESSION_TOKEN_FIELD,
+    DeviceThere,
+)
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import abort, join
-from tunnelmux.sessions import LocalHandle, OwnHandle
+from tunnelmux.sessions import CLOSED_BY_CALL, LocalHandle, OwnHandle
 from tunnelmux.wire import GENERATION_FIELD, RESERVED_FIELD
 
 __all__ = ["HopServer", "is_worker"]
@@ -28,6 +36,9 @@ _log = get_logger("proxy.cluster")
 
 _MOST_KNOWN = 10_000
 # Devices of other workers whose sessions are cached.
+
+_CLAIM_TIMEOUT = 1.0
+# Seconds for a session that has just begun to get its generation.
 
 
 def is_worker(node: Node) -> bool:
@@ -45,6 +56,8 @@ class HopServer:
         """Knows the sessions of this node; without it, there are none."""
         self.hops: Hops | None = None
         """The ways to other processes."""
+        self.lookup: Callable[[str], Awaitable[OwnHandle]] | None = None
+        """The session of this process with that token; raises SessionError."""
         self._at_workers: dict[str, ThereHandle] = {}
         self._limits = limits
         self._http_limits = http_limits
@@ -173,19 +186,65 @@ class HopServer:
         self, server: ServerConnection, request: RequestHead, from_worker: bool
     ) -> None:
         path = request.target.decode("latin-1")
-        if request.method != b"GET" or not path.startswith(DEVICE_PATH):
-            raise Refused(Refusal(400, "bad-request", f"There is no {path} on a hop."))
         device = path.removeprefix(DEVICE_PATH)
-        if (handle := self._own(device)) is not None:
-            there = self._described(handle, self._members.generation_of(device))
-        elif not from_worker:
-            there = (await self._at_worker(device, b"")).there
-        else:
-            raise _moved(f"Device {device} is not at this worker.")
-        body = msgspec.json.encode(there)
-        headers = [(b"Content-Type", b"application/json")]
+        body = b""
+        match request.method:
+            case b"GET" if path == SESSION_PATH:
+                token = first_value(request.headers, SESSION_TOKEN_FIELD.lower()) or b""
+                there = await self._with_token(token.decode("latin-1"), from_worker)
+                body = msgspec.json.encode(there)
+            case b"GET" if device != path:
+                body = msgspec.json.encode(await self._there(device, from_worker))
+            case b"DELETE" if device != path:
+                wanted = first_value(request.headers, GENERATION_FIELD.lower()) or b""
+                await self._end(device, wanted, from_worker)
+            case method:
+                what = method.decode("latin-1")
+                raise Refused(Refusal(400, "bad-request", f"There is no {what} {path} on a hop."))
+        headers = [(b"Content-Type", b"application/json")] if body else []
         await server.send_response(200, b"OK", headers, length=len(body), first=body, end=True)
         await server.close()
+
+    async def _there(self, device: str, from_worker: bool) -> DeviceThere:
+        if (handle := self._own(device)) is not None:
+            return self._described(handle, self._members.generation_of(device))
+        if not from_worker:
+            return (await self._at_worker(device, b"")).there
+        raise _moved(f"Device {device} is not at this worker.")
+
+    async def _with_token(self, token: str, from_worker: bool) -> DeviceThere:
+        if self.lookup is None or self.hops is None:
+            raise _moved("This node is no member of its cluster yet.")
+        members = self._members
+        try:
+            handle = await self.lookup(token)
+        except SessionError:
+            workers = [] if from_worker else filter(is_worker, members.others)
+            found = await self.hops.reach_session(token, workers)
+            if found is None:
+                raise _moved("No session has this token here.") from None
+            return found.there
+        device = handle.device
+        # It may have begun just now. It is found by its token before the directory has heard of it.
+        with trio.move_on_after(_CLAIM_TIMEOUT):
+            await members.wait_claimed(device)
+        own = self._own(device)
+        if own is None or own is not handle:
+            raise _moved(f"That session of device {device} is not here.")
+        there = self._described(own, members.generation_of(device))
+        return msgspec.structs.replace(there, device=device)
+
+    async def _end(self, device: str, wanted: bytes, from_worker: bool) -> None:
+        handle: OwnHandle | ThereHandle | None = self._own(device)
+        generation = self._members.generation_of(device)
+        if handle is None:
+            if from_worker:
+                raise _moved(f"Device {device} is not at this worker.")
+            handle = there = await self._at_worker(device, wanted)
+            generation = there.generation
+        if wanted != b"%d" % generation:
+            raise _moved(f"That session of device {device} is not here.")
+        await handle.close(CLOSED_BY_CALL)
 
     @staticmethod
     def _described(handle: LocalHandle, generation: int) -> DeviceThere:

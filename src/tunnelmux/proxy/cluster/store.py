@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 import secrets
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from datetime import datetime
 
 import trio
@@ -26,17 +27,14 @@ _FORGET = 60.0
 # Seconds after which a device that becomes unreachable again counts as newly lost.
 
 _MOST_KNOWN = 10_000
-# Devices on other nodes whose place is cached.
+# Devices on other nodes whose place is cached, and sessions there that were named by their token.
 
-
-async def _no_device(_token: str) -> str:
-    return ""
+_TOKEN = re.compile(r"[A-Za-z0-9_-]{1,128}")
+# What may be the token of a session: other nodes are not asked about anything else.
 
 
 class ClusterStore(MemoryStore):
-    """Look-ups by device name include other nodes; look-ups by token, lists and events are about
-    sessions of this node only.
-    """
+    """`find_device` and `reach` include other nodes; all else is about sessions of this node."""
 
     reaches_others = True
 
@@ -47,10 +45,8 @@ class ClusterStore(MemoryStore):
         self.hops: Hops | None = None
         self.is_known: Callable[[str], bool] = lambda _device: True
         """Whether a device of this name exists; if not, other nodes are not asked."""
-        self.device_of_token: Callable[[str], Awaitable[str]] = _no_device
-        """Finds the device whose session, at another worker, has this token; empty if there is
-        none."""
         self._there: dict[str, ThereHandle] = {}
+        self._by_foreign_token: dict[str, ThereHandle] = {}
         self._unreachable: dict[str, float] = {}
         self._looking: dict[str, trio.Event] = {}
 
@@ -85,11 +81,22 @@ class ClusterStore(MemoryStore):
         try:
             return await self.lookup(token)
         except SessionNotFound:
-            device = await self.device_of_token(token)
-            there = await self.find_device(device) if device else None
+            there = await self._reach_elsewhere(token)
             if there is None:
                 raise
             return there
+
+    async def _reach_elsewhere(self, token: str) -> ThereHandle | None:
+        known = self._by_foreign_token.pop(token, None)
+        if known is None or known.is_closed:
+            if self.hops is None or self.membership is None or not _TOKEN.fullmatch(token):
+                return None
+            known = await self.hops.reach_session(token, self.membership.others)
+        if known is not None:
+            self._by_foreign_token[token] = known
+            if len(self._by_foreign_token) > _MOST_KNOWN:
+                del self._by_foreign_token[next(iter(self._by_foreign_token))]
+        return known
 
     async def find_device(self, name: str) -> SessionHandle | None:
         while (handle := self.live_device(name)) is None:

@@ -40,7 +40,13 @@ from tunnelmux.proxy.internal.routes import Call, Others, Route, RouteTable
 from tunnelmux.proxy.internal.sessions import ForwardGate
 from tunnelmux.proxy.internal.visits import VisitCalls
 from tunnelmux.relay import abort
-from tunnelmux.sessions import DeviceStore, EventLog, SessionHandle, shorten_token
+from tunnelmux.sessions import (
+    CLOSED_BY_CALL,
+    DeviceStore,
+    EventLog,
+    SessionHandle,
+    shorten_token,
+)
 from tunnelmux.transports import start_server_tls
 from tunnelmux.transports.admission import Admission, Place, source_of
 
@@ -136,13 +142,8 @@ class InternalServer:
             Route("POST", "/internal/forward/raw", stream=streams.raw),
             Route("GET", "/internal/forward/ws", stream=streams.websocket),
             Route("POST", "/internal/exec", stream=self._commands.serve, is_work=True),
-            Route("GET", "/internal/session/{token}", answer=self._get_session, gather=holder),
-            Route(
-                "POST",
-                "/internal/session/{token}/close",
-                answer=self._close_session,
-                gather=holder,
-            ),
+            Route("GET", "/internal/session/{token}", answer=self._get_session),
+            Route("POST", "/internal/session/{token}/close", answer=self._close_session),
             Route(
                 "GET",
                 "/internal/sessions",
@@ -475,13 +476,15 @@ class InternalServer:
 
     async def _close_session(self, call: Call) -> Answer:
         handle = await self._find(call)
-        await handle.close("closed through the internal API")
+        await handle.close(CLOSED_BY_CALL)
+        if not handle.is_closed:
+            raise ApiError("TUNNEL_ERROR", f"{handle.elsewhere}, which has it, did not answer")
         await self._store.unregister(handle.token, handle)
         return Answer.of(Closed())
 
     async def _find(self, call: Call) -> SessionHandle:
         try:
-            return await self._store.lookup(call.parameters["token"])
+            return await self._store.reach(call.parameters["token"])
         except (SessionNotFound, SessionExpired):
             raise ApiError("NOT_FOUND", "session not found") from None
 

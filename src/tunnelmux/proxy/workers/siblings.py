@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from urllib.parse import quote
 
-import msgspec
 import trio
 
 from tunnelmux.errors import ConnectError, TunnelmuxError
@@ -16,7 +14,6 @@ from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.internal.answers import Answer
-from tunnelmux.proxy.internal.bodies import Session
 from tunnelmux.proxy.workers.worker import Worker
 from tunnelmux.relay import abort
 
@@ -74,14 +71,6 @@ class Siblings:
             if waiting.cancelled_caught:
                 raise ConnectError(f"{name} gave no answer in time")
             yield _content(client, name)
-
-    async def device_of_token(self, token: str) -> str:
-        """The device whose session at another worker has this token; empty if there is none."""
-        path = f"/internal/session/{quote(token, safe='')}".encode("ascii")
-        for answer in await self.ask_all(b"GET", path):
-            if answer.status == 200:
-                return msgspec.json.decode(answer.body, type=Session).device_id
-        return ""
 
     def tell_figures(self, text: bytes) -> None:
         """Send the parent this worker's metrics, as they were last shown."""
