@@ -232,7 +232,7 @@ SCENARIOS = [
         50,
         nodes=1,
         workers=2,
-        notices=("worker does not answer", "worker ended"),
+        notices=("worker silent", "worker ended"),
     ),
     Scenario(
         "parent-killed",

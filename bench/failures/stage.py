@@ -119,12 +119,13 @@ class Stage:
                 await trio.sleep(0.05)
 
     async def freeze(self, pid: int, seconds: float) -> None:
-        """Have a process do nothing for that long."""
+        """Have a process do nothing for that long, or until its parent ends it."""
         self.signal(pid, signal.SIGSTOP)
         try:
             await trio.sleep(seconds)
         finally:
-            self.signal(pid, signal.SIGCONT)
+            with suppress(ProcessLookupError):
+                self.signal(pid, signal.SIGCONT)
 
     async def upgrade(self, name: str) -> None:
         """Have a proxy make way for its program anew; returns when that serves."""

@@ -57,6 +57,7 @@ def run_parent(
             node=node,
             cluster=config.cluster,
             max_device_sessions=config.limits.ingress.max_device_sessions,
+            timeout=config.proxy.worker_timeout,
         )
         announce = partial(on_started, parent, config)
         await parent.run(announce, task_status=task_status)

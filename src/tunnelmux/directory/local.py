@@ -37,6 +37,7 @@ class _Live:
     inbox: deque[tuple[int, str, int]] = field(default_factory=lambda: deque(maxlen=_MOST_MESSAGES))
     is_complete: bool = False
     """Whether it has published all its sessions."""
+    is_hidden: bool = False
 
 
 class PlaceBook:
@@ -108,7 +109,7 @@ class PlaceBook:
 
     def supersede(self, device: str) -> None:
         """The device has a newer session on a node that does not use this book."""
-        for place in self.find(device):
+        for place in filter(self._is_live, self._places.get(device, ())):
             self._tell(place.node, device, place.generation)
         self._put(device, [])
 
@@ -129,8 +130,9 @@ class PlaceBook:
         return list(self._places)
 
     def find(self, device: str) -> list[Place]:
-        """The places on live nodes, newest first."""
-        return [place for place in self._places.get(device, ()) if self._is_live(place)]
+        """The places on live nodes that are not hidden, newest first."""
+        places = self._places.get(device, ())
+        return [p for p in places if self._is_live(p) and not self._live[p.node].is_hidden]
 
     def beat(self, me: Node, heard: Heard) -> Beat:
         """Record that the node lives; raises NodeNameTaken."""
@@ -153,7 +155,8 @@ class PlaceBook:
         while known.inbox and known.inbox[0][0] <= seen:
             known.inbox.popleft()
         version = str(self._nodes_changed)
-        nodes = self._others | {name: node.record for name, node in self._live.items()}
+        shown = {name: node.record for name, node in self._live.items() if not node.is_hidden}
+        nodes = self._others | shown
         return Beat(
             heard=Heard(str(known.inbox[-1][0]) if known.inbox else heard.message, version),
             superseded=[(device, generation) for _, device, generation in known.inbox],
@@ -171,7 +174,7 @@ class PlaceBook:
         """Remove the places on dead nodes; returns how many."""
         count = 0
         for device, places in list(self._places.items()):
-            kept = self.find(device)
+            kept = [place for place in places if self._is_live(place)]
             count += len(places) - len(kept)
             self._put(device, kept)
         return count
@@ -181,6 +184,13 @@ class PlaceBook:
         known = self._live.get(node)
         if known is not None and known.record.incarnation == incarnation:
             self._forget(node)
+
+    def hide(self, node: str, *, is_hidden: bool) -> None:
+        """Whether others are to do without this node and its places, which it keeps."""
+        known = self._live.get(node)
+        if known is not None and known.is_hidden != is_hidden:
+            known.is_hidden = is_hidden
+            self._tell_of_change(node)
 
     def _is_live(self, place: Place) -> bool:
         # A node is dead once a beat of another node has found it so; a reader's clock does not
@@ -205,6 +215,9 @@ class PlaceBook:
 
     def _forget(self, name: str) -> None:
         del self._live[name]
+        self._tell_of_change(name)
+
+    def _tell_of_change(self, name: str) -> None:
         self._tell_of_nodes()
         if self._on_change is not None:
             for device, places in list(self._places.items()):

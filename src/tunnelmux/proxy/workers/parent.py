@@ -13,9 +13,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,6 +22,7 @@ import trio
 
 from tunnelmux.config import Address as ConfigAddress
 from tunnelmux.config.cluster import ClusterConfig
+from tunnelmux.config.workers import WORKER_TIMEOUT
 from tunnelmux.directory import MOST_PLACES, PlaceBook, new_incarnation
 from tunnelmux.directory.workers import DirectoryDesk
 from tunnelmux.errors import ConfigError
@@ -32,9 +32,10 @@ from tunnelmux.proxy.reports import ReloadReport
 from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.workers.events import SharedEvents
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
+from tunnelmux.proxy.workers.seats import AGENTS_SLOT, AgentDesk, Bound, Seat
 from tunnelmux.proxy.workers.upgrade import PassVisitor
+from tunnelmux.proxy.workers.watch import Watch
 from tunnelmux.proxy.workers.words import (
-    AGENT,
     DIRECTORY,
     DRAIN,
     ENDED_FIGURES,
@@ -46,6 +47,7 @@ from tunnelmux.proxy.workers.words import (
     MOVE,
     NEWS,
     NODE_KEY,
+    PING,
     REACH,
     REACHED,
     READY,
@@ -56,7 +58,6 @@ from tunnelmux.proxy.workers.words import (
     VISITOR,
     WELCOME,
     Address,
-    Agent,
     Reach,
     Reloaded,
     Visitor,
@@ -70,7 +71,7 @@ __all__ = ["WorkersParent", "worker_command", "worker_names"]
 
 _log = get_logger("proxy.workers")
 
-_AGENTS_SLOT, _NODES_SLOT = "tunnel", "cluster"
+_NODES_SLOT = "cluster"
 
 _FIRST_BACKOFF = 0.1
 _LONGEST_BACKOFF = 10.0
@@ -79,15 +80,6 @@ _LONGEST_BACKOFF = 10.0
 
 _CALM = 30.0
 # Seconds that a worker must have run for the pause before its restart to begin small again.
-
-_MOST_UNSEATED = 64
-# Agents that wait in one worker for a place to shake hands; the others wait in the kernel.
-
-_FAILED_ACCEPT_PAUSE = 0.1
-# Seconds until a failed accept is tried again; mostly no descriptor was left.
-
-_EXPECTED = 10.0
-# Seconds after which an agent that was passed on and has no session no longer counts.
 
 _RELOAD_TIMEOUT = 30.0
 # Seconds a worker may take to read its configuration again, and to have its agents move.
@@ -102,48 +94,12 @@ _KILL_AFTER = 5.0
 # Seconds that a worker has to end once its link is closed, or its grace period is over.
 
 
-@dataclass(eq=False)
-class _Seat:
-    """One worker, from start to start."""
-
-    name: str
-    process: trio.Process | None = None
-    link: Link | None = None
-    desk: DirectoryDesk | None = None
-    takes_agents: bool = False
-    is_ready: bool = False
-    sessions: int = 0
-    figures: bytes = b""
-    unseated: int = 0
-    expected: deque[float] = field(default_factory=deque)
-
-    @property
-    def load(self) -> int:
-        """Sessions that it has, or is about to have."""
-        while self.expected and self.expected[0] < trio.current_time():
-            self.expected.popleft()
-        return self.sessions + len(self.expected)
-
-
-@dataclass(eq=False)
-class _Bound:
-    """One listener, and the workers that listen on it."""
-
-    listeners: list[trio.SocketListener]
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    holders: set[str] = field(default_factory=set)
-
-    def close(self) -> None:
-        self.scope.cancel(reason="no worker listens there any more")
-        for listener in self.listeners:
-            listener.socket.close()
-
-
 class WorkersParent:
     """*count* workers, each started by *command* with a descriptor, a name and an incarnation
     behind it. *history* is how many events are kept. With *cluster*, all workers together are the
-    node of that name, and a device has *max_device_sessions* on as many nodes. Raises
-    InvalidSetting where its Redis cannot be used."""
+    node of that name, and a device has *max_device_sessions* on as many nodes. A worker that does
+    not answer for *timeout* seconds is killed. Raises InvalidSetting where its Redis cannot be
+    used."""
 
     def __init__(
         self,
@@ -151,21 +107,23 @@ class WorkersParent:
         command: Sequence[str],
         *,
         history: int,
-        environ: Mapping[str, str] = os.environ,
         binder: Binder | None = None,
         node: str = "",
         cluster: ClusterConfig | None = None,
         max_device_sessions: int = MOST_PLACES,
+        timeout: float = WORKER_TIMEOUT,
     ) -> None:
         self._binder = binder or Binder()
         self._binder.take_visitor = self._take_visitor
         self._pass_visitor: PassVisitor | None = None
         self._takes_visitors = trio.Event()
+        self._timeout = timeout
         self._command = list(command)
         self._environ = {
-            name: value for name, value in environ.items() if name not in _OF_THE_PARENT
+            name: value for name, value in os.environ.items() if name not in _OF_THE_PARENT
         }
-        self._seats = {name: _Seat(name) for name in worker_names(count, node)}
+        self._seats = {name: Seat(name) for name in worker_names(count, node)}
+        self._agents = AgentDesk(self._seats.values())
         # Of an agent's two sessions, none is on the same machine as the other.
         self._book = PlaceBook(
             lease=math.inf, most_places=1, on_news=self._tell_news, on_change=self._note_change
@@ -176,7 +134,7 @@ class WorkersParent:
             from tunnelmux.proxy.workers.shared_node import SharedNode
 
             self._node = SharedNode(node, cluster, self._book, max_device_sessions)
-        self._bound: dict[Address, _Bound] = {}
+        self._bound: dict[Address, Bound] = {}
         self._binding = trio.Lock()
         self._events = SharedEvents(history)
         self._ended_figures = b""
@@ -253,7 +211,7 @@ class WorkersParent:
         reports: list[Reloaded] = []
         problems: list[ConfigError] = []
 
-        async def ask(seat: _Seat, link: Link) -> None:
+        async def ask(seat: Seat, link: Link) -> None:
             try:
                 with trio.move_on_after(_RELOAD_TIMEOUT):
                     reply = await link.call(RELOAD)
@@ -325,7 +283,7 @@ class WorkersParent:
         await self._call_all(MAKE_WAY)
 
     async def _call_all(
-        self, what: str, *, timeout: float = _RELOAD_TIMEOUT, but: _Seat | None = None
+        self, what: str, *, timeout: float = _RELOAD_TIMEOUT, but: Seat | None = None
     ) -> None:
         """Call all workers that serve; one that does not answer is left alone after a while."""
 
@@ -352,7 +310,7 @@ class WorkersParent:
     def _take_visitor(self, slot: str, connection: BareSocket, remote: str) -> None:
         """Give a worker a visitor that the program before this one gave up."""
         self._turn += 1
-        ready = [seat.link for seat in self._seats.values() if seat.is_ready and seat.link]
+        ready = [link for seat in self._seats.values() if (link := seat.serving_link)]
         told = msgspec.json.encode(Visitor(slot, remote))
         if ready:
             with contextlib.suppress(LinkLost):
@@ -362,12 +320,13 @@ class WorkersParent:
 
     # -- one worker ---------------------------------------------------------------------------
 
-    async def _keep(self, seat: _Seat) -> None:
+    async def _keep(self, seat: Seat) -> None:
         """Run the worker, and start it again whenever it ends."""
         backoff = _FIRST_BACKOFF
         while not self._stopping.is_set():
             began = trio.current_time()
             was_ready, status = await self._run_once(seat)
+            cause, seat.ended_by = seat.ended_by or _cause_of(status), ""
             if self._stopping.is_set():
                 return
             if not was_ready and not self._seated.is_set():
@@ -379,7 +338,7 @@ class WorkersParent:
             _log.error(
                 "worker ended",
                 worker=seat.name,
-                cause=_cause_of(status),
+                cause=cause,
                 effect=f"it is started again in {backoff:g} s; its devices connect to the others",
             )
             with trio.move_on_after(backoff):
@@ -387,7 +346,7 @@ class WorkersParent:
                     await self._news.wait()
             backoff = min(2 * backoff, _LONGEST_BACKOFF)
 
-    async def _run_once(self, seat: _Seat) -> tuple[bool, int]:
+    async def _run_once(self, seat: Seat) -> tuple[bool, int]:
         """Run the worker once. Returns whether it served, and its exit status."""
         ours, theirs = socket.socketpair()
         incarnation = new_incarnation(int(time.time() * 1000))
@@ -411,8 +370,11 @@ class WorkersParent:
         if self._stopping.is_set():
             seat.link.tell(DRAIN)
         try:
-            # Its end of the link is gone when it has ended, and not before.
-            await seat.link.run()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch, seat, seat.link, process)
+                # Its end of the link is gone when it has ended, and not before.
+                await seat.link.run()
+                nursery.cancel_scope.cancel(reason="the worker has ended")
             with trio.move_on_after(_KILL_AFTER):
                 await process.wait()
         finally:
@@ -422,11 +384,36 @@ class WorkersParent:
                 process.kill()
         return was_ready, await process.wait()
 
-    def _forget(self, seat: _Seat) -> None:
-        seat.takes_agents = seat.is_ready = False
-        seat.link = seat.process = None
-        seat.sessions = seat.unseated = 0
-        seat.expected.clear()
+    async def _watch(self, seat: Seat, link: Link, process: trio.Process) -> None:
+        """Give a worker that hangs nothing new, and kill it when that goes on."""
+        while not seat.is_ready:
+            await self._news.wait()  # no deadline: it says when it serves, or ends
+
+        async def ask() -> None:
+            with contextlib.suppress(LinkLost):
+                await link.call(PING)
+
+        await Watch(ask, self._timeout, partial(self._note_silence, seat)).run()
+        seat.ended_by = f"it gave no answer for {self._timeout:g} s and was killed"
+        process.kill()
+
+    def _note_silence(self, seat: Seat, *, is_silent: bool) -> None:
+        seat.is_silent = is_silent
+        self._book.hide(seat.name, is_hidden=is_silent)
+        if is_silent:
+            _log.warning(
+                "worker silent",
+                worker=seat.name,
+                seconds=self._timeout / 2,
+                effect="it gets no agents and visitors, and is killed if it stays silent as long "
+                "again (proxy.worker_timeout)",
+            )
+        else:
+            _log.info("worker answers again", worker=seat.name)
+            self._tell_all_of_news()
+
+    def _forget(self, seat: Seat) -> None:
+        seat.is_over()
         self._ended_figures = add_up([self._ended_figures, seat.figures], is_over=True)
         seat.figures = b""
         if seat.desk is not None:
@@ -436,7 +423,7 @@ class WorkersParent:
 
     # -- what workers want --------------------------------------------------------------------
 
-    async def answer(self, seat: _Seat, what: str, body: bytes) -> Reply:
+    async def answer(self, seat: Seat, what: str, body: bytes) -> Reply:
         """Answer a worker's call; raises ConfigError."""
         if what == DIRECTORY:
             assert seat.desk is not None  # it runs
@@ -459,7 +446,7 @@ class WorkersParent:
             return self._reach(seat, msgspec.json.decode(body, type=Reach))
         raise ConfigError(f"there is no {what}")
 
-    def hear(self, seat: _Seat, what: str, body: bytes) -> None:
+    def hear(self, seat: Seat, what: str, body: bytes) -> None:
         """Handle a message of a worker."""
         if what == EVENT:
             event = self._events.take(seat.name, body)
@@ -483,7 +470,7 @@ class WorkersParent:
         elif what == UNLISTEN:
             self._unlisten(seat, msgspec.json.decode(body, type=Address))
 
-    async def _listen(self, seat: _Seat, address: Address) -> Reply:
+    async def _listen(self, seat: Seat, address: Address) -> Reply:
         async with self._binding:  # two workers may ask for the same
             if self._stopping.is_set():
                 raise ConfigError("the proxy is stopping")
@@ -491,7 +478,7 @@ class WorkersParent:
             if bound is None:
                 wanted = ConfigAddress(address.host, address.port)
                 listeners = await self._binder.open(address.slot, wanted)
-                bound = self._bound[address] = _Bound(listeners)
+                bound = self._bound[address] = Bound(listeners)
                 self._accept_from(address, bound)
         bound.holders.add(seat.name)
         try:
@@ -502,30 +489,30 @@ class WorkersParent:
                 f"{cause}; if files ran out, raise LimitNOFILE (ulimit -n)"
             ) from error
 
-    def _accept_from(self, address: Address, bound: _Bound) -> None:
+    def _accept_from(self, address: Address, bound: Bound) -> None:
         """Accept agents, if it is their listener."""
-        if address.slot == _AGENTS_SLOT:
+        if address.slot == AGENTS_SLOT:
             for listener in bound.listeners:
-                self._nursery.start_soon(self._accept_agents, bound, listener)
+                self._nursery.start_soon(self._agents.accept_from, bound, listener)
 
-    def _unlisten(self, seat: _Seat, address: Address) -> None:
+    def _unlisten(self, seat: Seat, address: Address) -> None:
         bound = self._bound.get(address)
         if bound is not None:
             bound.holders.discard(seat.name)
             if not bound.holders:
                 self._bound.pop(address).close()
 
-    def _reach(self, seat: _Seat, wanted: Reach) -> Reply:
+    def _reach(self, seat: Seat, wanted: Reach) -> Reply:
         """Connect two workers. Only this makes such connections, so that they need no
         authentication."""
         other = self._seats.get(wanted.node)
-        if other is None or other is seat or other.link is None or not other.is_ready:
+        if other is None or other is seat or (link := other.serving_link) is None:
             return Reply()
         kind = socket.SOCK_SEQPACKET if wanted.way == "visitors" else socket.SOCK_STREAM
         one, two = socket.socketpair(type=kind)
         told = msgspec.json.encode(Reach(seat.name, wanted.way))
         try:
-            other.link.tell(REACHED, told, [two.detach()])
+            link.tell(REACHED, told, [two.detach()])
         except LinkLost:
             one.close()
             return Reply()
@@ -554,55 +541,13 @@ class WorkersParent:
         """Wake the parent's own tasks: something has changed."""
         self._news.set()
         self._news = trio.Event()
-
-    # -- agents -------------------------------------------------------------------------------
-
-    async def _accept_agents(self, bound: _Bound, listener: trio.SocketListener) -> None:
-        told = msgspec.json.encode(Agent(_AGENTS_SLOT))
-        with bound.scope:
-            while True:
-                try:
-                    seat = await self._free_seat()
-                    connection, _ = await listener.socket.accept()
-                except OSError as error:
-                    if listener.socket.fileno() < 0:
-                        return
-                    _log.error(
-                        "no connection can be accepted; if files ran out, raise LimitNOFILE "
-                        "(ulimit -n)",
-                        listener=_AGENTS_SLOT,
-                        error=error.strerror,
-                    )
-                    await trio.sleep(_FAILED_ACCEPT_PAUSE)
-                    continue
-                seat = self._least_loaded() or seat  # of now
-                if seat.link is None:
-                    connection.close()
-                    continue
-                seat.unseated += 1
-                seat.expected.append(trio.current_time() + _EXPECTED)
-                with contextlib.suppress(LinkLost):
-                    seat.link.tell(AGENT, told, [connection.detach()])
-
-    def _least_loaded(self) -> _Seat | None:
-        free = [
-            seat
-            for seat in self._seats.values()
-            if seat.takes_agents and seat.link is not None and seat.unseated < _MOST_UNSEATED
-        ]
-        return min(free, key=lambda seat: seat.load, default=None)
-
-    async def _free_seat(self) -> _Seat:
-        while (seat := self._least_loaded()) is None:
-            # No deadline: they wait in the kernel's queue until a worker can take one more.
-            await self._news.wait()
-        return seat
+        self._agents.note_change()
 
 
 class _Ear:
     """Handles the messages of one worker's link."""
 
-    def __init__(self, parent: WorkersParent, seat: _Seat) -> None:
+    def __init__(self, parent: WorkersParent, seat: Seat) -> None:
         self._parent = parent
         self._seat = seat
 

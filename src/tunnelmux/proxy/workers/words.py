@@ -19,6 +19,7 @@ __all__ = [
     "MOVE",
     "NEWS",
     "NODE_KEY",
+    "PING",
     "REACH",
     "REACHED",
     "READY",
@@ -62,6 +63,9 @@ after the agents of the program before this one have moved."""
 
 READY = "ready"
 """Worker tells: it serves."""
+
+PING = "ping"
+"""Parent calls; answered at once by a worker whose loop runs."""
 
 MOVE = "move"
 """Parent calls; answered when the agents of the worker have sessions with the next program."""

@@ -29,6 +29,7 @@ from tunnelmux.proxy.workers.words import (
     MOVE,
     NEWS,
     NODE_KEY,
+    PING,
     REACH,
     REACHED,
     READY,
@@ -198,6 +199,8 @@ class Worker(Binder):
 
     async def answer(self, what: str, body: bytes) -> Reply:  # noqa: ARG002  as any owner of a link
         """Answer the parent's call; raises ConfigError."""
+        if what == PING:
+            return Reply()
         if what == RELOAD and self.on_reload is not None:
             return Reply(msgspec.json.encode(await self.on_reload()))
         if what == MOVE and self.on_move is not None:
