@@ -202,6 +202,11 @@ class IngressLimits:
     """Streams between two nodes of a cluster at once, in one direction: visitors at one of them of
     all devices on the other. One more is refused. Each costs some hundred bytes at rest."""
 
+    max_hops_per_node: int = 256
+    """Connections that one other node may have to this one; one more is refused. Each of its
+    workers has one, twice as many while it is upgraded. Each may have max_hop_streams.
+    """
+
     max_device_sessions: int = 4
     """Sessions of one device on as many nodes of a cluster; one more closes the oldest. An agent
     keeps two, and may be moving both. Each costs memory on its node, and look-ups read them all.

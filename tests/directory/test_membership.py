@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import trio
 import trio.testing
+from structlog.testing import capture_logs
 
 from tunnelmux.directory import (
     LEASE,
@@ -207,6 +208,33 @@ async def test_a_lost_directory_is_filled_again(autojump_clock: trio.testing.Moc
         b.arrived("dev7", "i99", "newer")
         await trio.sleep(1)
         assert b.generation_of("dev7") > before
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_device_that_the_directory_does_not_take_is_said_and_tried_again(
+    autojump_clock: trio.testing.MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tries = 0
+
+    async def refuse(*_: object) -> Claim:
+        nonlocal tries
+        tries += 1
+        raise DirectoryAway("Redis: OOM command not allowed")
+
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        a = await cluster.join("a")
+        with monkeypatch.context() as patch, capture_logs() as logs:
+            patch.setattr(FarDirectory, "claim", refuse)
+            a.arrived("dev1", "i1", "session")
+            await trio.sleep(200)
+        lines = [line for line in logs if line["event"] == "device not written to the directory"]
+        assert {(line["device"], line["cause"]) for line in lines} == {
+            ("dev1", "Redis: OOM command not allowed")
+        }
+        assert 30 <= len(lines) < tries  # so many in a minute of the real clock
+        await trio.sleep(5)
+        assert cluster.places() == ["a"]
         nursery.cancel_scope.cancel()
 
 

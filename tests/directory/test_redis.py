@@ -214,7 +214,7 @@ async def test_what_is_no_url_of_a_redis_is_said_without_showing_it(url: str) ->
     assert "secret-word" not in str(caught.value)
 
 
-OKAY = b"*6\r\n$2\r\nok\r\n:1\r\n:1\r\n*0\r\n$1\r\n1\r\n*0\r\n"
+OKAY = b"*7\r\n$2\r\nok\r\n:1\r\n:1\r\n*0\r\n$1\r\n1\r\n*0\r\n*0\r\n"
 """What the script of a beat answers."""
 
 

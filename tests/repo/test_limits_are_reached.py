@@ -83,6 +83,9 @@ REACHED_BY = {
         "proxy/test_ingress_tcp.py::test_one_address_gets_so_many_streams_and_another_still_one"
     ),
     "max_hop_streams": "cluster/test_nodes.py::test_so_many_streams_go_to_one_node_and_no_more",
+    "max_hops_per_node": (
+        "cluster/test_hostile_node.py::test_a_node_gets_so_many_connections_and_no_more"
+    ),
     "max_device_sessions": (
         "directory/test_contract.py::test_a_device_keeps_so_many_places_and_no_more"
     ),

@@ -15,7 +15,7 @@ from support.http_rig import Peer
 from support.socketio_peers import API_KEY, PROXY_ID
 from support.socketio_proxy import agent_side, known_agent, limits_with
 from support.socketio_wire import exchange, fake_server, joined, websocket
-from tunnelmux.errors import ConnectError
+from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.socketio import EngineSettings, connect_socketio, parse_socketio_url
 from tunnelmux.socketio.engine_client import _Client
 from tunnelmux.socketio.engine_packets import (
@@ -149,6 +149,22 @@ async def test_what_an_agent_or_a_stranger_sends_wrongly_does_not_fill_the_log()
     for event in ("client refused", "malformed result", "a result came too late"):
         assert 30 <= count[event] <= 35, event
     assert count["lines left out"] >= 3
+
+
+async def test_agents_with_a_wrong_key_do_not_fill_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tunnelmux.observability.repeated._OF_SOURCE", 3)
+    with capture_logs() as logs:
+        async with agent_side() as side:
+            for _ in range(8):
+                with pytest.raises(ConnectRefused, match="unauthorized"):
+                    async with side.agent(apiKey="wrong-key"):
+                        pass
+            async with side.agent():
+                await side.connected(PROXY_ID)
+    assert "wrong-key" not in str(logs)
+    assert [line["event"] for line in logs].count("agent refused") == 3
+    [line] = [line for line in logs if line["event"] == "lines left out"]
+    assert (line["of"], line["address"]) == ("agent refused", "127.0.0.1")
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ import trio
 from tunnelmux.directory.directory import Directory
 from tunnelmux.directory.places import BEAT_INTERVAL, LEASE, Beat, Heard, Held, Node, Place
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = ["Membership"]
 
@@ -86,6 +86,7 @@ class Membership(Generic[S]):
         self._known: dict[str, list[Place]] = {}
         self._change = trio.Event()
         self._is_complete = False
+        self._failures = RepeatedLines("device not written to the directory")
 
     # -- what this node reports -----------------------------------------------------------------
 
@@ -291,11 +292,16 @@ class Membership(Generic[S]):
                 await self._release(device)
             elif not held.generation:
                 await self._claim(held)
-        except DirectoryAway:
-            self._unsettle_later(device)
-
-    def _unsettle_later(self, device: str) -> None:
-        self._unsettled[device] = None  # the next answered beat tries again
+        except DirectoryAway as error:
+            self._unsettled[device] = None  # the next answered beat tries again
+            # While all of the directory is away, the beats say so.
+            if not self.is_away and self._failures.may_write(device):
+                _log.warning(
+                    "device not written to the directory",
+                    device=device,
+                    cause=str(error),
+                    effect="other nodes may not find it, or find it where it was",
+                )
 
     async def _claim(self, held: _Session[S]) -> None:
         device = held.device

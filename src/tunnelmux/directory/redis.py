@@ -26,7 +26,7 @@ from tunnelmux.directory.places import (
 from tunnelmux.directory.resp import Redis, RedisFailed, Script
 from tunnelmux.directory.scripts import PREFIX, SCRIPTS, whole
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = ["RedisDirectory"]
 
@@ -63,8 +63,10 @@ class RedisDirectory(Directory):
         self._timeout = timeout
         self._writes = 0
         self._redis = redis
+        self._removed = RepeatedLines("odd value in Redis removed")
         self._scripts = {
-            name: Script(whole(name, lease=LEASE, most_places=most_places)) for name in SCRIPTS
+            name: Script(whole(name, lease=LEASE, most_places=most_places, shards=_SHARDS))
+            for name in SCRIPTS
         }
 
     async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
@@ -96,8 +98,9 @@ class RedisDirectory(Directory):
         with _understood():
             if answer[0] == "taken":
                 raise NodeNameTaken(me.name)
-            _, complete, writes, messages, version, records = answer
-            superseded, last = [], heard.message
+            _, complete, writes, messages, version, records, odd = answer
+            self._tell_of(odd)
+            superseded, last = [], ""  # of an empty inbox nothing is left to remove
             for number, fields in messages:
                 superseded += _superseded_by(fields)
                 last = _after(number)
@@ -107,6 +110,16 @@ class RedisDirectory(Directory):
             if lost:
                 self._writes = writes
             return Beat(Heard(last, version), superseded, nodes, resync=lost or not complete)
+
+    def _tell_of(self, keys: list[str]) -> None:
+        for key in keys:
+            if self._removed.may_write(key):
+                _log.error(
+                    "odd value in Redis removed",
+                    key=key,
+                    effect="all nodes write again what they hold",
+                    fix="find out what else writes to this Redis; give it another one",
+                )
 
     async def republish(self, held: Sequence[Held]) -> None:
         by_shard = defaultdict(list)

@@ -21,9 +21,11 @@ local function now()
   return t[1] * 1000 + math.floor(t[2] / 1000)
 end
 -- Places whose generation no node has counted are left out: Lua's numbers are whole up to 2^53.
+local MOST_GENERATION = 10 ^ 15 - 1
 local function read(text)
   local places = {}
-  for g, n, i, x in string.gmatch(text or '', '(%d+)|([^|;]*)|([^|;]*)|([^|;]*)') do
+  text = string.sub(text or '', 1, LONGEST_ENTRY)
+  for g, n, i, x in string.gmatch(text, '(%d+)|([^|;]*)|([^|;]*)|([^|;]*)') do
     if #g < 16 then
       places[#places + 1] = {generation = tonumber(g), node = n, incarnation = i, instance = x}
     end
@@ -42,19 +44,30 @@ local function put(key, device, places)
   else redis.call('HSET', key, device, write(places)) end
 end
 local function count_write(me)
-  return redis.call('HINCRBY', P .. 'writes', me, 1)
+  local count = redis.pcall('HINCRBY', P .. 'writes', me, 1)
+  if type(count) == 'number' then return count end
+  redis.call('HSET', P .. 'writes', me, 1)
+  redis.call('HDEL', P .. 'complete', me)
+  return 1
+end
+-- A node whose messages are lost says again what it holds, and is told then what is superseded.
+local function empty_inbox(me)
+  redis.call('DEL', P .. 'inbox:' .. me)
+  redis.call('HDEL', P .. 'complete', me)
 end
 local function tell(other, device, generation)
   if redis.call('ZSCORE', P .. 'live', other) then
-    redis.call('XADD', P .. 'inbox:' .. other, 'MAXLEN', '~', 10000, '*',
+    local id = redis.pcall('XADD', P .. 'inbox:' .. other, 'MAXLEN', '~', 10000, '*',
       'device', device, 'generation', string.format('%.0f', generation))
+    -- It takes none where an id is the last that there can be, for one.
+    if type(id) == 'table' then empty_inbox(other) end
   end
 end
 local function claim(key, device, node, incarnation, instance, least, given)
   local newest, kept, gone = 0, {}, {}
   local old = read(redis.call('HGET', key, device))
   for _, p in ipairs(old) do
-    if p.generation > newest then newest = p.generation end
+    if p.generation > newest and p.generation < MOST_GENERATION then newest = p.generation end
     if given > 0 and p.generation > given and p.instance ~= instance then
       tell(node .. '|' .. incarnation, device, given)
       return
@@ -62,6 +75,7 @@ local function claim(key, device, node, incarnation, instance, least, given)
   end
   local generation = given
   if given == 0 then generation = math.max(now(), newest + 1, least + 1) end
+  if generation > MOST_GENERATION then generation = now() end
   for _, p in ipairs(old) do
     if p.node ~= node and p.instance == instance then kept[#kept + 1] = p
     else gone[#gone + 1] = p end
@@ -82,7 +96,7 @@ local function forget(other)
   redis.call('HDEL', P .. 'writes', other)
   redis.call('DEL', P .. 'inbox:' .. other)
   local node, incarnation = string.match(other, '^(.*)|([^|]*)$')
-  if redis.call('HGET', P .. 'incarnations', node) == incarnation then
+  if node and redis.call('HGET', P .. 'incarnations', node) == incarnation then
     redis.call('HDEL', P .. 'incarnations', node)
     redis.call('HDEL', P .. 'nodes', node)
   end
@@ -117,9 +131,42 @@ end
 return count_write(node .. '|' .. incarnation)
 """
 
-_BEAT = """
+_MEND = """
+local TYPES = {live = 'zset', incarnations = 'hash', nodes = 'hash', complete = 'hash',
+  writes = 'hash', version = 'string', last = 'string', grace = 'string'}
+-- Values that none of our scripts writes are removed; then all nodes say again what they hold.
+local function mend(me)
+  local odd = {}
+  TYPES['inbox:' .. me] = 'stream'
+  for number = 0, SHARDS - 1 do TYPES['places:' .. number] = 'hash' end
+  for key, type in pairs(TYPES) do
+    local found = redis.call('TYPE', P .. key).ok
+    local is_ours = found == 'none' or found == type
+    if is_ours and type == 'string' then
+      local value = redis.call('GETRANGE', P .. key, 0, 15)
+      is_ours = #value < 16 and string.match(value, '^%d*$')
+    end
+    if not is_ours then
+      redis.call('DEL', P .. key)
+      odd[#odd + 1] = P .. key
+    end
+  end
+  local writes = redis.call('HGET', P .. 'writes', me) or ''
+  if #writes > 15 or not string.match(writes, '^%d*$') then
+    redis.call('HDEL', P .. 'writes', me)
+    odd[#odd + 1] = P .. 'writes'
+  end
+  if #odd > 0 then redis.call('DEL', P .. 'complete') end
+  return odd
+end
+"""
+
+_BEAT = (
+    _MEND
+    + """
 local node, incarnation, record, seen, version = unpack(ARGV)
 local me, time = node .. '|' .. incarnation, now()
+local odd = mend(me)
 local newest = redis.call('HGET', P .. 'incarnations', node)
 if newest and newest > incarnation and redis.call('ZSCORE', P .. 'live', node .. '|' .. newest) then
   return {'taken'}
@@ -128,7 +175,7 @@ if newest and newest ~= incarnation then forget(node .. '|' .. newest) end
 redis.call('HSET', P .. 'incarnations', node, incarnation)
 local changed = redis.call('HGET', P .. 'nodes', node) ~= record
 redis.call('HSET', P .. 'nodes', node, record)
-redis.call('ZADD', P .. 'live', time + LEASE, me)
+if redis.call('ZADD', P .. 'live', time + LEASE, me) == 1 then changed = true end
 -- When no node was heard for a while, or the clock jumped, it was Redis and not the nodes.
 local last = tonumber(redis.call('GET', P .. 'last') or '0')
 local grace = tonumber(redis.call('GET', P .. 'grace') or '0')
@@ -141,6 +188,7 @@ if last > 0 and math.abs(time - last) > LEASE / 2 then
   local ahead = redis.call('ZRANGEBYSCORE', P .. 'live', least, '+inf')
   for _, other in ipairs(ahead) do redis.call('ZADD', P .. 'live', grace, other) end
 end
+if grace > time + LEASE then redis.call('DEL', P .. 'grace') end
 if time >= grace then
   local dead = redis.call('ZRANGEBYSCORE', P .. 'live', '-inf', time, 'LIMIT', 0, 16)
   for _, other in ipairs(dead) do forget(other) end
@@ -150,18 +198,31 @@ if changed or not now_version then
   now_version = string.format('%.0f', math.max(time, tonumber(now_version or '0') + 1))
   redis.call('SET', P .. 'version', now_version)
 end
-if seen ~= '' then redis.call('XTRIM', P .. 'inbox:' .. me, 'MINID', seen) end
+-- There is no id after the last that there can be.
+if seen ~= '' and type(redis.pcall('XTRIM', P .. 'inbox:' .. me, 'MINID', seen)) == 'table' then
+  empty_inbox(me)
+end
 local messages = redis.call('XRANGE', P .. 'inbox:' .. me, '-', '+', 'COUNT', 1000)
+for _, message in ipairs(messages) do
+  local size = 0
+  for _, field in ipairs(message[2]) do size = size + #field end
+  if size > LONGEST_MESSAGE then message[2] = {} end
+end
 local nodes = {}
 if now_version ~= version then
-  for _, one in ipairs(redis.call('HVALS', P .. 'nodes')) do
-    if #one <= MOST_BYTES then nodes[#nodes + 1] = one end
+  local starts = redis.call('HGETALL', P .. 'incarnations')
+  for i = 1, #starts, 2 do
+    if redis.call('ZSCORE', P .. 'live', starts[i] .. '|' .. starts[i + 1]) then
+      local one = redis.call('HGET', P .. 'nodes', starts[i])
+      if one and #one <= MOST_BYTES then nodes[#nodes + 1] = one end
+    end
   end
 end
 local complete = redis.call('HEXISTS', P .. 'complete', me)
 local writes = tonumber(redis.call('HGET', P .. 'writes', me) or '0')
-return {'ok', complete, writes, messages, now_version, nodes}
+return {'ok', complete, writes, messages, now_version, nodes, odd}
 """
+)
 
 _COMPLETE = """
 redis.call('HSET', P .. 'complete', ARGV[1], 1)
@@ -215,8 +276,23 @@ SCRIPTS = {
 _MOST_BYTES = 16_384
 # Bytes of one node's record: it has two addresses and a certificate of some 500 bytes.
 
+_LONGEST_ENTRY = 65_536
+# Bytes that are read of one device's places: a place has some 200.
 
-def whole(name: str, *, lease: float, most_places: int) -> str:
-    """The script of that name as it is sent to Redis; *lease* in seconds."""
-    numbers = f"{int(lease * 1000)}, {most_places}, {_MOST_BYTES}"
-    return f"local LEASE, MOST_PLACES, MOST_BYTES = {numbers}\n" + _FUNCTIONS + SCRIPTS[name]
+_LONGEST_MESSAGE = 1024
+# Bytes of a message: it has a device and a generation.
+
+
+def whole(name: str, *, lease: float, most_places: int, shards: int) -> str:
+    """The script of that name as it is sent to Redis; *lease* in seconds, *shards* is how many
+    hashes the devices are spread over."""
+    numbers = {
+        "LEASE": int(lease * 1000),
+        "MOST_PLACES": most_places,
+        "MOST_BYTES": _MOST_BYTES,
+        "LONGEST_ENTRY": _LONGEST_ENTRY,
+        "LONGEST_MESSAGE": _LONGEST_MESSAGE,
+        "SHARDS": shards,
+    }
+    prelude = "".join(f"local {key} = {value}\n" for key, value in numbers.items())
+    return prelude + _FUNCTIONS + SCRIPTS[name]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections import Counter
 
 import trio
 
@@ -42,6 +43,8 @@ class HopDoors:
         )
         """The places of connections that have not proved yet that they are a node's."""
         self._refusals = RepeatedLines("hop refused")
+        self._most_hops = limits.max_hops_per_node
+        self._hops: Counter[str] = Counter()
         self._nodes: dict[str, str] = {}
         self._tls: ssl.SSLContext | None = None
 
@@ -68,8 +71,19 @@ class HopDoors:
         name = self._nodes.get(shown)
         if name is None:
             raise ConnectError("its certificate is that of no node of this cluster")
+        if self._hops[name] >= self._most_hops:
+            raise ConnectError(
+                f"node {name} has {self._most_hops} connections to this one already "
+                "(limits.max_hops_per_node)"
+            )
         place.leave()
-        await self._server.serve(tls, name, remote)
+        self._hops[name] += 1
+        try:
+            await self._server.serve(tls, name, remote)
+        finally:
+            self._hops[name] -= 1
+            if not self._hops[name]:
+                del self._hops[name]
 
     def _context(self) -> ssl.SSLContext:
         """What trusts the nodes of now."""

@@ -15,7 +15,7 @@ from tunnelmux.http.head import first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
 from tunnelmux.proxy.cluster.words import (
     DEVICE_PATH,
@@ -59,6 +59,7 @@ class HopServer:
         self.lookup: Callable[[str], Awaitable[OwnHandle]] | None = None
         """The session of this process with that token; raises SessionError."""
         self._at_workers: dict[str, ThereHandle] = {}
+        self._lines = RepeatedLines("hop opened")
         self._limits = limits
         self._http_limits = http_limits
 
@@ -68,12 +69,15 @@ class HopServer:
         """Serve one connection until it ends, of the node that is known to be *name*. What another
         machine asks goes on to the worker that has the device; what a worker asks does not."""
         session = Session(stream, is_client=False, limits=self._limits, pump=self.pump)
-        _log.info("hop opened", node=name, remote=remote)
+        is_told = self._lines.may_write(name)
+        if is_told:
+            _log.info("hop opened", node=name, remote=remote)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._take_streams, session, nursery, from_worker)
             await session.run()
             nursery.cancel_scope.cancel()
-        _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
+        if is_told:
+            _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
 
     @property
     def _members(self) -> Membership[OwnHandle]:
