@@ -35,7 +35,7 @@ _SECRET = re.compile(
 )
 _SECRET_PARAMETER = frozenset({"code", "state", "sig", "key", "ticket", "nonce"})
 _HAS_URL = frozenset({"location", "content-location", "referer", "link", "refresh"})
-_PARAMETER = re.compile(r"(?<=[?&#;])([^=&#;\s]+)=([^&#;\s>\"']*)")
+_PARAMETER = re.compile(r"(?<=[?&#;])([^?=&#;\s]+)=([^&#;\s>\"']*)")
 _USER_INFO = re.compile(r"(?<=//)[^/@\s]+@")
 
 

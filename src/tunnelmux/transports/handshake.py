@@ -470,7 +470,7 @@ def _refusal(where: str, status: int, headers: Headers, body: bytes) -> ConnectR
     )
 
 
-_TITLE = re.compile(rb"<title[^>]*>([^<]{1,200})", re.IGNORECASE)
+_TITLE = re.compile(rb"<title[^<>]*>([^<]{1,200})", re.IGNORECASE)
 
 
 def _words(headers: Headers, body: bytes) -> str:

@@ -66,7 +66,7 @@ REASONS_OF_STATUS = {
 """The Tunnelmux-Reason for each problem of an exchange in the pump."""
 
 
-_TRACEPARENT = re.compile(rb"\r\ntraceparent:[ \t]*([^\r\n]*?)[ \t]*\r\n", re.IGNORECASE)
+_TRACEPARENT = re.compile(rb"\r\ntraceparent:([^\r\n]*)\r\n", re.IGNORECASE)
 
 
 _RoutesOfHop = WeakKeyDictionary[Session, dict[str, "Route"]]
@@ -287,7 +287,7 @@ class Carrier:
         """Whether the request with this head, which the scanner has accepted, gets spans."""
         self._tried = None
         found = _TRACEPARENT.search(head)
-        return self.is_chosen(found[1] if found is not None else b"")
+        return self.is_chosen(found[1].strip(b" \t") if found is not None else b"")
 
     def is_chosen(self, traceparent: bytes) -> bool:
         """Whether the current request gets spans. The answer stays the same until `forget_choice`

@@ -6,7 +6,6 @@ read here is a hint, which need not be judged: it decides what a request costs, 
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from tunnelmux.wire import DEVICE_FIELD, SERVICE_FIELD
@@ -19,10 +18,6 @@ if TYPE_CHECKING:
 __all__ = ["HandsOver", "WayThere", "names_in_head", "server_name"]
 
 _HOST, _DEVICE, _SERVICE = b"host", DEVICE_FIELD.lower(), SERVICE_FIELD.lower()
-_NAMES = re.compile(
-    rb"\r\n(%s):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)" % b"|".join([_HOST, _DEVICE, _SERVICE]),
-    re.IGNORECASE,
-)
 _HANDSHAKE_RECORD, _CLIENT_HELLO = 22, 1
 _SERVER_NAME, _HOST_NAME = 0, 0
 
@@ -57,7 +52,10 @@ def names_in_head(seen: bytes) -> tuple[bytes, bytes, bytes]:
     """Host, `Tunnelmux-Device` and `Tunnelmux-Service` of the first request; absent ones are
     empty."""
     head, end, _ = seen.partition(b"\r\n\r\n")
-    found = {name.lower(): value for name, value in _NAMES.findall(head + end[:2])}
+    found = {}
+    for line in (head + end[:2]).split(b"\r\n")[1:-1]:  # what follows the last end is not whole
+        name, _, value = line.partition(b":")
+        found[name.lower()] = value.strip(b" \t")
     return found.get(_HOST, b""), found.get(_DEVICE, b""), found.get(_SERVICE, b"")
 
 
