@@ -14,9 +14,11 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.tenants import TEST, person
+from tunnelmux.api.events import EventHub
 from tunnelmux.config import Secret
 from tunnelmux.config.api import ApiLimits
 from tunnelmux.errors import RegistryAway
+from tunnelmux.sessions import SessionEvent
 
 
 class Follower:
@@ -218,3 +220,31 @@ async def test_a_flood_of_one_tenants_events_costs_another_nothing(
         assert [event.object_id for event in found].count("mine") == 2
         assert not has_gap
         assert hub.after(seen, "evil")[1]
+
+
+async def test_what_all_nodes_of_a_cluster_tell_is_told_once() -> None:
+    said = SessionEvent(
+        seq=7,
+        type="connected",
+        time=datetime.now(UTC),
+        token_prefix="abc",
+        device_id="dev1",
+        user_id="",
+        remote_addr="",
+    )
+
+    class OneNode:
+        @asynccontextmanager
+        async def events(self) -> AsyncIterator[AsyncIterator[tuple[str, SessionEvent | None]]]:
+            async def tell() -> AsyncIterator[tuple[str, SessionEvent | None]]:
+                for event_id in ("e-7", "e-8"):
+                    yield event_id, said
+
+            yield tell()
+
+    taken: list[SessionEvent] = []
+    hub = EventHub(None, None)  # type: ignore[arg-type]  # neither is asked
+    hub._take_session = taken.append  # type: ignore[method-assign]
+    for _ in range(2):
+        await hub._follow_proxy(OneNode())  # type: ignore[arg-type]
+    assert taken == [said, said]

@@ -14,6 +14,7 @@ from support.redis_server import RedisServer, run_redis
 from support.tunnels import Tunnel
 from support.visitor import fetch
 from support.workers import PATIENCE, SECRET, Workers
+from tunnelmux.backend import ProxyClient
 from tunnelmux.config import Address
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300, func_only=True)]
@@ -74,11 +75,19 @@ async def run(daemons: DaemonSet, redis: RedisServer, web: Address) -> None:
             await reaches(many.at_http, device)
     assert redis.command("HLEN", "tunnelmux:incarnations") == b":2\r\n"
 
-    await called_by_token(many, await one.proxy.listening("internal.listen"))
+    at_internal = await one.proxy.listening("internal.listen")
+    await called_by_token(many, at_internal)
 
     # A worker is killed: its device goes to the other one, and is found there from both machines.
     dies, since = many.worker_of("dev2"), len(many.proxy.events)
-    many.kill(dies)
+    async with ProxyClient(f"http://{at_internal}", secret=SECRET).events() as events:
+        many.kill(dies)
+        with trio.fail_after(PATIENCE):
+            async for _, event in events:
+                if event is not None and (event.type, event.device_id) == ("lost", "dev2"):
+                    assert event.proxy_node_id == "a"
+                    assert event.reason.startswith(f"{dies}, which had it, ended")
+                    break
     for address in (one.at_http, many.at_http):
         await reaches(address, "dev2")
     await many.proxy.logged("worker ready", since=since, worker=dies)

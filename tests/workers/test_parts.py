@@ -176,8 +176,12 @@ def event(kind: str, device: str) -> bytes:
     )
 
 
-def told(events: Sequence[bytes | None]) -> list[tuple[int, str, str]]:
-    found = [msgspec.json.decode(one, type=SessionEvent) for one in events if one is not None]
+def told(shared: SharedEvents, events: Sequence[SessionEvent | None]) -> list[tuple[int, str, str]]:
+    return read([shared.number(one) for one in events if one is not None])
+
+
+def read(events: Sequence[bytes]) -> list[tuple[int, str, str]]:
+    found = [msgspec.json.decode(one, type=SessionEvent) for one in events]
     return [(one.seq, one.type, one.device_id) for one in found]
 
 
@@ -188,21 +192,24 @@ def test_a_device_that_moves_to_another_worker_is_never_lost() -> None:
         events.take("worker-2", event("connected", "dev1")),
         events.take("worker-1", event("lost", "dev1")),  # the older session
     ]
-    assert told(seen) == [(1, "connected", "dev1"), (2, "replaced", "dev1")]
+    assert told(events, seen) == [(1, "connected", "dev1"), (2, "replaced", "dev1")]
     assert (events.sessions_of("worker-1"), events.sessions_of("worker-2")) == (0, 1)
 
 
 def test_what_a_worker_had_is_lost_with_it() -> None:
     events = SharedEvents(2)
     for device in ("dev1", "dev2"):
-        events.take("worker-1", event("connected", device))
-    events.take("worker-2", event("connected", "dev3"))
-    assert told(events.worker_ended("worker-1")) == [(4, "lost", "dev1"), (5, "lost", "dev2")]
+        told(events, [events.take("worker-1", event("connected", device))])
+    told(events, [events.take("worker-2", event("connected", "dev3"))])
+    assert told(events, events.worker_ended("worker-1")) == [
+        (4, "lost", "dev1"),
+        (5, "lost", "dev2"),
+    ]
     assert events.worker_ended("worker-1") == []
     assert events.sessions_of("worker-1") == 0
     # What a worker that begins is told: no more than is kept.
     kept = [bytes(one) for one in events.welcome().events]
-    assert told(kept) == [(4, "lost", "dev1"), (5, "lost", "dev2")]
+    assert read(kept) == [(4, "lost", "dev1"), (5, "lost", "dev2")]
 
 
 # -- metrics ----------------------------------------------------------------------------------

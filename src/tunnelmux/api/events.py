@@ -32,6 +32,9 @@ _log = get_logger("api.events")
 _HISTORY = 1000
 # Events of each tenant that are kept for readers who come back: minutes of a busy fleet.
 
+_MOST_TOLD = 10_000
+# Ids of proxies' events that are known: as many as the nodes of a cluster can be apart.
+
 _RETRY = 1.0
 # Seconds after which a registry or proxy that was away is asked again.
 
@@ -93,6 +96,7 @@ class EventHub:
         self._proxies = proxies
         self._recent: defaultdict[str, _Recent] = defaultdict(_Recent)
         self._devices: dict[str, FleetDevice] = {}
+        self._told: dict[str, None] = {}  # the ids of the proxies' last events
 
     async def run(self) -> NoReturn:
         """Follow the registry and the proxies."""
@@ -191,11 +195,21 @@ class EventHub:
         """Follow until the proxy ends the stream or is lost; `_follow_proxies` starts again."""
         try:
             async with client.events() as events:
-                async for _, event in events:
-                    if event is not None:
+                async for event_id, event in events:
+                    if event is not None and self._is_new(event_id):
                         self._take_session(event)
         except (ConnectError, ApiCallFailed) as exc:
             _log.info("events of a proxy ended", problem=str(exc))
+
+    def _is_new(self, event_id: str) -> bool:
+        """Whether no other proxy has told this one: all nodes of a cluster tell the same events,
+        with the same ids."""
+        if event_id in self._told:
+            return False
+        self._told[event_id] = None
+        if len(self._told) > _MOST_TOLD:
+            del self._told[next(iter(self._told))]
+        return True
 
     def _take_session(self, event: SessionEvent) -> None:
         device = self._devices.get(event.device_id)

@@ -1,6 +1,7 @@
 """A client of Redis on Trio: the protocol RESP2, a few connections, Sentinels.
 
-The directory only runs scripts, so this client does no more than that. A connection serves one call
+The directory runs scripts, and waits for entries of a stream; this client does no more than that. A
+connection serves one call
 at a time; when a call was cancelled or failed, its connection is dropped, so that its answer is
 never read as the answer to another call.
 """
@@ -93,16 +94,30 @@ class Redis:
     async def run(self, script: Script, keys: Sequence[str], arguments: Sequence[str]) -> Reply:
         """Run the script; returns its answer. Raises RedisFailed."""
         words = (script.digest, str(len(keys)), *keys, *arguments)
+        async with self._connection() as connection:
+            try:
+                return await connection.ask("EVALSHA", *words)
+            except _ErrorReply as error:
+                if not str(error).startswith("NOSCRIPT"):
+                    raise
+                return await connection.ask("EVAL", script.text, *words[1:])
+
+    async def wait_entry(self, stream: str, after: str, seconds: float) -> None:
+        """Return when the stream has an entry after that id, or after so many seconds. Raises
+        RedisFailed."""
+        milliseconds = str(int(seconds * 1000))
+        async with self._connection() as connection:
+            words = "COUNT", "1", "BLOCK", milliseconds, "STREAMS", stream, after
+            await connection.ask("XREAD", *words)
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[_Connection]:
+        """A connection for one call, which is dropped when the call fails. Raises RedisFailed."""
         async with self._room:
             connection = self._idle.pop() if self._idle else await self._dial()
             is_fine = False
             try:
-                try:
-                    reply = await connection.ask("EVALSHA", *words)
-                except _ErrorReply as error:
-                    if not str(error).startswith("NOSCRIPT"):
-                        raise
-                    reply = await connection.ask("EVAL", script.text, *words[1:])
+                yield connection
                 is_fine = True
             except (trio.BrokenResourceError, trio.ClosedResourceError, OSError) as error:
                 raise RedisFailed(f"the connection broke: {error.__cause__ or error}") from error
@@ -114,7 +129,6 @@ class Redis:
                     # primary any more.
                     connection.close()
                     self.close()
-            return reply
 
     async def _dial(self) -> _Connection:
         place = self._place

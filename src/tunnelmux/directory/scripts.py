@@ -5,7 +5,9 @@ The keys, all of them under PREFIX: `places:N` (hash, device to `generation|node
 instance;…`, newest first), `live` (sorted set, `node|incarnation` by the time its lease ends, in
 ms), `incarnations` and `nodes` (hashes by node: its newest start, its record as JSON), `version`
 of these, `inbox:NODE|INCARNATION` (stream of what was superseded there), `complete` and `writes`
-(hashes by `node|incarnation`: whether it has said all, and how often it wrote), `last` and `grace`.
+(hashes by `node|incarnation`: whether it has said all, and how often it wrote), `last` and `grace`;
+`events` (stream of all nodes' events) and `events:at` (hash: its epoch, the last number, and the
+run of Redis that it is of).
 """
 
 from __future__ import annotations
@@ -89,6 +91,26 @@ local function claim(key, device, node, incarnation, instance, least, given)
     if p.node ~= node then tell(p.node .. '|' .. p.incarnation, device, p.generation) end
   end
   return generation, gone
+end
+local function restart(epoch)
+  redis.call('DEL', P .. 'events', P .. 'events:at')
+  redis.call('HSET', P .. 'events:at', 'epoch', epoch, 'number', 0)
+end
+-- A replica that took over may lack the last events, and so use their numbers again.
+local function find_epoch(spare)
+  local info = redis.pcall('INFO', 'server')
+  local run = type(info) == 'string' and string.match(info, 'run_id:(%x+)') or ''
+  local at, stream = redis.call('TYPE', P .. 'events:at').ok, redis.call('TYPE', P .. 'events').ok
+  if at ~= 'hash' or (stream ~= 'stream' and stream ~= 'none') then restart(spare) end
+  local epoch, number = unpack(redis.call('HMGET', P .. 'events:at', 'epoch', 'number'))
+  if not epoch or #epoch > 64 or not string.match(number or '', '^%d+$') or #number > 15 then
+    restart(spare)
+  end
+  if redis.call('HGET', P .. 'events:at', 'run') ~= run then
+    redis.call('HSET', P .. 'events:at', 'epoch', spare, 'run', run)
+    return spare
+  end
+  return epoch
 end
 local function forget(other)
   redis.call('ZREM', P .. 'live', other)
@@ -260,6 +282,36 @@ end
 return write(found)
 """
 
+_TELL = """
+local spare, most = ARGV[1], ARGV[2]
+find_epoch(spare)
+for i = 3, #ARGV do
+  local number = redis.call('HINCRBY', P .. 'events:at', 'number', 1)
+  local added = redis.pcall('XADD', P .. 'events', 'MAXLEN', '~', most,
+    string.format('%.0f-1', number), 'event', ARGV[i])
+  if type(added) == 'table' and added.err then
+    -- Its last number is higher: the count was lost, and not the stream.
+    restart(spare)
+    find_epoch(spare)
+    redis.call('HSET', P .. 'events:at', 'number', 1)
+    redis.call('XADD', P .. 'events', '1-1', 'event', ARGV[i])
+  end
+end
+return 1
+"""
+
+_HEAR = """
+local spare, known, after, most = unpack(ARGV)
+local epoch = find_epoch(spare)
+local last = redis.call('HGET', P .. 'events:at', 'number')
+local from = epoch == known and tonumber(after) + 1 or 1
+local found = redis.call('XRANGE', P .. 'events', string.format('%.0f-0', from), '+', 'COUNT', most)
+for _, entry in ipairs(found) do
+  if #(entry[2][2]) > MOST_BYTES then entry[2] = {'event', ''} end
+end
+return {epoch, last, found}
+"""
+
 SCRIPTS = {
     "claim": _CLAIM,
     "release": _RELEASE,
@@ -269,6 +321,8 @@ SCRIPTS = {
     "sweep": _SWEEP,
     "leave": _LEAVE,
     "find": _FIND,
+    "tell": _TELL,
+    "hear": _HEAR,
 }
 """The scripts by name, without the prelude that `whole` puts before them."""
 

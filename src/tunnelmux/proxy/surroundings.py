@@ -42,7 +42,7 @@ class Surroundings:
     events: EventLog
     """The events of this process's sessions."""
     all_events: EventLog
-    """The events for readers of the internal API: those of other workers too."""
+    """The events for readers of the internal API: those of other workers and nodes too."""
     store: MemoryStore
     identity: ProxyIdentity
     node: ClusterNode | None = None
@@ -143,21 +143,24 @@ def surroundings_of(
             binder=worker,
             worker=worker,
         )
-    events = EventLog(internal.event_history)
     if config.cluster is not None:
+        from tunnelmux.proxy.cluster.events import ClusterEvents
         from tunnelmux.proxy.cluster.node import RedisNode
         from tunnelmux.proxy.cluster.store import ClusterStore
 
+        all_events = ClusterEvents(internal.event_history)
+        events = EventLog(internal.event_history, on_record=all_events.record)
         store = ClusterStore(expire_after=expire_after, events=events)
-        node = RedisNode(node_name(config), config.cluster, config, store)
+        node = RedisNode(node_name(config), config.cluster, config, store, all_events)
         return Surroundings(
             events=events,
-            all_events=events,
+            all_events=all_events.log,
             store=store,
             identity=proxy_identity(config),
             node=node,
             binder=binder or Binder(),
         )
+    events = EventLog(internal.event_history)
     return Surroundings(
         events=events,
         all_events=events,

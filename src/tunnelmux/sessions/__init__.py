@@ -8,7 +8,7 @@ A session here is one agent's live connection; the yamux session inside it is
 
 from __future__ import annotations
 
-from tunnelmux.sessions.events import EventLog, SessionEvent
+from tunnelmux.sessions.events import EventLog, SessionEvent, numbered_event
 from tunnelmux.sessions.handle import CLOSED_BY_CALL, LocalHandle, OwnHandle, SessionHandle
 from tunnelmux.sessions.memory import MemoryStore
 from tunnelmux.sessions.remote import RemoteHandle, RemoteStore, SessionClient
@@ -36,5 +36,6 @@ __all__ = [
     "SessionStore",
     "SessionSummary",
     "VisitSummary",
+    "numbered_event",
     "shorten_token",
 ]

@@ -14,7 +14,7 @@ import trio
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.sessions.summary import SessionSummary, shorten_token
 
-__all__ = ["EventLog", "SessionEvent"]
+__all__ = ["EventLog", "SessionEvent", "numbered_event"]
 
 EventType = Literal["connected", "replaced", "lost"]
 
@@ -34,6 +34,17 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
     user_id: str
     remote_addr: str
     reason: str = ""
+    proxy_node_id: str = ""
+    """The node where it happened, if the proxy is one of several."""
+
+
+def numbered_event(number: int, text: str | bytes) -> SessionEvent | None:
+    """The event that JSON of another process says, with this number; None where it says none."""
+    try:
+        event = msgspec.json.decode(text, type=SessionEvent)
+    except msgspec.DecodeError:
+        return None
+    return msgspec.structs.replace(event, seq=number)
 
 
 class EventLog:
@@ -71,6 +82,7 @@ class EventLog:
             user_id=summary.user_id,
             remote_addr=summary.remote_addr,
             reason=reason,
+            proxy_node_id=summary.proxy_node_id,
         )
         self.add(event)
         self._on_record(event)
@@ -80,6 +92,13 @@ class EventLog:
         self.last_seq = event.seq
         self.counts[event.type] += 1
         self._events.append(event)
+        self._arrival.set()
+        self._arrival = trio.Event()
+
+    def restart(self, epoch: str, last_seq: int) -> None:
+        """Go on with the events after that number of another sequence; drop those of this one."""
+        self.epoch, self.last_seq = epoch, last_seq
+        self._events.clear()
         self._arrival.set()
         self._arrival = trio.Event()
 
@@ -93,6 +112,8 @@ class EventLog:
         return [event for event in self._events if event.seq > seq]
 
     async def wait_after(self, seq: int) -> None:
-        """Return when there is an event with a higher number. The caller bounds the wait."""
-        while self.last_seq <= seq:
+        """Return when there is an event with a higher number, or another epoch. The caller bounds
+        the wait."""
+        epoch = self.epoch
+        while self.last_seq <= seq and self.epoch == epoch:
             await self._arrival.wait()

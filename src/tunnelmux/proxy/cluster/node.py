@@ -21,6 +21,7 @@ from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.cluster.doors import HopDoors
+from tunnelmux.proxy.cluster.events import ClusterEvents
 from tunnelmux.proxy.cluster.hops import Hops
 from tunnelmux.proxy.cluster.identity import NodeIdentity
 from tunnelmux.proxy.cluster.server import HopServer
@@ -165,9 +166,15 @@ class RedisNode(ClusterNode):
     its URL cannot be used."""
 
     def __init__(
-        self, name: str, settings: ClusterConfig, config: ProxyConfig, store: ClusterStore
+        self,
+        name: str,
+        settings: ClusterConfig,
+        config: ProxyConfig,
+        store: ClusterStore,
+        events: ClusterEvents,
     ) -> None:
         super().__init__(name, config, store)
+        self._events = events
         self._settings = settings
         self._redis_url = settings.read_redis()
         self._identity = NodeIdentity.made_for(self.name)
@@ -197,9 +204,10 @@ class RedisNode(ClusterNode):
             domain=self.domain,
         )
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
-        async with open_redis(url, ca_file) as redis:
+        async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
             directory = RedisDirectory(
                 redis, self.name, incarnation, most_places=self._most_sessions
             )
+            await nursery.start(self._events.stream.run, redis)
             await self.be_node(me, directory, self._doors.dial, task_status)
         raise AssertionError  # it is a node until it is cancelled

@@ -14,7 +14,8 @@ __all__ = ["EventStreamer"]
 
 
 class EventStreamer:
-    """Serves the readers of one event log. Ids are `EPOCH-SEQ`; `EPOCH` identifies the process."""
+    """Serves the readers of one event log. Ids are `EPOCH-SEQ`; `EPOCH` identifies the process, or
+    the sequence of all nodes."""
 
     def __init__(self, log: EventLog) -> None:
         self._log = log
@@ -26,10 +27,10 @@ class EventStreamer:
         """Send the events after `Last-Event-ID`, or from now on, until the reader leaves."""
         last = first_value(call.request.headers, b"last-event-id")
         seq, first = self._start(last.decode("latin-1") if last else None)
-        heartbeat = call.limits.event_heartbeat
+        epoch, heartbeat = self._log.epoch, call.limits.event_heartbeat
 
         async def write(send: Send) -> None:
-            await self._send_events_after(seq, send, heartbeat)
+            await self._send_events_after(epoch, seq, send, heartbeat)
 
         self.readers += 1
         try:
@@ -51,9 +52,10 @@ class EventStreamer:
             return log.first_seq - 1, hello + self._gap(log.first_seq - 1)
         return seq, hello
 
-    async def _send_events_after(self, seq: int, send: Send, heartbeat: float) -> None:
+    async def _send_events_after(self, epoch: str, seq: int, send: Send, heartbeat: float) -> None:
         while True:
-            if seq < self._log.first_seq - 1:
+            if epoch != self._log.epoch or seq < self._log.first_seq - 1:
+                epoch = self._log.epoch
                 seq = self._log.first_seq - 1
                 await send(self._gap(seq))
             events = self._log.after(seq)

@@ -8,7 +8,7 @@ from collections import Counter, deque
 import msgspec
 
 from tunnelmux.proxy.workers.words import Welcome
-from tunnelmux.sessions import SessionEvent
+from tunnelmux.sessions import SessionEvent, numbered_event
 from tunnelmux.sessions.handle import utc_now
 
 __all__ = ["SharedEvents"]
@@ -28,16 +28,31 @@ class SharedEvents:
         self._counts: Counter[str] = Counter()
 
     def welcome(self) -> Welcome:
-        """The first message for a worker that starts."""
-        return Welcome(self._epoch, [msgspec.Raw(event) for event in self._kept])
+        """The message for a worker that starts, and for all when the numbering begins anew."""
+        kept = [msgspec.Raw(event) for event in self._kept]
+        return Welcome(self._epoch, self._seq - len(kept), kept)
+
+    def restart(self, epoch: str, seq: int) -> None:
+        """Go on with the events after that number of another sequence."""
+        self._epoch, self._seq = epoch, seq
+        self._kept.clear()
+
+    def keep(self, number: int, text: str) -> bytes | None:
+        """Keep an event that has its number already. None where the text says none."""
+        event = numbered_event(number, text)
+        if event is None:
+            self.restart(self._epoch, number)
+            return None
+        self._seq = number - 1
+        return self.number(event)
 
     def sessions_of(self, worker: str) -> int:
         """How many devices have their session there."""
         return self._counts[worker]
 
-    def take(self, worker: str, told: bytes) -> bytes | None:
-        """Number a worker's event. None if the event is outdated, because the device has a newer
-        session at another worker."""
+    def take(self, worker: str, told: bytes) -> SessionEvent | None:
+        """A worker's event, for `number`. None if the event is outdated, because the device has a
+        newer session at another worker."""
         event = msgspec.json.decode(told, type=SessionEvent)
         where, before = self._live.get(event.device_id, ("", None))
         if event.type == "lost":
@@ -50,24 +65,24 @@ class SharedEvents:
             self._drop(event.device_id)
             self._live[event.device_id] = worker, event
             self._counts[worker] += 1
-        return self._number(event)
+        return event
 
-    def worker_ended(self, worker: str) -> list[bytes]:
+    def worker_ended(self, worker: str) -> list[SessionEvent]:
         """The events for the loss of all its sessions."""
         gone = [event for where, event in self._live.values() if where == worker]
         lost = []
         for event in gone:
             self._drop(event.device_id)
             reason = f"{worker}, which had it, ended"
-            ended = msgspec.structs.replace(event, type="lost", time=utc_now(), reason=reason)
-            lost.append(self._number(ended))
+            lost.append(msgspec.structs.replace(event, type="lost", time=utc_now(), reason=reason))
         return lost
 
     def _drop(self, device: str) -> None:
         where, _ = self._live.pop(device, ("", None))
         self._counts[where] -= 1
 
-    def _number(self, event: SessionEvent) -> bytes:
+    def number(self, event: SessionEvent) -> bytes:
+        """The event as JSON, with the next number."""
         self._seq += 1
         told = msgspec.json.encode(msgspec.structs.replace(event, seq=self._seq))
         self._kept.append(told)

@@ -62,6 +62,7 @@ from tunnelmux.proxy.workers.words import (
     Reloaded,
     Visitor,
 )
+from tunnelmux.sessions import SessionEvent
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.workers.shared_node import SharedNode
@@ -131,9 +132,11 @@ class WorkersParent:
         self._node: SharedNode | None = None
         if cluster is not None:
             # Here: a proxy without other nodes needs none of it.
+            from tunnelmux.directory.event_stream import EventStream
             from tunnelmux.proxy.workers.shared_node import SharedNode
 
-            self._node = SharedNode(node, cluster, self._book, max_device_sessions)
+            stream = EventStream(history, self._restart_events, self._take_event)
+            self._node = SharedNode(node, cluster, self._book, stream, max_device_sessions)
         self._bound: dict[Address, Bound] = {}
         self._binding = trio.Lock()
         self._events = SharedEvents(history)
@@ -418,7 +421,7 @@ class WorkersParent:
         seat.figures = b""
         if seat.desk is not None:
             seat.desk.close()
-        self._tell_events(self._events.worker_ended(seat.name))
+        self._pass_on(self._events.worker_ended(seat.name))
         self._tell_all_of_news()
 
     # -- what workers want --------------------------------------------------------------------
@@ -451,7 +454,7 @@ class WorkersParent:
         if what == EVENT:
             event = self._events.take(seat.name, body)
             if event is not None:
-                self._tell_events([event])
+                self._pass_on([event])
             had, seat.sessions = seat.sessions, self._events.sessions_of(seat.name)
             if seat.sessions > had and seat.expected:
                 seat.expected.popleft()
@@ -529,6 +532,33 @@ class WorkersParent:
     def _note_change(self, device: str) -> None:
         if self._node is not None:
             self._node.note_change(device)
+
+    def _pass_on(self, events: Sequence[SessionEvent]) -> None:
+        """Tell all workers of events of one, and all nodes, if there are others: these number
+        them."""
+        if self._node is None:
+            self._tell_events([self._events.number(event) for event in events])
+            return
+        for event in events:
+            self._node.stream.publish(msgspec.json.encode(event).decode())
+
+    def _take_event(self, number: int, text: str) -> None:
+        event = self._events.keep(number, text)
+        if event is None:
+            self._welcome_all()
+        else:
+            self._tell_events([event])
+
+    def _restart_events(self, epoch: str, seq: int) -> None:
+        self._events.restart(epoch, seq)
+        self._welcome_all()
+
+    def _welcome_all(self) -> None:
+        welcome = msgspec.json.encode(self._events.welcome())
+        for seat in self._seats.values():
+            if seat.link is not None:
+                with contextlib.suppress(LinkLost):
+                    seat.link.tell(WELCOME, welcome)
 
     def _tell_events(self, events: Sequence[bytes]) -> None:
         for seat in self._seats.values():

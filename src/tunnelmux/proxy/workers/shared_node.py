@@ -14,6 +14,7 @@ import trio
 
 from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.directory import Node, Place, PlaceBook, new_incarnation
+from tunnelmux.directory.event_stream import EventStream
 from tunnelmux.directory.membership import Membership
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
@@ -39,11 +40,18 @@ class SharedNode:
     InvalidSetting where the file with the URL of Redis cannot be used."""
 
     def __init__(
-        self, name: str, settings: ClusterConfig, book: PlaceBook, most_places: int
+        self,
+        name: str,
+        settings: ClusterConfig,
+        book: PlaceBook,
+        stream: EventStream,
+        most_places: int,
     ) -> None:
         self.name = name
         self.identity = NodeIdentity.made_for(name)
         """The key that all workers use."""
+        self.stream = stream
+        """The events of all nodes; it runs with this."""
         self._settings = settings
         self._most_places = most_places
         self._redis_url = settings.read_redis()
@@ -55,8 +63,8 @@ class SharedNode:
     async def run(
         self, bound: str, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Be a node until `leave`, or cancelled; *bound* is where the workers listen for other
-        nodes. Started once Redis has answered, or did not in time."""
+        """Be a node until `leave`, and tell and hear events until cancelled; *bound* is where the
+        workers listen for other nodes. Started once Redis has answered, or did not in time."""
         incarnation = new_incarnation(int(time.time() * 1000))
         me = Node(
             name=self.name,
@@ -68,22 +76,28 @@ class SharedNode:
             domain=self._settings.failure_domain or "",
         )
         url, ca_file = self._redis_url.reveal(), self._settings.redis_ca
-        with self._running:
-            async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
-                directory = RedisDirectory(
-                    redis, self.name, incarnation, most_places=self._most_places
-                )
-                membership = Membership[_Held](directory, me, self._superseded)
-                self._membership = membership
-                for device in self._book.devices:
-                    self.note_change(device)
-                await nursery.start(membership.run)
-                _log.info("node of a cluster", node=self.name, address=me.address)
-                task_status.started()
-                while True:  # until it is cancelled
-                    nodes = membership.nodes
-                    self._book.take_others({name: nodes[name] for name in nodes if name != me.name})
-                    await membership.wait_change(math.inf)
+        async with open_redis(url, ca_file) as redis, trio.open_nursery() as nursery:
+            await nursery.start(self.stream.run, redis)
+            directory = RedisDirectory(redis, self.name, incarnation, most_places=self._most_places)
+            membership = Membership[_Held](directory, me, self._superseded)
+            with self._running:
+                await self._be_member(membership, task_status)
+
+    async def _be_member(
+        self, membership: Membership[_Held], task_status: trio.TaskStatus[None]
+    ) -> None:
+        me = membership.me
+        async with trio.open_nursery() as nursery:
+            self._membership = membership
+            for device in self._book.devices:
+                self.note_change(device)
+            await nursery.start(membership.run)
+            _log.info("node of a cluster", node=self.name, address=me.address)
+            task_status.started()
+            while True:  # until it is cancelled
+                nodes = membership.nodes
+                self._book.take_others({name: nodes[name] for name in nodes if name != me.name})
+                await membership.wait_change(math.inf)
 
     def leave(self) -> None:
         """Leave the cluster: other nodes no longer find devices here. Streams on hops go on."""

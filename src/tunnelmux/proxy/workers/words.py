@@ -145,6 +145,8 @@ class Welcome(msgspec.Struct, frozen=True):
     """The data that a worker needs first: the events so far, and their numbering."""
 
     epoch: str
+    seq: int
+    """The number of the last event before these."""
     events: list[msgspec.Raw]
 
 

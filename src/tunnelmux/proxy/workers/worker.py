@@ -223,7 +223,7 @@ class Worker(Binder):
             self.events.add(msgspec.json.decode(body, type=SessionEvent))
         elif what == WELCOME:
             welcome = msgspec.json.decode(body, type=Welcome)
-            self.events.epoch = welcome.epoch
+            self.events.restart(welcome.epoch, welcome.seq)
             for event in welcome.events:
                 self.events.add(msgspec.json.decode(event, type=SessionEvent))
         elif what == DRAIN:
