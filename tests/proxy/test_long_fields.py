@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 
 from tunnelmux.proxy.visitors.carrier import _TRACEPARENT
-from tunnelmux.proxy.visitors.elsewhere import names_in_head
+from tunnelmux.pump.passing import names_in_head
 from tunnelmux.sessions.inspections import masked_fields, masked_target
 
 MOST_SECONDS = 5

@@ -10,9 +10,8 @@ from contextlib import contextmanager
 
 import pytest
 
-from tunnelmux.proxy.visitors.elsewhere import names_in_head, server_name
 from tunnelmux.pump.epoll import Pump
-from tunnelmux.pump.passing import FirstLook, Passage
+from tunnelmux.pump.passing import FirstLook, Passage, names_in_head, server_name
 from tunnelmux.pump.sockets import Acceptor, BareSocket
 from tunnelmux.transports.tcp import python_socket
 
@@ -65,7 +64,7 @@ def test_what_is_there_is_seen_at_once_and_left() -> None:
     with visiting(pump) as (visitor, local):
         visitor.sendall(HEAD + b"more")
         look = FirstLook(pump, local, is_secure=False)
-        assert (look.is_over, look.seen) == (True, HEAD + b"more")
+        assert (look.is_over, look.said) == (True, (b"dev1.example.org", b"", b""))
         with python_socket(local) as connection:
             assert connection.recv(100) == HEAD + b"more"
 
@@ -81,7 +80,7 @@ def test_a_head_in_pieces_is_waited_for_and_told_of_once() -> None:
             assert (look.is_over, owner.times) == (False, 0)
         visitor.sendall(HEAD[-1:])
         run(pump)
-        assert (look.seen, owner.times) == (HEAD, 1)
+        assert (look.said, owner.times) == ((b"dev1.example.org", b"", b""), 1)
         look.stop()
         assert pump.count == 0
 
@@ -97,22 +96,18 @@ def test_one_that_never_says_enough_is_not_looked_at_for_ever(case: str) -> None
             for _ in range(32):
                 visitor.sendall(b"x")
                 run(pump)
-            assert 1 <= len(look.seen) <= 32
         elif case == "is long":
             visitor.sendall(b"x" * 10_000)
             while not look.is_over:
                 run(pump)
-            assert look.seen == b"x" * 8192
         elif case == "leaves":
             visitor.sendall(b"GET")
             visitor.shutdown(socket.SHUT_WR)
             run(pump)
-            assert look.seen == b"GET"
         else:
             visitor.sendall(b"GET")
             run(pump)
-            assert look.seen == b"GET"
-        assert (look.is_over, owner.times) == (True, 1)
+        assert (look.is_over, look.said, owner.times) == (True, (b"", b"", b""), 1)
         look.stop()
 
 
@@ -136,7 +131,7 @@ def test_a_client_hello_is_waited_for() -> None:
         look.wait(Told())
         visitor.sendall(hello[-1:])
         run(pump)
-        assert server_name(look.seen) == b"dev1.example.org"
+        assert look.said == (b"dev1.example.org", b"", b"")
         look.stop()
 
 

@@ -11,13 +11,18 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
+from tunnelmux.config import HttpIngress
 from tunnelmux.errors import ConnectError
+from tunnelmux.limits import IngressLimits
+from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.figures import VisitorFigures
+from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.workers.hand_over import MOST_UNTAKEN, HandOver
 from tunnelmux.pump.data_pump import DataPump, open_pump
 from tunnelmux.pump.epoll import Pump
 from tunnelmux.pump.passing import Passage
 from tunnelmux.pump.sockets import Acceptor, BareSocket
+from tunnelmux.sessions import MemoryStore
 from tunnelmux.transports.tcp import python_socket
 
 
@@ -183,6 +188,28 @@ async def test_no_more_are_passed_than_are_taken(stage: Stage, visitor: Visitors
     other.send(b"\x01")
     await settle()
     assert stage.passes(visitor()[1])
+
+
+async def test_a_worker_that_is_full_still_passes_on_what_is_not_its_own(
+    stage: Stage, visitor: Visitors
+) -> None:
+    ingress = HttpIngressServer(MemoryStore(), DeviceRegister())
+    ingress.configure(HttpIngress(listen="127.0.0.1:0"), IngressLimits(max_visitors=0))
+    ingress.hand_over_by(stage.hand_over)
+    other = await stage.way()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ingress.run_direct, stage.pump)
+        await settle()
+        for device, is_passed in (("dev2", True), ("dev1", False)):
+            one, local = visitor()
+            one.sendall(f"GET / HTTP/1.1\r\nHost: {device}.localhost\r\n\r\n".encode())
+            assert ingress.take(nursery, local, "192.0.2.1:1") is is_passed
+        assert ingress.visitor_count == 0
+        nursery.cancel_scope.cancel()
+    message, [descriptor], _, _ = socket.recv_fds(other, 100, 4)
+    assert message == b"http\x00192.0.2.1:1"
+    with socket.socket(fileno=descriptor) as passed:
+        assert passed.recv(100).startswith(b"GET / HTTP/1.1\r\nHost: dev2.")
 
 
 async def test_one_that_is_not_taken_in_time_is_reset(

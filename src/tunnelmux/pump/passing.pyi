@@ -17,13 +17,22 @@ class FirstLook(Member):
         """Whether it has seen a whole head or ClientHello, or gave that up: after 8 KiB, after 32
         looks, or because nothing more will come."""
     @property
-    def seen(self) -> bytes:
-        """The bytes, once it is over."""
+    def said(self) -> tuple[bytes, bytes, bytes]:
+        """What it has seen, once it is over, as from `names_in_head`; of a ClientHello, the
+        `server_name` and two empty ones."""
     def wait(self, owner: Any) -> None:
         """Look again as more comes, and call `owner.on_news()` when it is over. The connection is
         in the pump until `stop`, or until a member takes this one's place there."""
     def stop(self) -> None:
         """Look no more. Harmless twice, and when it never waited."""
+
+def names_in_head(seen: bytes) -> tuple[bytes, bytes, bytes]:
+    """Host, `Tunnelmux-Device` and `Tunnelmux-Service` of the first request; absent ones are
+    empty."""
+
+def server_name(seen: bytes) -> bytes:
+    """The host name that a TLS ClientHello asks for (RFC 6066 section 3); empty where it says none,
+    or is not whole."""
 
 @final
 class Passage(Member):

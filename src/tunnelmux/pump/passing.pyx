@@ -14,9 +14,7 @@ from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
 from tunnelmux.pump.epoll cimport EPOLLERR, EPOLLHUP, EPOLLRDHUP, Member, Pump, os_error
-from tunnelmux.pump.sockets cimport BareSocket
-
-from tunnelmux.pump.sockets import adopted
+from tunnelmux.pump.sockets cimport BareSocket, adopt
 
 cdef extern from "sys/uio.h" nogil:
     struct iovec:
@@ -47,13 +45,21 @@ cdef extern from "sys/socket.h" nogil:
 cdef extern from "string.h" nogil:
     void *memmem(const void *data, size_t size, const void *wanted, size_t wanted_size)
 
+cdef extern from "strings.h" nogil:
+    int strncasecmp(const char *one, const char *other, size_t size)
+
 cdef enum:
     SEEN = 8192  # bytes that are looked at: a ClientHello with post-quantum keys has two thousand
     LOOKS = 32  # how often one connection is looked at: each look sees all that came before it
     RECORD_HEAD = 5  # bytes before what a TLS record holds (RFC 8446 section 5.1)
     HANDSHAKE = 22  # the type of a record that holds a ClientHello
+    CLIENT_HELLO = 1  # the type of a handshake message (RFC 8446 section 4)
+    SERVER_NAME = 0  # the type of an extension, and that of a host name in it (RFC 6066 section 3)
     LONGEST_MESSAGE = 1024  # bytes that come with a connection
     ROOM = 64  # bytes of room for one descriptor in a message
+
+
+cdef tuple NOTHING_SAID = (b"", b"", b"")
 
 
 @cython.final
@@ -62,14 +68,14 @@ cdef class FirstLook(Member):
     cdef bint is_secure
     cdef int looks
     cdef readonly bint is_over
-    cdef readonly bytes seen
+    cdef readonly tuple said
 
     def __init__(self, Pump pump not None, socket not None, *, bint is_secure):
         self.pump = pump
         self.socket = socket
         self.fd = socket.fileno()
         self.is_secure = is_secure
-        self.seen = b""
+        self.said = NOTHING_SAID
         self.look(False)
 
     def wait(self, owner):
@@ -104,7 +110,10 @@ cdef class FirstLook(Member):
         n = max(n, 0)
         if is_last or n == 0 or n == SEEN or self.looks >= LOOKS or self.is_whole(n):
             self.is_over = True
-            self.seen = PyBytes_FromStringAndSize(<const char *>self.pump.input, n)
+            if self.is_secure:
+                self.said = (name_in_hello(self.pump.input, n), b"", b"")
+            else:
+                self.said = names_in(self.pump.input, n)
         return 0
 
     cdef bint is_whole(self, ssize_t n) noexcept:
@@ -114,6 +123,91 @@ cdef class FirstLook(Member):
         if data[0] != HANDSHAKE:
             return True  # no TLS
         return n >= RECORD_HEAD and n >= RECORD_HEAD + (data[3] << 8 | data[4])
+
+
+def names_in_head(bytes seen not None):
+    return names_in(<const uint8_t *>PyBytes_AS_STRING(seen), len(seen))
+
+
+def server_name(bytes seen not None):
+    return name_in_hello(<const uint8_t *>PyBytes_AS_STRING(seen), len(seen))
+
+
+cdef tuple names_in(const uint8_t *data, ssize_t size):
+    """The values of the three fields; a line without its CRLF may be cut, and does not count."""
+    cdef const uint8_t *line = data
+    cdef const uint8_t *end = data + size
+    cdef const uint8_t *stop
+    cdef bytes host = b"", device = b"", service = b""
+    while True:
+        stop = <const uint8_t *>memmem(line, end - line, b"\r\n", 2)
+        if stop == NULL or (stop == line and line != data):
+            return host, device, service
+        if is_field(line, stop, b"host:", 5):
+            host = value_of(line + 5, stop)
+        elif is_field(line, stop, b"tunnelmux-device:", 17):
+            device = value_of(line + 17, stop)
+        elif is_field(line, stop, b"tunnelmux-service:", 18):
+            service = value_of(line + 18, stop)
+        line = stop + 2
+
+
+cdef inline bint is_field(
+    const uint8_t *line, const uint8_t *stop, const char *name, ssize_t size
+) noexcept nogil:
+    return stop - line >= size and strncasecmp(<const char *>line, name, size) == 0
+
+
+cdef bytes value_of(const uint8_t *at, const uint8_t *stop):
+    """What lies between, without the spaces and tabs around it (RFC 9110 section 5.5)."""
+    while at < stop and (at[0] == 32 or at[0] == 9):
+        at += 1
+    while at < stop and (stop[-1] == 32 or stop[-1] == 9):
+        stop -= 1
+    return PyBytes_FromStringAndSize(<const char *>at, stop - at)
+
+
+cdef bytes name_in_hello(const uint8_t *data, ssize_t size):
+    """The host name in a ClientHello: what was cut off, or is broken, names none."""
+    cdef const uint8_t *at = data + RECORD_HEAD + 4 + 2 + 32  # behind its type, version and random
+    cdef const uint8_t *end = data + size
+    cdef const uint8_t *stop
+    cdef ssize_t named
+    if size < RECORD_HEAD + 1 or data[0] != HANDSHAKE or data[RECORD_HEAD] != CLIENT_HELLO:
+        return b""
+    end = min(end, data + RECORD_HEAD + number_at(data + 3, end, 2))
+    at = behind_block(at, end, 1)  # the session id
+    at = behind_block(at, end, 2)  # the cipher suites
+    at = behind_block(at, end, 1)  # the compression methods
+    end = min(end, at + 2 + number_at(at, end, 2))
+    at += 2
+    while at < end:  # each extension: its type, and a block
+        stop = behind_block(at + 2, end, 2)
+        if number_at(at, end, 2) == SERVER_NAME:
+            at += 2 + 2 + 2  # its type, its size, and that of the list of names
+            named = number_at(at + 1, stop, 2)
+            if at >= stop or at[0] != SERVER_NAME or at + 3 + named > stop:
+                return b""
+            return PyBytes_FromStringAndSize(<const char *>at + 3, named)
+        at = stop
+    return b""
+
+
+cdef inline ssize_t number_at(const uint8_t *at, const uint8_t *end, int size) noexcept nogil:
+    """The number in so many bytes; 0 where they are not there."""
+    if end - at < size:
+        return 0
+    return at[0] if size == 1 else at[0] << 8 | at[1]
+
+
+cdef inline const uint8_t *behind_block(
+    const uint8_t *at, const uint8_t *end, int size
+) noexcept nogil:
+    """Where the block ends that begins with its size, at most *end*."""
+    cdef ssize_t left = end - at
+    if left < size:
+        return end
+    return min(end, at + size + number_at(at, end, size))
 
 
 @cython.final
@@ -210,4 +304,4 @@ cdef BareSocket passed(msghdr *header):
     ):
         return None
     memcpy(&fd, CMSG_DATA(rights), sizeof(int))
-    return adopted(fd)
+    return adopt(fd)

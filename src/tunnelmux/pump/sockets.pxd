@@ -11,6 +11,9 @@ cdef class BareSocket:
     cdef void shut(self) noexcept
 
 
+cdef BareSocket adopt(int fd)
+
+
 cdef class LingeringClose(Member):
     cdef PumpSocket wire
     cdef Py_ssize_t left

@@ -53,6 +53,7 @@ cdef extern from "unistd.h" nogil:
 cdef enum:
     LONGEST_ADDRESS = 64  # bytes of an address as text: INET6_ADDRSTRLEN is 46
     MOST_OPTIONS = 16
+    UNKNOWN = -1  # the family of a socket that came from another process: few have to know it
 
 
 @cython.final
@@ -76,6 +77,9 @@ cdef class BareSocket:
 
     @property
     def family(self):
+        cdef unsigned int size = sizeof(int)
+        if self.of_family == UNKNOWN:
+            getsockopt(self.fd, SOL_SOCKET, SO_DOMAIN, &self.of_family, &size)
         return self.of_family
 
     def detach(self):
@@ -105,10 +109,11 @@ cdef BareSocket bare_socket(int fd, int family):
 
 
 def adopted(int fd):
-    cdef int family = 0
-    cdef unsigned int size = sizeof(int)
-    getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &size)
-    return bare_socket(fd, family)
+    return adopt(fd)
+
+
+cdef BareSocket adopt(int fd):
+    return bare_socket(fd, UNKNOWN)
 
 
 @cython.final

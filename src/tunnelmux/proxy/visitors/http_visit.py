@@ -48,12 +48,7 @@ from tunnelmux.proxy.visitors.carrier import (
     PumpRoutes,
     carry,
 )
-from tunnelmux.proxy.visitors.elsewhere import (
-    HandsOver,
-    WayThere,
-    names_in_head,
-    server_name,
-)
+from tunnelmux.proxy.visitors.elsewhere import HandsOver, WayThere
 from tunnelmux.proxy.visitors.inspector import RunningInspection
 from tunnelmux.proxy.visitors.names import Destination
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, crowd_refusal
@@ -74,14 +69,17 @@ if TYPE_CHECKING:
     from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.sockets import BareSocket
 
-__all__ = ["HttpVisit", "IngressParts", "host_of"]
+__all__ = ["SLOT", "HttpVisit", "IngressParts", "Said", "host_of"]
 
 _log = get_logger("proxy.http")
 
 _Bytes = bytes  # Visit has a property `bytes`
 
-_SLOT = "http"
-# The name of the ingress' listener.
+Said = tuple[bytes, bytes, bytes]
+"""Host, `Tunnelmux-Device` and `Tunnelmux-Service` of a request; absent ones are empty."""
+
+SLOT = "http"
+"""The name of the ingress' listener."""
 
 _AT_REST = frozenset({"idle", "leaving", "left"})
 # Phases of a relay in which no request is in progress.
@@ -101,6 +99,20 @@ class IngressParts:
     pass_visitor: Callable[[str, int, str], bool] | None = None
     """Gives a connection to the program that follows this one, where one does."""
     is_draining: bool = False
+
+    def way_for(
+        self, said: Said, settings: IngressSettings
+    ) -> WayThere | Literal["here", "unknown"]:
+        """The way to the worker that should serve a connection whose first bytes say that."""
+        device = self.device_of(said, settings)
+        if not device or self.hand_over is None:
+            return "here"
+        return self.hand_over.way_to(device)
+
+    def device_of(self, said: Said, settings: IngressSettings) -> str:
+        """The device that the first bytes name, empty for none."""
+        destination = self.routes.find(said, settings)
+        return self.router.named(destination.device) if destination is not None else ""
 
 
 class HttpVisit(Visit):
@@ -283,29 +295,23 @@ class HttpVisit(Visit):
         self._nursery, self.local = nursery, local
         self._carry(_accepted(local, self.settings.tls), b"")
 
-    def arrive_to_be_passed(self, nursery: trio.Nursery, local: BareSocket) -> None:
-        """The same when another worker may have the visitor's device: then that worker gets the
-        connection, and nothing was read from it here."""
-        from tunnelmux.pump.passing import FirstLook
-
-        assert self._parts.pump is not None
+    def arrive_to_be_passed(
+        self, nursery: trio.Nursery, local: BareSocket, look: FirstLook
+    ) -> None:
+        """The same when another worker may have the visitor's device, which the first look could
+        not tell: that worker gets the connection, and nothing is read from it here."""
         self._nursery, self.local = nursery, local
-        is_secure = self.settings.tls is not None
-        look = FirstLook(self._parts.pump.core, local, is_secure=is_secure)
-        if look.is_over and (way := self._way_of(look.seen)) != "unknown":
-            if isinstance(way, str) or not self._passes(way):
-                self.arrive(nursery, local)
-            return
         self._stage, self._look = "seen", look
         look.wait(self)
         self._watch_time()
         if look.is_over:
-            nursery.start_soon(self._find_way, self._device_of(look.seen))
+            nursery.start_soon(self._find_way, self._parts.device_of(look.said, self.settings))
 
     def _after_look(self, look: FirstLook) -> None:
-        way = self._way_of(look.seen)
+        way = self._parts.way_for(look.said, self.settings)
         if way == "unknown" and self._nursery is not None:
-            self._nursery.start_soon(self._find_way, self._device_of(look.seen))
+            device = self._parts.device_of(look.said, self.settings)
+            self._nursery.start_soon(self._find_way, device)
         else:
             self._go_or_stay(way)
 
@@ -334,25 +340,10 @@ class HttpVisit(Visit):
 
     def _passes(self, way: WayThere) -> bool:
         """Pass the connection on. True if another worker has it now."""
-        if not way.pass_on(_SLOT, self._bare, self.visitor):
+        if not way.pass_on(SLOT, self._bare, self.visitor):
             return False
         self.end()
         return True
-
-    def _way_of(self, seen: _Bytes) -> WayThere | Literal["here", "unknown"]:
-        device = self._device_of(seen)
-        if not device or self._parts.hand_over is None:
-            return "here"
-        return self._parts.hand_over.way_to(device)
-
-    def _device_of(self, seen: _Bytes) -> str:
-        """The device that the first bytes name, empty for none."""
-        if self.settings.tls is not None:
-            said = server_name(seen), b"", b""
-        else:
-            said = names_in_head(seen)
-        destination = self._parts.routes.find(said, self.settings)
-        return self._parts.router.named(destination.device) if destination is not None else ""
 
     def _serve_seen(self) -> None:
         """Serve the connection here, after the first look at it."""
@@ -406,7 +397,7 @@ class HttpVisit(Visit):
         if (bound := self._drop_relay()) is not None:
             bound[1].reset()
         self.end()
-        pass_visitor(_SLOT, self.local.detach(), self.visitor)
+        pass_visitor(SLOT, self.local.detach(), self.visitor)
 
     def _end_handshake(self, error: BaseException | None) -> None:
         """Tell the visitor that the TLS handshake failed: by an HTTP answer if it speaks plain

@@ -19,7 +19,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import PumpRoutes
 from tunnelmux.proxy.visitors.elsewhere import HandsOver
 from tunnelmux.proxy.visitors.groups import Groups
-from tunnelmux.proxy.visitors.http_visit import HttpVisit, IngressParts, host_of
+from tunnelmux.proxy.visitors.http_visit import SLOT, HttpVisit, IngressParts, host_of
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import DataPump
@@ -29,6 +29,7 @@ from tunnelmux.transports.admission import Admission, source_of
 
 if TYPE_CHECKING:
     from tunnelmux.observability.tracing import Tracing
+    from tunnelmux.pump.passing import FirstLook
     from tunnelmux.pump.sockets import BareSocket
 
 __all__ = ["HttpIngressServer"]
@@ -69,6 +70,7 @@ class HttpIngressServer:
         router = Router(store, devices, groups)
         self._parts = IngressParts(router, PumpRoutes(router), self.gate)
         self._settings = IngressSettings()
+        self._first_look: type[FirstLook] | None = None
         self._refusing = 0
         self._looked_for_idle = float("-inf")
 
@@ -117,7 +119,11 @@ class HttpIngressServer:
 
     def hand_over_by(self, hand_over: HandsOver) -> None:
         """Pass visitors to the workers that have their devices, from now on."""
+        # Not at the top: a proxy that is alone needs none of it.
+        from tunnelmux.pump.passing import FirstLook
+
         self._parts.hand_over = hand_over
+        self._first_look = FirstLook
 
     def pass_visitors(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
         """Give visitors who are between two requests away when their connections are to end."""
@@ -131,15 +137,27 @@ class HttpIngressServer:
         `nursery` owns the tasks for requests that need one. With `is_passed`, another worker has
         passed it on to this one.
         """
-        if self._parts.is_draining or self._parts.pump is None or not self._has_room(remote):
+        parts = self._parts
+        if parts.is_draining or parts.pump is None:
+            return False
+        look = None
+        if self._first_look is not None and not is_passed:
+            is_secure = self._settings.tls is not None
+            look = self._first_look(parts.pump.core, local, is_secure=is_secure)
+            way = parts.way_for(look.said, self._settings) if look.is_over else "unknown"
+            if not isinstance(way, str) and way.pass_on(SLOT, local, remote):
+                return True  # it counts where it is taken
+            if way != "unknown":
+                look = None
+        if not self._has_room(remote):
             return False
         visit = self._admit(remote)
         if visit is None:
             local.reset()
-        elif self._parts.hand_over is None or is_passed:
+        elif look is None:
             visit.arrive(nursery, local)
         else:
-            visit.arrive_to_be_passed(nursery, local)
+            visit.arrive_to_be_passed(nursery, local, look)
         return True
 
     def _has_room(self, remote: str) -> bool:

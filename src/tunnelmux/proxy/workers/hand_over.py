@@ -11,8 +11,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
 
@@ -50,8 +49,7 @@ _TAKE_LOOK = 1.0
 _TAKEN, _REFUSED = 1, 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Passed:
+class _Passed(NamedTuple):
     """A visitor who was passed on, and not taken yet."""
 
     slot: str
