@@ -25,7 +25,7 @@ from tunnelmux.directory import (
 )
 from tunnelmux.directory.redis import RedisDirectory
 from tunnelmux.directory.resp import open_redis
-from tunnelmux.directory.workers import DirectoryDesk
+from tunnelmux.directory.workers import DirectoryDesk, ExpectedDevices
 from tunnelmux.errors import NodeNameTaken
 from tunnelmux.proxy.workers.link import Link, Reply
 from tunnelmux.proxy.workers.worker import Worker
@@ -121,7 +121,7 @@ async def cluster(
 
 def worker_of(nursery: trio.Nursery, book: PlaceBook, name: str, start: str) -> Directory:
     """A worker's directory, with its parent at the other end of a Unix socket."""
-    desk = DirectoryDesk(book, name, start)
+    desk = DirectoryDesk(book, name, start, ExpectedDevices())
 
     class Parent:
         async def answer(self, what: str, body: bytes) -> Reply:

@@ -31,6 +31,10 @@ class Directory(abc.ABC):
         directory knows, and than *least*. Places of other instances, and the older one on this
         node, are superseded at once, and their nodes told with their next beat."""
 
+    async def expect(self, device: str) -> None:  # noqa: B027  most need not do anything
+        """A session of the device begins here in a moment: a look-up may wait for it. Where the
+        others are machines, that is not worth its cost."""
+
     @abc.abstractmethod
     async def release(self, device: str, generation: int) -> bool:
         """This node's session of that generation has ended. True if the directory still had it."""

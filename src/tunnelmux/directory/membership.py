@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Generic, NoReturn, TypeVar
 
@@ -56,8 +57,8 @@ class Membership(Generic[S]):
     """Keeps the sessions of this node in the directory, and knows the other nodes.
 
     *on_superseded* is called with a session that is to be closed, because the device has a newer
-    one on the node of that name. `run` does the work; of the other methods only `find` and
-    `wait_change` wait.
+    one on the node of that name. `run` does the work; of the other methods only `find`, `expect`
+    and `wait_change` wait.
     """
 
     def __init__(
@@ -94,6 +95,12 @@ class Membership(Generic[S]):
         """The device has a new session here, which replaces the one before."""
         self._mine[device] = _Session(device, instance, session)
         self._unsettle(device)
+
+    async def expect(self, device: str) -> None:
+        """The device has a session here in a moment: look-ups from now on may wait for it."""
+        if not self.is_away:
+            with suppress(DirectoryAway):
+                await self._directory.expect(device)
 
     def left(self, device: str, session: S) -> None:
         """This session is over. Nothing changes if another session has replaced it."""

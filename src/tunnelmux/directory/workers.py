@@ -16,10 +16,14 @@ from tunnelmux.directory.local import PlaceBook
 from tunnelmux.directory.places import Beat, Claim, Heard, Held, Node, Place
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
 
-__all__ = ["DirectoryDesk", "WorkersDirectory"]
+__all__ = ["DirectoryDesk", "ExpectedDevices", "WorkersDirectory"]
 
 ANSWER_TIMEOUT = 1.0
 """Seconds that the parent gets for an answer: visitors wait."""
+
+_ARRIVAL = 0.5
+# Seconds that a look-up waits for a device whose session is about to begin: less than the time for
+# an answer. An agent whose handshake was answered needs a round trip more.
 
 _BATCH = 500
 # Sessions that are said again by one message: some 30 KB.
@@ -29,6 +33,10 @@ class _Claim(msgspec.Struct, frozen=True, tag="claim"):
     device: str
     instance: str
     least: int
+
+
+class _Expect(msgspec.Struct, frozen=True, tag="expect"):
+    device: str
 
 
 class _Release(msgspec.Struct, frozen=True, tag="release"):
@@ -58,7 +66,7 @@ class _Leave(msgspec.Struct, frozen=True, tag="leave"):
     pass
 
 
-_Call = _Claim | _Release | _Find | _Beat | _Republish | _Sweep | _Leave
+_Call = _Claim | _Expect | _Release | _Find | _Beat | _Republish | _Sweep | _Leave
 _read_call = msgspec.msgpack.Decoder(_Call)
 _NAME_TAKEN = b"\xc1"  # no MessagePack begins with this byte
 
@@ -81,6 +89,9 @@ class WorkersDirectory(Directory):
     async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
         answer = await self._ask(_Claim(device, instance, least))
         return msgspec.msgpack.decode(answer, type=Claim)
+
+    async def expect(self, device: str) -> None:
+        await self._ask(_Expect(device))
 
     async def release(self, device: str, generation: int) -> bool:
         return msgspec.msgpack.decode(await self._ask(_Release(device, generation)), type=bool)
@@ -115,6 +126,37 @@ class WorkersDirectory(Directory):
         raise DirectoryAway(f"the parent process gave no answer within {self._timeout:g} s")
 
 
+class ExpectedDevices:
+    """Devices whose sessions are about to begin at one of the workers."""
+
+    def __init__(self) -> None:
+        self._arrivals: dict[str, tuple[float, trio.Event]] = {}  # the oldest first
+
+    def expect(self, device: str) -> None:
+        """Its session begins within a moment, or it does not come to that."""
+        now = trio.current_time()
+        while self._arrivals:
+            oldest, (until, _) = next(iter(self._arrivals.items()))
+            if until > now and oldest != device:
+                break
+            self.arrived(oldest)
+        self.arrived(device)
+        self._arrivals[device] = now + _ARRIVAL, trio.Event()
+
+    def arrived(self, device: str) -> None:
+        """It is found from now on."""
+        _, arrived = self._arrivals.pop(device, (0.0, None))
+        if arrived is not None:
+            arrived.set()
+
+    async def wait(self, device: str) -> None:
+        """Return when the device has come, or is not expected any more."""
+        until, arrived = self._arrivals.get(device, (0.0, None))
+        if arrived is not None:
+            with trio.move_on_at(until):
+                await arrived.wait()
+
+
 class DirectoryDesk:
     """The parent's end of one worker's `WorkersDirectory`."""
 
@@ -123,31 +165,36 @@ class DirectoryDesk:
         book: PlaceBook,
         node: str,
         incarnation: str,
+        expected: ExpectedDevices,
         find_elsewhere: Callable[[str], Awaitable[list[Place]]] | None = None,
     ) -> None:
-        """*find_elsewhere* finds places of devices on nodes that do not use the book."""
+        """All desks of one book share *expected*. *find_elsewhere* finds places of devices on nodes
+        that do not use the book."""
         self._book = book
         self._node = node
         self._incarnation = incarnation
+        self._expected = expected
         self._find_elsewhere = find_elsewhere
 
     async def answer(self, message: bytes) -> bytes:
         """What the worker is answered. Raises msgspec.DecodeError where it asks nonsense."""
         call = _read_call.decode(message)
         try:
-            if isinstance(call, _Find) and self._find_elsewhere is not None:
-                return msgspec.msgpack.encode(await self._find(call.device, self._find_elsewhere))
+            if isinstance(call, _Find):
+                return msgspec.msgpack.encode(await self._find(call.device))
             return msgspec.msgpack.encode(self._do(call))
         except NodeNameTaken:
             return _NAME_TAKEN
 
-    async def _find(
-        self, device: str, elsewhere: Callable[[str], Awaitable[list[Place]]]
-    ) -> list[Place]:
+    async def _find(self, device: str) -> list[Place]:
         found = self._book.find(device)
         if any(place.node != self._node for place in found):
             return found  # at once, also while other machines cannot be asked
-        return found + await elsewhere(device)
+        await self._expected.wait(device)
+        found = self._book.find(device)
+        if self._find_elsewhere is not None and not any(p.node != self._node for p in found):
+            found += await self._find_elsewhere(device)
+        return found
 
     def close(self) -> None:
         """The worker has ended: nothing of it is found from now on."""
@@ -156,12 +203,17 @@ class DirectoryDesk:
     def _do(self, call: _Call) -> object:
         book, node, start = self._book, self._node, self._incarnation
         match call:
+            case _Expect(device):
+                self._expected.expect(device)
+                return None
             case _Claim(device, instance, least):
-                return book.claim(node, start, Held(device, instance, 0), least=least)
+                claim = book.claim(node, start, Held(device, instance, 0), least=least)
+                self._expected.arrived(device)
+                return claim
             case _Release(device, generation):
                 return book.release(node, device, generation)
-            case _Find(device):
-                return book.find(device)
+            case _Find():
+                raise AssertionError  # it may have to wait: `_find`
             case _Beat(me, heard):
                 return book.beat(me, heard)
             case _Republish(held, is_all):

@@ -77,6 +77,10 @@ class DeviceStore(SessionStore):
         which knows those of this process."""
         return await self.lookup(token)
 
+    async def expect(self, device: str) -> None:
+        """A session of the device is registered in a moment: its agent gets the answer to its
+        handshake now, and who hears of that may look for the device at any process."""
+
     @abc.abstractmethod
     async def find_device(self, name: str) -> SessionHandle | None:
         """The live session of this device, or None while it is offline."""

@@ -50,6 +50,10 @@ class ClusterStore(MemoryStore):
         self._unreachable: dict[str, float] = {}
         self._looking: dict[str, trio.Event] = {}
 
+    async def expect(self, device: str) -> None:
+        if self.membership is not None:
+            await self.membership.expect(device)
+
     async def register(self, token: str, handle: OwnHandle) -> None:
         await super().register(token, handle)
         self._there.pop(handle.device, None)

@@ -227,6 +227,7 @@ class TunnelServer:
             )
             _log.info("way measured", device=admitted.device.name, remote=remote)
             return
+        await self._store.expect(admitted.device.name)
         async with accepted as websocket:
             session = Session(
                 websocket,

@@ -24,7 +24,7 @@ from tunnelmux.config import Address as ConfigAddress
 from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.config.workers import WORKER_TIMEOUT
 from tunnelmux.directory import MOST_PLACES, PlaceBook, new_incarnation
-from tunnelmux.directory.workers import DirectoryDesk
+from tunnelmux.directory.workers import DirectoryDesk, ExpectedDevices
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.observability.sums import add_up
@@ -129,6 +129,7 @@ class WorkersParent:
         self._book = PlaceBook(
             lease=math.inf, most_places=1, on_news=self._tell_news, on_change=self._note_change
         )
+        self._expected = ExpectedDevices()
         self._node: SharedNode | None = None
         if cluster is not None:
             # Here: a proxy without other nodes needs none of it.
@@ -367,7 +368,7 @@ class WorkersParent:
                 return False, _NOT_STARTED
         seat.process = process
         elsewhere = self._node.find if self._node is not None else None
-        seat.desk = DirectoryDesk(self._book, seat.name, incarnation, elsewhere)
+        seat.desk = DirectoryDesk(self._book, seat.name, incarnation, self._expected, elsewhere)
         seat.link = Link(ours, _Ear(self, seat))
         seat.link.tell(WELCOME, msgspec.json.encode(self._events.welcome()))
         if self._stopping.is_set():
