@@ -100,6 +100,25 @@ async def test_who_gives_way_is_cut_and_never_goes_on(
         peer.close()
 
 
+async def test_who_has_spoken_keeps_its_place_though_the_program_is_late(
+    door: Door, mock_clock: trio.testing.MockClock
+) -> None:
+    """A fleet that dials at once comes faster than its first bytes are looked at."""
+    peers = []
+    for number in range(50):
+        peers.append(door.come(number))
+        if number % 2:
+            peers[-1].send(b"hello")
+    peers += [door.come(number) for number in range(50, 75)]
+    assert [peer.recv(1) for peer in peers[:50:2]] == [b""] * 25  # who was silent gave way
+    while len(door.went_on) < 25:
+        await door.news.wait()
+    assert door.went_on == list(range(1, 50, 2))
+    assert door.admission.silent == 25
+    for peer in peers:
+        peer.close()
+
+
 async def test_who_comes_and_gives_way_in_one_turn_ends_nothing(
     door: Door, mock_clock: trio.testing.MockClock
 ) -> None:

@@ -48,10 +48,14 @@ def address_of(remote: str) -> str:
     return remote if remote.count(":") > 1 else remote.partition(":")[0]
 
 
+def _never() -> bool:
+    return False
+
+
 class Place:
     """One connection's place. Give it back with `leave`, or as a context manager."""
 
-    __slots__ = ("_admission", "on_give_way", "since", "source")
+    __slots__ = ("_admission", "has_bytes", "on_give_way", "since", "source")
 
     def __init__(self, admission: Admission, source: str) -> None:
         self.source = source
@@ -59,6 +63,10 @@ class Place:
         self.on_give_way: Callable[[], object] | None = None
         """Called when another connection gets this place. It must end the connection soon, and not
         raise.
+        """
+        self.has_bytes: Callable[[], bool] = _never
+        """Whether the peer has sent something that was not looked at yet. Asked before its place is
+        given to another: a program that is busy comes late to who has spoken.
         """
         self._admission: Admission | None = admission
 
@@ -86,7 +94,7 @@ class Place:
         """Give the place back: the connection's request has come, or it is over. Harmless twice."""
         if self._admission is not None:
             admission, self._admission = self._admission, None
-            self.on_give_way = None
+            self.on_give_way, self.has_bytes = None, _never
             admission.take_back(self)
 
     def __enter__(self) -> Self:
@@ -191,10 +199,17 @@ class Admission:
 
     def make_room(self) -> bool:
         """Have the oldest silent connection give way. True if there was one."""
-        if not self._silent:
+        oldest = self._oldest(self._silent)
+        if oldest is None:
             return False
-        self._evict(next(iter(self._silent)), "silent")
+        self._evict(oldest, "silent")
         return True
+
+    def _oldest(self, silent: dict[Place, None]) -> Place | None:
+        """The first of these that is silent indeed."""
+        while (place := next(iter(silent), None)) is not None and place.has_bytes():
+            self.note_first_byte(place)  # it is in `silent` no more
+        return place
 
     def _enter(self, remote: str, exempt: bool) -> Place | None:
         # Each connection of an exempt address stands for an address of its own.
@@ -219,7 +234,7 @@ class Admission:
         """
         now = trio.current_time()
         while len(source) >= self.per_address:
-            oldest = next(iter(source.silent), None)
+            oldest = self._oldest(source.silent)
             if oldest is None or now - oldest.since < self.grace:
                 break
             self._evict(oldest, "silent")

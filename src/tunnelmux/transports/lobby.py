@@ -27,6 +27,9 @@ _AT_ONCE = 64
 # Connections that are passed on before other tasks run.
 
 
+_ENDED = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR if sys.platform == "linux" else 0
+
+
 class _Guest(NamedTuple):
     connection: socket.socket
     place: Place
@@ -58,6 +61,7 @@ class Lobby:
         self._guests[number] = _Guest(connection, place, go_on)
         self._epoll.register(number, select.EPOLLIN | select.EPOLLRDHUP)
         place.on_give_way = partial(self._turn_out, number)
+        place.has_bytes = partial(_has_bytes, connection)
         self._arrival.unpark_all()
 
     async def run(self) -> None:
@@ -81,7 +85,9 @@ class Lobby:
     async def _watch_bytes(self) -> None:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
-            for number, _ in self._epoll.poll(0, _AT_ONCE):
+            for number, events in self._epoll.poll(0, _AT_ONCE):
+                if not events & _ENDED:
+                    self._guests[number].place.has_spoken()
                 self._let_go_on(number)
 
     async def _watch_silence(self) -> None:
@@ -102,3 +108,10 @@ class Lobby:
         self._epoll.unregister(number)
         guest.place.on_give_way = None
         guest.go_on()
+
+
+def _has_bytes(connection: socket.socket) -> bool:
+    try:
+        return bool(connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT))
+    except OSError:  # none, or it is over
+        return False
