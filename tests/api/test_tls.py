@@ -14,8 +14,8 @@ import trustme
 
 from support.apis import live_api
 from support.tenants import TEST, person
-from tunnelmux.api import server
 from tunnelmux.errors import ConfigError
+from tunnelmux.transports import certificates
 from tunnelmux.transports.certificates import CertificatePair
 
 AUTHORITY = trustme.CA()
@@ -93,7 +93,7 @@ async def test_who_speaks_no_tls_or_trusts_another_is_left_alone(
 async def test_a_renewed_certificate_is_shown_without_a_restart(
     tmp_path: Path, curl: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RELOAD_INTERVAL", 0.05)
+    monkeypatch.setattr(certificates, "RELOAD_INTERVAL", 0.05)
     async with live_api(tmp_path, tls=write_certificate(tmp_path)) as api:
 
         async def shown() -> str:

@@ -17,8 +17,8 @@ from structlog.testing import capture_logs
 
 from support.carried_http import OK, WAYS, Target, get, rig
 from tunnelmux.limits import IngressLimits
-from tunnelmux.proxy import app
 from tunnelmux.relay import abort
+from tunnelmux.transports import certificates
 
 MIB = 1 << 20
 
@@ -342,7 +342,7 @@ async def test_two_heads_in_one_record_are_two_requests(target: Target) -> None:
 async def test_a_renewed_certificate_is_shown_without_a_signal(
     tls: tuple[Path, ssl.SSLContext], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app, "RELOAD_INTERVAL", 0.01)
+    monkeypatch.setattr(certificates, "RELOAD_INTERVAL", 0.01)
     for file in ("cert.pem", "key.pem"):
         (tmp_path / file).write_bytes((tls[0] / file).read_bytes())
     authority = trustme.CA()

@@ -15,7 +15,7 @@ import contextlib
 import errno
 import socket
 from collections.abc import AsyncIterator
-from typing import NoReturn, cast
+from typing import cast
 
 import anycorn
 import anyio.abc
@@ -32,7 +32,7 @@ from tunnelmux.config import Address
 from tunnelmux.observability import get_logger
 from tunnelmux.relay import reset_socket
 from tunnelmux.transports.admission import Admission, Place
-from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
+from tunnelmux.transports.certificates import ServerCertificates, follow_renewals
 from tunnelmux.transports.tcp import listening_socket
 
 __all__ = ["listen", "serve"]
@@ -101,7 +101,7 @@ async def serve(
     async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
         accepting.start_soon(server.accept_from, listener, connections)
         if certificates is not None:
-            accepting.start_soon(_keep_renewed, certificates)
+            accepting.start_soon(follow_renewals, lambda: certificates)
         try:
             yield
         finally:
@@ -193,12 +193,3 @@ class _Server:
         with trio.fail_after(_HANDSHAKE):
             secure = await TLSStream.wrap(plain, server_side=True, ssl_context=context)
         return cast("anyio.abc.SocketStream", secure)  # anycorn takes any stream with these extras
-
-
-async def _keep_renewed(certificates: ServerCertificates) -> NoReturn:
-    while True:
-        await trio.sleep(RELOAD_INTERVAL)
-        for problem in certificates.reload_changed():
-            _log.warning(
-                "certificate not reloaded", problem=str(problem), effect="the old one stays"
-            )

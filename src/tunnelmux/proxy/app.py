@@ -7,13 +7,12 @@ import ssl
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING
 
 import trio
 
 from tunnelmux.config import (
     Address,
-    HttpIngress,
     ProxyConfig,
 )
 from tunnelmux.config.rules import is_loopback
@@ -38,6 +37,7 @@ from tunnelmux.proxy.tunnels.devices import DeviceRegister, devices_from_config
 from tunnelmux.proxy.tunnels.enrolment import Enrolment
 from tunnelmux.proxy.tunnels.registered import Ended, RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer, TunnelSettings
+from tunnelmux.proxy.visitors.certificates import IngressCertificates
 from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
@@ -48,7 +48,6 @@ from tunnelmux.pump.data_pump import open_pump
 from tunnelmux.sessions import CLEANUP_INTERVAL, LocalHandle
 from tunnelmux.transports import server_context
 from tunnelmux.transports.admission import Admission
-from tunnelmux.transports.certificates import RELOAD_INTERVAL, ServerCertificates
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.cluster.node import ClusterNode
@@ -125,7 +124,7 @@ class RunningProxy:
             enrolment=enrolment,
             registered=self.registered,
         )
-        self._certificates: ServerCertificates | None = None
+        self._certificates = IngressCertificates()
         self._groups = Groups(self.visits.count_of, self.devices.labelled)
         shared = self.store, self.devices, self.visits, self._groups
         self._http, self._tcp = HttpIngressServer(*shared, self._gate), TcpIngressServer(*shared)
@@ -297,7 +296,7 @@ class RunningProxy:
                 async with trio.open_nursery() as direct:
                     direct.start_soon(self.visits.run)
                     direct.start_soon(tell_long_visits, self.visits)
-                    direct.start_soon(self._reload_certificates)
+                    direct.start_soon(self._certificates.run)
                     if (pump := self._tunnel.pump) is not None:
                         direct.start_soon(self._http.run_direct, pump)
                     problems = await self._accept_visitors(announce, task_status)
@@ -497,13 +496,13 @@ class RunningProxy:
         check_identity_fields(config.access, "access.")
         for index, rule in enumerate(config.access.rules):
             check_identity_fields(rule, f"access.rules[{index}].")
-        certificates = self._visitor_certificates(http)
+        certificates = self._certificates.load(http)
         access = Access.from_config(internal) if internal is not None else Access()
+        tls = self._certificates.keep(certificates)
         if http is not None:
-            self._http.configure(http, limits, certificates.context if certificates else None)
+            self._http.configure(http, limits, tls)
             is_local = is_loopback(http.address.host)
             self._gate.configure(config.access, config.limits.access, is_local=is_local)
-        self._certificates = certificates
         self._groups.configure(config.groups)
         self._tcp.configure(limits)
         self._internal.configure(
@@ -513,32 +512,6 @@ class RunningProxy:
         self.store.expire_after = config.limits.internal.session_expiry
         if self._agent_server is None:
             self._set_agents(config)
-
-    def _visitor_certificates(self, http: HttpIngress | None) -> ServerCertificates | None:
-        """The TLS certificates of the ingress. With unchanged files the old object stays, because a
-        new one would void all session tickets. Raises ConfigError.
-        """
-        if http is None or http.tls_certificate is None or http.tls_key is None:
-            return None
-        pairs = [(http.tls_certificate, http.tls_key)]
-        pairs += [(more.certificate, more.key) for more in http.certificates]
-        minimum = ssl.TLSVersion.TLSv1_3
-        if http.tls_min_version == "1.2":
-            minimum = ssl.TLSVersion.TLSv1_2
-        kept = self._certificates
-        if kept is None or (kept.pairs, kept.minimum) != (tuple(pairs), minimum):
-            return ServerCertificates(pairs, minimum)
-        for problem in kept.reload_changed():
-            raise problem
-        return kept
-
-    async def _reload_certificates(self) -> NoReturn:
-        while True:
-            await trio.sleep(RELOAD_INTERVAL)
-            for problem in self._certificates.reload_changed() if self._certificates else ():
-                _log.warning(
-                    "certificate not reloaded", problem=str(problem), effect="the old one stays"
-                )
 
     def _set_agents(self, config: ProxyConfig) -> list[str]:
         """Apply the settings of Socket.IO agents. Returns the connected ones that may not stay."""

@@ -4,14 +4,17 @@ when their files change."""
 from __future__ import annotations
 
 import ssl
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NoReturn
+
+import trio
 
 from tunnelmux.errors import ConfigError
 from tunnelmux.observability import get_logger
 from tunnelmux.transports.tls import load_certificate
 
-__all__ = ["RELOAD_INTERVAL", "CertificatePair", "ServerCertificates"]
+__all__ = ["RELOAD_INTERVAL", "CertificatePair", "ServerCertificates", "follow_renewals"]
 
 _log = get_logger("transports.tls")
 
@@ -106,6 +109,17 @@ class ServerCertificates:
         context = self._by_name.get(name) or self._by_name.get(f"*.{name.partition('.')[2]}")
         if context is not None:
             tls.context = context
+
+
+async def follow_renewals(current: Callable[[], ServerCertificates | None]) -> NoReturn:
+    """Load the files of the present certificates again when they change, until cancelled."""
+    while True:
+        await trio.sleep(RELOAD_INTERVAL)
+        certificates = current()
+        for problem in certificates.reload_changed() if certificates is not None else ():
+            _log.warning(
+                "certificate not reloaded", problem=str(problem), effect="the old one stays"
+            )
 
 
 def _stamp(pair: CertificatePair) -> _Stamp:
