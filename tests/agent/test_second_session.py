@@ -121,7 +121,8 @@ async def test_an_agent_may_be_told_later(
     await start_agent(pair.config(make_config))
     first = await pair.a.next_session()
     assert await call(first, "GET", "/v1/nodes") == 405
-    assert await call(first, "POST", "/v1/nodes", "\0;url=x, ,;, " * 5000) == 204
+    assert await call(first, "POST", "/v1/nodes", "\0;url=x, ,;, " * 5000) == 400
+    assert await call(first, "POST", "/v1/nodes", "\0;url=x, ,;, " * 1000) == 204
     assert await call(first, "POST", "/v1/nodes", pair.nodes("a").decode()) == 204
     await pair.b.next_session()
     assert len(pair.a.requests) == 1

@@ -27,6 +27,7 @@ from tunnelmux.config.rules import split_url
 from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.http import ClientConnection, PeerGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.transports import WayOut, client_context
 from tunnelmux.transports.dialling import open_tcp
@@ -203,8 +204,8 @@ class PairingServer:
 
 def _refuse(where: str, answer: _Answer) -> NoReturn:
     try:
-        problem = msgspec.json.decode(answer.body, type=_Problem)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+        problem = read_json(answer.body, _Problem)
+    except BadJson:
         problem = _Problem()
     if not problem.code:
         raise ConnectError(
@@ -218,8 +219,8 @@ def _refuse(where: str, answer: _Answer) -> NoReturn:
 
 def _decode(answer: _Answer, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(answer.body, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        return read_json(answer.body, kind)
+    except BadJson as exc:
         raise ConnectError(f"the answer cannot be understood: {exc}") from exc
 
 

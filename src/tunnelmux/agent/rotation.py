@@ -13,11 +13,11 @@ from collections.abc import Awaitable, Callable
 import trio
 
 from tunnelmux.agent.link import ProxyLink
+from tunnelmux.agent.short_body import read_short_body
 from tunnelmux.config import Secret
 from tunnelmux.config.rules import InvalidSetting, check_token
 from tunnelmux.errors import ConfigError, ConnectError, ConnectRefused
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
-from tunnelmux.http.body import BadBody
 from tunnelmux.observability import get_logger
 
 __all__ = ["Rotation"]
@@ -89,21 +89,9 @@ class Rotation:
 
 
 async def _read_token(server: ServerConnection, timeout: float) -> Secret:
-    body = bytearray()
+    body = await read_short_body(server, _MAX_BODY, timeout)
     try:
-        with trio.fail_after(timeout):
-            end = False
-            while not end and len(body) <= _MAX_BODY:
-                data, end = await server.read_body()
-                body += data
-    except trio.TooSlowError:
-        message = f"The token was not here within {timeout:g} s."
-        raise Refused(Refusal(408, "body-stalled", message)) from None
-    except BadBody as error:
-        raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
-    try:
-        # A body that is too large was cut, so it is no JSON.
-        token = json.loads(body if len(body) <= _MAX_BODY else b"")["token"]
+        token = json.loads(body)["token"]
         check_token("token", token)
     except (ValueError, KeyError, TypeError, RecursionError, InvalidSetting):
         # The parser's message is left out: it may show a part of the token.

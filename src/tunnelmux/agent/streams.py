@@ -23,6 +23,7 @@ from tunnelmux.agent.own_shell import OwnShell
 from tunnelmux.agent.relay_log import log_relay
 from tunnelmux.agent.rotation import Rotation
 from tunnelmux.agent.services import ServiceTable, may_be_relayed
+from tunnelmux.agent.short_body import read_short_body
 from tunnelmux.agent.sites import SiteTranslation, translation_for
 from tunnelmux.agent.targets import OpenTarget, TargetConnector
 from tunnelmux.config import AgentConfig, ServiceConfig
@@ -40,7 +41,6 @@ from tunnelmux.http import (
     forward,
     requested_service,
 )
-from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
 from tunnelmux.http.head import Field, first_value
 from tunnelmux.mux import Session, Stream
@@ -327,18 +327,8 @@ class StreamServer:
         if request.method != b"POST":
             allow = [(b"Allow", b"POST")]
             raise Refused(Refusal(405, "bad-request", f"{_NODES} takes POST only.", headers=allow))
-        body = b""
-        try:
-            with trio.fail_after(self._limits.response_timeout):
-                is_over = False
-                while not is_over and len(body) <= _LONGEST_NODES:
-                    data, is_over = await server.read_body()
-                    body += data
-        except trio.TooSlowError:
-            raise Refused(Refusal(408, "body-stalled", "The body did not come in time.")) from None
-        except BadBody as error:
-            raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
-        learn(body[:_LONGEST_NODES].decode("latin-1"))
+        body = await read_short_body(server, _LONGEST_NODES, self._limits.response_timeout)
+        learn(body.decode("latin-1"))
         await server.send_response(204, b"No Content", [], end=True)
 
     async def _explain_silence(self, server: ServerConnection, request: RequestHead) -> None:

@@ -10,6 +10,7 @@ import msgspec
 from tunnelmux.agent.assist.clock import Moment
 from tunnelmux.agent.assist.offers import LeaseOffer
 from tunnelmux.config.private_file import write_private
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.observability import get_logger
 
 __all__ = ["AssistMemory", "KeptLease", "KeptState"]
@@ -55,8 +56,8 @@ class AssistMemory:
             _log.error("switch not read", file=str(self.path), cause=error.strerror)
             return KeptState(switch="off")
         try:
-            return msgspec.json.decode(content, type=KeptState)
-        except msgspec.MsgspecError:
+            return read_json(content, KeptState)
+        except BadJson:
             _log.error("switch not read", file=str(self.path), cause="the file is damaged")
             return KeptState(switch="off")
 

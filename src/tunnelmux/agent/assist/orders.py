@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import msgspec
 
 from tunnelmux.agent.assist.desk import AssistDesk
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["MAX_ORDER", "Order", "obey", "read_order"]
 
@@ -31,8 +32,8 @@ def read_order(data: bytes) -> Order | str:
     if len(data) > MAX_ORDER:
         return "it is too long"
     try:
-        return msgspec.json.decode(data, type=Order)
-    except (msgspec.MsgspecError, RecursionError) as error:
+        return read_json(data, Order)
+    except BadJson as error:
         return f"it cannot be understood: {error}"
 
 

@@ -17,9 +17,9 @@ from tunnelmux.agent.assist.control import MakeCode
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.orders import MAX_ORDER, obey, read_order
 from tunnelmux.agent.local_http import LocalHttp, send_content
+from tunnelmux.agent.short_body import read_short_body
 from tunnelmux.config import Address
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection
-from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import field_values, first_value
 from tunnelmux.limits import IngressLimits
 
@@ -102,7 +102,8 @@ class AssistPage:
             raise Refused(Refusal(415, "bad-request", "Send application/json."))
 
     async def _obey(self, server: ServerConnection) -> None:
-        order = read_order(await self._body(server))
+        timeout = self._limits.head_timeout
+        order = read_order(await read_short_body(server, MAX_ORDER, timeout))
         if isinstance(order, str):
             raise Refused(Refusal(400, "bad-request", f"The order is bad: {order}."))
         if order.do == "code":
@@ -110,20 +111,6 @@ class AssistPage:
         else:
             answer = obey(self._desk, order, by="on its page")
         await self._send(server, None, 409 if answer["problem"] else 200, _json(answer))
-
-    async def _body(self, server: ServerConnection) -> bytes:
-        body = bytearray()
-        try:
-            with trio.fail_after(self._limits.head_timeout):
-                end = False
-                while not end and len(body) <= MAX_ORDER:
-                    data, end = await server.read_body()
-                    body += data
-        except trio.TooSlowError:
-            raise Refused(Refusal(408, "body-stalled", "The body took too long.")) from None
-        except BadBody as error:
-            raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
-        return bytes(body)
 
     async def _send(
         self,

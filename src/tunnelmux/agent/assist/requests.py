@@ -6,12 +6,12 @@ import json
 from typing import Annotated, Literal, TypeVar
 
 import msgspec
-import trio
 
 from tunnelmux.agent.assist.desk import AssistDesk
 from tunnelmux.agent.assist.offers import LeaseOffer
+from tunnelmux.agent.short_body import read_short_body
 from tunnelmux.http import Refusal, Refused, RequestHead, ServerConnection, while_visitor_stays
-from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.wire import ASSIST_PATH, LEASE_END_PATH, LEASES_PATH
 
 __all__ = ["ASSIST_PATHS", "serve_assist"]
@@ -112,22 +112,10 @@ def _line(event: dict[str, object]) -> bytes:
 
 
 async def _read(server: ServerConnection, timeout: float, kind: type[T]) -> T:
-    body = bytearray()
+    body = await read_short_body(server, _MAX_BODY, timeout)
     try:
-        with trio.fail_after(timeout):
-            end = False
-            while not end and len(body) <= _MAX_BODY:
-                data, end = await server.read_body()
-                body += data
-    except trio.TooSlowError:
-        message = f"The body was not here within {timeout:g} s."
-        raise Refused(Refusal(408, "body-stalled", message)) from None
-    except BadBody as error:
-        raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
-    try:
-        # A body that is too large was cut, so it is no JSON.
-        return msgspec.json.decode(bytes(body) if len(body) <= _MAX_BODY else b"", type=kind)
-    except msgspec.MsgspecError as error:
+        return read_json(body, kind)
+    except BadJson as error:
         raise Refused(Refusal(400, "bad-request", f"The body is bad: {error}.")) from None
 
 
