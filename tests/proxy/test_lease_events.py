@@ -66,3 +66,12 @@ async def test_a_line_without_an_end_is_not_kept_for_ever(size: int) -> None:
         with pytest.raises(AssistFailed, match="too long"):
             await follow_agent(handle, IngressLimits(), events.append)
     assert [event.type for event in events] == ["switched"]
+
+
+async def test_a_line_that_is_nested_deeply_or_is_no_utf_8_is_passed_over_too() -> None:
+    deep = b'{"type": "switched", "more": ' + b"[" * 20_000 + b"]" * 20_000 + b"}\n"
+    data = deep + b'{"type": "\xff"}\n' + line(type="ended", lease="l1")
+    events: list[AgentEvent] = []
+    async with agent_that_says(chunks(data, 100_000) + b"0\r\n\r\n") as handle:
+        await follow_agent(handle, IngressLimits(), events.append)
+    assert [event.lease for event in events] == ["l1"]

@@ -145,3 +145,15 @@ def test_names_on_the_wire_are_written_once() -> None:
         and "demo" not in path.parts  # a visitor, who writes what a person would
     }
     assert found == set()
+
+
+def test_json_of_others_is_read_in_one_place() -> None:
+    # It names all that a text can do to a reader: a hostile one is not only no JSON.
+    alone = SOURCE / "json_text.py"
+    found = [
+        relative(path)
+        for path in SOURCES
+        if path.is_relative_to(SOURCE) and path != alone
+        if re.search(r"except .*msgspec\.(?:MsgspecError|DecodeError)", path.read_text("utf-8"))
+    ]
+    assert not found

@@ -16,6 +16,7 @@ from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http import ClientConnection
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.wire import AGENT_AUTHORITY, LOGS_PATH
 
@@ -95,8 +96,8 @@ async def _why(client: ClientConnection, status: int) -> str:
         body += piece
     if status == 404:
         return "its agent is too old to show its log: update it"
-    with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError):
-        if said := msgspec.json.decode(body, type=_Problem).detail:
+    with contextlib.suppress(BadJson):
+        if said := read_json(body, _Problem).detail:
             return said
     return f"its agent answered {status}"
 
@@ -115,8 +116,8 @@ async def _read(client: ClientConnection) -> AsyncGenerator[LogLine, None]:
 
 def _line(text: bytes) -> LogLine | None:
     try:
-        said = msgspec.json.decode(text, type=_Wire)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+        said = read_json(text, _Wire)
+    except BadJson as exc:
         raise BadBody(f"a line cannot be understood: {exc}") from exc
     if said.missing:
         return LogLine(missing=said.missing)

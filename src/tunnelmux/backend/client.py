@@ -36,6 +36,7 @@ from tunnelmux.errors import (
 from tunnelmux.http import ClientConnection, Field, PeerGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import has_member
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.sessions import (
@@ -206,7 +207,7 @@ class ProxyClient:
 
     async def get_session(self, token: str) -> SessionSummary:
         """The live session of this token; raises SessionNotFound."""
-        found = msgspec.json.decode(await self._call("GET", _path_of(token)), type=_Session)
+        found = read_json(await self._call("GET", _path_of(token)), _Session)
         return SessionSummary(
             token=found.token,
             user_id=found.user_id,
@@ -220,7 +221,7 @@ class ProxyClient:
         """Every live session, or those of one device only."""
         query = f"?{urlencode({'device': device})}" if device is not None else ""
         body = await self._call("GET", f"/internal/sessions{query}")
-        return msgspec.json.decode(body, type=_Sessions).sessions
+        return read_json(body, _Sessions).sessions
 
     async def close_session(self, token: str) -> None:
         """End the session of this token now; raises SessionNotFound."""
@@ -235,7 +236,7 @@ class ProxyClient:
         asked = {"device": device, "limit": limit}
         query = urlencode({key: value for key, value in asked.items() if value is not None})
         body = await self._call("GET", f"/internal/visits?{query}" if query else "/internal/visits")
-        return msgspec.json.decode(body, type=_Visits).visits
+        return read_json(body, _Visits).visits
 
     async def close_visit(self, visit_id: str) -> None:
         """End the visit of this id now; raises ApiCallFailed when it is over already."""
@@ -248,7 +249,7 @@ class ProxyClient:
     async def list_traffic(self, *, tenant: str = "", top: int = 20) -> TrafficList:
         """How much devices have moved, the busiest first: those of one tenant, or all."""
         path = f"/internal/traffic?{urlencode({'top': top, 'tenant': tenant})}"
-        return msgspec.json.decode(await self._call("GET", path), type=TrafficList)
+        return read_json(await self._call("GET", path), TrafficList)
 
     # -- forwarding -----------------------------------------------------------------------------
 
@@ -273,14 +274,14 @@ class ProxyClient:
             wanted["body"] = base64.b64encode(body).decode("ascii")
         if timeout is not None:
             wanted["timeout_ms"] = max(1, round(timeout * 1000))
-        answer = msgspec.json.decode(
+        answer = read_json(
             await self._call(
                 "POST",
                 "/internal/forward/http",
                 msgspec.json.encode(wanted),
                 timeout=max(self._timeout, timeout or self._limits.response_timeout) + _SLACK,
             ),
-            type=_Forwarded,
+            _Forwarded,
         )
         return ForwardedResponse(answer.status, answer.headers, base64.b64decode(answer.body))
 
@@ -488,7 +489,7 @@ class ProxyClient:
     async def decide_access(self, device: str, service: str, user: str, **more: str) -> Decision:
         """Whether a person may reach a service now; `more` are `role`, `name` and `address`."""
         query = urlencode({"device": device, "service": service, "user": user, **more})
-        return msgspec.json.decode(await self._call("GET", f"{_ACCESS}?{query}"), type=Decision)
+        return read_json(await self._call("GET", f"{_ACCESS}?{query}"), Decision)
 
     # -- inspections ----------------------------------------------------------------------------
 
@@ -498,20 +499,18 @@ class ProxyClient:
         """Inspect a service for a time. `more` may be `bodies` and `askedBy`."""
         wanted = {"id": inspection_id, "device": device, "service": service, "seconds": seconds}
         body = msgspec.json.encode(wanted | more)
-        return msgspec.json.decode(await self._call("POST", _INSPECTIONS, body), type=Inspection)
+        return read_json(await self._call("POST", _INSPECTIONS, body), Inspection)
 
     async def list_inspections(self) -> list[Inspection]:
         """The inspections that run now."""
-        return msgspec.json.decode(
-            await self._call("GET", _INSPECTIONS), type=_Inspections
-        ).inspections
+        return read_json(await self._call("GET", _INSPECTIONS), _Inspections).inspections
 
     async def get_inspection(self, inspection_id: str) -> tuple[Inspection, list[InspectedRequest]]:
         """One inspection with its requests, newest first and without bodies; raises
         SessionNotFound.
         """
         answer = await self._call("GET", f"{_INSPECTIONS}/{quote(inspection_id, safe='')}")
-        found = msgspec.json.decode(answer, type=_InspectionDetails)
+        found = read_json(answer, _InspectionDetails)
         return found.inspection, found.requests
 
     async def end_inspection(self, inspection_id: str) -> None:
@@ -530,7 +529,7 @@ class ProxyClient:
             answer = await self._call("POST", f"{path}/replay")
         else:
             answer = await self._call("GET", path)
-        return msgspec.json.decode(answer, type=InspectedRequest)
+        return read_json(answer, InspectedRequest)
 
     # -- below ----------------------------------------------------------------------------------
 
@@ -625,8 +624,8 @@ def _request_event(fields: Fields) -> RequestSeen | int:
 
 def _decoded(data: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(data, type=kind)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return read_json(data, kind)
+    except BadJson as error:
         raise BadBody(f"an event is malformed: {error}") from None
 
 
@@ -659,8 +658,8 @@ def _no_commands() -> ApiCallFailed:
 
 def _raise_error(status: int, body: bytes) -> NoReturn:
     try:
-        problem = msgspec.json.decode(body, type=_Error).error
-    except msgspec.MsgspecError:
+        problem = read_json(body, _Error).error
+    except BadJson:
         problem = _Problem("UNKNOWN", "the answer is not the internal API's: check the address")
     if problem.code == "NOT_FOUND":
         raise SessionNotFound("the proxy has no live session with this token")

@@ -20,6 +20,7 @@ from tunnelmux.commands import (
     decode_event,
 )
 from tunnelmux.http import ClientConnection, PeerGone
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["CommandEvents", "DeviceResult", "decode_results", "encode_call"]
 
@@ -62,8 +63,8 @@ class CommandEvents(AsyncIterator[tuple[str, Event]]):
         if _object(line).get("event") != "begin":
             raise PeerGone("its first line does not list the devices")
         try:
-            begin = msgspec.json.decode(line, type=_Begin)
-        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            begin = read_json(line, _Begin)
+        except BadJson as error:
             raise PeerGone(f"it is malformed: {error}") from None
         self.command_id = begin.command_id
         self.devices = begin.devices
@@ -181,5 +182,5 @@ def decode_results(body: bytes) -> list[DeviceResult]:
                 reason=entry.result.reason,
             ),
         )
-        for entry in msgspec.json.decode(body, type=_Document).results
+        for entry in read_json(body, _Document).results
     ]

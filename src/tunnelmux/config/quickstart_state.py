@@ -8,6 +8,7 @@ import msgspec
 
 from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["INTERNAL_SECRET", "QuickstartState"]
 
@@ -40,8 +41,8 @@ class QuickstartState(msgspec.Struct, frozen=True, kw_only=True):
         """Raises ConfigError when no proxy was started there."""
         file = state_dir / _FILE
         try:
-            return msgspec.json.decode(file.read_bytes(), type=cls)
-        except (OSError, msgspec.DecodeError) as error:
+            return read_json(file.read_bytes(), cls)
+        except (OSError, BadJson) as error:
             raise ConfigError(
                 f"{file} cannot be read, and it tells how devices reach the proxy: start "
                 "tunnelmux-proxy --quickstart first, or name its directory with --state-dir"

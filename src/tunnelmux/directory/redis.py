@@ -26,6 +26,7 @@ from tunnelmux.directory.places import (
 from tunnelmux.directory.resp import Redis, RedisFailed, Script
 from tunnelmux.directory.scripts import PREFIX, SCRIPTS, whole
 from tunnelmux.errors import DirectoryAway, NodeNameTaken
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = ["RedisDirectory"]
@@ -201,8 +202,8 @@ def _nodes_in(records: list[str]) -> dict[str, Node]:
     nodes = {}
     for record in records:
         try:
-            one = msgspec.json.decode(record, type=Node)
-        except msgspec.DecodeError as error:
+            one = read_json(record, Node)
+        except BadJson as error:
             _log.warning("record of a node not read", cause=str(error))
             continue
         if _NAME.fullmatch(one.name):  # it goes into fields of requests

@@ -19,6 +19,7 @@ from tunnelmux.http.body import BadBody
 from tunnelmux.http.connection import ClientConnection, ServerConnection, UpstreamGone
 from tunnelmux.http.head import Field, RequestHead, ResponseHead, first_value
 from tunnelmux.http.refusal import PROBLEM_TYPE
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.transports.tcp import take_socket
@@ -156,8 +157,8 @@ def _told(head: ResponseHead, body: bytes) -> str:
     """The message of a refusal: the `detail` of a problem document, or the plain text."""
     kind = first_value(head.headers, b"content-type") or b""
     if kind.partition(b";")[0].strip().lower() == PROBLEM_TYPE:
-        with contextlib.suppress(msgspec.DecodeError):
-            return msgspec.json.decode(body, type=_Problem).detail.strip()
+        with contextlib.suppress(BadJson):
+            return read_json(body, _Problem).detail.strip()
     return body.decode("utf-8", "replace").strip()
 
 

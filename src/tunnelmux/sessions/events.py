@@ -11,6 +11,7 @@ from typing import Literal
 import msgspec
 import trio
 
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.sessions.handle import utc_now
 from tunnelmux.sessions.summary import SessionSummary, shorten_token
 
@@ -41,8 +42,8 @@ class SessionEvent(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):
 def numbered_event(number: int, text: str | bytes) -> SessionEvent | None:
     """The event that JSON of another process says, with this number; None where it says none."""
     try:
-        event = msgspec.json.decode(text, type=SessionEvent)
-    except msgspec.DecodeError:
+        event = read_json(text, SessionEvent)
+    except BadJson:
         return None
     return msgspec.structs.replace(event, seq=number)
 

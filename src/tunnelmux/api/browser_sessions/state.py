@@ -10,6 +10,7 @@ import msgspec
 
 from tunnelmux.api.browser_sessions.keys import KeyRing, SealedValueRefused
 from tunnelmux.api.oidc.provider import Attempt, Tokens
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["ATTEMPT_LIFETIME", "KeptTokens", "PendingSignIn", "PendingSignIns"]
 
@@ -49,8 +50,8 @@ class PendingSignIns:
             return cls([])
         try:
             content = keys.open(sealed, "pending")
-            return cls(msgspec.json.decode(content, type=list[PendingSignIn]))
-        except (SealedValueRefused, msgspec.DecodeError):
+            return cls(read_json(content, list[PendingSignIn]))
+        except (SealedValueRefused, BadJson):
             return cls([])
 
     def sealed(self, keys: KeyRing) -> bytes:
@@ -102,8 +103,8 @@ class KeptTokens(msgspec.Struct, frozen=True):
         if not sealed:
             return None
         try:
-            return msgspec.json.decode(keys.open(sealed, "tokens"), type=cls)
-        except (SealedValueRefused, msgspec.DecodeError):
+            return read_json(keys.open(sealed, "tokens"), cls)
+        except (SealedValueRefused, BadJson):
             return None
 
     def sealed(self, keys: KeyRing) -> bytes:

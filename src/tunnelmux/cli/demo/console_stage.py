@@ -45,6 +45,7 @@ from tunnelmux.config.api import ApiConfig, GatewayEndpoint, RecordingsConfig
 from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import TunnelmuxError
 from tunnelmux.gateway.certificates import new_authority_key
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.proxy import RunningProxy, run_proxy
 from tunnelmux.wire import TUNNEL_PATH
 
@@ -246,8 +247,8 @@ async def _log_lines(stream: trio.abc.ReceiveStream) -> AsyncIterator[dict[str, 
         *lines, waiting = (waiting + data).split(b"\n")
         for line in lines:
             try:
-                yield msgspec.json.decode(line, type=dict[str, str], strict=False)
-            except msgspec.MsgspecError:
+                yield read_json(line, dict[str, str], strict=False)
+            except BadJson:
                 yield {"event": line.decode("utf-8", "replace")}
 
 

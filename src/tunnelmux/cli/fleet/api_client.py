@@ -21,6 +21,7 @@ from tunnelmux.errors import ConfigError, ConnectError
 from tunnelmux.http import ClientConnection, PeerGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import Field
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.transports import WayOut, client_context
 from tunnelmux.transports.dialling import open_tcp
@@ -167,8 +168,8 @@ class ApiClient:
     def refuse(self, status: int, body: bytes) -> NoReturn:
         """Raise the error that an unsuccessful answer means."""
         try:
-            problem = msgspec.json.decode(body, type=_Problem)
-        except (msgspec.MsgspecError, UnicodeDecodeError):
+            problem = read_json(body, _Problem)
+        except BadJson:
             problem = _Problem()
         if not problem.code:
             raise ConnectError(
@@ -187,8 +188,8 @@ class ApiClient:
 
     def _decode(self, body: bytes, kind: type[T]) -> T:
         try:
-            return msgspec.json.decode(body, type=kind)
-        except (msgspec.MsgspecError, UnicodeDecodeError) as exc:
+            return read_json(body, kind)
+        except BadJson as exc:
             message = f"the answer of {self.server} cannot be understood ({exc}): is it of another "
             raise ConnectError(f"{message}version?") from exc
 

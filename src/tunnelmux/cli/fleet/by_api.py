@@ -30,6 +30,7 @@ from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import ConnectError
 from tunnelmux.http import PeerGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.sessions import RequestFilter, RequestSeen
 
 __all__ = ["ApiFleet"]
@@ -335,25 +336,23 @@ class ApiFleet(Fleet):
 def _request(said: dict[str, str]) -> SeenRequest | None:
     try:
         if said["event"] == "dropped":
-            return SeenRequest(
-                kind="dropped", count=msgspec.json.decode(said["data"], type=_Dropped).count
-            )
-        return SeenRequest.of(msgspec.json.decode(said["data"], type=RequestSeen))
-    except (KeyError, msgspec.MsgspecError):
+            return SeenRequest(kind="dropped", count=read_json(said["data"], _Dropped).count)
+        return SeenRequest.of(read_json(said["data"], RequestSeen))
+    except (KeyError, BadJson):
         return None  # of a newer server
 
 
 def _log_line(said: dict[str, str]) -> LogLine:
     try:
-        return msgspec.json.decode(said.get("data", "{}"), type=LogLine)
-    except msgspec.MsgspecError:
+        return read_json(said.get("data", "{}"), LogLine)
+    except BadJson:
         return LogLine()  # of a newer server
 
 
 def _event(said: dict[str, str]) -> tuple[str, FleetEvent]:
     try:
-        content = msgspec.json.decode(said.get("data", "{}"), type=_Event)
-    except msgspec.MsgspecError:
+        content = read_json(said.get("data", "{}"), _Event)
+    except BadJson:
         content = _Event()
     return said.get("id", ""), FleetEvent(
         kind=said["event"],

@@ -30,6 +30,7 @@ from tunnelmux.cli.fleet.model import (
 from tunnelmux.errors import ConnectError, SessionClosed, SessionError, SessionNotFound
 from tunnelmux.http import ClientConnection, ConnectFailed, PeerGone, open_connect
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import relay
 from tunnelmux.sessions import RequestFilter, SessionSummary
@@ -258,8 +259,8 @@ class ProxyFleet(Fleet):
                 while not end and len(body) <= _MAX_INFO:
                     piece, end = await client.read_body()
                     body += piece
-            return msgspec.json.decode(body, type=_Info)
-        except (PeerGone, BadBody, trio.TooSlowError, msgspec.MsgspecError):
+            return read_json(body, _Info)
+        except (PeerGone, BadBody, trio.TooSlowError, BadJson):
             return _Info()  # not our agent: everything else is known without it
         finally:
             await trio.aclose_forcefully(stream)

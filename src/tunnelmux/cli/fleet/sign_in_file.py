@@ -10,6 +10,7 @@ import msgspec
 from tunnelmux.config import Secret
 from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["SignIn", "forget_sign_in", "read_sign_in", "sign_in_file", "write_sign_in"]
 
@@ -43,12 +44,12 @@ def read_sign_in(file: Path) -> SignIn | None:
         if file.stat().st_mode & 0o077:
             raise ConfigError(f"{file} holds a token, and others may read it: chmod 600 {file}")
         with file.open("rb") as source:
-            content = msgspec.json.decode(source.read(_MAX_SIZE), type=_Content)
+            content = read_json(source.read(_MAX_SIZE), _Content)
     except FileNotFoundError:
         return None
     except OSError as exc:
         raise ConfigError(f"{file} cannot be read ({exc.strerror})") from None
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except BadJson:
         raise ConfigError(f"{file} is not what `tunnelmux login` writes: sign in again") from None
     ca_file = Path(content.ca_file) if content.ca_file else None
     return SignIn(server=content.server, token=Secret(content.token), ca_file=ca_file)

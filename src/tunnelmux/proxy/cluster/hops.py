@@ -8,7 +8,6 @@ import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from datetime import datetime
 
-import msgspec
 import trio
 
 from tunnelmux.directory import Node, Place
@@ -18,6 +17,7 @@ from tunnelmux.http import ConnectFailed, Field, UpstreamGone, open_connect
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.connection import ClientConnection
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits, Limits
 from tunnelmux.mux import Session, Stream
 from tunnelmux.observability import get_logger
@@ -387,6 +387,6 @@ class Hops:
 def _there_in(body: bytes, node: str) -> DeviceThere:
     """Raises ConnectError."""
     try:
-        return msgspec.json.decode(body, type=DeviceThere)
-    except msgspec.DecodeError as error:
+        return read_json(body, DeviceThere)
+    except BadJson as error:
         raise ConnectError(f"node {node} answered something else: {error}") from error

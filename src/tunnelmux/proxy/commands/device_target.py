@@ -25,6 +25,7 @@ from tunnelmux.commands import (
 from tunnelmux.http import ClientConnection, Field, Refused, ResponseHead, UpstreamGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.head import first_value
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.proxy.visitors.routing import Router
@@ -194,8 +195,8 @@ async def _refusal(client: ClientConnection, head: ResponseHead) -> Exited:
         data, end = await client.read_body()
         body += data
     try:
-        message = msgspec.json.decode(body, type=_Error).error.message
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        message = read_json(body, _Error).error.message
+    except BadJson:
         message = body[:500].decode("utf-8", "replace").strip()
     message = as_sentence(message)
     match head.status:

@@ -24,6 +24,7 @@ from tunnelmux.commands import (
 from tunnelmux.commands.request import check_line, read_fields
 from tunnelmux.http import VisitorGone
 from tunnelmux.http.head import has_member
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
@@ -101,8 +102,8 @@ class CommandCalls:
         )
         body = await read_whole_body(call, most=most, over=ApiError("BODY_TOO_LARGE", text))
         try:
-            content = msgspec.json.decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            content = read_json(body, object)
+        except BadJson as error:
             raise ApiError("INVALID_JSON", str(error)) from None
         try:
             return self._understand(content, limits, call.remote)

@@ -15,6 +15,7 @@ import trio
 from tunnelmux.http import ClientConnection, Field, ResponseHead, UpstreamGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.fields import end_to_end
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.proxy.internal.answers import ApiError
 from tunnelmux.proxy.internal.sessions import (
@@ -89,8 +90,8 @@ def base64_length(size: int) -> int:
 def decode_forward_request(body: bytes) -> ForwardHTTPRequest:
     """The request in a JSON body. Raises ApiError."""
     try:
-        return msgspec.json.decode(body, type=ForwardHTTPRequest)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        return read_json(body, ForwardHTTPRequest)
+    except BadJson as error:
         raise ApiError("INVALID_JSON", str(error)) from None
 
 

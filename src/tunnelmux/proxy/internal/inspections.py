@@ -9,6 +9,7 @@ import msgspec
 from msgspec import Meta
 
 from tunnelmux.http import RequestHead
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import InternalLimits, most_of_one_tenant
 from tunnelmux.proxy.internal.answers import Answer, ApiError
 from tunnelmux.proxy.internal.bodies import Closed
@@ -82,8 +83,8 @@ class InspectionCalls:
         over = ApiError("BODY_TOO_LARGE", f"the call has more than {LARGEST_CALL} bytes")
         body = await read_whole_body(call, most=LARGEST_CALL, over=over)
         try:
-            wanted = msgspec.json.decode(body, type=InspectionRequest)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            wanted = read_json(body, InspectionRequest)
+        except BadJson as error:
             raise ApiError("INVALID_JSON", str(error)) from None
         limits, inspector = call.limits, self._inspector
         if wanted.seconds > limits.max_inspection_time:

@@ -15,6 +15,7 @@ from tunnelmux.commands import LineSplitter
 from tunnelmux.errors import SessionError, TunnelmuxError
 from tunnelmux.http import ClientConnection, UpstreamGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.registry.leases import Lease
 from tunnelmux.relay import abort
@@ -111,8 +112,8 @@ async def follow_agent(
             while not end:
                 data, end = await client.read_body()
                 for line in splitter.feed(data):
-                    with suppress(msgspec.MsgspecError):
-                        take(msgspec.json.decode(line, type=AgentEvent))
+                    with suppress(BadJson):
+                        take(read_json(line, AgentEvent))
                 if splitter.waiting > _MAX_LINE:
                     raise AssistFailed("a line from the agent is too long")
 
@@ -133,8 +134,8 @@ async def _post(
                 while not end and len(answer) < _MAX_ANSWER:
                     data, end = await client.read_body()
                     answer += data
-                return msgspec.json.decode(answer, type=kind)
-            except msgspec.MsgspecError:
+                return read_json(answer, kind)
+            except BadJson:
                 raise AssistFailed("the agent's answer cannot be understood") from None
             except (UpstreamGone, BadBody) as error:
                 raise AssistFailed(f"the tunnel broke: {error}") from None

@@ -18,6 +18,7 @@ import msgspec
 from tunnelmux.config import Secret
 from tunnelmux.config.private_file import write_private
 from tunnelmux.errors import ConfigError, TunnelmuxError
+from tunnelmux.json_text import BadJson, read_json
 
 __all__ = ["INVITATION_LIFETIME", "InvitationRefused", "Invitations", "NameRefused"]
 
@@ -96,8 +97,8 @@ class Invitations:
         names = set()
         for file in self._folder.glob("*.json"):
             try:
-                invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
-            except (OSError, msgspec.DecodeError):
+                invitation = read_json(file.read_bytes(), _Invitation)
+            except (OSError, BadJson):
                 continue  # the running proxy has just used it, or the file is not ours
             if invitation.suggests is not None and invitation.expires_at > self._clock():
                 names.add(invitation.suggests)
@@ -118,7 +119,7 @@ class Invitations:
         file = self._open_file(token)
         used = file.with_suffix(".used")
         try:
-            invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
+            invitation = read_json(file.read_bytes(), _Invitation)
             if invitation.expires_at <= self._clock():
                 raise InvitationRefused(f"this invitation has expired: {_AGAIN}")
             _check_name(invitation, name, is_taken=is_taken)
@@ -130,7 +131,7 @@ class Invitations:
                     f"this invitation was used already, and each works once: {_AGAIN}"
                 ) from None
             return False
-        except (OSError, msgspec.DecodeError) as error:
+        except (OSError, BadJson) as error:
             raise InvitationRefused(
                 "the proxy cannot read this invitation; make another with tunnelmux-proxy invite, "
                 "as the user the proxy runs as"
@@ -143,10 +144,10 @@ class Invitations:
     def _forget_old(self) -> None:
         for file in self._folder.iterdir():
             try:
-                invitation = msgspec.json.decode(file.read_bytes(), type=_Invitation)
+                invitation = read_json(file.read_bytes(), _Invitation)
                 if invitation.expires_at + _REMEMBERED <= self._clock():
                     file.unlink(missing_ok=True)
-            except (OSError, msgspec.DecodeError):
+            except (OSError, BadJson):
                 continue  # the proxy has just used it, root made it, or it is not ours
 
 

@@ -12,6 +12,7 @@ from tunnelmux.config import Secret
 from tunnelmux.errors import SessionError
 from tunnelmux.http import ClientConnection, UpstreamGone
 from tunnelmux.http.body import BadBody
+from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import IngressLimits
 from tunnelmux.relay import abort
 from tunnelmux.sessions import LocalHandle
@@ -82,7 +83,7 @@ async def _ask(client: ClientConnection, token: Secret) -> Delivery:
         text = answer[:500].decode("utf-8", "replace").strip()
         return Delivery(refused=True, cause=text or f"the agent answered {head.status}")
     try:
-        said = msgspec.json.decode(answer, type=_Answer)
-    except msgspec.MsgspecError:
+        said = read_json(answer, _Answer)
+    except BadJson:
         return Delivery(refused=False, cause="the agent's answer cannot be understood")
     return Delivery(refused=False, cause="" if said.proved else said.cause or "it was not used yet")
