@@ -11,8 +11,10 @@ from functools import partial
 from pathlib import Path
 
 import h11
+import msgspec
 import trio
 
+from support.doors import Doors
 from tunnelmux.agent import RunningAgent, run_agent
 from tunnelmux.config import (
     AgentConfig,
@@ -31,6 +33,7 @@ from tunnelmux.config import (
 )
 from tunnelmux.config.access import AccessConfig
 from tunnelmux.config.assist import AssistConfig
+from tunnelmux.config.cluster import ClusterConfig
 from tunnelmux.proxy import RunningProxy, run_proxy
 
 __all__ = ["BROWSER", "PROGRAM", "Answer", "Guarded", "Visitor", "guarded"]
@@ -105,6 +108,8 @@ class Guarded:
     def __init__(self, proxy: RunningProxy, trust: ssl.SSLContext | None) -> None:
         self.proxy = proxy
         self.agent: RunningAgent
+        self.entry: RunningProxy
+        """Where the agent connects: this proxy, or its other node."""
         self.requests = 0
         """How many the target got."""
         self.set_cookies: list[bytes] = []
@@ -115,6 +120,20 @@ class Guarded:
     def port(self) -> int:
         assert self.proxy.http_address is not None
         return self.proxy.http_address.port
+
+    async def run_other(
+        self, nursery: trio.Nursery, config: ProxyConfig, doors: Doors | None
+    ) -> None:
+        """Start the node where the agent connects."""
+        self.entry = await nursery.start(partial(run_proxy, config))
+        assert self.entry.registered is not None
+        await self.entry.registered.wait_loaded(20)
+        if doors is not None:
+            doors.leads_to = {"a": self.proxy.tunnel_address, "b": self.entry.tunnel_address}
+        with trio.fail_after(30):
+            for one in (self.proxy, self.entry):
+                while len(one.cluster.membership.nodes) < 2:  # type: ignore[union-attr]  # noqa: ASYNC110
+                    await trio.sleep(0.02)
 
     async def visitor(self) -> Visitor:
         stream: trio.abc.Stream = await trio.open_tcp_stream("127.0.0.1", self.port)
@@ -189,11 +208,14 @@ async def guarded(
     otel: OtelConfig | None = None,
     tcp: str | None = None,
     named_sites: tuple[str, ...] = (),
+    redis: str | None = None,
+    doors: Doors | None = None,
 ) -> AsyncIterator[Guarded]:
     """A proxy with these rules. The device dev1 is one of proxy.toml, or with a *registry_url* the
     one with *token* there. All *services* lead to the same target. With a folder for its state
     (*assists*), the agent takes leases, and its serial number is SN-123. A TCP port leads to the
-    service *tcp*. The agent reads the requests to *named_sites* itself."""
+    service *tcp*. The agent reads the requests to *named_sites* itself. With a *redis*, the proxy
+    is the node a of a cluster, and the agent connects to its node b; with *doors*, to both."""
     http = HttpIngress(
         listen="127.0.0.1:0",
         domain=domain,
@@ -215,17 +237,22 @@ async def guarded(
         else RegistrySource(),
     )
     async with trio.open_nursery() as nursery:
+        if redis is not None:
+            config = as_node(config, redis, "a", doors)
         proxy: RunningProxy = await nursery.start(partial(run_proxy, config))
         if proxy.registered is not None:
             await proxy.registered.wait_loaded(20)
         this = Guarded(proxy, tls[1] if tls else None)
+        this.entry = proxy
+        if redis is not None:
+            await this.run_other(nursery, as_node(config, redis, "b", doors), doors)
         [listener] = await nursery.start(
             partial(trio.serve_tcp, this.serve, 0, host="127.0.0.1", handler_nursery=nursery)
         )
         target = f"http://127.0.0.1:{listener.socket.getsockname()[1]}"
         agent = AgentConfig(
             proxy=ProxyEndpoint(
-                url=f"ws://{proxy.tunnel_address}/tunnel/connect", token=token or _TOKEN
+                url=f"ws://{this.entry.tunnel_address}/tunnel/connect", token=token or _TOKEN
             ),
             device=Device(name="dev1", serial="SN-123", state_dir=assists)
             if assists
@@ -237,7 +264,29 @@ async def guarded(
             ],
         )
         this.agent = await nursery.start(run_agent, agent)
-        assert await proxy.store.wait_for_device("dev1", trio.current_time() + 20)
+        for one in {proxy, this.entry} if doors is None else {this.entry}:
+            assert await one.store.wait_for_device("dev1", trio.current_time() + 20)
+        if doors is not None:
+            await has_both(proxy, this.entry)
         with trio.fail_after(60):
             yield this
         nursery.cancel_scope.cancel()
+
+
+def as_node(config: ProxyConfig, redis: str, name: str, doors: Doors | None) -> ProxyConfig:
+    """The same as a node of this name."""
+    cluster = ClusterConfig(
+        redis=Secret(redis),
+        listen="127.0.0.1:0",
+        node=name,
+        agent_url=doors.url(name) if doors is not None else None,
+    )
+    registry = msgspec.structs.replace(config.registry, name=name)
+    return msgspec.structs.replace(config, cluster=cluster, registry=registry)
+
+
+async def has_both(*nodes: RunningProxy) -> None:
+    """Return when the agent has a session with each of them."""
+    with trio.fail_after(30):
+        while any(node.store.own_device("dev1") is None for node in nodes):  # noqa: ASYNC110
+            await trio.sleep(0.02)
