@@ -42,6 +42,8 @@ class Nodes:
     ) -> None:
         self.redis = redis
         self.doors = doors
+        self.redis_urls: dict[str, str] = {}
+        """Other ways to Redis, by node."""
         self.domains: dict[str, str] = {}
         """The failure domains of nodes, by name."""
         self.by_name: dict[str, RunningProxy] = {}
@@ -53,7 +55,7 @@ class Nodes:
 
     def config(self, name: str, **more: object) -> ProxyConfig:
         cluster = ClusterConfig(
-            redis=Secret(self.redis.url),
+            redis=Secret(self.redis_urls.get(name, self.redis.url)),
             listen="127.0.0.1:0",
             node=name,
             agent_url=self.doors.url(name) if self.doors is not None else None,
@@ -150,6 +152,7 @@ async def running_nodes(
     *,
     doors: Doors | None = None,
     domains: Mapping[str, str] = MappingProxyType({}),
+    redis_urls: Mapping[str, str] = MappingProxyType({}),
     **more: Any,
 ) -> AsyncIterator[Nodes]:
     """These nodes for the length of the block, on an empty Redis."""
@@ -157,6 +160,7 @@ async def running_nodes(
     async with trio.open_nursery() as nursery:
         nodes = Nodes(redis, nursery, doors)
         nodes.domains |= domains
+        nodes.redis_urls |= redis_urls
         for name in names:
             await nodes.start(name, **more)
         try:

@@ -45,6 +45,10 @@ _ASK_TIMEOUT = 2.0
 _REDIAL = 0.25
 # Seconds after a node could not be reached until it is dialled again.
 
+_BELIEVED = 2.0
+# Seconds for which a node that is not in the directory is believed about a device. The device may
+# have connected elsewhere, which that node is not told: as long as a superseded session may last.
+
 _MOST_BYTES = 65_536
 # Bytes of a node's answer about one device.
 
@@ -68,6 +72,12 @@ class Hop:
         """Whether this start of the node is still a member of the cluster."""
         known = self._owner.membership.nodes.get(self.node.name)
         return known is not None and known.incarnation == self.node.incarnation
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether the node has left the directory and is here all the same, as one that has lost
+        its way to Redis."""
+        return self.session is not None and self.node.name not in self._owner.membership.nodes
 
     @property
     def session(self) -> Session | None:
@@ -162,6 +172,7 @@ class ThereHandle(SessionHandle):
         self._there = there
         self._limits = limits
         self._has_moved = False
+        self._until = trio.current_time() + _BELIEVED if hop.is_silent else math.inf
         generation = b"%s: %d\r\n\r\n" % (GENERATION_FIELD, there.generation)
         self._head = connect_head(device).removesuffix(b"\r\n") + generation
 
@@ -255,6 +266,8 @@ class ThereHandle(SessionHandle):
 
     @property
     def is_closed(self) -> bool:
+        if self._until < math.inf:
+            return self._has_moved or not self._hop.session or trio.current_time() >= self._until
         return self._has_moved or not self._hop.is_there
 
     def summary(self) -> SessionSummary:
@@ -352,10 +365,22 @@ class Hops:
 
         return sorted(places, key=rank)
 
+    async def reach_silent(self, device: str) -> ThereHandle | None:
+        """The device's session at a node that is connected and not in the directory."""
+        for hop in [hop for hop in self._by_start.values() if hop.is_silent]:
+            try:
+                body = await hop.ask(b"GET", f"{DEVICE_PATH}{device}".encode("ascii"))
+                if body is not None:
+                    there = _there_in(body, hop.node.name)
+                    return ThereHandle(hop, device, there, self.http_limits)
+            except ConnectError as error:
+                _log.info("device not reached", device=device, node=hop.node.name, cause=str(error))
+        return None
+
     def tidy(self) -> None:
-        """Close sessions to nodes that have left."""
+        """Close sessions to starts of nodes that others have followed, and forget what is over."""
         for key, hop in list(self._by_start.items()):
-            if not hop.is_there:
+            if not hop.is_there and not hop.is_silent:
                 hop.end()
                 if hop.session is None:
                     del self._by_start[key]

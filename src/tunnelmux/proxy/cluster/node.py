@@ -110,6 +110,7 @@ class ClusterNode(abc.ABC):
 
     def leave(self) -> None:
         """Leave the cluster: other nodes no longer find devices here. Streams on hops go on."""
+        self.server.has_left = True
         self._running.cancel(reason="the node leaves its cluster")
 
     @abc.abstractmethod

@@ -56,6 +56,9 @@ class HopServer:
         """Knows the sessions of this node; without it, there are none."""
         self.hops: Hops | None = None
         """The ways to other processes."""
+        self.has_left = False
+        """Whether this node has left its cluster: it tells of no device, and serves those who are
+        there."""
         self.lookup: Callable[[str], Awaitable[OwnHandle]] | None = None
         """The session of this process with that token; raises SessionError."""
         self._at_workers: dict[str, ThereHandle] = {}
@@ -210,6 +213,8 @@ class HopServer:
         await server.close()
 
     async def _there(self, device: str, from_worker: bool) -> DeviceThere:
+        if self.has_left:
+            raise _moved("This node has left its cluster.")
         if (handle := self._own(device)) is not None:
             return self._described(handle, self._members.generation_of(device))
         if not from_worker:

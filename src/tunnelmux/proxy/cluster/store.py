@@ -151,13 +151,19 @@ class ClusterStore(MemoryStore):
                 _log.info("device not reached", device=name, node=place.node, cause=str(error))
                 continue
             if there is not None:
-                self._unreachable.pop(name, None)
-                self._there[name] = there
-                if len(self._there) > _MOST_KNOWN:
-                    del self._there[next(iter(self._there))]
-                return there
+                return self._note_there(name, there)
+        # What the directory knows counts, as a node that it does not know may be far behind.
+        if (there := await hops.reach_silent(name)) is not None:
+            return self._note_there(name, there)
         if places:
             now = trio.current_time()
             if self._unreachable.get(name, -math.inf) < now - _FORGET:
                 self._unreachable[name] = now
         return super().live_device(name)
+
+    def _note_there(self, name: str, there: ThereHandle) -> ThereHandle:
+        self._unreachable.pop(name, None)
+        self._there[name] = there
+        if len(self._there) > _MOST_KNOWN:
+            del self._there[next(iter(self._there))]
+        return there
