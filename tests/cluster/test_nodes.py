@@ -18,7 +18,9 @@ from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.config.groups import GroupConfig
 from tunnelmux.limits import IngressLimits
+from tunnelmux.mux import Stream
 from tunnelmux.proxy.cluster.hops import ThereHandle
+from tunnelmux.proxy.cluster.server import HopServer
 from tunnelmux.relay import relay, reset_socket
 from tunnelmux.sessions import OwnHandle
 
@@ -121,6 +123,25 @@ async def test_requests_over_a_hop_are_carried_by_the_pump(
         assert before is not None
         await before.close()
         assert (await nodes.get("a")).status == 200
+
+
+async def test_a_new_visitor_costs_the_node_of_the_device_no_task(
+    nodes: Nodes, web: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: list[bytes] = []
+    serve = HopServer._serve_stream
+
+    async def spy(self: HopServer, stream: Stream, from_worker: bool) -> None:
+        served.append(stream._engine_stream.peek(8))
+        await serve(self, stream, from_worker)
+
+    monkeypatch.setattr(HopServer, "_serve_stream", spy)
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        assert (await nodes.get("a")).status == 200
+        served.clear()  # the question about the device, and the request by h11
+        for _ in range(5):
+            assert (await nodes.get("a", method="POST", body=b"x")).status == 200
+        assert served == []
 
 
 async def test_a_cut_of_the_target_is_a_cut_for_the_visitor(nodes: Nodes) -> None:

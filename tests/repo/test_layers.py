@@ -14,7 +14,7 @@ from support.tree import ROOT, SOURCE
 COMPILED_LAYERS = [
     ["pump.http_relay"],
     ["pump.legs", "pump.followers"],
-    ["pump.relay"],
+    ["pump.relay", "pump.joined"],
     ["pump.passing"],
     ["pump.tunnel", "pump.sockets"],
     ["pump.pump_socket"],

@@ -299,6 +299,23 @@ class Session:
         relay.start_connecting(answer, head_size)
         return relay
 
+    def join_offer(
+        self, offered: EngineStream, onward: Session, *, head_size: int = 0, answer: bytes = b""
+    ) -> bool:
+        """Join a stream that `on_offer` was asked about to a new stream of *onward*, which the same
+        pump carries: *answer* is sent, and all but its first *head_size* bytes passed on. False
+        when that cannot be had without waiting; then the stream is untouched."""
+        from tunnelmux.pump.joined import join_streams
+
+        assert self._tunnel is not None  # nothing is offered without
+        stream = onward._open_for_relay(b"")
+        if stream is None or onward._tunnel is None:
+            return False
+        offered.drop(head_size)
+        offered.send(answer)
+        join_streams(self._tunnel, offered, onward._tunnel, stream)
+        return True
+
     def adopt(self, stream: EngineStream) -> Stream:
         """The stream of a relay that was handed back, for a task to use."""
         return Stream(self, stream)

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from tunnelmux.mux.session import Session
     from tunnelmux.pump.data_pump import Owner
+    from tunnelmux.pump.joined import JoinedStream
     from tunnelmux.pump.pump_socket import PumpSocket
     from tunnelmux.pump.relay import Relay
     from tunnelmux.yamux.streams import EngineStream
@@ -180,6 +181,18 @@ class Stream(trio.abc.HalfCloseableStream):
         if tunnel is None:
             raise ValueError("this session is not carried by a pump")
         return Relay(tunnel, self._engine_stream, local, owner)
+
+    def join_in_pump(self, other: Stream, owner: Owner) -> JoinedStream | None:
+        """Join the two streams in the pump that carries both their sessions; None where no pump
+        does. *owner* is called at the end, and nothing else may use either stream until then."""
+        from tunnelmux.pump.joined import join_streams
+
+        self._require_open()
+        other._require_open()
+        one, two = self.session.tunnel, other.session.tunnel
+        if one is None or two is None:
+            return None
+        return join_streams(one, self._engine_stream, two, other._engine_stream, owner)
 
     # -- waiting ----------------------------------------------------------------------------
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -11,6 +14,7 @@ from tunnelmux.directory import Node
 from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import ConnectError, SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import RequestHead, ServerConnection, VisitorGone, accept_connect
+from tunnelmux.http.connect import CONNECT_ANSWER
 from tunnelmux.http.head import first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits, Limits
@@ -29,6 +33,9 @@ from tunnelmux.relay import abort, join
 from tunnelmux.sessions import CLOSED_BY_CALL, LocalHandle, OwnHandle
 from tunnelmux.wire import GENERATION_FIELD, RESERVED_FIELD
 
+if TYPE_CHECKING:
+    from tunnelmux.yamux.streams import EngineStream
+
 __all__ = ["HopServer", "is_worker"]
 
 _log = get_logger("proxy.cluster")
@@ -39,6 +46,15 @@ _MOST_KNOWN = 10_000
 
 _CLAIM_TIMEOUT = 1.0
 # Seconds for a session that has just begun to get its generation.
+
+_LONGEST_HEAD = 256
+# Bytes that are examined: the head below with the longest name is shorter.
+
+_PLAIN_HEAD = re.compile(
+    rb"CONNECT ([a-z0-9-]{1,63}) HTTP/1\.1\r\nHost: \1\r\n%s: ([1-9][0-9]{0,15})\r\n\r\n"
+    % GENERATION_FIELD
+)
+# What `ThereHandle` sends for a visitor.
 
 
 def is_worker(node: Node) -> bool:
@@ -72,6 +88,7 @@ class HopServer:
         """Serve one connection until it ends, of the node that is known to be *name*. What another
         machine asks goes on to the worker that has the device; what a worker asks does not."""
         session = Session(stream, is_client=False, limits=self._limits, pump=self.pump)
+        session.on_offer = partial(self._take, session, from_worker)
         is_told = self._lines.may_write(name)
         if is_told:
             _log.info("hop opened", node=name, remote=remote)
@@ -81,6 +98,27 @@ class HopServer:
             nursery.cancel_scope.cancel()
         if is_told:
             _log.info("hop ended", node=name, remote=remote, reason=str(session.error))
+
+    def _take(self, session: Session, from_worker: bool, offered: EngineStream) -> bool:
+        """Join a visitor's stream to its device without a task, where nothing has to be waited for,
+        looked up or refused. True if so; every other stream goes to `_serve_stream` untouched."""
+        found = _PLAIN_HEAD.match(offered.peek(_LONGEST_HEAD))
+        if found is None or self.membership is None:
+            return False
+        device, generation = found[1].decode("ascii"), int(found[2])
+        handle = self._own(device)
+        if handle is None:
+            there = None if from_worker else self._at_workers.get(device)
+            if there is None or there.generation != generation or (way := there.way_now()) is None:
+                return False
+            return session.join_offer(offered, way[0])  # the worker reads the head, and answers
+        if generation != self.membership.generation_of(device):
+            return False
+        if not handle.has_room(self._http_limits.reserved_streams):
+            return False
+        return session.join_offer(
+            offered, handle.session, head_size=found.end(), answer=CONNECT_ANSWER
+        )
 
     @property
     def _members(self) -> Membership[OwnHandle]:
