@@ -323,6 +323,8 @@ async def test_an_answer_of_somebody_else_may_be_tried_again_and_is_described(
         (b"Sun, 22 Nov 2026 02:00:00 GMT", 0.0),
         (b"soon", None),
         (b"-5", None),
+        (b"\xb2", None),  # a superscript two is a digit for str.isdigit, and no number for float
+        (b"9" * 30 + b" Jan 2026 00:00:00 GMT", None),
     ],
 )
 async def test_retry_after_is_seconds_or_a_date(value: bytes, seconds: float | None) -> None:
@@ -332,6 +334,7 @@ async def test_retry_after_is_seconds_or_a_date(value: bytes, seconds: float | N
             b"Content-Length: 0\r\n\r\n" % value
         )
     )
+    assert isinstance(error, ConnectRefused)
     assert error.retry_after == seconds
 
 

@@ -510,7 +510,7 @@ def _stranger(status: int, fields: dict[bytes, str]) -> str:
 def _retry_after(fields: dict[bytes, str]) -> float | None:
     """Retry-After (RFC 9110 10.2.3) in seconds; a date counts from the answer's own Date."""
     value = fields.get(b"retry-after", "").strip()
-    if value.isdigit():
+    if value.isascii() and value.isdigit():
         return min(float(value[:9]), _MAX_RETRY_AFTER)
     import email.utils  # imported here: a megabyte that is seldom needed
 
@@ -518,5 +518,5 @@ def _retry_after(fields: dict[bytes, str]) -> float | None:
         until = email.utils.parsedate_to_datetime(value)
         now = email.utils.parsedate_to_datetime(fields.get(b"date", ""))
         return min(max((until - now).total_seconds(), 0.0), _MAX_RETRY_AFTER)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None

@@ -260,7 +260,7 @@ class Probe:
         date = first_value(head.headers, b"date")
         try:
             there = parsedate_to_datetime((date or b"").decode("latin-1"))
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError):
             return Finding(
                 check="clock", outcome="unknown", said="the server does not tell its time"
             )
