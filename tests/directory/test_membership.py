@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from typing import Any
 
 import pytest
@@ -11,76 +10,10 @@ import trio
 import trio.testing
 from structlog.testing import capture_logs
 
-from tunnelmux.directory import (
-    LEASE,
-    Beat,
-    Claim,
-    Directory,
-    Heard,
-    Held,
-    LocalDirectory,
-    Node,
-    Place,
-    PlaceBook,
-)
+from support.far_directory import FarDirectory, Network
+from tunnelmux.directory import LEASE, Claim, LocalDirectory, Node, PlaceBook
 from tunnelmux.directory.membership import Membership
 from tunnelmux.errors import DirectoryAway
-
-ANSWER_TIMEOUT = 1.0
-
-
-class Network:
-    """What lies between the nodes and their directory."""
-
-    def __init__(self, seed: int = 1, *, loss: float = 0.0, slowest: float = 0.0) -> None:
-        self._random = random.Random(seed)
-        self.loss = loss
-        self.slowest = slowest
-        self.cut: set[str] = set()
-
-    async def pass_one(self, node: str) -> None:
-        """One message goes through, or is lost."""
-        await trio.sleep(self._random.uniform(0, self.slowest))
-        if node in self.cut or self._random.random() < self.loss:
-            await trio.sleep_forever()
-
-
-class FarDirectory(Directory):
-    """A directory behind such a network: what is asked may be done, and not be answered."""
-
-    def __init__(self, near: Directory, network: Network, node: str) -> None:
-        self._near = near
-        self._network = network
-        self._node = node
-
-    async def _ask(self, name: str, *arguments: Any) -> Any:
-        with trio.move_on_after(ANSWER_TIMEOUT):
-            await self._network.pass_one(self._node)
-            answer = await getattr(self._near, name)(*arguments)
-            await self._network.pass_one(self._node)
-            return answer
-        raise DirectoryAway("no answer came")
-
-    async def claim(self, device: str, instance: str, least: int = 0) -> Claim:
-        return await self._ask("claim", device, instance, least)  # type: ignore[no-any-return]
-
-    async def release(self, device: str, generation: int) -> bool:
-        return await self._ask("release", device, generation)  # type: ignore[no-any-return]
-
-    async def find(self, device: str) -> list[Place]:
-        return await self._ask("find", device)  # type: ignore[no-any-return]
-
-    async def beat(self, me: Node, heard: Heard) -> Beat:
-        return await self._ask("beat", me, heard)  # type: ignore[no-any-return]
-
-    async def republish(self, held: Sequence[Held]) -> None:
-        await self._ask("republish", held)
-
-    async def sweep(self) -> int:
-        return await self._ask("sweep")  # type: ignore[no-any-return]
-
-    async def leave(self) -> None:
-        await self._ask("leave")
 
 
 class Cluster:
@@ -254,6 +187,33 @@ async def test_a_dead_node_is_told_of_and_its_places_swept(
         assert await b.find("dev1") == []
         await trio.sleep(61)
         assert cluster.book.sweep() == 0  # `b` did it
+        nursery.cancel_scope.cancel()
+
+
+async def test_places_are_swept_once_for_each_node_that_is_gone(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    """A sweep looks at all places, of which there may be millions."""
+    async with trio.open_nursery() as nursery:
+        cluster = Cluster(nursery)
+        for name in "abc":
+            await cluster.join(name)
+        sweeps = []
+        sweep = cluster.book.sweep
+
+        def counted() -> int:
+            sweeps.append(trio.current_time())
+            return sweep()
+
+        cluster.book.sweep = counted  # type: ignore[method-assign]
+        await trio.sleep(600)
+        assert len(sweeps) == 1  # what was there before they came
+        cluster.network.cut = {"c"}
+        await trio.sleep(600)
+        assert len(sweeps) == 2
+        await cluster.join("b", "2")  # the program was started again
+        await trio.sleep(600)
+        assert len(sweeps) == 3
         nursery.cancel_scope.cancel()
 
 

@@ -33,7 +33,8 @@ _RETRY = 0.5
 # Seconds until a directory that gave no answer is asked again.
 
 _SWEEP_INTERVAL = 60.0
-# Seconds between two sweeps for places of dead nodes.
+# Seconds between two sweeps for places of dead nodes: a sweep looks at all places, so there is one
+# only when a node has gone since the last.
 
 _GOODBYE = 1.0
 # Seconds that the last call of a node that shuts down may take.
@@ -87,6 +88,7 @@ class Membership(Generic[S]):
         self._known: dict[str, list[Place]] = {}
         self._change = trio.Event()
         self._is_complete = False
+        self._may_sweep = True  # nodes may have gone before this one came
         self._failures = RepeatedLines("device not written to the directory")
 
     # -- what this node reports -----------------------------------------------------------------
@@ -234,6 +236,9 @@ class Membership(Generic[S]):
         others = {name: node.incarnation for name, node in nodes.items() if name != self.me.name}
         for name in sorted(set(before) - set(nodes) - {self.me.name}):
             _log.warning("node gone", node=name)
+        for name, known in before.items():
+            if name not in nodes or nodes[name].incarnation != known.incarnation:
+                self._may_sweep = True
         for name, incarnation in sorted(others.items()):
             if name not in before or before[name].incarnation != incarnation:
                 _log.info("node joined", node=name, address=nodes[name].address)
@@ -263,11 +268,13 @@ class Membership(Generic[S]):
     async def _sweep(self) -> NoReturn:
         while True:  # until the node ends
             await trio.sleep(_SWEEP_INTERVAL)
-            if self.is_away or self.me.name != min(self.nodes, default=""):
+            if self.is_away or self.me.name != min(self.nodes, default="") or not self._may_sweep:
                 continue
+            self._may_sweep = False
             try:
                 count = await self._directory.sweep()
             except DirectoryAway:
+                self._may_sweep = True
                 continue  # the beats report that the directory is away
             if count:
                 _log.info("places of dead nodes removed", count=count)
