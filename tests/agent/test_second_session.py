@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import trio
+from structlog.testing import capture_logs
 
 from support.fake_proxy import FakeProxy, No, fake_proxy
 from tunnelmux import Session
-from tunnelmux.agent import RunningAgent
+from tunnelmux.agent import RunningAgent, run_agent
 from tunnelmux.agent.link import ProxyLink
 from tunnelmux.agent.monitoring import describe_health
 from tunnelmux.agent.nodes import KnownNodes
@@ -112,6 +114,32 @@ async def test_each_is_made_again_by_itself(
     second.abort()
     for proxy in (pair.a, pair.b):
         assert await call(await proxy.next_session(), "GET", "/v1/info") == 200
+
+
+@pytest.mark.parametrize("ends_by", ["news", "loss"])
+async def test_it_is_not_in_a_hurry_while_the_other_session_serves(
+    ends_by: str, pair: Pair, make_config: MakeConfig, nursery: trio.Nursery
+) -> None:
+    """All agents of a node that died would keep the other one busy with refusing them."""
+    calm = BackoffConfig(minimum=600, maximum=600, early=0.01)
+    proxy = ProxyEndpoint(url=pair.a.url, token=Secret("t1"))
+    config = make_config(proxy=proxy, backoff=calm)
+    await nursery.start(partial(run_agent, config, uniform=lambda _least, most: most))
+    first, second = await pair.a.next_session(), await pair.b.next_session()
+    waits: list[float] = []
+    with capture_logs() as logs, trio.fail_after(30):
+        first.abort()
+        while not waits:
+            await trio.sleep(0.01)
+            waits = [line["retry_in"] for line in logs if line["event"] == "connecting again"]
+    assert waits == [6000.0]
+    if ends_by == "news":
+        assert await call(second, "POST", "/v1/nodes", pair.nodes("b").decode()) == 204
+        assert await call(await pair.a.next_session(), "GET", "/v1/info") == 200
+        assert not second.is_closed
+    else:
+        second.abort()
+        assert await call(await pair.a.next_session(), "GET", "/v1/info") == 200
 
 
 async def test_an_agent_may_be_told_later(

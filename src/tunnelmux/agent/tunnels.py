@@ -45,6 +45,10 @@ _log = get_logger("agent")
 _MOST_SESSIONS = 2
 # Slots: as many as [proxy] sessions may say.
 
+_UNHURRIED = 10
+# How many times longer a slot waits while another session serves. When one of two nodes dies, all
+# agents have lost a session at once, and the other node can only refuse them.
+
 _MOST_NEXT = 4
 # Next sessions beside the present one of a slot: a proxy ends the older ones within its drain.
 
@@ -121,6 +125,7 @@ class Tunnels:
         self._serving: dict[Session, trio.CancelScope] = {}
         self._direct: dict[Session, DirectConnector] = {}
         self._change = trio.Event()
+        self._told = 0  # times that a session told of nodes
         self._pump: DataPump | None = None
         self._was_connected = False
         self._is_draining = False
@@ -198,6 +203,7 @@ class Tunnels:
     def learn_nodes(self, session: Session, value: str) -> None:
         """The proxy tells on this session of the nodes of its cluster."""
         here = self._learn(value)
+        self._told += 1
         for slot in self._slots:
             if slot.session is session and slot.now is not None:
                 slot.now, slot.last = replace(slot.now, node=here), here
@@ -271,12 +277,28 @@ class Tunnels:
                     await self._wait_turn(slot)
                     delay = await self._attempt(slot)
                     if not self._is_draining:
-                        await trio.sleep(delay)
+                        await self._rest(delay)
             for successor in slot.next:
                 successor.scope.cancel(reason="the agent is draining")
         except (ConnectError, ConfigError) as error:
             self._problem = error
             self._nursery.cancel_scope.cancel(reason="the proxy refused this agent for good")
+
+    async def _rest(self, delay: float) -> None:
+        """Wait so long before the next attempt. While another session serves, that ends soon after
+        the proxy has told of nodes, or that session is over."""
+        if not self.sessions_now:
+            await trio.sleep(delay)
+            return
+        told, backoff = self._told, self._config.backoff
+        with trio.move_on_after(delay):
+            while self.sessions_now and self._told == told:
+                await self._change.wait()
+            await trio.sleep(self._uniform(0.0, min(backoff.early, backoff.maximum)))
+
+    def _hurry(self, delay: float) -> float:
+        """That wait, or a longer one while another session serves."""
+        return delay if self.session is None else delay * _UNHURRIED
 
     async def _wait_turn(self, slot: _Slot) -> None:
         """Return when there is a session for this slot to make."""
@@ -345,7 +367,7 @@ class Tunnels:
         if replacer is not None and not self._is_draining:
             return self._note_replaced(replacer, held)
         slot.backoff.held(held)
-        delay = slot.backoff.next_delay()
+        delay = self._hurry(slot.backoff.next_delay())
         if not self._is_draining:
             _log.info("connecting again", retry_in=round(delay, 3))
         return delay
@@ -361,7 +383,7 @@ class Tunnels:
         if is_final and (slot.index or not await falls_back(self.link, error)):
             source = self.link.credentials.source
             raise refused_for_good(error, credential=source) from error
-        delay = slot.backoff.next_delay(error.retry_after, is_ours=error.is_ours)
+        delay = self._hurry(slot.backoff.next_delay(error.retry_after, is_ours=error.is_ours))
         if is_double:
             _log.debug("already connected there", cause=str(error), retry_in=round(delay, 3))
         else:

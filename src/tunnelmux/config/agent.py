@@ -456,7 +456,7 @@ class BackoffConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     restarted are back at once."""
 
     maximum: float = 30.0
-    """The longest wait."""
+    """The longest wait; ten times that while another session serves."""
 
     replaced: float = 30.0
     """The wait, at least half of it, after another agent has replaced this one. It doubles up to
