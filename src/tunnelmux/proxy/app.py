@@ -391,8 +391,7 @@ class RunningProxy:
         sessions = self._tunnel.sessions
         streams = _live_streams(sessions)
         if not self.succession.is_followed:  # else their agents have others already
-            for handle in sessions:
-                handle.session.go_away()
+            await self.succession.send_away(sessions, self._grace.deadline)
         with self._grace:
             while (  # noqa: ASYNC110
                 self.succession.is_awaited

@@ -15,6 +15,7 @@ from tunnelmux.proxy.tunnels.registered import RegisteredDevices
 from tunnelmux.proxy.tunnels.tunnel import TunnelServer
 from tunnelmux.proxy.visitors.ingress_http import HttpIngressServer
 from tunnelmux.proxy.visitors.listeners import ListenerSet
+from tunnelmux.sessions import LocalHandle
 
 if TYPE_CHECKING:
     from tunnelmux.proxy.cluster.node import ClusterNode
@@ -24,6 +25,13 @@ __all__ = ["AGENTS_FIRST", "Succession"]
 
 AGENTS_FIRST = frozenset({"tunnel", "cluster"})
 """The listeners that accept from the start; the others do when agents are there."""
+
+_SPREAD = 3.2
+# Seconds over which many agents are told to go: they knock at the nodes that stay, one after the
+# other, instead of all at once.
+
+_MANY = 100
+# Sessions from which on it takes that long.
 
 _LINGER = 1.0
 # Seconds that this process stays once the next program serves.
@@ -41,6 +49,7 @@ class Succession:
         registered: RegisteredDevices | None,
     ) -> None:
         self._until = -math.inf
+        self._has_others = False
         self._listeners = listeners
         self._http = http
         self._presence = presence
@@ -74,11 +83,20 @@ class Succession:
         """Leave the cluster. Agents make their next session at another node, if there is one, while
         visitors go on here; *until* then (`trio.current_time()`) at the latest.
         """
-        has_others = cluster.has_others
+        self._has_others = cluster.has_others
         cluster.leave()
-        if has_others:
+        if self._has_others:
             with trio.move_on_at(until):
                 await self.move_agents()
+
+    async def send_away(self, sessions: Sequence[LocalHandle], until: float) -> None:
+        """Tell these agents to go, *until* then (`trio.current_time()`) at the latest: one after
+        the other where they go to other nodes. Those that have moved notice nothing."""
+        pause = _SPREAD / max(len(sessions), _MANY)
+        for handle in sessions:
+            handle.session.go_away()
+            if self._has_others and trio.current_time() < until:
+                await trio.sleep(pause)
 
     def keep_agents(self) -> None:
         """Accept agents again: the next program has failed."""

@@ -493,9 +493,9 @@ cdef class HttpRelay(LegUser):
         return not self.sent_again and self.request.kept.size > 0 and self.request.may_repeat()
 
     cdef int send_again(self) except -1:
-        """Send the request once more, on a new leg: a target may close an idle connection just when
-        a request is sent on it."""
+        """Send the request once more, on a new leg: a target may have closed its just then."""
         self.sent_again = True
+        self.ending = min(self.ending, HANDS_OVER)  # its own `close` counts when it is sent
         self.answer.state_ = ANSWER_NONE
         self.request.move(SEND_AGAIN)
         self.want_turn()
