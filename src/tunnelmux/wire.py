@@ -16,6 +16,7 @@ __all__ = [
     "ASSIST_FIELD",
     "ASSIST_PATH",
     "BESIDE_FIELD",
+    "CALLER_FIELD",
     "CLOSE_REPLACED",
     "CREDENTIAL_PATH",
     "DEFAULT_SERVICE_FIELD",
@@ -89,6 +90,9 @@ EXEC_PATH = "/v1/exec"
 
 GENERATION_FIELD = b"Tunnelmux-Generation"
 """From a node of a cluster to another node: which session of the device is meant."""
+
+CALLER_FIELD = b"Tunnelmux-Caller"
+"""From a worker to another one: the address of the caller on whose behalf it calls."""
 
 SILENCE_PATH = b"/v1/silence"
 """Where the agent's own API says why the target of a service (`SERVICE_FIELD`) gave no answer: 200

@@ -511,7 +511,6 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f'there is no device "{ingress.device}": add it under [[devices]], or name '
                     f"one of {', '.join(names) or 'them (there are none yet)'}",
                 )
-        self._check_workers()
         self._check_listeners()
         self._check_access(names)
         self._check_agent_names(names)
@@ -600,16 +599,6 @@ class ProxyConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
                     f"socketio.agents[{index}].group",
                     f'"{agent.group}" is also a device or an agent: give the group another name',
                 )
-
-    def _check_workers(self) -> None:
-        if self.proxy.count == 1:
-            return
-        if self.socketio is not None:
-            raise InvalidSetting(
-                "proxy.workers",
-                "and [socketio] do not go together: its agents are known to one process only. "
-                "Leave workers at 1, or give those agents a proxy of their own",
-            )
 
     def _check_listeners(self) -> None:
         listeners = {"tunnel.listen": self.tunnel.address}

@@ -139,6 +139,10 @@ class Dispatcher:
         known = self._expected_names
         self._lost_at = {name: at for name, at in self._lost_at.items() if name in known}
 
+    def are_expected(self, names: Sequence[str]) -> bool:
+        """Whether one of these names is that of such a target, or of a group of them."""
+        return not self._expected_names.isdisjoint(names)
+
     @property
     def _expected_names(self) -> set[str]:
         groups = {group for group in self._expected.values() if group is not None}

@@ -22,8 +22,9 @@ from tunnelmux.commands import (
     new_command_id,
 )
 from tunnelmux.commands.request import check_line, read_fields
-from tunnelmux.http import VisitorGone
-from tunnelmux.http.head import has_member
+from tunnelmux.errors import ConnectError
+from tunnelmux.http import UpstreamGone, VisitorGone
+from tunnelmux.http.head import first_value, has_member
 from tunnelmux.json_text import BadJson, read_json
 from tunnelmux.limits import InternalLimits
 from tunnelmux.observability import get_logger
@@ -31,7 +32,8 @@ from tunnelmux.proxy.commands.dispatcher import Dispatcher, UnknownDevices
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
 from tunnelmux.proxy.internal.bodies import MAX_SHARED_ID, ExecAnswer, ExecRequest, ExecResult
 from tunnelmux.proxy.internal.body import read_whole_body
-from tunnelmux.proxy.internal.routes import Call
+from tunnelmux.proxy.internal.routes import Call, Others
+from tunnelmux.wire import CALLER_FIELD
 
 __all__ = ["CommandCalls"]
 
@@ -71,7 +73,12 @@ class CommandCalls:
 
     async def serve(self, call: Call) -> None:
         """Answer one call and close its connection. A caller that leaves ends its commands."""
-        wanted = await self._read(call)
+        wanted, body = await self._read(call)
+        if call.others is not None and self._dispatcher.are_expected(wanted.names):
+            holder = await call.others.socketio_at()
+            if holder:
+                await _pass_on(call, call.others, holder, body)
+                return
         server, limits = call.server, call.limits
         server.finish_soon()  # makes the answer announce that the connection closes
         work = _Work(self._dispatcher, wanted)
@@ -93,7 +100,7 @@ class CommandCalls:
                 seconds=round(trio.current_time() - started, 4),
             )
 
-    async def _read(self, call: Call) -> _Wanted:
+    async def _read(self, call: Call) -> tuple[_Wanted, bytes]:
         limits = call.limits
         most = limits.max_exec_request
         text = (
@@ -106,7 +113,7 @@ class CommandCalls:
         except BadJson as error:
             raise ApiError("INVALID_JSON", str(error)) from None
         try:
-            return self._understand(content, limits, call.remote)
+            return self._understand(content, limits, call.remote), body
         except InvalidCommand as error:
             raise ApiError("INVALID_COMMAND", str(error), field=error.field or None) from None
 
@@ -223,6 +230,48 @@ class _Work:
         else:
             self.succeeded += 1
         await report(name, command, end)
+
+
+# -- by another worker -------------------------------------------------------------------------
+
+
+async def _pass_on(call: Call, others: Others, holder: str, body: bytes) -> None:
+    """Have that worker run all commands of the call, since it has the agents for some of them, and
+    pass its answer on as it comes."""
+    server, fields = call.server, [(CALLER_FIELD, call.remote.encode("latin-1", "replace"))]
+    if (accepted := first_value(call.request.headers, b"accept")) is not None:
+        fields.append((b"Accept", accepted))
+    server.finish_soon()
+    problem = ""
+    is_complete = False
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_watch, server, nursery.cancel_scope)
+        try:
+            target = call.request.target
+            async with others.exchange(holder, b"POST", target, body, fields) as client:
+                head = await client.read_head()  # no deadline: the commands have theirs
+                kept = [one for one in head.headers if one[0].lower() in _PASSED_ON]
+                await server.send_response(head.status, head.reason, kept)
+                is_over = False
+                while not is_over:
+                    data, is_over = await client.read_body()
+                    await _send(server, data, call.limits.exec_stall, end=is_over)
+            is_complete = True
+        except (ConnectError, UpstreamGone) as error:
+            problem = str(error)
+        except VisitorGone:
+            pass  # raised below, where no nursery wraps it in a group
+        nursery.cancel_scope.cancel(reason="the answer is over")
+    if problem and not server.response_started:
+        text = f"{holder}, which has the agents by Socket.IO, ended: {problem}"
+        raise ApiError("TUNNEL_ERROR", f"{text}. Whether the command was run is not known")
+    if not is_complete:
+        raise VisitorGone(problem or "the caller left before its commands had ended")
+    await server.close()
+
+
+_PASSED_ON = frozenset({b"content-type", b"cache-control", b"x-accel-buffering", b"date"})
+# Fields of an answer that go on to the caller.
 
 
 # -- as events --------------------------------------------------------------------------------

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import parse_qsl, unquote
 
-from tunnelmux.http import RequestHead
+from tunnelmux.http import Field, RequestHead
+from tunnelmux.http.connection import ClientConnection
 from tunnelmux.http.head import first_value
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.proxy.internal.answers import Answer, ApiConnection, ApiError
@@ -31,6 +32,20 @@ class Others(Protocol):
 
     def stream(self, name: str, target: bytes) -> AbstractAsyncContextManager[AsyncIterator[bytes]]:
         """The content of one worker's answer, as it comes. Raises ConnectError."""
+
+    async def socketio_at(self) -> str:
+        """The name of the other worker that has the agents by Socket.IO; empty where it is this
+        one, or none."""
+
+    def exchange(
+        self,
+        name: str,
+        method: bytes,
+        target: bytes,
+        body: bytes = b"",
+        fields: Sequence[Field] = (),
+    ) -> AbstractAsyncContextManager[ClientConnection]:
+        """A call of that worker, whose answer is to be read. Raises ConnectError."""
 
     def tell_figures(self, text: bytes) -> None:
         """Send the parent this worker's metrics, as they were last shown."""

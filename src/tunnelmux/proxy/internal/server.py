@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 
 from tunnelmux.errors import ConnectError, SessionExpired, SessionNotFound
 from tunnelmux.http import Refusal, Refused, RequestHead, VisitorGone
+from tunnelmux.http.head import first_value
 from tunnelmux.limits import IngressLimits, InternalLimits
 from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.commands.dispatcher import Dispatcher
@@ -49,6 +50,7 @@ from tunnelmux.sessions import (
 )
 from tunnelmux.transports import start_server_tls
 from tunnelmux.transports.admission import Admission, Place, source_of
+from tunnelmux.wire import CALLER_FIELD
 
 __all__ = ["InternalServer", "InternalSettings"]
 
@@ -350,6 +352,8 @@ class InternalServer:
         place: Place | None,
     ) -> bool:
         others = self.others if place is not None else None
+        if place is None and (caller := first_value(request.headers, CALLER_FIELD.lower())):
+            remote = caller.decode("latin-1")
         route: Route | None = None
         code = "ok"
         started = trio.current_time()

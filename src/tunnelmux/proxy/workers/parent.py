@@ -32,7 +32,14 @@ from tunnelmux.proxy.reports import ReloadReport
 from tunnelmux.proxy.visitors.listeners import Binder
 from tunnelmux.proxy.workers.events import SharedEvents
 from tunnelmux.proxy.workers.link import Link, LinkLost, Reply, close_all
-from tunnelmux.proxy.workers.seats import AGENTS_SLOT, AgentDesk, Bound, Seat
+from tunnelmux.proxy.workers.seats import (
+    AGENTS_SLOT,
+    SOCKETIO_SLOT,
+    AgentDesk,
+    Bound,
+    Seat,
+    SocketIODesk,
+)
 from tunnelmux.proxy.workers.upgrade import PassVisitor
 from tunnelmux.proxy.workers.watch import Watch
 from tunnelmux.proxy.workers.words import (
@@ -42,6 +49,7 @@ from tunnelmux.proxy.workers.words import (
     ENROLLED,
     EVENT,
     FIGURES,
+    HAS_SOCKETIO,
     LISTEN,
     MAKE_WAY,
     MOVE,
@@ -125,6 +133,7 @@ class WorkersParent:
         }
         self._seats = {name: Seat(name) for name in worker_names(count, node)}
         self._agents = AgentDesk(self._seats.values())
+        self._socketio = SocketIODesk(self._seats.values())
         # Of an agent's two sessions, none is on the same machine as the other.
         self._book = PlaceBook(
             lease=math.inf, most_places=1, on_news=self._tell_news, on_change=self._note_change
@@ -271,20 +280,26 @@ class WorkersParent:
 
     async def move_agents(self) -> None:
         """Accept no more agents; those that are here make sessions with the next program."""
-        for bound in self._bound.values():
-            bound.scope.cancel(reason="another program accepts there")
+        self._cease_to_accept(AGENTS_SLOT)
         await self._call_all(MOVE)
 
     def keep_agents(self) -> None:
         """Accept agents again: the next program has failed."""
         for address, bound in self._bound.items():
-            bound.scope = trio.CancelScope()
-            self._accept_from(address, bound)
+            if address.slot == AGENTS_SLOT:
+                bound.scope = trio.CancelScope()
+                self._accept_from(address, bound)
 
     async def make_way(self, pass_visitor: PassVisitor) -> None:
         """The next program serves. Returns when no worker accepts any more; a drain follows."""
         self._pass_visitor = pass_visitor
+        self._cease_to_accept(SOCKETIO_SLOT)
         await self._call_all(MAKE_WAY)
+
+    def _cease_to_accept(self, slot: str) -> None:
+        for address, bound in self._bound.items():
+            if address.slot == slot:
+                bound.scope.cancel(reason="another program accepts there")
 
     async def _call_all(
         self, what: str, *, timeout: float = _RELOAD_TIMEOUT, but: Seat | None = None
@@ -444,6 +459,8 @@ class WorkersParent:
             return Reply()
         if what == ENDED_FIGURES:
             return Reply(self._ended_figures)
+        if what == HAS_SOCKETIO:
+            return Reply(self._socketio.holder.encode())
         if what == NODE_KEY and self._node is not None:
             return Reply(self._node.identity.pem)
         if what == REACH:
@@ -495,9 +512,16 @@ class WorkersParent:
 
     def _accept_from(self, address: Address, bound: Bound) -> None:
         """Accept agents, if it is their listener."""
-        if address.slot == AGENTS_SLOT:
-            for listener in bound.listeners:
+        for listener in bound.listeners:
+            if address.slot == AGENTS_SLOT:
                 self._nursery.start_soon(self._agents.accept_from, bound, listener)
+            elif address.slot == SOCKETIO_SLOT:
+                self._nursery.start_soon(self._accept_socketio, bound, listener)
+
+    async def _accept_socketio(self, bound: Bound, listener: trio.SocketListener) -> None:
+        # No deadline: until then, the program before this one has them.
+        await self._takes_visitors.wait()
+        await self._socketio.accept_from(bound, listener)
 
     def _unlisten(self, seat: Seat, address: Address) -> None:
         bound = self._bound.get(address)
@@ -573,6 +597,7 @@ class WorkersParent:
         self._news.set()
         self._news = trio.Event()
         self._agents.note_change()
+        self._socketio.note_change()
 
 
 class _Ear:

@@ -15,12 +15,15 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.workers.link import Link, LinkLost
 from tunnelmux.proxy.workers.words import AGENT, Agent
 
-__all__ = ["AGENTS_SLOT", "AgentDesk", "Bound", "Seat"]
+__all__ = ["AGENTS_SLOT", "SOCKETIO_SLOT", "AgentDesk", "Bound", "Seat", "SocketIODesk"]
 
 _log = get_logger("proxy.workers")
 
 AGENTS_SLOT = "tunnel"
 """The listener where agents connect."""
+
+SOCKETIO_SLOT = "socketio"
+"""The listener where agents by Socket.IO connect."""
 
 _MOST_UNSEATED = 64
 # Agents that wait in one worker for a place to shake hands; the others wait in the kernel.
@@ -89,6 +92,8 @@ class Bound:
 class AgentDesk:
     """Accepts agents, and gives each to the worker that has the fewest."""
 
+    slot = AGENTS_SLOT
+
     def __init__(self, seats: Collection[Seat]) -> None:
         self._seats = seats
         self._news = trio.Event()
@@ -100,7 +105,7 @@ class AgentDesk:
 
     async def accept_from(self, bound: Bound, listener: trio.SocketListener) -> None:
         """Accept from there until that is closed."""
-        told = msgspec.json.encode(Agent(AGENTS_SLOT))
+        told = msgspec.json.encode(Agent(self.slot))
         with bound.scope:
             while True:
                 try:
@@ -112,33 +117,67 @@ class AgentDesk:
                     _log.error(
                         "no connection can be accepted; if files ran out, raise LimitNOFILE "
                         "(ulimit -n)",
-                        listener=AGENTS_SLOT,
+                        listener=self.slot,
                         error=error.strerror,
                     )
                     await trio.sleep(_FAILED_ACCEPT_PAUSE)
                     continue
-                seat = self._least_loaded() or seat  # of now
+                seat = self._choose() or seat  # of now
                 if seat.link is None:
                     connection.close()
                     continue
                 seat.unseated += 1
-                seat.expected.append(trio.current_time() + _EXPECTED)
+                self._note_passed(seat)
                 with contextlib.suppress(LinkLost):
                     seat.link.tell(AGENT, told, [connection.detach()])
 
-    def _least_loaded(self) -> Seat | None:
-        free = [
-            seat
-            for seat in self._seats
-            if seat.takes_agents
-            and not seat.is_silent
-            and seat.link is not None
-            and seat.unseated < _MOST_UNSEATED
-        ]
+    def _note_passed(self, seat: Seat) -> None:
+        seat.expected.append(trio.current_time() + _EXPECTED)
+
+    def _choose(self) -> Seat | None:
+        free = filter(_is_free, self._seats)
         return min(free, key=lambda seat: seat.load, default=None)
 
     async def _free_seat(self) -> Seat:
-        while (seat := self._least_loaded()) is None:
+        while (seat := self._choose()) is None:
             # No deadline: they wait in the kernel's queue until a worker can take one more.
             await self._news.wait()
         return seat
+
+
+class SocketIODesk(AgentDesk):
+    """Accepts agents by Socket.IO, and gives all of them to one worker, as long as that runs.
+
+    A client on polling makes many connections, and only the worker with its session can answer
+    them. Who it is that the connections of one session have in common, only their content tells,
+    and that may be under TLS. These agents run commands, and so one worker is enough for them.
+    """
+
+    slot = SOCKETIO_SLOT
+
+    def __init__(self, seats: Collection[Seat]) -> None:
+        super().__init__(seats)
+        self._holder: Seat | None = None
+
+    @property
+    def holder(self) -> str:
+        """The name of the worker that has these agents; empty while none can have them."""
+        if self._holder is None or not self._holder.takes_agents:
+            self._holder = next((seat for seat in self._seats if seat.takes_agents), None)
+        return self._holder.name if self._holder is not None else ""
+
+    def _note_passed(self, seat: Seat) -> None:
+        """What this listener's agents cost does not count."""
+
+    def _choose(self) -> Seat | None:
+        seat = self._holder if self.holder else None
+        return seat if seat is not None and _is_free(seat) else None
+
+
+def _is_free(seat: Seat) -> bool:
+    return (
+        seat.takes_agents
+        and not seat.is_silent
+        and seat.link is not None
+        and seat.unseated < _MOST_UNSEATED
+    )

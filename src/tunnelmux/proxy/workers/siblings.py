@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
 
 import trio
 
 from tunnelmux.errors import ConnectError, TunnelmuxError
-from tunnelmux.http import UpstreamGone
+from tunnelmux.http import Field, UpstreamGone
 from tunnelmux.http.body import BadBody
 from tunnelmux.http.connection import ClientConnection
 from tunnelmux.limits import IngressLimits
 from tunnelmux.observability import get_logger
 from tunnelmux.proxy.internal.answers import Answer
+from tunnelmux.proxy.workers.link import LinkLost
 from tunnelmux.proxy.workers.worker import Worker
 from tunnelmux.relay import abort
 
@@ -52,7 +53,7 @@ class Siblings:
         return answers
 
     async def _ask(self, name: str, method: bytes, target: bytes, body: bytes) -> Answer:
-        async with self._exchange(name, method, target, body) as client:
+        async with self.exchange(name, method, target, body) as client:
             head = await client.read_head()
             content, is_over = bytearray(), False
             while not is_over:
@@ -65,7 +66,7 @@ class Siblings:
     @asynccontextmanager
     async def stream(self, name: str, target: bytes) -> AsyncIterator[AsyncIterator[bytes]]:
         """The content of one worker's answer, as it comes. Raises ConnectError."""
-        async with self._exchange(name, b"GET", target, b"") as client:
+        async with self.exchange(name, b"GET", target) as client:
             with trio.move_on_after(_ANSWER_TIMEOUT) as waiting:
                 await client.read_head()
             if waiting.cancelled_caught:
@@ -82,15 +83,29 @@ class Siblings:
             return await self._worker.ended_figures()
         return b""
 
+    async def socketio_at(self) -> str:
+        """The name of the other worker that has the agents by Socket.IO; empty where it is this
+        one, or none."""
+        with trio.move_on_after(_ANSWER_TIMEOUT), suppress(LinkLost):
+            found = await self._worker.socketio_at()
+            return found if found in self.names else ""
+        return ""
+
     @asynccontextmanager
-    async def _exchange(
-        self, name: str, method: bytes, target: bytes, body: bytes
+    async def exchange(
+        self,
+        name: str,
+        method: bytes,
+        target: bytes,
+        body: bytes = b"",
+        fields: Sequence[Field] = (),
     ) -> AsyncIterator[ClientConnection]:
+        """A call of that worker, whose answer is to be read. Raises ConnectError."""
         connected = await self._worker.reach(name, "internal")
         stream = trio.SocketStream(trio.socket.from_stdlib_socket(connected))
         try:
             client = ClientConnection(stream, self._limits)
-            headers = [(b"Host", name.encode("ascii")), (b"Connection", b"close")]
+            headers = [(b"Host", name.encode("ascii")), (b"Connection", b"close"), *fields]
             if method != b"GET":
                 headers.append((b"Content-Length", b"%d" % len(body)))
             await client.send_request(method, target, headers, first=body, end=True)

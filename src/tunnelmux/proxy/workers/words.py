@@ -14,6 +14,7 @@ __all__ = [
     "ENROLLED",
     "EVENT",
     "FIGURES",
+    "HAS_SOCKETIO",
     "LISTEN",
     "MAKE_WAY",
     "MOVE",
@@ -46,6 +47,9 @@ LISTEN = "listen"
 
 UNLISTEN = "unlisten"
 """Worker tells `Address`: its configuration no longer names it."""
+
+HAS_SOCKETIO = "has socketio"
+"""Worker calls; answered by the name of the worker that has the agents by Socket.IO."""
 
 NODE_KEY = "node key"
 """Worker calls; answered by the key and certificate of the node that all workers are together."""

@@ -24,6 +24,7 @@ from tunnelmux.proxy.workers.words import (
     ENROLLED,
     EVENT,
     FIGURES,
+    HAS_SOCKETIO,
     LISTEN,
     MAKE_WAY,
     MOVE,
@@ -121,6 +122,11 @@ class Worker(Binder):
         """The counters of workers that have ended, as metrics. The caller bounds the wait."""
         return (await self._link.call(ENDED_FIGURES)).body
 
+    async def socketio_at(self) -> str:
+        """The name of the worker that has the agents by Socket.IO; empty while none can have them.
+        The caller bounds the wait."""
+        return (await self._link.call(HAS_SOCKETIO)).body.decode()
+
     async def tell_enrolled(self) -> None:
         """Return when all other workers know the device that has just enrolled here."""
         with contextlib.suppress(LinkLost):
@@ -163,7 +169,7 @@ class Worker(Binder):
 
     def feeds(self, slot: str) -> bool:
         """Whether the parent accepts what comes to that listener."""
-        return slot == "tunnel"
+        return slot in ("tunnel", "socketio")
 
     async def reach(self, node: str, way: Way) -> socket.socket:
         """A new connection to another worker. Raises ConnectError."""
