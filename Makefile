@@ -14,6 +14,7 @@
 # make measure-console  how fast the console is, in Chromium: a minute
 # make bench   tunnelmux and its peers side by side: 20 minutes, nginx, wrk  (ARGS=--help)
 # make failures  docs/failures.md, from killing and freezing each part: 20 minutes, as root (see --help)
+# make bench-fleet   10,000 agents over two nodes of a cluster, one of which is killed: 6 minutes (needs redis-server)
 # make bench-gateway   the ways of SSH to a device, ours beside OpenSSH as a jump host: 10 minutes
 # make build   the compiled modules, in place, and vendor where npm is there
 # make vendor  xterm.js for the console's terminal and player, pinned, by npm
@@ -31,7 +32,7 @@ PXD := $(wildcard src/tunnelmux/*.pxd src/tunnelmux/*/*.pxd)
 COMPILED := $(subst /,.,$(PYX:src/%.pyx=%))
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: demo vendor measure-console test marks long interop conformance fuzz sanitize soak check bench bench-gateway failures demo-cluster build clean format format-check lint types stubs layers
+.PHONY: demo vendor measure-console test marks long interop conformance fuzz sanitize soak check bench bench-fleet bench-gateway failures demo-cluster build clean format format-check lint types stubs layers
 
 demo: build $(if $(CONSOLE),.venv/.quickstart)
 	@$(BIN)/tunnelmux demo $(if $(CONSOLE),--console) $(if $(ONCE),--once)
@@ -107,6 +108,9 @@ failures: .venv/.bench .venv/.test build
 
 demo-cluster: .venv/.bench .venv/.test .venv/.quickstart build
 	@$(BIN)/python -m bench.cluster $(if $(ONCE),--once)
+
+bench-fleet: .venv/.bench build
+	@$(BIN)/python -m bench.node_loss $(ARGS)
 
 bench-gateway: .venv/.bench .venv/.test build
 	@$(BIN)/python -m bench.gateway $(ARGS)

@@ -1,0 +1,160 @@
+"""Thousands of agents in one process: `python -m bench.node_loss.agents SETTINGS`, a JSON file.
+
+Each is `tunnelmux.agent.run_agent` with a session over TLS, its own back-off and its own pings. Not
+as on a device: many share a process; each dials from a loopback address of its own, and its service
+is on that address too, served by one listener for all, which answers with the device's name; and
+the load balancer that `proxy.url` would name is a function here (`Balancer`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import ipaddress
+import random
+import socket
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from contextvars import ContextVar
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import trio
+
+from bench.failures.devices import answer
+from bench.fleet import device_name, device_token
+from tunnelmux.agent import run_agent
+from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
+from tunnelmux.endpoints import dial
+from tunnelmux.errors import ConnectError, ConnectRefused
+from tunnelmux.observability import configure_logs
+
+BALANCER = "wss://balancer.invalid/tunnel/connect"
+"""What agents have as `proxy.url`."""
+
+FIRST_ADDRESS = int(ipaddress.IPv4Address("127.16.0.0"))
+
+START_WITHIN = 15.0
+"""Seconds over which the agents start: devices do not boot in one instant."""
+
+
+class Settings(msgspec.Struct):
+    """One process of agents."""
+
+    first: int
+    count: int
+    sessions: int
+    pin: str
+    nodes: list[str]
+    """The URLs that the balancer leads to."""
+
+
+_address: ContextVar[str] = ContextVar("_address")
+
+
+def address_of(number: int) -> str:
+    """The loopback address of that device."""
+    return str(ipaddress.IPv4Address(FIRST_ADDRESS + number))
+
+
+class Sockets(trio.abc.SocketFactory):
+    """Sockets of a device dial from its address: a proxy limits new connections by address."""
+
+    def socket(
+        self,
+        family: int = socket.AF_INET,
+        type: int = socket.SOCK_STREAM,
+        proto: int = 0,
+    ) -> trio.socket.SocketType:
+        made = socket.socket(family, type, proto)
+        made.setsockopt(socket.IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1)
+        made.bind((_address.get(), 0))
+        return trio.socket.from_stdlib_socket(made)
+
+
+IP_BIND_ADDRESS_NO_PORT = 24
+"""The port is chosen when it connects (ip(7)); the socket module of 3.11 has no name for it."""
+
+
+class Balancer:
+    """It leads to each node in turn, and to the next one where one cannot be reached."""
+
+    def __init__(self, nodes: Sequence[str]) -> None:
+        self._nodes = nodes
+        self._turn = random.randrange(len(nodes))
+
+    @asynccontextmanager
+    async def dial(self, url: str, **settings: Any) -> AsyncIterator[trio.abc.Stream]:
+        """As `endpoints.dial`."""
+        if url != BALANCER:
+            async with dial(url, **settings) as transport:
+                yield transport
+            return
+        self._turn += 1
+        order = [self._nodes[(self._turn + n) % len(self._nodes)] for n in range(len(self._nodes))]
+        async with AsyncExitStack() as stack:
+            yield await _first(stack, order, settings)
+
+
+async def _first(
+    stack: AsyncExitStack, nodes: Sequence[str], settings: dict[str, Any]
+) -> trio.abc.Stream:
+    for node in nodes[:-1]:
+        try:
+            return await stack.enter_async_context(dial(node, **settings))
+        except ConnectRefused:
+            raise
+        except ConnectError:
+            continue
+    return await stack.enter_async_context(dial(nodes[-1], **settings))
+
+
+async def main(settings: Settings) -> None:
+    trio.socket.set_custom_socket_factory(Sockets())
+    balancer = Balancer(settings.nodes)
+    listener = trio.SocketListener(_listening())
+    port = listener.socket.getsockname()[1]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(partial(trio.serve_listeners, _serve, [listener]))
+        for number in range(settings.first, settings.first + settings.count):
+            nursery.start_soon(_run, settings, balancer, number, port)
+
+
+def _listening() -> trio.socket.SocketType:
+    listening = socket.create_server(("0.0.0.0", 0), backlog=4096)  # noqa: S104  one for 127/8
+    listening.setblocking(False)
+    return trio.socket.from_stdlib_socket(listening)
+
+
+async def _serve(stream: trio.SocketStream) -> None:
+    here = ipaddress.IPv4Address(stream.socket.getsockname()[0])
+    await answer(device_name(int(here) - FIRST_ADDRESS).encode(), stream)
+
+
+async def _run(settings: Settings, balancer: Balancer, number: int, port: int) -> None:
+    await trio.sleep(random.uniform(0, START_WITHIN))
+    _address.set(address_of(number))
+    token = Secret(device_token(number))
+    config = AgentConfig(
+        proxy=ProxyEndpoint(
+            url=BALANCER,
+            token=token,
+            pin=settings.pin,
+            sessions=settings.sessions,
+            http_proxy=Secret(""),
+        ),
+        device=Device(name=device_name(number)),
+        services=[ServiceConfig(name="web", target=f"http://{address_of(number)}:{port}")],
+    )
+    await run_agent(config, dial=balancer.dial)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("settings", type=Path)
+    given = parser.parse_args()
+    configure_logs("error", "json")
+    gc.set_threshold(100_000, 50, 1000)  # its time grows with all that the process has
+    trio.run(main, msgspec.json.decode(given.settings.read_bytes(), type=Settings))
