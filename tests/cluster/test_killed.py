@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import sys
+from contextlib import suppress
+from pathlib import Path
 
 import pytest
 import trio
@@ -147,3 +151,57 @@ async def test_a_killed_node_costs_a_device_with_two_sessions_what_was_in_flight
                 nursery.cancel_scope.cancel()
             assert [one for one in load.failed if one[0] > killed] == []
             assert {reason for _, _, reason in load.failed} <= {"cut", "tunnel-lost"}
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300, func_only=True)
+async def test_an_upgraded_node_costs_a_device_with_two_sessions_nothing(
+    daemons: DaemonSet,
+) -> None:
+    """Visitors come to both nodes. The agent's session with the one goes to its new program."""
+    async with open_doors("a", "b") as doors, serving(Origin().handle) as web:
+        with run_redis() as redis:
+            tunnel, nodes, loads = Tunnel(daemons), {}, []
+            for name in ("a", "b"):
+                cluster = f'redis = "{redis.url}"\nlisten = "127.0.0.1:0"\nnode = "{name}"'
+                reached = f'agent_url = "{doors.url(name)}"'
+                await tunnel.start_proxy(more=f"[cluster]\n{cluster}\n{reached}\n")
+                nodes[name] = tunnel.proxy
+                loads.append(Load(tunnel.at_http))
+                doors.leads_to[name] = tunnel.at_tunnel
+            await nodes["a"].logged("node joined", node="b")
+            agent = await tunnel.start_agent({"web": f"http://{web}"})
+            for name in nodes:
+                await agent.logged("session started", node=name)
+            async with trio.open_nursery() as nursery:
+                for load in loads:
+                    nursery.start_soon(load.visit)
+                    await load.more(20)
+                since = len(agent.events)
+                pid = await upgraded(nodes["a"].pid)
+                try:
+                    await nodes["a"].logged("stopped")
+                    await agent.logged("session started", since=since, node="a")
+                    for load in loads:
+                        await load.more(50)
+                        assert load.failed == []
+                finally:
+                    await end(pid)
+                nursery.cancel_scope.cancel()
+
+
+async def upgraded(pid: int) -> int:
+    """Replace the program of this process; returns the process of the next one."""
+    program = Path(sys.executable).with_name("tunnelmux-proxy")
+    with trio.fail_after(2 * PATIENCE):
+        done = await trio.run_process([program, "upgrade", str(pid)], capture_stdout=True)
+    return int(done.stdout)
+
+
+async def end(pid: int) -> None:
+    """End a process that is not our child."""
+    with suppress(ProcessLookupError), trio.fail_after(PATIENCE):
+        os.kill(pid, signal.SIGTERM)
+        while True:
+            os.kill(pid, 0)
+            await trio.sleep(0.02)
