@@ -150,16 +150,12 @@ async def _come_in(url: str, port: int) -> str:
         await installation.users.grant(
             tenant.id, "viewer", issuer=user.issuer, subject=user.subject, force=True
         )
-        begun = await installation.browser_sessions.begin(
-            idle=3600, lifetime=3600, pending=b"", address=HOST, user_agent=""
-        )
         signed_in = SignedIn(
             user_id=user.id, tenant_id=None, role=None, issuer="", provider_session="", tokens=b""
         )
-        session = await installation.browser_sessions.renew(
-            begun.session, signed_in, pending=b"", idle=3600, lifetime=3600
+        session = await installation.browser_sessions.begin(
+            signed_in, idle=3600, lifetime=3600, address=HOST, user_agent=""
         )
-        assert session is not None
         # Until the proxy has read where people sign in, it answers 503.
         while "Location" not in (answer := _get(port, "/")):  # noqa: ASYNC110
             await trio.sleep(0.1)

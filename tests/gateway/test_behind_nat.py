@@ -151,9 +151,6 @@ async def signed_in(
     )
     await installation.users.grant(tenant.id, role, issuer=issuer, subject=name, force=True)
     sessions = installation.browser_sessions
-    began = await sessions.begin(
-        idle=3600, lifetime=3600, pending=b"", address="203.0.113.2", user_agent="curl"
-    )
     signed = SignedIn(
         user_id=person.id,
         tenant_id=tenant.id,
@@ -162,8 +159,9 @@ async def signed_in(
         provider_session="",
         tokens=b"",
     )
-    new = await sessions.renew(began.session, signed, pending=b"", idle=3600, lifetime=3600)
-    assert new is not None
+    new = await sessions.begin(
+        signed, idle=3600, lifetime=3600, address="203.0.113.2", user_agent="curl"
+    )
     keys = read_key_file("key_file", folder / "session-keys")
     return Browser(nets, curl, keys.sign(new.secret.reveal()))
 

@@ -20,6 +20,7 @@ from tunnelmux.registry import (
     SessionBegan,
     SessionEnded,
     Sighting,
+    SignedIn,
     TenantRegistry,
     new_id,
 )
@@ -304,8 +305,12 @@ async def test_effects_are_waited_for_from_the_proxies_that_live(
 async def test_tidying_forgets_what_is_over(
     registry: Registry, acme: TenantRegistry, clock: WallClock
 ) -> None:
-    sessions = registry.installation(by=Actor.program("test")).browser_sessions
-    await sessions.begin(idle=60, lifetime=60, pending=b"", address="", user_agent="")
+    installation = registry.installation(by=Actor.program("test"))
+    user = await installation.users.sign_in(issuer="https://id.example.com", subject="1", email="")
+    who = SignedIn(
+        user_id=user.id, tenant_id=None, role=None, issuer="", provider_session="", tokens=b""
+    )
+    await installation.browser_sessions.begin(who, idle=60, lifetime=60, address="", user_agent="")
     await acme.pairings.make_code()
     clock.pass_time(timedelta(days=31).total_seconds())
     await registry.tidy()

@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from datetime import timedelta
 from functools import partial
-from typing import Any
 
 import pytest
 import trio
@@ -116,15 +115,7 @@ async def test_what_is_good_once_is_used_once_and_what_is_not_by_all(
     assert await all_at_once(tickets * 4) == {True: 1, False: 7}
     links = [partial(one.visitors.use_link, link.id, link.label, "web") for one in both]
     assert await all_at_once(links * 4) == {True: 1, False: 7}
-    begin: Any = {
-        "idle": 600,
-        "lifetime": 600,
-        "pending": b"",
-        "address": "192.0.2.7",
-        "user_agent": "",
-    }
     sessions = [one.installation(ANN).browser_sessions for one in both]
-    assert await all_at_once([partial(some.begin, **begin) for some in sessions * 4]) == {"done": 8}
     tokens = [
         partial(some.use_once, "logout 1", clock.now + timedelta(minutes=1)) for some in sessions
     ]

@@ -37,6 +37,10 @@ class FakeProvider:
     """Put over the metadata."""
     is_silent: bool = False
     """Takes requests and answers none."""
+    holds: trio.Event | None = None
+    """Answers with tokens wait for it."""
+    asked: trio.Event = field(default_factory=trio.Event)
+    """Set once tokens were asked for."""
     token_requests: list[tuple[dict[str, str], dict[str, str]]] = field(default_factory=list)
     """The form and the header fields of each request for tokens."""
     paths: list[str] = field(default_factory=list)
@@ -159,6 +163,10 @@ async def fake_provider() -> AsyncIterator[FakeProvider]:
             if provider.is_silent:
                 await trio.sleep_forever()
             answer = provider.answer(request.split()[1], fields, body)
+            if request.split()[1] == "/token":
+                provider.asked.set()
+                if provider.holds is not None:
+                    await provider.holds.wait()
             status = b"404 Not Found" if answer is None else b"200 OK"
             answer = answer or b"{}"
             await stream.send_all(

@@ -58,7 +58,7 @@ class Identification:
 
     async def _of_cookie(self, connection: HTTPConnection) -> Principal | None:
         session = await self._sign_in.session_of(shown_cookie(connection))
-        if session is None or session.user_id is None:
+        if session is None:
             return None
         if not await self._sign_in.keep_fresh(session):
             return None
@@ -85,7 +85,7 @@ class Identification:
 
     async def _role_of(self, session: BrowserSession) -> RoleName | None:
         """Read from the registry for each request, so that a revoked role ends at once."""
-        if session.tenant_id is None or session.user_id is None:
+        if session.tenant_id is None:
             return None
         tenant = self._registry.tenant(session.tenant_id, Actor.program("tunnelmux-api"))
         return await tenant.members.role_of(session.user_id)

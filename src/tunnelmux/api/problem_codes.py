@@ -34,9 +34,7 @@ CODES: dict[str, tuple[int, str]] = {
     "logout_token_refused": (400, "the provider's logout token is not valid"),
     "sign_in_failed": (400, "the provider's answer is not valid"),
     "stale_sign_in": (400, "this browser began no such sign-in: begin again"),
-    "too_many_sign_ins": (429, "too many sign-ins were begun from your network"),
     "provider_away": (502, "the sign-in provider does not answer"),
-    "busy": (503, "too many sign-ins in this browser at once"),
     # Terminals
     "access_denied": (409, "the person denied the sign-in"),
     "expired_token": (409, "the code was not confirmed in time: ask again"),

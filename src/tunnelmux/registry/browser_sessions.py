@@ -1,4 +1,4 @@
-"""The sessions of people's browsers, and the logins that are under way in them."""
+"""The sessions of the browsers in which people have signed in."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ __all__ = ["BrowserSession", "BrowserSessions", "NewBrowserSession", "SignedIn"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BrowserSession:
-    """One browser. Without a user it only carries logins that are under way."""
+    """One browser in which a person is signed in."""
 
     id: str
-    user_id: str | None
+    user_id: str
     user_name: str
     """What its person is called: their name, else their e-mail address, else their subject at the
-    provider; empty without a user."""
+    provider."""
     tenant_id: str | None
     """The tenant that the person works in now."""
     role: Role | None
@@ -28,8 +28,6 @@ class BrowserSession:
     issuer: str
     provider_session: str
     """The provider's `sid`, for back-channel logout; empty when it gives none."""
-    pending: bytes = field(repr=False)
-    """The logins under way, as the API wrote them; opaque here."""
     tokens: bytes = field(repr=False)
     """The provider's tokens, encrypted by the API; opaque here."""
     version: int
@@ -68,12 +66,17 @@ class BrowserSessions(abc.ABC):
 
     @abc.abstractmethod
     async def begin(
-        self, *, idle: float, lifetime: float, pending: bytes, address: str, user_agent: str
+        self,
+        signed_in: SignedIn,
+        *,
+        idle: float,
+        lifetime: float,
+        address: str,
+        user_agent: str,
+        earlier: BrowserSession | None = None,
     ) -> NewBrowserSession:
-        """A session without a user. It ends after `idle` seconds without use, and in any case after
-        `lifetime` seconds.
-
-        Raises RegistryRefused `too_many_sign_ins` when this address has begun too many recently.
+        """A session with a new secret. It ends after `idle` seconds without use, and in any case
+        after `lifetime` seconds. `earlier`, the browser's session until now, ends with its secret.
         """
 
     @abc.abstractmethod
@@ -84,15 +87,9 @@ class BrowserSessions(abc.ABC):
         """
 
     @abc.abstractmethod
-    async def save(
-        self,
-        session: BrowserSession,
-        *,
-        pending: bytes | None = None,
-        tokens: bytes | None = None,
-    ) -> BrowserSession | None:
-        """Write the given fields. None, and nothing written, if the session was changed since it
-        was read."""
+    async def save(self, session: BrowserSession, *, tokens: bytes) -> BrowserSession | None:
+        """Write the provider's new tokens. None, and nothing written, if the session was changed
+        since it was read."""
 
     @abc.abstractmethod
     async def set_place(
@@ -101,21 +98,6 @@ class BrowserSessions(abc.ABC):
         """Move the session to a tenant, with a role there that allows no more than before.
 
         None when the session was changed since it was read.
-        """
-
-    @abc.abstractmethod
-    async def renew(
-        self,
-        session: BrowserSession,
-        signed_in: SignedIn,
-        *,
-        pending: bytes,
-        idle: float,
-        lifetime: float,
-    ) -> NewBrowserSession | None:
-        """Replace this session by a signed-in one, with a new secret (against session fixation).
-
-        The old secret is invalid from then on. None when the old session has ended meanwhile.
         """
 
     @abc.abstractmethod
@@ -150,4 +132,5 @@ class BrowserSessions(abc.ABC):
 
     @abc.abstractmethod
     async def use_once(self, key: str, until: datetime) -> bool:
-        """Whether this key (a token's `jti`) is new; it is remembered until then."""
+        """Whether this key (a token's `jti`, a sign-in's `state`) is new; it is remembered until
+        then."""

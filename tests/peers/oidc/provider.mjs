@@ -25,6 +25,8 @@ const newKeys = () => {
 };
 
 const server = createServer();
+// By default Node closes a connection that is idle for 5 s, when httpx may be about to use it again.
+server.keepAliveTimeout = 0;
 
 // A provider that has just started: with keys of its own, and remembering nobody.
 const start = () => {

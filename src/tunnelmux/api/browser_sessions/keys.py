@@ -1,7 +1,7 @@
-"""The keys of browser sessions: the first signs and encrypts, older ones are still accepted. Three
+"""The keys of browser sessions: the first signs and encrypts, older ones are still accepted. Four
 keys are derived from each key of the file (HKDF, RFC 5869): for the cookie's HMAC, for the AES-GCM
-of stored values, and for signatures that proxies verify. Cookies and values name their key by id,
-so keys can be changed while people are signed in.
+of stored tokens and of begun sign-ins, and for signatures that proxies verify. Cookies and values
+name their key by id, so keys can be changed while people are signed in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -24,13 +25,16 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 from tunnelmux.access.signatures import Signer
 from tunnelmux.config import InvalidSetting
 
-__all__ = ["KeyRing", "SealedValueRefused", "new_key_line", "read_key_file"]
+__all__ = ["KeyRing", "Purpose", "SealedValueRefused", "new_key_line", "read_key_file"]
 
 _LINE = re.compile(r"([A-Za-z0-9_-]{1,32}) ([A-Za-z0-9+/]{43}=)")
 
 _MOST_KEYS = 16
 
 _NONCE_BYTES = 12
+
+Purpose = Literal["tokens", "sign-in"]
+"""What is sealed. Each has a key of its own: strangers may have any number of sign-ins sealed."""
 
 
 class SealedValueRefused(Exception):
@@ -40,7 +44,7 @@ class SealedValueRefused(Exception):
 @dataclass(frozen=True, slots=True, repr=False)
 class _Key:
     mac: bytes
-    box: AESGCM
+    boxes: Mapping[Purpose, AESGCM]
     seed: bytes
 
 
@@ -76,14 +80,14 @@ class KeyRing:
             return None
         return text
 
-    def seal(self, content: bytes, purpose: str) -> bytes:
+    def seal(self, content: bytes, purpose: Purpose) -> bytes:
         """Encrypt; `purpose` must be the same at `open`, so that values cannot change places."""
         nonce = os.urandom(_NONCE_BYTES)
         header = self._first.encode() + b"."
-        box = self._keys[self._first].box
+        box = self._keys[self._first].boxes[purpose]
         return header + nonce + box.encrypt(nonce, content, header + purpose.encode())
 
-    def open(self, sealed: bytes, purpose: str) -> bytes:
+    def open(self, sealed: bytes, purpose: Purpose) -> bytes:
         """What was sealed. Raises SealedValueRefused."""
         key_id, dot, rest = sealed.partition(b".")
         key = self._keys.get(key_id.decode("latin-1"))
@@ -91,7 +95,7 @@ class KeyRing:
             raise SealedValueRefused("sealed with a key that is not in the key file any more")
         nonce, content = rest[:_NONCE_BYTES], rest[_NONCE_BYTES:]
         try:
-            return key.box.decrypt(nonce, content, key_id + dot + purpose.encode())
+            return key.boxes[purpose].decrypt(nonce, content, key_id + dot + purpose.encode())
         except (InvalidTag, ValueError) as exc:
             raise SealedValueRefused("not what was sealed") from exc
 
@@ -138,6 +142,9 @@ def _derive(key: bytes) -> _Key:
 
     return _Key(
         derived(b"tunnelmux cookie"),
-        AESGCM(derived(b"tunnelmux tokens")),
+        {
+            "tokens": AESGCM(derived(b"tunnelmux tokens")),
+            "sign-in": AESGCM(derived(b"tunnelmux sign-ins")),
+        },
         derived(b"tunnelmux visitors"),
     )

@@ -1,9 +1,8 @@
 """Signing in, staying signed in, and signing out: the browser's side of OpenID Connect.
 
-The browser only ever holds one cookie, `__Host-tunnelmux`: an opaque id under an HMAC. It carries
-a sign-in that is under way too, so several tabs may sign in at once. The id changes when a person
-signs in or gets a higher role (session fixation, OWASP ASVS V3.2.1), and the old one is worth
-nothing from then on.
+A signed-in browser holds one cookie, `__Host-tunnelmux`: an opaque id under an HMAC. The id changes
+when a person signs in or gets a higher role (session fixation, OWASP ASVS V3.2.1), and the old one
+is worth nothing from then on. Until then a sign-in is in the browser only (`begun.BegunSignIn`).
 """
 
 from __future__ import annotations
@@ -11,13 +10,15 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import trio
 
+from tunnelmux.api.browser_sessions.begun import SIGN_IN_TIME, BegunSignIn
+from tunnelmux.api.browser_sessions.cookie import ended_cookie, session_cookie
 from tunnelmux.api.browser_sessions.keys import KeyRing
-from tunnelmux.api.browser_sessions.state import ATTEMPT_LIFETIME, KeptTokens, PendingSignIns
+from tunnelmux.api.browser_sessions.state import KeptTokens
 from tunnelmux.api.oidc.claims import memberships_of
 from tunnelmux.api.oidc.provider import Attempt, OIDCError, Provider, ProviderAway, Tokens
 from tunnelmux.api.problems import Refused
@@ -36,7 +37,7 @@ from tunnelmux.registry import (
 from tunnelmux.registry.browser_sessions import SignedIn
 from tunnelmux.registry.people import Role
 
-__all__ = ["Followed", "Landing", "SignIn"]
+__all__ = ["Followed", "Landing", "Shown", "SignIn"]
 
 _log = get_logger("api.sign_in")
 
@@ -50,17 +51,31 @@ _REFRESH_CLAIM = 30.0
 # Seconds for which one process has the right to refresh; more than the provider's time limit.
 
 _SAVES = 20
-# Attempts at a change when other tabs change the same session at the same moment.
+# Attempts at a change when other requests change the same session at the same moment.
 
 _MOST_RETURN = 2048
+# Bytes: a browser takes 4096 of a cookie, and a sealed one is half as long again.
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """What a browser shows of itself: the session's cookie, those of sign-ins it began (by name),
+    its address and its `User-Agent`."""
+
+    cookie: str | None
+    begun: Mapping[str, str] = field(repr=False)
+    address: str
+    user_agent: str
 
 
 @dataclass(frozen=True, slots=True)
 class Landing:
-    """Where a browser goes next; `cookie` is a new value for `COOKIE`, if it gets one."""
+    """Where a browser goes next, with the Set-Cookie fields that it gets."""
 
     url: str
-    cookie: str | None = None
+    set_cookies: list[str] = field(default_factory=list, repr=False)
+    is_new: bool = False
+    """Whether it has a new session."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,90 +109,70 @@ class SignIn:
         self._oidc = oidc
         self._config = config
         self._now = now
+        self._finishing: set[str] = set()  # states: the provider must not see a code twice
 
     async def session_of(self, cookie: str | None) -> BrowserSession | None:
-        """The living session of a cookie's value, signed in or not."""
+        """The living session of a cookie's value."""
         secret = self._keys.check(cookie) if cookie else None
         return await self._sessions.find(Secret(secret)) if secret else None
 
-    async def begin(
-        self, cookie: str | None, return_to: str, *, address: str, user_agent: str
-    ) -> Landing:
+    async def begin(self, shown: Shown, return_to: str) -> Landing:
         """The provider's page for a new sign-in. `return_to` is where the browser goes after it;
-        what is no path on this server counts as `/`."""
-        if not _LOCAL_PATH.fullmatch(return_to) or len(return_to) > _MOST_RETURN:
+        what is no path on this server counts as `/`. Nothing of it is kept here."""
+        too_long = len(return_to.encode("utf-8", "replace")) > _MOST_RETURN
+        if too_long or not _LOCAL_PATH.fullmatch(return_to):
             return_to = "/"
         attempt = Attempt.new()
         try:
             url = await self.provider.authorization_url(attempt)
         except ProviderAway as exc:
             raise _provider_away(exc) from exc
-        for _ in range(_SAVES):
-            session = await self.session_of(cookie)
-            if session is None:
-                pending = PendingSignIns([]).with_new(attempt, return_to, self._now())
-                new = await self._begin_session(pending, address, user_agent)
-                return Landing(url, self._cookie(new))
-            pending = self._pending(session).with_new(attempt, return_to, self._now())
-            if await self._sessions.save(session, pending=pending.sealed(self._keys)):
-                return Landing(url)
-        raise Refused(503, "busy", "Too many sign-ins in this browser at once: try again.")
+        begun = BegunSignIn(attempt.state, attempt.nonce, attempt.verifier, return_to, self._now())
+        return Landing(url, begun.set_cookies(shown.begun, self._keys))
 
-    async def _begin_session(
-        self, pending: PendingSignIns, address: str, user_agent: str
-    ) -> NewBrowserSession:
-        # Anyone may begin one, so it lasts only as long as the sign-in.
-        try:
-            return await self._sessions.begin(
-                idle=min(self._config.idle, ATTEMPT_LIFETIME),
-                lifetime=min(self._config.lifetime, 6 * ATTEMPT_LIFETIME),
-                pending=pending.sealed(self._keys),
-                address=address,
-                user_agent=user_agent[:300],
-            )
-        except RegistryRefused as exc:
-            raise Refused(429, exc.code, f"{exc}.", headers={"retry-after": "60"}) from exc
-
-    async def finish(self, cookie: str | None, query: Mapping[str, str]) -> Landing:
+    async def finish(self, shown: Shown, query: Mapping[str, str]) -> Landing:
         """Sign the person in with the provider's answer.
 
-        Raises Refused: `stale_sign_in` when this browser began no such sign-in, `sign_in_failed`
-        when the answer must not be believed, `provider_away`, `user_disabled`.
+        Raises Refused: `stale_sign_in` when this browser began no such sign-in or has ended it,
+        `sign_in_failed` when the answer must not be believed, `provider_away`, `user_disabled`.
         """
-        session = await self.session_of(cookie)
-        for _ in range(_SAVES):
-            if session is None:
-                break
-            found, rest = self._pending(session).take(query.get("state", ""), self._now())
-            if found is None:
-                break
-            taken = await self._sessions.save(session, pending=rest.sealed(self._keys))
-            if taken is not None:
-                return await self._finish(taken, query, found.attempt, found.return_to, rest)
-            session = await self.session_of(cookie)
-        if session is not None and session.user_id is not None:
+        session = await self.session_of(shown.cookie)
+        begun = BegunSignIn.found(shown.begun, query.get("state", ""), self._now(), self._keys)
+        if begun is not None and begun.state not in self._finishing:
+            self._finishing.add(begun.state)
+            try:
+                landing = await self._finish(session, shown, query, begun)
+            finally:
+                self._finishing.discard(begun.state)
+            if landing is not None:
+                return landing
+        if session is not None:
             return Landing("/")  # a valid session wins over a stale state
         message = (
-            "This sign-in was not begun in this browser, or took too long: begin again at "
-            "/api/auth/login."
+            "This sign-in was not begun in this browser, or has ended, or took too long: begin "
+            "again at /api/auth/login."
         )
         raise Refused(400, "stale_sign_in", message)
 
     async def _finish(
         self,
-        session: BrowserSession,
+        session: BrowserSession | None,
+        shown: Shown,
         query: Mapping[str, str],
-        attempt: Attempt,
-        return_to: str,
-        rest: PendingSignIns,
-    ) -> Landing:
+        begun: BegunSignIn,
+    ) -> Landing | None:
+        """None when this sign-in has been used already. Only a person whom the provider names has
+        that written down: a stranger's answer leaves no row."""
         try:
-            tokens, claims = await self.provider.exchange(query, attempt)
+            tokens, claims = await self.provider.exchange(query, begun.attempt)
         except ProviderAway as exc:
             raise _provider_away(exc) from exc
         except OIDCError as exc:
             _log.warning("sign-in refused", problem=str(exc))
             raise Refused(400, "sign_in_failed", f"The sign-in failed: {exc}.") from exc
+        until = _moment(begun.begun + 2 * SIGN_IN_TIME)
+        if not await self._sessions.use_once(f"sign-in {begun.state}", until):
+            return None
         try:
             user = await self._installation.users.sign_in(
                 issuer=self.provider.issuer,
@@ -189,9 +184,8 @@ class SignIn:
         except RegistryRefused as exc:
             raise Refused(403, exc.code, f"{exc}.") from exc
         memberships = await self._installation.users.memberships(user.id)
-        tenant_id = _choose(memberships, session.tenant_id)
-        new = await self._sessions.renew(
-            session,
+        tenant_id = _choose(memberships, session.tenant_id if session is not None else None)
+        new = await self._sessions.begin(
             SignedIn(
                 user_id=user.id,
                 tenant_id=tenant_id,
@@ -200,14 +194,15 @@ class SignIn:
                 provider_session=_text(claims, "sid"),
                 tokens=KeptTokens.of(tokens, claims["sub"], self._now()).sealed(self._keys),
             ),
-            pending=rest.sealed(self._keys),
             idle=self._config.idle,
             lifetime=self._config.lifetime,
+            address=shown.address,
+            user_agent=shown.user_agent,
+            earlier=session,
         )
-        if new is None:
-            raise Refused(400, "stale_sign_in", "The session ended meanwhile: sign in again.")
         _log.info("signed in", user=user.id, session=new.session.id)
-        return Landing(return_to, self._cookie(new))
+        fields = [session_cookie(self._cookie(new)), ended_cookie(begun.name)]
+        return Landing(begun.return_to, fields, is_new=True)
 
     async def keep_fresh(self, session: BrowserSession) -> bool:
         """Refresh the session's tokens when they end soon; whether the session goes on.
@@ -246,7 +241,7 @@ class SignIn:
         for _ in range(_SAVES):
             if current is None or await self._sessions.save(current, tokens=sealed) is not None:
                 return
-            living = await self._sessions.of_user(session.user_id or "")
+            living = await self._sessions.of_user(session.user_id)
             current = next((item for item in living if item.id == session.id), None)
 
     async def _take_over_claims(self, tokens: Tokens, subject: str) -> None:
@@ -265,7 +260,6 @@ class SignIn:
     async def choose_tenant(self, session: BrowserSession, tenant_id: str) -> str | None:
         """Go on in another tenant of which the person is a member: the cookie to set, where they
         may more there. Raises Refused 404."""
-        assert session.user_id is not None
         memberships = await self._installation.users.memberships(session.user_id)
         roles = _open_roles(memberships)
         if tenant_id not in roles:
@@ -341,9 +335,6 @@ class SignIn:
             subject=claims.get("sub"),
             provider_session=claims.get("sid"),
         )
-
-    def _pending(self, session: BrowserSession) -> PendingSignIns:
-        return PendingSignIns.opened(session.pending, self._keys)
 
     def _cookie(self, new: NewBrowserSession) -> str:
         return self._keys.sign(new.secret.reveal())

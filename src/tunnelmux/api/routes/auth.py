@@ -9,10 +9,16 @@ from pydantic import BaseModel
 from starlette.responses import JSONResponse, RedirectResponse, Response
 
 from tunnelmux.api.access import AccessRoute
-from tunnelmux.api.browser_sessions.cookie import session_cookie, shown_cookie
-from tunnelmux.api.browser_sessions.sign_in import Landing
+from tunnelmux.api.browser_sessions.cookie import (
+    BEGUN,
+    session_cookie,
+    shown_cookie,
+    shown_cookies,
+)
+from tunnelmux.api.browser_sessions.sign_in import Landing, Shown
 from tunnelmux.api.context import ApiDependency, MaybeSignedIn, SignedIn, tenant_for
 from tunnelmux.api.identity import session_of
+from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import Input, RecordId
 
 router = APIRouter(prefix="/api/auth", route_class=AccessRoute, tags=["signing in"])
@@ -60,13 +66,12 @@ async def login(
     return_to: Annotated[str, Query(max_length=4096)] = "/",
 ) -> Response:
     """Send the browser to the provider."""
+    if request.headers.get("sec-fetch-mode", "navigate") != "navigate":
+        # A script of a neighbour's page could fill a browser with the cookies of sign-ins.
+        message = "Signing in is for a page that a person opens: follow a link to it."
+        raise Refused(403, "cross_origin", message)
     with api.metrics.counting_sign_in():
-        landing = await api.sign_in.begin(
-            shown_cookie(request),
-            return_to,
-            address=request.client.host if request.client is not None else "",
-            user_agent=request.headers.get("user-agent", ""),
-        )
+        landing = await api.sign_in.begin(_shown(request), return_to)
     return _land(landing)
 
 
@@ -75,8 +80,8 @@ async def callback(request: Request, api: ApiDependency, _principal: MaybeSigned
     """Handle the provider's answer."""
     query = dict(request.query_params)
     with api.metrics.counting_sign_in() as count:
-        landing = await api.sign_in.finish(shown_cookie(request), query)
-        count("signed_in" if landing.cookie is not None else "signed_in_already")
+        landing = await api.sign_in.finish(_shown(request), query)
+        count("signed_in" if landing.is_new else "signed_in_already")
     return _land(landing)
 
 
@@ -139,8 +144,17 @@ def set_session_cookie(response: Response, value: str) -> None:
     response.headers.append("set-cookie", session_cookie(value))
 
 
+def _shown(request: Request) -> Shown:
+    return Shown(
+        shown_cookie(request),
+        shown_cookies(request, BEGUN),
+        address=request.client.host if request.client is not None else "",
+        user_agent=request.headers.get("user-agent", ""),
+    )
+
+
 def _land(landing: Landing) -> Response:
     response = RedirectResponse(landing.url, 303, _NEVER_CACHED)
-    if landing.cookie is not None:
-        set_session_cookie(response, landing.cookie)
+    for field in landing.set_cookies:
+        response.headers.append("set-cookie", field)
     return response

@@ -9,8 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret, hash_token
-from tunnelmux.config.networks import network_of
-from tunnelmux.errors import RegistryError, RegistryRefused
+from tunnelmux.errors import RegistryError
 from tunnelmux.observability import get_logger
 from tunnelmux.registry.browser_sessions import (
     BrowserSession,
@@ -21,7 +20,6 @@ from tunnelmux.registry.browser_sessions import (
 from tunnelmux.registry.ids import new_id
 from tunnelmux.registry.people import Role
 from tunnelmux.registry.sql import schema
-from tunnelmux.registry.sql.guessing import spend
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -33,11 +31,6 @@ _O = schema.used_once
 
 _log = get_logger("registry")
 
-_MOST_BEGUN = 300
-_BEGUN_PERIOD = 600.0
-# Sessions without a user that one address (IPv6: one /64) may begin within so many seconds: enough
-# for an office behind one address in the morning. Each is a row that a stranger can cause.
-
 _USE_WRITTEN = timedelta(minutes=1)
 
 
@@ -48,30 +41,26 @@ class SqlBrowserSessions(Repository, BrowserSessions):
     def begin(
         self,
         tx: Transaction,
+        signed_in: SignedIn,
         *,
         idle: float,
         lifetime: float,
-        pending: bytes,
         address: str,
         user_agent: str,
+        earlier: BrowserSession | None = None,
     ) -> NewBrowserSession:
-        # There is no user yet, so there is no entry in the audit.
-        if not spend(tx, f"sign-in {network_of(address)}", _MOST_BEGUN, _BEGUN_PERIOD):
-            raise RegistryRefused(
-                "too many sign-ins were begun from here: try again in some minutes",
-                code="too_many_sign_ins",
-            )
-        return _insert(
-            tx,
-            idle,
-            lifetime,
-            user_id=None,
-            works_in=None,
-            pending=pending,
-            tokens=b"",
-            address=address[:64],
-            user_agent=user_agent[:255],
+        new = _insert(
+            tx, signed_in, idle, lifetime, address=address[:64], user_agent=user_agent[:255]
         )
+        after = {
+            "user": signed_in.user_id,
+            "address": new.session.address,
+            "user_agent": new.session.user_agent,
+        }
+        tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
+        if earlier is not None and tx.execute(_B.delete().where(_B.c.id == earlier.id)).rowcount:
+            tx.announce("browser_session", earlier.id)
+        return new
 
     async def find(self, secret: Secret) -> BrowserSession | None:
         found = await self._find(digest_of(secret))
@@ -106,18 +95,9 @@ class SqlBrowserSessions(Repository, BrowserSessions):
 
     @writes
     def save(
-        self,
-        tx: Transaction,
-        session: BrowserSession,
-        *,
-        pending: bytes | None = None,
-        tokens: bytes | None = None,
+        self, tx: Transaction, session: BrowserSession, *, tokens: bytes
     ) -> BrowserSession | None:
-        values: dict[str, Any] = {"version": session.version + 1}
-        if pending is not None:
-            values["pending"] = pending
-        if tokens is not None:
-            values |= {"tokens": tokens, "refresh_until": None}
+        values = {"tokens": tokens, "refresh_until": None, "version": session.version + 1}
         return _save(tx, session, values)
 
     @writes
@@ -131,44 +111,6 @@ class SqlBrowserSessions(Repository, BrowserSessions):
     ) -> BrowserSession | None:
         values = {"works_in": tenant_id, "role": role, "version": session.version + 1}
         return _save(tx, session, values)
-
-    @writes
-    def renew(
-        self,
-        tx: Transaction,
-        session: BrowserSession,
-        signed_in: SignedIn,
-        *,
-        pending: bytes,
-        idle: float,
-        lifetime: float,
-    ) -> NewBrowserSession | None:
-        # A row is deleted once: when two sign-ins end at the same time in one browser, one wins.
-        if not tx.execute(_B.delete().where(_B.c.id == session.id)).rowcount:
-            return None
-        new = _insert(
-            tx,
-            idle,
-            lifetime,
-            user_id=signed_in.user_id,
-            works_in=signed_in.tenant_id,
-            role=signed_in.role,
-            issuer=signed_in.issuer,
-            provider_session=signed_in.provider_session,
-            pending=pending,
-            tokens=signed_in.tokens,
-            address=session.address,
-            user_agent=session.user_agent,
-        )
-        after = {
-            "user": signed_in.user_id,
-            "address": session.address,
-            "user_agent": session.user_agent,
-        }
-        tx.record("browser_session.begin", "browser_session", new.session.id, after=after)
-        if session.user_id is not None:
-            tx.announce("browser_session", session.id)
-        return new
 
     @writes
     def change_secret(
@@ -242,12 +184,8 @@ def _living(tx: Transaction) -> sa.Select[Any]:
             _U.c.email.label("user_email"),
             _U.c.subject.label("user_subject"),
         )
-        .outerjoin(_U, _U.c.id == _B.c.user_id)
-        .where(
-            _B.c.idle_ends > tx.now,
-            _B.c.ends > tx.now,
-            sa.or_(_B.c.user_id.is_(None), _U.c.enabled.is_(sa.true())),
-        )
+        .join(_U, _U.c.id == _B.c.user_id)
+        .where(_B.c.idle_ends > tx.now, _B.c.ends > tx.now, _U.c.enabled.is_(sa.true()))
     )
 
 
@@ -261,13 +199,21 @@ def _save(
     return _session(row) if written and row is not None else None
 
 
-def _insert(tx: Transaction, idle: float, lifetime: float, **values: object) -> NewBrowserSession:
+def _insert(
+    tx: Transaction, signed_in: SignedIn, idle: float, lifetime: float, **values: object
+) -> NewBrowserSession:
     secret, digest = new_secret("tms")
     session_id = new_id()
     tx.execute(
         _B.insert().values(
             id=session_id,
             digest=digest,
+            user_id=signed_in.user_id,
+            works_in=signed_in.tenant_id,
+            role=signed_in.role,
+            issuer=signed_in.issuer,
+            provider_session=signed_in.provider_session,
+            tokens=signed_in.tokens,
             created=tx.now,
             last_seen=tx.now,
             idle=idle,
@@ -284,12 +230,10 @@ def _end(tx: Transaction, which: sa.ColumnElement[bool], reason: str) -> int:
     rows = tx.execute(sa.select(_B.c.id, _B.c.user_id).where(which)).all()
     ended = tx.execute(_B.delete().where(_B.c.id.in_([row.id for row in rows]))).rowcount
     for row in rows:
-        if row.user_id is not None:
-            after = {"user": row.user_id, "reason": reason}
-            tx.record("browser_session.end", "browser_session", row.id, after=after)
+        after = {"user": row.user_id, "reason": reason}
+        tx.record("browser_session.end", "browser_session", row.id, after=after)
     for row in rows:
-        if row.user_id is not None:
-            tx.announce("browser_session", row.id)
+        tx.announce("browser_session", row.id)
     return ended
 
 
@@ -297,12 +241,11 @@ def _session(row: Row[Any]) -> BrowserSession:
     return BrowserSession(
         id=row.id,
         user_id=row.user_id,
-        user_name=row.user_name or row.user_email or row.user_subject or "",
+        user_name=row.user_name or row.user_email or row.user_subject,
         tenant_id=row.works_in,
         role=row.role,
         issuer=row.issuer,
         provider_session=row.provider_session,
-        pending=row.pending,
         tokens=row.tokens,
         version=row.version,
         address=row.address,

@@ -1,5 +1,5 @@
-"""Limits how often strangers may guess codes and begin sign-ins. A wrong code counts against the
-codes with the same first half, and against the address and tenant that it came from."""
+"""Limits how often strangers may guess codes and ask for sign-ins of terminals. A wrong code counts
+against the codes with the same first half, and against the address and tenant that it came from."""
 
 from __future__ import annotations
 

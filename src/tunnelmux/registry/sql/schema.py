@@ -353,14 +353,13 @@ browser_sessions = Table(
     metadata,
     _id(),
     Column("digest", Digest, nullable=False, unique=True),
-    Column("user_id", Id, ForeignKey("users.id"), nullable=True),
+    Column("user_id", Id, ForeignKey("users.id"), nullable=False),
     # The tenant that the person works in; the row does not belong to it, but to the user.
     Column("works_in", Id, ForeignKey("tenants.id"), nullable=True),
     # The role there for which the secret was made: a higher one needs a new secret.
     Column("role", sa.String(16), nullable=True),
     Column("issuer", Short, nullable=False, server_default=""),
     Column("provider_session", Short, nullable=False, server_default=""),
-    Column("pending", sa.LargeBinary, nullable=False),
     Column("tokens", sa.LargeBinary, nullable=False),
     _number("version"),
     _text("address"),
