@@ -128,7 +128,7 @@ async def test_an_operator_may_what_the_configuration_says_without_a_lease(
         assert (await site.ssh(await site.user("eve"), "root@cam1", "true")).returncode == 255
 
 
-async def test_addresses_are_held_to_a_list_and_to_a_number_of_failures(
+async def test_an_address_that_fails_often_is_slowed_down_and_keeps_no_one_out(
     open_site: OpenSite,
 ) -> None:
     more = "[limits]\nmax_failures = 3\nfailure_period = 600.0\n"
@@ -143,35 +143,25 @@ async def test_addresses_are_held_to_a_list_and_to_a_number_of_failures(
             await site.gateway.logged("ssh login failed", since=before)
         bob = await site.user("bob")
         await site.lease(bob)
-        refused = await site.ssh(bob, f"{site.sshd.user}@cam1", "true")
-        assert refused.returncode == 255
-        assert b"not known" not in refused.stderr
-        # Its next thousand are not greeted, so that each costs an accept; others do not notice.
+        # Its next thousand hang up before their turns come; others do not notice.
         async with trio.open_nursery() as nursery:
-            greetings: list[bytes] = []
             for _ in range(20):
-                nursery.start_soon(come_again, site.port, 50, greetings)
+                nursery.start_soon(come_again, site.port, 50)
             elsewhere = await site.ssh(
                 bob, f"{site.sshd.user}@cam1", "true", options=["-o", "BindAddress=127.0.0.2"]
             )
         assert elsewhere.returncode == 0, elsewhere.stderr
-        assert greetings == [b""] * 1000
-        failed = [line for line in site.gateway.events if line.get("event") == "ssh login failed"]
-        assert len(failed) == 3  # no line for each of the thousand
+        # Nor does one keep out a neighbour at the same address.
+        beside = await site.ssh(bob, f"{site.sshd.user}@cam1", "true")
+        assert beside.returncode == 0, beside.stderr
 
 
-async def come_again(port: int, times: int, greetings: list[bytes]) -> None:
-    """Connect so often, and keep what the gateway says to it first."""
+async def come_again(port: int, times: int) -> None:
+    """Connect so often, say hello, and hang up."""
     for _ in range(times):
-        with trio.fail_after(40):
-            stream = await trio.open_tcp_stream("127.0.0.1", port)
-            async with stream:
-                with contextlib.suppress(trio.BrokenResourceError):
-                    await stream.send_all(b"SSH-2.0-again\r\n")
-                try:
-                    greetings.append(bytes(await stream.receive_some()))
-                except trio.BrokenResourceError:
-                    greetings.append(b"")
+        with trio.fail_after(40), contextlib.suppress(OSError, trio.BrokenResourceError):
+            async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+                await stream.send_all(b"SSH-2.0-again\r\n")
 
 
 async def test_what_is_no_user_name_is_told_how_to_write_one(site: Site) -> None:

@@ -172,7 +172,9 @@ class GatewayLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """
 
     max_failures: int = 30
-    """Failed log-ins of one address within `failure_period`; then its connections are refused."""
+    """Failed log-ins of one address within `failure_period`; then its connections wait for a turn:
+    ten in a second go on, and who has the right key gets in.
+    """
 
     failure_period: float = 600.0
     """Seconds after which failed log-ins are forgotten."""

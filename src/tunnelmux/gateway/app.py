@@ -32,6 +32,7 @@ from tunnelmux.gateway.guest import Bridge
 from tunnelmux.gateway.recording import Recording, RecordingStopped, remove_old
 from tunnelmux.gateway.relay import PersonSession
 from tunnelmux.gateway.side_channels import WINDOW, SideChannel
+from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import RepeatedLines, get_logger
@@ -366,6 +367,7 @@ class Listener:
             exempt=self._balancers,
         )
         self._lobby = Lobby()
+        self._slow_lane = SlowLane()
         self._refusals = RepeatedLines("ssh connection refused")
 
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:
@@ -374,6 +376,7 @@ class Listener:
             # asyncssh takes a millisecond for each connection, so it gets only those that have
             # sent something, or wait for its greeting.
             nursery.start_soon(self._lobby.run)
+            nursery.start_soon(self._slow_lane.run)
             await self._accept_all(listener, nursery)
         raise AssertionError("unreachable")
 
@@ -427,15 +430,16 @@ class Listener:
             if self._refusals.may_write(source_of(host)):
                 _log.info("ssh connection refused", address=host, reason="not in gateway.allow")
             sock.close()
-        elif self._gateway.failures.is_barred(host):
-            sock.close()  # not logged: its failures were
         elif (place := self._admission.enter(host)) is None:
             sock.close()
         else:
             raw = socket.socket(fileno=sock.detach())
             raw.setblocking(False)
             raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._lobby.enter(raw, place, partial(self._begin, raw, host, place))
+            begin = partial(self._begin, raw, host, place)
+            if self._gateway.failures.are_too_many(host):
+                begin = partial(self._slow_lane.enter, raw, place, begin)
+            self._lobby.enter(raw, place, begin)
 
     def _begin(self, sock: socket.socket, host: str, place: Place) -> None:
         task = self._gateway.bridge.start(self._serve(sock, host, place))

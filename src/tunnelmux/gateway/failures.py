@@ -18,10 +18,11 @@ _KNOWN = 86_400.0
 
 
 class Failures:
-    """Knows the addresses that are refused because too many log-ins from there failed.
+    """Knows the addresses from which too many log-ins failed: their connections wait for a turn
+    (`SlowLane`).
 
-    One where a person has logged in within a day is not: many people may share it, and a neighbour
-    who keeps failing would keep them out. What it may have at once is limited all the same.
+    One where a person has logged in within a day is not among them: many people may share it, and
+    those whose log-ins fail should cost the others no time. What it may have at once is limited.
     """
 
     def __init__(self, most: int, period: float) -> None:
@@ -49,8 +50,8 @@ class Failures:
         if len(self._good) > _MOST_SOURCES:
             self._good.popitem(last=False)
 
-    def is_barred(self, address: str) -> bool:
-        """Whether connections from this address are refused now."""
+    def are_too_many(self, address: str) -> bool:
+        """Whether connections from this address wait for a turn now."""
         source, now = source_of(address), trio.current_time()
         times = self._sources.get(source)
         if times is None or len(times) < self._most or now - times[0] >= self._period:
