@@ -366,7 +366,8 @@ class Listener:
             per_address=limits.max_connections_per_address,
             exempt=self._balancers,
         )
-        self._lobby = Lobby()
+        # Until its log-in a connection gives way to newer ones: strangers send some bytes too.
+        self._lobby = Lobby(bytes_count=False)
         self._slow_lane = SlowLane()
         self._refusals = RepeatedLines("ssh connection refused")
 

@@ -37,9 +37,14 @@ class _Guest(NamedTuple):
 
 
 class Lobby:
-    """Connections with a place wait here for their first byte. Nothing is read."""
+    """Connections with a place wait here for their first byte. Nothing is read.
 
-    def __init__(self) -> None:
+    With `bytes_count` a first byte ends their silence: they give way to no other any more.
+    Without it they stay as silent as they were, until their server says otherwise.
+    """
+
+    def __init__(self, *, bytes_count: bool = True) -> None:
+        self._bytes_count = bytes_count
         if sys.platform == "linux":
             self._epoll = select.epoll()
         self._guests: dict[int, _Guest] = {}  # by descriptor, the oldest first
@@ -61,7 +66,8 @@ class Lobby:
         self._guests[number] = _Guest(connection, place, go_on)
         self._epoll.register(number, select.EPOLLIN | select.EPOLLRDHUP)
         place.on_give_way = partial(self._turn_out, number)
-        place.has_bytes = partial(_has_bytes, connection)
+        if self._bytes_count:
+            place.has_bytes = partial(_has_bytes, connection)
         self._arrival.unpark_all()
 
     async def run(self) -> None:
@@ -86,7 +92,7 @@ class Lobby:
         while True:
             await trio.lowlevel.wait_readable(self._epoll.fileno())
             for number, events in self._epoll.poll(0, _AT_ONCE):
-                if not events & _ENDED:
+                if self._bytes_count and not events & _ENDED:
                     self._guests[number].place.has_spoken()
                 self._let_go_on(number)
 
