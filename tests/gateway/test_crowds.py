@@ -10,6 +10,7 @@ from typing import Any
 
 import asyncssh
 import trio
+from structlog.testing import capture_logs
 
 from support.crowds import dial_from
 from support.hostile_ssh import HostileClient
@@ -94,3 +95,16 @@ async def _exchange_keys(port: int) -> HostileClient:
     client = HostileClient()
     await client.connect(port)
     return client
+
+
+def test_those_who_never_log_in_are_no_trouble_at_a_stop() -> None:
+    async def main(loop: asyncio.AbstractEventLoop) -> None:
+        async with trio.open_nursery() as nursery:
+            bridge = Bridge(loop, nursery)
+            bridge.start(asyncio.Event().wait())
+            with trio.move_on_after(0):
+                await bridge.settle()
+
+    with capture_logs() as logs:
+        run_as_guest(main)
+    assert logs == []

@@ -23,7 +23,14 @@ ENDS: dict[str, End] = {
         TEST
     ).users.set_enabled(user.id, False),
     "the user is no member": lambda site, user, _lease: site.tenant.members.remove(user.id),
+    "the key was removed": lambda site, user, _lease: remove_key(site, user),
 }
+
+
+async def remove_key(site: Site, user: User) -> None:
+    keys = site.registry.installation(TEST).ssh_keys
+    (key,) = await keys.of_user(user.id)
+    await keys.remove(key.id, user_id=user.id)
 
 
 async def in_session(site: Site, user: User) -> Terminal:

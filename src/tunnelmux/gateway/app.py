@@ -90,6 +90,9 @@ class Gateway:
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
         self._failed_logins = RepeatedLines("ssh login failed")
         self.connections: set[PersonConnection] = set()
+        self.looks = 0
+        """How often uses were judged again, because the registry had changed. What is just being
+        opened is no use yet: it looks for itself if this has grown meanwhile."""
         self.no_connections = trio.Event()
         self._nothing_left()
 
@@ -320,6 +323,7 @@ class Gateway:
 
     async def _judge_again(self, changes: list[Change] | None) -> None:
         touched = None if changes is None else {change.object_id for change in changes}
+        self.looks += 1
         for connection in list(self.connections):
             for use, (access, _) in list(connection.uses.items()):
                 if touched is None or touched & _objects_of(access):

@@ -303,6 +303,10 @@ class Authority:
         users = self._installation.users
         if not (await users.find(person.user_id)).enabled:
             return []
+        if person.key_id:
+            keys = await self._installation.ssh_keys.of_user(person.user_id)
+            if all(key.id != person.key_id for key in keys):
+                return []  # it was removed after the log-in
         if person.authority:
             tenant = self._registry.tenant(person.tenant_id, self._actor(person, ""))
             if not await tenant.ssh.trusts(person.authority):

@@ -88,17 +88,19 @@ class Confirmations:
             return None
         return found[0]
 
-    async def register(self, fingerprint: str, line: str) -> None:
-        """Register a key that has signed a log-in for the person who confirmed it."""
+    async def register(self, fingerprint: str, line: str) -> str:
+        """Register a key that has signed a log-in for the person who confirmed it. Returns its id;
+        nothing where it cannot be registered. Raises RegistryError."""
         person = self.owner(fingerprint)
         if person is None:
-            return
+            return ""
         del self._keys[fingerprint]
         actor = Actor(kind="user", id=person.user_id, name=person.name)
         keys = self._registry.installation(actor).ssh_keys
         try:
-            await keys.add(person.user_id, line, "confirmed in a browser")
+            added = await keys.add(person.user_id, line, "confirmed in a browser")
         except (RegistryRefused, NoSuchRecord) as exc:
             _log.warning("key not registered", person=person.name, problem=str(exc))
-        else:
-            _log.info("key registered", person=person.name, key=fingerprint)
+            return ""
+        _log.info("key registered", person=person.name, key=fingerprint)
+        return added.id

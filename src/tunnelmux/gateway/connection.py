@@ -251,6 +251,7 @@ class PersonConnection(asyncssh.SSHServer):
         assert self._proof is not None
         assert self._proof.login is not None
         account = self._proof.login.account
+        looks = gateway.looks
         access = await self._judge(device)
         access.need(session.request.kind)  # type: ignore[arg-type]
         if not access.recorded:
@@ -278,6 +279,8 @@ class PersonConnection(asyncssh.SSHServer):
         if session.request.kind == "sftp":
             files = gateway.new_file_record(self, access, recording)
         self._watch(session, access)
+        if looks != gateway.looks:
+            await self._judge_again(access)
         _log.info(
             "ssh session begins",
             person=self.person.name,
@@ -394,6 +397,7 @@ class PersonConnection(asyncssh.SSHServer):
         channel = SideChannel(kind, over)
         self._open.add(channel)
         self._watch(channel, access)
+        self._bridge.start(self._judge_again(access))  # as old as the device's connection
         return channel
 
     async def _log_in(self, account: str, access: Access, agent: bool, x11: bool) -> Any:
@@ -469,6 +473,7 @@ class PersonConnection(asyncssh.SSHServer):
 
     async def _forward(self, channel: object, host: str, port: int) -> Forward:
         gateway = self._gateway
+        looks = gateway.looks
         try:
             access, service = await self._bridge.in_trio(
                 gateway.authority.forward, self.person, host, port, self.address
@@ -495,6 +500,8 @@ class PersonConnection(asyncssh.SSHServer):
         forward = Forward(over)
         await device_socket.create_connection(lambda: forward.service)
         self._watch(forward, access)
+        if looks != gateway.looks:
+            await self._judge_again(access)
         if self._is_lost:  # asyncssh never asks for this one
             forward.connection_lost(None)
             raise DeviceAway("the connection is over")
@@ -511,6 +518,26 @@ class PersonConnection(asyncssh.SSHServer):
         deadline = Deadline(self._bridge.loop, use)
         deadline.set(access.ends)
         self.uses[use] = (access, deadline)
+
+    async def _judge_again(self, access: Access) -> None:
+        """Judge this access anew, with all that rests on it now. Their order is that in which they
+        were begun: a session, which is told why it ends, comes before its side channels."""
+        try:
+            again = await self._bridge.in_trio(self._gateway.authority.again, access, self.address)
+        except RegistryError:
+            for use in self._resting_on(access):
+                use.cut("what you may cannot be looked up now: try again")
+            return
+        for use in self._resting_on(access):
+            self.rejudged(use, again)
+
+    def _resting_on(self, access: Access) -> list[_Use]:
+        mine = (access.device.id, access.lease_id)
+        return [
+            use
+            for use, (other, _) in self.uses.items()
+            if (other.device.id, other.lease_id) == mine
+        ]
 
     def rejudged(self, use: _Use, access: Access | None) -> None:
         """Take the new access of a session or forward; without one it ends."""

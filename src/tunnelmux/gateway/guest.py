@@ -8,6 +8,7 @@ asyncio loop.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
@@ -40,8 +41,10 @@ class Bridge:
         self._kept: set[asyncio.Task[Any]] = set()
 
     def soon(self, call: Callable[[*Ts], object], *args: *Ts) -> None:
-        """From asyncio: call this in Trio, soon. It must not raise."""
-        self._token.run_sync_soon(call, *args)
+        """From asyncio: call this in Trio, soon, or never when Trio has ended. It must not
+        raise."""
+        with contextlib.suppress(trio.RunFinishedError):  # at a stop, asyncio ends last
+            self._token.run_sync_soon(call, *args)
 
     def spawn(self, function: Callable[[*Ts], Awaitable[object]], *args: *Ts) -> None:
         """From asyncio: run this as a task of the gateway's nursery. It must not raise."""

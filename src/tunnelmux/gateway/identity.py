@@ -12,6 +12,7 @@ import base64
 import hashlib
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from asyncssh import KeyImportError
 from asyncssh.public_key import SSHOpenSSHCertificate, decode_ssh_certificate
@@ -130,11 +131,7 @@ class Proof:
         if person is None or not await self._check(user, key, message, signature):
             return False
         if message:
-            self.person = person
-            if not person.key_id:
-                line = f"{_kind_of(key)} {base64.b64encode(key).decode('ascii')}"
-                fingerprint = fingerprint_of(key)
-                self._bridge.spawn(self._register, fingerprint, line)
+            self.person = person if person.key_id else await self._registered(person, key)
         return True
 
     async def _check_certificate(self, key: bytes, message: bytes, signature: bytes) -> bool:
@@ -206,11 +203,17 @@ class Proof:
             self._tell_away(exc)
         return self.person is not None
 
-    async def _register(self, fingerprint: str, line: str) -> None:
+    async def _registered(self, person: Person, key: bytes) -> Person:
+        """The person with the id of this key, which was confirmed in a browser and has signed; as
+        before where it cannot be registered now."""
+        line = f"{_kind_of(key)} {base64.b64encode(key).decode('ascii')}"
+        register = self._confirmations.register
         try:
-            await self._confirmations.register(fingerprint, line)
+            key_id = await self._bridge.in_trio(register, fingerprint_of(key), line)
         except RegistryError as exc:
             self._tell_away(exc)
+            return person
+        return replace(person, key_id=key_id)
 
     async def _device_of(self, fingerprint: str) -> SshDevice | None:
         """The device that has this key, if the user name is its serial number or name."""

@@ -195,6 +195,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         if self._is_over:
             self._owner.session_over(self)
             return
+        if self.end_reason:
+            return  # it was cut meanwhile: the device must not begin anything
         if opened.records_input:
             self.tell("what you type is recorded here, too")
         request = self.request
@@ -223,7 +225,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
     def _go(self) -> None:
         """Send the device what the person has sent before it was connected."""
         assert self._other is not None
-        if self._is_over:
+        if self._is_over or self.end_reason:
             self._other.channel.close()
             return
         for order in self._orders:
