@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,24 +60,39 @@ class Callers:
         return Principal(user_id=name, tenant_id=tenant, role=Role.OWNER, token_id="t")
 
     async def call(
-        self, who: str, path: str = "/api/devices", method: str = "GET", address: str = "192.0.2.1"
+        self,
+        who: str,
+        path: str = "/api/devices",
+        method: str = "GET",
+        address: str = "192.0.2.1",
+        body: trio.Event | None = None,
+        read: trio.Event | None = None,
     ) -> None:
+        """One call; with `body` it has one, which comes at that event; with `read` it takes the
+        body of the answer then."""
         scope = {
             "type": "http",
             "method": method,
             "path": path,
             "raw_path": path.encode(),
             "query_string": b"",
-            "headers": [(b"authorization", who.encode())] if who else [],
+            "headers": [
+                *([(b"authorization", who.encode())] if who else []),
+                *([(b"content-length", b"1")] if body is not None else []),
+            ],
             "client": (address, 1),
         }
 
         async def receive() -> Message:
+            if body is not None:
+                await body.wait()
             return {"type": "http.request", "body": b"", "more_body": False}
 
         async def send(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.answers.append(message["status"])
+            elif read is not None:
+                await read.wait()
 
         await self.gate(scope, receive, send)
 
@@ -121,6 +137,40 @@ async def test_strangers_share_the_turns_of_their_address() -> None:
         await trio.testing.wait_all_tasks_blocked()
         assert len(callers.app.under_way) == 3
         callers.app.go_on.set()
+
+
+@pytest.mark.parametrize(
+    ("slow", "other"), [("", ""), ("", "ada@default"), ("eve@acme", "bob@acme")]
+)
+async def test_who_is_slow_with_a_body_keeps_no_other_waiting(slow: str, other: str) -> None:
+    callers, body = Callers(), trio.Event()
+    async with trio.open_nursery() as nursery:
+        for number in range(50):
+            who = slow.replace("@", f"{number}@")
+            nursery.start_soon(callers.call, who, "/api/auth/login", "POST", "192.0.2.1", body)
+        await trio.testing.wait_all_tasks_blocked()
+        assert callers.app.under_way == []
+        nursery.start_soon(callers.call, other, "/api/auth/login", "POST")
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(callers.app.under_way) == 1
+        callers.app.go_on.set()
+        body.set()
+    assert callers.answers == [200] * 51
+    assert len(callers.gate._turns) == 0
+
+
+@pytest.mark.parametrize(("slow", "other"), [("", ""), ("eve@acme", "bob@acme")])
+async def test_who_reads_an_answer_slowly_keeps_no_other_waiting(slow: str, other: str) -> None:
+    callers, read = Callers(), trio.Event()
+    callers.app.go_on.set()
+    async with trio.open_nursery() as nursery:
+        for number in range(8 if slow else 2):  # all turns of the tenant, or of the address
+            who = slow.replace("@", f"{number}@")
+            nursery.start_soon(partial(callers.call, who, "/api/auth/login", read=read))
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(10):
+            await callers.call(other, "/api/auth/login")
+        read.set()
 
 
 async def test_who_follows_events_holds_no_turn() -> None:

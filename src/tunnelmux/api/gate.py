@@ -42,6 +42,9 @@ _DRAIN_BYTES = 8 * 1024 * 1024
 
 _DRAIN_SECONDS = 2.0
 
+_STRANGERS_BODY = 65_536
+# Bytes of a body whose caller is not known: a code, a key, a logout token.
+
 _LONGEST_PAGE = 2048
 # Characters of a page's path and query that a person is sent back to.
 
@@ -107,7 +110,11 @@ class Gate:
         scope.setdefault("state", {})
         exchange = _Exchange(scope, receive, send, self._limits, self._streams(scope["path"]))
         async with AsyncExitStack() as held:
-            refusal = _not_text(scope) or await self._let_in(scope, held, exchange)
+            refusal = _not_text(scope) or await self._identified(scope, exchange)
+            if refusal is None:
+                if not await exchange.collect():
+                    return
+                refusal = await self._take_turns(scope, held, exchange)
             if refusal is not None:
                 if scope["type"] == "websocket":  # anycorn closes after it, and does not say so
                     refusal.headers["connection"] = "close"
@@ -120,31 +127,43 @@ class Gate:
                     raise
                 await exchange.fail()
 
-    async def _let_in(
-        self, scope: Scope, held: AsyncExitStack, exchange: _Exchange
-    ) -> Response | None:
-        """The refusal of a request, or None once it has its turns, which end with `held`."""
+    async def _identified(self, scope: Scope, exchange: _Exchange) -> Response | None:
+        """The refusal of a request, or None once it is known whose it is."""
         address = source_of(scope["client"][0])
         try:
-            # Who it is takes a look into the registry, which strangers cause as well.
-            async with self._turns.turn(f"address {address}"):
+            # It takes a look into the registry, which strangers cause as well. A turn of its own:
+            # what strangers go on to do must not keep others out who share their address.
+            async with self._turns.turn(f"look {address}"):
                 refusal = await self._refusal(scope)
             if refusal is not None or scope["type"] == "websocket":
                 return refusal
-            path, principal = scope["path"], scope["state"]["principal"]
-            if principal is not None and scope["method"] not in _SAFE_METHODS:
+            principal = scope["state"]["principal"]
+            if principal is None:
+                exchange.is_strangers()
+            elif scope["method"] not in _SAFE_METHODS:
                 self._changes.count(principal.user_id)
-            if self._streams(path) or self._is_long(path):
-                return None
-            wanted = [(f"address {address}", self._limits.max_calls)]
+        except Refused as exc:
+            return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
+        return None
+
+    async def _take_turns(
+        self, scope: Scope, held: AsyncExitStack, exchange: _Exchange
+    ) -> Response | None:
+        """Wait for the turns of a request, which end with `held`; its refusal where none come."""
+        path, principal = scope["path"], scope["state"]["principal"]
+        if scope["type"] == "websocket" or self._streams(path) or self._is_long(path):
+            return None
+        most = self._limits.max_calls
+        try:
             if principal is not None:
-                wanted = [(principal.user_id, self._limits.max_calls)]
-                if principal.tenant_id is not None:
-                    most = _TENANTS_SHARE * self._limits.max_calls
-                    wanted.append((principal.tenant_id, most))
-            for caller, most in wanted:
-                turn = await held.enter_async_context(self._turns.turn(caller, most))
+                turn = await held.enter_async_context(self._turns.turn(principal.user_id, most))
                 exchange.turns.append(turn)
+            shared = f"address {source_of(scope['client'][0])}"
+            if principal is not None:
+                shared, most = principal.tenant_id or "", _TENANTS_SHARE * most
+            if shared:
+                turn = await held.enter_async_context(self._turns.turn(shared, most))
+                exchange.shared.append(turn)
         except Refused as exc:
             return problem_response(exc.status, exc.code, exc.detail, headers=exc.headers)
         return None
@@ -197,11 +216,16 @@ class _Exchange:
         self.started = False
         self.turns: list[Turn] = []
         """Given back where an answer goes on for as long as its reader likes."""
+        self.shared: list[Turn] = []
+        """Turns that others wait for, too: given back when the answer begins, since a reader may
+        take its time."""
         self._scope = scope
         self._receive = receive
         self._send = send
         self._limits = limits
-        self._left = None if streams else limits.max_body
+        self._most = limits.max_body
+        self._left = None if streams else self._most
+        self._whole: Message | None = None  # the body, once `collect` has read it
         self._more = scope["type"] == "http" and bool(
             names & {b"content-length", b"transfer-encoding"}
         )
@@ -210,6 +234,9 @@ class _Exchange:
 
     async def receive(self) -> Message:
         """The next message; a disconnect when the body stalls or is too large."""
+        if self._whole is not None:
+            whole, self._whole = self._whole, None
+            return whole
         if not self._more:
             return self._end or await self._receive()
         with trio.move_on_after(self._limits.body_stall):
@@ -220,12 +247,35 @@ class _Exchange:
         detail = f"No byte of the body came for {self._limits.body_stall:g} s."
         return self._give_up(408, "slow_body", detail)
 
+    def is_strangers(self) -> None:
+        """Take less of one whose caller is not known."""
+        if self._left is not None:
+            self._left = self._most = min(self._left, _STRANGERS_BODY)
+
+    async def collect(self) -> bool:
+        """Read the body, unless it is streamed: nothing that others wait for is held meanwhile.
+        False where the exchange is over: it did not come, and that was answered."""
+        if not self._more or self._left is None:
+            return True
+        body, is_whole = bytearray(), False
+        while not is_whole:
+            message = await self.receive()
+            if message["type"] == "http.disconnect":
+                if self._problem is not None:
+                    self.started = True
+                    await self._answer(*self._problem)
+                return False
+            body += message.get("body", b"")
+            is_whole = not message.get("more_body", False)
+        self._whole = {"type": "http.request", "body": bytes(body), "more_body": False}
+        return True
+
     def _counted(self, message: Message) -> Message:
         if self._left is not None:
             self._left -= len(message.get("body", b""))
             if self._left < 0:
-                limit = self._limits.max_body
-                return self._give_up(413, "body_too_large", f"A body has at most {limit} bytes.")
+                detail = f"A body has at most {self._most} bytes."
+                return self._give_up(413, "body_too_large", detail)
         return message
 
     def _give_up(self, status: int, code: str, detail: str) -> Message:
@@ -243,8 +293,8 @@ class _Exchange:
                 await self._answer(*self._problem)
             return
         self.started = True
-        if message["type"] == "http.response.start" and _is_endless(message):
-            for turn in self.turns:
+        if message["type"] == "http.response.start":
+            for turn in [*self.shared, *(self.turns if _is_endless(message) else ())]:
                 turn.give_back()
         await self._pass_on(message)
 

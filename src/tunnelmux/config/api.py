@@ -307,9 +307,10 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """Seconds after which wrong codes are forgotten."""
 
     max_waiting: int = 1000
-    """Devices of all tenants that wait with a code on display. Asking needs no credential: when all
-    places are taken, the oldest of the block of addresses (/24, of IPv6 /48) with the most gives
-    way.
+    """Devices of all tenants that wait with a code on display; so many devices of each tenant may
+    wait that have shown an install key, and so many terminals. Asking takes little or nothing: when
+    all places are taken, the oldest of the block of addresses (/24, of IPv6 /48) with the most
+    gives way.
     """
 
     def __post_init__(self) -> None:

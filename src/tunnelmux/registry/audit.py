@@ -88,7 +88,7 @@ class AuditTrail(abc.ABC):
 
     @abc.abstractmethod
     async def export(self, *, from_number: int = 1, limit: int = 200) -> list[AuditEntry]:
-        """Entries from this number on, the oldest first; fewer than `limit` at the end."""
+        """Entries from this number on, the oldest first: at most `limit`, none at the end."""
 
     @abc.abstractmethod
     async def note(

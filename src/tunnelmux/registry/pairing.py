@@ -41,7 +41,8 @@ class PairingRules:
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0
     max_waiting: int = 1000
-    """Devices without a tenant that may wait at once. Anybody may ask, so the places are shared:
+    """Devices without a tenant that may wait at once; as many of each tenant, with an install key,
+    and as many terminals that wait for a sign-in. Anybody may ask, so the places are shared:
     when all are taken, the block of addresses (/24, IPv6: /48) that has most of them loses one."""
 
 
@@ -243,5 +244,5 @@ class Joining(abc.ABC):
         """Use an install key. If it needs approval: the pairing, and the secret to poll with.
 
         Raises RegistryRefused: `key_unknown`, `key_expired`, `key_revoked`, `key_used_up`,
-        `wrong_serial`, `taken`, `serial_taken`, `too_many_guesses`.
+        `wrong_serial`, `taken`, `serial_taken`, `too_many_guesses`, `too_many_requests`.
         """

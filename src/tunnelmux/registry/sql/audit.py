@@ -25,6 +25,7 @@ __all__ = ["SqlAuditTrail", "read_entry"]
 
 _A = schema.audit
 _BATCH = 500
+_LARGE = (_A.c.before, _A.c.after)
 
 
 class SqlAuditTrail(Repository, AuditTrail):
@@ -40,7 +41,9 @@ class SqlAuditTrail(Repository, AuditTrail):
         after: str | None = None,
     ) -> Page[AuditEntry]:
         query = self._entries().where(*_conditions(where or AuditFilter()))
-        return paging.descending(tx, query, _A.c.number, read_entry, limit=limit, after=after)
+        return paging.descending(
+            tx, query, _A.c.number, read_entry, limit=limit, after=after, large=_LARGE
+        )
 
     @reads
     def export(
@@ -120,7 +123,8 @@ class SqlAuditTrail(Repository, AuditTrail):
 
     def _from(self, tx: Transaction, number: int, limit: int) -> list[AuditEntry]:
         query = self._entries().where(_A.c.number >= number).order_by(_A.c.number)
-        return [read_entry(row) for row in tx.execute(query.limit(max(1, min(limit, _BATCH))))]
+        limit = paging.as_many_as_allowed(tx, query, _LARGE, max(1, min(limit, _BATCH)))
+        return [read_entry(row) for row in tx.execute(query.limit(limit))]
 
 
 def _conditions(where: AuditFilter) -> list[sa.ColumnElement[bool]]:

@@ -3,6 +3,7 @@ against the codes with the same first half, and against the address and tenant t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,14 +11,14 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import hash_token
-from tunnelmux.config.networks import network_of
+from tunnelmux.config.networks import block_of, network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.secrets import half_of, normal_code
 from tunnelmux.registry.sql.transaction import Transaction
 
-__all__ = ["Guesser", "find_code", "spend"]
+__all__ = ["Guesser", "find_code", "give_way", "spend"]
 
 _P = schema.pairings
 _G = schema.guesses
@@ -59,6 +60,19 @@ def spend(tx: Transaction, subject: str, most: int, period: float) -> bool:
     if rows and rows[0].guesses >= most:
         return False
     _count(tx, subject, is_known=bool(rows))
+    return True
+
+
+def give_way(tx: Transaction, table: sa.Table, waiting: Sequence[Row[Any]], address: str) -> bool:
+    """End the oldest request of the block of addresses that has most of those that wait, if the
+    block of this address has at least two fewer. False where it has not."""
+    blocks: dict[str, list[str]] = {}
+    for row in waiting:
+        blocks.setdefault(block_of(row.address), []).append(row.id)
+    largest = max(blocks.values(), key=len)
+    if len(largest) < len(blocks.get(block_of(address), ())) + 2:
+        return False
+    tx.execute(table.update().where(table.c.id == largest[0]).values(expires=tx.now))
     return True
 
 

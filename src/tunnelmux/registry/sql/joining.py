@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -10,7 +9,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret
-from tunnelmux.config.networks import block_of, network_of
+from tunnelmux.config.networks import network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.actor import Actor
@@ -19,7 +18,7 @@ from tunnelmux.registry.pairing import Arrival, Joining, Pairing, PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.devices import add_credential, add_device, find_device
-from tunnelmux.registry.sql.guessing import Guesser, find_code
+from tunnelmux.registry.sql.guessing import Guesser, find_code, give_way
 from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing, take_place
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -108,7 +107,7 @@ class SqlJoining(Repository, Joining):
     ) -> tuple[Pairing, Secret, Secret]:
         about = _clean({"name": name, "serial": serial, "agent_version": agent_version})
         fingerprint = names.check_text("fingerprint", fingerprint, 255)
-        self._make_room(tx, address)
+        self._make_room(tx, address, None)
         poll, poll_digest = new_secret("tmp")
         pairing_id, code = insert_pairing(
             tx,
@@ -124,25 +123,27 @@ class SqlJoining(Repository, Joining):
         row = tx.execute(sa.select(_P).where(_P.c.id == pairing_id)).one()
         return as_pairing(tx, row), code, poll
 
-    def _make_room(self, tx: Transaction, address: str) -> None:
-        """Make room for one more waiting request; raises RegistryRefused when there is none."""
+    def _make_room(self, tx: Transaction, address: str, tenant_id: str | None) -> None:
+        """Make room for one more waiting request, of this tenant where a device has shown one of
+        its install keys; raises RegistryRefused when there is none."""
         since = tx.now - timedelta(seconds=self._rules.budget_period)
         waiting = tx.execute(  # no more rows than `max_waiting`
             sa.select(_P.c.id, _P.c.address, _P.c.created)
             .where(
                 _P.c.kind == "device",
                 _P.c.state == "open",
-                _P.c.tenant_id.is_(None),
+                _P.c.tenant_id.is_(None) if tenant_id is None else _P.c.tenant_id == tenant_id,
                 _P.c.expires > tx.now,
             )
             .order_by(_P.c.id)
         ).all()
         mine = network_of(address)
         here = sum(row.created > since and network_of(row.address) == mine for row in waiting)
-        if here >= self._rules.address_budget:
+        # Of devices with a key, a whole workshop may come from one address.
+        if tenant_id is None and here >= self._rules.address_budget:
             raise _too_many_wait()
-        if len(waiting) >= self._rules.max_waiting:
-            _give_way(tx, waiting, address)
+        if len(waiting) >= self._rules.max_waiting and not give_way(tx, _P, waiting, address):
+            raise _too_many_wait()
 
     async def poll(self, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
         # Devices ask every few seconds, strangers as often as they like, and nothing is written
@@ -230,6 +231,7 @@ class SqlJoining(Repository, Joining):
         fingerprint: str,
         about: dict[str, str],
     ) -> tuple[Pairing, Secret]:
+        self._make_room(tx, address, key.tenant_id)
         poll, poll_digest = new_secret("tmp")
         pairing_id, _code = insert_pairing(
             tx,
@@ -282,18 +284,6 @@ _OVER: dict[str, tuple[str, str]] = {
     "burnt": ("too many wrong codes came close to this one: ask again", "pairing_burnt"),
     "expired": ("this request has expired: ask again", "pairing_expired"),
 }
-
-
-def _give_way(tx: Transaction, waiting: Sequence[Row[Any]], address: str) -> None:
-    """End the oldest request of the block of addresses that has most, if the new request's block
-    has at least two fewer; raises RegistryRefused otherwise."""
-    blocks: dict[str, list[str]] = {}
-    for row in waiting:
-        blocks.setdefault(block_of(row.address), []).append(row.id)
-    largest = max(blocks.values(), key=len)
-    if len(largest) < len(blocks.get(block_of(address), ())) + 2:
-        raise _too_many_wait()
-    tx.execute(_P.update().where(_P.c.id == largest[0]).values(expires=tx.now))
 
 
 def _too_many_wait() -> RegistryRefused:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import sqlalchemy as sa
@@ -11,9 +11,13 @@ from sqlalchemy.engine import Row
 from tunnelmux.registry.ids import MAX_PAGE, Page, decode_cursor, encode_cursor
 from tunnelmux.registry.sql.transaction import Transaction
 
-__all__ = ["ascending", "descending"]
+__all__ = ["as_many_as_allowed", "ascending", "descending"]
 
 T = TypeVar("T")
+
+_HEAVIEST = 1024 * 1024
+# Characters of one page's large columns. A record may have some 200,000 in them: 200 such records,
+# asked for by a few callers at once, would fill the memory of the API.
 
 
 def ascending(
@@ -39,11 +43,34 @@ def descending(
     *,
     limit: int,
     after: str | None,
+    large: Sequence[sa.Column[Any]] = (),
 ) -> Page[T]:
-    """Like `ascending`, but the largest first: for ids, the newest."""
+    """Like `ascending`, but the largest first: for ids, the newest. `large` are columns that can be
+    so large that a page of them has fewer records."""
     if after is not None:
         query = query.where(column < _key(after, column))
-    return _page(transaction, query.order_by(column.desc()), column, build, limit)
+    query = query.order_by(column.desc())
+    if large:
+        limit = as_many_as_allowed(transaction, query, large, max(1, min(limit, MAX_PAGE)))
+    return _page(transaction, query, column, build, limit)
+
+
+def as_many_as_allowed(
+    transaction: Transaction,
+    query: sa.Select[Any],
+    large: Sequence[sa.Column[Any]],
+    limit: int,
+) -> int:
+    """How many of the first `limit` records are not too much to be read at once: at least one."""
+    weights = [sa.func.length(sa.cast(column, sa.Text)).label(column.name) for column in large]
+    left = _HEAVIEST
+    for number, row in enumerate(
+        transaction.execute(query.with_only_columns(*weights).limit(limit))
+    ):
+        left -= sum(row)
+        if left < 0:
+            return max(1, number)
+    return limit
 
 
 def _page(

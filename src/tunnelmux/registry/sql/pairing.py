@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from datetime import timedelta
 from typing import Any, Literal
 
@@ -33,6 +34,7 @@ from tunnelmux.registry.sql.devices import (
     serial_key,
 )
 from tunnelmux.registry.sql.guessing import Guesser, find_code
+from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -43,6 +45,15 @@ _K = schema.install_keys
 _D = schema.devices
 
 _MAX_USES = 1_000_000
+
+_MOST_CODES = 1000
+# Of a tenant, that can be used. Each makes it a little likelier that a guess is right.
+
+_MOST_KEYS = 200
+# Install keys of a tenant that can be used: one for each batch of devices.
+
+_MOST_SERIALS = 200_000
+# Characters of a key's serial numbers: 10,000 of 20.
 
 
 class SqlPairings(Repository, Pairings):
@@ -78,6 +89,9 @@ class SqlPairings(Repository, Pairings):
         elif name:
             check_name_free(tx, name)
         check_serial_free(tx, serial, replace or "")
+        mine = sa.and_(_P.c.kind == "console", _P.c.state == "open", _P.c.expires > tx.now)
+        what = "codes of a tenant are good at once: use an install key for many devices"
+        need_room(tx, _P, mine, most=_MOST_CODES, what=what)
         pairing_id, code = insert_pairing(
             tx.above(),
             self._rules,
@@ -199,19 +213,29 @@ class SqlInstallKeys(Repository, InstallKeys):
             raise RegistryRefused(
                 f"max_uses must be from 1 to {_MAX_USES}", code="invalid", field="max_uses"
             )
+        serials = tuple(names.check_text("serials", text, 128, least=1) for text in serials)
+        if sum(map(len, serials)) > _MOST_SERIALS:
+            raise RegistryRefused(
+                f"the serial numbers of a key have at most {_MOST_SERIALS} characters in all: make "
+                "another key for the others",
+                code="invalid",
+                field="serials",
+            )
+        good = sa.and_(_K.c.revoked.is_(None), _K.c.expires > tx.now, _K.c.uses < _K.c.max_uses)
+        need_room(tx, _K, good, most=_MOST_KEYS, what="install keys are good at once: revoke some")
         secret, digest = new_secret("tmk")
         key_id = new_id()
         values: dict[str, Any] = {
             "name": names.check_text("name", name, 255, least=1),
             "labels": names.check_labels(labels or {}),
             "needs_approval": needs_approval,
-            "serials": [names.check_text("serials", text, 128, least=1) for text in serials],
+            "serials": list(serials),
             "max_uses": max_uses,
             "expires": tx.now + timedelta(seconds=lifetime),
             "created_by": tx.actor.user_id,
         }
         tx.insert(_K, id=key_id, digest=digest, created=tx.now, **values)
-        tx.record("install_key.add", "install_key", key_id, after=values)
+        tx.record("install_key.add", "install_key", key_id, after=values | _counted(serials))
         return _install_key(tx.one(_K, key_id, "install key")), secret
 
     @reads
@@ -223,7 +247,9 @@ class SqlInstallKeys(Repository, InstallKeys):
         self, tx: Transaction, *, limit: int = 50, after: str | None = None
     ) -> Page[InstallKey]:
         query = tx.select(_K)
-        return paging.descending(tx, query, _K.c.id, _install_key, limit=limit, after=after)
+        return paging.descending(
+            tx, query, _K.c.id, _install_key, limit=limit, after=after, large=(_K.c.serials,)
+        )
 
     @writes
     def revoke(
@@ -380,6 +406,12 @@ def _decide(tx: Transaction, row: Row[Any], state: PairingState, **values: objec
         before={"state": row.state, "serial": row.serial, "address": row.address},
         after={"state": state, **values},
     )
+
+
+def _counted(serials: tuple[str, ...]) -> dict[str, Any]:
+    """What the audit keeps of many serial numbers: the key itself has them."""
+    digest = hashlib.sha256("\n".join(serials).encode("utf-8")).hexdigest()
+    return {"serials": len(serials), "serials_sha256": digest} if serials else {}
 
 
 def _install_key(row: Row[Any]) -> InstallKey:

@@ -25,6 +25,7 @@ from tunnelmux.registry.people import (
 )
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.membership import set_member
+from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.tenants import find_tenant
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -38,6 +39,9 @@ _T = schema.tenants
 
 _MAX_IDENTITY = 255
 # Characters: OpenID Connect Core 1.0 section 2 allows so many in a subject.
+
+_MOST_INVITATIONS = 1000
+# Of a tenant, that can be accepted: a large organisation on its first day.
 
 _GRANT_LIFETIME = timedelta(days=7)
 # How long a role given by e-mail waits for the person to sign in.
@@ -377,6 +381,9 @@ def _invite(
     email = names.check_text("email", email, 255, least=3)
     if "@" not in email:
         raise RegistryRefused(f'"{email}" is no e-mail address', code="invalid", field="email")
+    good = sa.and_(_I.c.used_by.is_(None), _I.c.revoked.is_(sa.false()), _I.c.expires > tx.now)
+    what = "invitations of a tenant are good at once: revoke some"
+    need_room(tx, _I, good, most=_MOST_INVITATIONS, what=what)
     secret, digest = new_secret("tmi")
     invitation_id = new_id()
     tx.insert(

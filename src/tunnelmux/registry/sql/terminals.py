@@ -18,7 +18,7 @@ from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.people import Role
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
-from tunnelmux.registry.sql.guessing import Guesser, spend
+from tunnelmux.registry.sql.guessing import Guesser, give_way, spend
 from tunnelmux.registry.sql.secrets import digest_of, new_code, new_secret, normal_code
 from tunnelmux.registry.sql.tokens import add_token
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -50,6 +50,7 @@ class SqlTerminalRequests(Repository, TerminalRequests):
                 "too many sign-ins were begun from here: try again in some minutes",
                 code="too_many_requests",
             )
+        self._make_room(tx, address)
         code = new_code()
         while tx.execute(  # one in 2^34
             sa.select(_R.c.id).where(_R.c.code_digest == hash_token(code), _R.c.state == "open")
@@ -71,6 +72,19 @@ class SqlTerminalRequests(Repository, TerminalRequests):
         )
         row = tx.execute(sa.select(_R).where(_R.c.id == request_id)).one()
         return _request(row), code, secret
+
+    def _make_room(self, tx: Transaction, address: str) -> None:
+        """Anybody may ask, from as many addresses as they have: the places are shared."""
+        waiting = tx.execute(
+            sa.select(_R.c.id, _R.c.address)
+            .where(_R.c.state == "open", _R.c.expires > tx.now)
+            .order_by(_R.c.id)
+        ).all()
+        if len(waiting) >= self._rules.max_waiting and not give_way(tx, _R, waiting, address):
+            raise RegistryRefused(
+                "too many sign-ins wait to be confirmed: try again in some minutes",
+                code="too_many_requests",
+            )
 
     @reads
     def poll(self, tx: Transaction, secret: Secret) -> TerminalRequest:

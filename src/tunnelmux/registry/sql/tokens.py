@@ -16,6 +16,7 @@ from tunnelmux.registry.ids import Page, new_id
 from tunnelmux.registry.people import ROLES, Role
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.people import role_in
+from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
@@ -28,6 +29,9 @@ _U = schema.users
 _T = schema.tenants
 
 _log = get_logger("registry")
+
+_MOST_OF_A_PERSON = 200
+# Valid access tokens: one for each program and machine of theirs, and then some.
 
 _USE_WRITTEN = timedelta(minutes=1)
 # How old last_used may be: a program that calls every second must not cause a write every second.
@@ -147,6 +151,9 @@ def add_token(
             code="too_much",
             field="role",
         )
+    valid = sa.and_(_A.c.revoked.is_(None), sa.or_(_A.c.expires.is_(None), _A.c.expires > tx.now))
+    what = "access tokens of a person are valid at once: revoke some"
+    need_room(tx, _A, _A.c.user_id == user_id, valid, most=_MOST_OF_A_PERSON, what=what)
     token_id = new_id()
     expires = None if lifetime is None else tx.now + timedelta(seconds=lifetime)
     tx.insert(
