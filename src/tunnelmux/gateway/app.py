@@ -370,14 +370,9 @@ class Listener:
             per_address=limits.max_connections_per_address,
             exempt=self._balancers,
         )
-<<<<<<< HEAD
         # Until its log-in a connection gives way to newer ones: strangers send some bytes too.
         self._lobby = Lobby(bytes_count=False)
         self._slow_lane = SlowLane()
-=======
-        # A greeting is a few bytes: who sends one gives way all the same, until the log-in.
-        self._lobby = Lobby(bytes_count=False)
->>>>>>> 03cc9c1 (Have connections at the gateway give way until the log-in again)
         self._refusals = RepeatedLines("ssh connection refused")
 
     async def accept(self, listener: trio.socket.SocketType) -> NoReturn:

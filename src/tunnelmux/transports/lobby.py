@@ -39,17 +39,11 @@ class _Guest(NamedTuple):
 class Lobby:
     """Connections with a place wait here for their first byte. Nothing is read.
 
-<<<<<<< HEAD
     With `bytes_count` a first byte ends their silence: they give way to no other any more.
     Without it they stay as silent as they were, until their server says otherwise.
     """
 
     def __init__(self, *, bytes_count: bool = True) -> None:
-=======
-    def __init__(self, *, bytes_count: bool = True) -> None:
-        """With `bytes_count`, a connection whose first byte is there is silent no more. Without it,
-        those give way as well that have sent something: their server says when they may stay."""
->>>>>>> 03cc9c1 (Have connections at the gateway give way until the log-in again)
         self._bytes_count = bytes_count
         if sys.platform == "linux":
             self._epoll = select.epoll()
