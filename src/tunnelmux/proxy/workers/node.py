@@ -32,6 +32,12 @@ class WorkerNode(ClusterNode):
         if config.cluster is not None:
             self.doors = HopDoors(None, self.server, config.limits.ingress)
 
+    @property
+    def has_others(self) -> bool:
+        membership = self.server.membership
+        nodes = membership.nodes.values() if membership is not None else ()
+        return not all(map(is_worker, nodes))  # all workers of this machine end together
+
     async def run(
         self,
         bound: Address | None,  # noqa: ARG002  the parent connects workers
