@@ -54,6 +54,9 @@ PER_PROCESS = 500
 VISITORS = 64
 """Devices that are asked for at the same time."""
 
+STARTS_PER_SECOND = 300
+"""Sessions that are begun at first: about what two processors do for both ends."""
+
 AGAIN = 1.0
 """Seconds until a visitor asks again whose request failed."""
 
@@ -130,6 +133,7 @@ class Fleet:
                 first=first,
                 count=min(PER_PROCESS, self.count - first),
                 sessions=self.sessions,
+                start_within=self.count * self.sessions / STARTS_PER_SECOND,
                 pin=self.pin,
                 nodes=[f"wss://{HOST}:{self._ports[n][0]}/tunnel/connect" for n in "ab"],
             )

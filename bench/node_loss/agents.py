@@ -36,9 +36,6 @@ BALANCER = "wss://balancer.invalid/tunnel/connect"
 
 FIRST_ADDRESS = int(ipaddress.IPv4Address("127.16.0.0"))
 
-START_WITHIN = 15.0
-"""Seconds over which the agents start: devices do not boot in one instant."""
-
 
 class Settings(msgspec.Struct):
     """One process of agents."""
@@ -46,6 +43,8 @@ class Settings(msgspec.Struct):
     first: int
     count: int
     sessions: int
+    start_within: float
+    """Seconds over which the agents start: devices do not boot in one instant."""
     pin: str
     nodes: list[str]
     """The URLs that the balancer leads to."""
@@ -134,7 +133,7 @@ async def _serve(stream: trio.SocketStream) -> None:
 
 
 async def _run(settings: Settings, balancer: Balancer, number: int, port: int) -> None:
-    await trio.sleep(random.uniform(0, START_WITHIN))
+    await trio.sleep(random.uniform(0, settings.start_within))
     _address.set(address_of(number))
     token = Secret(device_token(number))
     config = AgentConfig(
