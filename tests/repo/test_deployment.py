@@ -74,6 +74,16 @@ def test_each_value_of_the_chart_is_used_and_each_that_is_used_is_there() -> Non
             assert any(f"{one}.".startswith(f"{path}.") for one in used), path
 
 
+@pytest.mark.parametrize("name", ["proxy", "api", "gateway"])
+def test_a_program_with_a_read_only_root_has_a_folder_for_temporary_files(name: str) -> None:
+    """A node of a cluster and the gateway cannot do without one."""
+    text = (CHART / "templates" / f"{name}.yaml").read_text("utf-8")
+    container = text[text.index(f"- name: {name}\n") : text.index("      volumes:")]
+    assert "- {name: tmp, mountPath: /tmp}" in container
+    assert "- {name: tmp, emptyDir: {" in text
+    assert "kind: PodDisruptionBudget" in text
+
+
 CONFIGURATIONS = {"proxy": ProxyConfig, "api": ApiConfig, "gateway": GatewayConfig}
 
 
