@@ -256,6 +256,15 @@ def test_metrics_are_added_series_by_series() -> None:
     }
 
 
+def test_a_counter_of_several_processes_began_with_the_first() -> None:
+    text = (
+        b"# TYPE tunnelmux_visits_total counter\ntunnelmux_visits_total 2.0\n"
+        b"# TYPE tunnelmux_visits_created gauge\ntunnelmux_visits_created %s\n"
+    )
+    both = lines(add_up([text % b"1795887590.5", text % b"1795887557.25"]))
+    assert both == {"tunnelmux_visits_total 4.0", "tunnelmux_visits_created 1.79588755725e+09"}
+
+
 def test_of_a_process_that_is_over_only_counters_stay() -> None:
     kept = add_up([add_up([ONE], is_over=True), ONE], is_over=True)
     assert 'tunnelmux_visits_total{way="http"} 4.0' in lines(kept)

@@ -20,6 +20,9 @@ _NOT_ADDED: dict[str, Callable[[float, float], float]] = {
 }
 """What is one thing for all of them, and no part of a sum."""
 
+_CREATED = "_created"
+# Behind the name of what counts: since when, as a time. In the text format it is a gauge.
+
 _COUNTED = frozenset({"counter", "histogram", "summary"})
 
 _Key = tuple[str, tuple[tuple[str, str], ...]]
@@ -45,8 +48,10 @@ def add_up(texts: Iterable[bytes], *, is_over: bool = False) -> bytes:
             families.setdefault(family.name, family)
             known = values.setdefault(family.name, {})
             add = _NOT_ADDED.get(family.name, float.__add__)
+            if family.name.endswith(_CREATED):
+                add = min
             for sample in family.samples:
-                if is_over and sample.name.endswith("_created"):
+                if is_over and sample.name.endswith(_CREATED):
                     continue
                 key = sample.name, tuple(sorted(sample.labels.items()))
                 value = float(sample.value)
