@@ -22,6 +22,7 @@ ENDLESS = "99999999999999.0"
 """When the lease of a planted node ends."""
 
 GARBAGE = base64.b64encode(b"no certificate at all").decode()
+LONG_PORT = "127.0.0.1:" + "9" * 5000
 MINE = NodeIdentity.made_for("odd").certificate
 
 ODD_NODES = {
@@ -33,6 +34,7 @@ ODD_NODES = {
     "no-certificate": Node(name="no-certificate", incarnation="1", address="127.0.0.1:1"),
     "no-port": Node(name="no-port", incarnation="1", address="nowhere", certificate=MINE),
     "far-port": Node(name="far-port", incarnation="1", address="127.0.0.1:99999", certificate=MINE),
+    "long-port": Node(name="long-port", incarnation="1", address=LONG_PORT, certificate=MINE),
     "no-host": Node(name="no-host", incarnation="1", address="a\0b:80", certificate=MINE),
     ".": Node(name=".", incarnation="1", address="127.0.0.1:1", certificate=MINE),
     "knötchen": Node(name="knötchen", incarnation="1", address="127.0.0.1:1", certificate=MINE),

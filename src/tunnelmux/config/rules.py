@@ -81,7 +81,8 @@ def parse_address(key: str, value: str) -> Address:
         )
     if not _HOST.fullmatch(host):
         raise InvalidSetting(key, f"{host!r} is neither a host name nor an address: {example}")
-    if not (port_text.isascii() and port_text.isdigit()) or int(port_text) > 65535:
+    is_number = port_text.isascii() and port_text.isdigit() and len(port_text) <= 5
+    if not is_number or int(port_text) > 65535:
         raise InvalidSetting(key, f'"{port_text}" is not a port from 0 to 65535: {example}')
     return Address(host, int(port_text))
 

@@ -98,7 +98,7 @@ def _place(api: Api, last_event_id: str | None) -> tuple[int, bool]:
     epoch, _, number = last_event_id.partition("-")
     if epoch != api.hub.epoch or not number.isascii() or not number.isdigit():
         return api.hub.last_number, True
-    return min(int(number), api.hub.last_number), False
+    return min(int(number[:18]), api.hub.last_number), False
 
 
 def _event(api: Api, event: TenantEvent) -> str:
