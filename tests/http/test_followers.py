@@ -60,6 +60,9 @@ ANSWERS = {
     "no HTTP": b"SSH-2.0-x\r\n\r\n",
     "101": b"HTTP/1.1 101 Switching\r\nUpgrade: x\r\nConnection: Upgrade\r\n\r\n",
     "lengths that differ": b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3" + END,
+    "a length that is not counted to": (
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999" + END
+    ),
     "an odd name": b"HTTP/1.1 200 OK\r\nX (y): z\r\nContent-Length: 2" + END,
     "too short": b"HTTP/1.1 200 OK\r\nContent-Length: 3" + END,
     "no last chunk": CHUNKED + b"2\r\nok\r\n",

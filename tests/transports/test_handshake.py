@@ -322,8 +322,6 @@ async def test_an_answer_of_somebody_else_may_be_tried_again_and_is_described(
         (b"Sun, 22 Nov 2026 03:00:30 GMT", 30.0),
         (b"Sun, 22 Nov 2026 02:00:00 GMT", 0.0),
         (b"soon", None),
-        (b"\xb2", None),
-        (b"Mon, 01 Jan 99999999999999999999 00:00:00 GMT", None),
         (b"Sun, 22 Nov 2026 03:00:30 +99999999999999999999", None),
         (b"-5", None),
         (b"\xb2", None),  # a superscript two is a digit for str.isdigit, and no number for float

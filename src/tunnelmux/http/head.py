@@ -39,6 +39,9 @@ MAX_FIELDS = IngressLimits().max_head_fields
 Field = tuple[bytes, bytes]
 """A field's name, in the case it was written in, and its value without outer whitespace."""
 
+_LONGEST_BODY = 2**63 - 1
+# Bytes: as far as the pump counts.
+
 _HEAD_END = re.compile(rb"\n\r?\n")
 _REQUEST_LINE = re.compile(rb"([^ ]+) ([^ ]+) HTTP/([0-9])\.([0-9])")
 _STATUS_LINE = re.compile(rb"HTTP/1\.([0-9]) ([0-9]{3})(?: ([^\x00\r\n]*))?")
@@ -220,7 +223,10 @@ def parse_request(raw: bytes, max_fields: int = MAX_FIELDS) -> RequestHead:
         status = 501 if exc.error_status_hint == 501 else 400
         raise _bad_request(str(exc), status) from None
     headers = event.headers.raw_items()
-    length, chunked = _framing(event.headers)
+    try:
+        length, chunked = _framing(event.headers)
+    except ValueError as exc:
+        raise _bad_request(str(exc)) from None
     if chunked and length is not None:
         raise _bad_request("both Content-Length and Transfer-Encoding are given: send one")
     if chunked and version == b"1.0":
@@ -253,7 +259,10 @@ def parse_response(raw: bytes, request_method: bytes, max_fields: int = MAX_FIEL
         )
     except h11.LocalProtocolError as exc:
         raise BadHead(f"{exc}; {AS_TCP}") from None
-    length, chunked = _framing(event.headers)
+    try:
+        length, chunked = _framing(event.headers)
+    except ValueError as exc:
+        raise BadHead(str(exc)) from None
     if request_method == b"SOURCE" and 200 <= status < 300 and length is None and not chunked:
         # SHOUTcast's and Icecast's: the sender's sound follows, behind a request without a length.
         raise BadHead(f"an answer to SOURCE has no end that HTTP knows of; {AS_TCP}")
@@ -311,12 +320,15 @@ def _unfold(lines: list[bytes]) -> list[Field]:
 
 
 def _framing(headers: Iterable[Field]) -> tuple[int | None, bool]:
-    """Content-Length and whether chunked. h11 has refused what is no number, or differs."""
+    """Content-Length and whether chunked. h11 has refused what is no number, or differs. Raises
+    ValueError for a length that cannot be counted to (RFC 9110 8.6)."""
     length = None
     chunked = False
     for name, value in headers:
         if name == b"content-length":
             length = int(value)
+            if length > _LONGEST_BODY:
+                raise ValueError(f"Content-Length is over {_LONGEST_BODY}")
         elif name == b"transfer-encoding":
             chunked = True
     return length, chunked

@@ -191,7 +191,7 @@ cdef class HttpRelay(LegUser):
     cdef int fail(self, object error) except -1:
         if self.error is None:
             self.error = error
-        return self.end(LOCAL_BROKE)
+        return self.end(LOCAL_BROKE if isinstance(error, OSError) else STREAM_BROKE)
 
     # -- the leg's calls ----------------------------------------------------------------------------
 

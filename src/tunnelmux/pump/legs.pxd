@@ -15,6 +15,7 @@ cdef class LegUser(Member):
     cdef int on_agreed(self) except -1
     cdef int on_bytes(self, const uint8_t *data, Py_ssize_t size) except -1
     cdef int on_leg_end(self, bint in_order) except -1
+    cdef int on_leg_bug(self, object error) except -1
     cdef void on_leg_room(self) noexcept
 
 

@@ -24,6 +24,9 @@ cdef class LegUser(Member):
     cdef int on_leg_end(self, bint in_order) except -1:
         return 0
 
+    cdef int on_leg_bug(self, object error) except -1:
+        return self.fail(error)
+
     cdef void on_leg_room(self) noexcept:
         pass
 
@@ -127,8 +130,13 @@ cdef class Leg(Member):
                 self.user.on_agreed()
         if size == 0:
             return 0
-        if self.user is not None:
-            return self.user.on_bytes(data, size)
+        cdef LegUser user = self.user
+        if user is not None:
+            # The error of one user must not end the tunnel, which others use too.
+            try:
+                return user.on_bytes(data, size)
+            except Exception as error:
+                return user.on_leg_bug(error)
         self.stream.give_back(size)
         return self.part(False)  # bytes that no request asked for
 
@@ -143,7 +151,10 @@ cdef class Leg(Member):
             return self.refused()
         if user is None:
             return self.part(self.stream.error_ is None)
-        return user.on_leg_end(self.stream.error_ is None)
+        try:
+            return user.on_leg_end(self.stream.error_ is None)
+        except Exception as error:
+            return user.on_leg_bug(error)
 
     cdef void on_credit(self) noexcept:
         if self.user is not None:

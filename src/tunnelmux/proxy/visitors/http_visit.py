@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Literal
 
 import trio
 
+from tunnelmux.errors import TunnelmuxError
 from tunnelmux.http.connection import ServerConnection
 from tunnelmux.http.refusal import Refusal
 from tunnelmux.limits import IngressLimits
@@ -377,6 +378,9 @@ class HttpVisit(Visit):
         if not self._wire.handshake_done:
             self._end_handshake(relay.error)
         elif relay.outcome != "handed back":
+            if not isinstance(relay.error, TunnelmuxError | OSError | None):
+                effect = "this request is cut, the others go on"
+                _log.error("unhandled error in the pump", effect=effect, exc_info=relay.error)
             self.carrier.log_end(relay)
             if relay.outcome != "local broke" or relay.phase != "idle":
                 self._reset()
