@@ -59,6 +59,7 @@ hosts = {json.dumps(hosts)}
 users = ["*"]
 commands = ["*"]
 host_keys = "off"
+login_timeout = 60  # an SSH server of a busy machine
 """
 
 

@@ -23,7 +23,9 @@ the Go library that the specification's listing names."""
 
 API_KEY = "the-api-key-of-proxy-1"
 PROXY_ID = "proxy-1"
-PATIENCE = 30.0  # s; a process starts in a quarter of one on a quiet machine, in ten on a busy one
+PATIENCE = (
+    60.0  # s; a process starts in a quarter of one on a quiet machine, in twenty on a busy one
+)
 
 
 class Program:

@@ -110,7 +110,7 @@ async def running_sshd(
         listening = trio.Event()
         nursery.start_soon(_watch, process.stderr, listening, quiet)
         try:
-            with trio.fail_after(20):
+            with trio.fail_after(60):
                 await listening.wait()
             yield SshServer(Address("127.0.0.1", port), folder)
         finally:
