@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import msgspec
 import pytest
 import trio
 from structlog.testing import capture_logs
@@ -35,6 +36,7 @@ class Pair:
     b: FakeProxy
     tells: bool = True
     refuses: No | None = None
+    refuses_at_a: No | None = None
 
     def nodes(self, here: str) -> bytes:
         urls = {"a": self.a.url, "b": self.b.url}
@@ -57,6 +59,8 @@ async def two_nodes() -> AsyncIterator[Pair]:
         def answer(_: UpgradeRequest) -> No | list[tuple[bytes, bytes]]:
             if here == "b" and pair.refuses is not None:
                 return pair.refuses
+            if here == "a" and pair.refuses_at_a is not None:
+                return pair.refuses_at_a
             return [(b"Tunnelmux-Nodes", pair.nodes(here))] if pair.tells else []
 
         return answer
@@ -140,6 +144,28 @@ async def test_it_is_not_in_a_hurry_while_the_other_session_serves(
     else:
         second.abort()
         assert await call(await pair.a.next_session(), "GET", "/v1/info") == 200
+
+
+async def test_where_the_url_leads_to_the_same_node_another_is_dialled_at_once(
+    pair: Pair, make_config: MakeConfig, nursery: trio.Nursery
+) -> None:
+    config = msgspec.structs.replace(
+        pair.config(make_config), backoff=BackoffConfig(minimum=0.01, maximum=600, early=0.01)
+    )
+    with capture_logs() as logs:
+        await nursery.start(partial(run_agent, config, uniform=lambda _least, most: most))
+        first, second = await pair.a.next_session(), await pair.b.next_session()
+        pair.refuses_at_a = No(409, "already-here", "you have a session with this node")
+        first.abort()
+        waits: list[float] = []
+        with trio.fail_after(30):
+            while len(waits) < 2:
+                await trio.sleep(0.01)
+                found = [line for line in logs if line["event"] == "already connected there"]
+                waits = [line["retry_in"] for line in found]
+    # `a` was not tried by its own name yet; when it was, there is none left to try.
+    assert waits[:2] == [0.01, 0.1]
+    assert await call(second, "GET", "/v1/info") == 200
 
 
 async def test_an_agent_may_be_told_later(

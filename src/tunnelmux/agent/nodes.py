@@ -42,6 +42,17 @@ class KnownNodes:
             default=None,
         )
 
+    def is_left(self, held: Collection[str]) -> bool:
+        """Whether there is a node beside those that are held that was not tried in vain."""
+        return any(
+            node.url and node.name not in held and node.name not in self._failed
+            for node in self._nodes.values()
+        )
+
+    def try_all(self) -> None:
+        """Count none as tried in vain any more: one of them has joined."""
+        self._failed.clear()
+
     def failed(self, name: str) -> None:
         """This node was dialled in vain."""
         self._failed.add(name)

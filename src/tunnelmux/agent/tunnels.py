@@ -203,6 +203,7 @@ class Tunnels:
     def learn_nodes(self, session: Session, value: str) -> None:
         """The proxy tells on this session of the nodes of its cluster."""
         here = self._learn(value)
+        self.nodes.try_all()
         self._told += 1
         for slot in self._slots:
             if slot.session is session and slot.now is not None:
@@ -383,7 +384,9 @@ class Tunnels:
         if is_final and (slot.index or not await falls_back(self.link, error)):
             source = self.link.credentials.source
             raise refused_for_good(error, credential=source) from error
-        delay = self._hurry(slot.backoff.next_delay(error.retry_after, is_ours=error.is_ours))
+        delay = slot.backoff.next_delay(error.retry_after, is_ours=error.is_ours)
+        if not (slot.tries_node and self.nodes.is_left(self._others(slot))):
+            delay = self._hurry(delay)
         if is_double:
             _log.debug("already connected there", cause=str(error), retry_in=round(delay, 3))
         else:
