@@ -38,6 +38,7 @@ group = "{group}"
     return f"""
 [proxy]
 workers = 2
+worker_timeout = 60
 [tunnel]
 listen = "127.0.0.1:0"
 [internal]

@@ -27,6 +27,10 @@ class Workers(Tunnel):
 
     at_internal: Address
 
+    timeout = 60
+    """Seconds after which a worker that does not answer is killed: no test is to lose one because
+    its machine is busy."""
+
     def __init__(self, daemons: DaemonSet) -> None:
         super().__init__(daemons)
         daemons.secrets.add(SECRET)
@@ -34,7 +38,8 @@ class Workers(Tunnel):
     def file(self, more: str = "", **options: Any) -> str:
         """proxy.toml."""
         internal = f'[internal]\nlisten = "127.0.0.1:0"\nsecret = "{SECRET}"\n'
-        return self.proxy_file(more=f"[proxy]\nworkers = 2\n{internal}{more}", **options)
+        own = f"[proxy]\nworkers = 2\nworker_timeout = {self.timeout}\n"
+        return self.proxy_file(more=f"{own}{internal}{more}", **options)
 
     async def start(self, web: Address, more: str = "", **options: Any) -> None:
         """Start the proxy, and the agents of dev1 and dev2."""

@@ -10,7 +10,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from support.daemons import DaemonSet
 from support.workers import Workers
+from tunnelmux.config import Address
 from tunnelmux.config.rules import InvalidSetting
 from tunnelmux.config.workers import ProcessConfig
 from tunnelmux.directory import Heard, Held, Node, PlaceBook
@@ -131,7 +133,10 @@ def test_a_time_that_cannot_be(seconds: float) -> None:
 
 
 @pytest.mark.slow
-async def test_a_worker_that_is_stopped_is_replaced(workers: Workers) -> None:
+async def test_a_worker_that_is_stopped_is_replaced(daemons: DaemonSet, web: Address) -> None:
+    workers = Workers(daemons)
+    workers.timeout = 6
+    await workers.start(web)
     hangs = workers.worker_of("dev2")
     since = len(workers.proxy.events)
     workers.kill(hangs, signal.SIGSTOP)
