@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+from typing import Any
 
 import pytest
 import structlog
@@ -21,6 +22,7 @@ from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
 from tunnelmux.proxy.cluster.hops import ThereHandle
 from tunnelmux.proxy.cluster.server import HopServer
+from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.relay import relay, reset_socket
 from tunnelmux.sessions import OwnHandle
 
@@ -93,6 +95,47 @@ async def test_tcp_and_its_half_close(nodes: Nodes) -> None:
                 await visitor.send_all(b"all of this")
                 await visitor.send_eof()
                 assert await Peer(visitor).read_all() == b"heard all of this"
+
+
+async def test_tcp_over_a_known_way_needs_no_task_and_loses_nothing_when_the_way_is_stale(
+    nodes: Nodes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    by_task: list[str] = []
+    handle = TcpIngressServer.handle
+
+    async def spy(self: TcpIngressServer, *args: Any) -> None:
+        by_task.append(args[0])
+        await handle(self, *args)
+
+    monkeypatch.setattr(TcpIngressServer, "handle", spy)
+
+    async def echo(stream: trio.SocketStream) -> None:
+        async with stream:
+            async for part in stream:
+                await stream.send_all(part)
+
+    async def visit() -> None:
+        [address] = nodes["a"].tcp_addresses
+        with trio.fail_after(30):
+            async with await trio.open_tcp_stream(address.host, address.port) as visitor:
+                await visitor.send_all(b"first words")
+                assert await Peer(visitor).read_exactly(11) == b"first words"
+                await visitor.send_all(b"more" * 50_000)
+                await visitor.send_eof()
+                assert await Peer(visitor).read_all() == b"more" * 50_000
+
+    async with serving(echo) as target:
+        services = {"ssh": f"tcp://{target}"}
+        async with nodes.agent("b", services):
+            await visit()
+            by_task.clear()  # the first one, who looked the device up
+            await visit()
+            assert by_task == []
+            stale = nodes["a"].store.live_device("dev1")
+        async with nodes.agent("b", services):
+            assert nodes["a"].store.live_device("dev1") is stale
+            await visit()
+            assert by_task == ["dev1"]
 
 
 async def test_requests_over_a_hop_are_carried_by_the_pump(

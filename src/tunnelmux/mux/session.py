@@ -243,11 +243,14 @@ class Session:
         assert rtt is not None
         return rtt
 
-    def open_relay(self, local: object, head: bytes, answer: bytes, owner: Owner) -> Relay | None:
+    def open_relay(
+        self, local: object, head: bytes, answer: bytes, owner: Owner, *, reads: bool = True
+    ) -> Relay | None:
         """A new stream that begins with *head*, relayed with the socket *local* by the pump.
 
         What *local* sends follows *head* at once; the other way opens when the peer has answered
-        with exactly *answer*. None when that cannot be had without waiting, or without a pump.
+        with exactly *answer*. If it is not to read at once, so does the first. None when that
+        cannot be had without waiting, or without a pump.
         """
         from tunnelmux.pump.relay import Relay
 
@@ -255,7 +258,7 @@ class Session:
         if stream is None or self._tunnel is None:
             return None
         relay = Relay(self._tunnel, stream, local, owner)
-        relay.start_awaiting(answer)
+        relay.start_awaiting(answer, reads)
         self._kick()
         return relay
 

@@ -55,8 +55,9 @@ class Relay(Member):
         answer."""
     def start(self) -> None:
         """Carry bytes both ways from now on."""
-    def start_awaiting(self, answer: bytes) -> None:
-        """Carry bytes to the stream at once, and back once the stream begins with *answer*.
+    def start_awaiting(self, answer: bytes, reads: bool = True) -> None:
+        """Carry bytes to the stream at once, and back once the stream begins with *answer*. If it is
+        not to read at once, nothing is taken from the socket before that.
 
         The answer is not passed on. If the stream begins with anything else, or ends, it is handed
         back. Raises ValueError for an answer of more than 64 bytes.

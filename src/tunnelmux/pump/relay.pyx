@@ -69,12 +69,12 @@ cdef class Relay(Member):
         self.stream.owner = self
         self.pump.add(self)
 
-    def start_awaiting(self, bytes answer not None):
+    def start_awaiting(self, bytes answer not None, bint reads=True):
         if len(answer) > LONGEST_ANSWER:
             raise ValueError(
                 f"the answer has {len(answer)} bytes: a relay waits for {LONGEST_ANSWER} at most"
             )
-        self.reads = True
+        self.reads = reads
         self.answer = answer
         self.stream.owner = self
         self.pump.add(self)
@@ -313,7 +313,8 @@ cdef class Relay(Member):
         self.agreed_at = self.pump.now
         inbox.skip(size)
         self.stream.consumed(size)
-        self.writes = True
+        self.reads = self.writes = True
+        self.want_turn()
         return self.write_out()
 
     # -- the end ----------------------------------------------------------------------------------

@@ -96,20 +96,25 @@ class TcpIngressServer:
     def take(
         self, nursery: trio.Nursery, device: str, service: str, local: BareSocket, remote: str
     ) -> bool:
-        """Serve one visitor without a task, if the device is connected and a pump carries its
-        session. False if not, and for a group, of which several devices may have to be tried.
-        `nursery` is for visitors whose service does not answer at once and plainly.
+        """Serve one visitor without a task, if the device is connected, here or at another node
+        that is known, and a pump carries the session with it. False if not, and for a group, of
+        which several devices may have to be tried. `nursery` is for visitors whose service does not
+        answer at once and plainly.
         """
         limits = self._limits
         session = self._router.session_now(device)
+        way = None if session is None else (session, b"", b"")
+        if way is None and self._router.reaches_others:
+            there = self._router.there_now(device)
+            way = there.way_now() if there is not None else None
         if (
-            session is None
+            way is None
             or self._visitors[device, service] >= limits.max_visitors
             or self._is_crowded(device, remote)
         ):
             return False
         visit = _RelayedVisit(self, nursery, device, service, local, remote)
-        if not visit.open(session):
+        if not visit.open(*way):
             return False
         self._enter(visit)
         visit.wait_for("connect", limits)
@@ -205,6 +210,16 @@ class TcpIngressServer:
             reason = error.reason if error.reason in REASONS else "tunnel-lost"
             raise Refused(Refusal(502, reason, f"The device refused: {error}")) from error
         return target if target.has_early else stream
+
+    async def begin_anew(self, visit: _RelayedVisit) -> None:
+        """Serve a visitor of whom nothing was read, and whose way over another node was not the
+        right one, or led to a refusal."""
+        visitor = trio.SocketStream(trio.socket.from_stdlib_socket(python_socket(visit.local)))
+        try:
+            await self.handle(visit.device, visit.service or "", visitor, visit.visitor)
+        except Exception:  # noqa: BLE001  a bug in one connection is no reason to drop the others
+            _log.exception("unhandled error in connection", visitor=visit.visitor)
+            await abort(visitor)
 
     async def go_on(self, visit: _RelayedVisit, stream: Stream) -> None:
         """Continue to serve a visitor whose relay was handed back."""
@@ -308,7 +323,7 @@ class TcpIngressServer:
 class _RelayedVisit(Visit):
     """A visit without a task: the pump relays it, and calls `on_news` at its end."""
 
-    __slots__ = ("_nursery", "_relay", "_server", "_stream", "local")
+    __slots__ = ("_is_elsewhere", "_nursery", "_relay", "_server", "_stream", "local")
 
     _relay: Relay
     """The relay, once it is open."""
@@ -327,11 +342,15 @@ class _RelayedVisit(Visit):
         self._server = server
         self._nursery = nursery
         self._stream: Stream | None = None
+        self._is_elsewhere = False
 
-    def open(self, session: Session) -> bool:
-        """Open the stream and start the relay; False when that would have to wait."""
-        head = connect_head(self.service or "")
-        relay = session.open_relay(self.local, head, CONNECT_ANSWER, self)
+    def open(self, session: Session, head: bytes, answer: bytes) -> bool:
+        """Open the stream and start the relay; False when that would have to wait. The head and
+        answer are those of the way to another node, before those of the service. On that way
+        nothing is read of the visitor until both have agreed, for there may be another way."""
+        self._is_elsewhere = bool(head)
+        head, answer = head + connect_head(self.service or ""), answer + CONNECT_ANSWER
+        relay = session.open_relay(self.local, head, answer, self, reads=not self._is_elsewhere)
         if relay is None:
             return False
         self._relay = relay
@@ -366,6 +385,11 @@ class _RelayedVisit(Visit):
         if relay.outcome == "handed back":
             assert self.session is not None  # it is open
             self._stream = self.session.adopt(relay.stream)
+            if self._is_elsewhere:
+                self._stream.reset()
+                self._server.leave(self)
+                self._nursery.start_soon(self._server.begin_anew, self)
+                return
             self._nursery.start_soon(self._server.go_on, self, self._stream)
             return
         self._server.leave(self)
