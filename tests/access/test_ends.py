@@ -96,10 +96,18 @@ async def test_a_cookie_is_renewed_while_the_session_lasts(tmp_path: Path) -> No
             return begin() + ahead
 
         gate._now = gate.sign_in._now = later
+        public = b"max-age=600, public"
+        world.this.set_cookies = [
+            b"a=b\r\nCache-Control: %s\r\nCDN-Cache-Control: %s" % (public, public)
+        ]
         answer = await world.this.ask("/x", PROGRAM | shown)
         assert answer.status == 200
+        # A cache that others share must not keep what has this person's cookie.
+        assert answer.all("cache-control") == ["private, no-cache"]
+        assert answer.all("cdn-cache-control") == []
         renewed = {"Cookie": access_cookie(answer)}
         assert renewed != shown
+        world.this.set_cookies = []
         # Once in a while, and not with each request.
         assert (await world.this.ask("/x", PROGRAM | shown)).all("set-cookie") == []
         ahead = 1000.0

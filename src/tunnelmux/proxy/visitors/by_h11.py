@@ -437,8 +437,10 @@ class RequestsByH11:
     def _answer_fields(self, request: RequestHead, headers: list[Field]) -> list[Field]:
         if self._trace is not None:
             self._trace.answered()
-        headers = without_own_set_cookies(self._take_relay_field(headers)) + self._set_cookies
-        headers += self._member_cookie(request)
+        headers = without_own_set_cookies(self._take_relay_field(headers))
+        if self._set_cookies:
+            headers = _for_this_browser(headers) + self._set_cookies
+        headers = [*headers, *self._member_cookie(request)]
         if self._settings.parent_cookies:
             return headers
         hosts = [request.host]
@@ -540,3 +542,13 @@ async def _agrees(stream: trio.abc.Stream, head: bytes) -> bool:
     except (trio.BrokenResourceError, trio.ClosedResourceError):
         return False
     return answer == CONNECT_ANSWER
+
+
+def _for_this_browser(headers: list[Field]) -> list[Field]:
+    """An answer's fields, so that no cache keeps it for others: a person's cookie is added to it,
+    which does not keep caches from it (RFC 9111 section 7.3)."""
+    kept = [pair for pair in headers if pair[0].lower() not in _FOR_CACHES]
+    return [*kept, (b"Cache-Control", b"private, no-cache")]
+
+
+_FOR_CACHES = frozenset({b"cache-control", b"cdn-cache-control", b"surrogate-control"})
