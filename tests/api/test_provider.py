@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 from urllib.parse import parse_qs, parse_qsl, urlsplit
 
+import httpx2
 import pytest
 
 from support.fake_oidc import (
@@ -243,3 +244,20 @@ async def test_no_secret_is_in_a_repr() -> None:
             assert "s3cret" not in shown
             assert "an-access-token" not in shown
             assert attempt.verifier not in shown
+
+
+async def test_metadata_and_keys_have_the_configured_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    # httpx gives up after 5 s by itself, which a busy machine exceeds.
+    given: list[object] = []
+
+    class Client(httpx2.AsyncClient):
+        def __init__(self, **options: Any) -> None:
+            given.append(options.get("timeout"))
+            super().__init__(**options)
+
+    async with fake_provider() as fake:
+        config = OIDCConfig(issuer=fake.issuer, client_id=fake.client_id, timeout=30)
+        provider = Provider(config, None, "https://tunnels.example.com")
+        monkeypatch.setattr(httpx2, "AsyncClient", Client)
+        await provider.check()
+    assert given == [30]

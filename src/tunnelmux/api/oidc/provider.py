@@ -257,7 +257,9 @@ class Provider:
         try:
             with trio.fail_after(self._config.timeout):
                 async with (
-                    httpx2.AsyncClient(verify=self._tls, trust_env=False) as client,
+                    httpx2.AsyncClient(
+                        verify=self._tls, timeout=self._config.timeout, trust_env=False
+                    ) as client,
                     client.stream("GET", url, headers={"accept": "application/json"}) as response,
                 ):
                     response.raise_for_status()
