@@ -112,4 +112,4 @@ async def test_strangers_at_the_door_of_nodes_do_not_fill_the_log(
         assert await has_stream(await dial(nodes))
     assert [line["event"] for line in logs].count("hop refused") == 3
     [line] = [line for line in logs if line["event"] == "lines left out"]
-    assert (line["of"], line["address"]) == ("hop refused", "127.0.0.1")
+    assert (line["of"], line["source"]) == ("hop refused", "127.0.0.1")

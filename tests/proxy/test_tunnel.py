@@ -79,7 +79,24 @@ async def test_wrong_tokens_without_end_are_counted_not_written(nursery: trio.Nu
                     pass
     assert sum(line["event"] == "tunnel refused" for line in logs) == 30
     [line] = [line for line in logs if line["event"] == "lines left out"]
-    assert (line["of"], line["address"]) == ("tunnel refused", "192.0.2.7")
+    assert (line["of"], line["source"]) == ("tunnel refused", "192.0.2.7")
+
+
+async def test_an_agent_that_connects_without_end_fills_no_log(nursery: trio.Nursery) -> None:
+    bench = TunnelBench(nursery, [known("dev1", "token-of-dev1"), known("dev2", "token-of-dev2")])
+    with capture_logs() as logs:
+        for _ in range(40):
+            async with bench.dial():
+                await bench.arrived()
+            await trio.testing.wait_all_tasks_blocked()
+        async with bench.dial("token-of-dev2"):
+            await bench.arrived("dev2")
+        await trio.testing.wait_all_tasks_blocked()
+    for event in ("session started", "session ended"):
+        told = [line["device"] for line in logs if line["event"] == event]
+        assert told == ["dev1"] * 30 + ["dev2"]
+    [line] = [line for line in logs if line["event"] == "lines left out"]
+    assert (line["of"], line["source"]) == ("session started", "dev1")
 
 
 async def test_a_refusal_names_the_device_that_was_claimed(nursery: trio.Nursery) -> None:

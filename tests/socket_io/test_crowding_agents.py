@@ -164,7 +164,7 @@ async def test_agents_with_a_wrong_key_do_not_fill_the_log(monkeypatch: pytest.M
     assert "wrong-key" not in str(logs)
     assert [line["event"] for line in logs].count("agent refused") == 3
     [line] = [line for line in logs if line["event"] == "lines left out"]
-    assert (line["of"], line["address"]) == ("agent refused", "127.0.0.1")
+    assert (line["of"], line["source"]) == ("agent refused", "127.0.0.1")
 
 
 @pytest.mark.slow

@@ -24,7 +24,7 @@ class Flood:
 
     def summaries(self) -> list[tuple[int, str, int]]:
         """Those that came since the last call."""
-        found = [(line["count"], line["address"], line["of_address"]) for line in self.told]
+        found = [(line["count"], line["source"], line["of_source"]) for line in self.told]
         assert all(
             (line["event"], line["of"]) == ("lines left out", "login failed") for line in self.told
         )

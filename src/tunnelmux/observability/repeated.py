@@ -1,4 +1,4 @@
-"""Log lines that strangers can cause any number of: some of each minute are written, the rest are
+"""Log lines that a peer can cause any number of: some of each minute are written, the rest are
 counted, so that a flood fills neither disk nor the view of who reads the log."""
 
 from __future__ import annotations
@@ -29,11 +29,19 @@ _SOURCES_TOLD_APART = 256
 
 class RepeatedLines:
     """Decides which lines of one event are written. The others are counted, and a line says so at
-    once and then every ten seconds: `lines left out`. `clock` answers seconds from any moment.
+    once and then every ten seconds: `lines left out`. `in_all` is how many lines a minute may have
+    about all sources; `clock` answers seconds from any moment.
     """
 
-    def __init__(self, event: str, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        event: str,
+        *,
+        in_all: float = _IN_ALL,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._event = event
+        self._most_in_all = in_all
         self._clock = clock
         self._began = float("-inf")
         self._written: Counter[str] = Counter()
@@ -43,12 +51,14 @@ class RepeatedLines:
         self._due = float("-inf")
 
     def may_write(self, source: str) -> bool:
-        """Whether a line about this source, such as an address, is written now. False counts it."""
+        """Whether a line about this source, an address or a name, is written now; if not, it is
+        counted.
+        """
         now = self._clock()
         if now >= self._began + _PERIOD:
             self._began, self._in_all = now, 0
             self._written.clear()
-        if self._in_all < _IN_ALL and self._written[source] < _OF_SOURCE:
+        if self._in_all < self._most_in_all and self._written[source] < _OF_SOURCE:
             self._written[source] += 1
             self._in_all += 1
             return True
@@ -61,9 +71,9 @@ class RepeatedLines:
         return False
 
     def _tell(self) -> None:
-        address, most = self._left_out.most_common(1)[0]
+        source, most = self._left_out.most_common(1)[0]
         _log.warning(
-            "lines left out", of=self._event, count=self._count, address=address, of_address=most
+            "lines left out", of=self._event, count=self._count, source=source, of_source=most
         )
         self._left_out.clear()
         self._count = 0

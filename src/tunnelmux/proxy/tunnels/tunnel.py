@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import secrets
 import ssl
 from collections.abc import Awaitable, Callable
@@ -184,6 +185,8 @@ class TunnelServer:
         self._measurements = Measurements()
         self._refusals = RepeatedLines("tunnel refused")
         self._failures = RepeatedLines("tunnel handshake failed")
+        # Without a bound for all of them: a fleet may connect within a minute.
+        self._told = RepeatedLines("session started", in_all=math.inf)
         self.figures = TunnelFigures()
         """Counters of finished connections."""
 
@@ -548,6 +551,7 @@ class TunnelServer:
         handle.timeouts = admitted.timeouts
         handle.default_service = admitted.default_service
         self._live.add(handle)
+        is_told = self._told.may_write(device.name)
         try:
             if self.is_draining:
                 session.go_away()
@@ -558,7 +562,8 @@ class TunnelServer:
                 await handle.close("its agent was gone before the session began")
             else:
                 await self._store.register(handle.token, handle)
-                _log.info("session started", device=device.name, remote=remote)
+                if is_told:
+                    _log.info("session started", device=device.name, remote=remote)
                 if self._registered is not None:
                     self._registered.session_began(
                         handle,
@@ -577,7 +582,8 @@ class TunnelServer:
             if self._registered is not None:
                 self._registered.session_ended(handle)
             await self._store.unregister(handle.token, handle)
-            _log_end(handle, trio.current_time() - started)
+            if is_told:
+                _log_end(handle, trio.current_time() - started)
 
 
 def _refused(status: int, reason: str, message: str, *, retry_after: int | None = None) -> Refused:

@@ -31,6 +31,7 @@ from tunnelmux.proxy.visitors.names import Destination, SenderLines
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router, destination_of
 from tunnelmux.pump.data_pump import DataPump, Owner
 from tunnelmux.sessions import SessionHandle
+from tunnelmux.wire import MOST_SERVICES
 
 if TYPE_CHECKING:
     from tunnelmux.observability.tracing import Tracing
@@ -54,6 +55,10 @@ _log = get_logger("proxy.http")
 
 _LINES_KEPT = 4096
 # Services whose part of a log line is cached: some hundred bytes each.
+
+_MOST_ROUTES = 2 * MOST_SERVICES
+# Names of a session's services that take raw connections, each as it is called and as visitors ask
+# for it. An honest agent has no more; another one could confirm any name that it is asked for.
 
 _LINE = line_about("proxy.http", "request")
 
@@ -92,6 +97,8 @@ class PumpRoutes:
         known = self._services.setdefault(session, {})
         if asked in known:
             return known[asked]
+        while len(known) > _MOST_ROUTES - 2:
+            self._forget_oldest(known)
         named = known.get(name)
         if named is None:
             opener = _Opener(session, name)
@@ -99,6 +106,12 @@ class PumpRoutes:
             known[name] = named
         known[asked] = named
         return named
+
+    def _forget_oldest(self, known: dict[str | None, Route]) -> None:
+        route = known.pop(next(iter(known)))
+        if route not in known.values():  # under its other name
+            route.max_idle = 0
+            route.close_idle(math.inf)
 
     def now(self, destination: Destination) -> Route | None:
         """The way to the service, if it is known and available now."""
