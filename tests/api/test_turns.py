@@ -230,3 +230,14 @@ async def test_one_person_has_so_many_terminals(tmp_path: Path) -> None:
             terminals.open("eve", "dev1", "x", (80, 24))
         terminals.open("ada", "dev2", "x", (80, 24))
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("when", ["9999-12-31T23:59:59Z", "0001-01-01T00:00:00+14:00"])
+async def test_times_that_cannot_be_computed_with_are_refused(tmp_path: Path, when: str) -> None:
+    async with live_api(tmp_path) as api:
+        ann = await person(api, "ann")
+        lease = {"device": "d", "services": ["ssh"], "reason": "r", "starts": when, "seconds": 60}
+        asked = await api.call("POST", "/api/leases", ann.token, json=lease)
+        listed = await api.call("GET", "/api/audit", ann.token, params={"since": when})
+        assert [asked.status_code, listed.status_code] == [422, 422]
+        assert "year" in asked.text

@@ -7,7 +7,14 @@ from datetime import datetime
 from typing import Annotated, Any, Generic, Literal, TypeVar
 
 from fastapi import Query
-from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, field_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    field_validator,
+)
 from pydantic_core import CoreSchema, PydanticCustomError
 
 from tunnelmux import registry
@@ -16,6 +23,7 @@ from tunnelmux.registry.ids import MAX_PAGE
 __all__ = [
     "TEXT",
     "After",
+    "Computable",
     "Ended",
     "ExactInput",
     "Input",
@@ -103,6 +111,18 @@ class Listing(BaseModel, Generic[T]):
 TEXT = r"^[^\x00]*$"
 """A pattern for texts that are looked up in the registry: PostgreSQL cannot store a NUL in a
 text."""
+
+
+def _check_year(moment: datetime) -> datetime:
+    """Refuse years at the ends of what can be computed with: in UTC, or an hour later, they are
+    beyond."""
+    if not 1970 <= moment.year <= 9000:
+        raise ValueError("write a year from 1970 to 9000")
+    return moment
+
+
+Computable = AfterValidator(_check_year)
+"""For a time that comes from a caller."""
 
 Limit = Annotated[int, Query(ge=1, le=MAX_PAGE, description="The most items to send.")]
 After = Annotated[

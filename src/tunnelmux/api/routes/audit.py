@@ -13,7 +13,7 @@ from starlette.responses import StreamingResponse
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import ApiDependency, tenant_for
-from tunnelmux.api.records import TEXT, After, Limit, Listing, Record, listing
+from tunnelmux.api.records import TEXT, After, Computable, Limit, Listing, Record, listing
 from tunnelmux.registry import AuditFilter, TenantRegistry
 
 _RFC3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.IGNORECASE)
@@ -29,7 +29,7 @@ def _check_moment(value: object) -> object:
     return value
 
 
-Moment = Annotated[AwareDatetime, BeforeValidator(_check_moment)]
+Moment = Annotated[AwareDatetime, BeforeValidator(_check_moment), Computable]
 Word = Annotated[str, Query(max_length=128, pattern=TEXT)]
 
 

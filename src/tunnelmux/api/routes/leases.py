@@ -14,6 +14,7 @@ from tunnelmux.api.context import Api, ApiDependency, SignedIn, installation_for
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import (
     After,
+    Computable,
     Ended,
     Input,
     Limit,
@@ -50,6 +51,7 @@ def _check_text(value: object) -> object:
 Moment = Annotated[
     AwareDatetime,
     BeforeValidator(_check_text),
+    Computable,
     WithJsonSchema({"type": "string", "format": "date-time", "maxLength": _LONGEST_TIME}),
 ]
 State = Literal["requested", "waiting", "running", "later", "ended", "expired", "used_up"]
