@@ -15,7 +15,8 @@ import pytest
 import trio
 
 from support.gateways import Site
-from tunnelmux.gateway.recording import Recording, remove_old
+from tunnelmux.gateway.recording import Recording
+from tunnelmux.gateway.recording_space import RecordingSpace, remove_old
 
 pytestmark = pytest.mark.slow
 
@@ -215,7 +216,8 @@ async def test_what_is_old_is_removed(tmp_path: Path) -> None:
         (folder / name).write_text("x")
     for name in ("old.cast", "old.index", "old.json"):
         os.utime(folder / name, (1, 1))
-    assert remove_old(tmp_path, 3600) == 3
+    found = remove_old(tmp_path, 3600)
+    assert found.removed == 3
     assert [file.name for file in folder.iterdir()] == ["new.cast"]
 
 
@@ -225,7 +227,8 @@ def test_recordings_are_for_the_group_where_their_folder_is(
 ) -> None:
     tmp_path.chmod(shared)
     path = tmp_path / "tenant" / "2026-11-28" / "id.cast"
-    recording = Recording(path, {}, 65_536, lambda: None, lambda _: None)
+    space = RecordingSpace(tmp_path, 1 << 30, 0)
+    recording = Recording(path, {"tenant": "tenant"}, 65_536, space, lambda: None, lambda _: None)
     recording.begin(80, 24, "xterm")
     for folder in path.parents[:2]:
         assert folder.stat().st_mode & 0o777 == modes[0]

@@ -12,6 +12,7 @@ import pytest
 
 from tunnelmux.gateway import recording as module
 from tunnelmux.gateway.recording import INDEX_EVERY, Recording
+from tunnelmux.gateway.recording_space import RecordingSpace
 from tunnelmux.registry import IndexPoint
 
 Write = Callable[[Recording], None]
@@ -21,7 +22,8 @@ def made(path: Path, write: Write) -> tuple[bytes, list[IndexPoint]]:
     """The file of a recording and its index, once it has ended."""
 
     async def main() -> None:
-        recording = Recording(path, {}, 1 << 30, lambda: None, lambda _: None)
+        space = RecordingSpace(path.parent, 1 << 40, 0)
+        recording = Recording(path, {"tenant": "t"}, 1 << 30, space, lambda: None, lambda _: None)
         recording.begin(80, 24, "xterm")
         write(recording)
         await recording.close({"ended": "now"})

@@ -114,16 +114,30 @@ class RecordingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_
     `on_failure` says.
     """
 
+    max_bytes_per_tenant: int = 10 * 1024**3
+    """Bytes of all recordings of one tenant together: 160 of the largest, or thousands of usual
+    sessions, and a part of most disks. Sessions of a tenant that reaches it are treated as
+    `on_failure` says, and it begins no more; other tenants do not notice. The files are counted
+    once an hour, so that it may be as much more as other gateways with this folder write meanwhile.
+    """
+
+    min_free: int = 256 * 1024**2
+    """Free bytes of the disk below which no recorded session begins, so that those that are going
+    on can be recorded to their end."""
+
     keep: float = 90 * 86_400.0
     """Seconds for which a recording is kept."""
 
     on_failure: Literal["stop", "continue"] = "stop"
-    """When a recording cannot go on (a full disk, its limit): `stop` ends the session, so that
+    """When a recording cannot go on (a full disk, a limit): `stop` ends the session, so that
     nothing goes unrecorded; `continue` lets it go on, and the audit says so."""
 
     def __post_init__(self) -> None:
         if not 65_536 <= self.max_bytes <= 2**40:
             raise InvalidSetting("max_bytes", f"{self.max_bytes} is not from 65536 to {2**40}")
+        for name, least in (("max_bytes_per_tenant", 65_536), ("min_free", 0)):
+            if not least <= getattr(self, name) <= 2**50:
+                raise InvalidSetting(name, f"{getattr(self, name)} is not from {least} to {2**50}")
         if not 3600 <= self.keep <= 3650 * 86_400:
             raise InvalidSetting("keep", f"{self.keep:g} is not from an hour to ten years")
 

@@ -29,8 +29,9 @@ from tunnelmux.gateway.failures import Failures
 from tunnelmux.gateway.file_record import FileRecord
 from tunnelmux.gateway.forwarding import Forward
 from tunnelmux.gateway.guest import Bridge
-from tunnelmux.gateway.recording import Recording, RecordingStopped, remove_old
-from tunnelmux.gateway.relay import PersonSession
+from tunnelmux.gateway.recording import Recording, RecordingStopped
+from tunnelmux.gateway.recording_space import RecordingSpace, remove_old
+from tunnelmux.gateway.relay import PersonSession, Request
 from tunnelmux.gateway.side_channels import WINDOW, SideChannel
 from tunnelmux.gateway.slow_lane import SlowLane
 from tunnelmux.gateway.upstream import CIPHERS, KEY_EXCHANGES
@@ -87,6 +88,9 @@ class Gateway:
         self.devices = DeviceSockets(bridge, self.proxies, config.limits.connect_timeout)
         state_dir = config.gateway.state_dir
         self.recordings: Path = config.recording.folder or state_dir / "recordings"
+        rules = config.recording
+        self._space = RecordingSpace(self.recordings, rules.max_bytes_per_tenant, rules.min_free)
+        self._refused_recordings = RepeatedLines("recording refused")
         self.failures = Failures(config.limits.max_failures, config.limits.failure_period)
         self._failed_logins = RepeatedLines("ssh login failed")
         self.connections: set[PersonConnection] = set()
@@ -162,15 +166,23 @@ class Gateway:
             else:
                 session.tell(f"this session is not recorded any more: {problem}")
 
-        recording = Recording(path, about, rules.max_bytes, session.room, stopped)
-        columns, rows, *_ = request.size
-        recording.begin(columns, rows, request.term)
+        recording = Recording(path, about, rules.max_bytes, self._space, session.room, stopped)
+        self._begin(recording, request, access)
         try:
             await self.bridge.in_trio(self._recordings_of(access).begin, recorded)
         except (RegistryError, NoSuchRecord) as exc:
             await recording.close({"ended": format_time(datetime.now(UTC))})
             raise RecordingStopped("no recording can be listed now: try again") from exc
         return recording
+
+    def _begin(self, recording: Recording, request: Request, access: Access) -> None:
+        columns, rows, *_ = request.size
+        try:
+            recording.begin(columns, rows, request.term)
+        except RecordingStopped as exc:
+            if self._refused_recordings.may_write(access.tenant_id):
+                _log.error("recording refused", tenant=access.tenant_id, problem=str(exc))
+            raise
 
     def new_file_record(
         self, connection: PersonConnection, access: Access, recording: Recording
@@ -335,17 +347,19 @@ class Gateway:
                 tunnel.rejudged(found)
 
     async def tidy(self) -> NoReturn:
-        """Remove recordings that are old enough, at the start and once an hour."""
+        """Remove recordings that are old enough and count the others, at the start and hourly."""
         while True:
             try:
-                removed = await trio.to_thread.run_sync(
+                self._space.count()
+                tidied = await trio.to_thread.run_sync(
                     remove_old, self.recordings, self.config.recording.keep
                 )
             except OSError as exc:
                 _log.warning("old recordings not removed", problem=str(exc.strerror))
             else:
-                if removed:
-                    _log.info("old recordings removed", files=removed)
+                self._space.counted(tidied.left)
+                if tidied.removed:
+                    _log.info("old recordings removed", files=tidied.removed)
             await trio.sleep(_TIDY)
 
 

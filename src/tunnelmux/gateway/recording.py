@@ -20,10 +20,11 @@ from typing import Any
 
 import msgspec
 
+from tunnelmux.gateway.recording_space import RecordingSpace, on_disk
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import IndexPoint
 
-__all__ = ["INDEX_EVERY", "Recording", "RecordingStopped", "remove_old"]
+__all__ = ["INDEX_EVERY", "Recording", "RecordingStopped"]
 
 _log = get_logger("gateway")
 
@@ -40,7 +41,8 @@ INDEX_EVERY = 1024 * 1024
 _LONGEST_PAUSE = 2.0
 # Seconds: what players make of a longer pause.
 
-_SUFFIXES = (".cast", ".index", ".json")
+_END = 1024
+# Bytes that the `.json` file grows by at the end, and more.
 
 
 class RecordingStopped(Exception):
@@ -51,13 +53,15 @@ class RecordingStopped(Exception):
 class Recording:
     """One session's recording. Called in asyncio; it writes in a thread.
 
-    `about` is the content of its `.json` file. `on_room` is called when the disk has caught up
-    after `output` returned False, and `on_stop` once, when the recording cannot go on.
+    `about` is the content of its `.json` file, with the tenant's id, whose share of `space` it
+    takes. `on_room` is called when the disk has caught up after `output` returned False, and
+    `on_stop` once, when the recording cannot go on.
     """
 
     path: Path
     about: dict[str, Any]
     max_bytes: int
+    space: RecordingSpace
     on_room: Callable[[], object]
     on_stop: Callable[[str], object]
     _file: Any = None
@@ -98,6 +102,9 @@ class Recording:
         self._began = time.monotonic()
         try:
             self._mode = _make_folder(self.path)
+            problem = self.space.begin(self._tenant, self._least())
+            if problem:
+                raise RecordingStopped(f"no recording can be made: {problem}")
             self._file = self._new_file(self.path)
             self._index = self._new_file(self.path.with_suffix(".index"))
             self._write(json.dumps(header).encode("utf-8") + b"\n", [])
@@ -163,6 +170,14 @@ class Recording:
         if self._file is not None:
             await asyncio.to_thread(self._finish, end)
 
+    @property
+    def _tenant(self) -> str:
+        return str(self.about["tenant"])
+
+    def _least(self) -> int:
+        """Bytes that its three files take before the first event."""
+        return 2 * on_disk(1) + on_disk(len(json.dumps(self.about, indent=1)) + _END)
+
     def _event(self, kind: str, text: str) -> bool:
         if not text or self._is_closed or self._problem:
             return True
@@ -171,6 +186,10 @@ class Recording:
         if self._taken + len(line) > self.max_bytes:
             # Now, and not when the disk gets there: by then the person would have seen more.
             self._stop("it has reached recording.max_bytes")
+            return True
+        problem = self.space.take(self._tenant, len(line))
+        if problem:
+            self._stop(problem)
             return True
         self._played += min(seconds - self._seconds, _LONGEST_PAUSE)
         self._seconds = seconds
@@ -275,16 +294,3 @@ def _make_folder(file: Path) -> int:
             if is_shared:
                 folder.chmod(folder.stat().st_mode | 0o050)  # the bit that hands on the group stays
     return 0o640 if is_shared else 0o600
-
-
-def remove_old(folder: Path, keep: float) -> int:
-    """Remove recordings that are older than `keep` seconds; answers how many files."""
-    removed = 0
-    if not folder.is_dir():
-        return removed
-    oldest = time.time() - keep
-    for file in folder.rglob("*"):
-        if file.suffix in _SUFFIXES and file.stat().st_mtime < oldest:
-            file.unlink(missing_ok=True)
-            removed += 1
-    return removed
