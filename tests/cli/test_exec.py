@@ -313,3 +313,16 @@ def test_a_large_fleet_lists_what_failed() -> None:
     assert re.search(r"dev8 +2 +3\.2 s +2\.0 KiB", text)
     assert "dev9" not in text
     assert "198 of 200 succeeded." in text
+
+
+async def test_why_it_failed_does_nothing_to_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    end = failure("failed", "the sshd said \x1b]0;x\x07\x1b[2J\r\ntunnelmux exec: all is well")
+    await OneDevice().see("dev1", end)
+    told = capsys.readouterr().err
+    assert told == ("tunnelmux exec: dev1: the sshd said �]0;x��[2J��tunnelmux exec: all is well\n")
+    table = io.StringIO()
+    print_table(Console(file=table, width=200), ["dev1"], {"dev1": end})
+    assert "the sshd said" in table.getvalue()
+    assert {char for char in table.getvalue() if not char.isprintable()} == {"\n"}

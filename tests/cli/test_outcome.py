@@ -49,6 +49,13 @@ def test_exit_statuses(monkeypatch, capsys, outcome, status):
     assert output.strip("\n") == ("prog: error: why" if isinstance(outcome, Exception) else "")
 
 
+def test_words_from_elsewhere_do_nothing_to_the_terminal(monkeypatch, capsys):
+    error = SessionLost("the device said: \x1b]0;x\x07\x1b[2J\rprog: all is well\nsecond line")
+    code, output = end_of(monkeypatch, capsys, error)
+    assert code == 1
+    assert output == ("prog: error: the device said: �]0;x��[2J�prog: all is well\nsecond line\n")
+
+
 def test_a_wrong_option_is_status_2(monkeypatch, capsys):
     code, output = end_of(monkeypatch, capsys, None, "--nope")
     assert code == 2

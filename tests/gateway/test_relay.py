@@ -34,7 +34,9 @@ class Channel:
             raise BrokenPipeError("Channel not open for sending")
         self.written += data
 
-    def exit_with_signal(self, signal: str, core_dumped: bool, reason: str) -> None:
+    def exit_with_signal(
+        self, signal: str, core_dumped: bool, reason: str, language: str = ""
+    ) -> None:
         if not self.is_closing():
             self.signals.append(reason)
 
@@ -87,3 +89,28 @@ def test_it_is_ended_once_and_the_first_reason_counts() -> None:
     assert channel.written == b"tunnelmux: the lease has ended\n"
     assert channel.signals == ["the lease has ended"]
     assert session.end_reason == "the lease has ended"
+
+
+def test_words_of_a_device_do_nothing_to_the_terminal_of_a_person() -> None:
+    for has_terminal in (True, False):
+        session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
+        channel = Channel()
+        session.connection_made(channel)
+        if has_terminal:
+            session.pty_requested("xterm", (80, 24, 0, 0), {})
+        evil = "closed: \x1b]0;x\x07\x1b[2J\x9b1m\r\ntunnelmux: all is well\u202e"
+        session.tell(evil)
+        session.cut(evil)
+        text = channel.written.decode()
+        assert text.count("closed: �]0;x��[2J�1m��tunnelmux: all is well�") == 2
+        assert set(text) - {"\r", "\n"} == {char for char in text if char.isprintable()}
+        assert text.replace("\r\n", "\n").strip("\n").count("\n") <= 2
+        assert channel.signals[0].isprintable()
+
+
+def test_the_words_of_a_devices_last_signal_are_made_harmless_too() -> None:
+    session = PersonSession(Owner(), "dev1", lambda _: None)  # type: ignore[arg-type]
+    channel = Channel()
+    session.connection_made(channel)
+    session.device_over(None, ("TERM", False, "\x1b[2Jbye", ""))
+    assert channel.signals == ["�[2Jbye"]

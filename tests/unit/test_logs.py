@@ -49,6 +49,16 @@ def test_an_event_is_one_line_of_json(output):
 
 
 @pytest.mark.parametrize("format", ["json", "text"])
+def test_a_traceback_does_nothing_to_a_terminal_either(output, format):
+    configure_logs("info", format, stream=output)
+    error = ConnectionError("the peer said \x1b]0;x\x07\x9b2J\r")
+    log.error("unhandled error", exc_info=error)
+    text = output.getvalue()
+    assert "the peer said" in text
+    assert {char for char in text if not char.isprintable()} == {"\n"}
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
 def test_a_frequent_line_looks_like_any_other(format):
     lines = []
     for write in (

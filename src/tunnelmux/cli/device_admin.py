@@ -12,7 +12,8 @@ import msgspec
 
 from tunnelmux.cli.device_names import DEVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import Cell, Column, duration, print_table, printable
+from tunnelmux.cli.output import Cell, Column, duration, print_table
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.by_api import ApiFleet

@@ -15,6 +15,7 @@ from tunnelmux.cli.interrupts import run_interruptible
 from tunnelmux.cli.options import print_warning
 from tunnelmux.config.token_file import exposed_to_others
 from tunnelmux.errors import ConfigError, TunnelmuxError
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.opening import Place
@@ -130,7 +131,7 @@ def exec_command(context: click.Context, /, **options: Any) -> int:
         known = _only_error(error)
         if known is None or isinstance(known, ConfigError):
             raise
-        click.echo(f"{_PROGRAM}: error: {explained(place, known)}", err=True)
+        click.echo(f"{_PROGRAM}: error: {printable(str(explained(place, known)))}", err=True)
         return _EXIT_FAILED
 
 

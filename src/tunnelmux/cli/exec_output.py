@@ -25,6 +25,7 @@ from tunnelmux.commands import (
     Truncated,
     encode_event,
 )
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -248,7 +249,7 @@ def print_table(console: Console, devices: list[str], ends: Mapping[str, Exited]
             Text(str(end.exit_code), "" if good else "bold red"),
             _seconds(end.duration),
             _size(end.stdout_bytes + end.stderr_bytes),
-            Text(_why(end)),
+            Text(printable(_why(end))),
         )
     if rows:
         console.print()
@@ -293,7 +294,7 @@ def _may_color(file: int) -> bool:
 
 
 def _tell(sentence: str) -> None:
-    sys.stderr.write(f"tunnelmux exec: {sentence}\n")
+    sys.stderr.write(f"tunnelmux exec: {printable(sentence)}\n")
     sys.stderr.flush()
 
 

@@ -10,7 +10,8 @@ import click
 
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
 from tunnelmux.cli.listing import print_devices
-from tunnelmux.cli.output import printable, styled
+from tunnelmux.cli.output import styled
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.fleet import Fleet

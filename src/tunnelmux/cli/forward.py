@@ -12,6 +12,7 @@ import click
 from tunnelmux.cli.device_names import DEVICE_AND_SERVICE
 from tunnelmux.cli.fleet_options import examples, place_options, run_on_fleet
 from tunnelmux.errors import ConfigError, ConnectError
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     import trio
@@ -154,7 +155,7 @@ class _Forwarding:
                 # The device was there at the start; a proxy forgets those that are not connected.
                 away = isinstance(exc, NotThere | ConnectError) or exc.code == "no_such_device"
                 if not away:
-                    click.echo(f"{wish}: {exc}", err=True)
+                    click.echo(f"{wish}: {printable(str(exc))}", err=True)
                     break
                 self._goes_away(wish, exc)
                 if trio.current_time() + pause > deadline:
@@ -167,7 +168,7 @@ class _Forwarding:
         """Report it once, and not for every connection."""
         if str(wish) not in self._is_away:
             self._is_away.add(str(wish))
-            click.echo(f"{wish} is away: {exc}", err=True)
+            click.echo(f"{wish} is away: {printable(str(exc))}", err=True)
 
     def _is_back(self, wish: _Wish) -> None:
         if str(wish) in self._is_away:

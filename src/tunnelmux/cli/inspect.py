@@ -12,16 +12,8 @@ import click
 
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import (
-    Cell,
-    Column,
-    duration,
-    print_fields,
-    print_table,
-    printable,
-    size,
-    styled,
-)
+from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table, size, styled
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

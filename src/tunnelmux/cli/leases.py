@@ -24,9 +24,10 @@ from tunnelmux.cli.fleet_options import (
     place_options,
     run_on_fleet,
 )
-from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table, printable
+from tunnelmux.cli.output import Cell, Column, duration, print_fields, print_table
 from tunnelmux.cli.own_command import own_command, proxy_command
 from tunnelmux.errors import ConfigError
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.api_client import ApiClient

@@ -9,7 +9,8 @@ import click
 
 from tunnelmux.cli.device_names import DEVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import printable, styled
+from tunnelmux.cli.output import styled
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.backend.agent_log import LogLine
@@ -113,7 +114,8 @@ class _Reader:
                     raise
                 # A proxy forgets those that are not connected: then there is no such device.
                 if not is_away:
-                    click.echo(f"{self._device} is away; it is asked again. ({exc})", err=True)
+                    why = printable(str(exc))
+                    click.echo(f"{self._device} is away; it is asked again. ({why})", err=True)
                 is_away = True
             await trio.sleep(_RETRY)
 

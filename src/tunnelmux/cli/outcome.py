@@ -19,6 +19,7 @@ from typing import NoReturn
 import click
 
 from tunnelmux.errors import ConfigError, ConnectError, TunnelmuxError
+from tunnelmux.printable import printable
 
 __all__ = ["EXIT_CUT_SHORT", "run_command"]
 
@@ -52,7 +53,9 @@ def run_command(
         known = _known_error(error)
         if known is None:
             raise
-        click.echo(f"{program}: error: {known}", err=True)
+        # Lines of their own have only our own errors, as those about a configuration.
+        text = "\n".join(printable(line) for line in str(known).split("\n"))
+        click.echo(f"{program}: error: {text}", err=True)
         sys.exit(_exit_status(known))
     sys.exit(status if isinstance(status, int) else 0)
 

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TextIO
 
+from tunnelmux.printable import printable
+
 __all__ = [
     "Cell",
     "Column",
@@ -19,7 +21,6 @@ __all__ = [
     "may_color",
     "print_fields",
     "print_table",
-    "printable",
     "size",
     "styled",
     "width_of_terminal",
@@ -69,11 +70,6 @@ def width_of_terminal() -> int | None:
     if not sys.stdout.isatty() and "COLUMNS" not in os.environ:
         return None
     return max(shutil.get_terminal_size().columns, 20)
-
-
-def printable(text: str) -> str:
-    """Text from elsewhere, without characters that could move the cursor or hide something."""
-    return "".join(char if char.isprintable() else "�" for char in text)
 
 
 def print_table(columns: Sequence[Column], rows: Sequence[Sequence[str | Cell]]) -> None:

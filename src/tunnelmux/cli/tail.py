@@ -9,7 +9,8 @@ import click
 
 from tunnelmux.cli.device_names import DEVICE, SERVICE
 from tunnelmux.cli.fleet_options import examples, json_option, place_options, run_on_fleet
-from tunnelmux.cli.output import printable, size, styled
+from tunnelmux.cli.output import size, styled
+from tunnelmux.printable import printable
 
 if TYPE_CHECKING:
     from tunnelmux.cli.fleet.fleet import Fleet

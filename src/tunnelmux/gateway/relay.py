@@ -21,6 +21,7 @@ from tunnelmux.gateway.recording import Recording, RecordingStopped
 from tunnelmux.gateway.side_channels import WINDOW, X11Request
 from tunnelmux.gateway.upstream import SshdRefused
 from tunnelmux.observability import get_logger
+from tunnelmux.printable import printable
 
 __all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
 
@@ -354,10 +355,11 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         return not self._channel.is_closing()
 
     def tell(self, sentence: str) -> None:
-        """Write a line of the gateway's to the person: on the screen, or to standard error."""
+        """Write a line of the gateway's to the person: on the screen, or to standard error. It
+        may have words of a device in it, which must not look like more lines of the gateway's."""
         if self._may_write:
             end = "\r\n" if self.request.has_terminal else "\n"
-            line = f"tunnelmux: {sentence}{end}".encode()
+            line = f"tunnelmux: {printable(sentence)}{end}".encode()
             if self.request.has_terminal:
                 self._channel.write(b"\r\n" + line)
             else:
@@ -369,7 +371,7 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             return
         self.end_reason = self.end_reason or reason
         self.tell(reason)
-        self._channel.exit_with_signal("HUP", False, reason)
+        self._channel.exit_with_signal("HUP", False, printable(reason))
         if self._other is not None:
             self._other.channel.abort()
 
@@ -446,7 +448,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
         if self._is_over:
             return
         if signal is not None:
-            self._channel.exit_with_signal(*signal)
+            name, dumped_core, message, language = signal
+            self._channel.exit_with_signal(name, dumped_core, printable(message), language)
         elif status is not None:
             self._channel.exit(status)
         else:

@@ -54,6 +54,8 @@ _MAY_HOLD_SECRET = re.compile(
     r"token|api_?key|bearer|basic|tunnelmux-join|PRIVATE KEY", re.IGNORECASE
 )
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROL_OF_LINE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
+# A traceback has lines, and may hold a peer's words.
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -249,8 +251,8 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
     """Escape control characters: a visitor's bytes must not forge lines or control a terminal."""
     return {
-        key: _CONTROL.sub(_escaped, value)
-        if isinstance(value, str) and key != "exception" and not value.isprintable()
+        key: (_CONTROL if key != "exception" else _CONTROL_OF_LINE).sub(_escaped, value)
+        if isinstance(value, str) and not value.isprintable()
         else value
         for key, value in event.items()
     }

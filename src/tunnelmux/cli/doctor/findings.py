@@ -8,7 +8,8 @@ from typing import Literal
 
 import msgspec
 
-from tunnelmux.cli.output import printable, styled, width_of_terminal
+from tunnelmux.cli.output import styled, width_of_terminal
+from tunnelmux.printable import printable
 
 __all__ = ["Finding", "print_finding", "worst_status"]
 
