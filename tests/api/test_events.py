@@ -14,6 +14,7 @@ import trio
 
 from support.apis import LiveApi, live_api
 from support.tenants import TEST, person
+from tunnelmux.api.context import Places
 from tunnelmux.api.events import EventHub
 from tunnelmux.config import Secret
 from tunnelmux.config.api import ApiLimits
@@ -183,6 +184,35 @@ async def test_one_person_does_not_take_all_places(tmp_path: Path) -> None:
         assert (refused.status_code, refused.json()["code"]) == (503, "too_many_followers")
         assert "max_events_per_person" in refused.json()["detail"]
         async with following(api, bob.token) as follower:
+            await add_device(api, ada.token, "dev1")
+            assert (await follower.device_event())[0] == "device.changed"
+
+
+def test_the_default_tenant_which_often_is_the_only_one_may_take_all() -> None:
+    places = Places(4, 2)
+    assert [places.take(name, "") for name in ("ada", "ada", "bob", "bob")] == [""] * 4
+    assert (places.take("ada", ""), places.take("eve", "acme")) == ("person", "all")
+    for name in ("ada", "ada", "bob"):
+        places.give_back(name, "")
+    assert [places.take(name, "acme") for name in ("eve", "eve", "mallory")] == [""] * 3
+    places.give_back("bob", "")
+    assert places.take("mallory", "acme") == "tenant"
+    places.give_back("eve", "acme")
+    assert places.take("mallory", "acme") == ""
+    assert places.taken == 3
+
+
+async def test_one_tenant_does_not_take_all_places(tmp_path: Path) -> None:
+    limits = ApiLimits(max_events=4, max_events_per_person=2)
+    async with live_api(tmp_path, limits=limits) as api, contextlib.AsyncExitStack() as stack:
+        ada = await person(api, "ada")
+        eve, mallory = [await person(api, name, tenant="acme") for name in ("eve", "mallory")]
+        for one in (eve, eve, mallory):
+            await stack.enter_async_context(following(api, one.token))
+        refused = await api.call("GET", "/api/events", mallory.token)
+        assert (refused.status_code, refused.json()["code"]) == (503, "too_many_followers")
+        assert "Your tenant follows events 3 times" in refused.json()["detail"]
+        async with following(api, ada.token) as follower:
             await add_device(api, ada.token, "dev1")
             assert (await follower.device_event())[0] == "device.changed"
 

@@ -217,18 +217,34 @@ async def test_filters_by_more_labels_than_a_device_has_are_refused(tmp_path: Pa
             assert answer.status_code == status
 
 
-async def test_one_person_has_so_many_terminals(tmp_path: Path) -> None:
+@pytest.fixture
+def terminals(tmp_path: Path) -> Terminals:
     (tmp_path / "key.pub").write_text("ssh-ed25519 AAAA x\n")
     gateway = GatewayEndpoint(address="127.0.0.1:9", host_key_file=tmp_path / "key.pub")
-    terminals = Terminals(gateway, 4, 2)
+    return Terminals(gateway, 4, 2)
+
+
+async def test_one_person_has_so_many_terminals(terminals: Terminals) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(terminals.run)
         await trio.testing.wait_all_tasks_blocked()
         for _ in range(2):
-            terminals.open("eve", "dev1", "x", (80, 24))
+            terminals.open("eve", "", "dev1", "x", (80, 24))
         with pytest.raises(Refused, match="max_terminals_per_person"):
-            terminals.open("eve", "dev1", "x", (80, 24))
-        terminals.open("ada", "dev2", "x", (80, 24))
+            terminals.open("eve", "", "dev1", "x", (80, 24))
+        terminals.open("ada", "", "dev2", "x", (80, 24))
+        nursery.cancel_scope.cancel()
+
+
+async def test_one_tenant_has_so_many_terminals(terminals: Terminals) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(terminals.run)
+        await trio.testing.wait_all_tasks_blocked()
+        for name in ("eve", "eve", "mallory"):
+            terminals.open(name, "acme", "dev1", "x", (80, 24))
+        with pytest.raises(Refused, match="Your tenant has 3 terminals open"):
+            terminals.open("mallory", "acme", "dev1", "x", (80, 24))
+        terminals.open("ada", "", "dev2", "x", (80, 24))
         nursery.cancel_scope.cancel()
 
 

@@ -20,7 +20,7 @@ from tunnelmux.api.access import seal
 from tunnelmux.api.browser_sessions.keys import read_key_file
 from tunnelmux.api.browser_sessions.sign_in import SignIn
 from tunnelmux.api.commands import CommandBook
-from tunnelmux.api.context import Api, Places
+from tunnelmux.api.context import Api, Places, Shares
 from tunnelmux.api.description import describe
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.gate import Gate, GateLimits
@@ -195,6 +195,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         identification=Identification(registry, sign_in),
         visitors=VisitorProofs(registry, keys.signers, config.api.public_url),
         followers=followers,
+        shares=Shares(registry),
         metrics=Metrics(lambda: followers.taken, lambda: registry.failures),
         terminals=Terminals(
             config.gateway, config.limits.max_terminals, config.limits.max_terminals_per_person

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from fastapi import Depends
 from starlette.requests import HTTPConnection
@@ -19,46 +19,69 @@ from tunnelmux.api.terminals import Terminals
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
 from tunnelmux.config.api import ApiConfig
-from tunnelmux.registry import Actor, Installation, Registry, TenantRegistry
+from tunnelmux.limits import most_of_one_tenant
+from tunnelmux.registry import DEFAULT_TENANT, Actor, Installation, Registry, TenantRegistry
 
 __all__ = [
     "Api",
     "ApiDependency",
     "MaybeSignedIn",
     "Places",
+    "Shares",
     "SignedIn",
     "installation_for",
     "tenant_for",
 ]
 
 
+class Shares:
+    """Tells tenants that have a share of the places from the default tenant, which may take all
+    (`limits.most_of_one_tenant`)."""
+
+    def __init__(self, registry: Registry) -> None:
+        self._tenants = registry.installation(Actor.program("tunnelmux-api")).tenants
+        self._default = ""
+
+    async def whose(self, principal: Principal) -> str:
+        """The id of the caller's tenant; empty for the default one. Raises RegistryError."""
+        if not self._default:  # it never gets another one
+            self._default = (await self._tenants.find_named(DEFAULT_TENANT)).id
+        tenant = principal.tenant_id
+        return "" if tenant is None or tenant == self._default else tenant
+
+
 class Places:
-    """Bounds how many callers may do something at once, in all and for each person."""
+    """Bounds how many callers may do something at once, in all, and for each person and tenant."""
 
     def __init__(self, limit: int, per_person: int) -> None:
         self.limit = limit
         self.per_person = per_person
         self.taken = 0
+        self.per_tenant = most_of_one_tenant(limit)
         self._by_person: Counter[str] = Counter()
+        self._by_tenant: Counter[str] = Counter()
 
-    def has_room(self, person: str) -> bool:
-        """Whether this person may take another place."""
-        return self._by_person[person] < self.per_person
-
-    def take(self, person: str) -> bool:
-        """Take a place, until `give_back`. False when there is none."""
-        if self.taken >= self.limit or not self.has_room(person):
-            return False
+    def take(self, person: str, tenant: str) -> Literal["", "person", "tenant", "all"]:
+        """Take a place, until `give_back`. Answers who has no place left; empty where it is taken.
+        `tenant` is empty for the default one."""
+        if self._by_person[person] >= self.per_person:
+            return "person"
+        if tenant and self._by_tenant[tenant] >= self.per_tenant:
+            return "tenant"
+        if self.taken >= self.limit:
+            return "all"
         self.taken += 1
         self._by_person[person] += 1
-        return True
+        self._by_tenant[tenant] += 1
+        return ""
 
-    def give_back(self, person: str) -> None:
+    def give_back(self, person: str, tenant: str) -> None:
         """Give a place of this person back."""
         self.taken -= 1
-        self._by_person[person] -= 1
-        if not self._by_person[person]:
-            del self._by_person[person]
+        for count, key in ((self._by_person, person), (self._by_tenant, tenant)):
+            count[key] -= 1
+            if not count[key]:
+                del count[key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +97,7 @@ class Api:
     identification: Identification
     visitors: VisitorProofs
     followers: Places
+    shares: Shares
     metrics: Metrics
     terminals: Terminals
 

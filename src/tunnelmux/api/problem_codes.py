@@ -110,11 +110,17 @@ CODES: dict[str, tuple[int, str]] = {
     "registry_failed": (503, "the database is full, read-only, damaged or too new"),
     "too_many_terminals": (
         503,
-        "`limits.max_terminals` terminals are open already, or `max_terminals_per_person` of yours",
+        (
+            "`limits.max_terminals` are open, 3/4 of these of your tenant, "
+            "or your `max_terminals_per_person`"
+        ),
     ),
     "too_many_followers": (
         503,
-        "`limits.max_events` callers follow already, or one's own `max_events_per_person`",
+        (
+            "`limits.max_events` follow already, 3/4 of these of your tenant, "
+            "or your `max_events_per_person`"
+        ),
     ),
 }
 """The status of each code, and what happened or what to do; the document's `detail` says more."""

@@ -18,6 +18,7 @@ import trio
 from tunnelmux.api.problems import Refused
 from tunnelmux.config.api import GatewayEndpoint
 from tunnelmux.errors import ConfigError
+from tunnelmux.limits import most_of_one_tenant
 from tunnelmux.observability import get_logger
 
 if TYPE_CHECKING:
@@ -41,9 +42,11 @@ _INPUT = 64
 class Terminal:
     """One shell, shown by one browser at a time, or waiting for it."""
 
-    def __init__(self, owner: str, device_id: str) -> None:
+    def __init__(self, owner: str, tenant: str, device_id: str) -> None:
         self.owner = owner
         """The user who opened it: no other user may see it."""
+        self.tenant = tenant
+        """The owner's tenant; empty for the default one."""
         self.device_id = device_id
         self.token = secrets.token_urlsafe(24)
         """The token with which a browser that lost it comes back."""
@@ -159,6 +162,7 @@ class Terminals:
         self._key = read_gateway_key(gateway)
         self._limit = limit
         self._per_person = per_person
+        self._per_tenant = most_of_one_tenant(limit)
         self._open: dict[str, Terminal] = {}
         self._nursery: trio.Nursery | None = None
 
@@ -175,25 +179,39 @@ class Terminals:
             await trio.sleep_forever()
         raise AssertionError("unreachable")
 
-    def open(self, owner: str, device_id: str, username: str, size: tuple[int, int]) -> Terminal:
-        """A new terminal; `username` is the user name for the gateway. Raises Refused."""
+    def open(
+        self, owner: str, tenant: str, device_id: str, username: str, size: tuple[int, int]
+    ) -> Terminal:
+        """A new terminal; `tenant` is the owner's, empty for the default one, and `username` the
+        user name for the gateway. Raises Refused."""
         where = self.gateway.inner_address
         if self._key is None or where is None:
             raise Refused(409, "no_gateway", self.problem)
-        if len(self._open) >= self._limit or self._nursery is None:
-            message = "As many terminals are open as this server allows (limits.max_terminals)."
+        message = self._full(owner, tenant)
+        if message or self._nursery is None:
             raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
-        if sum(one.owner == owner for one in self._open.values()) >= self._per_person:
-            message = (
-                f"You have {self._per_person} terminals open already: close some "
-                "(limits.max_terminals_per_person)."
-            )
-            raise Refused(503, "too_many_terminals", message, headers={"retry-after": "30"})
-        terminal = Terminal(owner, device_id)
+        terminal = Terminal(owner, tenant, device_id)
         terminal.size = size
         self._open[terminal.token] = terminal
         self._nursery.start_soon(self._run, terminal, where.host, where.port, username)
         return terminal
+
+    def _full(self, owner: str, tenant: str) -> str:
+        """Why this user may have no more; empty otherwise."""
+        if sum(one.owner == owner for one in self._open.values()) >= self._per_person:
+            return (
+                f"You have {self._per_person} terminals open already: close some "
+                "(limits.max_terminals_per_person)."
+            )
+        of_tenant = sum(one.tenant == tenant for one in self._open.values())
+        if tenant and of_tenant >= self._per_tenant:
+            return (
+                f"Your tenant has {self._per_tenant} terminals open already, three quarters of "
+                "limits.max_terminals: close some."
+            )
+        if len(self._open) >= self._limit or self._nursery is None:
+            return "As many terminals are open as this server allows (limits.max_terminals)."
+        return ""
 
     def find(self, token: str, owner: str) -> Terminal | None:
         """This user's terminal with this token, while it runs."""

@@ -356,7 +356,8 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     that stays. Ten a second are more than a script needs that goes through a fleet.
     """
     max_events: int = 256
-    """Callers that follow events at once: each holds a connection."""
+    """Callers that follow events at once: each holds a connection. A tenant other than the default
+    one takes three quarters of them at most."""
 
     max_events_per_person: int = 32
     """How many of these one person may have, in browsers and by access tokens together: so that one
@@ -364,7 +365,7 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
 
     max_terminals: int = 64
     """Terminals in browsers at once: each is an SSH connection to the gateway, half a megabyte
-    and little processor time."""
+    and little processor time. A tenant other than the default one has three quarters at most."""
     max_terminals_per_person: int = 16
     """How many of these one person may have: so that one account does not take all of them."""
 

@@ -118,7 +118,8 @@ async def _terminal(api: Api, principal: Principal, device_id: str, wish: _Wish)
     _, secret = await tickets.add(user_id=principal.user_id, device_id=device_id, lifetime=60.0)
     username = f"ticket-{secret.reveal()}@{wish.account}"
     size = (wish.columns, wish.rows)
-    return api.terminals.open(principal.user_id, device_id, username, size)
+    tenant = await api.shares.whose(principal)
+    return api.terminals.open(principal.user_id, tenant, device_id, username, size)
 
 
 async def _show(

@@ -29,7 +29,7 @@ async def follow_events(
 ) -> EventStream:
     """Events of the tenant from now on, or after `Last-Event-ID`. The event `gap` says that some
     are missing: then read the lists again. The stream ends when the reader's rights end."""
-    over = take_place(api, principal)
+    over = await take_place(api, principal)
 
     async def write(say: Say) -> None:
         await _tell(say, request, api, principal, last_event_id)
@@ -37,18 +37,27 @@ async def follow_events(
     return EventStream(write, over)
 
 
-def take_place(api: Api, principal: Principal) -> Callable[[], None]:
+async def take_place(api: Api, principal: Principal) -> Callable[[], None]:
     """Take one of the places of followers; the returned function gives it back. Raises Refused when
-    there is none."""
-    if not api.followers.take(principal.user_id):
-        message = "As many callers follow events as this server allows (limits.max_events)."
-        if not api.followers.has_room(principal.user_id):
+    there is none, and RegistryError."""
+    places, person = api.followers, principal.user_id
+    tenant = await api.shares.whose(principal)
+    match places.take(person, tenant):
+        case "":
+            return partial(places.give_back, person, tenant)
+        case "person":
             message = (
-                f"You follow events {api.followers.per_person} times already: close some pages of "
+                f"You follow events {places.per_person} times already: close some pages of "
                 "the console, or end a program (limits.max_events_per_person)."
             )
-        raise Refused(503, "too_many_followers", message, headers={"retry-after": "10"})
-    return partial(api.followers.give_back, principal.user_id)
+        case "tenant":
+            message = (
+                f"Your tenant follows events {places.per_tenant} times already, three quarters of "
+                "limits.max_events: close some pages of the console, or end a program."
+            )
+        case _:
+            message = "As many callers follow events as this server allows (limits.max_events)."
+    raise Refused(503, "too_many_followers", message, headers={"retry-after": "10"})
 
 
 async def end_with_rights(

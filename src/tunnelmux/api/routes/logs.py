@@ -48,7 +48,7 @@ async def read(
     lines are sent. The stream ends when the device disconnects, and when the reader's rights end.
     `[log] keep_lines` of the device sets how many lines are kept."""
     device = await tenant_for(api, principal).devices.find(device_id)
-    over = take_place(api, principal)
+    over = await take_place(api, principal)
 
     async def write(say: Say) -> None:
         try:

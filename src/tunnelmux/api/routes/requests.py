@@ -44,7 +44,7 @@ async def watch(
         wanted = RequestFilter.parse(said)
     except ValueError as error:
         raise Refused(422, "invalid_filter", f"{error}.") from None
-    over = take_place(api, principal)
+    over = await take_place(api, principal)
 
     async def write(say: Say) -> None:
         await _tell(say, request, api, principal, device, wanted)
