@@ -23,6 +23,8 @@ const PERIOD = 251
 const CHUNK = 65_536
 const BLOCK = Buffer.from(Array.from({ length: CHUNK + PERIOD }, (_, i) => i % PERIOD))
 const HIGH_WATER = 128 * 1024
+// The library resets a stream whose unread bytes are more than 4 MiB, and lets windows grow to 16.
+const WINDOW = 2 * 1024 * 1024
 const ESTABLISHED = 3 // the muxer's StreamState: before it, a pause would swallow the SYN or ACK
 const unsupported = () => { throw new Error('unsupported') }
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms))
@@ -217,7 +219,7 @@ let muxer, connection
 function begin (made) {
   connection = made
   connection.addEventListener('close', () => closed.resolve())
-  muxer = yamux()().createStreamMuxer(connection)
+  muxer = yamux({ streamOptions: { maxStreamWindowSize: WINDOW } })().createStreamMuxer(connection)
   ready.resolve()
 }
 
