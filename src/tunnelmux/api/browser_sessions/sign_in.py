@@ -161,8 +161,8 @@ class SignIn:
         query: Mapping[str, str],
         begun: BegunSignIn,
     ) -> Landing | None:
-        """None when this sign-in has been used already. Only a person whom the provider names has
-        that written down: a stranger's answer leaves no row."""
+        """Exchange the provider's answer; None when this sign-in was used before. The use is
+        written down only after the provider has named a person, so that strangers add no rows."""
         try:
             tokens, claims = await self.provider.exchange(query, begun.attempt)
         except ProviderAway as exc:

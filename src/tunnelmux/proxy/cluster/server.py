@@ -190,15 +190,7 @@ class HopServer:
     ) -> None:
         device = request.target.decode("latin-1")
         wanted = first_value(request.headers, GENERATION_FIELD.lower()) or b""
-        handle: LocalHandle | ThereHandle | None = self._own(device)
-        generation = self._members.generation_of(device)
-        if handle is None:
-            if from_worker:
-                raise _moved(f"Device {device} is not at this worker.")
-            handle = there = await self._at_worker(device, wanted)
-            generation = there.generation
-        if wanted != b"%d" % generation:
-            raise _moved(f"That session of device {device} is not here.")
+        handle = await self._session(device, wanted, from_worker)
         is_reserved = first_value(request.headers, RESERVED_FIELD.lower()) is not None
         if (
             not is_reserved
@@ -282,7 +274,14 @@ class HopServer:
         return msgspec.structs.replace(there, device=device)
 
     async def _end(self, device: str, wanted: bytes, from_worker: bool) -> None:
-        handle: OwnHandle | ThereHandle | None = self._own(device)
+        handle = await self._session(device, wanted, from_worker)
+        await handle.close(CLOSED_BY_CALL)
+
+    async def _session(
+        self, device: str, wanted: bytes, from_worker: bool
+    ) -> LocalHandle | ThereHandle:
+        """The session of this generation, here or at another worker. Raises Refused."""
+        handle: LocalHandle | ThereHandle | None = self._own(device)
         generation = self._members.generation_of(device)
         if handle is None:
             if from_worker:
@@ -291,7 +290,7 @@ class HopServer:
             generation = there.generation
         if wanted != b"%d" % generation:
             raise _moved(f"That session of device {device} is not here.")
-        await handle.close(CLOSED_BY_CALL)
+        return handle
 
     @staticmethod
     def _described(handle: LocalHandle, generation: int) -> DeviceThere:

@@ -212,8 +212,8 @@ class TcpIngressServer:
         return target if target.has_early else stream
 
     async def begin_anew(self, visit: _RelayedVisit) -> None:
-        """Serve a visitor of whom nothing was read, and whose way over another node was not the
-        right one, or led to a refusal."""
+        """Serve a visitor again, after the known way over another node was stale or refused him.
+        Nothing was read from him yet."""
         visitor = trio.SocketStream(trio.socket.from_stdlib_socket(python_socket(visit.local)))
         try:
             await self.handle(visit.device, visit.service or "", visitor, visit.visitor)
