@@ -75,6 +75,28 @@ async def test_a_node_gets_so_many_connections_and_no_more(nodes: Nodes, web: Ad
                 await trio.sleep(0.01)
 
 
+async def test_a_stream_for_another_session_of_the_device_is_refused(
+    nodes: Nodes, web: Address
+) -> None:
+    async with nodes.agent("b", {"web": f"http://{web}"}):
+        with trio.fail_after(30):
+            assert (await nodes.get("a")).status == 200
+            session = await dial(nodes)
+            members = nodes["b"].store.membership  # type: ignore[attr-defined]
+            generation = members.generation_of("dev1")
+            for named, status in ((generation, b"200"), (generation - 1, b"503"), (0, b"503")):
+                # Two spellings: the first is read in compiled code, the other one by a task.
+                for more in (b"", b"X-Odd: 1\r\n"):
+                    stream = await session.open_stream()
+                    await stream.send_all(
+                        b"CONNECT dev1 HTTP/1.1\r\nHost: dev1\r\n%b"
+                        b"Tunnelmux-Generation: %d\r\n\r\n" % (more, named)
+                    )
+                    answer = bytes(await stream.receive_some())
+                    assert answer.startswith(b"HTTP/1.1 " + status), (named, more)
+                    stream.reset()
+
+
 async def test_a_node_that_comes_and_goes_does_not_fill_the_log(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
