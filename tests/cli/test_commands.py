@@ -270,6 +270,17 @@ def test_a_setting_that_cannot_be_used(run, command, arguments, message):
     assert str(result.exception).startswith(message)
 
 
+def test_a_configuration_that_may_not_be_read_is_told_by_the_one_who_reads_it(
+    run, tmp_path, monkeypatch
+):
+    """Click would say "is not readable" and no fix."""
+    file = tmp_path / "proxy.toml"
+    file.write_text(PROXY_TOML)
+    monkeypatch.setattr("os.access", lambda *_: False)
+    result = run(proxy, "check", "--config", str(file))
+    assert (result.exit_code, result.output.splitlines()[-1][:4]) == (0, "# OK")
+
+
 @pytest.mark.slow  # it starts a Python
 def test_a_wrong_setting_is_one_line_and_status_2(tmp_path):
     (tmp_path / "proxy.toml").write_text("[tunnel]\nlistn = 1\n")

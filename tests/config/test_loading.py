@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+import pwd
 from pathlib import Path
 
 import pytest
@@ -163,6 +166,27 @@ def test_a_file_that_is_not_there(proxy):
     proxy.file = proxy.file.with_name("absent.toml")
     with pytest.raises(Exception, match=r"cannot be read \(No such file or directory\): check"):
         proxy._load(proxy.file, environ={})
+
+
+@pytest.mark.parametrize("denied", ["token", "proxy.toml"])
+def test_a_file_that_this_user_may_not_read(proxy, tmp_path, monkeypatch, denied):
+    """Root may read every file, so the refusal is put in the system's place."""
+    for name in ("open", "read_bytes"):
+        real = getattr(Path, name)
+
+        def refuse(path, *args, real=real, **more):
+            if path.name == denied and "w" not in (*args, more.get("mode")):
+                raise PermissionError(errno.EACCES, "Permission denied", str(path))
+            return real(path, *args, **more)
+
+        monkeypatch.setattr(Path, name, refuse)
+    (tmp_path / "token").touch()
+    message = proxy.refusal('[[devices]]\nname = "dev1"\ntoken_file = "token"')
+    user = pwd.getpwuid(os.geteuid()).pw_name
+    assert message.endswith(
+        f"{denied} cannot be read (Permission denied): let the user {user} read it "
+        "(chgrp and chmod 640) and enter the folders above it"
+    )
 
 
 def test_a_file_that_is_not_utf8(proxy):

@@ -69,7 +69,8 @@ def config_option(function: F) -> F:
         "--config",
         "config_file",
         metavar="FILE",
-        type=click.Path(path_type=Path),
+        # Reading tells more of a file that cannot be read than Click does.
+        type=click.Path(path_type=Path, readable=False),
         envvar=CONFIG_VARIABLE,
         help=f"The TOML file to read (also {CONFIG_VARIABLE}).",
     )(function)

@@ -21,6 +21,7 @@ from tunnelmux.config.http_proxy import http_proxy_from_environment
 from tunnelmux.config.renamed import old_paths, with_new_names
 from tunnelmux.config.rules import InvalidSetting, MissingSetting
 from tunnelmux.config.schema import Table, settings_of, table_of
+from tunnelmux.config.unreadable import fix_for_unreadable
 from tunnelmux.errors import ConfigError
 
 if TYPE_CHECKING:  # each program imports only its own configuration
@@ -324,9 +325,8 @@ def _read_toml(file: Path) -> dict[str, Any]:
     try:
         content = file.read_bytes()
     except OSError as error:
-        raise ConfigError(
-            f"{file} cannot be read ({error.strerror}): check the name given with --config"
-        ) from None
+        fix = fix_for_unreadable(error, "check the name given with --config")
+        raise ConfigError(f"{file} cannot be read ({error.strerror}): {fix}") from None
     try:
         return tomllib.loads(content.decode())
     except UnicodeDecodeError as error:
@@ -497,6 +497,5 @@ def _check_readable(key: str, file: Path | None) -> None:
     try:
         file.open("rb").close()
     except OSError as error:
-        raise InvalidSetting(
-            key, f"{file} cannot be read ({error.strerror}): check its name and who may read it"
-        ) from None
+        fix = fix_for_unreadable(error, "check its name and who may read it")
+        raise InvalidSetting(key, f"{file} cannot be read ({error.strerror}): {fix}") from None

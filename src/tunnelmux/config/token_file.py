@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tunnelmux.config.rules import InvalidSetting, check_token
 from tunnelmux.config.secret import Secret
+from tunnelmux.config.unreadable import fix_for_unreadable
 
 __all__ = ["exposed_to_others", "read_small_file", "read_token_file"]
 
@@ -40,10 +41,10 @@ def read_small_file(key: str, path: Path, what: str = "token") -> str:
         with path.open("rb") as file:
             content = file.read(_MAX_TOKEN_FILE + 1)
     except OSError as error:
+        fix = f"create it with the {what} as its only content, readable by this program's user"
         raise InvalidSetting(
             key,
-            f"{path} cannot be read ({error.strerror}): create it with the {what} as its only "
-            "content, readable by this program's user",
+            f"{path} cannot be read ({error.strerror}): {fix_for_unreadable(error, fix)}",
         ) from None
     if len(content) > _MAX_TOKEN_FILE:
         raise InvalidSetting(key, f"{path} is too long for a {what}: is it the right file?")
