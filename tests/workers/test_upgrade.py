@@ -226,3 +226,30 @@ async def test_agents_are_taken_again_when_the_next_program_ends_before_it_serve
 def test_a_process_that_would_die_of_the_signal_is_left_alone(pid: int, problem: str) -> None:
     with pytest.raises(ConfigError, match=problem):
         ask_for_upgrade(os.getpid() if pid < 0 else 2**22 + 1)
+
+
+PYTHON_THAT_CATCHES_IT = """\
+import signal, sys
+signal.signal(signal.SIGUSR2, lambda *_: sys.exit(7))
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["sh", "-c", "trap 'exit 7' USR2; echo; read line", "tunnelmux-proxy"],
+        [sys.executable, "-c", PYTHON_THAT_CATCHES_IT],
+    ],
+    ids=["shell", "python"],
+)
+def test_another_program_that_catches_the_signal_is_left_alone(command: list[str]) -> None:
+    """Shells do, and end by it: a wrong process id is enough."""
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        process.stdout.readline()
+        with pytest.raises(ConfigError, match="takes no upgrade: give the first process"):
+            ask_for_upgrade(process.pid)
+        process.communicate()
+    assert process.returncode != 7

@@ -83,14 +83,23 @@ def _sender_of(passed: list[tuple[int, int, bytes]]) -> int:
     return -1
 
 
+def _is_ours(words: list[bytes]) -> bool:
+    """Whether this command line runs tunnelmux: a shell catches the signal too, and ends by it."""
+    is_python = words[0].rpartition(b"/")[2].startswith(b"python")
+    return is_python and any(b"tunnelmux" in word for word in words[1:])
+
+
 def _check(process: int) -> None:
     """The signal would end a process that does not expect it."""
+    folder = Path(f"/proc/{process}")
     try:
-        status = Path(f"/proc/{process}/status").read_text("ascii", "replace")
+        status = (folder / "status").read_text("ascii", "replace")
+        words = (folder / "cmdline").read_bytes().split(b"\0")
     except OSError as error:
         raise ConfigError(f"there is no process {process} that can be seen from here") from error
     caught = next((line for line in status.splitlines() if line.startswith("SigCgt:")), "SigCgt: 0")
-    if not int(caught.split()[1], 16) >> (UPGRADE_SIGNAL - 1) & 1:
+    expects_it = int(caught.split()[1], 16) >> (UPGRADE_SIGNAL - 1) & 1
+    if not expects_it or not _is_ours(words):
         raise ConfigError(
             f"process {process} takes no upgrade: give the first process of a tunnelmux-proxy that "
             "was started with --config"
