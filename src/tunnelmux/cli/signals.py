@@ -147,7 +147,7 @@ class _Supervisor(Generic[D]):
 
     async def _upgrade_now(self, nursery: trio.Nursery) -> None:
         if self._upgrade is None or self._daemon is None or self._is_stopping:
-            tell_of_upgrade(None, "it is starting or ending")
+            tell_of_upgrade(None, "the proxy is starting or ending; try again in a moment")
             return
         if self._upgrading is not None:
             return  # its end is told
