@@ -20,6 +20,8 @@ from tunnelmux.agent.monitoring import describe_health
 from tunnelmux.agent.nodes import KnownNodes
 from tunnelmux.config import AgentConfig, BackoffConfig, Device, ProxyEndpoint, Secret
 from tunnelmux.config.rules import InvalidSetting
+from tunnelmux.endpoints import dial
+from tunnelmux.errors import ConnectError
 from tunnelmux.transports import UpgradeRequest
 from tunnelmux.wire import AgentNode, list_nodes, read_nodes
 
@@ -261,7 +263,7 @@ async def test_a_session_whose_proxy_will_end_it_is_followed_before_it_does(
 
 def known(*nodes: AgentNode) -> KnownNodes:
     found = KnownNodes()
-    found.learn(list_nodes(nodes).decode(), lambda url: url.startswith("wss:"))
+    found.learn(list_nodes(nodes).decode(), lambda url: None if url.startswith("wss:") else "no")
     return found
 
 
@@ -300,22 +302,71 @@ def test_a_list_of_nodes_is_read_as_it_was_written() -> None:
     ]
 
 
+PATH = "/tunnel/connect"
+
+
 @pytest.mark.parametrize(
-    ("configured", "told", "may"),
+    ("configured", "told", "objection"),
     [
-        ("wss://p.example/t", "wss://q.example/t", True),
-        ("wss://p.example/t", "ws://q.example/t", False),
-        ("ws://p.example/t", "ws://q.example/t", True),
-        ("ws://p.example/t", "wss://q.example/t", True),
-        ("ws://p.example/t", "wss://q:x@q.example/t", False),
-        ("ws://p.example/t", "gopher://q.example/t", False),
+        ("wss://p.example/t", "wss://q.example/t", None),
+        ("wss://p.example/t", f"wss://q.example{PATH}", None),
+        ("ws://p.example/t", "ws://q.example/t", None),
+        ("ws://p.example/t", "wss://q.example/t", None),
+        # The token is not shown where the way is weaker.
+        ("wss://p.example/t", "ws://q.example/t", "its URL is ws://"),
+        ("ws://p.example/t", "wss://q:x@q.example/t", "user name or password"),
+        ("ws://p.example/t", "gopher://q.example/t", "the scheme 'gopher'"),
+        # The proxy chooses no request of this device's.
+        ("ws://p.example/t", "ws://q.example/admin/delete", "the path of its URL"),
+        ("ws://p.example/t", "ws://q.example/t?all=1", "the path of its URL"),
+        ("ws://p.example/t", f"ws://q.example{PATH}?all=1", "the path of its URL"),
+        ("ws://p.example/t", "ws://q.example", "the path of its URL"),
     ],
 )
-def test_the_token_is_not_shown_where_the_way_is_weaker(
-    configured: str, told: str, may: bool
+def test_what_a_proxy_tells_of_is_looked_at_before_it_is_dialled(
+    configured: str, told: str, objection: str | None
 ) -> None:
     endpoint = ProxyEndpoint(url=configured, token=Secret("t1"))
-    assert ProxyLink(endpoint, Device(name="dev1")).may_dial(told) is may
+    answer = ProxyLink(endpoint, Device(name="dev1")).objection(told)
+    assert answer is None if objection is None else objection in str(answer)
+
+
+@pytest.mark.parametrize(
+    ("host", "may"),
+    [("q.example", True), ("10.1.2.3", False), ("localhost", False), ("127.1", False)],
+)
+def test_behind_an_http_proxy_an_address_that_is_further_inside_is_not_asked_for(
+    host: str, may: bool
+) -> None:
+    endpoint = ProxyEndpoint(
+        url="ws://p.example/t", token=Secret("t1"), http_proxy=Secret("http://127.0.0.1:3128")
+    )
+    link = ProxyLink(endpoint, Device(name="dev1"))
+    assert (link.objection(f"ws://{host}/t") is None) is may
+
+
+async def test_a_hostile_proxy_calls_nothing_inside_by_way_of_the_agent(
+    pair: Pair, make_config: MakeConfig, start_agent: StartAgent
+) -> None:
+    bad_path = pair.b.url.replace(PATH, "/admin/delete")
+    with capture_logs() as logs:
+        agent = await start_agent(pair.config(make_config))
+        session = await pair.a.next_session()
+        await pair.b.next_session()
+        assert await call(session, "POST", "/v1/nodes", f"a;here, c;url={bad_path}") == 204
+        assert agent.tunnels.nodes.choose(["a"]) is None
+        link = agent.tunnels.link
+        assert link is not None
+        # As if the proxy had been reached at an address of the whole world.
+        link.way.good = {"127.0.0.1": "203.0.114.1"}
+        way = link.way_to(pair.b.url)
+        with pytest.raises(ConnectError, match="its address is further inside than that of"):
+            async with dial(pair.b.url, token="t1", way=way):
+                pass
+    assert {request.path for request in pair.b.requests} == {PATH}
+    assert len(pair.b.requests) == 1
+    (line,) = [line for line in logs if line["event"] == "node not dialled"]
+    assert (line["node"], "path" in line["cause"]) == ("c", True)
 
 
 @pytest.mark.parametrize("count", [0, 3])

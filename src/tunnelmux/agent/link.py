@@ -7,7 +7,8 @@ import ssl
 from tunnelmux.agent.credentials import Credentials
 from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret
 from tunnelmux.errors import ConfigError
-from tunnelmux.transports import WayOut, client_context, parse_url
+from tunnelmux.transports import WayOut, client_context, parse_url, reach_of
+from tunnelmux.wire import TUNNEL_PATH
 
 __all__ = ["ProxyLink", "needs_new_session"]
 
@@ -35,13 +36,25 @@ class ProxyLink:
         self._kept: Secret | None = None  # what stands in the file, or in the configuration
         self._earlier: list[Secret] | None = None  # left to be shown; None while none was wanted
 
-    def may_dial(self, url: str) -> bool:
-        """Whether a node's URL, which the proxy has told, may be shown the token: it must not be
-        weaker than the configured one."""
+    def objection(self, url: str) -> str | None:
+        """Why a node's URL, which the proxy has told, must not be dialled; None where it may be.
+
+        The token is shown to it, so it must not be weaker than the configured one. And a hostile
+        proxy must not choose a request that this device makes: the path is one of a proxy. Its
+        addresses are looked at when it is dialled (`WayOut.told_by`).
+        """
         try:
-            return parse_url(url).is_secure or not self.url.is_secure
-        except ConfigError:
-            return False
+            node = parse_url(url)
+        except ConfigError as error:
+            return str(error)
+        if not node.is_secure and self.url.is_secure:
+            return "its URL is ws://, and proxy.url is not"
+        if node.target not in {TUNNEL_PATH, self.url.target}:
+            return f"the path of its URL is neither {TUNNEL_PATH} nor that of proxy.url"
+        # Where an HTTP proxy resolves names, only what stands in the URL can be looked at.
+        if self.way.http_proxy is not None and reach_of(node.host) < reach_of(self.url.host):
+            return "its address is further inside than that in proxy.url"
+        return None
 
     def context_for(self, url: str) -> ssl.SSLContext | None:
         """The TLS context for the proxy's URL or that of a node."""
@@ -52,7 +65,7 @@ class ProxyLink:
         if url not in self._ways:
             if len(self._ways) > _MOST_WAYS:
                 self._ways = {self.dialled: self.way}
-            self._ways[url] = WayOut(self.way.http_proxy)
+            self._ways[url] = WayOut(self.way.http_proxy, told_by=self.way)
         return self._ways[url]
 
     def token(self) -> Secret:

@@ -4,25 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.wire import AgentNode, read_nodes
 
 __all__ = ["KnownNodes"]
 
+_log = get_logger("agent")
+
 
 class KnownNodes:
-    """What the agent was told last. `may_dial` decides about the URL of a node."""
+    """What the agent was told last."""
 
     def __init__(self) -> None:
         self._nodes: dict[str, AgentNode] = {}
         self._failed: set[str] = set()
+        self._left_out = RepeatedLines("node not dialled")
 
-    def learn(self, value: str, may_dial: Callable[[str], bool]) -> str:
-        """Take what the proxy has told; empty for one that is alone. Returns the name of the node
-        that told it."""
+    def learn(self, value: str, objection: Callable[[str], str | None]) -> str:
+        """Take what the proxy has told; empty for one that is alone. `objection` says why the URL
+        of a node must not be dialled. Returns the name of the node that told it."""
         told = read_nodes(value)
-        self._nodes = {
-            node.name: node if may_dial(node.url) else node._replace(url="") for node in told
-        }
+        self._nodes = {}
+        for node in told:
+            cause = objection(node.url) if node.url else None
+            if cause is not None and not node.is_here and self._left_out.may_write(node.name):
+                _log.warning(
+                    "node not dialled",
+                    node=node.name,
+                    cause=cause,
+                    fix="correct [cluster] agent_url in the proxy.toml of that node",
+                )
+            self._nodes[node.name] = node._replace(url="") if cause is not None else node
         self._failed &= self._nodes.keys()
         return next((node.name for node in told if node.is_here), "")
 

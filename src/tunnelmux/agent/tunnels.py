@@ -214,7 +214,7 @@ class Tunnels:
         """Returns the name of the node that tells."""
         link = self.link
         assert link is not None  # there was a session
-        return self.nodes.learn(value, link.may_dial)
+        return self.nodes.learn(value, link.objection)
 
     async def move(self, session: Session, *, away: bool = False) -> bool:
         """Make the session that follows this one, which goes on meanwhile; whether it is there. The

@@ -5,6 +5,7 @@ from __future__ import annotations
 from tunnelmux.transports.dialling import WayOut, open_tcp
 from tunnelmux.transports.handshake import UpgradeRequest, read_upgrade, send_answer
 from tunnelmux.transports.memory import MemoryStream, memory_stream_pair
+from tunnelmux.transports.reach import reach_of
 from tunnelmux.transports.tcp import bound_addresses, open_listeners, serve_connections
 from tunnelmux.transports.tls import (
     certificate_pin,
@@ -30,6 +31,7 @@ __all__ = [
     "open_listeners",
     "open_tcp",
     "parse_url",
+    "reach_of",
     "read_upgrade",
     "send_answer",
     "serve_connections",

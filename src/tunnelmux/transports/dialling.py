@@ -20,6 +20,7 @@ import trio
 from tunnelmux.config.http_proxy import HttpProxy
 from tunnelmux.errors import ConnectError
 from tunnelmux.transports.handshake import read_connect_answer
+from tunnelmux.transports.reach import Reach, reach_of
 from tunnelmux.transports.tcp import TCP_USER_TIMEOUT, configure_socket, explain_os_error
 from tunnelmux.transports.tls import start_client_tls
 
@@ -48,6 +49,16 @@ class WayOut:
     """The HTTP proxy that leads there, or None."""
     good: dict[str, str] = field(default_factory=dict)
     """For each name that was dialled (one or two), the address that led to the server last."""
+    told_by: WayOut | None = None
+    """The way to the server that has told of this one. Addresses with less reach than its own are
+    not dialled: who is outside must not have us call what is inside."""
+
+    @property
+    def least_reach(self) -> Reach:
+        """What the addresses of the server must have at least."""
+        if self.told_by is None or self.http_proxy is not None:
+            return Reach.MACHINE  # an HTTP proxy resolves the name, and has rules of its own
+        return min(map(reach_of, self.told_by.good.values()), default=Reach.WORLD)
 
 
 class _Address(NamedTuple):
@@ -143,7 +154,7 @@ async def _try_each(
 ) -> T:
     deadline = trio.current_time() + timeout
     least = timeout * _SHARE
-    left = await _resolve(dialled, timeout, way.good.get(dialled.host))
+    left = await _resolve(dialled, timeout, way)
     several = len(left) > 1
     failures: list[tuple[_Address, ConnectError]] = []
     while left:
@@ -192,8 +203,9 @@ async def _within(
         raise
 
 
-async def _resolve(dialled: _Dialled, timeout: float, good: str | None) -> list[_Address]:
+async def _resolve(dialled: _Dialled, timeout: float, way: WayOut) -> list[_Address]:
     """The addresses in the order in which they are tried."""
+    good = way.good.get(dialled.host)
     try:
         with trio.fail_after(timeout):
             found = await trio.socket.getaddrinfo(
@@ -203,10 +215,18 @@ async def _resolve(dialled: _Dialled, timeout: float, good: str | None) -> list[
         raise _silent(dialled.where, timeout) from None
     except (OSError, UnicodeError) as exc:
         raise _unreachable(dialled.where, exc) from exc
-    # RFC 8305 section 4: the system's order (RFC 6724), with the families taking turns.
     addresses = list(
         dict.fromkeys(_Address(one[0], cast("_SocketAddress", one[4])) for one in found)
     )
+    least = way.least_reach
+    addresses = [address for address in addresses if reach_of(address.text) >= least]
+    if not addresses:
+        raise ConnectError(
+            f"{dialled.where} was not dialled: the proxy tells of it, and its address is further "
+            "inside than that of the proxy; give that node an address that the proxy's own peers "
+            "can reach"
+        )
+    # RFC 8305 section 4: the system's order (RFC 6724), with the families taking turns.
     turns = dict.fromkeys(addresses, 0)
     for family in {address.family for address in addresses}:
         own = [address for address in addresses if address.family == family]
