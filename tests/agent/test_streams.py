@@ -415,6 +415,30 @@ async def test_each_relay_and_each_request_is_one_line_without_the_query(
     assert lines["stream refused"]["reason"] == "unknown-service"
 
 
+async def test_visitors_do_not_fill_the_log(
+    proxy: FakeProxy, make_config: MakeConfig, start_agent: StartAgent, start_target: StartTarget
+) -> None:
+    port = await start_target(web("w"))
+    service = ServiceConfig(name="web", target=f"http://127.0.0.1:{port}")
+    await start_agent(make_config(service))
+    session = await proxy.next_session()
+    long = b"/" + b"a" * 30_000
+    with structlog.testing.capture_logs() as logs:
+        assert b"200" in await ask(session, b"GET " + long + b" HTTP/1.1\r\nHost: h\r\n\r\n")
+        for _ in range(40):
+            nope = await ask(session, b"CONNECT nope HTTP/1.1\r\nHost: nope\r\n\r\n")
+            assert nope.startswith(b"HTTP/1.1 404 ")
+        bad = b"GET / HTTP/1.1\r\nHost: h\r\nTunnelmux-Service: " + b"x" * 9_000
+        assert (await ask(session, bad + b"\r\n\r\n")).startswith(b"HTTP/1.1 404 ")
+        await session.ping()
+    (served,) = (line for line in logs if line["event"] == "request served")
+    assert served["path"] == "/" + "a" * 511 + "… (30001 characters)"
+    refused = [line for line in logs if line["event"] == "stream refused"]
+    assert len(refused) == 30
+    assert {line["of"] for line in logs if line["event"] == "lines left out"} == {"stream refused"}
+    assert max(len(repr(line)) for line in logs) < 2_000
+
+
 async def test_a_visitor_that_leaves_a_live_page_is_no_warning(
     proxy: FakeProxy, make_config: MakeConfig, start_agent: StartAgent, start_target: StartTarget
 ) -> None:

@@ -44,7 +44,7 @@ from tunnelmux.http import (
 from tunnelmux.http.fields import end_to_end, replace_host, without_own_fields
 from tunnelmux.http.head import Field, first_value
 from tunnelmux.mux import Session, Stream
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.wire import (
     AGENT_AUTHORITY,
@@ -75,6 +75,9 @@ _SILENCE = SILENCE_PATH.decode("ascii")
 
 _LONGEST_NODES = 16_384
 # Bytes of what a proxy tells of its nodes: as much as the head of its answer may have.
+
+_LOGGED_PATH = 512
+# Characters of a path in a line about its request: a visitor may send 64 KB of it each time.
 
 _SIDES: dict[str | None, Literal["proxy", "target"] | None] = {
     None: None,
@@ -112,6 +115,7 @@ class StreamServer:
         """Whether followers of the log must be ended."""
         self.active = 0
         """Streams being served now."""
+        self._refusals = RepeatedLines("stream refused")
         self.tracing: Tracing | None = None
         """What makes spans of streams, if anything does."""
         self.health = HealthChecks(config.limits.ingress)
@@ -191,7 +195,7 @@ class StreamServer:
             try:
                 request = await server.read_request()
             except Refused as exc:
-                _log_refusal(exc.refusal, stream)
+                self._log_refusal(exc.refusal, stream)
                 await server.refuse(exc.refusal)
                 return
             if request is None:
@@ -294,7 +298,8 @@ class StreamServer:
             return
         if request.path != "/v1/info":
             known = f"there are /v1/info, {_LOGS} and {EXEC_PATH}"
-            raise Refused(Refusal(404, "bad-request", f"The agent has no {request.path}; {known}."))
+            message = f"The agent has no {_cut(request.path)}; {known}."
+            raise Refused(Refusal(404, "bad-request", message))
         if request.method not in {b"GET", b"HEAD"}:
             allow = [(b"Allow", b"GET, HEAD")]
             raise Refused(
@@ -434,9 +439,17 @@ class StreamServer:
     def _note_refusal(
         self, refusal: Refusal, stream: Stream, service: ServiceConfig | None
     ) -> None:
-        _log_refusal(refusal, stream)
+        self._log_refusal(refusal, stream, service)
         if service is not None:
             self.figures.target_failed(service.name, refusal.reason)
+
+    def _log_refusal(
+        self, refusal: Refusal, stream: Stream, service: ServiceConfig | None = None
+    ) -> None:
+        # Visitors and the proxy can cause any number of these.
+        source = refusal.reason if service is None else f"{service.name} {refusal.reason}"
+        if self._refusals.may_write(source):
+            _log_refusal(refusal, stream)
 
     # -- leases -----------------------------------------------------------------------------
 
@@ -510,10 +523,17 @@ def _log_exchange(
         stream=stream.id,
         service=service.name,
         method=request.method.decode("ascii"),
-        path=request.path,
+        path=_cut(request.path),
         status=exchange.status,
         bytes_to_target=exchange.bytes_in,
         bytes_from_target=exchange.bytes_out,
         duration=round(trio.current_time() - exchange.started, 3),
         **extra,
     )
+
+
+def _cut(path: str) -> str:
+    """The path as the log has it: its beginning, and how much there was of it."""
+    if len(path) <= _LOGGED_PATH:
+        return path
+    return f"{path[:_LOGGED_PATH]}… ({len(path)} characters)"
