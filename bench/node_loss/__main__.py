@@ -54,8 +54,8 @@ PER_PROCESS = 500
 VISITORS = 64
 """Devices that are asked for at the same time."""
 
-STARTS_PER_SECOND = 300
-"""Sessions that are begun at first: about what two processors do for both ends."""
+STARTS_PER_SECOND = 150
+"""Sessions that are begun at first: less than what two processors do for both ends."""
 
 AGAIN = 1.0
 """Seconds until a visitor asks again whose request failed."""
@@ -89,9 +89,10 @@ agent_url = "wss://{host}:{tunnel}/tunnel/connect"
 class Fleet:
     """Redis, the nodes `a` and `b`, and the processes of agents."""
 
-    def __init__(self, started: Started, count: int, sessions: int) -> None:
+    def __init__(self, started: Started, count: int, sessions: int, *, keeps_logs: bool) -> None:
         self._started = started
         self.count, self.sessions = count, sessions
+        self._keeps_logs = keeps_logs
         self.redis_port, *ports = free_ports(9)
         self._ports = {node: ports[4 * n : 4 * n + 4] for n, node in enumerate("ab")}
         self.certificate, self.key, self.pin = make_certificate(started.folder, "tunnel")
@@ -136,6 +137,7 @@ class Fleet:
                 start_within=self.count * self.sessions / STARTS_PER_SECOND,
                 pin=self.pin,
                 nodes=[f"wss://{HOST}:{self._ports[n][0]}/tunnel/connect" for n in "ab"],
+                keeps_logs=self._keeps_logs,
             )
             file = self._started.folder / f"agents-{first}.json"
             file.write_bytes(msgspec.json.encode(settings))
@@ -206,11 +208,11 @@ async def _get(port: int, path: str) -> str:
 # -- one run ------------------------------------------------------------------------------------
 
 
-async def measure(folder: Path, count: int, sessions: int) -> Sample:
+async def measure(folder: Path, count: int, sessions: int, keeps_logs: bool) -> Sample:
     """The figures of a fleet whose agents keep so many sessions."""
     told: Sample = {}
     with Started(folder) as started:
-        fleet = Fleet(started, count, sessions)
+        fleet = Fleet(started, count, sessions, keeps_logs=keeps_logs)
         fleet.start_redis()
         for node in "ab":
             fleet.start_node(node)
@@ -448,7 +450,8 @@ def main() -> int:
             if arguments.keep is not None:
                 folder = arguments.keep / str(sessions)
                 folder.mkdir(parents=True)
-            samples[kind] = trio.run(measure, folder, arguments.agents, sessions)
+            keeps_logs = arguments.keep is not None
+            samples[kind] = trio.run(measure, folder, arguments.agents, sessions, keeps_logs)
     result = {
         "machine": described,
         "command": shlex.join(["python", "-m", "bench.node_loss", *sys.argv[1:]]),

@@ -1,9 +1,10 @@
 """Thousands of agents in one process: `python -m bench.node_loss.agents SETTINGS`, a JSON file.
 
 Each is `tunnelmux.agent.run_agent` with a session over TLS, its own back-off and its own pings. Not
-as on a device: many share a process; each dials from a loopback address of its own, and its service
-is on that address too, served by one listener for all, which answers with the device's name; and
-the load balancer that `proxy.url` would name is a function here (`Balancer`).
+as on a device: many share a process and its pump; each dials from a loopback address of its own,
+and its service is on that address too, served by one listener for all, which answers with the
+device's name; and the load balancer that `proxy.url` would name is a function here (`Balancer`).
+The process yields to others (nice): a node does not share its processor with its devices.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import gc
 import ipaddress
+import os
 import random
 import socket
 from collections.abc import AsyncIterator, Sequence
@@ -25,16 +27,21 @@ import trio
 
 from bench.failures.devices import answer
 from bench.fleet import device_name, device_token
-from tunnelmux.agent import run_agent
+from tunnelmux.agent import run_agent, tunnels
 from tunnelmux.config import AgentConfig, Device, ProxyEndpoint, Secret, ServiceConfig
 from tunnelmux.endpoints import dial
 from tunnelmux.errors import ConnectError, ConnectRefused
 from tunnelmux.observability import configure_logs
+from tunnelmux.pump.data_pump import DataPump, open_pump
 
 BALANCER = "wss://balancer.invalid/tunnel/connect"
 """What agents have as `proxy.url`."""
 
 FIRST_ADDRESS = int(ipaddress.IPv4Address("127.16.0.0"))
+
+
+NICENESS = 10
+"""Of these processes (nice(1)): they get what processor time the nodes leave."""
 
 
 class Settings(msgspec.Struct):
@@ -48,6 +55,7 @@ class Settings(msgspec.Struct):
     pin: str
     nodes: list[str]
     """The URLs that the balancer leads to."""
+    keeps_logs: bool
 
 
 _address: ContextVar[str] = ContextVar("_address")
@@ -115,10 +123,19 @@ async def main(settings: Settings) -> None:
     balancer = Balancer(settings.nodes)
     listener = trio.SocketListener(_listening())
     port = listener.socket.getsockname()[1]
-    async with trio.open_nursery() as nursery:
+    async with open_pump() as pump, trio.open_nursery() as nursery:
+        # A pump for each agent would wake and look about apart from the others, which a process
+        # of one agent does not do.
+        tunnels.open_pump = partial(_lend, pump)  # type: ignore[attr-defined]
         nursery.start_soon(partial(trio.serve_listeners, _serve, [listener]))
         for number in range(settings.first, settings.first + settings.count):
             nursery.start_soon(_run, settings, balancer, number, port)
+
+
+@asynccontextmanager
+async def _lend(pump: DataPump | None) -> AsyncIterator[DataPump | None]:
+    """In the place of `open_pump`."""
+    yield pump
 
 
 def _listening() -> trio.socket.SocketType:
@@ -154,6 +171,8 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("settings", type=Path)
     given = parser.parse_args()
-    configure_logs("error", "json")
+    settings = msgspec.json.decode(given.settings.read_bytes(), type=Settings)
+    configure_logs("info" if settings.keeps_logs else "error", "json")
+    os.nice(NICENESS)
     gc.set_threshold(100_000, 50, 1000)  # its time grows with all that the process has
-    trio.run(main, msgspec.json.decode(given.settings.read_bytes(), type=Settings))
+    trio.run(main, settings)

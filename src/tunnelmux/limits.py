@@ -177,9 +177,16 @@ class IngressLimits:
     Ten round trips over the slowest mobile network."""
 
     max_handshakes: int = 256
-    """Tunnel handshakes in flight. One more takes the place of the oldest that is silent, or of one
-    whose address has most; else it is reset, and its agent comes again. After a restart a whole
-    fleet dials at once, and unauthenticated peers must not hold memory for all of it."""
+    """Tunnel handshakes in flight. One more takes the place of the oldest that is silent; the first
+    of an address, that of one whose address has most; else it waits. After a restart a whole fleet
+    dials at once, and unauthenticated peers must not hold memory for all of it."""
+
+    max_waiting_handshakes: int = 4096
+    """Agents that wait for one of those places, unread; addresses take turns, and one has half of
+    them at most. Each waits for half of handshake_timeout, so that the other half is left for its
+    handshake; then, or if there are more, it is reset and comes again. Some thousand agents of a
+    node that was lost are taken one after another, and each costs two KiB meanwhile. 0: none
+    waits."""
 
     max_arrivals_per_address: int = 128
     """Connections of one address (of IPv6, one /64) that have not finished their handshake or the
@@ -485,9 +492,9 @@ class SocketIOLimits:
     """Limits for the two ends of a Socket.IO connection. Sizes in bytes, times in seconds.
 
     Pings, and what a peer may do before it is authenticated, are as for the tunnel:
-    keepalive_interval, keepalive_timeout, first_byte_timeout, handshake_timeout, max_handshakes and
-    max_arrivals_per_address; twice as many of the last two for its connections, of which there are
-    two for a client on polling.
+    keepalive_interval, keepalive_timeout, first_byte_timeout, handshake_timeout,
+    max_waiting_handshakes, max_handshakes and max_arrivals_per_address; twice as many of the last
+    two for its connections, of which there are two for a client on polling.
     """
 
     socketio_max_payload: int = 16_777_216

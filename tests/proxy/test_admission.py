@@ -179,9 +179,10 @@ async def test_an_agent_in_the_middle_of_its_handshake_keeps_its_place() -> None
 
 
 async def test_metrics_count_who_gave_way_and_who_was_refused() -> None:
-    limits = LimitsConfig(
-        ingress=dataclasses.replace(PATIENT, max_handshakes=8, max_arrivals_per_address=2)
+    ingress = dataclasses.replace(
+        PATIENT, max_handshakes=8, max_arrivals_per_address=2, max_waiting_handshakes=0
     )
+    limits = LimitsConfig(ingress=ingress)
     config = msgspec.structs.replace(
         proxy_config(),
         limits=limits,
@@ -231,7 +232,9 @@ async def test_silence_is_cut_before_the_handshake_timeout() -> None:
 
 
 async def test_one_address_that_speaks_slowly_is_refused_at_its_limit_only() -> None:
-    limits = LimitsConfig(ingress=IngressLimits(max_arrivals_per_address=2))
+    limits = LimitsConfig(
+        ingress=IngressLimits(max_arrivals_per_address=2, max_waiting_handshakes=0)
+    )
     config = msgspec.structs.replace(proxy_config(), limits=limits)
     async with running(config) as proxy:
         slow = [await dial_from("127.0.0.2", proxy.tunnel_address) for _ in range(2)]
@@ -248,6 +251,30 @@ async def test_one_address_that_speaks_slowly_is_refused_at_its_limit_only() -> 
                 pass
         for stream in slow:
             await stream.aclose()
+
+
+async def test_an_agent_that_finds_no_place_waits_and_is_let_in() -> None:
+    ingress = IngressLimits(max_handshakes=2, max_arrivals_per_address=2)
+    config = msgspec.structs.replace(proxy_config(), limits=LimitsConfig(ingress=ingress))
+    async with running(config) as proxy, trio.open_nursery() as nursery:
+        slow = [await dial_from(f"127.0.0.{n}", proxy.tunnel_address) for n in (2, 3)]
+        for stream in slow:
+            await stream.send_all(b"GET /")
+        places = proxy.tunnel_admission
+        arrived = trio.Event()
+
+        async def dial() -> None:
+            async with agent_from("127.0.0.4", proxy, "dev1"):
+                arrived.set()
+
+        nursery.start_soon(dial)
+        with trio.fail_after(30):
+            while not places.waiting:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.01)
+            assert not arrived.is_set()
+            await trio.aclose_forcefully(slow[0])
+            await arrived.wait()
+        await trio.aclose_forcefully(slow[1])
 
 
 def with_internal(**limits: int) -> ProxyConfig:

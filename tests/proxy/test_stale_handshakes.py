@@ -43,7 +43,7 @@ def wait_for_end(proxys: trio.SocketStream) -> None:
 
 async def handle(bench: TunnelBench, proxys: trio.SocketStream) -> MutableMapping[str, Any]:
     """Have the proxy take up this connection: the one line that it logs."""
-    place = await bench.server.admission.wait_for_place("192.0.2.8:50001")
+    place = bench.server.admission.enter("192.0.2.8:50001")
     assert place is not None
     with capture_logs() as logs, trio.fail_after(30):
         async with proxys:

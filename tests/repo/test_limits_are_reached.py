@@ -72,6 +72,10 @@ REACHED_BY = {
     "max_handshakes": (
         "proxy/test_tunnel.py::test_handshakes_in_flight_are_bounded_and_sessions_do_not_count"
     ),
+    "max_waiting_handshakes": (
+        "transports/test_waiting_line.py"
+        "::test_one_address_has_half_of_the_line_and_one_too_many_is_not_taken"
+    ),
     "max_arrivals_per_address": (
         "transports/test_admission.py"
         "::test_the_oldest_silent_one_of_an_address_gives_way_to_its_next"

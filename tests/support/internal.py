@@ -143,7 +143,7 @@ class Bench:
     async def _dial(self, capacity: int | None = None) -> trio.abc.HalfCloseableStream:
         front, inner = resettable_pair(capacity)
         remote = "192.0.2.9:40000"
-        place = await self.server.wait_for_place(remote)
+        place = self.server.enter(remote)
         self._nursery.start_soon(self.server.handle, inner, remote, place)
         return front
 

@@ -33,7 +33,7 @@ __all__ = [
 _MAY_BE_ZERO = frozenset(
     {
         *("reconnect_wait", "reserved_streams", "session_window_budget", "process_window_budget"),
-        "max_idle_targets",
+        *("max_idle_targets", "max_waiting_handshakes"),
     }
 )
 _LARGEST_COUNT = 2**40
@@ -197,7 +197,7 @@ class AgentLimitsConfig(LimitsConfig, frozen=True, kw_only=True, forbid_unknown_
 
     left_out: ClassVar[frozenset[str]] = frozenset(
         {"max_visitors", "max_handshakes", "reconnect_wait", "max_idle_targets", "target_idle_time"}
-        | {"max_arrivals_per_address", "first_byte_timeout"}
+        | {"max_arrivals_per_address", "max_waiting_handshakes", "first_byte_timeout"}
         | {"max_streams_per_visitor", "max_visitors_per_address", "reserved_streams"}
         | {"max_hop_streams", "max_hops_per_node", "max_device_sessions"}
         | {"max_measurements", "measurement_bytes", "measurement_time"}

@@ -487,6 +487,8 @@ class RunningProxy:
             limit=limits.max_handshakes,
             per_address=limits.max_arrivals_per_address,
             exempt=TrustedProxies.parse(config.tunnel.trusted_proxies),
+            max_waiting=limits.max_waiting_handshakes,
+            patience=limits.handshake_timeout / 2,
         )
 
     def _set_ingress(self, config: ProxyConfig) -> None:

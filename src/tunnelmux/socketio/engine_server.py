@@ -85,6 +85,8 @@ class EngineServer:
             limit=2 * limits.max_handshakes,
             per_address=2 * limits.max_arrivals_per_address,
             exempt=settings.trusted,
+            max_waiting=limits.max_waiting_handshakes,
+            patience=limits.handshake_timeout / 2,
         )
         self._strangers.configure(
             limit=limits.max_handshakes,

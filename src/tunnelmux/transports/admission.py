@@ -1,11 +1,12 @@
 """Places for new connections, which limit unauthenticated peers. A connection holds a place until
 its handshake, or the head of its first request, is complete. Until its first byte it is silent. The
 peer is not authenticated by then, so places are limited by address; when all are taken, silent
-connections give way to new ones.
+connections give way to new ones. Those that find none can wait.
 """
 
 from __future__ import annotations
 
+import socket
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
@@ -15,6 +16,7 @@ import trio
 
 from tunnelmux.config.networks import network_of
 from tunnelmux.observability import get_logger
+from tunnelmux.transports.waiting_line import Waiting, WaitingLine
 
 __all__ = ["Admission", "Place", "source_of"]
 
@@ -93,9 +95,15 @@ class Place:
     def leave(self) -> None:
         """Give the place back: the connection's request has come, or it is over. Harmless twice."""
         if self._admission is not None:
-            admission, self._admission = self._admission, None
-            self.on_give_way, self.has_bytes = None, _never
-            admission.take_back(self)
+            admission = self._take_back()
+            admission.seat_waiting()
+
+    def _take_back(self) -> Admission:
+        assert self._admission is not None  # the caller has seen it
+        admission, self._admission = self._admission, None
+        self.on_give_way, self.has_bytes = None, _never
+        admission.take_back(self)
+        return admission
 
     def __enter__(self) -> Self:
         return self
@@ -111,7 +119,8 @@ class Place:
     def give_way(self) -> None:
         """Lose the place to another, and end the connection."""
         on_give_way = self.on_give_way
-        self.leave()
+        if self._admission is not None:
+            self._take_back()
         if on_give_way is not None:
             on_give_way()
 
@@ -139,6 +148,9 @@ class Admission:
     the same address, if that has its full share, else of any. A connection that is not silent keeps
     its place, unless its address has the most places and at least two more than that of the new
     one.
+
+    With `max_waiting`, so many connections that find no place wait for one, each for `patience`
+    seconds.
     """
 
     def __init__(
@@ -155,13 +167,13 @@ class Admission:
         """Connections that were ended to make room for others."""
         self.refused = 0
         """Connections that got no place."""
+        self._line = WaitingLine()
         self.configure(limit=limit, per_address=per_address, exempt=exempt)
         self.listener = listener
         """The listener's name in logs and metrics."""
         self._places = 0
         self._silent: dict[Place, None] = {}
         self._sources: dict[str, _Source] = {}
-        self._room = trio.lowlevel.ParkingLot()
         self._said: dict[str, _Tally] = {}
 
     def __len__(self) -> int:
@@ -172,11 +184,25 @@ class Admission:
         """The number of silent connections."""
         return len(self._silent)
 
-    def configure(self, *, limit: int, per_address: int, exempt: Addresses = frozenset()) -> None:
+    @property
+    def waiting(self) -> int:
+        """The number of connections that wait for a place."""
+        return len(self._line)
+
+    def configure(
+        self,
+        *,
+        limit: int,
+        per_address: int,
+        exempt: Addresses = frozenset(),
+        max_waiting: int = 0,
+        patience: float = 0.0,
+    ) -> None:
         """Use these limits from now on; held places stay."""
         self.limit = limit
         self.per_address = per_address
         self.exempt: Addresses = exempt
+        self._line.limit, self._line.patience = max_waiting, patience
 
     def exempts(self, remote: str) -> bool:
         """Whether this address is exempt."""
@@ -186,16 +212,55 @@ class Admission:
         """A place for the connection from `remote` (`host:port`, or an address alone); None when
         none is free.
         """
-        return self._enter(remote, self.exempts(remote))
-
-    async def wait_for_place(self, remote: str) -> Place | None:
-        """Like `enter`, but an exempt peer waits for a place. No deadline: handshakes have
-        deadlines, so places are given back.
-        """
         exempt = self.exempts(remote)
-        while (place := self._enter(remote, exempt)) is None and exempt:
-            await self._room.park()
-        return place
+        name = self._name(remote)
+        reason = self._need_place(name)
+        if reason is None:
+            return self._add(name)
+        if not exempt:
+            self._refuse(name, reason)
+        return None
+
+    def enter_or_wait(
+        self, connection: socket.socket, remote: str, seated: Callable[[Place], object]
+    ) -> bool:
+        """Call `seated` with a place for the connection, now or as soon as there is one; the
+        connection is reset when that takes too long. `seated` must not raise. False when there is
+        no place and too many wait already: the connection is still the caller's.
+        """
+        name = self._name(remote)
+        # Of several of one address, those that came first are first.
+        reason = "no-place" if name in self._line else self._need_place(name)
+        if reason is None:
+            seated(self._add(name))
+            return True
+        if not self._line.add(Waiting(name, connection, seated, trio.current_time())):
+            self._refuse(name, reason)
+            return False
+        self._tell("connections wait", name, reason)
+        self.seat_waiting()
+        return True
+
+    def seat_waiting(self) -> None:
+        """Give free places, and those of silent connections, to connections that wait."""
+        for late in self._line.turn_out_late(trio.current_time()):
+            self._refuse(late, "waited-too-long")
+        while (source := self._line.next_source(self._may_enter)) is not None:
+            if self._places >= self.limit and not self.make_room():
+                break
+            if (waiting := self._line.take(source)) is not None:
+                waiting.seated(self._add(source))
+
+    def turn_out_waiting(self) -> None:
+        """Reset the connections that wait: the listener is closed."""
+        self._line.turn_out_all()
+
+    def _name(self, remote: str) -> str:
+        # Each connection of an exempt address stands for an address of its own.
+        return remote if self.exempts(remote) else source_of(remote)
+
+    def _may_enter(self, source: str) -> bool:
+        return len(self._sources.get(source, ())) < self.per_address
 
     def make_room(self) -> bool:
         """Have the oldest silent connection give way. True if there was one."""
@@ -211,22 +276,17 @@ class Admission:
             self.note_first_byte(place)  # it is in `silent` no more
         return place
 
-    def _enter(self, remote: str, exempt: bool) -> Place | None:
-        # Each connection of an exempt address stands for an address of its own.
-        name = remote if exempt else source_of(remote)
+    def _need_place(self, name: str) -> str | None:
+        """See that there is a place for one more of that address. Returns why there is none."""
         source = self._sources.get(name)
         crowd = len(source) if source is not None else 0
         if source is not None and crowd >= self.per_address:
             crowd = self._thin_out(source)
         if crowd >= self.per_address and not self.grace:
-            if not exempt:
-                self._refuse(name, "too-many-connections")
-            return None
+            return "too-many-connections"
         if self._places >= self.limit and not self.make_room() and not self._level(crowd):
-            if not exempt:
-                self._refuse(name, "no-place")
-            return None
-        return self._add(name)
+            return "no-place"
+        return None
 
     def _thin_out(self, source: _Source) -> int:
         """Have connections give way that were silent for longer than `grace`. Returns how many of
@@ -241,7 +301,12 @@ class Admission:
         return len(source)
 
     def _level(self, crowd: int) -> bool:
-        """Have the oldest of the largest address give way to one that has `crowd` places."""
+        """Have the oldest of the largest address give way to one that has `crowd` places. Where
+        connections can wait, that is done for the first of an address only: among addresses that
+        all dial a lot, each would end what another has begun.
+        """
+        if crowd and self._line.limit:
+            return False
         largest = max(self._sources.values(), key=len)
         if len(largest) < crowd + 2:
             return False
@@ -271,7 +336,6 @@ class Admission:
         source.speaking.pop(place, None)
         if not len(source):
             del self._sources[place.source]
-        self._room.unpark()
 
     def _evict(self, place: Place, reason: str) -> None:
         self.gave_way += 1

@@ -35,6 +35,7 @@ __all__ = [
     "reset_socket",
     "serve_connections",
     "set_socket_options",
+    "socket_has_hung_up",
     "take_socket",
 ]
 
@@ -128,10 +129,15 @@ def has_hung_up(stream: trio.abc.Stream) -> bool:
         if below is None:
             return False
         stream = below
-    if not hasattr(select, "POLLRDHUP") or stream.socket.fileno() < 0:
+    return socket_has_hung_up(stream.socket)
+
+
+def socket_has_hung_up(sock: socket.socket | trio.socket.SocketType) -> bool:
+    """The same of a socket."""
+    if not hasattr(select, "POLLRDHUP") or sock.fileno() < 0:
         return False
     poll = select.poll()
-    poll.register(stream.socket.fileno(), select.POLLRDHUP)
+    poll.register(sock.fileno(), select.POLLRDHUP)
     return bool(poll.poll(0))
 
 

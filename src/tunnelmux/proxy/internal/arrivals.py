@@ -13,8 +13,8 @@ __all__ = ["Arrivals"]
 
 
 class Arrivals(Collector):
-    """For each listener: places in use, connections that lost theirs, and connections that got
-    none.
+    """For each listener: places in use, connections that wait for one, that lost theirs, and that
+    got none.
     """
 
     def __init__(self, admissions: Callable[[], Iterable[Admission]]) -> None:
@@ -24,6 +24,11 @@ class Arrivals(Collector):
         places = GaugeMetricFamily(
             "tunnelmux_arrivals",
             "Connections that have not sent their first request yet.",
+            labels=["listener"],
+        )
+        waiting = GaugeMetricFamily(
+            "tunnelmux_arrivals_waiting",
+            "Connections that wait for such a place.",
             labels=["listener"],
         )
         gave_way = CounterMetricFamily(
@@ -37,6 +42,7 @@ class Arrivals(Collector):
         for admission in self._admissions():
             labels = [admission.listener]
             places.add_metric(labels, len(admission))
+            waiting.add_metric(labels, admission.waiting)
             gave_way.add_metric(labels, admission.gave_way)
             refused.add_metric(labels, admission.refused)
-        yield from (places, gave_way, refused)
+        yield from (places, waiting, gave_way, refused)

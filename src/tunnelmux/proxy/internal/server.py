@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import socket
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -210,7 +211,7 @@ class InternalServer:
         """How many connections are open, authenticated or not."""
         return len(self._known) + len(self._strangers)
 
-    async def wait_for_place(self, remote: str) -> Place | None:
+    def enter(self, remote: str) -> Place | None:
         """A place for a connection that was accepted just now; None when there is none."""
         if (
             self.open_connections >= self._settings.limits.max_callers
@@ -218,6 +219,18 @@ class InternalServer:
         ):
             return None
         return self._strangers.enter(remote)
+
+    def enter_or_wait(
+        self, _connection: socket.socket, remote: str, seated: Callable[[Place], object]
+    ) -> bool:
+        """Call `seated` with that place; False when there is none."""
+        place = self.enter(remote)
+        if place is not None:
+            seated(place)
+        return place is not None
+
+    def turn_out_waiting(self) -> None:
+        """Callers do not wait: there is nothing to do."""
 
     async def handle(
         self, stream: trio.abc.Stream, remote: str, place: Place | None = None

@@ -51,8 +51,14 @@ def accept_from(listener: socket.socket) -> tuple[socket.socket, tuple[Any, ...]
 class Places(Protocol):
     """Gives out the places of a listener."""
 
-    async def wait_for_place(self, remote: str, /) -> Place | None:
-        """A place for the connection from `remote` (`host:port`); None when there is none."""
+    def enter_or_wait(
+        self, connection: socket.socket, remote: str, seated: Callable[[Place], object], /
+    ) -> bool:
+        """Call `seated` with a place for the connection from `remote` (`host:port`), now or later;
+        False when there is none."""
+
+    def turn_out_waiting(self) -> None:
+        """End the connections that wait for a place."""
 
 
 class Binder:
@@ -217,6 +223,8 @@ class ListenerSet:
         self._is_closed = True
         for entry in self._open.values():
             entry.close()
+            if entry.plan.admission is not None:
+                entry.plan.admission.turn_out_waiting()
         self._open.clear()
         if self._lobby is not None:
             self._lobby.close()
@@ -297,24 +305,16 @@ class ListenerSet:
             _log.exception("unhandled error in connection", listener=plan.key)
             connection.close()
 
-    def adopt(self, slot: str, connection: socket.socket, seated: Callable[[], None]) -> None:
-        """Serve a connection that another process accepted; *seated* is called when it no longer
-        waits for a place."""
-        self._nursery.start_soon(self._adopt, slot, connection, seated)
-
-    async def _adopt(
-        self, slot: str, connection: socket.socket, seated: Callable[[], None]
-    ) -> None:
+    def adopt(self, slot: str, connection: socket.socket) -> None:
+        """Serve a connection that another process accepted."""
+        entry = self._open.get(slot)
         try:
-            entry = self._open.get(slot)
             if entry is None or self._is_closed:
                 connection.close()
             else:
-                await self._accept(entry, connection, connection.getpeername())
+                self._accept(entry, connection, connection.getpeername())
         except OSError:
             connection.close()  # it has left already
-        finally:
-            seated()
 
     async def _accept_all(self, entry: _Open, listener: trio.SocketListener) -> None:
         with entry.scope:
@@ -325,7 +325,7 @@ class ListenerSet:
             try:
                 await trio.lowlevel.wait_readable(listener.socket)
                 for _ in range(_ACCEPTED_AT_ONCE):
-                    await self._accept(entry, *accept_from(entry.accepting[listener]))
+                    self._accept(entry, *accept_from(entry.accepting[listener]))
             except BlockingIOError:
                 continue
             except (trio.ClosedResourceError, ValueError):
@@ -335,39 +335,30 @@ class ListenerSet:
                     return
                 await self._after_failed_accept(entry, error)
 
-    async def _accept(
-        self, entry: _Open, connection: socket.socket, address: tuple[Any, ...]
-    ) -> None:
+    def _accept(self, entry: _Open, connection: socket.socket, address: tuple[Any, ...]) -> None:
         plan = entry.plan
         remote = str(Address(*address[:2]))
         if not plan.addresses.admit(address[0]):
             _turn_away(plan, connection, remote)
             return
-        place = None
-        if plan.admission is not None:
-            try:
-                # No deadline: a place is held at most for the time of a handshake. Other
-                # connections wait in the kernel's queue.
-                place = await plan.admission.wait_for_place(remote)
-            except trio.Cancelled:
-                connection.close()
-                raise
-            if place is None and not plan.says_no:
-                reset_socket(connection)
-                return
         connection.setblocking(False)
-        if place is None:
+        if plan.admission is None:
             self.handle_soon(plan, connection, remote)
-        else:
-            go_on = partial(self.handle_soon, plan, connection, remote, place)
-            self._enter_lobby(connection, place, go_on)
+            return
+        seated = partial(self._enter_lobby, plan, connection, remote)
+        if not plan.admission.enter_or_wait(connection, remote, seated):
+            if plan.says_no:
+                self.handle_soon(plan, connection, remote)
+            else:
+                reset_socket(connection)
 
     def _enter_lobby(
-        self, connection: socket.socket, place: Place, go_on: Callable[[], None]
+        self, plan: ListenerPlan, connection: socket.socket, remote: str, place: Place
     ) -> None:
         if self._lobby is None:
             self._lobby = Lobby()
             self._nursery.start_soon(self._lobby.run)
+        go_on = partial(self.handle_soon, plan, connection, remote, place)
         self._lobby.enter(connection, place, go_on)
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:

@@ -92,7 +92,7 @@ AGENT = "agent"
 """Parent tells `Agent`, with a connection that it has accepted."""
 
 SEATED = "seated"
-"""Worker tells: one such connection no longer waits for a place."""
+"""Worker tells: it has taken one such connection."""
 
 FIGURES = "figures"
 """Worker tells: its metrics, as they were last shown."""

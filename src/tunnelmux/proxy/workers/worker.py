@@ -85,9 +85,8 @@ class Worker(Binder):
         """Reads the list of devices that have enrolled."""
         self.on_make_way: Callable[[], Awaitable[None]] | None = None
         """Has nothing accepted here any more, because that serves."""
-        self.on_agent: Callable[[str, socket.socket, Callable[[], None]], None] | None = None
-        """Called with the slot of a listener, a connection that came there, and a function to call
-        when the connection no longer waits for a place."""
+        self.on_agent: Callable[[str, socket.socket], None] | None = None
+        """Called with the slot of a listener and a connection that came there."""
         self._link = Link(connected, self)
         self._news = trio.Event()
 
@@ -261,9 +260,6 @@ class Worker(Binder):
         connected = socket.socket(fileno=descriptors[0])
         if self.on_agent is None:
             connected.close()
-            self._seated()
-            return
-        self.on_agent(told.slot, connected, self._seated)
-
-    def _seated(self) -> None:
+        else:
+            self.on_agent(told.slot, connected)
         self._tell(SEATED)
