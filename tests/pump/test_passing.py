@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import os
+import resource
 import socket
 import ssl
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
 
 import pytest
 
 from tunnelmux.pump.epoll import Pump
-from tunnelmux.pump.passing import FirstLook, Passage, names_in_head, server_name
+from tunnelmux.pump.passing import (
+    MOST_AT_ONCE,
+    FirstLook,
+    Passage,
+    first_words,
+    names_in_head,
+    server_name,
+)
 from tunnelmux.pump.sockets import Acceptor, BareSocket
 from tunnelmux.transports.tcp import python_socket
 
@@ -65,6 +74,7 @@ def test_what_is_there_is_seen_at_once_and_left() -> None:
         visitor.sendall(HEAD + b"more")
         look = FirstLook(pump, local, is_secure=False)
         assert (look.is_over, look.said) == (True, (b"dev1.example.org", b"", b""))
+        assert first_words(pump, local, is_secure=False) == look.said
         with python_socket(local) as connection:
             assert connection.recv(100) == HEAD + b"more"
 
@@ -75,6 +85,7 @@ def test_a_head_in_pieces_is_waited_for_and_told_of_once() -> None:
         look = FirstLook(pump, local, is_secure=False)
         look.wait(owner)
         for part in (HEAD[:10], HEAD[10:-1]):
+            assert first_words(pump, local, is_secure=False) is None
             visitor.sendall(part)
             run(pump)
             assert (look.is_over, owner.times) == (False, 0)
@@ -160,14 +171,13 @@ def test_a_connection_is_passed_with_all_that_was_said_on_it() -> None:
     pump, owner = Pump(), Told()
     with visiting(pump) as (visitor, local), joined(pump, Told(), owner) as (ours, theirs):
         visitor.sendall(HEAD)
-        assert ours.send(b"http 192.0.2.1:1", local)
+        assert ours.send(b"http 192.0.2.1:1", [local])
         local.close()
         run(pump)
         received = theirs.receive(10)
         assert received is not None
-        [(message, passed)] = received
+        [(message, [passed])] = received
         assert (message, owner.times) == (b"http 192.0.2.1:1", 1)
-        assert passed is not None
         assert not os.get_inheritable(passed.fileno())
         with python_socket(passed) as connection:
             assert connection.family == socket.AF_INET
@@ -181,7 +191,7 @@ def test_what_was_passed_and_never_taken_is_not_left_open() -> None:
     pump = Pump()
     with visiting(pump) as (visitor, local):
         with joined(pump, Told(), Told()) as (ours, _):
-            assert ours.send(b"http", local)
+            assert ours.send(b"http", [local])
             local.close()
         visitor.settimeout(10)
         assert visitor.recv(100) == b""
@@ -216,7 +226,7 @@ def test_what_was_said_before_the_end_is_heard() -> None:
         assert other.send(b"two")
         other.stop()
         theirs.close()
-        assert passage.receive(10) == [(b"one", None), (b"two", None)]
+        assert passage.receive(10) == [(b"one", []), (b"two", [])]
         assert passage.receive(10) is None
         with pytest.raises(OSError, match=r"."):
             passage.send(b"too late")
@@ -225,6 +235,47 @@ def test_what_was_said_before_the_end_is_heard() -> None:
 
 def test_messages_that_cannot_be() -> None:
     with joined(Pump(), Told(), Told()) as (ours, _):
-        for message in (b"", b"x" * 1025):
+        for message in (b"", b"x" * 4097):
             with pytest.raises(OSError, match=r"(?i)message too long"):
                 ours.send(message)
+
+
+def test_connections_that_go_together_keep_their_order() -> None:
+    pump = Pump()
+    with joined(pump, Told(), Told()) as (ours, theirs), ExitStack() as stack:
+        given = [stack.enter_context(socket.socket()) for _ in range(MOST_AT_ONCE)]
+        for number, one in enumerate(given):
+            one.bind(("127.0.0.1", 0))
+            assert number == 0 or one.getsockname() != given[number - 1].getsockname()
+        assert ours.send(b"x" * 4096, given)
+        received = theirs.receive(10)
+        assert received is not None
+        [(message, passed)] = received
+        assert message == b"x" * 4096
+        taken = [stack.enter_context(python_socket(one)) for one in passed]
+        assert [one.getsockname() for one in taken] == [one.getsockname() for one in given]
+        with pytest.raises(OSError, match=r"(?i)invalid argument"):
+            ours.send(b"one more", [*given, given[0]])
+
+
+def test_the_last_connections_are_missing_where_no_descriptor_is_left() -> None:
+    pump = Pump()
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with joined(pump, Told(), Told()) as (ours, theirs), ExitStack() as stack:
+        given = [stack.enter_context(socket.socket()) for _ in range(3)]
+        assert ours.send(b"three", given)
+        # Room for one more: the lowest free number, and no gap above it.
+        fillers = [os.dup(given[0].fileno())]
+        stack.callback(lambda: [os.close(one) for one in fillers])
+        highest = max(int(one.name) for one in Path("/proc/self/fd").iterdir())
+        while fillers[-1] <= highest:
+            fillers.append(os.dup(given[0].fileno()))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (fillers[-1] + 2, hard))
+        try:
+            received = theirs.receive(10)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        assert received is not None
+        [(message, passed)] = received
+        assert (message, len(passed)) == (b"three", 1)
+        passed[0].close()

@@ -180,6 +180,49 @@ async def test_one_that_ends_before_it_could_be_passed_is_served_here(
     assert local.fileno() >= 0
 
 
+async def test_those_who_came_together_are_passed_in_one_message(
+    stage: Stage, visitor: Visitors
+) -> None:
+    other = await stage.way()
+    way = stage.hand_over.way_to("dev2")
+    assert not isinstance(way, str)
+    for number in range(MOST_UNTAKEN):
+        assert way.pass_soon("http", visitor()[1], f"192.0.2.1:{number}")
+    assert not way.pass_soon("http", visitor()[1], "192.0.2.1:99")
+    way.pass_waiting()
+    passed = []
+    for _ in range(2):
+        message, descriptors, _, _ = socket.recv_fds(other, 4096, 100)
+        for descriptor in descriptors:
+            os.close(descriptor)
+        lines = message.decode().split("\n")
+        assert len(descriptors) == len(lines) == MOST_UNTAKEN // 2
+        passed += lines
+    assert passed == [f"http\x00192.0.2.1:{number}" for number in range(MOST_UNTAKEN)]
+    assert stage.figures.passed_on == MOST_UNTAKEN
+    other.send(b"\x01" * MOST_UNTAKEN)
+    await settle()
+    assert stage.passes(visitor()[1])
+
+
+async def test_those_who_wait_to_be_passed_are_served_here_when_the_other_ends(
+    stage: Stage, visitor: Visitors
+) -> None:
+    other = await stage.way()
+    way = stage.hand_over.way_to("dev2")
+    assert not isinstance(way, str)
+    for number in range(2):
+        assert way.pass_soon("http", visitor()[1], f"192.0.2.1:{number}")
+    other.close()
+    way.pass_waiting()
+    assert [remote for _, _, remote in stage.served] == ["192.0.2.1:0", "192.0.2.1:1"]
+    assert all(local.fileno() >= 0 for _, local, _ in stage.served)
+    assert stage.figures.passed_on == 0
+    # A way that was kept from before leads nowhere, and says so.
+    assert not way.pass_soon("http", visitor()[1], "192.0.2.1:2")
+    assert not way.pass_on("http", visitor()[1], "192.0.2.1:3")
+
+
 async def test_no_more_are_passed_than_are_taken(stage: Stage, visitor: Visitors) -> None:
     other = await stage.way()
     for number in range(MOST_UNTAKEN):
@@ -204,6 +247,7 @@ async def test_a_worker_that_is_full_still_passes_on_what_is_not_its_own(
             one, local = visitor()
             one.sendall(f"GET / HTTP/1.1\r\nHost: {device}.localhost\r\n\r\n".encode())
             assert ingress.take(nursery, local, "192.0.2.1:1") is is_passed
+        ingress.after_batch()
         assert ingress.visitor_count == 0
         nursery.cancel_scope.cancel()
     message, [descriptor], _, _ = socket.recv_fds(other, 100, 4)
@@ -255,14 +299,15 @@ async def test_taking_is_said_before_anybody_is_served(stage: Stage, visitor: Vi
     core = Pump()
     sender = Passage(core, ours, Told())
     for slot in ("http", "tcp 127.0.0.1:1", "http"):
-        assert sender.send(f"{slot}\x00192.0.2.1:1".encode(), visitor()[1])
-    assert sender.send(b"http\x00192.0.2.1:2")  # whose descriptor found no room
+        assert sender.send(f"{slot}\x00192.0.2.1:1".encode(), [visitor()[1]])
+    # Of two in one message, the second one's descriptor found no room.
+    assert sender.send(b"http\x00192.0.2.1:2\nhttp\x00192.0.2.1:3", [visitor()[1]])
     await settle()
     received = sender.receive(10)
     assert received is not None
-    assert b"".join(message for message, _ in received) == b"\x01\x00\x01\x00"
-    assert [slot for slot, _, _ in stage.served] == ["http", "http"]
-    assert stage.figures.taken_over == 2
+    assert b"".join(message for message, _ in received) == b"\x01\x00\x01\x01\x00"
+    assert [slot for slot, _, _ in stage.served] == ["http", "http", "http"]
+    assert stage.figures.taken_over == 3
     for _, local, _ in stage.served:
         python_socket(local).close()
     sender.stop()

@@ -612,6 +612,7 @@ class RunningProxy:
                 nursery=self._visitors,
                 take=partial(self._http.take, self._visitors),
                 take_passed=partial(self._http.take, self._visitors, is_passed=True),
+                after_batch=self._http.after_batch,
             )
         for index, (slot, tcp) in enumerate(zip(_tcp_slots(self.config), ingress.tcp, strict=True)):
             plans[slot] = ListenerPlan(

@@ -1,10 +1,20 @@
 """Connections that one process passes to another: what they say first, and the way they go."""
 
 import socket
-from typing import Any, final
+from collections.abc import Sequence
+from typing import Any, Final, final
 
 from tunnelmux.pump.epoll import Member, Pump
 from tunnelmux.pump.sockets import BareSocket
+
+MOST_AT_ONCE: Final = 32
+"""Connections that may go with one message."""
+
+def first_words(
+    pump: Pump, socket: BareSocket, *, is_secure: bool
+) -> tuple[bytes, bytes, bytes] | None:
+    """What a connection says first, as `FirstLook.said`, if a look at it now tells. None where more
+    has to come first: a `FirstLook` waits for that."""
 
 @final
 class FirstLook(Member):
@@ -41,13 +51,13 @@ class Passage(Member):
     def __init__(self, pump: Pump, socket: socket.socket, owner: Any) -> None:
         """*socket* is of the kind SOCK_SEQPACKET and stays the caller's to close, after `stop`.
         `owner.on_news()` is called when something came, and when there is room again."""
-    def send(self, message: bytes, connection: BareSocket | socket.socket | None = None) -> bool:
-        """Send 1 to 1,024 bytes, and pass the connection with them, which stays open here as well
-        and must not be in a pump. False where the way is full. Raises OSError when the other
-        process has ended."""
-    def receive(self, limit: int) -> list[tuple[bytes, BareSocket | None]] | None:
-        """What came, *limit* messages at most, each with its connection: None where there was none
-        with it, or no descriptor was left for it. None instead of a list when the other process has
-        ended."""
+    def send(self, message: bytes, connections: Sequence[BareSocket | socket.socket] = ()) -> bool:
+        """Send 1 to 4,096 bytes, and pass the connections with them, `MOST_AT_ONCE` at most, which
+        stay open here as well and must not be in a pump. False where the way is full. Raises
+        OSError when the other process has ended."""
+    def receive(self, limit: int) -> list[tuple[bytes, list[BareSocket]]] | None:
+        """What came, *limit* messages at most, each with its connections in the order in which they
+        were sent. The last ones are missing where no descriptor was left for them. None instead of
+        a list when the other process has ended."""
     def stop(self) -> None:
         """Watch no more. Harmless twice."""

@@ -1,15 +1,16 @@
 """Connections that one process passes to another: what they say first, and the way they go.
 
 A connection is looked at with MSG_PEEK, so that all of it is left to be read. It is passed by
-SCM_RIGHTS (unix(7)) over a socket pair that keeps messages apart. It must not be in the pump when it
-is passed or closed: epoll would go on watching it, for its descriptor is open elsewhere.
+SCM_RIGHTS (unix(7)), several in a message, over a socket pair that keeps messages apart. It must not
+be in the pump when it is passed or closed: epoll would go on watching it, for its descriptor is open
+elsewhere.
 The docstrings of the public names are in `passing.pyi`.
 """
 
 cimport cython
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize
-from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EMSGSIZE, ENOBUFS, ETOOMANYREFS, errno
+from libc.errno cimport EAGAIN, ECONNRESET, EINTR, EINVAL, EMSGSIZE, ENOBUFS, ETOOMANYREFS, errno
 from libc.stdint cimport uint8_t, uint32_t
 from libc.string cimport memcpy, memset
 
@@ -55,11 +56,41 @@ cdef enum:
     HANDSHAKE = 22  # the type of a record that holds a ClientHello
     CLIENT_HELLO = 1  # the type of a handshake message (RFC 8446 section 4)
     SERVER_NAME = 0  # the type of an extension, and that of a host name in it (RFC 6066 section 3)
-    LONGEST_MESSAGE = 1024  # bytes that come with a connection
-    ROOM = 64  # bytes of room for one descriptor in a message
+    LONGEST_MESSAGE = 4096  # bytes that come with the connections
+    MOST_CONNECTIONS = 32  # passed with one message: Linux takes 253
+    ROOM = 256  # bytes of room for so many descriptors in a message
 
 
 cdef tuple NOTHING_SAID = (b"", b"", b"")
+MOST_AT_ONCE = MOST_CONNECTIONS
+
+
+def first_words(Pump pump not None, BareSocket socket not None, *, bint is_secure):
+    return look_at(pump, socket.fd, is_secure, False)
+
+
+cdef tuple look_at(Pump pump, int fd, bint is_secure, bint is_last):
+    """What a connection says first, as far as that is there; None while more has to come."""
+    cdef ssize_t n
+    while True:
+        n = recv(fd, pump.input, SEEN, MSG_DONTWAIT | MSG_PEEK)
+        if n >= 0 or errno != EINTR:
+            break
+    if n < 0 and errno == EAGAIN:
+        return NOTHING_SAID if is_last else None
+    n = max(n, 0)
+    if not (is_last or n == 0 or n == SEEN or is_whole(pump.input, n, is_secure)):
+        return None
+    return (name_in_hello(pump.input, n), b"", b"") if is_secure else names_in(pump.input, n)
+
+
+cdef bint is_whole(const uint8_t *data, ssize_t n, bint is_secure) noexcept:
+    """Whether these bytes, of which there is one at least, hold a whole head or ClientHello."""
+    if not is_secure:
+        return memmem(data, n, b"\r\n\r\n", 4) != NULL
+    if data[0] != HANDSHAKE:
+        return True  # no TLS
+    return n >= RECORD_HEAD and n >= RECORD_HEAD + (data[3] << 8 | data[4])
 
 
 @cython.final
@@ -98,31 +129,13 @@ cdef class FirstLook(Member):
 
     cdef int look(self, bint is_last) except -1:
         """See what is there, and whether that is enough to tell where it goes."""
-        cdef ssize_t n
+        cdef tuple said
         self.looks += 1
-        while True:
-            n = recv(self.fd, self.pump.input, SEEN, MSG_DONTWAIT | MSG_PEEK)
-            if n >= 0 or errno != EINTR:
-                break
-        if n < 0 and errno == EAGAIN:
-            self.is_over = is_last or self.looks >= LOOKS
-            return 0
-        n = max(n, 0)
-        if is_last or n == 0 or n == SEEN or self.looks >= LOOKS or self.is_whole(n):
+        said = look_at(self.pump, self.fd, self.is_secure, is_last or self.looks >= LOOKS)
+        if said is not None:
             self.is_over = True
-            if self.is_secure:
-                self.said = (name_in_hello(self.pump.input, n), b"", b"")
-            else:
-                self.said = names_in(self.pump.input, n)
+            self.said = said
         return 0
-
-    cdef bint is_whole(self, ssize_t n) noexcept:
-        cdef const uint8_t *data = self.pump.input
-        if not self.is_secure:
-            return memmem(data, n, b"\r\n\r\n", 4) != NULL
-        if data[0] != HANDSHAKE:
-            return True  # no TLS
-        return n >= RECORD_HEAD and n >= RECORD_HEAD + (data[3] << 8 | data[4])
 
 
 def names_in_head(bytes seen not None):
@@ -221,28 +234,34 @@ cdef class Passage(Member):
         self.owner = owner
         pump.add(self)
 
-    def send(self, bytes message not None, connection=None):
-        cdef int fd = -1 if connection is None else connection.fileno()
+    def send(self, bytes message not None, connections=()):
+        cdef Py_ssize_t count = len(connections)
+        cdef int fds[MOST_CONNECTIONS]
         cdef uint8_t room[ROOM]
         cdef iovec part
         cdef msghdr header
         cdef cmsghdr *rights
+        cdef Py_ssize_t i
         if len(message) == 0 or len(message) > LONGEST_MESSAGE:
             raise os_error(EMSGSIZE)  # an empty message would look like the end
+        if count > MOST_CONNECTIONS:
+            raise os_error(EINVAL)
         part.iov_base = PyBytes_AS_STRING(message)
         part.iov_len = len(message)
         memset(&header, 0, sizeof(header))
         header.msg_iov = &part
         header.msg_iovlen = 1
-        if fd >= 0:
+        if count > 0:
+            for i in range(count):
+                fds[i] = connections[i].fileno()
             memset(room, 0, sizeof(room))
             header.msg_control = room
-            header.msg_controllen = CMSG_SPACE(sizeof(int))
+            header.msg_controllen = CMSG_SPACE(count * sizeof(int))
             rights = CMSG_FIRSTHDR(&header)
             rights.cmsg_level = SOL_SOCKET
             rights.cmsg_type = SCM_RIGHTS
-            rights.cmsg_len = CMSG_LEN(sizeof(int))
-            memcpy(CMSG_DATA(rights), &fd, sizeof(int))
+            rights.cmsg_len = CMSG_LEN(count * sizeof(int))
+            memcpy(CMSG_DATA(rights), fds, count * sizeof(int))
         while sendmsg(self.fd, &header, MSG_DONTWAIT | MSG_NOSIGNAL) < 0:
             # ETOOMANYREFS: this user has as many descriptors under way as it may have open.
             if errno == EAGAIN or errno == ENOBUFS or errno == ETOOMANYREFS:
@@ -265,7 +284,7 @@ cdef class Passage(Member):
             header.msg_iov = &part
             header.msg_iovlen = 1
             header.msg_control = room
-            header.msg_controllen = CMSG_SPACE(sizeof(int))
+            header.msg_controllen = CMSG_SPACE(MOST_CONNECTIONS * sizeof(int))
             n = recvmsg(self.fd, &header, MSG_DONTWAIT | MSG_CMSG_CLOEXEC)
             if n < 0 and (errno == EINTR or errno == ECONNRESET):
                 continue  # a reset stands in front of what was sent before it
@@ -293,15 +312,20 @@ cdef class Passage(Member):
         return self.pump.tell(self)
 
 
-cdef BareSocket passed(msghdr *header):
-    """The connection that came with a message; None where it has none, or where this process has no
-    descriptor left for it."""
+cdef list passed(msghdr *header):
+    """The connections that came with a message, in their order; the last ones are missing where this
+    process has no descriptor left for them."""
     cdef cmsghdr *rights = CMSG_FIRSTHDR(header)
-    cdef int fd = -1
+    cdef list connections = []
+    cdef int fds[MOST_CONNECTIONS]
+    cdef size_t i, count
     if (
         rights == NULL or rights.cmsg_level != SOL_SOCKET or rights.cmsg_type != SCM_RIGHTS
         or rights.cmsg_len < CMSG_LEN(sizeof(int))
     ):
-        return None
-    memcpy(&fd, CMSG_DATA(rights), sizeof(int))
-    return adopt(fd)
+        return connections
+    count = min((rights.cmsg_len - CMSG_LEN(0)) // sizeof(int), <size_t>MOST_CONNECTIONS)
+    memcpy(fds, CMSG_DATA(rights), count * sizeof(int))
+    for i in range(count):
+        connections.append(adopt(fds[i]))
+    return connections

@@ -24,6 +24,13 @@ class WayThere(Protocol):
         It must not be in the pump, and is the way's to close if the answer is true. False where no
         more can be passed now."""
 
+    def pass_soon(self, slot: str, local: BareSocket, remote: str) -> bool:
+        """The same with the next `pass_waiting`, by which several visitors go at the cost of one.
+        If the answer is true, one who cannot be passed then is served here."""
+
+    def pass_waiting(self) -> None:
+        """Pass those who wait for it."""
+
 
 class HandsOver(Protocol):
     """Knows the ways to the other processes."""

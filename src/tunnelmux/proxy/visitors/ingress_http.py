@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Literal, NoReturn
 
 import trio
 
@@ -17,9 +17,9 @@ from tunnelmux.observability import get_logger
 from tunnelmux.proxy.access.gate import Gate
 from tunnelmux.proxy.tunnels.devices import DeviceRegister
 from tunnelmux.proxy.visitors.carrier import PumpRoutes
-from tunnelmux.proxy.visitors.elsewhere import HandsOver
+from tunnelmux.proxy.visitors.elsewhere import HandsOver, WayThere
 from tunnelmux.proxy.visitors.groups import Groups
-from tunnelmux.proxy.visitors.http_visit import SLOT, HttpVisit, IngressParts, host_of
+from tunnelmux.proxy.visitors.http_visit import SLOT, HttpVisit, IngressParts, Said, host_of
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import DataPump
@@ -71,6 +71,8 @@ class HttpIngressServer:
         self._parts = IngressParts(router, PumpRoutes(router), self.gate)
         self._settings = IngressSettings()
         self._first_look: type[FirstLook] | None = None
+        self._first_words: Callable[..., Said | None] | None = None
+        self._ways: dict[Said, WayThere | Literal["here", "unknown"]] = {}  # of the present batch
         self._refusing = 0
         self._looked_for_idle = float("-inf")
 
@@ -120,9 +122,10 @@ class HttpIngressServer:
     def hand_over_by(self, hand_over: HandsOver) -> None:
         """Pass visitors to the workers that have their devices, from now on."""
         # Not at the top: a proxy that is alone needs none of it.
-        from tunnelmux.pump.passing import FirstLook
+        from tunnelmux.pump.passing import FirstLook, first_words
 
         self._parts.hand_over = hand_over
+        self._first_words = first_words
         self._first_look = FirstLook
 
     def pass_visitors(self, pass_visitor: Callable[[str, int, str], bool]) -> None:
@@ -132,7 +135,8 @@ class HttpIngressServer:
     def take(
         self, nursery: trio.Nursery, local: BareSocket, remote: str, *, is_passed: bool = False
     ) -> bool:
-        """Serve one visitor in the pump. False if that is not possible now.
+        """Serve one visitor in the pump. False if that is not possible now. Call `after_batch`
+        when all are taken that came together.
 
         `nursery` owns the tasks for requests that need one. With `is_passed`, another worker has
         passed it on to this one.
@@ -142,13 +146,12 @@ class HttpIngressServer:
             return False
         look = None
         if self._first_look is not None and not is_passed:
-            is_secure = self._settings.tls is not None
-            look = self._first_look(parts.pump.core, local, is_secure=is_secure)
-            way = parts.way_for(look.said, self._settings) if look.is_over else "unknown"
-            if not isinstance(way, str) and way.pass_on(SLOT, local, remote):
+            way = self._way_of(parts.pump, local)
+            if not isinstance(way, str) and way.pass_soon(SLOT, local, remote):
                 return True  # it counts where it is taken
-            if way != "unknown":
-                look = None
+            if way == "unknown":
+                is_secure = self._settings.tls is not None
+                look = self._first_look(parts.pump.core, local, is_secure=is_secure)
         if not self._has_room(remote):
             return False
         visit = self._admit(remote)
@@ -159,6 +162,25 @@ class HttpIngressServer:
         else:
             visit.arrive_to_be_passed(nursery, local, look)
         return True
+
+    def _way_of(self, pump: DataPump, local: BareSocket) -> WayThere | Literal["here", "unknown"]:
+        """The way for a connection, by what it has said so far. The same words are looked up once
+        in a batch."""
+        assert self._first_words is not None
+        said = self._first_words(pump.core, local, is_secure=self._settings.tls is not None)
+        if said is None:
+            return "unknown"
+        way = self._ways.get(said)
+        if way is None:
+            way = self._ways[said] = self._parts.way_for(said, self._settings)
+        return way
+
+    def after_batch(self) -> None:
+        """Pass on the visitors who are to be passed together."""
+        ways, self._ways = self._ways, {}
+        for way in ways.values():
+            if not isinstance(way, str):
+                way.pass_waiting()
 
     def _has_room(self, remote: str) -> bool:
         """Whether there is room for another visitor; ends silent or idle ones if needed."""

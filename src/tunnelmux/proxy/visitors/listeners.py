@@ -102,6 +102,8 @@ class ListenerPlan:
     take_passed: Callable[[BareSocket, str], bool] | None = None
     """The same for a connection that another worker passed to this one, and which goes no
     further. By default `take`."""
+    after_batch: Callable[[], None] | None = None
+    """Called when all connections that came together were given to `take`."""
     addresses: AddressLists = field(default_factory=AddressLists)
     """Addresses that may connect; others are reset."""
     admission: Places | None = None
@@ -286,6 +288,8 @@ class ListenerSet:
             connection.reset()
         else:
             self.serve(entry.plan, connection, remote, entry.plan.take)
+            if entry.plan.after_batch is not None:
+                entry.plan.after_batch()
 
     def serve(
         self,
@@ -431,6 +435,8 @@ class _PumpedListener:
         plan = self._entry.plan
         for connection, remote in arrived:
             self._listeners.serve(plan, connection, remote, plan.take)
+        if plan.after_batch is not None:
+            plan.after_batch()
 
 
 def listeners_of(descriptors: Sequence[int]) -> list[trio.SocketListener]:

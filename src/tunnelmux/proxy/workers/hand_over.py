@@ -1,8 +1,9 @@
 """Visitors who came to a worker that does not have their device are passed to the one that has.
 
-The descriptor goes over a pair of sockets that the parent made. It stays open here until the other
-worker says that it has taken it, which it says before it reads anything. So a visitor whose taker
-dies is served here after all.
+The descriptors go over a pair of sockets that the parent made, those of one batch of arrivals
+together: a message is a line of `SLOT NUL ADDRESS` for each. A descriptor stays open here until the
+other worker says that it has taken it, which it says before it reads anything. So a visitor whose
+taker dies is served here after all.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import contextlib
 import socket
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import trio
@@ -36,8 +38,8 @@ here, by a hop, and wait for it no longer than they do."""
 _MOST_LOOKED_FOR = 256
 # Visitors of TCP ports who wait for an answer about where their device is; others take a hop.
 
-_AT_ONCE = 64
-# Messages taken before other tasks run.
+_AT_ONCE = 8
+# Messages taken before other tasks run, each with 32 visitors at most.
 
 _TAKE_TIMEOUT = 10.0
 # Seconds in which a worker must take a visitor. It is stopped, or hangs, and may still wake up and
@@ -141,9 +143,9 @@ class HandOver:
         lives."""
         _Arrivals(self, self._pump, connected, node)
 
-    def note_passed(self) -> None:
-        """A visitor was passed on."""
-        self.figures.passed_on += 1
+    def note_passed(self, count: int) -> None:
+        """So many visitors were passed on."""
+        self.figures.passed_on += count
         self._has_passed.set()
 
     def forget(self, node: str) -> None:
@@ -174,25 +176,54 @@ class _Way:
     def __init__(
         self, owner: HandOver, pump: DataPump, connected: socket.socket, node: str
     ) -> None:
-        from tunnelmux.pump.passing import Passage
+        from tunnelmux.pump.passing import MOST_AT_ONCE, Passage
 
         self._owner = owner
         self._node = node
         self._socket = connected
+        self._most_at_once = MOST_AT_ONCE
+        self._waiting: list[tuple[str, BareSocket, str]] = []
         self._passed: deque[_Passed] = deque()
         self._passage = Passage(pump.core, connected, self)
+        self._is_over = False
 
     def pass_on(self, slot: str, local: BareSocket, remote: str) -> bool:
-        if len(self._passed) >= MOST_UNTAKEN:
+        self.pass_waiting()
+        return self._has_room() and self._send([(slot, local, remote)])
+
+    def pass_soon(self, slot: str, local: BareSocket, remote: str) -> bool:
+        if not self._has_room():
             return False
+        self._waiting.append((slot, local, remote))
+        if len(self._waiting) == self._most_at_once:
+            self.pass_waiting()
+        return True
+
+    def pass_waiting(self) -> None:
+        if not self._waiting:
+            return
+        waiting, self._waiting = self._waiting, []
+        if not self._send(waiting):
+            for one in waiting:
+                self._owner.serve(*one)
+
+    def _has_room(self) -> bool:
+        return not self._is_over and len(self._passed) + len(self._waiting) < MOST_UNTAKEN
+
+    def _send(self, visitors: list[tuple[str, BareSocket, str]]) -> bool:
+        """Pass them on, all or none."""
+        if self._is_over:
+            return False
+        message = "\n".join([f"{slot}\0{remote}" for slot, _, remote in visitors]).encode()
         try:
-            if not self._passage.send(f"{slot}\0{remote}".encode(), local):
+            if not self._passage.send(message, [local for _, local, _ in visitors]):
                 return False
         except OSError:
             self._end()
             return False
-        self._passed.append(_Passed(slot, local, remote, trio.current_time()))
-        self._owner.note_passed()
+        now = trio.current_time()
+        self._passed.extend([_Passed(*visitor, now) for visitor in visitors])
+        self._owner.note_passed(len(visitors))
         return True
 
     def on_news(self) -> None:
@@ -232,6 +263,7 @@ class _Way:
 
     def _end(self) -> None:
         """The other worker has ended: serve the visitors here that it did not take."""
+        self._is_over = True
         while self._read_answers():
             if not self._passed:
                 break
@@ -269,12 +301,14 @@ class _Arrivals:
             self._passage.stop()
             self._socket.close()
             return
-        for message, local in arrived:
-            slot, _, remote = message.decode().partition("\0")
-            taken = local if self._owner.listens(slot) else None
-            if taken is None and local is not None:
-                local.close()
-            self._held.append((slot, remote, taken))
+        for message, connections in arrived:
+            lines = message.decode().split("\n")
+            for line, local in zip_longest(lines, connections):
+                slot, _, remote = line.partition("\0")
+                taken = local if self._owner.listens(slot) else None
+                if taken is None and local is not None:
+                    local.close()
+                self._held.append((slot, remote, taken))
         self._serve_held()
 
     def _serve_held(self) -> bool:
