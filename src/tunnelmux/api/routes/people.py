@@ -52,9 +52,11 @@ class TenantChange(Input):
 
 
 class Member(BaseModel):
-    """A person in the tenant."""
+    """A person in the tenant. `subject` is what the provider calls the person, `name` and `email`
+    may be empty."""
 
     user_id: str
+    subject: str
     name: str
     email: str
     role: RoleName
@@ -265,6 +267,7 @@ def made_invitation(api: Api, made: tuple[InvitationRecord, Secret]) -> MadeInvi
 def _member(record: MemberRecord) -> Member:
     return Member(
         user_id=record.user.id,
+        subject=record.user.subject,
         name=record.user.name,
         email=record.user.email,
         role=record.role,
