@@ -224,7 +224,7 @@ async def test_a_line_names_no_device_that_is_there_unless_it_is_to_be_replaced(
             assert token is not None
     for name, problem in (
         ("dev2", "is in proxy.toml"),
-        ("dev9", "has joined .there are dev1, dev3, dev4"),
+        ("dev9", "has joined .these have: dev1, dev3, dev4"),
     ):
         with pytest.raises(ConfigError, match=problem):
             invite(tmp_path, replace=name)

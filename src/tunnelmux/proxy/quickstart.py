@@ -292,7 +292,7 @@ def _check_replaced(name: str, enrolled: list[str], configured: list[str]) -> No
             f'--replace: the device "{name}" is in proxy.toml, and its token is changed there'
         )
     if name not in enrolled:
-        known = f"there are {', '.join(sorted(enrolled))}" if enrolled else "none has so far"
+        known = f"these have: {', '.join(sorted(enrolled))}" if enrolled else "none has so far"
         raise ConfigError(f'--replace: no device "{name}" has joined ({known})')
 
 

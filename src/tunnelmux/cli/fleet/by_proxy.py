@@ -232,7 +232,7 @@ class ProxyFleet(Fleet):
                 return session
         missing = no_such_device(name, (item.device_id for item in sessions), self.server)
         raise NoSuchThing(
-            f"{missing}; a proxy knows those that are connected now", code=missing.code
+            f"{missing} (a proxy knows only the devices that are connected now)", code=missing.code
         )
 
     async def _stream(

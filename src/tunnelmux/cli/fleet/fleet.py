@@ -116,9 +116,9 @@ def no_such_device(name: str, known: Iterable[str], where: str) -> NoSuchThing:
         hint = f'did you mean "{close[0]}"?'
     elif names:
         shown = ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
-        hint = f"there is {shown}"
+        hint = f"the devices are {shown}"
     else:
-        hint = "there are none at all"
+        hint = "it has no devices"
     return NoSuchThing(f'no device is called "{name}" at {where}: {hint}', code="no_such_device")
 
 
