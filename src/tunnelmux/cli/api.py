@@ -45,8 +45,8 @@ _EXAMPLES = """\b
 Examples:
   tunnelmux-api --quickstart
       No file, no provider: look around on this machine.
-  tunnelmux-api keys new >> session-keys
-      Make the key behind browsers' cookies; put a new one on top to rotate.
+  (umask 077; tunnelmux-api keys new > session-keys)
+      Make the key behind browsers' cookies. To rotate, put another line on top.
   tunnelmux-api check --config api.toml
       Check the file, and print the settings that result.
   tunnelmux-api admin grant --config api.toml --issuer https://id.example.com \\

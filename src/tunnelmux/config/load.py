@@ -465,7 +465,7 @@ def _check_api_files(config: ApiConfig) -> None:
         raise InvalidSetting(
             "browser_sessions.key_file",
             f"{config.browser_sessions.key_file} does not exist: make it with "
-            f"`tunnelmux-api keys new > {config.browser_sessions.key_file}`",
+            f"`(umask 077; tunnelmux-api keys new > {config.browser_sessions.key_file})`",
         )
 
 
