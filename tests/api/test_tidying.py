@@ -1,4 +1,4 @@
-"""The API has the registry forget what is over, also where no proxy does."""
+"""The API has the registry forget what is over, once an hour."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from tunnelmux.api.app import keep_tidy
 from tunnelmux.errors import RegistryAway
-from tunnelmux.registry import Registry
+from tunnelmux.registry import Keeping, Registry
 
 
 class AwayOnce:
@@ -18,7 +18,8 @@ class AwayOnce:
     def __init__(self) -> None:
         self.calls: list[float] = []
 
-    async def tidy(self) -> None:
+    async def tidy(self, keep: Keeping) -> None:
+        assert keep.audit is None
         self.calls.append(trio.current_time())
         if len(self.calls) == 2:
             raise RegistryAway("stopped")
@@ -27,6 +28,6 @@ class AwayOnce:
 async def test_once_an_hour_and_again_after_it_was_away(autojump_clock: MockClock) -> None:
     registry = AwayOnce()
     with trio.move_on_after(2.5 * 3600):
-        await keep_tidy(cast("Registry", registry))
+        await keep_tidy(cast("Registry", registry), Keeping(audit=None))
     start = registry.calls[0]
     assert [round(call - start) for call in registry.calls] == [0, 3600, 7200]

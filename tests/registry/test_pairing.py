@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import trio
 
@@ -113,6 +115,45 @@ async def test_an_address_has_a_budget_of_wrong_codes(
         assert await refused_code(later) == "code_unknown"
 
 
+async def test_a_block_of_ipv6_has_not_as_many_budgets_as_networks(
+    open_registry: OpenRegistry,
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=2)) as registry:
+
+        async def guesses(addresses: list[str]) -> int:
+            """How many wrong codes are looked up from these addresses."""
+            codes = [
+                await refused_code(registry.joining.exchange("BBBB-BBBB", address=address))
+                for address in addresses
+            ]
+            return codes.count("code_unknown")
+
+        # 4 times that of one network in its /56, 16 times in its /48.
+        assert await guesses([f"2001:db8:7:{number:x}::1" for number in range(20)]) == 8
+        assert await guesses([f"2001:db8:7:{number:x}00::1" for number in range(1, 40)]) == 24
+        assert await guesses(["2001:db8:8::1"]) == 1
+        assert await guesses([f"192.0.2.{number}" for number in range(40)]) == 40
+
+
+async def test_a_neighbour_uses_up_no_budget_of_a_person(open_registry: OpenRegistry) -> None:
+    async with open_registry(rules=PairingRules(address_budget=2)) as registry:
+        tenant = await registry.installation(ANN).tenants.find_named("default")
+        pairings = registry.tenant(tenant.id, by=ANN).pairings
+        _, code, _ = await registry.joining.request(address=ADDRESS, name="cam1")
+        for _ in range(4):
+            await refused_code(registry.joining.exchange("BBBB-BBBB", address=ANN.address))
+        found = await pairings.find_request(letters_of(code))
+        assert found.name == "cam1"
+        # Her own guesses count, wherever she is.
+        for address, answer in (
+            ("192.0.2.1", "code_unknown"),
+            ("192.0.2.2", "code_unknown"),
+            ("192.0.2.3", "too_many_guesses"),
+        ):
+            her = registry.tenant(tenant.id, by=replace(ANN, address=address)).pairings
+            assert await refused_code(her.find_request("BBBB-BBBB")) == answer
+
+
 async def test_who_asks_from_many_networks_keeps_no_other_device_out(
     open_registry: OpenRegistry,
 ) -> None:
@@ -126,7 +167,7 @@ async def test_who_asks_from_many_networks_keeps_no_other_device_out(
         first, *others = [await ask(f"2001:db8:0:{number}::1") for number in range(4)]
         assert await refused_code(ask("2001:db8:0:9::1")) == "too_many_requests"
         device = await ask("203.0.113.9")
-        assert await refused_code(joining.poll(first)) == "pairing_expired"
+        assert await refused_code(joining.poll(first)) == "pairing_unknown"
         again = await ask("2001:db8:1::1")  # another block
         for poll in (*others[1:], device, again):
             waiting = await joining.poll(poll)
@@ -229,12 +270,40 @@ async def test_the_device_of_another_tenant_is_not_replaced(
     assert waiting.state == "open"  # it can still be approved, as a device of its own
 
 
-async def test_requests_that_wait_are_bounded_by_address(open_registry: OpenRegistry) -> None:
+async def test_requests_of_an_address_give_way_to_its_next_ones(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
     async with open_registry(rules=PairingRules(address_budget=2)) as registry:
-        for _ in range(2):
-            await registry.joining.request(address=ADDRESS)
-        assert await refused_code(registry.joining.request(address=ADDRESS)) == "too_many_requests"
-        await registry.joining.request(address="203.0.113.10")
+        tenant = await registry.installation(ANN).tenants.find_named("default")
+        pairings = registry.tenant(tenant.id, by=ANN).pairings
+        polls = []
+
+        async def flood(times: int) -> None:
+            for number in range(times):
+                polls.append((await registry.joining.request(address=ADDRESS))[2])
+                if number % 2:
+                    clock.pass_time(2.1)
+
+        await flood(2)
+        _, code, poll = await registry.joining.request(address="203.0.113.10")
+        await registry.joining.request(address=ADDRESS)  # two of them within two seconds
+        too_fast = registry.joining.request
+        await too_fast(address=ADDRESS)
+        assert await refused_code(too_fast(address=ADDRESS)) == "too_many_requests"
+        clock.pass_time(2.1)
+        await flood(20)
+        assert await refused_code(registry.joining.poll(polls[0])) == "pairing_unknown"
+        assert await refused_code(registry.joining.poll(polls[-11])) == "pairing_unknown"
+        await registry.joining.poll(polls[-10])  # five times the budget wait
+        await registry.joining.poll(poll)
+
+        # What an operator has looked up stays, however many more come.
+        _, code, poll = await registry.joining.request(address=ADDRESS)
+        found = await pairings.find_request(letters_of(code))
+        clock.pass_time(2.1)
+        await flood(20)
+        await pairings.approve(found.id, name="cam1")
+        assert isinstance(await registry.joining.poll(poll), Arrival)
 
 
 async def test_requests_that_wait_are_bounded_in_all(open_registry: OpenRegistry) -> None:
@@ -248,6 +317,8 @@ async def test_requests_that_wait_are_bounded_in_all(open_registry: OpenRegistry
         found = await pairings.find_request(letters_of(code))
         await pairings.deny(found.id)
         await registry.joining.request(address="203.0.113.3")
+        again = registry.joining.request(address="203.0.113.4")
+        assert await refused_code(again) == "too_many_requests"
 
 
 async def test_an_install_key_lets_in_so_many_of_its_serials(

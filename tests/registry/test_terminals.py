@@ -71,11 +71,61 @@ async def test_guesses_and_requests_have_their_budgets(
         acme = registry.tenant(home.id, by=ANN)
         for _ in range(3):
             assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
-            await registry.terminals.ask(client="x", address="192.0.2.7")
+            _, code, _ = await registry.terminals.ask(client="x", address="192.0.2.7")
         assert await refusal(acme.terminals.find("BCDF-GHJK")) == "too_many_guesses"
         asking = registry.terminals.ask(client="x", address="192.0.2.7")
         assert await refusal(asking) == "too_many_requests"
         await registry.terminals.ask(client="x", address="192.0.2.8")
+        clock.pass_time(2.1)
+        await registry.terminals.ask(client="x", address="192.0.2.7")
+        assert await refusal(acme.terminals.find(code.reveal())) == "too_many_guesses"
         clock.pass_time(601)
         await registry.terminals.ask(client="x", address="192.0.2.7")
         assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
+
+
+async def test_a_flood_from_the_same_address_keeps_no_terminal_out(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=2)) as registry:
+        home = await registry.installation(ANN).tenants.add("acme")
+        acme = registry.tenant(home.id, by=ANN)
+        user = await member(registry, acme)
+        here = {"client": "x", "address": "192.0.2.7"}
+
+        async def flood() -> None:
+            for number in range(20):
+                await registry.terminals.ask(**here)
+                if number % 2:
+                    clock.pass_time(2.1)
+
+        await flood()
+        # A new terminal gets its code, and it stays once the person's browser has opened the page.
+        _, code, secret = await registry.terminals.ask(**here)
+        await acme.terminals.find(code.reveal())
+        clock.pass_time(2.1)
+        await flood()
+        token = await acme.terminals.approve(
+            code.reveal(), user_id=user, role="viewer", scopes=(), lifetime=60
+        )
+        assert token.user_id == user
+
+        # One that was signed in before has a budget of its own, also when its token has expired.
+        clock.pass_time(120)
+        await registry.terminals.ask(**here)
+        await registry.terminals.ask(**here)
+        assert await refusal(registry.terminals.ask(**here)) == "too_many_requests"
+        _, code, again = await registry.terminals.ask(**here, earlier=secret)
+        clock.pass_time(2.1)
+        await flood()
+        assert (await registry.terminals.poll(again)).state == "open"
+        await registry.terminals.ask(**here, earlier=secret)
+        asking = registry.terminals.ask(**here, earlier=secret)
+        assert await refusal(asking) == "too_many_requests"
+        # A token that was revoked, or never was one, is worth nothing.
+        await acme.access_tokens.revoke(token.id)
+        await registry.terminals.ask(**here)
+        await registry.terminals.ask(**here)
+        for earlier in (secret, Secret("tma_no")):
+            asking = registry.terminals.ask(**here, earlier=earlier)
+            assert await refusal(asking) == "too_many_requests"

@@ -66,7 +66,7 @@ from tunnelmux.config.api import ApiConfig
 from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
-from tunnelmux.registry import PairingRules, Registry, open_registry
+from tunnelmux.registry import Keeping, PairingRules, Registry, open_registry
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import ServerCertificates
 
@@ -78,7 +78,7 @@ __all__ = ["RunningApi", "application", "assemble", "build_app", "run_api", "ser
 _log = get_logger("api")
 
 _TIDY = 3600.0
-# Seconds between two calls of `Registry.tidy`, as each process should make them.
+# Seconds between two calls of `Registry.tidy`.
 
 _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
 _COMMANDS = "/api/exec"
@@ -223,7 +223,10 @@ async def run_api(
         async with open_registry(
             config.registry.require_url(),
             migrate=config.registry.migrate,
-            rules=PairingRules(**msgspec.structs.asdict(config.pairing)),
+            rules=PairingRules(
+                **msgspec.structs.asdict(config.pairing),
+                max_devices=config.limits.max_devices_per_tenant,
+            ),
             connections=config.registry.connections,
             timeout=config.registry.timeout,
         ) as registry:
@@ -246,7 +249,7 @@ async def run_api(
                 _log.info("api listening", address=f"{config.api.address.host}:{port}")
                 nursery.start_soon(api.hub.run)
                 nursery.start_soon(api.terminals.run)
-                nursery.start_soon(keep_tidy, registry)
+                nursery.start_soon(keep_tidy, registry, _keeping(config))
                 nursery.start_soon(api.visitors.keep_published)
                 try:
                     yield RunningApi(api, port, metrics_port)
@@ -254,12 +257,16 @@ async def run_api(
                     nursery.cancel_scope.cancel()
 
 
-async def keep_tidy(registry: Registry) -> NoReturn:
+def _keeping(config: ApiConfig) -> Keeping:
+    return Keeping(records=config.registry.records_kept, audit=config.registry.audit_kept or None)
+
+
+async def keep_tidy(registry: Registry, keep: Keeping) -> NoReturn:
     """Call `Registry.tidy` at the start and once an hour; if it fails, the next hour tries
     again."""
     while True:
         try:
-            await registry.tidy()
+            await registry.tidy(keep)
         except RegistryError as exc:
             _log.warning("registry not tidied", problem=str(exc))
         await trio.sleep(_TIDY)

@@ -263,7 +263,8 @@ def verify(context: click.Context, config_file: Path | None) -> None:
         for name, trail in chains:
             found = await trail.verify()
             if found.broken_at is None:
-                click.echo(f"{name}: {found.entries} entries, whole")
+                older = f" since entry {found.cut}, the last that was too old" if found.cut else ""
+                click.echo(f"{name}: {found.entries} entries, whole{older}")
             else:
                 broken.append(name)
                 click.echo(f"{name}: broken at entry {found.broken_at}: {found.problem}")

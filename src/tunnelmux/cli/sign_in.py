@@ -5,6 +5,7 @@ from __future__ import annotations
 import getpass
 import os
 import platform
+import random
 import webbrowser
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,8 +23,14 @@ if TYPE_CHECKING:
     from tunnelmux.cli.fleet.api_client import ApiClient
     from tunnelmux.cli.fleet.fleet import Fleet
     from tunnelmux.cli.fleet.model import Account
+    from tunnelmux.cli.fleet.sign_in_file import SignIn
+    from tunnelmux.config import Secret
 
 __all__ = ["login", "logout", "whoami"]
+
+
+_TRIES = 30
+# When others at this address begin many sign-ins, each try has a chance, one a second.
 
 
 class _Waiting(msgspec.Struct):
@@ -64,11 +71,11 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     ~/.config/tunnelmux/login.json, which only you can read.
     """
     from tunnelmux.cli.fleet.api_client import ApiClient
-    from tunnelmux.cli.fleet.sign_in_file import read_sign_in, sign_in_file
+    from tunnelmux.cli.fleet.sign_in_file import sign_in_file
 
     file = sign_in_file(os.environ)
+    before = _last_sign_in(file, is_needed=server is None)
     if server is None:
-        before = read_sign_in(file)
         if before is None:
             raise click.UsageError(
                 "which server? Write tunnelmux login https://tunnels.example.com"
@@ -77,19 +84,36 @@ def login(server: str | None, ca_file: Path | None, no_browser: bool) -> None:
     if "://" not in server:
         server = f"https://{server}"
     client = ApiClient(server, None, ca_file=ca_file, environ=os.environ)
-    account = run_interruptible(_login, client, file, no_browser)
+    is_same = before is not None and before.server == client.server
+    earlier = before.token if before is not None and is_same else None
+    account = run_interruptible(_login, client, file, no_browser, earlier)
     name = account.email or account.name
     click.echo(f"You are {name}, {account.role} of {account.tenant}, at {account.server}.")
     click.echo("Next: tunnelmux ls")
 
 
-async def _login(client: ApiClient, file: Path, no_browser: bool) -> Account:
+def _last_sign_in(file: Path, *, is_needed: bool) -> SignIn | None:
+    from tunnelmux.cli.fleet.sign_in_file import read_sign_in
+
+    try:
+        return read_sign_in(file)
+    except ConfigError:
+        if is_needed:
+            raise
+        return None  # it is about to be written anew
+
+
+async def _login(
+    client: ApiClient, file: Path, no_browser: bool, earlier: Secret | None
+) -> Account:
     from tunnelmux.cli.fleet.by_api import ApiFleet
     from tunnelmux.cli.fleet.sign_in_file import SignIn, write_sign_in
     from tunnelmux.config import Secret
 
     said = {"client": f"{getpass.getuser()}@{platform.node() or 'somewhere'}"[:100]}
-    waiting = await client.post("/api/auth/terminal", _Waiting, said)
+    if earlier is not None:
+        said["earlier"] = earlier.reveal()
+    waiting = await _ask(client, said)
     click.echo(f"Open {waiting.verification_uri_complete}")
     click.echo(f"and confirm the code {styled(waiting.user_code, 'bold')} there.")
     if not no_browser and has_browser():
@@ -99,6 +123,24 @@ async def _login(client: ApiClient, file: Path, no_browser: bool) -> Account:
     account = await ApiFleet(client).account()
     write_sign_in(file, SignIn(server=client.server, token=client.token, ca_file=client.ca_file))
     return account
+
+
+async def _ask(client: ApiClient, said: dict[str, str]) -> _Waiting:
+    import trio
+
+    from tunnelmux.cli.fleet.errors import FleetError
+
+    for tried in range(_TRIES):
+        try:
+            return await client.post("/api/auth/terminal", _Waiting, said)
+        except FleetError as exc:
+            if exc.code != "too_many_requests":
+                raise
+            if tried == 0:
+                click.echo(f"{exc}. Trying again for {_TRIES} s …", err=True)
+            # Not in step with others that are refused.
+            await trio.sleep(0.5 + random.random())  # noqa: S311  no secret
+    return await client.post("/api/auth/terminal", _Waiting, said)
 
 
 async def _wait(client: ApiClient, waiting: _Waiting) -> str:

@@ -105,6 +105,15 @@ class RegistryConfig(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_
     timeout: float = 5.0
     """Seconds after which a call to the database is abandoned."""
 
+    records_kept: float = 90 * 86_400.0
+    """Seconds for which access tokens, invitations, install keys, credentials and leases stay in
+    lists after their end: three months, to look up what was. An install key stays as long as there
+    are devices that came by it."""
+
+    audit_kept: float = 1096 * 86_400.0
+    """Seconds for which an entry of the audit is kept: three years. 0: for ever. The chain of those
+    that stay can still be checked."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.is_there:
@@ -117,6 +126,12 @@ class RegistryConfig(RegistryAddress, frozen=True, kw_only=True, forbid_unknown_
             raise InvalidSetting("connections", f"{self.connections} is not from 1 to 64")
         if not 0.1 <= self.timeout <= 60:
             raise InvalidSetting("timeout", f"{self.timeout:g} is not from 0.1 to 60 seconds")
+        for name in ("records_kept", "audit_kept"):
+            seconds = getattr(self, name)
+            if not 86_400 <= seconds <= 36_525 * 86_400 and (name, seconds) != ("audit_kept", 0):
+                raise InvalidSetting(
+                    name, f"{seconds:g} is not from a day to 100 years, in seconds"
+                )
 
     def require_url(self) -> Secret:
         """The URL, from its file when that is the source; raises InvalidSetting."""
@@ -297,7 +312,9 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     address_budget: int = 20
     """Wrong codes from one address, of IPv6 from one /64, within `budget_period`; more are refused
-    unchecked. Devices of a site behind one address should be paired one after another.
+    unchecked. A /56 has 4 times as many, a /48 16 times, and a person who has signed in as many
+    from anywhere. As many requests for a code may come from one address in 2 s, and 5 times as many
+    wait; then the oldest gives way that no person has looked up.
     """
 
     tenant_budget: int = 100
@@ -313,6 +330,12 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     gives way.
     """
 
+    key_budget: int = 1000
+    """Uses of one install key within `budget_period`, half of them at most from one block of
+    addresses (/24, of IPv6 /48); more get 429, and the audit has `install_key.rest`. A workshop
+    pairs fewer, and a thief of the key does not use it up before it is revoked.
+    """
+
     def __post_init__(self) -> None:
         for name in ("lifetime", "budget_period"):
             if not 10 <= getattr(self, name) <= 86_400:
@@ -322,6 +345,7 @@ class PairingConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             ("address_budget", 10_000),
             ("tenant_budget", 10_000),
             ("max_waiting", 10_000),
+            ("key_budget", 1_000_000),
         ):
             if not 1 <= getattr(self, name) <= most:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to {most}")
@@ -355,6 +379,10 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Calls of one person in a minute that may change something; more get 429. Each writes a record
     that stays. Ten a second are more than a script needs that goes through a fleet.
     """
+    max_devices_per_tenant: int = 100_000
+    """Devices of one tenant, however they come in: so that one account or install key does not fill
+    the database of all."""
+
     max_events: int = 256
     """Callers that follow events at once: each holds a connection. A tenant other than the default
     one takes three quarters of them at most."""
@@ -370,7 +398,7 @@ class ApiLimits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """How many of these one person may have: so that one account does not take all of them."""
 
     def __post_init__(self) -> None:
-        for name in ("max_connections", "max_connections_per_address"):
+        for name in ("max_connections", "max_connections_per_address", "max_devices_per_tenant"):
             if not 1 <= getattr(self, name) <= 1_000_000:
                 raise InvalidSetting(name, f"{getattr(self, name)} is not from 1 to 1000000")
         for name in ("max_events", "max_events_per_person"):

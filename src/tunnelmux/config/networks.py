@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 
-__all__ = ["block_of", "network_of"]
+__all__ = ["block_of", "network_of", "wider_networks"]
 
 
 def network_of(address: str) -> str:
@@ -21,6 +21,23 @@ def network_of(address: str) -> str:
     if parsed.ipv4_mapped is not None:
         return str(parsed.ipv4_mapped)
     return str(ipaddress.IPv6Network((int(parsed) >> 64 << 64, 64)))
+
+
+def wider_networks(address: str) -> list[tuple[str, int]]:
+    """The blocks of IPv6 that one customer may have and change addresses in, /56 and /48, and how
+    many times the limit of one network is theirs: so that 65,536 networks are not as many limits.
+    None for IPv4, where others share the block.
+    """
+    try:
+        parsed = ipaddress.ip_address(network_of(address).partition("/")[0])
+    except ValueError:
+        return []
+    if parsed.version == 4:
+        return []
+    return [
+        (str(ipaddress.ip_network((parsed, length), strict=False)), times)
+        for length, times in ((56, 4), (48, 16))
+    ]
 
 
 def block_of(address: str) -> str:

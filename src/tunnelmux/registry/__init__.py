@@ -72,6 +72,7 @@ from tunnelmux.registry.ssh_keys import SshKey, SshKeys, Ticket, Tickets, parse_
 from tunnelmux.registry.ssh_rules import CertifiedUser, RecordingFailure, SshRules, TenantSsh
 from tunnelmux.registry.tenants import Tenant, Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequest, TerminalRequests
+from tunnelmux.registry.tidying import Keeping
 from tunnelmux.registry.tokens import AccessToken, AccessTokens, ProvenToken
 from tunnelmux.registry.visitors import (
     DeviceRule,
@@ -128,6 +129,7 @@ __all__ = [
     "Invitation",
     "Invitations",
     "Joining",
+    "Keeping",
     "Lease",
     "LeaseTerms",
     "Leases",

@@ -51,9 +51,12 @@ class ChainCheck:
     """The result of checking the whole chain."""
 
     entries: int
+    """How many there are, those before `broken_at` if it is broken."""
     broken_at: int | None
     """The number of the first entry that was changed or is missing; None when all is well."""
     problem: str
+    cut: int = 0
+    """The number of the last entry that was deleted as too old; 0: none was."""
 
 
 def hash_entry(tenant_id: str, entry: AuditEntry) -> str:

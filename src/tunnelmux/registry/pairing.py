@@ -35,8 +35,9 @@ class PairingRules:
     """After so many wrong second halves for one first half, all codes with that first half are
     invalid (RFC 8628 section 5.1: five guesses at 20^8 are 2^-32)."""
     address_budget: int = 20
-    """Wrong codes from one address (IPv6: from one /64) within `budget_period`; further ones are
-    refused without a look."""
+    """Wrong codes from one address (IPv6: from one /64; 4 and 16 times as many from a /56 and /48),
+    or of one person who has signed in, within `budget_period`; further ones are refused without a
+    look. So many requests for a code may come from one address in 2 s, and 5 times as many wait."""
     tenant_budget: int = 100
     """Wrong codes by people of one tenant within `budget_period`."""
     budget_period: float = 600.0
@@ -44,6 +45,11 @@ class PairingRules:
     """Devices without a tenant that may wait at once; as many of each tenant, with an install key,
     and as many terminals that wait for a sign-in. Anybody may ask, so the places are shared:
     when all are taken, the block of addresses (/24, IPv6: /48) that has most of them loses one."""
+    key_budget: int = 1000
+    """Uses of one install key within `budget_period`, half of them at most from one block of
+    addresses: so a thief of the key leaves some to its owner, who has time to revoke it."""
+    max_devices: int = 100_000
+    """Devices of one tenant."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -184,11 +190,13 @@ class InstallKeys(abc.ABC):
 
     @abc.abstractmethod
     async def revoke(
-        self, key_id: str, *, devices: Literal["keep", "disable"]
+        self, key_id: str, *, devices: Literal["keep", "disable", "remove"]
     ) -> tuple[InstallKey, list[str], int]:
-        """End it, and keep or disable the devices that used it.
+        """End it, and keep, disable or remove the devices that used it.
 
-        Returns the key, the ids of the devices that were disabled, and the change's number.
+        Returns the key, the ids of the devices that were disabled or removed, and the change's
+        number. First the key is ended, then one part of the devices after the other: after an error
+        the same call goes on with the others.
         """
 
 

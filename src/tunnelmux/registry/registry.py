@@ -23,6 +23,7 @@ from tunnelmux.registry.ssh_keys import SshKeys, Ticket, Tickets
 from tunnelmux.registry.ssh_rules import TenantSsh
 from tunnelmux.registry.tenants import Tenants
 from tunnelmux.registry.terminals import TerminalApprovals, TerminalRequests
+from tunnelmux.registry.tidying import Keeping
 from tunnelmux.registry.tokens import AccessTokens, ProvenToken
 from tunnelmux.registry.visitors import ServiceLinks, VisitorRules, Visitors
 
@@ -114,10 +115,11 @@ class Registry(abc.ABC):
         """Check that the database answers; raises RegistryAway or RegistryFailed."""
 
     @abc.abstractmethod
-    async def tidy(self) -> None:
-        """Delete what is over and useless: old changes, codes, browser sessions. Never the audit.
+    async def tidy(self, keep: Keeping | None = None) -> None:
+        """Delete what is over: old changes, codes, browser sessions; and what ended longer ago than
+        `keep` says. Each transaction deletes some hundred rows.
 
-        Each process that has a registry open should call it once an hour.
+        The API calls it once an hour. Two may do it at once.
         """
 
 

@@ -36,8 +36,13 @@ class TerminalRequests(abc.ABC):
     """Signing in, for the terminal; no call names a person."""
 
     @abc.abstractmethod
-    async def ask(self, *, client: str, address: str) -> tuple[TerminalRequest, Secret, Secret]:
+    async def ask(
+        self, *, client: str, address: str, earlier: Secret | None = None
+    ) -> tuple[TerminalRequest, Secret, Secret]:
         """A new request, the code to show, and the secret to poll with.
+
+        `earlier` is the token of the terminal's last sign-in, which may have expired: then the
+        budget is that of the person, so that no neighbour at the same address uses it up.
 
         Raises RegistryRefused `too_many_requests`.
         """

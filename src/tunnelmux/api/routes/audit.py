@@ -58,11 +58,12 @@ class AuditEntry(Record):
 
 
 class ChainCheck(BaseModel):
-    """The result of checking the chain."""
+    """The result of checking the chain. Entries up to the number `cut` were deleted as too old."""
 
     entries: int
     broken_at: int | None
     problem: str
+    cut: int
 
 
 @router.get("")
@@ -100,7 +101,9 @@ async def export_audit(
 async def verify_audit(api: ApiDependency, principal: Admin) -> ChainCheck:
     """Check the whole chain of hashes."""
     check = await tenant_for(api, principal).audit.verify()
-    return ChainCheck(entries=check.entries, broken_at=check.broken_at, problem=check.problem)
+    return ChainCheck(
+        entries=check.entries, broken_at=check.broken_at, problem=check.problem, cut=check.cut
+    )
 
 
 async def _lines(tenant: TenantRegistry, number: int) -> AsyncIterator[str]:

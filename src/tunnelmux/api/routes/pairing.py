@@ -43,7 +43,7 @@ AgentVersion = Annotated[str, Field(max_length=64)]
 Fingerprint = Annotated[str, Field(max_length=128)]
 PairingId = Annotated[str, Path(max_length=64)]
 
-_TOO_MANY = frozenset({"too_many_guesses", "too_many_requests"})
+_TOO_MANY = frozenset({"too_many_guesses", "too_many_requests", "key_resting"})
 _RETRY_AFTER = {"retry-after": "60"}
 _POLL_SECONDS = 3
 
@@ -102,7 +102,7 @@ class MadeInstallKey(BaseModel):
 class KeyRevocation(Input):
     """What happens to the devices that used the key."""
 
-    devices: Literal["keep", "disable"] = "keep"
+    devices: Literal["keep", "disable", "remove"] = "keep"
 
 
 class RevokedInstallKey(BaseModel):
@@ -110,6 +110,7 @@ class RevokedInstallKey(BaseModel):
 
     install_key: InstallKey
     disabled: list[str]
+    removed: list[str]
     ended: Ended
 
 
@@ -263,12 +264,14 @@ async def list_install_keys(
 async def revoke_install_key(
     api: ApiDependency, principal: Admin, key_id: PairingId, wish: KeyRevocation
 ) -> RevokedInstallKey:
-    """End a key, so that no device can be paired with it; keep or disable those that were."""
+    """End a key, so that no device can be paired with it; keep, disable or remove those that were.
+    Of thousands this takes a while. When it fails on the way, the same call does the others."""
     keys = tenant_for(api, principal).install_keys
-    record, disabled, change = await keys.revoke(key_id, devices=wish.devices)
+    record, devices, change = await keys.revoke(key_id, devices=wish.devices)
     return RevokedInstallKey(
         install_key=InstallKey.model_validate(record),
-        disabled=disabled,
+        disabled=devices if wish.devices == "disable" else [],
+        removed=devices if wish.devices == "remove" else [],
         ended=await Ended.by(api.registry, change),
     )
 

@@ -42,9 +42,11 @@ _HEADERS = {
 
 
 class TerminalAsks(Input):
-    """The terminal's description of itself: `ada@laptop`."""
+    """The terminal's description of itself: `ada@laptop`. `earlier` is the token of its last
+    sign-in, valid or not: then others at its address cannot use its budget up."""
 
     client: Annotated[str, Field(min_length=1, max_length=100)]
+    earlier: Annotated[str, Field(max_length=256)] | None = None
 
 
 class TerminalWaits(BaseModel):
@@ -85,12 +87,14 @@ async def ask(
     address = request.client.host if request.client is not None else ""
     try:
         waiting, code, secret = await api.registry.terminals.ask(
-            client=asking.client, address=address
+            client=asking.client,
+            address=address,
+            earlier=Secret(asking.earlier) if asking.earlier else None,
         )
     except RegistryRefused as exc:
         if exc.code not in _TOO_MANY:
             raise
-        raise Refused(429, exc.code, f"{exc}.", headers={"retry-after": "60"}) from exc
+        raise Refused(429, exc.code, f"{exc}.", headers={"retry-after": "2"}) from exc
     page = f"{api.config.api.public_url.rstrip('/')}/terminal"
     return TerminalWaits(
         device_code=secret.reveal(),

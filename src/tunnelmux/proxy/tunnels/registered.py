@@ -60,7 +60,6 @@ _RETRY = 0.5
 _REPORT = 2.0
 _BEAT = 5.0
 _SIGHTINGS = 30.0
-_TIDY = 3600.0
 # Seconds between two of each.
 
 _RETRY_ROTATION = 60.0
@@ -506,7 +505,6 @@ class RegisteredDevices:
 
     async def _report(self, registry: Registry) -> None:
         beat_due = sightings_due = trio.current_time()
-        tidy_due = beat_due + _TIDY
         while True:
             await trio.sleep(_REPORT)
             now = trio.current_time()
@@ -520,9 +518,6 @@ class RegisteredDevices:
                 if now >= beat_due:
                     await self._beat(registry)
                     beat_due = now + _BEAT
-                if now >= tidy_due:
-                    tidy_due = now + _TIDY
-                    await registry.tidy()
             except Exception as error:  # noqa: BLE001 - a bug here must not end the tunnels
                 # Unwritten reports wait for the next try; `_follow` logs that the registry is away.
                 _log.debug("registry not written", cause=str(self._as_away(error)))

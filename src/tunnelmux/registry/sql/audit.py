@@ -64,24 +64,32 @@ class SqlAuditTrail(Repository, AuditTrail):
         return tx.record(action, object_kind, object_id, after=details)
 
     async def verify(self) -> ChainCheck:
-        # In pages, each in its own transaction: entries are only ever added.
-        number, previous = 0, FIRST_HASH
+        # In pages, each in its own transaction: entries are only added, and the oldest deleted.
+        cut, number, previous = 0, 0, FIRST_HASH
         while entries := await self.export(from_number=number + 1, limit=_BATCH):
+            begin = await self._begin_of_chain() if entries[0].number > number + 1 else (0, "")
+            if begin[0] > number:
+                cut, previous = begin
+                number = cut
+                continue
             for entry in entries:
                 problem = self._problem(entry, number + 1, previous)
                 if problem:
-                    return ChainCheck(entries=number, broken_at=number + 1, problem=problem)
+                    return ChainCheck(
+                        entries=number - cut, broken_at=number + 1, problem=problem, cut=cut
+                    )
                 number, previous = entry.number, entry.hash
         count, last = await self._head(number)
         if count > number or (count == number and last != previous):
             return ChainCheck(
-                entries=number,
+                entries=number - cut,
+                cut=cut,
                 broken_at=number + 1,
                 problem="entries are missing at the end"
                 if count > number
                 else "the last entry is not the one that was written last",
             )
-        return ChainCheck(entries=number, broken_at=None, problem="")
+        return ChainCheck(entries=number - cut, broken_at=None, problem="", cut=cut)
 
     def _problem(self, entry: AuditEntry, number: int, previous: str) -> str:
         if entry.number != number:
@@ -91,6 +99,17 @@ class SqlAuditTrail(Repository, AuditTrail):
         if hash_entry(self._owner, replace(entry, hash="")) != entry.hash:
             return f"entry {number} was altered"
         return ""
+
+    @reads
+    def _begin_of_chain(self, tx: Transaction) -> tuple[int, str]:
+        """The last entry that was deleted as too old, and its hash."""
+        tenants = schema.tenants
+        row = tx.execute(
+            sa.select(tenants.c.audit_cut, tenants.c.audit_cut_hash).where(
+                tenants.c.id == self._owner
+            )
+        ).one()
+        return row.audit_cut, row.audit_cut_hash
 
     @reads
     def _head(self, tx: Transaction, at_least: int) -> tuple[int, str]:

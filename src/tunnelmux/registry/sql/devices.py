@@ -12,6 +12,7 @@ from sqlalchemy.engine import Row
 from tunnelmux.config import Secret
 from tunnelmux.errors import NoSuchRecord, RegistryRefused
 from tunnelmux.registry import names
+from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.assist import AssistState
 from tunnelmux.registry.devices import (
     Credential,
@@ -24,15 +25,18 @@ from tunnelmux.registry.devices import (
     DeviceState,
     Revocation,
 )
-from tunnelmux.registry.ids import Page, new_id
+from tunnelmux.registry.ids import Clock, Page, new_id
+from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import paging, schema
 from tunnelmux.registry.sql.changes import PROXY_SILENCE
+from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.host_keys import (
     accept_host_keys,
     change_host_keys,
     find_host_keys,
     report_host_keys,
 )
+from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
 
@@ -45,7 +49,9 @@ __all__ = [
     "check_serial_free",
     "end_credentials",
     "find_device",
+    "remove_device",
     "serial_key",
+    "set_enabled",
     "tenant_name",
 ]
 
@@ -61,6 +67,18 @@ _T = schema.tenants
 class SqlDevices(Repository, Devices):
     """See `Devices`."""
 
+    def __init__(
+        self,
+        database: Database,
+        clock: Clock,
+        *,
+        tenant_id: str,
+        actor: Actor,
+        rules: PairingRules,
+    ) -> None:
+        super().__init__(database, clock, tenant_id=tenant_id, actor=actor)
+        self._rules = rules
+
     @writes
     def add(
         self,
@@ -74,6 +92,7 @@ class SqlDevices(Repository, Devices):
     ) -> tuple[Device, Secret]:
         device_id = add_device(
             tx,
+            self._rules,
             name=name,
             serial=serial,
             labels=labels or {},
@@ -153,10 +172,7 @@ class SqlDevices(Repository, Devices):
 
     @writes
     def set_enabled(self, tx: Transaction, device_id: str, enabled: bool) -> Revocation:
-        before = find_device(tx, device_id)
-        action = "device.enable" if enabled else "device.disable"
-        number = _change(tx, before, action, {"enabled": enabled})
-        return Revocation(device=find_device(tx, device_id), change=number)
+        return set_enabled(tx, device_id, enabled)
 
     @writes
     def set_quarantine(self, tx: Transaction, device_id: str, reason: str) -> Revocation:
@@ -193,26 +209,7 @@ class SqlDevices(Repository, Devices):
 
     @writes
     def remove(self, tx: Transaction, device_id: str) -> Revocation:
-        device = find_device(tx, device_id)
-        leases = schema.leases
-        tx.update(
-            leases,
-            leases.c.device_id == device_id,
-            leases.c.ended.is_(None),
-            ended=tx.now,
-            ended_by=tx.actor.id,
-            end_reason="the device was removed",
-        )
-        tx.delete(_D, _D.c.id == device_id)
-        before = {
-            "name": device.name,
-            "serial": device.serial,
-            "labels": device.labels,
-            "enabled": device.enabled,
-            "paired_by": device.paired_by,
-        }
-        tx.record("device.remove", "device", device_id, before=before)
-        return Revocation(device=device, change=tx.announce("device", device_id))
+        return remove_device(tx, device_id)
 
     @reads
     def sessions(
@@ -289,6 +286,7 @@ def tenant_name(tx: Transaction) -> str:
 
 def add_device(
     tx: Transaction,
+    rules: PairingRules,
     *,
     name: str,
     serial: str,
@@ -297,7 +295,13 @@ def add_device(
     paired_by_name: str,
     install_key_id: str | None = None,
 ) -> str:
-    """Add a device without a credential, with its audit entry; returns its id."""
+    """Add a device without a credential, with its audit entry; returns its id. Each way in comes
+    here; raises RegistryRefused `too_many` and those of names."""
+    what = (
+        "devices of a tenant are allowed: remove some, or raise limits.max_devices_per_tenant in "
+        "the configuration of tunnelmux-api"
+    )
+    need_room(tx, _D, most=rules.max_devices, what=what)
     device_id = new_id()
     label = names.device_label(name, tenant_name(tx))
     serial = _clean_serial(serial)
@@ -322,6 +326,38 @@ def add_device(
     after = {"name": name, "serial": serial, "labels": labels, "paired_by": paired_by}
     tx.record("device.add", "device", device_id, after=after)
     return device_id
+
+
+def remove_device(tx: Transaction, device_id: str) -> Revocation:
+    """Delete a device and all that belongs to it; raises NoSuchRecord."""
+    device = find_device(tx, device_id)
+    leases = schema.leases
+    tx.update(
+        leases,
+        leases.c.device_id == device_id,
+        leases.c.ended.is_(None),
+        ended=tx.now,
+        ended_by=tx.actor.id,
+        end_reason="the device was removed",
+    )
+    tx.delete(_D, _D.c.id == device_id)
+    before = {
+        "name": device.name,
+        "serial": device.serial,
+        "labels": device.labels,
+        "enabled": device.enabled,
+        "paired_by": device.paired_by,
+    }
+    tx.record("device.remove", "device", device_id, before=before)
+    return Revocation(device=device, change=tx.announce("device", device_id))
+
+
+def set_enabled(tx: Transaction, device_id: str, enabled: bool) -> Revocation:
+    """Let a device connect, or not; raises NoSuchRecord."""
+    before = find_device(tx, device_id)
+    action = "device.enable" if enabled else "device.disable"
+    number = _change(tx, before, action, {"enabled": enabled})
+    return Revocation(device=find_device(tx, device_id), change=number)
 
 
 def add_credential(tx: Transaction, device_id: str, *, state: str) -> Secret:

@@ -3,7 +3,7 @@ against the codes with the same first half, and against the address and tenant t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -11,25 +11,55 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import hash_token
-from tunnelmux.config.networks import block_of, network_of
+from tunnelmux.config.networks import block_of, network_of, wider_networks
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.secrets import half_of, normal_code
 from tunnelmux.registry.sql.transaction import Transaction
 
-__all__ = ["Guesser", "find_code", "give_way", "spend"]
+__all__ = [
+    "PLACES_HERE",
+    "Guesser",
+    "find_code",
+    "look_up",
+    "make_room",
+    "may_ask",
+    "spend",
+]
+
+_ASKING_PERIOD = 2.0
+# Seconds in which an address may ask `address_budget` times.
+
+PLACES_HERE = 5
+"""Requests of one address that wait at once, in times of its budget: so one stays for 10 s at least
+however fast a neighbour asks, and a page in a browser opens in less."""
+
 
 _P = schema.pairings
 _G = schema.guesses
 
 
 class Guesser:
-    """The source of a guess, with the budgets that it uses up."""
+    """The source of a guess, with the budgets that it uses up: those of its address; of a person
+    who has signed in those of the account and the tenant, which no neighbour can use up."""
 
-    def __init__(self, rules: PairingRules, *, address: str, tenant_id: str | None = None) -> None:
+    def __init__(
+        self,
+        rules: PairingRules,
+        *,
+        address: str,
+        tenant_id: str | None = None,
+        user_id: str | None = None,
+    ) -> None:
         self._rules = rules
-        self._budgets = {f"address {network_of(address)}": rules.address_budget}
+        self._budgets = {}
+        if user_id:
+            self._budgets[f"user {user_id}"] = rules.address_budget
+        else:
+            self._budgets[f"address {network_of(address)}"] = rules.address_budget
+            for network, times in wider_networks(address):
+                self._budgets[f"address {network}"] = times * rules.address_budget
         if tenant_id is not None:
             self._budgets[f"tenant {tenant_id}"] = rules.tenant_budget
 
@@ -63,17 +93,61 @@ def spend(tx: Transaction, subject: str, most: int, period: float) -> bool:
     return True
 
 
-def give_way(tx: Transaction, table: sa.Table, waiting: Sequence[Row[Any]], address: str) -> bool:
-    """End the oldest request of the block of addresses that has most of those that wait, if the
-    block of this address has at least two fewer. False where it has not."""
-    blocks: dict[str, list[str]] = {}
-    for row in waiting:
-        blocks.setdefault(block_of(row.address), []).append(row.id)
-    largest = max(blocks.values(), key=len)
-    if len(largest) < len(blocks.get(block_of(address), ())) + 2:
-        return False
-    tx.execute(table.update().where(table.c.id == largest[0]).values(expires=tx.now))
-    return True
+def make_room(
+    tx: Transaction,
+    table: sa.Table,
+    waiting: sa.ColumnElement[bool],
+    address: str,
+    *,
+    most: int,
+    most_here: int | None = None,
+) -> bool:
+    """Make room for one more request from this address among those that `waiting` selects, of which
+    there may be `most`, and `most_here` of the address. False when there is none.
+
+    Any stranger may ask, so what waits gives way, the oldest first: of this address when it has
+    `most_here`, so that a flood pushes itself out and refuses no neighbour; else of the block of
+    addresses that has most, or of the address in the own block. A request that a person who has
+    signed in has looked up gives no way.
+    """
+    rows = tx.execute(  # `most` at most
+        sa.select(table.c.id, table.c.address)
+        .where(waiting, table.c.expires > tx.now, table.c.seen.is_(sa.false()))
+        .order_by(table.c.id)
+    ).all()
+    mine = [row.id for row in rows if network_of(row.address) == network_of(address)]
+    if most_here is not None and len(mine) >= most_here:
+        oldest: str | None = mine[0]
+    elif len(rows) < most:
+        return True
+    else:
+        block = [row for row in rows if block_of(row.address) == block_of(address)]
+        oldest = _oldest_of_most(rows, block_of, address)
+        oldest = oldest or _oldest_of_most(block, network_of, address)
+    if oldest is not None:
+        tx.execute(table.delete().where(table.c.id == oldest))
+    return oldest is not None
+
+
+def _oldest_of_most(
+    rows: Sequence[Row[Any]], group_of: Callable[[str], str], address: str
+) -> str | None:
+    """The oldest of the group that has most, if it has at least two more than this address'."""
+    groups: dict[str, list[str]] = {}
+    for row in rows:
+        groups.setdefault(group_of(row.address), []).append(row.id)
+    largest = max(groups.values(), key=len, default=[])
+    return None if len(largest) < len(groups.get(group_of(address), ())) + 2 else largest[0]
+
+
+def may_ask(tx: Transaction, kind: str, address: str, rules: PairingRules) -> bool:
+    """Count one more request of this kind from this address, of strangers. False when it makes
+    them too fast: those that wait would give way before a person has looked one up."""
+    networks = [(network_of(address), 1), *wider_networks(address)]
+    return all(
+        spend(tx, f"{kind} {network}", times * rules.address_budget, _ASKING_PERIOD)
+        for network, times in networks
+    )
 
 
 def _counted(tx: Transaction, subjects: list[str], period: float) -> list[Row[Any]]:
@@ -121,6 +195,12 @@ def find_code(
             field="code",
         )
     return _refusal_of(tx, found) or found
+
+
+def look_up(tx: Transaction, table: sa.Table, row: Row[Any]) -> None:
+    """Note that a person who has signed in looked this request up: it gives no way any more."""
+    if not row.seen:
+        tx.execute(table.update().where(table.c.id == row.id).values(seen=True))
 
 
 def _refusal_of(tx: Transaction, pairing: Row[Any]) -> RegistryRefused | None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret
-from tunnelmux.config.networks import network_of
+from tunnelmux.config.networks import block_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.actor import Actor
@@ -18,7 +17,14 @@ from tunnelmux.registry.pairing import Arrival, Joining, Pairing, PairingRules
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
 from tunnelmux.registry.sql.devices import add_credential, add_device, find_device
-from tunnelmux.registry.sql.guessing import Guesser, find_code, give_way
+from tunnelmux.registry.sql.guessing import (
+    PLACES_HERE,
+    Guesser,
+    find_code,
+    make_room,
+    may_ask,
+    spend,
+)
 from tunnelmux.registry.sql.pairing import as_pairing, insert_pairing, take_place
 from tunnelmux.registry.sql.secrets import digest_of, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -85,6 +91,7 @@ class SqlJoining(Repository, Joining):
         else:
             device_id = add_device(
                 inner,
+                self._rules,
                 name=name,
                 serial=serial,
                 labels=found.labels,
@@ -126,23 +133,19 @@ class SqlJoining(Repository, Joining):
     def _make_room(self, tx: Transaction, address: str, tenant_id: str | None) -> None:
         """Make room for one more waiting request, of this tenant where a device has shown one of
         its install keys; raises RegistryRefused when there is none."""
-        since = tx.now - timedelta(seconds=self._rules.budget_period)
-        waiting = tx.execute(  # no more rows than `max_waiting`
-            sa.select(_P.c.id, _P.c.address, _P.c.created)
-            .where(
-                _P.c.kind == "device",
-                _P.c.state == "open",
-                _P.c.tenant_id.is_(None) if tenant_id is None else _P.c.tenant_id == tenant_id,
-                _P.c.expires > tx.now,
-            )
-            .order_by(_P.c.id)
-        ).all()
-        mine = network_of(address)
-        here = sum(row.created > since and network_of(row.address) == mine for row in waiting)
+        rules = self._rules
+        waiting = sa.and_(
+            _P.c.kind == "device",
+            _P.c.state == "open",
+            _P.c.tenant_id.is_(None) if tenant_id is None else _P.c.tenant_id == tenant_id,
+        )
+        here = None
         # Of devices with a key, a whole workshop may come from one address.
-        if tenant_id is None and here >= self._rules.address_budget:
-            raise _too_many_wait()
-        if len(waiting) >= self._rules.max_waiting and not give_way(tx, _P, waiting, address):
+        if tenant_id is None:
+            if not may_ask(tx, "pairing", address, rules):
+                raise _too_many_wait()
+            here = PLACES_HERE * rules.address_budget
+        if not make_room(tx, _P, waiting, address, most=rules.max_waiting, most_here=here):
             raise _too_many_wait()
 
     async def poll(self, secret: Secret, *, fingerprint: str = "") -> Arrival | Pairing:
@@ -195,23 +198,31 @@ class SqlJoining(Repository, Joining):
         about: dict[str, str],
     ) -> Arrival | tuple[Pairing, Secret] | RegistryRefused:
         about = _clean(about)
-        guesser = Guesser(self._rules, address=address)
-        refusal = guesser.refusal(tx)
-        if refusal is not None:
-            return refusal
         row = tx.execute(
             sa.select(_K).where(_K.c.digest == digest_of(key)).with_for_update()
         ).first()
         if row is None:
-            guesser.was_wrong(tx)
-            return RegistryRefused("there is no such install key", code="key_unknown")
+            # A right key is never refused: a neighbour may have used the budget up, and no key can
+            # be guessed.
+            guesser = Guesser(self._rules, address=address)
+            refusal = guesser.refusal(tx)
+            if refusal is None:
+                guesser.was_wrong(tx)
+            return refusal or RegistryRefused("there is no such install key", code="key_unknown")
         _check_key(tx, row, about["serial"])
         inner = _as_device(tx, about["name"], address).within(row.tenant_id)
+        if not self._may_use(inner, row, address):
+            return RegistryRefused(
+                "this install key was used so often lately that it has to rest: try again in some "
+                "minutes; if this is more than you expect, an administrator should revoke the key",
+                code="key_resting",
+            )
         inner.update(_K, _K.c.id == row.id, uses=row.uses + 1, last_used=tx.now)
         if row.needs_approval:
             return self._wait_for_approval(tx, row, address, fingerprint, about)
         device_id = add_device(
             inner,
+            self._rules,
             name=about["name"],
             serial=about["serial"],
             labels=row.labels,
@@ -222,6 +233,21 @@ class SqlJoining(Repository, Joining):
         token = add_credential(inner, device_id, state="active")
         inner.announce("device", device_id)
         return Arrival(tenant_id=row.tenant_id, device=find_device(inner, device_id), token=token)
+
+    def _may_use(self, tx: Transaction, key: Row[Any], address: str) -> bool:
+        """Count one use, and enter the first one over the budget into the audit."""
+        rules, above = self._rules, tx.above()
+        budgets = {
+            f"key {key.id} {block_of(address)}": (rules.key_budget + 1) // 2,
+            f"key {key.id}": rules.key_budget,
+        }
+        for subject, most in budgets.items():
+            if not spend(above, subject, most, rules.budget_period):
+                if spend(above, f"{subject} over", 1, rules.budget_period):
+                    after = {"uses": most, "seconds": rules.budget_period}
+                    tx.record("install_key.rest", "install_key", key.id, after=after)
+                return False
+        return True
 
     def _wait_for_approval(
         self,

@@ -31,9 +31,11 @@ from tunnelmux.registry.sql.devices import (
     check_serial_free,
     end_credentials,
     find_device,
+    remove_device,
     serial_key,
+    set_enabled,
 )
-from tunnelmux.registry.sql.guessing import Guesser, find_code
+from tunnelmux.registry.sql.guessing import Guesser, find_code, look_up
 from tunnelmux.registry.sql.room import need_room
 from tunnelmux.registry.sql.secrets import half_of, new_code, new_secret
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -51,6 +53,9 @@ _MOST_CODES = 1000
 
 _MOST_KEYS = 200
 # Install keys of a tenant that can be used: one for each batch of devices.
+
+_PART = 100
+# Devices of a revoked key that one transaction ends.
 
 _MOST_SERIALS = 200_000
 # Characters of a key's serial numbers: 10,000 of 20.
@@ -118,7 +123,12 @@ class SqlPairings(Repository, Pairings):
 
     @writes
     def _find_request(self, tx: Transaction, code: str) -> Pairing | RegistryRefused:
-        guesser = Guesser(self._rules, address=tx.actor.address, tenant_id=tx.tenant)
+        guesser = Guesser(
+            self._rules,
+            address=tx.actor.address,
+            tenant_id=tx.tenant,
+            user_id=tx.actor.user_id,
+        )
         found = find_code(tx.above(), code, kind="device", guesser=guesser, rules=self._rules)
         if isinstance(found, RegistryRefused):
             return found
@@ -126,6 +136,7 @@ class SqlPairings(Repository, Pairings):
             # A request by install key belongs to its tenant. The code was right, so no guess
             # counts.
             return RegistryRefused("there is no such code", code="code_unknown", field="code")
+        look_up(tx.above(), _P, found)
         return as_pairing(tx, found)
 
     @writes
@@ -143,6 +154,7 @@ class SqlPairings(Repository, Pairings):
         if replace is None:
             device_id = add_device(
                 tx,
+                self._rules,
                 name=name,
                 serial=row.serial,
                 labels=labels,
@@ -251,17 +263,38 @@ class SqlInstallKeys(Repository, InstallKeys):
             tx, query, _K.c.id, _install_key, limit=limit, after=after, large=(_K.c.serials,)
         )
 
-    @writes
-    def revoke(
-        self, tx: Transaction, key_id: str, *, devices: Literal["keep", "disable"]
+    async def revoke(
+        self, key_id: str, *, devices: Literal["keep", "disable", "remove"]
     ) -> tuple[InstallKey, list[str], int]:
+        key, number = await self._end(key_id, devices)
+        ended: list[str] = []
+        while devices != "keep":
+            # A thief may have enrolled 10,000: one transaction of all would be out of time.
+            some, number = await self._end_devices(key_id, devices, number)
+            ended += some
+            if len(some) < _PART:
+                break
+        return key, ended, number
+
+    @writes
+    def _end_devices(
+        self, tx: Transaction, key_id: str, what: Literal["disable", "remove"], number: int
+    ) -> tuple[list[str], int]:
+        """Disable or remove some that used the key; their ids, and the last change's number."""
+        used_it = tx.select(_D, _D.c.id).where(_D.c.install_key_id == key_id)
+        if what == "disable":
+            used_it = used_it.where(_D.c.enabled.is_(sa.true()))
+        some = list(tx.execute(used_it.order_by(_D.c.id).limit(_PART)).scalars())
+        for device_id in some:
+            if what == "disable":
+                number = set_enabled(tx, device_id, False).change
+            else:
+                number = remove_device(tx, device_id).change
+        return some, number
+
+    @writes
+    def _end(self, tx: Transaction, key_id: str, devices: str) -> tuple[InstallKey, int]:
         row = tx.one(_K, key_id, "install key")
-        disabled: list[str] = []
-        if devices == "disable":
-            used_it = tx.select(_D, _D.c.id).where(
-                _D.c.install_key_id == key_id, _D.c.enabled.is_(sa.true())
-            )
-            disabled = list(tx.execute(used_it.order_by(_D.c.id)).scalars())
         if row.revoked is None:
             tx.update(_K, _K.c.id == key_id, revoked=tx.now)
         # Devices that still wait for approval used the key, too.
@@ -271,21 +304,9 @@ class SqlInstallKeys(Repository, InstallKeys):
             "install_key",
             key_id,
             before={"revoked": row.revoked},
-            after={"devices": devices, "disabled": len(disabled)},
+            after={"devices": devices},
         )
-        for device_id in disabled:
-            tx.update(_D, _D.c.id == device_id, enabled=False)
-            tx.record(
-                "device.disable",
-                "device",
-                device_id,
-                before={"enabled": True},
-                after={"enabled": False},
-            )
-        number = tx.last_change()
-        for device_id in disabled:
-            number = tx.announce("device", device_id)
-        return _install_key(tx.one(_K, key_id, "install key")), disabled, number
+        return _install_key(tx.one(_K, key_id, "install key")), tx.last_change()
 
 
 def take_place(tx: Transaction, device: str, serial: str) -> str:

@@ -4,19 +4,15 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from datetime import timedelta
-
-import sqlalchemy as sa
 
 from tunnelmux.config import Secret
 from tunnelmux.registry.actor import Actor
 from tunnelmux.registry.ids import Clock, utc_now
 from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.registry import Installation, Registry, TenantRegistry
-from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.audit import SqlAuditTrail
 from tunnelmux.registry.sql.browser_sessions import SqlBrowserSessions
-from tunnelmux.registry.sql.changes import KEPT, SqlChanges
+from tunnelmux.registry.sql.changes import SqlChanges
 from tunnelmux.registry.sql.database import Database, parse_url
 from tunnelmux.registry.sql.device_keys import SqlDeviceSshKeys, SqlSshDevices
 from tunnelmux.registry.sql.devices import SqlCredentials, SqlDevices
@@ -30,18 +26,16 @@ from tunnelmux.registry.sql.ssh_keys import SqlSshKeys, SqlTickets, TicketDesk
 from tunnelmux.registry.sql.ssh_rules import SqlTenantSsh
 from tunnelmux.registry.sql.tenants import SqlTenants
 from tunnelmux.registry.sql.terminals import SqlTerminalApprovals, SqlTerminalRequests
+from tunnelmux.registry.sql.tidying import Tidying
 from tunnelmux.registry.sql.tokens import SqlAccessTokens, TokenProofs
-from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
+from tunnelmux.registry.sql.transaction import Repository, Transaction, reads
 from tunnelmux.registry.sql.upgrade import prepare
 from tunnelmux.registry.sql.visitors import SqlServiceLinks, SqlVisitorRules, SqlVisitors
 from tunnelmux.registry.ssh_keys import Ticket
+from tunnelmux.registry.tidying import Keeping
 from tunnelmux.registry.tokens import ProvenToken
 
 __all__ = ["SqlRegistry", "open_sql_registry"]
-
-_LINKS_KEPT = timedelta(days=90)
-_PAIRINGS_KEPT = timedelta(days=30)
-_GUESSES_KEPT = timedelta(days=1)
 
 
 def open_sql_registry(
@@ -93,6 +87,7 @@ class SqlRegistry(Registry):
         self._proofs = TokenProofs(database, clock, tenant_id=None, actor=proxy)
         self._tickets = TicketDesk(database, clock, tenant_id=None, actor=proxy)
         self._keeper = _Keeper(database, clock, tenant_id=None, actor=Actor.program("tunnelmux"))
+        self._tidying = Tidying(database, clock)
 
     @property
     def failures(self) -> Mapping[str, int]:
@@ -113,8 +108,8 @@ class SqlRegistry(Registry):
     async def check(self) -> None:
         await self._keeper.check()
 
-    async def tidy(self) -> None:
-        await self._keeper.tidy()
+    async def tidy(self, keep: Keeping | None = None) -> None:
+        await self._tidying.run(keep or Keeping())
 
 
 class SqlTenantRegistry(TenantRegistry):
@@ -124,7 +119,7 @@ class SqlTenantRegistry(TenantRegistry):
         self, database: Database, clock: Clock, tenant_id: str, actor: Actor, rules: PairingRules
     ) -> None:
         self.tenant_id = tenant_id
-        self.devices = SqlDevices(database, clock, tenant_id=tenant_id, actor=actor)
+        self.devices = SqlDevices(database, clock, tenant_id=tenant_id, actor=actor, rules=rules)
         self.credentials = SqlCredentials(database, clock, tenant_id=tenant_id, actor=actor)
         self.device_ssh_keys = SqlDeviceSshKeys(database, clock, tenant_id=tenant_id, actor=actor)
         self.pairings = SqlPairings(database, clock, tenant_id=tenant_id, actor=actor, rules=rules)
@@ -161,25 +156,3 @@ class _Keeper(Repository):
     @reads
     def check(self, tx: Transaction) -> None:
         tx.last_change()
-
-    @writes
-    def tidy(self, tx: Transaction) -> None:
-        old = {
-            schema.changes: schema.changes.c.at < tx.now - KEPT,
-            schema.change_effects: schema.change_effects.c.at < tx.now - KEPT,
-            schema.used_once: schema.used_once.c.until < tx.now,
-            schema.service_links: schema.service_links.c.ends < tx.now - _LINKS_KEPT,
-            schema.signing_keys: schema.signing_keys.c.ends < tx.now,
-            schema.guesses: schema.guesses.c.since < tx.now - _GUESSES_KEPT,
-            schema.browser_sessions: sa.or_(
-                schema.browser_sessions.c.idle_ends < tx.now,
-                schema.browser_sessions.c.ends < tx.now,
-            ),
-            schema.pairings: schema.pairings.c.expires < tx.now - _PAIRINGS_KEPT,
-            schema.device_ssh_keys: schema.device_ssh_keys.c.expires < tx.now,
-            schema.recordings: schema.recordings.c.expires < tx.now,
-            schema.tickets: schema.tickets.c.expires < tx.now,
-            schema.terminal_requests: schema.terminal_requests.c.expires < tx.now - _PAIRINGS_KEPT,
-        }
-        for table, condition in old.items():
-            tx.execute(table.delete().where(condition))

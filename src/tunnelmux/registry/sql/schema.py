@@ -103,6 +103,9 @@ tenants = Table(
     _time("created"),
     _number("audit_number"),
     Column("audit_hash", Digest, nullable=False),
+    # The last entry that was deleted as too old, and its hash; 0 and FIRST_HASH before.
+    _number("audit_cut"),
+    Column("audit_cut_hash", Digest, nullable=False, server_default="0" * 64),
 )
 
 ssh_rules = Table(
@@ -285,6 +288,8 @@ pairings = Table(
     _time("created"),
     _time("expires"),
     _number("wrong_guesses"),
+    # Whether a person who has signed in looked it up; so for terminals.
+    _flag("seen", default=False),
     Column("device_id", Id, nullable=True),
     Column("replaces", Id, nullable=True),
     Index(None, "code_digest"),
@@ -342,6 +347,7 @@ terminal_requests = Table(
     Column("digest", Digest, nullable=False, unique=True),
     _text("client"),
     _text("address"),
+    _flag("seen", default=False),
     _time("created"),
     _time("expires"),
     Index(None, "code_digest"),

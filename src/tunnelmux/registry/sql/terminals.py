@@ -9,7 +9,6 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Row
 
 from tunnelmux.config import Secret, hash_token
-from tunnelmux.config.networks import network_of
 from tunnelmux.errors import RegistryRefused
 from tunnelmux.registry import names
 from tunnelmux.registry.actor import Actor
@@ -18,7 +17,14 @@ from tunnelmux.registry.pairing import PairingRules
 from tunnelmux.registry.people import Role
 from tunnelmux.registry.sql import schema
 from tunnelmux.registry.sql.database import Database
-from tunnelmux.registry.sql.guessing import Guesser, give_way, spend
+from tunnelmux.registry.sql.guessing import (
+    PLACES_HERE,
+    Guesser,
+    look_up,
+    make_room,
+    may_ask,
+    spend,
+)
 from tunnelmux.registry.sql.secrets import digest_of, new_code, new_secret, normal_code
 from tunnelmux.registry.sql.tokens import add_token
 from tunnelmux.registry.sql.transaction import Repository, Transaction, reads, writes
@@ -41,16 +47,32 @@ class SqlTerminalRequests(Repository, TerminalRequests):
 
     @writes
     def ask(
-        self, tx: Transaction, *, client: str, address: str
+        self, tx: Transaction, *, client: str, address: str, earlier: Secret | None = None
     ) -> tuple[TerminalRequest, Secret, Secret]:
         client = names.check_text("client", client, 100, least=1)
-        subject = f"terminal {network_of(address)}"
-        if not spend(tx, subject, self._rules.address_budget, self._rules.budget_period):
+        rules = self._rules
+        user_id = _user_of(tx, earlier) if earlier is not None else None
+        waiting = _R.c.state == "open"
+        if user_id is not None:
+            subject = f"terminal of {user_id}"
+            may = spend(tx, subject, rules.address_budget, rules.budget_period)
+        else:
+            may = may_ask(tx, "terminal", address, rules)
+        if not may:
             raise RegistryRefused(
-                "too many sign-ins were begun from here: try again in some minutes",
+                "too many sign-ins were begun from here: try again in some seconds, or use an "
+                "access token that you make in the console",
                 code="too_many_requests",
             )
-        self._make_room(tx, address)
+        here = PLACES_HERE * rules.address_budget
+        # That of a known person takes a place beside those that strangers share.
+        if user_id is None and not make_room(
+            tx, _R, waiting, address, most=rules.max_waiting, most_here=here
+        ):
+            raise RegistryRefused(
+                "too many sign-ins wait to be confirmed: try again in some minutes",
+                code="too_many_requests",
+            )
         code = new_code()
         while tx.execute(  # one in 2^34
             sa.select(_R.c.id).where(_R.c.code_digest == hash_token(code), _R.c.state == "open")
@@ -66,25 +88,13 @@ class SqlTerminalRequests(Repository, TerminalRequests):
                 digest=digest,
                 client=client,
                 address=address[:64],
+                seen=user_id is not None,
                 created=tx.now,
                 expires=tx.now + timedelta(seconds=self._rules.lifetime),
             )
         )
         row = tx.execute(sa.select(_R).where(_R.c.id == request_id)).one()
         return _request(row), code, secret
-
-    def _make_room(self, tx: Transaction, address: str) -> None:
-        """Anybody may ask, from as many addresses as they have: the places are shared."""
-        waiting = tx.execute(
-            sa.select(_R.c.id, _R.c.address)
-            .where(_R.c.state == "open", _R.c.expires > tx.now)
-            .order_by(_R.c.id)
-        ).all()
-        if len(waiting) >= self._rules.max_waiting and not give_way(tx, _R, waiting, address):
-            raise RegistryRefused(
-                "too many sign-ins wait to be confirmed: try again in some minutes",
-                code="too_many_requests",
-            )
 
     @reads
     def poll(self, tx: Transaction, secret: Secret) -> TerminalRequest:
@@ -122,7 +132,10 @@ class SqlTerminalApprovals(Repository, TerminalApprovals):
     @writes
     def _find(self, tx: Transaction, code: str) -> TerminalRequest | RegistryRefused:
         found = self._waiting(tx, code)
-        return found if isinstance(found, RegistryRefused) else _request(found)
+        if isinstance(found, RegistryRefused):
+            return found
+        look_up(tx.above(), _R, found)
+        return _request(found)
 
     async def approve(
         self, code: str, *, user_id: str, role: Role, scopes: tuple[str, ...], lifetime: float
@@ -174,7 +187,12 @@ class SqlTerminalApprovals(Repository, TerminalApprovals):
     def _waiting(self, tx: Transaction, code: str) -> Row[Any] | RegistryRefused:
         """The row, or why there is none: returned, not raised, so that the guess is counted."""
         above = tx.above()
-        guesser = Guesser(self._rules, address=tx.actor.address, tenant_id=tx.tenant)
+        guesser = Guesser(
+            self._rules,
+            address=tx.actor.address,
+            tenant_id=tx.tenant,
+            user_id=tx.actor.user_id,
+        )
         refusal = guesser.refusal(above)
         if refusal is not None:
             return refusal
@@ -197,6 +215,14 @@ class SqlTerminalApprovals(Repository, TerminalApprovals):
         if row.expires <= tx.now:
             return RegistryRefused(f"this code has expired: {_AGAIN}", code="code_expired")
         return row
+
+
+def _user_of(tx: Transaction, earlier: Secret) -> str | None:
+    """The person whose terminal once had this token: it may have expired, not be revoked."""
+    tokens = schema.access_tokens
+    mine = sa.and_(tokens.c.digest == digest_of(earlier), tokens.c.revoked.is_(None))
+    user_id: str | None = tx.execute(sa.select(tokens.c.user_id).where(mine)).scalar()
+    return user_id
 
 
 def _decide(tx: Transaction, row: Row[Any], state: str) -> None:

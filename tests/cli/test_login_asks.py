@@ -1,0 +1,79 @@
+"""`tunnelmux login` where others at its address begin many sign-ins."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+from click.testing import CliRunner
+from trio.testing import MockClock
+
+from tunnelmux.cli import sign_in
+from tunnelmux.cli.fleet.api_client import ApiClient
+from tunnelmux.cli.fleet.errors import FleetError
+
+
+class Server:
+    """Answers as tunnelmux-api does; at first with `refusals`."""
+
+    def __init__(self, refusals: list[str]) -> None:
+        self.refusals = refusals
+        self.asked: list[Mapping[str, Any]] = []
+
+    async def post(self, path: str, kind: type[Any], content: Mapping[str, Any]) -> object:
+        assert path == "/api/auth/terminal"
+        self.asked.append(content)
+        if self.refusals:
+            code = self.refusals.pop(0)
+            raise FleetError("too many sign-ins were begun from here", code=code)
+        return "waiting"
+
+
+async def test_it_asks_again_while_too_many_others_ask(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = Server(["too_many_requests"] * 5)
+    start = trio.current_time()
+    assert await sign_in._ask(cast("ApiClient", server), {"client": "x"}) == "waiting"
+    assert 2.5 <= trio.current_time() - start <= 7.5
+    assert capsys.readouterr().err.count("too many sign-ins were begun from here") == 1
+
+
+async def test_it_gives_up_in_the_end_and_at_once_for_other_reasons(
+    autojump_clock: MockClock,
+) -> None:
+    endless = Server(["too_many_requests"] * 100)
+    with pytest.raises(FleetError, match="too many sign-ins"):
+        await sign_in._ask(cast("ApiClient", endless), {"client": "x"})
+    assert len(endless.asked) == 31
+    other = Server(["invalid"])
+    with pytest.raises(FleetError):
+        await sign_in._ask(cast("ApiClient", other), {"client": "x"})
+    assert len(other.asked) == 1
+
+
+@pytest.mark.parametrize(
+    ("server", "shown"), [("https://a.example", True), ("https://b.example", False)]
+)
+def test_its_last_token_goes_to_its_own_server_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, server: str, shown: bool
+) -> None:
+    file = tmp_path / "tunnelmux" / "login.json"
+    file.parent.mkdir()
+    file.write_text(json.dumps({"server": "https://a.example", "token": "tma_earlier"}))
+    file.chmod(0o600)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    asked: list[dict[str, str]] = []
+
+    async def ask(_client: ApiClient, said: dict[str, str]) -> None:
+        asked.append(said)
+        raise FleetError("enough")
+
+    monkeypatch.setattr(sign_in, "_ask", ask)
+    CliRunner().invoke(sign_in.login, [server, "--no-browser"])
+    (said,) = asked
+    assert said.get("earlier") == ("tma_earlier" if shown else None)
