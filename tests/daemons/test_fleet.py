@@ -163,12 +163,65 @@ class Download:
         self.ended.set()
 
 
-async def test_programs_reach_services_and_run_commands(tmp_path: Path, daemons: DaemonSet) -> None:
-    async def echo(stream: trio.SocketStream) -> None:
-        async with stream:
-            async for data in stream:
-                await stream.send_all(data)
+async def echo(stream: trio.SocketStream) -> None:
+    async with stream:
+        async for data in stream:
+            await stream.send_all(data)
 
+
+async def test_what_a_program_holds_open_ends_with_its_token_at_any_copy(
+    tmp_path: Path, daemons: DaemonSet
+) -> None:
+    async with (
+        serving(an_origin().handle) as target,
+        serving(echo) as tcp,
+        fleet(tmp_path, daemons) as here,
+        live_api(
+            tmp_path,
+            registry_url=f"sqlite:///{tmp_path}/registry.db",
+            proxies=here.api.running.api.config.proxies,
+        ) as second,
+    ):
+        device = await here.pair("dev1", f"web=http://{target}")
+        other = await here.pair("dev2", f"tcp=tcp://{tcp}")
+        thief = await person(here.api, "eve", "operator")
+        where = here.api.base.removeprefix("http://")
+        resource = f"/api/devices/{other['id']}/connect/tcp"
+        headers = [("Authorization", f"Bearer {thief.token}")]
+        request = (
+            f"GET /api/devices/{device['id']}/http/web/drip HTTP/1.1\r\nHost: {where}\r\n"
+            f"Authorization: Bearer {thief.token}\r\n\r\n"
+        )
+        async with (
+            await trio.open_tcp_stream("127.0.0.1", here.api.running.port) as download,
+            await trio.open_tcp_stream("127.0.0.1", here.api.running.port) as lower,
+            trio.open_nursery() as nursery,
+        ):
+            raw = await trio_websocket.wrap_client_stream(
+                nursery, lower, where, resource, extra_headers=headers
+            )
+            await download.send_all(request.encode())
+            with trio.fail_after(30):
+                while b"xxx" not in await download.receive_some():
+                    pass
+            await raw.send_message(b"to and fro")
+            assert await raw.get_message() == b"to and fro"
+
+            path = f"/api/members/{thief.user_id}"
+            gone = await second.call("DELETE", path, here.owner.token)
+            assert gone.status_code == 204, gone.text
+            with trio.fail_after(30):
+                while await download.receive_some():
+                    pass
+                with pytest.raises(trio_websocket.ConnectionClosed) as closed:
+                    await raw.get_message()
+            assert closed.value.reason.code == 1008
+            nursery.cancel_scope.cancel()
+            for api in (here.api, second):  # at once, at each copy
+                assert (await api.call("GET", "/api/devices", thief.token)).status_code == 401
+
+
+async def test_programs_reach_services_and_run_commands(tmp_path: Path, daemons: DaemonSet) -> None:
     async with (
         serving(an_origin().handle) as target,
         serving(echo) as tcp,

@@ -129,3 +129,19 @@ async def test_a_flood_from_the_same_address_keeps_no_terminal_out(
         for earlier in (secret, Secret("tma_no")):
             asking = registry.terminals.ask(**here, earlier=earlier)
             assert await refusal(asking) == "too_many_requests"
+
+
+async def test_a_clock_that_was_ahead_for_a_moment_shuts_no_address_out(
+    open_registry: OpenRegistry, clock: WallClock
+) -> None:
+    async with open_registry(rules=PairingRules(address_budget=1)) as registry:
+        home = await registry.installation(ANN).tenants.add("acme")
+        acme = registry.tenant(home.id, by=ANN)
+        clock.pass_time(86_400)
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "too_many_guesses"
+        clock.pass_time(-86_400)
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "code_unknown"
+        # Another copy of the API may be some seconds behind.
+        clock.pass_time(-5)
+        assert await refusal(acme.terminals.find("BCDF-GHJK")) == "too_many_guesses"

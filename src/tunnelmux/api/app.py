@@ -28,6 +28,7 @@ from tunnelmux.api.identity import Identification
 from tunnelmux.api.metrics import Measured, Metrics, serve_metrics
 from tunnelmux.api.oidc.provider import Provider
 from tunnelmux.api.problems import add_problem_handlers
+from tunnelmux.api.rights import Rights
 from tunnelmux.api.routes import (
     audit,
     auth,
@@ -67,6 +68,7 @@ from tunnelmux.errors import RegistryError
 from tunnelmux.http.fields import TrustedProxies
 from tunnelmux.observability import get_logger
 from tunnelmux.registry import Keeping, PairingRules, Registry, open_registry
+from tunnelmux.registry.ids import Clock, utc_now
 from tunnelmux.transports.admission import Admission
 from tunnelmux.transports.certificates import ServerCertificates
 
@@ -79,6 +81,9 @@ _log = get_logger("api")
 
 _TIDY = 3600.0
 # Seconds between two calls of `Registry.tidy`.
+
+_JUMP = 300.0
+# Seconds by which the system's clock may run differently from the one that is never set.
 
 _FORWARDED = re.compile(r"/api/devices/[^/]+/http/")
 _COMMANDS = "/api/exec"
@@ -184,6 +189,7 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
     keys = read_key_file("browser_sessions.key_file", config.browser_sessions.key_file)
     sign_in = SignIn(registry, provider, keys, config.oidc, config.browser_sessions)
     proxies = Proxies(registry, config.proxies)
+    identification = Identification(registry, sign_in)
     followers = Places(config.limits.max_events, config.limits.max_events_per_person)
     return Api(
         config=config,
@@ -192,7 +198,8 @@ def assemble(config: ApiConfig, registry: Registry) -> Api:
         proxies=proxies,
         commands=CommandBook(),
         hub=EventHub(registry, proxies),
-        identification=Identification(registry, sign_in),
+        identification=identification,
+        rights=Rights(identification),
         visitors=VisitorProofs(registry, keys.signers, config.api.public_url),
         followers=followers,
         shares=Shares(registry),
@@ -261,15 +268,23 @@ def _keeping(config: ApiConfig) -> Keeping:
     return Keeping(records=config.registry.records_kept, audit=config.registry.audit_kept or None)
 
 
-async def keep_tidy(registry: Registry, keep: Keeping) -> NoReturn:
-    """Call `Registry.tidy` at the start and once an hour; if it fails, the next hour tries
-    again."""
+async def keep_tidy(registry: Registry, keep: Keeping, clock: Clock = utc_now) -> NoReturn:
+    """Call `Registry.tidy` once an hour; if it fails, the next hour tries again.
+
+    Not in an hour in which the system's clock was set: what is too old by a wrong clock would be
+    lost for good. Machines set theirs soon after they start, so there is an hour before the first.
+    """
     while True:
+        begun, wall = trio.current_time(), clock()
+        await trio.sleep(_TIDY)
+        jump = (clock() - wall).total_seconds() - (trio.current_time() - begun)
+        if abs(jump) > _JUMP:
+            _log.warning("registry not tidied", problem=f"the clock was set by {jump:.0f} s")
+            continue
         try:
             await registry.tidy(keep)
         except RegistryError as exc:
             _log.warning("registry not tidied", problem=str(exc))
-        await trio.sleep(_TIDY)
 
 
 async def serve_api(

@@ -15,6 +15,7 @@ from tunnelmux.api.commands import CommandBook
 from tunnelmux.api.events import EventHub
 from tunnelmux.api.identity import Identification, actor_of
 from tunnelmux.api.metrics import Metrics
+from tunnelmux.api.rights import Rights
 from tunnelmux.api.terminals import Terminals
 from tunnelmux.api.visitors import VisitorProofs
 from tunnelmux.backend.proxies import Proxies
@@ -95,6 +96,7 @@ class Api:
     commands: CommandBook
     hub: EventHub
     identification: Identification
+    rights: Rights
     visitors: VisitorProofs
     followers: Places
     shares: Shares

@@ -24,6 +24,7 @@ from tunnelmux.api.commands import (
 from tunnelmux.api.context import ApiDependency, tenant_for
 from tunnelmux.api.problems import Refused
 from tunnelmux.api.records import ExactInput
+from tunnelmux.api.rights import RightfulResponse
 from tunnelmux.commands import CommandRequest, Event, InvalidCommand
 from tunnelmux.registry import Device, TenantRegistry, new_id
 
@@ -124,7 +125,8 @@ async def execute(
     assert principal.tenant_id is not None
     record = CommandRecord(command_id, principal.tenant_id, sorted(names.values()))
     kind = _stream_kind(request.headers.get("accept", ""))
-    return _CommandResponse(api.commands, record, fanout, kind)
+    answer = _CommandResponse(api.commands, record, fanout, kind)
+    return RightfulResponse(api.rights, request, principal, answer)
 
 
 @router.get("/{command_id}")

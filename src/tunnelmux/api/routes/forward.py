@@ -6,12 +6,15 @@ person whose browser shows it. People reach devices by host name.
 
 from __future__ import annotations
 
+import contextlib
 import re
+from collections.abc import Awaitable, Callable
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, WebSocket
 from starlette.responses import Response
 from starlette.types import Scope
+from starlette.websockets import WebSocketState
 
 from tunnelmux.api.access import AccessRoute, Principal, Role, need
 from tunnelmux.api.context import Api, ApiDependency, tenant_for
@@ -22,6 +25,7 @@ from tunnelmux.api.forwarding import (
     relay_websocket,
 )
 from tunnelmux.api.problems import Refused, registry_refusal
+from tunnelmux.api.rights import LOST, RightfulResponse
 from tunnelmux.errors import RegistryError
 from tunnelmux.registry import Device
 
@@ -43,9 +47,10 @@ async def forward(
     """Pass a request on to a service of the device; both bodies are streamed."""
     device = await _device(api, principal, device_id)
     target = _target(request.scope, b"/http/" + service.encode("ascii"))
-    return ForwardedResponse(
+    answer = ForwardedResponse(
         api.proxies, device.label, service, target, api.config.proxies.forward_timeout
     )
+    return RightfulResponse(api.rights, request, principal, answer)
 
 
 _PATH_PARAMETER = {
@@ -82,7 +87,11 @@ async def forward_websocket(
     except (Refused, RegistryError) as exc:
         await refuse_websocket(websocket, _as_refusal(exc))
         return
-    await relay_websocket(api.proxies, device.label, service, websocket, target)
+
+    async def work() -> None:
+        await relay_websocket(api.proxies, device.label, service, websocket, target)
+
+    await _relay(api, principal, websocket, work)
 
 
 @router.websocket("/{device_id}/connect/{service}")
@@ -100,7 +109,23 @@ async def connect(
     except (Refused, RegistryError) as exc:
         await refuse_websocket(websocket, _as_refusal(exc))
         return
-    await relay_raw(api.proxies, device.label, service, websocket)
+
+    async def work() -> None:
+        await relay_raw(api.proxies, device.label, service, websocket)
+
+    await _relay(api, principal, websocket, work)
+
+
+async def _relay(
+    api: Api, principal: Principal, websocket: WebSocket, work: Callable[[], Awaitable[None]]
+) -> None:
+    if await api.rights.run(websocket, principal, work):
+        return
+    if websocket.application_state is WebSocketState.CONNECTED:
+        with contextlib.suppress(RuntimeError):
+            await websocket.close(1008, LOST)
+    else:
+        await refuse_websocket(websocket, Refused(401, "not_signed_in", f"{LOST.capitalize()}."))
 
 
 def _as_refusal(exc: Refused | RegistryError) -> Refused:
