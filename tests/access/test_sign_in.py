@@ -73,6 +73,25 @@ async def test_a_ticket_is_good_once_in_one_browser_for_one_service(tmp_path: Pa
         assert world.this.requests == 0
 
 
+async def test_no_ticket_goes_to_an_address_that_a_stranger_has_named(tmp_path: Path) -> None:
+    """A stranger begins a sign-in under the address of a machine of theirs, and has a person open
+    where it leads: the ticket would arrive there, and be good in the stranger's hands."""
+    device = {"Tunnelmux-Device": "dev1", "X-Forwarded-Proto": "https"}
+    async with visiting(tmp_path, trusted=("127.0.0.1",)) as world:
+        theirs = ("203.0.113.66", "203.0.113.66.:443", "[2001:db8::66]", "3405803842", "a", "a.")
+        for host in (*theirs, "127.0.0.1", "localhost"):
+            stranger = BROWSER | device | {"X-Forwarded-For": "203.0.113.66"}
+            answer = await world.this.ask("/", stranger, host=host)
+            assert (answer.status, answer.all("location")) == (403, []), host
+            assert b"dev1.DOMAIN" in answer.body, "it says where to sign in"
+        # At this machine itself an address is good, as is a host of the ingress from anywhere.
+        for host in ("127.0.0.1", "localhost:8080", "[::1]"):
+            here = BROWSER | {"Tunnelmux-Device": "dev1"}
+            assert (await world.this.ask("/", here, host=host)).status == 302, host
+        person = BROWSER | {"X-Forwarded-For": "203.0.113.7", "X-Forwarded-Proto": "https"}
+        assert (await world.this.ask("/", person)).status == 302
+
+
 @pytest.mark.slow
 async def test_a_thousand_tickets_that_are_no_good(tmp_path: Path) -> None:
     """Used before, stale, of another host or device, signed by an old key, by a proxy, or by

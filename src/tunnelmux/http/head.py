@@ -27,6 +27,7 @@ __all__ = [
     "first_value",
     "has_member",
     "head_end",
+    "host_name",
     "looks_like_no_request",
     "parse_request",
     "parse_response",
@@ -128,6 +129,14 @@ def has_member(headers: list[Field], name: bytes, member: bytes) -> bool:
     return any(
         value.partition(b";")[0].strip().lower() == member for value in field_values(headers, name)
     )
+
+
+def host_name(host: bytes) -> str:
+    """The name or address in a checked Host, in lower case: without port, brackets and root dot."""
+    text = host.decode("ascii").lower()
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0].removesuffix(".")
 
 
 def head_end(buffer: bytes | bytearray, start: int = 0) -> int:

@@ -10,6 +10,7 @@ rights last. So a ticket that is intercepted, or sent to another person, is usel
 from __future__ import annotations
 
 import hashlib
+import ipaddress
 import re
 import secrets
 import time
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs, quote
 
 from tunnelmux.access.addresses import AddressLists
 from tunnelmux.errors import RegistryError, RegistryRefused
-from tunnelmux.http.head import Field
+from tunnelmux.http.head import Field, host_name
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import AccessLimits
 from tunnelmux.observability import get_logger
@@ -248,6 +249,13 @@ class SignIn:
         if not (asked.sender.is_secure or is_here(asked.sender.address)):
             message = "People sign in over https:// only; this came over http://."
             return Refusal(403, "access-denied", message)
+        if not _is_returned_to(asked):
+            label = f"{service}--{device}" if service else device
+            message = (
+                f"People sign in under the service's own host, {label}.DOMAIN with the domain of "
+                "[ingress.http]: a ticket must not go to any address that a request names."
+            )
+            return Refusal(403, "access-denied", message)
         # Several tabs may sign in at once, and share one value.
         begun = asked.sign_in if _BEGUN.fullmatch(asked.sign_in) else secrets.token_urlsafe(32)
         target = asked.request.target
@@ -463,6 +471,21 @@ def _identity(rule: Rule, grant: Grant) -> Identity:
         return Identity("link", grant.name)
     roles = (grant.roles[rule.tenant],)
     return Identity("person", grant.user_id, grant.email, roles, grant.name)
+
+
+def _is_returned_to(asked: Asked) -> bool:
+    """Whether a ticket may be sent to the host of this request. An address, or a name without a
+    dot, can be one that a stranger has made up: the ticket of the person whom they send to the
+    sign-in would then arrive at their own machine. All other hosts are those of the ingress.
+    """
+    name = host_name(asked.request.host)
+    try:
+        is_loopback = ipaddress.ip_address(name).is_loopback
+    except ValueError:
+        if "." in name:
+            return True
+        is_loopback = name == "localhost"
+    return is_loopback and is_here(asked.sender.address)
 
 
 def _named(secure: bytes, plain: bytes, sender: Sender) -> tuple[bytes, str]:

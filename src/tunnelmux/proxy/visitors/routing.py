@@ -15,6 +15,7 @@ import trio
 from tunnelmux.errors import SessionClosed, SessionDraining, SessionError
 from tunnelmux.http import RequestHead
 from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.http.head import host_name
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Session, Stream
@@ -110,19 +111,11 @@ def destination_of(
         return None
 
 
-def _name_of(host: bytes) -> str:
-    """The host in lower case without port and root dot. It was checked to be ASCII."""
-    text = host.decode("ascii").lower()
-    if text.startswith("["):
-        return text[1:].partition("]")[0]
-    return text.partition(":")[0].removesuffix(".")
-
-
 def _is_neutral(host: bytes, domain: str) -> bool:
     """Whether no attacker can make this host name resolve to the proxy. A name without a dot is
     local to the visitor's network: registries do not sell these (RFC 7085).
     """
-    name = _name_of(host)
+    name = host_name(host)
     if "." not in name or name == domain.lower():
         return True
     try:
@@ -133,7 +126,7 @@ def _is_neutral(host: bytes, domain: str) -> bool:
 
 
 def _by_host(host: bytes, domain: str, is_tenant: Callable[[str], bool]) -> Destination | None:
-    label, dot, rest = _name_of(host).partition(".")
+    label, dot, rest = host_name(host).partition(".")
     if not dot or rest != domain.lower():
         return None
     parts = label.split("--")
