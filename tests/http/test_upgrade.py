@@ -72,11 +72,14 @@ async def test_refused_upgrade_is_an_ordinary_response() -> None:
 @pytest.mark.parametrize(
     "request_head",
     [
-        UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: h2c"),
+        *(
+            UPGRADE.replace(b"Upgrade: websocket", b"Upgrade: " + other)
+            for other in (b"h2c", b"H2", b"HTTP/2.0", b"http", b"TLS/1.0, HTTP/1.1", b"h2c-14")
+        ),
         UPGRADE.replace(b"keep-alive, Upgrade", b"keep-alive"),
         UPGRADE.replace(b"GET /ws HTTP/1.1", b"GET /ws HTTP/1.0"),
     ],
-    ids=["h2c", "not in Connection", "HTTP/1.0"],
+    ids=["h2c", "h2", "HTTP/2.0", "HTTP", "RFC 2817", "a draft's", "not in Connection", "HTTP/1.0"],
 )
 async def test_upgrades_that_are_not_passed_on(request_head: bytes) -> None:
     async with running_rig() as rig:

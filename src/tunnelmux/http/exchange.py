@@ -490,11 +490,18 @@ class _Forwarding:
 def _offered_upgrade(request: RequestHead) -> bytes | None:
     """The protocols the visitor would change to, as the Upgrade field to pass on; None for none.
 
-    h2c is left out: inside it more requests could follow, unseen and with any fields they like.
+    HTTP and TLS are left out in every spelling: inside them more requests could follow, unseen and
+    with any fields they like.
     """
     if request.version == b"1.0":
         return None
     if not has_member(request.headers, b"connection", b"upgrade"):
         return None
-    offered = [p for p in field_values(request.headers, b"upgrade") if p.lower() != b"h2c"]
-    return b", ".join(offered) or None
+    offered = field_values(request.headers, b"upgrade")
+    return b", ".join(p for p in offered if not _carries_requests(p)) or None
+
+
+def _carries_requests(protocol: bytes) -> bool:
+    """Whether this member of `Upgrade` names HTTP (RFC 9110 7.8, RFC 7540 3.2) or TLS (RFC 2817)."""
+    name = protocol.partition(b"/")[0].strip().lower()
+    return name in {b"http", b"https", b"tls"} or name.startswith((b"h2", b"h3"))
