@@ -202,8 +202,8 @@ class IngressLimits:
     max_streams_per_visitor: int = 512
     """Requests and connections in progress to one device at once for visitors of one address (of
     IPv6, one /64); one more gets 503, on a TCP port a reset. Half of max_streams: an office, or a
-    server that keeps a pool, has hundreds, and no single address has them all. trusted_proxies are
-    exempt: they can count their own visitors."""
+    server that keeps a pool, has hundreds, and no single address has them all. Behind
+    trusted_proxies it is the address that they name; without one there is no limit."""
 
     max_hop_streams: int = 16_384
     """Streams between two nodes of a cluster at once, in one direction: visitors at one of them of

@@ -73,6 +73,25 @@ async def seconds_to_the_end(world: World, end: str) -> float:
     return took
 
 
+async def test_the_end_of_one_is_not_that_of_another_on_the_same_connection(tmp_path: Path) -> None:
+    """A proxy in front sends the requests of several people on one connection."""
+    async with visiting(tmp_path) as world:
+        anna, berta = await world.person("anna"), await world.person("berta")
+        hers, others = await world.come_in(anna), await world.come_in(berta)
+        shared, again = await world.this.visitor(), await world.this.visitor()
+        for visitor, first in ((shared, hers), (again, others)):
+            assert (await visitor.ask("/x", PROGRAM | first)).status == 200
+        upgrade = others | WEBSOCKET
+        bertas = await begun(world, "/ws", upgrade, b"\r\n\r\n", stream=shared.stream)
+        annas = await begun(world, "/endless", hers, b"begun", stream=again.stream)
+        assert await world.registry.installation(TEST).browser_sessions.end(anna.session_id)
+        with trio.fail_after(60):
+            assert await is_cut(annas)
+        await bertas.send_all(b"still here")
+        assert await next_bytes(bertas, 10) == b"still here"
+        await trio.aclose_forcefully(bertas)
+
+
 @pytest.mark.slow
 async def test_a_link_that_ends_takes_its_visits_along(tmp_path: Path) -> None:
     async with visiting(tmp_path) as world:

@@ -6,8 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tunnelmux.http.fields import Visitor, forwarding_fields
-from tunnelmux.http.forwarded import Hop, parse_forwarded, write_forwarded
+from tunnelmux.http.fields import (
+    TrustedProxies,
+    Visitor,
+    client_address,
+    forwarding_fields,
+    reported_hosts,
+    reported_scheme,
+)
+from tunnelmux.http.forwarded import MOST_HOPS, Hop, parse_forwarded, write_forwarded
 from tunnelmux.http.head import Field, field_values
 
 NGINX = Visitor("127.0.0.1", trusted=True)
@@ -82,6 +89,81 @@ def test_a_chain_whose_protocols_are_all_told() -> None:
         b'for=203.0.113.9;host="a.example";proto=https, '
         b'for=192.0.2.1;host="b.example";proto=http, ' + OURS
     )
+
+
+class Counted(TrustedProxies):
+    """Trusts 192.0.2.0/24, and counts how often it is asked."""
+
+    asked = 0
+
+    def __contains__(self, address: str) -> bool:
+        Counted.asked += 1
+        return super().__contains__(address)
+
+
+def test_only_the_last_hops_count_and_cost() -> None:
+    """A proxy may pass on 60 KB that a visitor wrote."""
+    trusted = Counted.parse(["192.0.2.0/24"])
+    theirs = b"192.0.2.1," * 6000
+    last = b", ".join(b"192.0.2.%d" % number for number in range(100, 100 + MOST_HOPS - 1))
+    said = b"203.0.113.9, " + last
+    for fields in (
+        [(b"X-Forwarded-For", theirs + said)],
+        [(b"X-Forwarded-For", theirs), *[(b"x-forwarded-for", b",")] * 9, (FOR[0], said)],
+    ):
+        assert sent(*fields)[b"X-Forwarded-For"] == said + b", 127.0.0.1"
+        assert sent(*fields)[b"Forwarded"].count(b"for=") == MOST_HOPS + 1
+        Counted.asked = 0
+        assert client_address(fields, trusted) == "203.0.113.9"
+        assert Counted.asked == MOST_HOPS
+    # One more proxy, and nothing further left is looked at.
+    assert client_address([(FOR[0], said + b",192.0.2.7")], trusted) == "192.0.2.100"
+    many = b"a," * 30_000 + b"https"
+    assert len(sent((b"X-Forwarded-Proto", many))[b"X-Forwarded-Proto"].split(b",")) == MOST_HOPS
+    assert len(reported_hosts([(b"X-Forwarded-Host", many)])) == MOST_HOPS
+    assert client_address([(FOR[0], b"," * 60_000)], trusted) is None
+
+
+def test_a_long_forwarded_line_of_a_visitor_is_left_out() -> None:
+    ours = (b"Forwarded", b"for=203.0.113.9;proto=https")
+    for theirs in (
+        b"for=192.0.2.1, " * 4000 + b"for=192.0.2.1",
+        b";".join(b"a%d=b" % number for number in range(7000)),
+        b'for="' + b"\\a" * 29_000 + b'"',
+        b'for="' + b'\\"' * 29_000,
+        b'for="192.0.2.1',
+    ):
+        fields = [(b"Forwarded", theirs), ours]
+        assert sent(*fields)[b"Forwarded"] == (
+            b'for=203.0.113.9;host="dev1.x:81";proto=https, ' + OURS
+        )
+        assert client_address(fields, TrustedProxies.parse(["192.0.2.0/24"])) == "203.0.113.9"
+    short = [(b"Forwarded", b", ".join([b"for=_a"] * 100))] * 9
+    assert sent(*short)[b"Forwarded"].count(b"for=_a") == MOST_HOPS
+
+
+@pytest.mark.parametrize(
+    ("said", "client", "scheme"),
+    [
+        ([FOR, PROTO], "203.0.113.9", b"https"),
+        ([(b"Forwarded", b'for=192.0.2.1;proto=https, for="[2001:db8::7]:443";proto=http')],
+         "2001:db8::7", b"https"),
+        # X-Forwarded-For counts where there is any: a visitor's own Forwarded may have passed.
+        ([FOR, PROTO, (b"Forwarded", b"for=6.6.6.6;proto=http")], "203.0.113.9", b"https"),
+        ([(FOR[0], b"6.6.6.6, 203.0.113.9:51234")], "203.0.113.9", None),
+        ([(FOR[0], b"6.6.6.6, [2001:DB8::7]:51234, 192.0.2.3:80")], "2001:db8::7", None),
+        ([(FOR[0], b"::ffff:203.0.113.9")], "203.0.113.9", None),
+        ([(FOR[0], b"6.6.6.6, unknown")], None, None),
+        ([(FOR[0], b"6.6.6.6, unknown, 192.0.2.3")], "192.0.2.3", None),
+        ([(b"Forwarded", b"for=6.6.6.6, for=_hidden, for=192.0.2.3")], "192.0.2.3", None),
+        ([], None, None),
+    ],
+)  # fmt: skip
+def test_who_asks_behind_the_trusted_proxies(
+    said: list[Field], client: str | None, scheme: bytes | None
+) -> None:
+    assert client_address(said, TrustedProxies.parse(["192.0.2.0/24"])) == client
+    assert reported_scheme(said) == scheme
 
 
 def test_both_say_the_same_of_a_visitor_without_a_proxy() -> None:

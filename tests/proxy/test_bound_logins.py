@@ -110,3 +110,32 @@ async def test_another_visitor_never_gets_the_connection_of_a_login() -> None:
         await target.visitor.send(get("/other"))
         other = await target.connection()
         assert (await other.read_head()).startswith(b"GET /other ")
+
+
+@pytest.mark.parametrize("way", ["kept", "direct", "h11", "site"])
+async def test_behind_a_trusted_proxy_a_login_ends_with_its_request(way: str) -> None:
+    """It sends the requests of several people on one connection, as Caddy does."""
+    async with rig(trusted_fields=[], host="intranet" if way == "site" else None) as target:
+        if way in {"kept", "direct"}:
+            target.way = way
+            await target.first_exchange()
+        for number, login in enumerate(("NTLM type1", "NTLM type3", "")):
+            client = f"X-Forwarded-For: 198.51.100.{number}\r\n"
+            extra = f"Authorization: {login}\r\n" if login else ""
+            await target.visitor.send(get(f"/{number}", client + extra))
+            peer = await target.connection()
+            assert (await peer.read_head()).startswith(b"GET /%d " % number)
+            reply = CHALLENGE % b"NTLM type2" if number == 0 else OK + b"ok"
+            await peer.send(reply)
+            await target.visitor.read_head()
+            await target.visitor.read_exactly(2)
+            if login:
+                assert await _is_over(peer), "the next one would be logged in as this one"
+
+
+@pytest.mark.parametrize("way", ["kept", "direct"])
+async def test_a_trusted_proxy_may_keep_connections_with_logins_to_one_visitor(way: str) -> None:
+    async with rig(trusted_fields=[], proxies_keep_logins=True) as target:
+        target.way = way
+        await target.first_exchange()
+        await log_in(target)

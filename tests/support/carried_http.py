@@ -121,6 +121,7 @@ async def rig(
     parent_cookies: bool = False,
     tls: tuple[Path, ssl.SSLContext] | None = None,
     trusted_fields: list[str] | None = None,
+    proxies_keep_logins: bool = False,
     keeps_idle: bool = False,
     announces: bool = False,
 ) -> AsyncIterator[Target]:
@@ -141,6 +142,7 @@ async def rig(
         parent_cookies=parent_cookies,
         trusted_proxies=[] if trusted_fields is None else ["127.0.0.1"],
         trusted_fields=trusted_fields or [],
+        proxies_keep_logins=proxies_keep_logins,
     )
     if tls is not None:
         http = msgspec.structs.replace(

@@ -24,10 +24,16 @@ def _head(path: str, fields: dict[str, str], host: str) -> bytes:
 
 
 async def begun(
-    world: World, path: str, fields: dict[str, str], mark: bytes, host: str = "dev1.localhost"
+    world: World,
+    path: str,
+    fields: dict[str, str],
+    mark: bytes,
+    host: str = "dev1.localhost",
+    stream: trio.abc.Stream | None = None,
 ) -> trio.abc.Stream:
-    """A connection on which an answer has begun that does not end."""
-    stream = await trio.open_tcp_stream("127.0.0.1", world.this.port)
+    """A connection on which an answer has begun that does not end; by default a new one."""
+    if stream is None:
+        stream = await trio.open_tcp_stream("127.0.0.1", world.this.port)
     await stream.send_all(_head(path, fields, host))
     received = b""
     while mark not in received:

@@ -26,7 +26,7 @@ from tunnelmux.api.access import Principal, is_public
 from tunnelmux.api.browser_sessions.cookie import is_session_cookie, session_cookie
 from tunnelmux.api.problems import Refused, problem_response
 from tunnelmux.api.turns import Changes, Turn, Turns
-from tunnelmux.http.fields import TrustedProxies
+from tunnelmux.http.fields import TrustedProxies, client_address
 from tunnelmux.observability import get_logger
 from tunnelmux.transports.admission import source_of
 
@@ -191,16 +191,10 @@ class Gate:
         return problem_response(403, "cross_origin", detail)
 
     def _client_address(self, scope: Scope) -> str:
-        fields = [
-            value.decode("latin-1")
-            for name, value in scope["headers"]
-            if name == b"x-forwarded-for"
-        ]
-        hops = [hop.strip() for field in fields for hop in field.split(",")]
         address: str = scope["client"][0]
-        while address in self._trusted and hops:
-            address = hops.pop()
-        return address
+        if address not in self._trusted:
+            return address
+        return client_address(scope["headers"], self._trusted) or address
 
 
 _CLOSE = {"connection": "close"}

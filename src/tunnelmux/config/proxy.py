@@ -202,6 +202,13 @@ class HttpIngress(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     own.
     """
 
+    proxies_keep_logins: bool = False
+    """Whether the trusted proxies keep a connection for one visitor once a login by NTLM or
+    Negotiate began on it, as HAProxy does. False: such a login ends with its request, because Caddy
+    and nginx send requests of several people on one connection, and all of them would be logged in
+    as the first.
+    """
+
     parent_cookies: bool = False
     """Whether a device may set or clear cookies for the parent domain, which all devices share.
     False: such a cookie is limited to the device's host, and `Clear-Site-Data` clears none.

@@ -502,6 +502,6 @@ def _offered_upgrade(request: RequestHead) -> bytes | None:
 
 
 def _carries_requests(protocol: bytes) -> bool:
-    """Whether this member of `Upgrade` names HTTP (RFC 9110 7.8, RFC 7540 3.2) or TLS (RFC 2817)."""
+    """Whether this member of `Upgrade` names HTTP (RFC 9110 7.8) or TLS (RFC 2817)."""
     name = protocol.partition(b"/")[0].strip().lower()
     return name in {b"http", b"https", b"tls"} or name.startswith((b"h2", b"h3"))

@@ -14,7 +14,15 @@ import ipaddress
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
-from tunnelmux.http.forwarded import Hop, Route, plain_address, write_forwarded
+from tunnelmux.http.forwarded import (
+    Hop,
+    Route,
+    last_members,
+    plain_address,
+    plain_node,
+    read_forwarded,
+    write_forwarded,
+)
 from tunnelmux.http.head import Field, field_values
 from tunnelmux.pump.cookies import (
     clearing_only_own,
@@ -34,6 +42,8 @@ __all__ = [
     "forwarding_fields",
     "own_cookies",
     "replace_host",
+    "reported_hosts",
+    "reported_scheme",
     "safe_trailers",
     "without_own_cookies",
     "without_own_fields",
@@ -138,13 +148,18 @@ class TrustedProxies:
     """Names, in lower case, of fields that they may set besides `Forwarded`, `X-Forwarded-*` and
     `X-Real-IP`.
     """
+    keep_logins: bool = False
+    """Whether they keep a connection for one visitor, once a login began that belongs to it."""
 
     @classmethod
-    def parse(cls, networks: Iterable[str], fields: Iterable[str] = ()) -> TrustedProxies:
+    def parse(
+        cls, networks: Iterable[str], fields: Iterable[str] = (), *, keep_logins: bool = False
+    ) -> TrustedProxies:
         """From addresses and networks in CIDR notation; ValueError names a malformed one."""
         return cls(
             tuple(ipaddress.ip_network(text, strict=False) for text in networks),
             frozenset(name.lower().encode("ascii") for name in fields),
+            keep_logins,
         )
 
     def __contains__(self, address: str) -> bool:
@@ -161,7 +176,8 @@ class TrustedProxies:
     def visitor(self, address: str, scheme: str = "http") -> Visitor:
         """A visitor from this address; trusted if the address is one of these."""
         is_one = address in self
-        return Visitor(address, scheme, is_one, self.fields if is_one else frozenset())
+        fields = self.fields if is_one else frozenset[bytes]()
+        return Visitor(address, scheme, is_one, fields, keeps_logins=self.keep_logins or not is_one)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +190,9 @@ class Visitor:
     """Whether the address is one of the trusted proxies."""
     believed: frozenset[bytes] = frozenset()
     """`TrustedProxies.fields`, for one of them."""
+    keeps_logins: bool = True
+    """Whether a login that belongs to its connection is that of all who ask on it: False for a
+    proxy that sends requests of several people on one."""
 
     def may_say(self, name: bytes) -> bool:
         """Whether this peer may set a field that only proxies may send."""
@@ -203,8 +222,8 @@ def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -
     before = Route()
     if visitor.trusted:
         before = Route.read(
-            [value for key, value in kept if key.lower() == b"forwarded"],
-            *(field_values(kept, b"x-forwarded-" + name) for name in (b"for", b"proto", b"host")),
+            _values(kept, b"forwarded"),
+            *(_values(kept, b"x-forwarded-" + name) for name in (b"for", b"proto", b"host")),
         )
         kept = [pair for pair in kept if pair[0].lower() not in _SET_HERE]
     hops = [*before.hops, ours]
@@ -219,17 +238,40 @@ def forwarding_fields(headers: Iterable[Field], visitor: Visitor, host: bytes) -
     return kept
 
 
-def client_address(headers: list[Field], trusted: TrustedProxies) -> str | None:
-    """The client behind the trusted proxies, from `X-Forwarded-For`: the first address from the
-    right that is not a trusted proxy's. None when the field is missing or has no valid address.
+def client_address(headers: Iterable[Field], trusted: TrustedProxies) -> str | None:
+    """The client behind the trusted proxies, from `X-Forwarded-For`, or `Forwarded` where there is
+    no such field: the first address from the right that is not a trusted proxy's. None when both
+    are missing or have no valid address.
     """
+    headers = list(headers)
+    nodes: list[bytes] = last_members(_values(headers, b"x-forwarded-for"))
+    if not nodes:
+        nodes = [hop.node or b"" for hop in read_forwarded(_values(headers, b"forwarded"))]
     client = None
-    for hop in reversed(field_values(headers, b"x-forwarded-for")):
-        try:
-            address = str(ipaddress.ip_address(hop.decode("ascii", "replace")))
-        except ValueError:
+    for node in reversed(nodes):
+        address = plain_node(node)
+        if address is None:
             return client
         client = address
         if address not in trusted:
             break
     return client
+
+
+def reported_scheme(headers: Iterable[Field]) -> bytes | None:
+    """The scheme that the visitor asked with, as trusted proxies report it: `X-Forwarded-Proto`, or
+    `Forwarded` where there is no such field."""
+    headers = list(headers)
+    protos: Sequence[bytes | None] = last_members(_values(headers, b"x-forwarded-proto"))
+    if not protos:
+        protos = [hop.proto for hop in read_forwarded(_values(headers, b"forwarded"))]
+    return protos[0] if protos else None
+
+
+def reported_hosts(headers: Iterable[Field]) -> list[bytes]:
+    """The hosts in `X-Forwarded-Host`."""
+    return last_members(_values(headers, b"x-forwarded-host"))
+
+
+def _values(headers: Iterable[Field], name: bytes) -> list[bytes]:
+    return [value for key, value in headers if key.lower() == name]

@@ -12,7 +12,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import zip_longest
 
-__all__ = ["Hop", "Route", "parse_forwarded", "plain_address", "write_forwarded"]
+__all__ = [
+    "MOST_HOPS",
+    "Hop",
+    "Route",
+    "last_members",
+    "plain_address",
+    "plain_node",
+    "read_forwarded",
+    "write_forwarded",
+]
+
+MOST_HOPS = 32
+"""Members of each list that count, from its end. Proxies add at the end, so the last ones are those
+of the proxies nearest to us; no real way has as many. What is further left may be a visitor's own,
+and costs time for each member."""
+
+_LONGEST_FORWARDED = 4096
+# Bytes of one `Forwarded` line that is read: 128 for each hop. A longer one counts as malformed.
 
 _TOKEN = rb"[-!#$%&'*+.^_`|~0-9A-Za-z]+"
 _PAIR = re.compile(
@@ -57,9 +74,9 @@ class Route:
         protos: Sequence[bytes],
         hosts: Sequence[bytes],
     ) -> Route:
-        """From the values of `Forwarded`, and the members of `X-Forwarded-For` and so on."""
-        said = cls((), tuple(addresses), tuple(protos), tuple(hosts))
-        hops = parse_forwarded(b", ".join(forwarded)) or ()
+        """From the values of `Forwarded`, of `X-Forwarded-For` and so on: the last MOST_HOPS."""
+        said = cls((), *(tuple(last_members(values)) for values in (addresses, protos, hosts)))
+        hops = read_forwarded(forwarded)
         if not (said.addresses or said.protos or said.hosts):
             return cls._from_hops(hops)
         if hops and said._agrees(hops):
@@ -102,6 +119,31 @@ class Route:
             Hop(_node(node) if node is not None else None, host, proto)
             for node, host, proto in zip_longest(self.addresses, hosts, protos)
         )
+
+
+def last_members(values: Sequence[bytes]) -> list[bytes]:
+    """The last MOST_HOPS members of a list field (RFC 9110 5.6.1) with these values, in order."""
+    members: list[bytes] = []
+    for value in reversed(values):
+        parts = value.rsplit(b",", MOST_HOPS)[-MOST_HOPS:]
+        members += [member for part in reversed(parts) if (member := part.strip())]
+        if len(members) >= MOST_HOPS:
+            break
+    return members[:MOST_HOPS][::-1]
+
+
+def read_forwarded(values: Sequence[bytes]) -> tuple[Hop, ...]:
+    """The last MOST_HOPS elements of `Forwarded` with these values, in order; only those behind a
+    malformed value, which the proxies after it cannot have written."""
+    hops: list[Hop] = []
+    for value in reversed(values):
+        found = parse_forwarded(value) if len(value) <= _LONGEST_FORWARDED else None
+        if found is None:
+            break
+        hops[:0] = found
+        if len(hops) >= MOST_HOPS:
+            break
+    return tuple(hops[-MOST_HOPS:])
 
 
 def parse_forwarded(value: bytes) -> tuple[Hop, ...] | None:
@@ -172,6 +214,19 @@ def _node(text: bytes) -> bytes:
     if (match := _V6.fullmatch(text)) and _is_address(match[1] or match[3]):
         return b"[%s]%s" % ((match[1] or match[3]).lower(), match[2] or b"")
     return b"unknown"
+
+
+def plain_node(text: bytes) -> str | None:
+    """The address in a member of `X-Forwarded-For` or a `for`, which some proxies write with the
+    port of the connection; None where it holds none."""
+    match = _V4.fullmatch(text)
+    if match is None and (match := _V6.fullmatch(text)) is None:
+        return None
+    try:
+        address = ipaddress.ip_address((match[1] or match[3]).decode("ascii"))
+    except ValueError:
+        return None
+    return str(getattr(address, "ipv4_mapped", None) or address)
 
 
 def _bare(node: bytes) -> bytes:

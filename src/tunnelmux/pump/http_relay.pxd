@@ -40,6 +40,7 @@ cdef class HttpRelay(LegUser):
     cdef Py_ssize_t drain_bytes
     cdef object carrier
     cdef bint heeds
+    cdef bint keeps_logins
     cdef bint traces
     cdef uint32_t stream_seen
     cdef RequestFollower request

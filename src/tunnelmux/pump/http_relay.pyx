@@ -71,7 +71,7 @@ cdef class HttpRelay(LegUser):
         self.fd = self.local.fd
         self.owner = owner
         self.carrier = carrier
-        self.heeds = carrier.heeds
+        self.heeds, self.keeps_logins = carrier.heeds, carrier.keeps_logins
         self.traces = carrier.traces
         self.drain_bytes = drain_bytes
         self.request = RequestFollower(
@@ -546,7 +546,7 @@ cdef class HttpRelay(LegUser):
         if self.leg is not None:
             self.leg.exchanges += 1
             self.leg.bound = self.leg.bound or answer.binds
-        if answer.closes:
+        if answer.closes or (self.leg is not None and self.leg.bound and not self.keeps_logins):
             self.ending = max(self.ending, PARTS)
         if answer.until_end or self.request.state_ != REQUEST_DONE or (
             self.local_eof and self.pending.size == 0
@@ -657,7 +657,7 @@ cdef class HttpRelay(LegUser):
         if how == LEG_KEPT and leg.agreed and leg.exchanges:
             if not leg.bound:
                 return self.route.keep(leg, self.pump.now)
-            if self.ended_as == HANDED_BACK:
+            if self.ended_as == HANDED_BACK and self.keeps_logins:
                 self.bound = leg.release()  # for `take_bound`
                 return 0
         return leg.part(how != LEG_RESET and leg.agreed)

@@ -19,8 +19,9 @@ class VisitEntry:
     """The visitor's address, as `host:port`."""
     scheme: str
     """The scheme it came in by: http, https, tcp."""
-    is_exempt: bool
-    """Whether its address stands for many visitors, as a trusted proxy's does: it has no limit then."""
+    counts_as: str
+    """The address that its limits are about: the visitor's, or the one that a trusted proxy names for its
+    last request. Empty where that is not known: it has no limit then."""
     lease: str
     """The id of the lease it is under, with which it ends; empty for none."""
     named: str
@@ -102,6 +103,9 @@ class VisitBook:
 
     def move(self, visit: VisitEntry, device: str) -> None:
         """Note that the visit leads to another device from now on."""
+
+    def count_as(self, visit: VisitEntry, address: str) -> None:
+        """Note that limits are about this address from now on (`VisitEntry.counts_as`)."""
 
     def of_device(self, device: str) -> list[Any]:
         """The live visits of a device, the oldest first."""

@@ -19,7 +19,7 @@ cdef class VisitEntry:
     cdef public object service
     cdef public str visitor
     cdef public str scheme
-    cdef public bint is_exempt
+    cdef public str counts_as
     cdef public str lease
     cdef public str named
     cdef public long long number
@@ -43,7 +43,7 @@ cdef class VisitEntry:
         self.way = way
         self.device = device
         self.service = service
-        self.visitor = visitor
+        self.visitor = self.counts_as = visitor
         self.scheme = scheme
         self.lease = self.named = ""
         self.began = register.clock()
@@ -57,7 +57,7 @@ cdef class VisitEntry:
         return self.is_counted_()
 
     cdef bint is_counted_(self) noexcept:
-        return self.is_from_outside and not self.is_exempt and len(self.device) > 0
+        return self.is_from_outside and len(self.counts_as) > 0 and len(self.device) > 0
 
 
 cdef class VisitBook:
@@ -120,6 +120,14 @@ cdef class VisitBook:
         visit.device = device
         self.index(visit)
 
+    def count_as(self, VisitEntry visit not None, str address not None):
+        if visit.counts_as == address:
+            return
+        self.discount(visit)
+        visit.counts_as = address
+        if visit.number in self.live:
+            self.count(visit)
+
     def of_device(self, device):
         return list(self.by_device.get(device, {}).values())
 
@@ -169,13 +177,21 @@ cdef class VisitBook:
 
     cdef int index(self, VisitEntry visit) except -1:
         put(self.by_device, visit.device, visit)
-        if visit.is_counted_():
-            visit.crowd = (visit.device, visit.source)
-            put(self.crowds, visit.crowd, visit)
+        self.count(visit)
         return 0
 
     cdef int drop(self, VisitEntry visit) except -1:
         take_out(self.by_device, visit.device, visit)
+        self.discount(visit)
+        return 0
+
+    cdef int count(self, VisitEntry visit) except -1:
+        if visit.is_counted_():
+            visit.crowd = (visit.device, self.source_of(visit.counts_as))
+            put(self.crowds, visit.crowd, visit)
+        return 0
+
+    cdef int discount(self, VisitEntry visit) except -1:
         if visit.crowd is not None:
             take_out(self.crowds, visit.crowd, visit)
             visit.crowd = None

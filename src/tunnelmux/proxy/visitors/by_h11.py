@@ -24,11 +24,12 @@ from tunnelmux.http.fields import (
     end_to_end,
     forwarding_fields,
     own_cookies,
+    reported_hosts,
     without_own_cookies,
     without_own_fields,
     without_own_set_cookies,
 )
-from tunnelmux.http.head import Field, field_values, first_value
+from tunnelmux.http.head import Field, first_value
 from tunnelmux.http.refusal import Refusal, Refused
 from tunnelmux.mux import Stream
 from tunnelmux.observability import get_logger
@@ -75,7 +76,7 @@ class RequestsByH11:
         """Whether no request is in progress."""
         self.busy_since = 0.0
         """When h11 got the request in progress, on Trio's clock."""
-        self.kept = KeptUpstream()
+        self.kept = KeptUpstream(keeps_logins=visit.carrier.keeps_logins)
         """The stream that a login of the visitor belongs to."""
         self.raw = KeptUpstream()
         """The same for a stream that was opened in the pump: it leads directly to the target."""
@@ -140,6 +141,7 @@ class RequestsByH11:
         placed = self._router.place_now(destination, self._wish(request))
         if placed is None or self._visit.inspection(placed, self._routes) is not None:
             return False
+        self._note_client(request)
         asked = Asked.of(request, self._sender_of(request))
         shown = asked.cookie, asked.login, asked.token
         by = self._gate.find(destination.device, destination.service, asked.sender, *shown)
@@ -153,9 +155,7 @@ class RequestsByH11:
         """A stream to the device that this request names; raises Refused."""
         self.is_idle = False
         self.busy_since = trio.current_time()
-        if self._visitor.trusted:
-            known = client_address(request.headers, self._settings.trusted)
-            self._visit.carrier.client = known
+        self._note_client(request)
         self._begin_trace(request)
         with self._step("route"):
             headers = await self._admitted(request)
@@ -416,6 +416,12 @@ class RequestsByH11:
         identity = self._gate.identity_fields(by, request.host)
         return [*without_fields(headers, identity), *identity]
 
+    def _note_client(self, request: RequestHead) -> None:
+        """Note for whom a trusted proxy sends the request."""
+        if self._visitor.trusted:
+            known = client_address(request.headers, self._settings.trusted)
+            self._visit.carrier.client = known
+
     def _sender_of(self, request: RequestHead) -> Sender:
         visitor = self._visitor
         if not visitor.trusted:
@@ -445,7 +451,7 @@ class RequestsByH11:
             return headers
         hosts = [request.host]
         if self._visitor.trusted:  # the service may see another host name than the browser
-            hosts += field_values(request.headers, b"x-forwarded-host")
+            hosts += reported_hosts(request.headers)
         for host in hosts:
             headers = own_cookies(headers, host)
         return clearing_own(headers)

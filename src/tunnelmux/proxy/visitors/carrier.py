@@ -15,8 +15,14 @@ import trio
 
 from tunnelmux.http.connect import CONNECT_ANSWER, connect_head
 from tunnelmux.http.connection import DRAIN_BYTES
-from tunnelmux.http.fields import Visitor, client_address, forwarding_fields
-from tunnelmux.http.head import Field, field_values
+from tunnelmux.http.fields import (
+    Visitor,
+    client_address,
+    forwarding_fields,
+    reported_hosts,
+    reported_scheme,
+)
+from tunnelmux.http.head import Field
 from tunnelmux.http.judge import HeadJudge
 from tunnelmux.http.refusal import Refused
 from tunnelmux.limits import IngressLimits
@@ -247,6 +253,8 @@ class Carrier:
         self.judge = HeadJudge(settings.limits)
         self.heeds = visitor.trusted
         """Whether the peer is a trusted proxy, whose fields about the sender count."""
+        self.keeps_logins = visitor.keeps_logins
+        """Whether a login that belongs to a connection (NTLM) may last longer than its request."""
         self.visitor = visitor
         """The sender of the requests, as the connection shows it."""
         self._tried: tuple[HttpRelay | None, int] | None = None  # the last request that was sent on
@@ -278,7 +286,10 @@ class Carrier:
             destination = self._gate.settled(destination)
         except Refused:
             return None
-        sender = self._made_for(host, said).sender if self.heeds else self._sender
+        sender = self._sender
+        if self.heeds:
+            made = self._made_for(host, said)
+            sender, self.client = made.sender, made.client
         by = self._gate.find(destination.device, destination.service, sender, cookie, login, token)
         if by is None or not self._gate.may_pass(by, crosses=crosses):
             return None
@@ -339,7 +350,7 @@ class Carrier:
         lines = _joined(forwarding_fields(fields, self.visitor, host))
         hosts: tuple[bytes, ...] = ()
         if not self._settings.parent_cookies:
-            hosts = host, *field_values(fields, b"x-forwarded-host")
+            hosts = host, *reported_hosts(fields)
         if not self.heeds:
             return SenderLines(lines, hosts, None, self._sender)
         client = client_address(fields, self._settings.trusted)
@@ -440,8 +451,8 @@ def sender_of(fields: list[Field], visitor: Visitor, client: str | None) -> Send
     """The sender of a request from a trusted proxy: the address and scheme that the proxy
     reports.
     """
-    protos = field_values(fields, b"x-forwarded-proto")
-    scheme = protos[0].decode("latin-1").lower() if protos else visitor.scheme
+    said = reported_scheme(fields)
+    scheme = said.decode("latin-1").lower() if said is not None else visitor.scheme
     return Sender(client or visitor.address, "https" if scheme in {"https", "wss"} else "http")
 
 

@@ -154,7 +154,8 @@ class HttpVisit(Visit):
         )
         address = host_of(remote)
         visitor = settings.trusted.visitor(address, settings.scheme)
-        self.is_exempt = address in settings.trusted
+        if visitor.trusted:
+            self.counts_as = ""  # until a request says for whom it is
         self.place = place
         self.settings = settings
         self.carrier = Carrier(settings, parts.routes, visitor, self, parts.gate)
@@ -188,6 +189,9 @@ class HttpVisit(Visit):
         """
         self._has_asked = True
         self.place.leave()
+        if self.carrier.heeds:
+            client = self.carrier.client or ""
+            self._register.count_as(self, "" if client in self.settings.trusted else client)
         group = "" if named.device == destination.device else named.device
         self.go_to(destination.device, destination.service, group)
         return crowd_refusal(self, self.settings.limits)

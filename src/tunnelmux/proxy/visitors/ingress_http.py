@@ -80,7 +80,11 @@ class HttpIngressServer:
         self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
     ) -> None:
         """Use these settings for new connections."""
-        trusted = TrustedProxies.parse(ingress.trusted_proxies, ingress.trusted_fields)
+        trusted = TrustedProxies.parse(
+            ingress.trusted_proxies,
+            ingress.trusted_fields,
+            keep_logins=ingress.proxies_keep_logins,
+        )
         self._parts.routes.limits = limits
         self._settings = IngressSettings(
             ingress.domain, trusted, limits, tls, parent_cookies=ingress.parent_cookies

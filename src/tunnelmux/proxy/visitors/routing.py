@@ -25,6 +25,7 @@ from tunnelmux.proxy.visitors.names import Destination, KnownNames
 from tunnelmux.proxy.visitors.visit import IN_THE_PUMP, PATIENCE, Visit
 from tunnelmux.relay import abort
 from tunnelmux.sessions import DeviceStore, LocalHandle, SessionHandle
+from tunnelmux.transports.admission import source_of
 from tunnelmux.wire import DEVICE_FIELD, SERVICE_FIELD
 
 __all__ = [
@@ -167,7 +168,8 @@ def crowd_refusal(visit: Visit, limits: IngressLimits) -> Refusal | None:
     if not visit.is_counted or visit.crowd(most) <= most:
         return None
     message = (
-        f"More than {most} streams to device {visit.device} are open for {visit.source} "
+        f"More than {most} streams to device {visit.device} are open for "
+        f"{source_of(visit.counts_as)} "
         "(limits.max_streams_per_visitor). Try again in a moment."
     )
     return Refusal(503, "too-many-visitors", message, retry_after=BUSY_RETRY_AFTER)

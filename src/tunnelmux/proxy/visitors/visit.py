@@ -144,10 +144,10 @@ class Visit(VisitEntry):
         return self._register.feed
 
     def crowd(self, enough: int) -> int:
-        """How many visits of this device come from this address, including this one; see
+        """How many visits of this device count as this address, including this one; see
         `VisitRegister.crowd`.
         """
-        return self._register.crowd(self.device, self.visitor, enough)
+        return self._register.crowd(self.device, self.counts_as, enough)
 
     @property
     def state(self) -> Wait:
