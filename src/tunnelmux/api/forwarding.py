@@ -35,6 +35,7 @@ from tunnelmux.wire import SERVICE_FIELD
 
 __all__ = [
     "ForwardedResponse",
+    "answer_fields",
     "refuse_websocket",
     "relay_raw",
     "relay_websocket",
@@ -52,7 +53,11 @@ _OWN_REQUEST_FIELDS = {b"authorization", b"cookie", b"host", b"content-length", 
 _OWN_ANSWER_FIELDS = {
     *(b"set-cookie", b"clear-site-data"),
     *(b"content-length", b"content-security-policy"),
+    *(b"x-sendfile", b"x-lighttpd-send-file", b"x-reproxy-url"),
 }
+_FOR_NGINX = b"x-accel-"
+# Like `X-Sendfile` an order to the proxy in front, which would answer with another path of ours, as
+# the caller, or with a file of its own.
 
 _SANDBOX = (
     (b"content-security-policy", b"sandbox; default-src 'none'"),
@@ -68,6 +73,18 @@ _CONNECT_CODES = {
 _PLAIN_PATH = re.compile(rb"/[!->@-~]{0,4095}")
 
 _LIMITS = IngressLimits()
+
+
+def answer_fields(head: ResponseHead) -> list[Field]:
+    """The header fields for the caller, of a service's answer with this head."""
+    headers = [
+        (name.lower(), value)
+        for name, value in without_own_fields(end_to_end(head.headers))
+        if name.lower() not in _OWN_ANSWER_FIELDS and not name.lower().startswith(_FOR_NGINX)
+    ]
+    if head.content_length is not None:
+        headers.append((b"content-length", b"%d" % head.content_length))
+    return [*headers, *_SANDBOX]
 
 
 def service_head(service: str, headers: list[Field], host: bytes) -> list[Field]:
@@ -160,18 +177,11 @@ class ForwardedResponse(Response):
         raise Refused(504, "device_timeout", message)
 
     async def _answer(self, client: ClientConnection, head: ResponseHead, send: Send) -> None:
-        headers = [
-            (name.lower(), value)
-            for name, value in without_own_fields(end_to_end(head.headers))
-            if name.lower() not in _OWN_ANSWER_FIELDS
-        ]
-        if head.content_length is not None:
-            headers.append((b"content-length", b"%d" % head.content_length))
         await send(
             {
                 "type": "http.response.start",
                 "status": head.status,
-                "headers": [*headers, *_SANDBOX],
+                "headers": answer_fields(head),
             }
         )
         done = False
