@@ -171,3 +171,39 @@ def test_requests_in_heaps_wait_in_the_socket_and_are_all_answered() -> None:
             return most
 
     assert asyncio.run(attack()) < 1500  # those of one reading, 64 KiB
+
+
+class Costly:
+    """Stands for asyncssh's connection and its transport: each packet takes 5 microseconds."""
+
+    def __init__(self, packet: int) -> None:
+        self.packet = packet
+        self.now = 0.0
+        self.max_size = 262_144
+        self.turns: list[float] = []
+        self._transport = self
+        self._channels: dict[int, Any] = {}
+        self._global_request_queue = self._deferred_packets = self._inpbuf = b""
+        self._max_recv_pktlen = 1
+
+    def data_received(self, data: bytes, _datatype: object) -> None:
+        self.turns.append(len(data) / self.packet * 5e-6)
+        self.now += self.turns[-1]
+
+    def get_write_buffer_size(self) -> int:
+        return 0
+
+    def is_closing(self) -> bool:
+        return False
+
+
+@pytest.mark.parametrize("packet", [16, 256, 32_768])
+def test_a_flood_of_small_packets_takes_little_of_each_turn(packet: int) -> None:
+    """All others wait during a turn: visitors of the device, and other commands."""
+    flooded: Any = Costly(packet)
+    BackPressure(flooded, None, MOST_UNSENT, clock=lambda: flooded.now)  # type: ignore[arg-type]
+    for _ in range(20):
+        flooded.data_received(bytes(flooded.max_size), None)
+    assert flooded.turns[0] < 0.003  # when nothing is known of it yet
+    assert max(flooded.turns[1:]) < 0.0011
+    assert flooded.turns[-1] > 0.0004 or flooded.max_size == 65_536

@@ -111,6 +111,41 @@ async def test_a_protocol_hears_all_of_a_socket() -> None:
     assert heard == [address, b"back", "eof", None]
 
 
+async def test_how_much_is_read_in_a_turn_may_be_said() -> None:
+    """`BackPressure` says it, so that a server's flood leaves others their turns."""
+    sizes: list[int] = []
+
+    class Protocol(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            assert isinstance(transport, GatheringTransport)
+            assert isinstance(transport.max_size, int)
+            transport.max_size = 1000
+            self.transport = transport
+
+        def data_received(self, data: bytes) -> None:
+            sizes.append(len(data))
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            lost.set()
+
+    ours, theirs = socket.socketpair()
+    ours.setblocking(False)
+    with theirs:
+
+        async def work() -> None:
+            nonlocal lost
+            lost = asyncio.Event()
+            await Way(ours).create_connection(Protocol, "a name", 22)
+            theirs.sendall(bytes(10_000))
+            theirs.shutdown(socket.SHUT_WR)
+            await asyncio.wait_for(lost.wait(), 30)
+
+        lost: asyncio.Event
+        async with open_bridge() as bridge:
+            await bridge.call(work())
+    assert sizes == [1000] * 10
+
+
 @pytest.mark.slow  # starts an sshd
 async def test_a_command_costs_few_writes(
     pool: SshPool, ask: Asker, monkeypatch: pytest.MonkeyPatch

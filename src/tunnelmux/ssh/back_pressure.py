@@ -10,6 +10,8 @@ processor. So its connection ends.
 from __future__ import annotations
 
 import asyncio
+import time
+from collections.abc import Callable
 from typing import Any
 
 import asyncssh
@@ -31,8 +33,17 @@ _LEAST_PACKET = 1024
 # 4253 section 6.1), and the smallest servers and clients take 2,048.
 
 _AT_ONCE = 65_536
-# Bytes read in one turn of the loop, so that a flood of small packets takes a few milliseconds
-# before others have their turn.
+# Bytes read in one turn of the loop, where they are large packets.
+
+_FIRST = 8192
+# Bytes read in the first turn, before it is known what they cost.
+
+_LEAST_AT_ONCE = 1024
+# Bytes read in one turn however much they cost: some forty of the smallest packets.
+
+_TURN = 0.001
+# Seconds of processor time that a connection may take of one turn, while all others wait. 64 KiB
+# take less in large packets, and more than ten times as long in the smallest.
 
 _LOOK = 0.02
 # Seconds between two looks whether a connection that is not read may be read again.
@@ -43,18 +54,26 @@ class BackPressure:
     peer wants its data in tiny packets.
 
     To be made where asyncssh says that the connection is made. Its transport tells how much it has
-    not sent yet, and can pause reading.
+    not sent yet, and can pause reading. `clock` returns seconds of processor time.
     """
 
-    def __init__(self, connection: Any, loop: asyncio.AbstractEventLoop, most_unsent: int) -> None:
+    def __init__(
+        self,
+        connection: Any,
+        loop: asyncio.AbstractEventLoop,
+        most_unsent: int,
+        *,
+        clock: Callable[[], float] = time.thread_time,
+    ) -> None:
         self.most_unsent = most_unsent
         """Bytes that may wait to be read by the peer. To be more than its channels' windows."""
         self._connection = connection
         self._loop = loop
         self._transport = connection._transport  # noqa: SLF001  asyncssh shows it nowhere else
         self._take = connection.data_received
-        if isinstance(getattr(self._transport, "max_size", None), int):
-            self._transport.max_size = _AT_ONCE
+        self._clock = clock
+        self._sets_size = isinstance(getattr(self._transport, "max_size", None), int)
+        self._set_size(_FIRST)
         connection.data_received = self._received
 
     @property
@@ -71,7 +90,9 @@ class BackPressure:
         )
 
     def _received(self, data: bytes, datatype: Any = None) -> None:
+        began = self._clock()
         self._take(data, datatype)
+        self._fit_size(len(data), self._clock() - began)
         # Before anything is written to a channel that was opened just now.
         if any(0 < size < _LEAST_PACKET for size in self._packet_sizes()):
             reason = f"a channel must take packets of {_LEAST_PACKET} bytes"
@@ -79,6 +100,18 @@ class BackPressure:
         if not self._transport.is_closing() and self.is_behind:
             self._transport.pause_reading()
             self._look_later()
+
+    def _fit_size(self, size: int, seconds: float) -> None:
+        """So many bytes took so long: read as many in the next turn as it has time for."""
+        if seconds > _TURN:
+            self._set_size(int(size * _TURN / seconds))
+        elif seconds < _TURN / 2:
+            self._set_size(self._size * 2)
+
+    def _set_size(self, size: int) -> None:
+        self._size = min(max(size, _LEAST_AT_ONCE), _AT_ONCE)
+        if self._sets_size:
+            self._transport.max_size = self._size
 
     def _packet_sizes(self) -> list[int]:
         """What each channel's peer takes in a packet; 0 where it has not said."""

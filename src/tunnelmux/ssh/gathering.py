@@ -57,6 +57,17 @@ class GatheringTransport(asyncio.Transport):
         self._loop = asyncio.get_running_loop()
         self._pieces: list[bytes] = []
 
+    @property
+    def max_size(self) -> int | None:
+        """Bytes that are read at once; None where the transport below does not say."""
+        size = getattr(self._transport, "max_size", None)
+        return size if isinstance(size, int) else None
+
+    @max_size.setter
+    def max_size(self, size: int) -> None:
+        # asyncio's transports of sockets have it, though its types do not say so.
+        setattr(self._transport, "max_size", size)  # noqa: B010
+
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Keep it. The windows of channels bound how much there is of data, and BackPressure how
         much of all else."""
