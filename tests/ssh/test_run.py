@@ -152,12 +152,15 @@ async def test_without_the_mark_commands_are_killed_when_no_other_is_wanted(
         ask = Asker(server)
         assert (await pool.run(ask(f"sleep {word}", timeout=0.2))).exit_code == 124
         assert processes_with(word) == []  # it was alone
-        async with pool.execute(ask("sleep 1.5; echo whole")) as other:
+        go_on = tmp_path / "go-on"
+        waits = f"while [ ! -e {go_on} ]; do sleep 0.1; done; echo whole"
+        async with pool.execute(ask(waits)) as other:
             assert isinstance(await anext(other), Started)
-            late = await pool.run(ask(f"sleep {word}", timeout=0.2))
+            late = await pool.run(ask(f"sleep {word}", timeout=0.5))
             assert late.stderr.endswith("could not be killed and may still run\n")
             # Its command line is empty for a moment while the shell makes way for it.
             await until(lambda: bool(processes_with(word)), "it runs")
+            go_on.touch()
             assert output_of([event async for event in other]) == b"whole\n"
         await until(lambda: not processes_with(word), "the late one is gone")
         await until(lambda: pool.connection_count == 0, "and so is its connection")
