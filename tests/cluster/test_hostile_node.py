@@ -97,6 +97,26 @@ async def test_a_stream_for_another_session_of_the_device_is_refused(
                     stream.reset()
 
 
+async def test_a_node_that_is_asked_asks_no_third_one(nodes: Nodes, web: Address) -> None:
+    """Though it finds the device there in the directory, as the asking node does."""
+    await nodes.start("c")
+    async with nodes.agent("c", {"web": f"http://{web}"}):
+        with trio.fail_after(30):
+            assert (await nodes.get("b")).status == 200
+            generation = nodes["c"].store.membership.generation_of("dev1")  # type: ignore[attr-defined]
+            session = await dial(nodes)
+            for asked in (b"GET /v1/devices/dev1", b"CONNECT dev1"):
+                stream = await session.open_stream()
+                await stream.send_all(
+                    b"%b HTTP/1.1\r\nHost: b\r\nTunnelmux-Generation: %d\r\n\r\n"
+                    % (asked, generation)
+                )
+                answer = bytes(await stream.receive_some())
+                assert answer.startswith(b"HTTP/1.1 503"), asked
+                assert b"device-moved" in answer, asked
+                stream.reset()
+
+
 async def test_a_node_that_comes_and_goes_does_not_fill_the_log(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -75,6 +75,20 @@ async def test_a_second_session_in_another_failure_domain(
             assert (await nodes.get("a")).body == b"hello\n"
 
 
+async def test_of_two_older_agents_at_two_nodes_the_newer_one_stays(
+    redis: RedisServer, doors: Doors, web: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They do not say that they are two, as those of today do."""
+    monkeypatch.setattr("tunnelmux.agent.tunnels.INSTANCE_FIELD", b"X-Older")
+    async with (
+        cluster(redis, doors, "a", "b") as nodes,
+        nodes.agent("a", {"web": f"http://{web}"}),
+        nodes.agent("b", {"web": f"http://{web}"}),
+    ):
+        first = nodes["a"].events
+        await until(lambda: first.counts["lost"] > 0)
+
+
 async def test_a_visitor_is_led_to_the_nearest_session(
     redis: RedisServer, doors: Doors, web: Address
 ) -> None:

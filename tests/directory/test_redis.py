@@ -172,6 +172,32 @@ async def test_the_primary_is_found_by_its_sentinels(tmp_path: Path) -> None:
                 assert place.generation == claim.generation
 
 
+async def test_a_replica_that_the_sentinels_name_is_not_used() -> None:
+    """They are behind for a moment when another server has become the primary."""
+    asked: list[bytes] = []
+
+    async def replica(stream: trio.SocketStream) -> None:
+        async for words in stream:
+            asked.append(bytes(words).split(b"\r\n")[2])
+            await stream.send_all(b"*3\r\n$5\r\nslave\r\n$9\r\n127.0.0.1\r\n:6379\r\n")
+
+    async with serving(replica) as found:
+        named = f"*2\r\n${len(found.host)}\r\n{found.host}\r\n$5\r\n{found.port:05}\r\n"
+
+        async def sentinel(stream: trio.SocketStream) -> None:
+            async for _ in stream:
+                await stream.send_all(named.encode())
+
+        async with (
+            serving(sentinel) as address,
+            open_redis(f"redis+sentinel://{address}/main") as redis,
+        ):
+            directory = RedisDirectory(redis, "a", "1", timeout=20)
+            with pytest.raises(DirectoryAway, match=r"is not the primary now"):
+                await directory.find("dev1")
+    assert asked == [b"ROLE"]
+
+
 @contextmanager
 def running_sentinel(program: str, folder: Path, primary: int) -> Iterator[int]:
     """One Sentinel that watches the server on that port, as `main`; gives its own port."""
