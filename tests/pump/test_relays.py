@@ -12,9 +12,9 @@ import trio
 import trio.testing
 
 from support.carried import WAYS, Relayed, carried_sessions, relayed
-from support.streams import next_bytes
+from support.streams import next_bytes, socket_pair
 from tunnelmux.limits import Limits
-from tunnelmux.relay import abort
+from tunnelmux.relay import abort, relay
 
 pytestmark = pytest.mark.parametrize("way", WAYS)
 
@@ -44,6 +44,34 @@ async def test_bytes_go_both_ways_and_are_counted(way: str) -> None:
         assert (one.far_result.bytes_b_to_a, one.far_result.bytes_a_to_b) == (8, 10)
         await client.ping()
         assert client.stream_count == server.stream_count == 0
+
+
+async def test_a_relay_waits_for_credit_where_more_was_queued_than_the_peer_allows(
+    way: str,
+) -> None:
+    """As after an upload with an Upgrade. It keeps no processor busy until the peer reads."""
+    async with carried_sessions(way) as (client, server):
+        ours, theirs = await client.open_stream(), await server.accept_stream()
+        queued = 0
+        with trio.fail_after(30):
+            while ours._engine_stream.queued_bytes < 50_000:
+                await ours.send_all(bytes(50_000))
+                queued += 50_000
+                for _ in range(10):  # the session sends what it may
+                    await trio.lowlevel.checkpoint()
+        near, local = await socket_pair()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(relay, ours, local)
+            await near.send_all(b"more")
+            for _ in range(10):  # the relay takes it up
+                await trio.lowlevel.checkpoint()
+            if client._pump is not None:
+                with trio.fail_after(30):
+                    while client._pump.core.is_busy:  # noqa: ASYNC110  no event says so
+                        await trio.sleep(0.01)
+            assert await next_bytes(theirs, queued + 4) == bytes(queued) + b"more"
+            nursery.cancel_scope.cancel()
+        await trio.aclose_forcefully(near)
 
 
 @pytest.mark.parametrize("near_ends_first", [True, False])

@@ -432,7 +432,7 @@ cdef class HttpRelay(LegUser):
         cdef Tunnel tunnel = self.leg.tunnel
         cdef EngineStream stream = self.leg.stream
         cdef Py_ssize_t room = tunnel.engine.frame_room(stream)
-        if (room == 0 and stream.outbox.size) or (room and tunnel.space() < TURN):
+        if (room == 0 and stream.sendable()) or (room and tunnel.space() < TURN):
             if not is_linked(&self.wait_link):
                 append_link(&tunnel.waiting, &self.wait_link)
             tunnel.mark_dirty()

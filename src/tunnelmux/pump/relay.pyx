@@ -144,9 +144,9 @@ cdef class Relay(Member):
             return 0
         room = tunnel.engine.frame_room(stream)
         if room == 0:
-            if stream.outbox.size:  # the next flush first sends what Python has queued
+            if stream.sendable():  # the next flush first sends what Python has queued
                 self.wait_for_flush()
-            return 0  # else `make_ready` gives the next turn, or `on_change` ends the relay
+            return 0  # else `on_credit` gives the next turn, or `on_change` ends the relay
         space = tunnel.space()
         if space < SENSIBLE:
             self.wait_for_flush()
