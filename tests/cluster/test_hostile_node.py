@@ -117,6 +117,30 @@ async def test_a_node_that_is_asked_asks_no_third_one(nodes: Nodes, web: Address
                 stream.reset()
 
 
+async def test_strangers_from_many_addresses_do_not_keep_a_node_out(
+    redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each has begun a handshake, and none has more places than another."""
+    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
+    limits = LimitsConfig(ingress=IngressLimits(max_handshakes=4))
+    async with running_nodes(redis, limits=limits) as nodes, contextlib.AsyncExitStack() as stack:
+        hops: Hops = nodes["a"].store.hops  # type: ignore[attr-defined]
+        host, _, port = hops.membership.nodes["b"].address.rpartition(":")
+        with trio.fail_after(30):
+            for number in range(4):
+                stranger = await trio.open_tcp_stream(
+                    host, int(port), local_address=f"127.0.2.{number + 1}"
+                )
+                await stack.enter_async_context(stranger)
+                await stranger.send_all(bytes.fromhex("1603010200"))  # of a ClientHello
+            doors = nodes["b"].cluster.doors  # type: ignore[union-attr]
+            assert doors is not None
+            cluster = doors.admission
+            while cluster.silent or len(cluster) < 4:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.01)
+            assert await has_stream(await dial(nodes))
+
+
 async def test_a_node_that_comes_and_goes_does_not_fill_the_log(
     nodes: Nodes, monkeypatch: pytest.MonkeyPatch
 ) -> None:

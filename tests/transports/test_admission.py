@@ -91,6 +91,23 @@ async def test_when_all_speak_the_address_with_most_gives_way_to_one_that_has_fe
     assert crowd.ended == ["192.0.2.9:0", "192.0.2.9:1"]
 
 
+async def test_a_known_address_gets_the_place_of_a_stranger_who_has_spoken() -> None:
+    """Of as many addresses as there are places, none has more than another."""
+    known = {"192.0.2.1", "2001:db8:1:2::/64"}
+    crowd = Crowd(Admission("cluster", limit=4, per_address=2, known=known))
+    for number in range(4):
+        assert crowd.come(f"198.51.100.{number}:1", speaks=True) is not None
+    assert crowd.come("198.51.100.9:1") is None
+    assert crowd.come("192.0.2.1:1", speaks=True) is not None
+    assert crowd.come("192.0.2.1:2", speaks=True) is not None
+    assert crowd.come("192.0.2.1:3", speaks=True) is None  # its share
+    assert crowd.ended == ["198.51.100.0:1", "198.51.100.1:1"]
+    for port in range(2):
+        assert crowd.come(f"[2001:db8:1:2::7]:{port}", speaks=True) is not None
+    assert len(crowd.ended) == len(crowd.admission) == 4
+    assert crowd.come("[2001:db8:1:2::7]:3") is None  # all places are those of known ones
+
+
 async def test_a_load_balancer_is_held_to_the_common_limit_only() -> None:
     balancers = TrustedProxies.parse(["10.0.0.0/8"])
     crowd = Crowd(Admission("tunnel", limit=4, per_address=2, exempt=balancers))

@@ -147,7 +147,9 @@ class Admission:
     while there are free places. Where no place is free, the oldest silent connection gives way: of
     the same address, if that has its full share, else of any. A connection that is not silent keeps
     its place, unless its address has the most places and at least two more than that of the new
-    one.
+    one. Connections from `known`, which are named as `source_of` does, take the place of any other
+    address, whatever that has said: strangers from as many addresses as there are places must not
+    keep them out.
 
     With `max_waiting`, so many connections that find no place wait for one, each for `patience`
     seconds.
@@ -161,8 +163,10 @@ class Admission:
         per_address: int = 128,
         grace: float = 0.0,
         exempt: Addresses = frozenset(),
+        known: Addresses = frozenset(),
     ) -> None:
         self.grace = grace
+        self._known = known
         self.gave_way = 0
         """Connections that were ended to make room for others."""
         self.refused = 0
@@ -285,6 +289,8 @@ class Admission:
         if crowd >= self.per_address and not self.grace:
             return "too-many-connections"
         if self._places >= self.limit and not self.make_room() and not self._level(crowd):
+            if name in self._known and self._evict_stranger():
+                return None
             return "no-place"
         return None
 
@@ -312,6 +318,15 @@ class Admission:
             return False
         self._evict(next(iter(largest.speaking)), "of the address that has most")
         return True
+
+    def _evict_stranger(self) -> bool:
+        """Have the oldest connection of an address that is not known give way. True if there was
+        one."""
+        for source, places in self._sources.items():  # those that came first
+            if source not in self._known:
+                self._evict(next(iter(places.speaking or places.silent)), "of no known address")
+                return True
+        return False
 
     def _add(self, name: str) -> Place:
         place = Place(self, name)

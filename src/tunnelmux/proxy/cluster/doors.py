@@ -26,6 +26,25 @@ __all__ = ["HopDoors"]
 _log = get_logger("proxy.cluster")
 
 
+class _NodeAddresses:
+    """Where other nodes come from, as `source_of` names it, if the directory has addresses."""
+
+    def __init__(self, server: HopServer) -> None:
+        self._server = server
+        self._nodes: dict[str, Node] = {}
+        self._sources: set[str] = set()
+
+    def __contains__(self, address: str) -> bool:
+        members = self._server.membership
+        if members is None:
+            return False
+        if members.nodes is not self._nodes:
+            self._nodes = members.nodes
+            others = [node for node in self._nodes.values() if node.name != members.me.name]
+            self._sources = {source_of(node.address) for node in others if node.address}
+        return address in self._sources
+
+
 class HopDoors:
     """Connects to other nodes, and lets those in that the directory names."""
 
@@ -40,6 +59,7 @@ class HopDoors:
             "cluster",
             limit=limits.max_handshakes,
             per_address=limits.max_arrivals_per_address,
+            known=_NodeAddresses(server),
         )
         """The places of connections that have not proved yet that they are a node's."""
         self._refusals = RepeatedLines("hop refused")
