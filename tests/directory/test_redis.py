@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import subprocess
 import time
@@ -21,8 +22,10 @@ from support.programs import require_program
 from support.proxies import free_port
 from support.redis_server import RedisServer, run_redis
 from tunnelmux.directory import Heard, Held, Node
+from tunnelmux.directory.event_stream import EventStream
 from tunnelmux.directory.redis import RedisDirectory
-from tunnelmux.directory.resp import open_redis
+from tunnelmux.directory.resp import RedisFailed, open_redis
+from tunnelmux.directory.scripts import SCRIPTS, whole
 from tunnelmux.errors import ConfigError, DirectoryAway
 
 ME = Node(name="a", incarnation="1")
@@ -113,6 +116,43 @@ async def test_a_wrong_password_is_said_without_showing_any() -> None:
             with pytest.raises(DirectoryAway) as caught:
                 await directory.find("dev1")
             assert "horse" not in str(caught.value)
+
+
+def documented_rule() -> list[str]:
+    """The user of docs/cluster.md, as ACL SETUSER takes it."""
+    page = (Path(__file__).parents[2] / "docs" / "cluster.md").read_text()
+    [line] = re.findall(r"^user (tunnelmux on .*)$", page, flags=re.MULTILINE)
+    return str(line).split()
+
+
+async def test_a_user_who_may_do_no_more_than_the_page_says(server: RedisServer) -> None:
+    rule = documented_rule()
+    server.command("ACL", "SETUSER", *rule)
+    url = server.url.replace("unix://", "unix://tunnelmux:THE-PASSWORD@")
+    heard: list[str] = []
+    stream = EventStream(10, lambda _epoch, _last: None, lambda _number, text: heard.append(text))
+    async with joined(url) as directory, trio.open_nursery() as nursery:
+        other = RedisDirectory(directory._redis, "b", "1", timeout=20)
+        await other.beat(Node(name="b", incarnation="1"), Heard())
+        await other.republish([])
+        first = await directory.claim("dev1", "i1")
+        second = await other.claim("dev1", "i2")
+        assert (await directory.beat(ME, Heard())).superseded == [("dev1", first.generation)]
+        assert await other.release("dev1", second.generation)
+        assert await directory.sweep() == 0
+        await other.leave()
+        with pytest.raises(RedisFailed, match="NOPERM"):
+            await directory._redis.wait_entry("another:program", "0", 0.01)
+        await nursery.start(stream.run, directory._redis)
+        stream.publish("event")
+        with trio.fail_after(30):
+            while not heard:  # noqa: ASYNC110  no event says so
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    # Those of branches that are taken when Redis holds odd values, too.
+    text = "".join(whole(name, lease=0, most_places=0, shards=0) for name in SCRIPTS)
+    used = set(re.findall(r"redis\.p?call\('([A-Z]+)'", text))
+    assert used <= {word.removeprefix("+").upper() for word in rule if word.startswith("+")}
 
 
 @contextmanager
