@@ -312,6 +312,30 @@ async def test_summaries_say_which_node_it_is(nodes: Nodes, web: Address) -> Non
         assert there.credential == here.credential
 
 
+async def test_visitors_are_told_that_the_node_of_a_device_is_gone(
+    redis: RedisServer, web: Address, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.directory.membership.BEAT_INTERVAL", 0.1)
+    limits = LimitsConfig(ingress=IngressLimits(reconnect_wait=0.1))
+    async with running_nodes(redis, limits=limits) as nodes:
+        async with nodes.agent("b", {"web": f"http://{web}"}):
+            assert (await nodes.get("a")).status == 200
+            nodes.stop("b")
+            with trio.fail_after(30):
+                while nodes.known_to("a") != {"a"}:  # noqa: ASYNC110  no event says so
+                    await trio.sleep(0.02)
+        for _ in range(2):  # it stays so
+            said = (await nodes.get("a")).body.decode()
+            assert "Device dev1 is offline: it was last seen on " in said
+            assert " GMT (node b, which had it, is gone since " in said
+        said = (await nodes.get("a", device="dev2")).body.decode()
+        assert "it is not connected, and it is not known when it was" in said
+        async with nodes.agent("a", {"web": f"http://{web}"}):
+            pass
+        said = (await nodes.get("a")).body.decode()
+        assert "is gone since" not in said
+
+
 async def test_a_visitor_waits_for_a_device_whose_node_was_killed(
     nodes: Nodes, web: Address
 ) -> None:

@@ -11,6 +11,7 @@ import math
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Generic, NoReturn, TypeVar
 
 import trio
@@ -43,6 +44,10 @@ _MOST_KNOWN = 10_000
 # Devices on other nodes whose places are cached for when the directory is away.
 
 
+_MOST_GONE = 1000
+# Nodes that are remembered as gone: more than a cluster has.
+
+
 @dataclass(slots=True, eq=False)
 class _Session(Generic[S]):
     """One session of this node."""
@@ -71,6 +76,8 @@ class Membership(Generic[S]):
         self.me = me
         self.nodes: dict[str, Node] = {}
         """The live nodes by name, as of the last beat."""
+        self.gone: dict[str, datetime] = {}
+        """When the nodes went that were live once and have not come back, by name."""
         self.is_away = True
         """Whether the directory gave no answer when it was last asked."""
         self.believes_until = -math.inf
@@ -236,14 +243,22 @@ class Membership(Generic[S]):
         others = {name: node.incarnation for name, node in nodes.items() if name != self.me.name}
         for name in sorted(set(before) - set(nodes) - {self.me.name}):
             _log.warning("node gone", node=name)
+            self._note_gone(name)
         for name, known in before.items():
             if name not in nodes or nodes[name].incarnation != known.incarnation:
                 self._may_sweep = True
         for name, incarnation in sorted(others.items()):
             if name not in before or before[name].incarnation != incarnation:
                 _log.info("node joined", node=name, address=nodes[name].address)
+            self.gone.pop(name, None)
         self._change.set()
         self._change = trio.Event()
+
+    def _note_gone(self, name: str) -> None:
+        self.gone.pop(name, None)
+        self.gone[name] = datetime.now(UTC)
+        if len(self.gone) > _MOST_GONE:
+            del self.gone[next(iter(self.gone))]
 
     async def _say_all(self) -> None:
         held = [

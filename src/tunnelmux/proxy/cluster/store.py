@@ -7,6 +7,7 @@ import re
 import secrets
 from collections.abc import Callable
 from datetime import datetime
+from email.utils import format_datetime
 
 import trio
 
@@ -46,6 +47,7 @@ class ClusterStore(MemoryStore):
         self.is_known: Callable[[str], bool] = lambda _device: True
         """Whether a device of this name exists; if not, other nodes are not asked."""
         self._there: dict[str, ThereHandle] = {}
+        self._was_there: dict[str, ThereHandle] = {}
         self._by_foreign_token: dict[str, ThereHandle] = {}
         self._unreachable: dict[str, float] = {}
         self._looking: dict[str, trio.Event] = {}
@@ -57,6 +59,7 @@ class ClusterStore(MemoryStore):
     async def register(self, token: str, handle: OwnHandle) -> None:
         await super().register(token, handle)
         self._there.pop(handle.device, None)
+        self._was_there.pop(handle.device, None)
         self._unreachable.pop(handle.device, None)
         if self.membership is not None and not handle.is_closed:
             # An agent that keeps one session has none anywhere else that is newer.
@@ -76,7 +79,9 @@ class ClusterStore(MemoryStore):
         if there is not None and there.is_closed:
             # It was there a moment ago, and its agent dials again: wait for it, as for a device
             # that this node has lost.
-            del self._there[name]
+            self._was_there[name] = self._there.pop(name)
+            if len(self._was_there) > _MOST_KNOWN:
+                del self._was_there[next(iter(self._was_there))]
             self._unreachable[name] = trio.current_time()
             there = None
         return there
@@ -126,8 +131,20 @@ class ClusterStore(MemoryStore):
                 return handle
 
     def last_seen(self, name: str) -> datetime | None:
-        there = self._there.get(name)
-        return super().last_seen(name) or (there.last_seen if there is not None else None)
+        there = self._there.get(name) or self._was_there.get(name)
+        seen = [super().last_seen(name), there.last_seen if there is not None else None]
+        return max(filter(None, seen), default=None)
+
+    def offline_reason(self, name: str) -> str:
+        there = self._was_there.get(name)
+        if there is None or there.last_seen != self.last_seen(name):
+            return super().offline_reason(name)
+        members = self.membership
+        gone_at = members.gone.get(there.node) if members is not None else None
+        if gone_at is None:
+            return ""
+        when = format_datetime(gone_at, usegmt=True)
+        return f"node {there.node}, which had it, is gone since {when}"
 
     def lost_at(self, name: str) -> float | None:
         own, there = super().lost_at(name), self._unreachable.get(name)
@@ -138,6 +155,7 @@ class ClusterStore(MemoryStore):
     def forget_device(self, name: str) -> None:
         super().forget_device(name)
         self._there.pop(name, None)
+        self._was_there.pop(name, None)
         self._unreachable.pop(name, None)
 
     async def _look(
@@ -163,6 +181,7 @@ class ClusterStore(MemoryStore):
 
     def _note_there(self, name: str, there: ThereHandle) -> ThereHandle:
         self._unreachable.pop(name, None)
+        self._was_there.pop(name, None)
         self._there[name] = there
         if len(self._there) > _MOST_KNOWN:
             del self._there[next(iter(self._there))]

@@ -400,6 +400,8 @@ class Router:
     def _offline(self, device: str) -> Refused:
         seen = self._store.last_seen(device)
         when = "it has not connected since the proxy started"
+        if self._store.reaches_others:  # and one of them may have had it
+            when = "it is not connected, and it is not known when it was"
         if seen is not None:
             when = f"it was last seen on {format_datetime(seen, usegmt=True)}"
             if reason := self._store.offline_reason(device):
