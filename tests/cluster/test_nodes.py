@@ -14,17 +14,19 @@ from support.http_rig import Peer
 from support.nodes import Nodes, running_nodes
 from support.origin import Origin, numbered_blocks, reply, serving, slow_page
 from support.redis_server import RedisServer
+from support.wire import INITIAL_WINDOW, data, pack
 from tunnelmux.backend import ProxyClient
 from tunnelmux.commands import CommandRequest
 from tunnelmux.config import Address, LimitsConfig
 from tunnelmux.config.groups import GroupConfig
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
-from tunnelmux.proxy.cluster.hops import ThereHandle
+from tunnelmux.proxy.cluster.hops import Hops, ThereHandle
 from tunnelmux.proxy.cluster.server import HopServer
 from tunnelmux.proxy.visitors.ingress_tcp import TcpIngressServer
 from tunnelmux.relay import relay, reset_socket
 from tunnelmux.sessions import OwnHandle
+from tunnelmux.yamux.engine import Engine
 
 
 async def test_http_of_a_device_on_another_node(nodes: Nodes, web: Address) -> None:
@@ -334,6 +336,21 @@ async def test_visitors_are_told_that_the_node_of_a_device_is_gone(
             pass
         said = (await nodes.get("a")).body.decode()
         assert "is gone since" not in said
+
+
+async def test_a_device_that_sends_single_bytes_to_a_visitor_who_has_left_ends_no_hop(
+    nodes: Nodes,
+) -> None:
+    """As many frames as the window has bytes are under way then, for a stream that is gone."""
+    hops: Hops = nodes["a"].store.hops  # type: ignore[attr-defined]
+    engine = Engine(is_client=True, limits=hops._limits)
+    stream = engine.open_stream(0.0)
+    stream.send(b"CONNECT")
+    engine.data_to_send(0.0)
+    stream.reset()
+    engine.data_to_send(0.0)
+    engine.receive_data(pack(data(1, b"x")) * INITIAL_WINDOW, 0.0)
+    assert not engine.is_closed
 
 
 async def test_a_visitor_waits_for_a_device_whose_node_was_killed(

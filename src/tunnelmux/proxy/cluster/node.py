@@ -5,6 +5,7 @@ from __future__ import annotations
 import abc
 import math
 import random
+import sys
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
@@ -38,6 +39,10 @@ _log = get_logger("proxy.cluster")
 _TIDY = 5.0
 # Seconds between two searches for sessions to nodes that have left.
 
+_MOST_STRAY_FRAMES = sys.maxsize
+# No bound: a device decides how many frames its bytes come in, and they are passed on in as many.
+# Those to visitors who have left must not end the hop of all. The node itself is authenticated.
+
 _LEAST_SESSIONS = 2
 # Where a device may have fewer, agents are told of no other node.
 
@@ -65,6 +70,7 @@ class ClusterNode(abc.ABC):
             max_streams=config.limits.ingress.max_hop_streams,
             keepalive_interval=min(session.keepalive_interval, 2.0),
             keepalive_timeout=min(session.keepalive_timeout, 2.0),
+            max_stray_frames=_MOST_STRAY_FRAMES,
         )
         self.server = HopServer(self._limits, self._http_limits)
         self.doors: HopDoors | None = None
