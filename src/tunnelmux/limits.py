@@ -185,8 +185,8 @@ class IngressLimits:
     """Agents that wait for one of those places, unread; addresses take turns, and one has half of
     them at most. Each waits for half of handshake_timeout, so that the other half is left for its
     handshake; then, or if there are more, it is reset and comes again. Some thousand agents of a
-    node that was lost are taken one after another, and each costs two KiB meanwhile. 0: none
-    waits."""
+    node that was lost are taken one after another; each costs a KiB and its socket meanwhile. 0:
+    none waits."""
 
     max_arrivals_per_address: int = 128
     """Connections of one address (of IPv6, one /64) that have not finished their handshake or the
