@@ -164,6 +164,11 @@ LEAKS = {
     "basic credentials": {"field": f"Basic {SECRET}"},
     "a URL": {"url": f"ws://proxy:3800/tunnel/connect?a=1&token={SECRET}"},
     "a join string": {"line": f"tunnelmux-join:{SECRET}"},
+    "a password in a URL": {"url": f"http://user:{SECRET}@10.0.0.1:8080/x"},
+    "a password in an error": {"error": OSError(f"cannot reach https://:{SECRET}@h")},
+    "a printed password": {"config": "{'password': '" + SECRET + '\', "secret": "' + SECRET},
+    "a password of a form": {"body": f"user=a&password={SECRET}&b=2"},
+    "cookies in a text": {"head": f"GET / HTTP/1.1\r\nCookie: a=b; c={SECRET}\r\n"},
     "an exception": {"error": ValueError(f"GET /?token={SECRET}&b=2")},
     "a printed mapping": {"config": "{'token': '" + SECRET + "'}"},
     "a PEM file": {"text": f"-----BEGIN PRIVATE KEY-----\n{SECRET}\n-----END PRIVATE KEY-----"},
@@ -198,7 +203,10 @@ def test_nor_in_the_text_of_a_traceback_or_an_event(output, format):
 def test_what_is_no_secret_stays(output):
     configure_logs("info", "json", stream=output)
     log.info("ok", token_file="/etc/t", url="ws://h/?a=1", rtt=0.25, missing=None, tokens=3)
-    (line,) = json_lines(output)
+    log.info("ok", a="ws://h:80/a@b:c@d", b="the secret of [internal]: set secret_file", c="a:b@c")
+    line, other = json_lines(output)
+    assert other["a"] == "ws://h:80/a@b:c@d"
+    assert "secret_file" in other["b"]
     assert (line["token_file"], line["url"], line["tokens"]) == ("/etc/t", "ws://h/?a=1", 3)
     assert (line["rtt"], line["missing"]) == (0.25, None)
 
@@ -308,3 +316,65 @@ def test_the_lines_are_in_order_and_have_the_time_to_the_millisecond(output):
 
 def test_the_time_of_day_of_a_line():
     assert re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", time_of_day())
+
+
+HOSTILE = {
+    "a line break": "a\r\nb\u2028c\u2029d\x0be\x85f",
+    "an escape sequence": "\x1b]0;x\x07\x9b2J\x08\x7f",
+    "a NUL": "a\0b",
+    "marks that turn a text round": "\u202egpj.exe\u2066\u200f",
+    "nothing to see": "\u200b\ufeff\u00ad",
+    "a lone surrogate": "\udcff\ud800",
+    "an end of JSON": '"}, {"event": "forged", "x": "\\"',
+    "64 KB": "x" * 65_536,
+    "64 KB that grow": "\x1b" * 65_536,
+    "a traceback of someone else": 'Traceback (most recent call last):\n  File "x"',
+}
+
+
+@pytest.mark.parametrize(
+    "where", ["a text", "bytes", "in a mapping", "an error", "an event", "frequent"]
+)
+@pytest.mark.parametrize("format", ["json", "text"])
+@pytest.mark.parametrize("said", HOSTILE.values(), ids=HOSTILE)
+def test_what_strangers_say_is_one_short_line_that_shows_as_it_is(said, format, where):
+    data = io.BytesIO()
+    configure_logs("info", format, stream=io.TextIOWrapper(data, "utf-8", write_through=True))
+    match where:
+        case "a text":
+            log.info("said", text=said)
+        case "bytes":
+            log.info("said", text=said.encode("utf-8", "surrogatepass"))
+        case "in a mapping":
+            log.info("said", text={"x": [said]})
+        case "an error":
+            log.info("said", text=ConnectionError(said))
+        case "an event":
+            log.info(said)
+        case "frequent":
+            log_visit(said, 1, 0.5, said)
+    line = data.getvalue().decode("utf-8")
+    assert line.endswith("\n")
+    assert line[:-1].isprintable()
+    assert 0 < len(line) < 2 * 6 * 4096 + 1000
+    if format == "json":
+        assert json.loads(line).get("event") != "forged"
+
+
+def test_a_traceback_keeps_its_end_where_it_is_long(output):
+    configure_logs("info", "json", stream=output)
+    log.error("unhandled error", exc_info=ValueError("x" * 100_000 + " the end"))
+    (line,) = json_lines(output)
+    assert line["exception"].endswith("x the end")
+    assert len(line["exception"]) <= 32_768
+
+
+@pytest.mark.parametrize("format", ["json", "text"])
+def test_a_long_path_costs_a_line_of_the_pump_no_more_than_any_other(output, format):
+    configure_logs("info", format, stream=output)
+    requests_carried("/" + "\xff" * 65_536, "/")
+    first, second = output.getvalue().splitlines()
+    assert len(second) < 1000
+    assert len(first) < 6 * 4096 + 1000
+    if format == "json":
+        assert json.loads(first)["path"] == "/" + "\xff" * 4095 + "…"

@@ -13,6 +13,7 @@ from tunnelmux.observability.logs import (
     get_logger,
     json_writer,
     process_fields,
+    shortened,
     wants_info,
     without_secrets,
 )
@@ -42,7 +43,9 @@ def frequent_line(component: str, event: str, *fields: str) -> Callable[..., Non
                 *(f"{quoted(field)}: %s" for field in fields),
             ]
             template = f'{{"timestamp": "%s", {", ".join(about)}}}'
-        texts = [quoted(v) if type(v) is str else "null" if v is None else v for v in values]
+        texts = [
+            quoted(shortened(v)) if type(v) is str else "null" if v is None else v for v in values
+        ]
         writer.msg_soon(template % (_timestamp(), *texts))
 
     return write

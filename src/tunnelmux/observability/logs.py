@@ -26,10 +26,16 @@ with hidden({"asyncio": StandIn("asyncio"), "greenlet": None, "rich": None}):
     import structlog
     from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-__all__ = ["LogFormat", "LogLevel", "configure_logs", "get_logger"]
+__all__ = ["LONGEST_TEXT", "LogFormat", "LogLevel", "configure_logs", "get_logger", "shortened"]
 
 LogFormat = Literal["auto", "text", "json"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+
+LONGEST_TEXT = 4096
+"""Characters of one text in a line: strangers choose paths, names and versions, and a head has
+64 KiB of them. A command that is recorded is as long at most."""
+
+_LONGEST_TRACEBACK = 32_768
 
 _HIDDEN = "***"
 _FIRST = ("timestamp", "level", "component", "event")
@@ -41,6 +47,16 @@ _SECRETS_IN_TEXT = (
     # ?token=… in a URL, and token=… / "token": "…" wherever a mapping was printed
     (re.compile(r"(token[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(api_?key[\"']?\s*[=:]\s*[\"']?)[^\s&\"',;)}\]]+", re.IGNORECASE), r"\1***"),
+    # user:…@ in a URL, but for the word `password` in examples
+    (re.compile(r"(://[^\s/@:]*:)(?!password@)[^\s/@]+@"), r"\1***@"),
+    (
+        re.compile(
+            r"((?:password|passphrase|secret)(?:=|[\"']\s*:\s*)[\"']?)[^\s&\"',;)}\]]+",
+            re.IGNORECASE,
+        ),
+        r"\1***",
+    ),
+    (re.compile(r"(cookie:\s)[^\s=;]+=[^\r\n]+", re.IGNORECASE), r"\1***"),
     (re.compile(r"(\b(?:Bearer|Basic)\s+)[\w\-.~+/]+=*", re.IGNORECASE), r"\1***"),
     (re.compile(r"tunnelmux-join:[\w\-=]+"), "tunnelmux-join:***"),
     (
@@ -51,11 +67,9 @@ _SECRETS_IN_TEXT = (
 _JSON = json.JSONEncoder(ensure_ascii=True)
 # Few texts hold a secret, and one search costs a fraction of five substitutions.
 _MAY_HOLD_SECRET = re.compile(
-    r"token|api_?key|bearer|basic|tunnelmux-join|PRIVATE KEY", re.IGNORECASE
+    r"token|api_?key|bearer|basic|tunnelmux-join|PRIVATE KEY|passw|passph|secret|cookie:|://[^\s/@]*@",
+    re.IGNORECASE,
 )
-_CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
-_CONTROL_OF_LINE = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u2028\u2029]")
-# A traceback has lines, and may hold a peer's words.
 
 
 def get_logger(name: str) -> FilteringBoundLogger:
@@ -242,24 +256,33 @@ def _redact(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict
             ordered[key] = _HIDDEN
         elif type(value) is str:
             if _MAY_HOLD_SECRET.search(value) is not None:
-                ordered[key] = without_secrets(value)
+                value = without_secrets(value)  # noqa: PLW2901  before it is cut, to be recognised
+            ordered[key] = shortened(value) if key != "exception" else _end_of(value)
         elif type(value) is not int:
             ordered[key] = _plain(value)
     return ordered
 
 
 def _escape_controls(_logger: WrappedLogger, _method: str, event: EventDict) -> EventDict:
-    """Escape control characters: a visitor's bytes must not forge lines or control a terminal."""
+    """Escape what is not printable: a visitor's bytes must not forge lines, control a terminal, or
+    show a text in another order than it has.
+    """
     return {
-        key: (_CONTROL if key != "exception" else _CONTROL_OF_LINE).sub(_escaped, value)
+        # A traceback has lines, and may hold a peer's words.
+        key: _escaped(value, "\t\n" if key == "exception" else "\t")
         if isinstance(value, str) and not value.isprintable()
         else value
         for key, value in event.items()
     }
 
 
-def _escaped(match: re.Match[str]) -> str:
-    return match[0].encode("unicode_escape").decode()
+def _escaped(text: str, kept: str) -> str:
+    return "".join(
+        char
+        if char.isprintable() or char in kept
+        else char.encode("unicode_escape", "surrogatepass").decode()
+        for char in text
+    )
 
 
 @lru_cache(maxsize=1024)
@@ -291,7 +314,17 @@ def _plain(value: Any) -> Any:
             text = str(value) or type(value).__name__
         case _:
             text = str(value)
-    return without_secrets(text)
+    return shortened(without_secrets(text))
+
+
+def shortened(text: str) -> str:
+    """The text as a line may have it; of one that is too long, its beginning."""
+    return text if len(text) <= LONGEST_TEXT else f"{text[:LONGEST_TEXT]}…"
+
+
+def _end_of(traceback: str) -> str:
+    """A traceback as a line may have it: its end says most."""
+    return traceback if len(traceback) <= _LONGEST_TRACEBACK else traceback[-_LONGEST_TRACEBACK:]
 
 
 def without_secrets(text: str) -> str:

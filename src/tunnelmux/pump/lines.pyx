@@ -14,6 +14,7 @@ cdef enum:
     DIGITS = 20  # of the longest number
     AROUND = 256  # bytes of a line beside its texts: names and numbers
     ESCAPED = 6  # bytes that one byte of a text becomes at most
+    LONGEST_TEXT = 4096  # as `observability.logs` has it
 
 cdef double RESOLUTION = 0.001  # seconds for which a time of day is good
 
@@ -53,7 +54,8 @@ cdef class LineBuffer:
             self.stamp = self.clock()
             self.stamped_at = now
         self.reserve(
-            AROUND + len(self.stamp) + len(about) + ESCAPED * (len(method) + len(path))
+            AROUND + len(self.stamp) + len(about)
+            + ESCAPED * (min(len(method), LONGEST_TEXT) + min(len(path), LONGEST_TEXT))
         )
         self.put(b'{"timestamp": "', 15)
         self.put_bytes(self.stamp)
@@ -103,12 +105,13 @@ cdef class LineBuffer:
         self.put(PyBytes_AS_STRING(text), len(text))
 
     cdef void put_quoted(self, bytes text) noexcept:
-        """Write the inside of a JSON string, in ASCII (RFC 8259 section 7); bytes are Latin-1."""
+        """Write the inside of a JSON string, in ASCII (RFC 8259 section 7); bytes are Latin-1. Of a
+        long one, write its beginning."""
         cdef const uint8_t *p = <const uint8_t *>PyBytes_AS_STRING(text)
         cdef uint8_t *out = self.base + self.size
         cdef Py_ssize_t i
         cdef uint8_t c
-        for i in range(len(text)):
+        for i in range(min(len(text), LONGEST_TEXT)):
             c = p[i]
             if c == c"=" or c == c":":
                 self.doubtful = True
@@ -125,6 +128,8 @@ cdef class LineBuffer:
                 out[5] = HEX[c & 15]
                 out += 6
         self.size = out - self.base
+        if len(text) > LONGEST_TEXT:
+            self.put(b"\\u2026", 6)
 
     cdef void put_number(self, int64_t number) noexcept:
         """Write a number that is not negative, in decimal."""
