@@ -534,8 +534,9 @@ class SocketIOLimits:
     """
 
     socketio_max_sessions: int = 1024
-    """Socket.IO connections at once on the proxy; one more gets 503. As max_callers: each is a
-    descriptor or two and a few tasks."""
+    """Socket.IO agents at once on the proxy; one more gets 503. As max_callers: each is a
+    descriptor or two and a few tasks. Clients that have not joined yet count under max_handshakes.
+    """
 
     socketio_max_commands: int = 128
     """Commands at once for one Socket.IO agent; one more gets "busy". Twelve SSH connections'

@@ -159,12 +159,20 @@ async def test_a_payload_has_so_many_packets_and_no_more():
 
 
 async def test_there_are_so_many_sessions_and_no_more():
-    async with agent_side(limits=limits_with(socketio_max_sessions=2)) as side:
-        for _ in range(2):
-            await opened(side.port)
+    limits = limits_with(socketio_max_sessions=1)
+    async with agent_side(limits=limits) as side, side.agent():
+        await side.connected(PROXY_ID)
         assert (await exchange(side.port, query="EIO=4&transport=polling"))[0] == 503
         async with websocket(side.port) as (_, receive):
             assert await receive() == 503
+
+
+async def test_clients_that_have_not_joined_take_no_agents_place():
+    async with agent_side(limits=limits_with(socketio_max_sessions=1)) as side:
+        for _ in range(2):
+            await opened(side.port)
+        async with side.agent():
+            await side.connected(PROXY_ID)
 
 
 async def test_of_too_many_strangers_the_oldest_gives_way():

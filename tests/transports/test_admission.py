@@ -108,6 +108,40 @@ async def test_a_known_address_gets_the_place_of_a_stranger_who_has_spoken() -> 
     assert crowd.come("[2001:db8:1:2::7]:3") is None  # all places are those of known ones
 
 
+async def test_a_crowd_of_many_addresses_displaces_its_own() -> None:
+    """Who needs two round trips from elsewhere once lost its place within a moment."""
+    crowd = Crowd(Admission("socketio", limit=256, per_address=128, by_share=True))
+    strangers = [f"192.0.2.{number % 250}:{number}" for number in range(256)]
+    for stranger in strangers:
+        crowd.come(stranger)
+    good = crowd.come("203.0.113.7:1")
+    for number in range(2000):
+        assert crowd.come(f"192.0.2.{number % 250}:{number}") is not None
+    assert good is not None and good.is_held
+    assert len(crowd.admission) == 256
+
+
+async def test_who_came_just_now_does_not_give_way_to_the_next_of_a_crowd_that_speaks() -> None:
+    crowd = Crowd(Admission("socketio", limit=20, per_address=128))
+    for number in range(20):
+        crowd.come(f"192.0.2.{number % 5}:{number}", speaks=True)
+    good = crowd.come("203.0.113.1:1")
+    for number in range(200):
+        crowd.come(f"192.0.2.{number % 5}:{number}")
+    assert good is not None and good.is_held
+
+
+async def test_when_all_of_many_addresses_speak_those_that_have_most_give_way() -> None:
+    crowd = Crowd(Admission("ingress.http", limit=20, per_address=128))
+    for number in range(20):
+        crowd.come(f"192.0.2.{number % 9}:{number}", speaks=True)
+    # Two addresses have three places, seven have two.
+    for number in range(11):
+        assert crowd.come(f"203.0.113.{number}:1", speaks=True) is not None
+    assert crowd.come("203.0.113.99:1") is None
+    assert sorted(crowd.ended) == sorted(f"192.0.2.{number % 9}:{number}" for number in range(11))
+
+
 async def test_a_load_balancer_is_held_to_the_common_limit_only() -> None:
     balancers = TrustedProxies.parse(["10.0.0.0/8"])
     crowd = Crowd(Admission("tunnel", limit=4, per_address=2, exempt=balancers))

@@ -638,6 +638,7 @@ class RunningProxy:
                 nursery=self._callers,
                 admission=self._internal,
                 says_no=True,
+                bytes_count=False,
             )
         }
 

@@ -62,7 +62,7 @@ class EngineServer:
 
     def __init__(self, on_session: OnSession, settings: ServerSettings) -> None:
         self.admission = Admission("socketio")
-        self._strangers = Admission("socketio: clients that have not joined yet")
+        self._strangers = Admission("socketio: clients that have not joined yet", by_share=True)
         self.settings = settings
         self._on_session = on_session
         self._said_full: dict[str, float] = {}
@@ -324,9 +324,11 @@ class EngineServer:
 
     def _check_room(self) -> None:
         most = self.settings.engine.socketio.socketio_max_sessions
-        if len(self._sessions) >= most:
+        # Clients that have not joined yet have places of their own: they keep no agent out.
+        is_full = len(self._sessions) - len(self._strangers) >= most
+        if is_full:
             self._say_full("Socket.IO connections", most)
-        if self._nursery is None or len(self._sessions) >= most:
+        if self._nursery is None or is_full:
             raise _full()
 
     def _open(self, remote: str, query: Mapping[str, str]) -> Session:

@@ -25,6 +25,10 @@ _log = get_logger("admission")
 _LOG_INTERVAL = 10.0
 # Seconds between two log lines about the same kind of refusal: a flood must not fill the log.
 
+_FRESH = 0.1
+# Seconds of silence after which a connection gives way before others that have spoken. Where few
+# are silent, each new one would else end the one before it, whose first byte is under way.
+
 _SOURCES_TOLD_APART = 256
 # Addresses that such a line counts separately; the others are summed.
 
@@ -48,6 +52,10 @@ def address_of(remote: str) -> str:
     if remote.startswith("["):
         return remote[1:].partition("]")[0]
     return remote if remote.count(":") > 1 else remote.partition(":")[0]
+
+
+def _is_fresh(place: Place) -> bool:
+    return trio.current_time() - place.since < _FRESH
 
 
 def _never() -> bool:
@@ -145,14 +153,16 @@ class Admission:
     stand for many peers, such as load balancers: only `limit` applies to them. `grace` is the
     seconds of silence that are allowed: for that long a burst of one address may exceed its share
     while there are free places. Where no place is free, the oldest silent connection gives way: of
-    the same address, if that has its full share, else of any. A connection that is not silent keeps
-    its place, unless its address has the most places and at least two more than that of the new
-    one. Connections from `known`, which are named as `source_of` does, take the place of any other
-    address, whatever that has said: strangers from as many addresses as there are places must not
-    keep them out.
+    the same address, if that has its full share, else of any that has no fewer places. Where none
+    is silent, or only those that came just now, the oldest of the address that has the most places
+    gives way, if those are at least two more than those of the new one's address. With `by_share`
+    that comes first in any case: for a listener where silence says nothing. Connections from
+    `known`, which are named as `source_of` does, take the place of any other address, whatever that
+    has said: strangers from as many addresses as there are places must not keep them out.
 
     With `max_waiting`, so many connections that find no place wait for one, each for `patience`
-    seconds.
+    seconds. Then the oldest silent one of any address gives way, and one that has spoken only to
+    the first of an address.
     """
 
     def __init__(
@@ -164,9 +174,11 @@ class Admission:
         grace: float = 0.0,
         exempt: Addresses = frozenset(),
         known: Addresses = frozenset(),
+        by_share: bool = False,
     ) -> None:
         self.grace = grace
         self._known = known
+        self._by_share = by_share
         self.gave_way = 0
         """Connections that were ended to make room for others."""
         self.refused = 0
@@ -178,6 +190,8 @@ class Admission:
         self._places = 0
         self._silent: dict[Place, None] = {}
         self._sources: dict[str, _Source] = {}
+        self._by_size: dict[int, dict[_Source, None]] = {}
+        self._most = 0  # the places of the address that has most
         self._said: dict[str, _Tally] = {}
 
     def __len__(self) -> int:
@@ -274,6 +288,11 @@ class Admission:
         self._evict(oldest, "silent")
         return True
 
+    def make_room_for(self, remote: str) -> bool:
+        """Have a connection give way to one from `remote`. True if there was one."""
+        source = None if self.exempts(remote) else self._sources.get(source_of(remote))
+        return self._make_room_for(source, len(source) if source is not None else 0)
+
     def _oldest(self, silent: dict[Place, None]) -> Place | None:
         """The first of these that is silent indeed."""
         while (place := next(iter(silent), None)) is not None and place.has_bytes():
@@ -288,11 +307,32 @@ class Admission:
             crowd = self._thin_out(source)
         if crowd >= self.per_address and not self.grace:
             return "too-many-connections"
-        if self._places >= self.limit and not self.make_room() and not self._level(crowd):
+        if self._places >= self.limit and not self._make_room_for(source, crowd):
             if name in self._known and self._evict_stranger():
                 return None
             return "no-place"
         return None
+
+    def _make_room_for(self, source: _Source | None, crowd: int) -> bool:
+        """Have a connection give way to one of this address, which has `crowd` places."""
+        if self._line.limit:
+            # Among addresses that all dial a lot, each would end what another has begun: but for
+            # the first of an address, they wait.
+            return self.make_room() or (not crowd and self._level(crowd))
+        oldest = self._oldest(self._silent)
+        if (
+            source is not None
+            and oldest is not None
+            and (self._by_share or len(self._sources[oldest.source]) < crowd)
+        ):
+            # A crowd of many addresses displaces its own, and none of an address that has less.
+            oldest = self._oldest(source.silent)
+        if (self._by_share or oldest is None or _is_fresh(oldest)) and self._level(crowd):
+            return True
+        if oldest is None:
+            return False
+        self._evict(oldest, "silent")
+        return True
 
     def _thin_out(self, source: _Source) -> int:
         """Have connections give way that were silent for longer than `grace`. Returns how many of
@@ -307,16 +347,12 @@ class Admission:
         return len(source)
 
     def _level(self, crowd: int) -> bool:
-        """Have the oldest of the largest address give way to one that has `crowd` places. Where
-        connections can wait, that is done for the first of an address only: among addresses that
-        all dial a lot, each would end what another has begun.
-        """
-        if crowd and self._line.limit:
+        """Have the oldest of the largest address give way to one that has `crowd` places."""
+        if self._most < crowd + 2:
             return False
-        largest = max(self._sources.values(), key=len)
-        if len(largest) < crowd + 2:
-            return False
-        self._evict(next(iter(largest.speaking)), "of the address that has most")
+        largest = next(iter(self._by_size[self._most]))
+        place = self._oldest(largest.silent) or next(iter(largest.speaking))
+        self._evict(place, "of the address that has most")
         return True
 
     def _evict_stranger(self) -> bool:
@@ -328,11 +364,25 @@ class Admission:
                 return True
         return False
 
+    def _resized(self, source: _Source, change: int) -> None:
+        """Note that it has got a place, or given one back."""
+        before, now = len(source) - change, len(source)
+        if before:
+            del self._by_size[before][source]
+            if not self._by_size[before]:
+                del self._by_size[before]
+        if now:
+            self._by_size.setdefault(now, {})[source] = None
+        if now > self._most or (before == self._most and before not in self._by_size):
+            self._most = now
+
     def _add(self, name: str) -> Place:
         place = Place(self, name)
         self._places += 1
         self._silent[place] = None
-        self._sources.setdefault(name, _Source()).silent[place] = None
+        source = self._sources.setdefault(name, _Source())
+        source.silent[place] = None
+        self._resized(source, 1)
         return place
 
     def note_first_byte(self, place: Place) -> None:
@@ -349,6 +399,7 @@ class Admission:
         self._silent.pop(place, None)
         source.silent.pop(place, None)
         source.speaking.pop(place, None)
+        self._resized(source, -1)
         if not len(source):
             del self._sources[place.source]
 

@@ -115,7 +115,7 @@ class InternalServer:
         self._store = store
         self._visits = dispatcher.visits
         self._callers: set[ApiConnection] = set()
-        self._strangers = Admission("internal", grace=_GRACE)
+        self._strangers = Admission("internal", grace=_GRACE, by_share=True)
         """The places for callers that are not authenticated yet."""
         self._known: set[Place] = set()  # the former places of authenticated callers
         self._refusing = 0
@@ -215,7 +215,7 @@ class InternalServer:
         """A place for a connection that was accepted just now; None when there is none."""
         if (
             self.open_connections >= self._settings.limits.max_callers
-            and not self._strangers.make_room()
+            and not self._strangers.make_room_for(remote)
         ):
             return None
         return self._strangers.enter(remote)

@@ -44,6 +44,7 @@ from tunnelmux.proxy.visitors.silence import ask_why
 from tunnelmux.proxy.visitors.visit import PATIENCE
 from tunnelmux.pump.head import read_request
 from tunnelmux.relay import abort
+from tunnelmux.transports.admission import source_of
 from tunnelmux.wire import RELAY_FIELD, SERVICE_FIELD
 
 if TYPE_CHECKING:
@@ -519,7 +520,9 @@ class RequestsByH11:
         what = {key: value for key, value in what.items() if value is not None}
         what |= {"bytes_in": exchange.bytes_in, "bytes_out": exchange.bytes_out}
         what["seconds"] = round(seconds, 4)
-        _log.info("request", **what)
+        is_refused = stream is None and exchange.reason is not None
+        if not is_refused or self._visit.lines.request.may_write(source_of(str(what["visitor"]))):
+            _log.info("request", **what)
         self._visit.feed.tell("http", what)
         if self._tapped is not None:
             self._tapped.end(exchange, problem if cut is None else f"cut: {cut}")

@@ -425,7 +425,11 @@ class HttpVisit(Visit):
 
     def _note_failed_handshake(self, problem: str) -> None:
         self.figures.tls_failures += 1
-        _log.info("visitor lost", visitor=self.visitor, problem=problem)
+        self._note_lost(problem)
+
+    def _note_lost(self, problem: str) -> None:
+        if self.lines.lost.may_write(self.source):
+            _log.info("visitor lost", visitor=self.visitor, problem=problem)
 
     def _leave(self) -> None:
         """Close so that the visitor can read everything that was sent (RFC 9112 section 9.6)."""
@@ -623,7 +627,7 @@ class HttpVisit(Visit):
         return None if stream is None else (relay.destination, stream)
 
     def _lose(self, problem: str) -> None:
-        _log.info("visitor lost", visitor=self.visitor, problem=problem)
+        self._note_lost(problem)
         self._reset()
         self._close()
 

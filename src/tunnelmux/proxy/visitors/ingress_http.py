@@ -20,6 +20,7 @@ from tunnelmux.proxy.visitors.carrier import PumpRoutes
 from tunnelmux.proxy.visitors.elsewhere import HandsOver, WayThere
 from tunnelmux.proxy.visitors.groups import Groups
 from tunnelmux.proxy.visitors.http_visit import SLOT, HttpVisit, IngressParts, Said, host_of
+from tunnelmux.proxy.visitors.idle_visitors import IdleVisitors
 from tunnelmux.proxy.visitors.routing import IngressSettings, Router
 from tunnelmux.proxy.visitors.visit import VisitRegister
 from tunnelmux.pump.data_pump import DataPump
@@ -39,9 +40,6 @@ _log = get_logger("proxy.http")
 _GRACE = 1.0
 # Seconds of silence before a connection counts against its address' share: hundreds at once from
 # one address that send their requests are no attack.
-
-_IDLE_INTERVAL = 1.0
-# Seconds between two searches of all visitors for idle ones, which limits their cost.
 
 _REFUSING_AT_ONCE = 64
 # Concurrent 503 answers to visitors over the limit; further ones are reset, so that these answers
@@ -74,7 +72,7 @@ class HttpIngressServer:
         self._first_words: Callable[..., Said | None] | None = None
         self._ways: dict[Said, WayThere | Literal["here", "unknown"]] = {}  # of the present batch
         self._refusing = 0
-        self._looked_for_idle = float("-inf")
+        self._idle = IdleVisitors(self.visits)
 
     def configure(
         self, ingress: HttpIngress, limits: IngressLimits, tls: ssl.SSLContext | None = None
@@ -187,31 +185,19 @@ class HttpIngressServer:
                 way.pass_waiting()
 
     def _has_room(self, remote: str) -> bool:
-        """Whether there is room for another visitor; ends silent or idle ones if needed."""
+        """Whether there is room for another visitor. If needed, ends one that is silent or idle, or
+        that has not sent its first head yet."""
         limits = self._settings.limits
+        crowd = 0  # each connection of a trusted proxy stands for an address of its own
         if host_of(remote) not in self._settings.trusted:
-            most = limits.max_visitors_per_address
-            if self.visits.of_address("http", remote) >= most:
-                return self._end_idle(source_of(remote))
-        if self.visitor_count < limits.max_visitors or self.admission.make_room():
-            return True
-        return self._end_idle()
-
-    def _end_idle(self, address: str | None = None) -> bool:
-        """End half of the idle connections of this address, by default of the one with the most.
-        True if there were any.
-        """
-        now = trio.current_time()
-        if now < self._looked_for_idle + _IDLE_INTERVAL:
-            return False
-        self._looked_for_idle = now
-        idle = self.visits.idle_of("http", address)
-        if not idle:
-            return False
-        for visit in idle[: (len(idle) + 1) // 2]:
-            visit.stop()
-        _log.warning("idle visitors gave way", address=idle[0].source, count=(len(idle) + 1) // 2)
-        return True
+            crowd = self.visits.of_address("http", remote)
+            if crowd >= limits.max_visitors_per_address:
+                return self._idle.end_one_of(source_of(remote))
+        return (
+            self.visitor_count < limits.max_visitors
+            or self.admission.make_room_for(remote)
+            or self._idle.end_one_for(source_of(remote), crowd)
+        )
 
     def _admit(self, remote: str) -> HttpVisit | None:
         """A visit for the connection; None when its address has no place for one more."""
@@ -236,7 +222,8 @@ class HttpIngressServer:
         self, stream: trio.abc.Stream, remote: str, settings: IngressSettings
     ) -> None:
         limit = settings.limits.max_visitors
-        _log.warning("visitor refused", visitor=remote, reason="too-many-visitors", limit=limit)
+        if self.visits.lines.refused.may_write(source_of(remote)):
+            _log.warning("visitor refused", visitor=remote, reason="too-many-visitors", limit=limit)
         if settings.tls is not None or self._refusing >= _REFUSING_AT_ONCE:
             await abort(stream)
             return

@@ -21,6 +21,7 @@ from tunnelmux.proxy.visitors.routing import Router
 from tunnelmux.proxy.visitors.visit import PATIENCE, Visit, VisitRegister
 from tunnelmux.relay import RelayResult, abort, relay
 from tunnelmux.sessions import DeviceStore
+from tunnelmux.transports.admission import source_of
 from tunnelmux.transports.tcp import python_socket
 
 if TYPE_CHECKING:
@@ -129,7 +130,8 @@ class TcpIngressServer:
         limits, log = self._limits, _log.bind(device=device, service=service, visitor=remote)
         if self._visitors[device, service] >= limits.max_visitors:
             self.visits.figures.relays["refused"] += 1
-            log.warning("relay refused", reason="too-many-visitors", limit=limits.max_visitors)
+            if self.visits.lines.relay.may_write(source_of(remote)):
+                log.warning("relay refused", reason="too-many-visitors", limit=limits.max_visitors)
             await abort(stream)
             return
         visit = Visit(self.visits, "tcp", device=device, service=service, visitor=remote)
@@ -146,7 +148,8 @@ class TcpIngressServer:
         except Refused as exc:
             self.visits.figures.relays["refused"] += 1
             reason, message = exc.refusal.reason, exc.refusal.message
-            log.warning("relay refused", reason=reason, problem=message)
+            if self.visits.lines.relay.may_write(visit.source):
+                log.warning("relay refused", reason=reason, problem=message)
             self._trace(visit, message, reason)
             await abort(stream)
         except BaseException:

@@ -15,10 +15,10 @@ import trio
 from tunnelmux.access.addresses import AddressLists
 from tunnelmux.config import Address, SocketIOListener, TcpIngress, TunnelListener
 from tunnelmux.errors import ConfigError
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.pump.data_pump import DataPump
 from tunnelmux.relay import reset_socket
-from tunnelmux.transports.admission import Place
+from tunnelmux.transports.admission import Place, source_of
 from tunnelmux.transports.lobby import Lobby
 from tunnelmux.transports.tcp import (
     bound_addresses,
@@ -108,6 +108,9 @@ class ListenerPlan:
     """Addresses that may connect; others are reset."""
     admission: Places | None = None
     """Gives a place to each connection; one without a place is reset."""
+    bytes_count: bool = True
+    """Whether a first byte ends the silence of a connection that has a place. If not, its handler
+    says when it gives way to others no more."""
     says_no: bool = False
     """Whether the handler also gets connections without a place, to refuse them."""
 
@@ -157,8 +160,9 @@ class ListenerSet:
         self._open: dict[str, _Open] = {}
         self._held: list[str] = []
         self._pass_visitor: Callable[[str, int, str], bool] | None = None
-        self._lobby: Lobby | None = None
+        self._lobbies: dict[bool, Lobby] = {}
         self._is_closed = False
+        self._turned_away = RepeatedLines("connection refused")
 
     def address(self, slot: str) -> Address | None:
         """The address of the slot's listener, or None when it has none."""
@@ -228,8 +232,8 @@ class ListenerSet:
             if entry.plan.admission is not None:
                 entry.plan.admission.turn_out_waiting()
         self._open.clear()
-        if self._lobby is not None:
-            self._lobby.close()
+        for lobby in self._lobbies.values():
+            lobby.close()
 
     async def _listen(self, slot: str, plan: ListenerPlan, *, is_held: bool) -> None:
         try:
@@ -301,7 +305,7 @@ class ListenerSet:
         """Serve a connection that the pump accepted."""
         try:
             if plan.addresses and not plan.addresses.admit(remote.rpartition(":")[0].strip("[]")):
-                _turn_away(plan, python_socket(connection), remote)
+                self._turn_away(plan, python_socket(connection), remote)
                 return
             if take is None or not take(connection, remote):
                 self.handle_soon(plan, python_socket(connection), remote)
@@ -343,7 +347,7 @@ class ListenerSet:
         plan = entry.plan
         remote = str(Address(*address[:2]))
         if not plan.addresses.admit(address[0]):
-            _turn_away(plan, connection, remote)
+            self._turn_away(plan, connection, remote)
             return
         connection.setblocking(False)
         if plan.admission is None:
@@ -356,14 +360,20 @@ class ListenerSet:
             else:
                 reset_socket(connection)
 
+    def _turn_away(self, plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
+        if self._turned_away.may_write(source_of(remote)):
+            _log.info("connection refused", setting=plan.key, remote=remote, reason="access-denied")
+        reset_socket(connection)
+
     def _enter_lobby(
         self, plan: ListenerPlan, connection: socket.socket, remote: str, place: Place
     ) -> None:
-        if self._lobby is None:
-            self._lobby = Lobby()
-            self._nursery.start_soon(self._lobby.run)
+        lobby = self._lobbies.get(plan.bytes_count)
+        if lobby is None:
+            lobby = self._lobbies[plan.bytes_count] = Lobby(bytes_count=plan.bytes_count)
+            self._nursery.start_soon(lobby.run)
         go_on = partial(self.handle_soon, plan, connection, remote, place)
-        self._lobby.enter(connection, place, go_on)
+        lobby.enter(connection, place, go_on)
 
     async def _after_failed_accept(self, entry: _Open, error: OSError) -> None:
         if error.errno == errno.ECONNABORTED:
@@ -450,11 +460,6 @@ def listeners_of(descriptors: Sequence[int]) -> list[trio.SocketListener]:
 def lists_of(listener: TunnelListener | SocketIOListener | TcpIngress) -> AddressLists:
     """The addresses that may connect to this listener."""
     return AddressLists(listener.allow_from, listener.deny_from)
-
-
-def _turn_away(plan: ListenerPlan, connection: socket.socket, remote: str) -> None:
-    _log.info("connection refused", setting=plan.key, remote=remote, reason="access-denied")
-    reset_socket(connection)
 
 
 def _log_failed_accept(entry: _Open, error: OSError) -> None:

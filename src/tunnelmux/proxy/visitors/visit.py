@@ -13,7 +13,7 @@ import trio
 from tunnelmux.http.connection import DRAIN_TIMEOUT
 from tunnelmux.limits import IngressLimits
 from tunnelmux.mux import Stream
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.proxy.visitors.feed import RequestFeed
 from tunnelmux.proxy.visitors.figures import VisitorFigures
 from tunnelmux.proxy.visitors.inspector import Inspector
@@ -24,7 +24,16 @@ from tunnelmux.transports.admission import source_of
 if TYPE_CHECKING:
     from tunnelmux.proxy.access.proofs import Pass
 
-__all__ = ["AGENT_SLACK", "IN_THE_PUMP", "PATIENCE", "Visit", "VisitRegister", "Wait", "Way"]
+__all__ = [
+    "AGENT_SLACK",
+    "IN_THE_PUMP",
+    "PATIENCE",
+    "LinesAboutStrangers",
+    "Visit",
+    "VisitRegister",
+    "Wait",
+    "Way",
+]
 
 _log = get_logger("proxy.visits")
 
@@ -71,6 +80,17 @@ IN_THE_PUMP: tuple[Wait, ...] = (
     "leaving",
 )  # fmt: skip
 """What an HTTP connection in the pump may wait for."""
+
+
+class LinesAboutStrangers:
+    """Which lines are written about visitors whom no device served. Strangers cause any number of
+    them, from many addresses; those about what a device served are all written."""
+
+    def __init__(self) -> None:
+        self.request = RepeatedLines("request")
+        self.relay = RepeatedLines("relay refused")
+        self.lost = RepeatedLines("visitor lost")
+        self.refused = RepeatedLines("visitor refused")
 
 
 class Visit(VisitEntry):
@@ -142,6 +162,11 @@ class Visit(VisitEntry):
     def feed(self) -> RequestFeed:
         """The request feed."""
         return self._register.feed
+
+    @property
+    def lines(self) -> LinesAboutStrangers:
+        """Which lines are written about visitors whom no device served."""
+        return self._register.lines
 
     def crowd(self, enough: int) -> int:
         """How many visits of this device count as this address, including this one; see
@@ -224,6 +249,8 @@ class VisitRegister(VisitBook):
         """The counters of visitors."""
         self.feed = RequestFeed()
         """The feed of finished requests."""
+        self.lines = LinesAboutStrangers()
+        """Which lines are written about visitors whom no device served."""
         self.inspector = Inspector()
         """Services whose requests are kept for a while."""
         self._timer = trio.CancelScope()
@@ -253,17 +280,13 @@ class VisitRegister(VisitBook):
             return None
         return self.live.get(int(number)) if len(number) < 20 else None
 
-    def idle_of(self, way: Way, address: str | None = None) -> list[Visit]:
-        """The idle visits of this address, oldest first; by default of the address with the most.
-        Takes time linear in all visits.
-        """
+    def idle_by_address(self, way: Way) -> dict[str, list[Visit]]:
+        """The idle visits of each address, the oldest first. Takes time linear in all visits."""
         idle: dict[str, list[Visit]] = {}
         for visit in self.live.values():
             if visit.way == way and visit.is_idle:
                 idle.setdefault(visit.source, []).append(visit)
-        if address is not None:
-            return idle.get(address, [])
-        return max(idle.values(), key=len, default=[])
+        return idle
 
     def cut_device(self, device: str, reason: str) -> int:
         """Cut all visits of a device that are not idle. Returns how many."""
