@@ -13,6 +13,7 @@ import httpx2
 import pytest
 import sqlalchemy as sa
 import trio
+from structlog.testing import capture_logs
 
 from support.apis import LiveApi, live_api
 from support.fake_oidc import FakeProvider
@@ -87,6 +88,21 @@ async def test_an_answer_that_is_not_believed_leaves_nothing_behind(tmp_path: Pa
         assert isinstance(answer, httpx2.Response)
         assert answer.json()["code"] == "sign_in_failed"
         assert rows(tmp_path) == 0
+
+
+async def test_answers_that_are_not_believed_do_not_fill_the_log(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tunnelmux.observability.repeated._OF_SOURCE", 2)
+    with capture_logs() as lines:
+        async with api_with_fake(tmp_path) as (api, fake):
+            fake.claims["nonce"] = "another"
+            for _ in range(4):
+                browser = api.browser()
+                await come_back(browser, api, fake, await begin(browser, api, fake))
+    refused = [line for line in lines if line["event"] == "sign-in refused"]
+    assert len(refused) == 2
+    assert {line["address"] for line in refused} == {"127.0.0.1"}
 
 
 # Whose it is

@@ -167,6 +167,21 @@ async def test_agents_with_a_wrong_key_do_not_fill_the_log(monkeypatch: pytest.M
     assert (line["of"], line["source"]) == ("agent refused", "127.0.0.1")
 
 
+async def test_an_agent_that_connects_again_and_again_does_not_fill_the_log(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tunnelmux.observability.repeated._OF_SOURCE", 3)
+    with capture_logs() as logs:
+        async with agent_side() as side:
+            for _ in range(8):
+                async with side.agent():
+                    await side.connected(PROXY_ID)
+                await side.connected()
+    events = Counter(line["event"] for line in logs)
+    assert (events["agent connected"], events["agent disconnected"]) == (3, 3)
+    assert events["lines left out"] == 1
+
+
 @pytest.mark.slow
 async def test_sixteen_megabytes_of_objects_take_a_proxy_no_more_memory_than_of_text(
     daemons: DaemonSet,

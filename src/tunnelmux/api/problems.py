@@ -24,7 +24,7 @@ from tunnelmux.errors import (
     RegistryError,
     RegistryRefused,
 )
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 
 __all__ = [
     "FieldError",
@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _log = get_logger("api")
+_failures = RepeatedLines("registry failed")
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -165,7 +166,8 @@ def registry_refusal(exc: RegistryError) -> Refused:
             message = "The registry does not answer: try again in a moment."
             return Refused(503, "registry_away", message, headers={"retry-after": "2"})
     message = "The registry failed; this server's log says why."
-    _log.error("registry failed", problem=str(exc))
+    if _failures.may_write("registry"):  # each call causes one, those of strangers too
+        _log.error("registry failed", problem=str(exc))
     return Refused(503, "registry_failed", message)
 
 

@@ -25,7 +25,7 @@ from tunnelmux.api.problems import Refused
 from tunnelmux.config import Secret
 from tunnelmux.config.api import BrowserSessionConfig, OIDCConfig
 from tunnelmux.errors import RegistryError, RegistryRefused
-from tunnelmux.observability import get_logger
+from tunnelmux.observability import RepeatedLines, get_logger
 from tunnelmux.registry import (
     ROLES,
     Actor,
@@ -36,6 +36,7 @@ from tunnelmux.registry import (
 )
 from tunnelmux.registry.browser_sessions import SignedIn
 from tunnelmux.registry.people import Role
+from tunnelmux.transports.admission import source_of
 
 __all__ = ["Followed", "Landing", "Shown", "SignIn"]
 
@@ -109,6 +110,8 @@ class SignIn:
         self._oidc = oidc
         self._config = config
         self._now = now
+        self._lines_refused = RepeatedLines("sign-in refused")
+        self._lines_away = RepeatedLines("provider away")
         self._finishing: set[str] = set()  # states: the provider must not see a code twice
 
     async def session_of(self, cookie: str | None) -> BrowserSession | None:
@@ -126,7 +129,7 @@ class SignIn:
         try:
             url = await self.provider.authorization_url(attempt)
         except ProviderAway as exc:
-            raise _provider_away(exc) from exc
+            raise self._provider_away(exc) from exc
         begun = BegunSignIn(attempt.state, attempt.nonce, attempt.verifier, return_to, self._now())
         return Landing(url, begun.set_cookies(shown.begun, self._keys))
 
@@ -166,9 +169,10 @@ class SignIn:
         try:
             tokens, claims = await self.provider.exchange(query, begun.attempt)
         except ProviderAway as exc:
-            raise _provider_away(exc) from exc
+            raise self._provider_away(exc) from exc
         except OIDCError as exc:
-            _log.warning("sign-in refused", problem=str(exc))
+            if self._lines_refused.may_write(source_of(shown.address)):
+                _log.warning("sign-in refused", address=shown.address, problem=str(exc))
             raise Refused(400, "sign_in_failed", f"The sign-in failed: {exc}.") from exc
         until = _moment(begun.begun + 2 * SIGN_IN_TIME)
         if not await self._sessions.use_once(f"sign-in {begun.state}", until):
@@ -324,7 +328,7 @@ class SignIn:
         try:
             claims = await self.provider.check_logout_token(logout_token)
         except ProviderAway as exc:
-            raise _provider_away(exc) from exc
+            raise self._provider_away(exc) from exc
         except OIDCError as exc:
             raise Refused(400, "logout_token_refused", f"{exc}.") from exc
         until = _moment(float(claims["exp"]) + self._oidc.clock_skew)
@@ -335,6 +339,12 @@ class SignIn:
             subject=claims.get("sub"),
             provider_session=claims.get("sid"),
         )
+
+    def _provider_away(self, exc: ProviderAway) -> Refused:
+        if self._lines_away.may_write(self.provider.issuer):
+            _log.warning("provider away", problem=str(exc))
+        message = "The sign-in provider does not answer: try again in a moment."
+        return Refused(502, "provider_away", message, headers={"retry-after": "5"})
 
     def _cookie(self, new: NewBrowserSession) -> str:
         return self._keys.sign(new.secret.reveal())
@@ -368,9 +378,3 @@ def _verified_email(claims: Mapping[str, object]) -> str:
 
 def _moment(seconds: float) -> datetime:
     return datetime.fromtimestamp(seconds, UTC)
-
-
-def _provider_away(exc: ProviderAway) -> Refused:
-    _log.warning("provider away", problem=str(exc))
-    message = "The sign-in provider does not answer: try again in a moment."
-    return Refused(502, "provider_away", message, headers={"retry-after": "5"})

@@ -9,6 +9,7 @@ python-socketio, as the specification's sample calls it, joins that.
 from __future__ import annotations
 
 import hmac
+import math
 import ssl
 from collections.abc import Mapping
 from functools import partial
@@ -56,6 +57,8 @@ class AgentServer(SocketIOServer):
         self._targets: dict[str, AgentTarget] = {}
         self._refusals = RepeatedLines("agent refused")
         self._malformed = RepeatedLines("malformed result")
+        # Without a bound for all of them, as of sessions.
+        self._told = RepeatedLines("agent connected", in_all=math.inf)
 
     def configure(
         self,
@@ -135,11 +138,14 @@ class AgentServer(SocketIOServer):
         replaced = target.connection
         target.attach(connection)
         self._dispatcher.add(target, groups=[agent.group] if agent.group else [])
-        _log.info("agent connected", agent=name, group=agent.group, remote=remote)
+        is_told = self._told.may_write(name)  # an agent may connect again and again
+        if is_told:
+            _log.info("agent connected", agent=name, group=agent.group, remote=remote)
         reason = "the proxy is closing"
         try:
             if replaced is not None:
-                _log.warning("agent replaced", agent=name, cause="it connected again")
+                if is_told:
+                    _log.warning("agent replaced", agent=name, cause="it connected again")
                 replaced.socket.end("another connection of this agent took its place")
             while True:
                 await self._take(target, connection, await socket.receive())
@@ -151,7 +157,8 @@ class AgentServer(SocketIOServer):
                 self._dispatcher.remove(target)
                 if not target.busy:
                     self._targets.pop(name, None)
-            _log.info("agent disconnected", agent=name, reason=socket.reason or reason)
+            if is_told:
+                _log.info("agent disconnected", agent=name, reason=socket.reason or reason)
 
     # -- messages -----------------------------------------------------------------------
 
