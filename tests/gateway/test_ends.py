@@ -11,6 +11,7 @@ import trio
 
 from support.gateways import TEST, Site, User
 from support.terminal import Terminal
+from tunnelmux.gateway.connection import TAKEN_BACK
 from tunnelmux.registry import Lease
 
 pytestmark = pytest.mark.slow
@@ -96,6 +97,33 @@ async def test_a_lease_ends_at_its_second_and_is_told_before(site: Site) -> None
     async with terminal:
         await terminal.expect("your lease has ended")
         assert await terminal.wait() != 0
+
+
+async def test_what_a_frozen_ssh_has_is_over_with_its_lease_too(site: Site) -> None:
+    bob = await site.user("bob")
+    lease = await site.lease(bob, rights=("exec", "forward"), sealed=True)
+    ssh = [site.program("ssh", "openssh-client"), *site.client(bob), "-p", str(site.port)]
+    session = [*ssh, "-l", f"{site.sshd.user}@cam1", "127.0.0.1", "yes"]
+    frozen = []
+    try:
+        for words in (session, [*ssh, "-W", "cam1:22", "x@127.0.0.1"]):
+            process = await trio.lowlevel.open_process(words, stdin=-1, stdout=-1)
+            frozen.append(process)
+            assert process.stdout is not None
+            with trio.fail_after(60):
+                assert await process.stdout.receive_some(1)
+            process.send_signal(signal.SIGSTOP)
+        await site.tenant.leases.end(lease.id, "enough")
+        (record,) = await site.records_of(lease, 1, "lease.session")
+        assert record["reason"] == TAKEN_BACK
+        await site.records_of(lease, 1, "lease.forward")
+        (recording,) = site.recordings()
+        assert (await site.listed(recording)).size > 0
+    finally:
+        for process in frozen:
+            process.kill()
+            with trio.CancelScope(shield=True):
+                await process.wait()
 
 
 async def test_a_lease_that_is_extended_goes_on(site: Site) -> None:

@@ -175,6 +175,10 @@ def test_a_cut_is_a_reset_and_no_end() -> None:
         assert stage.channel.ends == ["abort"]
         with pytest.raises(ConnectionResetError):
             await stage.receive()
+        await asyncio.sleep(0)
+        assert stage.overs == [stage.forward]  # though the person's ssh has not answered the end
+        stage.forward.connection_lost(None)
+        assert stage.overs == [stage.forward]
 
     joined(test)
 

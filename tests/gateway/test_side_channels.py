@@ -8,11 +8,13 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import trio
 
 from support.gateways import Site, User
+from tunnelmux.gateway.side_channels import SideChannel
 
 pytestmark = pytest.mark.slow
 
@@ -156,3 +158,19 @@ async def test_a_display_is_reached_from_the_device(open_site: OpenSite, tmp_pat
             status, lines, problem = await with_display(site, bob, shown.number, command)
         assert "your access was taken back" in problem
         assert (status, lines[1:]) == (255, ["welcome"])
+
+
+def test_a_cut_is_the_end_though_neither_side_answers_it() -> None:
+    overs: list[SideChannel] = []
+    end, other = SideChannel("x11", overs.append), SideChannel("x11")
+    end.other, other.other = other, end
+    ends: list[str] = []
+    for one in (end, other):
+        one.connection_made(
+            SimpleNamespace(
+                abort=lambda: ends.append("abort"), close=lambda: None, resume_reading=lambda: None
+            )
+        )
+    end.cut("the lease has ended")
+    end.connection_lost(None)
+    assert (overs, ends) == ([end], ["abort", "abort"])

@@ -40,6 +40,7 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
         self.has_ended = False
         """Whether the person has sent an EOF."""
         self._is_lost = False
+        self._is_over = False
         self._when_over = when_over
 
     @property
@@ -53,14 +54,18 @@ class Forward(asyncssh.SSHTCPSession[bytes]):
         return self.is_open and not self.channel.is_closing()
 
     def cut(self, _reason: str) -> None:
-        """End both at once. SSH has no field for the reason."""
-        self.service.reset()
+        """End both at once. SSH has no field for the reason. It is over then, also for a person
+        whose ssh never answers the end."""
         if self.is_open:
             self.channel.abort()
+            self._is_lost = True
+        self.service.reset()
+        self.over()
 
     def over(self) -> None:
         """One end is lost; called for each."""
-        if self._is_lost and self.service.is_lost:
+        if self._is_lost and self.service.is_lost and not self._is_over:
+            self._is_over = True
             self._when_over(self)
 
     # -- called by asyncssh -------------------------------------------------------------------

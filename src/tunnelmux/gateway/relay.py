@@ -22,6 +22,7 @@ from tunnelmux.gateway.side_channels import WINDOW, X11Request
 from tunnelmux.gateway.upstream import SshdRefused
 from tunnelmux.observability import get_logger
 from tunnelmux.printable import printable
+from tunnelmux.ssh.session_channel import hang_up
 
 __all__ = ["Opened", "PersonSession", "Request", "SessionOwner"]
 
@@ -197,7 +198,8 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
             self._owner.session_over(self)
             return
         if self.end_reason:
-            return  # it was cut meanwhile: the device must not begin anything
+            self._finish()  # it was cut meanwhile: the device must not begin anything
+            return
         if opened.records_input:
             self.tell("what you type is recorded here, too")
         request = self.request
@@ -329,10 +331,9 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
     def connection_lost(self, _exc: Exception | None) -> None:
         if self._is_over:
             return
-        self._is_over = True
         if self._other is not None:
             self._other.channel.close()
-        self._owner.session_over(self)
+        self._finish()
 
     @property
     def _device_channel(self) -> Any:
@@ -366,14 +367,21 @@ class PersonSession(asyncssh.SSHServerSession[bytes]):
                 self._channel.write_stderr(line)
 
     def cut(self, reason: str) -> None:
-        """End it now, and say why."""
+        """End it now, and say why. It is over then, also for a person whose ssh reads nothing, or
+        never answers the end."""
         if self._is_over:
             return
         self.end_reason = self.end_reason or reason
         self.tell(reason)
-        self._channel.exit_with_signal("HUP", False, printable(reason))
+        hang_up(self._channel, printable(reason))
         if self._other is not None:
             self._other.channel.abort()
+        if self.opened is not None:
+            self._finish()
+
+    def _finish(self) -> None:
+        self._is_over = True
+        self._owner.session_over(self)
 
     def attach(self, other: DeviceSession) -> None:
         """Take the device's session, whose channel is open now."""

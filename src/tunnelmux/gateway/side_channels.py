@@ -99,6 +99,7 @@ class SideChannel(asyncssh.SSHTCPSession[bytes]):
         for end in (self, self.other):
             if end is not None and end.channel is not None and not end.is_over:
                 end.channel.abort()
+                end.connection_lost(None)  # not later, when the other side answers the end
 
     # -- called by asyncssh ---------------------------------------------------------------------
 
@@ -130,6 +131,8 @@ class SideChannel(asyncssh.SSHTCPSession[bytes]):
             self.other.hold(False)
 
     def connection_lost(self, _exc: Exception | None) -> None:
+        if self.is_over:
+            return
         self.is_over = True
         other = self.other
         if other is not None and not other.is_over and other.channel is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-__all__ = ["LOCALE", "MOST_VARIABLES", "new_session_channel"]
+__all__ = ["LOCALE", "MOST_VARIABLES", "hang_up", "new_session_channel"]
 
 LOCALE = r"LANG|LC_[A-Z]{1,32}|TERM|COLORTERM|NO_COLOR"
 """What Debian's sshd takes, as a regular expression; others say things about the person's
@@ -43,3 +43,10 @@ def new_session_channel(connection: Any, window: int, names: str = LOCALE) -> An
     # asyncssh keeps each variable that is sent, and has no option that bounds them.
     channel._env = _Environment(re.compile(names.encode("ascii")))  # noqa: SLF001
     return channel
+
+
+def hang_up(channel: Any, reason: str) -> None:
+    """End a session's channel with a signal, at once: asyncssh would keep it open until the other
+    end has read all that waits for it."""
+    channel.exit_with_signal("HUP", False, reason)
+    channel._close_send()  # noqa: SLF001
