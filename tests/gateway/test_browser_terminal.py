@@ -190,6 +190,9 @@ async def test_typing_into_the_page_of_a_terminal(
             await typed(page, "echo $((6 * 7))-in-the-browser\r")
             await page.wait_until(f"{SCREEN}.includes('42-in-the-browser')")
             assert ":" in await page.evaluate("document.querySelector('[data-until]').textContent")
+            # What a device may not stop the page with: two billion times the same.
+            await typed(page, "printf 'x\\033[2000000000%s' L M S T I Z b; echo $((6 * 8))-times\r")
+            await page.wait_until(f"{SCREEN}.includes('48-times')")
             # A network that goes away: the page comes back by itself, and shows what it missed.
             await typed(page, "read x; echo got-$x-$((1 + 1))\r")
             await page.evaluate(

@@ -18,13 +18,15 @@ from tunnelmux.registry import IndexPoint
 Write = Callable[[Recording], None]
 
 
-def made(path: Path, write: Write) -> tuple[bytes, list[IndexPoint]]:
+def made(
+    path: Path, write: Write, window: tuple[int, int] = (80, 24)
+) -> tuple[bytes, list[IndexPoint]]:
     """The file of a recording and its index, once it has ended."""
 
     async def main() -> None:
         space = RecordingSpace(path.parent, 1 << 40, 0)
         recording = Recording(path, {"tenant": "t"}, 1 << 30, space, lambda: None, lambda _: None)
-        recording.begin(80, 24, "xterm")
+        recording.begin(*window, "xterm")
         write(recording)
         await recording.close({"ended": "now"})
 
@@ -58,6 +60,20 @@ def test_each_point_is_an_event_and_the_last_one_the_end(tmp_path: Path) -> None
     resized = data.index(b'"r", "100x40"')
     for point in points:
         assert (point.columns == 100) == (point.offset > resized)
+
+
+def test_a_window_that_no_screen_has_is_recorded_as_one_that_players_can_show(
+    tmp_path: Path,
+) -> None:
+    def write(recording: Recording) -> None:
+        recording.output(b"x")
+        recording.resized(4_000_000_000, 0)
+
+    data, points = made(tmp_path / "tenant" / "day" / "id.cast", write, (2**32 - 1, 1001))
+    header, *events = [json.loads(line) for line in data.splitlines()]
+    assert (header["width"], header["height"]) == (1000, 1000)
+    assert events[-1][1:] == ["r", "1000x1"]
+    assert [(point.columns, point.rows) for point in points] == [(1000, 1000), (1000, 1)]
 
 
 def test_pauses_are_cut_to_two_seconds_as_players_do(

@@ -41,6 +41,10 @@ INDEX_EVERY = 1024 * 1024
 _LONGEST_PAUSE = 2.0
 # Seconds: what players make of a longer pause.
 
+_LARGEST_SIDE = 1000
+# Columns or rows of a terminal: more than any screen has. Players make a table of them, and a
+# person's ssh may say 4 billion.
+
 _END = 1024
 # Bytes that the `.json` file grows by at the end, and more.
 
@@ -88,7 +92,7 @@ class Recording:
 
     def begin(self, columns: int, rows: int, term: str) -> None:
         """Make the file. Raises RecordingStopped."""
-        self._window = (columns or 80, rows or 24)
+        self._window = _possible(columns or 80), _possible(rows or 24)
         header = {
             "version": 2,
             "width": self._window[0],
@@ -144,8 +148,8 @@ class Recording:
 
     def resized(self, columns: int, rows: int) -> None:
         """Record a new size of the person's window."""
-        self._window = (columns, rows)
-        self._event("r", f"{columns}x{rows}")
+        self._window = _possible(columns), _possible(rows)
+        self._event("r", "{}x{}".format(*self._window))
 
     def mark(self, text: str) -> None:
         """A marker, which players show on their time line."""
@@ -274,6 +278,10 @@ class Recording:
         draft.write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         draft.chmod(self._mode)
         draft.replace(path)
+
+
+def _possible(side: int) -> int:
+    return max(1, min(side, _LARGEST_SIDE))
 
 
 def _write_all(file: Any, data: bytes) -> None:

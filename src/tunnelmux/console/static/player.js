@@ -2,6 +2,8 @@
    A large recording is read in the pieces of its index, those that are looked at. */
 import { LOOK, Terminal } from "./screen.js";
 
+const side = (cells) => Math.min(1000, cells);   // a person's ssh may have said that its window is larger than any
+
 class Player extends HTMLElement {
   async connectedCallback() {
     const source = this.getAttribute("src");
@@ -11,7 +13,7 @@ class Player extends HTMLElement {
     const count = points.length - (complete ? 1 : 0);
     // Each piece with the moment at which it begins; its events are there once it has been read.
     this.pieces = count > 1
-      ? points.slice(0, count).map(({ played, columns, rows }, number) => ({ at: number && played, cols: columns, rows, url: `${source}?piece=${number}` }))
+      ? points.slice(0, count).map(({ played, columns, rows }, number) => ({ at: number && played, cols: side(columns), rows: side(rows), url: `${source}?piece=${number}` }))
       : [{ at: 0, url: source }];
     this.length = complete && count > 1 ? points.at(-1).played : 0;
     this.piece = 0; this.next = 0; this.at = 0; this.speed = 1;
@@ -52,7 +54,7 @@ class Player extends HTMLElement {
         then = time;
         return { at, kind, text: said };
       });
-      piece.cols = head.width; piece.rows = head.height;
+      piece.cols = side(head.width); piece.rows = side(head.height);
       if (number === this.pieces.length - 1) this.length = at;
     });
     piece.reading.catch(() => { piece.reading = null; });
@@ -83,7 +85,7 @@ class Player extends HTMLElement {
       for (; this.next < events.length && events[this.next].at <= this.at; this.next += 1) {
         const { kind, text: said } = events[this.next];
         if (kind === "o") text += said;
-        else if (kind === "r") { if (text) this.term.write(text); text = ""; this.term.resize(...said.split("x").map(Number)); }
+        else if (kind === "r") { if (text) this.term.write(text); text = ""; this.term.resize(...said.split("x").map(Number).map(side)); }
       }
       if (this.next < events.length || this.piece === this.pieces.length - 1 || this.pieces[this.piece + 1].at > this.at) break;
       this.piece += 1;

@@ -1,6 +1,16 @@
 /* How a screen looks, of a terminal and of a recording. xterm.js comes from elsewhere: `make vendor`. */
 import "./styles-under-csp.js";
-export { Terminal } from "./xterm.mjs";
+import { Terminal as Screen } from "./xterm.mjs";
+
+/* What xterm.js does as many times as it is told. A device that says two billion would stop the page, so that is ignored. */
+const MOST = { I: 1000, L: 1000, M: 1000, S: 1000, T: 1000, Z: 1000, b: 10000 };
+
+export class Terminal extends Screen {
+  constructor(options) {
+    super(options);
+    for (const [final, most] of Object.entries(MOST)) this.parser.registerCsiHandler({ final }, ([times]) => times > most);
+  }
+}
 
 export const LOOK = {
   fontFamily: 'ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace', fontSize: 13, lineHeight: 1.25, cursorBlink: false, scrollback: 5000,
